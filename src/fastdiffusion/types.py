@@ -87,7 +87,7 @@ class Step(NamedTuple):
         x: The new state; the last step's is the result.
     """
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] (tuple.index, which nobody calls here)
     of: int
     sigma: float
     x0: Tensor
