@@ -1,0 +1,236 @@
+"""What a data set is: numbered pictures, each with a label, captions and a name; and the one kind that holds them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from ..errors import DataError, InputError
+from ..images import to_tensor
+
+if TYPE_CHECKING:
+    from .scan import Scan
+
+
+class Batch(NamedTuple):
+    """Pictures of one size.
+
+    Attributes:
+        images: 0..255; ``images.to_tensor`` makes them [-1, 1].
+        labels: Index into ``Dataset.classes``; -1 where there is none.
+        captions: One per picture, "" where there is none.
+        names: File names (or numbers), to say which picture it was.
+    """
+
+    images: UInt8[Tensor, "b c h w"]
+    labels: Int64[Tensor, " b"]
+    captions: list[str]
+    names: list[str]
+
+
+class Dataset(ABC):
+    """Numbered pictures. ``batch`` must depend on its arguments alone, so that a run can be resumed bit for bit.
+
+    Attributes:
+        name: What the person called it, without folders.
+        shape: (channels, height, width) that a model of this data makes.
+        classes: Names of the labels; empty when there are none.
+        fingerprint: A hash of the content: the same pictures, labels and captions give the same string.
+        report: What a scan of the folder found, if there was one.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    fingerprint: str
+    report: Scan | None = None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        """The pictures at ``indices``, which must be of one group.
+
+        With a ``generator``, one of each picture's captions is drawn; without, it is the first.
+        """
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Indices of pictures of equal size: what may be batched together."""
+        return [list(range(len(self)))]
+
+    def key(self, index: int) -> str:
+        """What decides on which side of a split a picture falls; equal for copies of one picture."""
+        return str(index)
+
+    def split(self, holdout: float = 0.05, seed: int = 0) -> tuple[Subset, Subset]:
+        """(training, validation) parts. Stable: more pictures move few others; copies stay on one side.
+
+        Args:
+            holdout: The validation part, 0 to below 1; at least one picture when above 0 and there are two.
+            seed: Another split.
+        """
+        if not 0 <= holdout < 1:
+            raise InputError(f"holdout must be at least 0 and below 1, got {holdout}. Try 0.05.")
+        members: dict[str, list[int]] = {}
+        for i in range(len(self)):
+            members.setdefault(self.key(i), []).append(i)
+        order = sorted(members, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode(errors="replace")).digest())
+        wanted = max(round(holdout * len(self)), 1) if holdout > 0 else 0
+        held: set[int] = set()
+        for key in order[:-1]:  # one group of copies is always left to train on
+            if len(held) >= wanted:
+                break
+            held.update(members[key])
+        parts = [i for i in range(len(self)) if i not in held], sorted(held)
+        return Subset(self, parts[0]), Subset(self, parts[1])
+
+    def __repr__(self) -> str:
+        size = "x".join(map(str, self.shape))
+        classes = f", {len(self.classes)} classes" if self.classes else ""
+        return f"{type(self).__name__}({self.name!r}: {len(self):,} pictures of {size}{classes})"
+
+
+class Subset(Dataset):
+    """Some pictures of another data set."""
+
+    def __init__(self, parent: Dataset, indices: Sequence[int]):
+        self.parent, self.indices = parent, list(indices)
+        self.name, self.shape, self.classes, self.report = parent.name, parent.shape, parent.classes, parent.report
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        """See :meth:`Dataset.batch`."""
+        return self.parent.batch([self.indices[i] for i in indices], generator)
+
+    @cached_property
+    def groups(self) -> list[list[int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """See :attr:`Dataset.groups`."""
+        position = {index: i for i, index in enumerate(self.indices)}
+        groups = ([position[i] for i in group if i in position] for group in self.parent.groups)
+        return [group for group in groups if group]
+
+    @cached_property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See :class:`Dataset`."""
+        return digest(self.parent.fingerprint, self.indices)
+
+    def key(self, index: int) -> str:
+        """See :meth:`Dataset.key`."""
+        return self.parent.key(self.indices[index])
+
+
+class Pictures(Dataset):
+    """Pictures held in memory or in a memory map, one uint8 array (n, c, h, w) for each size.
+
+    Args:
+        name: See :class:`Dataset`.
+        arrays: The pictures; item i is the i-th row of all arrays in turn.
+        labels: One per picture, -1 for none.
+        captions: All captions of each picture.
+        names: One per picture.
+        classes: Names of the labels.
+        keys: See :meth:`Dataset.key`; by default the names.
+        shape: By default that of the first array.
+        fingerprint: By default a hash of everything given.
+        report: See :class:`Dataset`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        arrays: Sequence[np.ndarray],
+        labels: Sequence[int] | None = None,
+        captions: Sequence[Sequence[str]] | None = None,
+        names: Sequence[str] | None = None,
+        classes: Sequence[str] = (),
+        keys: Sequence[str] | None = None,
+        shape: tuple[int, int, int] | None = None,
+        fingerprint: str | None = None,
+        report: Scan | None = None,
+    ):
+        n = sum(map(len, arrays))
+        if n == 0:
+            raise DataError(f"{name!r} holds no pictures. Give a folder with PNG, JPEG or WebP files.")
+        self.name, self.classes, self.report = name, tuple(classes), report
+        self.shape = shape or tuple(arrays[0].shape[1:])
+        self.arrays = list(arrays)
+        self.labels = torch.full((n,), -1) if labels is None else torch.as_tensor(labels, dtype=torch.long)
+        self.captions = [tuple(c) for c in captions] if captions is not None else [()] * n
+        self.names = list(names) if names is not None else [str(i) for i in range(n)]
+        self.keys = list(keys) if keys is not None else self.names
+        self._starts = np.cumsum([0, *map(len, arrays)])
+        self._fingerprint = fingerprint
+        if not len(self.labels) == len(self.captions) == len(self.names) == len(self.keys) == n:
+            raise InputError(f"{n} pictures need as many labels, captions and names, got {len(self.labels)}, "
+                             f"{len(self.captions)} and {len(self.names)}.")
+        if n and int(self.labels.max()) >= max(len(self.classes), 1):
+            raise InputError(f"Label {int(self.labels.max())} has no name: only {len(self.classes)} classes were given.")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """See :attr:`Dataset.groups`."""
+        return [list(range(a, b)) for a, b in zip(self._starts, self._starts[1:], strict=False) if b > a]
+
+    @cached_property
+    def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """See :class:`Dataset`."""
+        return self._fingerprint or digest(
+            *(np.ascontiguousarray(a) for a in self.arrays), self.labels.tolist(), self.captions, self.classes
+        )
+
+    def key(self, index: int) -> str:
+        """See :meth:`Dataset.key`."""
+        return self.keys[index]
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        """See :meth:`Dataset.batch`."""
+        rows = np.asarray(indices, dtype=np.int64)
+        if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(self):
+            raise InputError(f"batch takes indices from 0 to {len(self) - 1}, got {list(indices)[:8]}.")
+        group = np.searchsorted(self._starts, rows, side="right") - 1
+        if (group != group[0]).any():
+            raise InputError("These pictures differ in size. Take the indices of a batch from one of dataset.groups.")
+        images = torch.from_numpy(self.arrays[group[0]][rows - self._starts[group[0]]])
+        choice = torch.rand(len(rows), generator=generator).tolist() if generator is not None else [0.0] * len(rows)
+        captions = [self.captions[i][int(u * len(self.captions[i]))] if self.captions[i] else "" for i, u in zip(rows, choice, strict=True)]
+        return Batch(images, self.labels[rows], captions, [self.names[i] for i in rows])
+
+
+def digest(*parts: object) -> str:
+    """A short hash of arrays and of anything that JSON can hold."""
+    h = hashlib.sha256()
+    for part in parts:
+        h.update(part.data if isinstance(part, np.ndarray) else json.dumps(part).encode())
+        h.update(b"\0")
+    return h.hexdigest()[:32]
+
+
+def measure_sigma_data(dataset: Dataset, n: int = 512) -> float:
+    """Standard deviation of the pixels in [-1, 1]: EDM's sigma_data, from ``n`` pictures spread over the data."""
+    count, total, squares = 0, 0.0, 0.0
+    chosen = {round(i * (len(dataset) - 1) / max(n - 1, 1)) for i in range(min(n, len(dataset)))} if n < len(dataset) else None
+    for group in dataset.groups:
+        rows = [i for i in group if chosen is None or i in chosen]
+        for start in range(0, len(rows), 64):
+            x = to_tensor(dataset.batch(rows[start : start + 64]).images).double()
+            count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
+    std = max(squares / count - (total / count) ** 2, 0.0) ** 0.5
+    if std < 1e-3:
+        raise DataError(f"All pictures of {dataset.name!r} are one flat color. There is nothing to learn from them.")
+    return std

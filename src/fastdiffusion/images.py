@@ -1,0 +1,279 @@
+"""Pictures in and out: the only file that knows PIL, uint8 and PNG. Everywhere else an image is a float in [-1, 1].
+
+Reading is safe: formats are a short list, a picture is measured before it is decoded, and whatever a broken or hostile
+file makes the decoder do, the caller sees a DataError with the reason. Writing is atomic and carries a recipe or nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import threading
+import unicodedata
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from torch import Tensor
+
+from .errors import DataError, InputError
+
+# Not in the list on purpose: EPS and WMF (they start programs), PSD, FITS and other rare decoders (attack surface).
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "TGA", "ICO", "PCX")
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs; here it is refused
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_CHUNK = "fastdiffusion"
+_opening = threading.Lock()  # warnings.catch_warnings is not safe across threads
+
+# ---- arrays -----------------------------------------------------------------------------------------------------
+
+
+def to_tensor(image: Image.Image | np.ndarray | Tensor) -> Float[Tensor, "*b c h w"]:
+    """A PIL picture, or uint8 of shape (..., c, h, w), as float32 in [-1, 1]."""
+    if isinstance(image, Image.Image):
+        image = to_array(image)
+    pixels = torch.as_tensor(image)
+    if pixels.dtype != torch.uint8:
+        raise InputError(f"to_tensor takes uint8 or a PIL picture, got {pixels.dtype}. Floats need no conversion.")
+    return pixels.float() / 127.5 - 1
+
+
+def to_uint8(images: Float[Tensor, "*d"]) -> UInt8[Tensor, "*d"]:
+    """[-1, 1] to 0..255, rounded, what lies outside clipped (NaN becomes 0); the inverse of :func:`to_tensor`."""
+    return ((images.detach().float().nan_to_num(-1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def to_array(picture: Image.Image) -> np.ndarray:
+    """A PIL picture as uint8 (c, h, w)."""
+    if picture.mode not in _MODES.values():
+        picture = plain(picture)
+    pixels = np.array(picture)
+    return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+
+
+def to_pil(image: Tensor | np.ndarray | Image.Image) -> Image.Image:
+    """One image (c, h, w), float in [-1, 1] or uint8, as a PIL picture; 1 to 4 channels are L, LA, RGB, RGBA."""
+    if isinstance(image, Image.Image):
+        return image
+    pixels = torch.as_tensor(image).detach().cpu()
+    if pixels.ndim != 3 or len(pixels) not in _MODES:
+        raise InputError(f"A picture has shape (1 to 4, height, width), got {tuple(pixels.shape)}.")
+    pixels = pixels if pixels.dtype == torch.uint8 else to_uint8(pixels)
+    array = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+    return Image.fromarray(array.contiguous().numpy(), _MODES[len(pixels)])
+
+
+def grid(images: Tensor | Sequence[Any], columns: int | None = None, zoom: int = 1, gap: int = 2) -> Image.Image:
+    """Many images on one white sheet, row by row; sizes may differ.
+
+    Args:
+        images: A batch (b, c, h, w) or a list of images or PIL pictures.
+        columns: Pictures per row; by default about as many as rows.
+        zoom: Enlarge by this whole factor, pixel by pixel.
+        gap: White pixels between pictures.
+    """
+    pictures = [to_pil(image) for image in images]
+    if not pictures:
+        raise InputError("grid needs at least one image, got none.")
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    width, height = (max(p.size[axis] for p in pictures) * zoom + gap for axis in (0, 1))
+    rows = math.ceil(len(pictures) / columns)
+    mode = "L" if all(p.mode == "L" for p in pictures) else "RGB"
+    sheet = Image.new(mode, (min(columns, len(pictures)) * width + gap, rows * height + gap), "white")
+    for i, picture in enumerate(pictures):
+        large = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+        sheet.paste(flatten(large).convert(mode), (gap + i % columns * width, gap + i // columns * height))
+    return sheet
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+def read(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read a picture safely: mode L, LA, RGB or RGBA, upright, first frame only, and without its EXIF or other metadata.
+
+    Args:
+        source: A path, the bytes of a file, or an open binary file.
+        max_pixels: Larger pictures are refused before they are decoded.
+
+    Raises:
+        DataError: with the reason alone (no path), whatever was wrong with the file.
+    """
+    try:
+        with opened(source, max_pixels) as picture:
+            picture.seek(0)
+            picture.load()
+            return plain(ImageOps.exif_transpose(picture))
+    except DataError:
+        raise
+    except Exception as error:  # decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error...
+        raise DataError(_reason(error)) from None
+
+
+def opened(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The header of a picture (size, mode, format), measured and not decoded; raises DataError with the reason."""
+    try:
+        with _opening, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, with our own number
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise DataError(f"more than {2 * MAX_PIXELS / 1e6:.0f} megapixels (limit {max_pixels / 1e6:.0f})") from None
+    except Exception as error:
+        raise DataError(_reason(error)) from None
+    pixels = picture.width * picture.height
+    if pixels > max_pixels:
+        picture.close()
+        raise DataError(f"{pixels / 1e6:.0f} megapixels (limit {max_pixels / 1e6:.0f})")
+    return picture
+
+
+def _reason(error: Exception) -> str:
+    """A decoder's error in plain words."""
+    text = str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture, or of a kind that is not read"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    if "truncated" in text or isinstance(error, EOFError):
+        return "cut short (truncated)"
+    return f"broken ({text or type(error).__name__})"
+
+
+def plain(picture: Image.Image) -> Image.Image:
+    """Any mode as L, LA, RGB or RGBA; 16-bit and float pictures are scaled to 8 bits; metadata dropped."""
+    mode = picture.mode
+    if mode.startswith("I;16"):
+        out = Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
+    elif mode in ("I", "F"):
+        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+        top = values.max(initial=0)  # float pictures have no agreed range: 1, 255 or 65535 by what they contain
+        scale = 255 if mode == "F" and top <= 1 else 1 if top <= 255 else 1 / 257
+        out = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
+    elif "transparency" in picture.info or mode in ("PA", "La", "RGBa"):
+        out = picture.convert("LA" if mode in ("1", "L", "La") else "RGBA")
+    elif mode in _MODES.values():
+        out = picture.copy()
+    else:
+        out = picture.convert("L" if mode == "1" else "RGB")
+    out.info = {}
+    return out
+
+
+def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
+    """Lay a picture with alpha on a background colour; LA becomes L and RGBA becomes RGB."""
+    if picture.mode not in ("LA", "RGBA"):
+        return picture
+    sheet = Image.new("RGBA", picture.size, background)
+    sheet.alpha_composite(picture.convert("RGBA"))
+    return sheet.convert(picture.mode[:-1])
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+def save_png(image: Tensor | np.ndarray | Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None):
+    """Write a PNG, whole or not at all. The same image and recipe give the same bytes.
+
+    Args:
+        image: Float in [-1, 1], uint8, or PIL; (c, h, w).
+        path: Where; the folder is made.
+        recipe: How it was made, kept as JSON in the text chunk "fastdiffusion"; None writes no metadata at all.
+            Folders are taken out of it: of an existing absolute path only the last name stays.
+    """
+    picture = to_pil(image)
+    picture.info = {}  # Pillow would write an input's ICC profile or text on
+    text = PngImagePlugin.PngInfo()
+    if recipe is not None:
+        text.add_text(_CHUNK, json.dumps(_anonymous(dict(recipe)), sort_keys=True))
+    memory = io.BytesIO()
+    picture.save(memory, "PNG", pnginfo=text)
+    write_bytes(path, memory.getvalue())
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file, whole or not at all: a temporary file beside it, then a rename."""
+    target = Path(path)
+    temporary = target.with_name(f".{uuid4().hex}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"Cannot write {target.name!r}: {error.strerror}. Choose another folder.") from None
+
+
+def _anonymous(value: Any) -> Any:
+    """A recipe without the folders and the user name of this machine."""
+    if isinstance(value, Mapping):
+        return {str(key): _anonymous(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_anonymous(v) for v in value]
+    if isinstance(value, os.PathLike):
+        return Path(value).name
+    if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value):
+        return Path(value).name
+    return value
+
+
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The recipe that a PNG carries: ours, or AUTOMATIC1111's "parameters" or ComfyUI's "prompt" as far as they go.
+
+    Raises:
+        DataError: no picture, or no recipe in it.
+    """
+    name = Path(path).name
+    try:
+        with opened(path) as picture:
+            picture.load()  # text may stand behind the pixels
+            text = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
+    except (DataError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"Cannot read {name!r}: {error}.") from None
+    try:
+        if _CHUNK in text:
+            recipe = json.loads(text[_CHUNK])
+        elif "parameters" in text:
+            recipe = _automatic1111(text["parameters"])
+        else:
+            recipe = {"comfyui": json.loads(text["prompt"])}
+    except (KeyError, ValueError, RecursionError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise DataError(f"{name!r} carries no recipe. Give a PNG that was saved by fastdiffusion with its metadata.")
+    return recipe
+
+
+def _automatic1111(text: str) -> dict[str, Any]:
+    """prompt / "Negative prompt: ..." / "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, ..." as a dict."""
+    *lines, last = text.strip().split("\n")
+    if not last.startswith("Steps:"):
+        lines, last = [*lines, last], ""
+    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
+    recipe: dict[str, Any] = {"prompt": prompt.strip(), "negative_prompt": negative.strip()}
+    for key, value in re.findall(r'\s*([\w /-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last):
+        number = re.fullmatch(r"-?\d+(\.\d+)?", value)
+        recipe[key.strip().lower().replace(" ", "_")] = json.loads(value) if number else value.strip()
+    return recipe
+
+
+def safe_name(text: str, length: int = 80) -> str:
+    """A file name made from any text (a prompt): one component, at most ``length`` bytes of UTF-8, never hidden or empty.
+
+    >>> safe_name("../../etc/passwd"), safe_name("a cat, on a mat?")
+    ('etc-passwd', 'a-cat-on-a-mat')
+    """
+    name = unicodedata.normalize("NFKC", text)
+    name = re.sub(r"[^\w.]+", "-", name)
+    name = re.sub(r"\.{2,}|-?\.-", "-", name).strip("-._")
+    name = name.encode(errors="ignore")[:length].decode(errors="ignore").strip("-._")
+    reserved = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)  # devices on Windows
+    return f"{name}-" if reserved else name or "untitled"
