@@ -1,9 +1,70 @@
-"""Data sets: a folder of pictures, the digits, Fashion-MNIST, emoji, and Hugging Face's."""
+"""Data sets: a folder of pictures, the digits, Fashion-MNIST, the emoji, and Hugging Face's.
+
+``data.load("photos/", size=64)`` takes a name or a folder; all give a :class:`Dataset` of numbered uint8 pictures.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, unknown
+from .cache import cache_folder
 from .dataset import Batch, Dataset, Pictures, Subset, measure_sigma_data
 from .digits import digits
+from .emoji import emoji
 from .fashion_mnist import fashion_mnist
+from .folders import ImageFolder, scan
+from .hub import hub
+from .scan import Scan
 
-DATASETS = {"digits": digits, "fashion-mnist": fashion_mnist}
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "Dataset",
+    "ImageFolder",
+    "Pictures",
+    "Scan",
+    "Subset",
+    "cache_folder",
+    "digits",
+    "emoji",
+    "fashion_mnist",
+    "hub",
+    "load",
+    "measure_sigma_data",
+    "scan",
+]
+
+DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "fashion-mnist": fashion_mnist, "emoji": emoji}
+
+
+def load(source: str | os.PathLike[str] | Dataset, size: int | None = None, **options: Any) -> Dataset:
+    """A data set by name ("digits", "fashion-mnist", "emoji", "hf:owner/name") or the folder of your own pictures.
+
+    Args:
+        source: The name or folder; a folder goes before a name when it holds a slash. A Dataset is returned as it is.
+        size: Side of the pictures; by default the data set's own, 64 for folders.
+        options: Of the data set, see ``DATASETS``, :class:`ImageFolder` and :func:`hub`.
+
+    Raises:
+        InputError: an unknown name or option.
+        DataError: a folder that cannot be used.
+    """
+    if isinstance(source, Dataset):
+        return source
+    name = os.fspath(source)
+    try:
+        if name in DATASETS:
+            return DATASETS[name](size, **options)
+        if name.startswith("hf:"):
+            return hub(name[3:], size, **options)
+        if not Path(name).exists() and os.sep not in name:
+            raise unknown("folder or data set", name, DATASETS)
+        return ImageFolder(name, **({} if size is None else {"size": size}), **options)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise InputError(f"The data set {name!r} does not take these options ({error}).") from None

@@ -1,0 +1,170 @@
+"""The emoji of an installed color font as pictures, with their names in fourteen languages as captions.
+
+A sequence that the font lacks would be drawn as an empty box, as nothing, or as several pictures side by side: all three
+are recognised by drawing, and left out. Two sequences that look the same become one picture with both names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFont, features
+
+from .. import images
+from ..errors import DataError, InputError, MissingExtra, missing
+from .cache import decode_once
+from .dataset import Pictures, digest
+from .folders import checked_size
+
+LANGUAGES = ("en", "ar", "de", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
+FONTS = ("NotoColorEmoji.ttf", "Apple Color Emoji.ttc", "seguiemj.ttf", "NotoColorEmoji-Regular.ttf", "TwitterColorEmoji-SVGinOT.ttf")
+_FOLDERS = (
+    *("~/.fonts", "~/.local/share/fonts", "/usr/share/fonts", "/usr/local/share/fonts"),
+    *("~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts"),
+)
+_STRIKES = (109, 160, 136, 128, 96, 72, 64, 40, 32)  # sizes that bitmap fonts come in; Noto has 109 only, Apple 160
+_MISSING = ("\U0010ffff", "\U000e0fff", "\uffff", "\u0378")  # code points that no font draws: what they give is tofu
+_VERSION = 1
+
+
+def emoji(
+    size: int | None = None,
+    languages: Sequence[str] = ("en",),
+    alpha: bool = False,
+    font: str | os.PathLike[str] | None = None,
+) -> Pictures:
+    """About 3,700 emoji, each a centred picture with its names as captions.
+
+    Args:
+        size: Side in pixels, 64 by default; 32 is still legible.
+        languages: Of the captions: en ar de es fa fr id it ja ko pt ru tr zh. The first's come first.
+        alpha: Keep transparency, shape (4, size, size); else on white, (3, size, size).
+        font: A font file; by default the first known color font in the system's font folders.
+
+    Raises:
+        MissingExtra: no font, or not the ``emoji`` package.
+        DataError: a font that does not draw emoji here.
+    """
+    size = checked_size(size if size is not None else 64, most=512)
+    languages = [languages] if isinstance(languages, str) else list(languages)
+    wrong = [name for name in languages if name not in LANGUAGES]
+    if wrong or not languages:
+        raise InputError(f"Emoji have names in {' '.join(LANGUAGES)}, got {wrong or 'none'}.")
+    names = _names(languages)
+    path = Path(font) if font is not None else find_font()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read the font {path.name!r}: {error.strerror}. Give another: font='...'.") from None
+    state = digest(_VERSION, hashlib.sha256(content).hexdigest(), size, alpha, list(names), features.check("raqm"))
+    decoded = decode_once(digest("emoji", path.name, size, alpha), state, _render(path, list(names), size, alpha))
+    sequences = [fact["sequences"] for fact in decoded.facts[0]]
+    return Pictures(
+        "emoji",
+        decoded.arrays,
+        captions=[list(dict.fromkeys(name for s in same for name in names[s])) for same in sequences],
+        names=["-".join(f"{ord(c):x}" for c in same[0]) for same in sequences],
+    )
+
+
+def _names(languages: Sequence[str]) -> dict[str, list[str]]:
+    """Every fully qualified emoji and its names, ':thumbs_up:' written 'thumbs up'."""
+    try:
+        import emoji as package
+    except ImportError:
+        raise missing("The emoji data set", "emoji", "data") from None
+    for language in languages:
+        package.config.load_language(language)
+    qualified = package.STATUS["fully_qualified"]
+    known = {e: data for e, data in package.EMOJI_DATA.items() if data["status"] == qualified}
+    return {
+        e: [data[lang].strip(":").replace("_", " ") for lang in languages if lang in data]
+        for e, data in sorted(known.items())
+    }
+
+
+def find_font() -> Path:
+    """The first known color emoji font of this system; raises MissingExtra."""
+    for folder in _FOLDERS:
+        found = {path.name: path for path in sorted(Path(folder).expanduser().rglob("*.tt[fc]"))} if _exists(folder) else {}
+        for name in FONTS:
+            if name in found:
+                return found[name]
+    hint = "apt install fonts-noto-color-emoji" if sys.platform == "linux" else "download NotoColorEmoji.ttf"
+    raise MissingExtra(f"No color emoji font found ({', '.join(FONTS[:3])}). Install one: {hint}; or give font='...'.")
+
+
+def _exists(folder: str) -> bool:
+    try:
+        return Path(folder).expanduser().is_dir()
+    except (OSError, RuntimeError):  # RuntimeError: "~" without a home
+        return False
+
+
+class Pen:
+    """Draws sequences in one font, and knows what the font lacks."""
+
+    def __init__(self, path: Path):
+        self.font = self._open(path)
+        self.tofu = {self._pixels(text) for text in _MISSING}
+        self.advance = max(self.font.getlength("\U0001f600"), 1.0)
+
+    @staticmethod
+    def _open(path: Path) -> ImageFont.FreeTypeFont:
+        for strike in _STRIKES:
+            try:
+                return ImageFont.truetype(str(path), strike)
+            except OSError:  # "invalid pixel size": not among the font's bitmaps
+                continue
+        raise DataError(f"{path.name!r} is not a font that can be opened. Give another: font='...NotoColorEmoji.ttf'.")
+
+    def _pixels(self, text: str) -> bytes:
+        return self._sheet(text).tobytes()
+
+    def _sheet(self, text: str) -> Image.Image:
+        side = 2 * int(self.font.size)
+        sheet = Image.new("RGBA", (side, side), (255, 255, 255, 0))
+        ImageDraw.Draw(sheet).text((side // 8, side // 8), text, font=self.font, embedded_color=True)
+        return sheet
+
+    def draw(self, sequence: str) -> Image.Image | None:
+        """The emoji on a transparent sheet, or None where the font has no one color glyph for it."""
+        if self.font.getlength(sequence) > 1.5 * self.advance:
+            return None  # drawn as its parts, side by side
+        sheet = self._sheet(sequence)
+        if sheet.getchannel("A").getbbox() is None or sheet.tobytes() in self.tofu:
+            return None
+        return sheet
+
+
+def _render(path: Path, sequences: list[str], size: int, alpha: bool) -> Iterator[tuple[np.ndarray, dict]]:
+    """Each distinct picture and the sequences that give it."""
+    pen = Pen(path)
+    distinct: dict[bytes, tuple[Image.Image, list[str]]] = {}
+    colored = False
+    for sequence in sequences:
+        sheet = pen.draw(sequence)
+        if sheet is None:
+            continue
+        red, green, blue, _ = sheet.split()
+        colored = colored or any(ImageChops.difference(red, other).getbbox() for other in (green, blue))
+        distinct.setdefault(hashlib.sha256(sheet.tobytes()).digest(), (sheet, []))[1].append(sequence)
+    if not distinct or not colored:
+        why = "draws nothing" if not distinct else "draws no color"
+        raise DataError(
+            f"The font {path.name!r} {why} here: Pillow {Image.__version__} may not know its format. "
+            "Use Noto's bitmap font, e.g. apt install fonts-noto-color-emoji."
+        )
+    # One frame for all, so that a small emoji (a dot) stays small beside a large one.
+    boxes = np.array([sheet.getchannel("A").getbbox() for sheet, _ in distinct.values()])
+    left, top, right, bottom = *boxes[:, :2].min(0), *boxes[:, 2:].max(0)
+    side = int(max(right - left, bottom - top))
+    x, y = int(left + right - side) // 2, int(top + bottom - side) // 2
+    for sheet, same in distinct.values():
+        picture = sheet.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.LANCZOS)
+        yield images.to_array(picture if alpha else images.flatten(picture)), {"sequences": same}

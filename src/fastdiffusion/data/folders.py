@@ -1,0 +1,225 @@
+"""A folder of pictures as a data set: any formats, sizes and shapes, labels from subfolders or tables, captions beside."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from .. import images
+from ..errors import DataError, InputError, unknown
+from .cache import Decoded, decode_once
+from .captions import Notes, read_notes
+from .dataset import Pictures, digest
+from .scan import Fact, File, Scan, Skipped, alike, find, look
+
+ASPECTS = ("bucket", "crop", "pad")
+CHANNELS = {"auto": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGBA"}
+LABELS = ("auto", "folders", "table", "none")
+MAX_RATIO = 4.0  # of the longer to the shorter side
+_VERSION = 1  # of the decoding below: a change of what it makes must not meet an old cache
+_CHUNK = 256  # files in flight: bounds the memory of decoded pictures
+
+
+class ImageFolder(Pictures):
+    """All pictures under a folder. They are decoded once and kept in the cache folder until a file changes.
+
+    Args:
+        path: The folder; subfolders and links are followed, hidden files left out.
+        size: Side of a square picture; other shapes have about as many pixels.
+        aspect: "bucket" keeps shapes: each picture goes to the nearest of up to 17 shapes and loses at most 10 % at
+            its edges (from size 28 on; batches come from one of ``groups``). "crop" cuts all to squares, "pad" adds white.
+        mode: "auto" is grey if all pictures are, else RGB; or "L", "RGB", "RGBA". Alpha is laid on white unless kept.
+        labels: "folders" makes a class of each first-level subfolder, "table" of the label column of metadata.jsonl
+            or a CSV; "auto" takes the table's, else the folders' where no picture lies outside one; "none".
+
+    Raises:
+        InputError: an option that is not one of these.
+        DataError: no folder, no pictures, or labels that some pictures lack; single bad files are only skipped, see
+            ``report``.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        size: int = 64,
+        aspect: str = "bucket",
+        mode: str = "auto",
+        labels: str = "auto",
+    ):
+        for kind, value, known in (("aspect", aspect, ASPECTS), ("mode", mode, CHANNELS), ("labels", labels, LABELS)):
+            if value not in known:
+                raise unknown(f"{kind} option", value, known)
+        root = checked_folder(path)
+        size = checked_size(size)
+        files, skipped, others = find(root)
+        if not files and not skipped:
+            raise DataError(f"No pictures in {str(path)!r} ({len(others)} other files). Put PNG, JPEG or WebP files there.")
+        options = [_VERSION, size, aspect, CHANNELS[mode]]
+        family, key = digest(str(root.resolve()), options), digest(files)
+        decoded = decode_once(family, key, _decode(root, files, size, aspect, CHANNELS[mode]))
+        facts = [Fact(**fact) for rows in decoded.facts for fact in rows]
+        skipped = [*skipped, *(Skipped(**skip) for skip in decoded.skipped)]
+        report = Scan(root.resolve().name, tuple(facts), tuple(skipped), len(others))
+        if not facts:
+            raise DataError(f"None of the {len(skipped)} pictures in {str(path)!r} can be used:\n{report}")
+
+        notes = read_notes(root, [fact.name for fact in facts], others)
+        chosen = _labels(labels, facts, notes)
+        classes = sorted(set(chosen) - {""}, key=natural)
+        captions = [notes.captions.get(fact.name, ()) for fact in facts]
+        small = sum(min(fact.width, fact.height) < size for fact in facts)
+        remarks = [*notes.remarks, *([f"{small:,} pictures are smaller than {size} and were enlarged"] if small else [])]
+        gray = mode == "auto" and all(fact.gray for fact in facts)
+        arrays = [array[:, :1] if gray else array for array in decoded.arrays]
+        look_alikes = alike([fact.dhash for fact in facts])
+        super().__init__(
+            report.name,
+            arrays,
+            labels=[classes.index(name) if name else -1 for name in chosen],
+            captions=captions,
+            names=[fact.name for fact in facts],
+            classes=classes,
+            keys=[facts[first].sha256 for first in look_alikes],  # copies must not lie on both sides of a split
+            shape=(arrays[0].shape[1], size, size),
+            fingerprint=digest(options, [fact.sha256 for fact in facts], chosen, captions),
+            report=Scan(
+                report.name,
+                report.pictures,
+                tuple(sorted(skipped)),
+                len(others),
+                sizes={array.shape[2:]: len(array) for array in arrays},
+                classes={name: n for name, n in sorted(Counter(chosen).items(), key=lambda kv: natural(kv[0])) if name},
+                captions=(sum(map(bool, captions)), sum(map(len, captions))),
+                remarks=tuple(remarks),
+            ),
+        )
+
+
+def scan(path: str | os.PathLike[str], size: int = 64, **options: Any) -> Scan:
+    """The report on a folder of pictures, see :class:`ImageFolder` for the options."""
+    report = ImageFolder(path, size, **options).report
+    assert report is not None
+    return report
+
+
+def checked_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder; raises DataError where there is none."""
+    root = Path(path)
+    try:
+        if root.is_dir():
+            return root
+        found = "a file" if root.exists() else "nothing"
+    except (OSError, ValueError) as error:  # names that no file system can hold
+        found = str(error)
+    raise DataError(f"{str(path)!r} is not a folder: there is {found}. Give a folder with PNG, JPEG or WebP files.")
+
+
+def checked_size(size: object, least: int = 8, most: int = 4096) -> int:
+    """A usable picture size; raises InputError."""
+    if not isinstance(size, int) or isinstance(size, bool) or not least <= size <= most:
+        raise InputError(f"size must be a whole number from {least} to {most}, got {size!r}. Try size=64.")
+    return size
+
+
+# ---- shapes -----------------------------------------------------------------------------------------------------
+
+
+@cache
+def buckets(size: int) -> tuple[tuple[int, int], ...]:
+    """Shapes (height, width) of about size^2 pixels, from 1:4 to 4:1, sides as round as the 10 % rule allows.
+
+    Cropping a picture to the nearest shape costs at most 1 - sqrt(1/q) where q is the largest ratio of neighbouring
+    aspect ratios: q <= 1/0.81 keeps it at 10 %. The shapes are a geometric grid of ratios, its sides rounded to
+    multiples of the largest power of two that keeps this (networks halve sides several times). Below size 28 whole
+    pixels are too coarse for the rule: up to 17 % is lost at 8.
+    """
+    shapes: list[tuple[int, int]] = []
+    for step in (2**k for k in range(6, -1, -1)):
+        if size % step:
+            continue
+        roots = [MAX_RATIO ** (k / 16) for k in range(-8, 9)]
+        shapes = sorted({(round(size / r / step) * step, round(size * r / step) * step) for r in roots}, reverse=True)
+        ratios = [1 / MAX_RATIO * 0.9, *(w / h for h, w in shapes if h), MAX_RATIO / 0.9]
+        if all(h for h, _ in shapes) and all(b / a <= 1 / 0.81 for a, b in pairwise(ratios)):
+            break
+    return tuple(shapes)
+
+
+def crop_loss(width: int, height: int, shape: tuple[int, int]) -> float:
+    """Share of a picture that is cut off to give it the aspect ratio of ``shape`` (height, width)."""
+    ratio = (width / height) / (shape[1] / shape[0])
+    return 1 - min(ratio, 1 / ratio)
+
+
+def fit(picture: Image.Image, size: int, aspect: str, mode: str) -> np.ndarray:
+    """A picture brought to its shape and mode: uint8 (c, h, w); raises DataError where it does not fit."""
+    width, height = picture.size
+    if min(width, height) < max(size // 8, 2):
+        raise DataError(f"{width}x{height} pixels is too small for size {size}")
+    if aspect != "pad" and max(width, height) > MAX_RATIO * min(width, height):
+        raise DataError(f"{width}x{height} pixels is longer than {MAX_RATIO:g}:1; aspect='pad' would take it")
+    height, width = min(buckets(size), key=lambda shape: crop_loss(width, height, shape)) if aspect == "bucket" else (size, size)
+    picture = picture.convert("RGBA") if mode == "RGBA" else images.flatten(picture).convert(mode)
+    if aspect == "pad":
+        picture = ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color="#ffffff00" if mode == "RGBA" else "white")
+    else:
+        picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    return images.to_array(picture)
+
+
+# ---- decoding and labels ------------------------------------------------------------------------------------------
+
+
+def _decode(root: Path, files: list[File], size: int, aspect: str, mode: str) -> Iterator[tuple[np.ndarray | None, dict]]:
+    """Each file's picture at its shape and its facts, or None and the reason; in the order of ``files``."""
+
+    def one(file: File) -> tuple[np.ndarray | None, dict]:
+        try:
+            picture, fact = look(root, file, near=2 * size)
+            return fit(picture, size, aspect, mode), fact._asdict()
+        except DataError as error:
+            return None, Skipped(file.name, str(error))._asdict()
+
+    workers = min(os.cpu_count() or 1, 8)
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(files), desc="reading", unit="", disable=None, delay=1) as bar:
+        for start in range(0, len(files), _CHUNK):
+            for result in pool.map(one, files[start : start + _CHUNK]):
+                bar.update()
+                yield result
+
+
+def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
+    """The class name of each picture; "" for none."""
+    table = [notes.labels.get(fact.name, "") for fact in facts]
+    folders = [fact.name.split("/")[0] if "/" in fact.name else "" for fact in facts]
+    if how == "auto":
+        how = "table" if any(table) else "folders" if all(folders) and len(set(folders)) > 1 else "none"
+        return {"table": table, "folders": folders, "none": [""] * len(facts)}[how]
+    if how == "none":
+        return [""] * len(facts)
+    chosen = table if how == "table" else folders
+    lacking = [fact.name for fact, name in zip(facts, chosen, strict=True) if not name]
+    if lacking:
+        need = "a row with a label in metadata.jsonl or a CSV" if how == "table" else "to lie in a subfolder named for their class"
+        raise DataError(
+            f"{len(lacking)} of {len(facts)} pictures have no label, e.g. {lacking[0]!r}: they need {need}. "
+            "Or train without classes: labels='none'."
+        )
+    return chosen
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sorts class "2" before "10"."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]

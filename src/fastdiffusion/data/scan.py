@@ -1,0 +1,272 @@
+"""Look at a folder before training: which pictures, of what sizes, which are copies, and which cannot be read and why."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import textwrap
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from .. import images
+from ..errors import DataError
+
+SUFFIXES = {
+    f".{s}" for s in "png jpg jpeg jpe jfif webp gif bmp dib tif tiff ppm pgm pbm pnm avif jp2 j2k qoi tga ico pcx".split()
+}
+MAX_BYTES = 1 << 28  # of one file
+NEAR = 6  # of 128 bits: recompressed and resized copies differ in 0 to 4, other photographs in 30 or more
+
+
+class File(NamedTuple):
+    """A file of the folder: its name relative to it, and what tells that it was changed."""
+
+    name: str
+    size: int
+    mtime: int
+    mode: int
+
+
+class Skipped(NamedTuple):
+    """A file that is not used, and why."""
+
+    name: str
+    reason: str
+
+
+class Fact(NamedTuple):
+    """What is known of a picture: upright size, mode as stored, and two hashes (of the file; of what it looks like)."""
+
+    name: str
+    width: int
+    height: int
+    mode: str
+    gray: bool
+    sha256: str
+    dhash: str
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The report on a folder. ``str(scan)`` is for people, ``scan.to_dict()`` for programs.
+
+    Attributes:
+        name: The folder's name.
+        pictures: What can be used.
+        skipped: What cannot, with the reason.
+        others: How many files are no pictures (captions, hidden files, ...).
+        sizes: How many pictures were brought to which (height, width).
+        classes: How many pictures each class has.
+        captions: How many pictures have captions; and how many captions there are.
+        remarks: What was odd: caption files that name nothing, pictures that were enlarged.
+    """
+
+    name: str
+    pictures: tuple[Fact, ...]
+    skipped: tuple[Skipped, ...] = ()
+    others: int = 0
+    sizes: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    classes: Mapping[str, int] = field(default_factory=dict)
+    captions: tuple[int, int] = (0, 0)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def duplicates(self) -> list[list[str]]:
+        """Names of pictures whose files are equal, byte for byte."""
+        groups: dict[str, list[str]] = {}
+        for fact in self.pictures:
+            groups.setdefault(fact.sha256, []).append(fact.name)
+        return [group for group in groups.values() if len(group) > 1]
+
+    @property
+    def near_duplicates(self) -> list[list[str]]:
+        """Names of pictures that look the same (resized, recompressed), exact copies not counted."""
+        groups: dict[int, dict[str, str]] = {}
+        for fact, root in zip(self.pictures, alike([f.dhash for f in self.pictures]), strict=True):
+            groups.setdefault(root, {}).setdefault(fact.sha256, fact.name)
+        return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        return {
+            "name": self.name,
+            "pictures": [fact._asdict() for fact in self.pictures],
+            "skipped": [skip._asdict() for skip in self.skipped],
+            "others": self.others,
+            "sizes": {f"{w}x{h}": n for (h, w), n in self.sizes.items()},
+            "classes": dict(self.classes),
+            "captions": list(self.captions),
+            "duplicates": self.duplicates,
+            "near_duplicates": self.near_duplicates,
+            "remarks": list(self.remarks),
+        }
+
+    def text(self, width: int | None = None, most: int = 20) -> str:
+        """The report in lines of at most ``width`` columns (the terminal's), with ``most`` names in each list."""
+        width = max(min(width or shutil.get_terminal_size().columns, 100), 30)
+        lines = [f"{printable(self.name)}: {len(self.pictures):,} pictures, {len(self.skipped):,} skipped"]
+
+        def row(title: str, text: str) -> None:
+            lines.extend(textwrap.wrap(f"{title:<9}{text}", width, subsequent_indent=" " * 9) if text else [])
+
+        def names(title: str, groups: list[list[str]]) -> None:
+            row(title, f"{len(groups):,} groups" if groups else "none")
+            for group in groups[:most]:
+                lines.extend(textwrap.wrap("= ".join(map(printable, group)), width, initial_indent="  ", subsequent_indent="    "))
+
+        if self.pictures:
+            areas = sorted((f.width * f.height, f"{f.width}x{f.height}") for f in self.pictures)
+            row("sizes", f"{areas[0][1]} to {areas[-1][1]}, median {areas[len(areas) // 2][1]}")
+            row("modes", _counts(Counter(f.mode for f in self.pictures)))
+            row("used as", _counts({f"{w}x{h}": n for (h, w), n in self.sizes.items()}))
+            row("classes", _counts(self.classes) if self.classes else "none")
+            row("captions", f"{self.captions[1]:,} for {self.captions[0]:,} pictures" if self.captions[0] else "none")
+            names("copies", self.duplicates)
+            names("alike", self.near_duplicates)
+        row("others", f"{self.others:,} files that are no pictures" if self.others else "")
+        for remark in self.remarks[:most]:
+            row("note", printable(remark))
+        for skip in self.skipped[:most]:
+            row("skipped", f"{printable(skip.name)}: {skip.reason}")
+        row("", f"... and {len(self.skipped) - most:,} more" if len(self.skipped) > most else "")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def _counts(counts: Mapping[str, int], most: int = 12) -> str:
+    """'cat 12, dog 7' with the most frequent first."""
+    ranked = sorted(counts.items(), key=lambda item: -item[1])
+    more = f" and {len(ranked) - most:,} more" if len(ranked) > most else ""
+    return ", ".join(f"{printable(name)} {n:,}" for name, n in ranked[:most]) + more
+
+
+def printable(text: str) -> str:
+    """Any file name on one line: control characters and undecodable bytes are escaped."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
+    """Walk a folder: files that may be pictures, entries that cannot be opened, and names of all other files.
+
+    Links are followed, each real folder once; hidden files and folders are left out.
+    """
+    pictures: list[File] = []
+    skipped: list[Skipped] = []
+    others: list[str] = []
+    seen: set[tuple[int, int]] = set()
+
+    def walk(folder: Path, prefix: str) -> None:
+        try:
+            here = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append(Skipped(prefix or ".", (error.strerror or "unreadable").lower()))
+            return
+        if (here.st_dev, here.st_ino) in seen:
+            return
+        seen.add((here.st_dev, here.st_ino))
+        for entry in entries:
+            name = prefix + entry.name
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                others.append(name)
+                continue
+            suffix = PurePosixPath(entry.name).suffix.lower()
+            wanted = suffix in SUFFIXES or not suffix
+            try:
+                info = entry.stat()
+            except OSError as error:
+                if wanted:
+                    reason = "link to nothing" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
+                    skipped.append(Skipped(name, reason))
+                continue
+            if stat.S_ISDIR(info.st_mode):
+                walk(folder / entry.name, f"{name}/")
+            elif not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
+                skipped.append(Skipped(name, "not a regular file"))
+            elif wanted:
+                pictures.append(File(name, info.st_size, info.st_mtime_ns, info.st_mode))
+            else:
+                others.append(name)
+
+    walk(root, "")
+    return pictures, skipped, others
+
+
+def look(root: Path, file: File, near: int | None = None) -> tuple[Image.Image, Fact]:
+    """Decode one file: the picture and its facts; raises DataError with the reason.
+
+    ``near`` lets a JPEG be decoded at a fraction of its size, its shorter side at least that long.
+    """
+    if file.size == 0:
+        raise DataError("empty file")
+    if file.size > MAX_BYTES:
+        raise DataError(f"file of {file.size / 2**20:.0f} MB (limit {MAX_BYTES >> 20})")
+    try:
+        content = (root / file.name).read_bytes()
+    except OSError as error:
+        raise DataError((error.strerror or "unreadable").lower()) from None
+    with images.opened(content) as raw:
+        mode, (width, height) = raw.mode, raw.size
+        picture = images.decode(raw, near)
+    if (picture.width > picture.height) != (width > height) and width != height:
+        width, height = height, width  # turned upright
+    flat = images.flatten(picture)
+    gray = flat.mode == "L" or _is_gray(flat)
+    return picture, Fact(file.name, width, height, mode, gray, hashlib.sha256(content).hexdigest(), dhash(flat))
+
+
+def _is_gray(picture: Image.Image) -> bool:
+    small = np.asarray(picture.reduce(max(min(picture.size) // 64, 1))).astype(np.int16)
+    return int(np.ptp(small, axis=2).max()) <= 2
+
+
+def dhash(picture: Image.Image) -> str:
+    """128 bits of what a picture looks like: is each cell of an 8x8 grid brighter than its neighbour (Krawetz 2013)?
+
+    A margin of two grey levels keeps flat areas (sky, white paper) from answering with noise.
+    """
+    cells = np.asarray(picture.convert("L").resize((9, 9), Image.Resampling.BOX)).astype(np.int16)
+    right, down = cells[:8, 1:] > cells[:8, :-1] + 2, cells[1:, :8] > cells[:-1, :8] + 2
+    return np.packbits([right, down]).tobytes().hex()
+
+
+def alike(hashes: list[str]) -> list[int]:
+    """For each hash the index of its group's first member; hashes at most NEAR bits apart are of one group.
+
+    Two 128-bit hashes that differ in at most 7 bits agree in one of eight 16-bit blocks: only those are compared.
+    """
+    first: dict[str, int] = {}
+    for i, h in enumerate(hashes):
+        first.setdefault(h, i)
+    unique = [h for h in first if int(h, 16).bit_count() >= 8]  # fewer: a picture without structure is like nothing
+    parent = dict.fromkeys(range(len(hashes)))
+
+    def root(i: int) -> int:
+        while (up := parent[i]) is not None:
+            i = up
+        return i
+
+    bits = np.array([np.frombuffer(bytes.fromhex(h), ">u2") for h in unique], np.uint16).reshape(-1, 8)
+    for block in range(8):
+        order = np.argsort(bits[:, block], kind="stable")
+        edges = np.flatnonzero(np.diff(bits[order, block])) + 1
+        for run in np.split(order, edges):
+            for k, i in enumerate(run[:-1]):
+                distance = np.bitwise_count(bits[run[k + 1 :]] ^ bits[i]).sum(1)
+                for j in run[k + 1 :][distance <= NEAR]:
+                    a, b = sorted((root(first[unique[i]]), root(first[unique[j]])))
+                    if a != b:
+                        parent[b] = a
+    structured = set(unique)
+    return [root(first[h]) if h in structured else i for i, h in enumerate(hashes)]
