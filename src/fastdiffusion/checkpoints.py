@@ -1,0 +1,325 @@
+"""Bytes on disk that survive: kill -9, a full disk, a flipped bit, a stranger's file.
+
+Every file is written beside its place, flushed to the disk and renamed over the old one, so that a reader finds the
+old file or the new one and never half of one. Tensors travel as safetensors with a JSON configuration and a sha256
+over both. Nothing here unpickles, and whatever is wrong with a file is one ``CheckpointError``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from .errors import CheckpointError
+
+VERSION = 1  # of the file format; a file of a higher one is refused, one of a lower one is read
+CONFIG_LIMIT = 8 << 20  # bytes of JSON: far above any real configuration, far below what could hurt
+_PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
+
+
+# ---- atomic writing ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place, whole and on the disk, when the block ends well.
+
+    On any error the temporary file is gone and the old one untouched; trouble with the disk is a CheckpointError.
+    """
+    path = Path(path)
+    part = path.parent / f".{secrets.token_hex(6)}.part"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        _flush(part)
+        os.replace(part, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot write {path}: {error.strerror}. What was there is unchanged; make room or choose another place."
+        ) from None
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows has no such call for folders
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file atomically. Raises CheckpointError when the disk is full or the place cannot be written."""
+    with replacing(path) as part:
+        part.write_bytes(data)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write readable JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+# ---- tensors ----------------------------------------------------------------------------------------------------
+
+
+def _digest(version: str, config: str, tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over version, configuration, then each tensor's name, type, shape and bytes in the order of the names."""
+    sha = hashlib.sha256(json.dumps([version, config]).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write tensors and a JSON configuration as one safetensors file, atomically and with a checksum."""
+    text = json.dumps(config)
+    if len(text) > CONFIG_LIMIT:
+        raise CheckpointError(f"The configuration for {path} has {len(text)} characters; at most {CONFIG_LIMIT} are allowed.")
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    version = str(VERSION)
+    metadata = {"format": "fastdiffusion", "version": version, "config": text, "sha256": _digest(version, text, dense)}
+    write_bytes(path, safetensors.torch.save(dense, metadata))
+
+
+def load_tensors(path: str | Path, unsafe: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read ``(config, tensors)`` back, verified. Never allocates more than the file's own size, times two.
+
+    Args:
+        path: A file of :func:`save_tensors`.
+        unsafe: Also read a pickle of tensors from a source you trust (PyTorch's restricted reader; config is then {}).
+
+    Raises:
+        CheckpointError: Missing, cut, changed, from the future, a pickle, or anything else that is not such a file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        what = "is a folder, not a file" if path.is_dir() else "does not exist"
+        raise CheckpointError(f"{path} {what}. Give the path of a .safetensors file.")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    if path.suffix.lower() in _PICKLES or head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] <= b"\x05"):
+        return {}, _load_pickle(path, unsafe)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            config = _config(path, metadata)
+            # clone: the mapped tensors are not aligned, and CPU kernels round differently there (1e-6)
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+        intact = _digest(metadata["version"], metadata["config"], tensors) == metadata.get("sha256")
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever a hostile header provokes in the reader
+        raise CheckpointError(f"{path} is damaged or not a safetensors file ({str(error)[:200]}).") from None
+    if not intact:
+        raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another copy of it.")
+    return config, tensors
+
+
+def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """The configuration in a file's metadata, if the file is ours and of a version that can be read."""
+    version = metadata.get("version", "")
+    if metadata.get("format") != "fastdiffusion" or not re.fullmatch("[0-9]{1,9}", version, re.ASCII):
+        raise CheckpointError(f"{path} was not written by fastdiffusion: it has no configuration to build a model from.")
+    if int(version) > VERSION:
+        raise CheckpointError(
+            f"{path} has format {version}, this fastdiffusion reads up to {VERSION}. "
+            "Upgrade with: pip install --upgrade fastdiffusion"
+        )
+    text = metadata["config"]
+    config = json.loads(text) if len(text) <= CONFIG_LIMIT else None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} has no usable configuration.")
+    return config
+
+
+def _load_pickle(path: Path, unsafe: bool) -> dict[str, Tensor]:
+    """The tensors of a PyTorch pickle, with PyTorch's restricted unpickler, only when asked for."""
+    if not unsafe:
+        raise CheckpointError(
+            f"{path} is a pickle, which can run any program when it is opened. Convert it to safetensors, "
+            "or pass unsafe=True (--unsafe) if you trust its source."
+        )
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:  # PyTorch stores uncompressed: anything else is a bomb
+                if sum(item.file_size for item in archive.infolist()) > path.stat().st_size:
+                    raise CheckpointError(f"{path} holds more than its own size; PyTorch does not write such files.")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{path} is not a file of tensors ({str(error).splitlines()[0][:200]}).") from None
+    while isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds other things than named tensors.")
+    return {str(name): tensor.clone() for name, tensor in state.items()}
+
+
+# ---- a run's folder ---------------------------------------------------------------------------------------------
+
+
+class Folder:
+    """The folder of one training run: ``step-*.safetensors``, ``best.safetensors``, ``metrics.jsonl`` and a lock."""
+
+    def __init__(self, path: str | Path, keep: int = 2):
+        self.path = Path(path)
+        self.keep = keep
+
+    @contextmanager
+    def lock(self) -> Iterator[Folder]:
+        """Hold the folder for this process and clear what a killed save left; raises CheckpointError if it is held.
+
+        The system drops the lock when the process ends, however it ends.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.path / ".lock", "a+")
+        except OSError as error:
+            raise CheckpointError(f"Cannot use {self.path} as a run folder: {error.strerror}. Choose another with --out.") from None
+        with file:
+            _hold(file, self.path)
+            for leftover in self.path.glob(".*.part"):
+                leftover.unlink(missing_ok=True)
+            yield self
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints, newest first."""
+        return sorted(self.path.glob("step-" + "[0-9]" * 9 + ".safetensors"), reverse=True)
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], best: bool = False) -> Path:
+        """Write the checkpoint of ``step``, keep it and the ones before it (``keep`` in all); ``best`` outlives them."""
+        path = self.path / f"step-{step:09d}.safetensors"
+        save_tensors(path, tensors, {"step": step, "config": dict(config)})
+        if best:
+            with replacing(self.path / "best.safetensors") as part:
+                try:
+                    os.link(path, part)  # one file under two names: no second write
+                except OSError:
+                    shutil.copyfile(path, part)
+        older = [other for other in self.checkpoints() if other < path]
+        for other in self.checkpoints():
+            # a later step than this one is left from a future that was given up: it could not be read, or fresh=True
+            if other != path and other not in older[: self.keep - 1]:
+                other.unlink(missing_ok=True)
+        return path
+
+    def latest(self) -> tuple[int, dict[str, Any], dict[str, Tensor]] | None:
+        """``(step, config, tensors)`` of the newest checkpoint that is whole; None in a new folder.
+
+        Raises CheckpointError if there are checkpoints but none can be read: a run is never begun over them silently.
+        """
+        failures = []
+        for path in self.checkpoints():
+            try:
+                found = self._read(path)
+            except CheckpointError as error:
+                failures.append(str(error))
+                continue
+            if failures:
+                warnings.warn(f"{failures[0]} Going on from {path.name}.", stacklevel=2)
+            return found
+        if failures:
+            raise CheckpointError(f"{failures[0]} No older checkpoint can be read. Start anew with fresh=True (--fresh).")
+        return None
+
+    def best(self) -> tuple[int, dict[str, Any], dict[str, Tensor]] | None:
+        """The checkpoint saved last with ``best=True``, or None."""
+        path = self.path / "best.safetensors"
+        return self._read(path) if path.exists() else None
+
+    @staticmethod
+    def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+        config, tensors = load_tensors(path)
+        if not isinstance(config.get("step"), int) or not isinstance(config.get("config"), dict):
+            raise CheckpointError(f"{path} is not a training checkpoint.")
+        return config["step"], config["config"], tensors
+
+    def clear(self) -> None:
+        """Forget the run: its checkpoints, best and metrics."""
+        for path in (*self.checkpoints(), self.path / "best.safetensors", self.path / "metrics.jsonl"):
+            path.unlink(missing_ok=True)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one line to ``metrics.jsonl``; a last line that a crash cut in half is closed first."""
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        file.write(b"\n")
+                file.write(json.dumps(record).encode() + b"\n")
+        except OSError as error:
+            raise CheckpointError(f"Cannot write {path}: {error.strerror}.") from None
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records in order, without broken lines, and without the steps that a resumed run did again."""
+        path = self.path / "metrics.jsonl"
+        records: list[dict[str, Any]] = []
+        for line in path.read_bytes().splitlines() if path.exists() else ():
+            with suppress(ValueError):
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    continue
+                while records and _supersedes(record, records[-1]):
+                    records.pop()
+                records.append(record)
+        return records
+
+
+def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
+    """Whether ``old`` lies in the future of ``new``, or is the same line of an earlier run."""
+    a, b = new.get("step", 0), old.get("step", 0)
+    return a < b or (a == b and new.keys() == old.keys())
+
+
+def _hold(file: Any, folder: Path) -> None:
+    """Lock an open file for this process or say who has it. Without fcntl (Windows) there is no lock."""
+    try:
+        import fcntl
+    except ImportError:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read(20).strip() or "unknown"
+        raise CheckpointError(
+            f"Another run is using {folder} (pid {owner}). Wait for it or choose another folder with --out."
+        ) from None
+    file.seek(0)
+    file.truncate()
+    file.write(str(os.getpid()))
+    file.flush()

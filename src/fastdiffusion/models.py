@@ -1,0 +1,333 @@
+"""A trained model: a denoiser with all that its users must know, frozen, and one safetensors file on disk.
+
+The file's configuration names every part by a closed table (``nets.NETS``, ``denoisers.PARAMETERIZATIONS``) and JSON
+keywords: no class paths, no pickle. A configuration is first built on the meta device, where it costs nothing, and
+compared with the tensors that came along; only what matches is then built for real.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.overrides import TorchFunctionMode
+
+from . import nets, schedules
+from .checkpoints import load_tensors, save_tensors, write_bytes, write_json, write_text
+from .denoisers import Denoiser
+from .errors import CheckpointError, InputError, unknown
+from .guidance import self_conditioned
+from .samplers import Table, table
+from .types import Cond, Denoise
+
+FILE = "model.safetensors"  # the model's name in a run folder and in an exported one
+
+
+@dataclass(frozen=True)
+class Model:
+    """What every task starts from.
+
+    Attributes:
+        denoiser: The network with its preconditioning.
+        shape: (channels, height, width) of one sample, in latent units where there is a ``codec``.
+        classes: Names of the classes, in the order of their indices; empty when there are none.
+        sigma_min: Lowest noise level that it was trained for.
+        sigma_max: Highest noise level, where sampling starts.
+        tables: Sampler tables fitted to this model, by number of steps.
+        info: What the model card says: data, steps, losses, licence. JSON values; never a path or a user's name.
+        codec: Autoencoder between pictures and latents, if it works in latents.
+    """
+
+    denoiser: Denoiser
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...] = ()
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    info: Mapping[str, Any] = field(default_factory=dict)
+    codec: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or not all(type(n) is int and 1 <= n <= 65_536 for n in self.shape):
+            raise InputError(f"shape must be (channels, height, width), got {self.shape}. Example: (3, 64, 64).")
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise InputError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+        if len(set(self.classes)) < len(self.classes):
+            raise InputError("two classes have the same name; give each its own.")
+
+    @property
+    def denoise(self) -> Denoise:
+        """The denoiser for sampling; a self-conditioned one is fed its last estimate."""
+        return self_conditioned(self.denoiser) if self.denoiser.self_condition else self.denoiser
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of trained parameters of the network (without the codec's)."""
+        return sum(p.numel() for p in self.denoiser.parameters())
+
+    def to(self, device: torch.device | str) -> Model:
+        """Move the model's parts to a device; returns the model."""
+        for part in self._parts().values():
+            part.to(device)
+        return self
+
+    def cond(self, labels: Sequence[str | int] | Tensor | None) -> Cond | None:
+        """The condition for a batch of class names or indices (-1 = no class); None stays None.
+
+        Raises InputError for an unknown class, or for any class where the model has none.
+        """
+        if labels is None:
+            return None
+        if not self.classes:
+            raise InputError("This model was trained without classes. Leave classes out.")
+        labels = labels.tolist() if isinstance(labels, Tensor) else labels
+        labels = [labels] if isinstance(labels, (str, int)) else labels
+        return Cond(label=torch.tensor([self._label(label) for label in labels], device=self.device))
+
+    def _label(self, label: str | int) -> int:
+        if label in self.classes:
+            return self.classes.index(str(label))
+        try:
+            index = int(label)
+        except ValueError:
+            raise unknown("class", label, self.classes) from None
+        if not -1 <= index < len(self.classes):
+            raise InputError(f"No class {index}: there are {len(self.classes)}, 0 to {len(self.classes) - 1}.")
+        return index
+
+    def table(self, steps: int, sampler: str | None = None, schedule: str | None = None) -> Table:
+        """The table of a run: one fitted to this model unless a sampler or schedule is named, else the named one.
+
+        Without a fitted table the default is ``dpmpp_3m`` on ``exponential`` sigmas, the best textbook choice for most
+        models at 8 to 30 calls.
+        """
+        if sampler is None and schedule is None and str(steps) in self.tables:
+            return self.tables[str(steps)]
+        sigmas = schedules.schedule(
+            schedule or "exponential", steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max
+        )
+        return table(sampler or "dpmpp_3m", sigmas)
+
+    def with_table(self, steps: int, fitted: Table) -> Model:
+        """The same model with a table for runs of ``steps``."""
+        return replace(self, tables={**self.tables, str(steps): fitted})
+
+    # ---- to and from a configuration --------------------------------------------------------------------------
+
+    def _parts(self) -> dict[str, nn.Module]:
+        return {"net": self.denoiser.net} | ({} if self.codec is None else {"codec": self.codec})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters and buffers by name: ``net.*`` and ``codec.*``."""
+        return {f"{part}.{name}": t for part, m in self._parts().items() for name, t in m.state_dict().items()}
+
+    def spec(self) -> dict[str, Any]:
+        """The model as plain JSON, without its tensors; :meth:`from_spec` reads it."""
+        return {
+            **{part: _net_spec(module) for part, module in self._parts().items()},
+            "parameterization": self.denoiser.parameterization,
+            "sigma_data": self.denoiser.sigma_data,
+            "self_condition": self.denoiser.self_condition,
+            "shape": list(self.shape),
+            "classes": list(self.classes),
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "tables": {steps: json.loads(t.to_json()) for steps, t in self.tables.items()},
+            "info": _anonymous(dict(self.info)),
+        }
+
+    @staticmethod
+    def from_spec(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Model:
+        """The model that ``spec`` and ``tensors`` (of :meth:`tensors`) describe, in float32 on the CPU.
+
+        Both may come from a stranger: raises InputError for anything that is not of this form, or whose parts are not
+        exactly of the tensors' names and shapes, before memory is allocated for it.
+        """
+        try:
+            with torch.device("meta"), _Undrawn(), _at_most(2 * len(tensors) + 100):
+                _check_tensors(_build(spec), tensors)
+            with torch.random.fork_rng(devices=[]), _Undrawn():  # random buffers leave no trace in the user's stream
+                model = _build(spec)
+            for part, module in model._parts().items():
+                module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
+        except InputError:
+            raise
+        except Exception as error:  # a constructor may fail in any way on hostile keywords
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            raise InputError(f"The configuration does not describe a model ({reason}).") from None
+        model.denoiser.eval()
+        return model
+
+
+_KEYS = {f for f in Model.__dataclass_fields__ if f != "denoiser"} | {"net", "parameterization", "sigma_data", "self_condition"}
+
+
+def _build(spec: Mapping[str, Any]) -> Model:
+    """A model with fresh weights, on the default device."""
+    spec = dict(spec)
+    for key in spec:
+        if key not in _KEYS:
+            raise unknown("model setting", key, _KEYS)
+    net, codec = spec.pop("net"), spec.pop("codec", None)
+    head = {key: spec.pop(key) for key in ("parameterization", "sigma_data", "self_condition") if key in spec}
+    _check_numbers(net)
+    _check_numbers(codec)
+    spec["shape"] = tuple(spec["shape"])
+    spec["classes"] = tuple(str(name) for name in spec.get("classes", ()))
+    spec["tables"] = {str(int(steps)): Table.from_json(raw) for steps, raw in spec.get("tables", {}).items()}
+    spec["info"] = dict(spec.get("info", {}))
+    built = None if codec is None else nets.build(codec)
+    return Model(Denoiser(nets.build(net), **head), codec=built, **spec)
+
+
+def _net_spec(net: nn.Module) -> dict[str, Any]:
+    """A network's name in the closed table and its constructor keywords."""
+    for name, kind in nets.NETS.items():
+        if type(net) is kind:
+            return {"name": name, **net.config}
+    raise InputError(f"A {type(net).__name__} cannot be saved: only these nets can, {', '.join(nets.NETS)}.")
+
+
+# ---- what a stranger's file may not do --------------------------------------------------------------------------
+
+
+def _check_numbers(value: Any, depth: int = 0) -> None:
+    """Refuse keywords that are not small JSON: they size loops and tensors in the constructors."""
+    if isinstance(value, Mapping) and depth == 0:
+        value = list(value.values())
+    if isinstance(value, (list, tuple)) and len(value) <= 64 and depth < 4:
+        for item in value:
+            _check_numbers(item, depth + 1)
+    elif isinstance(value, str) and len(value) > 100 or isinstance(value, (int, float)) and not abs(value) <= 1 << 20:
+        raise InputError(f"The configuration has a value out of any range: {str(value)[:40]}.")
+    elif value is not None and not isinstance(value, (str, int, float)):
+        raise InputError(f"The configuration has a value of no use: {str(value)[:40]}.")
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Refuse to build networks of more than ``count`` parameters and buffers, as soon as they are met."""
+    met = 0
+
+    def meet(module: nn.Module, name: str, value: Any) -> None:
+        nonlocal met
+        met += 1
+        if met > count:
+            raise InputError("The configuration asks for more layers than the file has tensors for.")
+
+    hooks = [
+        torch_module.register_module_parameter_registration_hook(meet),
+        torch_module.register_module_buffer_registration_hook(meet),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Modules are built without drawing weights that are about to be replaced.
+
+    On the meta device drawing would even import torch's compiler, which takes longer than all the rest of loading.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs or {})
+
+
+def _check_tensors(skeleton: Model, tensors: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes, and bound the buffers that are computed rather than stored."""
+    wanted = skeleton.tensors()
+    if wanted.keys() != tensors.keys():
+        odd = sorted(wanted.keys() ^ tensors.keys())[0]
+        raise InputError(f"The configuration and the tensors do not belong together: {odd[:100]!r} is in one only.")
+    for name, tensor in wanted.items():
+        if tensor.shape != tensors[name].shape:
+            raise InputError(f"{name} should have shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}.")
+    computed = sum(b.numel() for part in skeleton._parts().values() for b in part.buffers())
+    if computed > (1 << 22) + sum(t.numel() for t in tensors.values()):
+        raise InputError("The configuration asks for buffers far larger than the model.")
+
+
+def _anonymous(value: Any) -> Any:
+    """The same JSON with every absolute path cut to its last name: who trained it, and where, is nobody's business."""
+    if isinstance(value, Mapping):
+        return {str(key): _anonymous(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_anonymous(item) for item in value]
+    if isinstance(value, str) and (value.startswith("~") or PurePosixPath(value).is_absolute()):
+        return PurePosixPath(value).name
+    if isinstance(value, str) and PureWindowsPath(value).is_absolute():
+        return PureWindowsPath(value).name
+    return value
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a model as one safetensors file, atomically.
+
+    Args:
+        model: What to save.
+        path: Must end in ``.safetensors``.
+        dtype: Store the parameters in this type, e.g. torch.bfloat16 for half the size; loaded they are float32 again.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise InputError(f"A model file ends in .safetensors, got {str(path)!r}. Try {Path(path).with_suffix('.safetensors')}.")
+    tensors = model.tensors()
+    if dtype is not None:
+        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    save_tensors(path, tensors, model.spec())
+
+
+def load(path: str | Path, device: torch.device | str | None = None) -> Model:
+    """Read a model file, or the one in a run folder; bit-equal to what was saved.
+
+    Raises CheckpointError for a missing, damaged or foreign file, or one of a newer fastdiffusion.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / FILE).is_file():
+            raise CheckpointError(f"{path} is a folder without {FILE}. Give a model file, or a folder that training wrote.")
+        path = path / FILE
+    config, tensors = load_tensors(path)
+    try:
+        model = Model.from_spec(config, tensors)
+    except InputError as error:
+        raise CheckpointError(f"{path} is not a model file. {error}") from None
+    return model if device is None else model.to(device)
+
+
+def export_folder(model: Model, path: str | Path, card: str, preview: bytes | None = None) -> Path:
+    """Write a folder that can be pushed to a hub as it is: model, card, configuration and preview picture.
+
+    Args:
+        model: What to share.
+        path: The folder; it is made if need be.
+        card: Markdown, usually ``fastdiffusion.cards.card(model)``.
+        preview: A PNG file's bytes.
+    """
+    path = Path(path)
+    save(model, path / FILE)
+    write_json(path / "config.json", model.spec())
+    write_text(path / "README.md", card)
+    if preview is not None:
+        write_bytes(path / "preview.png", preview)
+    return path
