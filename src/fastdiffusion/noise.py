@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-_CELLS = 8  # cells of a Brownian path per octave of sigma
+_CELLS = 12  # of a block of a Brownian path, which is two octaves of sigma: from 1 to 16 in 1/sigma^2
+_EDGES = [16.0 ** (c / _CELLS) for c in range(_CELLS + 1)]
+_WIDTHS = torch.tensor(_EDGES, dtype=torch.float64).diff().sqrt()
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:
@@ -81,81 +84,87 @@ def idct2(x: Float[Tensor, "*b h w"]) -> Float[Tensor, "*b h w"]:
     return h.T @ x @ w
 
 
-class BrownianPath:
-    """The noise that one image's stochastic run needs between any two falling noise levels.
+class Brownian:
+    """The noise that a batch of stochastic runs needs, each image's own, between falling noise levels.
 
     The reverse diffusion with a constant estimate D is driven by a Brownian motion B in the precision u = 1/sigma^2:
-    x' = D + (s'/s)^2 (x - D) + s'^2 (B(1/s'^2) - B(1/s^2)). So ``between(s, s')`` is B's increment, scaled to unit
-    variance. B is cut into cells of 1/8 octave of sigma; each cell always draws the same two normals per number (its
-    increment and one bridge inside), whatever the steps, so that runs of different length see the same path. A cell
-    that is visited more often draws further bridges: the law is exact, always.
+    x' = D + (s'/s)^2 (x - D) + s'^2 (B(1/s'^2) - B(1/s^2)). So :meth:`between` is B's increment, scaled to unit
+    variance. Every two octaves of sigma are a block of 12 cells; a cell always draws the same two normals per number
+    (its increment and one bridge inside), whatever the steps, so that runs of different length see the same path. A
+    cell that is visited more often draws further bridges: the law is exact, always.
+
+    Args:
+        seeds: One per image.
+        like: A tensor of the batch's shape, type and device.
+        key: Different keys give independent paths of the same seeds.
     """
 
-    def __init__(self, seed: int, shape: Sequence[int]):
-        self.seed, self.shape = seed, tuple(shape)
-        self._octave: int | None = None
-        self._at: tuple[float, Tensor] | None = None  # the last point asked for: (log2 sigma, B there - B at its cell's start)
-        self._visits: tuple[int, int] = (0, 0)  # cell, how often
-        self._draws: Tensor = torch.empty(0)
+    def __init__(self, seeds: Sequence[int], like: Float[Tensor, "b *d"], key: int = 0):
+        self.seeds, self.like, self.key = list(seeds), like, key
+        self._zero = torch.zeros_like(like)
+        self._widths = _WIDTHS.to(like).reshape(-1, *[1] * like.ndim)
+        self._block: int | None = None
+        self._cell, self._visits = -1, 0
+        self._u, self._value = 0.0, self._zero  # where the walk stands, and B there counted from its block's start
 
-    def _cell(self, cell: int) -> Tensor:
-        """The two unit normals (increment, bridge) of a cell; cell c covers log2 sigma in (-(c+1)/8, -c/8]."""
-        octave = cell // _CELLS
-        if octave != self._octave:
-            self._draws = torch.randn((_CELLS, 2, *self.shape), generator=generator(self.seed, 1, octave + 64))
-            self._octave = octave
-        return self._draws[cell % _CELLS]
+    def _normal(self, shape: Sequence[int], *keys: int) -> Float[Tensor, "*shape b *d"]:
+        """Unit normals, each image's from its own generator."""
+        shape = tuple(shape)
+        draws = [torch.randn(shape + self.like.shape[1:], generator=generator(s, self.key, *keys)) for s in self.seeds]
+        return torch.stack(draws, len(shape)).to(self.like)
 
-    @staticmethod
-    def _edges(cell: int) -> tuple[float, float]:
-        return 4.0 ** (cell / _CELLS), 4.0 ** ((cell + 1) / _CELLS)  # in u; u grows as sigma falls
+    def _enter(self, block: int) -> None:
+        """Stand at the start of a block, u = 16^block."""
+        self._block, self._cell, self._value = block, -1, self._zero
+        increments, self._bridges = self._normal((2, _CELLS), 1, block + 64)
+        self._ends = (increments * self._widths).cumsum(0).mul_(4.0**block)  # B at the end of each cell
 
-    def _inside(self, cell: int, u: float) -> Tensor:
-        """B(u) - B(start of cell), bridged between the last point in this cell (or its start) and its end."""
-        start, end = self._edges(cell)
-        increment, bridge = self._cell(cell)
-        whole = math.sqrt(end - start) * increment
-        left_u, left = start, torch.zeros_like(whole)
-        if self._visits[0] == cell and self._visits[1] > 0 and self._at is not None:
-            left_u, left = self._at
-            bridge = torch.randn(self.shape, generator=generator(self.seed, 2, cell + 1024, self._visits[1]))
-            self._visits = (cell, self._visits[1] + 1)
+    def _walk(self, u: float) -> Tensor:
+        """Go on to ``u``; returns B's increment since the last point."""
+        at = math.log2(u) / 4
+        block = math.floor(at)
+        if self._block is None:
+            self._enter(block)
+        assert self._block is not None and u >= self._u, "a path is walked towards falling sigma"
+        behind = -self._value
+        while self._block < block:
+            behind += self._ends[-1]
+            self._enter(self._block + 1)
+        cell = min(int((at - block) * _CELLS), _CELLS - 1)
+        scale = 16.0**block
+        if cell == self._cell:  # here again: bridge from where we stand to the cell's end
+            self._visits += 1
+            start, left = self._u, self._value
+            bridge = self._normal((), 2, block + 64, cell, self._visits)
         else:
-            self._visits = (cell, 1)
-        w = min(max((u - left_u) / (end - left_u), 0.0), 1.0)
-        value = torch.lerp(left, whole, w) + math.sqrt(w * (1 - w) * (end - left_u)) * bridge
-        self._at = (u, value)
-        return value
+            self._visits = 0
+            start, left = scale * _EDGES[cell], self._ends[cell - 1] if cell else self._zero
+            bridge = self._bridges[cell]
+        length = max(scale * _EDGES[cell + 1] - start, 1e-300)
+        w = min(max((u - start) / length, 0.0), 1.0)
+        value = torch.lerp(left, self._ends[cell], w).add_(bridge, alpha=math.sqrt(w * (1 - w) * length))
+        self._u, self._cell, self._value = u, cell, value
+        return behind.add_(value)
 
-    def between(self, sigma: float, to: float) -> Float[Tensor, "*d"]:
-        """The unit normal that drives the step from ``sigma`` down to ``to`` (0 < to < sigma). Ask in falling order."""
-        u0, u1 = sigma**-2, to**-2
-        first, last = (math.floor(-math.log2(s) * _CELLS) for s in (sigma, to))
-        if self._at is None or self._at[0] != u0:
-            self._visits = (first, 0)
-            self._inside(first, u0)
-        assert self._at is not None
-        before = self._at[1]
-        total = -before
-        for cell in range(first, last):
-            start, end = self._edges(cell)
-            total = total + math.sqrt(end - start) * self._cell(cell)[0]
-        total = total + self._inside(last, u1)
-        return total / math.sqrt(u1 - u0)
+    def between(self, sigma: float, to: float) -> Float[Tensor, "b *d"]:
+        """The unit normals that drive the step from ``sigma`` down to ``to`` (0 < to < sigma). Ask in falling order."""
+        u, v = sigma**-2, to**-2
+        if u != self._u:
+            self._walk(u)
+        return self._walk(v).div_(math.sqrt(v - u))
 
 
 class Paths:
-    """The Brownian paths and loose draws of a whole batch: what the sampling loop asks for noise."""
+    """What the sampling loop asks for noise: Brownian paths while the level falls, loose draws where it rises."""
 
     def __init__(self, seeds: Sequence[int], like: Float[Tensor, "b *d"]):
-        self.seeds, self.like = list(seeds), like
-        self.paths = [BrownianPath(seed, like.shape[1:]) for seed in self.seeds]
+        self.seeds, self.like, self.rises = list(seeds), like, 0
+        self.path = Brownian(seeds, like, key=1)
 
-    def draw(self, index: int, part: int, sigma: float, to: float) -> Float[Tensor, "b *d"]:
-        """Unit noise for one move: along the path where the level falls, fresh (keyed by the step) where it rises."""
-        if 0 < to < sigma:
-            parts = [path.between(sigma, to) for path in self.paths]
-        else:
-            shape = self.like.shape[1:]
-            parts = [torch.randn(shape, generator=generator(seed, 3, index, part)) for seed in self.seeds]
-        return torch.stack(parts).to(self.like)
+    def draw(self, sigma: float, to: float) -> Float[Tensor, "b *d"]:
+        """Unit noise for one move. A rise starts new paths, so that the second way down is independent of the first."""
+        if to < sigma:
+            return self.path.between(sigma, to)
+        self.rises += 1
+        self.path = Brownian(self.seeds, self.like, key=1 + self.rises)
+        return self.path._normal((), 3)

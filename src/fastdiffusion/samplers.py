@@ -5,9 +5,9 @@ A sampler moves noise to data by calling the denoiser D at falling noise levels.
     x' = D0 + ratio * (x - D0) + sum_j w_j * (D_j - D0) + b * noise
 
 where D0 is the newest estimate, D_j are older ones. Euler (= DDIM), Heun, Adams, DPM-Solver++, DEIS, UniPC with its
-corrector, and every ancestral or SDE variant differ only in the numbers ratio, w and b. So a sampler is written below
-as its paper writes it, in terms of ``D``, ``x`` and ``sigmas``; it is run once on symbols (:func:`trace`), and the
-numbers that come out are its :class:`Table`. One loop (:func:`run`) performs any table, and a table can be saved,
+corrector, and every ancestral or SDE variant differ only in the numbers ratio, w and b. So a sampler is written in
+``solvers`` as its paper writes it, in terms of ``D``, ``x`` and ``sigmas``; it is run once on symbols (:func:`trace`),
+and the numbers that come out are its :class:`Table`. One loop (:func:`run`) performs any table, and a table can be saved,
 printed, compared, and fitted to a model (``fastdiffusion.fitting``).
 
 Because D0 itself appears with weight one, a model that always knows x0 returns it exactly, from every table.
@@ -15,22 +15,24 @@ Because D0 itself appears with weight one, a model that always knows x0 returns 
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import pairwise
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from . import schedules
 from .errors import InputError, unknown
 from .guidance import start
 from .noise import Paths
 from .schedules import check_sigmas
+from .solvers import METHODS
 from .types import Cond, Denoise, Step
 
 
@@ -130,8 +132,11 @@ def run(
         cond: Passed on to the denoiser.
         seeds: One per image; needed by stochastic tables only.
     """
-    if table.stochastic and seeds is None:
-        raise InputError(f"Sampler {table.name!r} draws noise. Pass seeds, one per image: seeds=range({len(x)}).")
+    if table.stochastic and (seeds is None or len(seeds) != len(x)):
+        given = "none" if seeds is None else f"{len(seeds)} for {len(x)} images"
+        raise InputError(
+            f"Sampler {table.name!r} draws noise and needs one seed per image, got {given}. Pass seeds=range({len(x)})."
+        )
     denoise = start(denoise)
     paths = Paths(seeds, x) if table.stochastic and seeds is not None else None
     sigmas = torch.tensor([[row.sigma] for row in table.rows], dtype=x.dtype, device=x.device).expand(-1, len(x))
@@ -139,11 +144,13 @@ def run(
     for i, row in enumerate(table.rows):
         x0 = denoise(x, sigmas[i], cond)
         x = torch.lerp(x0, x, row.ratio) if row.ratio != 0 else x0.clone()
-        for w, older in zip(row.weights, history, strict=False):
-            x = x.add(older - x0, alpha=w)
-        for part, (b, sigma, to) in enumerate(row.noise):
+        if row.weights:
+            x.add_(x0, alpha=-sum(row.weights))
+            for w, older in zip(row.weights, history, strict=False):
+                x.add_(older, alpha=w)
+        for b, sigma, to in row.noise:
             assert paths is not None
-            x = x.add(paths.draw(i, part, sigma, to), alpha=b)
+            x.add_(paths.draw(sigma, to), alpha=b)
         history.appendleft(x0)
         yield Step(i, table.calls, row.sigma, x0, x)
 
@@ -155,11 +162,13 @@ def final(steps: Iterator[Step]) -> Tensor:
 
 # ---- from a paper's formula to a table --------------------------------------------------------------------------
 
+Symbol = tuple[str, int]  # ("x", k): the state at call k; ("D", k): its estimate; ("n", k): the k-th fresh noise
+
 
 class Linear:
     """A sum of symbols with numbers before them: what a sampler's state is, when it is run on symbols."""
 
-    def __init__(self, terms: dict[Any, float]):
+    def __init__(self, terms: dict[Symbol, float]):
         self.terms = terms
 
     def __add__(self, other: Linear) -> Linear:
@@ -173,186 +182,151 @@ class Linear:
 
     __rmul__ = __mul__
 
-    def __neg__(self) -> Linear:
-        return self * -1.0
-
     def __sub__(self, other: Linear) -> Linear:
-        return self + -other
+        return self + other * -1.0
 
     def __truediv__(self, factor: float) -> Linear:
         return self * (1 / factor)
 
 
-Call = Callable[[Linear, float], Linear]
-Draw = Callable[[float, float], Linear]
-Method = Callable[..., Linear]
+def trace(
+    formula: Callable[..., Any],
+    sigmas: Tensor | Sequence[float],
+    name: str = "custom",
+    rising: bool = False,
+    **options: Any,
+) -> Table:
+    """Run a method (``solvers``) on symbols and read off its table.
 
-
-def trace(method: Method, sigmas: Tensor | Sequence[float], name: str = "", rising: bool = False, **options: Any) -> Table:
-    """Run a sampler on symbols and read off its table.
-
-    Between two calls the state is linear in the last state, the estimates so far and fresh noise; the coefficients of
-    the symbols are the row. Raises InputError where a method is not of that form (it is then not a table sampler).
+    Between two calls the state is linear in the last state, the estimates so far and fresh noise; the numbers before
+    the symbols are the row. Where sigmas rise (allowed by ``rising``), noise is added and the method starts afresh.
+    Raises InputError where a method is not of that form, or a perfect model would not get its x0 back.
     """
-    s = check_sigmas(torch.as_tensor(sigmas, dtype=torch.float64), rising=rising).tolist()
-    points: list[tuple[Linear, float]] = []  # where the denoiser was called
+    levels = check_sigmas(sigmas, rising).tolist()
+    calls: list[float] = []  # sigma of each call
+    states: list[Linear] = []  # the state that each call saw, in terms of the state that the call before saw
+    drawn: list[tuple[int, float, float]] = []  # the call that each noise follows, and the levels it goes between
 
     def D(x: Linear, sigma: float) -> Linear:
-        points.append((x, sigma))
-        return Linear({("D", len(points) - 1): 1.0})
-
-    drawn: list[tuple[float, float]] = []
+        k = len(calls)
+        calls.append(sigma)
+        states.append(Linear(x.terms))
+        x.terms = {("x", k): 1.0}  # from here on the state is a symbol of its own, so that terms never pile up
+        return Linear({("D", k): 1.0})
 
     def noise(sigma: float, to: float) -> Linear:
-        drawn.append((sigma, to))
+        drawn.append((len(calls) - 1, sigma, to))
         return Linear({("n", len(drawn) - 1): 1.0})
 
-    result = method(D, noise, Linear({"x": 1.0}), s, **options)
-    rows = []
-    for k, ((here, sigma), (there, _)) in enumerate(pairwise([*points, (result, 0.0)])):
-        ratio = there.terms.get("x", 0.0) / here.terms["x"]
-        rest = (there - ratio * here).terms
-        newest = rest.pop(("D", k), 0.0)
-        older = [rest.pop(("D", j), 0.0) for j in range(k - 1, -1, -1)]
-        rest.pop("x", None)
-        parts = tuple((b, *drawn[key[1]]) for key, b in rest.items() if abs(b) > 1e-12)
-        while older and abs(older[-1]) < 1e-13:
-            older.pop()
-        if abs(ratio + newest + sum(older) - 1) > 1e-8:
-            raise InputError(f"Sampler {name!r} is inconsistent: a perfect model would not get its x0 back at call {k}.")
-        rows.append(Row(sigma, ratio, tuple(older), parts))
-    return Table(name or getattr(method, "__name__", "custom"), tuple(s), tuple(rows), {"options": options} if options else {})
+    x = Linear({("x", -1): 1.0})
+    begin = 0
+    for i in range(1, len(levels) + 1):
+        if i == len(levels) or levels[i] > levels[i - 1]:
+            x = formula(D, noise, x, levels[begin:i], **options)
+            begin = i
+            if i < len(levels):
+                x = x + math.sqrt(levels[i] ** 2 - levels[i - 1] ** 2) * noise(levels[i - 1], levels[i])
+
+    rows: list[Row] = []
+    moves: list[tuple[float, Linear]] = []  # the state that call k + 1 saw = ratio * the state that call k saw + rest
+    for k, after in enumerate([*states[1:], x]):
+        terms = dict(after.terms)
+        for j in range(k):  # a method may still hold an earlier state: the move after it, read backwards, replaces it
+            if held := terms.pop(("x", j), 0.0):
+                ratio, rest = moves[j]
+                terms = (Linear(terms) + held / ratio * (Linear({("x", j + 1): 1.0}) - rest)).terms
+        ratio = terms.pop(("x", k), 0.0)
+        ratio = ratio if abs(ratio) > 1e-13 else 0.0
+        moves.append((ratio, Linear(dict(terms))))
+        newest = terms.pop(("D", k), 0.0)
+        weights = [terms.pop(("D", j), 0.0) for j in range(k - 1, -1, -1)]
+        while weights and abs(weights[-1]) < 1e-13:
+            weights.pop()
+        parts = {drawn[i]: b for (_, i), b in terms.items() if abs(b) > 1e-13}
+        if abs(ratio + newest + sum(weights) - 1) > 1e-8 or any(call != k for call, _, _ in parts):
+            raise InputError(f"Sampler {name!r} is not a table: a perfect model would not get its x0 back at call {k}.")
+        rows.append(Row(calls[k], ratio, tuple(weights), tuple((b, s, t) for (_, s, t), b in parts.items())))
+    return Table(name, tuple(levels), tuple(rows), {"options": options} if options else {})
 
 
-def step(x: Linear, x0: Linear, s: float, t: float) -> Linear:
-    """Re-degrade the estimate to level t with the noise that x has at level s (DDIM, Song et al. 2021a, eq. 12)."""
-    return x0 + (t / s) * (x - x0)
+# ---- the registry -----------------------------------------------------------------------------------------------
 
 
-def ancestral_split(s: float, t: float, eta: float = 1.0) -> tuple[float, float]:
-    """(down, up): step deterministically to ``down``, then add ``up`` of noise; down^2 + up^2 = t^2.
+class About(NamedTuple):
+    """What to know of a sampler: see ``solvers.Method``."""
 
-    eta = 1 is DDPM's posterior variance, t^2 (s^2 - t^2) / s^2 (Ho et al. 2020, eq. 7); eta = 0 is deterministic.
-    """
-    up = min(t, eta * t * math.sqrt(max(s * s - t * t, 0.0)) / s)
-    return math.sqrt(t * t - up * up), up
-
-
-def euler(D: Call, noise: Draw, x: Linear, sigmas: list[float]) -> Linear:
-    """Euler on the probability-flow ODE, which is DDIM with eta = 0 (Karras et al. 2022; Song et al. 2021a)."""
-    for s, t in pairwise(sigmas):
-        x = step(x, D(x, s), s, t)
-    return x
+    name: str
+    summary: str
+    order: int
+    calls: int
+    stochastic: bool
+    use: str
 
 
-def ddim(D: Call, noise: Draw, x: Linear, sigmas: list[float], eta: float = 0.0) -> Linear:
-    """DDIM with fresh noise, eta = 0 deterministic to eta = 1 ancestral (Song et al. 2021a, eq. 12 and 16)."""
-    for s, t in pairwise(sigmas):
-        down, up = ancestral_split(s, t, eta)
-        x = step(x, D(x, s), s, down)
-        if up > 0:
-            x = x + up * noise(s, t)
-    return x
+def restart(
+    sigmas: Tensor | Sequence[float],
+    low: float = 0.05,
+    high: float = 0.3,
+    steps: int = 4,
+    times: int = 2,
+    sampler: str = "heun",
+) -> Table:
+    """Restart (Xu et al. 2023, arXiv:2306.14878, algorithm 2): go back from ``low`` to ``high`` with fresh noise."""
+    return replace(table(sampler, schedules.restart(sigmas, low, high, steps, times), rising=True), name="restart")
 
 
-def euler_ancestral(D: Call, noise: Draw, x: Linear, sigmas: list[float], eta: float = 1.0) -> Linear:
-    """DDPM's ancestral sampling in sigma: ``ddim`` with eta = 1 (Ho et al. 2020, algorithm 2)."""
-    return ddim(D, noise, x, sigmas, eta)
+def repaint(sigmas: Tensor | Sequence[float], jump: int = 10, times: int = 2, sampler: str = "ddpm") -> Table:
+    """RePaint's resampling (Lugmayr et al. 2022, arXiv:2201.09865, app. B): every ``jump`` steps are done ``times``."""
+    return replace(table(sampler, schedules.repaint(sigmas, jump, times), rising=True), name="repaint")
 
 
-def heun(D: Call, noise: Draw, x: Linear, sigmas: list[float]) -> Linear:
-    """Heun's second-order method (Karras et al. 2022, algorithm 1): two calls a step, one for the last."""
-    for s, t in pairwise(sigmas):
-        d = (x - D(x, s)) / s
-        ahead = x + (t - s) * d
-        if t > 0:
-            d = (d + (ahead - D(ahead, t)) / t) / 2
-        x = x + (t - s) * d
-    return x
+def _builder(name: str) -> Callable[..., Table]:
+    def build(sigmas: Tensor | Sequence[float], rising: bool = False, **options: Any) -> Table:
+        return trace(METHODS[name].formula, sigmas, name, rising, **options)
 
-
-def dpmpp_2m(D: Call, noise: Draw, x: Linear, sigmas: list[float]) -> Linear:
-    """DPM-Solver++(2M) (Lu et al. 2022b, algorithm 2): one extrapolated estimate per step, one call a step."""
-    older, h_older = None, 0.0
-    for s, t in pairwise(sigmas):
-        newest = estimate = D(x, s)
-        h = math.log(s / t) if t > 0 else math.inf
-        if older is not None and t > 0:
-            estimate = newest + (newest - older) * (h / (2 * h_older))
-        x = step(x, estimate, s, t)
-        older, h_older = newest, h
-    return x
-
-
-def dpmpp_3m(D: Call, noise: Draw, x: Linear, sigmas: list[float]) -> Linear:
-    """Third-order multistep in log sigma: exact integration of the quadratic through the last three estimates.
-
-    The exponential integrator of Lu et al. 2022b (data prediction) with order 3; lower orders at start and end.
-    """
-    past: list[tuple[float, Linear]] = []
-    for s, t in pairwise(sigmas):
-        past = [(s, D(x, s)), *past][:3]
-        x = exponential_adams(x, past if t > 0 else past[:1], s, t)
-    return x
-
-
-def exponential_adams(x: Linear, past: list[tuple[float, Linear]], s: float, t: float) -> Linear:
-    """x at t, integrating exactly the polynomial in log sigma through ``past`` (newest first): (sigma, estimate).
-
-    x'/t = x/s + integral of D d(1/sigma); with lambda = log(1/sigma) that is t * integral of exp(lambda) D(lambda).
-    """
-    if t == 0 or len(past) == 1:
-        return step(x, past[0][1], s, t)
-    lambdas = [-math.log(sigma) for sigma, _ in past]
-    a, b = -math.log(s), -math.log(t)
-    weights = lagrange_integrals(lambdas, a, b, lambda u: math.exp(u - b))
-    out = (t / s) * x
-    for w, (_, estimate) in zip(weights, past, strict=True):
-        out = out + w * estimate
-    return out
-
-
-def lagrange_integrals(nodes: list[float], a: float, b: float, kernel: Callable[[float], float]) -> list[float]:
-    """Integrals over (a, b) of kernel(u) times each Lagrange basis polynomial on ``nodes`` (Gauss-Legendre, exact)."""
-    u, w = _gauss(32)
-    points = [(a + b) / 2 + (b - a) / 2 * v for v in u]
-    out = []
-    for j, node in enumerate(nodes):
-        total = 0.0
-        for point, weight in zip(points, w, strict=True):
-            basis = math.prod((point - other) / (node - other) for i, other in enumerate(nodes) if i != j)
-            total += weight * basis * kernel(point)
-        out.append(total * (b - a) / 2)
-    return out
-
-
-def _gauss(n: int) -> tuple[list[float], list[float]]:
-    """Nodes and weights of Gauss-Legendre quadrature on (-1, 1) (Golub & Welsch 1969)."""
-    k = torch.arange(1, n, dtype=torch.float64)
-    beta = k / (4 * k * k - 1).sqrt()
-    values, vectors = torch.linalg.eigh(torch.diag(beta, 1) + torch.diag(beta, -1))
-    return values.tolist(), (2 * vectors[0] ** 2).tolist()
-
-
-METHODS: dict[str, Method] = {f.__name__: f for f in (euler, ddim, heun, dpmpp_2m, dpmpp_3m, euler_ancestral)}
-
-
-def _builder(name: str, method: Method) -> Callable[..., Table]:
-    def build(sigmas: Tensor | Sequence[float], **options: Any) -> Table:
-        return trace(method, sigmas, name, **options)
-
-    build.__doc__, build.__name__ = method.__doc__, name
+    build.__doc__, build.__name__ = METHODS[name].formula.__doc__, name
+    build.__signature__ = _signature(METHODS[name].formula)  # type: ignore[attr-defined]
     return build
 
 
-SAMPLERS: dict[str, Callable[..., Table]] = {name: _builder(name, method) for name, method in METHODS.items()}
+def _signature(formula: Callable[..., Any]) -> inspect.Signature:
+    """(sigmas, rising, **options) of a method: what its builder takes."""
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    first = [inspect.Parameter("sigmas", kind), inspect.Parameter("rising", kind, default=False)]
+    return inspect.Signature([*first, *list(inspect.signature(formula).parameters.values())[4:]])
+
+
+SAMPLERS: dict[str, Callable[..., Table]] = {name: _builder(name) for name in METHODS} | {
+    "restart": restart,
+    "repaint": repaint,
+}
+_COMPOSED = {  # samplers that are another one's table on rising sigmas: order, calls a step, use
+    "restart": (2, 2, "better pictures from a good model at 30 calls and more"),
+    "repaint": (1, 1, "inpainting: harmonizes the filling with its surroundings, at a price"),
+}
+
+
+def about(name: str) -> About:
+    """What a sampler is and when to use it; raises InputError for an unknown name."""
+    build = _known(name)
+    summary = (build.__doc__ or "").split("\n")[0]
+    if name in METHODS:
+        return About(name, summary, *METHODS[name][1:])
+    order, calls, use = _COMPOSED[name]
+    return About(name, summary, order, calls, True, use)
+
+
+def _known(name: str) -> Callable[..., Table]:
+    if name not in SAMPLERS:
+        raise unknown("sampler", name, SAMPLERS)
+    return SAMPLERS[name]
 
 
 def table(name: str, sigmas: Tensor | Sequence[float], **options: Any) -> Table:
     """The named sampler's table for ``sigmas``; raises InputError for an unknown name or option."""
-    if name not in SAMPLERS:
-        raise unknown("sampler", name, SAMPLERS)
-    try:
-        return SAMPLERS[name](sigmas, **options)
-    except TypeError as error:
-        raise InputError(f"Sampler {name!r} does not take these options ({error}).") from None
+    build = _known(name)
+    known = list(inspect.signature(build).parameters)[1:]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of sampler {name!r}", option, known)
+    return build(sigmas, **options)

@@ -24,7 +24,9 @@ def check_sigmas(sigmas: Tensor | list[float], rising: bool = False) -> Tensor:
     s = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").flatten()
     remedy = f"Make them with fastdiffusion.schedules.karras({max(len(s) - 1, 1)})."
     if len(s) < 2 or not bool(s.isfinite().all()) or bool((s < 0).any()):
-        raise InputError(f"sigmas must be at least two finite numbers, got {[round(v, 4) for v in s.tolist()]}. {remedy}")
+        raise InputError(
+            f"sigmas must be at least two finite numbers, got {[round(v, 4) for v in s.tolist()]}. {remedy}"
+        )
     if s[-1] != 0:
         raise InputError(f"sigmas must decrease and end at 0, got {len(s)} values ending at {s[-1]:g}. {remedy}")
     if not bool((s[:-1] > 0).all()):
@@ -77,6 +79,12 @@ def _by_snr(n: int, sigma_min: float, sigma_max: float, sigma_of_t: Callable[[Te
 def sigma_linear(t: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
     """sigma(t) of the linear-beta VP process (Ho et al. 2020; Song et al. 2021, eq. 32): 1e-4..0.02 over 1,000 steps."""
     return torch.expm1(beta_min * t + (beta_max - beta_min) * t * t / 2).sqrt()
+
+
+def time_linear(sigma: float, beta_min: float = 0.1, beta_max: float = 20.0) -> float:
+    """t of the linear-beta VP process at ``sigma``: the inverse of :func:`sigma_linear`."""
+    slope = beta_max - beta_min
+    return (math.sqrt(beta_min**2 + 2 * slope * math.log1p(sigma * sigma)) - beta_min) / slope
 
 
 def sigma_scaled_linear(t: Tensor, beta_min: float = 0.85, beta_max: float = 12.0) -> Tensor:
@@ -137,6 +145,39 @@ def schedule(name: str, n: int, **options: float) -> Sigmas:
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
     return SCHEDULES[name](n, **options)
+
+
+# ---- sigmas that rise on purpose ------------------------------------------------------------------------------
+
+
+def restart(sigmas: Tensor | list[float], low: float, high: float, steps: int, times: int) -> Sigmas:
+    """From the sigma nearest ``low`` go back to ``high`` and down in ``steps``, ``times`` over (Xu et al. 2023).
+
+    Sigmas too coarse to have one below ``high`` are returned as they are.
+    """
+    s = check_sigmas(sigmas)
+    if not 0 < low < high or steps < 1 or times < 0:
+        raise InputError(
+            f"restart needs 0 < low < high and steps >= 1, got {low:g}, {high:g}, {steps}. Try 0.05, 0.3, 4."
+        )
+    at = int((s[:-1].log() - math.log(low)).abs().argmin())
+    if s[at] >= high:
+        return s
+    again = karras(steps + 1, float(s[at]), high)[:-1]
+    return torch.cat([s[: at + 1], *[again] * times, s[at + 1 :]])
+
+
+def repaint(sigmas: Tensor | list[float], jump: int, times: int) -> Sigmas:
+    """Do every ``jump`` steps ``times``, each time back from the end to the start (Lugmayr et al. 2022)."""
+    s = check_sigmas(sigmas)
+    if jump < 1 or times < 1:
+        raise InputError(f"repaint needs jump and times of at least 1, got {jump} and {times}. Try 10 and 2.")
+    blocks = [s[i : i + jump + 1] for i in range(0, len(s) - 1, jump)]
+    out = [s[:1]]
+    for block in blocks:
+        once = block if block[-1] > 0 else block[:-1]  # 0 cannot be gone back from
+        out += [torch.cat([once[1:], once[:1]]) for _ in range(times - 1) if len(once) > 1] + [block[1:]]
+    return torch.cat(out)
 
 
 # ---- where to train -------------------------------------------------------------------------------------------
