@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, unknown
+from . import augment
 from .cache import cache_folder
 from .dataset import Batch, Dataset, Pictures, Subset, measure_sigma_data
 from .digits import digits
@@ -28,6 +29,7 @@ __all__ = [
     "Pictures",
     "Scan",
     "Subset",
+    "augment",
     "cache_folder",
     "digits",
     "emoji",

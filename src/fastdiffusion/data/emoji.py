@@ -28,7 +28,8 @@ _FOLDERS = (
     *("~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts"),
 )
 _STRIKES = (109, 160, 136, 128, 96, 72, 64, 40, 32)  # sizes that bitmap fonts come in; Noto has 109 only, Apple 160
-_MISSING = ("\U0010ffff", "\U000e0fff", "\uffff", "\u0378")  # code points that no font draws: what they give is tofu
+_UNKNOWN_FLAG = "\U0001f1fd\U0001f1fd"  # XX is no country; Noto draws a flag with a question mark
+_MISSING = (_UNKNOWN_FLAG, "\U0010ffff", "\U000e0fff", "\uffff", "\u0378")  # what no font has: it draws tofu instead
 _VERSION = 1
 
 
