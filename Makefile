@@ -16,8 +16,8 @@ docs: .venv/ready-dev ## The documentation, live at http://127.0.0.1:8000
 	$(BIN)/mkdocs serve
 
 peers: .venv/ready-dev ## The libraries that bench/ compares with; they name torchvision, and run without it
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/pip install --quiet --no-deps k-diffusion==0.1.1.post1 denoising-diffusion-pytorch==2.3.4 pytorch-fid==0.3.0
+	$(BIN)/pip install --quiet --quiet -c constraints.txt -e '.[bench]'
+	$(BIN)/pip install --quiet --quiet --no-deps k-diffusion==0.1.1.post1 denoising-diffusion-pytorch==2.3.4 pytorch-fid==0.3.0
 
 clean:
 	rm -rf .venv out site
@@ -28,9 +28,9 @@ $(BIN)/pip:
 	@$(PYTHON) -m venv .venv
 
 .venv/ready: pyproject.toml constraints.txt | $(BIN)/pip
-	@$(BIN)/pip install --quiet -c constraints.txt -e .
+	@$(BIN)/pip install --quiet --quiet -c constraints.txt -e .
 	@touch $@
 
 .venv/ready-dev: pyproject.toml constraints.txt | $(BIN)/pip
-	@$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@$(BIN)/pip install --quiet --quiet -c constraints.txt -e '.[dev]'
 	@touch .venv/ready $@

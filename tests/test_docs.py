@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import fastdiffusion
@@ -30,10 +31,27 @@ def slug(heading: str) -> str:
     return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.replace("`", "").lower()).strip())
 
 
-@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python")], ids=page_id)
-def test_python_runs(path, tmp_path, monkeypatch):
-    """The blocks of a page are one program, run from top to bottom in an empty folder."""
+@pytest.fixture
+def small_world(tmp_path, monkeypatch):
+    """An empty folder but for ``photos/``, in which every training takes two steps of the smallest net."""
+    from PIL import Image
+
+    from fastdiffusion import learner, nets
+
+    (tmp_path / "photos").mkdir()
+    for i in range(40):
+        noise = torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(noise).save(tmp_path / "photos" / f"{i}.png")
+    fit = learner.Learner.fit
+    monkeypatch.setattr(learner.Learner, "fit", lambda self, **budget: fit(self, steps=2))
+    for name in nets.PRESETS:
+        monkeypatch.setitem(nets.PRESETS, name, nets.PRESETS["unet-tiny"])
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if blocks(p, "python")], ids=page_id)
+def test_python_runs(path, small_world):
+    """The blocks of a page are one program, run from top to bottom."""
     names = {"__name__": path.stem}
     for block in blocks(path, "python"):
         exec(compile(block, str(path), "exec"), names)
