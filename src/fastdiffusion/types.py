@@ -35,7 +35,7 @@ class Cond:
     pooled: Float[Tensor, "b p"] | None = None
     augment: Float[Tensor, "b a"] | None = None
     image: Float[Tensor, "b c h w"] | None = None
-    estimate: Float[Tensor, "b k h w"] | None = None
+    estimate: Float[Tensor, "b *d"] | None = None
 
     def _map(self, f) -> Cond:
         given = {f_.name: getattr(self, f_.name) for f_ in fields(self)}
