@@ -1,7 +1,7 @@
 """Pictures in and out: the only file that knows PIL, uint8 and PNG. Everywhere else an image is a float in [-1, 1].
 
 Reading is safe: formats are a short list, a picture is measured before it is decoded, and whatever a broken or hostile
-file makes the decoder do, the caller sees a DataError with the reason. Writing is atomic and carries a recipe or nothing.
+file makes the decoder do, the caller sees a DataError with the reason. Writing is atomic, with a recipe or nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +28,23 @@ from torch import Tensor
 from .errors import DataError, InputError
 
 # Not in the list on purpose: EPS and WMF (they start programs), PSD, FITS and other rare decoders (attack surface).
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "AVIF", "JPEG2000", "QOI", "TGA", "ICO", "PCX")
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "MPO",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "QOI",
+    "TGA",
+    "ICO",
+    "PCX",
+)
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs; here it is refused
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _CHUNK = "fastdiffusion"
@@ -99,7 +115,7 @@ def grid(images: Tensor | Sequence[Any], columns: int | None = None, zoom: int =
 
 
 def read(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture safely: mode L, LA, RGB or RGBA, upright, first frame only, and without its EXIF or other metadata.
+    """Read a picture safely: L, LA, RGB or RGBA, upright, first frame only, without EXIF or other metadata.
 
     Args:
         source: A path, the bytes of a file, or an open binary file.
@@ -140,7 +156,9 @@ def decode(picture: Image.Image, near: int | None = None) -> Image.Image:
             picture.draft(None, (math.ceil(picture.width * shrink), math.ceil(picture.height * shrink)))
         picture.load()
         return plain(ImageOps.exif_transpose(picture))
-    except Exception as error:  # decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error...
+    except (
+        Exception
+    ) as error:  # decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error...
         raise DataError(_reason(error)) from None
 
 
@@ -188,7 +206,9 @@ def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
-def save_png(image: Tensor | np.ndarray | Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None):
+def save_png(
+    image: Tensor | np.ndarray | Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None
+):
     """Write a PNG, whole or not at all. The same image and recipe give the same bytes.
 
     Args:
@@ -274,7 +294,7 @@ def _automatic1111(text: str) -> dict[str, Any]:
 
 
 def safe_name(text: str, length: int = 80) -> str:
-    """A file name made from any text (a prompt): one component, at most ``length`` bytes of UTF-8, never hidden or empty.
+    """A file name made from any text (a prompt): one component of at most ``length`` bytes, never hidden or empty.
 
     >>> safe_name("../../etc/passwd"), safe_name("a cat, on a mat?")
     ('etc-passwd', 'a-cat-on-a-mat')

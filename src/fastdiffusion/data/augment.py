@@ -40,7 +40,7 @@ class Plan:
         return Plan(self.space[rows], self.color[rows], self.vector[rows])
 
 
-# ---- transformations: from uniform u and normal z, both (b, 2), to a matrix and the vector that tells of it -----------
+# ---- transformations: from uniform u and normal z, both (b, 2), to a matrix and the vector that tells of it ------
 
 
 def _affine(rows: Sequence[Sequence[Tensor | float]], like: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ def draw(n: int, generator: torch.Generator, names: Sequence[str] = EDM, p: floa
 
 
 def apply(images: Float[Tensor, "b c h w"], plan: Plan) -> Float[Tensor, "b c h w"]:
-    """Perform a plan on pictures in [-1, 1]. A row that nothing is done to comes back bit for bit, mirrored ones exactly.
+    """Perform a plan on pictures in [-1, 1]. An untouched row comes back bit for bit, a mirrored one exactly.
 
     Outside its frame a picture goes on as its mirror image. Colors are clipped to [-1, 1]; alpha channels only move.
     """
@@ -217,7 +217,9 @@ def _moved(images: Tensor, space: Tensor) -> Tensor:
         h, w = images.shape[-2:]
         half = torch.tensor([w, h, 1], dtype=space.dtype, device=space.device) / min(h, w)
         half[2] = 1
-        theta = (space[rows] * half / half[:, None])[:, :2]  # units of half the shorter side to grid_sample's half sides
+        theta = (space[rows] * half / half[:, None])[
+            :, :2
+        ]  # units of half the shorter side to grid_sample's half sides
         grid = functional.affine_grid(theta, [len(theta), 1, h, w], align_corners=False)
         out[rows] = functional.grid_sample(
             images[rows], grid.to(images.dtype), mode="bicubic", padding_mode="reflection", align_corners=False

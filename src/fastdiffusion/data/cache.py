@@ -1,4 +1,4 @@
-"""Decode once: pictures of any sizes, kept as raw uint8 in the user's cache folder under a hash of where they came from."""
+"""Decode once: pictures, kept as raw uint8 in the user's cache folder under a hash of where they came from."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ IN_MEMORY = 1 << 29  # bytes; a larger array is left on disk and mapped
 
 
 def cache_folder() -> Path:
-    """Where caches go: $XDG_CACHE_HOME/fastdiffusion, ~/.cache/fastdiffusion, or a private folder among the temporary ones.
+    """Where caches go: $XDG_CACHE_HOME/fastdiffusion, ~/.cache/fastdiffusion, or a private temporary folder.
 
     The folder exists and can be written to. Deleting it is always safe.
     """
     home, user = os.path.expanduser("~"), getattr(os, "getuid", int)()
     given = [os.environ.get("XDG_CACHE_HOME"), os.path.join(home, ".cache") if os.path.isabs(home) else None]
-    places = [*(Path(base) / "fastdiffusion" for base in given if base), Path(tempfile.gettempdir()) / f"fastdiffusion-{user}"]
+    places = [
+        *(Path(base) / "fastdiffusion" for base in given if base),
+        Path(tempfile.gettempdir()) / f"fastdiffusion-{user}",
+    ]
     for folder in places:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -80,7 +83,9 @@ def decode_once(family: str, key: str, items: Iterable[tuple[np.ndarray | None, 
             "Name a folder with more room: XDG_CACHE_HOME=/some/folder."
         ) from None
     if found is None:
-        raise DataError(f"The decoded pictures in {str(place)!r} cannot be read back. Remove that folder and try again.")
+        raise DataError(
+            f"The decoded pictures in {str(place)!r} cannot be read back. Remove that folder and try again."
+        )
     return found
 
 

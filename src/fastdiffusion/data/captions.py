@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import posixpath
 import random
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -14,7 +17,6 @@ import torch
 FILE = ("file_name", "filename", "file", "image", "path", "name")
 TEXT = ("text", "texts", "caption", "captions", "prompt", "description")
 LABEL = ("label", "class", "category")
-TABLES = (".jsonl", ".csv", ".tsv")
 _LIMIT = 1 << 30  # bytes of one caption file
 
 
@@ -29,48 +31,43 @@ class Notes(NamedTuple):
 def read_notes(root: Path, pictures: Iterable[str], others: Iterable[str]) -> Notes:
     """Find the captions and labels of ``pictures`` in the ``others`` of a folder (names relative to ``root``).
 
-    A table (metadata.jsonl, any .csv or .tsv) names pictures relative to its own folder. Every line of a .txt file is
-    a caption. Sources add up: several captions of a picture are all kept, each once.
+    A table (metadata.jsonl, any .csv or .tsv) names pictures relative to its own folder, with or without their suffix;
+    a .txt or .json file speaks of the picture that it is named like, every line of a .txt being a caption. Sources add
+    up: several captions of a picture are all kept, each once.
     """
-    names, others = set(pictures), set(others)
+    names = set(pictures)
     stems: dict[str, list[str]] = {}
-    for name in names:
-        stems.setdefault(str(PurePosixPath(name).with_suffix("")), []).append(name)
+    for name in sorted(names):
+        stems.setdefault(_stem(name), []).append(name)
     captions: dict[str, dict[str, None]] = {}
     labels: dict[str, str] = {}
     remarks: list[str] = []
     for other in sorted(others):
-        suffix = PurePosixPath(other).suffix.lower()
-        beside = stems.get(str(PurePosixPath(other).with_suffix("")), []) if suffix in (".txt", ".caption", ".json") else []
-        if not beside and other in names or suffix not in TABLES and not beside:
+        suffix, beside = PurePosixPath(other).suffix.lower(), stems.get(_stem(other), [])
+        if suffix not in TABLES and not (suffix in BESIDE and beside):
             continue
         try:
-            text = _text(root / other)
-            if suffix == ".json":
-                rows = [{**_dict(json.loads(text)), "file_name": PurePosixPath(name).name} for name in beside]
-            elif suffix in TABLES:
-                rows = _rows(text, suffix)
-            else:
-                rows = [{"file_name": PurePosixPath(name).name, "text": text.splitlines()} for name in beside]
+            rows = (TABLES | BESIDE)[suffix](_text(root / other))
         except (OSError, ValueError, csv.Error, RecursionError) as error:
             remarks.append(f"{other}: cannot be read ({error})")
             continue
         absent = 0
         for row in rows:
-            name = str(PurePosixPath(other).parent / str(_first(row, FILE) or ""))
-            if name not in names:
-                absent += 1
-                continue
-            for caption in _list(_first(row, TEXT)):
-                captions.setdefault(name, {})[caption] = None
-            label = _first(row, LABEL)
-            if isinstance(label, str | int) and str(label).strip():
-                labels[name] = str(label).strip()
-        if absent and absent == len(rows):
-            remarks.append(f"{other}: none of its {absent} rows names a picture here (column {FILE[0]!r})")
-        elif absent:
-            remarks.append(f"{other}: {absent} of {len(rows)} rows name no picture here")
-    return Notes({name: tuple(found) for name, found in captions.items()}, labels, remarks)
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(other), str(_first(row, FILE))))
+            found = beside if suffix in BESIDE else [path] if path in names else stems.get(path, [])
+            absent += not found
+            for name in found:
+                captions.setdefault(name, {}).update(dict.fromkeys(_texts(_first(row, TEXT))))
+                label = _first(row, LABEL)
+                if isinstance(label, str | int) and str(label).strip():
+                    labels[name] = str(label).strip()
+        if absent:
+            remarks.append(f"{other}: {absent} of {len(rows)} rows name no picture here (in a column {FILE[0]!r})")
+    return Notes({name: tuple(found) for name, found in captions.items() if found}, labels, remarks)
+
+
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _text(path: Path) -> str:
@@ -79,31 +76,42 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
-def _rows(text: str, suffix: str) -> list[dict[str, Any]]:
-    if suffix == ".jsonl":
-        rows = []
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                rows += [_dict(json.loads(line))] if line.strip() else []
-            except ValueError:
-                raise ValueError(f"line {number} is not a JSON object") from None
-        return rows
-    table = csv.DictReader(text.splitlines(), delimiter="\t" if suffix == ".tsv" else ",")
+def _lines(text: str) -> list[dict[str, Any]]:
+    return [{"text": text.splitlines()}]
+
+
+def _json(text: str) -> list[dict[str, Any]]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("not a JSON object")
+    return [value]
+
+
+def _jsonl(text: str) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            rows += _json(line) if line.strip() else []
+        except ValueError:
+            raise ValueError(f"line {number} is not a JSON object") from None
+    return rows
+
+
+def _csv(text: str, delimiter: str = ",") -> list[dict[str, Any]]:
+    table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     table.fieldnames = [field.strip().lower() for field in table.fieldnames or ()]
     return list(table)
 
 
-def _dict(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("not a JSON object")
-    return value
+BESIDE = {".txt": _lines, ".caption": _lines, ".json": _json}
+TABLES = {".jsonl": _jsonl, ".csv": _csv, ".tsv": partial(_csv, delimiter="\t")}
 
 
 def _first(row: dict[str, Any], keys: Sequence[str]) -> Any:
     return next((row[key] for key in keys if row.get(key) is not None), None)
 
 
-def _list(value: Any) -> list[str]:
+def _texts(value: Any) -> list[str]:
     found = value if isinstance(value, list) else [value]
     return [text.strip() for text in found if isinstance(text, str) and text.strip()]
 
@@ -121,7 +129,10 @@ def vary(
         keep: How many leading tags keep their place.
     """
     out = []
-    drops, seeds = torch.rand(len(captions), generator=generator), torch.randint(2**31, (len(captions),), generator=generator)
+    drops, seeds = (
+        torch.rand(len(captions), generator=generator),
+        torch.randint(2**31, (len(captions),), generator=generator),
+    )
     for caption, drop, seed in zip(captions, drops.tolist(), seeds.tolist(), strict=True):
         tags = caption.split(", ")
         rest = tags[keep:]

@@ -174,10 +174,14 @@ class Pictures(Dataset):
         self._starts = np.cumsum([0, *map(len, arrays)])
         self._fingerprint = fingerprint
         if not len(self.labels) == len(self.captions) == len(self.names) == len(self.keys) == n:
-            raise InputError(f"{n} pictures need as many labels, captions and names, got {len(self.labels)}, "
-                             f"{len(self.captions)} and {len(self.names)}.")
+            raise InputError(
+                f"{n} pictures need as many labels, captions and names, got {len(self.labels)}, "
+                f"{len(self.captions)} and {len(self.names)}."
+            )
         if n and int(self.labels.max()) >= max(len(self.classes), 1):
-            raise InputError(f"Label {int(self.labels.max())} has no name: only {len(self.classes)} classes were given.")
+            raise InputError(
+                f"Label {int(self.labels.max())} has no name: only {len(self.classes)} classes were given."
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -208,7 +212,10 @@ class Pictures(Dataset):
             raise InputError("These pictures differ in size. Take the indices of a batch from one of dataset.groups.")
         images = torch.from_numpy(self.arrays[group[0]][rows - self._starts[group[0]]])
         choice = torch.rand(len(rows), generator=generator).tolist() if generator is not None else [0.0] * len(rows)
-        captions = [self.captions[i][int(u * len(self.captions[i]))] if self.captions[i] else "" for i, u in zip(rows, choice, strict=True)]
+        captions = [
+            self.captions[i][int(u * len(self.captions[i]))] if self.captions[i] else ""
+            for i, u in zip(rows, choice, strict=True)
+        ]
         return Batch(images, self.labels[rows], captions, [self.names[i] for i in rows])
 
 
@@ -224,7 +231,11 @@ def digest(*parts: object) -> str:
 def measure_sigma_data(dataset: Dataset, n: int = 512) -> float:
     """Standard deviation of the pixels in [-1, 1]: EDM's sigma_data, from ``n`` pictures spread over the data."""
     count, total, squares = 0, 0.0, 0.0
-    chosen = {round(i * (len(dataset) - 1) / max(n - 1, 1)) for i in range(min(n, len(dataset)))} if n < len(dataset) else None
+    chosen = (
+        {round(i * (len(dataset) - 1) / max(n - 1, 1)) for i in range(min(n, len(dataset)))}
+        if n < len(dataset)
+        else None
+    )
     for group in dataset.groups:
         rows = [i for i in group if chosen is None or i in chosen]
         for start in range(0, len(rows), 64):

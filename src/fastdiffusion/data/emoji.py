@@ -1,7 +1,8 @@
 """The emoji of an installed color font as pictures, with their names in fourteen languages as captions.
 
-A sequence that the font lacks would be drawn as an empty box, as nothing, or as several pictures side by side: all three
-are recognised by drawing, and left out. Two sequences that look the same become one picture with both names.
+A sequence that the font lacks would be drawn as an empty box, as nothing, as a flag with a question mark, or as several
+pictures side by side: all are recognised by drawing them, and left out. Two sequences that look the same become one
+picture with the names of both.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from .dataset import Pictures, digest
 from .folders import checked_size
 
 LANGUAGES = ("en", "ar", "de", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
-FONTS = ("NotoColorEmoji.ttf", "Apple Color Emoji.ttc", "seguiemj.ttf", "NotoColorEmoji-Regular.ttf", "TwitterColorEmoji-SVGinOT.ttf")
+FONTS = (
+    "NotoColorEmoji.ttf",
+    "Apple Color Emoji.ttc",
+    "seguiemj.ttf",
+    "NotoColorEmoji-Regular.ttf",
+    "TwitterColorEmoji-SVGinOT.ttf",
+)
 _FOLDERS = (
     *("~/.fonts", "~/.local/share/fonts", "/usr/share/fonts", "/usr/local/share/fonts"),
     *("~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts"),
@@ -92,7 +99,9 @@ def _names(languages: Sequence[str]) -> dict[str, list[str]]:
 def find_font() -> Path:
     """The first known color emoji font of this system; raises MissingExtra."""
     for folder in _FOLDERS:
-        found = {path.name: path for path in sorted(Path(folder).expanduser().rglob("*.tt[fc]"))} if _exists(folder) else {}
+        found = (
+            {path.name: path for path in sorted(Path(folder).expanduser().rglob("*.tt[fc]"))} if _exists(folder) else {}
+        )
         for name in FONTS:
             if name in found:
                 return found[name]

@@ -1,8 +1,7 @@
-"""A folder of pictures as a data set: any formats, sizes and shapes, labels from subfolders or tables, captions beside."""
+"""A folder of pictures as a data set: any formats, sizes and shapes; labels from subfolders or tables; captions."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections import Counter
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from .. import images
 from ..errors import DataError, InputError, unknown
-from .cache import Decoded, decode_once
+from .cache import decode_once
 from .captions import Notes, read_notes
 from .dataset import Pictures, digest
 from .scan import Fact, File, Scan, Skipped, alike, find, look
@@ -39,7 +38,7 @@ class ImageFolder(Pictures):
         path: The folder; subfolders and links are followed, hidden files left out.
         size: Side of a square picture; other shapes have about as many pixels.
         aspect: "bucket" keeps shapes: each picture goes to the nearest of up to 17 shapes and loses at most 10 % at
-            its edges (from size 28 on; batches come from one of ``groups``). "crop" cuts all to squares, "pad" adds white.
+            its edges (from size 28 on); batches come from one of ``groups``. "crop" cuts squares, "pad" adds white.
         mode: "auto" is grey if all pictures are, else RGB; or "L", "RGB", "RGBA". Alpha is laid on white unless kept.
         labels: "folders" makes a class of each first-level subfolder, "table" of the label column of metadata.jsonl
             or a CSV; "auto" takes the table's, else the folders' where no picture lies outside one; "none".
@@ -65,7 +64,9 @@ class ImageFolder(Pictures):
         size = checked_size(size)
         files, skipped, others = find(root)
         if not files and not skipped:
-            raise DataError(f"No pictures in {str(path)!r} ({len(others)} other files). Put PNG, JPEG or WebP files there.")
+            raise DataError(
+                f"No pictures in {str(path)!r} ({len(others)} other files). Put PNG, JPEG or WebP files there."
+            )
         options = [_VERSION, size, aspect, CHANNELS[mode]]
         family, key = digest(str(root.resolve()), options), digest(files)
         decoded = decode_once(family, key, _decode(root, files, size, aspect, CHANNELS[mode]))
@@ -75,12 +76,15 @@ class ImageFolder(Pictures):
         if not facts:
             raise DataError(f"None of the {len(skipped)} pictures in {str(path)!r} can be used:\n{report}")
 
-        notes = read_notes(root, [fact.name for fact in facts], others)
+        notes = read_notes(root, [file.name for file in files], others)
         chosen = _labels(labels, facts, notes)
         classes = sorted(set(chosen) - {""}, key=natural)
         captions = [notes.captions.get(fact.name, ()) for fact in facts]
         small = sum(min(fact.width, fact.height) < size for fact in facts)
-        remarks = [*notes.remarks, *([f"{small:,} pictures are smaller than {size} and were enlarged"] if small else [])]
+        remarks = [
+            *notes.remarks,
+            *([f"{small:,} pictures are smaller than {size} and were enlarged"] if small else []),
+        ]
         gray = mode == "auto" and all(fact.gray for fact in facts)
         arrays = [array[:, :1] if gray else array for array in decoded.arrays]
         look_alikes = alike([fact.dhash for fact in facts])
@@ -170,10 +174,14 @@ def fit(picture: Image.Image, size: int, aspect: str, mode: str) -> np.ndarray:
         raise DataError(f"{width}x{height} pixels is too small for size {size}")
     if aspect != "pad" and max(width, height) > MAX_RATIO * min(width, height):
         raise DataError(f"{width}x{height} pixels is longer than {MAX_RATIO:g}:1; aspect='pad' would take it")
-    height, width = min(buckets(size), key=lambda shape: crop_loss(width, height, shape)) if aspect == "bucket" else (size, size)
+    height, width = (
+        min(buckets(size), key=lambda shape: crop_loss(width, height, shape)) if aspect == "bucket" else (size, size)
+    )
     picture = picture.convert("RGBA") if mode == "RGBA" else images.flatten(picture).convert(mode)
     if aspect == "pad":
-        picture = ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color="#ffffff00" if mode == "RGBA" else "white")
+        picture = ImageOps.pad(
+            picture, (width, height), Image.Resampling.LANCZOS, color="#ffffff00" if mode == "RGBA" else "white"
+        )
     else:
         picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
     return images.to_array(picture)
@@ -182,7 +190,9 @@ def fit(picture: Image.Image, size: int, aspect: str, mode: str) -> np.ndarray:
 # ---- decoding and labels ------------------------------------------------------------------------------------------
 
 
-def _decode(root: Path, files: list[File], size: int, aspect: str, mode: str) -> Iterator[tuple[np.ndarray | None, dict]]:
+def _decode(
+    root: Path, files: list[File], size: int, aspect: str, mode: str
+) -> Iterator[tuple[np.ndarray | None, dict]]:
     """Each file's picture at its shape and its facts, or None and the reason; in the order of ``files``."""
 
     def one(file: File) -> tuple[np.ndarray | None, dict]:
@@ -193,7 +203,10 @@ def _decode(root: Path, files: list[File], size: int, aspect: str, mode: str) ->
             return None, Skipped(file.name, str(error))._asdict()
 
     workers = min(os.cpu_count() or 1, 8)
-    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(files), desc="reading", unit="", disable=None, delay=1) as bar:
+    with (
+        ThreadPoolExecutor(workers) as pool,
+        tqdm(total=len(files), desc="reading", unit="", disable=None, delay=1) as bar,
+    ):
         for start in range(0, len(files), _CHUNK):
             for result in pool.map(one, files[start : start + _CHUNK]):
                 bar.update()
@@ -212,7 +225,11 @@ def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
     chosen = table if how == "table" else folders
     lacking = [fact.name for fact, name in zip(facts, chosen, strict=True) if not name]
     if lacking:
-        need = "a row with a label in metadata.jsonl or a CSV" if how == "table" else "to lie in a subfolder named for their class"
+        need = (
+            "a row with a label in metadata.jsonl or a CSV"
+            if how == "table"
+            else "to lie in a subfolder named for their class"
+        )
         raise DataError(
             f"{len(lacking)} of {len(facts)} pictures have no label, e.g. {lacking[0]!r}: they need {need}. "
             "Or train without classes: labels='none'."

@@ -52,13 +52,15 @@ def hub(
     try:
         import datasets
     except ImportError:
-        raise missing(f"Loading 'hf:{name}'", "datasets", "datasets") from None
+        raise missing(f"Loading 'hf:{name}'", "datasets", "data") from None
     if options.pop("trust_remote_code", False):
         raise InputError("trust_remote_code is never on: it would run the data set's own programs. Leave it out.")
     try:
         table = datasets.load_dataset(name, split=split, streaming=streaming, **options)
     except Exception as error:  # its errors are its own: network, names, formats, missing splits
-        raise DataError(f"Cannot load 'hf:{name}' ({type(error).__name__}: {error}). Check the name and the split.") from None
+        raise DataError(
+            f"Cannot load 'hf:{name}' ({type(error).__name__}: {error}). Check the name and the split."
+        ) from None
     features = table.features or {}
     column = _columns(name, features, columns or {})
     if isinstance(features.get(column["image"]), datasets.Image):
@@ -95,7 +97,9 @@ def _columns(name: str, features: Any, given: dict[str, str]) -> dict[str, str]:
         for kind, names in (("image", IMAGE), ("label", LABEL), ("text", TEXT))
     }
     if not found["image"]:
-        raise DataError(f"'hf:{name}' has no image column among {', '.join(features)}. Name it: columns={{'image': '...'}}.")
+        raise DataError(
+            f"'hf:{name}' has no image column among {', '.join(features)}. Name it: columns={{'image': '...'}}."
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""Look at a folder before training: which pictures, of what sizes, which are copies, and which cannot be read and why."""
+"""Look at a folder before training: which pictures, of what sizes, which are copies, which cannot be read and why."""
 
 from __future__ import annotations
 
@@ -20,9 +20,26 @@ from .. import images
 from ..errors import DataError
 
 SUFFIXES = {
-    f".{s}" for s in "png jpg jpeg jpe jfif webp gif bmp dib tif tiff ppm pgm pbm pnm avif jp2 j2k qoi tga ico pcx".split()
+    *(
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+    ),
+    *(".pnm", ".avif", ".jp2", ".j2k", ".qoi", ".tga", ".ico", ".pcx"),
 }
 MAX_BYTES = 1 << 28  # of one file
+_BITS = np.array([i.bit_count() for i in range(1 << 16)], np.uint8)
 NEAR = 6  # of 128 bits: recompressed and resized copies differ in 0 to 4, other photographs in 30 or more
 
 
@@ -120,7 +137,11 @@ class Scan:
         def names(title: str, groups: list[list[str]]) -> None:
             row(title, f"{len(groups):,} groups" if groups else "none")
             for group in groups[:most]:
-                lines.extend(textwrap.wrap("= ".join(map(printable, group)), width, initial_indent="  ", subsequent_indent="    "))
+                lines.extend(
+                    textwrap.wrap(
+                        "= ".join(map(printable, group)), width, initial_indent="  ", subsequent_indent="    "
+                    )
+                )
 
         if self.pictures:
             areas = sorted((f.width * f.height, f"{f.width}x{f.height}") for f in self.pictures)
@@ -187,7 +208,11 @@ def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
                 info = entry.stat()
             except OSError as error:
                 if wanted:
-                    reason = "link to nothing" if isinstance(error, FileNotFoundError) else (error.strerror or "unreadable").lower()
+                    reason = (
+                        "link to nothing"
+                        if isinstance(error, FileNotFoundError)
+                        else (error.strerror or "unreadable").lower()
+                    )
                     skipped.append(Skipped(name, reason))
                 continue
             if stat.S_ISDIR(info.st_mode):
@@ -263,7 +288,7 @@ def alike(hashes: list[str]) -> list[int]:
         edges = np.flatnonzero(np.diff(bits[order, block])) + 1
         for run in np.split(order, edges):
             for k, i in enumerate(run[:-1]):
-                distance = np.bitwise_count(bits[run[k + 1 :]] ^ bits[i]).sum(1)
+                distance = _BITS[bits[run[k + 1 :]] ^ bits[i]].sum(1)
                 for j in run[k + 1 :][distance <= NEAR]:
                     a, b = sorted((root(first[unique[i]]), root(first[unique[j]])))
                     if a != b:
