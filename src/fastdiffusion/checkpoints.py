@@ -18,7 +18,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors.torch
 import torch
@@ -94,7 +94,7 @@ def _digest(version: str, config: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        sha.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
@@ -102,7 +102,9 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mappin
     """Write tensors and a JSON configuration as one safetensors file, atomically and with a checksum."""
     text = json.dumps(config)
     if len(text) > CONFIG_LIMIT:
-        raise CheckpointError(f"The configuration for {path} has {len(text)} characters; at most {CONFIG_LIMIT} are allowed.")
+        raise CheckpointError(
+            f"The configuration for {path} has {len(text)} characters; at most {CONFIG_LIMIT} are allowed."
+        )
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     version = str(VERSION)
     metadata = {"format": "fastdiffusion", "version": version, "config": text, "sha256": _digest(version, text, dense)}
@@ -150,7 +152,9 @@ def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """The configuration in a file's metadata, if the file is ours and of a version that can be read."""
     version = metadata.get("version", "")
     if metadata.get("format") != "fastdiffusion" or not re.fullmatch("[0-9]{1,9}", version, re.ASCII):
-        raise CheckpointError(f"{path} was not written by fastdiffusion: it has no configuration to build a model from.")
+        raise CheckpointError(
+            f"{path} was not written by fastdiffusion: it has no configuration to build a model from."
+        )
     if int(version) > VERSION:
         raise CheckpointError(
             f"{path} has format {version}, this fastdiffusion reads up to {VERSION}. "
@@ -203,13 +207,7 @@ class Folder:
 
         The system drops the lock when the process ends, however it ends.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = open(self.path / ".lock", "a+")
-        except OSError as error:
-            raise CheckpointError(f"Cannot use {self.path} as a run folder: {error.strerror}. Choose another with --out.") from None
-        with file:
-            _hold(file, self.path)
+        with _hold(self.path):
             for leftover in self.path.glob(".*.part"):
                 leftover.unlink(missing_ok=True)
             yield self
@@ -219,7 +217,7 @@ class Folder:
         return sorted(self.path.glob("step-" + "[0-9]" * 9 + ".safetensors"), reverse=True)
 
     def save(self, step: int, tensors: Mapping[str, Tensor], config: Mapping[str, Any], best: bool = False) -> Path:
-        """Write the checkpoint of ``step``, keep it and the ones before it (``keep`` in all); ``best`` outlives them."""
+        """Write a step's checkpoint; ``keep`` up to it stay, and besides them the last ``best`` one."""
         path = self.path / f"step-{step:09d}.safetensors"
         save_tensors(path, tensors, {"step": step, "config": dict(config)})
         if best:
@@ -228,10 +226,9 @@ class Folder:
                     os.link(path, part)  # one file under two names: no second write
                 except OSError:
                     shutil.copyfile(path, part)
-        older = [other for other in self.checkpoints() if other < path]
+        kept = [other for other in self.checkpoints() if other <= path][: self.keep]
         for other in self.checkpoints():
-            # a later step than this one is left from a future that was given up: it could not be read, or fresh=True
-            if other != path and other not in older[: self.keep - 1]:
+            if other not in kept:  # too old, or of a later step: of a future that could not be read and was given up
                 other.unlink(missing_ok=True)
         return path
 
@@ -251,7 +248,9 @@ class Folder:
                 warnings.warn(f"{failures[0]} Going on from {path.name}.", stacklevel=2)
             return found
         if failures:
-            raise CheckpointError(f"{failures[0]} No older checkpoint can be read. Start anew with fresh=True (--fresh).")
+            raise CheckpointError(
+                f"{failures[0]} No older checkpoint can be read. Start anew with fresh=True (--fresh)."
+            )
         return None
 
     def best(self) -> tuple[int, dict[str, Any], dict[str, Tensor]] | None:
@@ -305,21 +304,31 @@ def _supersedes(new: dict[str, Any], old: dict[str, Any]) -> bool:
     return a < b or (a == b and new.keys() == old.keys())
 
 
-def _hold(file: Any, folder: Path) -> None:
-    """Lock an open file for this process or say who has it. Without fcntl (Windows) there is no lock."""
+def _hold(folder: Path) -> IO[str]:
+    """A folder's lock file, open and locked for this process. Without fcntl (Windows) it locks nothing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / ".lock", "a+")  # noqa: SIM115 (the caller closes it, and with it the lock)
+    except OSError as error:
+        raise CheckpointError(f"Cannot use {folder} for a run: {error.strerror}. Choose another with --out.") from None
+    file.seek(0)
     try:
         import fcntl
-    except ImportError:
-        return
-    try:
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
+    except ImportError:
+        return file
+    except OSError as error:
         owner = file.read(20).strip() or "unknown"
+        file.close()
+        if not isinstance(error, BlockingIOError):
+            raise CheckpointError(
+                f"Cannot lock {folder}: {error.strerror}. Choose another folder with --out."
+            ) from None
         raise CheckpointError(
             f"Another run is using {folder} (pid {owner}). Wait for it or choose another folder with --out."
         ) from None
-    file.seek(0)
     file.truncate()
     file.write(str(os.getpid()))
     file.flush()
+    return file

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
-from . import nets, schedules
+from . import __version__, nets, schedules
 from .checkpoints import load_tensors, save_tensors, write_bytes, write_json, write_text
 from .denoisers import Denoiser
 from .errors import CheckpointError, InputError, unknown
@@ -146,7 +146,7 @@ class Model:
             "sigma_min": self.sigma_min,
             "sigma_max": self.sigma_max,
             "tables": {steps: json.loads(t.to_json()) for steps, t in self.tables.items()},
-            "info": _anonymous(dict(self.info)),
+            "info": _anonymous({"fastdiffusion": __version__, **self.info}),
         }
 
     @staticmethod
@@ -162,7 +162,9 @@ class Model:
             with torch.random.fork_rng(devices=[]), _Undrawn():  # random buffers leave no trace in the user's stream
                 model = _build(spec)
             for part, module in model._parts().items():
-                module.load_state_dict({k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")})
+                module.load_state_dict(
+                    {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+                )
         except InputError:
             raise
         except Exception as error:  # a constructor may fail in any way on hostile keywords
@@ -172,7 +174,12 @@ class Model:
         return model
 
 
-_KEYS = {f for f in Model.__dataclass_fields__ if f != "denoiser"} | {"net", "parameterization", "sigma_data", "self_condition"}
+_KEYS = {f for f in Model.__dataclass_fields__ if f != "denoiser"} | {
+    "net",
+    "parameterization",
+    "sigma_data",
+    "self_condition",
+}
 
 
 def _build(spec: Mapping[str, Any]) -> Model:
@@ -197,7 +204,7 @@ def _net_spec(net: nn.Module) -> dict[str, Any]:
     """A network's name in the closed table and its constructor keywords."""
     for name, kind in nets.NETS.items():
         if type(net) is kind:
-            return {"name": name, **net.config}
+            return {"name": name, **cast("dict[str, Any]", net.config)}
     raise InputError(f"A {type(net).__name__} cannot be saved: only these nets can, {', '.join(nets.NETS)}.")
 
 
@@ -211,10 +218,12 @@ def _check_numbers(value: Any, depth: int = 0) -> None:
     if isinstance(value, (list, tuple)) and len(value) <= 64 and depth < 4:
         for item in value:
             _check_numbers(item, depth + 1)
-    elif isinstance(value, str) and len(value) > 100 or isinstance(value, (int, float)) and not abs(value) <= 1 << 20:
-        raise InputError(f"The configuration has a value out of any range: {str(value)[:40]}.")
-    elif value is not None and not isinstance(value, (str, int, float)):
-        raise InputError(f"The configuration has a value of no use: {str(value)[:40]}.")
+    elif not (
+        value is None
+        or (isinstance(value, str) and len(value) <= 100)
+        or (isinstance(value, (int, float)) and abs(value) <= 1 << 20)
+    ):
+        raise InputError(f"The configuration has a value that no network takes: {str(value)[:40]}.")
 
 
 @contextmanager
@@ -242,12 +251,14 @@ def _at_most(count: int) -> Iterator[None]:
 class _Undrawn(TorchFunctionMode):
     """Modules are built without drawing weights that are about to be replaced.
 
-    On the meta device drawing would even import torch's compiler, which takes longer than all the rest of loading.
+    On the meta device drawing, and ``empty_like``, would even import torch's compiler: two seconds.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if getattr(func, "__module__", "") == "torch.nn.init" or func in (Tensor.normal_, Tensor.uniform_):
             return args[0] if args else kwargs["tensor"]
+        if func is torch.empty_like:
+            return args[0].new_empty(args[0].shape)
         return func(*args, **kwargs or {})
 
 
@@ -259,7 +270,9 @@ def _check_tensors(skeleton: Model, tensors: Mapping[str, Tensor]) -> None:
         raise InputError(f"The configuration and the tensors do not belong together: {odd[:100]!r} is in one only.")
     for name, tensor in wanted.items():
         if tensor.shape != tensors[name].shape:
-            raise InputError(f"{name} should have shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}.")
+            raise InputError(
+                f"{name} should have shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}."
+            )
     computed = sum(b.numel() for part in skeleton._parts().values() for b in part.buffers())
     if computed > (1 << 22) + sum(t.numel() for t in tensors.values()):
         raise InputError("The configuration asks for buffers far larger than the model.")
@@ -290,7 +303,9 @@ def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> No
         dtype: Store the parameters in this type, e.g. torch.bfloat16 for half the size; loaded they are float32 again.
     """
     if Path(path).suffix != ".safetensors":
-        raise InputError(f"A model file ends in .safetensors, got {str(path)!r}. Try {Path(path).with_suffix('.safetensors')}.")
+        raise InputError(
+            f"A model file ends in .safetensors, got {str(path)!r}. Try {Path(path).with_suffix('.safetensors')}."
+        )
     tensors = model.tensors()
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -305,7 +320,9 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Model:
     path = Path(path)
     if path.is_dir():
         if not (path / FILE).is_file():
-            raise CheckpointError(f"{path} is a folder without {FILE}. Give a model file, or a folder that training wrote.")
+            raise CheckpointError(
+                f"{path} is a folder without {FILE}. Give a model file, or a folder that training wrote."
+            )
         path = path / FILE
     config, tensors = load_tensors(path)
     try:
