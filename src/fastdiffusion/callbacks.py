@@ -1,0 +1,266 @@
+"""What happens beside a training loop: small parts, called in order after every step.
+
+None of them changes the training. Those that compute (validation, previews) come so seldom that they take at most about
+2 % of it each, decided by counting and not by the clock, so that a run that was killed and went on does the same.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import reports, samplers
+from .checkpoints import CheckpointError
+from .examples import Examples
+from .images import grid, save_png
+from .models import FILE, save
+from .noise import initial
+
+if TYPE_CHECKING:
+    from .learner import Learner, TrainStep
+
+PREVIEWS, CALLS = 16, 12  # pictures in a preview, and denoiser calls for each
+HELD_OUT = 256  # pictures of the validation loss, at most
+
+
+class Callback:
+    """Does nothing. Subclasses override what they need. Called in all processes; only ``learner.main`` writes."""
+
+    def start(self, learner: Learner) -> None:
+        """Before the first step is shown; the run is loaded."""
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """After each step."""
+
+    def end(self, learner: Learner) -> None:
+        """After the last step, or the one at which the run was told to stop (``learner.stopped``)."""
+
+
+def defaults(learner: Learner) -> list[Callback]:
+    """The usual callbacks in their order: measure, record, save, show."""
+    jobs: list[Callback] = [Validation(), Metrics()]
+    jobs += [Tracker()] if learner.track else []
+    jobs += [Checkpoint(), Preview(), Results()] if learner.run is not None else []
+    return [*jobs, Console()] if learner.verbose and learner.main else jobs
+
+
+def say(learner: Learner, text: str) -> None:
+    """Tell the person, once, unless the run is to be silent."""
+    if learner.verbose and learner.main:
+        print(text, file=sys.stderr, flush=True)
+
+
+def seldom(step: TrainStep, batch_size: int, calls: int, share: float = 0.02) -> bool:
+    """Whether something that costs ``calls`` forward passes of one picture is due: at most about 20 times a run.
+
+    A picture trained costs about three forward passes, so a ``share`` of the time is 3 * batch_size * share a step.
+    """
+    every = max(math.ceil((step.of or 0) / 20), math.ceil(calls / (3 * share * batch_size)))
+    return step.step % every == 0 or step.step == step.of
+
+
+class Validation(Callback):
+    """The loss of the averaged model on held-out pictures, with noise and noise levels that never change."""
+
+    def start(self, learner: Learner) -> None:
+        """Draw the pictures and their noise: the beginning of a stream that never goes on."""
+        n = min(64, learner.batch_size, len(learner.held_out))
+        stream = Examples(
+            learner.held_out, n, -1, learner.density, learner.density_options, learner.unit,
+            self_condition=learner.self_condition,
+        ) if n else None  # fmt: skip
+        count = min(stream.per_epoch, HELD_OUT // n) if stream else 0
+        self.pieces = [stream.draw(i).split(1, learner.device)[0] for i in range(count)] if stream else []
+        self.calls, self.best = count * n, math.inf
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """Measure, seldom, and mark the best so far for the next checkpoint."""
+        learner.validation = None
+        if self.pieces and seldom(step, learner.batch_size, self.calls):
+            learner.validation = learner.validate(self.pieces)
+            learner.best = learner.validation <= self.best
+            self.best = min(learner.validation, self.best)
+
+
+class Metrics(Callback):
+    """metrics.jsonl: one line for the steps since the last, at 10, 20, ... 1000, 1100, ... 10000, 11000, ..."""
+
+    def start(self, learner: Learner) -> None:
+        """Begin a mean."""
+        self.losses: list[float] = []
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """Add to the mean; write it when its turn has come, or when something else is worth a line."""
+        record = {"step": step.step}
+        if step.bad:
+            record["skipped"] = list(step.bad)
+        else:
+            self.losses.append(step.loss)
+        if learner.validation is not None:
+            record["validation_loss"] = round(learner.validation, 6)
+        due = step.step % 10 ** max(1, int(math.log10(step.step)) - 1) == 0
+        if self.losses and (due or step.step == step.of):
+            record |= {
+                "loss": round(sum(self.losses) / len(self.losses), 6), "norm": round(step.norm, 5), "lr": step.lr,
+                "images_per_second": round(step.images_per_second, 1), "seconds": round(step.seconds, 2),
+            }  # fmt: skip
+            self.losses = []
+        learner.record = record if len(record) > 1 else None
+        if learner.record and learner.run is not None and learner.main:
+            learner.run.append(learner.record)
+
+
+class Tracker(Callback):
+    """The same lines for TensorBoard, trackio or Weights & Biases, through Accelerate."""
+
+    def start(self, learner: Learner) -> None:
+        """Open the tracker."""
+        settings = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in learner.config.items()}
+        learner.accelerator.init_trackers("fastdiffusion", settings)
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """Pass the line on."""
+        if learner.record:
+            numbers = {k: v for k, v in learner.record.items() if isinstance(v, (int, float)) and k != "step"}
+            learner.accelerator.log(numbers, step=step.step)
+
+    def end(self, learner: Learner) -> None:
+        """Close it."""
+        learner.accelerator.end_training()
+
+
+class Checkpoint(Callback):
+    """A checkpoint whenever the learner says that one is due, and at the end."""
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """Save, if due."""
+        if learner.save_due:
+            learner.save()
+
+    def end(self, learner: Learner) -> None:
+        """Save before anything else that could fail."""
+        learner.save()
+
+
+class Preview(Callback):
+    """previews/<step>.png: the same noises and classes each time. Whatever goes wrong, training goes on."""
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """Sample a sheet, seldom."""
+        if not seldom(step, learner.batch_size, PREVIEWS * CALLS):
+            return
+        try:
+            images = preview(learner)
+            if learner.main:
+                zoom = max(1, 32 // learner.train.shape[-1])
+                save_png(grid(images, 4, zoom), learner.run.path / "previews" / f"{step.step:07d}.png")  # pyright: ignore
+        except Exception as error:  # a full disk, a sampler that diverges: not worth a run
+            say(learner, f"\nNo preview at step {step.step:,}: {error}")
+
+
+@torch.no_grad()
+def preview(learner: Learner, n: int = PREVIEWS, calls: int = CALLS) -> torch.Tensor:
+    """Pictures of the averaged model from the seeds 0, 1, ... and its classes in turn."""
+    model = learner.model
+    table = model.table(calls)
+    cond = model.cond([i % len(model.classes) for i in range(n)]) if model.classes else None
+    x = table.sigmas[0] * initial(range(n), model.shape).to(model.device)
+    return samplers.final(samplers.run(model.denoise, x, table, cond, range(n)))
+
+
+class Results(Callback):
+    """model.safetensors and report.html, at the end."""
+
+    def end(self, learner: Learner) -> None:
+        """Write both; a run that was told to stop has only the time for its checkpoint."""
+        if learner.stopped:
+            return
+        model = learner.model
+        if learner.main and learner.run is not None:
+            save(model, learner.run.path / FILE)
+            reports.write(learner.run, learner.config, model)
+
+
+class Console(Callback):
+    """What a person sees: what it will cost, a line that moves, and where the results are."""
+
+    def start(self, learner: Learner) -> None:
+        """Whether there is anybody to see a moving line."""
+        self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
+        self.told, self.shown, self.loss = False, 0.0, math.nan
+        if learner.state.step > 1:
+            print(f"Going on from step {learner.state.step - 1:,}.", file=sys.stderr)
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """Say once what is to be expected, then show the progress four times a second."""
+        if step.bad:
+            names = ", ".join(step.bad[:3]) + (f" and {len(step.bad) - 3} more" if len(step.bad) > 3 else "")
+            print(f"\nStep {step.step:,} was skipped: its loss is not a number ({names}).", file=sys.stderr)
+            return
+        self.loss = step.loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * step.loss
+        if not self.told and step.of is not None and step.step >= min(learner.start + 10, step.of):
+            self.told = True
+            print(expectations(learner, step), file=sys.stderr)
+        if self.live and time.monotonic() - self.shown > 0.25:
+            self.shown = time.monotonic()
+            width = shutil.get_terminal_size().columns - 1
+            print("\r" + line(step, self.loss)[:width].ljust(width), end="", file=sys.stderr, flush=True)
+
+    def end(self, learner: Learner) -> None:
+        """Say where things are."""
+        s = learner.state
+        text = f"{'Stopped' if learner.stopped else 'Done'} at step {s.step:,} after {clock(s.seconds)}, loss {self.loss:.4f}."
+        if learner.run is not None:
+            text += (
+                " The same command goes on from here."
+                if learner.stopped
+                else f"\n{learner.run.path / FILE}, previews/ and report.html are there."
+            )
+        print(("\n" if self.live else "") + text, file=sys.stderr, flush=True)
+
+
+def expectations(learner: Learner, step: TrainStep) -> str:
+    """Parameters, memory, speed and what the budget buys, in two lines."""
+    count = sum(p.numel() for p in learner.objective.denoiser.parameters())
+    size = "x".join(map(str, learner.train.shape))
+    images = (step.of or 0) * learner.batch_size
+    return (
+        f"{learner.train.name}: {len(learner.train):,} pictures of {size}, {count / 1e6:.2f} M parameters, {memory()}, "
+        f"{learner.state.precision} on {learner.device}"
+        + (f", {learner.world} processes" if learner.world > 1 else "")
+        + f"\n{step.images_per_second:,.0f} images/s: about {step.of:,} steps, {images:,} images, "
+        f"{images / len(learner.train):,.1f} epochs, {clock(step.seconds + step.eta)}"
+    )
+
+
+def line(step: TrainStep, loss: float) -> str:
+    """The moving line; what matters most comes first, because a narrow terminal cuts it."""
+    of = f"/{step.of:,}" if step.of else ""
+    speed = f"{step.images_per_second:,.0f} img/s"
+    return f"loss {loss:.4f}  {clock(step.eta)} left  {speed}  {step.step:,}{of}  lr {step.lr:.1e}"
+
+
+def clock(seconds: float) -> str:
+    """Time as 0:07, 12:34 or 3:25:45."""
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
+def memory() -> str:
+    """Memory in use by this process, of the GPU if there is one."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MB of GPU memory"
+    try:
+        with open("/proc/self/statm") as file:
+            return f"{int(file.read().split()[1]) * os.sysconf('SC_PAGE_SIZE') / 2**20:,.0f} MB"
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return f"{peak / (2**20 if sys.platform == 'darwin' else 2**10):,.0f} MB"

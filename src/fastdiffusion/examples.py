@@ -1,0 +1,128 @@
+"""What a step trains on: pictures, noise levels, noise, conditions, all drawn from the seed and the step alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .data import Dataset, augment
+from .errors import unknown
+from .images import to_tensor
+from .noise import generator
+from .schedules import DENSITIES, stratified
+from .types import Cond
+
+ORDER, SIGMA, NOISE, LABEL, COIN, AUGMENT, DROPOUT, WEIGHTS = range(16, 24)  # what a generator is for
+
+
+class Example(NamedTuple):
+    """A batch, or a part of one, with all that was drawn for it. ``coin``: where to self-condition."""
+
+    x0: Float[Tensor, "b c h w"]
+    sigma: Float[Tensor, " b"]
+    noise: Float[Tensor, "b c h w"]
+    cond: Cond | None
+    coin: Bool[Tensor, " b"] | None
+    names: Sequence[str]
+
+    def split(self, parts: int, device: torch.device) -> list[Example]:
+        """Equal parts, on a device."""
+        size = len(self.sigma) // parts
+        pieces = (slice(i * size, (i + 1) * size) for i in range(parts))
+        return [
+            Example(
+                self.x0[rows].to(device, memory_format=torch.channels_last, non_blocking=True),
+                self.sigma[rows].to(device, non_blocking=True),
+                self.noise[rows].to(device, non_blocking=True),
+                None if self.cond is None else self.cond[rows].to(device),
+                None if self.coin is None else self.coin[rows].to(device),
+                self.names[rows],
+            )
+            for rows in pieces
+        ]
+
+
+@dataclass
+class Examples:
+    """The endless stream of batches of a run: ``draw(step)``, in any order, always the same.
+
+    Attributes:
+        data: Pictures in uint8, or floats of any scale.
+        batch_size: Of all processes together.
+        seed: Of the run.
+        density: A name in ``schedules.DENSITIES``, with ``options``.
+        unit: What noise levels are multiplied by: the scale of the data, 1 for pictures.
+        label_dropout: Part of the examples that lose their label.
+        augments: Names in ``augment.AUGMENTS``, each acting with probability ``augment_p``.
+        self_condition: Whether to toss the coin.
+        rank: Number of this process, of ``world``: each gets its part of the batch that one would get.
+    """
+
+    data: Dataset
+    batch_size: int
+    seed: int = 0
+    density: str = "lognormal"
+    options: dict[str, float] = field(default_factory=dict)
+    unit: float = 1.0
+    label_dropout: float = 0.0
+    augments: Sequence[str] = ()
+    augment_p: float = 0.12
+    self_condition: bool = False
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if self.density not in DENSITIES:
+            raise unknown("density", self.density, DENSITIES)
+        self.groups = self.data.groups
+        self.per_epoch = math.ceil(len(self.data) / self.batch_size)
+        self._epoch: tuple[int, list[list[int]]] = (-1, [])
+
+    def order(self, step: int) -> list[int]:
+        """Which pictures a step is about: of one size, each picture once an epoch but for rounding.
+
+        The batches of an epoch are divided among groups of unlike picture sizes by systematic sampling, so that in the
+        mean every picture is seen equally often, however small its group.
+        """
+        epoch, place = divmod(step, self.per_epoch)
+        if self._epoch[0] != epoch:
+            g, n, size = generator(self.seed, ORDER, epoch), self.per_epoch, self.batch_size
+            points = (torch.arange(n) + torch.rand(1, generator=g)) / n * len(self.data)
+            ends = torch.tensor([len(group) for group in self.groups]).cumsum(0)
+            shares = torch.bucketize(points, ends, right=True).bincount(minlength=len(ends)).tolist()
+            batches: list[list[int]] = []
+            for group, share in zip(self.groups, shares, strict=True):
+                rounds = [torch.randperm(len(group), generator=g) for _ in range(math.ceil(share * size / len(group)))]
+                for rows in torch.cat(rounds)[: share * size].split(size) if rounds else ():
+                    batches.append([group[i] for i in rows.tolist()])
+            self._epoch = (epoch, [batches[i] for i in torch.randperm(n, generator=g).tolist()])
+        return self._epoch[1][place]
+
+    def draw(self, step: int) -> Example:
+        """This process's part of a step's batch."""
+        n, share = self.batch_size, self.batch_size // self.world
+        rows = slice(self.rank * share, (self.rank + 1) * share)
+        batch = self.data.batch(self.order(step)[rows])
+        x0 = batch.images if batch.images.is_floating_point() else to_tensor(batch.images)
+
+        def random(purpose: int) -> torch.Generator:
+            return generator(self.seed, purpose, step)
+
+        sigma = DENSITIES[self.density](stratified(n, random(SIGMA)), **self.options)[rows] * self.unit
+        noise = torch.randn((n, *x0.shape[1:]), generator=random(NOISE))[rows]
+        cond = coin = None
+        if self.data.classes:
+            dropped = torch.rand(n, generator=random(LABEL)) < self.label_dropout
+            cond = Cond(label=batch.labels).drop(dropped[rows])
+        if self.augments:
+            plan = augment.draw(n, random(AUGMENT), self.augments, self.augment_p)[rows]
+            x0, cond = augment.apply(x0, plan), replace(cond or Cond(), augment=plan.vector)
+        if self.self_condition:
+            coin = torch.rand(n, generator=random(COIN))[rows] < 0.5
+        return Example(x0, sigma, noise, cond, coin, batch.names)

@@ -1,0 +1,533 @@
+"""Training: a loop that yields steps.
+
+    learn = Learner("digits", net="unet-tiny", folder="runs/digits").fit(minutes=1)
+    pictures = sample(learn.model, n=16)
+
+Whatever is random in a step (which pictures, noise levels, noise, dropped labels, augmentation) is a function of the
+seed and the number of the step, and is drawn for the whole batch of all processes and then divided. So a checkpoint
+holds weights and a few numbers but no state of any random generator, a run that was killed goes on bit for bit as if it
+had not been, and two processes train as one does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from . import data as datasets
+from . import losses, nets, optimizers
+from .budgets import State
+from .callbacks import Callback, defaults, say
+from .checkpoints import Folder
+from .data import Dataset, augment
+from .denoisers import PARAMETERIZATIONS, Denoiser
+from .distributed import check_world, like, rank_and_world, stop_signals, total, whole
+from .ema import Ema
+from .errors import CheckpointError, FastdiffusionError, InputError, unknown
+from .examples import DROPOUT, WEIGHTS, Example, Examples
+from .models import Model
+from .noise import generator
+from .schedules import DENSITIES
+from .types import Cond
+
+BAD_IN_A_ROW = 3  # batches whose loss is not a number, after which training stops
+
+
+class TrainStep(NamedTuple):
+    """What a training step shows.
+
+    Attributes:
+        step: Steps done, this one included.
+        of: Steps of the whole run; None until the speed is known (a budget in minutes).
+        loss: Mean over the batch of all processes.
+        norm: Length of the gradient before clipping.
+        lr: Learning rate of this step.
+        images_per_second: Over the last steps.
+        seconds: Training time so far, of all sessions.
+        eta: Seconds left.
+        bad: Names of the pictures of a batch that was skipped, because its loss or gradient was not a number.
+    """
+
+    step: int
+    of: int | None
+    loss: float
+    norm: float
+    lr: float
+    images_per_second: float
+    seconds: float
+    eta: float
+    bad: tuple[str, ...] = ()
+
+
+class Objective(nn.Module):
+    """The loss as a module, so that what DDP or FSDP wrap is exactly what a step computes."""
+
+    def __init__(self, denoiser: Denoiser, unit: float, weight: str, options: dict[str, float], uncertainty: bool):
+        super().__init__()
+        self.denoiser, self.unit = denoiser, unit
+        self.weight = partial(losses.weight, weight, sigma_data=denoiser.sigma_data / unit, **options)
+        self.uncertainty = losses.Uncertainty() if uncertainty else None
+
+    def forward(self, e: Example) -> Float[Tensor, " b"]:
+        """One loss per image; where the coin says so, the net is first asked for the estimate that it is then told."""
+        cond = e.cond
+        if e.coin is not None and bool(e.coin.any()):
+            with torch.no_grad():
+                x = e.x0 + e.sigma[:, None, None, None] * e.noise
+                some = None if cond is None else cond[e.coin]
+                estimate = torch.zeros_like(x)
+                estimate[e.coin] = self.denoiser(x[e.coin], e.sigma[e.coin], some).to(x.dtype)
+            cond = replace(cond or Cond(), estimate=estimate)
+        return losses.denoising_loss(self.denoiser, e.x0, e.sigma, e.noise, cond, self._weight, self.uncertainty)
+
+    def _weight(self, sigma: Tensor) -> Tensor:
+        return self.weight(sigma / self.unit) / self.unit**2
+
+
+@dataclass(eq=False)
+class Learner:
+    """A training run. Its keywords are its configuration: a folder that holds another one is not continued.
+
+    Args:
+        data: A data set, or what ``data.load`` takes: "digits", "fashion-mnist", a folder of pictures.
+        net: A name in ``nets.PRESETS``, or a specification {"name": "unet", ...}.
+        parameterization: What the net predicts; a name in ``denoisers.PARAMETERIZATIONS``.
+        density: Which noise levels are trained; a name in ``schedules.DENSITIES``, with ``density_options``.
+        weight: What an error counts at each level; a name in ``losses.WEIGHTS``, with ``weight_options``.
+        uncertainty: Learn the weight's balance over the levels as well (EDM2, Karras et al. 2024, eq. 14).
+        self_condition: Also tell the net its own estimate, in half of the cases (Chen et al. 2022).
+        sigma_data: Standard deviation of the data; by default measured.
+        label_dropout: Part of the pictures trained without their label, for guidance (Ho & Salimans 2022).
+        augment: Names in ``data.augment.AUGMENTS``, e.g. ``augment.EDM``; the net is told of them, so they do not leak.
+        augment_p: Probability of each.
+        dropout: The net's.
+        optimizer: A name in ``optimizers.OPTIMIZERS``.
+        lr: Highest learning rate; by default the preset's.
+        weight_decay: Of AdamW or Muon.
+        batch_size: Pictures per step, over all processes and accumulated parts.
+        accumulate: Parts that a batch is computed in, one after the other, to save memory.
+        clip: Longest gradient; 0 is off.
+        warmup: Steps in which the learning rate rises.
+        decay: Last part of the run in which it falls to 0, up to 0.95.
+        ema: Lengths of the averages of the weights, as parts of the run (EDM2, sec. 3); the model is one of them.
+        holdout: Part of the data kept for the validation loss.
+        precision: "float32", "bfloat16", or "auto": the faster of them, measured.
+        compile: Use torch.compile; "auto": on a GPU. It costs minutes before it gains.
+        shard: Divide weights and optimizer among the processes (FSDP2) instead of copying them (DDP).
+        folder: Where the run lives; None keeps it in memory.
+        seed: Of everything.
+        save_every: Seconds between checkpoints, or more, so that saving takes at most 2 % of the time.
+        track: "tensorboard", "trackio" or "wandb", through Accelerate; metrics.jsonl and report.html are always written.
+        cpu: Stay on the CPU where there is a GPU.
+        verbose: Print what is going on.
+    """
+
+    data: Dataset | str
+    net: str | dict[str, Any] = "unet-small"
+    parameterization: str = "edm"
+    density: str = "lognormal"
+    density_options: dict[str, float] = field(default_factory=dict)
+    weight: str = "edm"
+    weight_options: dict[str, float] = field(default_factory=dict)
+    uncertainty: bool = False
+    self_condition: bool = False
+    sigma_data: float | None = None
+    label_dropout: float = 0.1
+    augment: Sequence[str] = ()
+    augment_p: float = 0.12
+    dropout: float = 0.0
+    optimizer: str = "adamw"
+    lr: float | None = None
+    weight_decay: float = 0.0
+    batch_size: int = 64
+    accumulate: int = 1
+    clip: float = 1.0
+    warmup: int = 100
+    decay: float = 0.5
+    ema: Sequence[float] = (0.05, 0.1)
+    holdout: float = 0.05
+    precision: str = "auto"
+    compile: bool | str = False
+    shard: bool = False
+    folder: str | Path | None = None
+    seed: int = 0
+    save_every: float = 30.0
+    track: str | None = None
+    cpu: bool = False
+    verbose: bool = True
+
+    # what may differ between two commands that continue one run
+    FREE = frozenset({"folder", "save_every", "track", "cpu", "verbose", "compile", "shard", "accumulate"})
+
+    def __post_init__(self) -> None:
+        self._check()
+        self.rank, self.world = rank_and_world()
+        self.data = datasets.load(self.data) if isinstance(self.data, str) else self.data
+        self.train, self.held_out = self.data.split(self.holdout, self.seed)
+        self.run = Folder(self.folder) if self.folder is not None else None
+        self.stopped = 0  # the signal that asked for an end
+        self.save_due = self.best = False  # whether to save after this step, and whether as the best
+        self.validation: float | None = None  # of this step, if it was measured
+        self.record: dict[str, Any] | None = None  # this step's line of metrics.jsonl, if it has one
+        self._signals: list[int] = []
+        self._saved = (0.0, 0.0)  # time of the last checkpoint, and what it took
+        self._measure_data()
+        self._build()
+
+    def _check(self) -> None:
+        """Refuse what cannot be trained, before anything is loaded."""
+        for kind, name, known in (
+            ("parameterization", self.parameterization, PARAMETERIZATIONS),
+            ("density", self.density, DENSITIES),
+            ("weight", self.weight, losses.WEIGHTS),
+            ("optimizer", self.optimizer, optimizers.OPTIMIZERS),
+            ("precision", self.precision, ("auto", "float32", "bfloat16")),
+        ):
+            if name not in known:
+                raise unknown(kind, name, known)
+        if isinstance(self.net, str) and self.net not in nets.PRESETS:
+            raise unknown("net", self.net, nets.PRESETS)
+        check_world()
+        parts = rank_and_world()[1] * self.accumulate
+        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % parts:
+            raise InputError(
+                f"batch_size must be a multiple of processes times accumulate, here {parts}; got {self.batch_size}."
+            )
+        if not 0 <= self.decay <= 0.95:
+            raise InputError(f"decay must be from 0 to 0.95, got {self.decay}. Try 0.5.")
+        if self.shard and self.optimizer == "muon":
+            raise InputError("Muon needs whole matrices and cannot train with shard. Use optimizer='adamw'.")
+
+    def _measure_data(self) -> None:
+        """sigma_data, and the unit in which noise levels are counted: 1 for pictures, for other data its own scale."""
+        rows = self.train.groups[0]
+        pictures = not self.train.batch(rows[:1]).images.is_floating_point()
+        if pictures:
+            measured = datasets.measure_sigma_data(self.train)
+        else:
+            measured = float(self.train.batch(rows[:: math.ceil(len(rows) / 512)]).images.double().std())
+        if self.sigma_data is not None and not 0.8 < self.sigma_data / measured < 1.25:
+            text = f"sigma_data is {self.sigma_data:.3g} but the data's standard deviation is {measured:.3g}."
+            warnings.warn(f"{text} Leave sigma_data out to have it measured.", stacklevel=4)
+        self.measured_sigma_data = self.sigma_data or round(measured, 4)
+        self.unit = 1.0 if pictures else self.measured_sigma_data / 0.5
+
+    def _build(self) -> None:
+        """The net on its device, optimizers, averages and the stream of examples, all at step 0."""
+        from accelerate import Accelerator
+
+        self.state = State(precision=None if self.precision == "auto" else self.precision)
+        self.examples = Examples(
+            self.train, self.batch_size, self.seed, self.density, self.density_options, self.unit,
+            self.label_dropout, self.augment, self.augment_p, self.self_condition, self.rank, self.world,
+        )  # fmt: skip
+        channels = self.train.shape[0]
+        spec = nets.PRESETS[self.net] if isinstance(self.net, str) else self.net
+        spec = {
+            **spec, "in_channels": channels * (2 if self.self_condition else 1), "out_channels": channels,
+            "classes": len(self.train.classes), "dropout": self.dropout, "augment": augment.length(self.augment),
+        }  # fmt: skip
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(self.seed, WEIGHTS).initial_seed() % 2**63)
+            net = nets.build(spec)
+        denoiser = Denoiser(net, self.parameterization, self.measured_sigma_data, self.self_condition)
+        self.objective = Objective(denoiser, self.unit, self.weight, self.weight_options, self.uncertainty)
+        where = str(self.folder) if self.folder is not None else None
+        self.accelerator = Accelerator(cpu=self.cpu, log_with=self.track, project_dir=where)
+        self.device = self.accelerator.device
+        self.objective.to(self.device)
+        if self.shard and self.world > 1:
+            from torch.distributed.fsdp import fully_shard
+
+            fully_shard(self.objective)
+        self.optimizers = optimizers.build(self.optimizer, self.objective, self.lr or 1e-3, self.weight_decay)
+        self.average = Ema(net, self.ema)
+        if self.compile is True or (self.compile == "auto" and self.device.type == "cuda"):
+            net.compile()
+        self.trained = self.objective
+        if self.world > 1 and not self.shard:
+            self.trained = self.accelerator.prepare(self.objective)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration as JSON: what two runs must share to be one."""
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.FREE}
+        return json.loads(json.dumps({**given, "data": self.train.fingerprint}))
+
+    @property
+    def model(self) -> Model:
+        """The averaged model as it stands, a copy of its own."""
+        return self.averaged(self.ema[0] if self.state.step else None)
+
+    def averaged(self, length: float | None) -> Model:
+        """The model with the weights averaged over ``length`` of the run; None: the last weights."""
+        denoiser = self.objective.denoiser
+        frame = Model(
+            denoiser, self.train.shape, self.train.classes, 0.002 * self.unit, 80.0 * self.unit,
+            info={"data": self.train.name, "steps": self.state.step, "minutes": round(self.state.seconds / 60, 2)},
+        )  # fmt: skip
+        tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
+        if length is not None:
+            tensors |= {f"net.{name}": whole(t) for name, t in self.average.weights(length).items()}
+        return Model.from_spec(frame.spec(), tensors).to(self.device)
+
+    # ---- one step ---------------------------------------------------------------------------------------------
+
+    def draw(self, step: int) -> list[Example]:
+        """This process's part of a step's batch, on the device, in ``accumulate`` pieces."""
+        return self.examples.draw(step).split(self.accumulate, self.device)
+
+    def update(self, pieces: list[Example], lr: float) -> tuple[float, float, list[str]]:
+        """Learn from one batch: (loss, length of the gradient, names of the pictures if the step was skipped)."""
+        if self.dropout:
+            torch.manual_seed(generator(self.seed, DROPOUT, self.state.step, self.rank).initial_seed() % 2**63)
+        loss, each = torch.zeros((), device=self.device), []
+        for i, piece in enumerate(pieces):
+            wait = i < len(pieces) - 1 and self.trained is not self.objective
+            with self.trained.no_sync() if wait else nullcontext():  # pyright: ignore
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
+                    each.append(self.trained(piece))
+                part = each[-1].mean() / len(pieces)
+                part.backward()
+                loss = loss + part.detach()
+        norm = whole(nn.utils.clip_grad_norm_(self.objective.parameters(), self.clip or math.inf))
+        value, length = torch.stack([loss, norm]).tolist()  # the one point where the processor waits for the device
+        names: list[str] = []
+        if math.isfinite(length):  # the same number in all processes, unlike the loss
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                optimizer.step()
+            self.average.update(self.state.step + 1)
+        else:
+            wrong = [~e.detach().isfinite() for e in each]
+            names = [
+                n for piece, w in zip(pieces, wrong, strict=True) for n, bad in zip(piece.names, w.tolist()) if bad
+            ]
+            names = names or [n for piece in pieces for n in piece.names]
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        return value, length, names
+
+    # ---- the run ----------------------------------------------------------------------------------------------
+
+    def steps(self, steps: int | None = None, minutes: float | None = None) -> Iterator[TrainStep]:
+        """Train, and show each step. To stop early is to stop iterating; the next call goes on from there.
+
+        Args:
+            steps: Steps of the whole run, those already done included.
+            minutes: Training time of the whole run, instead: the number of steps then follows from the speed.
+        """
+        s = self.state
+        s.plan(steps, minutes, self.decay)
+        if s.precision is None:
+            s.precision = self._faster_precision()
+        begun = time.perf_counter() - s.seconds
+        ends: deque[float] = deque([time.perf_counter()], maxlen=21)
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self.draw, s.step)
+            while not s.finished:
+                pieces, coming = coming.result(), ahead.submit(self.draw, s.step + 1)
+                lr = (self.lr or 1e-3) * self._rate()
+                loss, norm, bad = self.update(pieces, lr)
+                s.step += 1
+                ends.append(time.perf_counter())
+                pace = (len(ends) - 1) / (ends[-1] - ends[0])
+                loss, bad = self._agree(loss, bad, begun)
+                s.bad = s.bad + 1 if bad else 0
+                yield TrainStep(
+                    s.step, s.total, loss, norm, lr, pace * self.batch_size, s.seconds, s.left(pace), tuple(bad)
+                )
+                if s.bad >= BAD_IN_A_ROW:
+                    self._give_up(bad)
+                if s.settle(pace, self.decay):
+                    self.save()  # this decision was a measurement: it must not be lost
+
+    def _rate(self) -> float:
+        """Factor of the learning rate at this step."""
+        s, decays = self.state, self.optimizer != "schedule_free"
+        return optimizers.rate(s.step, s.start, self.warmup, s.decay_from if decays else None, s.total)
+
+    def _agree(self, loss: float, bad: list[str], begun: float) -> tuple[float, list[str]]:
+        """What all processes must do alike: the mean loss, the clock, when to save, whether to stop."""
+        now, got = time.perf_counter(), self._signals[0] if self._signals else 0
+        due = now - self._saved[0] > max(self.save_every, 50 * self._saved[1])
+        mine = [now - begun, float(due)] if self.main else [0.0, 0.0]
+        mine += [loss / self.world, float(got == signal.SIGINT), float(got == signal.SIGTERM)]
+        self.state.seconds, due, loss, interrupted, ended = total(mine, self.device)
+        self.save_due = due > 0
+        self.stopped = signal.SIGTERM if ended else signal.SIGINT if interrupted else 0
+        if bad and self.world > 1:
+            from accelerate.utils import gather_object
+
+            bad = gather_object(bad)
+        return loss, bad
+
+    def _give_up(self, names: list[str]) -> None:
+        """Go back to the last checkpoint and end the run."""
+        found = self.run.latest() if self.run is not None else None
+        if found is not None:
+            self.unpack(found[2], found[1])
+        raise FastdiffusionError(
+            f"{BAD_IN_A_ROW} batches in a row had a loss that is not a number, the last with {', '.join(names[:3])}. "
+            f"Training stopped at the last good state (step {self.state.step:,}). Look at these pictures, or lower lr."
+        )
+
+    def _faster_precision(self) -> str:
+        """Time both precisions on a batch: bfloat16 is ten times slower on processors without instructions for it."""
+        cpu = self.device.type == "cpu"
+        if cpu and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            return "float32"
+        piece, times = self.draw(self.state.step)[0], []
+        for kind in ("float32", "bfloat16"):
+            laps = []
+            for _ in range(3):
+                begun = time.perf_counter()
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=kind == "bfloat16"):
+                    loss = self.objective(piece)
+                loss.mean().backward()
+                float(
+                    whole(nn.utils.get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None]))
+                )
+                laps.append(time.perf_counter() - begun)
+            times.append(min(laps))
+        self.objective.zero_grad(set_to_none=True)
+        slow, fast = total(times, self.device)
+        return "bfloat16" if fast < 0.9 * slow else "float32"
+
+    @torch.no_grad()
+    def validate(self, pieces: Sequence[Example], length: float | None = None) -> float:
+        """Mean loss of the averaged model (of the first length, by default) on examples."""
+        with self.average.applied(self.ema[0] if length is None else length):
+            self.objective.eval()
+            value = torch.cat([self.objective(piece) for piece in pieces]).mean()
+            self.objective.train()
+        return float(value)
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, configuration): the whole run."""
+        inner, settings = optimizers.pack(self.optimizers)
+        parts = {"model": self.objective.state_dict(), "ema": self.average.state_dict(), "optimizer": inner}
+        tensors = {f"{part}.{name}": whole(t.detach()) for part, named in parts.items() for name, t in named.items()}
+        return tensors, {"learner": self.config, "state": asdict(self.state), "optimizer": settings}
+
+    def unpack(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
+        """Become the run that :meth:`pack` saw."""
+
+        def part(name: str) -> dict[str, Tensor]:
+            return {k.removeprefix(f"{name}."): t for k, t in tensors.items() if k.startswith(f"{name}.")}
+
+        for mine in (self.objective, self.average):
+            own, saved = mine.state_dict(), part("model" if mine is self.objective else "ema")
+            mine.load_state_dict({name: like(own[name], saved[name]) for name in own})
+        optimizers.unpack(self.optimizers, part("optimizer"), config["optimizer"])
+        self.state = State(**config["state"])
+
+    def save(self) -> None:
+        """Write a checkpoint into the run's folder, if it has one."""
+        if self.run is None:
+            return
+        packed, begun = self.pack(), time.perf_counter()
+        if self.main:
+            self.run.save(self.state.step, *packed, best=self.best)
+            self._saved = (time.perf_counter(), time.perf_counter() - begun)
+        self.save_due = self.best = False
+
+    def resume(self, fresh: bool = False) -> None:
+        """Go on from the newest checkpoint in the folder; ``fresh`` forgets it and begins anew.
+
+        Raises InputError if the folder holds a run of another configuration.
+        """
+        if fresh:
+            if self.state.step:
+                self._build()
+            if self.run is not None and self.main:
+                self.run.clear()
+        self.accelerator.wait_for_everyone()
+        found = None if fresh or self.run is None else self.run.latest()
+        if found is None or found[0] < self.state.step:
+            return
+        step, config, tensors = found
+        then, now = config.get("learner", {}), self.config
+        changed = sorted(name for name in now if now[name] != then.get(name))
+        if changed:
+            what = ", ".join("other data" if n == "data" else f"{n}={then.get(n)!r} (now {now[n]!r})" for n in changed)
+            raise InputError(
+                f"{self.folder} holds a run with {what}. Give it as it was, choose another folder, "
+                "or start anew with fresh=True (--fresh)."
+            )
+        try:
+            self.unpack(tensors, config)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"The checkpoint of step {step} does not fit this version ({error}). Use --fresh."
+            ) from None
+
+    def fit(
+        self,
+        minutes: float | None = None,
+        steps: int | None = None,
+        fresh: bool = False,
+        callbacks: Sequence[Callback] = (),
+    ) -> Learner:
+        """Train until the budget of the run is used up, going on where its folder left off; ten minutes by default.
+
+        The first Ctrl-C or SIGTERM ends after the present step with a checkpoint, the second one at once.
+
+        Args:
+            minutes: Budget in time, of all sessions together.
+            steps: Budget in steps, instead.
+            fresh: Forget what is in the folder.
+            callbacks: Called after the usual ones (``callbacks.defaults``), in this order.
+        """
+        minutes = 10.0 if minutes is None and steps is None else minutes
+        with ExitStack() as stack:
+            if self.run is not None and self.main:
+                stack.enter_context(self.run.lock())
+            self._signals = stack.enter_context(stop_signals())
+            self.resume(fresh)
+            jobs = [*defaults(self), *callbacks]
+            loop = self.steps(steps, minutes)
+            first = next(loop, None)
+            if first is None:
+                say(self, f"This run has had its budget ({self.state.step:,} steps, {self.state.seconds / 60:.1f} minutes). "
+                          "Give more --minutes or --steps, or start anew with --fresh.")  # fmt: skip
+                return self
+            self.start = first.step  # of this session
+            for job in jobs:
+                job.start(self)
+            for step in chain([first], loop):
+                for job in jobs:
+                    job.step(self, step)
+                if self.stopped:
+                    break
+            for job in jobs:
+                job.end(self)
+        if self.stopped == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        if self.stopped:
+            raise KeyboardInterrupt
+        return self
