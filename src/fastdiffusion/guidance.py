@@ -1,21 +1,40 @@
 """Guidance: a function from denoiser to denoiser. Wrappers nest freely, because none of them knows the sampler.
 
+    guided = inpaint(cfg(model.denoise, scale=3), picture, mask)
+
 A guidance is written as a factory that returns the guided denoiser. What it remembers between calls (momentum, the
 previous estimate) lives in the factory's own variables, and the sampling loop calls the factory anew at the start of
 each run (:func:`start`): nothing survives a run, and two interleaved runs cannot disturb each other.
+
+All of it rests on one identity. With Tweedie's formula D(x, sigma) = x + sigma^2 * grad log p(x; sigma), more
+knowledge y adds its own gradient (Bayes):
+
+    D(x, sigma | y) = D(x, sigma) + sigma^2 * grad_x log p(y | x; sigma)
+
+A guidance is a way to get the last term: from a classifier, from a loss on x0, from the difference of two denoisers.
+Every ``scale`` is a number or a function of sigma. Where guidance mixes two estimates 1 is off; where it adds a
+gradient 0 is off; off costs nothing and changes no bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
+from .denoisers import expand
+from .errors import InputError
 from .types import Cond, Denoise
+
+Scale = float | Callable[[float], float]
+Interval = tuple[float, float]
+ALWAYS: Interval = (0.0, float("inf"))
 
 
 @dataclass(frozen=True)
@@ -29,14 +48,15 @@ class Guided:
 
     def start(self) -> Denoise:
         """A fresh guided denoiser for one run, everything inside it started too."""
-        return self.factory(start(self.denoise), *self.args, **self.kwargs)
+        kwargs = {name: start(value) for name, value in self.kwargs.items()}
+        return self.factory(start(self.denoise), *map(start, self.args), **kwargs)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         return self.start()(x, sigma, cond)
 
 
-def start(denoise: Denoise) -> Denoise:
-    """A denoiser ready for one run: guidance is built anew, a plain denoiser is itself."""
+def start(denoise: Any) -> Any:
+    """A denoiser ready for one run: guidance is built anew, a plain denoiser (or anything else) is itself."""
     return denoise.start() if isinstance(denoise, Guided) else denoise
 
 
@@ -50,6 +70,29 @@ def guidance(factory: Callable[..., Denoise]) -> Callable[..., Guided]:
     return wrap
 
 
+def _now(scale: Scale, sigma: Tensor, interval: Interval = ALWAYS, off: float = 1.0) -> float:
+    """The scale at this noise level: ``off`` unless low < sigma <= high."""
+    level = float(sigma[0])
+    if not interval[0] < level <= interval[1]:
+        return off
+    return scale(level) if callable(scale) else scale
+
+
+def _rows(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` broadcast to ``like``; one row serves all, and b rows serve a batch of several conditions per image.
+
+    A guidance outside may stack conditions in one call and not in the next; the images are then the same, cycled.
+    """
+    if value.ndim == like.ndim:
+        if len(like) % len(value) and len(value) % len(like):
+            raise InputError(f"{len(value)} images were given for a batch of {len(like)}. Give one, or one per image.")
+        value = value[torch.arange(len(like), device=value.device) % len(value)]
+    return value.to(like).expand_as(like)
+
+
+# ---- between two conditions, or two denoisers --------------------------------------------------------------------
+
+
 @guidance
 def self_conditioned(denoise: Denoise) -> Denoise:
     """Feed each estimate back into the next call (Chen et al. 2022, arXiv:2208.04202, algorithm 2)."""
@@ -57,32 +100,262 @@ def self_conditioned(denoise: Denoise) -> Denoise:
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         nonlocal estimate
-        given = estimate if estimate is not None else torch.zeros_like(x)
+        given = torch.zeros_like(x) if estimate is None else _rows(estimate, x)
         estimate = denoise(x, sigma, replace(cond or Cond(), estimate=given))
         return estimate
 
     return guided
 
 
+def _instead(cond: Cond, other: Cond | None, rows: int) -> Cond:
+    """``other`` in place of the label and words of ``cond``, whose rest is kept; None means "nothing"."""
+    said = {name: value for name, value in vars(other).items() if value is not None} if other is not None else {}
+    merged = {name: value for name, value in (vars(cond.null()) | said).items() if value is not None}
+    return Cond(**{name: value.expand(rows, *value.shape[1:]) for name, value in merged.items()})
+
+
+def _stacked(denoise: Denoise, x: Tensor, sigma: Tensor, conds: Sequence[Cond]) -> tuple[Tensor, ...]:
+    """The estimates under several conditions, in one call."""
+    n = len(conds)
+    return denoise(x.repeat(n, *[1] * (x.ndim - 1)), sigma.repeat(n), Cond.cat(conds)).chunk(n)
+
+
 @guidance
 def cfg(
-    denoise: Denoise, scale: float, uncond: Cond | None = None, interval: tuple[float, float] = (0.0, float("inf"))
+    denoise: Denoise, scale: Scale, uncond: Cond | None = None, interval: Interval = ALWAYS, rescale: float = 0.0
 ) -> Denoise:
     """Classifier-free guidance: uncond + scale * (cond - uncond) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
 
     Args:
         denoise: A model trained with dropped conditions.
         scale: 1 is off and costs one call; 0 is unconditional.
-        uncond: What stands for "nothing" (a negative prompt); by default the condition with label and words dropped.
+        uncond: What stands for "nothing" (a negative prompt; one row serves all images); by default the condition
+            with label and words dropped.
         interval: Guide only where low < sigma <= high (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+        rescale: 0 to 1, how far to pull each image's standard deviation back to that of the conditional estimate,
+            against over-exposure (Lin et al. 2023, arXiv:2305.08891, eq. 15 and 16).
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        low, high = interval
-        if scale == 1 or cond is None or not low < float(sigma[0]) <= high:
+        now = _now(scale, sigma, interval)
+        if now == 1 or cond is None:
             return denoise(x, sigma, cond)
-        both = Cond.cat([cond, uncond if uncond is not None else cond.null()])
-        with_cond, without = denoise(x.repeat(2, *[1] * (x.ndim - 1)), sigma.repeat(2), both).chunk(2)
-        return torch.lerp(without, with_cond, scale)
+        negative = _instead(cond, uncond, len(x))
+        if now == 0 and rescale == 0:
+            return denoise(x, sigma, negative)
+        positive, without = _stacked(denoise, x, sigma, [cond, negative])
+        x0 = torch.lerp(without, positive, now)
+        if rescale == 0:
+            return x0
+        ratio = positive.flatten(1).std(1) / x0.flatten(1).std(1).clamp(min=1e-8)
+        return x0 * torch.lerp(torch.ones_like(ratio), ratio, rescale).reshape(-1, *[1] * (x.ndim - 1))
 
     return guided
+
+
+@guidance
+def apg(
+    denoise: Denoise,
+    scale: Scale,
+    uncond: Cond | None = None,
+    interval: Interval = ALWAYS,
+    parallel: float = 0.0,
+    momentum: float = -0.5,
+    norm: float = float("inf"),
+) -> Denoise:
+    """Adaptive projected guidance: high scales without over-saturation (Sadat et al. 2024, arXiv:2410.02416, alg. 1).
+
+    The difference of the two estimates is averaged over the steps, limited in length, and loses its part along the
+    conditional estimate. ``parallel=1, momentum=0, norm=inf`` is :func:`cfg`.
+
+    Args:
+        denoise, scale, uncond, interval: As for :func:`cfg`.
+        parallel: How much of the part along the estimate is kept (the paper's eta).
+        momentum: Weight of the earlier differences; negative pushes away from them (beta).
+        norm: Longest difference allowed, in Euclidean norm over an image (r; the paper uses 2.5 to 15 on latents).
+    """
+    memory: Tensor | float = 0.0
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        nonlocal memory
+        now = _now(scale, sigma, interval)
+        if now == 1 or cond is None:
+            return denoise(x, sigma, cond)
+        positive, without = _stacked(denoise, x, sigma, [cond, _instead(cond, uncond, len(x))])
+        memory = positive - without + momentum * memory
+        push, along = memory.flatten(1), positive.flatten(1)
+        push = push * (norm / push.norm(dim=1, keepdim=True)).clamp(max=1)
+        along = functional.normalize(along, dim=1)
+        push = push + (parallel - 1) * (push * along).sum(1, keepdim=True) * along
+        return positive + (now - 1) * push.reshape(x.shape)
+
+    return guided
+
+
+@guidance
+def autoguidance(denoise: Denoise, weak: Denoise, scale: Scale, interval: Interval = ALWAYS) -> Denoise:
+    """Guide by a worse version of the model: weak + scale * (D - weak) (Karras et al. 2024, arXiv:2406.02507, eq. 5).
+
+    ``weak`` is smaller or trained for less long, and told the same condition; the errors that both make are pushed
+    away without narrowing to the condition. 1 is off and costs one call.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        now = _now(scale, sigma, interval)
+        strong = denoise(x, sigma, cond)
+        return strong if now == 1 else torch.lerp(weak(x, sigma, cond), strong, now)
+
+    return guided
+
+
+@guidance
+def compose(denoise: Denoise, conds: Sequence[Cond], scales: Sequence[float], uncond: Cond | None = None) -> Denoise:
+    """Several conditions at once ("a AND b"): uncond + sum of scale_i * (cond_i - uncond).
+
+    Concept conjunction (Liu et al. 2022, arXiv:2206.01714, eq. 11); a negative scale is concept negation. The
+    condition given at the call only says what else is known (picture, estimate). One call on a larger batch.
+    """
+    if len(conds) != len(scales):
+        raise InputError(
+            f"compose needs one scale per condition, got {len(scales)} scales for {len(conds)} conditions."
+        )
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        base = cond or conds[0]
+        negative = _instead(base, uncond, len(x))
+        wanted = [_instead(base, c, len(x)) for c in conds]
+        *positives, without = _stacked(denoise, x, sigma, [*wanted, negative])
+        return without + sum(s * (p - without) for s, p in zip(scales, positives, strict=True))
+
+    return guided
+
+
+@guidance
+def scheduled(denoise: Denoise, conds: Sequence[tuple[float, Cond]]) -> Denoise:
+    """Change the condition on the way ("[a:b:0.4]"): pairs (sigma, cond), each used where the level is <= its sigma.
+
+    Pairs fall in sigma; above the first the condition of the call is used. What a pair does not say is kept.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        for level, other in conds:
+            if float(sigma[0]) <= level:
+                cond = _instead(cond or other, other, len(x))
+        return denoise(x, sigma, cond)
+
+    return guided
+
+
+# ---- by a gradient ----------------------------------------------------------------------------------------------
+
+
+class LogProb(Protocol):
+    """log p(y | x; sigma) of noisy ``x``, one number per image, up to a constant; ``cond`` says which y."""
+
+    def __call__(
+        self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, " b"], cond: Cond | None = None
+    ) -> Float[Tensor, " b"]: ...
+
+
+def _gradient(f: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+    """(other, gradient of the values' sum) for ``f(x) = (other, values)``, values one per image.
+
+    Works inside ``no_grad``, and stays differentiable where the caller differentiates the whole run.
+    """
+    outer = torch.is_grad_enabled() and x.requires_grad
+    with torch.enable_grad():
+        x = x if outer else x.detach().requires_grad_()
+        other, values = f(x)
+        if values.shape != x.shape[:1]:
+            raise InputError(
+                f"A loss or log-probability must give one number per image, got shape {tuple(values.shape)} for "
+                f"{len(x)} images. Average within the image only: (...).flatten(1).mean(1)."
+            )
+        (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=outer)
+    return (other, gradient) if outer else (other.detach(), gradient)
+
+
+@guidance
+def classifier(denoise: Denoise, log_prob: LogProb, scale: Scale = 1.0, interval: Interval = ALWAYS) -> Denoise:
+    """Classifier guidance: D + scale * sigma^2 * grad_x log p(y | x; sigma) (Dhariwal & Nichol 2021, arXiv:2105.05233).
+
+    Their algorithm 2 in sigma. With the exact log-probability and scale 1 this is the exact conditional denoiser;
+    ``fastdiffusion.tasks.classifiers.train_classifier`` trains one. 0 is off.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        now = _now(scale, sigma, interval, off=0.0)
+        x0 = denoise(x, sigma, cond)
+        if now == 0:
+            return x0
+        _, gradient = _gradient(lambda at: (at, log_prob(at, sigma, cond)), x)
+        return x0 + now * expand(sigma, x).square() * gradient
+
+    return guided
+
+
+@guidance
+def steer(
+    denoise: Denoise,
+    loss: Callable[[Tensor], Tensor],
+    scale: Scale = 1.0,
+    interval: Interval = ALWAYS,
+    through: bool = True,
+    sigma_data: float = 0.5,
+) -> Denoise:
+    """Lower any Python ``loss`` on x0 while sampling, as if p(y | x0) were exp(-scale * loss(x0)).
+
+    D' = D - scale * Cov(x0 | x) * grad loss(D): the posterior mean of x0 to first order in ``scale``. Cov / sigma^2
+    is the denoiser's own Jacobian, so ``through=True`` differentiates through the denoiser (Chung et al. 2023, DPS,
+    arXiv:2209.14687; about three calls' time). ``through=False`` takes Cov of Gaussian data instead, sigma^2 *
+    sigma_data^2 / (sigma^2 + sigma_data^2) (Song et al. 2023, PGDM), and differentiates the loss alone. 0 is off.
+
+    Args:
+        denoise: What to steer.
+        loss: From x0 of shape (b, *d) to one number per image, shape (b,).
+        scale: How strongly; in 1 / units of the loss.
+        interval: Steer only where low < sigma <= high.
+        through: Whether to differentiate through the denoiser.
+        sigma_data: Standard deviation of the data, for ``through=False`` only.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        now = _now(scale, sigma, interval, off=0.0)
+        if now == 0:
+            return denoise(x, sigma, cond)
+        variance = expand(sigma, x).square()
+        if through:
+
+            def forward(at: Tensor) -> tuple[Tensor, Tensor]:
+                x0 = denoise(at, sigma, cond)
+                return x0, loss(x0)
+
+            x0, gradient = _gradient(forward, x)
+        else:
+            x0, gradient = _gradient(lambda at: (at, loss(at)), denoise(x, sigma, cond))
+            variance = variance * sigma_data**2 / (variance + sigma_data**2)
+        return x0 - now * variance * gradient
+
+    return guided
+
+
+# ---- by what is known -------------------------------------------------------------------------------------------
+
+
+@guidance
+def inpaint(denoise: Denoise, image: Float[Tensor, "b *d"], mask: Tensor) -> Denoise:
+    """Paint where ``mask`` is 1 and keep ``image`` where it is 0; between is a mix.
+
+    Replacement (Song et al. 2021b, app. I.2; Lugmayr et al. 2022, RePaint): the sampler re-degrades the known pixels
+    with the run's own noise, and the result holds them exactly. ``image`` and ``mask`` broadcast to the batch.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        return torch.lerp(_rows(image, x), denoise(x, sigma, cond), _rows(mask, x))
+
+    return guided
+
+
+GUIDANCE: dict[str, Callable[..., Guided]] = {
+    f.__name__: f for f in (cfg, apg, autoguidance, compose, scheduled, classifier, steer, inpaint, self_conditioned)
+}

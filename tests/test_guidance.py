@@ -1,0 +1,329 @@
+"""Guidance against closed forms: a labelled mixture of Gaussians, whose denoisers and label probabilities are exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdiffusion import guidance, noise, samplers, schedules
+from fastdiffusion.errors import InputError
+from fastdiffusion.guidance import (
+    apg,
+    autoguidance,
+    cfg,
+    classifier,
+    compose,
+    inpaint,
+    scheduled,
+    self_conditioned,
+    steer,
+)
+from fastdiffusion.types import Cond
+
+MEANS = torch.tensor([[-1.0, 0.5], [0.8, 1.0], [0.2, -0.9]], dtype=torch.float64)
+STD, B = 0.3, 6
+LABELS = torch.arange(B) % 3
+
+
+def log_joint(x: Tensor, sigma: Tensor) -> Tensor:
+    """log p(x, label; sigma) for every label, up to a constant; differentiable as often as one likes."""
+    return -(x[:, None] - MEANS).square().sum(2) / (2 * (STD**2 + sigma**2)[:, None])
+
+
+def log_prob(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+    """Exact log p(label | x; sigma); 0 where there is no label."""
+    assert cond is not None and cond.label is not None
+    chosen = log_joint(x, sigma).log_softmax(1).gather(1, cond.label.clamp(min=0)[:, None])[:, 0]
+    return torch.where(cond.label < 0, 0.0, chosen)
+
+
+class Mixture:
+    """The exact denoiser, keeping the size of each batch that it was called on."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        self.batches.append(len(x))
+        logits = log_joint(x, sigma)
+        if cond is not None and cond.label is not None:
+            other = torch.arange(3) != cond.label[:, None]
+            logits = logits.masked_fill(other & (cond.label >= 0)[:, None], float("-inf"))
+        shrink = (STD**2 / (STD**2 + sigma**2))[:, None, None]
+        return (logits.softmax(1)[..., None] * (MEANS + shrink * (x[:, None] - MEANS))).sum(1)
+
+
+@pytest.fixture
+def at() -> tuple[Tensor, Tensor, Cond]:
+    x = torch.randn(B, 2, dtype=torch.float64, generator=noise.generator(1)) * 1.5
+    return x, torch.full((B,), 0.7, dtype=torch.float64), Cond(label=LABELS)
+
+
+SIGMAS = schedules.exponential(8)
+SEEDS = list(range(B))
+START = SIGMAS[0] * noise.initial(SEEDS, (2,)).double()
+TABLE = samplers.table("dpmpp_2m", SIGMAS)
+
+
+def result(denoise: guidance.Denoise, cond: Cond | None = None, table: samplers.Table = TABLE) -> Tensor:
+    return samplers.final(samplers.run(denoise, START, table, cond, SEEDS))
+
+
+# Guidance by name, at a strength that does something and (if it has one) at the strength that is off.
+IMAGE = torch.tensor([[0.25, -0.5]], dtype=torch.float64)
+HALF = torch.tensor([[0.0, 1.0]])
+
+
+def energy(x0: Tensor) -> Tensor:
+    return (x0 - 1).square().mean(1)
+
+
+def shifted(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+    return Mixture()(x, sigma, cond) * 0.9
+
+
+CASES = {
+    "cfg": lambda d: cfg(d, 3.0),
+    "apg": lambda d: apg(d, 3.0, norm=1.0),
+    "autoguidance": lambda d: autoguidance(d, shifted, 2.0),
+    "compose": lambda d: compose(d, [Cond(label=torch.tensor([0])), Cond(label=torch.tensor([1]))], [1.0, 0.5]),
+    "scheduled": lambda d: scheduled(d, [(1.0, Cond(label=torch.tensor([2])))]),
+    "classifier": lambda d: classifier(d, log_prob, 2.0),
+    "steer": lambda d: steer(d, energy, 1.0),
+    "inpaint": lambda d: inpaint(d, IMAGE, HALF),
+    "self_conditioned": self_conditioned,
+}
+OFF = {
+    "cfg": lambda d: cfg(d, 1.0, rescale=0.7),
+    "cfg outside its interval": lambda d: cfg(d, 3.0, interval=(100.0, 200.0)),
+    "apg": lambda d: apg(d, 1),
+    "autoguidance": lambda d: autoguidance(d, d, 1.0),
+    "classifier": lambda d: classifier(d, log_prob, 0.0),
+    "steer": lambda d: steer(d, energy, lambda sigma: 0.0),
+    "scheduled": lambda d: scheduled(d, []),
+    "inpaint": lambda d: inpaint(d, IMAGE, torch.ones(2)),
+}
+
+
+def test_every_guidance_is_enrolled() -> None:
+    assert set(CASES) == set(guidance.GUIDANCE)
+
+
+@pytest.mark.parametrize("name", OFF)
+def test_off_changes_no_bit_and_costs_no_call(name: str) -> None:
+    plain, model = Mixture(), Mixture()
+    assert torch.equal(result(OFF[name](model), Cond(label=LABELS)), result(plain, Cond(label=LABELS)))
+    assert model.batches == plain.batches
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_image_depends_on_itself_alone(name: str) -> None:
+    guided, cond = CASES[name](Mixture()), Cond(label=LABELS)
+    alone = [samplers.final(samplers.run(guided, START[i : i + 1], TABLE, cond[i : i + 1], [i])) for i in range(B)]
+    assert torch.allclose(result(guided, cond), torch.cat(alone), atol=1e-12)
+    assert not torch.allclose(result(guided, cond), result(Mixture(), cond)) or name == "self_conditioned"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_interleaved_runs_equal_sequential_runs(name: str) -> None:
+    guided = CASES[name](Mixture())
+    runs = [samplers.run(guided, START * k, TABLE, Cond(label=LABELS)) for k in (1, 0.5)]
+    together = list(zip(*runs, strict=True))[-1]
+    for k, last in zip((1, 0.5), together, strict=True):
+        assert torch.equal(last.x, samplers.final(samplers.run(guided, START * k, TABLE, Cond(label=LABELS))))
+
+
+@pytest.mark.parametrize("outer", CASES)
+@pytest.mark.parametrize("inner", CASES)
+def test_guidance_nests_in_any_order(outer: str, inner: str) -> None:
+    assert result(CASES[outer](CASES[inner](Mixture())), Cond(label=LABELS)).isfinite().all()
+
+
+def test_a_guided_denoiser_runs_under_no_grad_and_leaves_no_graph() -> None:
+    with torch.no_grad():
+        for make in CASES.values():
+            assert not result(make(Mixture()), Cond(label=LABELS)).requires_grad
+
+
+# ---- two estimates ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 3.0, 7.5])
+def test_cfg_is_the_linear_combination(at: tuple[Tensor, Tensor, Cond], scale: float) -> None:
+    x, sigma, cond = at
+    without, positive = Mixture()(x, sigma), Mixture()(x, sigma, cond)
+    model = Mixture()
+    assert torch.allclose(cfg(model, scale)(x, sigma, cond), without + scale * (positive - without), atol=1e-12)
+    assert model.batches == [B if scale in (0, 1) else 2 * B]
+
+
+def test_cfg_with_a_negative_label_and_a_scale_per_level(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+    away = Cond(label=torch.tensor([1]))
+    without, positive = Mixture()(x, sigma, Cond(label=torch.full((B,), 1))), Mixture()(x, sigma, cond)
+    guided = cfg(Mixture(), lambda s: 10 * s, uncond=away)(x, sigma, cond)
+    assert torch.allclose(guided, without + 7 * (positive - without), atol=1e-12)
+
+
+def test_cfg_keeps_what_the_negative_does_not_say() -> None:
+    seen: list[Cond] = []
+
+    def model(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None
+        seen.append(cond)
+        return x
+
+    picture = torch.rand(2, 3, 4, 4)
+    cond = Cond(label=torch.tensor([1, 2]), image=picture)
+    cfg(model, 2.0, uncond=Cond(label=torch.tensor([0])))(torch.zeros(2, 3, 4, 4), torch.ones(2), cond)
+    assert seen[0].label is not None and seen[0].label.tolist() == [1, 2, 0, 0]
+    assert seen[0].image is not None and torch.equal(seen[0].image[2:], picture)
+
+
+def test_rescale_restores_the_spread_of_the_conditional_estimate(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+    guided = cfg(Mixture(), 5.0, rescale=1.0)(x, sigma, cond)
+    assert torch.allclose(guided.std(1), Mixture()(x, sigma, cond).std(1))
+
+
+def test_interval_bounds_the_levels_that_are_guided() -> None:
+    model = Mixture()
+    result(cfg(model, 3.0, interval=(0.05, 1.0)), Cond(label=LABELS))
+    assert model.batches == [2 * B if 0.05 < s <= 1 else B for s in SIGMAS[:-1]]
+
+
+def test_apg_without_its_three_ideas_is_cfg() -> None:
+    plain = result(apg(Mixture(), 4.0, parallel=1, momentum=0), Cond(label=LABELS))
+    assert torch.allclose(plain, result(cfg(Mixture(), 4.0), Cond(label=LABELS)), atol=1e-10)
+
+
+def test_apg_projects_and_limits(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+    positive = Mixture()(x, sigma, cond)
+    push = apg(Mixture(), 2.0)(x, sigma, cond) - positive
+    assert (push * positive).sum(1).abs().max() < 1e-12
+    free = (positive - Mixture()(x, sigma)).norm(dim=1)
+    push = apg(Mixture(), 2.0, parallel=1, norm=0.3)(x, sigma, cond) - positive
+    assert torch.allclose(push.norm(dim=1), free.clamp(max=0.3)) and (free > 0.3).any()
+
+
+def test_autoguidance_identity(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+    strong, weak = Mixture()(x, sigma, cond), shifted(x, sigma, cond)
+    assert torch.allclose(autoguidance(Mixture(), shifted, 2.5)(x, sigma, cond), weak + 2.5 * (strong - weak))
+    assert torch.allclose(autoguidance(Mixture(), Mixture(), 2.5)(x, sigma, cond), strong)
+
+
+def test_autoguidance_starts_the_weak_model_too() -> None:
+    guided = autoguidance(Mixture(), apg(shifted, 3.0), 2.0)  # apg remembers: a second run must not
+    assert torch.equal(result(guided, Cond(label=LABELS)), result(guided, Cond(label=LABELS)))
+
+
+def test_compose_of_one_is_cfg_and_of_two_the_product_of_gaussians(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+    assert torch.allclose(compose(Mixture(), [cond], [3.0])(x, sigma), cfg(Mixture(), 3.0)(x, sigma, cond))
+    two = [Cond(label=torch.tensor([k])) for k in (0, 2)]
+    parts = [Mixture()(x, sigma, Cond(label=torch.full((B,), k))) - Mixture()(x, sigma) for k in (0, 2)]
+    expected = Mixture()(x, sigma) + parts[0] - 0.5 * parts[1]
+    assert torch.allclose(compose(Mixture(), two, [1.0, -0.5])(x, sigma), expected)
+
+
+def test_scheduled_switches_at_its_level(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, _, cond = at
+    guided = scheduled(Mixture(), [(1.0, Cond(label=torch.tensor([1]))), (0.1, Cond(label=torch.tensor([2])))])
+    for level, label in ((5.0, LABELS), (1.0, torch.full((B,), 1)), (0.05, torch.full((B,), 2))):
+        sigma = torch.full((B,), level, dtype=torch.float64)
+        assert torch.equal(guided(x, sigma, cond), Mixture()(x, sigma, Cond(label=label)))
+
+
+# ---- gradients --------------------------------------------------------------------------------------------------
+
+
+def test_the_exact_classifier_gives_the_exact_conditional_denoiser(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+
+    def unconditional(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        return Mixture()(x, sigma)
+
+    guided = classifier(unconditional, log_prob)
+    assert torch.allclose(guided(x, sigma, cond), Mixture()(x, sigma, cond), atol=1e-10)
+    assert torch.allclose(result(guided, cond), result(Mixture(), cond), atol=1e-8)
+    strong = classifier(unconditional, log_prob, 3.0)  # and the implicit classifier of cfg is the same one
+    assert torch.allclose(strong(x, sigma, cond), cfg(Mixture(), 3.0)(x, sigma, cond), atol=1e-10)
+
+
+def test_nesting_order_of_cfg_and_classifier(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+    push = classifier(Mixture(), log_prob)(x, sigma, cond) - Mixture()(x, sigma, cond)
+    mixed = cfg(Mixture(), 3.0)(x, sigma, cond)
+    assert torch.allclose(classifier(cfg(Mixture(), 3.0), log_prob)(x, sigma, cond), mixed + push)
+    assert torch.allclose(cfg(classifier(Mixture(), log_prob), 3.0)(x, sigma, cond), mixed + 3 * push)
+
+
+def gaussian(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+    """The denoiser of N(0, STD^2)."""
+    return STD**2 / (STD**2 + sigma**2)[:, None] * x
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_steer_is_the_posterior_mean_to_first_order(at: tuple[Tensor, Tensor, Cond], through: bool) -> None:
+    x, sigma, _ = at
+    target, weight = torch.tensor([0.4, -0.2], dtype=torch.float64), 1e-4
+    precision = 1 / STD**2 + 1 / sigma[0] ** 2
+    posterior = (x / sigma[0] ** 2 + weight * target) / (precision + weight)
+    guided = steer(gaussian, lambda x0: (x0 - target).square().sum(1) / 2, weight, through=through, sigma_data=STD)
+    moved = posterior - gaussian(x, sigma)
+    assert ((guided(x, sigma) - posterior).norm() / moved.norm()) < 2 * weight / precision + 1e-8
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_a_steered_run_at_least_halves_its_loss(through: bool) -> None:
+    guided = steer(Mixture(), energy, 1.0, through=through, sigma_data=0.8)
+    assert energy(result(guided)).mean() < 0.5 * energy(result(Mixture())).mean()
+
+
+def test_a_loss_must_be_per_image(at: tuple[Tensor, Tensor, Cond]) -> None:
+    with pytest.raises(InputError, match="one number per image"):
+        steer(Mixture(), lambda x0: x0.square().mean())(at[0], at[1])
+
+
+def test_a_guided_run_can_itself_be_differentiated(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+    assert torch.autograd.gradcheck(lambda v: classifier(Mixture(), log_prob)(v, sigma, cond), x.requires_grad_())
+
+
+# ---- what is known ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["euler", "dpmpp_3m", "heun", "euler_ancestral"])
+def test_inpainting_keeps_known_pixels_exactly(sampler: str) -> None:
+    table = samplers.table(sampler, SIGMAS)
+    out = result(inpaint(Mixture(), IMAGE, HALF), table=table)
+    assert torch.equal(out[:, 0], IMAGE[0, 0].expand(B))
+    assert not torch.allclose(out[:, 1], IMAGE[0, 1].expand(B))
+
+
+def test_inpaint_commutes_with_cfg() -> None:
+    inside = result(cfg(inpaint(Mixture(), IMAGE, HALF), 2.0), Cond(label=LABELS))
+    outside = result(inpaint(cfg(Mixture(), 2.0), IMAGE, HALF), Cond(label=LABELS))
+    assert torch.allclose(inside, outside, atol=1e-10)
+
+
+def test_inpaint_refuses_a_wrong_number_of_images(at: tuple[Tensor, Tensor, Cond]) -> None:
+    with pytest.raises(InputError, match="4 images were given for a batch of 6"):
+        inpaint(Mixture(), torch.zeros(4, 2), HALF)(at[0], at[1])
+
+
+def test_self_conditioning_under_an_interval_keeps_each_images_estimate() -> None:
+    seen: list[Tensor] = []
+
+    def model(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None and cond.estimate is not None
+        seen.append(cond.estimate)
+        return Mixture()(x, sigma, cond)
+
+    steps = list(samplers.run(cfg(self_conditioned(model), 3.0, interval=(0.0, 1.0)), START, TABLE, Cond(label=LABELS)))
+    first = next(i for i, s in enumerate(SIGMAS) if s <= 1)
+    assert torch.equal(seen[0], torch.zeros_like(START))
+    assert torch.equal(seen[first], steps[first - 1].x0.repeat(2, 1))
