@@ -122,14 +122,12 @@ def load_tensors(path: str | Path, unsafe: bool = False) -> tuple[dict[str, Any]
         CheckpointError: Missing, cut, changed, from the future, a pickle, or anything else that is not such a file.
     """
     path = Path(path)
-    if not path.is_file():
-        what = "is a folder, not a file" if path.is_dir() else "does not exist"
-        raise CheckpointError(f"{path} {what}. Give the path of a .safetensors file.")
     try:
         with path.open("rb") as file:
             head = file.read(4)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise CheckpointError(f"Cannot read {path}: {reason}. Give the path of a .safetensors file.") from None
     if path.suffix.lower() in _PICKLES or head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] <= b"\x05"):
         return {}, _load_pickle(path, unsafe)
     try:
@@ -179,7 +177,8 @@ def _load_pickle(path: Path, unsafe: bool) -> dict[str, Tensor]:
             with zipfile.ZipFile(path) as archive:  # PyTorch stores uncompressed: anything else is a bomb
                 if sum(item.file_size for item in archive.infolist()) > path.stat().st_size:
                     raise CheckpointError(f"{path} holds more than its own size; PyTorch does not write such files.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # given a name, torch.load believes its suffix
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:

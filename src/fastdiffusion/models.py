@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
@@ -56,12 +56,17 @@ class Model:
     codec: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or not all(type(n) is int and 1 <= n <= 65_536 for n in self.shape):
+        if len(self.shape) != 3 or not all(type(n) is int and n > 0 for n in self.shape) or math.prod(self.shape) > 1 << 28:
             raise InputError(f"shape must be (channels, height, width), got {self.shape}. Example: (3, 64, 64).")
-        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf or self.denoiser.sigma_data == math.inf:
             raise InputError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
         if len(set(self.classes)) < len(self.classes):
-            raise InputError("two classes have the same name; give each its own.")
+            raise InputError("Two classes have the same name. Give each its own.")
+        config = getattr(self.denoiser.net, "config", {})
+        made = (config.get("out_channels", self.shape[0]), config.get("classes", len(self.classes)))
+        if made != (self.shape[0], len(self.classes)):
+            wanted = f"{self.shape[0]} channels and {len(self.classes)} classes"
+            raise InputError(f"The net was built for {made[0]} channels and {made[1]} classes, the model has {wanted}.")
 
     @property
     def denoise(self) -> Denoise:
@@ -136,18 +141,19 @@ class Model:
 
     def spec(self) -> dict[str, Any]:
         """The model as plain JSON, without its tensors; :meth:`from_spec` reads it."""
-        return {
+        spec = {
             **{part: _net_spec(module) for part, module in self._parts().items()},
             "parameterization": self.denoiser.parameterization,
             "sigma_data": self.denoiser.sigma_data,
             "self_condition": self.denoiser.self_condition,
-            "shape": list(self.shape),
-            "classes": list(self.classes),
+            "shape": self.shape,
+            "classes": self.classes,
             "sigma_min": self.sigma_min,
             "sigma_max": self.sigma_max,
-            "tables": {steps: json.loads(t.to_json()) for steps, t in self.tables.items()},
+            "tables": {steps: asdict(table) for steps, table in self.tables.items()},
             "info": _anonymous({"fastdiffusion": __version__, **self.info}),
         }
+        return json.loads(json.dumps(spec))
 
     @staticmethod
     def from_spec(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Model:
