@@ -26,14 +26,14 @@ LABELS = {
 _APART = {"name", "license", "data_license", "metrics", "intended_use", "limits"}  # entries with a place of their own
 
 
-def card(model: Model) -> str:
-    """A model card in Markdown with a YAML header, filled from the model and its ``info``.
+def card(model: Model, preview: str | None = "preview.png") -> str:
+    """A model card in Markdown with a YAML header, filled from the model and its ``info``; ``preview`` is shown in it.
 
     ``info`` may hold, besides the entries of ``LABELS``: ``name``, ``license`` and ``data_license`` (SPDX identifiers),
     ``metrics`` (name to value, or to (low, value, high)), ``intended_use`` and ``limits`` (sentences). Nothing is
     claimed that is not there, and no text can bring markup of its own.
     """
-    info = model.info
+    info = model.spec()["info"]  # without paths
     name, data = info.get("name", "A fastdiffusion model"), info.get("data", "unnamed data")
     channels, height, width = model.shape
     classes = f", {len(model.classes)} classes" if model.classes else ", without classes"
@@ -45,9 +45,7 @@ def card(model: Model) -> str:
 
 A {kind} diffusion model of {_text(data)}: {channels}x{height}x{width} samples{classes}, {model.parameters_count:,}
 parameters, predicting {_text(model.denoiser.parameterization)}.
-
-![Samples](preview.png)
-
+{f"{chr(10)}![Samples]({preview}){chr(10)}" if preview else ""}
 ## Use
 
 ```bash
@@ -103,8 +101,6 @@ def _measured(metrics: Any) -> str:
 
 
 def _table(rows: Mapping[str, Any]) -> str:
-    if not rows:
-        return "Not recorded."
     return "\n".join(["| what | value |", "|---|---|", *(f"| {_text(k)} | {_value(v)} |" for k, v in rows.items())])
 
 

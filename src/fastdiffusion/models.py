@@ -56,7 +56,8 @@ class Model:
     codec: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        if len(self.shape) != 3 or not all(type(n) is int and n > 0 for n in self.shape) or math.prod(self.shape) > 1 << 28:
+        whole = len(self.shape) == 3 and all(type(n) is int and n > 0 for n in self.shape)
+        if not whole or math.prod(self.shape) > 1 << 28:
             raise InputError(f"shape must be (channels, height, width), got {self.shape}. Example: (3, 64, 64).")
         if not 0 < self.sigma_min < self.sigma_max < math.inf or self.denoiser.sigma_data == math.inf:
             raise InputError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
