@@ -1,14 +1,16 @@
 """Networks ``net(x, c_noise, cond) -> F``, by name: a closed table, so that a model file can never name code.
 
-    >>> net = build({**PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10})
+>>> net = build({**PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10})
 """
 
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import InputError, unknown
 from .dit import DiT
@@ -32,14 +34,79 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def build(spec: dict[str, Any]) -> nn.Module:
-    """The network that ``spec`` describes: its ``name`` in NETS, and keywords. Raises InputError for what is unknown."""
-    keywords = {k: v for k, v in spec.items() if k != "name"}
+# Far above any use, far below what would exhaust memory or time while a hostile configuration is being built.
+LIMITS = {"patch": 64, "depth": 256, "blocks": 32, "multiples": 64, "attention": 16, "dropout": 1.0, "blur": 8.0}
+LIMIT = 2**14
+
+
+def _check(net: str, key: str, value: Any, default: Any) -> None:
+    """InputError unless ``value`` is of ``default``'s kind and in range (0, "off", only where it is the default)."""
+    many = isinstance(default, tuple)
+    kind = int if many else type(default)
+    low, high = (1 if kind is int and default and not many else 0), LIMITS.get(key, LIMIT)
+
+    def fits(v: Any) -> bool:  # NaN fits nothing; True is no number
+        return (type(v) is kind or (kind is float and type(v) is int)) and low <= v <= high
+
+    if not (isinstance(value, list | tuple) and len(value) <= 16 and all(map(fits, value)) if many else fits(value)):
+        what = {bool: "true or false", int: f"a whole number from {low} to {high}"}.get(kind, f"from 0 to {high}")
+        raise InputError(f"{net}'s {key} must be {'a list, each ' * many}{what}, got {value!r}. Try {default!r}.")
+
+
+def build(spec: Mapping[str, Any]) -> nn.Module:
+    """The network that ``spec`` describes: its ``name`` in NETS, and keywords (all plain JSON).
+
+    Under ``with torch.device("meta")`` it costs no memory: check a stored configuration against its tensors so.
+
+    Raises:
+        InputError: An unknown name or keyword, a value of the wrong kind or out of range, or that fits no other.
+    """
     name = spec.get("name")
-    if name not in NETS:
+    if not isinstance(name, str) or name not in NETS:
         raise unknown("net", name, NETS)
+    options = {k: v for k, v in spec.items() if k != "name"}
     known = inspect.signature(NETS[name]).parameters
-    for key in keywords:
+    for key, value in options.items():
         if key not in known:
             raise unknown(f"{name} option", key, known)
-    return NETS[name](**keywords)
+        _check(name, key, value, known[key].default)
+    return NETS[name](**options)
+
+
+class Matched(NamedTuple):
+    """What :func:`adopt` did, as names: ``taken`` over, of another ``shape``, ``left`` as they were, and ``unused``."""
+
+    taken: list[str]
+    shape: list[str]
+    left: list[str]
+    unused: list[str]
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.taken)} of {len(self.taken) + len(self.shape) + len(self.left)} tensors taken over"]
+        for names, what in ((self.shape, "of another shape"), (self.left, "not in the file"), (self.unused, "unused")):
+            if names:
+                parts.append(f"{len(names)} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})")
+        return "; ".join(parts)
+
+
+def adopt(net: nn.Module, tensors: Mapping[str, Tensor], part: str = "") -> Matched:
+    """Start ``net`` from a trained one: copy every tensor whose name and shape agree, in place, and say what happened.
+
+    Args:
+        net: The network to start.
+        tensors: Another network's state dict.
+        part: Only names that begin so, e.g. "encoder." for a U-Net's way down (fastai's DynamicUnet idea).
+
+    Raises:
+        InputError: Nothing fits.
+    """
+    own = {k: v for k, v in net.state_dict().items() if k.startswith(part)}
+    taken = [k for k, v in own.items() if k in tensors and tensors[k].shape == v.shape]
+    shape = [k for k, v in own.items() if k in tensors and tensors[k].shape != v.shape]
+    matched = Matched(taken, shape, [k for k in own if k not in tensors], [k for k in tensors if k not in taken])
+    if not taken:
+        raise InputError(f"No tensor of the checkpoint fits {part or 'the net'}: {matched}. Use the same net or size.")
+    with torch.no_grad():
+        for key in taken:
+            own[key].copy_(tensors[key])
+    return matched

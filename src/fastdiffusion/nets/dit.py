@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..types import Cond
-from .layers import Attention, Embed, Stem, Tail, picture, tokens, zero
+from .layers import Attention, Embed, Stem, Tail, keywords, picture, tokens, zero
 
 
 def positions(size: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n d"]:
@@ -34,9 +32,9 @@ class Block(nn.Module):
         self.dropout = dropout
         self.merge = nn.Linear(2 * dim, dim) if long_skip else None
         self.adapt = zero(nn.Linear(emb, 6 * dim))
-        self.self_attention = Attention(dim, head, linear=linear, start_at_zero=False)
-        self.cross_norm = nn.LayerNorm(dim) if context else None
-        self.cross_attention = Attention(dim, head, context) if context else None
+        self.attention = Attention(dim, head, linear=linear, start_at_zero=False)
+        self.words_norm = nn.LayerNorm(dim) if context else nn.Identity()
+        self.words = Attention(dim, head, context) if context else None
         self.mlp_in, self.mlp_out = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
     def forward(self, x: Float[Tensor, "b n d"], emb: Tensor, cond: Cond | None, skip: Tensor | None = None) -> Tensor:
@@ -44,9 +42,9 @@ class Block(nn.Module):
             x = self.merge(torch.cat([x, skip], -1))
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adapt(emb)[:, None].chunk(6, -1)
         h = torch.addcmul(shift1, F.layer_norm(x, x.shape[-1:]), 1 + scale1)
-        x = torch.addcmul(x, gate1, self.self_attention(h))
-        if self.cross_attention is not None and cond is not None and cond.emb is not None:
-            x = x + self.cross_attention(self.cross_norm(x), cond.emb, cond.mask)
+        x = torch.addcmul(x, gate1, self.attention(h))
+        if self.words is not None and cond is not None and cond.emb is not None:
+            x = x + self.words(self.words_norm(x), cond.emb, cond.mask)
         h = torch.addcmul(shift2, F.layer_norm(x, x.shape[-1:]), 1 + scale2)
         h = F.dropout(F.gelu(self.mlp_in(h), approximate="tanh"), self.dropout, self.training)
         return torch.addcmul(x, gate2, self.mlp_out(h))
@@ -78,15 +76,16 @@ class DiT(nn.Module):
         linear: bool = False,
         long_skips: bool = False,
     ):
-        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.config = keywords(locals())
         super().__init__()
         self.embed = Embed(width, classes, augment)
         self.stem = Stem(in_channels, width, patch)
         self.blocks = nn.ModuleList(
-            Block(width, width, head, context, linear, dropout, long_skips and i >= (depth + 1) // 2) for i in range(depth)
+            Block(width, width, head, context, linear, dropout, long_skips and i >= (depth + 1) // 2)
+            for i in range(depth)
         )
         self.tail = Tail(width, out_channels, patch, refine, in_channels, width)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(
         self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None

@@ -7,7 +7,8 @@ views of the same numbers. No layer fixes a size: what must be even is padded by
 from __future__ import annotations
 
 import math
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,12 @@ from torch import Tensor, nn
 from ..types import Cond
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+def keywords(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A constructor's ``locals()`` as the JSON keywords that it was called with."""
+    own = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}
 
 
 def zero(module: Module) -> Module:
@@ -42,7 +49,7 @@ def tokens(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
     return x.flatten(2).transpose(1, 2)
 
 
-def picture(x: Float[Tensor, "b n c"], size: tuple[int, int]) -> Float[Tensor, "b c h w"]:
+def picture(x: Float[Tensor, "b n c"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
     """Tokens as a picture (a channels-last view)."""
     return x.transpose(1, 2).unflatten(2, size)
 
@@ -57,7 +64,7 @@ def pad_to(x: Float[Tensor, "b c h w"], multiple: int) -> Float[Tensor, "b c H W
 
 
 def fourier(c_noise: Float[Tensor, " b"], features: int, low: float = 0.125, high: float = 8.0) -> Tensor:
-    """Sines and cosines of ``c_noise`` at ``features / 2`` frequencies, geometric from ``low`` to ``high`` cycles per unit.
+    """Sines and cosines of ``c_noise`` at ``features / 2`` frequencies, ``low`` to ``high`` cycles per unit.
 
     c_noise is ln(sigma) / 4 (about -1.6 to 1.1) or flow's t in (0, 1). The slowest wave is monotone over either range,
     the fastest tells noise levels apart that differ by a few percent.
@@ -87,7 +94,7 @@ class Embed(nn.Module):
 
 
 def modulate(x: Float[Tensor, "b c h w"], scale_shift: Float[Tensor, "b c2"]) -> Float[Tensor, "b c h w"]:
-    """x * (1 + scale) + shift per image and channel, in one pass (ADM's adaptive norm, Dhariwal & Nichol 2021, eq. 3)."""
+    """x * (1 + scale) + shift per image and channel, in one pass (Dhariwal & Nichol 2021, eq. 3)."""
     scale, shift = scale_shift[:, :, None, None].chunk(2, 1)
     return torch.addcmul(shift, x, 1 + scale)
 
@@ -129,14 +136,14 @@ def icnr_(weight: Float[Tensor, "o i k l"], factor: int) -> Tensor:
 
 
 class Shuffle(nn.Module):
-    """Upsample by a 3x3 convolution to factor**2 subpixels (PixelShuffle, Shi et al. 2016), checkerboard-free at first."""
+    """Upsample by a 3x3 convolution to factor**2 subpixels (PixelShuffle, Shi et al. 2016), without checkerboard."""
 
     def __init__(self, n_in: int, n_out: int, factor: int):
         super().__init__()
         self.factor = factor
         self.conv = conv(n_in, n_out * factor**2)
         icnr_(self.conv.weight, factor)
-        nn.init.zeros_(self.conv.bias)
+        nn.init.zeros_(self.conv.bias)  # pyright: ignore[reportArgumentType]
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o H W"]:
         # pixel_shuffle answers in the plain memory format; the convolutions after it want channels-last again
@@ -147,7 +154,7 @@ class Shuffle(nn.Module):
 
 
 class Stem(nn.Module):
-    """Pixels to features: patch x patch pixels become one, seen with their neighbours (3x3 patches overlap, no seams)."""
+    """Pixels to features: patch x patch pixels become one, seen with their neighbours (3x3 patches: no seams)."""
 
     def __init__(self, n_in: int, n_out: int, patch: int):
         super().__init__()

@@ -4,22 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..types import Cond
-from .layers import Attention, Down, Embed, Stem, Tail, conv, modulate, norm, picture, tokens, zero
+from .layers import Attention, Down, Embed, Stem, Tail, conv, keywords, modulate, norm, picture, tokens, zero
 
 
-class ResBlock(nn.Module):
-    """Two convolutions told the noise level, on a path beside the identity; optionally half or twice the size between.
+class Words(nn.Module):
+    """Attention from the pixels to the words of ``Cond.emb``."""
 
-    ``resize`` is "down", "up" or None (ADM's up/down residual blocks). ``scale_shift`` scales and shifts after the
-    second norm (adaptive group norm), otherwise the embedding is added before it. ``rescale`` divides the sum of the two
-    paths by sqrt(2), so that variances do not grow with depth (Song et al. 2021).
+    def __init__(self, dim: int, head: int, context: int):
+        super().__init__()
+        self.norm, self.attention = norm(dim), Attention(dim, head, context)
+
+    def forward(self, x: Tensor, cond: Cond | None) -> Tensor:
+        if cond is None or cond.emb is None:
+            return x
+        return x + picture(self.attention(tokens(self.norm(x)), cond.emb, cond.mask), x.shape[-2:])
+
+
+class Block(nn.Module):
+    """Two convolutions told the noise level, beside the identity; then attention, if ``attention`` says so.
+
+    Args:
+        n_in, n_out: Channels.
+        emb: Length of the embedding.
+        resize: "down" halves and "up" doubles the size between the convolutions (ADM's up/down residual blocks).
+        attention: Whether self-attention follows, and attention to the words if there is a ``context``.
+        scale_shift: The second norm is scaled and shifted by the embedding (adaptive group norm); otherwise the
+            embedding is added before it.
+        rescale: Sums of two paths are divided by sqrt(2): the variance does not grow with depth (Song et al. 2021).
+        dropout, head, context, linear, blur, learn_blur: As in ``UNet``.
     """
 
     def __init__(
@@ -27,10 +48,15 @@ class ResBlock(nn.Module):
         n_in: int,
         n_out: int,
         emb: int,
+        *,
         resize: str | None = None,
+        attention: bool = False,
         scale_shift: bool = True,
         rescale: bool = True,
         dropout: float = 0.0,
+        head: int = 64,
+        context: int = 0,
+        linear: bool = False,
         blur: float = 0.0,
         learn_blur: bool = False,
     ):
@@ -42,8 +68,11 @@ class ResBlock(nn.Module):
         self.adapt = nn.Linear(emb, 2 * n_out if scale_shift else n_out)
         self.norm2, self.conv2 = norm(n_out), zero(conv(n_out, n_out))
         self.skip = conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+        self.attention = Attention(n_out, head, linear=linear) if attention else None
+        self.norm3 = norm(n_out) if attention else nn.Identity()
+        self.words = Words(n_out, head, context) if attention and context else None
 
-    def forward(self, x: Tensor, emb: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, cond: Cond | None = None, size: tuple[int, int] | None = None) -> Tensor:
         """``size`` is the height and width to go "up" to (twice the input's, or one less)."""
         h = F.silu(self.norm1(x))
         if self.down is not None:
@@ -53,26 +82,10 @@ class ResBlock(nn.Module):
         h, told = self.conv1(h), self.adapt(emb)
         h = modulate(self.norm2(h), told) if self.scale_shift else self.norm2(h + told[:, :, None, None])
         h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
-        return (self.skip(x) + h) * self.gain
-
-
-class AttentionBlock(nn.Module):
-    """Self-attention over the pixels, then attention to the words if the net has a context."""
-
-    def __init__(self, dim: int, head: int, context: int, linear: bool, rescale: bool):
-        super().__init__()
-        self.gain = math.sqrt(0.5) if rescale else 1.0
-        self.norm, self.self_attention = norm(dim), Attention(dim, head, linear=linear)
-        self.cross_norm = norm(dim) if context else None
-        self.cross_attention = Attention(dim, head, context) if context else None
-
-    def forward(self, x: Tensor, cond: Cond | None) -> Tensor:
-        size = (x.shape[-2], x.shape[-1])
-        x = (x + picture(self.self_attention(tokens(self.norm(x))), size)) * self.gain
-        if self.cross_attention is not None and cond is not None and cond.emb is not None:
-            words = self.cross_attention(tokens(self.cross_norm(x)), cond.emb, cond.mask)
-            x = x + picture(words, size)
-        return x
+        x = (self.skip(x) + h) * self.gain
+        if self.attention is not None:
+            x = (x + picture(self.attention(tokens(self.norm3(x))), x.shape[-2:])) * self.gain
+        return x if self.words is None else self.words(x, cond)
 
 
 class UNet(nn.Module):
@@ -120,13 +133,15 @@ class UNet(nn.Module):
         blur: float = 0.0,
         learn_blur: bool = False,
     ):
-        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.config = keywords(locals())
         super().__init__()
-        emb = 4 * width
-        switches = {"scale_shift": scale_shift, "rescale": rescale, "dropout": dropout}
-
-        def attend(level: int) -> nn.Module | None:
-            return AttentionBlock(width * multiples[level], head, context, linear, rescale) if level in attention else None
+        if len(blocks) != len(multiples) or min(multiples, default=0) < 1:
+            raise InputError(f"blocks and multiples need one number per level, got {blocks} and {multiples}.")
+        emb, last = 4 * width, len(multiples) - 1
+        switches: dict[str, Any] = {"scale_shift": scale_shift, "rescale": rescale, "dropout": dropout}
+        attends = [
+            {"attention": i in attention, "head": head, "context": context, "linear": linear} for i in range(last + 1)
+        ]
 
         self.embed = Embed(emb, classes, augment)
         self.stem = Stem(in_channels, width, patch)
@@ -134,44 +149,34 @@ class UNet(nn.Module):
         n, skips = width, [width]
         for level, multiple in enumerate(multiples):
             if level:
-                down = ResBlock(n, n, emb, "down", **switches, blur=blur, learn_blur=learn_blur)
-                self.encoder.append(nn.ModuleList([down, None]))
+                self.encoder.append(Block(n, n, emb, resize="down", blur=blur, learn_blur=learn_blur, **switches))
                 skips.append(n)
             for _ in range(blocks[level]):
-                self.encoder.append(nn.ModuleList([ResBlock(n, width * multiple, emb, **switches), attend(level)]))
+                self.encoder.append(Block(n, width * multiple, emb, **attends[level], **switches))
                 skips.append(n := width * multiple)
-        last = len(multiples) - 1
-        self.middle = nn.ModuleList(
-            [ResBlock(n, n, emb, **switches), attend(last), ResBlock(n, n, emb, **switches)]
-        )
-        for level in reversed(range(len(multiples))):
+        self.middle = nn.ModuleList([Block(n, n, emb, **attends[last], **switches), Block(n, n, emb, **switches)])
+        for level in range(last, -1, -1):
             if level < last:
-                self.decoder.append(nn.ModuleList([ResBlock(n, n, emb, "up", **switches), None]))
+                self.decoder.append(Block(n, n, emb, resize="up", **switches))
             for _ in range(blocks[level] + 1):
-                block = ResBlock(n + skips.pop(), width * multiples[level], emb, **switches)
-                self.decoder.append(nn.ModuleList([block, attend(level)]))
+                self.decoder.append(Block(n + skips.pop(), width * multiples[level], emb, **attends[level], **switches))
                 n = width * multiples[level]
         self.tail = Tail(n, out_channels, patch, refine, in_channels, emb)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(
         self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, "b o h w"]:
         """The network's answer; ``c_noise`` is ln(sigma) / 4 or flow's time. Unused parts of ``cond`` are ignored."""
         emb = self.embed(c_noise, cond)
-        h = self.stem(x)
-        skips = [h]
-        for block, attention in self.encoder:
-            h = block(h, emb)
-            h = attention(h, cond) if attention is not None else h
-            skips.append(h)
-        first, attention, second = self.middle
-        h = first(h, emb)
-        h = second(attention(h, cond) if attention is not None else h, emb)
-        for block, attention in self.decoder:
+        skips = [h := self.stem(x)]
+        for block in self.encoder:
+            skips.append(h := block(h, emb, cond))
+        for block in self.middle:
+            h = block(h, emb, cond)
+        for block in self.decoder:
             if block.resize == "up":
-                h = block(h, emb, skips[-1].shape[-2:])
+                h = block(h, emb, cond, skips[-1].shape[-2:])
             else:
-                h = block(torch.cat([h, skips.pop()], 1), emb)
-            h = attention(h, cond) if attention is not None else h
+                h = block(torch.cat([h, skips.pop()], 1), emb, cond)
         return self.tail(h, x, emb)
