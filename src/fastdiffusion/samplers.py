@@ -7,8 +7,8 @@ A sampler moves noise to data by calling the denoiser D at falling noise levels.
 where D0 is the newest estimate, D_j are older ones. Euler (= DDIM), Heun, Adams, DPM-Solver++, DEIS, UniPC with its
 corrector, and every ancestral or SDE variant differ only in the numbers ratio, w and b. So a sampler is written in
 ``solvers`` as its paper writes it, in terms of ``D``, ``x`` and ``sigmas``; it is run once on symbols (:func:`trace`),
-and the numbers that come out are its :class:`Table`. One loop (:func:`run`) performs any table, and a table can be saved,
-printed, compared, and fitted to a model (``fastdiffusion.fitting``).
+and the numbers that come out are its :class:`Table`. One loop (:func:`run`) performs any table, and a table can be
+saved, printed, compared, and fitted to a model (``fastdiffusion.fitting``).
 
 Because D0 itself appears with weight one, a model that always knows x0 returns it exactly, from every table.
 """
@@ -19,7 +19,7 @@ import inspect
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A sampler with its numbers filled in. ``sigmas`` is what it was made for; ``info`` is free (fit errors, source)."""
+    """A sampler with its numbers filled in. ``sigmas`` is what it was made for; ``info`` is free (errors, source)."""
 
     name: str
     sigmas: tuple[float, ...]
@@ -116,6 +116,16 @@ class Table:
 # ---- the loop ---------------------------------------------------------------------------------------------------
 
 
+def move(row: Row, x: Tensor, x0: Tensor, history: Iterable[Tensor]) -> Tensor:
+    """The new state after a call, its fresh noise still to come. ``history``: older estimates, the most recent first."""
+    x = torch.lerp(x0, x, row.ratio) if row.ratio != 0 else x0.clone()
+    if row.weights:
+        x.add_(x0, alpha=-sum(row.weights))
+        for w, older in zip(row.weights, history, strict=False):
+            x.add_(older, alpha=w)
+    return x
+
+
 def run(
     denoise: Denoise,
     x: Float[Tensor, "b *d"],
@@ -143,11 +153,7 @@ def run(
     history: deque[Tensor] = deque(maxlen=table.depth + 1)
     for i, row in enumerate(table.rows):
         x0 = denoise(x, sigmas[i], cond)
-        x = torch.lerp(x0, x, row.ratio) if row.ratio != 0 else x0.clone()
-        if row.weights:
-            x.add_(x0, alpha=-sum(row.weights))
-            for w, older in zip(row.weights, history, strict=False):
-                x.add_(older, alpha=w)
+        x = move(row, x, x0, history)
         for b, sigma, to in row.noise:
             assert paths is not None
             x.add_(paths.draw(sigma, to), alpha=b)
@@ -175,7 +181,7 @@ class Linear:
         terms = dict(self.terms)
         for key, value in other.terms.items():
             terms[key] = terms.get(key, 0.0) + value
-        return Linear(terms)
+        return Linear({key: value for key, value in terms.items() if value})
 
     def __mul__(self, factor: float) -> Linear:
         return Linear({key: factor * value for key, value in self.terms.items()})

@@ -1,0 +1,339 @@
+"""A sampler fitted to a model: the table that follows this model's own flow most closely in so many calls.
+
+A table's free numbers are the noise levels of its calls and the weights of the older estimates (``samplers``). A fine
+solve of the probability flow from a few dozen noises shows where each row should lead; given the levels, a row's weights
+are then a small least-squares problem, solved row by row as the table rolls out. The levels are searched: first along
+families of schedules, then one by one. ``polish`` at last turns all numbers together (Levenberg-Marquardt on the error
+of the result). All of it takes forward passes only, so it works for any denoiser, guided or not.
+
+What is kept is chosen on noises that were not fitted to, and the best textbook table is kept where nothing beats it.
+
+References: BNS (Shaul et al. 2024, arXiv:2403.01329), LD3 (Tong et al. 2024, arXiv:2405.15506), S4S (Frankel et al.
+2025, arXiv:2502.17423), GITS (Chen et al. 2024, arXiv:2405.11326) fit some of these numbers by other means.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from . import noise, samplers, schedules, solvers
+from .errors import InputError
+from .guidance import cfg, start
+from .samplers import Row, Table, move
+from .types import Cond, Denoise
+
+DEPTH = 6  # older estimates that a fitted row may use
+NUDGE = 1e-3  # of a number, to see what it does
+NUMBERS = 300_000  # of all trajectories' states together: more teaches nothing and costs memory
+
+
+@runtime_checkable
+class Fittable(Protocol):
+    """What is read from a ``Model``."""
+
+    denoise: Denoise
+    shape: tuple[int, ...]
+    sigma_min: float
+    sigma_max: float
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Trajectories of a model's own probability flow, finely solved: what a table is measured against."""
+
+    denoise: Denoise
+    cond: Cond | None
+    log_sigmas: Float[Tensor, " m"]  # falling
+    states: Float[Tensor, "m b *d"]
+    estimates: Float[Tensor, "m b *d"]
+
+    @staticmethod
+    def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond | None) -> Flow:
+        """Follow the flow from ``x`` with DPM-Solver++(3M), one call at each of ``sigmas``."""
+        steps = list(samplers.run(denoise, x, samplers.table("dpmpp_3m", sigmas), cond))
+        states = torch.stack([x, *(step.x for step in steps[:-1])])
+        return Flow(denoise, cond, sigmas[:-1].log(), states, torch.stack([step.x0 for step in steps]))
+
+    @property
+    def start(self) -> Float[Tensor, "b *d"]:
+        """The noise."""
+        return self.states[0]
+
+    @property
+    def end(self) -> Float[Tensor, "b *d"]:
+        """The data."""
+        return self.estimates[-1]
+
+    def at(self, sigma: float) -> Float[Tensor, "b *d"]:
+        """The states at a noise level: a cubic through the two nearest and their slopes dx/dlog sigma = x - D."""
+        if sigma == 0:
+            return self.end
+        u = math.log(sigma)
+        j = min(max(int((self.log_sigmas > u).sum()), 1), len(self.log_sigmas) - 1)
+        a, b = float(self.log_sigmas[j - 1]), float(self.log_sigmas[j])
+        h, t = b - a, (u - a) / (b - a)
+        x, y = self.states[j - 1], self.states[j]
+        dx, dy = h * (x - self.estimates[j - 1]), h * (y - self.estimates[j])
+        return x + t * t * (3 - 2 * t) * (y - x) + t * (1 - t) ** 2 * dx - t * t * (1 - t) * dy
+
+    def error(self, x: Tensor) -> float:
+        """Root mean square distance of a table's result from the flow's; infinite if it blew up."""
+        value = float((x - self.end).double().square().mean().sqrt())
+        return value if math.isfinite(value) else math.inf
+
+    def error_of(self, table: Table) -> float:
+        """The error of a table."""
+        return self.error(samplers.final(samplers.run(self.denoise, self.start, table, self.cond)))
+
+
+def fit_sampler(
+    model: Fittable | Denoise,
+    steps: int,
+    shape: Sequence[int] | None = None,
+    sigma_max: float | None = None,
+    sigma_min: float | None = None,
+    cond: Cond | None = None,
+    noises: int = 64,
+    seconds: float = 60.0,
+    polish: bool = False,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> Table:
+    """The best table of ``steps`` calls for this model, by the RMS distance from its own probability flow.
+
+    Args:
+        model: A ``Model``, or any denoiser (then ``shape``, ``sigma_max`` and ``sigma_min`` are needed).
+        steps: Denoiser calls of the table.
+        shape: Shape of one sample.
+        sigma_max: Noise level to start at.
+        sigma_min: Lowest noise level of the reference.
+        cond: What the denoiser is told; its rows are used in turn.
+        noises: How many noises to fit to; half as many more choose between candidates. Slow or large models get fewer.
+        seconds: Time to spend, roughly. A slow model is searched less; a fast one is done earlier.
+        polish: Spend the time left on turning all numbers together.
+        scale: Guidance scale to fit for (needs ``cond``).
+        seed: Of the noises.
+
+    Returns:
+        A table whose ``info`` holds ``error`` and ``textbook_error``, both on noises that were not fitted to, and what
+        it was fitted for.
+    """
+    began = time.monotonic()
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}. Try steps=8.")
+    denoise: Denoise = model if not isinstance(model, Fittable) else model.denoise
+    if isinstance(model, Fittable):
+        shape, sigma_max, sigma_min = shape or model.shape, sigma_max or model.sigma_max, sigma_min or model.sigma_min
+    if shape is None or sigma_max is None or sigma_min is None:
+        raise InputError("A bare denoiser needs shape, sigma_max and sigma_min, e.g. shape=(3, 64, 64), 80, 0.002.")
+    if scale != 1:
+        denoise = cfg(denoise, scale)
+
+    with torch.no_grad():
+        levels = schedules.exponential(max(100, 6 * steps), sigma_min, sigma_max)
+        teaching, judging = reference(denoise, tuple(shape), levels, cond, noises, 0.3 * seconds, seed)
+        textbook = best_textbook(judging, steps, sigma_min, sigma_max, began + 0.5 * seconds)
+        candidates = [textbook]
+        if steps > 1:
+            sigmas = search_levels(teaching, steps, sigma_min, began + (0.7 if polish else 0.9) * seconds)
+            candidates += [fit_rows(teaching, sigmas, ridge) for ridge in (1e-6, 1e-4, 1e-2)]
+        if polish and steps > 1:
+            candidates += polished(min(candidates[1:], key=judging.error_of), teaching, judging, began + seconds)
+        best = min(candidates, key=judging.error_of)
+        info = {
+            "fitted": best is not textbook,
+            "error": judging.error_of(best),
+            "textbook": textbook.info["textbook"],
+            "textbook_error": judging.error_of(textbook),
+            "shape": list(shape),
+            "sigma_min": sigma_min,
+            "scale": scale,
+            "noises": len(teaching.start),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+    return replace(best, info={**best.info, **info})
+
+
+def reference(
+    denoise: Denoise, shape: tuple[int, ...], sigmas: Tensor, cond: Cond | None, noises: int, seconds: float, seed: int
+) -> tuple[Flow, Flow]:
+    """Fine trajectories to fit to, and half as many to choose with; fewer where the model is slow or its samples large."""
+
+    def draw(first: int, n: int) -> tuple[Tensor, Cond | None]:
+        x = sigmas[0].item() * noise.initial(range(seed + first, seed + first + n), shape)
+        if cond is None:
+            return x, None
+        rows = next(len(v) for v in vars(cond).values() if v is not None)
+        return x, cond[[(first + i) % rows for i in range(n)]]
+
+    most = max(int(min(noises, NUMBERS / math.prod(shape))), 8)
+    probe, told = draw(0, min(most, 16))
+    for _ in range(2):  # the first call may have to warm up
+        clock = time.monotonic()
+        start(denoise)(probe, probe.new_full((len(probe),), sigmas[0].item()), told)
+    each = (time.monotonic() - clock) / len(probe)
+    noises = max(min(most, int(seconds / (1.5 * len(sigmas) * each))), 8)
+    (x, told), (y, told_y) = draw(0, noises), draw(noises, noises // 2)
+    return Flow.solve(denoise, x, sigmas, told), Flow.solve(denoise, y, sigmas, told_y)
+
+
+def best_textbook(flow: Flow, steps: int, sigma_min: float, sigma_max: float, until: float) -> Table:
+    """The textbook table of ``steps`` calls that is nearest to the flow; ``until`` stops the search."""
+    best, best_error = None, math.inf
+    for schedule in ("exponential", "karras", "flow", "linear"):
+        for name in ("dpmpp_3m", "unipc", "deis", "dpmpp_2m", "gam", "lms", "heun", "euler"):
+            calls = solvers.METHODS[name].calls
+            n = (steps + calls - 1) // calls
+            if n * calls - (calls - 1) != steps:
+                continue
+            for low in (sigma_min, min(10 * sigma_min, sigma_max / 10)):
+                sigmas = schedules.schedule(schedule, n, sigma_min=low, sigma_max=sigma_max)
+                table = samplers.table(name, sigmas)
+                error = flow.error_of(table)
+                if best is None or error < best_error:
+                    words = f"{name}, {schedule}, sigma_min {low:g}"
+                    best, best_error = replace(table, info={**table.info, "textbook": words}), error
+                if time.monotonic() > until:
+                    return best
+    assert best is not None, "euler takes any number of steps"
+    return best
+
+
+def fit_rows(flow: Flow, sigmas: Sequence[float], ridge: float = 1e-4) -> Table:
+    """The table with these noise levels whose every row leads nearest to the flow, from where its own rows led.
+
+    Ridge regression of the older estimates' weights towards those of ``dpmpp_3m``; the row's ratio is given by the
+    levels, and a row sums to 1 by its form, so that a perfect model still gets its x0 back.
+    """
+    denoise, x = start(flow.denoise), flow.start
+    history: list[Tensor] = []
+    rows: list[Row] = []
+    for s, t in pairwise(sigmas):
+        x0 = denoise(x, x.new_full((len(x),), s), flow.cond)
+        ratio = t / s
+        x = torch.lerp(x0, x, ratio) if t > 0 else x0
+        weights: tuple[float, ...] = ()
+        if history:
+            known = torch.stack([older - x0 for older in history]).flatten(1).double()
+            prior = known.new_tensor(textbook_weights(sigmas[: len(rows) + 1], t, len(history)))
+            gram = known @ known.T
+            gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
+            missing = (flow.at(t) - x).flatten().double() - prior @ known
+            fitted = prior + torch.linalg.solve(gram, known @ missing)
+            x = x + (fitted @ known).to(x).reshape(x.shape)
+            weights = tuple(fitted.tolist())
+        rows.append(Row(s, ratio, weights))
+        history = [x0, *history][:DEPTH]
+    return Table("fitted", tuple(sigmas), tuple(rows))
+
+
+def textbook_weights(past: Sequence[float], t: float, count: int) -> list[float]:
+    """The weights of the ``count`` older estimates in ``dpmpp_3m``'s row from past[-1] to t."""
+    nodes = [-math.log(s) for s in reversed(past[-3:])]
+    if t == 0:
+        return [0.0] * count
+    a, b = nodes[0], -math.log(t)
+    weights = solvers.lagrange_integrals(nodes, a, b, lambda u: math.exp(u - b), lambda u: u)[1:]
+    return [*weights, *[0.0] * count][:count]
+
+
+def search_levels(flow: Flow, steps: int, sigma_min: float, until: float) -> list[float]:
+    """The noise levels with which :func:`fit_rows` does best: the best family first, then each level by itself."""
+
+    def error(sigmas: Sequence[float]) -> float:
+        return flow.error_of(fit_rows(flow, sigmas))
+
+    sigma_max = flow.log_sigmas[0].exp().item()
+    best, best_error = [], math.inf
+    for rho, low in sorted(
+        ((rho, low) for rho in (1e3, 7.0, 4.0) for low in (1, 4, 16, 48)), key=lambda family: abs(family[1] - 10)
+    ):
+        if best and time.monotonic() > until:
+            break
+        sigmas = schedules.karras(steps, min(low * sigma_min, sigma_max / 10), sigma_max, rho).tolist()
+        if (found := error(sigmas)) < best_error:
+            best, best_error = sigmas, found
+
+    stride = 0.4  # of the way to the next level, in log sigma
+    while stride > 0.02:
+        improved = False
+        for i in range(1, steps):
+            for direction in (1, -1):
+                if time.monotonic() > until:
+                    return best
+                other = best[i + direction] or best[i] * (best[i] / best[i - 1])  # beyond the last level lies 0
+                sigmas = [*best[:i], best[i] * (other / best[i]) ** stride, *best[i + 1 :]]
+                if (found := error(sigmas)) < best_error:
+                    best, best_error, improved = sigmas, found, True
+                    break
+        if not improved:
+            stride /= 2
+    return best
+
+
+def polished(table: Table, teaching: Flow, judging: Flow, until: float) -> Iterator[Table]:
+    """Turn all levels and weights together: Levenberg-Marquardt on the result's distance from the flow's.
+
+    The Jacobian is taken by differences, each a run from the row that changes on. Yields every table that is better
+    on ``teaching``; ends when ``judging`` stops to gain, or ``until``.
+    """
+    free = [math.log(s) for s in table.sigmas[1:-1]] + [w for row in table.rows for w in row.weights]
+    levels = len(table.rows) - 1
+    # The first row that a number changes: a level changes the move towards it, a weight its own row.
+    first = [*range(levels), *(i for i, row in enumerate(table.rows) for _ in row.weights)]
+
+    def build(numbers: list[float]) -> Table:
+        sigmas = [table.sigmas[0], *map(math.exp, numbers[:levels]), 0.0]
+        rest = iter(numbers[levels:])
+        rows = [
+            Row(s, t / s, tuple(next(rest) for _ in row.weights))
+            for s, t, row in zip(sigmas, sigmas[1:], table.rows, strict=False)
+        ]
+        return Table(table.name, tuple(sigmas), tuple(rows))
+
+    def perform(table: Table, calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The result, and (x, x0) of every call, of which the first ones may be given."""
+        calls, x, denoise = list(calls), teaching.start, start(teaching.denoise)
+        for i in range(max(len(calls) - 1, 0), len(table.rows)):
+            if i == len(calls):
+                calls.append((x, denoise(x, x.new_full((len(x),), table.rows[i].sigma), teaching.cond)))
+            x, x0 = calls[i]
+            x = move(table.rows[i], x, x0, [older for _, older in calls[i - 1 :: -1]] if i else [])
+        return x, calls
+
+    x, calls = perform(table, [])
+    error, best, damping, failures = teaching.error(x), judging.error_of(table), 1e-2, 0
+    while failures < 8 and time.monotonic() < until:
+        miss = (x - teaching.end).flatten().double()
+        columns = []
+        for k, row in enumerate(first):
+            nudged = perform(build([*free[:k], free[k] + NUDGE, *free[k + 1 :]]), calls[: row + 1])[0]
+            columns.append((nudged - x).flatten().double() / NUDGE)
+            if time.monotonic() > until:
+                return
+        jacobian = torch.stack(columns)
+        gram, slope = jacobian @ jacobian.T, jacobian @ miss
+        scale = torch.diag(gram.diagonal() + 1e-9 * gram.diagonal().max())
+        while failures < 8:
+            turned = (torch.tensor(free).double() - torch.linalg.solve(gram + damping * scale, slope)).tolist()
+            falling = all(a > b for a, b in pairwise([math.log(table.sigmas[0]), *turned[:levels]]))
+            if falling and (found := perform(build(turned), []))[0] is not None and teaching.error(found[0]) < error:
+                (x, calls), free, damping = found, turned, damping / 4
+                break
+            damping, failures = damping * 4, failures + 1
+        else:
+            return
+        gained = teaching.error(x) < 0.995 * error
+        error, judged = teaching.error(x), judging.error_of(build(free))
+        failures = 0 if gained and judged < best else failures + 2
+        best = min(best, judged)
+        yield build(free)
