@@ -33,19 +33,19 @@ def slug(heading: str) -> str:
 
 @pytest.fixture
 def small_world(tmp_path, monkeypatch):
-    """An empty folder but for ``photos/``, in which every training takes two steps of the smallest net."""
+    """An empty folder but for ``photos/``, in which every training takes two steps of a very small net."""
     from PIL import Image
 
-    from fastdiffusion import learner, nets
+    from fastdiffusion import Learner
 
     (tmp_path / "photos").mkdir()
     for i in range(40):
         noise = torch.randint(0, 256, (48, 64, 3), dtype=torch.uint8).numpy()
         Image.fromarray(noise).save(tmp_path / "photos" / f"{i}.png")
-    fit = learner.Learner.fit
-    monkeypatch.setattr(learner.Learner, "fit", lambda self, **budget: fit(self, steps=2))
-    for name in nets.PRESETS:
-        monkeypatch.setitem(nets.PRESETS, name, nets.PRESETS["unet-tiny"])
+    init, fit = Learner.__init__, Learner.fit
+    small = {"net": {"name": "dit", "patch": 8, "width": 32, "depth": 1, "head": 32}, "batch_size": 8, "verbose": False}
+    monkeypatch.setattr(Learner, "__init__", lambda self, data, **keywords: init(self, data, **{**keywords, **small}))
+    monkeypatch.setattr(Learner, "fit", lambda self, **budget: fit(self, steps=2))
     monkeypatch.chdir(tmp_path)
 
 
@@ -67,8 +67,7 @@ def test_commands_parse(path):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
             if words[:1] == ["fastdiffusion"]:
-                name, command, rest = group.resolve_command(group.make_context("fastdiffusion", []), words[1:])
-                command.make_context(name, rest)
+                group.commands[words[1]].make_context(words[1], words[2:])
 
 
 @pytest.mark.parametrize("path", PAGES, ids=page_id)
