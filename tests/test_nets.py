@@ -19,8 +19,8 @@ SMALL = {
 VARIANTS = {
     "unet": {},
     "unet-patch": {"patch": 2, "refine": 8, "blur": 1.0, "learn_blur": True},
-    "unet-plain": {"scale_shift": False, "rescale": False, "linear": True},
-    "unet-patch3": {"patch": 3, "blur": 0.7},
+    "unet-plain": {"scale_shift": False, "rescale": False, "linear": True, "skips": False},
+    "unet-patch3": {"updown": False, "patch": 3, "blur": 0.7},
     "dit": {},
     "dit-refine": {"refine": 8, "patch": 4},
     "dit-linear": {"linear": True, "long_skips": False},
@@ -226,6 +226,7 @@ def test_padding_leaves_the_inside_alone():
 
 def checkerboard(y, factor):
     """The part of a picture's variance that is inside its factor x factor cells."""
+    y = y.detach()
     cells = F.interpolate(F.avg_pool2d(y, factor), scale_factor=factor)
     return float((y - cells).square().mean() / (y - y.mean()).square().mean())
 

@@ -29,6 +29,18 @@ class Words(nn.Module):
         return x + picture(self.attention(tokens(self.norm(x)), cond.emb, cond.mask), x.shape[-2:])
 
 
+class Resize(nn.Module):
+    """Half or twice the size and one convolution: cheaper than a residual block that resizes."""
+
+    def __init__(self, n: int, resize: str, blur: float = 0.0, learn_blur: bool = False):
+        super().__init__()
+        self.resize, self.conv = resize, conv(n, n)
+        self.down = Down(blur, learn_blur) if resize == "down" else None
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Cond | None = None, size: Sequence[int] | None = None) -> Tensor:
+        return self.conv(self.down(x) if self.down is not None else F.interpolate(x, size))
+
+
 class Block(nn.Module):
     """Two convolutions told the noise level, beside the identity; then attention, if ``attention`` says so.
 
@@ -72,7 +84,7 @@ class Block(nn.Module):
         self.norm3 = norm(n_out) if attention else nn.Identity()
         self.words = Words(n_out, head, context) if attention and context else None
 
-    def forward(self, x: Tensor, emb: Tensor, cond: Cond | None = None, size: tuple[int, int] | None = None) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, cond: Cond | None = None, size: Sequence[int] | None = None) -> Tensor:
         """``size`` is the height and width to go "up" to (twice the input's, or one less)."""
         h = F.silu(self.norm1(x))
         if self.down is not None:
@@ -108,6 +120,8 @@ class UNet(nn.Module):
         linear: Attention linear in the number of pixels.
         scale_shift: ADM's adaptive group norm; otherwise the embedding is added.
         rescale: Sums of two paths are divided by sqrt(2).
+        updown: ADM's residual blocks that resize; otherwise one convolution does.
+        skips: The way up sees the way down's features; without, the net is a plain autoencoder.
         blur: Standard deviation of the blur before downsampling in pixels; 0 = the mean of 2x2.
         learn_blur: Whether that standard deviation is learned.
     """
@@ -130,6 +144,8 @@ class UNet(nn.Module):
         linear: bool = False,
         scale_shift: bool = True,
         rescale: bool = True,
+        updown: bool = True,
+        skips: bool = True,
         blur: float = 0.0,
         learn_blur: bool = False,
     ):
@@ -139,27 +155,33 @@ class UNet(nn.Module):
             raise InputError(f"blocks and multiples need one number per level, got {blocks} and {multiples}.")
         emb, last = 4 * width, len(multiples) - 1
         switches: dict[str, Any] = {"scale_shift": scale_shift, "rescale": rescale, "dropout": dropout}
-        attends = [
-            {"attention": i in attention, "head": head, "context": context, "linear": linear} for i in range(last + 1)
-        ]
+        attends = {"attention": True, "head": head, "context": context, "linear": linear}
 
+        def block(n_in: int, level: int) -> Block:
+            return Block(n_in, width * multiples[level], emb, **switches, **(attends if level in attention else {}))
+
+        def resize(n: int, way: str, **blurs: Any) -> nn.Module:
+            return Block(n, n, emb, resize=way, **switches, **blurs) if updown else Resize(n, way, **blurs)
+
+        self.skips = skips
         self.embed = Embed(emb, classes, augment)
         self.stem = Stem(in_channels, width, patch)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        n, skips = width, [width]
+        n, seen = width, [width]
         for level, multiple in enumerate(multiples):
             if level:
-                self.encoder.append(Block(n, n, emb, resize="down", blur=blur, learn_blur=learn_blur, **switches))
-                skips.append(n)
+                self.encoder.append(resize(n, "down", blur=blur, learn_blur=learn_blur))
+                seen.append(n)
             for _ in range(blocks[level]):
-                self.encoder.append(Block(n, width * multiple, emb, **attends[level], **switches))
-                skips.append(n := width * multiple)
-        self.middle = nn.ModuleList([Block(n, n, emb, **attends[last], **switches), Block(n, n, emb, **switches)])
+                self.encoder.append(block(n, level))
+                seen.append(n := width * multiple)
+        middle = Block(n, n, emb, **switches, **(attends if attention else {}))
+        self.middle = nn.ModuleList([middle, Block(n, n, emb, **switches)])
         for level in range(last, -1, -1):
             if level < last:
-                self.decoder.append(Block(n, n, emb, resize="up", **switches))
+                self.decoder.append(resize(n, "up"))
             for _ in range(blocks[level] + 1):
-                self.decoder.append(Block(n + skips.pop(), width * multiples[level], emb, **attends[level], **switches))
+                self.decoder.append(block(n + seen.pop() * skips, level))
                 n = width * multiples[level]
         self.tail = Tail(n, out_channels, patch, refine, in_channels, emb)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -169,14 +191,15 @@ class UNet(nn.Module):
     ) -> Float[Tensor, "b o h w"]:
         """The network's answer; ``c_noise`` is ln(sigma) / 4 or flow's time. Unused parts of ``cond`` are ignored."""
         emb = self.embed(c_noise, cond)
-        skips = [h := self.stem(x)]
+        seen = [h := self.stem(x)]
         for block in self.encoder:
-            skips.append(h := block(h, emb, cond))
+            seen.append(h := block(h, emb, cond))
         for block in self.middle:
             h = block(h, emb, cond)
         for block in self.decoder:
             if block.resize == "up":
-                h = block(h, emb, cond, skips[-1].shape[-2:])
+                h = block(h, emb, cond, seen[-1].shape[-2:])
             else:
-                h = block(torch.cat([h, skips.pop()], 1), emb, cond)
+                skip = seen.pop()
+                h = block(torch.cat([h, skip], 1) if self.skips else h, emb, cond)
         return self.tail(h, x, emb)
