@@ -15,6 +15,7 @@ import threading
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 from uuid import uuid4
@@ -133,7 +134,7 @@ def opened(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = 
     try:
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, with our own number
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
     except Image.DecompressionBombError:
         raise DataError(f"more than {2 * MAX_PIXELS / 1e6:.0f} megapixels (limit {max_pixels / 1e6:.0f})") from None
     except Exception as error:
@@ -160,6 +161,13 @@ def decode(picture: Image.Image, near: int | None = None) -> Image.Image:
         Exception
     ) as error:  # decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error...
         raise DataError(_reason(error)) from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """FORMATS, as far as this build of Pillow knows them."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _reason(error: Exception) -> str:

@@ -8,8 +8,10 @@ picture with the names of both.
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -69,8 +71,14 @@ def emoji(
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read the font {path.name!r}: {error.strerror}. Give another: font='...'.") from None
-    state = digest(_VERSION, hashlib.sha256(content).hexdigest(), size, alpha, list(names), features.check("raqm"))
-    decoded = decode_once(digest("emoji", path.name, size, alpha), state, _render(path, list(names), size, alpha))
+    ligatures = bool(features.check("raqm"))
+    if not ligatures:
+        warnings.warn(
+            "This Pillow lacks raqm: emoji of several code points (flags, families) are left out.", stacklevel=2
+        )
+    pen = Pen(content, ligatures)
+    state = digest(_VERSION, hashlib.sha256(content).hexdigest(), list(names), ligatures)
+    decoded = decode_once(digest("emoji", path.name, size, alpha), state, _render(pen, list(names), size, alpha))
     sequences = [fact["sequences"] for fact in decoded.facts[0]]
     return Pictures(
         "emoji",
@@ -117,24 +125,26 @@ def _exists(folder: str) -> bool:
 
 
 class Pen:
-    """Draws sequences in one font, and knows what the font lacks."""
+    """Draws sequences in one font, and knows what the font lacks.
 
-    def __init__(self, path: Path):
-        self.font = self._open(path)
-        self.tofu = {self._pixels(text) for text in _MISSING}
+    Args:
+        font: The content of the font file.
+        ligatures: Whether Pillow can join code points (raqm); if not, only single ones are drawn.
+    """
+
+    def __init__(self, font: bytes, ligatures: bool = True):
+        self.font, self.ligatures = self._open(font), ligatures
+        self.tofu = {self._sheet(text).tobytes() for text in _MISSING}
         self.advance = max(self.font.getlength("\U0001f600"), 1.0)
 
     @staticmethod
-    def _open(path: Path) -> ImageFont.FreeTypeFont:
+    def _open(font: bytes) -> ImageFont.FreeTypeFont:
         for strike in _STRIKES:
             try:
-                return ImageFont.truetype(str(path), strike)
+                return ImageFont.truetype(io.BytesIO(font), strike)  # given a path, Pillow may open another font
             except OSError:  # "invalid pixel size": not among the font's bitmaps
                 continue
-        raise DataError(f"{path.name!r} is not a font that can be opened. Give another: font='...NotoColorEmoji.ttf'.")
-
-    def _pixels(self, text: str) -> bytes:
-        return self._sheet(text).tobytes()
+        raise DataError("This is not a font that can be opened. Give another: font='...NotoColorEmoji.ttf'.")
 
     def _sheet(self, text: str) -> Image.Image:
         side = 2 * int(self.font.size)
@@ -144,17 +154,18 @@ class Pen:
 
     def draw(self, sequence: str) -> Image.Image | None:
         """The emoji on a transparent sheet, or None where the font has no one color glyph for it."""
-        if self.font.getlength(sequence) > 1.5 * self.advance:
-            return None  # drawn as its parts, side by side
+        if not self.ligatures:
+            sequence = sequence.replace("\ufe0f", "")  # asks for the colored form, which is the only one here
+        if (not self.ligatures and len(sequence) > 1) or self.font.getlength(sequence) > 1.5 * self.advance:
+            return None  # would be drawn as its parts, side by side
         sheet = self._sheet(sequence)
         if sheet.getchannel("A").getbbox() is None or sheet.tobytes() in self.tofu:
             return None
         return sheet
 
 
-def _render(path: Path, sequences: list[str], size: int, alpha: bool) -> Iterator[tuple[np.ndarray, dict]]:
+def _render(pen: Pen, sequences: list[str], size: int, alpha: bool) -> Iterator[tuple[np.ndarray, dict]]:
     """Each distinct picture and the sequences that give it."""
-    pen = Pen(path)
     distinct: dict[bytes, tuple[Image.Image, list[str]]] = {}
     colored = False
     for sequence in sequences:
@@ -167,7 +178,7 @@ def _render(path: Path, sequences: list[str], size: int, alpha: bool) -> Iterato
     if not distinct or not colored:
         why = "draws nothing" if not distinct else "draws no color"
         raise DataError(
-            f"The font {path.name!r} {why} here: Pillow {Image.__version__} may not know its format. "
+            f"The font {pen.font.getname()[0]!r} {why} here: Pillow {Image.__version__} may not know its format. "
             "Use Noto's bitmap font, e.g. apt install fonts-noto-color-emoji."
         )
     # One frame for all, so that a small emoji (a dot) stays small beside a large one.

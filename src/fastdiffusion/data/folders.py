@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -202,15 +203,14 @@ def _decode(
         except DataError as error:
             return None, Skipped(file.name, str(error))._asdict()
 
-    workers = min(os.cpu_count() or 1, 8)
-    with (
-        ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(files), desc="reading", unit="", disable=None, delay=1) as bar,
-    ):
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF data and the like: a file is used or skipped
+        bar = tqdm(total=len(files), desc="reading", unit="", disable=None, delay=1, leave=False)
         for start in range(0, len(files), _CHUNK):
             for result in pool.map(one, files[start : start + _CHUNK]):
                 bar.update()
                 yield result
+        bar.close()
 
 
 def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
@@ -237,6 +237,7 @@ def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
     return chosen
 
 
-def natural(name: str) -> list[tuple[int, str]]:
-    """Sorts class "2" before "10"."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name) if part]
+def natural(name: str) -> list[tuple[bool, int, str]]:
+    """Sorts class "9" before "10", and both before "cat"."""
+    parts = [part for part in re.split(r"(\d+)", name) if part]
+    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts]

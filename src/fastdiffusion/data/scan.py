@@ -10,6 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations, pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -269,29 +270,34 @@ def dhash(picture: Image.Image) -> str:
 def alike(hashes: list[str]) -> list[int]:
     """For each hash the index of its group's first member; hashes at most NEAR bits apart are of one group.
 
-    Two 128-bit hashes that differ in at most 7 bits agree in one of eight 16-bit blocks: only those are compared.
+    Two hashes that differ in at most 6 of 128 bits agree in at least two of eight 16-bit blocks: only such are compared.
+    Bits that are nearly always the same (white margins) are dealt out evenly, or else one block would hold them all.
     """
     first: dict[str, int] = {}
     for i, h in enumerate(hashes):
         first.setdefault(h, i)
     unique = [h for h in first if int(h, 16).bit_count() >= 8]  # fewer: a picture without structure is like nothing
-    parent = dict.fromkeys(range(len(hashes)))
+    parent = list(range(len(hashes)))
 
     def root(i: int) -> int:
-        while (up := parent[i]) is not None:
-            i = up
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
         return i
 
-    bits = np.array([np.frombuffer(bytes.fromhex(h), ">u2") for h in unique], np.uint16).reshape(-1, 8)
-    for block in range(8):
-        order = np.argsort(bits[:, block], kind="stable")
-        edges = np.flatnonzero(np.diff(bits[order, block])) + 1
-        for run in np.split(order, edges):
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex("".join(unique)), np.uint8)).reshape(-1, 128)
+    telling = np.argsort(np.abs(bits.mean(0) - 0.5)) if unique else np.arange(128)
+    dealt = bits[:, telling].reshape(-1, 16, 8).astype(np.uint16)
+    blocks = (dealt << np.arange(16, dtype=np.uint16)[:, None]).sum(1, dtype=np.uint16)
+    for one, other in combinations(range(8), 2):
+        key = blocks[:, one].astype(np.uint32) << 16 | blocks[:, other]
+        order = np.argsort(key, kind="stable")
+        edges = np.flatnonzero(np.diff(key[order], prepend=-1.0, append=-1.0))
+        for start, end in ((a, b) for a, b in pairwise(edges.tolist()) if b - a > 1):
+            run = order[start:end]
             for k, i in enumerate(run[:-1]):
-                distance = _BITS[bits[run[k + 1 :]] ^ bits[i]].sum(1)
+                distance = _BITS[blocks[run[k + 1 :]] ^ blocks[i]].sum(1)
                 for j in run[k + 1 :][distance <= NEAR]:
-                    a, b = sorted((root(first[unique[i]]), root(first[unique[j]])))
-                    if a != b:
-                        parent[b] = a
+                    low, high = sorted((root(first[unique[i]]), root(first[unique[j]])))
+                    parent[high] = low
     structured = set(unique)
     return [root(first[h]) if h in structured else i for i, h in enumerate(hashes)]

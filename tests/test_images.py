@@ -1,0 +1,275 @@
+"""Pictures in and out: exact round trips, every mode, hostile files, recipes."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import resource
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pictures
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from fastdiffusion import images
+from fastdiffusion.errors import DataError, InputError
+
+PNG_TEXT = (b"tEXt", b"iTXt", b"zTXt", b"eXIf", b"iCCP", b"tIME", b"pHYs")
+
+
+def test_bytes_to_floats_and_back():
+    x = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16)
+    assert torch.equal(images.to_uint8(images.to_tensor(x)), x)
+    assert images.to_tensor(x).aminmax() == (-1, 1)
+    assert images.to_uint8(torch.tensor([-3.0, 3.0, float("nan"), float("inf")])).tolist() == [0, 255, 0, 255]
+    with pytest.raises(InputError, match="uint8"):
+        images.to_tensor(torch.zeros(1, 2, 2))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_pil_and_back(mode):
+    picture = pictures.photo(7, 5, mode=mode)
+    tensor = images.to_tensor(picture)
+    assert tensor.shape == (len(mode), 5, 7)
+    back = images.to_pil(tensor)
+    assert back.mode == mode and back.tobytes() == picture.tobytes()
+    assert images.to_pil(images.to_uint8(tensor)).tobytes() == picture.tobytes()
+
+
+def test_pil_wants_one_image():
+    with pytest.raises(InputError, match=r"\(2, 3, 8, 8\)"):
+        images.to_pil(torch.zeros(2, 3, 8, 8))
+
+
+def test_grid_places_each_pixel():
+    x = torch.stack([torch.full((1, 2, 3), i, dtype=torch.uint8) for i in range(5)])
+    sheet = np.asarray(images.grid(x, columns=2, zoom=2, gap=1))
+    assert sheet.shape == (3 * 5 + 1, 2 * 7 + 1)
+    assert (sheet[1:5, 1:7] == 0).all() and (sheet[6:10, 8:14] == 3).all() and (sheet[11:15, 1:7] == 4).all()
+    assert (sheet[11:15, 8:14] == 255).all() and (sheet[0] == 255).all()
+    mixed = images.grid([pictures.photo(4, 4), pictures.photo(8, 2, mode="L")])
+    assert mixed.mode == "RGB" and mixed.size == (2 * 10 + 2, 6 + 2)
+    with pytest.raises(InputError, match="at least one"):
+        images.grid([])
+
+
+# ---- reading ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", pictures.good())
+def test_every_kind_is_read(name):
+    picture = images.read(pictures.good()[name])
+    assert picture.mode in ("L", "LA", "RGB", "RGBA") and picture.info == {} and not picture.getexif()
+    assert picture.size == ((30, 40) if name == "turned.jpg" else (40, 30))
+
+
+@pytest.mark.parametrize("name", ["rgb.png", "palette.png", "moving.gif"])
+def test_colors_are_kept(name):
+    content = pictures.good()[name]
+    assert images.read(content).tobytes() == Image.open(io.BytesIO(content)).convert("RGB").tobytes()
+
+
+def test_sixteen_bits_keep_their_range():
+    expected = np.linspace(0, 65535, 1200).reshape(30, 40) / 257
+    for content in (pictures.deep(), pictures.deep("tiff")):
+        assert np.abs(np.asarray(images.read(content)) - expected).max() <= 1
+    assert np.abs(np.asarray(images.read(pictures.good()["float.tif"])) - expected).max() <= 1
+    wide = Image.fromarray(np.array([[0, 65535]], dtype=np.int32))
+    assert np.asarray(images.plain(wide)).tolist() == [[0, 255]]
+
+
+def test_transparency_is_kept_or_laid_on_white():
+    picture = images.read(pictures.encoded(pictures.transparent()))
+    assert picture.mode == "RGBA"
+    flat = images.flatten(picture)
+    assert flat.mode == "RGB" and flat.getpixel((0, 0)) == (255, 0, 0) and flat.getpixel((39, 0)) == (255, 255, 255)
+    assert images.read(pictures.good()["palette-alpha.png"]).mode == "RGBA"
+    assert images.flatten(pictures.photo(mode="LA")).mode == "L"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_and_goes(orientation):
+    content = pictures.rotated(orientation)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    picture = images.read(content)
+    assert picture.tobytes() == upright.tobytes() and picture.info == {} and not picture.getexif()
+
+
+def test_a_jpeg_may_be_decoded_small():
+    content = pictures.encoded(pictures.photo(800, 600), "JPEG", quality=95)
+    with images.opened(content) as raw:
+        small = images.decode(raw, near=100)
+    assert min(small.size) >= 100 and small.size == (200, 150)
+    full = images.read(content).resize(small.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(small).astype(float) - np.asarray(full)).mean() < 2
+
+
+@pytest.mark.parametrize(
+    "name", ["empty.png", "half.jpg", "half.png", "text.jpg", "program.png", "bomb.png", "large.png"]
+)
+def test_unusable_files_say_why(name):
+    content, reason = pictures.bad()[name]
+    with pytest.raises(DataError) as error:
+        images.read(content)
+    assert str(error.value) == ("not a picture, or of a kind that is not read" if name == "empty.png" else reason)
+
+
+def test_missing_file_says_why(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        images.read(tmp_path / "nothing.png")
+    with pytest.raises(DataError, match="is a directory"):
+        images.read(tmp_path)
+
+
+def test_bombs_cost_nothing():
+    """Memory is measured, so that a bomb that is only caught after it went off fails the test."""
+    pixels = (b"IDAT", zlib.compress(bytes(9 * 8)))
+    text = pictures.png(8, 8, (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(100_000_000))), pixels)
+    assert images.read(pictures.png(8, 8, pixels)).size == (8, 8)
+    many = pictures.gif(60_000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for bomb in (pictures.png(30_000, 30_000, bits=1), pictures.png(13_000, 13_000), text):
+        with pytest.raises(DataError):
+            images.read(bomb)
+    assert images.read(many).size == (16, 16)  # the first frame is a picture; the others are never touched
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
+
+
+@pytest.mark.parametrize(
+    "name", ["photo.jpg", "rgb.png", "photo.webp", "moving.gif", "palette.png", "float.tif", "cmyk.jpg"]
+)
+def test_damaged_files_raise_nothing_else(name):
+    content = pictures.good()[name]
+    rng = random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(rng.randint(1, 8)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        with suppress(DataError):  # anything else would fail the test
+            images.read(bytes(damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])]))
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+
+def chunks(path: Path) -> list[bytes]:
+    content, kinds, at = path.read_bytes(), [], 8
+    while at < len(content):
+        kinds.append(content[at + 4 : at + 8])
+        at += 12 + int.from_bytes(content[at : at + 4], "big")
+    return kinds
+
+
+def test_recipe_comes_back_and_bytes_repeat(tmp_path):
+    recipe = {"prompt": 'a cat,\n猫 — "é"', "seed": 2**63, "steps": 12, "list": [1, 2.5, None]}
+    x = torch.rand(3, 8, 8) * 2 - 1
+    for name in ("a.png", "deep/er/b.png"):
+        images.save_png(x, tmp_path / name, recipe)
+    assert images.read_recipe(tmp_path / "a.png") == recipe
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "deep/er/b.png").read_bytes()
+    assert images.to_array(images.read(tmp_path / "a.png")).tolist() == images.to_uint8(x).tolist()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.png", "b.png", "deep", "er"]  # nothing temporary
+
+
+def test_no_metadata_on_request(tmp_path):
+    source = Image.open(io.BytesIO(pictures.rotated(6)))
+    source.info["icc_profile"], source.info["comment"] = b"profile", b"made by Jane Doe"
+    for image in (source, images.read(pictures.rotated(6)), torch.zeros(1, 8, 8)):
+        images.save_png(image, tmp_path / "x.png")
+        assert set(chunks(tmp_path / "x.png")) == {b"IHDR", b"IDAT", b"IEND"}
+        assert b"Jane" not in (tmp_path / "x.png").read_bytes()
+    with pytest.raises(DataError, match="carries no recipe"):
+        images.read_recipe(tmp_path / "x.png")
+
+
+def test_recipe_tells_no_folders(tmp_path):
+    model = tmp_path / "jane" / "model.safetensors"
+    model.parent.mkdir()
+    model.touch()
+    recipe = {"model": str(model), "inputs": [model, "not/a/place"], "prompt": "/imagine a cat"}
+    images.save_png(torch.zeros(1, 8, 8), tmp_path / "x.png", recipe)
+    expected = {"model": model.name, "inputs": [model.name, "not/a/place"], "prompt": "/imagine a cat"}
+    assert images.read_recipe(tmp_path / "x.png") == expected
+    assert b"jane" not in (tmp_path / "x.png").read_bytes()
+
+
+def test_recipes_of_other_programs(tmp_path):
+    text = "a cat, <lora:x:1>\nsecond line\nNegative prompt: dog, bad\nSteps: 20, Sampler: DPM++ 2M Karras, "
+    text += 'CFG scale: 7.5, Seed: 4242, Size: 512x768, Model hash: 6ce0161689, Lora hashes: "x: 1, y: 2"'
+    (tmp_path / "a.png").write_bytes(pictures.encoded(pictures.photo(), pnginfo=_text("parameters", text)))
+    recipe = images.read_recipe(tmp_path / "a.png")
+    assert recipe["prompt"] == "a cat, <lora:x:1>\nsecond line" and recipe["negative_prompt"] == "dog, bad"
+    assert (recipe["steps"], recipe["cfg_scale"], recipe["seed"]) == (20, 7.5, 4242)
+    assert (recipe["sampler"], recipe["size"], recipe["lora_hashes"]) == ("DPM++ 2M Karras", "512x768", '"x: 1, y: 2"')
+    graph = '{"3": {"class_type": "KSampler", "inputs": {"seed": 7}}}'
+    (tmp_path / "b.png").write_bytes(pictures.encoded(pictures.photo(), pnginfo=_text("prompt", graph)))
+    assert images.read_recipe(tmp_path / "b.png")["comfyui"]["3"]["inputs"]["seed"] == 7
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", "[" * 100_000, "NaN"])
+def test_recipe_that_is_none(tmp_path, text):
+    (tmp_path / "x.png").write_bytes(pictures.encoded(pictures.photo(), pnginfo=_text("fastdiffusion", text)))
+    with pytest.raises(DataError, match="carries no recipe"):
+        images.read_recipe(tmp_path / "x.png")
+    with pytest.raises(DataError, match=r"Cannot read 'y\.png'"):
+        images.read_recipe(tmp_path / "y.png")
+
+
+def _text(key: str, value: str):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text(key, value)
+    return info
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    images.save_png(torch.zeros(1, 8, 8), tmp_path / "x.png")
+    before = (tmp_path / "x.png").read_bytes()
+
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DataError, match=r"Cannot write 'x.png': No space left on device"):
+        images.save_png(torch.ones(1, 8, 8), tmp_path / "x.png")
+    assert (tmp_path / "x.png").read_bytes() == before and os.listdir(tmp_path) == ["x.png"]
+
+
+HOSTILE = [
+    *(
+        "../../etc/passwd",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        " ",
+        "a\0b",
+        "C:\\Windows\\x",
+        "\\\\server\\share",
+        "~root",
+        "CON",
+    ),
+    *("nul.txt", "a" * 300, "猫" * 300, ".hidden", "-rf", "a\nb", "\u202egnp.exe", "%2e%2e%2f", "x/../../y", "\ud800"),
+    "..\uff0f..\uff0fetc",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+def test_names_stay_inside(text, tmp_path):
+    name = images.safe_name(text)
+    path = tmp_path / f"{name}.png"
+    assert path.resolve().parent == tmp_path.resolve() and 0 < len(name.encode()) <= 80
+    assert name[0] not in ".-" and name.isprintable() and name.lower() not in ("con", "nul", "nul.txt")
+    path.touch()
+    assert os.listdir(tmp_path) == [f"{name}.png"]
+
+
+def test_names_stay_readable():
+    assert images.safe_name("A cat, on a mat?") == "A-cat-on-a-mat"
+    assert images.safe_name("猫の絵 v1.5") == "猫の絵-v1.5"
