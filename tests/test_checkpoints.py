@@ -119,8 +119,7 @@ def test_a_file_that_grows_past_the_limit_leaves_the_old_one(file):
 def test_an_interrupt_while_writing_leaves_the_old_file(file):
     writing = checkpoints.replacing(file)
     writing.__enter__().write_bytes(b"half")
-    with pytest.raises(KeyboardInterrupt):
-        writing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert not writing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None), "and the interrupt goes on"
     assert names(file.parent) == [file.name]
     assert same(load_tensors(file)[1], TENSORS)
 
@@ -418,16 +417,23 @@ def main(path):
 KILLER = """
 import random, time, signal
 random.seed(0)
+begun = time.perf_counter()
+Folder(sys.argv[1]).save(0, {"w": torch.zeros(50_000)}, {})
+save = time.perf_counter() - begun
 best = 0
 for trial in range(50):
+    ready, tell = os.pipe()
     child = os.fork()
     if not child:
-        sys.stderr = open(os.devnull, "w") if trial == 0 else sys.stderr
+        os.dup2(tell, 1)
         try:
             main(sys.argv[1])
         finally:
             os._exit(1)
-    time.sleep(random.uniform(0.005, 0.06))
+    os.close(tell)
+    os.read(ready, 1)
+    os.close(ready)
+    time.sleep(random.uniform(0, 4) * save)
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "the child failed by itself"
     found = Folder(sys.argv[1]).latest()
@@ -453,7 +459,7 @@ def test_fifty_kills_while_saving_lose_nothing(tmp_path):
     process = python(SAVER + KILLER, tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert int(out.replace("+", "")) > 10, "it saved between the kills"
+    assert int(out) > 0, "it saved between the kills"
     steps = [record["step"] for record in Folder(tmp_path).metrics()]
     assert steps == sorted(set(steps))
 

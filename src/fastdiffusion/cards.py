@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # what Model.info may say of training, and how the card calls it; any other entry is listed under its own name
 LABELS = {
     "data": "data set",
+    "net": "network",
     "pictures": "pictures",
     "steps": "training steps",
     "images_seen": "pictures seen (with repetition)",
@@ -38,14 +39,19 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     channels, height, width = model.shape
     classes = f", {len(model.classes)} classes" if model.classes else ", without classes"
     chosen = f" --classes {_shell(model.classes[:2])}" if model.classes else ""
-    listed = ", ".join(map(_text, model.classes[:20])) + (", ..." if len(model.classes) > 20 else "")
+    names = [*map(_text, model.classes[:20]), *(["..."] if len(model.classes) > 20 else [])]
+    listed = f"Classes: {', '.join(names)}" if names else "It has no classes to choose from."
+    shown = f"![Samples]({preview})" if preview else "No preview was stored with it."
+    limits = _text(info["limits"]) if "limits" in info else "Limits were not studied beyond what stands above."
     kind = "class-conditional" if model.classes else "unconditional"
     return f"""{_header(info, kind)}
 # {_text(name)}
 
 A {kind} diffusion model of {_text(data)}: {channels}x{height}x{width} samples{classes}, {model.parameters_count:,}
 parameters, predicting {_text(model.denoiser.parameterization)}.
-{f"{chr(10)}![Samples]({preview}){chr(10)}" if preview else ""}
+
+{shown}
+
 ## Use
 
 ```bash
@@ -54,7 +60,7 @@ fastdiffusion sample model.safetensors -n 16 --steps 12 --seed 0{chosen}
 ```
 
 The file holds numbers and a JSON configuration, no code; its checksum is verified when it is loaded.
-{f"Classes: {listed}." if listed else "It has no classes to choose from."}
+{listed}
 
 ## Intended use
 
@@ -73,7 +79,7 @@ Noise levels: {model.sigma_min:g} to {model.sigma_max:g}.
 
 ## Limits
 
-{_text(info.get("limits", ""))}
+{limits}
 It knows only what its training data show, with their gaps and biases, and may reproduce single training pictures.
 It is made for pictures near {height}x{width}; other sizes, and noise levels outside of its range, were not measured.
 Licence of the model: {_text(info.get("license", "not stated"))}.

@@ -169,8 +169,8 @@ def _load_pickle(path: Path, unsafe: bool) -> dict[str, Tensor]:
     """The tensors of a PyTorch pickle, with PyTorch's restricted unpickler, only when asked for."""
     if not unsafe:
         raise CheckpointError(
-            f"{path} is a pickle, which can run any program when it is opened. Convert it to safetensors, "
-            "or pass unsafe=True (--unsafe) if you trust its source."
+            f"{path} is a pickle, which can run any program when it is opened. Use a .safetensors file; if you trust "
+            "its source, fastdiffusion.checkpoints.load_tensors(path, unsafe=True) reads its tensors."
         )
     try:
         if zipfile.is_zipfile(path):
@@ -198,7 +198,7 @@ class Folder:
 
     def __init__(self, path: str | Path, keep: int = 2):
         self.path = Path(path)
-        self.keep = keep
+        self.keep = max(keep, 1)
 
     @contextmanager
     def lock(self) -> Iterator[Folder]:

@@ -77,7 +77,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.denoiser.parameters()).device
+        return next(self.denoiser.parameters(), torch.empty(0)).device
 
     @property
     def parameters_count(self) -> int:
@@ -101,7 +101,8 @@ class Model:
             raise InputError("This model was trained without classes. Leave classes out.")
         labels = labels.tolist() if isinstance(labels, Tensor) else labels
         labels = [labels] if isinstance(labels, (str, int)) else labels
-        return Cond(label=torch.tensor([self._label(label) for label in labels], device=self.device))
+        indices = [self._label(label) for label in labels]
+        return Cond(label=torch.tensor(indices, dtype=torch.long, device=self.device))
 
     def _label(self, label: str | int) -> int:
         if label in self.classes:
