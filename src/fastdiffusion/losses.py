@@ -77,6 +77,9 @@ class Uncertainty(nn.Module):
     It evens out the gradients of all noise levels as training goes. A small random Fourier layer of log sigma.
     """
 
+    freqs: Tensor
+    phases: Tensor
+
     def __init__(self, channels: int = 64, seed: int = 0):
         super().__init__()
         g = torch.Generator().manual_seed(seed)
