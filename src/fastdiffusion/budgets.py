@@ -65,9 +65,9 @@ class State:
     def settle(self, pace: float, decay: float) -> bool:
         """Turn a budget in time into steps; True when that has just become final.
 
-        After a few seconds there is an estimate. The number is fixed at the moment when the decay must begin, as if the
-        machine stayed as fast as it was until then, so that the same number given as ``steps`` makes the same run.
-        Nothing before that moment depends on it. ``pace`` is the present speed in steps per second.
+        After a few seconds there is an estimate. The number is fixed at the moment when the decay must begin, by the
+        speed until then, or by the present one, ``pace`` steps per second, if that is lower. On a steady machine the
+        same number given as ``steps`` makes the same run; nothing before that moment depends on it.
         """
         if self.budget is None or self.decay_from is not None:
             return False
@@ -80,7 +80,8 @@ class State:
             self.total = self.step + max(round((self.budget - self.seconds) * pace), 0)
         if spent < (1 - decay) * allowed:
             return False
-        self.total, self.decay_from = self.start + round(done / (1 - decay)), self.step
+        self.total = self.step + round(max(self.budget - self.seconds, 0) * min(pace, done / spent))
+        self.decay_from = self.step
         return True
 
     def left(self, pace: float) -> float:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from . import reports, samplers
-from .checkpoints import CheckpointError
 from .examples import Examples
 from .images import grid, save_png
 from .models import FILE, save
@@ -86,6 +85,11 @@ class Validation(Callback):
             learner.validation = learner.validate(self.pieces)
             learner.best = learner.validation <= self.best
             self.best = min(learner.validation, self.best)
+
+    def end(self, learner: Learner) -> None:
+        """Choose the length of the average by the same pictures."""
+        if self.pieces and not learner.stopped:
+            learner.length = min(map(float, learner.ema), key=lambda length: learner.validate(self.pieces, length))
 
 
 class Metrics(Callback):
@@ -215,7 +219,8 @@ class Console(Callback):
     def end(self, learner: Learner) -> None:
         """Say where things are."""
         s = learner.state
-        text = f"{'Stopped' if learner.stopped else 'Done'} at step {s.step:,} after {clock(s.seconds)}, loss {self.loss:.4f}."
+        text = "Stopped" if learner.stopped else "Done"
+        text += f" at step {s.step:,} after {clock(s.seconds)}, loss {self.loss:.4f}."
         if learner.run is not None:
             text += (
                 " The same command goes on from here."

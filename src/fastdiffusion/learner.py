@@ -133,7 +133,7 @@ class Learner:
         folder: Where the run lives; None keeps it in memory.
         seed: Of everything.
         save_every: Seconds between checkpoints, or more, so that saving takes at most 2 % of the time.
-        track: "tensorboard", "trackio" or "wandb", through Accelerate; metrics.jsonl and report.html are always written.
+        track: "tensorboard", "trackio" or "wandb", through Accelerate, beside metrics.jsonl and report.html.
         cpu: Stay on the CPU where there is a GPU.
         verbose: Print what is going on.
     """
@@ -183,6 +183,7 @@ class Learner:
         self.run = Folder(self.folder) if self.folder is not None else None
         self.stopped = 0  # the signal that asked for an end
         self.save_due = self.best = False  # whether to save after this step, and whether as the best
+        self.length = float(self.ema[len(self.ema) // 2])  # of the average that is the model; chosen at the end
         self.validation: float | None = None  # of this step, if it was measured
         self.record: dict[str, Any] | None = None  # this step's line of metrics.jsonl, if it has one
         self._signals: list[int] = []
@@ -203,6 +204,15 @@ class Learner:
                 raise unknown(kind, name, known)
         if isinstance(self.net, str) and self.net not in nets.PRESETS:
             raise unknown("net", self.net, nets.PRESETS)
+        one = torch.full((1,), 0.5)
+        for kind, options, f in (
+            (f"weight {self.weight}", self.weight_options, losses.WEIGHTS[self.weight]),
+            (f"density {self.density}", self.density_options, DENSITIES[self.density]),
+        ):
+            try:
+                f(one, **options)
+            except TypeError as error:
+                raise InputError(f"{kind} does not take these options ({error}).") from None
         check_world()
         parts = rank_and_world()[1] * self.accumulate
         if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % parts:
@@ -221,7 +231,8 @@ class Learner:
         if pictures:
             measured = datasets.measure_sigma_data(self.train)
         else:
-            measured = float(self.train.batch(rows[:: math.ceil(len(rows) / 512)]).images.double().std())
+            some = self.train.batch(rows[:: math.ceil(len(rows) / 512)]).images.double()
+            measured = float(some[some.isfinite()].std())
         if self.sigma_data is not None and not 0.8 < self.sigma_data / measured < 1.25:
             text = f"sigma_data is {self.sigma_data:.3g} but the data's standard deviation is {measured:.3g}."
             warnings.warn(f"{text} Leave sigma_data out to have it measured.", stacklevel=4)
@@ -276,16 +287,22 @@ class Learner:
         return json.loads(json.dumps({**given, "data": self.train.fingerprint}))
 
     @property
+    def info(self) -> dict[str, Any]:
+        """What the model file and the report say of the run."""
+        s, name = self.state, self.net if isinstance(self.net, str) else self.net["name"]
+        return {"data": self.train.name, "net": name, "steps": s.step, "minutes": round(s.seconds / 60, 2)}
+
+    @property
     def model(self) -> Model:
         """The averaged model as it stands, a copy of its own."""
-        return self.averaged(self.ema[0] if self.state.step else None)
+        return self.averaged(self.length if self.state.step else None)
 
     def averaged(self, length: float | None) -> Model:
         """The model with the weights averaged over ``length`` of the run; None: the last weights."""
         denoiser = self.objective.denoiser
         frame = Model(
             denoiser, self.train.shape, self.train.classes, 0.002 * self.unit, 80.0 * self.unit,
-            info={"data": self.train.name, "steps": self.state.step, "minutes": round(self.state.seconds / 60, 2)},
+            info=self.info | {"ema": length},
         )  # fmt: skip
         tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
         if length is not None:
@@ -321,11 +338,8 @@ class Learner:
                 optimizer.step()
             self.average.update(self.state.step + 1)
         else:
-            wrong = [~e.detach().isfinite() for e in each]
-            names = [
-                n for piece, w in zip(pieces, wrong, strict=True) for n, bad in zip(piece.names, w.tolist()) if bad
-            ]
-            names = names or [n for piece in pieces for n in piece.names]
+            rows = [(name, math.isfinite(e)) for p, l in zip(pieces, each, strict=True) for name, e in zip(p.names, l.tolist(), strict=True)]
+            names = [name for name, finite in rows if not finite] or [name for name, _ in rows]
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
         return value, length, names
@@ -344,7 +358,7 @@ class Learner:
         if s.precision is None:
             s.precision = self._faster_precision()
         begun = time.perf_counter() - s.seconds
-        ends: deque[float] = deque([time.perf_counter()], maxlen=21)
+        ends, settled = deque([time.perf_counter()], maxlen=101), s.step + 4
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(self.draw, s.step)
             while not s.finished:
@@ -352,6 +366,8 @@ class Learner:
                 lr = (self.lr or 1e-3) * self._rate()
                 loss, norm, bad = self.update(pieces, lr)
                 s.step += 1
+                while s.step == settled and len(ends) > 1:
+                    ends.popleft()  # the first steps are slower than all others
                 ends.append(time.perf_counter())
                 pace = (len(ends) - 1) / (ends[-1] - ends[0])
                 loss, bad = self._agree(loss, bad, begun)
@@ -366,8 +382,10 @@ class Learner:
 
     def _rate(self) -> float:
         """Factor of the learning rate at this step."""
-        s, decays = self.state, self.optimizer != "schedule_free"
-        return optimizers.rate(s.step, s.start, self.warmup, s.decay_from if decays else None, s.total)
+        s = self.state
+        warmup = self.warmup if s.decay_from is None else min(self.warmup, (s.decay_from - s.start) // 5)
+        decay_from = None if self.optimizer == "schedule_free" else s.decay_from
+        return optimizers.rate(s.step, s.start, warmup, decay_from, s.total)
 
     def _agree(self, loss: float, bad: list[str], begun: float) -> tuple[float, list[str]]:
         """What all processes must do alike: the mean loss, the clock, when to save, whether to stop."""
@@ -418,8 +436,8 @@ class Learner:
 
     @torch.no_grad()
     def validate(self, pieces: Sequence[Example], length: float | None = None) -> float:
-        """Mean loss of the averaged model (of the first length, by default) on examples."""
-        with self.average.applied(self.ema[0] if length is None else length):
+        """Mean loss of the averaged model on examples."""
+        with self.average.applied(self.length if length is None else length):
             self.objective.eval()
             value = torch.cat([self.objective(piece) for piece in pieces]).mean()
             self.objective.train()
@@ -513,8 +531,8 @@ class Learner:
             loop = self.steps(steps, minutes)
             first = next(loop, None)
             if first is None:
-                say(self, f"This run has had its budget ({self.state.step:,} steps, {self.state.seconds / 60:.1f} minutes). "
-                          "Give more --minutes or --steps, or start anew with --fresh.")  # fmt: skip
+                spent = f"{self.state.step:,} steps, {self.state.seconds / 60:.1f} minutes"
+                say(self, f"This run has had its budget ({spent}). Give more --minutes or --steps, or --fresh.")
                 return self
             self.start = first.step  # of this session
             for job in jobs:

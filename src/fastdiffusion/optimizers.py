@@ -74,7 +74,7 @@ def build(name: str, module: nn.Module, lr: float, weight_decay: float = 0.0) ->
 
 
 def matrix(p: Tensor) -> Tensor:
-    """A weight as a matrix (out, in) that shares its memory; a convolution's (out, in, h, w) in the order it is stored."""
+    """A weight as a matrix (out, in) that shares its memory, a convolution's in the order in which it is stored."""
     if p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last):
         p = p.permute(0, 2, 3, 1)
     return p.flatten(1)
@@ -137,7 +137,8 @@ def unpack(optimizers: list[Optimizer], tensors: dict[str, Tensor], settings: li
             if int(owner) == n:
                 p = parameters[int(index)]
                 # the memory order must be the parameter's, which fused kernels take for granted
-                value = like(p, value) if isinstance(value, Tensor) and value.shape == p.shape else value
+                if isinstance(value, Tensor):
+                    value = like(p if value.shape == p.shape else value, value)
                 state.setdefault(int(index), {})[key] = value
         now = optimizer.state_dict()["param_groups"]
         groups = [{**mine, **theirs} for mine, theirs in zip(now, saved["groups"], strict=True)]

@@ -1,0 +1,409 @@
+"""Training: the mathematics of a step, equivalences between ways to run it, and that it learns."""
+
+import json
+import math
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastdiffusion import losses, optimizers
+from fastdiffusion.budgets import State
+from fastdiffusion.data import Batch, Dataset, digits
+from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError, MissingExtra
+from fastdiffusion.examples import Examples
+from fastdiffusion.learner import Learner
+from fastdiffusion.models import load
+from fastdiffusion.schedules import DENSITIES
+
+TINY = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 16}
+
+
+def learner(data=None, **keywords):
+    keywords = {"net": TINY, "precision": "float32", "batch_size": 32, "verbose": False, "cpu": True} | keywords
+    return Learner(data or digits(), **keywords)
+
+
+def weights(learn):
+    return torch.cat([p.detach().flatten() for p in learn.objective.parameters()])
+
+
+class Toy(Dataset):
+    """Float pictures made from a seed, of one or several sizes; some may be NaN."""
+
+    name, shape, classes = "toy", (1, 8, 8), ()
+
+    def __init__(self, n=64, scale=1.0, sizes=((8, 8),), broken=(), seed=0):
+        g = torch.Generator().manual_seed(seed)
+        self.n, self.broken = n, set(broken)
+        self.sizes = [sizes[int(u * len(sizes))] for u in torch.rand(n, generator=g)]
+        self.rows = [scale * torch.randn(1, *size, generator=g) * 0.5 for size in self.sizes]
+        self.fingerprint = f"toy-{n}-{scale}-{sizes}-{broken}-{seed}"
+
+    def __len__(self):
+        return self.n
+
+    def batch(self, indices, generator=None):
+        rows = [self.rows[i] * (math.nan if i in self.broken else 1) for i in indices]
+        labels = torch.full((len(rows),), -1)
+        return Batch(torch.stack(rows), labels, [""] * len(rows), [f"picture-{i}" for i in indices])
+
+    @property
+    def groups(self):
+        return [[i for i, s in enumerate(self.sizes) if s == size] for size in sorted(set(self.sizes))]
+
+
+# ---- the stream of examples -------------------------------------------------------------------------------------
+
+
+def test_an_epoch_shows_every_picture_once():
+    stream = Examples(Toy(96), 32)
+    seen = [i for step in range(3, 6) for i in stream.order(step)]
+    assert sorted(seen) == list(range(96))
+    assert seen != [i for step in range(3) for i in stream.order(step)]  # another order in another epoch
+
+
+def test_sizes_are_never_mixed_and_equally_often_seen():
+    data = Toy(100, sizes=((8, 8), (8, 8), (8, 8), (8, 8), (8, 12)))
+    stream, counts = Examples(data, 16), torch.zeros(100)
+    for step in range(stream.per_epoch * 400):
+        rows = stream.order(step)
+        assert len({data.sizes[i] for i in rows}) == 1
+        counts[rows] += 1
+    small, large = (counts[[s == size for s in data.sizes]].mean() for size in ((8, 12), (8, 8)))
+    assert abs(small / large - 1) < 0.06
+
+
+def test_steps_are_drawn_in_any_order_the_same():
+    one, two = Examples(digits(), 16, label_dropout=0.5), Examples(digits(), 16, label_dropout=0.5)
+    late = one.draw(200)
+    for step in (0, 113, 200):
+        again = two.draw(step)
+    assert torch.equal(late.noise, again.noise)
+    assert torch.equal(late.x0, again.x0)
+    assert torch.equal(late.sigma, again.sigma)
+    assert torch.equal(late.cond.label, again.cond.label)
+
+
+def test_two_processes_draw_what_one_does():
+    keywords = {"label_dropout": 0.5, "self_condition": True, "augments": ("flip_x", "rotate")}
+    whole = Examples(digits(), 16, **keywords).draw(7)
+    halves = [Examples(digits(), 16, **keywords, rank=r, world=2).draw(7) for r in range(2)]
+    for name in ("x0", "sigma", "noise", "coin"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(h, name) for h in halves]))
+    assert torch.equal(whole.cond.augment, torch.cat([h.cond.augment for h in halves]))
+
+
+def test_noise_levels_are_one_from_each_quantile():
+    sigma = Examples(Toy(64), 32).draw(0).sigma.sort().values
+    edges = DENSITIES["lognormal"](torch.arange(1, 32) / 32)
+    assert torch.equal(torch.bucketize(sigma, edges), torch.arange(32))
+
+
+# ---- a step -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameterization", ["edm", "v", "noise", "x0", "flow"])
+def test_every_parameterization_and_option_trains(parameterization):
+    learn = learner(
+        parameterization=parameterization, self_condition=True, uncertainty=True, dropout=0.1,
+        augment=("flip_x", "shift"), accumulate=2,
+    )  # fmt: skip
+    before = weights(learn)
+    steps = list(learn.steps(3))
+    assert all(math.isfinite(s.loss) for s in steps)
+    assert not torch.equal(before, weights(learn))
+    assert learn.model.denoise(torch.randn(2, 1, 8, 8), torch.ones(2)).isfinite().all()
+
+
+@pytest.mark.parametrize("weight", losses.WEIGHTS)
+def test_every_weight_trains(weight):
+    assert math.isfinite(next(learner(weight=weight).steps(1)).loss)
+
+
+def test_p2_with_gamma_0_is_the_plain_loss_and_bad_options_are_refused():
+    plain, p2 = learner(weight="noise"), learner(weight="p2", weight_options={"gamma": 0.0})
+    assert next(plain.steps(1)).loss == next(p2.steps(1)).loss
+
+
+def test_accumulated_parts_make_the_same_step():
+    one, four = learner(), learner(accumulate=4)
+    losses_ = [[s.loss for s in learn.steps(5)] for learn in (one, four)]
+    assert losses_[0] == pytest.approx(losses_[1], abs=1e-5)
+    assert torch.allclose(weights(one), weights(four), atol=1e-5)
+
+
+def test_data_ten_times_as_large_trains_alike():
+    runs = [learner(Toy(scale=scale), lr=1e-3) for scale in (1.0, 8.0)]
+    assert runs[1].measured_sigma_data == pytest.approx(8 * runs[0].measured_sigma_data, rel=1e-3)
+    curves = [[s.loss for s in learn.steps(6)] for learn in runs]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-2)
+
+
+def test_a_wrong_sigma_data_is_told():
+    with pytest.warns(UserWarning, match="standard deviation is"):
+        learner(sigma_data=5.0)
+
+
+def test_self_conditioning_feeds_the_estimate_only_where_the_coin_says():
+    learn = learner(self_condition=True)
+    (piece,) = learn.draw(0)
+    told = []
+    hook = learn.objective.denoiser.net.register_forward_pre_hook(lambda _, args: told.append(args[0]))
+    learn.objective(piece)
+    hook.remove()
+    given = told[-1][:, 1:].abs().flatten(1).amax(1) > 0
+    # at the start the net's answer is 0, so that the estimate is c_skip x, never 0
+    assert torch.equal(given, piece.coin)
+    assert len(told[0]) == int(piece.coin.sum())
+
+
+def test_it_learns_the_mean_of_a_gaussian():
+    data = Toy(256)
+    data.rows = [torch.full((1, 8, 8), 0.7) + 0.05 * row for row in data.rows]
+    with pytest.warns(UserWarning):
+        learn = learner(data, lr=3e-3, sigma_data=0.5)
+    assert [s.loss for s in learn.steps(150)][-1] < 1
+    guess = learn.model.denoise(20 * torch.randn(64, 1, 8, 8), torch.full((64,), 20.0))
+    assert guess.mean().item() == pytest.approx(0.7, abs=0.1)
+
+
+# ---- optimizers -------------------------------------------------------------------------------------------------
+
+
+def test_muon_takes_hidden_matrices_and_kernels_and_agrees_with_torch():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 40, 3), torch.nn.Conv2d(40, 48, 3), torch.nn.Flatten(), torch.nn.Linear(48, 2)
+    ).to(memory_format=torch.channels_last)
+    kernel = net[1].weight
+    reference = torch.nn.Parameter(kernel.detach().permute(0, 2, 3, 1).reshape(48, -1).clone())
+    muon, adam = optimizers.build("muon", net, 1e-2)
+    assert [p.shape for p in muon.weights] == [kernel.shape]
+    assert len(adam.param_groups[0]["params"]) == 5
+    other = torch.optim.Muon([reference], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        net(torch.randn(4, 1, 5, 5)).square().mean().backward()
+        reference.grad = kernel.grad.permute(0, 2, 3, 1).reshape(48, -1).clone()
+        muon.step(), other.step(), muon.zero_grad(), adam.zero_grad()
+    assert kernel.grad is None
+    assert torch.equal(kernel.detach().permute(0, 2, 3, 1).reshape(48, -1), reference.detach())
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_optimizer_state_survives_packing(name):
+    one, two = learner(optimizer=name), learner(optimizer=name)
+    list(one.steps(4))
+    two.unpack(*one.pack())
+    for learn in (one, two):
+        list(learn.steps(8))
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_schedule_free_says_what_to_install():
+    if not _installed("schedulefree"):
+        with pytest.raises(MissingExtra, match="pip install"):
+            learner(optimizer="schedule_free")
+
+
+def _installed(name):
+    from importlib.util import find_spec
+
+    return find_spec(name) is not None
+
+
+def test_muon_on_an_old_torch_says_so(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(MissingExtra, match=r"2\.9"):
+        learner(optimizer="muon")
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_nearly_nothing():
+    rates = [optimizers.rate(i, 0, 10, 50, 100) for i in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:51] == [1.0] * 42
+    assert rates[-1] == pytest.approx(1 / 50)
+    assert all(a >= b for a, b in zip(rates[50:], rates[51:], strict=False))
+
+
+def test_the_learning_rate_finder_leaves_no_trace_and_finds_a_sane_rate():
+    learn = learner()
+    list(learn.steps(2))
+    before, state = weights(learn), replace(learn.state)
+    found = optimizers.find_lr(learn, n=40)
+    assert torch.equal(before, weights(learn))
+    assert learn.state == state
+    assert 1e-5 < found.lr < 0.1
+
+
+# ---- budgets ----------------------------------------------------------------------------------------------------
+
+
+def test_minutes_become_the_steps_that_would_have_been_given():
+    s = State()
+    s.plan(None, 1.0, 0.5)
+    for step in range(1, 10_000):
+        if s.finished:
+            break
+        s.step, s.seconds = step, 0.1 * step  # ten steps a second
+        s.settle(10.0, 0.5)
+    assert s.total == 600
+    assert s.step == 600
+    t = State()
+    t.plan(600, None, 0.5)
+    assert t.decay_from == s.decay_from == 300
+
+
+def test_a_slower_machine_gets_fewer_steps():
+    s = State()
+    s.plan(None, 1.0, 0.5)
+    while not s.finished:
+        s.step += 1
+        pace = 10 if s.seconds < 15 else 3
+        s.seconds += 1 / pace
+        s.settle(pace, 0.5)
+    assert 59 < s.seconds < 61
+
+
+def test_a_finished_run_takes_more_but_not_less():
+    s = State(step=100, seconds=10.0, total=100, decay_from=50)
+    s.plan(100, None, 0.5)
+    assert s.finished
+    s.plan(50, None, 0.5)
+    assert s.finished
+    s.plan(200, None, 0.5)
+    assert (s.start, s.decay_from, s.total) == (100, 150, 200)
+
+
+def test_a_budget_is_given_once():
+    with pytest.raises(InputError, match="either"):
+        next(learner().steps(5, 1.0))
+    with pytest.raises(InputError, match="above 0"):
+        next(learner().steps(0))
+
+
+def test_minutes_are_kept(tmp_path):
+    learn = learner(folder=tmp_path).fit(minutes=0.03)
+    assert learn.state.finished
+    assert 0.5 < learn.state.seconds < 20
+
+
+# ---- the run ----------------------------------------------------------------------------------------------------
+
+
+def test_stopping_and_going_on_changes_nothing():
+    one, two = learner(), learner()
+    straight = [s.loss for s in one.steps(12)]
+    broken = []
+    for step in two.steps(12):
+        broken.append(step.loss)
+        if step.step == 5:
+            break
+    broken += [s.loss for s in two.steps(12)]
+    assert straight == broken
+    assert torch.equal(weights(one), weights(two))
+
+
+def test_two_runs_interleaved_equal_two_in_turn():
+    runs = [learner(seed=seed, dropout=0.1) for seed in (1, 2)]
+    together = [(a.loss, b.loss) for a, b in zip(runs[0].steps(4), runs[1].steps(4), strict=True)]
+    alone = [[s.loss for s in learner(seed=seed, dropout=0.1).steps(4)] for seed in (1, 2)]
+    assert together == list(zip(*alone, strict=True))
+
+
+def test_a_folder_holds_everything_and_goes_on_bit_for_bit(tmp_path):
+    whole = learner(folder=tmp_path / "a").fit(steps=12)
+    with pytest.raises(KeyboardInterrupt):
+        learner(folder=tmp_path / "b").fit(steps=12, callbacks=[StopAt(7)])
+    again = learner(folder=tmp_path / "b").fit(steps=12)
+    assert torch.equal(weights(whole), weights(again))
+    a, b = ((tmp_path / x / "model.safetensors") for x in "ab")
+    for one, two in zip(load(a).tensors().values(), load(b).tensors().values(), strict=True):
+        assert torch.equal(one, two)
+    records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert any("loss" in r for r in records)
+    assert any("validation_loss" in r for r in records)
+    report = (tmp_path / "a" / "report.html").read_text()
+    assert "<svg" in report
+    assert "data:image/png" in report
+
+
+class StopAt:
+    """A callback that asks for an end, as Ctrl-C would."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def start(self, learn):
+        pass
+
+    def step(self, learn, step):
+        if step.step == self.at:
+            learn.stopped = signal.SIGINT
+
+    def end(self, learn):
+        pass
+
+
+def test_the_same_budget_again_says_so(tmp_path, capsys):
+    learner(folder=tmp_path, verbose=True).fit(steps=3)
+    again = learner(folder=tmp_path, verbose=True).fit(steps=3)
+    assert again.state.step == 3
+    assert "has had its budget" in capsys.readouterr().err
+
+
+def test_another_configuration_in_the_same_folder_is_refused_by_name(tmp_path):
+    learner(folder=tmp_path).fit(steps=2)
+    with pytest.raises(InputError, match=r"lr=None \(now 0.002\).*--fresh"):
+        learner(folder=tmp_path, lr=0.002).fit(steps=3)
+    with pytest.raises(InputError, match="other data"):
+        learner(Toy(), folder=tmp_path).fit(steps=3)
+    assert learner(folder=tmp_path, lr=0.002).fit(steps=2, fresh=True).state.step == 2
+
+
+def test_fresh_in_memory_begins_anew():
+    learn = learner().fit(steps=3)
+    first = weights(learn)
+    assert torch.equal(first, weights(learn.fit(steps=3, fresh=True)))
+
+
+@pytest.mark.parametrize(
+    ("keywords", "message"),
+    [
+        ({"net": "unet-tyni"}, "unet-tiny"),
+        ({"optimizer": "adam"}, "adamw"),
+        ({"density": "normal"}, "lognormal"),
+        ({"weight": "edn"}, "edm"),
+        ({"precision": "fp16"}, "float"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 10, "accumulate": 3}, "multiple"),
+        ({"lr": -1.0}, "lr must be"),
+        ({"decay": 1.0}, "decay"),
+        ({"weight_options": {"gama": 1.0}}, "gama"),
+        ({"density_options": {"mu": 1.0}}, "mu"),
+    ],
+)
+def test_bad_settings_are_refused_with_a_sentence(keywords, message):
+    with pytest.raises(FastdiffusionError, match=message):
+        learner(**keywords)
+
+
+def test_the_validation_loss_does_not_depend_on_the_run():
+    from fastdiffusion.callbacks import Validation
+
+    values = []
+    for batch_size in (32, 64):
+        learn = learner(batch_size=batch_size, ema=(0.1,))
+        validation = Validation()
+        validation.start(learn)
+        values.append([p.x0.sum().item() for p in validation.pieces])
+    assert sum(values[0]) == pytest.approx(sum(values[1]), abs=1e3)
+
+
+def test_an_unreadable_checkpoint_is_named(tmp_path):
+    learner(folder=tmp_path).fit(steps=2)
+    for path in tmp_path.glob("step-*"):
+        path.write_bytes(b"no")
+    with pytest.raises(CheckpointError, match="--fresh"):
+        learner(folder=tmp_path).fit(steps=3)
