@@ -5,8 +5,8 @@ x0, v, flow velocity, EDM's mix) is a row of four functions of sigma, and every 
 
     D(x, sigma) = c_skip(sigma) * x + c_out(sigma) * F(c_in(sigma) * x, c_noise(sigma))    (Karras et al. 2022, eq. 7)
 
-With ``snr = sigma_data^2 / sigma^2`` all schedules (VP, VE, flow) are one and the same family in sigma. The state of the
-VP process is ``x / sqrt(1 + sigma^2)``; of rectified flow it is ``x / (1 + sigma)``, with ``t = sigma / (1 + sigma)``.
+With ``snr = sigma_data^2 / sigma^2`` all schedules (VP, VE, flow) are one and the same family in sigma. The state of
+the VP process is ``x / sqrt(1 + sigma^2)``; that of rectified flow ``x / (1 + sigma)``, at ``t = sigma / (1 + sigma)``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def edm(sigma: Tensor, sigma_data: float) -> Scaling:
 
 
 def v(sigma: Tensor, sigma_data: float) -> Scaling:
-    """v = (noise * sigma_data - sigma * x0 / sigma_data) * c_in (Salimans & Ho 2022): for unit data the angle's velocity."""
+    """v = (noise * sigma_data - sigma * x0 / sigma_data) * c_in (Salimans & Ho 2022, app. D, where sigma_data = 1)."""
     skip, out, c_in, c_noise = edm(sigma, sigma_data)
     return Scaling(skip, -out, c_in, c_noise)
 
