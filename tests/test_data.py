@@ -357,7 +357,7 @@ def test_captions_of_every_kind(tmp_path):
         "sub/2.png": ("tabbed",),
     }
     assert folder.classes == ("7", "x", "y") and folder.batch([0]).labels.tolist() == [-1]
-    assert folder.report.captions == (7, 9)
+    assert folder.report.captions == (7, 9, 1)
     remarks = " | ".join(folder.report.remarks)
     assert "broken.jsonl: cannot be read (line 2 is not a JSON object)" in remarks
     assert "metadata.jsonl: 1 of 3 rows name no picture here" in remarks

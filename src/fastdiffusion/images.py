@@ -156,7 +156,8 @@ def decode(picture: Image.Image, near: int | None = None) -> Image.Image:
             shrink = near / min(picture.size)
             picture.draft(None, (math.ceil(picture.width * shrink), math.ceil(picture.height * shrink)))
         picture.load()
-        return plain(ImageOps.exif_transpose(picture))
+        ImageOps.exif_transpose(picture, in_place=True)
+        return plain(picture)
     except (
         Exception
     ) as error:  # decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error...
@@ -225,8 +226,7 @@ def save_png(
         recipe: How it was made, kept as JSON in the text chunk "fastdiffusion"; None writes no metadata at all.
             Folders are taken out of it: of an existing absolute path only the last name stays.
     """
-    picture = to_pil(image)
-    picture.info = {}  # Pillow would write an input's ICC profile or text on
+    picture = plain(to_pil(image))  # without an input's profile or comments, which Pillow would write on
     text = PngImagePlugin.PngInfo()
     if recipe is not None:
         text.add_text(_CHUNK, json.dumps(_anonymous(dict(recipe)), sort_keys=True))

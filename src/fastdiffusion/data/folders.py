@@ -22,7 +22,7 @@ from ..errors import DataError, InputError, unknown
 from .cache import decode_once
 from .captions import Notes, read_notes
 from .dataset import Pictures, digest
-from .scan import Fact, File, Scan, Skipped, alike, find, look
+from .scan import CaptionCounts, Fact, File, Scan, Skipped, alike, find, look
 
 ASPECTS = ("bucket", "crop", "pad")
 CHANNELS = {"auto": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGBA"}
@@ -84,7 +84,7 @@ class ImageFolder(Pictures):
         small = sum(min(fact.width, fact.height) < size for fact in facts)
         remarks = [
             *notes.remarks,
-            *([f"{small:,} pictures are smaller than {size} and were enlarged"] if small else []),
+            *([f"smaller than {size} and enlarged: {small:,} pictures"] if small else []),
         ]
         gray = mode == "auto" and all(fact.gray for fact in facts)
         arrays = [array[:, :1] if gray else array for array in decoded.arrays]
@@ -106,7 +106,7 @@ class ImageFolder(Pictures):
                 len(others),
                 sizes={array.shape[2:]: len(array) for array in arrays},
                 classes={name: n for name, n in sorted(Counter(chosen).items(), key=lambda kv: natural(kv[0])) if name},
-                captions=(sum(map(bool, captions)), sum(map(len, captions))),
+                captions=_count(captions),
                 remarks=tuple(remarks),
             ),
         )
@@ -235,6 +235,11 @@ def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
             "Or train without classes: labels='none'."
         )
     return chosen
+
+
+def _count(captions: list[tuple[str, ...]]) -> CaptionCounts:
+    words = sorted(len(text.split()) for texts in captions for text in texts)
+    return CaptionCounts(sum(map(bool, captions)), len(words), words[len(words) // 2] if words else 0)
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:

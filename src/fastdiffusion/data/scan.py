@@ -72,6 +72,14 @@ class Fact(NamedTuple):
     dhash: str
 
 
+class CaptionCounts(NamedTuple):
+    """Pictures that have captions, captions in all, and the median of their words."""
+
+    pictures: int = 0
+    captions: int = 0
+    words: int = 0
+
+
 @dataclass(frozen=True)
 class Scan:
     """The report on a folder. ``str(scan)`` is for people, ``scan.to_dict()`` for programs.
@@ -83,7 +91,7 @@ class Scan:
         others: How many files are no pictures (captions, hidden files, ...).
         sizes: How many pictures were brought to which (height, width).
         classes: How many pictures each class has.
-        captions: How many pictures have captions; and how many captions there are.
+        captions: How many pictures have some, how many there are, and of how many words.
         remarks: What was odd: caption files that name nothing, pictures that were enlarged.
     """
 
@@ -93,7 +101,7 @@ class Scan:
     others: int = 0
     sizes: Mapping[tuple[int, int], int] = field(default_factory=dict)
     classes: Mapping[str, int] = field(default_factory=dict)
-    captions: tuple[int, int] = (0, 0)
+    captions: CaptionCounts = field(default_factory=CaptionCounts)
     remarks: tuple[str, ...] = ()
 
     @property
@@ -121,7 +129,7 @@ class Scan:
             "others": self.others,
             "sizes": {f"{w}x{h}": n for (h, w), n in self.sizes.items()},
             "classes": dict(self.classes),
-            "captions": list(self.captions),
+            "captions": self.captions._asdict(),
             "duplicates": self.duplicates,
             "near_duplicates": self.near_duplicates,
             "remarks": list(self.remarks),
@@ -150,7 +158,8 @@ class Scan:
             row("modes", _counts(Counter(f.mode for f in self.pictures)))
             row("used as", _counts({f"{w}x{h}": n for (h, w), n in self.sizes.items()}))
             row("classes", _counts(self.classes) if self.classes else "none")
-            row("captions", f"{self.captions[1]:,} for {self.captions[0]:,} pictures" if self.captions[0] else "none")
+            pictures, captions, words = self.captions
+            row("captions", f"{captions:,} for {pictures:,} pictures, median {words} words" if captions else "none")
             names("copies", self.duplicates)
             names("alike", self.near_duplicates)
         row("others", f"{self.others:,} files that are no pictures" if self.others else "")
@@ -270,7 +279,7 @@ def dhash(picture: Image.Image) -> str:
 def alike(hashes: list[str]) -> list[int]:
     """For each hash the index of its group's first member; hashes at most NEAR bits apart are of one group.
 
-    Two hashes that differ in at most 6 of 128 bits agree in at least two of eight 16-bit blocks: only such are compared.
+    Two hashes that differ in at most 6 of 128 bits agree in at least two of eight 16-bit blocks: these are compared.
     Bits that are nearly always the same (white margins) are dealt out evenly, or else one block would hold them all.
     """
     first: dict[str, int] = {}
