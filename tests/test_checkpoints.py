@@ -74,6 +74,16 @@ def test_it_is_an_ordinary_safetensors_file_that_others_may_read(file):
     assert file.stat().st_mode == (file.parent / "plain").stat().st_mode, "readable as any new file"
 
 
+def test_no_length_of_the_header_is_taken_for_a_pickle(tmp_path):
+    """A header of 640 bytes begins with 80 02, as a pickle does."""
+    begins = set()
+    for n in range(0, 2000, 8):
+        save_tensors(tmp_path / "x.safetensors", TENSORS, {"pad": "x" * n})
+        begins.add((tmp_path / "x.safetensors").read_bytes()[:2])
+        assert same(load_tensors(tmp_path / "x.safetensors")[1], TENSORS)
+    assert b"\x80\x02" in begins
+
+
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     ``metrics`` (name to value, or to (low, value, high)), ``intended_use`` and ``limits`` (sentences). Nothing is
     claimed that is not there, and no text can bring markup of its own.
     """
-    info = model.spec()["info"]  # without paths
+    info = {"sigma_data": model.denoiser.sigma_data, **model.spec()["info"]}  # the spec's has no paths
     name, data = info.get("name", "A fastdiffusion model"), info.get("data", "unnamed data")
     channels, height, width = model.shape
     classes = f", {len(model.classes)} classes" if model.classes else ", without classes"
@@ -48,7 +48,7 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
 # {_text(name)}
 
 A {kind} diffusion model of {_text(data)}: {channels}x{height}x{width} samples{classes}, {model.parameters_count:,}
-parameters, predicting {_text(model.denoiser.parameterization)}.
+parameters, parameterization {_text(model.denoiser.parameterization)}.
 
 {shown}
 

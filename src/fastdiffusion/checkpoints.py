@@ -124,11 +124,12 @@ def load_tensors(path: str | Path, unsafe: bool = False) -> tuple[dict[str, Any]
     path = Path(path)
     try:
         with path.open("rb") as file:
-            head = file.read(4)
+            head = file.read(9)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", error)
         raise CheckpointError(f"Cannot read {path}: {reason}. Give the path of a .safetensors file.") from None
-    if path.suffix.lower() in _PICKLES or head == b"PK\x03\x04" or (head[:1] == b"\x80" and head[1:2] <= b"\x05"):
+    # a safetensors file begins with a length, which may look like a pickle's mark, and then its JSON
+    if path.suffix.lower() in _PICKLES or (head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{"):
         return {}, _load_pickle(path, unsafe)
     try:
         with safe_open(path, framework="pt") as file:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, cast
 
@@ -145,9 +145,7 @@ class Model:
         """The model as plain JSON, without its tensors; :meth:`from_spec` reads it."""
         spec = {
             **{part: _net_spec(module) for part, module in self._parts().items()},
-            "parameterization": self.denoiser.parameterization,
-            "sigma_data": self.denoiser.sigma_data,
-            "self_condition": self.denoiser.self_condition,
+            **{key: getattr(self.denoiser, key) for key in _HEAD},
             "shape": self.shape,
             "classes": self.classes,
             "sigma_min": self.sigma_min,
@@ -170,9 +168,8 @@ class Model:
             with torch.random.fork_rng(devices=[]), _Undrawn():  # random buffers leave no trace in the user's stream
                 model = _build(spec)
             for part, module in model._parts().items():
-                module.load_state_dict(
-                    {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
-                )
+                own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+                module.eval().load_state_dict(own)
         except InputError:
             raise
         except Exception as error:  # a constructor may fail in any way on hostile keywords
@@ -182,12 +179,8 @@ class Model:
         return model
 
 
-_KEYS = {f for f in Model.__dataclass_fields__ if f != "denoiser"} | {
-    "net",
-    "parameterization",
-    "sigma_data",
-    "self_condition",
-}
+_HEAD = ("parameterization", "sigma_data", "self_condition")  # the denoiser's own settings
+_KEYS = {"net", *_HEAD, *(f.name for f in fields(Model) if f.name != "denoiser")}
 
 
 def _build(spec: Mapping[str, Any]) -> Model:
@@ -197,7 +190,7 @@ def _build(spec: Mapping[str, Any]) -> Model:
         if key not in _KEYS:
             raise unknown("model setting", key, _KEYS)
     net, codec = spec.pop("net"), spec.pop("codec", None)
-    head = {key: spec.pop(key) for key in ("parameterization", "sigma_data", "self_condition") if key in spec}
+    head = {key: spec.pop(key) for key in _HEAD if key in spec}
     _check_numbers(net)
     _check_numbers(codec)
     spec["shape"] = tuple(spec["shape"])
