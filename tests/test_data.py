@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import shutil
 import subprocess
 import sys
-import types
 from collections import Counter
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +18,8 @@ import torch
 from PIL import Image
 
 from fastdiffusion import data, images
-from fastdiffusion.data import augment, cache, captions, folders
-from fastdiffusion.errors import DataError, InputError, MissingExtra
+from fastdiffusion.data import cache, captions, folders
+from fastdiffusion.errors import DataError, InputError
 
 # Functions of the package stand before these modules of the same names.
 emoji, fashion_mnist, scan = (
@@ -41,53 +39,6 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 # ---- the parts that all share -------------------------------------------------------------------------------------
-
-
-def test_digits():
-    digits = data.load("digits")
-    assert len(digits) == 1797 and digits.shape == (1, 8, 8) and digits.classes == tuple("0123456789")
-    batch = digits.batch([0, 1, 1796])
-    assert batch.images.dtype == torch.uint8 and batch.images.aminmax() == (0, 255)
-    assert batch.labels.tolist() == [0, 1, 8] and batch.captions[1] == "the digit 1" and batch.names[0] == "digit-0000"
-    with pytest.raises(InputError, match="8 by 8"):
-        data.load("digits", size=16)
-
-
-@FMNIST
-def test_fashion_mnist():
-    train, padded, test = (
-        data.load("fashion-mnist"),
-        data.load("fashion-mnist", 32),
-        data.load("fashion-mnist", part="test"),
-    )
-    assert (len(train), len(test), train.shape, padded.shape) == (60_000, 10_000, (1, 28, 28), (1, 32, 32))
-    assert Counter(test.batch(range(10_000)).labels.tolist()) == dict.fromkeys(range(10), 1000)
-    plain, wide = train.batch([7]).images, padded.batch([7]).images
-    assert torch.equal(wide[..., 2:-2, 2:-2], plain) and wide.sum() == plain.sum()
-    assert train.classes[train.batch([0]).labels[0]] == "ankle boot"  # the first picture, as everywhere
-
-
-def test_fashion_mnist_from_a_folder(tmp_path):
-    for part, n in (("train", 5), ("t10k", 3)):
-        pixels = bytes([0, 0, 8, 3, 0, 0, 0, n, 0, 0, 0, 28, 0, 0, 0, 28]) + bytes(range(n)) * 784
-        (tmp_path / f"{part}-images-idx3-ubyte").write_bytes(pixels)
-        (tmp_path / f"{part}-labels-idx1-ubyte.gz").write_bytes(
-            gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, n, *range(n)]))
-        )
-    assert len(data.load("fashion-mnist", folder=tmp_path)) == 5
-    path = tmp_path / "t10k-images-idx3-ubyte"
-    for content in (
-        b"",
-        b"\0\0\x08\x03\xff\xff\xff\xff",
-        path.read_bytes()[:99],
-        b"\0\0\x0d\x03" + path.read_bytes()[4:],
-    ):
-        path.write_bytes(content)
-        with pytest.raises(DataError, match="t10k-images"):
-            data.load("fashion-mnist", folder=tmp_path, part="test")
-    (tmp_path / "t10k-labels-idx1-ubyte.gz").write_bytes(b"\x1f\x8b broken")
-    with pytest.raises(MissingExtra, match="apt install dataset-fashion-mnist"):
-        data.load("fashion-mnist", folder=tmp_path / "elsewhere")
 
 
 @pytest.mark.parametrize(
@@ -420,13 +371,13 @@ def test_decoded_once_and_again_when_changed(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "look", lambda root, file, near: looked.append(file.name) or look(root, file, near))
 
     def load(**options) -> tuple[int, str]:
+        """How many files were decoded, and the fingerprint."""
         looked.clear()
-        return (data.load(tmp_path, **{"size": 16, **options}), len(looked))[::-1][0], data.load(
-            tmp_path, **{"size": 16, **options}
-        ).fingerprint
+        folder = data.load(tmp_path, **{"size": 16, **options})
+        return len(looked), folder.fingerprint
 
     first = load()
-    assert first == (6, load()[1]) and load()[0] == 0
+    assert first[0] == 6 and load() == (0, first[1])
     assert load(size=32)[0] == load(aspect="crop")[0] == load(mode="L")[0] == 6
     os.utime(tmp_path / "0.png", ns=(1, 1))
     assert load() == first  # decoded again; the content is the same
@@ -492,262 +443,3 @@ def test_without_home_and_in_locale_c(tmp_path):
     )
     assert out.stdout.split()[:2] == [f"fastdiffusion-{os.getuid()}".encode(), b"3"]
     assert (tmp_path / f"fastdiffusion-{os.getuid()}" / "data").is_dir()
-
-
-# ---- emoji --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not NOTO.is_file(), reason="Debian's fonts-noto-color-emoji is not installed")
-class TestEmoji:
-    SOME = ("😀", "👍", "👍🏽", "🇯🇵", "👩‍🚀", "❤️", "🇨🇶", "\U000fffff", "🏂", "🏂🏽", "😀😀")
-
-    @pytest.fixture(autouse=True)
-    def few(self, monkeypatch):
-        names = {"😀": ["grin", "にこ"], "🏂": ["snowboarder"], "🏂🏽": ["snowboarder medium skin tone"]}
-        monkeypatch.setattr(emoji, "_names", lambda languages: {s: names.get(s, [f"name {s}"]) for s in self.SOME})
-
-    def test_only_what_the_font_has(self):
-        found = data.emoji(32)
-        drawn = dict(zip(found.names, found.captions, strict=True))
-        # The flag of Sark (🇨🇶) is not in the font, a private code point neither, and two emoji are not one.
-        assert set(drawn) == {"1f600", "1f44d", "1f44d-1f3fd", "1f1ef-1f1f5", "1f469-200d-1f680", "2764-fe0f", "1f3c2"}
-        assert drawn["1f3c2"] == ("snowboarder", "snowboarder medium skin tone")  # drawn alike: one picture, both names
-        assert drawn["1f600"] == ("grin", "にこ")
-        pixels = found.batch(range(len(found))).images.flatten(1)
-        assert len(pixels.unique(dim=0)) == len(found) and (pixels.float().std(1) > 10).all()
-
-    def test_alpha(self):
-        flat, clear = data.emoji(32).batch([0]).images[0], data.emoji(32, alpha=True).batch([0]).images[0]
-        assert flat.shape == (3, 32, 32) and clear.shape == (4, 32, 32)
-        assert (flat[:, clear[3] == 0] == 255).all() and (clear[3] == 255).any()
-
-    def test_without_complex_layout_families_are_left_out(self, monkeypatch):
-        monkeypatch.setattr(emoji.features, "check", lambda name: False)
-        real = emoji.ImageFont.truetype
-        basic = emoji.ImageFont.Layout.BASIC
-        monkeypatch.setattr(emoji.ImageFont, "truetype", lambda *a: real(*a, layout_engine=basic))
-        with pytest.warns(UserWarning, match="lacks raqm"):
-            found = data.emoji(32)
-        assert set(found.names) == {"1f600", "1f44d", "2764-fe0f", "1f3c2"}
-
-
-def test_emoji_names_in_every_language():
-    for language in emoji.LANGUAGES:
-        names = emoji._names([language])
-        assert len(names) > 3500 and sum(map(len, names.values())) > 0.9 * len(names)
-    assert emoji._names(["en", "ja"])["👍"] == ["thumbs up", "サムズアップ"]
-    with pytest.raises(InputError, match="got \\['xx'\\]"):
-        data.emoji(languages=["en", "xx"])
-
-
-def test_fonts_that_cannot_be_used(tmp_path, monkeypatch):
-    import matplotlib
-
-    monkeypatch.setattr(emoji, "_FOLDERS", (str(tmp_path), "~/x"))
-    with pytest.raises(MissingExtra, match="No color emoji font found"):
-        data.emoji()
-    broken = tmp_path / "NotoColorEmoji.ttf"
-    broken.write_bytes(b"no font")
-    with pytest.raises(DataError, match="not a font that can be opened"):
-        data.emoji()
-    with pytest.raises(DataError, match=r"Cannot read the font 'x\.ttf'"):
-        data.emoji(font=tmp_path / "x.ttf")
-    black = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
-    with pytest.raises(DataError, match="draws no color here"):
-        data.emoji(font=black)
-    monkeypatch.setattr(emoji.Pen, "draw", lambda self, sequence: None)
-    with pytest.raises(DataError, match="draws nothing here"):
-        data.emoji(font=black)
-
-
-# ---- Hugging Face -------------------------------------------------------------------------------------------------
-
-
-class FakeTable(list):
-    """What ``datasets.load_dataset`` returns, as far as it is used."""
-
-    features: dict
-
-    def cast_column(self, column, kind):
-        assert kind.decode is False
-        return self
-
-
-@pytest.fixture
-def fake_datasets(monkeypatch):
-    module = types.ModuleType("datasets")
-    module.Image = type("Image", (), {"__init__": lambda self, decode=True: setattr(self, "decode", decode)})
-    names = type("ClassLabel", (), {"names": ["cat", "dog"]})
-    rows = [
-        {"image": {"bytes": pictures.encoded(pictures.photo(seed=i)), "path": None}, "label": i % 2, "text": f"no {i}"}
-        for i in range(6)
-    ]
-    rows[2]["image"] = {"bytes": pictures.png(30_000, 30_000, bits=1), "path": None}
-    rows[3]["image"], rows[4]["label"] = None, -1
-    table = FakeTable(rows)
-    table.features = {"image": module.Image(), "label": names(), "text": object()}
-    calls = []
-
-    def load_dataset(name, **options):
-        calls.append((name, options))
-        if name == "nobody/nothing":
-            raise FileNotFoundError("no such data set")
-        return table
-
-    module.load_dataset = load_dataset
-    monkeypatch.setitem(sys.modules, "datasets", module)
-    return types.SimpleNamespace(table=table, calls=calls)
-
-
-def test_hub(fake_datasets):
-    pets = data.load("hf:me/pets", 16, streaming=True, revision="v1")
-    assert fake_datasets.calls == [("me/pets", {"split": "train", "streaming": True, "revision": "v1"})]
-    assert len(pets) == 4 and pets.classes == ("cat", "dog") and pets.name == "pets" and pets.shape == (3, 16, 16)
-    batch = pets.batch(range(4))
-    assert (
-        batch.labels.tolist() == [0, 1, -1, 1] and batch.names == ["0", "1", "4", "5"] and batch.captions[0] == "no 0"
-    )
-    assert len(data.load("hf:me/pets", 16, limit=2)) == 2
-
-
-def test_hub_mistakes(fake_datasets, monkeypatch):
-    for options, message in (
-        ({"columns": {"text": "words"}}, "has no column 'words'. It has: image, label, text"),
-        ({"trust_remote_code": True}, "never on"),
-        ({"size": 3}, "whole number"),
-    ):
-        with pytest.raises(InputError, match=message):
-            data.load("hf:me/pets", **options)
-    with pytest.raises(DataError, match=r"Cannot load 'hf:nobody/nothing' .*no such data set"):
-        data.load("hf:nobody/nothing")
-    fake_datasets.table.features = {"words": object()}
-    with pytest.raises(DataError, match="no image column among words"):
-        data.load("hf:me/poems")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(
-        MissingExtra, match=r"Loading 'hf:me/pets' needs datasets. Install it with: pip install 'fastdiff"
-    ):
-        data.load("hf:me/pets")
-
-
-# ---- augmentation -------------------------------------------------------------------------------------------------
-
-PHOTOS = images.to_tensor(np.stack([images.to_array(pictures.photo(24, 16, seed=i)) for i in range(64)]))
-
-
-def test_lengths():
-    assert augment.length() == 9 and augment.length(augment.EDM + augment.COLOR) == 14 + 0
-    assert augment.length(("mirror", "crop")) == 0 and augment.length(()) == 0
-    with pytest.raises(InputError, match="Did you mean 'rotate'"):
-        augment.length(("rotat",))
-    with pytest.raises(InputError, match="from 0 to 1"):
-        augment.draw(1, generator(), p=2)
-
-
-@pytest.mark.parametrize("names", [*((name,) for name in augment.AUGMENTS), augment.EDM + augment.COLOR])
-def test_zeros_mean_untouched(names):
-    """What the network is told is zero exactly when the picture is bit for bit the given one."""
-    told = augment.length(names)
-    x, vector = augment.augment(PHOTOS, generator(), names, p=0.5)
-    assert x.shape == PHOTOS.shape and vector.shape == (64, told) and x.abs().max() <= 1
-    same = (x == PHOTOS).flatten(1).all(1)
-    if told:
-        assert torch.equal((vector == 0).all(1), same) and (0 < same.sum() < 64 or len(names) > 1)
-    off, silent = augment.augment(PHOTOS, generator(), tuple(n for n in names if n not in augment._ALWAYS), p=0)
-    assert torch.equal(off, PHOTOS) and not silent.any()
-
-
-def test_plans_are_divided_without_a_difference():
-    whole, vector = augment.augment(PHOTOS, generator(3), augment.EDM + augment.COLOR, p=0.5)
-    plan = augment.draw(64, generator(3), augment.EDM + augment.COLOR, p=0.5)
-    halves = [augment.apply(PHOTOS[rows], plan[rows]) for rows in (slice(0, 64, 2), slice(1, 64, 2))]
-    torch.testing.assert_close(torch.stack(halves, 1).flatten(0, 1), whole, rtol=0, atol=1e-6)
-    assert torch.equal(plan.vector, vector)
-
-
-def performed(
-    name: str, u: float, z: float, x: torch.Tensor, v: float | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One transformation with chosen random numbers."""
-    us, zs = torch.full((len(x), 2), u), torch.full((len(x), 2), z)
-    if v is not None:
-        us[:, 1] = zs[:, 1] = v
-    matrix, vector = augment.AUGMENTS[name](us, zs)
-    eyes = torch.eye(3).repeat(len(x), 1, 1), torch.eye(4).repeat(len(x), 1, 1)
-    space, color = (matrix, eyes[1]) if matrix.shape[-1] == 3 else (eyes[0], matrix)
-    return augment.apply(x, augment.Plan(space, color, vector)), vector[0]
-
-
-def test_flips_are_exact():
-    assert torch.equal(performed("mirror", 0.1, 0, PHOTOS)[0], PHOTOS.flip(3))
-    assert torch.equal(performed("mirror", 0.9, 0, PHOTOS)[0], PHOTOS)
-    assert torch.equal(performed("flip_x", 0.1, 0, PHOTOS)[0], PHOTOS.flip(3))
-    assert torch.equal(performed("flip_y", 0.1, 0, PHOTOS)[0], PHOTOS.flip(2))
-
-
-def test_quarter_turn():
-    square = PHOTOS[..., :16]
-    x, vector = performed("rotate", 0.75, 0, square)  # a = 90 degrees, clockwise as seen
-    torch.testing.assert_close(x, torch.rot90(square, -1, (2, 3)), rtol=0, atol=1e-3)
-    torch.testing.assert_close(vector, torch.tensor([-1.0, 1.0]))
-
-
-def test_shift_by_whole_pixels():
-    x, vector = performed("shift", 0, 1.0, PHOTOS, v=-0.5)  # 1/8 of 16 pixels: 2 to the right, 1 up
-    torch.testing.assert_close(x[:, :, :-1, 2:], PHOTOS[:, :, 1:, :-2], rtol=0, atol=1e-3)
-    torch.testing.assert_close(x[:, :, :-1, :2], PHOTOS[:, :, 1:, :2].flip(3), rtol=0, atol=1e-3)  # goes on mirrored
-    assert vector.tolist() == [1.0, -0.5]
-
-
-def test_scale_doubles():
-    blob = torch.zeros(1, 1, 32, 48)
-    blob[..., 12:20, 20:28] = 1
-    x, vector = performed("scale", 0, 5.0, blob)
-    assert x.sum() == pytest.approx(4 * 64, rel=0.05) and vector.tolist() == [5.0]
-    torch.testing.assert_close(x, x.flip(2, 3), rtol=0, atol=1e-4)  # about the middle
-    wide, _ = performed("stretch", 0.5, 5.0, blob)  # a = 0: twice as wide, half as high
-    middle = wide[0, 0, 8:24]  # its mirror images lie farther out
-    assert middle.sum() == pytest.approx(64, rel=0.1)
-    assert (middle[8] > 0.5).sum() == 16 and (middle[:, 24] > 0.5).sum() == 4
-
-
-def test_crop_is_a_window():
-    ramp = torch.linspace(-1, 1, 32).expand(1, 1, 32, 32)
-    for u in (0.0, 0.3, 1.0):
-        x, _ = performed("crop", u, 0.7, ramp)
-        side = 0.85 + 0.15 * float(torch.tensor(0.7 * 0.5**0.5).erf())
-        middle = (1 - side) * (2 * u - 1)
-        torch.testing.assert_close(x[0, 0, 5, 8:24], side * ramp[0, 0, 5, 8:24] + middle * 32 / 31, rtol=0, atol=5e-3)
-
-
-def test_colors():
-    x = PHOTOS * 0.3
-    torch.testing.assert_close(performed("brightness", 0, 1.0, x)[0], x + 0.2)
-    torch.testing.assert_close(performed("contrast", 0, 1.0, x)[0], x * 2**0.5)
-    third, _ = performed("hue", 5 / 6, 0, x)  # a third of a turn exchanges the colors
-    torch.testing.assert_close(third, x.roll(1, 1), rtol=0, atol=1e-5)
-    gray = x.mean(1, keepdim=True)
-    torch.testing.assert_close(performed("saturation", 0, 1.0, x)[0], gray + 2 * (x - gray), rtol=0, atol=1e-5)
-    for name in ("hue", "saturation"):
-        torch.testing.assert_close(performed(name, 0.9, 1.0, gray)[0], gray, rtol=0, atol=1e-6)
-    torch.testing.assert_close(performed("brightness", 0, 1.0, gray)[0], gray + 0.2)
-    clear = torch.cat([x, torch.ones_like(gray)], 1)
-    torch.testing.assert_close(performed("brightness", 0, -1.0, clear)[0][:, 3:], torch.ones_like(gray))
-
-
-def test_last_transformation_is_done_last():
-    """Shift then turn is not turn then shift: the plan's order is the order of the names."""
-    square = PHOTOS[:1, :, :, :16]
-    shift, turn = (
-        augment.AUGMENTS[n](torch.full((1, 2), 0.75), torch.tensor([[1.0, 0.0]]))[0] for n in ("shift", "rotate")
-    )
-    both = augment.apply(square, augment.Plan(shift @ turn, torch.eye(4)[None], torch.zeros(1, 0)))
-    once = performed("shift", 0, 1.0, square, v=0.0)[0]
-    torch.testing.assert_close(both, performed("rotate", 0.75, 0, once)[0], rtol=0, atol=2e-2)
-
-
-def test_rates():
-    plan = augment.draw(20_000, generator(), p=0.12)
-    rate = (plan.vector != 0).float().mean(0)
-    assert rate[0] == pytest.approx(0.5, abs=0.02) and rate[1] == pytest.approx(0.06, abs=0.01)
-    assert rate[2:].tolist() == pytest.approx([0.12] * 7, abs=0.01)

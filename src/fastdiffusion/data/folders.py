@@ -8,6 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -73,39 +74,35 @@ class ImageFolder(Pictures):
         decoded = decode_once(family, key, _decode(root, files, size, aspect, CHANNELS[mode]))
         facts = [Fact(**fact) for rows in decoded.facts for fact in rows]
         skipped = [*skipped, *(Skipped(**skip) for skip in decoded.skipped)]
-        report = Scan(root.resolve().name, tuple(facts), tuple(skipped), len(others))
+        report = Scan(root.resolve().name, tuple(facts), tuple(sorted(skipped)), len(others))
         if not facts:
             raise DataError(f"None of the {len(skipped)} pictures in {str(path)!r} can be used:\n{report}")
 
         notes = read_notes(root, [file.name for file in files], others)
         chosen = _labels(labels, facts, notes)
         classes = sorted(set(chosen) - {""}, key=natural)
+        counts = Counter(chosen)
+        number = {name: i for i, name in enumerate(classes)} | {"": -1}
         captions = [notes.captions.get(fact.name, ()) for fact in facts]
         small = sum(min(fact.width, fact.height) < size for fact in facts)
-        remarks = [
-            *notes.remarks,
-            *([f"smaller than {size} and enlarged: {small:,} pictures"] if small else []),
-        ]
+        remarks = [*notes.remarks] + [f"smaller than {size} and enlarged: {small:,} pictures"] * (small > 0)
         gray = mode == "auto" and all(fact.gray for fact in facts)
         arrays = [array[:, :1] if gray else array for array in decoded.arrays]
         look_alikes = alike([fact.dhash for fact in facts])
         super().__init__(
             report.name,
             arrays,
-            labels=[classes.index(name) if name else -1 for name in chosen],
+            labels=[number[name] for name in chosen],
             captions=captions,
             names=[fact.name for fact in facts],
             classes=classes,
             keys=[facts[first].sha256 for first in look_alikes],  # copies must not lie on both sides of a split
             shape=(arrays[0].shape[1], size, size),
             fingerprint=digest(options, [fact.sha256 for fact in facts], chosen, captions),
-            report=Scan(
-                report.name,
-                report.pictures,
-                tuple(sorted(skipped)),
-                len(others),
+            report=replace(
+                report,
                 sizes={array.shape[2:]: len(array) for array in arrays},
-                classes={name: n for name, n in sorted(Counter(chosen).items(), key=lambda kv: natural(kv[0])) if name},
+                classes={name: counts[name] for name in classes},
                 captions=_count(captions),
                 remarks=tuple(remarks),
             ),
