@@ -186,7 +186,10 @@ def test_muon_takes_hidden_matrices_and_kernels_and_agrees_with_torch():
     for _ in range(3):
         net(torch.randn(4, 1, 5, 5)).square().mean().backward()
         reference.grad = kernel.grad.permute(0, 2, 3, 1).reshape(48, -1).clone()
-        muon.step(), other.step(), muon.zero_grad(), adam.zero_grad()
+        muon.step()
+        other.step()
+        muon.zero_grad()
+        adam.zero_grad()
     assert kernel.grad is None
     assert torch.equal(kernel.detach().permute(0, 2, 3, 1).reshape(48, -1), reference.detach())
 

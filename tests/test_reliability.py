@@ -21,6 +21,12 @@ from fastdiffusion.errors import CheckpointError, FastdiffusionError
 from fastdiffusion.models import load
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _imported():
+    """Import here what children would otherwise import one by one."""
+    list(learner().steps(1))
+
+
 class Child:
     """A training run in a process of its own (a fork: nothing is imported anew); saves as often as it may."""
 
@@ -194,9 +200,17 @@ def test_a_preview_that_fails_does_not_stop_training(tmp_path, monkeypatch, caps
 
 
 def test_no_home_no_locale_no_terminal_forty_columns(tmp_path):
-    script = f"from fastdiffusion.learner import Learner; Learner('digits', {TINY!r}, folder='out', cpu=True).fit(steps=3)"
+    script = (
+        f"from fastdiffusion.learner import Learner; Learner('digits', {TINY!r}, folder='out', cpu=True).fit(steps=3)"
+    )
     source = str(Path(__file__).parent.parent / "src")
-    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C", "COLUMNS": "40", "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "LC_ALL": "C",
+        "COLUMNS": "40",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": source,
+    }
     done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "Done at step 3" in done.stderr

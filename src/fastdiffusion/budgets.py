@@ -23,6 +23,7 @@ class State:
         decay_from: Step at which the learning rate begins to fall; None until known.
         precision: "float32" or "bfloat16"; None until measured.
         bad: Skipped batches in a row.
+        length: Of the average of the weights that is the model; None until chosen.
     """
 
     step: int = 0
@@ -34,6 +35,7 @@ class State:
     decay_from: int | None = None
     precision: str | None = None
     bad: int = 0
+    length: float | None = None
 
     @property
     def finished(self) -> bool:

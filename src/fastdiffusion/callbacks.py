@@ -89,7 +89,8 @@ class Validation(Callback):
     def end(self, learner: Learner) -> None:
         """Choose the length of the average by the same pictures."""
         if self.pieces and not learner.stopped:
-            learner.length = min(map(float, learner.ema), key=lambda length: learner.validate(self.pieces, length))
+            lengths = map(float, learner.ema)
+            learner.state.length = min(lengths, key=lambda length: learner.validate(self.pieces, length))
 
 
 class Metrics(Callback):

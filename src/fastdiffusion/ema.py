@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch import _foreach_copy_ as foreach_copy_  # pyright: ignore[reportPrivateImportUsage] (many tensors, one call)
-from torch import _foreach_lerp_ as foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+from torch import _foreach_lerp_ as foreach_lerp_  # pyright: ignore[reportPrivateImportUsage] (many tensors, one call)
 
 from .errors import CheckpointError, InputError
 
@@ -103,10 +102,12 @@ class Ema:
         average, params = list(self.weights(length).values()), list(self.params.values())
         kept = [p.clone() for p in params]
         try:
-            foreach_copy_(params, average)
+            for p, mean in zip(params, average, strict=True):  # one by one, because they may be sharded
+                p.copy_(mean)
             yield
         finally:
-            foreach_copy_(params, kept)
+            for p, own in zip(params, kept, strict=True):
+                p.copy_(own)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything as flat tensors for a checkpoint: ``step`` and ``<length>:<parameter>`` (not copies)."""

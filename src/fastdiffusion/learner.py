@@ -125,7 +125,8 @@ class Learner:
         clip: Longest gradient; 0 is off.
         warmup: Steps in which the learning rate rises.
         decay: Last part of the run in which it falls to 0, up to 0.95.
-        ema: Lengths of the averages of the weights, as parts of the run (EDM2, sec. 3); the model is one of them.
+        ema: Lengths of the averages of the weights, as parts of the run (EDM2, sec. 3). The model is the last one, or at
+            the end the one with the lowest validation loss.
         holdout: Part of the data kept for the validation loss.
         precision: "float32", "bfloat16", or "auto": the faster of them, measured.
         compile: Use torch.compile; "auto": on a GPU. It costs minutes before it gains.
@@ -183,7 +184,6 @@ class Learner:
         self.run = Folder(self.folder) if self.folder is not None else None
         self.stopped = 0  # the signal that asked for an end
         self.save_due = self.best = False  # whether to save after this step, and whether as the best
-        self.length = float(self.ema[len(self.ema) // 2])  # of the average that is the model; chosen at the end
         self.validation: float | None = None  # of this step, if it was measured
         self.record: dict[str, Any] | None = None  # this step's line of metrics.jsonl, if it has one
         self._signals: list[int] = []
@@ -266,7 +266,7 @@ class Learner:
         if self.shard and self.world > 1:
             from torch.distributed.fsdp import fully_shard
 
-            fully_shard(self.objective)
+            fully_shard(self.objective.to(memory_format=torch.contiguous_format))  # it takes no other
         self.optimizers = optimizers.build(self.optimizer, self.objective, self.lr or 1e-3, self.weight_decay)
         self.average = Ema(net, self.ema)
         if self.compile is True or (self.compile == "auto" and self.device.type == "cuda"):
@@ -295,7 +295,7 @@ class Learner:
     @property
     def model(self) -> Model:
         """The averaged model as it stands, a copy of its own."""
-        return self.averaged(self.length if self.state.step else None)
+        return self.averaged(self.state.length or float(self.ema[-1]) if self.state.step else None)
 
     def averaged(self, length: float | None) -> Model:
         """The model with the weights averaged over ``length`` of the run; None: the last weights."""
@@ -315,34 +315,41 @@ class Learner:
         """This process's part of a step's batch, on the device, in ``accumulate`` pieces."""
         return self.examples.draw(step).split(self.accumulate, self.device)
 
-    def update(self, pieces: list[Example], lr: float) -> tuple[float, float, list[str]]:
-        """Learn from one batch: (loss, length of the gradient, names of the pictures if the step was skipped)."""
+    def update(self, pieces: list[Example], lr: float) -> tuple[float, float, Tensor]:
+        """Learn from one batch, unless its gradient is not finite: (loss, length of the gradient, each image's loss)."""
         if self.dropout:
             torch.manual_seed(generator(self.seed, DROPOUT, self.state.step, self.rank).initial_seed() % 2**63)
-        loss, each = torch.zeros((), device=self.device), []
+        each: list[Tensor] = []
         for i, piece in enumerate(pieces):
             wait = i < len(pieces) - 1 and self.trained is not self.objective
             with self.trained.no_sync() if wait else nullcontext():  # pyright: ignore
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
-                    each.append(self.trained(piece))
-                part = each[-1].mean() / len(pieces)
-                part.backward()
-                loss = loss + part.detach()
+                    loss = self.trained(piece)
+                (loss.mean() / len(pieces)).backward()
+                each.append(loss.detach())
         norm = whole(nn.utils.clip_grad_norm_(self.objective.parameters(), self.clip or math.inf))
-        value, length = torch.stack([loss, norm]).tolist()  # the one point where the processor waits for the device
-        names: list[str] = []
+        value, length = torch.stack(
+            [torch.cat(each).mean(), norm]
+        ).tolist()  # the one point where the processor waits for the device
         if math.isfinite(length):  # the same number in all processes, unlike the loss
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 optimizer.step()
             self.average.update(self.state.step + 1)
-        else:
-            rows = [(name, math.isfinite(e)) for p, l in zip(pieces, each, strict=True) for name, e in zip(p.names, l.tolist(), strict=True)]
-            names = [name for name, finite in rows if not finite] or [name for name, _ in rows]
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        return value, length, names
+        return value, length, torch.cat(each)
+
+    def _culprits(self, pieces: list[Example], each: Tensor) -> tuple[str, ...]:
+        """The pictures whose loss is not a number; the whole batch if it is only the gradient that is not."""
+        names = [name for piece in pieces for name in piece.names]
+        wrong = [name for name, finite in zip(names, each.isfinite().tolist(), strict=True) if not finite]
+        if self.world > 1:
+            from accelerate.utils import gather_object
+
+            names, wrong = gather_object(names), gather_object(wrong)
+        return tuple(wrong or names)
 
     # ---- the run ----------------------------------------------------------------------------------------------
 
@@ -364,17 +371,16 @@ class Learner:
             while not s.finished:
                 pieces, coming = coming.result(), ahead.submit(self.draw, s.step + 1)
                 lr = (self.lr or 1e-3) * self._rate()
-                loss, norm, bad = self.update(pieces, lr)
+                loss, norm, each = self.update(pieces, lr)
                 s.step += 1
                 while s.step == settled and len(ends) > 1:
                     ends.popleft()  # the first steps are slower than all others
                 ends.append(time.perf_counter())
                 pace = (len(ends) - 1) / (ends[-1] - ends[0])
-                loss, bad = self._agree(loss, bad, begun)
+                loss = self._agree(loss, begun)
+                bad = () if math.isfinite(norm) else self._culprits(pieces, each)
                 s.bad = s.bad + 1 if bad else 0
-                yield TrainStep(
-                    s.step, s.total, loss, norm, lr, pace * self.batch_size, s.seconds, s.left(pace), tuple(bad)
-                )
+                yield TrainStep(s.step, s.total, loss, norm, lr, pace * self.batch_size, s.seconds, s.left(pace), bad)
                 if s.bad >= BAD_IN_A_ROW:
                     self._give_up(bad)
                 if s.settle(pace, self.decay):
@@ -387,7 +393,7 @@ class Learner:
         decay_from = None if self.optimizer == "schedule_free" else s.decay_from
         return optimizers.rate(s.step, s.start, warmup, decay_from, s.total)
 
-    def _agree(self, loss: float, bad: list[str], begun: float) -> tuple[float, list[str]]:
+    def _agree(self, loss: float, begun: float) -> float:
         """What all processes must do alike: the mean loss, the clock, when to save, whether to stop."""
         now, got = time.perf_counter(), self._signals[0] if self._signals else 0
         due = now - self._saved[0] > max(self.save_every, 50 * self._saved[1])
@@ -396,13 +402,9 @@ class Learner:
         self.state.seconds, due, loss, interrupted, ended = total(mine, self.device)
         self.save_due = due > 0
         self.stopped = signal.SIGTERM if ended else signal.SIGINT if interrupted else 0
-        if bad and self.world > 1:
-            from accelerate.utils import gather_object
+        return loss
 
-            bad = gather_object(bad)
-        return loss, bad
-
-    def _give_up(self, names: list[str]) -> None:
+    def _give_up(self, names: Sequence[str]) -> None:
         """Go back to the last checkpoint and end the run."""
         found = self.run.latest() if self.run is not None else None
         if found is not None:
@@ -436,8 +438,8 @@ class Learner:
 
     @torch.no_grad()
     def validate(self, pieces: Sequence[Example], length: float | None = None) -> float:
-        """Mean loss of the averaged model on examples."""
-        with self.average.applied(self.length if length is None else length):
+        """Mean loss on examples of the averaged model, by default of the last length."""
+        with self.average.applied(length or float(self.ema[-1])):
             self.objective.eval()
             value = torch.cat([self.objective(piece) for piece in pieces]).mean()
             self.objective.train()

@@ -1,0 +1,177 @@
+"""Two processes train as one: same examples, same loss, same weights; one cannot go on without the other."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+from test_learner import TINY, Toy, learner
+
+from fastdiffusion.checkpoints import Folder
+from fastdiffusion.distributed import ASKED, fingerprint, launch
+from fastdiffusion.errors import FastdiffusionError, InputError
+from fastdiffusion.learner import Learner
+
+SOURCE = str(Path(__file__).parent.parent / "src")
+
+
+def pair(work, world=2):
+    """Run ``work(rank)`` in forked processes of one group; what each returned."""
+    list(learner().steps(1))  # import everything here, not in each child
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(world):
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            answer = {}
+            try:
+                from accelerate.state import AcceleratorState
+
+                AcceleratorState._reset_state(reset_partial_state=True)
+                ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+                os.environ |= {k: str(v) for k, v in ranks.items()} | {
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                }
+                answer = work(rank)
+            except FastdiffusionError as error:
+                answer = {"error": str(error)}
+            except BaseException:
+                answer = {"crash": traceback.format_exc()}
+            finally:
+                os.write(writer, json.dumps(answer).encode())
+                os._exit(0)
+        os.close(writer)
+        children.append((pid, reader))
+    answers = []
+    for pid, reader in children:
+        with os.fdopen(reader) as file:
+            answers.append(json.loads(file.read()))
+        os.waitpid(pid, 0)
+        assert "crash" not in answers[-1], answers[-1]["crash"]
+    return answers
+
+
+KEYWORDS = {"self_condition": True, "augment": ("flip_x", "shift"), "label_dropout": 0.2, "lr": 1e-3}
+
+
+def train(folder=None, steps=8, **keywords):
+    learn = learner(folder=folder, **KEYWORDS | keywords)
+    losses = [step.loss for step in learn.steps(steps)]
+    return learn, {"losses": losses, "hash": fingerprint(learn.objective.parameters())}
+
+
+@pytest.mark.parametrize("keywords", [{}, {"accumulate": 2}, {"shard": True}], ids=["ddp", "accumulate", "fsdp2"])
+def test_two_processes_have_one_loss_and_equal_hashes(keywords):
+    def work(rank):
+        return train(**keywords)[1]
+
+    _, alone = train()
+    one, two = pair(work)
+    assert one["hash"] == two["hash"]
+    assert one["losses"] == two["losses"]
+    assert one["losses"] == pytest.approx(alone["losses"], abs=1e-4)
+
+
+@pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp2"])
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path, shard):
+    def work(rank):
+        learn = learner(folder=tmp_path, shard=shard, holdout=0.1, **KEYWORDS).fit(steps=6)
+        return {"hash": fingerprint(learn.model.denoiser.parameters())}
+
+    one, two = pair(work)
+    assert one["hash"] == two["hash"]
+    again = learner(folder=tmp_path, holdout=0.1, **KEYWORDS)
+    again.resume()
+    assert again.state.step == 6
+    assert fingerprint(again.model.denoiser.parameters()) == one["hash"]
+    assert again.fit(steps=9).state.step == 9
+
+
+def test_a_broken_batch_is_skipped_by_all_and_named(tmp_path):
+    def work(rank):
+        data = Toy(32, broken=[3])
+        learn = learner(data, batch_size=8, holdout=0.0, folder=tmp_path)
+        bad = [step.bad for step in learn.steps(4)]
+        return {"bad": bad, "hash": fingerprint(learn.objective.parameters())}
+
+    one, two = pair(work)
+    assert one == two
+    assert [["picture-3"]] == [bad for bad in one["bad"] if bad]
+
+
+def test_a_batch_that_cannot_be_divided_is_refused():
+    answers = pair(lambda rank: {"loss": next(learner(batch_size=9).steps(1)).loss})
+    assert all("multiple of processes" in answer["error"] for answer in answers)
+
+
+def test_one_process_where_two_were_asked_for_is_refused(monkeypatch):
+    monkeypatch.setenv(ASKED, "2")
+    with pytest.raises(InputError, match="2 processes were asked for, 1 runs"):
+        Learner("digits", TINY)
+    with pytest.raises(InputError, match="at least 2"):
+        launch(1, ["-c", "pass"])
+
+
+SCRIPT = f"""
+import os, sys, time, torch
+torch.set_num_threads(1)
+from fastdiffusion.callbacks import Callback
+from fastdiffusion.learner import Learner
+class Tell(Callback):
+    def step(self, learner, step):
+        time.sleep(0.02)
+        if learner.save_due or step.step == 1:
+            learner.save()
+        if learner.main and step.step == 3:
+            print("pids", flush=True)
+    def start(self, learner):
+        open(os.path.join(sys.argv[1], f"pid{{learner.rank}}"), "w").write(str(os.getpid()))
+Learner("digits", {TINY!r}, precision="float32", folder=sys.argv[1], cpu=True, save_every=0.5).fit(
+    steps=int(sys.argv[2]), callbacks=[Tell()])
+"""
+START = "import sys; from fastdiffusion.distributed import launch; sys.exit(launch(2, sys.argv[1:]))"
+
+
+def start(folder, steps):
+    script = folder / "train.py"
+    script.write_text(SCRIPT)
+    environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", START, str(script), str(folder), str(steps)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_one_killed_ends_the_other_and_the_checkpoint_is_whole(tmp_path):
+    process = start(tmp_path, 100_000)
+    assert process.stdout.readline().strip() == "pids", process.stderr.read()
+    pids = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
+    os.kill(pids[1], signal.SIGKILL)
+    before = time.monotonic()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert time.monotonic() - before < 60
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+    assert Folder(tmp_path).latest()[0] >= 1
+
+
+@pytest.mark.slow
+def test_sigterm_reaches_all_processes_once(tmp_path):
+    process = start(tmp_path, 100_000)
+    assert process.stdout.readline().strip() == "pids", process.stderr.read()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "Stopped at step" in err
+    stopped = int(err.split("Stopped at step ")[1].split()[0].replace(",", ""))
+    assert Folder(tmp_path).latest()[0] == stopped
