@@ -88,6 +88,7 @@ class TestEmoji:
         assert set(drawn) == {"1f600", "1f44d", "1f44d-1f3fd", "1f1ef-1f1f5", "1f469-200d-1f680", "2764-fe0f", "1f3c2"}
         assert drawn["1f3c2"] == ("snowboarder", "snowboarder medium skin tone")  # drawn alike: one picture, both names
         assert drawn["1f600"] == ("grin", "にこ")
+        assert found.key(found.names.index("1f44d")) == found.key(found.names.index("1f44d-1f3fd"))
         pixels = found.batch(range(len(found))).images.flatten(1)
         assert len(pixels.unique(dim=0)) == len(found) and (pixels.float().std(1) > 10).all()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ _FOLDERS = (
 _STRIKES = (109, 160, 136, 128, 96, 72, 64, 40, 32)  # sizes that bitmap fonts come in; Noto has 109 only, Apple 160
 _UNKNOWN_FLAG = "\U0001f1fd\U0001f1fd"  # XX is no country; Noto draws a flag with a question mark
 _MISSING = (_UNKNOWN_FLAG, "\U0010ffff", "\U000e0fff", "\uffff", "\u0378")  # what no font has: it draws tofu instead
+_SKIN = re.compile("[\U0001f3fb-\U0001f3ff\ufe0f]")
 _VERSION = 1
 
 
@@ -85,6 +87,7 @@ def emoji(
         decoded.arrays,
         captions=[list(dict.fromkeys(name for s in same for name in names[s])) for same in sequences],
         names=["-".join(f"{ord(c):x}" for c in same[0]) for same in sequences],
+        keys=[_SKIN.sub("", same[0]) for same in sequences],  # the five skin colors stay on one side of a split
     )
 
 

@@ -94,7 +94,7 @@ def _columns(name: str, features: Any, given: dict[str, str]) -> dict[str, str]:
         raise InputError(f"'hf:{name}' has no column {absent[0]!r}. It has: {', '.join(features)}.")
     found = {
         kind: given.get(kind) or next((known for known in names if known in features), "")
-        for kind, names in (("image", IMAGE), ("label", LABEL), ("text", TEXT))
+        for kind, names in (("image", IMAGE), ("label", (*LABEL, "cls")), ("text", (*TEXT, "txt")))
     }
     if not found["image"]:
         raise DataError(
