@@ -22,8 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from .checkpoints import load_tensors, save_tensors
-from .data import Dataset
-from .data.cache import cache_folder
+from .data import Dataset, cache_folder
 from .errors import CheckpointError, DataError, InputError
 from .images import safe_name, to_tensor, to_uint8
 from .noise import generator
@@ -257,7 +256,7 @@ class Classifier(nn.Module):
 def pictures(
     data: Dataset, indices: Sequence[int], size: tuple[int, int] | None = None
 ) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:
-    """The pictures at ``indices`` of any data set, in that order and of one size (by default the data's), and labels."""
+    """The pictures at ``indices``, in that order and of one size (by default the data's), and their labels."""
     c, *nominal = data.shape
     h, w = size or nominal
     images, labels = torch.empty(len(indices), c, h, w, dtype=torch.uint8), torch.full((len(indices),), -1)
@@ -267,7 +266,7 @@ def pictures(
         for first in range(0, len(wanted), 256):
             part = wanted[first : first + 256]
             batch, rows = data.batch(part), [place[index] for index in part]
-            images[rows] = to_uint8(_resized(to_tensor(batch.images), h, w))
+            images[rows] = to_uint8(_resized(_cropped(to_tensor(batch.images), h, w), h, w))
             labels[rows] = batch.labels
     return images, labels
 
@@ -275,6 +274,14 @@ def pictures(
 def choose(data: Dataset, n: int, seed: int = 0) -> list[int]:
     """``n`` different indices, drawn from ``seed``; a larger n begins with the smaller's."""
     return torch.randperm(len(data), generator=generator(seed))[:n].tolist()
+
+
+def _cropped(images: Tensor, h: int, w: int) -> Tensor:
+    """The middle of pictures from an aspect bucket, in the shape h:w; squeezed, they would be of another kind."""
+    height, width = images.shape[-2:]
+    tall, wide = min(height, round(width * h / w)), min(width, round(height * w / h))
+    top, left = (height - tall) // 2, (width - wide) // 2
+    return images[..., top : top + tall, left : left + wide]
 
 
 def _resized(images: Tensor, h: int, w: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""The verbs: what a person does with a model."""

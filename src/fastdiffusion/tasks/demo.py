@@ -1,0 +1,102 @@
+"""``fastdiffusion demo``: from nothing to measured pictures in a minute, and what happens on the way."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..callbacks import Callback, preview, say
+from ..data import digits
+from ..errors import InputError
+from ..learner import Learner, TrainStep
+from ..models import FILE, Model, save
+from .evaluation import Report, evaluate
+from .generation import sample
+
+SHADES = " .:-=+*#%@"
+SCALE = 1.5  # after 300 steps (34 CPU seconds): label accuracy 99 % against 92 % at 1, Frechet distance 0.2 against 2.0
+
+
+def demo(folder: str | Path = "out/demo", seconds: float = 40.0) -> Report:
+    """Train a small class-conditional model on the 8x8 digits from nothing, sample from it, and measure it.
+
+    Args:
+        folder: Gets the model, ``grid.png``, ``report.html`` and the evaluation.
+        seconds: Time to train; the rest takes about 15 more on two cores.
+    """
+    if not seconds > 0:
+        raise InputError(f"seconds must be above 0, got {seconds}. Try 40.")
+    begun, folder, data = time.monotonic(), Path(folder), digits()
+    tell(f"1. Data: {len(data):,} handwritten digits of 8x8 pixels, with their classes. They look like this:")
+    print(text_picture(data.batch(range(8)).images / 127.5 - 1))
+    tell(
+        f"2. Train for {seconds:.0f} s. A picture gets noise of a random strength, and a network that is told the "
+        "class learns to say what the picture was. That is all the training there is. At first it knows nothing:"
+    )
+    learner = Learner(data, net="unet-tiny", lr=3e-3, dropout=0.1, holdout=0.02, folder=folder, save_every=3600)
+    learner.fit(minutes=seconds / 60, fresh=True, callbacks=[Window()])
+    model = learner.model
+    tell(
+        "3. Sample: begin with pure noise, ask the network what the picture may be, go a little that way and ask again, "
+        f"12 times, each time leaning {SCALE} times as far towards the class as the network says (guidance). "
+        f"Picture i has seed i and class i mod 10, and depends on nothing else: {folder / 'grid.png'}"
+    )
+    sample(model, 50, scale=SCALE).save_grid(folder / "grid.png", columns=10, labels=True)
+    tell(
+        "4. Measure. A classifier that has only ever seen real digits judges the new ones; beside each number stands "
+        "the same of real pictures, which no model can beat by much:"
+    )
+    report = evaluate(model, data, n=500, scale=SCALE)
+    report.save(folder / "evaluation")
+    save(_with_numbers(model, report), folder / FILE)
+    print(report)
+    accuracy = report.numbers["label accuracy"].value
+    tell(
+        f"Done in {time.monotonic() - begun:.0f} s: {accuracy:.0%} of the pictures show the digit that they were asked "
+        f"for. Loss curve and previews: {folder / 'report.html'}. Nearest real digits, to see whether it copies: "
+        f"{folder / 'evaluation' / 'neighbors.png'}."
+    )
+    print(f"""
+What to type next:
+  fastdiffusion sample {folder} --classes 3,7 -n 16 --scale {SCALE} --seed 100 --out out
+  fastdiffusion again out/0100-3.png
+  fastdiffusion about dpmpp_3m
+  fastdiffusion train YOUR-PICTURES/ --size 64 --minutes 60""")
+    return report
+
+
+class Window(Callback):
+    """Shows in the terminal what the model makes, four times while it learns."""
+
+    def start(self, learner: Learner) -> None:
+        """Nothing was shown yet."""
+        self.shown = 0
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """Show eight pictures when another quarter is done."""
+        part = step.seconds / (step.seconds + step.eta)
+        if self.shown < 4 and part >= (0.02, 0.25, 0.5, 0.999)[self.shown]:
+            self.shown += 1
+            say(learner, f"\n\n{text_picture(preview(learner, 8, 8))}\nstep {step.step:,}, loss {step.loss:.3f}")
+
+
+def text_picture(images: torch.Tensor) -> str:
+    """Small grey pictures in [-1, 1] side by side, as characters."""
+    cells = ((images[:, 0].clamp(-1, 1) + 1) / 2 * (len(SHADES) - 1)).round().long()
+    rows = ("  ".join("".join(SHADES[v] for v in image[y].tolist()) for image in cells) for y in range(cells.shape[1]))
+    return "\n".join(f"   {row}".rstrip() for row in rows)
+
+
+def tell(text: str) -> None:
+    """One paragraph, as wide as it is easy to read."""
+    print(f"\n{textwrap.fill(text, 88)}", flush=True)
+
+
+def _with_numbers(model: Model, report: Report) -> Model:
+    """The model with what was measured in its card."""
+    numbers = {name: (number.low, number.value, number.high) for name, number in report.numbers.items()}
+    return replace(model, info={**model.info, "name": "digits-demo", "metrics": numbers})

@@ -1,0 +1,385 @@
+"""New pictures from a model: ``sample``, step by step with ``sample_steps``, and the same ones ``again``.
+
+Image i has seed + i and a class of its own, and depends on nothing else: neither how many are made nor in what batches.
+Floating-point kernels still round differently for different batch sizes (by about 1e-6), so a picture's recipe also
+says which batch it came from; ``again`` makes that batch, and with it the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import __version__
+from ..errors import CheckpointError, DataError, InputError
+from ..guidance import cfg
+from ..images import grid, read_recipe, safe_name, save_png, to_pil
+from ..models import FILE, Model, load
+from ..noise import resized, vary
+from ..samplers import Table, run
+
+RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
+LARGEST = 2**33  # values that one run may hold: a recipe may come from a stranger
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Pictures with all that it takes to make them again. In a notebook they show themselves.
+
+    Attributes:
+        images: In [-1, 1], on the CPU.
+        seeds: One per image.
+        labels: Class names, "" where there is none.
+        indices: Each image's number in the run that ``recipe`` describes.
+        recipe: Model, parameters and sampler table, as JSON values: no path, no user, no time of day.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    seeds: tuple[int, ...]
+    labels: tuple[str, ...]
+    indices: tuple[int, ...]
+    recipe: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: slice) -> Samples:
+        """Some of them, with the same recipe."""
+        return Samples(self.images[rows], self.seeds[rows], self.labels[rows], self.indices[rows], self.recipe)
+
+    def recipe_of(self, i: int) -> dict[str, Any]:
+        """The recipe of one picture, as its PNG carries it."""
+        own = {"index": self.indices[i], "seed": self.seeds[i], "class": self.labels[i]}
+        return {**self.recipe, **{key: value for key, value in own.items() if value != ""}}
+
+    def grid(self, columns: int | None = None, zoom: int | None = None, labels: bool = False) -> Image.Image:
+        """All pictures on one sheet, enlarged pixel by pixel to about 64 pixels each, with class names if asked."""
+        height, width = self.images.shape[-2:]
+        zoom = zoom or max(1, 64 // max(height, width))
+        if not 1 <= zoom <= 64 or (columns is not None and columns < 1):
+            raise InputError(f"zoom must be from 1 to 64 and columns at least 1, got {zoom} and {columns}. Try zoom=4.")
+        if not labels or not any(self.labels):
+            return grid(self.images, columns, zoom)
+        return grid(
+            [_captioned(to_pil(image), text, zoom) for image, text in zip(self.images, self.labels, strict=True)],
+            columns,
+        )
+
+    def save(self, folder: str | Path, name: str = "", metadata: bool = True) -> list[Path]:
+        """Write one PNG each, named by seed and class, with its recipe inside.
+
+        Args:
+            folder: It is made if need be.
+            name: Stands before the seed in each file's name.
+            metadata: False writes pictures and nothing else.
+        """
+        paths = []
+        for i, (image, seed, label) in enumerate(zip(self.images, self.seeds, self.labels, strict=True)):
+            text = "-".join(part for part in (name, f"{seed:04d}", label) if part)
+            paths.append(Path(folder) / f"{safe_name(text)}.png")
+            save_png(image, paths[-1], self.recipe_of(i) if metadata else None)
+        return paths
+
+    def save_grid(self, path: str | Path, metadata: bool = True, **options: Any) -> Path:
+        """Write :meth:`grid` with ``options`` as one PNG, recipe inside."""
+        save_png(self.grid(**options), path, {**self.recipe, "grid": options} if metadata else None)
+        return Path(path)
+
+    def _repr_png_(self) -> bytes:
+        memory = io.BytesIO()
+        self.grid().save(memory, "PNG")
+        return memory.getvalue()
+
+
+class SampleStep(NamedTuple):
+    """Where a run is. ``images`` is the run's own tensor and goes on changing: copy what you keep.
+
+    Attributes:
+        done: Denoiser calls so far.
+        of: Calls of the whole run.
+        sigma: Noise level of this call.
+        images: All pictures: finished ones, the current estimates of those in work, zeros (grey) for the rest.
+    """
+
+    done: int
+    of: int
+    sigma: float
+    images: Float[Tensor, "n c h w"]
+
+
+def sample(
+    model: Model | str | Path,
+    n: int = 16,
+    classes: str | int | Sequence[str | int] | None = None,
+    steps: int = 12,
+    seed: int = 0,
+    scale: float = 1.0,
+    sampler: str | None = None,
+    schedule: str | None = None,
+    variation_seed: int = 0,
+    variation_strength: float = 0.0,
+    size: int | None = None,
+    batch_size: int = 16,
+    device: str | None = None,
+) -> Samples:
+    """Make ``n`` pictures.
+
+    Args:
+        model: A model, its file, or the folder of its training run.
+        n: How many.
+        classes: Names or indices, a list or "3,7"; image i takes the i-th, round and round. By default all in turn;
+            "none" is unconditional.
+        steps: Denoiser calls per picture (twice that with guidance).
+        seed: Of image 0; image i has seed + i.
+        scale: Classifier-free guidance; 1 is off.
+        sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else ``dpmpp_3m``.
+        schedule: A name in ``schedules.SCHEDULES``; by default ``exponential``.
+        variation_seed: Image i is turned towards the noise of this seed + i, by ``variation_strength``.
+        variation_strength: 0 (off) to 1.
+        size: Height and width instead of the model's own; the same seed keeps its layout.
+        batch_size: How many at once: for speed and memory only.
+        device: Where to compute; by default where the model is, and for a file the best there is.
+
+    Raises:
+        InputError: A value that cannot be used, or an unknown class, sampler or schedule.
+        CheckpointError: A model file that cannot be read, or whose pictures are not finite.
+    """
+    plan = _plan(**locals())
+    images = torch.empty(0)
+    for step in tqdm(_run(plan), "sampling", plan.calls, disable=None, leave=False):
+        images = step.images
+    return plan.samples(images, range(n))
+
+
+def sample_steps(model: Model | str | Path, **parameters: Any) -> Iterator[SampleStep]:
+    """The same, call by call, for a live preview; takes what :func:`sample` takes. To stop is to stop iterating."""
+    return _run(_plan(model, **parameters))
+
+
+def again(picture: str | Path, model: Model | str | Path | None = None) -> Samples:
+    """Make a saved picture anew from the recipe in it: on the same machine, the same bytes.
+
+    Args:
+        picture: A PNG of :meth:`Samples.save` or :meth:`Samples.save_grid`.
+        model: By default the file that the recipe names, beside the picture, above it, here, or in a run folder here.
+
+    Raises:
+        DataError: No recipe in the picture, or one that cannot be followed.
+        CheckpointError: The model is not found, or is another one than the recipe names.
+    """
+    name, recipe = Path(picture).name, read_recipe(picture)
+    if recipe.get("verb") != "sample":
+        raise DataError(f"{name!r} was not made by fastdiffusion's sample. What it says of itself: {str(recipe)[:300]}")
+    try:
+        if int(recipe["recipe"]) > RECIPE:
+            raise DataError(
+                f"{name!r} comes from a newer fastdiffusion. Upgrade with: pip install --upgrade fastdiffusion"
+            )
+        table = Table.from_json(json.dumps(recipe["table"]))
+        index = None if "grid" in recipe else int(recipe["index"])
+        found = _find(recipe["model"], Path(picture)) if model is None else loaded(model)
+        if model_hash(found) != recipe["model"]["sha256"]:
+            raise CheckpointError(
+                f"{name!r} was made by another model, {recipe['model']['name']!r} with sha256 "
+                f"{recipe['model']['sha256'][:12]}.... Name the right one with --model."
+            )
+        plan = _plan(found, table=table, name=recipe["model"]["name"], **recipe["parameters"])
+        whole = range(plan.n)
+        wanted, rows = (whole, whole) if index is None else (range(index, index + 1), _batch_of(plan, index))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(f"The recipe in {name!r} cannot be followed ({error}).") from None
+    *_, last = _run(plan, rows)
+    return plan.samples(last.images[wanted.start - rows.start :][: len(wanted)], wanted)
+
+
+def remake(picture: str | Path, path: str | Path, model: Model | str | Path | None = None) -> Samples:
+    """Write what :func:`again` makes, in the form of ``picture``: a single picture or a whole grid."""
+    made, recipe = again(picture, model), read_recipe(picture)
+    if "grid" not in recipe:
+        save_png(made.images[0], path, made.recipe_of(0))
+        return made
+    try:
+        made.save_grid(path, **recipe["grid"])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"The recipe in {Path(picture).name!r} cannot be followed ({error}).") from None
+    return made
+
+
+def model_hash(model: Model) -> str:
+    """sha256 over what decides a model's pictures: its configuration without tables and notes, and its tensors."""
+    spec = {key: value for key, value in model.spec().items() if key not in ("tables", "info")}
+    sha = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    for name, tensor in sorted(model.tensors().items()):
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+# ---- a run, all its choices made ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plan:
+    model: Model
+    name: str
+    table: Table
+    labels: list[int] | None  # one per image; -1 is unconditional
+    shape: tuple[int, int, int]
+    parameters: dict[str, Any]  # of ``sample``, all of them
+
+    @property
+    def n(self) -> int:
+        return self.parameters["n"]
+
+    @property
+    def batch_size(self) -> int:
+        return self.parameters["batch_size"]
+
+    @property
+    def calls(self) -> int:
+        return self.table.calls * len(_batches(self))
+
+    def samples(self, images: Tensor, indices: range) -> Samples:
+        if not bool(images.isfinite().all()):
+            raise CheckpointError(
+                f"{self.name} makes pictures that are not finite. Take an earlier checkpoint, or train on."
+            )
+        recipe = {
+            "fastdiffusion": __version__,
+            "recipe": RECIPE,
+            "verb": "sample",
+            "model": {"name": self.name, "sha256": model_hash(self.model)},
+            "parameters": self.parameters,
+            "table": json.loads(self.table.to_json()),
+        }
+        labels = [-1 if self.labels is None else self.labels[i] for i in indices]
+        names = tuple(self.model.classes[label] if label >= 0 else "" for label in labels)
+        seeds = tuple(self.parameters["seed"] + i for i in indices)
+        return Samples(images.clamp(-1, 1), seeds, names, tuple(indices), recipe)
+
+
+def _plan(model: Model | str | Path, table: Table | None = None, name: str = "", **parameters: Any) -> _Plan:
+    """Check a call of ``sample`` and make its choices; ``sample``'s signature says what there is and by default."""
+    bound = inspect.signature(sample).bind(model, **parameters)
+    bound.apply_defaults()
+    p = {key: value for key, value in bound.arguments.items() if key not in ("model", "device")}
+    for key in ("n", "steps", "batch_size", "size"):
+        if not (type(p[key]) is int and p[key] >= 1) and not (key == "size" and p[key] is None):
+            raise InputError(f"{key} must be a whole number of at least 1, got {p[key]!r}. Example: {key}=16.")
+    for key in ("seed", "variation_seed"):
+        if type(p[key]) is not int:
+            raise InputError(f"{key} must be a whole number, got {p[key]!r}. Example: {key}=0.")
+    if not 0 <= p["variation_strength"] <= 1:
+        raise InputError(f"variation_strength must be from 0 to 1, got {p['variation_strength']!r}. Try 0.2.")
+    if not math.isfinite(p["scale"]):
+        raise InputError(f"scale must be finite, got {p['scale']!r}. 1 is off, 2 to 4 is usual.")
+    ready = loaded(model, bound.arguments["device"])
+    shape = ready.shape if p["size"] is None else (ready.shape[0], p["size"], p["size"])
+    if p["n"] * math.prod(shape) > LARGEST:
+        raise InputError(f"{p['n']} pictures of {shape[1]}x{shape[2]} are too many for one run. Make fewer at a time.")
+    labels = _labels(ready, p["classes"], p["n"])
+    p["classes"] = p["classes"] if p["classes"] is None or isinstance(p["classes"], str | int) else list(p["classes"])
+    table = table or ready.table(p["steps"], p["sampler"], p["schedule"])
+    if not name:
+        name = safe_name(str(ready.info.get("name", "model"))) if isinstance(model, Model) else Path(model).name
+        name = FILE if not isinstance(model, Model) and Path(model).is_dir() else name
+    return _Plan(ready, name, table, labels, shape, p)
+
+
+def loaded(model: Model | str | Path, device: str | None = None) -> Model:
+    """The model itself, or the one in a file or run folder, ready to sample from; see :func:`sample`."""
+    if not isinstance(model, Model):
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        model, device = load(model), device or best
+    model.denoiser.eval()  # dropout would draw from a global state, and seeds would mean nothing
+    try:
+        return model if device is None else model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"No device {device!r} here ({str(error).splitlines()[0][:100]}). Try device='cpu'.") from None
+
+
+def _labels(model: Model, classes: str | int | Sequence[str | int] | None, n: int) -> list[int] | None:
+    """The class of each of n images: the given ones, or all, round and round."""
+    if classes is None:
+        chosen: list[Any] = list(range(len(model.classes)))
+    elif isinstance(classes, str):
+        chosen = [part.strip() for part in classes.split(",") if part.strip()]
+    else:
+        chosen = [classes] if isinstance(classes, int) else list(classes)
+    chosen = [-1 if label == "none" and "none" not in model.classes else label for label in chosen]
+    if not chosen or (not model.classes and set(chosen) == {-1}):
+        return None
+    cond = model.cond(chosen)
+    indices = [] if cond is None or cond.label is None else cond.label.tolist()
+    return [indices[i % len(indices)] for i in range(n)]
+
+
+def _batches(plan: _Plan) -> list[range]:
+    """Which images are made together. ``again`` relies on this being a function of the recipe alone."""
+    return [range(plan.n)[first : first + plan.batch_size] for first in range(0, plan.n, plan.batch_size)]
+
+
+def _batch_of(plan: _Plan, index: int) -> range:
+    if index not in range(plan.n):
+        raise ValueError(f"picture {index} of a run of {plan.n}")
+    return _batches(plan)[index // plan.batch_size]
+
+
+@torch.no_grad()
+def _run(plan: _Plan, only: range | None = None) -> Iterator[SampleStep]:
+    """All batches of a run, or those of the images in ``only``, which must be whole batches."""
+    p, device = plan.parameters, plan.model.device
+    rows = only or range(plan.n)
+    batches = [batch for batch in _batches(plan) if rows.start <= batch.start < rows.stop]
+    images = torch.zeros(len(rows), *plan.shape)
+    for k, batch in enumerate(batches):
+        seeds = [p["seed"] + i for i in batch]
+        start = resized(seeds, plan.shape, plan.model.shape)
+        start = vary(start, [p["variation_seed"] + i for i in batch], p["variation_strength"])
+        cond = None if plan.labels is None else plan.model.cond([plan.labels[i] for i in batch])
+        place = images[batch.start - rows.start : batch.stop - rows.start]
+        x = (plan.table.sigmas[0] * start).to(device)
+        for step in run(cfg(plan.model.denoise, p["scale"]), x, plan.table, cond, seeds):
+            place.copy_(step.x if step.index + 1 == step.of else step.x0)
+            yield SampleStep(k * step.of + step.index + 1, len(batches) * step.of, step.sigma, images)
+
+
+def _find(wanted: Mapping[str, str], picture: Path) -> Model:
+    """The model file that a recipe names: by its name in the likely places, and then by its hash."""
+    name = Path(wanted["name"]).name  # a recipe may come from a stranger: never a path
+    above = [picture.resolve().parent, *picture.resolve().parents[1:3]]
+    places = [folder / name for folder in (*above, Path.cwd())] + sorted(Path.cwd().glob(f"runs/*/{FILE}"))
+    present = [path for path in dict.fromkeys(places) if path.is_file()]
+    for path in present:
+        model = loaded(path)
+        if model_hash(model) == wanted["sha256"]:
+            return model
+    what = "is not beside the picture" if not present else "is there, but with other contents"
+    raise CheckpointError(
+        f"The model {name!r} of {picture.name!r} {what}. Name it: fastdiffusion again {picture.name} --model MODEL"
+    )
+
+
+def _captioned(picture: Image.Image, text: str, zoom: int) -> Image.Image:
+    """A picture enlarged, with a line of text under it."""
+    width, height = picture.width * zoom, picture.height * zoom
+    sheet = Image.new("RGB", (width, height + 14), "white")
+    sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    while text and draw.textlength(text, font) > width:
+        text = text[:-1]
+    draw.text(((width - draw.textlength(text, font)) // 2, height), text, "black", font)
+    return sheet
