@@ -140,6 +140,7 @@ def test_bombs_cost_nothing():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kilobytes
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of odd EXIF data
 @pytest.mark.parametrize(
     "name", ["photo.jpg", "rgb.png", "photo.webp", "moving.gif", "palette.png", "float.tif", "cmyk.jpg"]
 )
