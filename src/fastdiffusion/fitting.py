@@ -1,10 +1,10 @@
 """A sampler fitted to a model: the table that follows this model's own flow most closely in so many calls.
 
 A table's free numbers are the noise levels of its calls and the weights of the older estimates (``samplers``). A fine
-solve of the probability flow from a few dozen noises shows where each row should lead; given the levels, a row's weights
-are then a small least-squares problem, solved row by row as the table rolls out. The levels are searched: first along
-families of schedules, then one by one. ``polish`` at last turns all numbers together (Levenberg-Marquardt on the error
-of the result). All of it takes forward passes only, so it works for any denoiser, guided or not.
+solve of the probability flow from a few dozen noises shows where each row should lead; given the levels, a row's
+weights are then a small least-squares problem, solved row by row as the table rolls out. The levels are searched:
+first along families of schedules, then one by one. ``polish`` at last turns all numbers together (Levenberg-Marquardt
+on the error of the result). All of it takes forward passes only, so it works for any denoiser, guided or not.
 
 What is kept is chosen on noises that were not fitted to, and the best textbook table is kept where nothing beats it.
 
@@ -40,10 +40,14 @@ NUMBERS = 300_000  # of all trajectories' states together: more teaches nothing 
 class Fittable(Protocol):
     """What is read from a ``Model``."""
 
-    denoise: Denoise
-    shape: tuple[int, ...]
-    sigma_min: float
-    sigma_max: float
+    @property
+    def denoise(self) -> Denoise: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def sigma_min(self) -> float: ...
+    @property
+    def sigma_max(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def fit_sampler(
 def reference(
     denoise: Denoise, shape: tuple[int, ...], sigmas: Tensor, cond: Cond | None, noises: int, seconds: float, seed: int
 ) -> tuple[Flow, Flow]:
-    """Fine trajectories to fit to, and half as many to choose with; fewer where the model is slow or its samples large."""
+    """Fine trajectories to fit to, and half as many to choose with; fewer if the model is slow or its samples large."""
 
     def draw(first: int, n: int) -> tuple[Tensor, Cond | None]:
         x = sigmas[0].item() * noise.initial(range(seed + first, seed + first + n), shape)

@@ -117,7 +117,7 @@ class Table:
 
 
 def move(row: Row, x: Tensor, x0: Tensor, history: Iterable[Tensor]) -> Tensor:
-    """The new state after a call, its fresh noise still to come. ``history``: older estimates, the most recent first."""
+    """The state after a call, its fresh noise still to come. ``history``: older estimates, the most recent first."""
     x = torch.lerp(x0, x, row.ratio) if row.ratio != 0 else x0.clone()
     if row.weights:
         x.add_(x0, alpha=-sum(row.weights))

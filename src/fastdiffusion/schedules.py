@@ -68,6 +68,8 @@ def _by_snr(n: int, sigma_min: float, sigma_max: float, sigma_of_t: Callable[[Te
     u = _grid(n, sigma_min, sigma_max)
     ends = torch.tensor([sigma_max, sigma_min], dtype=torch.float64)
     low, high = torch.zeros_like(ends), torch.ones_like(ends)
+    while bool((sigma_of_t(high) < ends).any()):  # a process may be followed beyond its customary end, t = 1
+        high = 2 * high
     for _ in range(60):
         middle = (low + high) / 2
         below = sigma_of_t(middle) < ends
@@ -77,7 +79,7 @@ def _by_snr(n: int, sigma_min: float, sigma_max: float, sigma_of_t: Callable[[Te
 
 
 def sigma_linear(t: Tensor, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
-    """sigma(t) of the linear-beta VP process (Ho et al. 2020; Song et al. 2021, eq. 32): 1e-4..0.02 over 1,000 steps."""
+    """sigma(t) of the linear-beta VP process (Ho et al. 2020): beta from 1e-4 to 0.02 over 1,000 steps."""
     return torch.expm1(beta_min * t + (beta_max - beta_min) * t * t / 2).sqrt()
 
 
@@ -106,7 +108,7 @@ def sigma_sigmoid(t: Tensor, start: float = -3.0, end: float = 3.0, tau: float =
 
 
 def sigma_flow(t: Tensor, shift: float = 1.0) -> Tensor:
-    """sigma(t) = shift * t / (1 - t): rectified flow. A resolution "shift" only multiplies sigma (Esser et al. 2024)."""
+    """sigma(t) = shift * t / (1 - t): rectified flow. A "shift" only multiplies sigma (Esser et al. 2024)."""
     return shift * t / (1 - t).clamp(min=1e-9)
 
 

@@ -92,7 +92,9 @@ class Mixture:
         self, x: Float[Tensor, "b *d"], sigma: float | Tensor = 0.0, cond: Cond | None = None
     ) -> Float[Tensor, " b"]:
         """Log density of the noisy data."""
-        return self._log_terms(x, torch.as_tensor(sigma).to(x).expand(len(x)), cond).logsumexp(1)
+        return self._log_terms(
+            x, torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x)), cond
+        ).logsumexp(1)
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n *d"]:
         """Clean data."""
@@ -114,6 +116,6 @@ def blobs(n: int = 8, dim: int = 2, radius: float = 1.0, std: float = 0.1, seed:
 
 
 def dataset(items: Float[Tensor, "k *d"], smooth: float = 0.0, labels: Int[Tensor, " k"] | None = None) -> Mixture:
-    """The ideal denoiser of a data set: a softmax over its items (Karras et al. 2022, app. B.3), blurred by ``smooth``."""
+    """The ideal denoiser of a data set: a softmax over its items, blurred (Karras et al. 2022, app. B.3)."""
     one = torch.ones(len(items), dtype=items.dtype)
     return Mixture(items, smooth * one, one / len(items), labels)
