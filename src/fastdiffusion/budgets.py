@@ -1,12 +1,39 @@
-"""How long a run lasts: in steps, or in minutes that become steps by measuring the speed."""
+"""Where a run is and how long it lasts: in steps, or in minutes that become steps by measuring the speed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .errors import InputError
 
 MEASURE = 3.0  # seconds of training after which the speed is believed
+
+
+class TrainStep(NamedTuple):
+    """What a training step shows.
+
+    Attributes:
+        step: Steps done, this one included.
+        of: Steps of the whole run; None until the speed is known (a budget in minutes).
+        loss: Mean over the batch of all processes.
+        norm: Length of the gradient before clipping.
+        lr: Learning rate of this step.
+        images_per_second: Over the last steps.
+        seconds: Training time so far, of all sessions.
+        eta: Seconds left.
+        bad: Names of the pictures of a batch that was skipped, because its loss or gradient was not a number.
+    """
+
+    step: int
+    of: int | None
+    loss: float
+    norm: float
+    lr: float
+    images_per_second: float
+    seconds: float
+    eta: float
+    bad: tuple[str, ...] = ()
 
 
 @dataclass

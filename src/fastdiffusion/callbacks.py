@@ -11,18 +11,19 @@ import os
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import reports, samplers
+from .budgets import TrainStep
 from .examples import Examples
 from .images import grid, save_png
 from .models import FILE, save
 from .noise import initial
 
 if TYPE_CHECKING:
-    from .learner import Learner, TrainStep
+    from .learner import Learner
 
 PREVIEWS, CALLS = 16, 12  # pictures in a preview, and denoiser calls for each
 HELD_OUT = 256  # pictures of the validation loss, at most
@@ -102,7 +103,7 @@ class Metrics(Callback):
 
     def step(self, learner: Learner, step: TrainStep) -> None:
         """Add to the mean; write it when its turn has come, or when something else is worth a line."""
-        record = {"step": step.step}
+        record: dict[str, Any] = {"step": step.step}
         if step.bad:
             record["skipped"] = list(step.bad)
         else:

@@ -124,5 +124,5 @@ def fingerprint(tensors: Iterable[Tensor]) -> str:
     """A hash of tensors' values: equal on all processes, if training is right."""
     sha = hashlib.sha256()
     for tensor in tensors:
-        sha.update(whole(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        sha.update(whole(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

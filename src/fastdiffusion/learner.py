@@ -20,19 +20,17 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from . import data as datasets
 from . import losses, nets, optimizers
-from .budgets import State
+from .budgets import State, TrainStep
 from .callbacks import Callback, defaults, say
 from .checkpoints import Folder
 from .data import Dataset, augment
@@ -40,64 +38,12 @@ from .denoisers import PARAMETERIZATIONS, Denoiser
 from .distributed import check_world, like, rank_and_world, stop_signals, total, whole
 from .ema import Ema
 from .errors import CheckpointError, FastdiffusionError, InputError, unknown
-from .examples import DROPOUT, WEIGHTS, Example, Examples
+from .examples import DROPOUT, WEIGHTS, Example, Examples, Objective, faster_precision
 from .models import Model
 from .noise import generator
 from .schedules import DENSITIES
-from .types import Cond
 
 BAD_IN_A_ROW = 3  # batches whose loss is not a number, after which training stops
-
-
-class TrainStep(NamedTuple):
-    """What a training step shows.
-
-    Attributes:
-        step: Steps done, this one included.
-        of: Steps of the whole run; None until the speed is known (a budget in minutes).
-        loss: Mean over the batch of all processes.
-        norm: Length of the gradient before clipping.
-        lr: Learning rate of this step.
-        images_per_second: Over the last steps.
-        seconds: Training time so far, of all sessions.
-        eta: Seconds left.
-        bad: Names of the pictures of a batch that was skipped, because its loss or gradient was not a number.
-    """
-
-    step: int
-    of: int | None
-    loss: float
-    norm: float
-    lr: float
-    images_per_second: float
-    seconds: float
-    eta: float
-    bad: tuple[str, ...] = ()
-
-
-class Objective(nn.Module):
-    """The loss as a module, so that what DDP or FSDP wrap is exactly what a step computes."""
-
-    def __init__(self, denoiser: Denoiser, unit: float, weight: str, options: dict[str, float], uncertainty: bool):
-        super().__init__()
-        self.denoiser, self.unit = denoiser, unit
-        self.weight = partial(losses.weight, weight, sigma_data=denoiser.sigma_data / unit, **options)
-        self.uncertainty = losses.Uncertainty() if uncertainty else None
-
-    def forward(self, e: Example) -> Float[Tensor, " b"]:
-        """One loss per image; where the coin says so, the net is first asked for the estimate that it is then told."""
-        cond = e.cond
-        if e.coin is not None and bool(e.coin.any()):
-            with torch.no_grad():
-                x = e.x0 + e.sigma[:, None, None, None] * e.noise
-                some = None if cond is None else cond[e.coin]
-                estimate = torch.zeros_like(x)
-                estimate[e.coin] = self.denoiser(x[e.coin], e.sigma[e.coin], some).to(x.dtype)
-            cond = replace(cond or Cond(), estimate=estimate)
-        return losses.denoising_loss(self.denoiser, e.x0, e.sigma, e.noise, cond, self._weight, self.uncertainty)
-
-    def _weight(self, sigma: Tensor) -> Tensor:
-        return self.weight(sigma / self.unit) / self.unit**2
 
 
 @dataclass(eq=False)
@@ -125,8 +71,8 @@ class Learner:
         clip: Longest gradient; 0 is off.
         warmup: Steps in which the learning rate rises.
         decay: Last part of the run in which it falls to 0, up to 0.95.
-        ema: Lengths of the averages of the weights, as parts of the run (EDM2, sec. 3). The model is the last one, or at
-            the end the one with the lowest validation loss.
+        ema: Lengths of the averages of the weights, as parts of the run (EDM2, sec. 3). The model is the last one; at
+            the end of the run it is the one with the lowest validation loss.
         holdout: Part of the data kept for the validation loss.
         precision: "float32", "bfloat16", or "auto": the faster of them, measured.
         compile: Use torch.compile; "auto": on a GPU. It costs minutes before it gains.
@@ -219,6 +165,8 @@ class Learner:
             raise InputError(
                 f"batch_size must be a multiple of processes times accumulate, here {parts}; got {self.batch_size}."
             )
+        if not self.ema:
+            raise InputError("ema needs at least one length, e.g. ema=(0.1,).")
         if not 0 <= self.decay <= 0.95:
             raise InputError(f"decay must be from 0 to 0.95, got {self.decay}. Try 0.5.")
         if self.shard and self.optimizer == "muon":
@@ -266,7 +214,9 @@ class Learner:
         if self.shard and self.world > 1:
             from torch.distributed.fsdp import fully_shard
 
-            fully_shard(self.objective.to(memory_format=torch.contiguous_format))  # it takes no other
+            for p in self.objective.parameters():
+                p.data = p.data.contiguous()  # FSDP takes no other order
+            fully_shard(self.objective)
         self.optimizers = optimizers.build(self.optimizer, self.objective, self.lr or 1e-3, self.weight_decay)
         self.average = Ema(net, self.ema)
         if self.compile is True or (self.compile == "auto" and self.device.type == "cuda"):
@@ -316,7 +266,7 @@ class Learner:
         return self.examples.draw(step).split(self.accumulate, self.device)
 
     def update(self, pieces: list[Example], lr: float) -> tuple[float, float, Tensor]:
-        """Learn from one batch, unless its gradient is not finite: (loss, length of the gradient, each image's loss)."""
+        """Learn from one batch, if its gradient is finite: (loss, length of the gradient, each picture's loss)."""
         if self.dropout:
             torch.manual_seed(generator(self.seed, DROPOUT, self.state.step, self.rank).initial_seed() % 2**63)
         each: list[Tensor] = []
@@ -363,7 +313,7 @@ class Learner:
         s = self.state
         s.plan(steps, minutes, self.decay)
         if s.precision is None:
-            s.precision = self._faster_precision()
+            s.precision = faster_precision(self.objective, self.draw(s.step)[0])
         begun = time.perf_counter() - s.seconds
         ends, settled = deque([time.perf_counter()], maxlen=101), s.step + 4
         with ThreadPoolExecutor(1) as ahead:
@@ -413,28 +363,6 @@ class Learner:
             f"{BAD_IN_A_ROW} batches in a row had a loss that is not a number, the last with {', '.join(names[:3])}. "
             f"Training stopped at the last good state (step {self.state.step:,}). Look at these pictures, or lower lr."
         )
-
-    def _faster_precision(self) -> str:
-        """Time both precisions on a batch: bfloat16 is ten times slower on processors without instructions for it."""
-        cpu = self.device.type == "cpu"
-        if cpu and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-            return "float32"
-        piece, times = self.draw(self.state.step)[0], []
-        for kind in ("float32", "bfloat16"):
-            laps = []
-            for _ in range(3):
-                begun = time.perf_counter()
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=kind == "bfloat16"):
-                    loss = self.objective(piece)
-                loss.mean().backward()
-                float(
-                    whole(nn.utils.get_total_norm([p.grad for p in self.objective.parameters() if p.grad is not None]))
-                )
-                laps.append(time.perf_counter() - begun)
-            times.append(min(laps))
-        self.objective.zero_grad(set_to_none=True)
-        slow, fast = total(times, self.device)
-        return "bfloat16" if fast < 0.9 * slow else "float32"
 
     @torch.no_grad()
     def validate(self, pieces: Sequence[Example], length: float | None = None) -> float:
