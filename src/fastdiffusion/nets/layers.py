@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..types import Cond
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -218,6 +219,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, head: int = 64, context: int = 0, linear: bool = False, start_at_zero: bool = True):
         super().__init__()
         self.heads = max(dim // head, 1)
+        if dim % self.heads:
+            raise InputError(f"{dim} channels do not divide into {self.heads} heads. Try head={dim}.")
         self.linear = linear
         self.query = nn.Linear(dim, dim, bias=False)
         self.key_value = nn.Linear(context or dim, 2 * dim, bias=False)
