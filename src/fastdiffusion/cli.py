@@ -95,7 +95,8 @@ def train(
     accumulate: Annotated[int, typer.Option(help="Parts that a batch is computed in, to save memory.")] = 1,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate; by default the preset's.")] = None,
     optimizer: Annotated[str, typer.Option(help="adamw, muon, schedule_free.")] = "adamw",
-    augment: Annotated[float, typer.Option(help="Probability of each augmentation; 0 is off.")] = 0.0,
+    augment: Annotated[str, typer.Option(help="Names with commas, e.g. mirror,crop; see: about.")] = "",
+    augment_p: Annotated[float, typer.Option(help="Probability of each.")] = 0.12,
     dropout: Annotated[float, typer.Option(help="Of the net.")] = 0.0,
     label_dropout: Annotated[float, typer.Option(help="Part trained without a label, for guidance.")] = 0.1,
     parameterization: Annotated[str, typer.Option(help="edm, v, noise, score, x0, flow.")] = "edm",
@@ -129,6 +130,7 @@ def train(
         print(pictures.report, file=sys.stderr)
     budget = {key: given.pop(key) for key in ("minutes", "steps", "fresh")}
     keywords = {key: value for key, value in given.items() if key not in ("data", "size", "procs", "folder")}
+    keywords["augment"] = tuple(name.strip() for name in augment.split(",") if name.strip())
     folder = folder or Path("runs") / safe_name(pictures.name)
     Learner(pictures, folder=folder, **keywords).fit(**budget)
     print(f"Next: fastdiffusion sample {folder} -n 16 --out out")

@@ -15,6 +15,7 @@ import threading
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -244,7 +245,8 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
         temporary.write_bytes(content)
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the folder is a file, there is nothing to remove either
+            temporary.unlink(missing_ok=True)
         raise DataError(f"Cannot write {target.name!r}: {error.strerror}. Choose another folder.") from None
 
 

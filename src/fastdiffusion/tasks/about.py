@@ -32,6 +32,7 @@ def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
         "net": nets.NETS,
         "optimizer": optimizers.OPTIMIZERS,
         "data set": data.DATASETS,
+        "augmentation": data.augment.AUGMENTS,
         "metric": {f.__name__: f for f in _METRICS},
     }
 

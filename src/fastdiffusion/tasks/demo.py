@@ -41,7 +41,7 @@ def demo(folder: str | Path = "out/demo", seconds: float = 40.0) -> Report:
     learner.fit(minutes=seconds / 60, fresh=True, callbacks=[Window()])
     model = learner.model
     tell(
-        "3. Sample: begin with pure noise, ask the network what the picture may be, go a little that way and ask again, "
+        "3. Sample: begin with pure noise, ask the network what the picture may be, go a little that way, ask again, "
         f"12 times, each time leaning {SCALE} times as far towards the class as the network says (guidance). "
         f"Picture i has seed i and class i mod 10, and depends on nothing else: {folder / 'grid.png'}"
     )

@@ -12,6 +12,7 @@ import inspect
 import io
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +90,7 @@ class Samples:
         paths = []
         for i, (image, seed, label) in enumerate(zip(self.images, self.seeds, self.labels, strict=True)):
             text = "-".join(part for part in (name, f"{seed:04d}", label) if part)
+            text = text.encode(sys.getfilesystemencoding(), "replace").decode(errors="replace")  # a locale without ä
             paths.append(Path(folder) / f"{safe_name(text)}.png")
             save_png(image, paths[-1], self.recipe_of(i) if metadata else None)
         return paths

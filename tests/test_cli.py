@@ -1,0 +1,219 @@
+"""The command line as a person meets it: results, one sentence for an error, exit codes, narrow and poor terminals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastdiffusion import metrics, nets
+from fastdiffusion.cli import main
+from fastdiffusion.data import digits
+from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.models import Model, load, save
+from fastdiffusion.tasks import demo as demo_
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    torch.manual_seed(0)
+    spec = {"name": "unet", "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": []}
+    net = nets.build({**spec, "in_channels": 1, "out_channels": 1, "classes": 10})
+    path = tmp_path_factory.mktemp("model") / "digits.safetensors"
+    save(Model(Denoiser(net), (1, 8, 8), tuple("0123456789")), path)
+    return path
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*words: str | Path, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fastdiffusion", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+
+
+def test_sample_and_again(model, here, capsys):
+    assert main(["sample", str(model), "--classes", "3,7", "-n", "3", "--steps", "2", "--seed", "5", "-o", "out"]) == 0
+    names = sorted(path.name for path in Path("out").iterdir())
+    assert names == ["0005-3.png", "0006-7.png", "0007-3.png", "grid.png"]
+    for name in names:
+        assert main(["again", f"out/{name}", "--model", str(model)]) == 0
+        assert "the same bytes" in capsys.readouterr().out
+        copy = Path("out") / f"{Path(name).stem}-again.png"
+        assert copy.read_bytes() == (Path("out") / name).read_bytes()
+
+
+def test_again_finds_the_model_of_a_run(model, here):
+    Path("runs/digits").mkdir(parents=True)
+    Path("runs/digits/model.safetensors").write_bytes(model.read_bytes())
+    assert main(["sample", "runs/digits", "-n", "1", "--steps", "1"]) == 0
+    assert main(["again", "out/0000-0.png"]) == 0
+
+
+def test_no_metadata(model, here):
+    assert main(["sample", str(model), "-n", "1", "--steps", "1", "--no-metadata"]) == 0
+    assert all(not Image.open(path).info for path in Path("out").glob("*.png"))
+
+
+def test_evaluate(model, here, capsys, monkeypatch):
+    judge = metrics.train_classifier(digits(), passes=1)
+    monkeypatch.setattr(metrics, "classifier", lambda data: judge)
+    assert main(["evaluate", str(model), "digits", "-n", "60", "--steps", "1", "--rounds", "5", "-o", "e"]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads(Path("e/report.json").read_text())
+    for name in (
+        "fd_digits",
+        "kd_digits",
+        "precision",
+        "recall",
+        "coverage",
+        "label accuracy",
+        "gradients",
+        "nearness",
+    ):
+        number = report["numbers"][name]
+        assert name in printed
+        assert number["low"] <= number["high"]
+    assert report["numbers"]["fd_digits"]["value"] > 5 * report["numbers"]["fd_digits"]["floor"]
+    assert report["numbers"]["nearness"]["floor"] == 1
+    assert "fid" not in printed.lower()
+    assert {"neighbors.png", "samples.png"} < {path.name for path in Path("e").iterdir()}
+    assert str(here) not in json.dumps(report)
+
+
+def test_fit_keeps_its_table_in_the_file(model, here, capsys):
+    copy = here / "copy.safetensors"
+    copy.write_bytes(model.read_bytes())
+    assert main(["fit", str(copy), "--steps", "2", "--noises", "4", "--seconds", "1"]) == 0
+    assert "2 calls: error" in capsys.readouterr().out
+    assert list(load(copy).tables) == ["2"]
+
+
+@pytest.mark.parametrize(("words", "says"), [
+    (["sample", "none.safetensors"], "No such file"),
+    (["sample", "MODEL", "--classes", "cat"], "class"),
+    (["sample", "MODEL", "--sampler", "dpm++"], "Did you mean"),
+    (["sample", "MODEL", "--steps", "0"], "steps must be"),
+    (["sample", "MODEL", "--size", "0"], "size must be"),
+    (["sample", "MODEL", "--device", "tpu9"], "No device 'tpu9'"),
+    (["sample", "pickle.pt"], "pickle"),
+    (["sample", "cut.safetensors"], "damaged"),
+    (["sample", "MODEL", "-n", "1", "--steps", "1", "-o", "file"], "Cannot write"),
+    (["again", "plain.png"], "no recipe"),
+    (["again", "none.png"], "none.png"),
+    (["train", "empty"], "No pictures"),
+    (["train", "nowhere"], "nowhere"),
+    (["train", "digits", "--net", "unet-smal", "--steps", "1"], "Did you mean 'unet-small'"),
+    (["train", "digits", "--size", "7"], "size"),
+    (["train", "digits", "--optimizer", "adam", "--steps", "1"], "Did you mean"),
+    (["train", "digits", "--steps", "0"], "steps"),
+    (["scan", "empty"], "No pictures"),
+    (["evaluate", "MODEL", "fashion-mnis"], "Did you mean 'fashion-mnist'"),
+    (["fit", "MODEL", "--steps", "some"], "whole numbers"),
+    (["about", "p3"], "Did you mean 'p2'"),
+    (["demo", "--seconds", "0"], "seconds must be above 0"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence(model, here, capsys, words, says):
+    Path("empty").mkdir()
+    Path("file").write_text("")
+    Path("pickle.pt").write_bytes(b"\x80\x04.")
+    Path("cut.safetensors").write_bytes(model.read_bytes()[:2000])
+    Image.new("L", (8, 8)).save("plain.png")
+    assert main([str(model) if word == "MODEL" else word for word in words]) == 2
+    out, err = capsys.readouterr()
+    assert says in err
+    assert "Traceback" not in err
+    assert err.startswith("fastdiffusion: ")
+    assert not out
+
+
+def test_debug_shows_where(here, capsys):
+    assert main(["sample", "none.safetensors", "--debug"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["sample"], ["smaple", "x"], ["sample", "x", "--stepz", "3"], ["sample", "x", "-n", "many"]]
+)
+def test_usage_errors(words, capsys):
+    assert main(words) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["--version"], ["--help"], ["samplers"], ["about"], ["about", "edm"], ["about", "unet"], ["doctor"]]
+)
+def test_what_only_tells(words, capsys):
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_doctor_names_a_broken_torchvision(monkeypatch, tmp_path):
+    """As PyPI's build beside the CPU build of torch: installed, and its import raises."""
+    (tmp_path / "torchvision.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "torchvision-0.1.dist-info").mkdir()
+    (tmp_path / "torchvision-0.1.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.1\n"
+    )
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    told = run("doctor", env={**os.environ, "PYTHONPATH": paths})
+    assert told.returncode == 0, told.stderr
+    assert "BROKEN (operator torchvision::nms does not exist)" in told.stdout
+
+
+def test_poor_surroundings(model, tmp_path):
+    """Locale C, no HOME, no terminal, 40 columns, a class name that ASCII does not have."""
+    loaded = load(model)
+    save(Model(loaded.denoiser, loaded.shape, ("Käse", *"123456789")), tmp_path / "m.safetensors")
+    poor = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "COLUMNS": "40"}
+    poor["PYTHONPATH"] = str(Path(__file__).parent.parent / "src")
+    made = run("sample", "m.safetensors", "-n", "2", "--steps", "1", cwd=tmp_path, env=poor)
+    assert made.returncode == 0, made.stderr
+    assert {"0001-1.png", "grid.png"} < {path.name for path in (tmp_path / "out").iterdir()}
+    for words in (["doctor"], ["--help"], ["samplers"]):
+        assert run(*words, cwd=tmp_path, env=poor).returncode == 0
+
+
+def test_ctrl_c_is_130(model, tmp_path):
+    command = [sys.executable, "-m", "fastdiffusion", "sample", str(model), "-n", "100000", "--steps", "1000"]
+    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    time.sleep(0.5)
+    while child.poll() is None:  # wherever it is, while it is starting too
+        child.send_signal(signal.SIGINT)
+        time.sleep(1)
+    assert child.stderr is not None
+    assert child.returncode == 130, child.stderr.read()
+
+
+def test_train_goes_on(here, monkeypatch, capsys):
+    words = ["train", "digits", "--net", "unet-tiny", "--steps", "3", "--batch-size", "8", "--cpu"]
+    assert main(words) == 0
+    assert (here / "runs/digits/model.safetensors").exists()
+    assert "Next: fastdiffusion sample runs/digits" in capsys.readouterr().out
+    assert main(words) == 0
+    assert "has had its budget" in capsys.readouterr().err
+    assert main(["sample", "runs/digits", "-n", "1", "--steps", "1"]) == 0
+
+
+def test_demo(here, monkeypatch, capsys):
+    """The whole way in two seconds of training; how good it becomes in forty is measured in bench/."""
+    judge = metrics.train_classifier(digits(), passes=1)
+    monkeypatch.setattr(metrics, "classifier", lambda data: judge)
+    evaluate = demo_.evaluate
+    monkeypatch.setattr(demo_, "evaluate", lambda *a, n, **o: evaluate(*a, n=40, rounds=3, **o))
+    assert main(["demo", "--out", "d", "--seconds", "2"]) == 0
+    names = {str(path.relative_to("d")) for path in Path("d").rglob("*") if path.is_file()}
+    assert {"grid.png", "model.safetensors", "report.html", "evaluation/report.json"} < names
+    assert "What to type next" in capsys.readouterr().out
+    assert "label accuracy" in load("d").info["metrics"]
