@@ -11,6 +11,7 @@ from fastdiffusion.errors import InputError
 from fastdiffusion.guidance import (
     apg,
     autoguidance,
+    blind,
     cfg,
     classifier,
     compose,
@@ -92,6 +93,7 @@ CASES = {
     "classifier": lambda d: classifier(d, log_prob, 2.0),
     "steer": lambda d: steer(d, energy, 1.0),
     "inpaint": lambda d: inpaint(d, IMAGE, HALF),
+    "blind": lambda d: blind(d, lambda x: x.norm(dim=1)),
     "self_conditioned": self_conditioned,
 }
 OFF = {
@@ -313,6 +315,11 @@ def test_inpaint_commutes_with_cfg() -> None:
 def test_inpaint_refuses_a_wrong_number_of_images(at: tuple[Tensor, Tensor, Cond]) -> None:
     with pytest.raises(InputError, match="4 images were given for a batch of 6"):
         inpaint(Mixture(), torch.zeros(4, 2), HALF)(at[0], at[1])
+
+
+def test_blind_of_a_perfect_eye_is_seeing() -> None:
+    levels = iter(SIGMAS)
+    assert torch.equal(result(blind(Mixture(), lambda x: next(levels).expand(B))), result(Mixture()))
 
 
 def test_self_conditioning_under_an_interval_keeps_each_images_estimate() -> None:

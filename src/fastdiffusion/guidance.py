@@ -356,6 +356,20 @@ def inpaint(denoise: Denoise, image: Float[Tensor, "b *d"], mask: Tensor) -> Den
     return guided
 
 
+@guidance
+def blind(denoise: Denoise, level: Callable[[Tensor], Tensor]) -> Denoise:
+    """Tell the denoiser the noise level that ``level(x)`` sees in each image, instead of the one that is given.
+
+    ``fastdiffusion.tasks.classifiers.train_noise_level`` trains one. The sampler's own steps stay as planned.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        return denoise(x, level(x).to(sigma), cond)
+
+    return guided
+
+
 GUIDANCE: dict[str, Callable[..., Guided]] = {
-    f.__name__: f for f in (cfg, apg, autoguidance, compose, scheduled, classifier, steer, inpaint, self_conditioned)
+    f.__name__: f
+    for f in (cfg, apg, autoguidance, compose, scheduled, classifier, steer, inpaint, blind, self_conditioned)
 }

@@ -1,0 +1,226 @@
+"""Train what reads noisy pictures: a classifier to guide by, and a judge of the noise level. Pixels or latents.
+
+    judge = train_classifier("digits", steps=1000, folder="runs/classifier")
+    guided = guidance.classifier(model.denoise, judge.log_prob, scale=2)
+
+As in training a model, all that is random is a function of seed and step, so a run that was cut goes on from its
+folder's last checkpoint as if it had not been.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from tqdm import trange
+
+from .. import data as datasets
+from .. import nets, optimizers
+from ..checkpoints import Folder, load_tensors, save_tensors
+from ..data import Dataset
+from ..denoisers import expand
+from ..errors import CheckpointError, DataError, InputError, unknown
+from ..examples import DROPOUT, Example, Examples
+from ..models import Model
+from ..nets.classifier import Classifier, NoiseLevel
+from ..noise import generator
+
+KINDS: dict[str, type[nn.Module]] = {"classifier": Classifier, "noise_level": NoiseLevel}
+SAVE_EVERY = 200  # steps between checkpoints
+Net = TypeVar("Net", Classifier, NoiseLevel)
+
+
+def train_classifier(
+    data: Dataset | str,
+    steps: int = 1000,
+    model: Model | None = None,
+    net: str = "unet-tiny",
+    folder: str | Path | None = None,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    dropout: float = 0.1,
+    seed: int = 0,
+) -> Classifier:
+    """A classifier of noisy pictures at all noise levels (Dhariwal & Nichol 2021, app. H), for classifier guidance.
+
+    Args:
+        data: Labelled pictures, or latents in floating point; or what ``data.load`` takes.
+        steps: Of training.
+        model: Read the middle of this model's U-Net and train only the head: cheap, and often as good.
+        net: Otherwise, a U-Net's name in ``nets.PRESETS``, of which half is taken.
+        folder: Where checkpoints go; the same call goes on from there.
+        batch_size: Pictures a step.
+        lr: Highest learning rate; it falls to 0.
+        dropout: Against memorizing.
+        seed: Of everything.
+
+    Raises:
+        DataError: Data without labels.
+        CheckpointError: The folder holds another run.
+    """
+    data = datasets.load(data) if isinstance(data, str) else data
+    if not data.classes:
+        raise DataError(f"{data.name} has no labels to learn. Sort the pictures into one folder per class.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
+        if model is not None:
+            made = Classifier.reading(model.denoiser, len(data.classes))
+        else:
+            made = Classifier(_keywords(net, data, dropout), len(data.classes), _sigma_data(data))
+
+    def loss(e: Example) -> Tensor:
+        assert e.cond is not None and e.cond.label is not None
+        logits = made(e.x0 + expand(e.sigma, e.x0) * e.noise, e.sigma)
+        return nn.functional.cross_entropy(logits, e.cond.label, ignore_index=-1)
+
+    return _trained(made, data, loss, steps, batch_size, lr, folder, seed)
+
+
+def train_noise_level(
+    data: Dataset | str,
+    steps: int = 500,
+    net: str = "unet-tiny",
+    folder: str | Path | None = None,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    seed: int = 0,
+) -> NoiseLevel:
+    """A predictor of the noise level, for blind sampling; arguments as in :func:`train_classifier`."""
+    data = datasets.load(data) if isinstance(data, str) else data
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
+        made = NoiseLevel(_keywords(net, data, 0.0))
+
+    def loss(e: Example) -> Tensor:
+        error = made(e.x0 + expand(e.sigma, e.x0) * e.noise).log() - e.sigma.log()
+        return nn.functional.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
+
+    return _trained(made, data, loss, steps, batch_size, lr, folder, seed)
+
+
+@torch.no_grad()
+def accuracy(
+    net: Classifier, data: Dataset, sigmas: Sequence[float] = (0.1, 0.5, 1.0, 2.0, 5.0), n: int = 500, seed: int = 0
+) -> dict[float, float]:
+    """Part of ``n`` pictures whose class is told rightly, at each noise level."""
+    e = Examples(data, min(n, len(data)), seed).draw(0)
+    assert e.cond is not None and e.cond.label is not None
+    right = {}
+    for sigma in sigmas:
+        answer = net(e.x0 + sigma * e.noise, torch.full((len(e.x0),), sigma)).argmax(1)
+        right[sigma] = float((answer == e.cond.label).float().mean())
+    return right
+
+
+@torch.no_grad()
+def level_error(
+    net: NoiseLevel, data: Dataset, sigmas: Sequence[float] = (0.02, 0.1, 0.5, 2.0, 10.0), n: int = 500, seed: int = 0
+) -> dict[float, float]:
+    """Root-mean-square relative error of the predicted noise level on ``n`` pictures, at each level."""
+    e = Examples(data, min(n, len(data)), seed).draw(0)
+    return {s: float((net(e.x0 + s * e.noise) / s - 1).square().mean().sqrt()) for s in sigmas}
+
+
+def save(net: Classifier | NoiseLevel, path: str | Path) -> None:
+    """Write one safetensors file, atomically."""
+    kind = next(name for name, known in KINDS.items() if type(net) is known)
+    save_tensors(path, net.state_dict(), {"kind": kind, **net.config})
+
+
+def load(path: str | Path) -> Classifier | NoiseLevel:
+    """Read a file of :func:`save`; raises CheckpointError for any other."""
+    config, tensors = load_tensors(path)
+    kind = config.pop("kind", None)
+    if kind not in KINDS:
+        raise unknown("kind of classifier", kind, KINDS)
+    try:
+        with torch.device("meta"):
+            made = KINDS[kind](**config)
+        made.load_state_dict(tensors, assign=True)  # strict: names and shapes must be the configuration's
+    except (TypeError, RuntimeError, ValueError, KeyError, InputError) as error:
+        raise CheckpointError(f"{path} does not fit its configuration ({str(error)[:200]}).") from None
+    assert isinstance(made, Classifier | NoiseLevel)
+    return made.eval()
+
+
+# ---- the loop -----------------------------------------------------------------------------------------------------
+
+
+def _keywords(net: str, data: Dataset, dropout: float) -> dict[str, Any]:
+    preset = nets.PRESETS.get(net, {})
+    if preset.get("name") != "unet":
+        raise unknown("U-Net", net, [name for name, spec in nets.PRESETS.items() if spec["name"] == "unet"])
+    channels = data.shape[0]
+    return {k: v for k, v in preset.items() if k != "name"} | {"in_channels": channels, "dropout": dropout}
+
+
+def _sigma_data(data: Dataset) -> float:
+    """Standard deviation of pictures in [-1, 1], or of latents as they are."""
+    some = data.batch(data.groups[0][:512]).images
+    return round(float(some.std()) if some.is_floating_point() else datasets.measure_sigma_data(data), 4)
+
+
+def _trained(
+    made: Net,
+    data: Dataset,
+    loss: Callable[[Example], Tensor],
+    steps: int,
+    batch_size: int,
+    lr: float,
+    folder: str | Path | None,
+    seed: int,
+) -> Net:
+    """Train what asks for gradients, at noise levels from 0.002 to 80 evenly in log sigma; returns ``made`` in eval."""
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}. Try steps=1000.")
+    examples = Examples(data, min(batch_size, len(data)), seed, "uniform")
+    learned = nn.ParameterList(p for p in made.parameters() if p.requires_grad)
+    (optimizer,) = optimizers.build("adamw", learned, lr, weight_decay=0.01)
+    config = json.loads(json.dumps({**made.config, "data": data.fingerprint, "steps": steps, "lr": lr, "seed": seed}))
+    run, begin = None if folder is None else Folder(folder), 0
+    with ExitStack() as held, torch.random.fork_rng(devices=[]):
+        if run is not None and (found := held.enter_context(run.lock()).latest()) is not None:
+            begin = _resumed(made, optimizer, found, config, run)
+        for step in trange(begin, steps, desc="training", initial=begin, total=steps, disable=None, leave=False):
+            torch.manual_seed(generator(seed, DROPOUT, step).initial_seed() % 2**63)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * min(1.0, (step + 1) / 50) * (1 - step / steps)
+            optimizer.zero_grad()
+            loss(examples.draw(step)).backward()
+            optimizer.step()
+            if run is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
+                run.save(step + 1, _tensors(made, optimizer), config)
+    return made.eval()
+
+
+def _tensors(made: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Weights and the optimizer's state, by name."""
+    state = optimizer.state_dict()["state"]
+    moments = {f"optimizer.{i}.{name}": value for i, values in state.items() for name, value in values.items()}
+    return {f"net.{name}": value for name, value in made.state_dict().items()} | moments
+
+
+def _resumed(
+    made: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    found: tuple[int, Any, dict[str, Tensor]],
+    config: Any,
+    run: Folder,
+) -> int:
+    """Put a checkpoint back in place; returns its step."""
+    step, old, tensors = found
+    if old != config:
+        raise CheckpointError(f"{run.path} holds another run. Choose another folder.")
+    made.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    return step
