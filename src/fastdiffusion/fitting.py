@@ -2,9 +2,9 @@
 
 A table's free numbers are the noise levels of its calls and the weights of the older estimates (``samplers``). A fine
 solve of the probability flow from a few dozen noises shows where each row should lead; given the levels, a row's
-weights are then a small least-squares problem, solved row by row as the table rolls out. The levels are searched:
-first along families of schedules, then one by one. ``polish`` at last turns all numbers together (Levenberg-Marquardt
-on the error of the result). All of it takes forward passes only, so it works for any denoiser, guided or not.
+weights are then a small least-squares problem, solved row by row as the table rolls out. The levels are searched along
+families of schedules, then one by one; ``polish`` at last turns all numbers together (Levenberg-Marquardt on the error
+of the result). All of it takes forward passes only, so it works for any denoiser, guided or not.
 
 What is kept is chosen on noises that were not fitted to, and the best textbook table is kept where nothing beats it.
 
@@ -108,7 +108,7 @@ def fit_sampler(
     cond: Cond | None = None,
     noises: int = 64,
     seconds: float = 60.0,
-    polish: bool = False,
+    polish: bool = True,
     scale: float = 1.0,
     seed: int = 0,
 ) -> Table:
@@ -123,7 +123,7 @@ def fit_sampler(
         cond: What the denoiser is told; its rows are used in turn.
         noises: How many noises to fit to; half as many more choose between candidates. Slow or large models get fewer.
         seconds: Time to spend, roughly. A slow model is searched less; a fast one is done earlier.
-        polish: Spend the time left on turning all numbers together.
+        polish: Spend the second half of the time on turning all numbers together.
         scale: Guidance scale to fit for (needs ``cond``).
         seed: Of the noises.
 
@@ -148,10 +148,11 @@ def fit_sampler(
         textbook = best_textbook(judging, steps, sigma_min, sigma_max, began + 0.5 * seconds)
         candidates = [textbook]
         if steps > 1:
-            sigmas = search_levels(teaching, steps, sigma_min, began + (0.7 if polish else 0.9) * seconds)
-            candidates += [fit_rows(teaching, sigmas, ridge) for ridge in (1e-6, 1e-4, 1e-2)]
-        if polish and steps > 1:
-            candidates += polished(min(candidates[1:], key=judging.error_of), teaching, judging, began + seconds)
+            sigmas = best_family(teaching, steps, sigma_min, began + 0.4 * seconds)
+            sigmas = search_levels(teaching, sigmas, began + (0.4 if polish else 0.9) * seconds)
+            candidates += [fit_rows(teaching, sigmas, ridge)[0] for ridge in (1e-6, 1e-4, 1e-2)]
+            if polish:
+                candidates += polished(min(candidates[1:], key=judging.error_of), teaching, judging, began + seconds)
         best = min(candidates, key=judging.error_of)
         info = {
             "fitted": best is not textbook,
@@ -181,10 +182,11 @@ def reference(
 
     most = max(int(min(noises, NUMBERS / math.prod(shape))), 8)
     probe, told = draw(0, min(most, 16))
-    for _ in range(2):  # the first call may have to warm up
+    each = math.inf
+    for _ in range(3):  # the first call may have to warm up
         clock = time.monotonic()
         start(denoise)(probe, probe.new_full((len(probe),), sigmas[0].item()), told)
-    each = (time.monotonic() - clock) / len(probe)
+        each = min(each, (time.monotonic() - clock) / len(probe))
     noises = max(min(most, int(seconds / (1.5 * len(sigmas) * each))), 8)
     (x, told), (y, told_y) = draw(0, noises), draw(noises, noises // 2)
     return Flow.solve(denoise, x, sigmas, told), Flow.solve(denoise, y, sigmas, told_y)
@@ -212,8 +214,8 @@ def best_textbook(flow: Flow, steps: int, sigma_min: float, sigma_max: float, un
     return best
 
 
-def fit_rows(flow: Flow, sigmas: Sequence[float], ridge: float = 1e-4) -> Table:
-    """The table with these noise levels whose every row leads nearest to the flow, from where its own rows led.
+def fit_rows(flow: Flow, sigmas: Sequence[float], ridge: float = 1e-4) -> tuple[Table, float]:
+    """The table with these levels whose every row leads nearest to the flow, from where its rows led; and its error.
 
     Ridge regression of the older estimates' weights towards those of ``dpmpp_3m``; the row's ratio is given by the
     levels, and a row sums to 1 by its form, so that a perfect model still gets its x0 back.
@@ -237,7 +239,7 @@ def fit_rows(flow: Flow, sigmas: Sequence[float], ridge: float = 1e-4) -> Table:
             weights = tuple(fitted.tolist())
         rows.append(Row(s, ratio, weights))
         history = [x0, *history][:DEPTH]
-    return Table("fitted", tuple(sigmas), tuple(rows))
+    return Table("fitted", tuple(sigmas), tuple(rows)), flow.error(x)
 
 
 def textbook_weights(past: Sequence[float], t: float, count: int) -> list[float]:
@@ -250,34 +252,34 @@ def textbook_weights(past: Sequence[float], t: float, count: int) -> list[float]
     return [*weights, *[0.0] * count][:count]
 
 
-def search_levels(flow: Flow, steps: int, sigma_min: float, until: float) -> list[float]:
-    """The noise levels with which :func:`fit_rows` does best: the best family first, then each level by itself."""
-
-    def error(sigmas: Sequence[float]) -> float:
-        return flow.error_of(fit_rows(flow, sigmas))
-
+def best_family(flow: Flow, steps: int, sigma_min: float, until: float) -> list[float]:
+    """The Karras schedule, of several rho and lowest levels, with which :func:`fit_rows` does best."""
     sigma_max = flow.log_sigmas[0].exp().item()
     best, best_error = [], math.inf
-    for rho, low in sorted(
-        ((rho, low) for rho in (1e3, 7.0, 4.0) for low in (1, 4, 16, 48)), key=lambda family: abs(family[1] - 10)
-    ):
-        if best and time.monotonic() > until:
-            break
-        sigmas = schedules.karras(steps, min(low * sigma_min, sigma_max / 10), sigma_max, rho).tolist()
-        if (found := error(sigmas)) < best_error:
-            best, best_error = sigmas, found
+    for low in (16, 4, 48, 1):
+        for rho in (7.0, 1e3, 4.0):  # 1e3 is as good as exponential
+            sigmas = schedules.karras(steps, min(low * sigma_min, sigma_max / 10), sigma_max, rho).tolist()
+            if (error := fit_rows(flow, sigmas)[1]) < best_error or not best:
+                best, best_error = sigmas, error
+            if time.monotonic() > until:
+                return best
+    return best
 
+
+def search_levels(flow: Flow, sigmas: list[float], until: float) -> list[float]:
+    """Move one level at a time, as long as :func:`fit_rows` gains by it, in ever smaller strides."""
+    best, best_error = sigmas, fit_rows(flow, sigmas)[1]
     stride = 0.4  # of the way to the next level, in log sigma
     while stride > 0.02:
         improved = False
-        for i in range(1, steps):
+        for i in range(1, len(sigmas) - 1):
             for direction in (1, -1):
                 if time.monotonic() > until:
                     return best
                 other = best[i + direction] or best[i] * (best[i] / best[i - 1])  # beyond the last level lies 0
-                sigmas = [*best[:i], best[i] * (other / best[i]) ** stride, *best[i + 1 :]]
-                if (found := error(sigmas)) < best_error:
-                    best, best_error, improved = sigmas, found, True
+                moved = [*best[:i], best[i] * (other / best[i]) ** stride, *best[i + 1 :]]
+                if (error := fit_rows(flow, moved)[1]) < best_error:
+                    best, best_error, improved = moved, error, True
                     break
         if not improved:
             stride /= 2

@@ -42,8 +42,8 @@ class Process(Protocol):
 class BlurNoise:
     """Blur and noise together (Hoogeboom & Salimans 2023, arXiv:2209.05557; Rissanen et al. 2023, arXiv:2206.13397).
 
-    In the DCT basis a Gaussian blur only scales: x_k = d_k x0_k + std * n_k. So each frequency is a plain diffusion with
-    its own sigma_k = std / d_k, which the denoiser's level stands for.
+    In the DCT basis a Gaussian blur only scales: x_k = d_k x0_k + std * n_k. So each frequency is a plain diffusion
+    with its own sigma_k = std / d_k, which the denoiser's level stands for.
 
     Attributes:
         width: Standard deviation of the blur in pixels, of the level; 0 is plain noise.
