@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,14 @@ from .data import Dataset, augment
 from .denoisers import PARAMETERIZATIONS, Denoiser
 from .distributed import check_world, like, rank_and_world, stop_signals, total, whole
 from .ema import Ema
-from .errors import CheckpointError, FastdiffusionError, InputError, unknown
+from .errors import CheckpointError, FastdiffusionError, InputError, missing, unknown
 from .examples import DROPOUT, WEIGHTS, Example, Examples, Objective, faster_precision
 from .models import Model
 from .noise import generator
 from .schedules import DENSITIES
 
+TRACKERS = ("tensorboard", "trackio", "wandb")
+LR = 1e-3  # learning rate where none is given
 BAD_IN_A_ROW = 3  # batches whose loss is not a number, after which training stops
 
 
@@ -64,7 +67,7 @@ class Learner:
         augment_p: Probability of each.
         dropout: The net's.
         optimizer: A name in ``optimizers.OPTIMIZERS``.
-        lr: Highest learning rate; by default the preset's.
+        lr: Highest learning rate, by default 0.001. ``optimizers.find_lr(learner)`` measures one.
         weight_decay: Of AdamW or Muon.
         batch_size: Pictures per step, over all processes and accumulated parts.
         accumulate: Parts that a batch is computed in, one after the other, to save memory.
@@ -132,6 +135,7 @@ class Learner:
         self.save_due = self.best = False  # whether to save after this step, and whether as the best
         self.validation: float | None = None  # of this step, if it was measured
         self.record: dict[str, Any] | None = None  # this step's line of metrics.jsonl, if it has one
+        self.highest_lr = LR if self.lr is None else self.lr
         self._signals: list[int] = []
         self._saved = (0.0, 0.0)  # time of the last checkpoint, and what it took
         self._measure_data()
@@ -145,6 +149,7 @@ class Learner:
             ("weight", self.weight, losses.WEIGHTS),
             ("optimizer", self.optimizer, optimizers.OPTIMIZERS),
             ("precision", self.precision, ("auto", "float32", "bfloat16")),
+            ("tracker", self.track or "tensorboard", TRACKERS),
         ):
             if name not in known:
                 raise unknown(kind, name, known)
@@ -165,6 +170,10 @@ class Learner:
             raise InputError(
                 f"batch_size must be a multiple of processes times accumulate, here {parts}; got {self.batch_size}."
             )
+        if self.track and find_spec(self.track) is None:
+            raise missing(f"track={self.track!r}", self.track, "track")
+        if self.track and self.folder is None:
+            raise InputError(f"track={self.track!r} needs a place to write. Give folder='runs/one'.")
         if not self.ema:
             raise InputError("ema needs at least one length, e.g. ema=(0.1,).")
         if not 0 <= self.decay <= 0.95:
@@ -217,7 +226,7 @@ class Learner:
             for p in self.objective.parameters():
                 p.data = p.data.contiguous()  # FSDP takes no other order
             fully_shard(self.objective)
-        self.optimizers = optimizers.build(self.optimizer, self.objective, self.lr or 1e-3, self.weight_decay)
+        self.optimizers = optimizers.build(self.optimizer, self.objective, self.highest_lr, self.weight_decay)
         self.average = Ema(net, self.ema)
         if self.compile is True or (self.compile == "auto" and self.device.type == "cuda"):
             net.compile()
@@ -320,7 +329,7 @@ class Learner:
             coming = ahead.submit(self.draw, s.step)
             while not s.finished:
                 pieces, coming = coming.result(), ahead.submit(self.draw, s.step + 1)
-                lr = (self.lr or 1e-3) * self._rate()
+                lr = self._lr()
                 loss, norm, each = self.update(pieces, lr)
                 s.step += 1
                 while s.step == settled and len(ends) > 1:
@@ -336,12 +345,12 @@ class Learner:
                 if s.settle(pace, self.decay):
                     self.save()  # this decision was a measurement: it must not be lost
 
-    def _rate(self) -> float:
-        """Factor of the learning rate at this step."""
+    def _lr(self) -> float:
+        """Learning rate at this step."""
         s = self.state
         warmup = self.warmup if s.decay_from is None else min(self.warmup, (s.decay_from - s.start) // 5)
         decay_from = None if self.optimizer == "schedule_free" else s.decay_from
-        return optimizers.rate(s.step, s.start, warmup, decay_from, s.total)
+        return self.highest_lr * optimizers.rate(s.step, s.start, warmup, decay_from, s.total)
 
     def _agree(self, loss: float, begun: float) -> float:
         """What all processes must do alike: the mean loss, the clock, when to save, whether to stop."""
