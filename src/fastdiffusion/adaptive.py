@@ -7,7 +7,7 @@ generators of steps like ``samplers.run``; the number of calls is not known befo
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from jaxtyping import Float
@@ -59,12 +59,12 @@ def rk45(
     h = math.copysign(min(0.5, abs(end - u)), end - u)
     first, x0 = slope(x, u)
     while u != end:
-        slopes = [first]
+        slopes, ahead, newest = [first], x, x0
         for c, row in zip(_C[1:], _A[1:], strict=True):
-            ahead = x + h * sum(a * k for a, k in zip(row, slopes, strict=True))
+            ahead = _mix(x, h, row, slopes)
             k, newest = slope(ahead, u + c * h)
             slopes.append(k)
-        error = h * sum(e * k for e, k in zip(_E, slopes, strict=True))
+        error = _mix(torch.zeros_like(x), h, _E, slopes)
         ratio = _ratio(error, x, ahead, math.exp(max(u, u + h)), rtol, atol)
         if ratio <= 1:
             u = end if abs(end - u - h) < 1e-12 else u + h
@@ -115,6 +115,13 @@ def dpm_23(
             x0 = estimate(x, lam)
             yield Step(index - 1, 0, math.exp(-lam), x0, x)
         h = _next(h, ratio, 3, end - lam)
+
+
+def _mix(x: Tensor, h: float, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
+    """x + h * the weighted sum of slopes."""
+    for w, k in zip(weights, slopes, strict=True):
+        x = x.add(k, alpha=h * w)
+    return x
 
 
 def _ramp(h: float) -> float:

@@ -100,17 +100,17 @@ def log_likelihood(
         ]
         probes, share = torch.stack([torch.stack(row).sign() for row in signs]).to(x0), 1 / len(seeds)
 
-    def augmented(state: Tensor, sigma: Tensor, cond: Cond | None) -> Tensor:
+    def augmented(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         """D and its trace side by side, so that the solver integrates both: the last number's slope is x - D of it."""
         with torch.enable_grad():
-            x = state[:, :-1].reshape(x0.shape).detach().requires_grad_()
-            estimate = denoise(x, sigma, cond)
-            total = state.new_zeros(len(state))
+            image = x[:, :-1].reshape(x0.shape).detach().requires_grad_()
+            estimate = denoise(image, sigma, cond)
+            total = x.new_zeros(len(x))
             for i, probe in enumerate(probes):
-                (back,) = torch.autograd.grad(estimate, x, probe, retain_graph=i + 1 < len(probes))
+                (back,) = torch.autograd.grad(estimate, image, probe, retain_graph=i + 1 < len(probes))
                 total = total + share * (back * probe).flatten(1).sum(1)
         growth = (dim - total) / dim  # of log volume per log sigma and number, kept near 1 for the solver's tolerance
-        return torch.cat([estimate.detach().flatten(1), (state[:, -1] - growth)[:, None]], 1)
+        return torch.cat([estimate.detach().flatten(1), (x[:, -1] - growth)[:, None]], 1)
 
     state = torch.cat([x0.flatten(1), x0.new_zeros(len(x0), 1)], 1)
     state = _last(rk45(augmented, state, sigma_min, sigma_max, cond, tolerance, tolerance))

@@ -8,7 +8,7 @@ function, so that a stratified u makes a stratified sigma and a quantile is one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from .errors import InputError, unknown
 Sigmas = Float[Tensor, " n"]
 
 
-def check_sigmas(sigmas: Tensor | list[float], rising: bool = False) -> Tensor:
+def check_sigmas(sigmas: Tensor | Sequence[float], rising: bool = False) -> Tensor:
     """Sigmas as a float64 tensor; raises InputError unless they are finite, decrease (or ``rising``) and end at 0."""
     s = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").flatten()
     remedy = f"Make them with fastdiffusion.schedules.karras({max(len(s) - 1, 1)})."
@@ -152,7 +152,7 @@ def schedule(name: str, n: int, **options: float) -> Sigmas:
 # ---- sigmas that rise on purpose ------------------------------------------------------------------------------
 
 
-def restart(sigmas: Tensor | list[float], low: float, high: float, steps: int, times: int) -> Sigmas:
+def restart(sigmas: Tensor | Sequence[float], low: float, high: float, steps: int, times: int) -> Sigmas:
     """From the sigma nearest ``low`` go back to ``high`` and down in ``steps``, ``times`` over (Xu et al. 2023).
 
     Sigmas too coarse to have one below ``high`` are returned as they are.
@@ -169,7 +169,7 @@ def restart(sigmas: Tensor | list[float], low: float, high: float, steps: int, t
     return torch.cat([s[: at + 1], *[again] * times, s[at + 1 :]])
 
 
-def repaint(sigmas: Tensor | list[float], jump: int, times: int) -> Sigmas:
+def repaint(sigmas: Tensor | Sequence[float], jump: int, times: int) -> Sigmas:
     """Do every ``jump`` steps ``times``, each time back from the end to the start (Lugmayr et al. 2022)."""
     s = check_sigmas(sigmas)
     if jump < 1 or times < 1:
