@@ -238,7 +238,7 @@ def fit(
     model: ModelPath,
     steps: Annotated[str, typer.Option(help="For how many calls: one number, or several with commas.")] = "5,8,12",
     seconds: Annotated[float, typer.Option(help="Time for each, roughly.")] = 60.0,
-    polish: Annotated[bool, typer.Option("--polish", help="Spend all of it, for the last bit.")] = False,
+    polish: Annotated[bool, typer.Option(help="Spend the time left on turning all numbers together.")] = True,
     noises: Annotated[int, typer.Option(help="How many noises to fit to.")] = 64,
     scale: Scale = 1.0,
     seed: Annotated[int, typer.Option(help="Of the noises.")] = 0,

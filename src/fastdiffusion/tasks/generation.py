@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,7 +177,7 @@ def again(picture: str | Path, model: Model | str | Path | None = None) -> Sampl
 
     Args:
         picture: A PNG of :meth:`Samples.save` or :meth:`Samples.save_grid`.
-        model: By default the file that the recipe names, beside the picture, above it, here, or in a run folder here.
+        model: By default the file that the recipe names, looked for near the picture, here, and in run folders here.
 
     Raises:
         DataError: No recipe in the picture, or one that cannot be followed.
@@ -362,14 +363,15 @@ def _run(plan: _Plan, only: range | None = None) -> Iterator[SampleStep]:
 def _find(wanted: Mapping[str, str], picture: Path) -> Model:
     """The model file that a recipe names: by its name in the likely places, and then by its hash."""
     name = Path(wanted["name"]).name  # a recipe may come from a stranger: never a path
-    above = [picture.resolve().parent, *picture.resolve().parents[1:3]]
-    places = [folder / name for folder in (*above, Path.cwd())] + sorted(Path.cwd().glob(f"runs/*/{FILE}"))
+    folders = [picture.resolve().parent, *picture.resolve().parents[1:3], Path.cwd(), Path.cwd() / "runs"]
+    places = [folder / name for folder in folders] + [p for folder in folders for p in sorted(folder.glob(f"*/{FILE}"))]
     present = [path for path in dict.fromkeys(places) if path.is_file()]
     for path in present:
-        model = loaded(path)
-        if model_hash(model) == wanted["sha256"]:
-            return model
-    what = "is not beside the picture" if not present else "is there, but with other contents"
+        with suppress(CheckpointError):
+            model = loaded(path)
+            if model_hash(model) == wanted["sha256"]:
+                return model
+    what = "is not near the picture" if not present else "was not found; models of other contents were"
     raise CheckpointError(
         f"The model {name!r} of {picture.name!r} {what}. Name it: fastdiffusion again {picture.name} --model MODEL"
     )
