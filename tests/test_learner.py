@@ -10,8 +10,10 @@ import torch
 
 from fastdiffusion import losses, optimizers
 from fastdiffusion.budgets import State
-from fastdiffusion.callbacks import Validation
+from fastdiffusion.callbacks import Snapshots, Validation
+from fastdiffusion.checkpoints import load_tensors
 from fastdiffusion.data import Batch, Dataset, digits
+from fastdiffusion.ema import posthoc, snapshots
 from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError, MissingExtra
 from fastdiffusion.examples import Examples
 from fastdiffusion.learner import Learner
@@ -348,6 +350,15 @@ class StopAt:
 
     def end(self, learn):
         pass
+
+
+def test_any_length_of_average_can_be_made_afterwards(tmp_path):
+    learn = learner(folder=tmp_path, ema=(0.05, 0.07, 0.1)).fit(steps=64, callbacks=[Snapshots(4)])
+    states = [load_tensors(path)[1] for path in sorted((tmp_path / "ema").iterdir())]
+    stored = [s for state in states for s in snapshots(state) if s.length != 0.07]
+    made, kept = posthoc(stored, 0.07), learn.average.weights(0.07)
+    error = sum((made[n] - kept[n]).square().sum() for n in kept) / sum(t.square().sum() for t in kept.values())
+    assert error.sqrt() < 1e-3
 
 
 def test_the_same_budget_again_says_so(tmp_path, capsys):

@@ -17,6 +17,8 @@ import torch
 
 from . import reports, samplers
 from .budgets import TrainStep
+from .checkpoints import save_tensors
+from .distributed import whole
 from .examples import Examples
 from .images import grid, save_png
 from .models import FILE, save
@@ -152,6 +154,25 @@ class Checkpoint(Callback):
     def end(self, learner: Learner) -> None:
         """Save before anything else that could fail."""
         learner.save()
+
+
+class Snapshots(Callback):
+    """ema/<step>.safetensors, so that any length can be chosen afterwards with ``ema.posthoc``. Not a default: large.
+
+    Args:
+        every: Steps between two.
+    """
+
+    def __init__(self, every: int):
+        self.every = every
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """Store the averages as they are."""
+        if learner.run is None or (step.step % self.every and step.step != step.of):
+            return
+        state = {name: whole(t) for name, t in learner.average.state_dict().items()}
+        if learner.main:
+            save_tensors(learner.run.path / "ema" / f"{step.step:07d}.safetensors", state, learner.info)
 
 
 class Preview(Callback):

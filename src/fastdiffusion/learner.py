@@ -137,7 +137,7 @@ class Learner:
         self.record: dict[str, Any] | None = None  # this step's line of metrics.jsonl, if it has one
         self.highest_lr = LR if self.lr is None else self.lr
         self._signals: list[int] = []
-        self._saved = (0.0, 0.0)  # time of the last checkpoint, and what it took
+        self._saved = (0.0, 0.0)  # when and how long the last checkpoint took; the first step's tries out the disk
         self._measure_data()
         self._build()
 
