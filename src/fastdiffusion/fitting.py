@@ -328,7 +328,7 @@ def polished(table: Table, teaching: Flow, judging: Flow, until: float) -> Itera
                 return
         jacobian = torch.stack(columns)
         gram, slope = jacobian @ jacobian.T, jacobian @ miss
-        scale = torch.diag(gram.diagonal() + 1e-9 * gram.diagonal().max())
+        scale = torch.diag(gram.diagonal() + 1e-9 * gram.diagonal().max() + 1e-12)
         while failures < 8:
             turned = (torch.tensor(free).double() - torch.linalg.solve(gram + damping * scale, slope)).tolist()
             falling = all(a > b for a, b in pairwise([math.log(table.sigmas[0]), *turned[:levels]]))
