@@ -1,0 +1,161 @@
+"""The training recipes that diffusers and denoising-diffusion-pytorch document, for class-conditional 32x32 pictures.
+
+Each peer is trained as its authors write it (network family, batch, optimizer, learning rate and its schedule,
+exponential moving average, noise schedule, objective), at a width that suits a CPU: the documented widths are 10 to 30
+times larger and would not finish an epoch. The trained network is read as a denoiser, so that one sampler and one
+judge serve everybody.
+
+- diffusers: ``examples/unconditional_image_generation/train_unconditional.py``, made class-conditional with
+  ``num_class_embeds``: UNet2DModel, AdamW 1e-4 (betas 0.95, 0.999), batch 16, cosine decay after 500 warm-up steps,
+  EMA of power 3/4, 1,000 linear steps, noise prediction.
+- denoising-diffusion-pytorch: README, "classifier free guidance": Unet with dim_mults (1, 2, 4, 8) and
+  cond_drop_prob 0.5, Adam 8e-5 (betas 0.9, 0.99), batch 32, EMA 0.995 every 10 steps, cosine schedule, predicts noise.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fastdiffusion.types import Cond
+
+
+class Peer(Protocol):
+    """What a peer's recipe offers to the benchmarks."""
+
+    batch: int
+    net: nn.Module
+
+    def step(self, images: Tensor, labels: Tensor) -> None: ...
+    def weights(self) -> dict[str, Tensor]: ...
+    def denoiser(self, weights: dict[str, Tensor]) -> Callable[..., Tensor]: ...
+
+
+class DiscreteDenoiser:
+    """A noise-predicting network of 1,000 discrete times as a denoiser; times between the grid's by log sigma."""
+
+    def __init__(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor], alphas_cumprod: Tensor):
+        self.predict = predict
+        self.log_sigmas = ((1 - alphas_cumprod) / alphas_cumprod).double().sqrt().log()
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None and cond.label is not None
+        log = sigma.double().log().clamp(self.log_sigmas[0], self.log_sigmas[-1])
+        high = torch.searchsorted(self.log_sigmas, log).clamp(1, len(self.log_sigmas) - 1)
+        low = high - 1
+        w = (log - self.log_sigmas[low]) / (self.log_sigmas[high] - self.log_sigmas[low])
+        t = (low + w).float()
+        s = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        return x - s * self.predict(x * torch.rsqrt(1 + s * s), t, cond.label)
+
+
+class Diffusers:
+    """diffusers' unconditional example, made class-conditional."""
+
+    batch = 16
+
+    def __init__(self, total_images: int, classes: int = 10, channels: int = 1):
+        from diffusers import UNet2DModel
+        from diffusers.optimization import get_scheduler
+        from diffusers.schedulers import DDPMScheduler
+        from diffusers.training_utils import EMAModel
+
+        self.net: Any = UNet2DModel(
+            sample_size=32,
+            in_channels=channels,
+            out_channels=channels,
+            layers_per_block=2,
+            block_out_channels=(32, 64, 128, 128),
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            num_class_embeds=classes,
+        )
+        self.noise = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+        params = self.net.parameters()
+        self.optimizer = torch.optim.AdamW(params, lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8)
+        total = total_images // self.batch
+        self.rate = get_scheduler(
+            "cosine", self.optimizer, num_warmup_steps=min(500, total // 10), num_training_steps=total
+        )
+        self.ema: Any = EMAModel(self.net.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=3 / 4)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        noise = torch.randn_like(images)
+        t = torch.randint(0, 1000, (len(images),))
+        noisy = self.noise.add_noise(images, noise, t)  # type: ignore[arg-type]
+        loss = nn.functional.mse_loss(self.net(noisy, t, class_labels=labels).sample, noise)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.rate.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.net.parameters())
+
+    def weights(self) -> dict[str, Tensor]:
+        self.ema.store(self.net.parameters())
+        self.ema.copy_to(self.net.parameters())
+        weights = {name: value.clone() for name, value in self.net.state_dict().items()}
+        self.ema.restore(self.net.parameters())
+        return weights
+
+    def denoiser(self, weights: dict[str, Tensor]) -> DiscreteDenoiser:
+        self.net.load_state_dict(weights)
+        net = self.net.eval()
+        return DiscreteDenoiser(lambda x, t, y: net(x, t, class_labels=y).sample, self.noise.alphas_cumprod)
+
+
+def _without_torchvision() -> None:
+    """denoising_diffusion_pytorch imports torchvision for its data loader, which is not used here."""
+    for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):
+        module = types.ModuleType(name)
+        module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        sys.modules[name] = module
+    sys.modules["torchvision"].transforms = sys.modules["torchvision.transforms"]  # type: ignore[attr-defined]
+    sys.modules["torchvision"].utils = sys.modules["torchvision.utils"]  # type: ignore[attr-defined]
+
+
+class DenoisingDiffusionPytorch:
+    """denoising-diffusion-pytorch's classifier-free-guidance example with its Trainer's settings."""
+
+    batch = 32
+
+    def __init__(self, total_images: int, classes: int = 10, channels: int = 1):
+        _without_torchvision()
+        from denoising_diffusion_pytorch.classifier_free_guidance import GaussianDiffusion, Unet
+
+        for name in ("torchvision", "torchvision.transforms", "torchvision.utils"):
+            del sys.modules[name]
+        from ema_pytorch import EMA
+
+        self.net: Any = Unet(dim=32, dim_mults=(1, 2, 4, 8), num_classes=classes, channels=channels, cond_drop_prob=0.5)
+        self.diffusion: Any = GaussianDiffusion(self.net, image_size=32, timesteps=1000)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=8e-5, betas=(0.9, 0.99))
+        self.ema: Any = EMA(self.net, beta=0.995, update_every=10)
+
+    def step(self, images: Tensor, labels: Tensor) -> None:
+        self.diffusion((images + 1) / 2, classes=labels).backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update()
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in self.ema.ema_model.state_dict().items()}
+
+    def denoiser(self, weights: dict[str, Tensor]) -> DiscreteDenoiser:
+        self.net.load_state_dict(weights)
+        net = self.net.eval()
+        return DiscreteDenoiser(lambda x, t, y: net(x, t, classes=y, cond_drop_prob=0.0), self.diffusion.alphas_cumprod)
+
+
+PEERS: dict[str, Callable[..., Peer]] = {
+    "diffusers": Diffusers,
+    "denoising-diffusion-pytorch": DenoisingDiffusionPytorch,
+}
