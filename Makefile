@@ -24,7 +24,7 @@ clean:
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("fastdiffusion needs Python 3.11 or newer; say for instance: make demo PYTHON=python3.12")'
-	@echo 'Setting up in .venv, once: about 1 GB, a few minutes.'
+	@echo 'Setting up in .venv, once: 1 to 2 GB, a few minutes.'
 	@$(PYTHON) -m venv .venv
 
 .venv/ready: pyproject.toml constraints.txt | $(BIN)/pip
