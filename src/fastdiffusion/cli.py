@@ -228,9 +228,9 @@ def scan(
 
     Sizes, classes, captions, copies, and what cannot be read and why.
     """
-    from . import data
+    from .data.folders import scan as look
 
-    print(data.scan(path, size, aspect=aspect, mode=mode, labels=labels))
+    print(look(path, size, aspect=aspect, mode=mode, labels=labels))
 
 
 @app.command()

@@ -1,0 +1,90 @@
+"""The report: what real pictures score, what copies and spoiled ones do, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastdiffusion import metrics
+from fastdiffusion.data import Pictures, cache_folder, digits
+from fastdiffusion.errors import InputError
+from fastdiffusion.images import to_tensor
+from fastdiffusion.tasks import evaluation
+from fastdiffusion.tasks.evaluation import measure
+
+
+@pytest.fixture(scope="module")
+def half():
+    """Half of the digits as data, and a classifier of them."""
+    train, test = digits().split(0.5)
+    return train, test, metrics.train_classifier(train, passes=15)
+
+
+def report(half, images, labels=None):
+    return measure(images, half[0], labels, half[2], rounds=10)
+
+
+def test_real_pictures_score_as_real_pictures(half):
+    images, labels = metrics.pictures(half[1], range(400))
+    found = report(half, to_tensor(images), labels.tolist())
+    for name, number in found.numbers.items():
+        assert number.low <= number.value <= number.high, name
+        # the classifier knows the data's pictures and has not seen these: a little farther than the floor
+        assert number.value == pytest.approx(number.floor, rel=0.3, abs=1.0), name
+    assert found.numbers["label accuracy"].value > 0.9
+
+
+def test_copies_are_told_by_their_nearness(half):
+    images, _ = metrics.pictures(half[0], metrics.choose(half[0], 300, 5))
+    assert report(half, to_tensor(images)).numbers["nearness"].value == 0
+
+
+def test_spoiled_pictures_are_farther(half):
+    images, labels = metrics.pictures(half[1], range(400))
+    clean, wrong = to_tensor(images), torch.roll(labels, 1).tolist()
+    found = report(half, (clean + 0.5 * torch.randn(clean.shape)).clamp(-1, 1), wrong)
+    for name in ("fd_digits", "kd_digits", "gradients", "nearness"):
+        assert found.numbers[name].low > 1.05 * found.numbers[name].floor, name
+    assert found.numbers["precision"].high < found.numbers["precision"].floor
+    assert found.numbers["label accuracy"].value < 0.3
+
+
+def test_one_kind_only_is_precise_and_covers_little(half):
+    images, labels = metrics.pictures(half[1], range(len(half[1])))
+    found = report(half, to_tensor(images[labels == 3]))
+    assert found.numbers["precision"].value > 0.6
+    assert found.numbers["coverage"].value < 0.4
+    assert found.numbers["recall"].value < 0.4
+
+
+def test_features_of_any_net_and_their_cache(half, monkeypatch):
+    images, _ = metrics.pictures(half[1], range(60))
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU())
+    found = measure(to_tensor(images), half[0], features=net, rounds=3)
+    assert "fd_sequential" in found.numbers
+    assert "label accuracy" not in found.numbers
+    assert list((cache_folder() / "features").iterdir())
+    looked = []
+    features = metrics.features
+    monkeypatch.setattr(metrics, "features", lambda n, x: looked.append(len(x)) or features(n, x))
+    again = measure(to_tensor(images), half[0], features=net, rounds=3)
+    assert again.to_dict() == found.to_dict()
+    assert looked == [60]  # the generated ones only
+
+
+def test_the_sheet_and_the_files(half, tmp_path):
+    images, _ = metrics.pictures(half[1], range(50))
+    found = report(half, to_tensor(images))
+    assert found.neighbors.size == (6 * 66 + 2, evaluation.SHOWN * 66 + 2)
+    assert {path.name for path in found.save(tmp_path / "e").iterdir()} == {"report.json", "neighbors.png"}
+
+
+def test_what_cannot_be_measured(half):
+    with pytest.raises(InputError, match="The model makes 1x4x4 pictures, the data has 1x8x8"):
+        report(half, torch.zeros(50, 1, 4, 4))
+    with pytest.raises(InputError, match="at least 10"):
+        report(half, torch.zeros(5, 1, 8, 8))
+    few = Pictures("few", [np.zeros((12, 1, 8, 8), np.uint8)])
+    with pytest.raises(InputError, match="twice as many"):
+        measure(torch.zeros(12, 1, 8, 8), few)
