@@ -12,6 +12,7 @@ from .checkpoints import Folder, write_text
 from .models import Model
 
 SHEETS = 6  # previews shown, the first and the last among them
+COLORS = ("#4c78a8", "#e45756", "#54a24b")
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -99,11 +100,9 @@ def curve(lines: Mapping[str, Sequence[tuple[float, float]]], width: int = 800, 
         parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.3g}</text>')
         x, step = left + (width - left - 10) * i / 4, right * i / 4
         parts.append(f'<text x="{x:.0f}" y="{height - 10}" text-anchor="middle">{step:,.0f}</text>')
-    for (name, line), color in zip(drawn.items(), ("#4c78a8", "#e45756", "#54a24b"), strict=False):
+    for i, (name, line) in enumerate(drawn.items()):
         if line:
-            path = " ".join(place(x, y) for x, y in line)
+            color, path = COLORS[i % len(COLORS)], " ".join(place(x, y) for x, y in line)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
-            parts.append(
-                f'<text x="{width - 90}" y="{25 + 16 * len(parts) % 48}" style="fill:{color}">{escape(name)}</text>'
-            )
+            parts.append(f'<text x="{width - 90}" y="{25 + 16 * i}" style="fill:{color}">{escape(name)}</text>')
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Loss over steps">{"".join(parts)}</svg>'
