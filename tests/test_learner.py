@@ -131,7 +131,8 @@ def test_p2_with_gamma_0_is_the_plain_loss_and_bad_options_are_refused():
 
 
 def test_accumulated_parts_make_the_same_step():
-    one, four = learner(), learner(accumulate=4)
+    # Muon multiplies in bfloat16 and would enlarge the rounding of the sums
+    one, four = learner(optimizer="adamw", lr=1e-3), learner(optimizer="adamw", lr=1e-3, accumulate=4)
     losses_ = [[s.loss for s in learn.steps(5)] for learn in (one, four)]
     assert losses_[0] == pytest.approx(losses_[1], abs=1e-5)
     assert torch.allclose(weights(one), weights(four), atol=1e-5)

@@ -45,7 +45,6 @@ from .noise import generator
 from .schedules import DENSITIES
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
-LR = 1e-3  # learning rate where none is given
 BAD_IN_A_ROW = 3  # batches whose loss is not a number, after which training stops
 
 
@@ -102,7 +101,7 @@ class Learner:
     augment: Sequence[str] = ()
     augment_p: float = 0.12
     dropout: float = 0.0
-    optimizer: str = "adamw"
+    optimizer: str = "auto"
     lr: float | None = None
     weight_decay: float = 0.0
     batch_size: int = 64
@@ -126,6 +125,8 @@ class Learner:
     FREE = frozenset({"folder", "save_every", "track", "cpu", "verbose", "compile", "shard", "accumulate"})
 
     def __post_init__(self) -> None:
+        if self.optimizer == "auto":
+            self.optimizer = optimizers.default(self.shard)
         self._check()
         self.rank, self.world = rank_and_world()
         self.data = datasets.load(self.data) if isinstance(self.data, str) else self.data
@@ -135,7 +136,7 @@ class Learner:
         self.save_due = self.best = False  # whether to save after this step, and whether as the best
         self.validation: float | None = None  # of this step, if it was measured
         self.record: dict[str, Any] | None = None  # this step's line of metrics.jsonl, if it has one
-        self.highest_lr = LR if self.lr is None else self.lr
+        self.highest_lr = optimizers.RATES[self.optimizer] if self.lr is None else self.lr
         self._signals: list[int] = []
         self._saved = (0.0, 0.0)  # when and how long the last checkpoint took; the first step's tries out the disk
         self._measure_data()

@@ -62,6 +62,12 @@ OPTIMIZERS: dict[str, Callable[..., list[Optimizer]]] = {
     "muon": muon,
     "schedule_free": schedule_free,
 }
+RATES = {"adamw": 2e-3, "muon": 1e-2, "schedule_free": 2.5e-3}  # learning rates where none is given
+
+
+def default(shard: bool = False) -> str:
+    """Muon, which needs about half of AdamW's pictures (docs/lab-notes.md), if torch has it and matrices stay whole."""
+    return "muon" if hasattr(torch.optim, "Muon") and not shard else "adamw"
 
 
 def build(name: str, module: nn.Module, lr: float, weight_decay: float = 0.0) -> list[Optimizer]:
