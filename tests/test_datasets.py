@@ -12,6 +12,7 @@ from pathlib import Path
 import pictures
 import pytest
 import torch
+from PIL import ImageFont
 
 from fastdiffusion import data
 from fastdiffusion.errors import DataError, InputError, MissingExtra
@@ -117,8 +118,6 @@ def test_emoji_names_in_every_language():
 
 
 def test_fonts_that_cannot_be_used(tmp_path, monkeypatch):
-    import matplotlib
-
     monkeypatch.setattr(emoji, "_FOLDERS", (str(tmp_path), "~/x"))
     with pytest.raises(MissingExtra, match="No color emoji font found"):
         data.emoji()
@@ -128,7 +127,8 @@ def test_fonts_that_cannot_be_used(tmp_path, monkeypatch):
         data.emoji()
     with pytest.raises(DataError, match=r"Cannot read the font 'x\.ttf'"):
         data.emoji(font=tmp_path / "x.ttf")
-    black = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    black = tmp_path / "black.ttf"
+    black.write_bytes(ImageFont.load_default(16).font_bytes)  # the one that Pillow carries
     with pytest.raises(DataError, match="draws no color here"):
         data.emoji(font=black)
     monkeypatch.setattr(emoji.Pen, "draw", lambda self, sequence: None)
