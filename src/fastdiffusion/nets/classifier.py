@@ -14,11 +14,11 @@ from ..denoisers import Denoiser, expand, scaling
 from ..errors import InputError
 from ..types import Cond
 from .layers import norm, zero
-from .unet import UNet
+from .unet import Block, UNet
 
 
 class Half(nn.Module):
-    """The way down and the middle of a U-Net, averaged over the picture: (b, c, h, w) -> (b, features).
+    """The way down and the middle of a U-Net: (b, c, h, w) to features (b, f, h', w') and the embedding.
 
     Args:
         net: Keywords of ``UNet``.
@@ -28,24 +28,28 @@ class Half(nn.Module):
         super().__init__()
         whole = UNet(**net)
         self.embed, self.stem, self.encoder, self.middle = whole.embed, whole.stem, whole.encoder, whole.middle
-        self.features = whole.config["width"] * whole.config["multiples"][-1]
+        self.width, self.features = whole.config["width"], whole.config["width"] * whole.config["multiples"][-1]
 
-    def forward(self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:
+    def forward(self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"]) -> tuple[Tensor, Tensor]:
         emb, h = self.embed(c_noise, None), self.stem(x)
         for block in (*self.encoder, *self.middle):
             h = block(h, emb)
-        return h.mean((2, 3))
+        return h, emb
 
 
 class Head(nn.Module):
-    """Features to numbers, 0 at first."""
+    """Features to numbers, 0 at first: a block that sees the whole picture, then the mean over it."""
 
-    def __init__(self, n_in: int, n_out: int):
+    def __init__(self, half: Half, n_out: int):
         super().__init__()
-        self.norm, self.hidden, self.out = norm(n_in), nn.Linear(n_in, n_in), zero(nn.Linear(n_in, n_out))
+        n = half.features
+        self.block = Block(n, n, 4 * half.width, attention=True, head=min(n, 64))
+        self.norm, self.out = norm(n), zero(nn.Linear(n, n_out))
 
-    def forward(self, x: Float[Tensor, "b f"]) -> Float[Tensor, "b o"]:
-        return self.out(F.silu(self.hidden(F.silu(self.norm(x)))))
+    def forward(self, h: Float[Tensor, "b f h w"], emb: Float[Tensor, "b e"]) -> Float[Tensor, "b o"]:
+        # the first layer that learns may be a group norm, whose backward crashes torch 2.13 in channels-last memory
+        h = h if h.requires_grad else h.contiguous()
+        return self.out(F.silu(self.norm(self.block(h, emb))).mean((2, 3)))
 
 
 class Classifier(nn.Module):
@@ -69,7 +73,7 @@ class Classifier(nn.Module):
             "parameterization": parameterization,
         }
         self.trunk = Half(net)
-        self.head = Head(self.trunk.features, classes)
+        self.head = Head(self.trunk, classes)
 
     @classmethod
     def reading(cls, denoiser: Denoiser, classes: int) -> Classifier:
@@ -90,7 +94,7 @@ class Classifier(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b classes"]:
         """Logits."""
         c = scaling(self.config["parameterization"], expand(sigma, x), self.config["sigma_data"])
-        return self.head(self.trunk(c.c_in * x, c.c_noise.flatten()))
+        return self.head(*self.trunk(c.c_in * x, c.c_noise.flatten()))
 
     def log_prob(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], cond: Cond | None = None
@@ -116,10 +120,9 @@ class NoiseLevel(nn.Module):
         super().__init__()
         self.config = {"net": dict(net)}
         self.trunk = Half(net)
-        self.head = Head(self.trunk.features, 1)
+        self.head = Head(self.trunk, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """The noise level of each picture."""
         rms = x.flatten(1).square().mean(1).sqrt().clamp(min=1e-8)
-        features = self.trunk(x / expand(rms, x), rms.log() / 4)
-        return rms * self.head(features)[:, 0].exp()
+        return rms * self.head(*self.trunk(x / expand(rms, x), rms.log() / 4))[:, 0].exp()

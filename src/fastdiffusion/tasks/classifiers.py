@@ -24,6 +24,7 @@ from .. import nets, optimizers
 from ..checkpoints import Folder, load_tensors, save_tensors
 from ..data import Dataset
 from ..denoisers import expand
+from ..distributed import like
 from ..errors import CheckpointError, DataError, InputError, unknown
 from ..examples import DROPOUT, Example, Examples
 from ..models import Model
@@ -31,6 +32,7 @@ from ..nets.classifier import Classifier, NoiseLevel
 from ..noise import generator
 
 KINDS: dict[str, type[nn.Module]] = {"classifier": Classifier, "noise_level": NoiseLevel}
+LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}  # noise too weak to see teaches nothing, and guides by sigma^2
 SAVE_EVERY = 200  # steps between checkpoints
 Net = TypeVar("Net", Classifier, NoiseLevel)
 
@@ -137,12 +139,14 @@ def load(path: str | Path) -> Classifier | NoiseLevel:
     config, tensors = load_tensors(path)
     kind = config.pop("kind", None)
     if kind not in KINDS:
-        raise unknown("kind of classifier", kind, KINDS)
+        raise CheckpointError(f"{path} is not a classifier that train_classifier or train_noise_level made.")
     try:
-        with torch.device("meta"):
+        with torch.device("meta"):  # costs nothing, whatever the configuration asks for
             made = KINDS[kind](**config)
-        made.load_state_dict(tensors, assign=True)  # strict: names and shapes must be the configuration's
-    except (TypeError, RuntimeError, ValueError, KeyError, InputError) as error:
+        if {name: t.shape for name, t in made.state_dict().items()} != {name: t.shape for name, t in tensors.items()}:
+            raise ValueError("its tensors have other names or shapes")
+        made.to_empty(device="cpu").load_state_dict(tensors)
+    except (TypeError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit its configuration ({str(error)[:200]}).") from None
     assert isinstance(made, Classifier | NoiseLevel)
     return made.eval()
@@ -175,10 +179,10 @@ def _trained(
     folder: str | Path | None,
     seed: int,
 ) -> Net:
-    """Train what asks for gradients, at noise levels from 0.002 to 80 evenly in log sigma; returns ``made`` in eval."""
+    """Train what asks for gradients, at ``LEVELS``, evenly in log sigma; returns ``made`` in eval mode."""
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}. Try steps=1000.")
-    examples = Examples(data, min(batch_size, len(data)), seed, "uniform")
+    examples = Examples(data, min(batch_size, len(data)), seed, "uniform", LEVELS)
     learned = nn.ParameterList(p for p in made.parameters() if p.requires_grad)
     (optimizer,) = optimizers.build("adamw", learned, lr, weight_decay=0.01)
     config = json.loads(json.dumps({**made.config, "data": data.fingerprint, "steps": steps, "lr": lr, "seed": seed}))
@@ -222,5 +226,8 @@ def _resumed(
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = value
+    for index, parameter in enumerate(optimizer.param_groups[0]["params"]):  # in the parameter's memory format
+        for key, value in state[index].items():
+            state[index][key] = value if value.ndim == 0 else like(parameter, value)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return step

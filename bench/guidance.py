@@ -1,0 +1,154 @@
+"""What guidance buys and what it costs: label accuracy by a judge that never guided, and diversity beside it.
+
+The judge (``metrics.train_classifier``) has another architecture and another seed than the classifiers that guide, and
+its features give precision, recall and the Frechet distance. "spread" is the mean pairwise distance within a class over
+that of real pictures: 1 is as varied as the data.
+
+    python bench/guidance.py [--data digits] [--model FILE] [--minutes 1] [-n 250] [--steps 12] [--out out/bench]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdiffusion import data as datasets
+from fastdiffusion import guidance, metrics, noise, samplers
+from fastdiffusion.images import grid, to_tensor
+from fastdiffusion.learner import Learner
+from fastdiffusion.models import Model, load, save
+from fastdiffusion.nets.classifier import Classifier
+from fastdiffusion.tasks.classifiers import accuracy, train_classifier
+from fastdiffusion.types import Cond, Denoise
+
+SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+def spread(features: Tensor, labels: Tensor) -> float:
+    """Mean distance of two pictures of one class."""
+    return float(torch.stack([torch.pdist(features[labels == c]).mean() for c in labels.unique()]).mean())
+
+
+class Bench:
+    """A model, real pictures and a judge; ``row`` samples under a guidance and judges."""
+
+    def __init__(self, model: Model, data: datasets.Dataset, n: int, steps: int):
+        self.model, self.n, self.table = model, n, model.table(steps)
+        self.judge = metrics.train_classifier(data, seed=77)
+        images, self.real_labels = metrics.pictures(data, metrics.choose(data, max(n, 1000)))
+        self.real = metrics.features(self.judge, images)
+        self.real_pixels = to_tensor(images).flatten(1)
+        self.labels = torch.arange(n) % len(model.classes)
+        self.cond = model.cond(self.labels)
+        self.rows: list[dict[str, float | str]] = []
+
+    @torch.no_grad()
+    def sample(self, denoise: Denoise, cond: Cond | None) -> Tensor:
+        x = self.table.sigmas[0] * noise.initial(range(self.n), self.model.shape)
+        return samplers.final(samplers.run(denoise, x, self.table, cond, range(self.n))).clamp(-1, 1)
+
+    def row(self, name: str, denoise: Denoise, cond: Cond | None) -> Tensor:
+        begin = time.perf_counter()
+        images = self.sample(denoise, cond)
+        seconds = time.perf_counter() - begin
+        seen = metrics.features(self.judge, images)
+        precision, recall = metrics.precision_recall(self.real[: self.n], seen)
+        with torch.no_grad():
+            right = float((self.judge(images).argmax(1) == self.labels).float().mean())
+        self.rows.append({
+            "guidance": name, "accuracy": right, "fd": metrics.frechet(self.real[: self.n], seen),
+            "precision": float(precision.mean()), "recall": float(recall.mean()),
+            "spread": spread(images.flatten(1), self.labels) / spread(self.real_pixels, self.real_labels),
+            "seconds": seconds,
+        })  # fmt: skip
+        print("{guidance:44s} accuracy {accuracy:6.1%}  fd {fd:6.3f}  precision {precision:.2f}  recall {recall:.2f}  "
+              "spread {spread:.2f}  {seconds:5.1f} s".format(**self.rows[-1]), flush=True)  # fmt: skip
+        return images
+
+
+def unlabelled(denoise: Denoise) -> Denoise:
+    """The model without its label: what a classifier alone can do."""
+    return lambda x, sigma, cond=None: denoise(x, sigma, cond.null() if cond is not None else None)
+
+
+def cost(make: Callable[[], Denoise], bench: Bench, calls: int = 5) -> float:
+    """Milliseconds of a guided call on 16 pictures, the least of a few."""
+    x, sigma, cond = torch.randn(16, *bench.model.shape), torch.ones(16), bench.model.cond(bench.labels[:16])
+    times = []
+    for _ in range(calls):
+        begin = time.perf_counter()
+        with torch.no_grad():
+            make()(x, sigma, cond)
+        times.append(time.perf_counter() - begin)
+    return 1000 * min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    parser.add_argument("-n", type=int, default=250)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--classifier-steps", type=int, default=600)
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    data = datasets.load(args.data)
+    train, held_out = data.split(0.2)
+    if args.model is None or not args.model.exists():
+        model = Learner(train, net="unet-tiny", seed=0, verbose=False).fit(minutes=args.minutes).model
+        save(model, args.model or args.out / "guidance-model.safetensors")
+    else:
+        model = load(args.model)
+    model.denoiser.eval().requires_grad_(False)
+    guides: dict[str, Classifier] = {
+        "classifier": train_classifier(train, args.classifier_steps, seed=1),
+        "middle of the U-Net": train_classifier(train, args.classifier_steps, model, seed=1),
+    }
+    bench = Bench(model, data, args.n, args.steps)
+    for name, guide in guides.items():
+        guide.requires_grad_(False)
+        print(f"{name}: accuracy on held-out noisy pictures {accuracy(guide, held_out)}")
+    print(f"judge: accuracy on held-out pictures {bench.judge.info['accuracy']:.3f}")
+
+    pictures = []
+    plain = unlabelled(model.denoise)
+    for name, guide in guides.items():
+        for scale in SCALES if name == "classifier" else SCALES[1:]:
+            guided = guidance.classifier(plain, guide.log_prob, scale)
+            pictures.append(bench.row(f"{name}, scale {scale:g}, no label", guided, bench.cond)[:20])
+    for scale in SCALES[1:]:
+        pictures.append(bench.row(f"cfg, scale {scale:g}", guidance.cfg(model.denoise, scale), bench.cond)[:20])
+    for low, high in ((0.0, 0.3), (0.3, 3.0), (3.0, 80.0)):
+        guided = guidance.cfg(model.denoise, 4.0, interval=(low, high))
+        bench.row(f"cfg, scale 4, only sigma {low:g} to {high:g}", guided, bench.cond)
+    bench.row("cfg, scale 4, rescale 0.7", guidance.cfg(model.denoise, 4.0, rescale=0.7), bench.cond)
+    bench.row("apg, scale 4", guidance.apg(model.denoise, 4.0), bench.cond)
+    bench.row("classifier, scale 2, with label", guidance.classifier(model.denoise, guides["classifier"].log_prob, 2.0),
+              bench.cond)  # fmt: skip
+
+    clean = guides["classifier"]
+
+    def through() -> Denoise:
+        """The whole gradient: the classifier reads the estimate of the clean picture, through all of the U-Net."""
+        low, cond = torch.full((16,), 0.05), model.cond(bench.labels[:16])
+        return guidance.steer(plain, lambda x0: -clean.log_prob(x0, low, cond))
+
+    costs = {name: cost(lambda g=g: guidance.classifier(plain, g.log_prob), bench) for name, g in guides.items()}
+    costs |= {"through all of the U-Net": cost(through, bench), "none": cost(lambda: plain, bench)}
+    print("ms of a call on 16 pictures:", {name: round(value, 1) for name, value in costs.items()})
+
+    (args.out / "guidance.json").write_text(json.dumps({"rows": bench.rows, "milliseconds": costs}, indent=2) + "\n")
+    grid(torch.cat(pictures), 20, max(1, 32 // model.shape[1])).save(args.out / "guidance.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""What reads noisy pictures: it learns, goes on after a cut, saves and loads, and guides."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastdiffusion import data, guidance, nets
+from fastdiffusion.data import Pictures
+from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.errors import CheckpointError, DataError, InputError
+from fastdiffusion.examples import Examples
+from fastdiffusion.models import Model
+from fastdiffusion.nets.classifier import Classifier, NoiseLevel
+from fastdiffusion.tasks import classifiers
+from fastdiffusion.tasks.classifiers import accuracy, level_error, train_classifier, train_noise_level
+from fastdiffusion.types import Cond
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits").split(0.2)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    torch.manual_seed(0)
+    spec = {**nets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10}
+    return Model(Denoiser(nets.build(spec)), (1, 8, 8), classes=tuple("0123456789"))
+
+
+@pytest.fixture(scope="module")
+def judge(digits) -> Classifier:
+    return train_classifier(digits[0], steps=150, batch_size=64, lr=3e-3)
+
+
+@pytest.mark.slow
+def test_a_classifier_learns_at_every_noise_level(digits, judge):
+    seen = accuracy(judge, digits[1], (0.1, 1.0, 20.0))
+    assert seen[0.1] > 0.25 and seen[0.1] > seen[20.0]  # chance is 0.1; bench/guidance.py trains on
+
+
+def test_its_gradient_raises_its_own_verdict(judge):
+    x, sigma, cond = torch.randn(8, 1, 8, 8), torch.full((8,), 0.5), Cond(label=torch.arange(8))
+    guided = guidance.classifier(lambda x, sigma, cond=None: x, judge.log_prob, 0.2)
+    assert judge.log_prob(guided(x, sigma, cond), sigma, cond).mean() > judge.log_prob(x, sigma, cond).mean()
+
+
+def test_no_label_guides_nowhere(judge):
+    x, sigma = torch.randn(2, 1, 8, 8), torch.ones(2)
+    none, some = judge.log_prob(x, sigma, Cond(label=torch.tensor([-1, 3])))
+    assert none == 0 and some < 0
+    with pytest.raises(InputError, match="needs labels"):
+        judge.log_prob(x, sigma)
+
+
+def test_it_reads_the_middle_of_a_model_and_leaves_it_alone(digits, model):
+    before = {name: value.clone() for name, value in model.denoiser.net.state_dict().items()}
+    reader = train_classifier(digits[0], steps=3, model=model, batch_size=16)
+    assert all(torch.equal(value, before[name]) for name, value in model.denoiser.net.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in reader.trunk.state_dict().items())
+    assert {name.split(".")[0] for name, p in reader.named_parameters() if p.requires_grad} == {"head"}
+    dit = nets.build({**nets.PRESETS["dit-tiny"], "in_channels": 1, "out_channels": 1})
+    with pytest.raises(InputError, match="Only a U-Net has a middle to read, got a DiT"):
+        Classifier.reading(Denoiser(dit), 10)
+
+
+def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, monkeypatch):
+    options = {"steps": 6, "batch_size": 16, "dropout": 0.3}
+    whole = train_classifier(digits[0], **options)
+    monkeypatch.setattr(classifiers, "SAVE_EVERY", 2)
+    draw = Examples.draw
+
+    def cut(self, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return draw(self, step)
+
+    monkeypatch.setattr(Examples, "draw", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier(digits[0], folder=tmp_path, **options)
+    monkeypatch.setattr(Examples, "draw", draw)
+    resumed = train_classifier(digits[0], folder=tmp_path, **options)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    with pytest.raises(CheckpointError, match="holds another run"):
+        train_classifier(digits[0], folder=tmp_path, **{**options, "steps": 7})
+
+
+def test_saved_and_loaded_it_is_the_same(judge, tmp_path):
+    x, sigma = torch.randn(4, 1, 8, 8), torch.ones(4)
+    classifiers.save(judge, tmp_path / "judge.safetensors")
+    read = classifiers.load(tmp_path / "judge.safetensors")
+    assert isinstance(read, Classifier) and torch.equal(read(x, sigma), judge(x, sigma))
+
+
+def test_foreign_files_are_refused(model, tmp_path):
+    from fastdiffusion.checkpoints import load_tensors, save_tensors
+    from fastdiffusion.models import save
+
+    save(model, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not a classifier"):
+        classifiers.load(tmp_path / "model.safetensors")
+    classifiers.save(NoiseLevel({"width": 8}), tmp_path / "level.safetensors")
+    config, tensors = load_tensors(tmp_path / "level.safetensors")
+    for wrong in ({"kind": "classifier"}, {"net": {"width": 16}}, {"net": {"depth": 3}}, {"net": [1]}, {"more": 1}):
+        save_tensors(tmp_path / "wrong.safetensors", tensors, {**config, **wrong})
+        with pytest.raises(CheckpointError):
+            classifiers.load(tmp_path / "wrong.safetensors")
+
+
+def test_bad_data_and_options_are_told(digits):
+    unlabelled = Pictures("photos", [torch.zeros(1, 8, 8, dtype=torch.uint8)] * 4)
+    with pytest.raises(DataError, match="photos has no labels"):
+        train_classifier(unlabelled)
+    with pytest.raises(InputError, match=r"No U-Net named 'unet-tniy'. Did you mean 'unet-tiny'"):
+        train_classifier(digits[0], net="unet-tniy")
+    with pytest.raises(InputError, match="steps must be at least 1"):
+        train_noise_level(digits[0], steps=0)
+
+
+@pytest.mark.slow
+def test_a_noise_level_is_seen(digits):
+    eye = train_noise_level(digits[0], steps=60, batch_size=64)
+    error = level_error(eye, digits[1], (1.0, 10.0))
+    assert error[1.0] < 0.35 and error[10.0] < 0.2
+    assert eye(torch.randn(3, 1, 8, 8)).shape == (3,)
