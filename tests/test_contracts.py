@@ -15,7 +15,7 @@ import fastdiffusion
 from fastdiffusion import cli, learner
 from fastdiffusion.data import ImageFolder
 from fastdiffusion.fitting import fit_sampler
-from fastdiffusion.tasks import demo, evaluation, generation
+from fastdiffusion.tasks import classifiers, demo, evaluation, generation, sharing, study
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -71,6 +71,9 @@ FLAGS = {  # command -> the function whose parameters its flags are, and the fla
     "scan": ([ImageFolder], set()),
     "fit": ([fit_sampler], {"device"}),
     "demo": ([demo.demo], set()),
+    "study": ([generation.sample, study.study], {"out"}),
+    "export": ([sharing.export], set()),
+    "train-classifier": ([classifiers.train_classifier, ImageFolder], set()),
 }
 
 
@@ -80,7 +83,13 @@ def test_flags_are_parameters(command):
     functions, extra = FLAGS[command]
     parameters = {name: p for f in functions for name, p in reversed(inspect.signature(f).parameters.items())}
     renamed = {("demo", "out"): "folder"}
-    other = {("train", "size"), ("fit", "steps"), ("train", "augment")}  # None: the data's own; lists as text
+    other = {
+        ("train", "size"),
+        ("fit", "steps"),
+        ("train", "augment"),
+        ("train-classifier", "size"),
+        ("train-classifier", "folder"),
+    }  # None: the data's own; lists as text
     for flag in COMMANDS[command].params:
         name = renamed.get((command, flag.name), flag.name)
         if name in extra or name == "help":
@@ -91,7 +100,7 @@ def test_flags_are_parameters(command):
             assert str(flag.default) == str(default), f"{command} --{name}"
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "fit", "demo"])
+@pytest.mark.parametrize("command", ["sample", "evaluate", "fit", "demo", "export"])
 def test_parameters_are_flags(command):
     """Every parameter of a verb can be given on the command line."""
     flags = {flag.name for flag in COMMANDS[command].params} | {"folder"}

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .models import Model, load, save
     from .tasks.evaluation import Report, evaluate, measure
     from .tasks.generation import Samples, again, sample, sample_steps
+    from .tasks.sharing import export
+    from .tasks.study import study
 
 __version__ = "0.1.0"
 
@@ -29,11 +31,13 @@ __all__ = [
     "Samples",
     "again",
     "evaluate",
+    "export",
     "load",
     "measure",
     "sample",
     "sample_steps",
     "save",
+    "study",
 ]
 
 _ROOMS = {
@@ -43,6 +47,8 @@ _ROOMS = {
     "models": ["Model", "load", "save"],
     "tasks.evaluation": ["Report", "evaluate", "measure"],
     "tasks.generation": ["Samples", "again", "sample", "sample_steps"],
+    "tasks.sharing": ["export"],
+    "tasks.study": ["study"],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 

@@ -51,6 +51,7 @@ class State:
         precision: "float32" or "bfloat16"; None until measured.
         bad: Skipped batches in a row.
         length: Of the average of the weights that is the model; None until chosen.
+        validation: The last validation loss; None until measured.
     """
 
     step: int = 0
@@ -63,6 +64,7 @@ class State:
     precision: str | None = None
     bad: int = 0
     length: float | None = None
+    validation: float | None = None
 
     @property
     def finished(self) -> bool:

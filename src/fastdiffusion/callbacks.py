@@ -85,7 +85,7 @@ class Validation(Callback):
         """Measure, seldom, and mark the best so far for the next checkpoint."""
         learner.validation = None
         if self.pieces and seldom(step, learner.batch_size, self.calls):
-            learner.validation = learner.validate(self.pieces)
+            learner.validation = learner.state.validation = learner.validate(self.pieces)
             learner.best = learner.validation <= self.best
             self.best = min(learner.validation, self.best)
 

@@ -269,6 +269,84 @@ def fit(
 
 
 @app.command()
+def study(
+    model: ModelPath,
+    vary: Annotated[list[str], typer.Option(help="A knob and its values, e.g. scale=1,3,7; may be repeated.")],
+    n: Annotated[int, typer.Option("-n", "--n", help="Pictures in each cell.")] = 4,
+    steps: Steps = 12,
+    seed: Seed = 0,
+    scale: Scale = 1.0,
+    out: Out = Path("out/study"),
+) -> None:
+    """Sample every combination of some knobs.
+
+    Writes all pictures, a labelled sheet, and which knob explains how much of the differences. A cell equals the run
+    of fastdiffusion sample with its settings.
+    """
+    from .tasks import study as studies
+
+    fixed = {"steps": steps, "seed": seed, "scale": scale}
+    names = {studies.knob(text)[0] for text in vary}
+    done = studies.study(model, vary, n, **{key: value for key, value in fixed.items() if key not in names})
+    done.save(out)
+    for name, part in done.explained().items():
+        print(f"{name:14} explains {part:5.1%} of the differences")
+    print(f"{out / 'study.png'}: {len(done.cells)} cells of {n} pictures.")
+
+
+@app.command("train-classifier")
+def train_classifier(
+    data: DataName,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 1000,
+    net: Annotated[str, typer.Option(help="A U-Net, of which half is taken.")] = "unet-tiny",
+    size: Size = None,
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
+        "runs/classifier"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 128,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    dropout: Annotated[float, typer.Option(help="Against memorizing.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+) -> None:
+    """Train a classifier of noisy pictures, for guidance.
+
+    fastdiffusion.guidance.classifier takes it: guided = classifier(model.denoise, net.log_prob, scale).
+    """
+    given = {key: value for key, value in locals().items() if key not in ("data", "size")}
+    from . import data as datasets
+    from .tasks import classifiers
+
+    pictures = datasets.load(data, size)
+    made = classifiers.train_classifier(pictures, **given)
+    classifiers.save(made, folder / "classifier.safetensors")
+    for sigma, right in classifiers.accuracy(made, pictures).items():
+        print(f"sigma {sigma:5.2f}: {right:.1%} of training pictures told rightly")
+    print(f"{folder / 'classifier.safetensors'} is there.")
+
+
+@app.command()
+def export(
+    model: ModelPath,
+    folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes.")] = Path("out/export"),
+    name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the model, e.g. apache-2.0.")] = None,
+    data_license: Annotated[str | None, typer.Option(help="Of the pictures it was trained on.")] = None,
+    n: Annotated[int, typer.Option("-n", "--n", help="Samples in the preview.")] = 32,
+    steps: Steps = 12,
+    scale: Scale = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Write a folder to share: model, card, preview.
+
+    The card says what the run measured. The folder can be pushed to a model hub as it is.
+    """
+    given = dict(locals())
+    from .tasks.sharing import export as write
+
+    print(f"{write(**given)}: model.safetensors, README.md, config.json, preview.png.")
+
+
+@app.command()
 def samplers() -> None:
     """List the samplers and their use."""
     from .samplers import SAMPLERS, about

@@ -250,7 +250,16 @@ class Learner:
     def info(self) -> dict[str, Any]:
         """What the model file and the report say of the run."""
         s, name = self.state, self.net if isinstance(self.net, str) else self.net["name"]
-        return {"data": self.train.name, "net": name, "steps": s.step, "minutes": round(s.seconds / 60, 2)}
+        said = {
+            "data": self.train.name,
+            "net": name,
+            "pictures": len(self.train),
+            "steps": s.step,
+            "images_seen": s.step * self.batch_size,
+            "minutes": round(s.seconds / 60, 2),
+            "sigma_data": self.measured_sigma_data,
+        }
+        return said if s.validation is None else {**said, "validation_loss": round(s.validation, 5)}
 
     @property
     def model(self) -> Model:
