@@ -23,7 +23,7 @@ def export(
 ) -> Path:
     """Write model file, model card, configuration and a preview of ``n`` samples into ``folder``.
 
-    ``huggingface-cli upload NAME folder`` then shares it. The card says what the run measured and nothing else.
+    ``hf upload NAME folder`` then shares it. The card says what the run measured and nothing else.
 
     Args:
         model: A model, a model file or a training run's folder.
