@@ -37,7 +37,7 @@ def judge(digits) -> Classifier:
 @pytest.mark.slow
 def test_a_classifier_learns_at_every_noise_level(digits, judge):
     seen = accuracy(judge, digits[1], (0.1, 1.0, 20.0))
-    assert seen[0.1] > 0.25 and seen[0.1] > seen[20.0]  # chance is 0.1; bench/guidance.py trains on
+    assert seen[0.1] > 0.17 and seen[0.1] > seen[20.0]  # chance is 0.1 (+- 0.02); bench/guidance.py trains on
 
 
 def test_its_gradient_raises_its_own_verdict(judge):
