@@ -5,8 +5,8 @@ distance to real pictures in the features of a judge; real against real is print
 
 Verdict on the digits: a solver does it better. Momentum above 0 is further from the flow than DDIM at every number of
 calls; below 0 (extrapolation) it is nearer, and is then a multistep solver by another name. Blind descent is DDIM with
-a blind denoiser, exactly, because the level cancels; its error stops falling where the predictor's own error begins. Adam
-on planned levels never arrives; blind, it makes other pictures than the flow, of like quality at 50 calls.
+a blind denoiser, exactly, because the level cancels; its error stops falling where the predictor's own begins. Adam on
+planned levels never arrives; blind, it makes other pictures than the flow, of like quality at 50 calls.
 
     python bench/optimizer_sampling.py [--data digits] [--model FILE] [--minutes 1] [-n 250] [--out out/bench]
 """
