@@ -40,7 +40,7 @@ def ours(seed: int, folder: Path | None = None) -> Learner:
     return Learner(data.load("fashion-mnist", size=32), seed=seed, folder=folder, verbose=False)
 
 
-def rates(rounds: int = 4, seconds: float = 15.0) -> None:
+def rates(rounds: int = 5, seconds: float = 6.0) -> None:
     """Training images per second of every system, measured in turns so that the machine's moods fall on all alike."""
     pictures = data.load("fashion-mnist", size=32)
     batch = pictures.batch(list(range(256)))
