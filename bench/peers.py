@@ -2,8 +2,8 @@
 
 Each peer is trained as its authors write it (network family, batch, optimizer, learning rate and its schedule,
 exponential moving average, noise schedule, objective), at a width that suits a CPU: the documented widths are 10 to 30
-times larger and would not finish an epoch. The trained network is read as a denoiser, so that one sampler and one
-judge serve everybody.
+times larger and would not finish an epoch. Each is sampled by its own library's sampler, which clips its estimates:
+read as plain denoisers under a deterministic solver, networks that have learned so little diverge.
 
 - diffusers: ``examples/unconditional_image_generation/train_unconditional.py``, made class-conditional with
   ``num_class_embeds``: UNet2DModel, AdamW 1e-4 (betas 0.95, 0.999), batch 16, cosine decay after 500 warm-up steps,
@@ -23,8 +23,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fastdiffusion.types import Cond
-
 
 class Peer(Protocol):
     """What a peer's recipe offers to the benchmarks."""
@@ -34,26 +32,8 @@ class Peer(Protocol):
 
     def step(self, images: Tensor, labels: Tensor) -> None: ...
     def weights(self) -> dict[str, Tensor]: ...
-    def denoiser(self, weights: dict[str, Tensor]) -> Callable[..., Tensor]: ...
-
-
-class DiscreteDenoiser:
-    """A noise-predicting network of 1,000 discrete times as a denoiser; times between the grid's by log sigma."""
-
-    def __init__(self, predict: Callable[[Tensor, Tensor, Tensor], Tensor], alphas_cumprod: Tensor):
-        self.predict = predict
-        self.log_sigmas = ((1 - alphas_cumprod) / alphas_cumprod).double().sqrt().log()
-
-    @torch.no_grad()
-    def __call__(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        assert cond is not None and cond.label is not None
-        log = sigma.double().log().clamp(self.log_sigmas[0], self.log_sigmas[-1])
-        high = torch.searchsorted(self.log_sigmas, log).clamp(1, len(self.log_sigmas) - 1)
-        low = high - 1
-        w = (log - self.log_sigmas[low]) / (self.log_sigmas[high] - self.log_sigmas[low])
-        t = (low + w).float()
-        s = sigma.reshape(-1, *[1] * (x.ndim - 1))
-        return x - s * self.predict(x * torch.rsqrt(1 + s * s), t, cond.label)
+    def load(self, weights: dict[str, Tensor]) -> None: ...
+    def sample(self, labels: Tensor, steps: int) -> Tensor: ...
 
 
 class Diffusers:
@@ -105,10 +85,20 @@ class Diffusers:
         self.ema.restore(self.net.parameters())
         return weights
 
-    def denoiser(self, weights: dict[str, Tensor]) -> DiscreteDenoiser:
+    def load(self, weights: dict[str, Tensor]) -> None:
         self.net.load_state_dict(weights)
-        net = self.net.eval()
-        return DiscreteDenoiser(lambda x, t, y: net(x, t, class_labels=y).sample, self.noise.alphas_cumprod)
+        self.net.eval()
+
+    def sample(self, labels: Tensor, steps: int) -> Tensor:
+        """DDIM with eta = 1, estimates clipped: DDPM's sampler, which the example uses with 1,000 steps, in fewer."""
+        from diffusers.schedulers import DDIMScheduler
+
+        scheduler: Any = DDIMScheduler(num_train_timesteps=1000, beta_schedule="linear")
+        scheduler.set_timesteps(steps)
+        x = torch.randn(len(labels), 1, 32, 32)
+        for t in scheduler.timesteps:
+            x = scheduler.step(self.net(x, t, class_labels=labels).sample, t, x, eta=1.0).prev_sample
+        return x
 
 
 def _without_torchvision() -> None:
@@ -149,10 +139,17 @@ class DenoisingDiffusionPytorch:
     def weights(self) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in self.ema.ema_model.state_dict().items()}
 
-    def denoiser(self, weights: dict[str, Tensor]) -> DiscreteDenoiser:
+    def load(self, weights: dict[str, Tensor]) -> None:
         self.net.load_state_dict(weights)
-        net = self.net.eval()
-        return DiscreteDenoiser(lambda x, t, y: net(x, t, classes=y, cond_drop_prob=0.0), self.diffusion.alphas_cumprod)
+        self.net.eval()
+
+    def sample(self, labels: Tensor, steps: int) -> Tensor:
+        """Its own DDIM sampler (eta = 1, estimates clipped), without guidance."""
+        size = (len(labels), 1, 32, 32)
+        self.diffusion.sampling_timesteps = steps
+        # a scale of 1 makes its own method return one value where its caller unpacks two
+        self.net.forward_with_cond_scale = lambda x, t, y, **_: (self.net(x, t, y, cond_drop_prob=0.0),) * 2
+        return 2 * self.diffusion.ddim_sample(labels, size, cond_scale=1.0) - 1
 
 
 PEERS: dict[str, Callable[..., Peer]] = {

@@ -163,10 +163,9 @@ def faster_precision(objective: Objective, example: Example) -> str:
     device = example.x0.device
     if device.type == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "float32"
-    times = []
-    for kind in ("float32", "bfloat16"):
-        laps = []
-        for _ in range(3):
+    times = [math.inf, math.inf]
+    for _ in range(4):  # in turns, so that a busy machine slows both alike
+        for i, kind in enumerate(("float32", "bfloat16")):
             begun = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=kind == "bfloat16"):
                 loss = objective(example)
@@ -174,7 +173,6 @@ def faster_precision(objective: Objective, example: Example) -> str:
             objective.zero_grad(set_to_none=True)
             if device.type != "cpu":
                 torch.accelerator.synchronize()
-            laps.append(time.perf_counter() - begun)
-        times.append(min(laps))
+            times[i] = min(times[i], time.perf_counter() - begun)
     slow, fast = total(times, device)
     return "bfloat16" if fast < 0.9 * slow else "float32"
