@@ -67,9 +67,8 @@ def test_a_slow_model_is_searched_less():
         time.sleep(0.005)
         return RING(x, sigma)
 
-    began = time.monotonic()
     table = fitting.fit_sampler(slow, 4, (2,), 80.0, 0.002, noises=16, seconds=4)
-    assert table.calls == 4 and calls < 1000 and time.monotonic() - began < 60  # generous: the machine may be busy
+    assert table.calls == 4 and calls < 1000
 
 
 def test_the_flow_between_its_points(flow):
