@@ -186,7 +186,7 @@ def test_poor_surroundings(model, tmp_path):
 
 def test_ctrl_c_is_130():
     program = """
-import sys, time
+import signal, sys, time
 from fastdiffusion import cli
 from fastdiffusion.tasks import generation
 
@@ -195,6 +195,7 @@ def busy(**given):
     time.sleep(600)
 
 generation.sample = busy
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 sys.exit(cli.main(["sample", "any"]))
 """
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
