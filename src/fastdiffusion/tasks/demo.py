@@ -38,6 +38,7 @@ def demo(folder: str | Path = "out/demo", seconds: float = 40.0) -> Report:
         "class learns to say what the picture was. That is all the training there is. At first it knows nothing:"
     )
     learner = Learner(data, net="unet-tiny", lr=3e-3, dropout=0.1, holdout=0.02, folder=folder, save_every=3600)
+    threads = torch.get_num_threads()
     torch.set_num_threads(faster_threads(learner))
     learner.fit(minutes=seconds / 60, fresh=True, callbacks=[Window()])
     model = learner.model
@@ -67,6 +68,7 @@ What to type next:
   fastdiffusion again out/0100-3.png
   fastdiffusion about dpmpp_3m
   fastdiffusion train YOUR-PICTURES/ --size 64 --minutes 60""")
+    torch.set_num_threads(threads)
     return report
 
 
