@@ -1,0 +1,55 @@
+"""The command line: the library's verbs, in its words. A flag is the parameter of the Python function.
+
+Nothing heavy is imported before a command runs, so that help costs no time.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..errors import FastdiffusionError
+from .options import app
+
+from . import training, sampling, looking  # noqa: E402, F401, I001 (each registers its commands, in the order of the help)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit code: 0, 2 for an error that the person can mend, 130 for Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in given
+    for stream in (sys.stdout, sys.stderr):  # names may hold signs that this terminal cannot show
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    try:
+        app([word for word in given if word != "--debug"], prog_name="fastdiffusion")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        return 130
+    except FastdiffusionError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"fastdiffusion: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from.")] = False,
+) -> None:
+    """What goes before any command."""

@@ -1,0 +1,58 @@
+"""Commands that explain and show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import Out, app
+
+
+@app.command()
+def samplers() -> None:
+    """List the samplers and their use."""
+    from ..samplers import SAMPLERS, about
+
+    print(f"{'name':20} order  calls  noise  use")
+    for known in map(about, SAMPLERS):
+        print(f"{known.name:20} {known.order:5}  {known.calls:5}  {'yes' if known.stochastic else 'no':5}  {known.use}")
+
+
+@app.command()
+def about(
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A sampler, schedule, weight, net, ...")] = None,
+) -> None:
+    """Explain a name: equation, paper, code.
+
+    Without a name, list what there is.
+    """
+    from ..tasks.about import about as explain
+
+    print(explain(name))
+
+
+@app.command()
+def demo(
+    out: Out = Path("out/demo"),
+    seconds: Annotated[float, typer.Option(help="Time to train.")] = 40.0,
+) -> None:
+    """From nothing to measured pictures: a minute.
+
+    Trains on the handwritten digits, samples, evaluates.
+    """
+    from ..tasks.demo import demo as show
+
+    show(out, seconds)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine.
+
+    Versions, devices, data sets, fonts, extras.
+    """
+    from ..tasks.doctor import doctor as examine
+
+    print(examine())

@@ -1,0 +1,31 @@
+"""What the commands share: the application they register with, and the options that many of them take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="fastdiffusion",
+    help="Train diffusion models, sample from them, measure what comes out.",
+    epilog="Any command with --help tells its options. Errors: --debug shows where they come from.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of its training run.")]
+DataName = Annotated[str, typer.Argument(metavar="DATA", help="A folder, or digits, fashion-mnist, emoji, hf:NAME.")]
+Size = Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")]
+Steps = Annotated[int, typer.Option(help="Denoiser calls per picture.")]
+Seed = Annotated[int, typer.Option(help="Of picture 0; picture i has seed + i.")]
+Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")]
+Sampler = Annotated[str | None, typer.Option(help="See: fastdiffusion samplers. By default the model's own.")]
+Schedule = Annotated[str | None, typer.Option(help="Of the noise levels: exponential, karras, ...")]
+BatchSize = Annotated[int, typer.Option(help="Pictures at once.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is.")]

@@ -1,0 +1,138 @@
+"""Commands that make pictures, measure them, and share the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import BatchSize, DataName, Device, ModelPath, Out, Sampler, Scale, Schedule, Seed, Size, Steps, app
+
+
+@app.command()
+def sample(
+    model: ModelPath,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many pictures.")] = 16,
+    classes: Annotated[str | None, typer.Option(help="Names or indices, e.g. 3,7; all in turn by default.")] = None,
+    steps: Steps = 12,
+    seed: Seed = 0,
+    scale: Scale = 1.0,
+    sampler: Sampler = None,
+    schedule: Schedule = None,
+    variation_seed: Annotated[int, typer.Option(help="Turn the noise towards this seed's.")] = 0,
+    variation_strength: Annotated[float, typer.Option(help="How far, 0 to 1.")] = 0.0,
+    size: Size = None,
+    batch_size: BatchSize = 16,
+    out: Out = Path("out"),
+    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each PNG.")] = True,
+    device: Device = None,
+) -> None:
+    """Make pictures that carry their recipe.
+
+    One PNG each, and grid.png.
+    """
+    given = {key: value for key, value in locals().items() if key not in ("out", "metadata")}
+    from ..tasks import generation
+
+    made = generation.sample(**given)
+    paths = made.save(out, metadata=metadata)
+    made.save_grid(out / "grid.png", metadata=metadata, labels=True)
+    print(f"{len(paths)} pictures in {out}, from {paths[0].name} on, and grid.png.")
+    if metadata:
+        print(f"Next: fastdiffusion again {paths[0]}")
+
+
+@app.command()
+def again(
+    picture: Annotated[Path, typer.Argument(metavar="PNG", help="A picture that carries its recipe.")],
+    model: Annotated[Path | None, typer.Option(help="The model; by default looked for beside the picture.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="By default NAME-again.png beside it.")] = None,
+) -> None:
+    """Make a picture anew from its recipe.
+
+    On the same machine it has the same bytes; says so if not.
+    """
+    from ..tasks import generation
+
+    copy = out or picture.with_name(f"{picture.stem}-again.png")
+    generation.remake(picture, copy, model)
+    same = copy.read_bytes() == picture.read_bytes()
+    note = "the same bytes" if same else "not the same bytes: another machine, or another version of torch"
+    print(f"{copy}: {note}.")
+
+
+@app.command()
+def evaluate(
+    model: ModelPath,
+    data: DataName,
+    n: Annotated[int, typer.Option("-n", "--n", help="Pictures on each side.")] = 1000,
+    steps: Steps = 12,
+    seed: Seed = 0,
+    scale: Scale = 1.0,
+    sampler: Sampler = None,
+    schedule: Schedule = None,
+    batch_size: BatchSize = 64,
+    rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 100,
+    out: Out = Path("out/evaluation"),
+    device: Device = None,
+) -> None:
+    """Measure a model against its data.
+
+    Distances, precision and recall, coverage, and whether it copies. The first time, a classifier is trained on the
+    data to measure with.
+    """
+    given = {key: value for key, value in locals().items() if key != "out"}
+    from ..tasks import evaluation
+
+    report = evaluation.evaluate(**given)
+    report.save(out)
+    print(f"{report}\nIn {out}: report.json, samples.png, and neighbors.png, the samples nearest to a real picture.")
+
+
+@app.command()
+def study(
+    model: ModelPath,
+    vary: Annotated[list[str], typer.Option(help="A knob and its values, e.g. scale=1,3,7; may be repeated.")],
+    n: Annotated[int, typer.Option("-n", "--n", help="Pictures in each cell.")] = 4,
+    steps: Steps = 12,
+    seed: Seed = 0,
+    scale: Scale = 1.0,
+    out: Out = Path("out/study"),
+) -> None:
+    """Sample every combination of some knobs.
+
+    Writes all pictures, a labelled sheet, and which knob explains how much of the differences. A cell equals the run
+    of fastdiffusion sample with its settings.
+    """
+    from ..tasks import study as studies
+
+    fixed = {"steps": steps, "seed": seed, "scale": scale}
+    names = {studies.knob(text)[0] for text in vary}
+    done = studies.study(model, vary, n, **{key: value for key, value in fixed.items() if key not in names})
+    done.save(out)
+    for name, part in done.explained().items():
+        print(f"{name:14} explains {part:5.1%} of the differences")
+    print(f"{out / 'study.png'}: {len(done.cells)} cells of {n} pictures.")
+
+
+@app.command()
+def export(
+    model: ModelPath,
+    folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes.")] = Path("out/export"),
+    name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
+    license: Annotated[str | None, typer.Option(help="Of the model, e.g. apache-2.0.")] = None,
+    data_license: Annotated[str | None, typer.Option(help="Of the pictures it was trained on.")] = None,
+    n: Annotated[int, typer.Option("-n", "--n", help="Samples in the preview.")] = 32,
+    steps: Steps = 12,
+    scale: Scale = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Write a folder to share: model, card, preview.
+
+    The card says what the run measured. The folder can be pushed to a model hub as it is.
+    """
+    given = dict(locals())
+    from ..tasks.sharing import export as write
+
+    print(f"{write(**given)}: model.safetensors, README.md, config.json, preview.png.")

@@ -1,0 +1,154 @@
+"""Commands that train: a model, a classifier, a sampler; and the look at the data before."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from .options import DataName, Device, ModelPath, Scale, Size, app
+
+
+@app.command()
+def train(
+    data: DataName,
+    net: Annotated[
+        str, typer.Option(help="unet-tiny, unet-small, unet-base, dit-tiny, dit-small, dit-base.")
+    ] = "unet-small",
+    size: Size = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Time to train, of all sessions together; 10 by default.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps to train, instead of minutes.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
+    folder: Annotated[
+        Path | None, typer.Option("--folder", "--out", "-o", help="Where the run lives; by default runs/NAME.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Pictures per step, over all processes.")] = 64,
+    accumulate: Annotated[int, typer.Option(help="Parts that a batch is computed in, to save memory.")] = 1,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate; by default the optimizer's.")] = None,
+    optimizer: Annotated[str, typer.Option(help="muon, adamw, schedule_free, or auto.")] = "auto",
+    augment: Annotated[str, typer.Option(help="Names with commas, e.g. mirror,crop; see: about.")] = "",
+    augment_p: Annotated[float, typer.Option(help="Probability of each.")] = 0.12,
+    dropout: Annotated[float, typer.Option(help="Of the net.")] = 0.0,
+    label_dropout: Annotated[float, typer.Option(help="Part trained without a label, for guidance.")] = 0.1,
+    parameterization: Annotated[str, typer.Option(help="edm, v, noise, score, x0, flow.")] = "edm",
+    density: Annotated[str, typer.Option(help="Noise levels to train at: lognormal, uniform, ...")] = "lognormal",
+    weight: Annotated[str, typer.Option(help="Of the loss: edm, min_snr, p2, ...")] = "edm",
+    self_condition: Annotated[bool, typer.Option(help="Also tell the net its own estimate.")] = False,
+    holdout: Annotated[float, typer.Option(help="Part of the data kept for the validation loss.")] = 0.05,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: measured.")] = "auto",
+    procs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    shard: Annotated[bool, typer.Option(help="Divide the weights among the processes.")] = False,
+    track: Annotated[str | None, typer.Option(help="tensorboard, trackio or wandb, besides report.html.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+) -> None:
+    """Train a model on pictures; again, to go on.
+
+    The same command goes on where the last one stopped, bit for bit.
+    """
+    given = dict(locals())
+    if procs > 1:
+        from ..distributed import launch, rank_and_world
+
+        if rank_and_world()[1] == 1:
+            raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
+    from .. import data as datasets
+    from ..images import safe_name
+    from ..learner import Learner
+
+    pictures = datasets.load(data, size)
+    if pictures.report is not None:
+        print(pictures.report, file=sys.stderr)
+    budget = {key: given.pop(key) for key in ("minutes", "steps", "fresh")}
+    keywords = {key: value for key, value in given.items() if key not in ("data", "size", "procs", "folder")}
+    keywords["augment"] = tuple(name.strip() for name in augment.split(",") if name.strip())
+    folder = folder or Path("runs") / safe_name(pictures.name)
+    Learner(pictures, folder=folder, **keywords).fit(**budget)
+    print(f"Next: fastdiffusion sample {folder} -n 16 --out out")
+
+
+@app.command()
+def scan(
+    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures.")],
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
+    aspect: Annotated[str, typer.Option(help="bucket keeps shapes, crop cuts squares, pad adds white.")] = "bucket",
+    mode: Annotated[str, typer.Option(help="auto, L, RGB or RGBA.")] = "auto",
+    labels: Annotated[str, typer.Option(help="auto, folders, table or none.")] = "auto",
+) -> None:
+    """Look at a folder before training.
+
+    Sizes, classes, captions, copies, and what cannot be read and why.
+    """
+    from ..data.folders import scan as look
+
+    print(look(path, size, aspect=aspect, mode=mode, labels=labels))
+
+
+@app.command()
+def fit(
+    model: ModelPath,
+    steps: Annotated[str, typer.Option(help="For how many calls: one number, or several with commas.")] = "5,8,12",
+    seconds: Annotated[float, typer.Option(help="Time for each, roughly.")] = 60.0,
+    polish: Annotated[bool, typer.Option(help="Spend the time left on turning all numbers together.")] = True,
+    noises: Annotated[int, typer.Option(help="How many noises to fit to.")] = 64,
+    scale: Scale = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the noises.")] = 0,
+    device: Device = None,
+) -> None:
+    """Fit samplers to a model, into its file.
+
+    The same pictures in fewer calls. Afterwards --steps 8 takes the table that was fitted for 8.
+    """
+    try:
+        counts = [int(count) for count in steps.split(",")]
+    except ValueError:
+        raise InputError(f"steps are whole numbers with commas, got {steps!r}. Example: --steps 5,8,12") from None
+    from ..fitting import fit_sampler
+    from ..models import FILE, save
+    from ..tasks.generation import loaded
+
+    ready = loaded(model, device)
+    cond = ready.cond(range(len(ready.classes))) if ready.classes else None
+    for count in counts:
+        table = fit_sampler(
+            ready, count, cond=cond, noises=noises, seconds=seconds, polish=polish, scale=scale, seed=seed
+        )
+        ready = ready.with_table(count, table)
+        error, textbook = table.info["error"], table.info["textbook_error"]
+        print(f"{count} calls: error {error:.4f}, the best textbook table has {textbook:.4f}", flush=True)
+        save(ready, model / FILE if model.is_dir() else model)  # each as it comes: Ctrl-C keeps what is done
+
+
+@app.command("train-classifier")
+def train_classifier(
+    data: DataName,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 1000,
+    net: Annotated[str, typer.Option(help="A U-Net, of which half is taken.")] = "unet-tiny",
+    size: Size = None,
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
+        "runs/classifier"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 128,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    dropout: Annotated[float, typer.Option(help="Against memorizing.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+) -> None:
+    """Train a classifier of noisy pictures, for guidance.
+
+    fastdiffusion.guidance.classifier takes it: guided = classifier(model.denoise, net.log_prob, scale).
+    """
+    given = {key: value for key, value in locals().items() if key not in ("data", "size")}
+    from .. import data as datasets
+    from ..tasks import classifiers
+
+    pictures = datasets.load(data, size)
+    made = classifiers.train_classifier(pictures, **given)
+    classifiers.save(made, folder / "classifier.safetensors")
+    for sigma, right in classifiers.accuracy(made, pictures).items():
+        print(f"sigma {sigma:5.2f}: {right:.1%} of training pictures told rightly")
+    print(f"{folder / 'classifier.safetensors'} is there.")
