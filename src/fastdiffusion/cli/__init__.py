@@ -15,7 +15,8 @@ from .. import __version__
 from ..errors import FastdiffusionError
 from .options import app
 
-from . import training, sampling, looking  # noqa: E402, F401, I001 (each registers its commands, in the order of the help)
+# Each registers its commands, in the order of the help.
+from . import training, sampling, looking  # noqa: F401 # isort: skip
 
 
 def main(arguments: list[str] | None = None) -> int:
