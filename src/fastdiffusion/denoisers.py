@@ -116,10 +116,20 @@ class Denoiser(nn.Module):
         parameterization: A name in ``PARAMETERIZATIONS``: what the network predicts.
         sigma_data: Standard deviation of the data (measure it: ``fastdiffusion.data.measure_sigma_data``).
         self_condition: Whether the network also takes its previous estimate (Chen et al. 2022).
+        picture: Channels of ``cond.image``, the picture that it works from (a degraded input); 0 is none.
+
+    With a picture, what is denoised is the difference ``x - picture``: an untrained network answers with the picture
+    itself. The noisy difference enters as its best linear estimate, which fades as sigma grows: at the highest level
+    the answer hangs on the picture alone, and one call gives the posterior mean E[x0 | picture] without noise in it.
     """
 
     def __init__(
-        self, net: nn.Module, parameterization: str = "edm", sigma_data: float = 0.5, self_condition: bool = False
+        self,
+        net: nn.Module,
+        parameterization: str = "edm",
+        sigma_data: float = 0.5,
+        self_condition: bool = False,
+        picture: int = 0,
     ):
         super().__init__()
         if parameterization not in PARAMETERIZATIONS:
@@ -130,18 +140,29 @@ class Denoiser(nn.Module):
         self.parameterization = parameterization
         self.sigma_data = float(sigma_data)
         self.self_condition = self_condition
+        self.picture = picture
 
     def forward(
         self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, "b *d"]:
         """The expected clean data given ``x`` at noise level ``sigma``."""
         c = scaling(self.parameterization, expand(sigma, x), self.sigma_data)
-        if self.self_condition:
-            estimate = cond.estimate if cond is not None and cond.estimate is not None else torch.zeros_like(x)
-            inputs = torch.cat([c.c_in * x, estimate / self.sigma_data], 1)
-        else:
-            inputs = c.c_in * x
-        return c.c_skip * x + c.c_out * self.net(inputs, c.c_noise.flatten(), cond)
+        if not self.picture:
+            return c.c_skip * x + c.c_out * self.net(self._inputs(c.c_in * x, cond), c.c_noise.flatten(), cond)
+        if cond is None or cond.image is None:
+            raise InputError("This model restores a given picture, and none was given. Use fastdiffusion.restore.")
+        base = cond.image[:, : x.shape[1]]
+        x = x - base
+        linear = self.sigma_data * _unit(expand(sigma, x), self.sigma_data).square() * x
+        inputs = torch.cat([self._inputs(linear, cond), cond.image / self.sigma_data], 1)
+        return base + c.c_skip * x + c.c_out * self.net(inputs, c.c_noise.flatten(), cond)
+
+    def _inputs(self, x: Tensor, cond: Cond | None) -> Tensor:
+        """What the network sees of the noisy data, and its previous estimate if it takes one."""
+        if not self.self_condition:
+            return x
+        estimate = cond.estimate if cond is not None and cond.estimate is not None else torch.zeros_like(x)
+        return torch.cat([x, estimate / self.sigma_data], 1)
 
 
 class Converted(nn.Module):

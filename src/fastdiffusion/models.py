@@ -44,6 +44,8 @@ class Model:
         tables: Sampler tables fitted to this model, by number of steps.
         info: What the model card says: data, steps, losses, licence. JSON values; never a path or a user's name.
         codec: Autoencoder between pictures and latents, if it works in latents.
+        corruption: What it undoes, as ``corruptions.parse`` reads it ("pairs" if it learned from pairs), if it
+            restores pictures that are given to it as ``cond.image``.
     """
 
     denoiser: Denoiser
@@ -54,6 +56,7 @@ class Model:
     tables: Mapping[str, Table] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
     codec: nn.Module | None = None
+    corruption: str | None = None
 
     def __post_init__(self) -> None:
         whole = len(self.shape) == 3 and all(type(n) is int and n > 0 for n in self.shape)
@@ -145,14 +148,14 @@ class Model:
         """The model as plain JSON, without its tensors; :meth:`from_spec` reads it."""
         spec = {
             **{part: _net_spec(module) for part, module in self._parts().items()},
-            **{key: getattr(self.denoiser, key) for key in _HEAD},
+            **{key: getattr(self.denoiser, key) for key in _HEAD if key != "picture" or self.denoiser.picture},
             "shape": self.shape,
             "classes": self.classes,
             "sigma_min": self.sigma_min,
             "sigma_max": self.sigma_max,
             "tables": {steps: asdict(table) for steps, table in self.tables.items()},
             "info": _anonymous({"fastdiffusion": __version__, **self.info}),
-        }
+        } | ({} if self.corruption is None else {"corruption": self.corruption})
         return json.loads(json.dumps(spec))
 
     @staticmethod
@@ -179,7 +182,7 @@ class Model:
         return model
 
 
-_HEAD = ("parameterization", "sigma_data", "self_condition")  # the denoiser's own settings
+_HEAD = ("parameterization", "sigma_data", "self_condition", "picture")  # the denoiser's own settings
 _KEYS = {"net", *_HEAD, *(f.name for f in fields(Model) if f.name != "denoiser")}
 
 
