@@ -74,7 +74,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
         {p: {"parameterization": p} for p in ("noise", "score", "x0", "v", "flow")},
     ),
     "B12": ("augmentation", DIGITS, {"EDM, p 0.12": {"augment": AUGMENT}}),
-    "B15": ("optimizer", DIGITS, {"adamw": {"optimizer": "adamw"}, "muon": {"optimizer": "muon"}}),
+    "B15": ("optimizer", DIGITS, {"adamw": {"optimizer": "adamw"}}),
     "B17": (
         "blur before downsampling",
         DIGITS,
