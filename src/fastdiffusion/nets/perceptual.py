@@ -1,8 +1,8 @@
 """What a small trained network sees in pictures, as a measure of likeness and of style.
 
-The network is our own (``scripts/train_features.py``; weights/README.md says from which pictures), so nothing is downloaded
-and no number here is "LPIPS": a distance is named after what it is. Instead of it any module will do that gives one
-feature map or several, for example a pretrained one of torchvision's cut into stages.
+The network is our own (``scripts/train-features``; weights/README.md says from which pictures), so nothing is
+downloaded, and no number here is "LPIPS": a distance is named after what it is. Instead of it any module will do that
+gives one feature map or several, for example a pretrained one of torchvision's cut into stages.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Features(nn.Module):
 
 
 def load(path: str | Path) -> Features:
-    """The net of a file that ``scripts/train_features.py`` wrote, frozen."""
+    """The net of a file that ``scripts/train-features`` wrote, frozen."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
