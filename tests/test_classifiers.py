@@ -11,7 +11,7 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.examples import Examples
 from fastdiffusion.models import Model
-from fastdiffusion.nets.classifier import Classifier, NoiseLevel
+from fastdiffusion.nets.classifier import Classifier, NoiseLevel, middle
 from fastdiffusion.tasks import classifiers
 from fastdiffusion.tasks.classifiers import accuracy, level_error, train_classifier, train_noise_level
 from fastdiffusion.types import Cond
@@ -63,6 +63,30 @@ def test_it_reads_the_middle_of_a_model_and_leaves_it_alone(digits, model):
     dit = nets.build({**nets.PRESETS["dit-tiny"], "in_channels": 1, "out_channels": 1})
     with pytest.raises(InputError, match="Only a U-Net has a middle to read, got a DiT"):
         Classifier.reading(Denoiser(dit), 10)
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_the_middle_guides_like_the_whole_classifier(width):
+    """One way down for model and classifier is the sum of both, and the identity at scale 0."""
+    torch.manual_seed(1)
+    spec = {**nets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 3}
+    denoiser = Denoiser(nets.build(spec))
+    for p in denoiser.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    reader = Classifier.reading(denoiser, 3)
+    for p in reader.head.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    x, sigma, cond = torch.randn(4, 1, 8, width), torch.full((4,), 0.7), Cond(label=torch.tensor([0, 1, 2, -1]))
+    with torch.no_grad():
+        untold = denoiser(x, sigma, cond.null())
+        whole = guidance.classifier(lambda x, sigma, cond=None: denoiser(x, sigma), reader.log_prob, 3.0)
+        torch.testing.assert_close(middle(denoiser, reader, 3.0)(x, sigma, cond), whole(x, sigma, cond))
+        assert torch.equal(middle(denoiser, reader, 0.0)(x, sigma, cond), untold)
+        moved = (middle(denoiser, reader, 3.0)(x, sigma, cond) - untold).abs().flatten(1).amax(1)
+        assert moved[:3].min() > 1e-4 and moved[3] < 1e-6
+    next(denoiser.net.parameters()).data += 1
+    with pytest.raises(InputError, match="does not read the middle of this model"):
+        middle(denoiser, reader)(x, sigma, cond)
 
 
 def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, monkeypatch):

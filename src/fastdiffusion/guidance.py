@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -35,6 +35,7 @@ from .types import Cond, Denoise
 Scale = float | Callable[[float], float]
 Interval = tuple[float, float]
 ALWAYS: Interval = (0.0, float("inf"))
+Other = TypeVar("Other")
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def guidance(factory: Callable[..., Denoise]) -> Callable[..., Guided]:
     return wrap
 
 
-def _now(scale: Scale, sigma: Tensor, interval: Interval = ALWAYS, off: float = 1.0) -> float:
+def scale_at(scale: Scale, sigma: Tensor, interval: Interval = ALWAYS, off: float = 1.0) -> float:
     """The scale at this noise level: ``off`` unless low < sigma <= high."""
     level = float(sigma[0])
     if not interval[0] < level <= interval[1]:
@@ -137,7 +138,7 @@ def cfg(
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        now = _now(scale, sigma, interval)
+        now = scale_at(scale, sigma, interval)
         if now == 1 or cond is None:
             return denoise(x, sigma, cond)
         negative = _instead(cond, uncond, len(x))
@@ -178,7 +179,7 @@ def apg(
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         nonlocal memory
-        now = _now(scale, sigma, interval)
+        now = scale_at(scale, sigma, interval)
         if now == 1 or cond is None:
             return denoise(x, sigma, cond)
         positive, without = _stacked(denoise, x, sigma, [cond, _instead(cond, uncond, len(x))])
@@ -201,7 +202,7 @@ def autoguidance(denoise: Denoise, weak: Denoise, scale: Scale, interval: Interv
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        now = _now(scale, sigma, interval)
+        now = scale_at(scale, sigma, interval)
         strong = denoise(x, sigma, cond)
         return strong if now == 1 else torch.lerp(weak(x, sigma, cond), strong, now)
 
@@ -257,22 +258,21 @@ class LogProb(Protocol):
     ) -> Float[Tensor, " b"]: ...
 
 
-def _gradient(f: Callable[[Tensor], tuple[Tensor, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
-    """(other, gradient of the values' sum) for ``f(x) = (other, values)``, values one per image.
+def gradient(f: Callable[[Tensor], tuple[Tensor, Other]], x: Tensor) -> tuple[Tensor, Other]:
+    """(gradient of the values' sum, other) for ``f(x) = (values, other)``, values one per image.
 
     Works inside ``no_grad``, and stays differentiable where the caller differentiates the whole run.
     """
     outer = torch.is_grad_enabled() and x.requires_grad
     with torch.enable_grad():
         x = x if outer else x.detach().requires_grad_()
-        other, values = f(x)
+        values, other = f(x)
         if values.shape != x.shape[:1]:
             raise InputError(
                 f"A loss or log-probability must give one number per image, got shape {tuple(values.shape)} for "
                 f"{len(x)} images. Average within the image only: (...).flatten(1).mean(1)."
             )
-        (gradient,) = torch.autograd.grad(values.sum(), x, create_graph=outer)
-    return (other, gradient) if outer else (other.detach(), gradient)
+        return torch.autograd.grad(values.sum(), x, create_graph=outer)[0], other
 
 
 @guidance
@@ -284,12 +284,12 @@ def classifier(denoise: Denoise, log_prob: LogProb, scale: Scale = 1.0, interval
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        now = _now(scale, sigma, interval, off=0.0)
+        now = scale_at(scale, sigma, interval, off=0.0)
         x0 = denoise(x, sigma, cond)
         if now == 0:
             return x0
-        _, gradient = _gradient(lambda at: (at, log_prob(at, sigma, cond)), x)
-        return x0 + now * expand(sigma, x).square() * gradient
+        push, _ = gradient(lambda at: (log_prob(at, sigma, cond), None), x)
+        return x0 + now * expand(sigma, x).square() * push
 
     return guided
 
@@ -320,7 +320,7 @@ def steer(
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        now = _now(scale, sigma, interval, off=0.0)
+        now = scale_at(scale, sigma, interval, off=0.0)
         if now == 0:
             return denoise(x, sigma, cond)
         variance = expand(sigma, x).square()
@@ -328,13 +328,15 @@ def steer(
 
             def forward(at: Tensor) -> tuple[Tensor, Tensor]:
                 x0 = denoise(at, sigma, cond)
-                return x0, loss(x0)
+                return loss(x0), x0
 
-            x0, gradient = _gradient(forward, x)
+            push, x0 = gradient(forward, x)
+            x0 = x0 if x.requires_grad else x0.detach()
         else:
-            x0, gradient = _gradient(lambda at: (at, loss(at)), denoise(x, sigma, cond))
+            x0 = denoise(x, sigma, cond)
+            push, _ = gradient(lambda at: (loss(at), None), x0)
             variance = variance * sigma_data**2 / (variance + sigma_data**2)
-        return x0 - now * variance * gradient
+        return x0 - now * variance * push
 
     return guided
 

@@ -190,12 +190,30 @@ class UNet(nn.Module):
         self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, "b o h w"]:
         """The network's answer; ``c_noise`` is ln(sigma) / 4 or flow's time. Unused parts of ``cond`` are ignored."""
+        h, seen, emb = self.encode(x, c_noise, cond)
+        return self.decode(h, seen, emb, x, cond)
+
+    def encode(
+        self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
+    ) -> tuple[Float[Tensor, "b m hm wm"], list[Tensor], Float[Tensor, "b e"]]:
+        """The way down: the middle's features, what the way up will see of the way down, and the embedding."""
         emb = self.embed(c_noise, cond)
         seen = [h := self.stem(x)]
         for block in self.encoder:
             seen.append(h := block(h, emb, cond))
         for block in self.middle:
             h = block(h, emb, cond)
+        return h, seen, emb
+
+    def decode(
+        self,
+        h: Float[Tensor, "b m hm wm"],
+        seen: list[Tensor],
+        emb: Float[Tensor, "b e"],
+        x: Float[Tensor, "b c h w"],
+        cond: Cond | None = None,
+    ) -> Float[Tensor, "b o h w"]:
+        """The way up from what :meth:`encode` returned for ``x``; ``seen`` is used up, which saves its memory."""
         for block in self.decoder:
             if block.resize == "up":
                 h = block(h, emb, cond, seen[-1].shape[-2:])
