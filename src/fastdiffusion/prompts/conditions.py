@@ -1,0 +1,234 @@
+"""Prompts as conditions: every text encoded once, weighed, and told to the denoiser at its noise levels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .. import guidance
+from ..errors import InputError
+from ..guidance import Guided
+from ..types import Cond, Denoise
+from .language import Line, at, moments, parse
+
+Encode = Callable[[list[str]], Any]  # texts to a Cond with one row each: emb, mask and pooled, whichever it has
+Spans = Callable[[str], Sequence[tuple[int, int]]]  # of each token's letters in a text; empty for marks of start, end
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What holds from noise level ``sigma`` down: one condition and one weight (b,) for each part."""
+
+    sigma: float
+    conds: tuple[Cond, ...]
+    weights: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Prompts, one for each picture of a batch, as conditions. ``guide`` makes a denoiser that follows them."""
+
+    stages: tuple[Stage, ...]
+    negative: Cond | None
+
+    def guide(self, denoise: Denoise, scale: float = 1.0, guide: Callable[..., Guided] | None = None) -> Guided:
+        """The denoiser that is told the prompts, under guidance.
+
+        Args:
+            denoise: The model's.
+            scale: Of the guidance; 1 is off, and negative words then do nothing.
+            guide: ``guidance.cfg`` or another of its form, ``guide(denoise, scale, uncond)``; parts that AND joins are
+                always composed.
+        """
+        guide = guide or guidance.cfg
+        if all(len(stage.conds) == 1 and bool((stage.weights[0] == 1).all()) for stage in self.stages):
+            told = [(stage.sigma, stage.conds[0]) for stage in self.stages]
+            return guidance.scheduled(guide(denoise, scale, self.negative), told)
+        return _staged(denoise, self.stages, scale, self.negative)
+
+
+def _staged(denoise: Denoise, stages: Sequence[Stage], scale: float, negative: Cond | None) -> Guided:
+    """``guidance.compose`` with the parts of the stage that the noise level is in."""
+
+    @guidance.guidance
+    def staged(denoise: Denoise) -> Denoise:
+        def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+            now = [stage for stage in stages if float(sigma[0]) <= stage.sigma][-1]
+            scales: Any = [scale * w.to(x).reshape(-1, *[1] * (x.ndim - 1)) for w in now.weights]  # one per picture
+            return guidance.compose(denoise, now.conds, scales, negative)(x, sigma, cond)
+
+        return guided
+
+    return staged(denoise)
+
+
+def compile(
+    prompts: Sequence[str],
+    encode: Encode,
+    sigmas: Sequence[float] = (1.0,),
+    negative: str = "",
+    spans: Spans | None = None,
+    limit: int | None = None,
+) -> Compiled:
+    """Prompts, one for each picture, as conditions for each call of a run.
+
+    Args:
+        prompts: Choices already made (:func:`choose`).
+        encode: The model's text encoder.
+        sigmas: Noise level of each call, in order.
+        negative: What to guide away from; weights and BREAK are understood, the rest is refused.
+        spans: Which letters each of the encoder's tokens covers; without it weights are refused.
+        limit: Most tokens that the encoder takes, its marks included. A longer text is cut between words and encoded
+            piece by piece, so that nothing of it is lost.
+
+    Raises:
+        InputError: A prompt that cannot be read, or that says what this encoder cannot do.
+    """
+    read = [parse(text) for text in prompts]
+    without = parse(negative) if negative.strip() else None
+    if without and (len(without.parts) > 1 or moments(without, 12) != [0]):
+        raise InputError("A negative prompt takes weights and BREAK, but neither AND nor changes during the run.")
+    made = _Maker(encode, spans, limit)
+    calls, most = len(sigmas), max(len(prompt.parts) for prompt in read)
+    said: dict[int, list[list[tuple[Line, ...]]]] = {}  # by call, part and prompt
+    for call in sorted({call for prompt in read for call in moments(prompt, calls)}):
+        rows = [[tuple(at(items, call, calls) for items in part.texts) for part in prompt.parts] for prompt in read]
+        said[call] = [[row[k] if k < len(row) else row[0] for row in rows] for k in range(most)]  # [0]: at weight 0
+    away = None if without is None else tuple(at(items, 0, 1) for part in without.parts for items in part.texts)
+    made.prepare([lines for parts in said.values() for part in parts for lines in part] + ([away] if away else []))
+    weights = [torch.tensor([p.parts[k].weight if k < len(p.parts) else 0.0 for p in read]) for k in range(most)]
+    stages = [
+        Stage(sigmas[call] if call else math.inf, tuple(map(made.conds, parts)), tuple(weights))
+        for call, parts in said.items()
+    ]
+    return Compiled(tuple(stages), None if away is None else made.conds([away]))
+
+
+def aligned(spans: Spans, normalize: Callable[[str], str]) -> Spans:
+    """Spans of the raw text, where a tokenizer reads ``normalize(text)`` (folded case, other white space)."""
+
+    def found(text: str) -> list[tuple[int, int]]:
+        read = spans(normalize(text))
+        ends = [len(normalize(text[:i])) for i in range(len(text) + 1)]  # of what has become of the first i letters
+
+        def back(position: int) -> int:
+            return next((i for i, end in enumerate(ends) if end >= position), len(text))
+
+        return [(back(a + 1) - 1, back(b)) for a, b in read]
+
+    return found
+
+
+class _Maker:
+    """Encodes every text of a batch in one call, puts pieces together, and weighs their tokens."""
+
+    def __init__(self, encode: Encode, spans: Spans | None, limit: int | None):
+        self.encode, self.spans, self.limit = encode, spans, limit
+        self.cut: dict[str, list[tuple[int, int]]] = {}
+        self.rows: dict[str, Cond] = {}
+        self.longest = 0
+
+    def prepare(self, wanted: Sequence[tuple[Line, ...]]) -> None:
+        """Encode all that the lines need."""
+        texts: dict[str, None] = {}
+        for lines in wanted:
+            for line in lines:
+                self.cut[line.text] = self._cuts(line.text)
+                pieces = [line.text[a:b] for a, b in self.cut[line.text]]
+                less = [line.text[:a] + line.text[b:] for a, b, _ in line.spans]
+                for text in less:
+                    self.cut[text] = self._cuts(text)
+                    pieces += [text[a:b] for a, b in self.cut[text]]
+                texts.update(dict.fromkeys(pieces))
+                if line.spans and self.spans is None:
+                    raise InputError("This model's text encoder tells no tokens apart, so its words take no weights.")
+        encoded = self.encode(list(texts))
+        self.rows = {text: encoded[i : i + 1] for i, text in enumerate(texts)}
+        self.longest = max(self._length(lines) for lines in wanted)
+
+    def _length(self, lines: tuple[Line, ...]) -> int:
+        return sum(self._tokens(text[a:b]) for text, _ in lines for a, b in self.cut[text])
+
+    def _tokens(self, piece: str) -> int:
+        emb = self.rows[piece].emb
+        return 0 if emb is None else emb.shape[1]
+
+    def _cuts(self, text: str) -> list[tuple[int, int]]:
+        """Where to cut a text whose tokens are too many: before words."""
+        if self.spans is None or self.limit is None:
+            return [(0, len(text))]
+        spans = self.spans(text)
+        room = self.limit - sum(a == b for a, b in spans)
+        spans = [(a, b) for a, b in spans if a != b]
+        starts, first = [0], 0
+        while len(spans) - first > room:
+            last = first + room  # the first token that has no room
+            while last > first and not (spans[last][0] == 0 or text[spans[last][0]].isspace()
+                                        or text[spans[last][0] - 1].isspace()):  # fmt: skip
+                last -= 1
+            first = last if last > first else first + room  # a word longer than the room is cut where it must be
+            starts.append(spans[first][0])
+        return list(zip(starts, [*starts[1:], len(text)], strict=True))
+
+    def conds(self, batch: Sequence[tuple[Line, ...]]) -> Cond:
+        """One row per item, all of one length."""
+        return Cond.cat([self._cond(lines) for lines in batch])
+
+    def _cond(self, lines: tuple[Line, ...]) -> Cond:
+        rows: list[Any] = []
+        factors: list[Tensor] = []
+        pooled: list[Tensor | None] = []
+        for line in lines:
+            for a, b in self.cut[line.text]:
+                piece = line.text[a:b]
+                rows.append(self.rows[piece])
+                factors.append(self._factors(piece, a, line.spans))
+            pooled.append(self._pooled(line))
+        first = rows[0]
+        if first.emb is None:
+            return replace(first, pooled=_mean(pooled))
+        emb = torch.cat([row.emb for row in rows], 1)
+        given = [torch.ones(row.emb.shape[:2], dtype=torch.bool) if row.mask is None else row.mask for row in rows]
+        mask = torch.cat(given, 1).to(emb.device)
+        factor = torch.cat(factors).to(emb)
+        if bool((factor != 1).any()):
+            mean = (emb * mask[..., None]).sum(1, keepdim=True) / mask.sum().clamp(min=1)
+            emb = torch.where((factor != 1)[None, :, None], mean + factor[None, :, None] * (emb - mean), emb)
+        more = self.longest - emb.shape[1]
+        emb, mask = functional.pad(emb, (0, 0, 0, more)), functional.pad(mask, (0, more), value=False)
+        return replace(first, emb=emb, mask=mask, pooled=_mean(pooled))
+
+    def _factors(self, piece: str, start: int, spans: Sequence[tuple[int, int, float]]) -> Tensor:
+        """The weight of each token: that of its letters, on average."""
+        factors = torch.ones(self._tokens(piece))
+        weights = [1.0] * len(piece)
+        for a, b, weight in spans:
+            for i in range(max(a - start, 0), min(b - start, len(piece))):
+                weights[i] = weight
+        if spans and self.spans is not None and len(factors):
+            for i, (a, b) in enumerate(self.spans(piece)):
+                own = [w for w, sign in zip(weights[a:b], piece[a:b], strict=True) if not sign.isspace()]
+                factors[i] = sum(own) / len(own) if own and any(w != 1 for w in own) else 1.0
+        return factors
+
+    def _pooled(self, line: Line) -> Tensor | None:
+        def of(text: str) -> Tensor | None:
+            return _mean([self.rows[text[a:b]].pooled for a, b in self.cut[text]])
+
+        whole = moved = of(line.text)
+        for a, b, weight in line.spans:
+            less = of(line.text[:a] + line.text[b:])
+            if moved is not None and whole is not None and less is not None:
+                moved = moved + (weight - 1) * (whole - less)
+        return moved
+
+
+def _mean(values: Sequence[Tensor | None]) -> Tensor | None:
+    found = [value for value in values if value is not None]
+    return sum(found[1:], found[0]) / len(found) if found else None

@@ -1,0 +1,349 @@
+"""A prompt as a tree: read, checked, written, and what it says at each call of a run. Pure Python."""
+
+from __future__ import annotations
+
+import random
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ..errors import InputError
+
+UP = 1.1  # what a pair of brackets multiplies by
+HEAVIEST = 10.0  # weights beyond it only break pictures
+DEEPEST = 50  # brackets in brackets
+LONGEST = 500  # words; a caption of a picture has five to fifty
+_NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+_TOKEN = re.compile(rf"\\.|:\s*{_NUMBER}\s*(?=\))|\b(?:AND|BREAK)\b|[()\[\]:|]|[^\\()\[\]:|AB]+|.", re.DOTALL)
+
+
+# ---- the tree -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Words:
+    """Plain text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """What counts ``weight`` times."""
+
+    items: tuple[Node, ...]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Switch:
+    """``before``, and from the part ``at`` (0 to 1) of the calls on ``after``."""
+
+    before: tuple[Node, ...]
+    after: tuple[Node, ...]
+    at: float
+
+
+@dataclass(frozen=True)
+class Turns:
+    """One of ``options`` each call, round and round."""
+
+    options: tuple[tuple[Node, ...], ...]
+
+
+Node = Words | Weighted | Switch | Turns
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the prompts that AND joins: texts that BREAK parts, and its weight."""
+
+    texts: tuple[tuple[Node, ...], ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that was read: all its parts hold at once."""
+
+    parts: tuple[Part, ...]
+
+
+class Line(NamedTuple):
+    """Plain words at one moment, and the spans (start, end, weight) of those that do not count once."""
+
+    text: str
+    spans: tuple[tuple[int, int, float], ...]
+
+
+# ---- reading ------------------------------------------------------------------------------------------------------
+
+
+def several(text: str | Iterable[str]) -> list[str]:
+    """One prompt per line, or as given; empty lines are none."""
+    lines = text.split("\n") if isinstance(text, str) else list(text)
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise InputError("The prompt is empty. Say what to draw, e.g. 'a cat with heart eyes'.")
+    return found
+
+
+def choose(text: str, seed: int, wildcards: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Make the choices of ``{red|blue}`` and of ``__color__``, which draws from ``wildcards["color"]``, by ``seed``."""
+    draw = random.Random(seed)
+    if wildcards:
+
+        def one_of(match: re.Match[str]) -> str:
+            if match[1] not in wildcards:
+                raise InputError(f"No wildcard named {match[1]!r}. Known: {', '.join(sorted(wildcards))}.")
+            return "{" + "|".join(wildcards[match[1]]) + "}"
+
+        text = re.sub(r"__([\w-]+?)__", one_of, text)
+    options: list[list[str]] = [[""]]  # of each open brace; at the bottom the text itself, whose bars are no choices
+    for sign in re.findall(r"\\.|.", text, re.DOTALL):
+        if sign == "{":
+            options.append([""])
+        elif sign == "|" and len(options) > 1:
+            options[-1].append("")
+        elif sign == "}":
+            if len(options) == 1:
+                raise InputError(f"The prompt {_short(text)} closes a brace that is not open. Write \\}} for the sign.")
+            made = options.pop()
+            options[-1][-1] += made[int(draw.random() * len(made))]
+        else:
+            options[-1][-1] += sign if sign not in ("\\{", "\\}") else sign[1]
+    if len(options) > 1:
+        raise InputError(f"The prompt {_short(text)} has a brace that is never closed. Write \\{{ for the sign itself.")
+    return options[0][0]
+
+
+def parse(text: str) -> Prompt:
+    """Read a prompt, choices already made.
+
+    Raises:
+        InputError: It is empty or too long, brackets do not match, or a weight or moment is out of range.
+    """
+    if len(text.split()) > LONGEST or len(text) > 20 * LONGEST:
+        raise InputError(f"The prompt has {len(text.split())} words; at most {LONGEST} are read. Say it shorter.")
+    reader = _Reader(text)
+    parts = reader.parts()
+    prompt = Prompt(tuple(parts))
+    if not any(at(text, 0, 1).text or at(text, 1, 1).text for part in parts for text in part.texts):
+        raise InputError("The prompt is empty. Say what to draw, e.g. 'a cat with heart eyes'.")
+    return prompt
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")
+
+
+def _weight(text: str, of: str, low: float = 0.0) -> float:
+    value = float(text)
+    if not low <= value <= HEAVIEST:
+        raise InputError(
+            f"The weight {text} of {_short(of)} must be from {low:g} to {HEAVIEST:g}. Usual is 0.5 to 1.5."
+        )
+    return value
+
+
+class _Reader:
+    """Recursive descent over the signs of a prompt."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.signs = [(m.start(), m[0]) for m in _TOKEN.finditer(text)]
+        self.i = 0
+
+    def peek(self) -> str:
+        return self.signs[self.i][1] if self.i < len(self.signs) else ""
+
+    def parts(self) -> list[Part]:
+        parts, texts = [], [self.items(0, ("AND", "BREAK"))]
+        joined = any(sign == "AND" for _, sign in self.signs)
+        while True:
+            ended, self.i = self.peek(), self.i + 1
+            if ended == "BREAK":
+                texts.append(self.items(0, ("AND", "BREAK")))
+                continue
+            weight = 1.0
+            if joined:
+                texts[-1], weight = self._trailing(texts[-1])
+            kept = tuple(text for text in map(_stripped, texts) if text)
+            parts.append(Part(kept or ((),), weight))
+            if not ended:
+                return parts
+            texts = [self.items(0, ("AND", "BREAK"))]
+
+    @staticmethod
+    def _trailing(items: tuple[Node, ...]) -> tuple[tuple[Node, ...], float]:
+        """Cut ``: number`` off the end of a part."""
+        last = items[-1] if items else None
+        found = re.search(rf":\s*({_NUMBER})\s*$", last.text) if isinstance(last, Words) else None
+        if not isinstance(last, Words) or found is None:
+            return items, 1.0
+        left = last.text[: found.start()]
+        return (*items[:-1], *_words(left)), _weight(found[1], left.strip(), -HEAVIEST)
+
+    def items(self, depth: int, ends: tuple[str, ...]) -> tuple[Node, ...]:
+        """What stands until one of ``ends`` or the end of the prompt, neither of which is taken."""
+        if depth > DEEPEST:
+            raise InputError(f"The prompt {_short(self.text)} has brackets more than {DEEPEST} deep. Write (word:1.5).")
+        found: list[Node] = []
+        while (sign := self.peek()) and sign not in ends:
+            start = self.signs[self.i][0]
+            if sign.startswith(":") and len(sign) > 1 and ")" in ends:
+                break
+            self.i += 1
+            if sign in ("(", "["):
+                found.append(self.round(depth, start) if sign == "(" else self.square(depth, start))
+            elif sign in (")", "]"):
+                raise InputError(
+                    f"The bracket {sign!r} at character {start + 1} of {_short(self.text)} closes nothing. "
+                    f"Open it, or write \\{sign} for the sign itself."
+                )
+            elif depth and sign in ("AND", "BREAK"):
+                raise InputError(f"{sign} joins whole texts and cannot stand in brackets, as in {_short(self.text)}.")
+            else:
+                text = sign[1:] if sign.startswith("\\") and len(sign) > 1 else sign
+                if found and isinstance(found[-1], Words):
+                    text = found.pop().text + text  # pyright: ignore[reportAttributeAccessIssue]
+                found.append(Words(text))
+        return tuple(found)
+
+    def close(self, bracket: str, start: int) -> None:
+        if not self.peek():
+            raise InputError(
+                f"The bracket {bracket!r} at character {start + 1} of {_short(self.text)} is never closed. "
+                f"Close it, or write \\{bracket} for the sign itself."
+            )
+        self.i += 1
+
+    def round(self, depth: int, start: int) -> Node:
+        items, weight = self.items(depth + 1, (")",)), UP
+        if self.peek().startswith(":"):
+            weight = _weight(self.peek()[1:].strip(), self.text[start:])
+            self.i += 1
+        self.close("(", start)
+        return Weighted(items, weight)
+
+    def square(self, depth: int, start: int) -> Node:
+        fields, marks = [self.items(depth + 1, (":", "|", "]"))], ""
+        while self.peek() in (":", "|") and self.peek():
+            marks += self.peek()
+            self.i += 1
+            fields.append(self.items(depth + 1, (":", "|", "]")))
+        self.close("[", start)
+        if marks and set(marks) == {"|"}:
+            return Turns(tuple(fields))
+        last = "".join(node.text if isinstance(node, Words) else "?" for node in fields[-1]).strip()
+        if marks in (":", "::") and re.fullmatch(_NUMBER, last):
+            if not 0 <= float(last) <= 1:
+                raise InputError(
+                    f"The moment {last} in {_short(self.text)} must be from 0 to 1, a part of the run. Try 0.4."
+                )
+            return Switch(() if marks == ":" else fields[0], fields[-2], float(last))
+        joined = list(fields[0])
+        for mark, field in zip(marks, fields[1:], strict=True):  # colons that mean nothing: text
+            joined += [Words(mark), *field]
+        return Weighted(_merged(joined), 1 / UP)
+
+
+def _merged(nodes: Sequence[Node]) -> tuple[Node, ...]:
+    """Neighboring texts as one."""
+    found: list[Node] = []
+    for node in nodes:
+        if found and isinstance(node, Words) and isinstance(last := found[-1], Words):
+            found[-1] = Words(last.text + node.text)
+        else:
+            found.append(node)
+    return tuple(found)
+
+
+def _stripped(items: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Without the space round a text."""
+    if items and isinstance(items[0], Words):
+        items = (*_words(items[0].text.lstrip()), *items[1:])
+    if items and isinstance(items[-1], Words):
+        items = (*items[:-1], *_words(items[-1].text.rstrip()))
+    return items
+
+
+def _words(text: str) -> tuple[Node, ...]:
+    return (Words(text),) if text else ()
+
+
+# ---- writing, and what is said at a moment ------------------------------------------------------------------------
+
+
+def write(prompt: Prompt) -> str:
+    """The prompt as text; reading it again gives an equal tree."""
+    written = []
+    for part in prompt.parts:
+        text = " BREAK ".join(_written(items) for items in part.texts)
+        written.append(text if part.weight == 1 and len(prompt.parts) == 1 else f"{text}:{part.weight!r}")
+    return " AND ".join(written)
+
+
+def _written(items: Sequence[Node]) -> str:
+    out = ""
+    for node in items:
+        match node:
+            case Words(text):
+                out += re.sub(r"([\\()\[\]{}|:])|\b(?=AND\b|BREAK\b)", lambda m: f"\\{m[1] or ''}", text)
+            case Weighted(inner, weight):
+                out += f"({_written(inner)}:{weight!r})"
+            case Switch(before, after, moment):
+                out += f"[{_written(before)}:{_written(after)}:{moment!r}]"
+            case Turns(options):
+                out += f"[{'|'.join(map(_written, options))}]"
+    return out
+
+
+def at(items: Sequence[Node], call: int, of: int) -> Line:
+    """The words at a call of a run, white space made single, with their weights."""
+    signs: list[tuple[str, float]] = []
+
+    def walk(nodes: Sequence[Node], weight: float) -> None:
+        for node in nodes:
+            match node:
+                case Words(text):
+                    signs.extend((sign, weight) for sign in text)
+                case Weighted(inner, factor):
+                    walk(inner, weight * factor)
+                case Switch(before, after, moment):
+                    walk(after if call >= moment * of else before, weight)
+                case Turns(options):
+                    walk(options[call % len(options)], weight)
+
+    walk(items, 1.0)
+    text, weights = "", list[float]()
+    for sign, weight in signs:
+        if not sign.isspace():
+            text, weights = text + sign, [*weights, weight]
+        elif text and not text.endswith(" "):
+            text, weights = text + " ", [*weights, 1.0]
+    text = text.rstrip()
+    spans: list[tuple[int, int, float]] = []
+    for i, weight in enumerate(weights[: len(text)]):
+        if weight > HEAVIEST:
+            raise InputError(f"The brackets round {text[i : i + 20]!r} multiply to {weight:.3g}; at most {HEAVIEST:g}.")
+        if spans and spans[-1][1] == i and spans[-1][2] == weight:
+            spans[-1] = (spans[-1][0], i + 1, weight)
+        elif weight != 1:
+            spans.append((i, i + 1, weight))
+    return Line(text, tuple(spans))
+
+
+def moments(prompt: Prompt, calls: int) -> list[int]:
+    """The calls at which the words change, 0 first."""
+    said = [[at(items, call, calls) for part in prompt.parts for items in part.texts] for call in range(calls)]
+    return [call for call in range(calls) if call == 0 or said[call] != said[call - 1]]
+
+
+def warn_unknown(prompt: str, words: Callable[[str], bool]) -> None:
+    """Warn of words for which ``words(word)`` is False: those that no caption of the training data had."""
+    strange = [word for word in re.findall(r"[^\W\d_]+", prompt.lower()) if not words(word)]
+    if strange:
+        warnings.warn(f"The model has never read {', '.join(dict.fromkeys(strange))}: it may ignore it.", stacklevel=3)
