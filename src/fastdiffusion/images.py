@@ -24,7 +24,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from .errors import DataError, InputError
@@ -111,6 +111,18 @@ def grid(images: Tensor | Sequence[Any], columns: int | None = None, zoom: int =
         large = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
         sheet.paste(flatten(large).convert(mode), (gap + i % columns * width, gap + i // columns * height))
     return sheet
+
+
+def lettering(text: str, width: int) -> Float[Tensor, "h w"]:
+    """A line of text as coverage from 0 to 1, ``width`` pixels wide."""
+    font = ImageFont.load_default(40)
+    left, top, right, bottom = font.getbbox(text or " ")
+    font = ImageFont.load_default(max(40 * width / max(right - left, 1), 4))
+    left, top, right, bottom = (math.floor(v) for v in font.getbbox(text or " "))
+    sheet = Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
+    ImageDraw.Draw(sheet).text((-left, -top), text, 255, font)
+    sheet = sheet.resize((width, max(1, round(sheet.height * width / sheet.width))), Image.Resampling.BOX)
+    return (to_tensor(sheet)[0] + 1) / 2
 
 
 # ---- reading ----------------------------------------------------------------------------------------------------

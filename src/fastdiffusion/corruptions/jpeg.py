@@ -1,0 +1,103 @@
+"""JPEG as a differentiable function: the same tables, transforms and rounding as libjpeg, without the file."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ..errors import InputError
+from ..noise import dct_matrix
+from .core import Draw, Number, Operator, Shape, Word, corruption
+from .pixels import rounded
+
+# ITU-T T.81, tables K.1 and K.2, row by row
+_LUMA = """
+16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
+18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
+_CHROMA = [17, 18, 24, 47, 18, 21, 26, 66, 24, 26, 56, 99, 47, 66, 99, 99]
+_YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+
+
+def tables(quality: Float[Tensor, " b"]) -> Float[Tensor, "b 2 8 8"]:
+    """Quantization steps for luminance and colour at libjpeg's quality 1 to 100."""
+    luma = torch.tensor([float(n) for n in _LUMA.split()]).reshape(8, 8)
+    chroma = torch.full((8, 8), 99.0)
+    chroma[:4, :4] = torch.tensor(_CHROMA).reshape(4, 4)
+    scale = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)[:, None, None, None]
+    return ((torch.stack([luma, chroma]) * scale + 50) / 100).floor().clamp(1, 255)
+
+
+@corruption(quality=Number(10, 90, least=1, most=100, whole=True), colors=Word(("420", "444")))
+def jpeg(draw: Draw, shape: Shape, quality: Tensor, colors: str) -> Operator:
+    """JPEG at libjpeg's quality 1 to 100; colours at half the resolution ("420", as most programs do) or full ("444").
+
+    The gradient passes the rounding as if it were not there.
+    """
+    steps = tables(quality)
+    return operator(shape, steps, colors == "420")
+
+
+def operator(shape: Shape, steps: Float[Tensor, "b 2 8 8"], halved: bool) -> Operator:
+    """JPEG with given quantization steps, e.g. those that a file was written with."""
+    if shape[0] not in (1, 3):
+        raise InputError(f"jpeg takes pictures of 1 or 3 channels, got {shape[0]}.")
+
+    def mean(x: Tensor) -> Tensor:
+        planes = [_picture(rounded(c / q) * q, plane.shape) for plane, c, q in _coefficients(x, steps.to(x), halved)]
+        return _joined(planes, x.shape)
+
+    def nearest(x: Tensor, y: Tensor) -> Tensor:
+        """Every coefficient clipped to the cell that the file's rounding leaves open."""
+        planes = []
+        for (plane, c, q), (_, d, _) in zip(
+            _coefficients(x, steps.to(x), halved), _coefficients(y, steps.to(y), halved), strict=True
+        ):
+            middle = (d / q).round() * q
+            planes.append(_picture(torch.minimum(torch.maximum(c, middle - 0.49 * q), middle + 0.49 * q), plane.shape))
+        return _joined(planes, x.shape)
+
+    return Operator(shape, shape, mean, linear=False, nearest=nearest)
+
+
+def _coefficients(x: Tensor, steps: Tensor, halved: bool) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Each plane (centred at 0, in units of 1/255), its 8x8 cosine coefficients and their steps."""
+    values = (x + 1) * 127.5
+    if x.shape[1] == 1:
+        planes = [values - 128]
+    else:
+        ycc = torch.einsum("oc,bchw->bohw", _YCC.to(x), values)
+        planes = [ycc[:, :1] - 128, ycc[:, 1:]]
+        if halved:
+            planes[1] = F.avg_pool2d(_pad(planes[1], 2), 2)
+    d = dct_matrix(8, x.dtype).to(x.device)
+    out = []
+    for i, plane in enumerate(planes):
+        cells = _pad(plane, 8).unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # b c H W 8 8
+        out.append((plane, d @ cells @ d.T, steps[:, min(i, 1), None, None, None]))
+    return out
+
+
+def _picture(coefficients: Tensor, shape: torch.Size) -> Tensor:
+    """A plane from its coefficients."""
+    d = dct_matrix(8, coefficients.dtype).to(coefficients.device)
+    cells = d.T @ coefficients @ d
+    return cells.transpose(3, 4).flatten(4, 5).flatten(2, 3)[..., : shape[2], : shape[3]]
+
+
+def _joined(planes: list[Tensor], shape: torch.Size) -> Tensor:
+    """Planes to colours in [-1, 1]; halved colours are interpolated as libjpeg does (weights 3/4 and 1/4)."""
+    if len(planes) == 1:
+        return ((planes[0] + 128) / 127.5 - 1).clamp(-1, 1)
+    luma, chroma = planes
+    if chroma.shape != (shape[0], 2, *shape[2:]):
+        size = [2 * n for n in chroma.shape[2:]]
+        chroma = F.interpolate(chroma, size, mode="bilinear")[..., : shape[2], : shape[3]]
+    rgb = torch.einsum("oc,bchw->bohw", torch.linalg.inv(_YCC).to(luma), torch.cat([luma + 128, chroma], 1))
+    return (rgb / 127.5 - 1).clamp(-1, 1)
+
+
+def _pad(x: Tensor, multiple: int) -> Tensor:
+    h, w = x.shape[2:]
+    return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate") if h % multiple or w % multiple else x
