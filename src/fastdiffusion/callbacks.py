@@ -20,6 +20,7 @@ from .budgets import TrainStep
 from .checkpoints import save_tensors
 from .distributed import whole
 from .examples import Examples
+from .guidance import cfg
 from .images import grid, save_png
 from .models import FILE, save
 from .noise import initial
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .learner import Learner
 
 PREVIEWS, CALLS = 16, 12  # pictures in a preview, and denoiser calls for each
+TEXT_SCALE = 3.0  # guidance of previews that are made from words
 HELD_OUT = 256  # pictures of the validation loss, at most
 
 
@@ -75,7 +77,7 @@ class Validation(Callback):
         n = min(64, learner.batch_size, len(learner.held_out))
         stream = Examples(
             learner.held_out, n, -1, learner.density, learner.density_options, learner.unit,
-            self_condition=learner.self_condition,
+            self_condition=learner.self_condition, tokens=learner.examples.tokens,
         ) if n else None  # fmt: skip
         count = min(stream.per_epoch, HELD_OUT // n) if stream else 0
         self.pieces = [stream.draw(i).split(1, learner.device)[0] for i in range(count)] if stream else []
@@ -185,7 +187,7 @@ class Preview(Callback):
         try:
             images = preview(learner)
             if learner.main:
-                zoom = max(1, 32 // learner.train.shape[-1])
+                zoom = max(1, 32 // images.shape[-1])
                 save_png(grid(images, 4, zoom), learner.run.path / "previews" / f"{step.step:07d}.png")  # pyright: ignore
         except Exception as error:  # a full disk, a sampler that diverges: not worth a run
             say(learner, f"\nNo preview at step {step.step:,}: {error}")
@@ -196,9 +198,14 @@ def preview(learner: Learner, n: int = PREVIEWS, calls: int = CALLS) -> torch.Te
     """Pictures of the averaged model from the seeds 0, 1, ... and its classes in turn."""
     model = learner.model
     table = model.table(calls)
-    cond = model.cond([i % len(model.classes) for i in range(n)]) if model.classes else None
+    cond, denoise = None, model.denoise
+    if model.words is not None:  # captions of training pictures, with the guidance that words need
+        rows = [i * len(learner.train) // n for i in range(n)]
+        cond, denoise = model.read(learner.train.told(rows).captions), cfg(denoise, TEXT_SCALE)
+    elif model.classes:
+        cond = model.cond([i % len(model.classes) for i in range(n)])
     x = table.sigmas[0] * initial(range(n), model.shape).to(model.device)
-    return samplers.final(samplers.run(model.denoise, x, table, cond, range(n)))
+    return model.decode(samplers.final(samplers.run(denoise, x, table, cond, range(n))))
 
 
 class Results(Callback):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from .noise import generator
 from .schedules import DENSITIES, stratified
 from .types import Cond
 
-ORDER, SIGMA, NOISE, LABEL, COIN, AUGMENT, DROPOUT, WEIGHTS = range(16, 24)  # what a generator is for
+ORDER, SIGMA, NOISE, LABEL, COIN, AUGMENT, DROPOUT, WEIGHTS, CAPTION = range(16, 25)  # what a generator is for
 
 
 class Example(NamedTuple):
@@ -66,6 +66,7 @@ class Examples:
         label_dropout: Part of the examples that lose their label.
         augments: Names in ``augment.AUGMENTS``, each acting with probability ``augment_p``.
         self_condition: Whether to toss the coin.
+        tokens: Turns captions into token numbers, where the net reads words.
         rank: Number of this process, of ``world``: each gets its part of the batch that one would get.
     """
 
@@ -79,6 +80,7 @@ class Examples:
     augments: Sequence[str] = ()
     augment_p: float = 0.12
     self_condition: bool = False
+    tokens: Callable[[Sequence[str]], Tensor] | None = None
     rank: int = 0
     world: int = 1
 
@@ -113,7 +115,8 @@ class Examples:
         """This process's part of a step's batch."""
         n, share = self.batch_size, self.batch_size // self.world
         rows = slice(self.rank * share, (self.rank + 1) * share)
-        batch = self.data.batch(self.order(step)[rows])
+        told = generator(self.seed, CAPTION, step, self.rank) if self.tokens is not None else None
+        batch = self.data.batch(self.order(step)[rows], told)
         x0 = batch.images if batch.images.is_floating_point() else to_tensor(batch.images)
 
         def random(purpose: int) -> torch.Generator:
@@ -122,9 +125,11 @@ class Examples:
         sigma = DENSITIES[self.density](stratified(n, random(SIGMA)), **self.options)[rows] * self.unit
         noise = torch.randn((n, *x0.shape[1:]), generator=random(NOISE))[rows]
         cond = coin = None
-        if self.data.classes:
+        if self.data.classes or self.tokens is not None:
             dropped = torch.rand(n, generator=random(LABEL)) < self.label_dropout
-            cond = Cond(label=batch.labels).drop(dropped[rows])
+            labels = batch.labels if self.data.classes else None
+            words = None if self.tokens is None else self.tokens(batch.captions)
+            cond = Cond(label=labels, tokens=words).drop(dropped[rows])
         if self.augments:
             plan = augment.draw(n, random(AUGMENT), self.augments, self.augment_p)[rows]
             x0, cond = augment.apply(x0, plan), replace(cond or Cond(), augment=plan.vector)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from . import data as datasets
-from . import losses, nets, optimizers
+from . import losses, nets, optimizers, tokenizers
 from .budgets import State, TrainStep
 from .callbacks import Callback, defaults, say
 from .checkpoints import Folder
@@ -38,13 +38,16 @@ from .data import Dataset, augment
 from .denoisers import PARAMETERIZATIONS, Denoiser
 from .distributed import check_world, like, rank_and_world, stop_signals, total, whole
 from .ema import Ema
-from .errors import CheckpointError, FastdiffusionError, InputError, missing, unknown
+from .errors import CheckpointError, DataError, FastdiffusionError, InputError, missing, unknown
 from .examples import DROPOUT, WEIGHTS, Example, Examples, Objective, faster_precision
-from .models import Model
+from .latents import Latents
+from .models import Model, load_codec
+from .nets.text import normalized
 from .noise import generator
 from .schedules import DENSITIES
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
+VOCABULARY = 4096  # most tokens of a text encoder
 BAD_IN_A_ROW = 3  # batches whose loss is not a number, after which training stops
 
 
@@ -59,6 +62,8 @@ class Learner:
         density: Which noise levels are trained; a name in ``schedules.DENSITIES``, with ``density_options``.
         weight: What an error counts at each level; a name in ``losses.WEIGHTS``, with ``weight_options``.
         uncertainty: Learn the weight's balance over the levels as well (EDM2, Karras et al. 2024, eq. 14).
+        text: Read the captions by a text encoder that is trained along, and take words when sampling.
+        codec: An autoencoder, or the file of one: train in its latents.
         self_condition: Also tell the net its own estimate, in half of the cases (Chen et al. 2022).
         sigma_data: Standard deviation of the data; by default measured.
         label_dropout: Part of the pictures trained without their label, for guidance (Ho & Salimans 2022).
@@ -95,6 +100,8 @@ class Learner:
     weight: str = "edm"
     weight_options: dict[str, float] = field(default_factory=dict)
     uncertainty: bool = False
+    text: bool = False
+    codec: str | Path | nn.Module | None = None
     self_condition: bool = False
     sigma_data: float | None = None
     label_dropout: float = 0.1
@@ -122,7 +129,7 @@ class Learner:
     verbose: bool = True
 
     # what may differ between two commands that continue one run
-    FREE = frozenset({"folder", "save_every", "track", "cpu", "verbose", "compile", "shard", "accumulate"})
+    FREE = frozenset({"folder", "codec", "save_every", "track", "cpu", "verbose", "compile", "shard", "accumulate"})
 
     def __post_init__(self) -> None:
         if self.optimizer == "auto":
@@ -130,6 +137,9 @@ class Learner:
         self._check()
         self.rank, self.world = rank_and_world()
         self.data = datasets.load(self.data) if isinstance(self.data, str) else self.data
+        if self.codec is not None:
+            self.codec = load_codec(self.codec) if isinstance(self.codec, str | Path) else self.codec
+            self.data = Latents(self.data, self.codec)
         self.train, self.held_out = self.data.split(self.holdout, self.seed)
         self.run = Folder(self.folder) if self.folder is not None else None
         self.stopped = 0  # the signal that asked for an end
@@ -202,19 +212,26 @@ class Learner:
         from accelerate import Accelerator
 
         self.state = State(precision=None if self.precision == "auto" else self.precision)
-        self.examples = Examples(
-            self.train, self.batch_size, self.seed, self.density, self.density_options, self.unit,
-            self.label_dropout, self.augment, self.augment_p, self.self_condition, self.rank, self.world,
-        )  # fmt: skip
         channels = self.train.shape[0]
         spec = nets.PRESETS[self.net] if isinstance(self.net, str) else self.net
         spec = {
             **spec, "in_channels": channels * (2 if self.self_condition else 1), "out_channels": channels,
             "classes": len(self.train.classes), "dropout": self.dropout, "augment": augment.length(self.augment),
         }  # fmt: skip
+        tokenizer = tokenizers.train(self._texts(), VOCABULARY) if self.text else None
+        if tokenizer is not None:
+            spec["words"] = {"vocabulary": len(tokenizer), **spec.get("words", {})}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(self.seed, WEIGHTS).initial_seed() % 2**63)
             net = nets.build(spec)
+        if isinstance(net, nets.Worded):
+            assert tokenizer is not None
+            net.words.learn_words(tokenizer)
+        self.examples = Examples(
+            self.train, self.batch_size, self.seed, self.density, self.density_options, self.unit,
+            self.label_dropout, self.augment, self.augment_p, self.self_condition,
+            net.words.tokens if isinstance(net, nets.Worded) else None, self.rank, self.world,
+        )  # fmt: skip
         denoiser = Denoiser(net, self.parameterization, self.measured_sigma_data, self.self_condition)
         self.objective = Objective(denoiser, self.unit, self.weight, self.weight_options, self.uncertainty)
         where = str(self.folder) if self.folder is not None else None
@@ -234,6 +251,16 @@ class Learner:
         self.trained = self.objective
         if self.world > 1 and not self.shard:
             self.trained = self.accelerator.prepare(self.objective)
+
+    def _texts(self) -> list[str]:
+        """The captions as the text encoder will read them."""
+        texts = [normalized(text) for text in self.train.texts()]
+        if not texts:
+            raise DataError(
+                f"{self.train.name} has no captions to learn words from. Put a NAME.txt beside each NAME.png, or a "
+                "metadata.jsonl with file_name and text; or leave out --text."
+            )
+        return texts
 
     @property
     def main(self) -> bool:
@@ -271,7 +298,7 @@ class Learner:
         denoiser = self.objective.denoiser
         frame = Model(
             denoiser, self.train.shape, self.train.classes, 0.002 * self.unit, 80.0 * self.unit,
-            info=self.info | {"ema": length},
+            info=self.info | {"ema": length}, codec=self.codec if isinstance(self.codec, nn.Module) else None,
         )  # fmt: skip
         tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
         if length is not None:

@@ -93,6 +93,30 @@ class Model:
             part.to(device)
         return self
 
+    @property
+    def words(self) -> nets.TextEncoder | None:
+        """The text encoder, of a model that takes words."""
+        net = self.denoiser.net
+        return net.words if isinstance(net, nets.Worded) else None
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[str]) -> Cond:
+        """The condition for a batch of captions, understood once for a whole run; "" says nothing.
+
+        Raises InputError where the model takes no words.
+        """
+        net = self.denoiser.net
+        if not isinstance(net, nets.Worded):
+            raise InputError("This model was trained without words. Leave the prompt out, or name classes.")
+        return net.read(Cond(tokens=net.words.tokens(prompts).to(self.device)))
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Pictures in about [-1, 1] of what the denoiser works on: latents go through the codec, 16 at a time."""
+        if self.codec is None:
+            return x0
+        return torch.cat([self.codec.decode(part) for part in x0.split(16)])  # pyright: ignore[reportCallIssue]
+
     def cond(self, labels: Sequence[str | int] | Tensor | None) -> Cond | None:
         """The condition for a batch of class names or indices (-1 = no class); None stays None.
 
@@ -206,6 +230,8 @@ def _build(spec: Mapping[str, Any]) -> Model:
 
 def _net_spec(net: nn.Module) -> dict[str, Any]:
     """A network's name in the closed table and its constructor keywords."""
+    if isinstance(net, nets.Worded):
+        return {**_net_spec(net.net), "words": net.words.config}
     for name, kind in nets.NETS.items():
         if type(net) is kind:
             return {"name": name, **cast("dict[str, Any]", net.config)}
@@ -217,7 +243,7 @@ def _net_spec(net: nn.Module) -> dict[str, Any]:
 
 def _check_numbers(value: Any, depth: int = 0) -> None:
     """Refuse keywords that are not small JSON: they size loops and tensors in the constructors."""
-    if isinstance(value, Mapping) and depth == 0:
+    if isinstance(value, Mapping) and depth < 2:
         value = list(value.values())
     if isinstance(value, (list, tuple)) and len(value) <= 64 and depth < 4:
         for item in value:
@@ -314,6 +340,26 @@ def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> No
     if dtype is not None:
         tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
     save_tensors(path, tensors, model.spec())
+
+
+def load_codec(path: str | Path) -> nn.Module:
+    """Read an autoencoder's file, or take the codec of a model's; raises CheckpointError for any other."""
+    config, tensors = load_tensors(path)
+    if "net" in config:
+        codec = load(path).codec
+        if codec is None:
+            raise CheckpointError(f"{path} is a model of pixels: it has no codec.")
+        return codec
+    try:
+        _check_numbers(config["codec"])
+        with torch.device("meta"), _Undrawn():
+            codec = nets.build(config["codec"])
+        if {k: t.shape for k, t in codec.state_dict().items()} != {k: t.shape for k, t in tensors.items()}:
+            raise ValueError("its tensors have other names or shapes")
+        codec.to_empty(device="cpu").load_state_dict({k: t.float() for k, t in tensors.items()})
+    except (KeyError, TypeError, ValueError, InputError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not an autoencoder that was trained here ({str(error)[:200]}).") from None
+    return codec.eval()
 
 
 def load(path: str | Path, device: torch.device | str | None = None) -> Model:

@@ -21,6 +21,7 @@ class Cond:
 
     Attributes:
         label: Class indices; -1 means "no class" (the unconditional case of classifier-free guidance).
+        tokens: A caption's token numbers, 0 where there is none; a net with a text encoder turns them into ``emb``.
         emb: Token states of a text (or image) encoder, with ``mask`` True where a token is real.
         mask: See ``emb``.
         pooled: One vector per image.
@@ -30,6 +31,7 @@ class Cond:
     """
 
     label: Int[Tensor, " b"] | None = None
+    tokens: Int[Tensor, "b n"] | None = None
     emb: Float[Tensor, "b n d"] | None = None
     mask: Bool[Tensor, "b n"] | None = None
     pooled: Float[Tensor, "b p"] | None = None
@@ -52,13 +54,14 @@ class Cond:
     def drop(self, which: Bool[Tensor, " b"]) -> Cond:
         """Forget label and words in the rows where ``which`` is True (Ho & Salimans 2022, algorithm 1)."""
         label = None if self.label is None else torch.where(which, -1, self.label)
+        tokens = None if self.tokens is None else self.tokens * ~which[:, None]
         mask = None if self.mask is None else self.mask & ~which[:, None]
         pooled = None if self.pooled is None else self.pooled * ~which[:, None]
-        return replace(self, label=label, mask=mask, pooled=pooled)
+        return replace(self, label=label, tokens=tokens, mask=mask, pooled=pooled)
 
     def null(self) -> Cond:
         """The unconditional counterpart: no label and no words in any row; all else kept."""
-        some = next((v for v in (self.label, self.mask, self.pooled) if v is not None), None)
+        some = next((v for v in (self.label, self.tokens, self.mask, self.pooled) if v is not None), None)
         return self if some is None else self.drop(torch.ones(len(some), dtype=torch.bool, device=some.device))
 
     @staticmethod

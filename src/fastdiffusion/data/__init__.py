@@ -20,6 +20,7 @@ from .fashion_mnist import fashion_mnist
 from .folders import ImageFolder, scan
 from .hub import hub
 from .scan import Scan
+from .scenes import scenes
 
 __all__ = [
     "DATASETS",
@@ -38,9 +39,15 @@ __all__ = [
     "load",
     "measure_sigma_data",
     "scan",
+    "scenes",
 ]
 
-DATASETS: dict[str, Callable[..., Dataset]] = {"digits": digits, "fashion-mnist": fashion_mnist, "emoji": emoji}
+DATASETS: dict[str, Callable[..., Dataset]] = {
+    "digits": digits,
+    "fashion-mnist": fashion_mnist,
+    "emoji": emoji,
+    "emoji-scenes": scenes,
+}
 
 
 def load(source: str | os.PathLike[str] | Dataset, size: int | None = None, **options: Any) -> Dataset:

@@ -37,6 +37,14 @@ class Batch(NamedTuple):
     names: list[str]
 
 
+class Told(NamedTuple):
+    """What is known of pictures besides the pictures; see :class:`Batch`."""
+
+    labels: Int64[Tensor, " b"]
+    captions: list[str]
+    names: list[str]
+
+
 class Dataset(ABC):
     """Numbered pictures. ``batch`` must depend on its arguments alone, so that a run can be resumed bit for bit.
 
@@ -63,6 +71,18 @@ class Dataset(ABC):
 
         With a ``generator``, one of each picture's captions is drawn; without, it is the first.
         """
+
+    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+        """What :meth:`batch` says of these pictures, where it can be had without them."""
+        return Told(*self.batch(indices, generator)[1:])
+
+    def texts(self) -> list[str]:
+        """All that captions may say: what a tokenizer learns from. Empty where there are no captions."""
+        return [text for group in self.groups for text in self.told(group).captions if text]
+
+    def source(self, index: int) -> int:
+        """The first row with the same picture: itself, unless a data set lists pictures several times."""
+        return index
 
     @property
     def groups(self) -> list[list[int]]:
@@ -114,6 +134,14 @@ class Subset(Dataset):
     def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
         """See :meth:`Dataset.batch`."""
         return self.parent.batch([self.indices[i] for i in indices], generator)
+
+    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+        """See :meth:`Dataset.told`."""
+        return self.parent.told([self.indices[i] for i in indices], generator)
+
+    def texts(self) -> list[str]:
+        """See :meth:`Dataset.texts`: of all the parent's pictures."""
+        return self.parent.texts()
 
     @cached_property
     def groups(self) -> list[list[int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -204,19 +232,32 @@ class Pictures(Dataset):
 
     def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
         """See :meth:`Dataset.batch`."""
-        rows = np.asarray(indices, dtype=np.int64)
-        if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(self):
-            raise InputError(f"batch takes indices from 0 to {len(self) - 1}, got {list(indices)[:8]}.")
+        rows = self._rows(indices)
         group = np.searchsorted(self._starts, rows, side="right") - 1
         if (group != group[0]).any():
             raise InputError("These pictures differ in size. Take the indices of a batch from one of dataset.groups.")
         images = torch.from_numpy(self.arrays[group[0]][rows - self._starts[group[0]]])
+        return Batch(images, *self.told(indices, generator))
+
+    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+        """See :meth:`Dataset.told`."""
+        rows = self._rows(indices)
         choice = torch.rand(len(rows), generator=generator).tolist() if generator is not None else [0.0] * len(rows)
         captions = [
             self.captions[i][int(u * len(self.captions[i]))] if self.captions[i] else ""
             for i, u in zip(rows, choice, strict=True)
         ]
-        return Batch(images, self.labels[rows], captions, [self.names[i] for i in rows])
+        return Told(self.labels[rows], captions, [self.names[i] for i in rows])
+
+    def texts(self) -> list[str]:
+        """See :meth:`Dataset.texts`."""
+        return [text for captions in self.captions for text in captions]
+
+    def _rows(self, indices: Sequence[int]) -> np.ndarray:
+        rows = np.asarray(indices, dtype=np.int64)
+        if len(rows) == 0 or rows.min() < 0 or rows.max() >= len(self):
+            raise InputError(f"batch takes indices from 0 to {len(self) - 1}, got {list(indices)[:8]}.")
+        return rows
 
 
 def digest(*parts: object) -> str:

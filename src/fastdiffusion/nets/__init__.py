@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, unknown
+from .autoencoders import KL
 from .dit import DiT
+from .text import TextEncoder, Worded
 from .unet import UNet
 
-NETS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT}
+NETS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT, "kl": KL, "text": TextEncoder}
 
 # One dial. In the comments: parameters, and millions of multiply-adds of a forward pass at 1x32x32 (tiny: 1x8x8).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -62,6 +64,7 @@ def _check(net: str, key: str, value: Any, default: Any) -> None:
 def build(spec: Mapping[str, Any]) -> nn.Module:
     """The network that ``spec`` describes: its ``name`` in NETS, and keywords (all plain JSON).
 
+    With ``words``, keywords of ``TextEncoder``, it reads captions (``Cond.tokens``) by a text encoder of its own.
     Under ``with torch.device("meta")`` it costs no memory: check a stored configuration against its tensors so.
 
     Raises:
@@ -70,7 +73,12 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     name = spec.get("name")
     if not isinstance(name, str) or name not in NETS:
         raise unknown("net", name, NETS)
-    options = {k: v for k, v in spec.items() if k != "name"}
+    options = {k: v for k, v in spec.items() if k not in ("name", "words")}
+    if (words := spec.get("words")) is not None:
+        encoder = build({**words, "name": "text"})
+        assert isinstance(encoder, TextEncoder)
+        width = {"context": encoder.width, "pooled": encoder.width}
+        return Worded(build({**options, "name": name, **width}), encoder)
     known = inspect.signature(NETS[name]).parameters
     for key, value in options.items():
         if key not in known:

@@ -54,7 +54,8 @@ class DiT(nn.Module):
     """A transformer over patches, for any channels and any height and width from 4 pixels up.
 
     Args:
-        in_channels, out_channels, classes, augment, context, dropout, patch, refine, head, linear: As in ``UNet``.
+        in_channels, out_channels, classes, augment, context, pooled, dropout: As in ``UNet``.
+        patch, refine, head, linear: As in ``UNet``.
         width: Channels of a token.
         depth: Number of blocks.
         long_skips: Join block i to block depth - 1 - i (U-ViT).
@@ -67,6 +68,7 @@ class DiT(nn.Module):
         classes: int = 0,
         augment: int = 0,
         context: int = 0,
+        pooled: int = 0,
         dropout: float = 0.0,
         patch: int = 2,
         refine: int = 0,
@@ -78,7 +80,7 @@ class DiT(nn.Module):
     ):
         self.config = keywords(locals())
         super().__init__()
-        self.embed = Embed(width, classes, augment)
+        self.embed = Embed(width, classes, augment, pooled)
         self.stem = Stem(in_channels, width, patch)
         self.blocks = nn.ModuleList(
             Block(width, width, head, context, linear, dropout, long_skips and i >= (depth + 1) // 2)

@@ -76,14 +76,18 @@ def fourier(c_noise: Float[Tensor, " b"], features: int, low: float = 0.125, hig
 
 
 class Embed(nn.Module):
-    """Noise level, class and augmentation in one vector of length ``dim``. Label -1 ("no class") adds nothing."""
+    """Noise level, class, augmentation and a pooled condition in one vector of length ``dim``.
 
-    def __init__(self, dim: int, classes: int, augment: int, features: int = 64):
+    Label -1 ("no class") and a pooled vector of zeros ("nothing said") add nothing.
+    """
+
+    def __init__(self, dim: int, classes: int, augment: int, pooled: int = 0, features: int = 64):
         super().__init__()
         self.features = features
         self.noise = nn.Sequential(nn.Linear(features, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = nn.Embedding(classes, dim) if classes else None
         self.augment = nn.Linear(augment, dim, bias=False) if augment else None
+        self.pooled = nn.Linear(pooled, dim, bias=False) if pooled else None
 
     def forward(self, c_noise: Float[Tensor, " b"], cond: Cond | None) -> Float[Tensor, "b d"]:
         emb = self.noise(fourier(c_noise, self.features))
@@ -91,6 +95,8 @@ class Embed(nn.Module):
             emb = emb + self.label(cond.label.clamp(min=0)) * (cond.label >= 0)[:, None]
         if self.augment is not None and cond is not None and cond.augment is not None:
             emb = emb + self.augment(cond.augment)
+        if self.pooled is not None and cond is not None and cond.pooled is not None:
+            emb = emb + self.pooled(cond.pooled)
         return F.silu(emb)
 
 
@@ -237,7 +243,8 @@ class Attention(nn.Module):
         q, k, v = self.query(x), *self.key_value(x if context is None else context).chunk(2, -1)
         if context is not None:
             k, v = (F.pad(t, (0, 0, 1, 0)) for t in (k, v))
-            mask = None if mask is None else F.pad(mask, (1, 0), value=True)[:, None, None, :]
+            mask = None if mask is None else F.pad(mask, (1, 0), value=True)
+        mask = None if mask is None else mask[:, None, None, :]
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         y = (attend_linear if self.linear else attend)(q, k, v, mask)
         return self.out(y.transpose(1, 2).flatten(2))

@@ -109,6 +109,7 @@ class UNet(nn.Module):
         classes: Number of classes; 0 = none.
         augment: Length of ``Cond.augment``; 0 = none.
         context: Width of ``Cond.emb``, for cross-attention; 0 = none.
+        pooled: Length of ``Cond.pooled``; 0 = none.
         dropout: Probability, inside the residual blocks.
         patch: Pixels per side that the stem folds into one: 2 makes all else about four times as fast.
         refine: Channels of the two last convolutions at full resolution, against patch seams; 0 = none.
@@ -133,6 +134,7 @@ class UNet(nn.Module):
         classes: int = 0,
         augment: int = 0,
         context: int = 0,
+        pooled: int = 0,
         dropout: float = 0.0,
         patch: int = 1,
         refine: int = 0,
@@ -164,7 +166,7 @@ class UNet(nn.Module):
             return Block(n, n, emb, resize=way, **switches, **blurs) if updown else Resize(n, way, **blurs)
 
         self.skips = skips
-        self.embed = Embed(emb, classes, augment)
+        self.embed = Embed(emb, classes, augment, pooled)
         self.stem = Stem(in_channels, width, patch)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         n, seen = width, [width]

@@ -1,0 +1,90 @@
+"""Pictures as a codec sees them, encoded once: what a latent diffusion model is trained on (Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .checkpoints import load_tensors, save_tensors
+from .data import Batch, Dataset, cache_folder
+from .data.dataset import Told, digest
+from .errors import CheckpointError, InputError
+from .images import to_tensor
+
+BATCH = 32
+
+
+class Latents(Dataset):
+    """Another data set in the latents of a codec, which the user's cache keeps; labels, captions and names stay.
+
+    Args:
+        parent: Pictures of one size.
+        codec: A net with ``encode``, in eval mode.
+
+    Raises:
+        InputError: Pictures of several sizes, or augmented by their own ``batch``.
+    """
+
+    def __init__(self, parent: Dataset, codec: nn.Module):
+        if len(parent.groups) != 1:
+            raise InputError("Latents need pictures of one size. Load the folder with aspect='crop'.")
+        self.parent, self.name, self.classes, self.report = parent, parent.name, parent.classes, parent.report
+        sha = hashlib.sha256()
+        for name, tensor in sorted(codec.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        self.fingerprint = digest("latents", parent.fingerprint, sha.hexdigest())
+        self.rows = [parent.source(i) for i in range(len(parent))]  # a picture that is listed twice is encoded once
+        self.values = self._cached(codec.eval())
+        _, c, h, w = self.values.shape
+        self.shape = (c, h, w)
+        at = {row: i for i, row in enumerate(sorted(set(self.rows)))}
+        self.place = torch.tensor([at[row] for row in self.rows])
+
+    def _cached(self, codec: nn.Module) -> Tensor:
+        path = cache_folder() / "latents" / f"{self.fingerprint}.safetensors"
+        try:
+            return load_tensors(path)[1]["latents"]
+        except (CheckpointError, KeyError):
+            values = self._encoded(codec)
+            save_tensors(path, {"latents": values}, {})
+            return values
+
+    @torch.no_grad()
+    def _encoded(self, codec: nn.Module) -> Tensor:
+        rows, device = sorted(set(self.rows)), next(codec.parameters()).device
+        parts = []
+        for start in tqdm(range(0, len(rows), BATCH), "encoding", disable=None, leave=False):
+            images = self.parent.batch(rows[start : start + BATCH]).images
+            x = (images if images.is_floating_point() else to_tensor(images)).to(device)
+            parts.append(codec.encode(x.contiguous(memory_format=torch.channels_last)).cpu())  # pyright: ignore[reportCallIssue]
+        return torch.cat(parts).contiguous()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        """See :meth:`Dataset.batch`; the images are latents in float32."""
+        return Batch(self.values[self.place[list(indices)]], *self.parent.told(indices, generator))
+
+    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+        """See :meth:`Dataset.told`."""
+        return self.parent.told(indices, generator)
+
+    def texts(self) -> list[str]:
+        """See :meth:`Dataset.texts`."""
+        return self.parent.texts()
+
+    def key(self, index: int) -> str:
+        """See :meth:`Dataset.key`."""
+        return self.parent.key(index)
+
+    @cached_property
+    def groups(self) -> list[list[int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """See :attr:`Dataset.groups`."""
+        return [list(range(len(self)))]

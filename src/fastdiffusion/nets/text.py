@@ -1,0 +1,127 @@
+"""Words for a denoiser: a small transformer over byte-pair tokens, which carries its tokenizer with it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..tokenizers import BYTES, PAD, Tokenizer
+from ..types import Cond
+from .layers import Attention, keywords
+
+
+def normalized(text: str) -> str:
+    """How a caption is read: compatibility forms folded, lower case, no hyphens, one space before every word."""
+    return "".join(f" {word}" for word in unicodedata.normalize("NFKC", text).casefold().replace("-", " ").split())
+
+
+class Layer(nn.Module):
+    """Self-attention among the words and an MLP, each beside the identity (pre-norm)."""
+
+    def __init__(self, dim: int, head: int):
+        super().__init__()
+        self.norm1, self.attention = nn.LayerNorm(dim), Attention(dim, head)
+        self.norm2, self.mlp_in, self.mlp_out = nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
+
+    def forward(self, x: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        x = x + self.attention(self.norm1(x), mask=mask)
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.norm2(x)), approximate="tanh"))
+
+
+class TextEncoder(nn.Module):
+    """Captions to token states and one vector.
+
+    Its tokenizer's merges are a buffer, so that a model file is complete.
+
+    Args:
+        vocabulary: Number of tokens.
+        width: Of a token's state.
+        depth: Number of layers.
+        head: Channels of an attention head.
+        length: Most tokens of a caption; what is longer is cut.
+    """
+
+    def __init__(self, vocabulary: int = 4096, width: int = 192, depth: int = 3, head: int = 48, length: int = 24):
+        self.config = keywords(locals())
+        super().__init__()
+        if vocabulary <= BYTES:
+            raise InputError(f"vocabulary must be above {BYTES}, got {vocabulary}. Try 4096.")
+        self.width, self.length = width, length
+        self.register_buffer("merges", torch.zeros(vocabulary - BYTES - 1, 2, dtype=torch.int32))
+        self.embed, self.position = nn.Embedding(vocabulary, width), nn.Parameter(torch.zeros(length, width))
+        nn.init.normal_(self.embed.weight, std=0.5)
+        self.layers = nn.ModuleList(Layer(width, head) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+        self._tokenizer: Tokenizer | None = None
+
+    merges: Tensor
+
+    def learn_words(self, tokenizer: Tokenizer) -> None:
+        """Take over a tokenizer of at most ``vocabulary`` tokens."""
+        if len(tokenizer) > self.config["vocabulary"]:
+            raise InputError(
+                f"The tokenizer has {len(tokenizer)} tokens, the encoder room for {len(self.embed.weight)}."
+            )
+        self.merges.zero_()
+        self.merges[: len(tokenizer.merges)] = torch.tensor(tokenizer.merges, dtype=torch.int32)
+        self._tokenizer = tokenizer
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the merges describe."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer([pair for pair in self.merges.tolist() if pair[0]])
+        return self._tokenizer
+
+    def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "b n"]:
+        """Token numbers, padded with 0; an empty text is all padding, which is "nothing said"."""
+        rows = [self.tokenizer.encode(normalized(text))[: self.length] if text.strip() else [] for text in texts]
+        longest = max(map(len, rows), default=0) or 1
+        return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], dtype=torch.long)
+
+    def forward(self, tokens: Int64[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:
+        """(token states (b, n, d), mask (b, n), the mean state of each caption (b, d); 0 where nothing is said)."""
+        mask = tokens != PAD
+        x = self.embed(tokens) + self.position[: tokens.shape[1]]
+        visible = mask | ~mask.any(1, keepdim=True)  # a row of padding attends to itself: no NaN, and masked later
+        for layer in self.layers:
+            x = layer(x, visible)
+        x = self.norm(x) * mask[..., None]
+        return x, mask, x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+class Worded(nn.Module):
+    """A network with the text encoder that is trained with it: ``Cond.tokens`` become ``emb``, ``mask`` and ``pooled``.
+
+    A condition that was read before (``read``) passes as it is, so sampling reads its words once.
+    """
+
+    def __init__(self, net: nn.Module, words: TextEncoder):
+        super().__init__()
+        self.net, self.words = net, words
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The inner network's keywords, and the text encoder's under "words"."""
+        return {**cast("dict[str, Any]", self.net.config), "words": self.words.config}
+
+    def read(self, cond: Cond) -> Cond:
+        """The condition with its words understood."""
+        if cond.tokens is None:
+            return cond
+        emb, mask, pooled = self.words(cond.tokens)
+        return replace(cond, tokens=None, emb=emb, mask=mask, pooled=pooled)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
+    ) -> Float[Tensor, "b o h w"]:
+        """The inner network's answer."""
+        return self.net(x, c_noise, None if cond is None else self.read(cond))

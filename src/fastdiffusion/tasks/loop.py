@@ -1,0 +1,197 @@
+"""The loop for everything that is not a denoiser: autoencoders, dual encoders, classifiers, translators.
+
+    for step in train(Run(folder, config), {"codec": Part(codec, loss)}, steps=2000): ...
+
+A loss is a function of the step's number alone (and of the weights), so that a run which was cut goes on from its
+folder's last checkpoint bit for bit. Several parts with a loss each are trained in turns, as a generator and its
+discriminator are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import optimizers
+from ..checkpoints import Folder
+from ..distributed import like, stop_signals
+from ..errors import CheckpointError, FastdiffusionError, InputError
+from ..examples import DROPOUT
+from ..noise import generator
+
+SAVE_EVERY = 60.0  # seconds between checkpoints
+LOG_EVERY = 50  # steps between lines of metrics.jsonl
+BAD_IN_A_ROW = 3
+
+
+class Part(NamedTuple):
+    """What is trained, and by which loss: ``loss(step)``, one number."""
+
+    module: nn.Module
+    loss: Callable[[int], Tensor]
+    optimizer: str = "adamw"
+    lr: float = 1e-3
+
+
+class Done(NamedTuple):
+    """A step that was done: its number from 1, of how many, and each part's loss."""
+
+    step: int
+    of: int
+    losses: dict[str, float]
+
+
+def train(
+    parts: Mapping[str, Part],
+    steps: int,
+    config: Mapping[str, Any],
+    folder: str | Path | None = None,
+    seed: int = 0,
+    warmup: int = 50,
+    decay: float = 0.5,
+    minutes: float | None = None,
+    fresh: bool = False,
+    precision: str = "auto",
+) -> Iterator[Done]:
+    """Train ``parts`` in place, in their order within each step; they are in eval mode at the end.
+
+    Args:
+        parts: By name; each part's optimizer takes those of its parameters that ask for gradients.
+        steps: Of the whole run, those already done included.
+        config: What two runs must share to be one; JSON.
+        folder: Where checkpoints and metrics.jsonl go; None keeps all in memory.
+        seed: Of dropout, beside what ``config`` says.
+        warmup: Steps in which the learning rate rises.
+        decay: Last part of the run in which it falls to 0.
+        minutes: End this session after so long; the same call goes on.
+        fresh: Forget what the folder holds.
+        precision: "float32", "bfloat16", or "auto": the faster one, measured.
+
+    Raises:
+        CheckpointError: The folder holds another run.
+        FastdiffusionError: Three losses in a row that are not numbers.
+    """
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}. Try steps=1000.")
+    config = json.loads(json.dumps({**config, "steps": steps, "seed": seed}))
+    optimize = {
+        name: optimizers.build(p.optimizer, nn.ParameterList(q for q in p.module.parameters() if q.requires_grad), p.lr)
+        for name, p in parts.items()
+    }
+    run = None if folder is None else Folder(folder)
+    begin, state = 0, {"precision": None if precision == "auto" else precision}
+    bad = 0
+    with ExitStack() as held, torch.random.fork_rng(devices=[]):
+        got = held.enter_context(stop_signals())
+        if run is not None:
+            held.enter_context(run.lock())
+            if fresh:
+                run.clear()
+            if (found := run.latest()) is not None:
+                begin = found[0]
+                state = _resume(parts, optimize, found, config, run)
+        for p in parts.values():
+            p.module.train()
+        if state["precision"] is None:
+            state["precision"] = _faster([p.loss for p in parts.values()], begin)
+            for p in parts.values():
+                p.module.zero_grad(set_to_none=True)
+        autocast = torch.autocast("cpu", torch.bfloat16) if state["precision"] == "bfloat16" else nullcontext()
+        saved = begun = time.perf_counter()
+        bar = held.enter_context(tqdm(total=steps, initial=begin, desc="training", disable=None, leave=False))
+        for step in range(begin, steps):
+            torch.manual_seed(generator(seed, DROPOUT, step).initial_seed() % 2**63)
+            factor = optimizers.rate(step, 0, warmup, int(steps * (1 - decay)), steps)
+            losses = {}
+            for name, p in parts.items():
+                for optimizer in optimize[name]:
+                    optimizer.zero_grad(set_to_none=True)
+                with autocast:
+                    loss = p.loss(step)
+                loss.backward()
+                losses[name] = float(loss.detach())
+                norm = nn.utils.clip_grad_norm_(p.module.parameters(), 1.0)
+                if math.isfinite(losses[name]) and math.isfinite(float(norm)):
+                    for optimizer in optimize[name]:
+                        for group in optimizer.param_groups:
+                            group["lr"] = p.lr * factor
+                        optimizer.step()
+            bad = 0 if all(map(math.isfinite, losses.values())) else bad + 1
+            if bad >= BAD_IN_A_ROW:
+                raise FastdiffusionError(f"{bad} losses in a row were not numbers, at step {step + 1}. Try a lower lr.")
+            bar.update()
+            bar.set_postfix({k: f"{v:.4g}" for k, v in losses.items()}, refresh=False)
+            last = step + 1 == steps
+            if run is not None and ((step + 1) % LOG_EVERY == 0 or last):
+                seconds = round(time.perf_counter() - begun, 1)
+                run.append({"step": step + 1, "seconds": seconds, **{k: round(v, 6) for k, v in losses.items()}})
+            yield Done(step + 1, steps, losses)
+            now = time.perf_counter()
+            over = bool(got) or (minutes is not None and now - begun > 60 * minutes)
+            if run is not None and (last or over or now - saved > SAVE_EVERY) and not bad:
+                run.save(step + 1, _tensors(parts, optimize), {"run": config, **state, **_settings(optimize)})
+                saved = now
+            if over:
+                break
+        for p in parts.values():
+            p.module.eval()
+    if got:
+        raise KeyboardInterrupt
+
+
+def _tensors(parts: Mapping[str, Part], optimize: Mapping[str, list[Any]]) -> dict[str, Tensor]:
+    """Weights and the optimizers' states, by name."""
+    weights = {f"{name}.{k}": v for name, p in parts.items() for k, v in p.module.state_dict().items()}
+    moments = {f"optimizer.{n}.{k}": v for n, o in optimize.items() for k, v in optimizers.pack(o)[0].items()}
+    return weights | moments
+
+
+def _settings(optimize: Mapping[str, list[Any]]) -> dict[str, Any]:
+    return {"optimizer": {name: optimizers.pack(o)[1] for name, o in optimize.items()}}
+
+
+def _resume(
+    parts: Mapping[str, Part],
+    optimize: Mapping[str, list[Any]],
+    found: tuple[int, dict[str, Any], dict[str, Tensor]],
+    config: Mapping[str, Any],
+    run: Folder,
+) -> dict[str, Any]:
+    """Put a checkpoint back in place."""
+    _, old, tensors = found
+    then = old.get("run", {})
+    changed = sorted(k for k in config.keys() | then.keys() if config.get(k) != then.get(k))
+    if changed:
+        what = ", ".join(f"{k}={str(then.get(k))[:40]} (now {str(config.get(k))[:40]})" for k in changed)
+        raise CheckpointError(f"{run.path} holds a run with {what}. Choose another folder, or start anew with --fresh.")
+    for name, p in parts.items():
+        own = p.module.state_dict()
+        p.module.load_state_dict({k: like(own[k], tensors[f"{name}.{k}"]) for k in own})
+        prefix = f"optimizer.{name}."
+        inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        optimizers.unpack(optimize[name], inner, old["optimizer"][name])
+    return {"precision": old["precision"]}
+
+
+def _faster(losses: list[Callable[[int], Tensor]], step: int) -> str:
+    """ "bfloat16" where that is clearly faster, measured in turns; see ``examples.faster_precision``."""
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return "float32"
+    times = [math.inf, math.inf]
+    for _ in range(3):
+        for i in range(2):
+            begun = time.perf_counter()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bool(i)):
+                total = sum((loss(step) for loss in losses), torch.zeros(()))
+            total.backward()
+            times[i] = min(times[i], time.perf_counter() - begun)
+    return "bfloat16" if times[1] < 0.9 * times[0] else "float32"
