@@ -274,9 +274,8 @@ def say(value: Any) -> str:
         return f"[{'x'.join(map(str, value.shape))}]"
     if isinstance(value, int | float):
         return f"{value:g}"
-    return (
-        value if value and all(c.isalnum() or c in "_./-" for c in value) and not value[0].isdigit() else f"'{value}'"
-    )
+    plain = re.fullmatch(r"[1-9]\d{0,5}|[^\W\d][\w./\\~:-]*|[/~.][\w./\\~:-]+", value)
+    return value if plain and not re.fullmatch(r"x\d+", value) else f"'{value}'"
 
 
 @dataclass(frozen=True)

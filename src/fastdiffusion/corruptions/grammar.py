@@ -102,10 +102,6 @@ def _one(tokens: list[Token], text: str) -> tuple[Corruption, list[Token]]:
     try:
         return Step(name, tuple(values)), tokens[end:]
     except InputError as error:
-        near = [f for w in values if isinstance(w, str) for f in CORRUPTIONS if w == f]
-        comma = (
-            f" Put a comma before {near[0]!r}."
-            if near
-            else f" Say it so: {example(name)}." * ("Example" not in str(error))
-        )
+        near = [word for word in values if word in CORRUPTIONS]
+        comma = f" Put a comma before {near[0]!r}." if near else ""
         raise InputError(f"{error}{comma}") from None

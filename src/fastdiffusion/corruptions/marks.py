@@ -16,16 +16,15 @@ from .pixels import rows
 @corruption(chance=True, part=Number(0.05, 0.4, most=1, none=0, file=True))
 def mask(draw: Draw, shape: Shape, part: Tensor | str) -> Operator:
     """Holes (grey): a ``part`` of the picture in blots of random shape, or what is white in a file of its size."""
-    hole = read_mask(part, shape).expand(len(draw), -1, -1, -1) if not _numbers(part) else blots(draw, shape, part)
+    if isinstance(part, Tensor) and part.ndim == 1:
+        hole = blots(draw, shape, part)
+    else:
+        hole = read_mask(part, shape).expand(len(draw), -1, -1, -1)
 
     def mean(x: Tensor) -> Tensor:
         return x * (1 - hole.to(x))
 
     return Operator(shape, shape, mean, inverse=mean)
-
-
-def _numbers(value: Tensor | str) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 1
 
 
 def read_mask(file: str | Tensor, shape: Shape) -> Float[Tensor, "1 1 h w"]:
