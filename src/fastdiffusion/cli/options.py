@@ -24,8 +24,15 @@ Size = Annotated[int | None, typer.Option(help="Side of the pictures in pixels."
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")]
 Steps = Annotated[int, typer.Option(help="Denoiser calls per picture.")]
 Seed = Annotated[int, typer.Option(help="Of picture 0; picture i has seed + i.")]
+Classes = Annotated[str | None, typer.Option(help="Names or indices, e.g. 3,7; all in turn by default.")]
 Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")]
 Sampler = Annotated[str | None, typer.Option(help="See: fastdiffusion samplers. By default the model's own.")]
 Schedule = Annotated[str | None, typer.Option(help="Of the noise levels: exponential, karras, ...")]
 BatchSize = Annotated[int, typer.Option(help="Pictures at once.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
+Guide = Annotated[
+    list[str] | None,
+    typer.Option(help='Guidance in words, e.g. "cfg scale=3" or "inpaint photo.png mask.png"; repeated, they nest.'),
+]
+Picture = Annotated[Path | None, typer.Option("--image", help="A picture to start from.")]
+Strength = Annotated[float, typer.Option(help="How far to go from --image: 0 keeps it, 1 forgets it.")]

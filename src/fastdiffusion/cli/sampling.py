@@ -7,17 +7,37 @@ from typing import Annotated
 
 import typer
 
-from .options import BatchSize, DataName, Device, ModelPath, Out, Sampler, Scale, Schedule, Seed, Size, Steps, app
+from .options import (
+    BatchSize,
+    Classes,
+    DataName,
+    Device,
+    Guide,
+    ModelPath,
+    Out,
+    Picture,
+    Sampler,
+    Scale,
+    Schedule,
+    Seed,
+    Size,
+    Steps,
+    Strength,
+    app,
+)
 
 
 @app.command()
 def sample(
     model: ModelPath,
     n: Annotated[int, typer.Option("-n", "--n", help="How many pictures.")] = 16,
-    classes: Annotated[str | None, typer.Option(help="Names or indices, e.g. 3,7; all in turn by default.")] = None,
+    classes: Classes = None,
     steps: Steps = 12,
     seed: Seed = 0,
     scale: Scale = 1.0,
+    guide: Guide = None,
+    image: Picture = None,
+    strength: Strength = 0.5,
     sampler: Sampler = None,
     schedule: Schedule = None,
     variation_seed: Annotated[int, typer.Option(help="Turn the noise towards this seed's.")] = 0,
@@ -70,6 +90,7 @@ def evaluate(
     steps: Steps = 12,
     seed: Seed = 0,
     scale: Scale = 1.0,
+    guide: Guide = None,
     sampler: Sampler = None,
     schedule: Schedule = None,
     batch_size: BatchSize = 64,
@@ -98,6 +119,10 @@ def study(
     steps: Steps = 12,
     seed: Seed = 0,
     scale: Scale = 1.0,
+    classes: Classes = None,
+    guide: Guide = None,
+    image: Picture = None,
+    strength: Strength = 0.5,
     out: Out = Path("out/study"),
 ) -> None:
     """Sample every combination of some knobs.
@@ -105,9 +130,9 @@ def study(
     Writes all pictures, a labelled sheet, and which knob explains how much of the differences. A cell equals the run
     of fastdiffusion sample with its settings.
     """
+    fixed = {key: value for key, value in locals().items() if key not in ("model", "vary", "n", "out")}
     from ..tasks import study as studies
 
-    fixed = {"steps": steps, "seed": seed, "scale": scale}
     names = {studies.knob(text)[0] for text in vary}
     done = studies.study(model, vary, n, **{key: value for key, value in fixed.items() if key not in names})
     done.save(out)

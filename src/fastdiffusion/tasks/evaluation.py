@@ -22,6 +22,7 @@ from ..errors import CheckpointError, InputError
 from ..images import grid, safe_name, save_png, to_tensor, to_uint8
 from ..models import Model
 from .generation import Samples, loaded, sample
+from .guides import Guide
 
 SHOWN = 10  # generated pictures beside their neighbors
 
@@ -102,6 +103,7 @@ def evaluate(
     steps: int = 12,
     seed: int = 0,
     scale: float = 1.0,
+    guide: Guide | Sequence[Guide] | None = None,
     sampler: str | None = None,
     schedule: str | None = None,
     batch_size: int = 64,
@@ -118,6 +120,7 @@ def evaluate(
         steps: Of sampling, as are ``seed``, ``scale``, ``sampler``, ``schedule`` and ``batch_size``.
         seed: See ``sample``; also draws the real pictures.
         scale: See ``sample``.
+        guide: See ``sample``.
         sampler: See ``sample``.
         schedule: See ``sample``.
         batch_size: See ``sample``.
@@ -132,7 +135,7 @@ def evaluate(
     labels = data_labels = None
     if model.classes and model.classes == tuple(data.classes):
         data_labels = metrics.pictures(data, metrics.choose(data, n, seed), (4, 4))[1].tolist()
-    sampling = {"steps": steps, "seed": seed, "scale": scale, "sampler": sampler, "schedule": schedule}
+    sampling = {"steps": steps, "seed": seed, "scale": scale, "guide": guide, "sampler": sampler, "schedule": schedule}
     made = sample(model, n, classes=data_labels, batch_size=batch_size, **sampling)
     if data_labels is not None:
         labels = [data.classes.index(name) if name else -1 for name in made.labels]

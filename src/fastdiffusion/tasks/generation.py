@@ -7,15 +7,13 @@ says which batch it came from; ``again`` makes that batch, and with it the same 
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +27,13 @@ from .. import __version__
 from ..errors import CheckpointError, DataError, InputError
 from ..guidance import cfg
 from ..images import grid, read_recipe, safe_name, save_png, to_pil
-from ..models import FILE, Model, load
+from ..models import Model
 from ..noise import resized, vary
 from ..samplers import Table, run
+from ..types import Denoise
+from . import guides
+from .files import loaded, locate, model_hash, named, picture, short_name
+from .guides import Guide
 
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
 LARGEST = 2**33  # values that one run may hold: a recipe may come from a stranger
@@ -130,6 +132,9 @@ def sample(
     steps: int = 12,
     seed: int = 0,
     scale: float = 1.0,
+    guide: Guide | Sequence[Guide] | None = None,
+    image: str | Path | Image.Image | None = None,
+    strength: float = 0.5,
     sampler: str | None = None,
     schedule: str | None = None,
     variation_seed: int = 0,
@@ -148,6 +153,12 @@ def sample(
         steps: Denoiser calls per picture (twice that with guidance).
         seed: Of image 0; image i has seed + i.
         scale: Classifier-free guidance; 1 is off.
+        guide: More guidance, in words such as "cfg scale=3 interval=0.3..5" or "inpaint photo.png mask.png"
+            (``tasks.guides.GUIDES`` has them all), or a function from denoiser to denoiser. Each goes around the last.
+        image: A picture to start from instead of noise alone; scaled and cut to the model's size.
+        strength: How far to go from ``image``: the part of noise in the mix that is started from, in standard
+            deviations, sigma / (sigma + sigma_data). 0 returns the picture, 1 starts from noise. All ``steps`` are
+            made, on a textbook table from that noise level down: a fitted one holds for the whole way only.
         sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else ``dpmpp_3m``.
         schedule: A name in ``schedules.SCHEDULES``; by default ``exponential``.
         variation_seed: Image i is turned towards the noise of this seed + i, by ``variation_strength``.
@@ -191,7 +202,7 @@ def again(picture: str | Path, model: Model | str | Path | None = None) -> Sampl
             raise DataError(
                 f"{name!r} comes from a newer fastdiffusion. Upgrade with: pip install --upgrade fastdiffusion"
             )
-        table = Table.from_json(json.dumps(recipe["table"]))
+        table = None if recipe["table"] is None else Table.from_json(json.dumps(recipe["table"]))
         index = None if "grid" in recipe else int(recipe["index"])
         found = _find(recipe["model"], Path(picture)) if model is None else loaded(model)
         if model_hash(found) != recipe["model"]["sha256"]:
@@ -199,7 +210,7 @@ def again(picture: str | Path, model: Model | str | Path | None = None) -> Sampl
                 f"{name!r} was made by another model, {recipe['model']['name']!r} with sha256 "
                 f"{recipe['model']['sha256'][:12]}.... Name the right one with --model."
             )
-        plan = _plan(found, table=table, name=recipe["model"]["name"], **recipe["parameters"])
+        plan = _plan(found, table, recipe["model"]["name"], Path(picture), **recipe["parameters"])
         whole = range(plan.n)
         wanted, rows = (whole, whole) if index is None else (range(index, index + 1), _batch_of(plan, index))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -221,16 +232,6 @@ def remake(picture: str | Path, path: str | Path, model: Model | str | Path | No
     return made
 
 
-def model_hash(model: Model) -> str:
-    """sha256 over what decides a model's pictures: its configuration without tables and notes, and its tensors."""
-    spec = {key: value for key, value in model.spec().items() if key not in ("tables", "info")}
-    sha = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
-    for name, tensor in sorted(model.tensors().items()):
-        sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
 # ---- a run, all its choices made ----------------------------------------------------------------------------------
 
 
@@ -238,9 +239,11 @@ def model_hash(model: Model) -> str:
 class _Plan:
     model: Model
     name: str
-    table: Table
+    table: Table | None  # None: no call at all, the picture itself
     labels: list[int] | None  # one per image; -1 is unconditional
     shape: tuple[int, int, int]
+    guided: Callable[[Denoise], Denoise]
+    image: Tensor | None  # what is started from
     parameters: dict[str, Any]  # of ``sample``, all of them
 
     @property
@@ -253,7 +256,7 @@ class _Plan:
 
     @property
     def calls(self) -> int:
-        return self.table.calls * len(_batches(self))
+        return self.table.calls * len(_batches(self)) if self.table else 0
 
     def samples(self, images: Tensor, indices: range) -> Samples:
         if not bool(images.isfinite().all()):
@@ -266,7 +269,7 @@ class _Plan:
             "verb": "sample",
             "model": {"name": self.name, "sha256": model_hash(self.model)},
             "parameters": self.parameters,
-            "table": json.loads(self.table.to_json()),
+            "table": None if self.table is None else json.loads(self.table.to_json()),
         }
         labels = [-1 if self.labels is None else self.labels[i] for i in indices]
         names = tuple(self.model.classes[label] if label >= 0 else "" for label in labels)
@@ -274,8 +277,13 @@ class _Plan:
         return Samples(images.clamp(-1, 1), seeds, names, tuple(indices), recipe)
 
 
-def _plan(model: Model | str | Path, table: Table | None = None, name: str = "", **parameters: Any) -> _Plan:
-    """Check a call of ``sample`` and make its choices; ``sample``'s signature says what there is and by default."""
+def _plan(
+    model: Model | str | Path, table: Table | None = None, name: str = "", near: Path | None = None, **parameters: Any
+) -> _Plan:
+    """Check a call of ``sample`` and make its choices; ``sample``'s signature says what there is and by default.
+
+    A recipe brings its ``table`` and ``name``; its files are looked for ``near`` its picture.
+    """
     bound = inspect.signature(sample).bind(model, **parameters)
     bound.apply_defaults()
     p = {key: value for key, value in bound.arguments.items() if key not in ("model", "device")}
@@ -285,8 +293,9 @@ def _plan(model: Model | str | Path, table: Table | None = None, name: str = "",
     for key in ("seed", "variation_seed"):
         if type(p[key]) is not int:
             raise InputError(f"{key} must be a whole number, got {p[key]!r}. Example: {key}=0.")
-    if not 0 <= p["variation_strength"] <= 1:
-        raise InputError(f"variation_strength must be from 0 to 1, got {p['variation_strength']!r}. Try 0.2.")
+    for key in ("variation_strength", "strength"):
+        if not 0 <= p[key] <= 1:
+            raise InputError(f"{key} must be from 0 to 1, got {p[key]!r}. Try 0.2.")
     if not math.isfinite(p["scale"]):
         raise InputError(f"scale must be finite, got {p['scale']!r}. 1 is off, 2 to 4 is usual.")
     ready = loaded(model, bound.arguments["device"])
@@ -295,23 +304,28 @@ def _plan(model: Model | str | Path, table: Table | None = None, name: str = "",
         raise InputError(f"{p['n']} pictures of {shape[1]}x{shape[2]} are too many for one run. Make fewer at a time.")
     labels = _labels(ready, p["classes"], p["n"])
     p["classes"] = p["classes"] if p["classes"] is None or isinstance(p["classes"], str | int) else list(p["classes"])
-    table = table or ready.table(p["steps"], p["sampler"], p["schedule"])
-    if not name:
-        name = safe_name(str(ready.info.get("name", "model"))) if isinstance(model, Model) else Path(model).name
-        name = FILE if not isinstance(model, Model) and Path(model).is_dir() else name
-    return _Plan(ready, name, table, labels, shape, p)
+    guided, p["guide"] = guides.read(p["guide"], guides.Setting(ready, shape, near))
+    if p["scale"] != 1 and {"cfg", "apg", "negative"} & set(guides.names(p["guide"])):
+        raise InputError("scale and this guide would both guide by the label. Put the scale into the guide.")
+    image, p["image"] = (None, None) if p["image"] is None else _picture(p["image"], shape, near)
+    start = ready if image is None else _from(ready, p["strength"])
+    if table is None and start is not None:
+        table = start.table(p["steps"], p["sampler"], p["schedule"])
+    return _Plan(ready, name or short_name(model), table, labels, shape, guided, image, p)
 
 
-def loaded(model: Model | str | Path, device: str | None = None) -> Model:
-    """The model itself, or the one in a file or run folder, ready to sample from; see :func:`sample`."""
-    if not isinstance(model, Model):
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model, device = load(model), device or best
-    model.denoiser.eval()  # dropout would draw from a global state, and seeds would mean nothing
-    try:
-        return model if device is None else model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"No device {device!r} here ({str(error).splitlines()[0][:100]}). Try device='cpu'.") from None
+def _from(model: Model, strength: float) -> Model | None:
+    """The model with the noise level that ``strength`` names as its highest, and no fitted tables; None at 0."""
+    sigma = min(model.denoiser.sigma_data * strength / max(1 - strength, 1e-9), model.sigma_max)
+    return replace(model, sigma_min=min(model.sigma_min, sigma / 10), sigma_max=sigma, tables={}) if sigma else None
+
+
+def _picture(image: str | Path | Image.Image, shape: tuple[int, int, int], near: Path | None) -> tuple[Tensor, str]:
+    """A picture to start from, and how a recipe names it."""
+    if isinstance(image, Image.Image):
+        return picture(image, shape), "a picture given in Python"
+    path, said = named(str(image), near)
+    return picture(path, shape), said
 
 
 def _labels(model: Model, classes: str | int | Sequence[str | int] | None, n: int) -> list[int] | None:
@@ -348,33 +362,35 @@ def _run(plan: _Plan, only: range | None = None) -> Iterator[SampleStep]:
     rows = only or range(plan.n)
     batches = [batch for batch in _batches(plan) if rows.start <= batch.start < rows.stop]
     images = torch.zeros(len(rows), *plan.shape)
+    if plan.image is not None:
+        images += plan.image
+    if plan.table is None:
+        yield SampleStep(0, 0, 0.0, images)
+        return
+    guided = plan.guided(cfg(plan.model.denoise, p["scale"]) if p["scale"] != 1 else plan.model.denoise)
     for k, batch in enumerate(batches):
         seeds = [p["seed"] + i for i in batch]
         start = resized(seeds, plan.shape, plan.model.shape)
         start = vary(start, [p["variation_seed"] + i for i in batch], p["variation_strength"])
         cond = None if plan.labels is None else plan.model.cond([plan.labels[i] for i in batch])
         place = images[batch.start - rows.start : batch.stop - rows.start]
-        x = (plan.table.sigmas[0] * start).to(device)
-        for step in run(cfg(plan.model.denoise, p["scale"]), x, plan.table, cond, seeds):
+        x = plan.table.sigmas[0] * start
+        x = (x if plan.image is None else plan.image + x).to(device)
+        for step in run(guided, x, plan.table, cond, seeds):
             place.copy_(step.x if step.index + 1 == step.of else step.x0)
             yield SampleStep(k * step.of + step.index + 1, len(batches) * step.of, step.sigma, images)
 
 
 def _find(wanted: Mapping[str, str], picture: Path) -> Model:
-    """The model file that a recipe names: by its name in the likely places, and then by its hash."""
-    name = Path(wanted["name"]).name  # a recipe may come from a stranger: never a path
-    folders = [picture.resolve().parent, *picture.resolve().parents[1:3], Path.cwd(), Path.cwd() / "runs"]
-    places = [folder / name for folder in folders] + [p for folder in folders for p in sorted(folder.glob(f"*/{FILE}"))]
-    present = [path for path in dict.fromkeys(places) if path.is_file()]
-    for path in present:
-        with suppress(CheckpointError):
-            model = loaded(path)
-            if model_hash(model) == wanted["sha256"]:
-                return model
-    what = "is not near the picture" if not present else "was not found; models of other contents were"
-    raise CheckpointError(
-        f"The model {name!r} of {picture.name!r} {what}. Name it: fastdiffusion again {picture.name} --model MODEL"
-    )
+    """The model file that a recipe names: by its name in the likely places, and by its hash."""
+    hint = f"Name it: fastdiffusion again {picture.name} --model MODEL"
+    try:
+        path = locate(wanted["name"], wanted["sha256"], picture)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} {hint}") from None
+    if path is None:
+        raise CheckpointError(f"The model {wanted['name']!r} of {picture.name!r} is not near the picture. {hint}")
+    return loaded(path)
 
 
 def _captioned(picture: Image.Image, text: str, zoom: int) -> Image.Image:

@@ -1,0 +1,109 @@
+"""Files that a recipe names: read ready for use, and found again by name and content.
+
+In a recipe a file is ``name@sha256``, never a path: a recipe may travel, and may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import CheckpointError, DataError, InputError
+from ..images import flatten, read, safe_name, to_tensor
+from ..models import FILE, Model, load
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def loaded(model: Model | str | Path, device: str | None = None) -> Model:
+    """The model itself, or the one in a file or run folder, ready to sample from; see ``sample``."""
+    if not isinstance(model, Model):
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        model, device = load(model), device or best
+    model.denoiser.eval()  # dropout would draw from a global state, and seeds would mean nothing
+    try:
+        return model if device is None else model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"No device {device!r} here ({str(error).splitlines()[0][:100]}). Try device='cpu'.") from None
+
+
+def model_hash(model: Model) -> str:
+    """sha256 over what decides a model's pictures: its configuration without tables and notes, and its tensors."""
+    spec = {key: value for key, value in model.spec().items() if key not in ("tables", "info")}
+    sha = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
+    for name, tensor in sorted(model.tensors().items()):
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def digest(path: Path) -> str:
+    """sha256 of a model's content, whatever was noted in the file since; of any other file, of its bytes."""
+    with suppress(CheckpointError):
+        return model_hash(load(path))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def locate(name: str, sha256: str, near: Path) -> Path | None:
+    """A file of that name and content: beside the picture ``near``, above it, here, or in a run folder here.
+
+    None if there is no file of that name. Raises CheckpointError if those that there are have other contents.
+    """
+    name = Path(name).name  # a recipe may come from a stranger: never a path
+    folders = [near.resolve().parent, *near.resolve().parents[1:3], Path.cwd(), Path.cwd() / "runs"]
+    places = [folder / name for folder in folders] + [p for folder in folders for p in sorted(folder.glob(f"*/{FILE}"))]
+    present = [path for path in dict.fromkeys(places) if path.is_file()]
+    for path in present:
+        if digest(path) == sha256:
+            return path
+    if any(path.name == name for path in present):
+        raise CheckpointError(f"{name!r} was not found; files of that name and other contents were.")
+    return None
+
+
+def named(word: str, near: Path | None = None) -> tuple[Path, str]:
+    """A file by the word for it: (where it is, the word that a recipe keeps).
+
+    Args:
+        word: A path; or what a recipe kept of it, if ``near`` is given.
+        near: The picture that carries the recipe.
+    """
+    if near is None:
+        path = Path(word).expanduser()
+        path = path / FILE if path.is_dir() else path
+        if not path.is_file():
+            raise DataError(f"There is no file {word!r}. Give the path of one.")
+        return path, f"{path.name}@{digest(path)}"
+    name, _, sha256 = word.rpartition("@")
+    found = locate(name, sha256, near)
+    if found is None:
+        raise DataError(f"{near.name!r} was made with the file {name or word!r}, which is not near it. Put it there.")
+    return found, word
+
+
+def picture(source: str | Path | Image.Image, shape: tuple[int, int, int]) -> Tensor:
+    """A picture as (c, h, w) in [-1, 1], of the model's channels and size: scaled to cover it, and cut."""
+    channels, height, width = shape
+    try:
+        whole = source if isinstance(source, Image.Image) else read(source)
+    except DataError as error:
+        raise DataError(f"Cannot read {Path(str(source)).name!r}: {error}.") from None
+    if channels not in _MODES:
+        raise InputError(f"A picture cannot be given to a model of {channels} channels.")
+    whole = (whole if channels in (2, 4) else flatten(whole)).convert(_MODES[channels])
+    if whole.size != (width, height):
+        whole = ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS)
+    return to_tensor(whole)
+
+
+def short_name(model: Model | str | Path) -> str:
+    """How a recipe calls a model: its file's name, or the one that it was given."""
+    if isinstance(model, Model):
+        return safe_name(str(model.info.get("name", "model")))
+    return FILE if Path(model).is_dir() else Path(model).name

@@ -1,0 +1,225 @@
+"""Guidance in words and pictures to start from: they do what the functions do, and recipes bring them back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from fastdiffusion import guidance, nets
+from fastdiffusion.data import oracles
+from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.errors import CheckpointError, DataError, FastdiffusionError, InputError
+from fastdiffusion.images import read, read_recipe, save_png, to_tensor
+from fastdiffusion.models import Model, save
+from fastdiffusion.nets.classifier import Classifier
+from fastdiffusion.tasks import classifiers
+from fastdiffusion.tasks.generation import again, sample, sample_steps
+from fastdiffusion.tasks.guides import GUIDES
+from fastdiffusion.tasks.study import study
+
+CLASSES = ("cat", "dog", "7")
+NET = {"width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [1], "head": 8}
+
+
+def made(seed: int) -> Model:
+    torch.manual_seed(seed)
+    net = nets.build({"name": "unet", **NET, "in_channels": 1, "out_channels": 1, "classes": 3})
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    return Model(Denoiser(net), (1, 8, 8), classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return made(0)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """A model, a weaker one, classifiers, a photograph and a mask."""
+    where = tmp_path_factory.mktemp("files")
+    save(model, where / "pets.safetensors")
+    save(made(1), where / "weak.safetensors")
+    torch.manual_seed(2)
+    reader = Classifier.reading(model.denoiser, 3)
+    for net, name in ((reader, "reader"), (Classifier({**NET, "in_channels": 1}, 3), "judge")):
+        for p in net.head.parameters():
+            torch.nn.init.normal_(p, std=0.3)
+        classifiers.save(net, where / f"{name}.safetensors")
+    save_png(torch.linspace(-1, 1, 64).reshape(1, 8, 8), where / "my photo.png", {"verb": "drawn"})
+    save_png(torch.cat([torch.full((1, 8, 4), -1.0), torch.ones(1, 8, 4)], 2), where / "mask.png")
+    return where
+
+
+def words(folder) -> dict[str, str]:
+    return {
+        "cfg": "cfg scale=3 interval=0.3..5 rescale=0.7",
+        "apg": "apg scale=4 norm=2.5",
+        "negative": "negative dog scale=2",
+        "autoguidance": f"autoguidance {folder}/weak.safetensors scale=2",
+        "classifier": f"classifier {folder}/judge.safetensors scale=2",
+        "middle": f"middle {folder}/reader.safetensors scale=2",
+        "inpaint": f"inpaint '{folder}/my photo.png' {folder}/mask.png",
+    }
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_every_guide_guides_and_comes_back(name, folder, tmp_path):
+    text = words(folder)[name]
+    samples = sample(folder / "pets.safetensors", 3, "cat", steps=3, guide=text)
+    assert not torch.equal(samples.images, sample(folder / "pets.safetensors", 3, "cat", steps=3).images)
+    path = samples.save(folder, name)[1]
+    recipe = read_recipe(path)["parameters"]["guide"]
+    assert str(folder) not in recipe and "/" not in recipe
+    (copy,) = again(path).save(tmp_path, name)
+    assert copy.read_bytes() == path.read_bytes()
+
+
+def test_words_are_the_functions(model, folder):
+    picture = to_tensor(read(folder / "my photo.png"))[None]
+    mask = (to_tensor(read(folder / "mask.png"))[None] + 1) / 2
+
+    def by_hand(denoise):
+        guided = guidance.cfg(denoise, 3.0, model.cond(["dog"]), interval=(0.3, 5.0))
+        return guidance.inpaint(guided, picture, mask)
+
+    options = {"n": 2, "classes": "cat", "steps": 4}
+    text = f"negative dog scale=3 interval=.3..5 >> {words(folder)['inpaint']}"
+    spoken = sample(model, guide=text, **options)
+    assert torch.equal(spoken.images, sample(model, guide=by_hand, **options).images)
+    assert torch.equal(spoken.images, sample(model, guide=text.split(" >> "), **options).images)
+    torch.testing.assert_close(spoken.images[:, :, :, :4], picture.expand(2, 1, 8, 8)[..., :4])
+    short = sample(model, scale=2.0, **options).images
+    assert torch.equal(short, sample(model, guide="cfg scale=2", **options).images)
+
+
+def test_a_study_takes_guides(model):
+    result = study(model, {"guide": ["cfg scale=2", "apg scale=2"]}, n=2, steps=2, classes="cat")
+    for guide in ("cfg scale=2", "apg scale=2"):
+        alone = sample(model, 2, "cat", steps=2, guide=guide)
+        assert torch.equal(result[{"guide": guide}].images, alone.images)
+
+
+@pytest.mark.parametrize(("guide", "match"), [
+    ("cgf scale=3", "No guide named 'cgf'. Did you mean 'cfg'"), ("cfg", "cfg needs its scale. Example: cfg scale=3"),
+    ("cfg scale=x", "scale of cfg cannot be 'x'"), ("cfg scale=nan", "cannot be 'nan'"),
+    ("cfg scale=2 scale=3", "said twice"), ("cfg scale=3 resale=1", "Did you mean 'rescale'"),
+    ("cfg scale=3 interval=2", "interval of cfg cannot be '2'"), ("cfg 3", "No option of cfg named '3'"),
+    ("cfg scale=3 >>", "A guide is missing"), ("", "A guide is missing"), ("inpaint a.png", "There is no file 'a.png'"),
+    ("inpaint", "inpaint needs its picture and mask"), ("negative dgo scale=2", "No class named 'dgo'. Did you mean"),
+    ("negative 'dog", "without its other half"), ("autoguidance nowhere scale=2", "There is no file 'nowhere'"),
+])  # fmt: skip
+def test_wrong_words_are_told(model, guide, match):
+    with pytest.raises(FastdiffusionError, match=match):
+        sample(model, 1, steps=1, guide=guide)
+
+
+def test_wrong_files_are_told(model, folder, tmp_path):
+    for name in ("weak", "reader"):
+        with pytest.raises(FastdiffusionError):
+            sample(model, 1, steps=1, guide=f"inpaint {folder}/{name}.safetensors {folder}/mask.png")
+    with pytest.raises(InputError, match="does not read the middle"):
+        sample(model, 1, "cat", steps=1, guide=f"middle {folder}/judge.safetensors")
+    small = Model(Denoiser(nets.build({"name": "unet", **NET, "in_channels": 1, "out_channels": 1})), (1, 8, 8))
+    save(small, tmp_path / "small.safetensors")
+    with pytest.raises(InputError, match="other pictures or knows other classes"):
+        sample(model, 1, steps=1, guide=f"autoguidance {tmp_path}/small.safetensors scale=2")
+    with pytest.raises(InputError, match="would both guide by the label"):
+        sample(model, 1, steps=1, scale=2, guide="cfg scale=3")
+
+
+def test_a_recipe_names_files_by_content(model, folder, tmp_path):
+    """A file of the same name is not enough, a path in a recipe is never followed, a function cannot be kept."""
+    (path,) = sample(model, 1, "cat", steps=1, image=folder / "my photo.png", strength=0.3).save(tmp_path)
+    with pytest.raises(DataError, match="which is not near it"):
+        again(path, model)
+    save_png(torch.zeros(1, 8, 8), tmp_path / "my photo.png")
+    with pytest.raises(CheckpointError, match="other contents"):
+        again(path, model)
+    recipe = read_recipe(path)
+    for word in (str(folder / "my photo.png"), "/etc/passwd", f"../{folder.name}/my photo.png@{'0' * 64}"):
+        changed = {**recipe, "parameters": {**recipe["parameters"], "image": word}}
+        save_png(torch.zeros(1, 8, 8), tmp_path / "other.png", json.loads(json.dumps(changed)))
+        with pytest.raises(FastdiffusionError):
+            again(tmp_path / "other.png", model)
+    (path,) = sample(model, 1, steps=1, guide=lambda denoise: denoise).save(tmp_path)
+    with pytest.raises(DataError, match="a Python function, which no recipe can hold"):
+        again(path, model)
+
+
+# ---- a picture to start from (fault 8 of the peers: int(n * strength), noise added at t + 1 and removed from t) ---
+
+
+def test_strength_0_is_the_picture(model, folder):
+    samples = sample(model, 2, steps=10, image=folder / "my photo.png", strength=0)
+    assert all(torch.equal(image, to_tensor(read(folder / "my photo.png"))) for image in samples.images)
+    path = samples.save(folder, "kept")[0]
+    assert read(path).tobytes() == read(folder / "my photo.png").tobytes()
+    assert torch.equal(again(path, model).images[0], samples.images[0])
+
+
+@pytest.mark.parametrize("steps", [1, 3, 10])
+@pytest.mark.parametrize("strength", [1e-4, 0.05, 0.3, 0.5, 0.999, 1.0])
+@pytest.mark.parametrize("sampler", [None, "euler_ancestral"])
+def test_n_calls_asked_are_n_calls_made(model, folder, steps, strength, sampler):
+    run = sample_steps(model, n=1, steps=steps, image=folder / "my photo.png", strength=strength, sampler=sampler)
+    seen = [step.sigma for step in run]
+    assert len(seen) == steps
+    assert seen[0] == pytest.approx(min(0.5 * strength / max(1 - strength, 1e-9), 80.0))
+
+
+def test_the_noise_that_is_added_is_the_noise_that_is_removed(folder):
+    """A model that knows the picture gives it back from any strength; a Gaussian's posterior is exact."""
+    seen = []
+
+    class Perfect(torch.nn.Module):
+        sigma_data, self_condition, parameterization, picture = 0.5, False, "edm", 0
+        net = torch.nn.Identity()
+
+        def forward(self, x, sigma, cond=None):
+            seen.append(((x - x0) / sigma.reshape(-1, 1, 1, 1)).std().item())
+            return x0.expand_as(x)
+
+    x0 = to_tensor(read(folder / "my photo.png"))
+    perfect = Model(Perfect(), (1, 8, 8))  # type: ignore[arg-type]
+    *_, last = sample_steps(perfect, n=64, steps=5, image=folder / "my photo.png", strength=0.6, batch_size=64)
+    torch.testing.assert_close(last.images, x0.expand(64, 1, 8, 8), atol=1e-5, rtol=0)
+    assert seen == pytest.approx([1.0] * 5, abs=0.05)
+
+
+def test_pictures_leave_the_input_as_strength_grows(folder):
+    """With the exact denoiser of Gaussian data, the distance from the input grows with the strength to that of data."""
+
+    class Exact(torch.nn.Module):
+        sigma_data, self_condition, parameterization, picture = 0.5, False, "edm", 0
+        net = torch.nn.Identity()
+
+        def forward(self, x, sigma, cond=None):
+            return oracle(x.flatten(1), sigma).reshape(x.shape)
+
+    oracle = oracles.Gaussian(torch.zeros(64), torch.eye(64), torch.full((64,), 0.5))
+    exact, x0 = Model(Exact(), (1, 8, 8)), to_tensor(read(folder / "my photo.png"))  # type: ignore[arg-type]
+    distances = []
+    for strength in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0):
+        *_, last = sample_steps(exact, n=64, steps=20, image=folder / "my photo.png", strength=strength, batch_size=64)
+        distances.append(float((last.images - x0).square().mean().sqrt()))
+    assert distances == sorted(distances) and distances[0] == 0
+    assert distances[-1] == pytest.approx((0.25 + float(x0.square().mean())) ** 0.5, rel=0.03)
+
+
+def test_any_size_and_mode_of_picture(model, folder, tmp_path):
+    from PIL import Image
+
+    large = Image.new("RGBA", (40, 20), (255, 0, 0, 128))
+    large.save(tmp_path / "large.webp")
+    assert len(sample(model, 1, steps=1, image=tmp_path / "large.webp")) == 1
+    assert len(sample(model, 1, steps=1, image=large, size=12)) == 1
+    with pytest.raises(DataError, match="There is no file"):
+        sample(model, 1, image=tmp_path / "none.png")
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"Cannot read 'text.png': not a picture"):
+        sample(model, 1, image=tmp_path / "text.png")
+    with pytest.raises(InputError, match="strength must be from 0 to 1"):
+        sample(model, 1, image=large, strength=1.5)
