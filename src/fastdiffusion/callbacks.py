@@ -76,8 +76,9 @@ class Validation(Callback):
         """Draw the pictures and their noise: the beginning of a stream that never goes on."""
         n = min(64, learner.batch_size, len(learner.held_out))
         stream = Examples(
-            learner.held_out, n, -1, learner.density, learner.density_options, learner.unit,
+            learner.held_out, n, -1, learner.density, learner.levels, learner.unit,
             self_condition=learner.self_condition, tokens=learner.examples.tokens,
+            corruption=learner.examples.corruption,
         ) if n else None  # fmt: skip
         count = min(stream.per_epoch, HELD_OUT // n) if stream else 0
         self.pieces = [stream.draw(i).split(1, learner.device)[0] for i in range(count)] if stream else []
@@ -199,6 +200,8 @@ def preview(learner: Learner, n: int = PREVIEWS, calls: int = CALLS) -> torch.Te
     model = learner.model
     table = model.table(calls)
     cond, denoise = None, model.denoise
+    if model.corruption is not None:
+        return restored(learner, n)
     if model.words is not None:  # captions of training pictures, with the guidance that words need
         rows = [i * len(learner.train) // n for i in range(n)]
         cond, denoise = model.read(learner.train.told(rows).captions), cfg(denoise, TEXT_SCALE)
@@ -206,6 +209,18 @@ def preview(learner: Learner, n: int = PREVIEWS, calls: int = CALLS) -> torch.Te
         cond = model.cond([i % len(model.classes) for i in range(n)])
     x = table.sigmas[0] * initial(range(n), model.shape).to(model.device)
     return model.decode(samplers.final(samplers.run(denoise, x, table, cond, range(n))))
+
+
+@torch.no_grad()
+def restored(learner: Learner, n: int) -> torch.Tensor:
+    """Held-out pictures as they are given, and the one-call answers: two of each a row."""
+    data = learner.held_out if len(learner.held_out) else learner.train
+    stream = Examples(data, n // 2, -1, corruption=learner.examples.corruption)
+    example, model = stream.draw(0).split(1, learner.device)[0], learner.model
+    assert example.cond is not None and example.cond.image is not None
+    given = example.cond.image[:, : model.shape[0]]
+    answer = model.denoise(given, given.new_full((len(given),), model.sigma_max), example.cond)
+    return torch.stack([given, answer], 1).flatten(0, 1)
 
 
 class Results(Callback):

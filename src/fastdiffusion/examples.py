@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from . import losses
+from .corruptions import Corruption
 from .data import Dataset, augment
 from .denoisers import Denoiser
 from .distributed import total
@@ -23,7 +24,9 @@ from .noise import generator
 from .schedules import DENSITIES, stratified
 from .types import Cond
 
-ORDER, SIGMA, NOISE, LABEL, COIN, AUGMENT, DROPOUT, WEIGHTS, CAPTION = range(16, 25)  # what a generator is for
+ORDER, SIGMA, NOISE, LABEL, COIN, AUGMENT, DROPOUT, WEIGHTS, CAPTION, CORRUPTION = range(
+    16, 26
+)  # what a generator is for
 
 
 class Example(NamedTuple):
@@ -66,6 +69,7 @@ class Examples:
         label_dropout: Part of the examples that lose their label.
         augments: Names in ``augment.AUGMENTS``, each acting with probability ``augment_p``.
         self_condition: Whether to toss the coin.
+        corruption: What happens to each picture: the model is given what comes of it and learns to undo it.
         tokens: Turns captions into token numbers, where the net reads words.
         rank: Number of this process, of ``world``: each gets its part of the batch that one would get.
     """
@@ -81,6 +85,7 @@ class Examples:
     augment_p: float = 0.12
     self_condition: bool = False
     tokens: Callable[[Sequence[str]], Tensor] | None = None
+    corruption: Corruption | None = None
     rank: int = 0
     world: int = 1
 
@@ -133,9 +138,20 @@ class Examples:
         if self.augments:
             plan = augment.draw(n, random(AUGMENT), self.augments, self.augment_p)[rows]
             x0, cond = augment.apply(x0, plan), replace(cond or Cond(), augment=plan.vector)
+        if self.corruption is not None:
+            seeds = torch.randint(2**62, (n,), generator=random(CORRUPTION))[rows].tolist()
+            cond = replace(cond or Cond(), image=degraded(self.corruption, x0, seeds))
+        elif batch.given is not None:
+            cond = replace(cond or Cond(), image=to_tensor(batch.given))
         if self.self_condition:
             coin = torch.rand(n, generator=random(COIN))[rows] < 0.5
         return Example(x0, sigma, noise, cond, coin, batch.names)
+
+
+def degraded(corruption: Corruption, x0: Float[Tensor, "b c h w"], seeds: Sequence[int]) -> Float[Tensor, "b c h w"]:
+    """What a restorer is given: the degraded pictures on the grid of the clean ones, as bright as a file can hold."""
+    what = corruption.on(x0.shape[1:], seeds)
+    return what.lift(what.forward(x0).clamp(-1, 1))
 
 
 class Objective(nn.Module):

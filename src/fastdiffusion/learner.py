@@ -34,6 +34,7 @@ from . import losses, nets, optimizers, tokenizers
 from .budgets import State, TrainStep
 from .callbacks import Callback, defaults, say
 from .checkpoints import Folder
+from .corruptions import parse
 from .data import Dataset, augment
 from .denoisers import PARAMETERIZATIONS, Denoiser
 from .distributed import check_world, like, rank_and_world, stop_signals, total, whole
@@ -64,6 +65,8 @@ class Learner:
         uncertainty: Learn the weight's balance over the levels as well (EDM2, Karras et al. 2024, eq. 14).
         text: Read the captions by a text encoder that is trained along, and take words when sampling.
         codec: An autoencoder, or the file of one: train in its latents.
+        restore: Learn to undo this, as ``corruptions.parse`` reads it: "blur 0.5..3, jpeg 10..60". Data sets of pairs
+            need no such word.
         self_condition: Also tell the net its own estimate, in half of the cases (Chen et al. 2022).
         sigma_data: Standard deviation of the data; by default measured.
         label_dropout: Part of the pictures trained without their label, for guidance (Ho & Salimans 2022).
@@ -102,6 +105,7 @@ class Learner:
     uncertainty: bool = False
     text: bool = False
     codec: str | Path | nn.Module | None = None
+    restore: str | None = None
     self_condition: bool = False
     sigma_data: float | None = None
     label_dropout: float = 0.1
@@ -187,6 +191,10 @@ class Learner:
             raise InputError(f"track={self.track!r} needs a place to write. Give folder='runs/one'.")
         if not self.ema:
             raise InputError("ema needs at least one length, e.g. ema=(0.1,).")
+        if self.restore is not None and self.codec is not None:
+            raise InputError("Restoring works on pictures, not on latents. Leave out restore or codec.")
+        if self.restore is not None:
+            parse(self.restore)
         if not 0 <= self.decay <= 0.95:
             raise InputError(f"decay must be from 0 to 0.95, got {self.decay}. Try 0.5.")
         if self.shard and self.optimizer == "muon":
@@ -213,9 +221,12 @@ class Learner:
 
         self.state = State(precision=None if self.precision == "auto" else self.precision)
         channels = self.train.shape[0]
+        corruption = None if self.restore is None else parse(self.restore)
+        picture = self.train.given or (0 if corruption is None else channels)
+        self.corruption = "pairs" if self.train.given else None if corruption is None else str(corruption)
         spec = nets.PRESETS[self.net] if isinstance(self.net, str) else self.net
         spec = {
-            **spec, "in_channels": channels * (2 if self.self_condition else 1), "out_channels": channels,
+            **spec, "in_channels": channels * (2 if self.self_condition else 1) + picture, "out_channels": channels,
             "classes": len(self.train.classes), "dropout": self.dropout, "augment": augment.length(self.augment),
         }  # fmt: skip
         tokenizer = tokenizers.train(self._texts(), VOCABULARY) if self.text else None
@@ -228,11 +239,11 @@ class Learner:
             assert tokenizer is not None
             net.words.learn_words(tokenizer)
         self.examples = Examples(
-            self.train, self.batch_size, self.seed, self.density, self.density_options, self.unit,
+            self.train, self.batch_size, self.seed, self.density, self.levels, self.unit,
             self.label_dropout, self.augment, self.augment_p, self.self_condition,
-            net.words.tokens if isinstance(net, nets.Worded) else None, self.rank, self.world,
+            net.words.tokens if isinstance(net, nets.Worded) else None, corruption, self.rank, self.world,
         )  # fmt: skip
-        denoiser = Denoiser(net, self.parameterization, self.measured_sigma_data, self.self_condition)
+        denoiser = Denoiser(net, self.parameterization, self.measured_sigma_data, self.self_condition, picture)
         self.objective = Objective(denoiser, self.unit, self.weight, self.weight_options, self.uncertainty)
         where = str(self.folder) if self.folder is not None else None
         self.accelerator = Accelerator(cpu=self.cpu, log_with=self.track, project_dir=where)
@@ -261,6 +272,16 @@ class Learner:
                 "metadata.jsonl with file_name and text; or leave out --text."
             )
         return texts
+
+    @property
+    def levels(self) -> dict[str, float]:
+        """Options of the density. A restorer gives its one-call answer at the highest noise level: train much there."""
+        restores = self.restore is not None or self.train.given
+        return (
+            {"mean": 1.0, "std": 2.0}
+            if restores and (self.density, self.density_options) == ("lognormal", {})
+            else (self.density_options)
+        )
 
     @property
     def main(self) -> bool:
@@ -299,6 +320,7 @@ class Learner:
         frame = Model(
             denoiser, self.train.shape, self.train.classes, 0.002 * self.unit, 80.0 * self.unit,
             info=self.info | {"ema": length}, codec=self.codec if isinstance(self.codec, nn.Module) else None,
+            corruption=self.corruption,
         )  # fmt: skip
         tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
         if length is not None:

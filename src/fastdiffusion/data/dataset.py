@@ -29,12 +29,14 @@ class Batch(NamedTuple):
         labels: Index into ``Dataset.classes``; -1 where there is none.
         captions: One per picture, "" where there is none.
         names: File names (or numbers), to say which picture it was.
+        given: What each picture is to be made from, in data sets of pairs.
     """
 
     images: UInt8[Tensor, "b c h w"]
     labels: Int64[Tensor, " b"]
     captions: list[str]
     names: list[str]
+    given: UInt8[Tensor, "b k h w"] | None = None
 
 
 class Told(NamedTuple):
@@ -54,8 +56,10 @@ class Dataset(ABC):
         classes: Names of the labels; empty when there are none.
         fingerprint: A hash of the content: the same pictures, labels and captions give the same string.
         report: What a scan of the folder found, if there was one.
+        given: Channels of ``Batch.given`` in a data set of pairs, else 0.
     """
 
+    given: int = 0
     name: str
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
@@ -74,7 +78,7 @@ class Dataset(ABC):
 
     def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
         """What :meth:`batch` says of these pictures, where it can be had without them."""
-        return Told(*self.batch(indices, generator)[1:])
+        return Told(*self.batch(indices, generator)[1:4])
 
     def texts(self) -> list[str]:
         """All that captions may say: what a tokenizer learns from. Empty where there are no captions."""
@@ -127,6 +131,7 @@ class Subset(Dataset):
     def __init__(self, parent: Dataset, indices: Sequence[int]):
         self.parent, self.indices = parent, list(indices)
         self.name, self.shape, self.classes, self.report = parent.name, parent.shape, parent.classes, parent.report
+        self.given = parent.given
 
     def __len__(self) -> int:
         return len(self.indices)
