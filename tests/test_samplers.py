@@ -189,9 +189,14 @@ def test_eta_zero_is_the_flow():
 # ---- equivalence with the peers ------------------------------------------------------------------------------------
 
 
-def scheduler_run(scheduler, denoise, x, sigmas, vp):
-    """Drive one of diffusers' schedulers over our sigmas; ``vp`` says that it holds x / sqrt(1 + sigma^2)."""
+def scheduler_run(scheduler, denoise, x, sigmas, vp, twice=False):
+    """Drive one of diffusers' schedulers over our sigmas; ``vp`` says that it holds x / sqrt(1 + sigma^2).
+
+    ``twice``: each level but the first is called twice, as Heun's are: to look ahead, and from there on.
+    """
     scheduler.set_timesteps(len(sigmas) - 1)
+    if twice:
+        sigmas = torch.cat([sigmas[:1], sigmas[1:-1].repeat_interleave(2), sigmas[-1:]])
     scheduler.sigmas = sigmas.clone()
     scheduler.timesteps = torch.arange(len(sigmas) - 1, dtype=DTYPE)
     states = []
@@ -220,6 +225,7 @@ PEERS = {
     "unipc-2": ("UniPCMultistepScheduler", {"solver_order": 2, "final_sigmas_type": "zero", **VP}, {"order": 2}),
     "deis": ("DEISMultistepScheduler", {"solver_order": 3, **VP}, {"basis": "log"}),
     "euler": ("EulerDiscreteScheduler", VP, {}),
+    "heun": ("HeunDiscreteScheduler", VP, {}),
     "lms": ("LMSDiscreteScheduler", VP, {}),
 }
 
@@ -232,9 +238,32 @@ def test_equals_diffusers_step_by_step(peer):
     vp = cls.endswith("MultistepScheduler")
     d, sigmas = oracles.blobs(8), schedules.karras(20, 0.05, 60)
     x = 60 * noise.initial(range(8), (2,)).double()
-    theirs = scheduler_run(scheduler, d, x, sigmas, vp)
+    theirs = scheduler_run(scheduler, d, x, sigmas, vp, twice=peer == "heun")
     ours = [s.x for s in samplers.run(d, x, samplers.table(peer.split("-")[0], sigmas, **options))]
     # UniPC shows the predicted state; a scheduler's own sigma table is float32.
     last = len(theirs) - (peer in ("deis", "unipc-bh1"))  # faults 1 and 2: theirs cannot step to sigma 0
     for k in range(last):
         torch.testing.assert_close(ours[k], theirs[k], rtol=2e-4, atol=2e-4)
+
+
+def test_ancestral_equals_diffusers_given_the_same_noise(monkeypatch):
+    diffusers = pytest.importorskip("diffusers")
+    module = diffusers.schedulers.scheduling_euler_ancestral_discrete
+    d, sigmas, seeds = oracles.blobs(8), schedules.karras(20, 0.05, 60), range(8)
+    x = 60 * noise.initial(seeds, (2,)).double()
+    paths, moves = noise.Paths(seeds, x), iter(zip(sigmas.tolist(), sigmas[1:].tolist(), strict=False))
+
+    def same(shape, **_):
+        s, t = next(moves)
+        return paths.draw(s, t) if t > 0 else torch.zeros(shape, dtype=DTYPE)
+
+    monkeypatch.setattr(module, "randn_tensor", same)
+    scheduler = diffusers.EulerAncestralDiscreteScheduler(1000, prediction_type="epsilon")
+
+    def predicted_noise(x, sigma):
+        return (x - d(x, sigma)) / sigma[:, None]
+
+    theirs = scheduler_run(scheduler, predicted_noise, x, sigmas, vp=False)
+    ours = [s.x for s in samplers.run(d, x, samplers.table("euler_ancestral", sigmas), seeds=seeds)]
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=2e-4, atol=2e-4)

@@ -73,15 +73,16 @@ def predictor_corrector(
     noise: Draw,
     x: X,
     sigmas: list[float],
-    predictor: str = "reverse_diffusion",
+    predictor: str = "ancestral",
     snr: float = 0.16,
     corrections: int = 1,
 ) -> X:
     """Predictor-corrector sampling (Song et al. 2021b, arXiv:2011.13456, algorithms 1 to 5), in sigma.
 
-    A step down by the predictor, then ``corrections`` Langevin moves at the level reached. The papers' step size 2
-    (snr |z| / |score|)^2 is 2 (snr sigma)^2 in expectation, which is what is used: so image i depends on its own
-    seed alone. ``corrections=0`` is the predictor by itself.
+    A step down by the predictor, then ``corrections`` Langevin moves at the level reached. The default predictor is
+    the one that arrives exactly there; the paper's ``reverse_diffusion`` leaves too much noise where steps are long,
+    which its corrector has to mend. The papers' step size 2 (snr |z| / |score|)^2 is 2 (snr sigma)^2 in expectation,
+    which is what is used: so image i depends on its own seed alone. ``corrections=0`` is the predictor by itself.
     """
     if predictor not in PREDICTORS:
         raise unknown("predictor", predictor, PREDICTORS)

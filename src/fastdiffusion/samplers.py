@@ -27,12 +27,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from . import schedules
+from . import langevin, schedules, solvers
 from .errors import InputError, unknown
 from .guidance import start
 from .noise import Paths
 from .schedules import check_sigmas
-from .solvers import METHODS
 from .types import Cond, Denoise, Step
 
 
@@ -256,6 +255,8 @@ def trace(
 
 
 # ---- the registry -----------------------------------------------------------------------------------------------
+
+METHODS = solvers.METHODS | langevin.METHODS
 
 
 class About(NamedTuple):
