@@ -34,8 +34,25 @@ def zero(module: Module) -> Module:
     return module
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """Group norm (Wu & He 2018) of at most 32 groups, each of at least 4 channels where that divides."""
+class PixelNorm(nn.Module):
+    """Each pixel to root mean square 1 over its channels: what it becomes depends on its neighbourhood alone."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels, 1, 1)), nn.Parameter(torch.zeros(channels, 1, 1))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        scale = torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
+        return torch.addcmul(self.bias, x * scale, self.weight)
+
+
+def norm(channels: int, local: bool = False) -> nn.GroupNorm | PixelNorm:
+    """Group norm (Wu & He 2018) of at most 32 groups, each of at least 4 channels where that divides.
+
+    Its statistics are the whole picture's; ``local`` ones are each pixel's own.
+    """
+    if local:
+        return PixelNorm(channels)
     groups = max((g for g in range(1, 33) if channels % g == 0 and channels // g >= 4), default=1)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
@@ -180,9 +197,9 @@ class Tail(nn.Module):
     passed through two 3x3 convolutions there: they cross the borders between patches, which otherwise show as seams.
     """
 
-    def __init__(self, n_in: int, n_out: int, patch: int, refine: int, image: int, emb: int):
+    def __init__(self, n_in: int, n_out: int, patch: int, refine: int, image: int, emb: int, local: bool = False):
         super().__init__()
-        self.norm = norm(n_in)
+        self.norm = norm(n_in, local)
         if patch > 1 and refine:
             self.up = Shuffle(n_in, refine, patch)
             self.mix = conv(refine + image, refine)

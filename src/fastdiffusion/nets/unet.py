@@ -52,7 +52,7 @@ class Block(nn.Module):
         scale_shift: The second norm is scaled and shifted by the embedding (adaptive group norm); otherwise the
             embedding is added before it.
         rescale: Sums of two paths are divided by sqrt(2): the variance does not grow with depth (Song et al. 2021).
-        dropout, head, context, linear, blur, learn_blur: As in ``UNet``.
+        dropout, head, context, linear, blur, learn_blur, local: As in ``UNet``.
     """
 
     def __init__(
@@ -71,14 +71,15 @@ class Block(nn.Module):
         linear: bool = False,
         blur: float = 0.0,
         learn_blur: bool = False,
+        local: bool = False,
     ):
         super().__init__()
         self.resize, self.scale_shift, self.dropout = resize, scale_shift, dropout
         self.gain = math.sqrt(0.5) if rescale else 1.0
         self.down = Down(blur, learn_blur) if resize == "down" else None
-        self.norm1, self.conv1 = norm(n_in), conv(n_in, n_out)
+        self.norm1, self.conv1 = norm(n_in, local), conv(n_in, n_out)
         self.adapt = nn.Linear(emb, 2 * n_out if scale_shift else n_out)
-        self.norm2, self.conv2 = norm(n_out), zero(conv(n_out, n_out))
+        self.norm2, self.conv2 = norm(n_out, local), zero(conv(n_out, n_out))
         self.skip = conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
         self.attention = Attention(n_out, head, linear=linear) if attention else None
         self.norm3 = norm(n_out) if attention else nn.Identity()
@@ -125,6 +126,8 @@ class UNet(nn.Module):
         skips: The way up sees the way down's features; without, the net is a plain autoencoder.
         blur: Standard deviation of the blur before downsampling in pixels; 0 = the mean of 2x2.
         learn_blur: Whether that standard deviation is learned.
+        local: Normalize each pixel by itself instead of the whole picture. Without attention, what a pixel becomes
+            then depends on its neighbourhood alone, and the tiles of a large picture agree with the whole.
     """
 
     def __init__(
@@ -150,13 +153,14 @@ class UNet(nn.Module):
         skips: bool = True,
         blur: float = 0.0,
         learn_blur: bool = False,
+        local: bool = False,
     ):
         self.config = keywords(locals())
         super().__init__()
         if len(blocks) != len(multiples) or min(multiples, default=0) < 1:
             raise InputError(f"blocks and multiples need one number per level, got {blocks} and {multiples}.")
         emb, last = 4 * width, len(multiples) - 1
-        switches: dict[str, Any] = {"scale_shift": scale_shift, "rescale": rescale, "dropout": dropout}
+        switches: dict[str, Any] = {"scale_shift": scale_shift, "rescale": rescale, "dropout": dropout, "local": local}
         attends = {"attention": True, "head": head, "context": context, "linear": linear}
 
         def block(n_in: int, level: int) -> Block:
@@ -185,7 +189,7 @@ class UNet(nn.Module):
             for _ in range(blocks[level] + 1):
                 self.decoder.append(block(n + seen.pop() * skips, level))
                 n = width * multiples[level]
-        self.tail = Tail(n, out_channels, patch, refine, in_channels, emb)
+        self.tail = Tail(n, out_channels, patch, refine, in_channels, emb, local)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(
