@@ -15,7 +15,7 @@ import fastdiffusion
 from fastdiffusion import cli, learner
 from fastdiffusion.data import ImageFolder
 from fastdiffusion.fitting import fit_sampler
-from fastdiffusion.tasks import classifiers, demo, evaluation, generation, sharing, study
+from fastdiffusion.tasks import classifiers, clip, demo, evaluation, generation, sharing, study
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -74,6 +74,9 @@ FLAGS = {  # command -> the function whose parameters its flags are, and the fla
     "study": ([generation.sample, study.study], {"out"}),
     "export": ([sharing.export], set()),
     "train-classifier": ([classifiers.train_classifier, ImageFolder], set()),
+    "train-clip": ([clip.train_clip], set()),
+    "score": ([clip.score], set()),
+    "search": ([clip.search], set()),
 }
 
 
@@ -89,6 +92,7 @@ def test_flags_are_parameters(command):
         ("train", "augment"),
         ("train-classifier", "size"),
         ("train-classifier", "folder"),
+        ("train-clip", "folder"),
     }  # None: the data's own; lists as text
     for flag in COMMANDS[command].params:
         name = renamed.get((command, flag.name), flag.name)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .errors import FastdiffusionError
     from .learner import Learner
     from .models import Model, load, save
+    from .tasks.clip import score, search
     from .tasks.evaluation import Report, evaluate, measure
     from .tasks.generation import Samples, again, sample, sample_steps
     from .tasks.sharing import export
@@ -37,6 +38,8 @@ __all__ = [
     "sample",
     "sample_steps",
     "save",
+    "score",
+    "search",
     "study",
 ]
 
@@ -45,6 +48,7 @@ _ROOMS = {
     "errors": ["FastdiffusionError"],
     "learner": ["Learner"],
     "models": ["Model", "load", "save"],
+    "tasks.clip": ["score", "search"],
     "tasks.evaluation": ["Report", "evaluate", "measure"],
     "tasks.generation": ["Samples", "again", "sample", "sample_steps"],
     "tasks.sharing": ["export"],

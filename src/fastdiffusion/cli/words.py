@@ -1,0 +1,79 @@
+"""Commands between pictures and words: train the encoders, score a picture, search a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .options import DataName, Size, app
+
+ClipPath = Annotated[
+    Path | None, typer.Option("--model", "-m", help="A file or folder of train-clip; by default the emoji's encoder.")
+]
+
+
+@app.command("train-clip")
+def train_clip(
+    data: DataName,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 2000,
+    net: Annotated[str, typer.Option(help="Size of the image encoder: tiny, small, base.")] = "small",
+    loss: Annotated[str, typer.Option(help="infonce or cloob.")] = "infonce",
+    size: Size = None,
+    folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes; again, to go on.")] = Path(
+        "runs/clip"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Pairs a step, each told from all others.")] = 256,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    vocabulary: Annotated[int, typer.Option(help="Most tokens learned from the captions.")] = 4096,
+    holdout: Annotated[float, typer.Option(help="Part of the pictures kept for the recall.")] = 0.05,
+    minutes: Annotated[float | None, typer.Option(help="End this session after so long.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+) -> None:
+    """Train encoders of pictures and captions.
+
+    For score and search, on your own captioned folder. The same command goes on where it stopped.
+    """
+    given = dict(locals())
+    from ..checkpoints import Folder
+    from ..tasks import clip
+
+    clip.train_clip(**given)
+    last = next((line for line in reversed(Folder(folder).metrics()) if "recall" in line), None)
+    if last is not None:
+        interval = f"[{last['low']:.1%}, {last['high']:.1%}]"
+        print(f"Held-out pairs: the right caption among {last['among']} in {last['recall']:.1%} {interval} of "
+              f"{last['of']}; chance is {1 / last['among']:.1%}.")  # fmt: skip
+    print(f"Next: fastdiffusion search {data} 'some words' --model {folder}")
+
+
+@app.command()
+def score(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A file.")],
+    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="One text or several, each in quotes.")],
+    model: ClipPath = None,
+) -> None:
+    """Say how well words fit a picture.
+
+    Best first: the cosine, and what part of the captions that the encoder knows fits worse.
+    """
+    from ..tasks import clip
+
+    for found in sorted(clip.score(picture, words, model), key=lambda scored: -scored.similarity):
+        print(f"{found.similarity:6.3f}  better than {found.better_than:6.1%}  {found.words}")
+
+
+@app.command()
+def search(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, in any depth.")],
+    words: Annotated[str, typer.Argument(metavar="WORDS", help="What to look for, in quotes.")],
+    n: Annotated[int, typer.Option("-n", "--n", help="How many to name.")] = 16,
+    model: ClipPath = None,
+) -> None:
+    """Find pictures of a folder by words, best first."""
+    from ..tasks import clip
+
+    for found in clip.search(folder, words, n, model):
+        print(f"{found.similarity:6.3f}  {folder / found.path}")

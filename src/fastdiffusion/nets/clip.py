@@ -1,0 +1,206 @@
+"""Pictures and words in one space: the two encoders, the losses that draw pairs together, and the prior between them.
+
+An image encoder is half a U-Net, told the noise level like any denoiser: the same net reads clean pictures, noisy ones,
+and latents, whatever it was trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..denoisers import expand, scaling
+from ..types import Cond
+from .classifier import Half, Head
+from .layers import fourier, keywords, zero
+from .text import TextEncoder
+
+CLEAN = 0.02  # the noise level that a picture without noise is said to have: less than the eye sees
+
+
+class ImageEncoder(nn.Module):
+    """Pictures or latents, clean or noisy, as unit vectors.
+
+    Args:
+        net: Keywords of ``UNet``, of which half is built.
+        dim: Length of the vectors.
+        sigma_data: Standard deviation of the data.
+    """
+
+    def __init__(self, net: Mapping[str, Any], dim: int = 192, sigma_data: float = 0.5):
+        super().__init__()
+        self.config: dict[str, Any] = {"net": dict(net), "dim": dim, "sigma_data": sigma_data}
+        self.trunk = Half(net)
+        self.head = Head(self.trunk, dim)
+        nn.init.normal_(self.head.out.weight, std=self.trunk.features**-0.5)  # a zero vector has no direction
+        self.sigma_data = sigma_data
+
+    def forward(self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b d"]:
+        """Unit vectors; without ``sigma`` the pictures are clean."""
+        sigma = x.new_full((len(x),), CLEAN) if sigma is None else sigma
+        c = scaling("edm", expand(sigma, x), self.sigma_data)
+        inputs = (c.c_in * x).contiguous(memory_format=torch.channels_last)
+        return F.normalize(self.head(*self.trunk(inputs, c.c_noise.flatten())).float(), dim=1)
+
+
+class Clip(nn.Module):
+    """A dual encoder (Radford et al. 2021, arXiv:2103.00020): ``see`` pictures and ``read`` words, then compare.
+
+    Args:
+        image: Keywords of :class:`ImageEncoder`.
+        text: Keywords of ``TextEncoder``.
+        side: Pixels that the pictures are looked at; others are resized. 0 takes them (latents) as they come.
+        known: Captions that it was taught, some hundreds, as a measure for others.
+        loss: A name in ``LOSSES``: what it was trained with.
+    """
+
+    def __init__(
+        self,
+        image: Mapping[str, Any],
+        text: Mapping[str, Any],
+        side: int = 64,
+        known: Sequence[str] = (),
+        loss: str = "infonce",
+    ):
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "image": dict(image),
+            "text": dict(text),
+            "side": side,
+            "known": list(known),
+            "loss": loss,
+        }
+        self.side, self.known = side, tuple(known)
+        self.image, self.text = ImageEncoder(**image), TextEncoder(**text)
+        self.project = nn.Linear(self.text.width, self.image.config["dim"], bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @property
+    def dim(self) -> int:
+        """Length of the vectors."""
+        return self.project.out_features
+
+    def see(self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b d"]:
+        """Pictures in [-1, 1] as unit vectors."""
+        if self.side and x.shape[-2:] != (self.side, self.side):
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
+        return self.image(x, sigma)
+
+    def read(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+        """Words as unit vectors."""
+        _, _, pooled = self.text(self.text.tokens(list(texts)).to(self.project.weight.device))
+        return F.normalize(self.project(pooled).float(), dim=1)
+
+
+def matches(
+    clip: Clip, words: Sequence[str], others: Sequence[str] | None = None
+) -> Callable[..., Float[Tensor, " b"]]:
+    """log p(words | x; sigma) among ``words`` and ``others``: what guidance takes.
+
+        guidance.classifier(denoise, matches(noisy, ["a red car"]))                   # of the noisy picture
+        guidance.steer(denoise, lambda x0: -matches(clip, ["a red car"])(x0))         # of the clean estimate
+
+    Args:
+        clip: An encoder that reads what the denoiser works on.
+        words: One text for all images, or one for each.
+        others: What it is to be told from; by default what the encoder knows.
+    """
+    with torch.no_grad():
+        said = clip.read(words)
+        rest = clip.read(clip.known if others is None else others)
+
+    def log_prob(x: Tensor, sigma: Tensor | None = None, cond: Cond | None = None) -> Tensor:
+        seen, scale = clip.see(x, sigma), clip.log_scale.exp().clamp(max=100)
+        own = scale * (seen * said[torch.arange(len(x)) % len(said)]).sum(1)
+        return own - torch.cat([own[:, None], scale * seen @ rest.T], 1).logsumexp(1)
+
+    return log_prob
+
+
+# ---- losses ---------------------------------------------------------------------------------------------------------
+
+
+def infonce(seen: Tensor, said: Tensor, scale: Tensor, same: Bool[Tensor, "b b"]) -> Float[Tensor, ""]:
+    """Which words belong to each picture, and which picture to the words (van den Oord et al. 2018; Radford, fig. 3).
+
+    Args:
+        seen: Unit vectors of pictures (b, d).
+        said: Unit vectors of their words.
+        scale: Inverse temperature; learned.
+        same: Pairs off the diagonal that belong together too; they count neither way.
+    """
+    logits = (scale * seen @ said.T).masked_fill(same, -math.inf)
+    target = torch.arange(len(seen), device=seen.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def cloob(
+    seen: Tensor, said: Tensor, scale: Tensor, same: Bool[Tensor, "b b"], beta: float = 8.0, sharp: float = 30.0
+) -> Float[Tensor, ""]:
+    """InfoLOOB of what Hopfield networks retrieve (Fürst et al. 2022, arXiv:2110.11316, eq. 6 to 8).
+
+    Each vector is first replaced by a mean over the batch of pictures (then of words), weighted by a softmax with
+    ``beta``: what pairs share in many ways is kept, what one pair has alone is not. In InfoLOOB the right pair is
+    left out of the denominator, so that the loss goes on after it has won; its temperature ``1 / sharp`` is fixed.
+    """
+    value = seen.new_zeros(())
+    eye = torch.eye(len(seen), dtype=torch.bool, device=seen.device)
+    for stored, turned in ((seen, False), (said, True)):
+        retrieved = [F.normalize((beta * asking @ stored.T).softmax(1) @ stored, dim=1) for asking in (seen, said)]
+        logits = sharp * (retrieved[0] @ retrieved[1].T)
+        logits = logits.T if turned else logits
+        others = logits.masked_fill(eye | (same.T if turned else same), -math.inf)
+        value = value + (others.logsumexp(1) - logits.diagonal()).mean() / sharp
+    return value
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"infonce": infonce, "cloob": cloob}
+
+
+# ---- from words to a picture's vector -------------------------------------------------------------------------------
+
+
+class Prior(nn.Module):
+    """The net of a denoiser of vectors: from the text embedding, ``Cond.pooled``, to the picture's.
+
+    unCLIP's prior (Ramesh et al. 2022, arXiv:2204.06125, sec. 2.2) as a residual MLP.
+
+    Args:
+        dim: Length of the embeddings.
+        width: Of the hidden layers.
+        depth: Residual blocks.
+    """
+
+    def __init__(self, dim: int = 192, width: int = 512, depth: int = 4):
+        self.config = keywords(locals())
+        super().__init__()
+        self.embed = nn.Linear(64, width)
+        self.inside, self.told = nn.Linear(dim, width), nn.Linear(dim, width, bias=False)
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({
+                "norm": nn.LayerNorm(width, elementwise_affine=False), "adapt": nn.Linear(width, 2 * width),
+                "up": nn.Linear(width, 2 * width), "down": zero(nn.Linear(2 * width, width)),
+            })
+            for _ in range(depth)
+        )  # fmt: skip
+        self.out = zero(nn.Linear(width, dim))
+
+    def forward(
+        self, x: Float[Tensor, "b d"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
+    ) -> Float[Tensor, "b d"]:
+        """The network's answer."""
+        emb = self.embed(fourier(c_noise, 64))
+        if cond is not None and cond.pooled is not None:
+            emb = emb + self.told(cond.pooled)
+        h, emb = self.inside(x) + emb, F.silu(emb)
+        for block in self.blocks:
+            scale, shift = block["adapt"](emb).chunk(2, 1)  # pyright: ignore[reportIndexIssue]
+            inner = block["norm"](h) * (1 + scale) + shift  # pyright: ignore[reportIndexIssue]
+            h = h + block["down"](F.gelu(block["up"](inner)))  # pyright: ignore[reportIndexIssue]
+        return self.out(h)

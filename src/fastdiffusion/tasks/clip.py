@@ -1,0 +1,372 @@
+"""Pictures and words compared: train a dual encoder on captioned pictures, score a picture, search a folder.
+
+    clip = train_clip("photos/", minutes=20, folder="runs/clip")
+    score("photo.png", ["a cat", "a dog"], clip)
+    search("photos/", "a black cat", model=clip)
+
+The encoder in the package was trained on the emoji that the bundled generator was trained on, with their names in
+fourteen languages; what is held out there is held out here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from .. import data as datasets
+from .. import metrics, tokenizers
+from ..checkpoints import Folder, load_tensors, save_tensors
+from ..data import Dataset, ImageFolder, augment
+from ..denoisers import expand
+from ..errors import CheckpointError, DataError, InputError, unknown
+from ..examples import Examples
+from ..images import flatten, read, to_tensor
+from ..nets.clip import LOSSES, Clip
+from ..nets.text import normalized
+from ..noise import generator
+from ..schedules import uniform
+from .judging import recall_at_1
+from .loop import Part, train
+
+FILE = "clip.safetensors"
+CAPTION, AUGMENT, NOISE, LEVEL = range(48, 52)  # what a generator is for
+LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}
+AUGMENTS = ("scale", "shift", "brightness", "contrast", "saturation")  # what a caption seldom speaks of
+KNOWN = 1000  # captions that a file keeps as a measure for others
+
+# Half a U-Net. In the comments: parameters, and pictures of 64 px that one core trains on in a second.
+SIZES: dict[str, dict[str, Any]] = {
+    # 0.4 M, 700
+    "tiny": {"patch": 8, "width": 32, "multiples": [1, 2], "blocks": [1, 1], "attention": [1], "head": 32},
+    # 1.1 M, 400
+    "small": {
+        "patch": 4, "width": 32, "multiples": [1, 2, 3], "blocks": [1, 1, 1], "attention": [2], "head": 32,
+        "updown": False,
+    },
+    # 3.0 M, 150
+    "base": {
+        "patch": 4, "width": 64, "multiples": [1, 2, 3], "blocks": [1, 1, 1], "attention": [2], "head": 64,
+        "updown": False,
+    },
+}  # fmt: skip
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def save(clip: Clip, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it."""
+    state = clip.state_dict()
+    tensors = state if dtype is None else {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    save_tensors(path, tensors, {"kind": "clip", **clip.config})
+
+
+def load(path: str | Path | None = None) -> Clip:
+    """The encoder in the package, a file of :func:`save`, or a run's folder; raises CheckpointError for any other."""
+    place = Path(str(files("fastdiffusion") / "weights" / FILE)) if path is None else Path(path)
+    place = place / FILE if place.is_dir() else place
+    config, tensors = load_tensors(place)
+    try:
+        if config.pop("kind") != "clip":
+            raise ValueError("it is something else")
+        with torch.device("meta"):  # costs nothing, whatever the configuration asks for
+            clip = Clip(**config)
+        if {k: t.shape for k, t in clip.state_dict().items()} != {k: t.shape for k, t in tensors.items()}:
+            raise ValueError("its tensors have other names or shapes")
+        clip.to_empty(device="cpu").load_state_dict(tensors)  # copied: in the memory format that it was trained in
+    except (TypeError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{place} does not hold a CLIP of fastdiffusion ({str(error)[:200]}).") from None
+    return clip.eval().requires_grad_(False)
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+def train_clip(
+    data: Dataset | str,
+    steps: int = 2000,
+    net: str = "small",
+    loss: str = "infonce",
+    size: int | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 256,
+    lr: float = 2e-3,
+    vocabulary: int = 4096,
+    holdout: float = 0.05,
+    minutes: float | None = None,
+    fresh: bool = False,
+    seed: int = 0,
+) -> Clip:
+    """A dual encoder for these pictures and their captions; the same call goes on where it stopped.
+
+    Args:
+        data: Captioned pictures, or what ``data.load`` takes.
+        steps: Of training.
+        net: A name in ``SIZES``: of the image encoder.
+        loss: "infonce", or "cloob" (InfoLOOB with Hopfield retrieval).
+        size: Side of the pictures, if ``data`` is a name or folder.
+        folder: Where checkpoints, metrics and the finished file go.
+        batch_size: Pairs a step; each is told from all others of its step, so more is better.
+        lr: Highest learning rate.
+        vocabulary: Most tokens of the tokenizer that is trained on the captions.
+        holdout: Part of the pictures that is not trained on, for the recall in metrics.jsonl.
+        minutes: End this session after so long.
+        fresh: Forget what the folder holds.
+        seed: Of everything.
+
+    Raises:
+        DataError: Pictures without captions.
+        CheckpointError: The folder holds another run.
+    """
+    data = datasets.load(data, size) if isinstance(data, str) else data
+    for name, value, registry in (("CLIP size", net, SIZES), ("CLIP loss", loss, LOSSES)):
+        if value not in registry:
+            raise unknown(name, value, registry)
+    part, held = data.split(holdout, seed)
+    texts = list(dict.fromkeys(part.texts()))
+    if len(texts) < 2:
+        raise DataError(
+            f"{data.name} has no captions to learn from. Put a NAME.txt beside each NAME.png, or a metadata.jsonl with "
+            "file_name and text."
+        )
+    channels, side = data.shape[0], data.shape[1] if data.shape[1] == data.shape[2] else 0
+    words = tokenizers.train(map(normalized, texts), vocabulary)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
+        clip = Clip(
+            {"net": {**SIZES[net], "in_channels": channels}, "sigma_data": round(datasets.measure_sigma_data(part), 4)},
+            {"vocabulary": len(words), "width": 128, "depth": 2, "head": 32, "length": 24},
+            side,
+            _spread(texts, KNOWN),
+            loss,
+        )
+    clip.text.learn_words(words)
+    examples = Examples(part, min(batch_size, len(part)), seed)
+
+    def step_loss(step: int) -> Tensor:
+        rows = examples.order(step)
+        batch = part.batch(rows, generator(seed, CAPTION, step))
+        plan = augment.draw(len(rows), generator(seed, AUGMENT, step), AUGMENTS, 0.5)
+        seen = clip.see(augment.apply(to_tensor(batch.images), plan))
+        return contrast(clip, seen, clip.read(batch.captions), batch.captions, batch.names)
+
+    config = {"net": net, "loss": loss, "batch_size": batch_size, "lr": lr, "vocabulary": vocabulary,
+              "data": part.fingerprint}  # fmt: skip
+    _run(clip, {"clip": Part(clip, step_loss, "adamw", lr)}, steps, config, folder, seed, minutes, fresh)
+    if folder is not None and len(held):
+        report(clip, held, Folder(folder), steps)
+    return clip
+
+
+def train_noisy(
+    clip: Clip,
+    data: Dataset,
+    steps: int = 1000,
+    folder: str | Path | None = None,
+    batch_size: int = 256,
+    lr: float = 1e-3,
+    net: str | None = None,
+    minutes: float | None = None,
+    fresh: bool = False,
+    seed: int = 0,
+) -> Clip:
+    """``clip`` with an image encoder that reads noisy pictures, or the latents that ``data`` holds.
+
+    Noise-conditional, after Nichol et al. 2022 (GLIDE, arXiv:2112.10741, sec. 3.3). Words keep their vectors; the new
+    encoder learns to find, at all noise levels, where ``clip`` puts the clean picture and its words.
+
+    Args:
+        clip: A trained encoder; its text half is shared and stays as it is.
+        data: The captioned pictures it was trained on, or their latents in the same order of rows.
+        steps, folder, batch_size, lr, minutes, fresh, seed: As for :func:`train_clip`.
+        net: Another size for the new encoder; by default it starts as the old one, where the data's channels agree.
+    """
+    channels = data.shape[0]
+    image = dict(clip.image.config)
+    again = net is None and image["net"]["in_channels"] == channels
+    chosen = image["net"] if net is None else SIZES[net]
+    image |= {"net": {**chosen, "in_channels": channels}, "sigma_data": _spread_of(data)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, 2).initial_seed() % 2**63)
+        noisy = Clip(image, clip.config["text"], clip.side if again else 0, clip.known, clip.config["loss"])
+    own = {k: v for k, v in clip.state_dict().items() if again or not k.startswith("image.")}
+    noisy.load_state_dict({**noisy.state_dict(), **own})
+    noisy.requires_grad_(False).image.requires_grad_(True)
+    examples = Examples(data, min(batch_size, len(data)), seed)
+
+    def step_loss(step: int) -> Tensor:
+        rows = examples.order(step)
+        batch = data.batch(rows, generator(seed, CAPTION, step))
+        x = batch.images if batch.images.is_floating_point() else to_tensor(batch.images)
+        if again:
+            x = augment.apply(x, augment.draw(len(rows), generator(seed, AUGMENT, step), AUGMENTS, 0.5))
+        sigma = uniform(torch.rand(len(rows), generator=generator(seed, LEVEL, step)), **LEVELS)
+        noise = torch.randn(x.shape, generator=generator(seed, NOISE, step))
+        with torch.no_grad():
+            said = clip.read(batch.captions)
+            target = clip.see(x) if again else None
+        seen = noisy.see(x + expand(sigma, x) * noise, sigma)
+        value = contrast(noisy, seen, said, batch.captions, batch.names)
+        return value if target is None else value + 2 * (1 - (seen * target).sum(1)).mean()
+
+    config = {"noisy": True, "batch_size": batch_size, "lr": lr, "data": data.fingerprint, "net": chosen}
+    _run(noisy, {"clip": Part(noisy, step_loss, "adamw", lr)}, steps, config, folder, seed, minutes, fresh)
+    return noisy
+
+
+def contrast(clip: Clip, seen: Tensor, said: Tensor, captions: Sequence[str], names: Sequence[str]) -> Tensor:
+    """The loss of a batch; equal captions, and equal pictures, are not told apart."""
+    same = torch.tensor([[a == b for b in captions] for a in captions])
+    same |= torch.tensor([[a == b for b in names] for a in names])
+    same &= ~torch.eye(len(names), dtype=torch.bool)
+    return LOSSES[clip.config["loss"]](seen, said, clip.log_scale.exp().clamp(max=100), same.to(seen.device))
+
+
+def _run(
+    clip: Clip,
+    parts: dict[str, Part],
+    steps: int,
+    config: dict[str, Any],
+    folder: str | Path | None,
+    seed: int,
+    minutes: float | None,
+    fresh: bool,
+) -> None:
+    for _ in train(parts, steps, config, folder, seed, minutes=minutes, fresh=fresh, precision="float32"):
+        pass  # bfloat16 would round products of 100 by a half
+    clip.eval().requires_grad_(False)
+    if folder is not None:
+        save(clip, Path(folder) / FILE)
+
+
+def _spread(texts: Sequence[str], n: int) -> list[str]:
+    """``n`` of them, evenly."""
+    return [texts[i * len(texts) // n] for i in range(n)] if len(texts) > n else list(texts)
+
+
+def _spread_of(data: Dataset) -> float:
+    some = data.batch(data.groups[0][:512]).images
+    return round(float(some.std()) if some.is_floating_point() else datasets.measure_sigma_data(data), 4)
+
+
+def report(clip: Clip, held: Dataset, run: Folder, step: int, among: int = 100) -> None:
+    """Add the recall on held-out pairs to ``metrics.jsonl``; chance is 1 / among."""
+    rows = [i for i, text in enumerate(held.told(range(len(held))).captions) if text]
+    batch = held.batch(rows)
+    pool = list(dict.fromkeys([*batch.captions, *clip.known]))
+    among = min(among, len(pool))
+    found = recall_at_1(clip, batch.images, batch.captions, among, pool)
+    run.append(
+        {"step": step, "recall": found.value, "low": found.low, "high": found.high, "of": found.n, "among": among}
+    )
+
+
+# ---- what it is good for --------------------------------------------------------------------------------------------
+
+
+class Scored(NamedTuple):
+    """How well words fit a picture.
+
+    Attributes:
+        words: What was asked.
+        similarity: Cosine, -1 to 1; what is high differs from one model to another, hence:
+        better_than: The part of the captions that the model knows which fit worse.
+    """
+
+    words: str
+    similarity: float
+    better_than: float
+
+
+class Found(NamedTuple):
+    """A picture of a folder, by its path there, and how well it fits."""
+
+    path: str
+    similarity: float
+
+
+@torch.no_grad()
+def score(
+    picture: str | Path | Image.Image | Tensor, words: str | Sequence[str], model: Clip | str | Path | None = None
+) -> list[Scored]:
+    """How well do words fit a picture?
+
+    Args:
+        picture: A file, a PIL picture, or a tensor (3, h, w) in [-1, 1].
+        words: One text or several.
+        model: An encoder, its file or folder; by default the emoji's, in fourteen languages.
+
+    Raises:
+        InputError: No words.
+    """
+    clip = model if isinstance(model, Clip) else load(model)
+    asked = [words] if isinstance(words, str) else list(words)
+    if not asked or not all(text.strip() for text in asked):
+        raise InputError("There are no words to compare with. Say some, e.g. 'a cat with heart eyes'.")
+    seen = clip.see(as_input(clip, picture))[0]
+    similar, usual = clip.read(asked) @ seen, clip.read(clip.known) @ seen
+    return [
+        Scored(text, float(value), float((usual < value).float().mean()))
+        for text, value in zip(asked, similar, strict=True)
+    ]
+
+
+@torch.no_grad()
+def search(
+    folder: str | Path | Dataset, words: str, n: int = 16, model: Clip | str | Path | None = None
+) -> list[Found]:
+    """The ``n`` pictures of a folder that fit the words best, best first; unreadable files are passed over.
+
+    Args:
+        folder: Pictures in any depth, or a data set.
+        words: What to look for.
+        n: How many to name.
+        model: As for :func:`score`.
+    """
+    if not words.strip() or n < 1:
+        raise InputError("Say what to look for and how many, e.g. search('photos/', 'a black cat', n=16).")
+    clip = model if isinstance(model, Clip) else load(model)
+    data = folder if isinstance(folder, Dataset) else ImageFolder(folder, clip.side or 64, aspect="pad", mode="RGB")
+    said, found = clip.read([words])[0], []
+    for group in data.groups:
+        for first in range(0, len(group), 256):
+            batch = data.batch(group[first : first + 256])
+            similar = clip.see(to_tensor(batch.images)) @ said
+            found += [Found(name, float(value)) for name, value in zip(batch.names, similar, strict=True)]
+    return sorted(found, key=lambda f: -f.similarity)[:n]
+
+
+def as_input(clip: Clip, picture: str | Path | Image.Image | Tensor) -> Float[Tensor, "1 3 h w"]:
+    """A picture as the encoder takes it: in its proportions on a white square."""
+    if isinstance(picture, Tensor):
+        return picture[None] if picture.ndim == 3 else picture
+    opened = picture if isinstance(picture, Image.Image) else read(picture)
+    whole = flatten(opened).convert("RGB")
+    longest, side = max(whole.size), clip.side or 64
+    sheet = Image.new("RGB", (longest, longest), "white")
+    sheet.paste(whole, ((longest - whole.width) // 2, (longest - whole.height) // 2))
+    return to_tensor(sheet.resize((side, side), Image.Resampling.LANCZOS))[None]
+
+
+def gap(clip: Clip, pictures: Tensor, captions: Sequence[str]) -> tuple[float, float]:
+    """The modality gap: distance of the mean picture from the mean words, before and after :func:`centered` closes it.
+
+    Liang et al. 2022 (arXiv:2203.02053): pictures and words lie in two separate cones of the common sphere.
+    """
+    seen, said = metrics.features(clip.see, pictures), clip.read(captions)
+    open_gap = float((seen.mean(0) - said.mean(0)).norm())
+    half = len(seen) // 2  # the means are taken on one half and judged on the other
+    a, b = centered(seen[half:], seen[:half]), centered(said[half:], said[:half])
+    return open_gap, float((a.mean(0) - b.mean(0)).norm())
+
+
+def centered(vectors: Float[Tensor, "n d"], known: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
+    """Unit vectors without the mean direction of their kind, which ``known`` tells."""
+    return torch.nn.functional.normalize(vectors - known.mean(0), dim=1)

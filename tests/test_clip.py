@@ -1,0 +1,297 @@
+"""Pictures and words in one space: the encoders learn, go on after a cut, read noise, and guide; so does the prior."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import fastdiffusion
+from fastdiffusion import guidance
+from fastdiffusion.checkpoints import Folder
+from fastdiffusion.cli import main
+from fastdiffusion.data import Pictures
+from fastdiffusion.errors import CheckpointError, DataError, InputError
+from fastdiffusion.images import save_png, to_tensor
+from fastdiffusion.nets.clip import CLEAN, Clip, cloob, infonce, matches
+from fastdiffusion.noise import generator
+from fastdiffusion.tasks import clip as clips
+from fastdiffusion.tasks import prior as priors
+from fastdiffusion.tasks.judging import recall_at_1
+
+COLORS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
+SHAPES = ("square", "stripe", "frame")
+
+
+def drawn(color: str, shape: str, seed: int) -> torch.Tensor:
+    """A shape on white, its place and size by seed, as uint8 (3, 16, 16)."""
+    source = generator(seed, 3)
+    x, y, side = (int(torch.randint(low, high, (1,), generator=source)) for low, high in ((1, 4), (1, 4), (7, 12)))
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[y : y + side, x : x + side] = True
+    if shape == "stripe":
+        mask[:, : x + 2] = mask[:, x + 5 :] = False
+    elif shape == "frame":
+        mask[y + 2 : y + side - 2, x + 2 : x + side - 2] = False
+    paint = torch.tensor(COLORS[color], dtype=torch.uint8)[:, None, None]
+    return torch.where(mask, paint, torch.full((3, 16, 16), 255, dtype=torch.uint8))
+
+
+KINDS = [(color, shape) for color in COLORS for shape in SHAPES]
+
+
+def shapes(n: int, seed: int = 0) -> Pictures:
+    kinds = [KINDS[i % len(KINDS)] for i in range(n)]
+    pictures = torch.stack([drawn(*kind, seed + i) for i, kind in enumerate(kinds)])
+    captions = [(f"{color} {shape}", f"a {shape} in {color}") for color, shape in kinds]
+    return Pictures("shapes", [pictures.numpy()], captions=captions)
+
+
+NAMES = [f"{color} {shape}" for color, shape in KINDS]
+OPTIONS = {"net": "tiny", "batch_size": 32, "lr": 4e-3, "vocabulary": 320, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def data() -> Pictures:
+    return shapes(240)
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory) -> tuple[Clip, Folder]:
+    folder = tmp_path_factory.mktemp("clip")
+    return clips.train_clip(data, steps=100, folder=folder, **OPTIONS), Folder(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(trained) -> Clip:
+    return trained[0]
+
+
+# ---- losses -----------------------------------------------------------------------------------------------------
+
+
+def unit(n: int, d: int, seed: int) -> torch.Tensor:
+    return F.normalize(torch.randn(n, d, generator=generator(seed), dtype=torch.double), dim=1)
+
+
+NONE = torch.zeros(5, 5, dtype=torch.bool)
+
+
+def test_infonce_is_two_cross_entropies():
+    seen, said, scale = unit(5, 7, 0), unit(5, 7, 1), torch.tensor(3.0)
+    by_hand = 0.0
+    for i in range(5):
+        rows, columns = scale * said @ seen[i], scale * seen @ said[i]
+        by_hand += -(rows[i] - rows.logsumexp(0)) - (columns[i] - columns.logsumexp(0))
+    assert float(infonce(seen, said, scale, NONE)) == pytest.approx(float(by_hand) / 10)
+
+
+def test_cloob_follows_its_equations():
+    """Fürst et al. 2022, eq. 6 to 8, term by term."""
+    seen, said = unit(5, 7, 2), unit(5, 7, 3)
+
+    def retrieve(stored, asking):
+        return F.normalize(torch.softmax(8.0 * stored @ asking, 0) @ stored, dim=0)
+
+    by_hand = 0.0
+    for i in range(5):
+        u = [retrieve(seen, said[j]) for j in range(5)]
+        own = retrieve(seen, seen[i])
+        by_hand -= math.log(math.exp(30 * own @ u[i]) / sum(math.exp(30 * own @ u[j]) for j in range(5) if j != i))
+        v = [retrieve(said, seen[j]) for j in range(5)]
+        own = retrieve(said, said[i])
+        by_hand -= math.log(math.exp(30 * own @ v[i]) / sum(math.exp(30 * own @ v[j]) for j in range(5) if j != i))
+    assert float(cloob(seen, said, torch.tensor(1.0), NONE)) == pytest.approx(by_hand / 5 / 30)
+
+
+@pytest.mark.parametrize("loss", [infonce, cloob])
+def test_equal_pairs_are_not_told_apart(loss):
+    """A copy in the batch, marked as one, leaves the loss of each pair as it was but for the repetition."""
+    seen, said, scale = unit(4, 7, 4), unit(4, 7, 5), torch.tensor(3.0)
+    twice = [torch.cat([v, v[:1]]) for v in (seen, said)]
+    same = torch.zeros(5, 5, dtype=torch.bool)
+    same[0, 4] = same[4, 0] = True
+    marked, unmarked = loss(*twice, scale, same), loss(*twice, scale, torch.zeros_like(same))
+    assert marked < unmarked
+    perfect = loss(seen, seen, torch.tensor(60.0), torch.zeros(4, 4, dtype=torch.bool))
+    assert perfect < loss(seen, said, torch.tensor(60.0), torch.zeros(4, 4, dtype=torch.bool))
+
+
+# ---- the encoders -----------------------------------------------------------------------------------------------
+
+
+def test_it_tells_pictures_that_it_never_saw(clip):
+    fresh = shapes(48, seed=10_000)
+    batch = fresh.batch(range(48))
+    found = recall_at_1(clip, batch.images, batch.captions, among=len(NAMES), pool=NAMES)
+    assert found.value > 0.5  # chance is 1 / 12
+    assert found.low <= found.value <= found.high
+
+
+def test_the_run_writes_its_recall_beside_chance(trained):
+    lines = trained[1].metrics()
+    assert [line for line in lines if "clip" in line][-1]["clip"] < 2.5
+    assert 0 <= lines[-1]["recall"] <= 1 and lines[-1]["among"] >= 2
+
+
+@pytest.mark.parametrize("loss", ["infonce", "cloob"])
+def test_a_cut_run_goes_on_bit_for_bit(data, tmp_path, loss, monkeypatch):
+    whole = clips.train_clip(data, steps=6, loss=loss, folder=tmp_path / "whole", **OPTIONS)
+    batch, calls = Pictures.batch, 0
+
+    def cut(self, *arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        return batch(self, *arguments)
+
+    monkeypatch.setattr("fastdiffusion.tasks.loop.SAVE_EVERY", 0.0)
+    monkeypatch.setattr(Pictures, "batch", cut)
+    with pytest.raises(KeyboardInterrupt):
+        clips.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
+    monkeypatch.setattr(Pictures, "batch", batch)
+    resumed = clips.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    with pytest.raises(CheckpointError, match="holds a run with"):
+        clips.train_clip(data, steps=7, loss=loss, folder=tmp_path / "cut", **OPTIONS)
+
+
+def test_saved_and_loaded_it_is_the_same(clip, trained, data, tmp_path):
+    pictures = to_tensor(data.batch(range(4)).images)
+    read = clips.load(trained[1].path)
+    assert torch.equal(read.see(pictures), clip.see(pictures)) and torch.equal(read.read(NAMES), clip.read(NAMES))
+    clips.save(clip, tmp_path / "half.safetensors", torch.float16)
+    half = clips.load(tmp_path / "half.safetensors")
+    torch.testing.assert_close(half.see(pictures), clip.see(pictures), atol=0.02, rtol=0)
+
+
+def test_foreign_files_are_refused(tmp_path):
+    from fastdiffusion.checkpoints import save_tensors
+
+    for config in ({"kind": "classifier"}, {"kind": "clip"}, {"kind": "clip", "image": {"net": {}}, "text": {}}):
+        save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, config)
+        with pytest.raises(CheckpointError, match="does not hold a CLIP"):
+            clips.load(tmp_path / "other.safetensors")
+
+
+def test_bad_data_and_options_are_told(data):
+    silent = Pictures("photos", [torch.zeros(8, 3, 16, 16, dtype=torch.uint8).numpy()])
+    with pytest.raises(DataError, match="photos has no captions"):
+        clips.train_clip(silent)
+    with pytest.raises(InputError, match=r"No CLIP size named 'smal'\. Did you mean 'small'"):
+        clips.train_clip(data, net="smal")
+    with pytest.raises(InputError, match="No CLIP loss named"):
+        clips.train_clip(data, loss="triplet")
+
+
+# ---- what it is good for ----------------------------------------------------------------------------------------
+
+
+def test_a_picture_is_scored(clip, tmp_path):
+    save_png(drawn("red", "square", 77_777), tmp_path / "picture.png")
+    red, blue = fastdiffusion.score(tmp_path / "picture.png", ["a red square", "a blue square"], clip)
+    assert red.similarity > blue.similarity and red.better_than > blue.better_than
+    with pytest.raises(InputError, match="no words"):
+        clips.score(tmp_path / "picture.png", " ", clip)
+
+
+def test_a_folder_is_searched(clip, trained, tmp_path, capsys):
+    for i, (color, shape) in enumerate(KINDS):
+        save_png(drawn(color, shape, 88_000 + i), tmp_path / "in" / f"{color}-{shape}.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    found = fastdiffusion.search(tmp_path / "in", "blue frame", n=3, model=clip)
+    assert found[0].path == "blue-frame.png" and found[0].similarity >= found[-1].similarity and len(found) == 3
+    model = str(trained[1].path)
+    assert main(["search", str(tmp_path / "in"), "blue frame", "-n", "2", "--model", model]) == 0
+    assert "blue-frame.png" in capsys.readouterr().out.splitlines()[0]
+    assert main(["score", str(tmp_path / "in" / "red-frame.png"), "blue frame", "red frame", "-m", model]) == 0
+    assert "red frame" in capsys.readouterr().out.splitlines()[0]
+    assert main(["score", str(tmp_path / "in" / "red-frame.png"), "x", "--model", str(tmp_path / "none")]) == 2
+
+
+def test_the_command_trains(tmp_path, capsys):
+    for i in range(24):
+        color, shape = KINDS[i % len(KINDS)]
+        save_png(drawn(color, shape, i), tmp_path / "in" / f"{i}.png")
+        (tmp_path / "in" / f"{i}.txt").write_text(f"{color} {shape}\nthe {color} {shape}\n")
+    command = f"train-clip {tmp_path}/in --size 16 --net tiny --steps 3 --batch-size 8 --folder {tmp_path}/run"
+    assert main(command.split()) == 0
+    assert "chance is" in capsys.readouterr().out
+    assert (tmp_path / "run" / "clip.safetensors").exists()
+
+
+def test_the_gap_closes(clip, data):
+    batch = data.batch(range(96))
+    before, after = clips.gap(clip, to_tensor(batch.images), batch.captions)
+    assert after < before
+
+
+# ---- noise ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noisy(clip, data) -> Clip:
+    return clips.train_noisy(clip, data, steps=60, batch_size=32, lr=2e-3)
+
+
+def recall_in_noise(clip: Clip, sigma: float, told: bool) -> float:
+    batch = shapes(96, seed=20_000).batch(range(96))
+    x = to_tensor(batch.images)
+    x = x + sigma * torch.randn(x.shape, generator=generator(5))
+
+    class Looking:
+        read = staticmethod(clip.read)
+
+        @staticmethod
+        def see(images):
+            return clip.see(images, torch.full((len(images),), sigma if told else CLEAN))
+
+    return recall_at_1(Looking, x, batch.captions, among=len(NAMES), pool=NAMES).value
+
+
+def test_a_noisy_encoder_sees_through_noise(clip, noisy):
+    assert recall_in_noise(noisy, 1.0, True) > recall_in_noise(clip, 1.0, False)
+    assert all(torch.equal(a, b) for a, b in zip(clip.text.parameters(), noisy.text.parameters(), strict=True))
+
+
+def test_its_gradient_raises_its_own_verdict(noisy):
+    x, sigma = torch.randn(6, 3, 16, 16, generator=generator(9)), torch.full((6,), 0.5)
+    verdict = matches(noisy, ["red square"], NAMES)
+    guided = guidance.classifier(lambda x, sigma, cond=None: x, verdict, 0.1)
+    assert verdict(guided(x, sigma), sigma).mean() > verdict(x, sigma).mean()
+    assert (verdict(x, sigma) < 0).all()
+    each = matches(noisy, NAMES[:6], NAMES)(x, sigma)
+    torch.testing.assert_close(each[2], matches(noisy, NAMES[2:3], NAMES)(x, sigma)[2])
+
+
+def test_latents_have_an_encoder_too(clip, data):
+    latents = Pictures("latents", [torch.zeros(1)] * 0 or [data.arrays[0]], captions=data.captions)
+    latents.shape = (4, 8, 8)
+    packed = torch.randn(240, 4, 8, 8, generator=generator(2))
+    latents.batch = lambda rows, source=None: data.batch(rows, source)._replace(images=packed[list(rows)])  # type: ignore[method-assign]
+    made = clips.train_noisy(clip, latents, steps=2, batch_size=16, net="tiny")
+    assert made.see(packed[:3], torch.ones(3)).shape == (3, clip.dim)
+
+
+# ---- the prior --------------------------------------------------------------------------------------------------
+
+
+def test_the_prior_crosses_the_gap(clip, data, tmp_path):
+    prior = priors.train_prior(clip, data, steps=60, batch_size=64, folder=tmp_path, draws=2)
+    fresh = shapes(48, seed=30_000)
+    seen, said = priors.embeddings(clip, fresh)
+    made = priors.imagine(prior, said[0], seeds=range(48))
+    expected = priors.imagine(prior, said[0], seeds=range(48), steps=1)
+    near, away, drawn = ((v * seen).sum(1).mean() for v in (expected, said[0], made))
+    assert near > away and near > drawn
+    torch.testing.assert_close(made.norm(dim=1), torch.ones(48))
+    one = priors.imagine(prior, said[0][7:8], seeds=[7])
+    torch.testing.assert_close(one[0], made[7], atol=1e-4, rtol=0)
+    read = priors.load(tmp_path / priors.FILE)
+    torch.testing.assert_close(priors.imagine(read, said[0], range(48)), made, atol=0.05, rtol=0)
+    clips.save(clip, tmp_path / "clip.safetensors")
+    with pytest.raises(CheckpointError, match="not a prior"):
+        priors.load(tmp_path / "clip.safetensors")
