@@ -1,0 +1,99 @@
+"""The text encoder: padding says nothing, batches do not mix, and a model file carries its words."""
+
+import pytest
+import torch
+
+from fastdiffusion import nets, tokenizers
+from fastdiffusion.data.dataset import Pictures
+from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.errors import DataError, InputError
+from fastdiffusion.learner import Learner
+from fastdiffusion.models import Model, load, save
+from fastdiffusion.nets.text import TextEncoder, normalized
+from fastdiffusion.types import Cond
+
+CAPTIONS = ["red square", "blue square", "red circle", "blue circle", "a tall-ish red tree"]
+NET = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 32, "words": {"width": 32, "depth": 1, "head": 32}}
+
+
+@pytest.fixture
+def encoder() -> TextEncoder:
+    torch.manual_seed(0)
+    made = TextEncoder(vocabulary=300, width=32, depth=2, head=16, length=8)
+    made.learn_words(tokenizers.train([normalized(c) for c in CAPTIONS], 300))
+    for layer in made.layers:  # out of their first state, in which attention adds nothing
+        torch.nn.init.normal_(layer.attention.out.weight, std=0.2)
+    torch.nn.init.normal_(made.position)
+    return made.eval()
+
+
+def pictures(n: int = 24) -> Pictures:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8, generator=generator).numpy()
+    return Pictures("said", [images], captions=[[CAPTIONS[i % 4], f"also {CAPTIONS[i % 4]}"] for i in range(n)])
+
+
+def test_normalized():
+    assert normalized("Ｔｈｅ  Heart-Eyes\tCat") == " the heart eyes cat"
+
+
+def test_rows_do_not_see_each_other_or_the_padding(encoder):
+    together, mask, pooled = encoder(encoder.tokens(["red square", "a tall-ish red tree", ""]))
+    alone, _, alone_pooled = encoder(encoder.tokens(["red square"]))
+    torch.testing.assert_close(together[:1, : alone.shape[1]], alone)
+    torch.testing.assert_close(pooled[:1], alone_pooled)
+    assert not mask[2].any() and not together[2].any() and not pooled[2].any()
+    assert together.isfinite().all()
+
+
+def test_order_matters_and_long_captions_are_cut(encoder):
+    a, b = (encoder(encoder.tokens([text]))[2] for text in ("red square blue", "blue square red"))
+    assert (a - b).abs().max() > 1e-3
+    assert encoder.tokens(["red " * 100]).shape == (1, 8)
+
+
+def test_saying_nothing_equals_being_dropped():
+    torch.manual_seed(0)
+    net = nets.build({**NET, "in_channels": 3, "out_channels": 3, "words": {**NET["words"], "vocabulary": 300}}).eval()
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    net.words.learn_words(tokenizers.train(CAPTIONS, 300))
+    x, c_noise = torch.randn(2, 3, 16, 16), torch.zeros(2)
+    said = Cond(tokens=net.words.tokens(["red square", "blue circle"]))
+    nothing = net(x, c_noise, Cond(tokens=net.words.tokens(["", ""])))
+    torch.testing.assert_close(net(x, c_noise, said.null()), nothing)
+    torch.testing.assert_close(net(x, c_noise, net.read(said).null()), nothing)
+    torch.testing.assert_close(net(x, c_noise, net.read(said)), net(x, c_noise, said))
+    assert (net(x, c_noise, said) - nothing).abs().max() > 1e-3
+
+
+def test_a_model_of_words_trains_resumes_and_is_saved_whole(tmp_path):
+    def run(folder, steps):
+        return Learner(
+            pictures(), net=NET, text=True, batch_size=8, folder=folder, verbose=False, precision="float32"
+        ).fit(steps=steps)
+
+    whole = run(tmp_path / "whole", 6).model
+    run(tmp_path / "cut", 3)
+    cut = run(tmp_path / "cut", 6).model
+    # a budget of 3 steps decays sooner than one of 6, so only what does not depend on it is compared
+    assert cut.words.tokenizer.merges == whole.words.tokenizer.merges
+    save(whole, tmp_path / "model.safetensors")
+    again = load(tmp_path / "model.safetensors")
+    assert again.words.tokenizer.encode(" red square") == whole.words.tokenizer.encode(" red square")
+    a, b = (m.read(["red square", ""]) for m in (whole, again))
+    assert torch.equal(a.emb, b.emb) and torch.equal(a.mask, b.mask) and torch.equal(a.pooled, b.pooled)
+    x, sigma = torch.randn(2, 3, 16, 16), torch.ones(2)
+    assert torch.equal(whole.denoise(x, sigma, a), again.denoise(x, sigma, b))
+
+
+def test_words_are_refused_where_there_are_none(tmp_path):
+    plain = Model(Denoiser(nets.build({"name": "dit", "width": 32, "depth": 1, "head": 32})), (3, 16, 16))
+    with pytest.raises(InputError, match="without words"):
+        plain.read(["red square"])
+    silent = Pictures("silent", [pictures().arrays[0]])
+    with pytest.raises(DataError, match="no captions"):
+        Learner(silent, net=NET, text=True, verbose=False)
+    encoder = TextEncoder(vocabulary=300)
+    with pytest.raises(InputError, match="room for 300"):
+        encoder.learn_words(tokenizers.Tokenizer([(1, 2)] * 100))
