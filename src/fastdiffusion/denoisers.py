@@ -118,8 +118,8 @@ class Denoiser(nn.Module):
         self_condition: Whether the network also takes its previous estimate (Chen et al. 2022).
         picture: Channels of ``cond.image``, the picture that it works from (a degraded input); 0 is none.
 
-    With a picture, what is denoised is the difference ``x - picture``: an untrained network answers with the picture
-    itself. The noisy difference enters as its best linear estimate, which fades as sigma grows: at the highest level
+    With a picture, what is denoised is the difference ``x - picture``, whose standard deviation ``sigma_data`` then is:
+    an untrained network answers with the picture itself. The noisy difference enters as its best linear estimate, which fades as sigma grows: at the highest level
     the answer hangs on the picture alone, and one call gives the posterior mean E[x0 | picture] without noise in it.
     """
 
@@ -154,7 +154,7 @@ class Denoiser(nn.Module):
         base = cond.image[:, : x.shape[1]]
         x = x - base
         linear = self.sigma_data * _unit(expand(sigma, x), self.sigma_data).square() * x
-        inputs = torch.cat([self._inputs(linear, cond), cond.image / self.sigma_data], 1)
+        inputs = torch.cat([self._inputs(linear, cond), 2 * cond.image], 1)  # pictures vary by about 0.5
         return base + c.c_skip * x + c.c_out * self.net(inputs, c.c_noise.flatten(), cond)
 
     def _inputs(self, x: Tensor, cond: Cond | None) -> Tensor:

@@ -154,12 +154,30 @@ def degraded(corruption: Corruption, x0: Float[Tensor, "b c h w"], seeds: Sequen
     return what.lift(what.forward(x0).clamp(-1, 1))
 
 
+def damage(x0: Float[Tensor, "b c h w"], picture: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
+    """Root mean square of what was lost, image by image, and at least 0.01."""
+    return (x0 - picture[:, : x0.shape[1]]).square().flatten(1).mean(1).sqrt().clamp(min=0.01)
+
+
+def measure_damage(data: Dataset, corruption: Corruption | None, n: int = 256) -> float:
+    """sigma_data of a restorer: the geometric mean of the damage to ``n`` pictures spread over the data."""
+    rows = data.groups[0]
+    batch = data.batch(rows[:: math.ceil(len(rows) / n)])
+    x0 = batch.images if batch.images.is_floating_point() else to_tensor(batch.images)
+    if batch.given is not None:
+        given = to_tensor(batch.given)
+    else:
+        assert corruption is not None
+        given = degraded(corruption, x0, range(len(x0)))
+    return float(damage(x0, given).log().mean().exp())
+
+
 class Objective(nn.Module):
     """The loss as a module, so that what DDP or FSDP wrap is exactly what a step computes."""
 
     def __init__(self, denoiser: Denoiser, unit: float, weight: str, options: dict[str, float], uncertainty: bool):
         super().__init__()
-        self.denoiser, self.unit = denoiser, unit
+        self.denoiser, self.unit, self.kind = denoiser, unit, weight
         self.weight = partial(losses.weight, weight, sigma_data=denoiser.sigma_data / unit, **options)
         self.uncertainty = losses.Uncertainty() if uncertainty else None
 
@@ -173,7 +191,11 @@ class Objective(nn.Module):
                 estimate = torch.zeros_like(x)
                 estimate[e.coin] = self.denoiser(x[e.coin], e.sigma[e.coin], some).to(x.dtype)
             cond = replace(cond or Cond(), estimate=estimate)
-        return losses.denoising_loss(self.denoiser, e.x0, e.sigma, e.noise, cond, self._weight, self.uncertainty)
+        weigh = self._weight
+        if cond is not None and cond.image is not None and self.kind == "edm":
+            # a given picture leaves only the damage to be found: slight and heavy ones then count alike
+            weigh = partial(self.weight, sigma_data=damage(e.x0, cond.image))
+        return losses.denoising_loss(self.denoiser, e.x0, e.sigma, e.noise, cond, weigh, self.uncertainty)
 
     def _weight(self, sigma: Tensor) -> Tensor:
         return self.weight(sigma / self.unit) / self.unit**2

@@ -40,7 +40,7 @@ from .denoisers import PARAMETERIZATIONS, Denoiser
 from .distributed import check_world, like, rank_and_world, stop_signals, total, whole
 from .ema import Ema
 from .errors import CheckpointError, DataError, FastdiffusionError, InputError, missing, unknown
-from .examples import DROPOUT, WEIGHTS, Example, Examples, Objective, faster_precision
+from .examples import DROPOUT, WEIGHTS, Example, Examples, Objective, faster_precision, measure_damage
 from .latents import Latents
 from .models import Model, load_codec
 from .nets.text import normalized
@@ -209,6 +209,8 @@ class Learner:
         else:
             some = self.train.batch(rows[:: math.ceil(len(rows) / 512)]).images.double()
             measured = float(some[some.isfinite()].std())
+        if self.restores:
+            measured = measure_damage(self.train, None if self.restore is None else parse(self.restore))
         if self.sigma_data is not None and not 0.8 < self.sigma_data / measured < 1.25:
             text = f"sigma_data is {self.sigma_data:.3g} but the data's standard deviation is {measured:.3g}."
             warnings.warn(f"{text} Leave sigma_data out to have it measured.", stacklevel=4)
@@ -274,12 +276,16 @@ class Learner:
         return texts
 
     @property
+    def restores(self) -> bool:
+        """Whether the model is given a picture to work from."""
+        return self.restore is not None or self.train.given > 0
+
+    @property
     def levels(self) -> dict[str, float]:
         """Options of the density. A restorer gives its one-call answer at the highest noise level: train much there."""
-        restores = self.restore is not None or self.train.given
         return (
-            {"mean": 1.0, "std": 2.0}
-            if restores and (self.density, self.density_options) == ("lognormal", {})
+            {"mean": 1.5, "std": 2.2}
+            if self.restores and (self.density, self.density_options) == ("lognormal", {})
             else (self.density_options)
         )
 

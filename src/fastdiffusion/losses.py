@@ -25,7 +25,7 @@ def _snr(sigma: Tensor) -> Tensor:
     return sigma.clamp(1e-6, SIGMA_LIMIT).square().reciprocal()
 
 
-def edm(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
+def edm(sigma: Tensor, sigma_data: float | Tensor = 0.5) -> Tensor:
     """1 / c_out^2, so that every noise level starts with a loss of 1 (Karras et al. 2022, table 1)."""
     return _snr(sigma) + sigma_data**-2
 
@@ -95,7 +95,7 @@ class Uncertainty(nn.Module):
         return self.linear(2**0.5 * angle.cos())[:, 0]
 
 
-def weight(name: str, sigma: Tensor, sigma_data: float = 0.5, **options: float) -> Tensor:
+def weight(name: str, sigma: Tensor, sigma_data: float | Tensor = 0.5, **options: float) -> Tensor:
     """The named weight at ``sigma``; raises InputError for an unknown name."""
     if name not in WEIGHTS:
         raise unknown("weight", name, WEIGHTS)

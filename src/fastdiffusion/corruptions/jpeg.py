@@ -29,7 +29,7 @@ def tables(quality: Float[Tensor, " b"]) -> Float[Tensor, "b 2 8 8"]:
     return ((torch.stack([luma, chroma]) * scale + 50) / 100).floor().clamp(1, 255)
 
 
-@corruption(quality=Number(10, 90, least=1, most=100, whole=True), colors=Word(("420", "444")))
+@corruption(quality=Number(10, 90, least=1, most=100, whole=True, none=100), colors=Word(("420", "444")))
 def jpeg(draw: Draw, shape: Shape, quality: Tensor, colors: str) -> Operator:
     """JPEG at libjpeg's quality 1 to 100; colours at half the resolution ("420", as most programs do) or full ("444").
 
