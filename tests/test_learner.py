@@ -427,3 +427,18 @@ def test_an_unreadable_checkpoint_is_named(tmp_path):
         path.write_bytes(b"no")
     with pytest.raises(CheckpointError, match="--fresh"):
         learner(folder=tmp_path).fit(steps=3)
+
+
+def test_a_run_that_goes_on_remembers_its_best(tmp_path):
+    """A validation loss that is worse than before the break does not take the place of the best."""
+    learn = learner(folder=tmp_path, holdout=0.1).fit(steps=40)
+    best = min(r["validation_loss"] for r in learn.run.metrics() if "validation_loss" in r)
+    again = learner(folder=tmp_path, holdout=0.1)
+    again.resume()
+    again.state.step += 1  # callbacks start when the first step is done
+    validation = Validation()
+    validation.start(again)
+    assert validation.best == best and math.isfinite(best)
+    again.state.step = 1  # of a run that was killed before it saved what it had measured
+    validation.start(again)
+    assert validation.best == math.inf

@@ -82,7 +82,10 @@ class Validation(Callback):
         ) if n else None  # fmt: skip
         count = min(stream.per_epoch, HELD_OUT // n) if stream else 0
         self.pieces = [stream.draw(i).split(1, learner.device)[0] for i in range(count)] if stream else []
-        self.calls, self.best = count * n, math.inf
+        self.calls = count * n
+        past = learner.run.metrics() if learner.run is not None else []  # of a run that goes on
+        losses = [m["validation_loss"] for m in past if "validation_loss" in m and m["step"] < learner.state.step]
+        self.best = min(losses, default=math.inf)
 
     def step(self, learner: Learner, step: TrainStep) -> None:
         """Measure, seldom, and mark the best so far for the next checkpoint."""
