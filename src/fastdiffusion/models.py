@@ -110,6 +110,24 @@ class Model:
             raise InputError("This model was trained without words. Leave the prompt out, or name classes.")
         return net.read(Cond(tokens=net.words.tokens(prompts).to(self.device)))
 
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one latent number; 1 without a codec."""
+        return int(self.codec.factor) if self.codec is not None else 1  # pyright: ignore[reportArgumentType]
+
+    @property
+    def picture(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the pictures that come out."""
+        if self.codec is None:
+            return self.shape
+        channels = int(self.codec.config["channels"])  # pyright: ignore
+        return (channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
+
+    @torch.no_grad()
+    def encode(self, pictures: Tensor) -> Tensor:
+        """What the denoiser works on, of pictures in [-1, 1] whose sides divide by ``factor``."""
+        return pictures if self.codec is None else self.codec.encode(pictures)  # pyright: ignore[reportCallIssue]
+
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Pictures in about [-1, 1] of what the denoiser works on: latents go through the codec, 16 at a time."""

@@ -29,12 +29,14 @@ from .options import (
 
 @app.command()
 def sample(
-    model: ModelPath,
+    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model file, its run's folder, or: emoji.")],
+    prompt: Annotated[str | None, typer.Argument(metavar="[WORDS]", help='What to draw: "a red heart".')] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="How many pictures.")] = 16,
     classes: Classes = None,
     steps: Steps = 12,
     seed: Seed = 0,
-    scale: Scale = 1.0,
+    scale: Annotated[float | None, typer.Option(help="Guidance; 1 is off. By default the model's own.")] = None,
+    negative: Annotated[str, typer.Option(help="What to guide away from, in words.")] = "",
     guide: Guide = None,
     image: Picture = None,
     strength: Strength = 0.5,
@@ -45,15 +47,20 @@ def sample(
     size: Size = None,
     batch_size: BatchSize = 16,
     out: Out = Path("out"),
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each PNG.")] = True,
+    format: Annotated[str, typer.Option(help="png or webp; both keep every pixel.")] = "png",
+    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each picture.")] = True,
+    sidecar: Annotated[bool, typer.Option("--sidecar", help="Also write it beside each picture, as JSON.")] = False,
     device: Device = None,
 ) -> None:
     """Make pictures that carry their recipe.
 
-    One PNG each, and grid.png.
+    One PNG each, and grid.png. Words alone are drawn by the model that ships: fastdiffusion sample "a red heart".
     """
     given = {key: value for key, value in locals().items() if key not in ("out", "metadata")}
-    from ..tasks import generation
+    from ..tasks import files, generation
+
+    if prompt is None and not files.names_a_model(model):
+        given |= {"model": "emoji", "prompt": model}
 
     made = generation.sample(**given)
     paths = made.save(out, metadata=metadata)
@@ -65,9 +72,9 @@ def sample(
 
 @app.command()
 def again(
-    picture: Annotated[Path, typer.Argument(metavar="PNG", help="A picture that carries its recipe.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="It carries its recipe, or has it beside it.")],
     model: Annotated[Path | None, typer.Option(help="The model; by default looked for beside the picture.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="By default NAME-again.png beside it.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="By default NAME-again beside it.")] = None,
 ) -> None:
     """Make a picture anew from its recipe.
 
@@ -75,7 +82,7 @@ def again(
     """
     from ..tasks import generation
 
-    copy = out or picture.with_name(f"{picture.stem}-again.png")
+    copy = out or picture.with_name(f"{picture.stem}-again{picture.suffix}")
     generation.remake(picture, copy, model)
     same = copy.read_bytes() == picture.read_bytes()
     note = "the same bytes" if same else "not the same bytes: another machine, or another version of torch"

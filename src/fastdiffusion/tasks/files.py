@@ -18,6 +18,8 @@ from ..errors import CheckpointError, DataError, InputError
 from ..images import flatten, read, safe_name, to_tensor
 from ..models import FILE, Model, load
 
+WEIGHTS = Path(__file__).parents[1] / "weights"
+SHIPPED = ("emoji",)
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
@@ -25,12 +27,31 @@ def loaded(model: Model | str | Path, device: str | None = None) -> Model:
     """The model itself, or the one in a file or run folder, ready to sample from; see ``sample``."""
     if not isinstance(model, Model):
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model, device = load(model), device or best
+        model, device = load(shipped(str(model)) or model), device or best
     model.denoiser.eval()  # dropout would draw from a global state, and seeds would mean nothing
     try:
         return model if device is None else model.to(device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"No device {device!r} here ({str(error).splitlines()[0][:100]}). Try device='cpu'.") from None
+
+
+def shipped(name: str) -> Path | None:
+    """The file of a model that comes with the package, by its name; a file or folder of that name goes before it."""
+    path = WEIGHTS / f"{name}.safetensors"
+    return path if name in SHIPPED and path.is_file() and not _exists(Path(name)) else None
+
+
+def names_a_model(word: str) -> bool:
+    """Whether a word is meant as a model and not as a prompt: a file or folder, there or not, or one that ships."""
+    path = Path(word)
+    return word in SHIPPED or path.suffix == ".safetensors" or ("/" in word and " " not in word) or _exists(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a prompt too long for a name
+        return False
 
 
 def model_hash(model: Model) -> str:

@@ -23,12 +23,14 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import __version__
-from ..errors import CheckpointError, DataError, InputError
+from .. import __version__, prompts
+from ..errors import CheckpointError, DataError, InputError, unknown
 from ..guidance import cfg
-from ..images import grid, read_recipe, safe_name, save_png, to_pil
+from ..images import grid, inner_recipe, read_recipe, safe_name, save_png, save_sidecar, to_pil
 from ..models import Model
+from ..nets.text import normalized
 from ..noise import resized, vary
+from ..recipes import told
 from ..samplers import Table, run
 from ..types import Denoise
 from . import guides
@@ -36,6 +38,7 @@ from .files import loaded, locate, model_hash, named, picture, short_name
 from .guides import Guide
 
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
+FORMATS = ("png", "webp")  # of pictures
 LARGEST = 2**33  # values that one run may hold: a recipe may come from a stranger
 
 
@@ -82,24 +85,32 @@ class Samples:
             columns,
         )
 
-    def save(self, folder: str | Path, name: str = "", metadata: bool = True) -> list[Path]:
-        """Write one PNG each, named by seed and class, with its recipe inside.
+    def save(
+        self, folder: str | Path, name: str = "", metadata: bool = True, format: str = "png", sidecar: bool = False
+    ) -> list[Path]:
+        """Write one file each, named by seed and class, with its recipe inside.
 
         Args:
             folder: It is made if need be.
             name: Stands before the seed in each file's name.
             metadata: False writes pictures and nothing else.
+            format: "png", or "webp" (lossless as well).
+            sidecar: Also write each recipe as JSON beside its picture.
         """
+        if format not in FORMATS:
+            raise unknown("format", format, FORMATS)
         paths = []
         for i, (image, seed, label) in enumerate(zip(self.images, self.seeds, self.labels, strict=True)):
             text = "-".join(part for part in (name, f"{seed:04d}", label) if part)
             text = text.encode(sys.getfilesystemencoding(), "replace").decode(errors="replace")  # a locale without ä
-            paths.append(Path(folder) / f"{safe_name(text)}.png")
+            paths.append(Path(folder) / f"{safe_name(text)}.{format}")
             save_png(image, paths[-1], self.recipe_of(i) if metadata else None)
+            if sidecar:
+                save_sidecar(paths[-1], self.recipe_of(i))
         return paths
 
     def save_grid(self, path: str | Path, metadata: bool = True, **options: Any) -> Path:
-        """Write :meth:`grid` with ``options`` as one PNG, recipe inside."""
+        """Write :meth:`grid` with ``options`` as one picture, recipe inside."""
         save_png(self.grid(**options), path, {**self.recipe, "grid": options} if metadata else None)
         return Path(path)
 
@@ -126,12 +137,14 @@ class SampleStep(NamedTuple):
 
 
 def sample(
-    model: Model | str | Path,
+    model: Model | str | Path = "emoji",
+    prompt: str | Sequence[str] | None = None,
     n: int = 16,
     classes: str | int | Sequence[str | int] | None = None,
     steps: int = 12,
     seed: int = 0,
-    scale: float = 1.0,
+    scale: float | None = None,
+    negative: str = "",
     guide: Guide | Sequence[Guide] | None = None,
     image: str | Path | Image.Image | None = None,
     strength: float = 0.5,
@@ -146,13 +159,16 @@ def sample(
     """Make ``n`` pictures.
 
     Args:
-        model: A model, its file, or the folder of its training run.
+        model: A model, its file, the folder of its training run, or the name of one that ships ("emoji").
+        prompt: What to draw, for a model of words, in the language of ``fastdiffusion.prompts``; of several (a list, or
+            lines), image i takes the i-th, round and round. None draws anything.
         n: How many.
         classes: Names or indices, a list or "3,7"; image i takes the i-th, round and round. By default all in turn;
             "none" is unconditional.
         steps: Denoiser calls per picture (twice that with guidance).
         seed: Of image 0; image i has seed + i.
-        scale: Classifier-free guidance; 1 is off.
+        scale: Classifier-free guidance; 1 is off. By default what the model's card says for words, else 1.
+        negative: What to guide away from, in words.
         guide: More guidance, in words such as "cfg scale=3 interval=0.3..5" or "inpaint photo.png mask.png"
             (``tasks.guides.GUIDES`` has them all), or a function from denoiser to denoiser. Each goes around the last.
         image: A picture to start from instead of noise alone; scaled and cut to the model's size.
@@ -178,16 +194,16 @@ def sample(
     return plan.samples(images, range(n))
 
 
-def sample_steps(model: Model | str | Path, **parameters: Any) -> Iterator[SampleStep]:
+def sample_steps(model: Model | str | Path = "emoji", **parameters: Any) -> Iterator[SampleStep]:
     """The same, call by call, for a live preview; takes what :func:`sample` takes. To stop is to stop iterating."""
-    return _run(_plan(model, **parameters))
+    return _run(_plan(model, **parameters), shown=True)
 
 
 def again(picture: str | Path, model: Model | str | Path | None = None) -> Samples:
     """Make a saved picture anew from the recipe in it: on the same machine, the same bytes.
 
     Args:
-        picture: A PNG of :meth:`Samples.save` or :meth:`Samples.save_grid`.
+        picture: A file of :meth:`Samples.save` or :meth:`Samples.save_grid`.
         model: By default the file that the recipe names, looked for near the picture, here, and in run folders here.
 
     Raises:
@@ -195,6 +211,10 @@ def again(picture: str | Path, model: Model | str | Path | None = None) -> Sampl
         CheckpointError: The model is not found, or is another one than the recipe names.
     """
     name, recipe = Path(picture).name, read_recipe(picture)
+    if "made_by" in recipe:
+        raise DataError(
+            f"{name!r} was made by {recipe['made_by']}, whose models are not ours to run. What it says: {told(recipe)}."
+        )
     if recipe.get("verb") != "sample":
         raise DataError(f"{name!r} was not made by fastdiffusion's sample. What it says of itself: {str(recipe)[:300]}")
     try:
@@ -220,13 +240,14 @@ def again(picture: str | Path, model: Model | str | Path | None = None) -> Sampl
 
 
 def remake(picture: str | Path, path: str | Path, model: Model | str | Path | None = None) -> Samples:
-    """Write what :func:`again` makes, in the form of ``picture``: a single picture or a whole grid."""
+    """Write what :func:`again` makes, in the form of ``picture``: single or a whole grid, its recipe inside or not."""
     made, recipe = again(picture, model), read_recipe(picture)
+    inside = inner_recipe(picture) is not None
     if "grid" not in recipe:
-        save_png(made.images[0], path, made.recipe_of(0))
+        save_png(made.images[0], path, made.recipe_of(0) if inside else None)
         return made
     try:
-        made.save_grid(path, **recipe["grid"])
+        made.save_grid(path, inside, **recipe["grid"])
     except (TypeError, ValueError) as error:
         raise DataError(f"The recipe in {Path(picture).name!r} cannot be followed ({error}).") from None
     return made
@@ -241,7 +262,8 @@ class _Plan:
     name: str
     table: Table | None  # None: no call at all, the picture itself
     labels: list[int] | None  # one per image; -1 is unconditional
-    shape: tuple[int, int, int]
+    prompts: list[str] | None  # one per image
+    shape: tuple[int, int, int]  # of what the denoiser works on
     guided: Callable[[Denoise], Denoise]
     image: Tensor | None  # what is started from
     parameters: dict[str, Any]  # of ``sample``, all of them
@@ -273,6 +295,7 @@ class _Plan:
         }
         labels = [-1 if self.labels is None else self.labels[i] for i in indices]
         names = tuple(self.model.classes[label] if label >= 0 else "" for label in labels)
+        names = names if self.prompts is None else tuple(self.prompts[i] for i in indices)
         seeds = tuple(self.parameters["seed"] + i for i in indices)
         return Samples(images.clamp(-1, 1), seeds, names, tuple(indices), recipe)
 
@@ -296,22 +319,31 @@ def _plan(
     for key in ("variation_strength", "strength"):
         if not 0 <= p[key] <= 1:
             raise InputError(f"{key} must be from 0 to 1, got {p[key]!r}. Try 0.2.")
+    ready = loaded(model, bound.arguments["device"])
+    if p["scale"] is None:
+        p["scale"] = float(ready.info.get("scale", 1.0)) if p["prompt"] is not None else 1.0
     if not math.isfinite(p["scale"]):
         raise InputError(f"scale must be finite, got {p['scale']!r}. 1 is off, 2 to 4 is usual.")
-    ready = loaded(model, bound.arguments["device"])
-    shape = ready.shape if p["size"] is None else (ready.shape[0], p["size"], p["size"])
+    if p["size"] is not None and p["size"] % ready.factor:
+        raise InputError(
+            f"This model makes sizes that divide by {ready.factor}, got {p['size']}. Try {ready.picture[1]}."
+        )
+    side = None if p["size"] is None else p["size"] // ready.factor
+    shape = ready.shape if side is None else (ready.shape[0], side, side)
     if p["n"] * math.prod(shape) > LARGEST:
         raise InputError(f"{p['n']} pictures of {shape[1]}x{shape[2]} are too many for one run. Make fewer at a time.")
     labels = _labels(ready, p["classes"], p["n"])
+    prompts = _prompts(ready, p["prompt"], p["negative"], p["n"], p["seed"])
+    p["prompt"] = p["prompt"] if p["prompt"] is None or isinstance(p["prompt"], str) else list(p["prompt"])
     p["classes"] = p["classes"] if p["classes"] is None or isinstance(p["classes"], str | int) else list(p["classes"])
     guided, p["guide"] = guides.read(p["guide"], guides.Setting(ready, shape, near))
     if p["scale"] != 1 and {"cfg", "apg", "negative"} & set(guides.names(p["guide"])):
         raise InputError("scale and this guide would both guide by the label. Put the scale into the guide.")
-    image, p["image"] = (None, None) if p["image"] is None else _picture(p["image"], shape, near)
+    image, p["image"] = (None, None) if p["image"] is None else _picture(p["image"], ready, shape, near)
     start = ready if image is None else _from(ready, p["strength"])
     if table is None and start is not None:
         table = start.table(p["steps"], p["sampler"], p["schedule"])
-    return _Plan(ready, name or short_name(model), table, labels, shape, guided, image, p)
+    return _Plan(ready, name or short_name(model), table, labels, prompts, shape, guided, image, p)
 
 
 def _from(model: Model, strength: float) -> Model | None:
@@ -320,12 +352,25 @@ def _from(model: Model, strength: float) -> Model | None:
     return replace(model, sigma_min=min(model.sigma_min, sigma / 10), sigma_max=sigma, tables={}) if sigma else None
 
 
-def _picture(image: str | Path | Image.Image, shape: tuple[int, int, int], near: Path | None) -> tuple[Tensor, str]:
-    """A picture to start from, and how a recipe names it."""
-    if isinstance(image, Image.Image):
-        return picture(image, shape), "a picture given in Python"
-    path, said = named(str(image), near)
-    return picture(path, shape), said
+def _picture(
+    image: str | Path | Image.Image, model: Model, shape: tuple[int, int, int], near: Path | None
+) -> tuple[Tensor, str]:
+    """What to start from, and how a recipe names its picture."""
+    path, said = (image, "a picture given in Python") if isinstance(image, Image.Image) else named(str(image), near)
+    pixels = picture(path, (model.picture[0], shape[1] * model.factor, shape[2] * model.factor))
+    return model.encode(pixels[None].to(model.device))[0].cpu(), said
+
+
+def _prompts(model: Model, prompt: str | Sequence[str] | None, negative: str, n: int, seed: int) -> list[str] | None:
+    """The words of each of n images, their choices made; warns of words that the model cannot know."""
+    if prompt is None and not negative:
+        return None
+    if model.words is None:
+        raise InputError("This model was trained without words. Leave the prompt out, or take model='emoji'.")
+    given = [""] if prompt is None else prompts.several(prompt)
+    for text in dict.fromkeys((*given, negative)):
+        prompts.warn_unknown(text, model.words.knows)
+    return [prompts.choose(given[i % len(given)], seed + i) for i in range(n)]
 
 
 def _labels(model: Model, classes: str | int | Sequence[str | int] | None, n: int) -> list[int] | None:
@@ -356,18 +401,21 @@ def _batch_of(plan: _Plan, index: int) -> range:
 
 
 @torch.no_grad()
-def _run(plan: _Plan, only: range | None = None) -> Iterator[SampleStep]:
-    """All batches of a run, or those of the images in ``only``, which must be whole batches."""
+def _run(plan: _Plan, only: range | None = None, shown: bool = False) -> Iterator[SampleStep]:
+    """All batches of a run, or those of the images in ``only``, which must be whole batches.
+
+    Unless they are ``shown``, estimates of pictures in work are not decoded.
+    """
     p, device = plan.parameters, plan.model.device
     rows = only or range(plan.n)
     batches = [batch for batch in _batches(plan) if rows.start <= batch.start < rows.stop]
-    images = torch.zeros(len(rows), *plan.shape)
+    size = [side * plan.model.factor for side in plan.shape[1:]]
+    images = torch.zeros(len(rows), plan.model.picture[0], *size)
     if plan.image is not None:
-        images += plan.image
+        images += plan.model.decode(plan.image[None].to(device)).cpu()
     if plan.table is None:
         yield SampleStep(0, 0, 0.0, images)
         return
-    guided = plan.guided(cfg(plan.model.denoise, p["scale"]) if p["scale"] != 1 else plan.model.denoise)
     for k, batch in enumerate(batches):
         seeds = [p["seed"] + i for i in batch]
         start = resized(seeds, plan.shape, plan.model.shape)
@@ -376,9 +424,28 @@ def _run(plan: _Plan, only: range | None = None) -> Iterator[SampleStep]:
         place = images[batch.start - rows.start : batch.stop - rows.start]
         x = plan.table.sigmas[0] * start
         x = (x if plan.image is None else plan.image + x).to(device)
+        guided = plan.guided(_told(plan, batch))
         for step in run(guided, x, plan.table, cond, seeds):
-            place.copy_(step.x if step.index + 1 == step.of else step.x0)
+            last = step.index + 1 == step.of
+            if last or shown:
+                place.copy_(plan.model.decode(step.x if last else step.x0))
             yield SampleStep(k * step.of + step.index + 1, len(batches) * step.of, step.sigma, images)
+
+
+def _told(plan: _Plan, batch: range) -> Denoise:
+    """The model's denoiser, told its words and guided by scale."""
+    p, model = plan.parameters, plan.model
+    if plan.prompts is None or model.words is None or plan.table is None:
+        return cfg(model.denoise, p["scale"]) if p["scale"] != 1 else model.denoise
+    compiled = prompts.compile(
+        [plan.prompts[i] for i in batch],
+        model.read,
+        [row.sigma for row in plan.table.rows],
+        p["negative"],
+        prompts.aligned(model.words.tokenizer.spans, normalized),
+        model.words.length,
+    )
+    return compiled.guide(model.denoise, p["scale"])
 
 
 def _find(wanted: Mapping[str, str], picture: Path) -> Model:
