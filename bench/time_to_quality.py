@@ -109,7 +109,7 @@ def score(system: str, seed: int, minutes: float, n: int, steps: int) -> None:
     for first in range(0, n, 100):
         labels = torch.arange(first, first + 100) % 10
         if system == "fastdiffusion":
-            images = sample(model, 100, classes=labels.tolist(), seed=first, steps=steps, batch_size=100).images
+            images = sample(model, n=100, classes=labels.tolist(), seed=first, steps=steps, batch_size=100).images
         else:
             images = peer.sample(labels, steps)
         parts.append(to_uint8(images))

@@ -65,7 +65,7 @@ def test_import_brings_nothing_heavy():
 
 FLAGS = {  # command -> the function whose parameters its flags are, and the flags that only the command line has
     "train": ([learner.Learner, learner.Learner.fit, ImageFolder], {"procs"}),
-    "sample": ([generation.sample], {"out", "metadata"}),
+    "sample": ([generation.sample], {"out", "format", "metadata", "sidecar"}),
     "again": ([generation.again], {"out"}),
     "evaluate": ([evaluation.evaluate], {"out"}),
     "scan": ([ImageFolder], set()),

@@ -37,9 +37,9 @@ def folder(model, tmp_path_factory):
 
 def test_a_picture_depends_on_its_own_seed(model):
     """A batch of 8 equals 8 of 1, and a part of a longer run."""
-    together = sample(model, 8, classes="dog", steps=4, seed=10)
+    together = sample(model, n=8, classes="dog", steps=4, seed=10)
     for i in range(8):
-        alone = sample(model, 1, classes="dog", steps=4, seed=10 + i)
+        alone = sample(model, n=1, classes="dog", steps=4, seed=10 + i)
         torch.testing.assert_close(alone.images[0], together.images[i], atol=1e-5, rtol=0)
     assert together.seeds == tuple(range(10, 18))
     assert together.images.std() > 0.1
@@ -49,8 +49,8 @@ def test_a_picture_depends_on_its_own_seed(model):
 @pytest.mark.parametrize("sampler", ["dpmpp_3m", "euler_ancestral"])
 @pytest.mark.parametrize("batch_size", [1, 3, 16])
 def test_the_batches_do_not_matter(model, sampler, batch_size):
-    one = sample(model, 7, steps=3, sampler=sampler, batch_size=7)
-    other = sample(model, 7, steps=3, sampler=sampler, batch_size=batch_size)
+    one = sample(model, n=7, steps=3, sampler=sampler, batch_size=7)
+    other = sample(model, n=7, steps=3, sampler=sampler, batch_size=batch_size)
     torch.testing.assert_close(one.images, other.images, atol=1e-5, rtol=0)
 
 
@@ -76,7 +76,7 @@ def test_again_of_a_grid(folder, tmp_path):
 
 
 def test_in_memory_and_from_the_file_are_bit_equal(model, folder):
-    one, other = (sample(m, 4, steps=3) for m in (model, folder / "pets.safetensors"))
+    one, other = (sample(m, n=4, steps=3) for m in (model, folder / "pets.safetensors"))
     assert torch.equal(one.images, other.images)
     assert one.recipe["model"]["sha256"] == other.recipe["model"]["sha256"]
 
@@ -92,7 +92,7 @@ def test_the_recipe_names_no_place(folder):
 
 
 def test_without_metadata(folder, model):
-    samples = sample(model, 2, steps=2)
+    samples = sample(model, n=2, steps=2)
     for path in [
         *samples.save(folder / "bare", metadata=False),
         samples.save_grid(folder / "bare.png", metadata=False),
@@ -103,25 +103,25 @@ def test_without_metadata(folder, model):
 
 
 def test_classes(model):
-    assert sample(model, 5, steps=1).labels == ("cat", "dog", "7", "cat", "dog")
-    assert sample(model, 3, classes="7, cat", steps=1).labels == ("7", "cat", "7")
-    assert sample(model, 2, classes=1, steps=1).labels == ("dog", "dog")
-    assert sample(model, 2, classes="none", steps=1).labels == ("", "")
+    assert sample(model, n=5, steps=1).labels == ("cat", "dog", "7", "cat", "dog")
+    assert sample(model, n=3, classes="7, cat", steps=1).labels == ("7", "cat", "7")
+    assert sample(model, n=2, classes=1, steps=1).labels == ("dog", "dog")
+    assert sample(model, n=2, classes="none", steps=1).labels == ("", "")
     with pytest.raises(InputError, match="Did you mean 'dog'"):
         sample(model, classes="dogs")
 
 
 def test_guidance_of_1_is_off_and_more_is_not(model):
-    plain, guided = sample(model, 2, steps=2), sample(model, 2, steps=2, scale=3)
-    assert torch.equal(plain.images, sample(model, 2, steps=2, scale=1).images)
+    plain, guided = sample(model, n=2, steps=2), sample(model, n=2, steps=2, scale=3)
+    assert torch.equal(plain.images, sample(model, n=2, steps=2, scale=1).images)
     assert not torch.equal(plain.images, guided.images)
 
 
 def test_variations_turn_towards_the_other_seed(model):
-    base, other = sample(model, 2, steps=2), sample(model, 2, steps=2, seed=50)
-    full = sample(model, 2, steps=2, variation_seed=50, variation_strength=1)
+    base, other = sample(model, n=2, steps=2), sample(model, n=2, steps=2, seed=50)
+    full = sample(model, n=2, steps=2, variation_seed=50, variation_strength=1)
     torch.testing.assert_close(full.images, other.images, atol=1e-4, rtol=0)
-    little = sample(model, 2, steps=2, variation_seed=50, variation_strength=0.01)
+    little = sample(model, n=2, steps=2, variation_seed=50, variation_strength=0.01)
     assert 0 < (little.images - base.images).abs().mean() < (other.images - base.images).abs().mean() / 3
 
 
@@ -130,7 +130,7 @@ def test_steps_show_the_way(model):
     assert [done for done, _, _ in steps] == list(range(1, 10))
     assert all(of == 9 for _, of, _ in steps)
     assert steps[0][2][2:].abs().max() == 0
-    assert torch.equal(steps[-1][2].clamp(-1, 1), sample(model, 5, steps=3, batch_size=2).images)
+    assert torch.equal(steps[-1][2].clamp(-1, 1), sample(model, n=5, steps=3, batch_size=2).images)
 
 
 def test_two_interleaved_runs_equal_two_in_turn(model):
@@ -138,12 +138,12 @@ def test_two_interleaved_runs_equal_two_in_turn(model):
     for one, other in zip(*runs, strict=True):
         pair = one.images, other.images
     for images, seed in zip(pair, (0, 9), strict=True):
-        assert torch.equal(images.clamp(-1, 1), sample(model, 2, steps=4, seed=seed, sampler="euler_ancestral").images)
+        assert torch.equal(images.clamp(-1, 1), sample(model, n=2, steps=4, seed=seed, sampler="euler_ancestral").images)
     assert torch.is_grad_enabled()
 
 
 def test_pictures_show_themselves(model):
-    samples = sample(model, 3, steps=1)
+    samples = sample(model, n=3, steps=1)
     assert samples._repr_png_().startswith(b"\x89PNG")
     assert samples.grid(columns=3).size == (3 * 66 + 2, 66 + 2)
     assert samples.grid(columns=3, labels=True).height > samples.grid(columns=3).height
@@ -167,7 +167,7 @@ def test_a_model_that_makes_nan(model):
     with torch.no_grad():
         next(broken.denoiser.parameters()).fill_(float("nan"))
     with pytest.raises(CheckpointError, match="not finite"):
-        sample(broken, 1, steps=1)
+        sample(broken, n=1, steps=1)
 
 
 def nets_spec(model: Model) -> dict:
@@ -175,7 +175,7 @@ def nets_spec(model: Model) -> dict:
 
 
 def test_again_refuses_what_it_cannot_follow(folder, model, tmp_path):
-    samples = sample(model, 1, steps=1)
+    samples = sample(model, n=1, steps=1)
     recipe = samples.recipe_of(0)
 
     def refused(match: str, error: type[Exception] = DataError, **changes):

@@ -15,7 +15,7 @@ from fastdiffusion.images import read, read_recipe, save_png, to_tensor
 from fastdiffusion.models import Model, save
 from fastdiffusion.nets.classifier import Classifier
 from fastdiffusion.tasks import classifiers
-from fastdiffusion.tasks.generation import again, sample, sample_steps
+from fastdiffusion.tasks.generation import again, remake, sample, sample_steps
 from fastdiffusion.tasks.guides import GUIDES
 from fastdiffusion.tasks.study import study
 
@@ -68,8 +68,8 @@ def words(folder) -> dict[str, str]:
 @pytest.mark.parametrize("name", GUIDES)
 def test_every_guide_guides_and_comes_back(name, folder, tmp_path):
     text = words(folder)[name]
-    samples = sample(folder / "pets.safetensors", 3, "cat", steps=3, guide=text)
-    assert not torch.equal(samples.images, sample(folder / "pets.safetensors", 3, "cat", steps=3).images)
+    samples = sample(folder / "pets.safetensors", n=3, classes="cat", steps=3, guide=text)
+    assert not torch.equal(samples.images, sample(folder / "pets.safetensors", n=3, classes="cat", steps=3).images)
     path = samples.save(folder, name)[1]
     recipe = read_recipe(path)["parameters"]["guide"]
     assert str(folder) not in recipe and "/" not in recipe
@@ -98,7 +98,7 @@ def test_words_are_the_functions(model, folder):
 def test_a_study_takes_guides(model):
     result = study(model, {"guide": ["cfg scale=2", "apg scale=2"]}, n=2, steps=2, classes="cat")
     for guide in ("cfg scale=2", "apg scale=2"):
-        alone = sample(model, 2, "cat", steps=2, guide=guide)
+        alone = sample(model, n=2, classes="cat", steps=2, guide=guide)
         assert torch.equal(result[{"guide": guide}].images, alone.images)
 
 
@@ -113,26 +113,26 @@ def test_a_study_takes_guides(model):
 ])  # fmt: skip
 def test_wrong_words_are_told(model, guide, match):
     with pytest.raises(FastdiffusionError, match=match):
-        sample(model, 1, steps=1, guide=guide)
+        sample(model, n=1, steps=1, guide=guide)
 
 
 def test_wrong_files_are_told(model, folder, tmp_path):
     for name in ("weak", "reader"):
         with pytest.raises(FastdiffusionError):
-            sample(model, 1, steps=1, guide=f"inpaint {folder}/{name}.safetensors {folder}/mask.png")
+            sample(model, n=1, steps=1, guide=f"inpaint {folder}/{name}.safetensors {folder}/mask.png")
     with pytest.raises(InputError, match="does not read the middle"):
-        sample(model, 1, "cat", steps=1, guide=f"middle {folder}/judge.safetensors")
+        sample(model, n=1, classes="cat", steps=1, guide=f"middle {folder}/judge.safetensors")
     small = Model(Denoiser(nets.build({"name": "unet", **NET, "in_channels": 1, "out_channels": 1})), (1, 8, 8))
     save(small, tmp_path / "small.safetensors")
     with pytest.raises(InputError, match="other pictures or knows other classes"):
-        sample(model, 1, steps=1, guide=f"autoguidance {tmp_path}/small.safetensors scale=2")
+        sample(model, n=1, steps=1, guide=f"autoguidance {tmp_path}/small.safetensors scale=2")
     with pytest.raises(InputError, match="would both guide by the label"):
-        sample(model, 1, steps=1, scale=2, guide="cfg scale=3")
+        sample(model, n=1, steps=1, scale=2, guide="cfg scale=3")
 
 
 def test_a_recipe_names_files_by_content(model, folder, tmp_path):
     """A file of the same name is not enough, a path in a recipe is never followed, a function cannot be kept."""
-    (path,) = sample(model, 1, "cat", steps=1, image=folder / "my photo.png", strength=0.3).save(tmp_path)
+    (path,) = sample(model, n=1, classes="cat", steps=1, image=folder / "my photo.png", strength=0.3).save(tmp_path)
     with pytest.raises(DataError, match="which is not near it"):
         again(path, model)
     save_png(torch.zeros(1, 8, 8), tmp_path / "my photo.png")
@@ -144,7 +144,7 @@ def test_a_recipe_names_files_by_content(model, folder, tmp_path):
         save_png(torch.zeros(1, 8, 8), tmp_path / "other.png", json.loads(json.dumps(changed)))
         with pytest.raises(FastdiffusionError):
             again(tmp_path / "other.png", model)
-    (path,) = sample(model, 1, steps=1, guide=lambda denoise: denoise).save(tmp_path)
+    (path,) = sample(model, n=1, steps=1, guide=lambda denoise: denoise).save(tmp_path)
     with pytest.raises(DataError, match="a Python function, which no recipe can hold"):
         again(path, model)
 
@@ -153,7 +153,7 @@ def test_a_recipe_names_files_by_content(model, folder, tmp_path):
 
 
 def test_strength_0_is_the_picture(model, folder):
-    samples = sample(model, 2, steps=10, image=folder / "my photo.png", strength=0)
+    samples = sample(model, n=2, steps=10, image=folder / "my photo.png", strength=0)
     assert all(torch.equal(image, to_tensor(read(folder / "my photo.png"))) for image in samples.images)
     path = samples.save(folder, "kept")[0]
     assert read(path).tobytes() == read(folder / "my photo.png").tobytes()
@@ -214,12 +214,37 @@ def test_any_size_and_mode_of_picture(model, folder, tmp_path):
 
     large = Image.new("RGBA", (40, 20), (255, 0, 0, 128))
     large.save(tmp_path / "large.webp")
-    assert len(sample(model, 1, steps=1, image=tmp_path / "large.webp")) == 1
-    assert len(sample(model, 1, steps=1, image=large, size=12)) == 1
+    assert len(sample(model, n=1, steps=1, image=tmp_path / "large.webp")) == 1
+    assert len(sample(model, n=1, steps=1, image=large, size=12)) == 1
     with pytest.raises(DataError, match="There is no file"):
-        sample(model, 1, image=tmp_path / "none.png")
+        sample(model, n=1, image=tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(DataError, match=r"Cannot read 'text.png': not a picture"):
-        sample(model, 1, image=tmp_path / "text.png")
+        sample(model, n=1, image=tmp_path / "text.png")
     with pytest.raises(InputError, match="strength must be from 0 to 1"):
-        sample(model, 1, image=large, strength=1.5)
+        sample(model, n=1, image=large, strength=1.5)
+
+
+# ---- forms of the recipe -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["png", "webp"])
+@pytest.mark.parametrize("inside", [True, False])
+def test_every_form_comes_back_to_the_byte(folder, tmp_path, form, inside):
+    samples = sample(folder / "pets.safetensors", n=2, classes="cat", steps=2)
+    path = samples.save(folder / "forms", f"{form}-{inside}", metadata=inside, format=form, sidecar=not inside)[1]
+    assert path.with_suffix(".json").exists() != inside
+    remake(path, tmp_path / f"copy.{form}", folder / "pets.safetensors")
+    assert (tmp_path / f"copy.{form}").read_bytes() == path.read_bytes()
+    with pytest.raises(InputError, match="No format named 'gif'"):
+        samples.save(tmp_path, format="gif")
+
+
+def test_a_picture_of_another_program_is_told(model, tmp_path):
+    from PIL import Image, PngImagePlugin
+
+    text = PngImagePlugin.PngInfo()
+    text.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler a, Seed: 1, Model: sd15")
+    Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=text)
+    with pytest.raises(DataError, match=r"made by AUTOMATIC1111.*model 'sd15', prompt 'a cat'.*seed '1'"):
+        again(tmp_path / "theirs.png", model)

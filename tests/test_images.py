@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import resource
@@ -16,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fastdiffusion import images
+from fastdiffusion import images, recipes
 from fastdiffusion.errors import DataError, InputError
 
 PNG_TEXT = (b"tEXt", b"iTXt", b"zTXt", b"eXIf", b"iCCP", b"tIME", b"pHYs")
@@ -210,6 +211,66 @@ def test_recipes_of_other_programs(tmp_path):
     graph = '{"3": {"class_type": "KSampler", "inputs": {"seed": 7}}}'
     (tmp_path / "b.png").write_bytes(pictures.encoded(pictures.photo(), pnginfo=_text("prompt", graph)))
     assert images.read_recipe(tmp_path / "b.png")["comfyui"]["3"]["inputs"]["seed"] == 7
+
+
+GRAPH = {
+    "3": {"class_type": "KSampler", "inputs": {
+        "seed": 7, "steps": 20, "cfg": 8.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+        "model": ["10", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}},
+    "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15.safetensors"}},
+    "10": {"class_type": "LoraLoader", "inputs": {"lora_name": "x", "model": ["4", 0], "clip": ["4", 1]}},
+    "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 768, "batch_size": 1}},
+    "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a castle", "clip": ["10", 1]}},
+    "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "text, watermark", "clip": ["10", 1]}},
+}  # fmt: skip
+
+
+def test_a_graph_is_told_in_our_words():
+    recipe = recipes.parse({"prompt": json.dumps(GRAPH), "workflow": "{}"})
+    assert recipe == {
+        "made_by": "ComfyUI", "prompt": "a castle", "negative_prompt": "text, watermark", "model": "sd15.safetensors",
+        "sampler": "euler", "schedule": "normal", "steps": 20, "cfg_scale": 8.0, "strength": 1.0, "seed": 7,
+        "size": "512x768", "comfyui": GRAPH,
+    }  # fmt: skip
+    assert "model 'sd15.safetensors', prompt 'a castle'" in recipes.told(recipe)
+
+
+def test_a_hostile_graph_ends(tmp_path):
+    loop = {str(i): {"inputs": {"seed": 1, "steps": 2, "positive": [str(i + 1), 0], "model": [str(i), 0]}}
+            for i in range(5000)}  # fmt: skip
+    assert recipes.comfyui(loop)["made_by"] == "ComfyUI"
+    for graph in ([], {}, {"1": 3}, {"1": {"inputs": [1]}}, {"1": {"inputs": {"seed": [[1]], "positive": [[]]}}}):
+        assert recipes.comfyui(graph) is None or "made_by" in recipes.comfyui(graph)
+
+
+def test_other_programs_write_into_exif_too(tmp_path):
+    text = "a cat\nSteps: 20, Seed: 3"
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode("utf-16-be")
+    pictures.photo().save(tmp_path / "a.webp", exif=exif.tobytes())
+    assert images.read_recipe(tmp_path / "a.webp")["seed"] == 3
+    pictures.photo().convert("RGB").save(tmp_path / "a.jpg", exif=exif.tobytes())
+    assert images.read_recipe(tmp_path / "a.jpg")["prompt"] == "a cat"
+    exif = Image.Exif()
+    exif[0x0110] = "prompt:" + json.dumps(GRAPH)
+    pictures.photo().save(tmp_path / "b.webp", exif=exif.tobytes())
+    assert images.read_recipe(tmp_path / "b.webp")["seed"] == 7
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_webp_keeps_pixels_and_recipe(tmp_path, channels):
+    x = torch.randint(0, 256, (channels, 9, 7), dtype=torch.uint8)
+    recipe = {"prompt": "猫 — ü", "seed": 2**63}
+    for name in ("a.webp", "b.webp"):
+        images.save_png(x, tmp_path / name, recipe)
+    assert (tmp_path / "a.webp").read_bytes() == (tmp_path / "b.webp").read_bytes()
+    assert images.read_recipe(tmp_path / "a.webp") == recipe
+    back = torch.as_tensor(images.to_array(images.read(tmp_path / "a.webp")))
+    assert torch.equal(back, x.expand(max(channels, 3), 9, 7) if channels == 1 else x)
+    images.save_png(x, tmp_path / "bare.webp")
+    assert images.inner_recipe(tmp_path / "bare.webp") is None
+    images.save_sidecar(tmp_path / "bare.webp", recipe)
+    assert images.read_recipe(tmp_path / "bare.webp") == recipe
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{", "[" * 100_000, "NaN"])

@@ -27,6 +27,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
+from . import recipes
 from .errors import DataError, InputError
 
 # Not in the list on purpose: EPS and WMF (they start programs), PSD, FITS and other rare decoders (attack surface).
@@ -49,7 +50,8 @@ FORMATS = (
 )
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs; here it is refused
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_CHUNK = "fastdiffusion"
+_EXIF, _COMMENT = 0x8769, 0x9286  # where EXIF data keep a user's comment
+_SIDECAR = 1 << 24  # bytes of a recipe beside a picture, at most
 _opening = threading.Lock()  # warnings.catch_warnings is not safe across threads
 
 # ---- arrays -----------------------------------------------------------------------------------------------------
@@ -231,21 +233,37 @@ def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
 def save_png(
     image: Tensor | np.ndarray | Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None
 ):
-    """Write a PNG, whole or not at all. The same image and recipe give the same bytes.
+    """Write a picture, whole or not at all: a PNG, or a lossless WebP where the name ends so.
+
+    The same image and recipe give the same bytes.
 
     Args:
         image: Float in [-1, 1], uint8, or PIL; (c, h, w).
         path: Where; the folder is made.
-        recipe: How it was made, kept as JSON in the text chunk "fastdiffusion"; None writes no metadata at all.
-            Folders are taken out of it: of an existing absolute path only the last name stays.
+        recipe: How it was made, kept as JSON in a PNG's text chunk "fastdiffusion" or a WebP's EXIF comment; None
+            writes no metadata at all. Folders are taken out of it: of an existing absolute path only the last name
+            stays.
     """
     picture = plain(to_pil(image))  # without an input's profile or comments, which Pillow would write on
-    text = PngImagePlugin.PngInfo()
-    if recipe is not None:
-        text.add_text(_CHUNK, json.dumps(_anonymous(dict(recipe)), sort_keys=True))
+    text = None if recipe is None else json.dumps(_anonymous(dict(recipe)), sort_keys=True)
     memory = io.BytesIO()
-    picture.save(memory, "PNG", pnginfo=text)
+    if Path(path).suffix.lower() == ".webp":
+        exif = Image.Exif()
+        if text is not None:
+            exif.get_ifd(_EXIF)[_COMMENT] = f"ASCII\0\0\0{recipes.KEY}:{text}".encode()
+        picture.save(memory, "WEBP", lossless=True, exact=True, exif=exif.tobytes() if text is not None else b"")
+    else:
+        chunks = PngImagePlugin.PngInfo()
+        if text is not None:
+            chunks.add_text(recipes.KEY, text)
+        picture.save(memory, "PNG", pnginfo=chunks)
     write_bytes(path, memory.getvalue())
+
+
+def save_sidecar(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
+    """Write a picture's recipe as JSON beside it, under its name; :func:`read_recipe` finds it there."""
+    text = json.dumps(_anonymous(dict(recipe)), sort_keys=True, indent=1)
+    write_bytes(Path(path).with_suffix(".json"), text.encode() + b"\n")
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
@@ -276,43 +294,46 @@ def _anonymous(value: Any) -> Any:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The recipe that a PNG carries: ours, or AUTOMATIC1111's "parameters" or ComfyUI's "prompt" as far as they go.
+    """The recipe of a picture: in it, or in the JSON file beside it. See ``recipes.parse`` for other programs' ones.
 
     Raises:
-        DataError: no picture, or no recipe in it.
+        DataError: no picture, or no recipe.
     """
-    name = Path(path).name
+    name, beside = Path(path).name, Path(path).with_suffix(".json")
+    recipe = inner_recipe(path)
+    if recipe is None and beside.is_file() and beside.stat().st_size < _SIDECAR:
+        recipe = recipes.parse({recipes.KEY: beside.read_text(errors="replace")})
+    if recipe is None:
+        raise DataError(f"{name!r} carries no recipe. Give a picture that was saved with its metadata.")
+    return recipe
+
+
+def inner_recipe(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """The recipe that a picture file itself carries, or None."""
     try:
         with opened(path) as picture:
             picture.load()  # text may stand behind the pixels
-            text = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
+            texts = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
+            return recipes.parse(texts | _exif_texts(picture))
     except (DataError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"Cannot read {name!r}: {error}.") from None
-    try:
-        if _CHUNK in text:
-            recipe = json.loads(text[_CHUNK])
-        elif "parameters" in text:
-            recipe = _automatic1111(text["parameters"])
-        else:
-            recipe = {"comfyui": json.loads(text["prompt"])}
-    except (KeyError, ValueError, RecursionError):
-        recipe = None
-    if not isinstance(recipe, dict):
-        raise DataError(f"{name!r} carries no recipe. Give a PNG that was saved by fastdiffusion with its metadata.")
-    return recipe
+        raise DataError(f"Cannot read {Path(path).name!r}: {error}.") from None
 
 
-def _automatic1111(text: str) -> dict[str, Any]:
-    """prompt / "Negative prompt: ..." / "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, ..." as a dict."""
-    *lines, last = text.strip().split("\n")
-    if not last.startswith("Steps:"):
-        lines, last = [*lines, last], ""
-    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
-    recipe: dict[str, Any] = {"prompt": prompt.strip(), "negative_prompt": negative.strip()}
-    for key, value in re.findall(r'\s*([\w /-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last):
-        number = re.fullmatch(r"-?\d+(\.\d+)?", value)
-        recipe[key.strip().lower().replace(" ", "_")] = json.loads(value) if number else value.strip()
-    return recipe
+def _exif_texts(picture: Image.Image) -> dict[str, str]:
+    """The texts in a picture's EXIF data, named as a PNG would: WebP and JPEG have no other place for them."""
+    exif = picture.getexif()
+    texts = {}
+    for tag in (0x010E, 0x010F, 0x0110):  # ComfyUI writes "prompt:{...}" where the camera should stand
+        key, colon, value = str(exif.get(tag, "")).partition(":")
+        if colon:
+            texts[key.strip().lower()] = value
+    comment = exif.get_ifd(_EXIF).get(_COMMENT, b"")
+    if isinstance(comment, bytes):
+        kind, comment = comment[:8], comment[8:]
+        comment = comment.decode("utf-16-be" if kind.startswith(b"UNICODE") else "utf-8", "replace")
+    if comment.startswith(f"{recipes.KEY}:"):
+        return {**texts, recipes.KEY: comment.partition(":")[2]}
+    return {**texts, "parameters": comment} if "Steps:" in comment else texts
 
 
 def safe_name(text: str, length: int = 80) -> str:

@@ -34,6 +34,23 @@ def about(
 
 
 @app.command()
+def recipe(
+    picture: Annotated[
+        Path, typer.Argument(metavar="PICTURE", help="PNG, WebP, JPEG, or with a NAME.json beside it.")
+    ],
+) -> None:
+    """Show how a picture was made.
+
+    What fastdiffusion wrote into it, or AUTOMATIC1111 or ComfyUI.
+    """
+    import json
+
+    from ..images import read_recipe
+
+    print(json.dumps(read_recipe(picture), indent=2, ensure_ascii=False))
+
+
+@app.command()
 def demo(
     out: Out = Path("out/demo"),
     seconds: Annotated[float, typer.Option(help="Time to train.")] = 40.0,

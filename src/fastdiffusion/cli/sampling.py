@@ -54,19 +54,19 @@ def sample(
 ) -> None:
     """Make pictures that carry their recipe.
 
-    One PNG each, and grid.png. Words alone are drawn by the model that ships: fastdiffusion sample "a red heart".
+    One file each, and a sheet. Words alone are drawn by the model that ships: fastdiffusion sample "a red heart".
     """
-    given = {key: value for key, value in locals().items() if key not in ("out", "metadata")}
+    given = {key: value for key, value in locals().items() if key not in ("out", "format", "metadata", "sidecar")}
     from ..tasks import files, generation
 
     if prompt is None and not files.names_a_model(model):
         given |= {"model": "emoji", "prompt": model}
 
     made = generation.sample(**given)
-    paths = made.save(out, metadata=metadata)
-    made.save_grid(out / "grid.png", metadata=metadata, labels=True)
-    print(f"{len(paths)} pictures in {out}, from {paths[0].name} on, and grid.png.")
-    if metadata:
+    paths = made.save(out, metadata=metadata, format=format, sidecar=sidecar)
+    sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
+    print(f"{len(paths)} pictures in {out}, from {paths[0].name} on, and {sheet.name}.")
+    if metadata or sidecar:
         print(f"Next: fastdiffusion again {paths[0]}")
 
 

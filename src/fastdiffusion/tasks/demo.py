@@ -47,7 +47,7 @@ def demo(folder: str | Path = "out/demo", seconds: float = 40.0) -> Report:
         f"12 times, each time leaning {SCALE} times as far towards the class as the network says (guidance). "
         f"Picture i has seed i and class i mod 10, and depends on nothing else: {folder / 'grid.png'}"
     )
-    sample(model, 50, scale=SCALE).save_grid(folder / "grid.png", columns=10, labels=True)
+    sample(model, n=50, scale=SCALE).save_grid(folder / "grid.png", columns=10, labels=True)
     tell(
         "4. Measure. A classifier that has only ever seen real digits judges the new ones; beside each number stands "
         "the same of real pictures, which no model can beat by much:"

@@ -136,7 +136,7 @@ def evaluate(
     if model.classes and model.classes == tuple(data.classes):
         data_labels = metrics.pictures(data, metrics.choose(data, n, seed), (4, 4))[1].tolist()
     sampling = {"steps": steps, "seed": seed, "scale": scale, "guide": guide, "sampler": sampler, "schedule": schedule}
-    made = sample(model, n, classes=data_labels, batch_size=batch_size, **sampling)
+    made = sample(model, n=n, classes=data_labels, batch_size=batch_size, **sampling)
     if data_labels is not None:
         labels = [data.classes.index(name) if name else -1 for name in made.labels]
     return measure(made.images, data, labels, features, seed, rounds, made)

@@ -39,5 +39,5 @@ def export(
     ready = loaded(model)
     given = {"name": name, "license": license, "data_license": data_license}
     ready = replace(ready, info={**ready.info, **{key: value for key, value in given.items() if value is not None}})
-    shown = sample(ready, n, steps=steps, scale=scale, seed=seed)
+    shown = sample(ready, n=n, steps=steps, scale=scale, seed=seed)
     return export_folder(ready, folder, card(ready), shown._repr_png_())

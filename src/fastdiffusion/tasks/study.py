@@ -142,7 +142,7 @@ def study(
         raise InputError(f"a study needs 1 to {LARGEST} cells, these knobs make {cells if knobs else 0}.")
     ready = loaded(model)
     runs = (dict(zip(knobs, values, strict=True)) for values in product(*knobs.values()))
-    return Study(knobs, [sample(ready, n, **{**parameters, **run}) for run in runs])
+    return Study(knobs, [sample(ready, n=n, **{**parameters, **run}) for run in runs])
 
 
 def knob(text: str) -> tuple[str, list[Any]]:
@@ -152,7 +152,7 @@ def knob(text: str) -> tuple[str, list[Any]]:
     if name not in KNOBS:
         raise unknown("knob", name, KNOBS)
     hint = str(inspect.signature(sample).parameters[name].annotation)
-    kind = float if hint == "float" else int if hint.startswith("int") else str
+    kind = float if hint.startswith("float") else int if hint.startswith("int") else str
     try:
         return name, [kind(value.strip()) for value in values.split(",")]
     except ValueError:

@@ -1,0 +1,92 @@
+"""What a picture says of how it was made: our recipe, or another program's as far as it can be told in our words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+KEY = "fastdiffusion"  # of the text in a picture that holds our recipe
+_LINKS = 50  # nodes of a graph that are followed for one answer
+
+
+def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:
+    """The recipe in the named texts of a picture; None if there is none.
+
+    Another program's says so in ``made_by`` and has, where they are known, ``prompt``, ``negative_prompt``, ``model``,
+    ``sampler``, ``steps``, ``cfg_scale``, ``seed``, ``size``.
+    """
+    try:
+        if KEY in texts:
+            recipe = json.loads(texts[KEY])
+        elif "parameters" in texts:
+            recipe = automatic1111(texts["parameters"])
+        elif "prompt" in texts:
+            recipe = comfyui(json.loads(texts["prompt"]))
+        else:
+            recipe = None
+    except (ValueError, RecursionError):
+        return None
+    return recipe if isinstance(recipe, dict) else None
+
+
+def automatic1111(text: str) -> dict[str, Any]:
+    """prompt / "Negative prompt: ..." / "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, ..." as a dict."""
+    *lines, last = text.strip().split("\n")
+    if not last.startswith("Steps:"):
+        lines, last = [*lines, last], ""
+    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
+    recipe = {"made_by": "AUTOMATIC1111", "prompt": prompt.strip(), "negative_prompt": negative.strip()}
+    for key, value in re.findall(r'\s*([\w /-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last):
+        number = re.fullmatch(r"-?\d+(\.\d+)?", value)
+        recipe[key.strip().lower().replace(" ", "_")] = json.loads(value) if number else value.strip()
+    return recipe
+
+
+def comfyui(graph: Any) -> dict[str, Any] | None:
+    """What the first sampler of a graph {id: {"class_type", "inputs"}} was given, and the graph itself."""
+    nodes = {key: node for key, node in graph.items() if isinstance(node, dict)} if isinstance(graph, dict) else {}
+    given = {key: node["inputs"] for key, node in nodes.items() if isinstance(node.get("inputs"), dict)}
+    if not given:
+        return None
+    recipe: dict[str, Any] = {"made_by": "ComfyUI"}
+    sampler = next((inputs for inputs in given.values() if {"steps", "seed"} <= inputs.keys()), None)
+    sampler = sampler or next((inputs for inputs in given.values() if "seed" in inputs or "noise_seed" in inputs), {})
+
+    def find(start: Any, *keys: str) -> Any:
+        """The first plain value under one of the keys, from a node on, along its links [id, output]."""
+        waiting, seen = [start], set()
+        while waiting and len(seen) < _LINKS:
+            link = waiting.pop(0)
+            if not (isinstance(link, list) and link and str(link[0]) in given) or str(link[0]) in seen:
+                continue
+            seen.add(str(link[0]))
+            inputs = given[str(link[0])]
+            for key in keys:
+                if isinstance(inputs.get(key), str | int | float):
+                    return inputs[key]
+            waiting += list(inputs.values())
+        return None
+
+    found = {
+        "prompt": find(sampler.get("positive"), "text", "text_g", "string"),
+        "negative_prompt": find(sampler.get("negative"), "text", "text_g", "string"),
+        "model": find(sampler.get("model"), "ckpt_name", "unet_name", "model_name"),
+        "sampler": sampler.get("sampler_name"),
+        "schedule": sampler.get("scheduler"),
+        "steps": sampler.get("steps"),
+        "cfg_scale": sampler.get("cfg"),
+        "strength": sampler.get("denoise"),
+        "seed": sampler.get("seed", sampler.get("noise_seed")),
+    }
+    width, height = (find(sampler.get("latent_image"), key) for key in ("width", "height"))
+    found["size"] = f"{width}x{height}" if width and height else None
+    recipe |= {key: value for key, value in found.items() if isinstance(value, str | int | float)}
+    return {**recipe, "comfyui": graph}
+
+
+def told(recipe: Mapping[str, Any]) -> str:
+    """Another program's recipe in a line."""
+    known = ("model", "prompt", "negative_prompt", "sampler", "steps", "cfg_scale", "seed", "size")
+    return ", ".join(f"{key} {str(recipe[key])[:60]!r}" for key in known if recipe.get(key) not in (None, ""))
