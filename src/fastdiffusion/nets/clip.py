@@ -177,7 +177,7 @@ class Prior(nn.Module):
         depth: Residual blocks.
     """
 
-    def __init__(self, dim: int = 192, width: int = 512, depth: int = 4):
+    def __init__(self, dim: int = 192, width: int = 256, depth: int = 4):
         self.config = keywords(locals())
         super().__init__()
         self.embed = nn.Linear(64, width)
