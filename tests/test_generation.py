@@ -59,7 +59,7 @@ def test_the_batches_do_not_matter(model, sampler, batch_size):
     {"variation_seed": 5, "variation_strength": 0.3}, {"classes": "none"}, {"seed": -3},
 ])  # fmt: skip
 def test_again_makes_the_same_bytes(folder, tmp_path, options):
-    made = sample(folder / "pets.safetensors", 7, steps=3, batch_size=3, **options)
+    made = sample(folder / "pets.safetensors", n=7, steps=3, batch_size=3, **options)
     for i, path in enumerate(made.save(folder / "out")):
         remade = again(path)
         assert torch.equal(remade.images, made.images[i : i + 1])
@@ -69,7 +69,7 @@ def test_again_makes_the_same_bytes(folder, tmp_path, options):
 
 
 def test_again_of_a_grid(folder, tmp_path):
-    made = sample(folder / "pets.safetensors", 5, steps=2, batch_size=2)
+    made = sample(folder / "pets.safetensors", n=5, steps=2, batch_size=2)
     path = made.save_grid(folder / "grid.png", columns=2, labels=True)
     remade = again(path, folder / "pets.safetensors")
     assert remade.save_grid(tmp_path / "copy.png", columns=2, labels=True).read_bytes() == path.read_bytes()
@@ -82,7 +82,7 @@ def test_in_memory_and_from_the_file_are_bit_equal(model, folder):
 
 
 def test_the_recipe_names_no_place(folder):
-    (path,) = sample(folder / "pets.safetensors", 1, classes="dog", steps=2, seed=4).save(folder)
+    (path,) = sample(folder / "pets.safetensors", n=1, classes="dog", steps=2, seed=4).save(folder)
     recipe = read_recipe(path)
     assert path.name == "0004-dog.png"
     assert recipe["model"]["name"] == "pets.safetensors"
@@ -138,7 +138,9 @@ def test_two_interleaved_runs_equal_two_in_turn(model):
     for one, other in zip(*runs, strict=True):
         pair = one.images, other.images
     for images, seed in zip(pair, (0, 9), strict=True):
-        assert torch.equal(images.clamp(-1, 1), sample(model, n=2, steps=4, seed=seed, sampler="euler_ancestral").images)
+        assert torch.equal(
+            images.clamp(-1, 1), sample(model, n=2, steps=4, seed=seed, sampler="euler_ancestral").images
+        )
     assert torch.is_grad_enabled()
 
 

@@ -38,7 +38,7 @@ def test_every_cell_equals_the_stand_alone_run_to_the_byte(model: Model, made: S
     for scale in VARY["scale"]:
         for steps in VARY["steps"]:
             for sampler in VARY["sampler"]:
-                alone = sample(model, n=2, "dog", seed=5, scale=scale, steps=steps, sampler=sampler)
+                alone = sample(model, n=2, classes="dog", seed=5, scale=scale, steps=steps, sampler=sampler)
                 cell = made[{"scale": scale, "steps": steps, "sampler": sampler}]
                 assert torch.equal(cell.images, alone.images) and cell.recipe == alone.recipe
 
@@ -106,7 +106,9 @@ def test_bad_knobs_are_told(model: Model, vary, message: str) -> None:
 
 def test_a_trajectory_ends_in_the_stand_alone_pictures(model: Model) -> None:
     path = trajectory(model, n=2, seed=3, steps=5, classes="bird", scale=2.0)
-    assert torch.equal(path.images[-1], sample(model, n=2, "bird", 5, 3, 2.0, batch_size=2).images)
+    assert torch.equal(
+        path.images[-1], sample(model, n=2, classes="bird", steps=5, seed=3, scale=2.0, batch_size=2).images
+    )
     assert len(path.sigmas) == 5 and list(path.sigmas) == sorted(path.sigmas, reverse=True)
     assert path.agreement[-1] == pytest.approx(1)
     assert path.picture(zoom=2).width >= 5 * 16
