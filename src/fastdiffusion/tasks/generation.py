@@ -355,10 +355,9 @@ def _from(model: Model, strength: float) -> Model | None:
 def _picture(
     image: str | Path | Image.Image, model: Model, shape: tuple[int, int, int], near: Path | None
 ) -> tuple[Tensor, str]:
-    """What to start from, and how a recipe names its picture."""
+    """The picture to start from, and how a recipe names it."""
     path, said = (image, "a picture given in Python") if isinstance(image, Image.Image) else named(str(image), near)
-    pixels = picture(path, (model.picture[0], shape[1] * model.factor, shape[2] * model.factor))
-    return model.encode(pixels[None].to(model.device))[0].cpu(), said
+    return picture(path, (model.picture[0], shape[1] * model.factor, shape[2] * model.factor)), said
 
 
 def _prompts(model: Model, prompt: str | Sequence[str] | None, negative: str, n: int, seed: int) -> list[str] | None:
@@ -412,18 +411,19 @@ def _run(plan: _Plan, only: range | None = None, shown: bool = False) -> Iterato
     size = [side * plan.model.factor for side in plan.shape[1:]]
     images = torch.zeros(len(rows), plan.model.picture[0], *size)
     if plan.image is not None:
-        images += plan.model.decode(plan.image[None].to(device)).cpu()
+        images += plan.image
     if plan.table is None:
         yield SampleStep(0, 0, 0.0, images)
         return
+    known = None if plan.image is None else plan.model.encode(plan.image[None].to(device))
     for k, batch in enumerate(batches):
         seeds = [p["seed"] + i for i in batch]
         start = resized(seeds, plan.shape, plan.model.shape)
         start = vary(start, [p["variation_seed"] + i for i in batch], p["variation_strength"])
         cond = None if plan.labels is None else plan.model.cond([plan.labels[i] for i in batch])
         place = images[batch.start - rows.start : batch.stop - rows.start]
-        x = plan.table.sigmas[0] * start
-        x = (x if plan.image is None else plan.image + x).to(device)
+        x = (plan.table.sigmas[0] * start).to(device)
+        x = x if known is None else known + x
         guided = plan.guided(_told(plan, batch))
         for step in run(guided, x, plan.table, cond, seeds):
             last = step.index + 1 == step.of

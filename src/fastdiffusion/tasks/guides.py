@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.nn import functional
 
 from .. import guidance
 from ..errors import InputError, unknown
@@ -38,7 +39,7 @@ class Setting:
 
     Attributes:
         model: Whose guidance it is.
-        shape: Of its pictures in this run.
+        shape: Of what its denoiser works on in this run.
         near: Where a recipe's files are looked for; None if the words are a person's.
         said: The words of one guide as a recipe keeps them.
     """
@@ -47,6 +48,11 @@ class Setting:
     shape: tuple[int, int, int]
     near: Path | None = None
     said: list[str] = field(default_factory=list)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the pictures."""
+        return self.shape[1] * self.model.factor, self.shape[2] * self.model.factor
 
     def file(self, word: str) -> Path:
         """The file that a word names; in the recipe it stands by name and content."""
@@ -76,11 +82,13 @@ def _label(word: str, at: Setting) -> Cond | None:
 
 
 def _picture(word: str, at: Setting) -> Tensor:
-    return files.picture(at.file(word), at.shape)[None]
+    pixels = files.picture(at.file(word), (at.model.picture[0], *at.size))
+    return at.model.encode(pixels[None].to(at.model.device))
 
 
 def _mask(word: str, at: Setting) -> Tensor:
-    return (files.picture(at.file(word), (1, *at.shape[1:]))[None] + 1) / 2
+    painted = (files.picture(at.file(word), (1, *at.size))[None] + 1) / 2
+    return functional.avg_pool2d(painted, at.model.factor)  # of latents, each covers a square of pixels
 
 
 def _model(word: str, at: Setting) -> Denoise:
