@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+from tqdm import trange
 
 from .. import data as datasets
 from .. import metrics, tokenizers
@@ -168,57 +169,71 @@ def train_clip(
 def train_noisy(
     clip: Clip,
     data: Dataset,
+    pictures: Dataset | None = None,
     steps: int = 1000,
     folder: str | Path | None = None,
     batch_size: int = 256,
     lr: float = 1e-3,
-    net: str | None = None,
     minutes: float | None = None,
     fresh: bool = False,
     seed: int = 0,
 ) -> Clip:
-    """``clip`` with an image encoder that reads noisy pictures, or the latents that ``data`` holds.
+    """``clip`` with an image encoder that reads noisy pictures, or noisy latents.
 
     Noise-conditional, after Nichol et al. 2022 (GLIDE, arXiv:2112.10741, sec. 3.3). Words keep their vectors; the new
     encoder learns to find, at all noise levels, where ``clip`` puts the clean picture and its words.
 
     Args:
         clip: A trained encoder; its text half is shared and stays as it is.
-        data: The captioned pictures it was trained on, or their latents in the same order of rows.
-        steps, folder, batch_size, lr, minutes, fresh, seed: As for :func:`train_clip`.
-        net: Another size for the new encoder; by default it starts as the old one, where the data's channels agree.
+        data: Captioned pictures like those it was trained on, or their latents.
+        pictures: With latents, the pictures that they are of, row by row.
+        steps: Of training. The encoder starts as the old one, or for latents anew, on a grid of the same size.
+        folder, batch_size, lr, minutes, fresh, seed: As for :func:`train_clip`.
     """
-    channels = data.shape[0]
-    image = dict(clip.image.config)
-    again = net is None and image["net"]["in_channels"] == channels
-    chosen = image["net"] if net is None else SIZES[net]
-    image |= {"net": {**chosen, "in_channels": channels}, "sigma_data": _spread_of(data)}
+    latent, old = pictures is not None, clip.image.config
+    sides = clip.side or data.shape[1] * old["net"]["patch"]
+    patch = max(1, old["net"]["patch"] * data.shape[1] // sides) if latent else old["net"]["patch"]
+    image = {**old, "net": {**old["net"], "in_channels": data.shape[0], "patch": patch}}
+    if latent:
+        some = data.batch(data.groups[0][:512]).images
+        image["sigma_data"] = round(float(some.std()), 4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 2).initial_seed() % 2**63)
-        noisy = Clip(image, clip.config["text"], clip.side if again else 0, clip.known, clip.config["loss"])
-    own = {k: v for k, v in clip.state_dict().items() if again or not k.startswith("image.")}
-    noisy.load_state_dict({**noisy.state_dict(), **own})
-    noisy.requires_grad_(False).image.requires_grad_(True)
+        made = Clip(image, clip.config["text"], 0 if latent else clip.side, clip.known, clip.config["loss"])
+    own = {k: v for k, v in clip.state_dict().items() if not (latent and k.startswith("image."))}
+    made.load_state_dict({**made.state_dict(), **own})
+    made.requires_grad_(False).image.requires_grad_(True)
     examples = Examples(data, min(batch_size, len(data)), seed)
+    seen = embedded(clip, pictures) if pictures is not None else None
 
     def step_loss(step: int) -> Tensor:
         rows = examples.order(step)
         batch = data.batch(rows, generator(seed, CAPTION, step))
-        x = batch.images if batch.images.is_floating_point() else to_tensor(batch.images)
-        if again:
-            x = augment.apply(x, augment.draw(len(rows), generator(seed, AUGMENT, step), AUGMENTS, 0.5))
+        x = batch.images if latent else augment.apply(
+            to_tensor(batch.images), augment.draw(len(rows), generator(seed, AUGMENT, step), AUGMENTS, 0.5)
+        )  # fmt: skip
         sigma = uniform(torch.rand(len(rows), generator=generator(seed, LEVEL, step)), **LEVELS)
         noise = torch.randn(x.shape, generator=generator(seed, NOISE, step))
         with torch.no_grad():
             said = clip.read(batch.captions)
-            target = clip.see(x) if again else None
-        seen = noisy.see(x + expand(sigma, x) * noise, sigma)
-        value = contrast(noisy, seen, said, batch.captions, batch.names)
-        return value if target is None else value + 2 * (1 - (seen * target).sum(1)).mean()
+            target = clip.see(x) if seen is None else seen[rows]
+        found = made.see(x + expand(sigma, x) * noise, sigma)
+        return contrast(made, found, said, batch.captions, batch.names) + 2 * (1 - (found * target).sum(1)).mean()
 
-    config = {"noisy": True, "batch_size": batch_size, "lr": lr, "data": data.fingerprint, "net": chosen}
-    _run(noisy, {"clip": Part(noisy, step_loss, "adamw", lr)}, steps, config, folder, seed, minutes, fresh)
-    return noisy
+    config = {"noisy": True, "batch_size": batch_size, "lr": lr, "data": data.fingerprint, "image": image}
+    _run(made, {"clip": Part(made, step_loss, "adamw", lr)}, steps, config, folder, seed, minutes, fresh)
+    return made
+
+
+@torch.no_grad()
+def embedded(clip: Clip, data: Dataset) -> Float[Tensor, "n d"]:
+    """The vectors of all pictures of a data set, row by row."""
+    vectors = torch.zeros(len(data), clip.dim)
+    for group in data.groups:
+        for first in trange(0, len(group), 256, desc="embedding", disable=None, leave=False):
+            rows = group[first : first + 256]
+            vectors[rows] = clip.see(to_tensor(data.batch(rows).images))
+    return vectors
 
 
 def contrast(clip: Clip, seen: Tensor, said: Tensor, captions: Sequence[str], names: Sequence[str]) -> Tensor:
@@ -249,11 +264,6 @@ def _run(
 def _spread(texts: Sequence[str], n: int) -> list[str]:
     """``n`` of them, evenly."""
     return [texts[i * len(texts) // n] for i in range(n)] if len(texts) > n else list(texts)
-
-
-def _spread_of(data: Dataset) -> float:
-    some = data.batch(data.groups[0][:512]).images
-    return round(float(some.std()) if some.is_floating_point() else datasets.measure_sigma_data(data), 4)
 
 
 def report(clip: Clip, held: Dataset, run: Folder, step: int, among: int = 100) -> None:

@@ -16,17 +16,16 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import trange
 
 from .. import losses, noise, samplers, schedules
 from ..checkpoints import load_tensors, save_tensors
 from ..data import Dataset
 from ..denoisers import Denoiser
 from ..errors import CheckpointError
-from ..images import to_tensor
 from ..nets.clip import Clip, Prior
 from ..noise import generator
 from ..types import Cond
+from .clip import embedded
 from .loop import Part, train
 
 FILE = "prior.safetensors"
@@ -94,18 +93,15 @@ def train_prior(
 def embeddings(
     clip: Clip, data: Dataset, draws: int = 1, seed: int = 0
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "k n d"]]:
-    """The vectors of all pictures that have captions, and of ``draws`` captions of each."""
-    seen: list[Tensor] = []
-    said: list[list[Tensor]] = [[] for _ in range(draws)]
-    sources = [generator(seed, DRAWS, k) for k in range(draws)]
+    """The vectors of all pictures, and of ``draws`` captions of each (of one draw: the first caption)."""
+    said = torch.zeros(draws, len(data), clip.dim)
+    sources = [generator(seed, DRAWS, k) if draws > 1 else None for k in range(draws)]
     for group in data.groups:
-        for first in trange(0, len(group), 256, desc="embedding", disable=None, leave=False):
+        for first in range(0, len(group), 256):
             rows = group[first : first + 256]
-            batch = data.batch(rows)
-            seen.append(clip.see(to_tensor(batch.images)))
-            for k in range(draws):
-                said[k].append(clip.read(data.told(rows, sources[k] if draws > 1 else None).captions))
-    return torch.cat(seen), torch.stack([torch.cat(rows) for rows in said])
+            for k, source in enumerate(sources):
+                said[k, rows] = clip.read(data.told(rows, source).captions)
+    return embedded(clip, data), said
 
 
 @torch.no_grad()
