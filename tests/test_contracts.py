@@ -15,7 +15,18 @@ import fastdiffusion
 from fastdiffusion import cli, learner
 from fastdiffusion.data import ImageFolder
 from fastdiffusion.fitting import fit_sampler
-from fastdiffusion.tasks import classifiers, clip, demo, evaluation, generation, sharing, study
+from fastdiffusion.tasks import (
+    classifiers,
+    clip,
+    cold,
+    demo,
+    evaluation,
+    generation,
+    sharing,
+    study,
+    stylization,
+    translation,
+)
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
@@ -74,6 +85,11 @@ FLAGS = {  # command -> the function whose parameters its flags are, and the fla
     "study": ([generation.sample, study.study], {"out"}),
     "export": ([sharing.export], set()),
     "train-classifier": ([classifiers.train_classifier, ImageFolder], set()),
+    "stylize": ([stylization.stylize], {"out"}),
+    "train-style": ([stylization.train_style], set()),
+    "translate": ([translation.translate], {"out"}),
+    "train-translation": ([translation.train_translation], set()),
+    "train-cold": ([cold.train_cold], set()),
     "train-clip": ([clip.train_clip], set()),
     "score": ([clip.score], set()),
     "search": ([clip.search], set()),
@@ -93,6 +109,9 @@ def test_flags_are_parameters(command):
         ("train-classifier", "size"),
         ("train-classifier", "folder"),
         ("train-clip", "folder"),
+        ("train-style", "folder"),
+        ("train-translation", "folder"),
+        ("train-cold", "folder"),
     }  # None: the data's own; lists as text
     for flag in COMMANDS[command].params:
         name = renamed.get((command, flag.name), flag.name)

@@ -1,4 +1,4 @@
-"""Other ways from data to noise than adding it: blur and noise together, or any degradation at all.
+"""Other ways from data to noise than adding it: blur and noise together, a bridge, or any degradation at all.
 
 A process knows how to degrade clean data to a level, and how to step from one level to another given an estimate of
 the clean data. Sampling is the table loop once more: the row's mix of estimates is handed to the process.
@@ -18,6 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import noise
+from .corruptions import CORRUPTIONS, Corruption, Number, parse
+from .corruptions import Step as Damage
+from .corruptions.core import sequence
 from .errors import InputError
 from .guidance import start
 from .samplers import Table
@@ -105,6 +108,111 @@ class Cold:
         if eta > 0:
             raise InputError(f"A cold process has no noise to renew, got eta={eta:g}. Use eta=0.")
         return x - self.degradation(x0, s) + self.degradation(x0, t)
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """From data (level 0) to given pictures (level 1) instead of to noise: a Brownian bridge between the two.
+
+    x_t = (1 - t) x0 + t end + std sqrt(t (1 - t)) n (Li et al. 2023, BBDM, arXiv:2205.07680, eq. 4; I2SB, Liu et al.
+    2023, arXiv:2302.05872, eq. 11, with even time). It starts at ``end`` itself; ``eta`` = 1 is its posterior.
+
+    Attributes:
+        end: The pictures that it comes from, one per row.
+        std: Twice the standard deviation of the noise in the middle.
+    """
+
+    end: Float[Tensor, "b *d"]
+    std: float = 1.0
+
+    def degrade(
+        self, x0: Float[Tensor, "b *d"], level: float | Tensor, noise: Float[Tensor, "b *d"]
+    ) -> Float[Tensor, "b *d"]:
+        """A place on the way; ``level`` may differ from row to row."""
+        return torch.lerp(x0, self.end, level) + self.std * (level * (1 - level)) ** 0.5 * noise
+
+    def step(
+        self, x: Float[Tensor, "b *d"], x0: Float[Tensor, "b *d"], s: float, t: float, fresh=None, eta: float = 0.0
+    ) -> Float[Tensor, "b *d"]:
+        """To level t with the noise that x has at level s, as far as it has any, and ``fresh`` noise for the rest."""
+        if fresh is None:
+            fresh, eta = torch.zeros_like(x), 0.0
+        place, spread = torch.lerp(x0, self.end, t), self.std * math.sqrt(t * (1 - t))
+        if s >= 1:  # the end itself has no noise to keep
+            return place + spread * fresh
+        residue = (x - torch.lerp(x0, self.end, s)) / (self.std * math.sqrt(s * (1 - s)))
+        renewed = eta * math.sqrt(max(1 - t * (1 - s) / (s * (1 - t)), 0.0))
+        return place + spread * (math.sqrt(1 - renewed**2) * residue + renewed * fresh)
+
+
+# ---- by name: levels run from 0, the data, to 1 --------------------------------------------------------------------
+
+
+def gaussian(side: int) -> BlurNoise:
+    """Noise alone, up to a standard deviation of 10: the plain diffusion, to compare with."""
+    return BlurNoise(width=lambda t: 0.0, std=lambda t: 10 * t**3)
+
+
+def blur_noise(side: int) -> BlurNoise:
+    """Blurring diffusion (Hoogeboom & Salimans 2023, arXiv:2209.05557, app. A): details go first."""
+    return BlurNoise(width=lambda t: side / 4 * math.sin(math.pi / 2 * t) ** 2, std=lambda t: 10 * t**3)
+
+
+def heat(side: int) -> BlurNoise:
+    """Inverse heat dissipation (Rissanen et al. 2023, arXiv:2206.13397): blur, and a little noise to choose with."""
+    return BlurNoise(width=lambda t: side / 2 * t**2, std=lambda t: 0.02 if t > 0 else 0.0)
+
+
+def soft(side: int) -> BlurNoise:
+    """Soft diffusion (Daras et al. 2022, arXiv:2209.05442): blur with a moderate noise, which never hides all."""
+    return BlurNoise(width=lambda t: side / 4 * t**2, std=lambda t: t**2)
+
+
+PROCESSES: dict[str, Callable[[int], BlurNoise]] = {f.__name__: f for f in (gaussian, blur_noise, heat, soft)}
+
+
+def process(text: str, side: int) -> Process:
+    """A named process for pictures of ``side`` pixels, or the cold one of a corruption ("blur 4", "pixelate 8, gray").
+
+    Raises InputError for what is neither.
+    """
+    if text in PROCESSES:
+        return PROCESSES[text](side)
+    damage = parse(text)
+    for step in damage.steps:
+        if step.name in ("noise", "mix"):
+            raise InputError(f"A cold process has no noise, got {text!r}. Take 'gaussian' for noise alone.")
+        if _graded(step) and not (step.values and isinstance(step.values[0], float)):
+            raise InputError(f"A cold process must say how far it goes, got {str(step)!r}. Example: 'blur 4'.")
+
+    def degradation(x0: Tensor, level: float) -> Tensor:
+        if level <= 0:
+            return x0
+        operator = weaker(damage, level).on(x0.shape[1:], [0] * len(x0))
+        whole = operator.lift(operator.forward(x0))
+        # what has no strength, such as gray, is mixed in
+        return whole if all(map(_graded, damage.steps)) else torch.lerp(x0, whole, level)
+
+    return Cold(degradation)
+
+
+def _graded(step: Damage) -> bool:
+    """Whether it has a strength that can be turned down to nothing."""
+    return any(isinstance(p, Number) and p.none is not None for p in CORRUPTIONS[step.name].parameters.values())
+
+
+def weaker(damage: Corruption, level: float) -> Corruption:
+    """The same corruption at a part of its strength: at 0 it does nothing, at 1 all that was said."""
+    return sequence([Damage(step.name, tuple(_weaker(step, level))) for step in damage.steps])
+
+
+def _weaker(step: Damage, level: float) -> Iterator[object]:
+    for said, parameter in zip(step.values, CORRUPTIONS[step.name].parameters.values(), strict=False):
+        if not isinstance(parameter, Number) or parameter.none is None or not isinstance(said, float):
+            yield said
+        else:
+            value = parameter.none + level * (said - parameter.none)
+            yield round(value) if parameter.whole else value
 
 
 def run(

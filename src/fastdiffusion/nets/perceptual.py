@@ -147,7 +147,7 @@ def sliced_distance(a: Float[Tensor, "b n q"], b: Float[Tensor, "b n q"]) -> Flo
 
 
 def style_distance(
-    x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"], net: Maps | None = None
+    x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c H W"], net: Maps | None = None
 ) -> Float[Tensor, " b"]:
     """The root of :func:`gram_distance`, averaged over the maps: how unlike are the textures of two pictures?"""
     pairs = zip(maps(net, x), maps(net, y), strict=True)

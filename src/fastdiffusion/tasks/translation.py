@@ -1,0 +1,367 @@
+"""From one kind of picture to another: learned from pairs, from two unsorted piles, or not learned at all.
+
+    net = train_translation("sketches/", "photos/", method="gan", folder="runs/sketch")   # files of equal names
+    translate("mine.png", net).save("out.png")
+
+Without training for it, any diffusion model translates into its own kind: :func:`sdedit` adds noise and takes it away
+again, and :func:`dual` walks one model's probability flow up to noise and another one's, or another class's, down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import losses, noise, processes, samplers, schedules
+from ..data import Dataset
+from ..errors import InputError
+from ..images import to_pil
+from ..models import Model
+from ..nets.adversarial import LOSSES, PatchDiscriminator, Pool, r1
+from ..nets.perceptual import perceptual_distance
+from ..nets.translators import PAIRED, Cycle, Translator, edges
+from ..noise import generator
+from ..types import Cond, Step
+from . import parts
+from .loop import Part, train
+from .parts import Picture, as_tensor, opened, scaled
+from .piles import Piles, piles
+
+KINDS: dict[str, Callable[..., nn.Module]] = {"translator": Translator, "cycle": Cycle}
+METHODS = (*PAIRED, "cyclegan")
+SIGMA, NOISE, POOL = 71, 72, 73  # what a generator is for
+SIGMAS = (0.02, 40.0)  # of a diffusion that is shown its source
+PREVIEW = 250  # steps between previews
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+def train_translation(
+    source: Dataset | str,
+    target: Dataset | str | None = None,
+    method: str = "gan",
+    classes: str | Sequence[str] | None = None,
+    steps: int = 2000,
+    net: str = "unet-small",
+    size: int | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 32,
+    lr: float | None = None,
+    mirror: bool = False,
+    holdout: float = 0.05,
+    seed: int = 0,
+    minutes: float | None = None,
+    fresh: bool = False,
+) -> Translator | Cycle:
+    """Learn to translate; again, to go on.
+
+    Args:
+        source: Pictures to come from: a folder or a data set's name. Without ``target`` their edges are the source.
+        target: Pictures to go to; pairs are files of equal names.
+        method: "regression" (the mean answer), "gan" (pix2pix), "diffusion" and "bridge" (several answers) learn from
+            pairs; "cyclegan" from two piles.
+        classes: Two classes of ``source`` as the piles, "sneaker,bag".
+        steps: Of the whole run.
+        net: A U-Net's name in ``nets.PRESETS``.
+        size: Side of the pictures in pixels.
+        folder: Where checkpoints and previews go; the same call goes on from there, bit for bit.
+        batch_size: Pictures a step.
+        lr: Highest learning rate; by default 2e-3, and 5e-4 against a critic.
+        mirror: Whether a mirrored picture is one of its kind, too.
+        holdout: Part kept for the previews and to measure with.
+        seed: Of everything.
+        minutes: End this session after so long.
+        fresh: Forget what the folder holds.
+    """
+    if method not in METHODS:
+        raise InputError(f"No method named {method!r}. Known: {', '.join(METHODS)}.")
+    data = piles(source, target, method != "cyclegan", classes, size, holdout, seed)
+    spec, (a, b) = parts.unet(net), data.kept(64)
+    shape = (b.shape[1], b.shape[2], b.shape[3])
+    if method == "cyclegan":
+        made: Translator | Cycle = parts.drawn(lambda: Cycle(spec, shape, data.domains), seed)
+    else:
+        difference = max(round(float((b - a).std()), 4), 0.05)
+        made = parts.drawn(lambda: Translator(method, spec, shape, difference), seed)
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        return data.draw(batch_size, seed, step, mirror)
+
+    lr = lr or (5e-4 if method in ("gan", "cyclegan") else 2e-3)
+    if isinstance(made, Cycle):
+        learned = _cycle_parts(made, batch, seed, lr)
+    elif method == "gan":
+        learned = _gan_parts(made, batch, seed, lr)
+    else:
+        learned = {"net": Part(made, lambda step: _loss(made, *batch(step), seed, step), lr=lr)}
+    config = {**made.config, "data": data.fingerprint, "lr": lr, "batch_size": batch_size, "mirror": mirror}
+    run = train(learned, steps, config, folder, seed, minutes=minutes, fresh=fresh, precision="float32")
+    for done in run:
+        if folder is not None and (done.step % PREVIEW == 0 or done.step == steps):
+            _preview(made, data, Path(folder) / "preview.png")
+    made.eval().requires_grad_(False)
+    if folder is not None:
+        save(made, Path(folder) / "translation.safetensors")
+    return made
+
+
+def _loss(made: Translator, a: Tensor, b: Tensor, seed: int, step: int) -> Tensor:
+    """Of what learns to answer with b, with its noisy forms, or with places on the way to it."""
+    cond, n = Cond(image=a), len(a)
+    if made.method == "regression":
+        return (made(a, a.new_zeros(n), cond) - b).square().mean()
+    fresh = torch.randn(b.shape, generator=generator(seed, NOISE, step))
+    even = schedules.stratified(n, generator(seed, SIGMA, step)).float()
+    if made.method == "diffusion":
+        sigma = SIGMAS[0] * (SIGMAS[1] / SIGMAS[0]) ** even
+        weight = partial(losses.edm, sigma_data=made.denoiser.sigma_data)
+        return losses.denoising_loss(made, b, sigma, fresh, cond, weight).mean()
+    x = processes.Bridge(a).degrade(b, even[:, None, None, None], fresh)
+    return (made(x, even, cond) - b).square().mean()
+
+
+def _gan_parts(made: Translator, batch: Callable, seed: int, lr: float) -> dict[str, Part]:
+    """pix2pix: a critic sees the source and an answer; the answer is also held near the truth."""
+    critic = parts.drawn(lambda: PatchDiscriminator(made.shape[0], made.shape[0], 32, _depth(made.shape)), seed + 1)
+    game, shown = LOSSES["hinge"], {}
+
+    def generator_loss(step: int) -> Tensor:
+        a, b = batch(step)
+        fake = made(a, a.new_zeros(len(a)), Cond(image=a))
+        shown[0] = (a, b, fake.detach())
+        near = 10 * (fake - b).abs().mean() + 2 * perceptual_distance(fake, b).mean()
+        return near + 0.5 * game.generator(critic(fake, a))
+
+    def critic_loss(step: int) -> Tensor:
+        a, b, fake = shown[0]
+        return game.discriminator(critic(b, a), critic(fake, a)) + 0.5 * r1(lambda x: critic(x, a), b)
+
+    return {"generator": Part(made, generator_loss, lr=lr), "critic": Part(critic, critic_loss, lr=lr)}
+
+
+def _cycle_parts(made: Cycle, batch: Callable, seed: int, lr: float) -> dict[str, Part]:
+    """CycleGAN (Zhu et al. 2017, eq. 3 and sec. 5.2): two critics, there and back again, and what is there stays."""
+    make = partial(PatchDiscriminator, made.shape[0], 0, 32, _depth(made.shape))
+    of_a, of_b = (parts.drawn(make, seed + i) for i in (1, 2))
+    pool_a, pool_b = Pool(made.shape), Pool(made.shape)
+    critics = nn.ModuleList([of_a, of_b, pool_a, pool_b])
+    game, shown = LOSSES["least_squares"], {}
+
+    def generator_loss(step: int) -> Tensor:
+        a, b = batch(step)
+        like_b, like_a = made(a), made(b, back=True)
+        shown[0] = (a, b, like_a.detach(), like_b.detach())
+        cycle = (made(like_b, back=True) - a).abs().mean() + (made(like_a) - b).abs().mean()
+        same = (made(b) - b).abs().mean() + (made(a, back=True) - a).abs().mean()
+        return game.generator(of_b(like_b)) + game.generator(of_a(like_a)) + 10 * cycle + 2 * same
+
+    def critic_loss(step: int) -> Tensor:
+        a, b, like_a, like_b = shown[0]
+        draw = generator(seed, POOL, step)
+        old_a, old_b = pool_a.exchange(like_a, draw), pool_b.exchange(like_b, draw)
+        return game.discriminator(of_a(a), of_a(old_a)) + game.discriminator(of_b(b), of_b(old_b))
+
+    return {"generators": Part(made, generator_loss, lr=lr), "critics": Part(critics, critic_loss, lr=lr)}
+
+
+def _depth(shape: tuple[int, int, int]) -> int:
+    return 2 if max(shape[1:]) <= 48 else 3
+
+
+def _preview(made: Translator | Cycle, data: Piles, path: Path) -> None:
+    """Held-out sources and answers, and what they should be, or the way back."""
+    training, (a, b) = made.training, data.kept(8)
+    made.eval()
+    if isinstance(made, Cycle):
+        with torch.no_grad():
+            rows = [a, made(a), made(made(a), back=True), b, made(b, back=True)]
+    else:
+        rows = [a, answer(made, a, steps=10), b]
+    made.train(training)
+    parts.sheet(torch.cat(rows), path, len(a))
+
+
+# ---- use ----------------------------------------------------------------------------------------------------------
+
+
+def translate(
+    picture: Picture,
+    net: Translator | Cycle | str | Path,
+    steps: int = 20,
+    n: int = 1,
+    seed: int = 0,
+    size: int | None = None,
+    lines: bool = False,
+    back: bool = False,
+) -> list[Image.Image]:
+    """A picture's counterpart, or ``n`` of them.
+
+    Args:
+        picture: A picture, its file, or (c, h, w) in [-1, 1].
+        net: What :func:`train_translation` made, its file, or the folder of its run.
+        steps: Calls of the network, where the method takes several.
+        n: Answers to give; only a diffusion or a bridge has more than one.
+        seed: Of answer 0; answer i has seed + i.
+        size: Shorter side to work at, in pixels; by default what was trained. The answer has this size.
+        lines: Take the picture's edges for the source, where the net was trained so.
+        back: Of a net that learned both ways, the way back.
+
+    Raises:
+        InputError: More answers than there are, a way back where there is none.
+        DataError: A file that is no picture.
+    """
+    ready = load(net) if isinstance(net, str | Path) else net
+    several = isinstance(ready, Translator) and ready.method in ("diffusion", "bridge")
+    if n < 1 or (n > 1 and not several):
+        raise InputError(f"This net has one answer to a picture, {n} were asked for. Leave n at 1.")
+    if back and not isinstance(ready, Cycle):
+        raise InputError("This net has learned one way only. Train the other with source and target exchanged.")
+    source = _prepared(opened(picture, "picture", 4), ready.shape, size, lines)
+    if isinstance(ready, Cycle):
+        with torch.no_grad():
+            made = ready(source, back)
+    else:
+        run = answer_steps(ready, source.expand(n, -1, -1, -1), steps, range(seed, seed + n))
+        with torch.no_grad():
+            made = samplers.final(iter(tqdm(run, "translating", steps if several else 1, disable=None, leave=False)))
+    return [to_pil(image) for image in made.clamp(-1, 1)]
+
+
+def _prepared(picture: Image.Image, shape: tuple[int, int, int], size: int | None, lines: bool) -> Tensor:
+    """As the net knows them: its channels, its shorter side."""
+    x = as_tensor(picture)
+    x = scaled(x, (size or min(shape[1:])) / min(x.shape[-2:]))
+    if lines:
+        return edges(x).expand(-1, shape[0], -1, -1)
+    return x if shape[0] == 3 else x.mean(1, keepdim=True)
+
+
+def answer_steps(
+    net: Translator,
+    source: Float[Tensor, "b c h w"],
+    steps: int = 20,
+    seeds: Sequence[int] | None = None,
+    eta: float = 1.0,
+) -> Iterator[Step]:
+    """The answers of a net that learned from pairs, call by call; regression and GAN need one.
+
+    Args:
+        net: That answers.
+        source: In [-1, 1], of its channels.
+        steps: Calls, of a diffusion or bridge.
+        seeds: One per picture; other seeds are other answers.
+        eta: How much of a bridge's noise is renewed.
+    """
+    seeds, cond = list(seeds) if seeds is not None else list(range(len(source))), Cond(image=source)
+    if net.method in ("regression", "gan"):
+        x = net(source, source.new_zeros(len(source)), cond)
+        yield Step(0, 1, 0.0, x, x)
+    elif net.method == "diffusion":
+        table = samplers.table("dpmpp_3m", schedules.exponential(steps, *SIGMAS))
+        x = source + SIGMAS[1] * noise.initial(seeds, source.shape[1:])
+        yield from samplers.run(net, x, table, cond)
+    else:
+        table = samplers.table("euler", torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+        yield from processes.run(net, source, table, processes.Bridge(source), cond, eta, seeds)
+
+
+@torch.no_grad()
+def answer(net: Translator, source: Float[Tensor, "b c h w"], **options: object) -> Tensor:
+    """The result of :func:`answer_steps`, in [-1, 1]."""
+    return samplers.final(answer_steps(net, source, **options)).clamp(-1, 1)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def sdedit(
+    model: Model,
+    source: Float[Tensor, "b c h w"],
+    strength: float = 0.5,
+    cond: Cond | None = None,
+    steps: int = 20,
+    seeds: Sequence[int] | None = None,
+) -> Tensor:
+    """Noise on the source, and the model takes it away as it sees fit (Meng et al. 2022, arXiv:2108.01073).
+
+    Args:
+        model: Of the kind to come out.
+        source: In [-1, 1], of its channels.
+        strength: 0 returns the source, 1 forgets it: a picture at noise sigma_data * tan(strength * pi / 2) has kept
+            cos^2 of that angle of its variance.
+        cond: Of what kind it is to be.
+        steps: Calls, all of them below that noise.
+        seeds: One per picture.
+    """
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength must be from 0 to 1, got {strength:g}. Try 0.5.")
+    high = min(model.denoiser.sigma_data * math.tan(strength * math.pi / 2), model.sigma_max)
+    if high <= model.sigma_min:
+        return source.clone()
+    sigmas = schedules.exponential(steps, model.sigma_min, high)
+    x = source + high * noise.initial(list(seeds or range(len(source))), source.shape[1:])
+    return samplers.final(samplers.run(model.denoise, x, samplers.table("dpmpp_2m", sigmas), cond)).clamp(-1, 1)
+
+
+@torch.no_grad()
+def dual(
+    source_model: Model,
+    target_model: Model,
+    source: Float[Tensor, "b c h w"],
+    source_cond: Cond | None = None,
+    target_cond: Cond | None = None,
+    steps: int = 40,
+    strength: float = 1.0,
+) -> Tensor:
+    """Up one model's probability flow, down the other's: no noise is drawn, and the way back is the same way.
+
+    Dual diffusion implicit bridges (Su et al. 2023, arXiv:2203.08382, algorithm 1). One model with two conditions, its
+    classes for example, serves as well. ``strength`` below 1 turns round earlier, as in :func:`sdedit`.
+    """
+    if not 0 < strength <= 1:
+        raise InputError(f"strength must be above 0 and at most 1, got {strength:g}. Try 0.8.")
+    low = max(source_model.sigma_min, target_model.sigma_min)
+    high = min(source_model.sigma_max, target_model.sigma_max)
+    high = min(high, source_model.denoiser.sigma_data * math.tan(strength * math.pi / 2) if strength < 1 else high)
+    sigmas = schedules.exponential(steps, low, high)
+    x = flow_up(source_model.denoise, source, sigmas, source_cond)
+    table = samplers.table("dpmpp_2m", sigmas)
+    return samplers.final(samplers.run(target_model.denoise, x, table, target_cond)).clamp(-1, 1)
+
+
+def flow_up(denoise: Callable[..., Tensor], x: Tensor, sigmas: Tensor, cond: Cond | None = None) -> Tensor:
+    """The noise that a picture comes from: Heun's method on the probability flow, from the lowest sigma up.
+
+    dx / dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 3). The picture is taken for x at the lowest sigma.
+    """
+    levels = [float(s) for s in sigmas.tolist()[-2::-1]]
+
+    def slope(at: Tensor, sigma: float) -> Tensor:
+        return (at - denoise(at, at.new_full((len(at),), sigma), cond)) / sigma
+
+    for low, high in pairwise(levels):
+        first = slope(x, low)
+        x = x + (high - low) * (first + slope(x + (high - low) * first, high)) / 2
+    return x
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def save(net: Translator | Cycle, path: str | Path) -> None:
+    """Write one safetensors file, atomically."""
+    parts.save("cycle" if isinstance(net, Cycle) else "translator", net, path)
+
+
+def load(path: str | Path) -> Translator | Cycle:
+    """Read a file of :func:`save`, or the one in a run's folder; raises CheckpointError for any other."""
+    path = Path(path) / "translation.safetensors" if Path(path).is_dir() else Path(path)
+    return parts.load(path, KINDS, "train-translation")

@@ -1,0 +1,127 @@
+"""Diffusion along any process: named ones, any corruption, and what a small training makes of it."""
+
+import pytest
+import torch
+
+from fastdiffusion import cli, data, processes, samplers
+from fastdiffusion.checkpoints import save_tensors
+from fastdiffusion.corruptions import parse
+from fastdiffusion.errors import CheckpointError, InputError
+from fastdiffusion.images import to_tensor
+from fastdiffusion.processes import PROCESSES, Bridge, process, weaker
+from fastdiffusion.tasks import cold
+
+COLD = ["blur 2", "pixelate 4", "fade 0.9", "posterize 3", "jpeg 10", "gray", "blur 1, fade 0.5"]
+TINY = {"width": 8, "multiples": [1], "blocks": [1], "attention": []}
+
+
+def pictures(n=4):
+    return torch.rand(n, 3, 16, 16) * 2 - 1
+
+
+@pytest.mark.parametrize("name", [*PROCESSES, *COLD])
+def test_level_0_is_the_picture_and_more_is_further(name):
+    torch.manual_seed(0)
+    x0, walk = pictures(), process(name, 16)
+    torch.testing.assert_close(walk.degrade(x0, 0.0, torch.zeros_like(x0)), x0, rtol=0, atol=1e-5)
+    noise = torch.randn_like(x0)
+    away = [float((walk.degrade(x0, t, noise) - x0).square().mean()) for t in (0.1, 0.5, 1.0)]
+    assert away[0] <= away[1] <= away[2] and away[2] > 0.01
+
+
+@pytest.mark.parametrize("name", [*PROCESSES, *COLD])
+def test_a_perfect_restorer_gets_the_picture_back(name):
+    x0, walk = pictures(), process(name, 16)
+    table = samplers.table("euler", torch.linspace(1, 0, 6, dtype=torch.float64))
+    start = walk.degrade(x0, 1.0, torch.randn_like(x0))
+    out = samplers.final(processes.run(lambda x, s, c=None: x0, start, table, walk))
+    torch.testing.assert_close(out, x0, rtol=0, atol=1e-3)
+
+
+def test_weaker_is_a_part_of_what_was_said():
+    assert str(weaker(parse("blur 4, pixelate 9"), 0.5)) == "blur 2, pixelate 5"
+    assert str(weaker(parse("jpeg 30, gray"), 0.5)) == "jpeg 65, gray"
+
+
+@pytest.mark.parametrize(("said", "sentence"), [
+    ("blur 4, noise 0.1", "has no noise"), ("blur", "must say how far"), ("blur 1..3", "must say how far"),
+    ("blurr 3", "Did you mean 'blur'"),
+])  # fmt: skip
+def test_what_is_no_process(said, sentence):
+    with pytest.raises(InputError, match=sentence):
+        process(said, 8)
+
+
+# ---- the bridge ---------------------------------------------------------------------------------------------------
+
+
+def test_the_bridge_has_its_law_at_every_step():
+    """Steps of its posterior, with the true x0, end in the law that ``degrade`` draws from."""
+    n, s, t = 40_000, 0.8, 0.3
+    x0, end = torch.full((n, 1, 1, 1), 0.5), torch.full((n, 1, 1, 1), -0.7)
+    bridge = Bridge(end, 0.6)
+    for eta in (0.0, 0.5, 1.0):
+        x = bridge.degrade(x0, s, torch.randn(n, 1, 1, 1))
+        x = bridge.step(x, x0, s, t, torch.randn(n, 1, 1, 1), eta)
+        assert float(x.mean()) == pytest.approx(0.7 * 0.5 + 0.3 * -0.7, abs=0.01)
+        assert float(x.std()) == pytest.approx(0.6 * (t * (1 - t)) ** 0.5, rel=0.02)
+
+
+def test_the_bridges_posterior_is_brownian():
+    # Between x0 at time 0 and x at time s, a Brownian motion has mean x0 + t/s (x - x0) and variance t (s - t) / s.
+    n, s, t = 40_000, 0.9, 0.4
+    x0, end = torch.randn(n, 1, 1, 1), torch.randn(n, 1, 1, 1)
+    bridge, fresh = Bridge(end, 1.0), torch.randn(n, 1, 1, 1)
+    x = bridge.degrade(x0, s, torch.randn(n, 1, 1, 1))
+    made = bridge.step(x, x0, s, t, fresh, eta=1.0)
+    rest = made - (x0 + t / s * (x - x0))
+    torch.testing.assert_close(rest, fresh * (t * (s - t) / s) ** 0.5, rtol=0, atol=1e-4)
+
+
+def test_a_bridge_begins_at_its_end():
+    end = pictures()
+    bridge = Bridge(end)
+    torch.testing.assert_close(bridge.degrade(pictures(), 1.0, torch.randn_like(end)), end)
+    assert bridge.step(end, pictures(), 1.0, 0.5).isfinite().all()
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    monkeypatch.setattr(cold.parts, "unet", lambda name: TINY)
+
+
+@pytest.mark.parametrize("name", ["pixelate 4", "blur_noise"])
+def test_a_small_training_restores(name, tmp_path):
+    digits = data.load("digits")
+    made = cold.train_cold(digits, name, steps=60, batch_size=32, lr=5e-3, folder=tmp_path / "run")
+    x0 = to_tensor(digits.batch(range(64)).images)
+    level = 1.0 if name == "pixelate 4" else 0.4
+    x = made.process.degrade(x0, level, torch.randn_like(x0))
+    error = [float((v - x0).square().mean()) for v in (x, cold.restore(made, x, 1, level=level))]
+    assert error[1] < 0.7 * error[0]
+    assert (tmp_path / "run" / "preview.png").exists()
+    again = cold.load(tmp_path / "run" / "cold.safetensors")
+    assert torch.equal(cold.restore(again, x, 3, level=level), cold.restore(made, x, 3, level=level))
+
+
+def test_new_pictures_need_noise():
+    torch.manual_seed(0)
+    made = cold.Restorer("blur_noise", TINY, (1, 8, 8)).eval()
+    one, both = cold.sample(made, [4], steps=3), cold.sample(made, [3, 4], steps=3)
+    torch.testing.assert_close(one[0], both[1], rtol=0, atol=1e-4)
+    for name in ("pixelate 4", "heat"):
+        with pytest.raises(InputError, match="nothing to start from"):
+            cold.sample(cold.Restorer(name, TINY, (1, 8, 8)), [0])
+
+
+def test_bad_input(tmp_path, capsys):
+    with pytest.raises(InputError, match="level above 0"):
+        next(cold.restore_steps(cold.Restorer("gray", TINY, (1, 8, 8)), torch.zeros(1, 1, 8, 8), level=0.0))
+    save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"kind": "cycle"})
+    with pytest.raises(CheckpointError, match="not a file that train-cold wrote"):
+        cold.load(tmp_path / "x.safetensors")
+    assert cli.main(["train-cold", "digits", "--process", "blurr 3", "--folder", str(tmp_path / "r")]) == 2
+    assert "Did you mean 'blur'" in capsys.readouterr().err and not (tmp_path / "r").exists()

@@ -1,0 +1,197 @@
+"""Style transfer: exact at strength 0, monotone in between, the same in tiles as in one piece."""
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fastdiffusion import cli, nets, schedules
+from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.errors import CheckpointError, DataError, InputError
+from fastdiffusion.images import to_pil
+from fastdiffusion.models import Model
+from fastdiffusion.nets import layers
+from fastdiffusion.nets.perceptual import directions, style_distance
+from fastdiffusion.noise import generator
+from fastdiffusion.tasks import styles, stylization
+from fastdiffusion.tasks.parts import as_tensor
+from fastdiffusion.tasks.stylization import Stylizer, shared_attention, stylize, stylize_inside, stylize_steps
+
+
+def waves(h, w, across, color):
+    y, x = torch.meshgrid(torch.linspace(0, 1, h), torch.linspace(0, 1, w), indexing="ij")
+    wave = torch.sin(6.283 * across * (x + 0.5 * y)) * 0.5
+    return (wave * torch.tensor(color)[:, None, None]).clamp(-1, 1)
+
+
+CONTENT, STYLE = waves(48, 64, 2, (0.6, 0.4, 0.2)), waves(56, 56, 9, (-0.9, 0.8, 0.9))
+
+
+def small_net(x):
+    """A fixed random net: the machinery does not depend on the features being good."""
+    torch.manual_seed(0)
+    return [torch.relu(nn.functional.conv2d(x, torch.randn(6, 3, 3, 3), padding=1))]
+
+
+def test_strength_0_is_the_input_and_the_rest_is_monotone():
+    picture = to_pil(CONTENT)
+    assert stylize(picture, STYLE, 0.0, steps=2).tobytes() == picture.tobytes()
+    away = []
+    for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
+        *_, last = stylize_steps(CONTENT, STYLE, strength, steps=12, net=small_net)
+        away.append(float(style_distance(last.image[None], STYLE[None], small_net)))
+    assert all(b < a for a, b in zip(away, away[1:], strict=False))
+    assert away[-1] < 0.5 * away[0]
+
+
+def test_steps_count_and_sizes():
+    steps = list(stylize_steps(CONTENT, STYLE, size=64, steps=3, net=small_net))
+    assert [s.done for s in steps] == list(range(1, 4)) and {s.of for s in steps} == {3}
+    levels = stylization.pyramid(torch.zeros(1, 3, 300, 640), 512)
+    assert [tuple(x.shape[-2:]) for x in levels] == [(60, 128), (120, 256), (240, 512)]
+    assert stylize(to_pil(CONTENT), STYLE, size=32, steps=1, net=small_net).size == (64, 48)
+
+
+def test_alpha_and_grays_pass():
+    cutout = to_pil(CONTENT).convert("RGBA")
+    cutout.putalpha(Image.linear_gradient("L").resize(cutout.size))
+    made = stylize(cutout, STYLE, steps=1, net=small_net)
+    assert made.mode == "RGBA" and made.getchannel("A").tobytes() == cutout.getchannel("A").tobytes()
+    assert stylize(to_pil(CONTENT).convert("L"), STYLE, steps=1, net=small_net).mode == "RGB"
+
+
+def test_tiles_have_the_gradient_of_the_whole(monkeypatch):
+    x = torch.rand(1, 3, 40, 56, dtype=torch.float64, generator=generator(0)) * 2 - 1
+    along = [directions(4, 5, generator(1)).double()]
+    kernel = torch.randn(4, 3, 3, 3, dtype=torch.float64, generator=generator(2))
+
+    def net(v):
+        return [torch.relu(nn.functional.conv2d(v, kernel, padding=1))]
+
+    goal = styles.statistics(x.flip(-1) * 0.5, along, net)
+    values, gradients = [], []
+    for tile in (64, 16):
+        monkeypatch.setattr(styles, "TILE", tile)
+        monkeypatch.setattr(styles, "HALO", 4)
+        monkeypatch.setattr(styles, "PLACES", 1 << 20)
+        at = x.clone().requires_grad_()
+        now = styles.statistics(at, along, net, x * 0.9)
+        value = now.distance(goal) + now.away
+        value.backward()
+        values.append(value.detach())
+        gradients.append(at.grad)
+    # a tile's own border sees zeros beyond the halo only, and its distance counts the halo's places too
+    torch.testing.assert_close(values[0], values[1], rtol=0.02, atol=0)
+    cosine = nn.functional.cosine_similarity(gradients[0].flatten(), gradients[1].flatten(), 0)
+    assert cosine > 0.999
+
+
+def test_colors_are_moved_exactly_and_least():
+    x, y = CONTENT[None] + 0.1 * torch.randn(1, 3, 48, 64), 0.3 * torch.randn(1, 3, 56, 56) - 0.1
+    moved = styles.recolored(0.2 * x, styles.colors(0.2 * y), 1.0)
+    mine, wanted = styles.colors(moved), styles.colors(0.2 * y)
+    torch.testing.assert_close(mine.mean, wanted.mean, rtol=0, atol=1e-5)
+    torch.testing.assert_close(mine.covariance, wanted.covariance, rtol=0, atol=1e-4)
+    torch.testing.assert_close(styles.recolored(x, styles.colors(x), 1.0), x.clamp(-1, 1), rtol=0, atol=1e-5)
+    assert torch.equal(styles.recolored(CONTENT[None], wanted, 0.0), CONTENT[None])
+
+
+def test_edges_are_blind_to_contrast_and_not_to_places():
+    x = CONTENT[None]
+    assert styles.edge_similarity(x, 0.4 * x + 0.1) > 0.99
+    assert styles.edge_similarity(x, x.roll(9, -1)) < 0.7
+
+
+def test_a_net_learns_a_style_and_resumes(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        to_pil(waves(32, 32, i + 1, (0.5, 0.3, 0.1 * i))).save(tmp_path / "photos" / f"{i}.png")
+    call = {"data": str(tmp_path / "photos"), "size": 32, "batch_size": 1, "folder": tmp_path / "run"}
+    made = stylization.train_style(to_pil(STYLE), steps=3, **call)
+    again = stylization.load(tmp_path / "run" / "style.safetensors")
+    x = CONTENT[None]
+    assert torch.equal(made(x, 0.0), x)
+    assert torch.equal(made(x, 0.7), again(x, 0.7)) and not torch.equal(made(x, 0.7), x)
+    assert (tmp_path / "run" / "preview.png").exists()
+    picture = stylize(to_pil(CONTENT), tmp_path / "run" / "style.safetensors", 0.5, size=32)
+    assert picture.size == (64, 48)
+    with pytest.raises(CheckpointError, match="holds a run with"):
+        stylization.train_style(to_pil(STYLE), steps=4, **call)
+
+
+# ---- inside a model -----------------------------------------------------------------------------------------------
+
+
+def attentive(seed=0, attention=(0,)):
+    torch.manual_seed(seed)
+    spec = {"name": "unet", "width": 8, "head": 8, "multiples": [1], "blocks": [1], "attention": list(attention)}
+    net = nets.build({**spec, "in_channels": 3, "out_channels": 3})
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.1 * torch.randn(p.shape))
+    return Model(Denoiser(net).eval(), (3, 16, 16))
+
+
+def test_shared_attention_is_off_at_0_and_leaves_no_trace():
+    model, x, sigma = attentive(), torch.randn(2, 3, 16, 16), torch.full((2,), 0.7)
+    style = torch.randn(1, 3, 16, 16)
+    with torch.no_grad():
+        plain = model.denoise(x, sigma)
+        assert torch.equal(shared_attention(model.denoise, style, 0.0)(x, sigma), plain)
+        looking = shared_attention(model.denoise, style, 1.0)(x, sigma)
+        assert (looking - plain).abs().max() > 1e-3
+        near = shared_attention(model.denoise, style, 1e-4)(x, sigma)
+        torch.testing.assert_close(near, plain, rtol=0, atol=1e-3)
+        assert torch.equal(model.denoise(x, sigma), plain)
+    assert layers.attend.__module__ == "fastdiffusion.nets.layers"
+
+
+def test_inside_a_model():
+    model, content = attentive(), 0.5 * torch.randn(1, 3, 16, 16).clamp(-1, 1)
+    style = torch.randn(1, 3, 16, 16).clamp(-1, 1)
+    assert torch.equal(stylize_inside(model, content, style, 0.0, steps=3), content)
+    made = stylize_inside(model, content, style, 0.8, steps=3)
+    assert made.isfinite().all() and not torch.equal(made, content)
+    assert stylize(to_pil(content[0]), to_pil(style[0]), 0.5, steps=2, model=model).size == (16, 16)
+    with pytest.raises(InputError, match="no attention"):
+        stylize_inside(attentive(attention=()), content, style, 0.5)
+    assert len(schedules.exponential(3)) == 4
+
+
+# ---- what cannot be done ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("change", "sentence"), [
+    ({"strength": 1.5}, "strength must be from 0 to 1"), ({"steps": 0}, "steps at least 1"),
+    ({"size": 4}, "size must be at least 16"), ({"keep": float("nan")}, "keep at least 0"),
+])  # fmt: skip
+def test_bad_numbers(change, sentence):
+    with pytest.raises(InputError, match=sentence):
+        next(stylize_steps(CONTENT, STYLE, **{"net": small_net, **change}))
+
+
+def test_bad_pictures(tmp_path, capsys):
+    with pytest.raises(InputError, match="The style is 1x1 pixels"):
+        stylize(CONTENT, torch.zeros(3, 1, 1))
+    (tmp_path / "no.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"Cannot read the content 'no.png'"):
+        stylize(tmp_path / "no.png", STYLE)
+    to_pil(STYLE).save(tmp_path / "style.png")
+    out = tmp_path / "out.png"
+    assert cli.main(["stylize", str(tmp_path / "no.png"), str(tmp_path / "style.png"), "-o", str(out)]) == 2
+    assert "Cannot read the content" in capsys.readouterr().err and not out.exists()
+    Image.new("CMYK", (20, 20), (10, 80, 20, 0)).save(tmp_path / "cmyk.jpg")
+    words = ["stylize", str(tmp_path / "cmyk.jpg"), str(tmp_path / "style.png"), "--steps", "1", "-o", str(out)]
+    assert cli.main(words) == 0 and as_tensor(Image.open(out)).shape == (1, 3, 20, 20)
+
+
+def test_a_foreign_file_is_no_style(tmp_path):
+    from fastdiffusion.checkpoints import save_tensors
+
+    save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"kind": "judge"})
+    with pytest.raises(CheckpointError, match="not a file that train-style wrote"):
+        stylize(CONTENT, tmp_path / "x.safetensors")
+    net = Stylizer()
+    save_tensors(tmp_path / "y.safetensors", {"mean": net.mean}, {"kind": "stylizer", **net.config})
+    with pytest.raises(CheckpointError, match="does not fit its configuration"):
+        stylization.load(tmp_path / "y.safetensors")

@@ -1,0 +1,237 @@
+"""Translation: what is learned from, resuming bit for bit, answers by seed, and oracles for the ways without training."""
+
+import pytest
+import torch
+from PIL import Image
+
+from fastdiffusion import cli, data
+from fastdiffusion.checkpoints import save_tensors
+from fastdiffusion.denoisers import Denoiser, expand
+from fastdiffusion.errors import CheckpointError, DataError, InputError
+from fastdiffusion.images import to_pil, to_tensor
+from fastdiffusion.models import Model
+from fastdiffusion.nets.translators import PAIRED, Cycle, Translator, edges
+from fastdiffusion.noise import generator
+from fastdiffusion.tasks import translation
+from fastdiffusion.tasks.piles import piles
+from fastdiffusion.tasks.translation import answer, dual, flow_up, sdedit, train_translation, translate
+from fastdiffusion.types import Cond
+
+TINY = {"width": 8, "multiples": [1], "blocks": [1], "attention": []}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Twelve gray squares and their inverses, one name without a counterpart on each side."""
+    for i in range(13):
+        shade = 255 * i // 13
+        for side, value in (("a", shade), ("b", 255 - shade)):
+            (tmp_path / side).mkdir(exist_ok=True)
+            name = f"{i:02d}" if i < 12 else f"only-{side}"
+            Image.new("RGB", (20, 16), (value, value // 2, 30)).save(tmp_path / side / f"{name}.png")
+    return str(tmp_path / "a"), str(tmp_path / "b")
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """A net that trains in a moment."""
+    monkeypatch.setattr(translation.parts, "unet", lambda name: TINY)
+
+
+# ---- what is learned from -----------------------------------------------------------------------------------------
+
+
+def test_pairs_are_files_of_one_name(folders):
+    found = piles(*folders, size=16, holdout=0.2)
+    assert found.a is not None and len(found.a) == len(found.b) == 12 and found.held == 2
+    a, b = found.draw(40, seed=0, step=3, mirror=True)
+    red = ((a[:, 0] + b[:, 0]) / 2).abs()
+    assert red.max() < 0.02  # each with its own inverse
+    again = found.draw(40, seed=0, step=3, mirror=True)
+    assert torch.equal(a, again[0]) and torch.equal(b, again[1])
+    kept = {float(x) for x in found.kept()[0].mean((1, 2, 3))}
+    assert not kept & {float(x) for step in range(20) for x in found.draw(9, 0, step, False)[0].mean((1, 2, 3))}
+
+
+def test_edges_on_the_fly_have_the_targets_channels(folders):
+    found = piles(folders[0], size=16)
+    a, b = found.draw(4, 0, 0, False)
+    assert a.shape == b.shape and torch.equal(a[:, :1].expand_as(a), a)
+
+
+def test_two_classes_are_two_piles():
+    found = piles("digits", classes="3, 8", paired=False)
+    assert found.domains == ("3", "8") and found.sizes[0] + found.held == 183
+    with pytest.raises(InputError, match="two of 'digits', got 3, 11"):
+        piles("digits", classes="3,11", paired=False)
+    with pytest.raises(InputError, match="method='cyclegan'"):
+        piles("digits", classes="3,8")
+    with pytest.raises(InputError, match="needs a second pile"):
+        piles("digits", paired=False)
+
+
+def test_no_pairs(folders, tmp_path):
+    Image.new("RGB", (16, 16)).save(tmp_path / "a" / "zz.png")
+    other = tmp_path / "c"
+    other.mkdir()
+    for name in ("x", "y"):
+        Image.new("RGB", (16, 16)).save(other / f"{name}.png")
+    with pytest.raises(DataError, match="0 names in common"):
+        piles(folders[0], str(other), size=16)
+
+
+def test_edges_are_thin_lines_where_something_changes():
+    x = -torch.ones(1, 3, 24, 24)
+    x[:, :, 6:18, 8:16] = torch.tensor([1.0, -1.0, 0.5])[:, None, None]
+    line = edges(x)[0, 0] == -1
+    assert 30 < line.sum() < 60  # a box of 2 * (12 + 8) pixels
+    assert line[4:8, 10:14].any() and line[10:14, 6:10].any()
+    assert not line[9:15, 11:13].any() and not line[:4].any()
+    assert (edges(torch.full((1, 1, 9, 9), 0.3)) == 1).all()
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", translation.METHODS)
+def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
+    from fastdiffusion.tasks import loop
+
+    call = {"method": method, "steps": 4, "size": 16, "batch_size": 2, "mirror": True}
+    whole = train_translation(*folders, **call)
+    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)  # at every step
+    monkeypatch.setattr(translation, "PREVIEW", 1)
+    shown = []
+
+    def cut(pictures, path, columns):
+        shown.append(pictures)
+        if len(shown) == 2:
+            raise RuntimeError("the power is gone")
+
+    monkeypatch.setattr(translation.parts, "sheet", cut)
+    with pytest.raises(RuntimeError):
+        train_translation(*folders, **call, folder=tmp_path / "run")
+    made = train_translation(*folders, **call, folder=tmp_path / "run")
+    assert len(shown) > 2 and shown[-1].isfinite().all()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, made.state_dict()[name]), name
+    read = translation.load(tmp_path / "run")
+    assert all(torch.equal(value, read.state_dict()[name]) for name, value in made.state_dict().items())
+
+
+def test_a_regression_learns_the_mean():
+    x = to_tensor(data.load("digits").batch(range(64)).images)
+    pictures = data.Pictures("t", [data.load("digits").batch(range(64)).images.numpy()])
+    net = train_translation(pictures, pictures, "regression", steps=60, batch_size=16, lr=5e-3)
+    assert isinstance(net, Translator)
+    assert (answer(net, x) - x).square().mean() < 0.01
+
+
+# ---- use ----------------------------------------------------------------------------------------------------------
+
+
+def translator(method):
+    torch.manual_seed(0)
+    net = Translator(method, TINY, (3, 16, 16)).eval()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn(p.shape))
+    return net
+
+
+@pytest.mark.parametrize("method", PAIRED)
+def test_an_answer_depends_on_its_seed_alone(method):
+    net, x = translator(method), torch.rand(3, 3, 16, 16, generator=generator(0)) * 2 - 1
+    made = answer(net, x, steps=4, seeds=[5, 6, 7])
+    torch.testing.assert_close(answer(net, x[1:2], steps=4, seeds=[6]), made[1:2], rtol=0, atol=1e-4)
+    other = answer(net, x, steps=4, seeds=[5, 9, 7])
+    assert torch.equal(other[1], made[1]) == (method in ("regression", "gan"))
+    assert made.shape == x.shape and made.abs().max() <= 1
+
+
+@pytest.mark.parametrize("method", PAIRED)
+def test_an_untrained_net_answers_with_the_source(method):
+    net, x = Translator(method, TINY, (1, 8, 8)), torch.rand(2, 1, 8, 8) * 2 - 1
+    if method == "diffusion":  # which knows no better than that the difference is Gaussian: its mean is 0
+        made = net(x + 40 * torch.randn_like(x), torch.full((2,), 40.0), Cond(image=x))
+    else:
+        made = answer(net, x, steps=5)
+    assert (made - x).abs().max() < (1e-5 if method != "diffusion" else 0.05)
+
+
+def test_translate_on_the_command_line(tmp_path, capsys):
+    translation.save(translator("bridge"), tmp_path / "translation.safetensors")
+    to_pil(torch.rand(3, 20, 40) * 2 - 1).save(tmp_path / "in.png")
+    words = ["translate", str(tmp_path / "in.png"), str(tmp_path), "--steps", "2"]
+    assert cli.main([*words, "-n", "2", "--lines", "-o", str(tmp_path / "out.png")]) == 0
+    pictures = [Image.open(tmp_path / f"out-{i}.png") for i in range(2)]
+    assert pictures[0].size == (32, 16) and pictures[0].tobytes() != pictures[1].tobytes()
+    assert (
+        cli.main(["translate", str(tmp_path / "in.png"), str(tmp_path), "--back", "-o", str(tmp_path / "no.png")]) == 2
+    )
+    assert "one way only" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
+
+
+def test_the_way_back_is_the_other_net():
+    torch.manual_seed(0)
+    net = Cycle(TINY, (1, 8, 8), ("x", "y"))
+    with torch.no_grad():
+        net.there.tail.out.bias.fill_(0.1) if hasattr(net.there.tail, "out") else net.there.tail.up.conv.bias.fill_(0.1)
+    x = torch.rand(1, 1, 8, 8) * 0.5
+    assert not torch.equal(net(x), x) and torch.equal(net(x, back=True), x)
+    (image,) = translate(to_pil(x[0]), net, back=True, size=16)
+    assert image.size == (16, 16)
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(InputError, match="No method named 'pix2pix'"):
+        train_translation("digits", method="pix2pix")
+    with pytest.raises(InputError, match="one answer"):
+        translate(Image.new("RGB", (20, 20)), translator("gan"), n=2)
+    with pytest.raises(InputError, match="at least 4x4"):
+        translate(Image.new("RGB", (1, 1)), translator("gan"))
+    save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"kind": "cold"})
+    with pytest.raises(CheckpointError, match="not a file that train-translation wrote"):
+        translation.load(tmp_path / "x.safetensors")
+
+
+# ---- without training: two Gaussians, whose flow is known -------------------------------------------------------------
+
+
+def normal(mean, std=0.4):
+    """A model of independent normal pixels, in closed form."""
+
+    class Exact(torch.nn.Module):
+        def forward(self, x, sigma, cond=None):
+            s = expand(sigma, x).square()
+            return (std**2 * x + s * mean) / (std**2 + s)
+
+    made = Model(Denoiser(torch.nn.Identity(), sigma_data=std), (1, 4, 4))
+    object.__setattr__(made, "denoiser", Exact())
+    made.denoiser.sigma_data, made.denoiser.self_condition = std, False
+    return made
+
+
+def test_dual_moves_one_gaussian_onto_the_other():
+    here, there = normal(-0.3), normal(0.4, 0.1)
+    x = -0.3 + 0.4 * torch.randn(64, 1, 4, 4, generator=generator(0)).clamp(-1.5, 1.5)
+    made = dual(here, there, x, steps=60)
+    torch.testing.assert_close(made, 0.4 + 0.25 * (x + 0.3), rtol=0, atol=0.01)
+    torch.testing.assert_close(dual(there, here, made, steps=60), x, rtol=0, atol=0.03)
+
+
+def test_the_way_up_ends_where_the_flow_says():
+    x, sigmas = torch.tensor([[[[0.7]]]]), torch.linspace(2.0, 0.01, 80, dtype=torch.float64)
+    up = flow_up(normal(-0.3).denoiser, x, torch.cat([sigmas, torch.zeros(1)]))
+    exact = -0.3 + 1.0 * ((0.4**2 + 4) / (0.4**2 + 1e-4)) ** 0.5
+    assert float(up) == pytest.approx(exact, rel=0.01)
+
+
+def test_sdedit_goes_from_the_source_to_the_model():
+    model, x = normal(0.4, 0.1), torch.full((200, 1, 4, 4), -0.5)
+    assert torch.equal(sdedit(model, x, 0.0), x)
+    means = [float(sdedit(model, x, s).mean()) for s in (0.2, 0.5, 0.8, 1.0)]
+    assert -0.5 < means[0] < means[1] < means[2] <= means[3] + 0.01
+    assert means[3] == pytest.approx(0.4, abs=0.02)
+    with pytest.raises(InputError, match="from 0 to 1"):
+        sdedit(model, x, 1.1)
