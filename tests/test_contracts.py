@@ -15,7 +15,7 @@ import fastdiffusion
 from fastdiffusion import cli, learner
 from fastdiffusion.data import ImageFolder
 from fastdiffusion.fitting import fit_sampler
-from fastdiffusion.tasks import (
+from fastdiffusion.tasks import autoencoders, (
     classifiers,
     clip,
     cold,
@@ -84,6 +84,7 @@ FLAGS = {  # command -> the function whose parameters its flags are, and the fla
     "demo": ([demo.demo], set()),
     "study": ([generation.sample, study.study], {"out"}),
     "export": ([sharing.export], set()),
+    "train-autoencoder": ([autoencoders.train_autoencoder], set()),
     "train-classifier": ([classifiers.train_classifier, ImageFolder], set()),
     "stylize": ([stylization.stylize], {"out"}),
     "train-style": ([stylization.train_style], set()),
@@ -108,6 +109,7 @@ def test_flags_are_parameters(command):
         ("train", "augment"),
         ("train-classifier", "size"),
         ("train-classifier", "folder"),
+        ("train-autoencoder", "folder"),
         ("train-clip", "folder"),
         ("train-style", "folder"),
         ("train-translation", "folder"),

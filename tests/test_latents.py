@@ -13,9 +13,9 @@ from fastdiffusion.images import to_tensor
 from fastdiffusion.latents import Latents
 from fastdiffusion.learner import Learner
 from fastdiffusion.models import load, load_codec, save
-from fastdiffusion.nets.autoencoders import KL
+from fastdiffusion.nets.autoencoders import FSQ, KL, VQ, divergence
 from fastdiffusion.tasks import autoencoders
-from fastdiffusion.tasks.autoencoders import divergence, quality, standardize, train_autoencoder
+from fastdiffusion.tasks.autoencoders import quality, standardize, train_autoencoder, use
 
 SMALL = {"latent": 4, "width": 16, "batch_size": 16, "optimizer": "adamw", "lr": 3e-3}
 
@@ -74,7 +74,7 @@ def test_a_cut_run_goes_on_bit_for_bit(tmp_path):
     resumed = train_autoencoder(blobs(), folder=tmp_path / "cut", **options)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(CheckpointError, match="holds a run with latent=4"):
+    with pytest.raises(CheckpointError, match="holds a run with codec="):
         train_autoencoder(blobs(), folder=tmp_path / "cut", **{**options, "latent": 3})
 
 
@@ -129,3 +129,44 @@ def test_standardize_takes_the_measure_of_the_data(codec):
     standardize(fresh, blobs())
     z = fresh.encode(to_tensor(blobs().batch(list(range(96))).images))
     assert (z.std((0, 2, 3)) - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("kind", ["vq", "fsq"])
+def test_discrete_latents(kind):
+    codec = train_autoencoder(blobs(), 60, kind, width=16, batch_size=16, optimizer="adamw", lr=3e-3)
+    x = to_tensor(blobs().batch(list(range(32))).images)
+    codes, z = codec.codes(x), codec.encode(x)
+    assert codes.shape == (32, 4, 4) and int(codes.min()) >= 0 and int(codes.max()) < codec.words
+    torch.testing.assert_close(codec.vectors(codes), z)
+    torch.testing.assert_close(codec.decode(z + 1e-4 * torch.randn_like(z)), codec.decode(z))  # snaps to the words
+    untrained = nets.build({"name": kind, **codec.config}).eval()
+    assert quality(codec, blobs()).psnr > quality(untrained, blobs()).psnr + 3
+    assert use(codec, blobs()) > 2 / codec.words
+
+
+def test_fsq_codes_count_every_combination_once():
+    codec = FSQ(levels=(4, 3))
+    every = torch.arange(12).reshape(1, 3, 4)
+    assert torch.equal(codec.quantize(codec.vectors(every))[1], every)
+    wild = codec.bound(torch.tensor([-50.0, 50.0]).expand(1, 2, 1, 2).contiguous()) / (codec.levels // 2)
+    assert wild.round().abs().max() <= 1 and len(codec.quantize(wild)[1].unique()) == 2
+
+
+def test_words_that_nobody_uses_start_again():
+    torch.manual_seed(0)
+    codec = VQ(3, 4, 16, codebook=32).train()
+    codec.book += 100  # all far away: one is nearest to everything
+    x = to_tensor(blobs().batch(list(range(32))).images)
+    for _ in range(5):
+        codec(x)
+    assert len(codec.codes(x).unique()) > 16
+
+
+def test_a_critic_and_features_teach_a_decoder_alone(codec, tmp_path):
+    options = {"perceptual": 0.1, "adversarial": 0.1, "decoder_of": codec, "batch_size": 8, "lr": 1e-3}
+    tuned = train_autoencoder(blobs(), 8, folder=tmp_path, optimizer="adamw", **options)
+    x = to_tensor(blobs().batch([1, 2]).images)
+    assert torch.equal(tuned.encode(x), codec.encode(x))
+    assert not torch.equal(tuned.decode(codec.encode(x)), codec.decode(codec.encode(x)))
+    same = train_autoencoder(blobs(), 8, folder=tmp_path, optimizer="adamw", **options)  # is finished already
+    assert torch.equal(same.decode(codec.encode(x)), tuned.decode(codec.encode(x)))

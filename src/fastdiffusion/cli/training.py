@@ -16,7 +16,7 @@ from .options import DataName, Device, ModelPath, Scale, Size, app
 def train(
     data: DataName,
     net: Annotated[
-        str, typer.Option(help="unet-tiny, unet-small, unet-base, dit-tiny, dit-small, dit-base.")
+        str, typer.Option(help="unet-tiny, unet-small, unet-base, unet-latent, dit-tiny, dit-small, dit-base.")
     ] = "unet-small",
     size: Size = None,
     minutes: Annotated[
@@ -38,6 +38,8 @@ def train(
     parameterization: Annotated[str, typer.Option(help="edm, v, noise, score, x0, flow.")] = "edm",
     density: Annotated[str, typer.Option(help="Noise levels to train at: lognormal, uniform, ...")] = "lognormal",
     weight: Annotated[str, typer.Option(help="Of the loss: edm, min_snr, p2, ...")] = "edm",
+    text: Annotated[bool, typer.Option("--text", help="Read the captions, and take words when sampling.")] = False,
+    codec: Annotated[Path | None, typer.Option(help="An autoencoder's file: train in its latents.")] = None,
     self_condition: Annotated[bool, typer.Option(help="Also tell the net its own estimate.")] = False,
     holdout: Annotated[float, typer.Option(help="Part of the data kept for the validation loss.")] = 0.05,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: measured.")] = "auto",

@@ -13,12 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, unknown
-from .autoencoders import KL
+from .autoencoders import FSQ, KL, VQ
 from .dit import DiT
 from .text import TextEncoder, Worded
 from .unet import UNet
 
-NETS: dict[str, type[nn.Module]] = {"unet": UNet, "dit": DiT, "kl": KL, "text": TextEncoder}
+NETS: dict[str, type[nn.Module]] = {
+    "unet": UNet,
+    "dit": DiT,
+    "text": TextEncoder,
+    "kl": KL,
+    "vq": VQ,
+    "fsq": FSQ,
+}
 
 # One dial. In the comments: parameters, and millions of multiply-adds of a forward pass at 1x32x32 (tiny: 1x8x8).
 PRESETS: dict[str, dict[str, Any]] = {
@@ -33,6 +40,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "unet-base": {
         "name": "unet", "patch": 2, "refine": 16, "width": 64, "multiples": [1, 2, 3, 4], "blocks": [1, 1, 1, 1],
         "attention": [2, 3], "updown": False,
+    },
+    # 4.6 M, 118 at 4x16x16: latents of 64x64 pictures
+    "unet-latent": {
+        "name": "unet", "width": 48, "multiples": [1, 2, 3], "blocks": [1, 1, 1], "attention": [1, 2], "updown": False,
+        "head": 48,
     },
     # 0.7 M, 8
     "dit-tiny": {"name": "dit", "patch": 2, "refine": 8, "width": 96, "depth": 4, "head": 32},

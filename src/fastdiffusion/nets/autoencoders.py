@@ -1,16 +1,18 @@
-"""Codecs between pictures and latents: a variational autoencoder, and one whose latents are words of a codebook.
+"""Codecs between pictures and latents: a variational autoencoder, and two whose latents are words of a codebook.
 
-Both speak one language: ``encode(x) -> z`` gives standardized latents (mean 0, variance 1 over the data, by channel),
-``decode(z) -> x`` pictures in [-1, 1]; both are convolutions, so any height and width will do.
+All speak one language: ``encode(x) -> z`` gives standardized latents (mean 0, variance 1 over the data, by channel),
+``decode(z) -> x`` pictures in [-1, 1]; all are convolutions, so any height and width will do.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from .layers import Shuffle, conv, keywords, norm, pad_to, zero
@@ -61,15 +63,32 @@ class Decoder(nn.Module):
 
 
 class Codec(nn.Module):
-    """What all autoencoders share: standardized latents."""
+    """What all autoencoders share: an encoder, a decoder, and latents standardized between them."""
+
+    config: dict[str, Any]
+    encoder: Encoder
+    decoder: Decoder
+    factor: int  # pixels a side of one latent
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, latent: int):
         super().__init__()
         self.register_buffer("mean", torch.zeros(latent))
         self.register_buffer("std", torch.ones(latent))
 
-    mean: Tensor
-    std: Tensor
+    def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
+        """The standardized latents of pictures."""
+        raise NotImplementedError
+
+    def decode(self, z: Float[Tensor, "b d H W"]) -> Float[Tensor, "b c h w"]:
+        """The pictures of standardized latents."""
+        raise NotImplementedError
+
+    @property
+    def last(self) -> Tensor:
+        """The weight of the last layer, where an adversarial loss is balanced."""
+        return self.decoder.layers[-1].weight  # pyright: ignore[reportReturnType]
 
     def standardize(self, z: Float[Tensor, "n d h w"]) -> None:
         """Take mean and standard deviation of these latents, by channel, as those of the data."""
@@ -117,7 +136,177 @@ class KL(Codec):
         """The picture of standardized latents."""
         return self.decoder(self._out(z))
 
-    def forward(self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b d H W"]) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstruction from a sample of q(z | x), mean, log-variance): what training needs (sec. 2.4)."""
+    def forward(
+        self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b d H W"]
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+        """(reconstruction from a sample of q(z | x), divergence in nats a latent number): for training (sec. 2.4)."""
         mean, log_var = self.posterior(x)
-        return self.decoder(mean + noise * (log_var / 2).exp())[..., : x.shape[-2], : x.shape[-1]], mean, log_var
+        y = self.decoder(mean + noise * (log_var / 2).exp())[..., : x.shape[-2], : x.shape[-1]]
+        return y, divergence(mean.float(), log_var.float()).flatten(1).mean(1)
+
+
+def divergence(mean: Float[Tensor, "b *d"], log_var: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
+    """KL(q(z | x) || N(0, 1)) of each latent number, in nats (Kingma & Welling 2014, app. B)."""
+    return (mean.square() + log_var.exp() - 1 - log_var) / 2
+
+
+# ---- latents that are words -------------------------------------------------------------------------------------
+
+
+class Discrete(Codec):
+    """A codec whose latents are words of a codebook; ``decode`` goes to the nearest words first."""
+
+    words: int  # size of the codebook
+
+    def quantize(self, z: Float[Tensor, "b d H W"]) -> tuple[Float[Tensor, "b d H W"], Int64[Tensor, "b H W"]]:
+        """The words nearest to ``z``, as vectors and as numbers."""
+        raise NotImplementedError
+
+    def vectors(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
+        """The vectors of words, standardized as ``encode`` gives them."""
+        raise NotImplementedError
+
+    def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
+        """The words of pictures, as standardized vectors."""
+        return self._in(self.quantize(self.encoder(pad_to(x, self.factor)))[0])
+
+    def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
+        """The words of pictures, as numbers below ``words``."""
+        return self.quantize(self.encoder(pad_to(x, self.factor)))[1]
+
+    def decode(self, z: Float[Tensor, "b d H W"]) -> Float[Tensor, "b c h w"]:
+        """The picture of standardized latents."""
+        return self.decoder(self.quantize(self._out(z))[0])
+
+
+class VQ(Discrete):
+    """VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937) with the codebook as moving averages (app. A.1).
+
+    Words that nobody uses start again at a random latent of the batch (Dhariwal et al. 2020, Jukebox, sec. 3.1).
+
+    Args:
+        channels, width, multiples, blocks: As in ``KL``.
+        latent: Length of a word's vector.
+        codebook: Number of words.
+        decay: Of the moving averages.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        latent: int = 4,
+        width: int = 32,
+        multiples: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        codebook: int = 1024,
+        decay: float = 0.99,
+    ):
+        self.config = keywords(locals())
+        super().__init__(latent)
+        self.factor, self.words, self.decay = 2 ** len(multiples), codebook, decay
+        self.encoder = Encoder(channels, latent, width, multiples, blocks)
+        self.decoder = Decoder(channels, latent, width, multiples, blocks)
+        self.register_buffer("book", torch.randn(codebook, latent))
+        self.register_buffer("sums", torch.zeros(codebook, latent))
+        self.register_buffer("uses", torch.zeros(codebook))
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    book: Tensor
+    sums: Tensor
+    uses: Tensor
+
+    def quantize(self, z: Float[Tensor, "b d H W"]) -> tuple[Float[Tensor, "b d H W"], Int64[Tensor, "b H W"]]:
+        """See :meth:`Discrete.quantize`."""
+        rows = z.permute(0, 2, 3, 1).float()
+        codes = (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
+        return self.book[codes].permute(0, 3, 1, 2), codes
+
+    def vectors(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
+        """See :meth:`Discrete.vectors`."""
+        return self._in(self.book[codes].permute(0, 3, 1, 2))
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(reconstruction, commitment of the encoder to its words, eq. 3); in training the codebook follows."""
+        z = self.encoder(pad_to(x, self.factor)).float()
+        q, codes = self.quantize(z)
+        if self.training:
+            self._follow(z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1]), codes.flatten())
+        y = self.decoder(z + (q - z).detach())  # the gradient goes straight through
+        return y[..., : x.shape[-2], : x.shape[-1]], (z - q.detach()).square().flatten(1).mean(1)
+
+    @torch.no_grad()
+    def _follow(self, rows: Float[Tensor, "n d"], codes: Int64[Tensor, " n"]) -> None:
+        uses = codes.bincount(minlength=self.words).float()
+        self.uses.lerp_(uses, 1 - self.decay)
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, rows), 1 - self.decay)
+        idle = self.uses < 0.01 * len(rows) / self.words
+        chosen = rows[torch.randint(len(rows), (self.words,))]
+        self.uses[idle] = len(rows) / self.words
+        self.sums[idle] = chosen[idle] * len(rows) / self.words
+        self.book.copy_(self.sums / self.uses.clamp(min=1e-8)[:, None])
+
+
+class FSQ(Discrete):
+    """Finite scalar quantization (Mentzer et al. 2023, arXiv:2309.15505): every channel is rounded to a few levels.
+
+    No codebook is learned, so none can be left unused.
+
+    Args:
+        channels, width, multiples, blocks: As in ``KL``.
+        levels: Number of values of each latent channel; their product is the number of words.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        width: int = 32,
+        multiples: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        levels: Sequence[int] = (8, 5, 5, 5),
+    ):
+        self.config = keywords(locals())
+        super().__init__(len(levels))
+        self.factor, self.words = 2 ** len(multiples), math.prod(levels)
+        self.encoder = Encoder(channels, len(levels), width, multiples, blocks)
+        self.decoder = Decoder(channels, len(levels), width, multiples, blocks)
+        n = torch.tensor(levels)
+        self.register_buffer("levels", n[:, None, None], persistent=False)
+        self.register_buffer("places", torch.tensor([1, *levels[:-1]]).cumprod(0)[:, None, None], persistent=False)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    levels: Tensor
+    places: Tensor
+
+    def bound(self, z: Float[Tensor, "b d H W"]) -> Float[Tensor, "b d H W"]:
+        """Into the range whose rounding has ``levels`` values (sec. 3.1)."""
+        half = (self.levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        return (z + (offset / half).atanh()).tanh() * half - offset
+
+    def quantize(self, z: Float[Tensor, "b d H W"]) -> tuple[Float[Tensor, "b d H W"], Int64[Tensor, "b H W"]]:
+        """See :meth:`Discrete.quantize`; ``z`` is what the encoder said, or already rounded and scaled to [-1, 1]."""
+        whole = torch.minimum((z * (self.levels // 2)).round(), (self.levels - 1) // 2).maximum(-(self.levels // 2))
+        codes = ((whole + self.levels // 2).long() * self.places).sum(1)
+        return whole / (self.levels // 2), codes
+
+    def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
+        """See :meth:`Discrete.encode`."""
+        return self._in(self.quantize(self._said(x))[0])
+
+    def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
+        """See :meth:`Discrete.codes`."""
+        return self.quantize(self._said(x))[1]
+
+    def vectors(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
+        """See :meth:`Discrete.vectors`."""
+        whole = codes[:, None] // self.places % self.levels - self.levels // 2
+        return self._in(whole / (self.levels // 2))
+
+    def _said(self, x: Tensor) -> Tensor:
+        return self.bound(self.encoder(pad_to(x, self.factor)).float()) / (self.levels // 2)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(reconstruction, 0): nothing but the picture teaches it."""
+        z = self._said(x)
+        y = self.decoder(z + (self.quantize(z)[0] - z).detach())
+        return y[..., : x.shape[-2], : x.shape[-1]], torch.zeros(len(x), device=x.device)

@@ -9,42 +9,48 @@ little of the divergence to a normal distribution, which keeps latents smooth.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor
 
 from .. import data as datasets
 from .. import nets
 from ..checkpoints import save_tensors
 from ..data import Dataset
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..examples import Examples
 from ..images import grid, save_png
-from ..nets.autoencoders import KL
+from ..nets.adversarial import LOSSES, PatchDiscriminator, adaptive_weight
+from ..nets.autoencoders import Codec, Discrete
+from ..nets.perceptual import perceptual_distance
 from ..noise import generator
 from .loop import Part, train
 
 FILE = "codec.safetensors"
 NOISE = 40  # purpose of the generator of the posterior's noise
 PREVIEW_EVERY = 500
-Features = Callable[[Tensor, Tensor], Tensor]  # a distance of two batches of pictures, one number each
+COMMITMENT = 0.25  # of an encoder to its codebook (van den Oord et al. 2017, eq. 3)
+CRITIC_LR = 2e-4
+KINDS = ("kl", "vq", "fsq")
 
 
 def train_autoencoder(
     data: Dataset | str,
     steps: int = 3000,
+    kind: str = "kl",
     latent: int = 4,
     width: int = 32,
     blocks: int = 1,
     levels: int = 2,
     kl: float = 1e-4,
     perceptual: float = 0.0,
-    features: Features | None = None,
+    adversarial: float = 0.0,
+    decoder_of: Codec | None = None,
     size: int | None = None,
     folder: str | Path | None = None,
     batch_size: int = 32,
@@ -54,19 +60,23 @@ def train_autoencoder(
     minutes: float | None = None,
     fresh: bool = False,
     seed: int = 0,
-) -> KL:
-    """A variational autoencoder for these pictures; the same call goes on where it stopped.
+) -> Codec:
+    """An autoencoder for these pictures; the same call goes on where it stopped.
 
     Args:
         data: Pictures, or what ``data.load`` takes.
         steps: Of training.
+        kind: "kl" for continuous latents; "vq" or "fsq" for words of a codebook.
         latent: Channels of the latents.
         width: Channels of the first level.
         blocks: Residual blocks of each level, on either side.
         levels: How often the size is halved; level i has ``width * 2**i`` channels.
         kl: Weight of the divergence; larger is smoother and coarser.
-        perceptual: Weight of ``features``' distance.
-        features: A distance in the features of another net, to be differentiated.
+        perceptual: Weight of ``nets.perceptual.perceptual_distance``.
+        adversarial: Weight of a critic of patches, beside the adaptive one (VQGAN, Esser et al. 2021, eq. 7); it joins
+            after a quarter of the steps.
+        decoder_of: Instead of a new autoencoder, go on with a copy of this one and teach its decoder alone: latents,
+            and all that was trained on them, stay what they are.
         size: Side of the pictures, if ``data`` is a name or folder.
         folder: Where checkpoints, previews and the finished file go.
         batch_size: Pictures a step.
@@ -78,41 +88,80 @@ def train_autoencoder(
         seed: Of everything.
     """
     data = datasets.load(data, size)
-    if min(latent, width, blocks, levels) < 1 or kl < 0:
-        raise InputError(f"latent, width, blocks and levels must be at least 1 and kl not negative, got kl={kl}.")
-    config = {"latent": latent, "width": width, "blocks": blocks, "levels": levels, "kl": kl, "perceptual": perceptual,
-              "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "data": data.fingerprint}  # fmt: skip
+    codec = (
+        _new(data.shape[0], kind, latent, width, blocks, levels, seed) if decoder_of is None else deepcopy(decoder_of)
+    )
+    if min(kl, perceptual, adversarial) < 0:
+        raise InputError("kl, perceptual and adversarial are weights and cannot be negative. 0 is off.")
+    config = {"codec": codec.config, "kl": kl, "perceptual": perceptual, "adversarial": adversarial, "lr": lr,
+              "decoder": decoder_of is not None, "batch_size": batch_size, "optimizer": optimizer,
+              "data": data.fingerprint}  # fmt: skip
     train_part, held = data.split(holdout, seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, NOISE).initial_seed() % 2**63)
-        codec = KL(data.shape[0], latent, width, [2**i for i in range(levels)], blocks)
     examples = Examples(train_part, min(batch_size, len(train_part)), seed)
+    codec.encoder.requires_grad_(decoder_of is None)
+    critic = _critic(data.shape[0], seed) if adversarial else None
+    begin = steps // 4
+    made = torch.empty(0)  # the generator's last pictures, for the critic's turn
+
+    def pictures(step: int) -> Tensor:
+        return examples.draw(step).x0.contiguous(memory_format=torch.channels_last)
 
     def loss(step: int) -> Tensor:
-        x = examples.draw(step).x0.contiguous(memory_format=torch.channels_last)
-        shape = (len(x), latent, -(-x.shape[2] // codec.factor), -(-x.shape[3] // codec.factor))
-        y, mean, log_var = codec(x, torch.randn(shape, generator=generator(seed, NOISE, step)))
+        nonlocal made
+        x = pictures(step)
+        side = [-(-n // codec.factor) for n in x.shape[2:]]
+        y, penalty = codec(x, torch.randn(len(x), len(codec.mean), *side, generator=generator(seed, NOISE, step)))
         y = y.float()
-        value = 4 * F.mse_loss(y, x) + F.l1_loss(y, x) + kl * divergence(mean.float(), log_var.float()).mean()
-        return value if features is None or not perceptual else value + perceptual * features(y, x).mean()
+        made = y.detach()
+        value = 4 * F.mse_loss(y, x) + F.l1_loss(y, x) + (kl if kind == "kl" else COMMITMENT) * penalty.mean()
+        if perceptual:
+            value = value + perceptual * perceptual_distance(y, x).mean()
+        if critic is not None and step >= begin:
+            against = LOSSES["hinge"].generator(critic(y))
+            value = value + adversarial * adaptive_weight(value, against, codec.last) * against
+        return value
 
-    shown = held if len(held) else train_part
-    for done in train(
-        {"codec": Part(codec, loss, optimizer, lr)}, steps, config, folder, seed, 100, 0.5, minutes, fresh
-    ):
-        if folder is not None and (done.step % PREVIEW_EVERY == 0 or done.step == steps):
+    def judge(step: int) -> Tensor:
+        if step < begin:
+            return 0 * sum(p.sum() for p in critic.parameters())  # pyright: ignore
+        return LOSSES["hinge"].discriminator(critic(pictures(step)), critic(made))  # pyright: ignore
+
+    parts = {"codec": Part(codec if decoder_of is None else codec.decoder, loss, optimizer, lr)}
+    if critic is not None:
+        parts["critic"] = Part(critic, judge, "adamw", CRITIC_LR)
+    shown, step = held if len(held) else train_part, 0
+    for step, *_ in train(parts, steps, config, folder, seed, 100, 0.5, minutes, fresh):
+        if folder is not None and (step % PREVIEW_EVERY == 0 or step == steps):
             preview(codec.eval(), shown, Path(folder) / "preview.png")
-            codec.train()
-    codec.eval()
-    standardize(codec, train_part)
-    if folder is not None:
-        save(codec, Path(folder) / FILE)
+            codec.train(decoder_of is None)
+    codec.eval().requires_grad_(True)
+    if step in (0, steps):  # finished: now, or before
+        if decoder_of is None:
+            standardize(codec, train_part)
+        if folder is not None:
+            save(codec, Path(folder) / FILE)
     return codec
 
 
-def divergence(mean: Float[Tensor, "b *d"], log_var: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
-    """KL(q(z | x) || N(0, 1)) of each latent number, in nats (Kingma & Welling 2014, app. B)."""
-    return (mean.square() + log_var.exp() - 1 - log_var) / 2
+def _new(channels: int, kind: str, latent: int, width: int, blocks: int, levels: int, seed: int) -> Codec:
+    """A codec with fresh weights."""
+    if kind not in KINDS:
+        raise unknown("kind of autoencoder", kind, KINDS)
+    if min(latent, width, blocks, levels) < 1:
+        raise InputError("latent, width, blocks and levels must be at least 1.")
+    spec = {"name": kind, "channels": channels, "width": width, "multiples": [2**i for i in range(levels)]}
+    spec |= {"blocks": blocks} | ({} if kind == "fsq" else {"latent": latent})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, NOISE).initial_seed() % 2**63)
+        codec = nets.build(spec)
+    assert isinstance(codec, Codec)
+    return codec
+
+
+def _critic(channels: int, seed: int) -> PatchDiscriminator:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, NOISE, 1).initial_seed() % 2**63)
+        return PatchDiscriminator(channels, width=32, depth=2)
 
 
 def batches(data: Dataset, n: int | None = None, size: int = 32) -> Iterator[Tensor]:
@@ -135,13 +184,14 @@ def nets_input(data: Dataset, rows: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def standardize(codec: KL, data: Dataset, n: int = 1024) -> None:
+def standardize(codec: Codec, data: Dataset, n: int = 1024) -> None:
     """Measure the latents of up to ``n`` pictures, so that ``encode`` gives each channel mean 0 and variance 1."""
     step = max(len(data) // n, 1)
     rows = [i for i in data.groups[0] if i % step == 0][:n] or data.groups[0][:n]
-    codec.standardize(
-        torch.cat([codec.posterior(nets_input(data, rows[i : i + 32]))[0] for i in range(0, len(rows), 32)])
-    )
+    codec.mean.zero_()
+    codec.std.fill_(1)
+    z = torch.cat([codec.encode(nets_input(data, rows[i : i + 32])) for i in range(0, len(rows), 32)])
+    codec.standardize(z)
 
 
 class Quality(NamedTuple):
@@ -152,7 +202,7 @@ class Quality(NamedTuple):
 
 
 @torch.no_grad()
-def quality(codec: KL, data: Dataset, n: int | None = None) -> Quality:
+def quality(codec: Codec, data: Dataset, n: int | None = None) -> Quality:
     """Measure a codec on pictures, best on some that it never saw."""
     decibels, mine, real = [], 0.0, 0.0
     for x in batches(data, n):
@@ -167,14 +217,21 @@ def _gradients(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def preview(codec: KL, data: Dataset, path: Path, n: int = 8) -> None:
+def use(codec: Discrete, data: Dataset, n: int | None = None) -> float:
+    """The part of the codebook that occurs in the pictures."""
+    seen = torch.cat([codec.codes(x).flatten() for x in batches(data, n)])
+    return len(seen.unique()) / codec.words
+
+
+@torch.no_grad()
+def preview(codec: Codec, data: Dataset, path: Path, n: int = 8) -> None:
     """A sheet: pictures above, what the codec makes of them below."""
     x = nets_input(data, data.groups[0][:: max(len(data.groups[0]) // n, 1)][:n])
     y = codec.decode(codec.encode(x)).clamp(-1, 1)[..., : x.shape[-2], : x.shape[-1]]
     save_png(grid(torch.cat([x, y]), len(x), max(1, 64 // x.shape[-1])), path)
 
 
-def save(codec: KL, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(codec: Codec, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it."""
     kind = next(name for name, known in nets.NETS.items() if type(codec) is known)
     tensors = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in codec.state_dict().items()}
