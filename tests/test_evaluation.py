@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiffusion import metrics
+from fastdiffusion import metrics, nets
+from fastdiffusion.cards import card
+from fastdiffusion.checkpoints import load_tensors
 from fastdiffusion.data import Pictures, cache_folder, digits
+from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.images import to_tensor
+from fastdiffusion.models import Model, load, save
 from fastdiffusion.tasks import evaluation
-from fastdiffusion.tasks.evaluation import measure
+from fastdiffusion.tasks.evaluation import evaluate, measure
+from fastdiffusion.tasks.generation import model_hash
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +93,28 @@ def test_what_cannot_be_measured(half):
     few = Pictures("few", [np.zeros((12, 1, 8, 8), np.uint8)])
     with pytest.raises(InputError, match="twice as many"):
         measure(torch.zeros(12, 1, 8, 8), few)
+
+
+def test_the_numbers_are_noted_in_the_model(half, tmp_path):
+    """They come into the card, they change no picture and no tensor, and a file that is not ours to write is left."""
+    torch.manual_seed(0)
+    net = nets.build({**nets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10})
+    model = Model(Denoiser(net), (1, 8, 8), half[0].classes)
+    save(model, tmp_path / "model.safetensors", dtype=torch.bfloat16)
+    before = load_tensors(tmp_path / "model.safetensors")
+    options = {"n": 20, "steps": 1, "features": half[2], "rounds": 3}
+    evaluate(tmp_path, half[0], note=False, **options)
+    assert load_tensors(tmp_path / "model.safetensors")[0] == before[0]
+    found = evaluate(tmp_path, half[0], **options)
+    config, tensors = load_tensors(tmp_path / "model.safetensors")
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in before[1].items())
+    noted, number = config["info"].pop("metrics"), found.numbers["fd_digits"]
+    assert noted["fd_digits (n=20, 1 calls, scale 1)"] == [number.low, number.value, number.high]
+    assert config == before[0]
+    ready = load(tmp_path)
+    assert "fd\\_digits (n=20, 1 calls, scale 1)" in card(ready)
+    assert model_hash(ready) == model_hash(Model.from_spec(*before))
+    assert evaluate(ready, half[0], **options).numbers == found.numbers
+    (tmp_path / "broken.safetensors").write_bytes(b"no model")
+    with pytest.warns(UserWarning, match="were not noted"):
+        evaluation.remember(found, tmp_path / "broken.safetensors")

@@ -103,6 +103,7 @@ def evaluate(
     schedule: Schedule = None,
     batch_size: BatchSize = 64,
     rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 100,
+    note: Annotated[bool, typer.Option(help="Write the numbers into the model's file, for its card.")] = True,
     out: Out = Path("out/evaluation"),
     device: Device = None,
 ) -> None:

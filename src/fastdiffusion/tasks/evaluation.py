@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..checkpoints import load_tensors, save_tensors, write_json
 from ..data import Dataset, cache_folder
 from ..errors import CheckpointError, InputError
 from ..images import grid, safe_name, save_png, to_tensor, to_uint8
-from ..models import Model
+from ..models import FILE, Model
 from .generation import Samples, loaded, sample
 from .guides import Guide
 
@@ -109,6 +110,7 @@ def evaluate(
     batch_size: int = 64,
     features: nn.Module | None = None,
     rounds: int = 100,
+    note: bool = True,
     device: str | None = None,
 ) -> Report:
     """Make ``n`` pictures and measure them against as many real ones, classes in the real ones' proportions.
@@ -127,10 +129,12 @@ def evaluate(
         features: A net from [-1, 1] pictures to features; by default a classifier that is trained on the data the
             first time (2 minutes for Fashion-MNIST on 2 cores) and kept in the cache.
         rounds: Of the bootstrap.
+        note: Write the numbers into the model's file, for its card; its pictures stay the same.
         device: See ``sample``.
     """
-    model = loaded(model, device)
-    data = datasets.load(data, size=model.shape[1] if model.shape[1] == model.shape[2] else None)
+    file, model = model, loaded(model, device)
+    _, height, width = model.picture
+    data = datasets.load(data, size=height if height == width else None)
     n = _count(n, data)
     labels = data_labels = None
     if model.classes and model.classes == tuple(data.classes):
@@ -139,7 +143,30 @@ def evaluate(
     made = sample(model, n=n, classes=data_labels, batch_size=batch_size, **sampling)
     if data_labels is not None:
         labels = [data.classes.index(name) if name else -1 for name in made.labels]
-    return measure(made.images, data, labels, features, seed, rounds, made)
+    report = measure(made.images, data, labels, features, seed, rounds, made)
+    if note and not isinstance(file, Model):
+        remember(report, Path(file))
+    return report
+
+
+def remember(report: Report, path: Path) -> None:
+    """Write a report's numbers into a model's file (or its run's folder), where ``cards.card`` finds them.
+
+    A file that cannot be written is left as it is, with a warning: the report is what was asked for.
+    """
+    path = path / FILE if path.is_dir() else path
+    if not path.is_file():  # one that ships with the package
+        return
+    made = report.samples
+    how = "" if made is None else ", {steps} calls, scale {scale:g}".format(**made.recipe["parameters"])
+    numbers = {f"{name} (n={report.n:,}{how})": [x.low, x.value, x.high] for name, x in report.numbers.items()}
+    try:
+        config, tensors = load_tensors(path)
+        info = config.get("info", {})
+        config["info"] = {**info, "metrics": {**info.get("metrics", {}), **numbers}}
+        save_tensors(path, tensors, config)
+    except CheckpointError as error:
+        warnings.warn(f"The numbers were not noted in the model. {error}", stacklevel=3)
 
 
 def measure(
