@@ -15,7 +15,8 @@ import fastdiffusion
 from fastdiffusion import cli, learner
 from fastdiffusion.data import ImageFolder
 from fastdiffusion.fitting import fit_sampler
-from fastdiffusion.tasks import autoencoders, (
+from fastdiffusion.tasks import (
+    autoencoders,
     classifiers,
     clip,
     cold,
