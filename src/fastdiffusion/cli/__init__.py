@@ -50,6 +50,7 @@ def program() -> NoReturn:
     Taking a large Python process apart costs seconds on a busy machine, and a run that was told to stop has saved by
     then. Nothing is skipped that was registered to happen at the end.
     """
+    keep_memory()
     code = main()
     threads = [thread for thread in threading.enumerate() if not thread.daemon]
     if len(threads) > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:  # somebody is still at work
@@ -59,6 +60,20 @@ def program() -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
+
+
+def keep_memory() -> None:
+    """Have glibc keep the memory of large tensors for the next ones, instead of mapping it anew for each.
+
+    A training step's tensors are the next one's: 12 % faster at the same peak (bench/memory.py).
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # musl has none
+        mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, at its highest
 
 
 def _print_version(wanted: bool) -> None:
