@@ -1,5 +1,7 @@
 """Style transfer: exact at strength 0, monotone in between, the same in tiles as in one piece."""
 
+import itertools
+
 import pytest
 import torch
 from PIL import Image
@@ -40,7 +42,7 @@ def test_strength_0_is_the_input_and_the_rest_is_monotone():
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
         *_, last = stylize_steps(CONTENT, STYLE, strength, steps=12, net=small_net)
         away.append(float(style_distance(last.image[None], STYLE[None], small_net)))
-    assert all(b < a for a, b in zip(away, away[1:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(away))
     assert away[-1] < 0.5 * away[0]
 
 

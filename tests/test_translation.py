@@ -1,4 +1,4 @@
-"""Translation: what is learned from, resuming bit for bit, answers by seed, and oracles for the ways without training."""
+"""Translation: what is learned from, resuming bit for bit, answers by seed, oracles for the ways without training."""
 
 import pytest
 import torch
@@ -195,7 +195,7 @@ def test_bad_input(tmp_path):
         translation.load(tmp_path / "x.safetensors")
 
 
-# ---- without training: two Gaussians, whose flow is known -------------------------------------------------------------
+# ---- without training: two Gaussians, whose flow is known ------------------------------------------------------
 
 
 def normal(mean, std=0.4):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from .. import losses, noise, processes, samplers, schedules
 from ..data import Dataset
 from ..errors import InputError
+from ..guidance import cfg
 from ..images import to_pil
 from ..models import Model
 from ..nets.adversarial import LOSSES, PatchDiscriminator, Pool, r1
@@ -289,6 +290,7 @@ def sdedit(
     cond: Cond | None = None,
     steps: int = 20,
     seeds: Sequence[int] | None = None,
+    scale: float = 1.0,
 ) -> Tensor:
     """Noise on the source, and the model takes it away as it sees fit (Meng et al. 2022, arXiv:2108.01073).
 
@@ -300,6 +302,7 @@ def sdedit(
         cond: Of what kind it is to be.
         steps: Calls, all of them below that noise.
         seeds: One per picture.
+        scale: Classifier-free guidance towards ``cond``; 1 is off.
     """
     if not 0 <= strength <= 1:
         raise InputError(f"strength must be from 0 to 1, got {strength:g}. Try 0.5.")
@@ -308,7 +311,8 @@ def sdedit(
         return source.clone()
     sigmas = schedules.exponential(steps, model.sigma_min, high)
     x = source + high * noise.initial(list(seeds or range(len(source))), source.shape[1:])
-    return samplers.final(samplers.run(model.denoise, x, samplers.table("dpmpp_2m", sigmas), cond)).clamp(-1, 1)
+    guided = cfg(model.denoise, scale)
+    return samplers.final(samplers.run(guided, x, samplers.table("dpmpp_2m", sigmas), cond)).clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -320,11 +324,13 @@ def dual(
     target_cond: Cond | None = None,
     steps: int = 40,
     strength: float = 1.0,
+    scale: float = 1.0,
 ) -> Tensor:
     """Up one model's probability flow, down the other's: no noise is drawn, and the way back is the same way.
 
     Dual diffusion implicit bridges (Su et al. 2023, arXiv:2203.08382, algorithm 1). One model with two conditions, its
-    classes for example, serves as well. ``strength`` below 1 turns round earlier, as in :func:`sdedit`.
+    classes for example, serves as well. ``strength`` below 1 turns round earlier, as in :func:`sdedit`. ``scale`` is
+    classifier-free guidance, both up and down: further away from the source's kind, and further into the target's.
     """
     if not 0 < strength <= 1:
         raise InputError(f"strength must be above 0 and at most 1, got {strength:g}. Try 0.8.")
@@ -332,9 +338,9 @@ def dual(
     high = min(source_model.sigma_max, target_model.sigma_max)
     high = min(high, source_model.denoiser.sigma_data * math.tan(strength * math.pi / 2) if strength < 1 else high)
     sigmas = schedules.exponential(steps, low, high)
-    x = flow_up(source_model.denoise, source, sigmas, source_cond)
-    table = samplers.table("dpmpp_2m", sigmas)
-    return samplers.final(samplers.run(target_model.denoise, x, table, target_cond)).clamp(-1, 1)
+    here, there = (cfg(model.denoise, scale) for model in (source_model, target_model))
+    x = flow_up(here, source, sigmas, source_cond)
+    return samplers.final(samplers.run(there, x, samplers.table("dpmpp_2m", sigmas), target_cond)).clamp(-1, 1)
 
 
 def flow_up(denoise: Callable[..., Tensor], x: Tensor, sigmas: Tensor, cond: Cond | None = None) -> Tensor:

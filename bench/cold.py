@@ -1,0 +1,88 @@
+"""Diffusion along blur and other corruptions: is it worth to ask more than once?
+
+Held-out pictures are degraded to a process's highest level and restored, in one call and in several. ``fd`` is the
+Frechet distance from other real pictures in the features of a classifier of the data, which no net here was trained
+against; beside it stand the degraded pictures themselves, and the floor: real pictures of the same number. ``psnr`` is
+nearness to the very picture that was degraded, which favors the blurred mean of all answers, and so one call.
+
+    python bench/cold.py [--data digits] [--size 8] [--steps 600] [--processes heat "pixelate 4"] [--out out/bench]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdiffusion import data as datasets
+from fastdiffusion import metrics, noise
+from fastdiffusion.images import grid, safe_name, to_tensor
+from fastdiffusion.tasks import cold
+
+PROCESSES = ("gaussian", "blur_noise", "heat", "soft", "pixelate 4", "blur 2", "fade 0.95")
+HELD = 0.3
+
+
+def mean(values: Tensor) -> str:
+    low, high = metrics.interval(lambda v: float(v.mean()), values)
+    return f"{float(values.mean()):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def psnr(x: Tensor, y: Tensor) -> Tensor:
+    return -10 * (((x.clamp(-1, 1) - y) / 2) ** 2).flatten(1).mean(1).clamp(min=1e-8).log10()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="digits")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--net", default="unet-tiny")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--calls", type=int, nargs="+", default=[1, 4, 16, 50])
+    parser.add_argument("--processes", nargs="+", default=list(PROCESSES))
+    parser.add_argument("-n", type=int, default=500)
+    parser.add_argument("--runs", type=Path, default=Path("runs/cold"))
+    parser.add_argument("--out", type=Path, default=Path("out/bench"))
+    given = parser.parse_args()
+    data = datasets.load(given.data, given.size)
+    learned, held = data.split(HELD, 0)
+    x0 = to_tensor(metrics.pictures(held, metrics.choose(held, min(given.n, len(held))))[0])
+    judge = metrics.classifier(data)
+    other = metrics.pictures(learned, metrics.choose(learned, len(x0)))[0]
+    real = metrics.features(judge, other)
+
+    def fd(x: Tensor) -> float:
+        return metrics.frechet(real, metrics.features(judge, x.clamp(-1, 1)))
+
+    result: dict = {"floor": round(fd(x0), 3)}
+    print(f"{len(x0)} held-out pictures of {data.name}; fd of as many real ones: {result['floor']}")
+    sheet = [x0[:12]]
+    for name in given.processes:
+        folder = given.runs / f"{safe_name(given.data)}-{safe_name(name)}"
+        begun = time.process_time()
+        net = cold.train_cold(data, name, given.steps, given.net, holdout=HELD, folder=folder)
+        seconds = time.process_time() - begun
+        start = net.process.degrade(x0, 1.0, noise.initial(range(len(x0)), x0.shape[1:]))
+        row: dict = {"training": round(seconds), "input": {"fd": round(fd(start), 2), "psnr": mean(psnr(start, x0))}}
+        sheet.append(start[:12].clamp(-1, 1))
+        for calls in given.calls:
+            eta = 1.0 if name in ("gaussian", "blur_noise") else 0.0
+            made = cold.restore(net, start, calls, eta=eta, seeds=range(len(x0)))
+            row[f"{calls} calls"] = {"fd": round(fd(made), 2), "psnr": mean(psnr(made, x0))}
+            if calls in (1, max(given.calls)):
+                sheet.append(made[:12])
+        one, many = (f"{c} calls" for c in (1, max(given.calls)))
+        print(f"{name:12}", json.dumps(row), "n-step wins" if row[many]["fd"] < row[one]["fd"] else "", flush=True)
+        result[name] = row
+    given.out.mkdir(parents=True, exist_ok=True)
+    zoom = max(1, 40 // x0.shape[-1])
+    grid(torch.cat(sheet), 12, zoom).save(given.out / f"cold-{safe_name(given.data)}.png")
+    (given.out / f"cold-{safe_name(given.data)}.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
