@@ -9,15 +9,18 @@ import torch
 import torch.nn.functional as F
 
 import fastdiffusion
-from fastdiffusion import guidance
+from fastdiffusion import guidance, nets
 from fastdiffusion.checkpoints import Folder
 from fastdiffusion.cli import main
 from fastdiffusion.data import Pictures
+from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.images import save_png, to_tensor
+from fastdiffusion.models import Model
 from fastdiffusion.nets.clip import CLEAN, Clip, cloob, infonce, matches
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks import clip as clips
+from fastdiffusion.tasks import guides
 from fastdiffusion.tasks import prior as priors
 from fastdiffusion.tasks.judging import recall_at_1
 
@@ -265,6 +268,7 @@ def test_its_gradient_raises_its_own_verdict(noisy):
     assert (verdict(x, sigma) < 0).all()
     each = matches(noisy, NAMES[:6], NAMES)(x, sigma)
     torch.testing.assert_close(each[2], matches(noisy, NAMES[2:3], NAMES)(x, sigma)[2])
+    torch.testing.assert_close(each, matches(noisy, noisy.read(NAMES[:6]), NAMES)(x, sigma))
 
 
 def test_latents_have_an_encoder_too(clip, data):
@@ -281,6 +285,29 @@ def test_latents_have_an_encoder_too(clip, data):
     x = F.pixel_unshuffle(to_tensor(fresh.images), 2)
     found = recall_at_1(made, x, fresh.captions, among=len(NAMES), pool=NAMES)
     assert made.see(x, torch.ones(48)).shape == (48, clip.dim) and found.value > 0.25  # chance is 1 / 12
+
+
+def test_words_guide_a_model_that_was_told_none(clip, noisy, tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        spec = {**nets.PRESETS["unet-tiny"], "in_channels": 3, "out_channels": 3}
+        model = Model(Denoiser(nets.build(spec)), (3, 16, 16))
+    x, sigma = torch.randn(4, 3, 16, 16, generator=generator(11)), torch.full((4,), 2.0)
+    for name, encoder in (("noisy", noisy), ("clean", clip)):
+        clips.save(encoder, tmp_path / f"{name}.safetensors")
+        guide = f"clip {tmp_path}/{name}.safetensors 'red square' scale=0.5"
+        guided, said = guides.read(guide, guides.Setting(model, model.shape))
+        verdict = matches(encoder, ["red square"])
+        by_hand = (
+            guidance.classifier(model.denoise, verdict, 0.5)
+            if encoder.noisy
+            else guidance.steer(model.denoise, lambda x0, verdict=verdict: -verdict(x0), 0.5)
+        )
+        torch.testing.assert_close(guided(model.denoise)(x, sigma), by_hand(x, sigma))
+        assert said is not None and said.startswith(f"clip {name}.safetensors@") and said.endswith("scale=0.5")
+    gray = Model(Denoiser(nets.build({**spec, "in_channels": 1, "out_channels": 1})), (1, 16, 16))
+    with pytest.raises(InputError, match="reads other pictures"):
+        guides.read(guide, guides.Setting(gray, gray.shape))
 
 
 # ---- the prior --------------------------------------------------------------------------------------------------

@@ -238,6 +238,14 @@ def test_one_plain_prompt_is_classifier_free_guidance():
     assert torch.equal(made.guide(linear)(X, SIGMA), linear(X, SIGMA, told))
 
 
+def test_an_empty_prompt_says_nothing():
+    nothing = encode([""]).pooled
+    made = compiled(["", "a cat"], negative="bad").guide(linear, 2.0)(X, SIGMA)
+    bad = cond_of("bad").pooled
+    wanted = torch.stack([2 * t.sum() - bad.sum() for t in (nothing, encode(["a cat"]).pooled)])
+    torch.testing.assert_close(made, wanted[:, None].expand(2, 3))
+
+
 def test_prompts_joined_by_and_are_composed():
     made = compiled("a cat AND a dog:0.5").guide(linear, 2.0)(X[:1], SIGMA[:1])
     by_hand = guidance.compose(linear, [encode(["a cat"]), encode(["a dog"])], [2.0, 1.0])(X[:1], SIGMA[:1])

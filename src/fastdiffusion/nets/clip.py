@@ -58,6 +58,7 @@ class Clip(nn.Module):
         side: Pixels that the pictures are looked at; others are resized. 0 takes them (latents) as they come.
         known: Captions that it was taught, some hundreds, as a measure for others.
         loss: A name in ``LOSSES``: what it was trained with.
+        noisy: Whether it was trained on noisy pictures (or latents).
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Clip(nn.Module):
         side: int = 64,
         known: Sequence[str] = (),
         loss: str = "infonce",
+        noisy: bool = False,
     ):
         super().__init__()
         self.config: dict[str, Any] = {
@@ -75,7 +77,9 @@ class Clip(nn.Module):
             "side": side,
             "known": list(known),
             "loss": loss,
+            "noisy": noisy,
         }
+        self.noisy = noisy
         self.side, self.known = side, tuple(known)
         self.image, self.text = ImageEncoder(**image), TextEncoder(**text)
         self.project = nn.Linear(self.text.width, self.image.config["dim"], bias=False)
@@ -99,7 +103,7 @@ class Clip(nn.Module):
 
 
 def matches(
-    clip: Clip, words: Sequence[str], others: Sequence[str] | None = None
+    clip: Clip, words: Sequence[str] | Tensor, others: Sequence[str] | None = None
 ) -> Callable[..., Float[Tensor, " b"]]:
     """log p(words | x; sigma) among ``words`` and ``others``: what guidance takes.
 
@@ -108,11 +112,11 @@ def matches(
 
     Args:
         clip: An encoder that reads what the denoiser works on.
-        words: One text for all images, or one for each.
+        words: One text for all images, or one for each; or unit vectors, of pictures or from the prior.
         others: What it is to be told from; by default what the encoder knows.
     """
     with torch.no_grad():
-        said = clip.read(words)
+        said = words if isinstance(words, Tensor) else clip.read(words)
         rest = clip.read(clip.known if others is None else others)
 
     def log_prob(x: Tensor, sigma: Tensor | None = None, cond: Cond | None = None) -> Tensor:

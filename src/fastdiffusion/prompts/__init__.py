@@ -13,8 +13,8 @@
 
 Weights act on token states, as z' = m + w (z - m) with m the mean of the prompt's states: what a word says beyond what
 all of them say. 0 leaves a token that says nothing of its own, 1 changes no bit. (AUTOMATIC1111's rule, w z rescaled so
-that the mean over all numbers is kept, divides by a mean that a layer norm brings close to 0.) The pooled vector moves by
-w - 1 times what the words add to it, measured by leaving them out.
+that the mean over all numbers is kept, divides by a mean that a layer norm brings close to 0.) The pooled vector moves
+by w - 1 times what the words add to it, measured by leaving them out.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from .. import guidance
 from ..errors import InputError
 from ..guidance import Guided
 from ..types import Cond, Denoise
-from .language import Line, at, moments, parse
+from .language import Line, Part, Prompt, at, moments, parse
 
 Encode = Callable[[list[str]], Any]  # texts to a Cond with one row each: emb, mask and pooled, whichever it has
 Spans = Callable[[str], Sequence[tuple[int, int]]]  # of each token's letters in a text; empty for marks of start, end
@@ -79,7 +79,7 @@ def compile(
     """Prompts, one for each picture, as conditions for each call of a run.
 
     Args:
-        prompts: Choices already made (:func:`choose`).
+        prompts: Choices already made (:func:`choose`); "" says nothing.
         encode: The model's text encoder.
         sigmas: Noise level of each call, in order.
         negative: What to guide away from; weights and BREAK are understood, the rest is refused.
@@ -90,7 +90,7 @@ def compile(
     Raises:
         InputError: A prompt that cannot be read, or that says what this encoder cannot do.
     """
-    read = [parse(text) for text in prompts]
+    read = [parse(text) if text.strip() else Prompt((Part(((),)),)) for text in prompts]
     without = parse(negative) if negative.strip() else None
     if without and (len(without.parts) > 1 or moments(without, 12) != [0]):
         raise InputError("A negative prompt takes weights and BREAK, but neither AND nor changes during the run.")

@@ -199,7 +199,7 @@ def train_noisy(
         image["sigma_data"] = round(float(some.std()), 4)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 2).initial_seed() % 2**63)
-        made = Clip(image, clip.config["text"], 0 if latent else clip.side, clip.known, clip.config["loss"])
+        made = Clip(image, clip.config["text"], 0 if latent else clip.side, clip.known, clip.config["loss"], True)
     own = {k: v for k, v in clip.state_dict().items() if not (latent and k.startswith("image."))}
     made.load_state_dict({**made.state_dict(), **own})
     made.requires_grad_(False).image.requires_grad_(True)

@@ -26,8 +26,10 @@ from ..errors import InputError, unknown
 from ..guidance import Guided, Interval
 from ..models import Model
 from ..nets.classifier import Classifier, middle
+from ..nets.clip import matches
 from ..types import Cond, Denoise
 from . import classifiers, files
+from . import clip as clips
 
 Guide = str | Callable[[Denoise], Denoise]
 FUNCTION = "function"  # how a recipe calls a guide that was a Python function
@@ -105,6 +107,26 @@ def _classifier(word: str, at: Setting) -> Classifier:
     return net.to(at.model.device).requires_grad_(False)
 
 
+def _text(word: str, at: Setting) -> str:
+    return word
+
+
+def _clip(word: str, at: Setting) -> Callable[..., Guided]:
+    """How an encoder of ``train-clip`` guides this model: a noisy one on what the denoiser sees, others on its x0."""
+    net, codec = clips.load(at.file(word)).to(at.model.device), at.model.codec
+    channels = at.model.shape[0] if net.noisy else at.model.picture[0]
+    if net.image.config["net"]["in_channels"] != channels:
+        raise InputError(f"{word!r} reads other pictures than this model makes. Train one on the same data or latents.")
+
+    def by(denoise: Denoise, words: str, scale: float, **options: Any) -> Guided:
+        verdict = matches(net, [words])
+        if net.noisy:
+            return guidance.classifier(denoise, verdict, scale, **options)
+        return guidance.steer(denoise, lambda x0: -verdict(x0 if codec is None else codec.decode(x0)), scale, **options)  # pyright: ignore[reportCallIssue]
+
+    return by
+
+
 # ---- the vocabulary -----------------------------------------------------------------------------------------------
 
 
@@ -114,6 +136,10 @@ def _negative(denoise: Denoise, uncond: Cond | None, scale: float, **options: An
 
 def _by_classifier(denoise: Denoise, net: Classifier, scale: float = 1.0, **options: Any) -> Guided:
     return guidance.classifier(denoise, net.log_prob, scale, **options)
+
+
+def _by_words(denoise: Denoise, by: Callable[..., Guided], words: str, scale: float = 1.0, **options: Any) -> Guided:
+    return by(denoise, words, scale, **options)
 
 
 Reader = Callable[[str, Setting], Any]
@@ -145,6 +171,7 @@ GUIDES: dict[str, Entry] = {
     "autoguidance": Entry(guidance.autoguidance, {"model": _model}, _SCALE, "autoguidance weak.safetensors scale=2"),
     "classifier": Entry(_by_classifier, {"file": _classifier}, _SCALE, "classifier classifier.safetensors scale=2"),
     "middle": Entry(middle, {"file": _classifier}, _SCALE, "middle reader.safetensors scale=2"),
+    "clip": Entry(_by_words, {"file": _clip, "words": _text}, _SCALE, "clip noisy.safetensors 'a red car' scale=2"),
     "inpaint": Entry(guidance.inpaint, {"picture": _picture, "mask": _mask}, {}, "inpaint photo.png mask.png"),
 }
 
