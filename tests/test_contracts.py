@@ -23,10 +23,12 @@ from fastdiffusion.tasks import (
     demo,
     evaluation,
     generation,
+    restoration,
     sharing,
     study,
     stylization,
     translation,
+    watermarks,
 )
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
@@ -76,10 +78,12 @@ def test_import_brings_nothing_heavy():
 
 
 FLAGS = {  # command -> the function whose parameters its flags are, and the flags that only the command line has
-    "train": ([learner.Learner, learner.Learner.fit, ImageFolder], {"procs"}),
+    "train": ([learner.Learner, learner.Learner.fit, ImageFolder], {"procs", "given"}),
     "sample": ([generation.sample], {"out", "format", "metadata", "sidecar"}),
     "again": ([generation.again], {"out"}),
     "evaluate": ([evaluation.evaluate], {"out"}),
+    "restore": ([restoration.restore], {"out", "compare", "metadata"}),
+    "unmark": ([watermarks.unmark], {"out"}),
     "scan": ([ImageFolder], set()),
     "fit": ([fit_sampler], {"device"}),
     "demo": ([demo.demo], set()),

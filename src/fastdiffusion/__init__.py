@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .tasks.clip import score, search
     from .tasks.evaluation import Report, evaluate, measure
     from .tasks.generation import Samples, again, sample, sample_steps
+    from .tasks.restoration import Restored, restore
     from .tasks.sharing import export
     from .tasks.study import study
 
@@ -29,12 +30,14 @@ __all__ = [
     "Learner",
     "Model",
     "Report",
+    "Restored",
     "Samples",
     "again",
     "evaluate",
     "export",
     "load",
     "measure",
+    "restore",
     "sample",
     "sample_steps",
     "save",
@@ -51,6 +54,7 @@ _ROOMS = {
     "tasks.clip": ["score", "search"],
     "tasks.evaluation": ["Report", "evaluate", "measure"],
     "tasks.generation": ["Samples", "again", "sample", "sample_steps"],
+    "tasks.restoration": ["Restored", "restore"],
     "tasks.sharing": ["export"],
     "tasks.study": ["study"],
 }

@@ -48,7 +48,7 @@ def _dot(a: Tensor, b: Tensor) -> Float[Tensor, "b 1 1 1"]:
 
 
 def solve(
-    apply: Callable[[Tensor], Tensor], right: Tensor, steps: int = 30, tolerance: float = 1e-5
+    apply: Callable[[Tensor], Tensor], right: Tensor, steps: int = 20, tolerance: float = 1e-3
 ) -> Float[Tensor, "b o p q"]:
     """Conjugate gradients for a symmetric positive ``apply``, image by image."""
     z, r = torch.zeros_like(right), right

@@ -38,13 +38,19 @@ def places(length: int, tile: int, overlap: int, step: int) -> list[int]:
     return [*starts, -(-(length - tile) // step) * step]
 
 
-def ramp(length: int, before: int, after: int) -> Float[Tensor, " n"]:
+def rise(overlap: int, halo: int) -> Float[Tensor, " n"]:
+    """From 0 to 1 over an overlap, whose outer ``halo`` pixels are not trusted on either side."""
+    halo = min(halo, (overlap - 1) // 2)
+    return ((torch.arange(overlap) - halo + 0.5) / (overlap - 2 * halo)).clamp(0, 1)
+
+
+def ramp(length: int, before: int, after: int, halo: int) -> Float[Tensor, " n"]:
     """A tile's weight along an axis: rising over ``before`` pixels, falling over ``after``, else 1."""
     weight = torch.ones(length)
     if before:
-        weight[:before] = (torch.arange(before) + 0.5) / before
+        weight[:before] = rise(before, halo)
     if after:
-        weight[length - after :] *= (after - torch.arange(after) - 0.5) / after
+        weight[length - after :] *= rise(after, halo).flip(0)
     return weight
 
 
@@ -61,6 +67,7 @@ def tiled(
     overlap: int = 64,
     step: int = 1,
     scale: int = 1,
+    halo: int = 0,
 ) -> Iterator[tuple[int, Float[Tensor, "n c p q"]]]:
     """Work on every tile and yield finished strips of the whole: (row where the strip begins, its pixels).
 
@@ -72,6 +79,7 @@ def tiled(
         overlap: Pixels that neighbours share, over which one fades into the other.
         step: Tiles begin at multiples of this (a grid that the work depends on, such as JPEG's).
         scale: Of the output.
+        halo: Pixels at a tile's inner borders that are not used, because the work does not see beyond the tile.
     """
     tops, lefts = places(height, tile, overlap, step), places(width, tile, overlap, step)
     pending: Tensor | None = None  # the part of the rows so far that the next row will still change
@@ -85,15 +93,14 @@ def tiled(
                 strip = done.new_zeros(*done.shape[:2], (bottom - top) * scale, width * scale)
             before = min(lefts[j - 1] + tile, width) - left if j else 0
             after = right - lefts[j + 1] if j + 1 < len(lefts) else 0
-            weight = ramp((right - left) * scale, before * scale, after * scale)
+            weight = ramp((right - left) * scale, before * scale, after * scale, halo * scale)
             strip[..., left * scale : right * scale] += done * weight
             total[..., left * scale : right * scale] += weight
         assert strip is not None
-        strip = strip / total
+        strip = strip / total.clamp(min=1e-6)
         if pending is not None:
             shared = pending.shape[2]
-            fade = ramp(shared, shared, 0)[:, None]
-            strip[:, :, :shared] = torch.lerp(pending, strip[:, :, :shared], fade)
+            strip[:, :, :shared] = torch.lerp(pending, strip[:, :, :shared], rise(shared, halo * scale)[:, None])
         final = (tops[i + 1] if i + 1 < len(tops) else bottom) - top
         pending = strip[:, :, final * scale :].clone()
         yield top * scale, strip[:, :, : final * scale]

@@ -40,6 +40,10 @@ def train(
     weight: Annotated[str, typer.Option(help="Of the loss: edm, min_snr, p2, ...")] = "edm",
     text: Annotated[bool, typer.Option("--text", help="Read the captions, and take words when sampling.")] = False,
     codec: Annotated[Path | None, typer.Option(help="An autoencoder's file: train in its latents.")] = None,
+    restore: Annotated[
+        str | None, typer.Option(help='Learn to undo this, e.g. "blur 0.5..3, jpeg 10..60", from DATA\'s photographs.')
+    ] = None,
+    given: Annotated[Path | None, typer.Option(help="Inputs of the same names as DATA's answers: learn pairs.")] = None,
     self_condition: Annotated[bool, typer.Option(help="Also tell the net its own estimate.")] = False,
     holdout: Annotated[float, typer.Option(help="Part of the data kept for the validation loss.")] = 0.05,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: measured.")] = "auto",
@@ -53,7 +57,7 @@ def train(
 
     The same command goes on where the last one stopped, bit for bit.
     """
-    given = dict(locals())
+    said = dict(locals())
     if procs > 1:
         from ..distributed import launch, rank_and_world
 
@@ -63,15 +67,28 @@ def train(
     from ..images import safe_name
     from ..learner import Learner
 
-    pictures = datasets.load(data, size)
+    if given is not None:
+        pictures: datasets.Dataset = datasets.Pairs(given, data, size or 64)
+    elif restore is not None and Path(data).is_dir():
+        pictures = datasets.Crops(data, size or 64)
+    else:
+        pictures = datasets.load(data, size)
     if pictures.report is not None:
         print(pictures.report, file=sys.stderr)
-    budget = {key: given.pop(key) for key in ("minutes", "steps", "fresh")}
-    keywords = {key: value for key, value in given.items() if key not in ("data", "size", "procs", "folder")}
+    budget = {key: said.pop(key) for key in ("minutes", "steps", "fresh")}
+    keywords = {key: value for key, value in said.items() if key not in ("data", "size", "procs", "folder", "given")}
+    restores = restore is not None or given is not None
+    if restores and net == "unet-small":  # the usual one looks at the whole picture, which a restorer never has
+        keywords["net"] = "restorer"
     keywords["augment"] = tuple(name.strip() for name in augment.split(",") if name.strip())
     folder = folder or Path("runs") / safe_name(pictures.name)
     Learner(pictures, folder=folder, **keywords).fit(**budget)
-    print(f"Next: fastdiffusion sample {folder} -n 16 --out out")
+    after = (
+        f"restore photo.jpg --by '{restore or 'pairs'}' --model {folder}"
+        if restores
+        else f"sample {folder} -n 16 --out out"
+    )
+    print(f"Next: fastdiffusion {after}")
 
 
 @app.command()

@@ -29,15 +29,16 @@ def mirror(x: Tensor, before: int, after: int, dim: int) -> Tensor:
 
 
 def convolve(x: Float[Tensor, "b c h w"], kernel: Float[Tensor, "b k m"]) -> Float[Tensor, "b c h w"]:
-    """Each picture with its own kernel (odd sides, centred)."""
+    """Each picture with its own kernel (odd sides, centred); by Fourier transforms where the kernel is large."""
     (b, c, _, _), (k, m) = x.shape, kernel.shape[1:]
-    padded = mirror(mirror(x, k // 2, k // 2, 2), m // 2, m // 2, 3)
-    flipped = kernel.to(x).flip(1, 2)[:, None]
-    if c == 1:
-        return F.conv2d(padded.transpose(0, 1), flipped, groups=b).transpose(0, 1)
-    return F.conv2d(padded.reshape(1, b * c, *padded.shape[2:]), flipped.repeat_interleave(c, 0), groups=b * c).reshape(
-        x.shape
-    )
+    padded, kernel = mirror(mirror(x, k // 2, k // 2, 2), m // 2, m // 2, 3), kernel.to(x)
+    if min(k, m) > 3:
+        size = padded.shape[2:]
+        spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, size)[:, None]
+        return torch.fft.irfft2(spectrum, size)[..., k - 1 :, m - 1 :]
+    flipped = kernel.flip(1, 2)[:, None].repeat_interleave(c, 0)
+    folded = padded.reshape(1, b * c, *padded.shape[2:])
+    return F.conv2d(folded, flipped, groups=b * c).reshape(x.shape)
 
 
 def taps(sigma: Float[Tensor, " b"], radius: int) -> Float[Tensor, "b k"]:

@@ -24,7 +24,18 @@ def mask(draw: Draw, shape: Shape, part: Tensor | str) -> Operator:
     def mean(x: Tensor) -> Tensor:
         return x * (1 - hole.to(x))
 
-    return Operator(shape, shape, mean, inverse=mean)
+    return Operator(shape, shape, mean, inverse=mean, lift=lambda y: filled(y, 1 - hole.to(y)))
+
+
+def filled(x: Float[Tensor, "b c h w"], known: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:
+    """Holes filled smoothly from around, coarse to fine (pull-push, Gortler et al. 1996); grey if all is a hole."""
+    if bool((known > 0).all()) or min(x.shape[2:]) < 2:
+        return x * known
+    weight = F.avg_pool2d(known, 2, ceil_mode=True, count_include_pad=False)
+    coarse = F.avg_pool2d(x * known, 2, ceil_mode=True, count_include_pad=False) / weight.clamp(min=1e-6)
+    coarse = filled(coarse, (weight > 0).to(x))
+    smooth = F.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)
+    return torch.where(known > 0, x, smooth)
 
 
 def read_mask(file: str | Tensor, shape: Shape) -> Float[Tensor, "1 1 h w"]:

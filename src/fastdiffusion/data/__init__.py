@@ -13,20 +13,24 @@ from typing import Any
 from ..errors import InputError, unknown
 from . import augment
 from .cache import cache_folder
+from .crops import Crops
 from .dataset import Batch, Dataset, Pictures, Subset, measure_sigma_data
 from .digits import digits
 from .emoji import emoji
 from .fashion_mnist import fashion_mnist
 from .folders import ImageFolder, scan
 from .hub import hub
+from .pairs import Pairs
 from .scan import Scan
 from .scenes import scenes
 
 __all__ = [
     "DATASETS",
     "Batch",
+    "Crops",
     "Dataset",
     "ImageFolder",
+    "Pairs",
     "Pictures",
     "Scan",
     "Subset",

@@ -46,6 +46,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "name": "unet", "width": 48, "multiples": [1, 2, 3], "blocks": [1, 1, 1], "attention": [1, 2], "updown": False,
         "head": 48,
     },
+    # 1.8 M, 49: restores tiles of any size, because what it makes of a pixel hangs on the pixels around it alone
+    "restorer": {
+        "name": "unet", "patch": 2, "refine": 16, "width": 32, "multiples": [1, 2, 3], "blocks": [1, 1, 1],
+        "attention": [], "updown": False, "local": True,
+    },
     # 0.7 M, 8
     "dit-tiny": {"name": "dit", "patch": 2, "refine": 8, "width": 96, "depth": 4, "head": 32},
     # 2.1 M, 99: 64 tokens

@@ -1,0 +1,104 @@
+"""Pairs of pictures: what is given, and what shall come of it. Two folders with the same names, or one cut in half."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from .. import images
+from ..errors import DataError, unknown
+from .cache import decode_once
+from .dataset import Batch, Pictures, digest
+from .folders import CHANNELS, checked_folder, checked_size, fit
+from .scan import Fact, File, Scan, Skipped, find, look
+
+_VERSION = 1  # of the decoding below: a change of what it makes must not meet an old cache
+
+
+class Pairs(Pictures):
+    """Pictures with, for each, the picture that it is to be made from (``Batch.given``).
+
+    A :class:`~fastdiffusion.Learner` on pairs trains a model that works from the given picture: any restoration or
+    translation of which there are examples.
+
+    Args:
+        given: The folder of inputs; or of pictures that hold input and answer side by side, input on the left.
+        answers: The folder of answers, under the same names (the endings may differ).
+        size: Both are brought to squares of this side.
+        mode: "RGB" or "L".
+
+    Raises:
+        DataError: no folder, or no pair in it; what has no partner is skipped, see ``report``.
+    """
+
+    def __init__(
+        self,
+        given: str | os.PathLike[str],
+        answers: str | os.PathLike[str] | None = None,
+        size: int = 64,
+        mode: str = "RGB",
+    ):
+        if mode not in ("L", "RGB"):
+            raise unknown("mode option", mode, ["L", "RGB"])
+        size = checked_size(size)
+        roots = [checked_folder(folder) for folder in (given, answers) if folder is not None]
+        found = [find(root) for root in roots]
+        options = [_VERSION, size, CHANNELS[mode], len(roots)]
+        key = digest(*(files for files, _, _ in found))
+        family = digest("pairs", *(str(root.resolve()) for root in roots), options)
+        decoded = decode_once(family, key, _decode(roots, [files for files, _, _ in found], size, mode))
+        rows = [row for rows in decoded.facts for row in rows]
+        facts = tuple(Fact(**row) for row in rows)
+        skipped = sorted([*(skip for _, some, _ in found for skip in some), *(Skipped(**s) for s in decoded.skipped)])
+        report = Scan(roots[-1].resolve().name, facts, tuple(skipped), sum(len(others) for *_, others in found))
+        if not facts:
+            raise DataError(f"No pairs in {', '.join(str(root) for root in roots)!r}:\n{report}")
+        both = decoded.arrays[0]
+        channels = both.shape[1] // 2
+        super().__init__(
+            report.name,
+            [both[:, channels:]],
+            names=[fact.name for fact in facts],
+            keys=[fact.sha256 for fact in facts],
+            fingerprint=digest(options, [fact.sha256 for fact in facts]),
+            report=report,
+        )
+        self.inputs, self.given = both[:, :channels], channels
+
+    def batch(self, indices, generator: torch.Generator | None = None) -> Batch:
+        """See :meth:`Dataset.batch`."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return super().batch(indices, generator)._replace(given=torch.from_numpy(self.inputs[rows]))
+
+
+def _decode(
+    roots: list[Path], files: list[list[File]], size: int, mode: str
+) -> Iterator[tuple[np.ndarray | None, dict]]:
+    """Input and answer stacked as channels, with the answer's facts; or None and the reason."""
+    stems = [{str(Path(file.name).with_suffix("")): file for file in some} for some in files]
+    for stem, file in tqdm(stems[-1].items(), "reading", unit="", disable=None, delay=1, leave=False):
+        try:
+            picture, fact = look(roots[-1], file)
+            if len(roots) == 1:
+                half = picture.width // 2
+                before = picture.crop((0, 0, half, picture.height))
+                picture = picture.crop((half, 0, 2 * half, picture.height))
+            elif stem in stems[0]:
+                before, _ = look(roots[0], stems[0][stem])
+            else:
+                raise DataError("has no partner in the folder of inputs")
+            yield np.concatenate([_square(before, size, mode), _square(picture, size, mode)]), fact._asdict()
+        except DataError as error:
+            yield None, Skipped(file.name, str(error))._asdict()
+    for stem in sorted(stems[0].keys() - stems[-1].keys()):
+        yield None, Skipped(stems[0][stem].name, "has no partner in the folder of answers")._asdict()
+
+
+def _square(picture: Image.Image, size: int, mode: str) -> np.ndarray:
+    return fit(images.flatten(picture), size, "crop", mode)

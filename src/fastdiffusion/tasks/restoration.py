@@ -1,0 +1,548 @@
+"""Undo what happened to a picture: ``restore(photo, by="gray, blur 1.5, jpeg 30")``, at any size.
+
+Three ways, one verb. *Supervised*: a denoiser that works from the degraded picture, trained with the same corruption;
+one call is the mean of all answers, more calls are one of them. *Zero-shot*: any other model as the prior, led by the
+measurement (``fastdiffusion.inverse``). *Cold*: the corruption undone a little at a time, by a supervised model. Where
+it is known what happened, the answer is held to it: degraded again, it gives the input.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import __version__, inverse, processes, samplers, schedules, tiles
+from ..corruptions import CORRUPTIONS, Chain, Corruption, Operator, Step, after, covers, parse
+from ..corruptions.marks import filled
+from ..errors import DataError, InputError, unknown
+from ..images import flatten, grid, read, save_png, to_array, to_pil, to_tensor, to_uint8
+from ..models import Model, load
+from ..tiles import Tile
+from ..types import Cond, Denoise
+from .coloring import Hints, Palette, in_gamut
+from .generation import loaded, model_hash
+
+WAYS = ("auto", "supervised", "zero-shot", "cold")
+ANSWERS = ("auto", "mean", "sample")
+PLACED = ("mask", "scratches", "watermark", "logo")  # corruptions that lie at a place of the picture
+UNDOES = {  # the verbs of restoration and what they undo
+    "upscale": "downscale",
+    "colorize": "gray",
+    "dejpeg": "jpeg",
+    "dewatermark": "mask",
+    "deblur": "blur",
+    "denoise": "noise",
+    "inpaint": "mask",
+}
+ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
+TRUST = 0.05  # how far off a model's answer is thought to be, when it is held to the input
+SMALLEST = 8  # pixels
+SIDE = 256  # of a picture that stands for any: divisible by all factors
+NOTE = (
+    "You removed a mark from a picture. Marks often say whose it is: only remove one from pictures that are yours, or "
+    "that you may change, and do not pass the result off as somebody else's original."
+)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What came out. In a notebook it shows itself.
+
+    Attributes:
+        images: The answers, (n, c, h, w).
+        given: The input, on its own grid.
+        by: What was undone.
+        way: How.
+        error: Root mean square and largest difference, in units of 1/255, between the input and the answers degraded
+            again; None where what happened is not known exactly.
+        uncertainty: Standard deviation of the answers at each pixel, in units of 1/255; zeros for one answer.
+        notes: What a person should know.
+        recipe: How to make it again, as JSON values.
+        kernel: The blur kernel that was found, if it was looked for.
+    """
+
+    images: UInt8[Tensor, "n c h w"]
+    given: UInt8[Tensor, "k p q"]
+    by: str
+    way: str
+    error: tuple[float, float] | None
+    uncertainty: Float[Tensor, "h w"]
+    notes: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    kernel: Float[Tensor, "k l"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def comparison(self, side: int = 900) -> Image.Image:
+        """Before, after and their difference (grey is none, four times enlarged), each at most ``side`` pixels."""
+        after = self.images[0]
+        before = to_tensor(self.given)[None]
+        before = before.expand(1, after.shape[0], *before.shape[2:]) if len(self.given) == 1 else before
+        before = torch.nn.functional.interpolate(before, after.shape[1:], mode="nearest")[0]
+        difference = 2 * (to_tensor(after) - before)
+        panels = [to_pil(panel) for panel in (before, after, difference)]
+        for panel in panels:
+            panel.thumbnail((side, side), Image.Resampling.LANCZOS)
+        return grid(panels, columns=3)
+
+    def save(self, path: str | os.PathLike[str], compare: bool = False, metadata: bool = True) -> list[Path]:
+        """Write the answers: ``path``, or NAME-1.png and so on if there are several, with NAME-uncertainty.png.
+
+        Args:
+            path: Ends in .png.
+            compare: Write NAME-compare.png as well: before, after, difference.
+            metadata: Keep the recipe in the files.
+        """
+        path = checked_out(path)
+
+        def named(end: str) -> Path:
+            return path.with_name(f"{path.stem}-{end}.png")
+
+        written = []
+        for i, image in enumerate(self.images):
+            written.append(path if len(self) == 1 else named(str(i + 1)))
+            save_png(image, written[-1], {**self.recipe, "index": i} if metadata else None)
+        extra: dict[str, Any] = {}
+        if len(self) > 1:
+            extra["uncertainty"] = (2 * self.uncertainty / float(self.uncertainty.max().clamp(min=1)) - 1)[None]
+        if self.kernel is not None:
+            extra["kernel"] = grid([(2 * self.kernel / self.kernel.max() - 1)[None]], zoom=8)
+        if compare:
+            extra["compare"] = self.comparison()
+        for end, image in extra.items():
+            save_png(image, named(end))
+            written.append(named(end))
+        return written
+
+    def __str__(self) -> str:
+        size = f"{self.images.shape[3]}x{self.images.shape[2]}"
+        lines = [f"{self.by} undone ({self.way}): {size}" + (f", {len(self)} answers" if len(self) > 1 else "")]
+        if self.error is not None:
+            lines.append(
+                f"degraded again, it differs from the input by {self.error[0]:.2f} (at most {self.error[1]:.1f}) of 255"
+            )
+        return "\n".join([*lines, *self.notes])
+
+    def _repr_png_(self) -> bytes:
+        memory = io.BytesIO()
+        to_pil(self.images[0]).save(memory, "PNG")
+        return memory.getvalue()
+
+
+def restore(
+    picture: str | os.PathLike[str] | Image.Image,
+    by: str | Corruption,
+    model: Model | str | Path | None = None,
+    n: int = 1,
+    way: str = "auto",
+    answer: str = "auto",
+    steps: int = 12,
+    seed: int = 0,
+    method: str = "ddnm",
+    hints: str | os.PathLike[str] | Image.Image | None = None,
+    palette: str | None = None,
+    tile: int = 256,
+    overlap: int = 64,
+    device: str | None = None,
+) -> Restored:
+    """Undo what happened to a picture.
+
+    Args:
+        picture: A file or a PIL picture of any size.
+        by: What happened ("gray, blur 1.5, jpeg 30"; see ``corruptions.grammar``), or what to do about it ("upscale
+            x2", "colorize", "dejpeg", "deblur motion 9 30", "deblur blind", "denoise 0.1", "inpaint hole.png",
+            "dewatermark mark.png"). Ranges, and what is left out, are found out blindly by a model trained for it.
+        model: A restorer, or any generative model as the prior; by default the small restorer of this package.
+        n: How many answers. One is the mean of all, several differ and show what is not known.
+        way: "supervised", "zero-shot", "cold", or "auto": supervised if the model was trained for it.
+        answer: "mean" (one call), "sample", or "auto": the mean for one answer and samples for several.
+        steps: Denoiser calls of a sample.
+        seed: Of answer 0; answer i has seed + i.
+        method: Of zero-shot, a name in ``inverse.INVERSE``.
+        hints: A picture of the same size, transparent but where it says a color; for colorizing.
+        palette: Colors to keep to, "#a03020,#203040"; for colorizing.
+        tile: Side of the pieces that it is worked in, in pixels of the input: for memory only.
+        overlap: How much they share.
+        device: Where to compute.
+
+    Raises:
+        InputError: Something that cannot be undone, or not by this model.
+        DataError: A picture that cannot be read.
+    """
+    for kind, name, known in (
+        ("way", way, WAYS), ("answer", answer, ANSWERS), ("method", method, inverse.INVERSE),
+    ):  # fmt: skip
+        if name not in known:
+            raise unknown(kind, name, known)
+    for key, value, least in (("n", n, 1), ("steps", steps, 1), ("tile", tile, 64), ("overlap", overlap, 0)):
+        if type(value) is not int or value < least:
+            raise InputError(f"{key} must be a whole number of at least {least}, got {value!r}.")
+    given = _read(picture)
+    kernel = None
+    if isinstance(by, str) and " ".join(by.split()) in ("deblur blind", "blind"):
+        from .deblurring import estimate_kernel
+
+        kernel = estimate_kernel(to_tensor(given)[None])
+        by = Step("kernel", (kernel,))
+    what = undoing(by)
+    ready = bundled() if model is None else loaded(model, device)
+    chosen = _way(way, what, ready, model, method)
+    job = _Job(what, ready, chosen, n, answer, steps, seed, method, given, hints, palette)
+    pictures = job.run(tile, overlap)
+    notes = (NOTE,) if any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(by) else ()
+    recipe = {
+        "fastdiffusion": __version__,
+        "verb": "restore",
+        "by": str(what),
+        "way": chosen,
+        "model": model_hash(ready)[:16],
+        "parameters": {"n": n, "answer": answer, "steps": steps, "seed": seed, "method": method, "tile": tile},
+    }
+    uncertainty = torch.zeros(pictures.shape[2:])
+    if n > 1:
+        uncertainty = torch.cat([rows.float().std(0).mean(0) for rows in pictures.split(256, 2)])
+    error = job.error(pictures, tile, overlap)
+    return Restored(pictures, job.given, str(what), chosen, error, uncertainty, notes, recipe, kernel)
+
+
+def checked_out(path: str | os.PathLike[str]) -> Path:
+    """A name that the result can be written under; raises InputError before any work is done."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"Pictures are written as PNG, got {path.name!r}. Try {path.with_suffix('.png').name}.")
+    return path
+
+
+def undoing(by: str | Corruption) -> Corruption:
+    """What happened, from what happened or from what to do about it ("upscale x2")."""
+    if isinstance(by, Corruption):
+        return by
+    verbs = "|".join(UNDOES)
+    text = re.sub(rf"(^|[,|(])(\s*)({verbs})\s+(?=({'|'.join(CORRUPTIONS)})\b)", r"\1\2", by)
+    return parse(re.sub(rf"(^|[,|(])(\s*)({verbs})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
+
+
+def bundled() -> Model:
+    """The small restorer that comes with this package: see docs/restore.md for what it learned from."""
+    with as_file(files("fastdiffusion") / "weights" / "restorer.safetensors") as path:
+        return load(path)
+
+
+def _read(picture: str | os.PathLike[str] | Image.Image) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        found = picture
+    else:
+        try:
+            found = read(picture)
+        except DataError as error:
+            raise DataError(f"Cannot restore {Path(picture).name!r}: {error}.") from None
+    if min(found.size) < SMALLEST:
+        raise InputError(
+            f"A picture of {found.width}x{found.height} pixels is too small to restore: give one of at least "
+            f"{SMALLEST}x{SMALLEST}."
+        )
+    return flatten(found).convert("L" if found.mode in ("L", "LA") else "RGB")
+
+
+def _way(way: str, what: Corruption, model: Model, named: object, method: str) -> str:
+    """The way to go, if there is one."""
+    if any(step.name == "mask" and not step.said for step in what.steps):
+        raise InputError("Where is the hole? Give a picture of the same size, white there: --by 'inpaint hole.png'.")
+    name = "The restorer of this package" if named is None else "This model"
+    learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
+    trained = model.corruption == "pairs" or (learned is not None and covers(learned, what))
+    known = what.known and (_operator(what, (model.shape[0], SIDE, SIDE)).projects or method == "dps")
+    prior = learned is None or covers(learned, parse("mask 1"))
+    if way == "supervised" and learned is None and not trained:
+        raise InputError(f"{name} was not trained to restore. Use way='zero-shot' (--way zero-shot).")
+    asked = way in ("supervised", "cold") or (way == "auto" and named is not None and learned is not None)
+    if asked and not trained:
+        offer = " Use way='zero-shot' (--way zero-shot), where it serves as the prior." if known and prior else ""
+        raise InputError(
+            f"{name} undoes {model.corruption!r}, not {str(what)!r}.{offer} Or train one: "
+            f'fastdiffusion train photos/ --restore "{what}".'
+        )
+    if way == "zero-shot" or (way == "auto" and not trained):
+        if not known:
+            raise InputError(
+                f"{str(what)!r} can only be undone by a model that was trained for it, since not all is said or it has "
+                f'no inverse. Train one: fastdiffusion train photos/ --restore "{what}".'
+            )
+        if not prior:
+            raise InputError(f"{name} knows pictures only together with a degraded one: it is no prior. Name another.")
+        return "zero-shot"
+    return "supervised" if way == "auto" else way
+
+
+def _operator(what: Corruption, shape: tuple[int, int, int]) -> Operator:
+    """What happens to one picture, with masks of a size of their own left out."""
+    steps = [step for step in what.steps if step.name not in PLACED]
+    return Chain(tuple(steps)).on(shape, [0])
+
+
+# ---- a job: one picture, all choices made -------------------------------------------------------------------------
+
+
+class _Job:
+    def __init__(
+        self, what: Corruption, model: Model, way: str, n: int, answer: str, steps: int, seed: int, method: str,
+        given: Image.Image, hints: Any, palette: str | None,
+    ):  # fmt: skip
+        self.what, self.model, self.way, self.n, self.steps, self.seed = what, model, way, n, steps, seed
+        self.method = method
+        self.mean = answer == "mean" or (answer == "auto" and n == 1)
+        self.channels = model.shape[0]
+        if self.channels not in (1, 3):
+            raise InputError(f"The model makes pictures of {self.channels} channels: it cannot restore files.")
+        self.factor = math.prod(map(_factor, what.steps))
+        gray = any(step.name == "gray" for step in what.steps)
+        self.given = torch.from_numpy(to_array(given.convert("L" if gray or self.channels == 1 else "RGB")))
+        self.height, self.width = self.given.shape[1:]
+        self.shape = (self.channels, self.height * self.factor, self.width * self.factor)
+        self.maps = self._locate()
+        if (hints or palette) and not (gray and self.channels == 3):
+            raise InputError("hints and palette are for colorizing: say by='colorize', or leave them out.")
+        self.hints = None if hints is None else Hints(read(hints) if _path(hints) else hints, self.shape[1:])
+        self.palette = None if palette is None else Palette(palette)
+
+    def _locate(self) -> dict[int, tuple[Tensor, Tensor, int]]:
+        """For each corruption that lies at a place: what it leaves of the picture and what it adds, and its grid."""
+        maps: dict[int, tuple[Tensor, Tensor, int]] = {}
+        shape, scale = self.shape, self.factor
+        if not self.what.known:
+            return maps
+        for i, step in enumerate(self.what.steps):
+            if step.name in PLACED:
+                operator = step.on((1 if step.name != "logo" else shape[0], *shape[1:]), [0])
+                offset = operator.mean(torch.zeros(1, *operator.shape))
+                seen = operator.mean(torch.ones(1, *operator.shape)) - offset
+                maps[i] = (seen, offset, scale)
+            factor = _factor(step)
+            scale, shape = scale // factor, (shape[0], shape[1] // factor, shape[2] // factor)
+        return maps
+
+    def operator(self, tile: Tile, rows: int) -> Operator:
+        """What happened to this tile, for ``rows`` answers."""
+        shape = (self.channels, tile.height * self.factor, tile.width * self.factor)
+        if not self.maps:
+            return self.what.on(shape, [0] * rows)
+        made = Chain(()).on(shape, [0] * rows)
+        for i, step in enumerate(self.what.steps):
+            if i in self.maps:
+                seen, offset, s = self.maps[i]
+                seen, offset = (
+                    m[:, :, tile.top * s : (tile.top + tile.height) * s, tile.left * s : (tile.left + tile.width) * s]
+                    for m in (seen, offset)
+                )
+                then = _affine(made.out, seen, offset, step.name, rows)
+            else:
+                then = step.on(made.out, [0] * rows)
+            made = after(made, then)
+        return made
+
+    def measured(self, tile: Tile, operator: Operator) -> Float[Tensor, "1 k p q"]:
+        """The input of a tile; what lies in a hole is not looked at."""
+        y = self.given[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
+        y = to_tensor(y)[None].to(self.model.device)
+        if self.maps and any(self.what.steps[i].name == "mask" for i in self.maps):
+            ones = torch.ones(self.n, *operator.shape, device=y.device)
+            y = torch.where(operator.mean(ones)[:1] == 0, 0.0, y)
+        return y
+
+    # ---- the answers ----------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def run(self, tile: int, overlap: int) -> UInt8[Tensor, "n c h w"]:
+        """All answers, tile by tile."""
+        tile, overlap = tile // 16 * 16, min(overlap, tile // 2)
+        total = tiles.count(self.height, self.width, tile, overlap, 16)
+        calls = 1 if self.mean and self.way == "supervised" else self.steps
+        out = torch.empty(self.n, *self.shape, dtype=torch.uint8)
+        with tqdm(total=total * calls, desc="restoring", disable=None, leave=False) as bar:
+
+            def work(place: Tile) -> Tensor:
+                return self.answers(place, bar.update)
+
+            strips = tiles.tiled(work, self.height, self.width, tile, overlap, 16, self.factor, halo=overlap // 4)
+            for top, strip in strips:
+                out[:, :, top : top + strip.shape[2]] = to_uint8(strip)
+        return out
+
+    def answers(self, tile: Tile, tick: Callable[[int], Any]) -> Float[Tensor, "n c h w"]:
+        """The answers for one tile."""
+        operator = self.operator(tile, self.n)
+        y = self.measured(tile, operator)
+        rows = y.expand(self.n, -1, -1, -1)
+        base = operator.lift(rows)
+        if self.way == "zero-shot":
+            x = self._zero_shot(operator, rows, base, tile, tick)
+        elif self.way == "cold":
+            x = self._cold(base, tick)
+        elif self.mean:
+            x = self._restorer(base)(base, self._level(base, self.model.sigma_max), None)
+            tick(1)
+        else:
+            table = samplers.table("dpmpp_3m", schedules.exponential(self.steps, sigma_max=START))
+            x = self._sampled(self._restorer(base), base, table, tile, tick)
+        return self._held(x, rows, operator, tile)
+
+    def _held(self, x: Tensor, y: Tensor, operator: Operator, tile: Tile) -> Tensor:
+        """The answer held to the input, to the hints, and to what a file can hold."""
+        scaled = Tile(*(v * self.factor for v in tile))
+        if self.palette is not None:
+            x = self.palette.pull(x)
+        if self.hints is not None:
+            x = self.hints.pull(x, scaled)
+        if not self.what.known or not operator.projects:
+            return x.clamp(-1, 1)
+        if operator.std is not None and bool((operator.std > 0).any()):
+            return x.clamp(-1, 1)
+        gray = [step.name for step in self.what.steps] == ["gray"] and self.channels == 3
+        for _ in range(1 if gray else 3):
+            x = inverse.nearby(x.clamp(-1, 1), y, operator, _rows(x, TRUST**2), _rows(x, ROUNDING**2))
+        return in_gamut(x, y) if gray else x.clamp(-1, 1)
+
+    def _level(self, x: Tensor, sigma: float) -> Tensor:
+        return x.new_full((len(x),), sigma)
+
+    def _restorer(self, base: Tensor) -> Denoise:
+        """The denoiser that works from the degraded picture."""
+
+        def denoise(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+            return self.model.denoise(x, sigma, Cond(image=base))
+
+        return denoise
+
+    def _noise(self, tile: Tile) -> Tensor:
+        scaled = Tile(*(v * self.factor for v in tile))
+        drawn = [tiles.field(self.seed + i, self.channels, scaled) for i in range(self.n)]
+        return torch.stack(drawn).to(self.model.device)
+
+    def _sampled(
+        self, denoise: Denoise, start: Tensor, table: samplers.Table, tile: Tile, tick: Callable[[int], Any]
+    ) -> Tensor:
+        x = start + table.sigmas[0] * self._noise(tile)
+        for step in samplers.run(denoise, x, table, None, [self.seed + i for i in range(self.n)]):
+            x = step.x
+            tick(1)
+        return x
+
+    def _zero_shot(self, operator: Operator, y: Tensor, base: Tensor, tile: Tile, tick: Callable[[int], Any]) -> Tensor:
+        """Any model as the prior, led by the measurement."""
+        options: dict[str, Any] = {} if self.method in ("diffpir", "tmpd") else {"sigma_data": DATA}
+        std = float(operator.std.max()) if operator.std is not None else 0.0
+        options["std"] = math.hypot(std, ROUNDING) if operator.linear else None
+        if self.model.corruption is None:
+            prior, table, start = self.model.denoise, self.model.table(self.steps), torch.zeros_like(base)
+        else:  # what hides everything leaves the unconditional model
+            prior = self._restorer(torch.zeros_like(base))
+            table = samplers.table("dpmpp_3m", schedules.exponential(self.steps, sigma_max=START))
+            start = base
+        guided = inverse.INVERSE[self.method](prior, operator, y, **options)
+        return self._sampled(guided, start, table, tile, tick)
+
+    def _cold(self, base: Tensor, tick: Callable[[int], Any]) -> Tensor:
+        """Undo a little, see what is left, and go on (Bansal et al. 2022, algorithm 2)."""
+
+        def degrade(x0: Tensor, level: float) -> Tensor:
+            operator = weakened(self.what, level).on(x0.shape[1:], [0] * len(x0))
+            return operator.lift(operator.mean(x0))
+
+        def denoise(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+            return self.model.denoise(x, self._level(x, self.model.sigma_max), Cond(image=x))
+
+        table = samplers.table("euler", torch.linspace(1, 0, self.steps + 1))
+        x = base
+        for step in processes.run(denoise, base, table, processes.Cold(degrade)):
+            x = step.x
+            tick(1)
+        return x
+
+    # ---- and how well they agree with the input -------------------------------------------------------------------
+
+    def error(self, pictures: UInt8[Tensor, "n c h w"], tile: int, overlap: int) -> tuple[float, float] | None:
+        """(root mean square, largest) difference between the input and the answers degraded again, of 255."""
+        if not self.what.known or _operator(self.what, (self.channels, SIDE, SIDE)).std is not None:
+            return None
+        tile, halo = tile // 16 * 16, min(overlap, tile // 2) // 2
+        squares, numbers, largest = 0.0, 0, 0.0
+        for place in _windows(self.height, self.width, tile, 2 * halo):
+            s = self.factor
+            x = pictures[..., place.top * s : (place.top + place.height) * s, place.left * s :][..., : place.width * s]
+            operator = self.operator(place, self.n)
+            y = self.measured(place, operator)
+            difference = (operator.mean(to_tensor(x).to(y)).clamp(-1, 1) - y) * 127.5
+            inner = [slice(0 if a == 0 else halo, None if a + m == whole else -halo) for a, m, whole in (
+                (place.top, place.height, self.height), (place.left, place.width, self.width))]  # fmt: skip
+            difference = difference[..., inner[0], inner[1]]
+            squares, numbers = squares + float(difference.square().sum()), numbers + difference.numel()
+            largest = max(largest, float(difference.abs().max()))
+        return math.sqrt(squares / numbers), largest
+
+
+START = 5.0  # noise level at which a sample begins around a degraded picture: far above any damage
+DATA = 0.5  # standard deviation of photographs
+
+
+def _windows(height: int, width: int, tile: int, overlap: int) -> Iterator[Tile]:
+    for top in tiles.places(height, tile, overlap, 16):
+        for left in tiles.places(width, tile, overlap, 16):
+            yield Tile(top, left, min(tile, height - top), min(tile, width - left))
+
+
+def weakened(what: Corruption, level: float) -> Corruption:
+    """The same corruption at a part of its strength: every number on its way from "nothing" to what was said.
+
+    Raises InputError where there is no such way (no numbers, or whole factors).
+    """
+    steps = []
+    for step in what.steps:
+        parameters = list(CORRUPTIONS[step.name].parameters.values())
+        none = getattr(parameters[0], "none", None) if parameters else None
+        if none is None or not isinstance(step.values[0], float) or getattr(parameters[0], "single", False):
+            raise InputError(f"{step.name} cannot be undone a little at a time: it has no strength. Use another way.")
+        value = none + (step.values[0] - none) * level
+        steps.append(
+            replace(step, values=(round(value) if getattr(parameters[0], "whole", False) else value, *step.values[1:]))
+        )
+    return Chain(tuple(steps))
+
+
+def _factor(step: Step) -> int:
+    return int(step.values[0] if step.values else 2) if step.name == "downscale" else 1
+
+
+def _rows(x: Tensor, value: float) -> Tensor:
+    return x.new_full((len(x), 1, 1, 1), value)
+
+
+def _path(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(source, str | os.PathLike)
+
+
+def _affine(shape: tuple[int, int, int], seen: Tensor, offset: Tensor, name: str, rows: int) -> Operator:
+    """x * seen + offset, pixel by pixel: what a mark or a hole does to a tile."""
+
+    def inverse(y: Tensor) -> Tensor:
+        return torch.where(seen.to(y) > 1e-3, y / seen.to(y).clamp(min=1e-3), 0)
+
+    def lift(y: Tensor) -> Tensor:
+        return filled(y, (seen > 0).to(y).expand(len(y), -1, -1, -1)) if name == "mask" else y
+
+    return Operator(
+        shape, shape, lambda x: x * seen.to(x) + offset.to(x), inverse=inverse, lift=lift, text=(name,) * rows
+    )
