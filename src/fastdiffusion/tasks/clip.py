@@ -372,8 +372,7 @@ def gap(clip: Clip, pictures: Tensor, captions: Sequence[str]) -> tuple[float, f
     """
     seen, said = metrics.features(clip.see, pictures), clip.read(captions)
     open_gap = float((seen.mean(0) - said.mean(0)).norm())
-    half = len(seen) // 2  # the means are taken on one half and judged on the other
-    a, b = centered(seen[half:], seen[:half]), centered(said[half:], said[:half])
+    a, b = (centered(v[1::2], v[::2]) for v in (seen, said))  # the means are taken on one half, judged on the other
     return open_gap, float((a.mean(0) - b.mean(0)).norm())
 
 
