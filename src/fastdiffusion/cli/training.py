@@ -147,6 +147,9 @@ def fit(
 def train_classifier(
     data: DataName,
     steps: Annotated[int, typer.Option(help="Of training.")] = 1000,
+    model: Annotated[
+        Path | None, typer.Option(help="Read the middle of this model instead, for the guide middle.")
+    ] = None,
     net: Annotated[str, typer.Option(help="A U-Net, of which half is taken.")] = "unet-tiny",
     size: Size = None,
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
@@ -159,7 +162,7 @@ def train_classifier(
 ) -> None:
     """Train a classifier of noisy pictures, for guidance.
 
-    fastdiffusion.guidance.classifier takes it: guided = classifier(model.denoise, net.log_prob, scale).
+    Afterwards: fastdiffusion sample MODEL --guide "classifier FILE scale=2", or middle if it reads that model.
     """
     given = {key: value for key, value in locals().items() if key not in ("data", "size")}
     from .. import data as datasets

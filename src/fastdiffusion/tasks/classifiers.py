@@ -30,6 +30,7 @@ from ..examples import DROPOUT, Example, Examples
 from ..models import Model
 from ..nets.classifier import Classifier, NoiseLevel
 from ..noise import generator
+from .files import loaded
 
 KINDS: dict[str, type[nn.Module]] = {"classifier": Classifier, "noise_level": NoiseLevel}
 LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}  # noise too weak to see teaches nothing, and guides by sigma^2
@@ -40,7 +41,7 @@ Net = TypeVar("Net", Classifier, NoiseLevel)
 def train_classifier(
     data: Dataset | str,
     steps: int = 1000,
-    model: Model | None = None,
+    model: Model | str | Path | None = None,
     net: str = "unet-tiny",
     folder: str | Path | None = None,
     batch_size: int = 128,
@@ -53,7 +54,8 @@ def train_classifier(
     Args:
         data: Labelled pictures, or latents in floating point; or what ``data.load`` takes.
         steps: Of training.
-        model: Read the middle of this model's U-Net and train only the head: cheap, and often as good.
+        model: Read the middle of this model's U-Net and train only the head: cheap, often as good, and for the guide
+            ``middle``.
         net: Otherwise, a U-Net's name in ``nets.PRESETS``, of which half is taken.
         folder: Where checkpoints go; the same call goes on from there.
         batch_size: Pictures a step.
@@ -71,7 +73,7 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
         if model is not None:
-            made = Classifier.reading(model.denoiser, len(data.classes))
+            made = Classifier.reading(loaded(model).denoiser, len(data.classes))
         else:
             made = Classifier(_keywords(net, data, dropout), len(data.classes), _sigma_data(data))
 
