@@ -201,6 +201,16 @@ def test_a_picture_is_scored(clip, tmp_path):
         clips.score(tmp_path / "picture.png", " ", clip)
 
 
+def test_gray_pictures_and_latents(tmp_path):
+    text = {"vocabulary": 260, "width": 32, "depth": 1, "head": 16}
+    gray, latent = (Clip({"net": {**clips.SIZES["tiny"], "in_channels": n}}, text, 16, ["a"]) for n in (1, 4))
+    save_png(drawn("red", "square", 1), tmp_path / "picture.png")
+    assert len(clips.score(tmp_path / "picture.png", ["a", "b"], gray)) == 2
+    assert clips.search(tmp_path, "a", model=gray)[0].path == "picture.png"
+    with pytest.raises(InputError, match="reads latents of 4 channels"):
+        clips.score(tmp_path / "picture.png", "a", latent)
+
+
 def test_a_folder_is_searched(clip, trained, tmp_path, capsys):
     for i, (color, shape) in enumerate(KINDS):
         save_png(drawn(color, shape, 88_000 + i), tmp_path / "in" / f"{color}-{shape}.png")

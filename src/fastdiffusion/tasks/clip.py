@@ -343,7 +343,9 @@ def search(
     if not words.strip() or n < 1:
         raise InputError("Say what to look for and how many, e.g. search('photos/', 'a black cat', n=16).")
     clip = model if isinstance(model, Clip) else load(model)
-    data = folder if isinstance(folder, Dataset) else ImageFolder(folder, clip.side or 64, aspect="pad", mode="RGB")
+    data = (
+        folder if isinstance(folder, Dataset) else ImageFolder(folder, clip.side or 64, aspect="pad", mode=mode(clip))
+    )
     said, found = clip.read([words])[0], []
     for group in data.groups:
         for first in range(0, len(group), 256):
@@ -358,11 +360,19 @@ def as_input(clip: Clip, picture: str | Path | Image.Image | Tensor) -> Float[Te
     if isinstance(picture, Tensor):
         return picture[None] if picture.ndim == 3 else picture
     opened = picture if isinstance(picture, Image.Image) else read(picture)
-    whole = flatten(opened).convert("RGB")
+    whole = flatten(opened).convert(mode(clip))
     longest, side = max(whole.size), clip.side or 64
-    sheet = Image.new("RGB", (longest, longest), "white")
+    sheet = Image.new(whole.mode, (longest, longest), "white")
     sheet.paste(whole, ((longest - whole.width) // 2, (longest - whole.height) // 2))
     return to_tensor(sheet.resize((side, side), Image.Resampling.LANCZOS))[None]
+
+
+def mode(clip: Clip) -> str:
+    """Of the pictures that the encoder reads; raises InputError for one of latents."""
+    channels = clip.image.config["net"]["in_channels"]
+    if channels not in (1, 3):
+        raise InputError(f"This encoder reads latents of {channels} channels, not pictures. Take the one it came from.")
+    return "L" if channels == 1 else "RGB"
 
 
 def gap(clip: Clip, pictures: Tensor, captions: Sequence[str]) -> tuple[float, float]:
