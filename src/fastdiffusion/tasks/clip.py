@@ -355,7 +355,7 @@ def search(
     return sorted(found, key=lambda f: -f.similarity)[:n]
 
 
-def as_input(clip: Clip, picture: str | Path | Image.Image | Tensor) -> Float[Tensor, "1 3 h w"]:
+def as_input(clip: Clip, picture: str | Path | Image.Image | Tensor) -> Float[Tensor, "1 c h w"]:
     """A picture as the encoder takes it: in its proportions on a white square."""
     if isinstance(picture, Tensor):
         return picture[None] if picture.ndim == 3 else picture
