@@ -200,6 +200,17 @@ def test_apg_without_its_three_ideas_is_cfg() -> None:
     assert torch.allclose(plain, result(cfg(Mixture(), 4.0), Cond(label=LABELS)), atol=1e-10)
 
 
+@pytest.mark.parametrize("norm", [1.0, float("inf")])
+def test_apg_can_be_differentiated_where_it_pushes_nowhere(norm: float) -> None:
+    """A model that was never told anything: both estimates are equal, and their difference has no direction."""
+
+    def deaf(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        return x / (1 + sigma[:, None].square())
+
+    steered = steer(apg(deaf, 3.0, norm=norm), lambda x0: x0.square().sum(1), 0.1)
+    assert steered(torch.ones(2, 3), torch.ones(2), Cond(label=torch.tensor([0, 1]))).isfinite().all()
+
+
 def test_apg_projects_and_limits(at: tuple[Tensor, Tensor, Cond]) -> None:
     x, sigma, cond = at
     positive = Mixture()(x, sigma, cond)

@@ -18,6 +18,7 @@ gradient 0 is off; off costs nothing and changes no bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -185,7 +186,8 @@ def apg(
         positive, without = _stacked(denoise, x, sigma, [cond, _instead(cond, uncond, len(x))])
         memory = positive - without + momentum * memory
         push, along = memory.flatten(1), positive.flatten(1)
-        push = push * (norm / push.norm(dim=1, keepdim=True)).clamp(max=1)
+        if norm < math.inf:
+            push = push * (norm / push.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
         along = functional.normalize(along, dim=1)
         push = push + (parallel - 1) * (push * along).sum(1, keepdim=True) * along
         return positive + (now - 1) * push.reshape(x.shape)
