@@ -139,8 +139,8 @@ def ablate(row: str, seeds: int) -> None:
             scores.append(quality(learn.model, s["data"]))
             print(row, name, seed, steps, scores[-1], flush=True)
         results[name] = {"steps": steps, "ms": 1000 * cost[name], "scores": scores}
-    OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / f"{row}.json").write_text(json.dumps({"title": title, "results": results}, indent=1) + "\n")
+        OUT.mkdir(parents=True, exist_ok=True)  # what is measured stays, wherever the row is cut
+        (OUT / f"{row}.json").write_text(json.dumps({"title": title, "results": results}, indent=1) + "\n")
 
 
 def verdict(base: list[float], other: list[float]) -> str:
