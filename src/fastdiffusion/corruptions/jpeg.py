@@ -49,14 +49,18 @@ def operator(shape: Shape, steps: Float[Tensor, "b 2 8 8"], halved: bool) -> Ope
         return _joined(planes, x.shape)
 
     def nearest(x: Tensor, y: Tensor) -> Tensor:
-        """Every coefficient clipped to the cell that the file's rounding leaves open."""
-        planes = []
+        """Every coefficient moved into the cell that the file's rounding leaves open.
+
+        Where colors were cut off at black or white, the file's own coefficients cannot be told: these stay free.
+        """
+        moves = []
         for (plane, c, q), (_, d, _) in zip(
             _coefficients(x, steps.to(x), halved), _coefficients(y, steps.to(y), halved), strict=True
         ):
             middle = (d / q).round() * q
-            planes.append(_picture(torch.minimum(torch.maximum(c, middle - 0.49 * q), middle + 0.49 * q), plane.shape))
-        return _joined(planes, x.shape)
+            inside = torch.minimum(torch.maximum(c, middle - 0.49 * q), middle + 0.49 * q)
+            moves.append(_picture(torch.where((d - middle).abs() < 0.25 * q, inside - c, 0), plane.shape))
+        return x + _colors(moves, x.shape) / 127.5
 
     return Operator(shape, shape, mean, linear=False, nearest=nearest)
 
@@ -87,15 +91,19 @@ def _picture(coefficients: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _joined(planes: list[Tensor], shape: torch.Size) -> Tensor:
-    """Planes to colours in [-1, 1]; halved colours are interpolated as libjpeg does (weights 3/4 and 1/4)."""
+    """Planes to a picture in [-1, 1], cut off as a file cuts it off."""
+    return ((_colors(planes, shape) + 128) / 127.5 - 1).clamp(-1, 1)
+
+
+def _colors(planes: list[Tensor], shape: torch.Size) -> Tensor:
+    """Planes to colors around 0; halved ones are interpolated as libjpeg does it (weights 3/4 and 1/4)."""
     if len(planes) == 1:
-        return ((planes[0] + 128) / 127.5 - 1).clamp(-1, 1)
+        return planes[0]
     luma, chroma = planes
     if chroma.shape != (shape[0], 2, *shape[2:]):
         size = [2 * n for n in chroma.shape[2:]]
         chroma = F.interpolate(chroma, size, mode="bilinear")[..., : shape[2], : shape[3]]
-    rgb = torch.einsum("oc,bchw->bohw", torch.linalg.inv(_YCC).to(luma), torch.cat([luma + 128, chroma], 1))
-    return (rgb / 127.5 - 1).clamp(-1, 1)
+    return torch.einsum("oc,bchw->bohw", torch.linalg.inv(_YCC).to(luma), torch.cat([luma, chroma], 1))
 
 
 def _pad(x: Tensor, multiple: int) -> Tensor:

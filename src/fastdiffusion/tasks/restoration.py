@@ -48,7 +48,8 @@ UNDOES = {  # the verbs of restoration and what they undo
     "inpaint": "mask",
 }
 ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
-TRUST = 0.05  # how far off a model's answer is thought to be, when it is held to the input
+TRUST = 0.05  # how far off a model's answer is thought to be, when it is held to a blurred input
+BLURS = ("blur", "motion", "defocus", "kernel")  # lose some frequencies nearly wholly: rounding drowns what is left
 SMALLEST = 8  # pixels
 SIDE = 256  # of a picture that stands for any: divisible by all factors
 NOTE = (
@@ -198,8 +199,8 @@ def restore(
 
         kernel = estimate_kernel(to_tensor(given)[None])
         by = Step("kernel", (kernel,))
-    what = undoing(by)
     ready = bundled() if model is None else loaded(model, device)
+    what = Chain(()) if by == "pairs" and ready.corruption == "pairs" else undoing(by)
     chosen = _way(way, what, ready, model, method)
     job = _Job(what, ready, chosen, n, answer, steps, seed, method, given, hints, palette)
     pictures = job.run(tile, overlap)
@@ -207,7 +208,7 @@ def restore(
     recipe = {
         "fastdiffusion": __version__,
         "verb": "restore",
-        "by": str(what),
+        "by": str(what) or "pairs",
         "way": chosen,
         "model": model_hash(ready)[:16],
         "parameters": {"n": n, "answer": answer, "steps": steps, "seed": seed, "method": method, "tile": tile},
@@ -216,7 +217,7 @@ def restore(
     if n > 1:
         uncertainty = torch.cat([rows.float().std(0).mean(0) for rows in pictures.split(256, 2)])
     error = job.error(pictures, tile, overlap)
-    return Restored(pictures, job.given, str(what), chosen, error, uncertainty, notes, recipe, kernel)
+    return Restored(pictures, job.given, str(what) or "pairs", chosen, error, uncertainty, notes, recipe, kernel)
 
 
 def checked_out(path: str | os.PathLike[str]) -> Path:
@@ -273,7 +274,7 @@ def _way(way: str, what: Corruption, model: Model, named: object, method: str) -
     if asked and not trained:
         offer = " Use way='zero-shot' (--way zero-shot), where it serves as the prior." if known and prior else ""
         raise InputError(
-            f"{name} undoes {model.corruption!r}, not {str(what)!r}.{offer} Or train one: "
+            f"{name} undoes {_parts(model.corruption)!r}, not {str(what)!r}.{offer} Or train one: "
             f'fastdiffusion train photos/ --restore "{what}".'
         )
     if way == "zero-shot" or (way == "auto" and not trained):
@@ -286,6 +287,11 @@ def _way(way: str, what: Corruption, model: Model, named: object, method: str) -
             raise InputError(f"{name} knows pictures only together with a degraded one: it is no prior. Name another.")
         return "zero-shot"
     return "supervised" if way == "auto" else way
+
+
+def _parts(corruption: str | None) -> str:
+    """A mixture, each part said once."""
+    return " | ".join(dict.fromkeys((corruption or "nothing").split(" | ")))
 
 
 def _operator(what: Corruption, shape: tuple[int, int, int]) -> Operator:
@@ -309,6 +315,7 @@ class _Job:
         if self.channels not in (1, 3):
             raise InputError(f"The model makes pictures of {self.channels} channels: it cannot restore files.")
         self.factor = math.prod(map(_factor, what.steps))
+        self.held = what.known and model.corruption != "pairs"  # whether it is known what to hold the answer to
         gray = any(step.name == "gray" for step in what.steps)
         self.given = torch.from_numpy(to_array(given.convert("L" if gray or self.channels == 1 else "RGB")))
         self.height, self.width = self.given.shape[1:]
@@ -407,13 +414,17 @@ class _Job:
             x = self.palette.pull(x)
         if self.hints is not None:
             x = self.hints.pull(x, scaled)
-        if not self.what.known or not operator.projects:
+        if not self.held or not operator.projects:
             return x.clamp(-1, 1)
         if operator.std is not None and bool((operator.std > 0).any()):
             return x.clamp(-1, 1)
-        gray = [step.name for step in self.what.steps] == ["gray"] and self.channels == 3
-        for _ in range(1 if gray else 3):
-            x = inverse.nearby(x.clamp(-1, 1), y, operator, _rows(x, TRUST**2), _rows(x, ROUNDING**2))
+        names = [step.name for step in self.what.steps]
+        gray = names == ["gray"] and self.channels == 3
+        trust = TRUST if any(name in BLURS for name in names) else 1.0
+        for _ in range(20):  # by turns what agrees with the input, and what a file can hold
+            x = inverse.nearby(x.clamp(-1, 1), y, operator, _rows(x, trust**2), _rows(x, ROUNDING**2))
+            if gray or float((x.abs() - 1).max()) < 0.5 / 255:
+                break
         return in_gamut(x, y) if gray else x.clamp(-1, 1)
 
     def _level(self, x: Tensor, sigma: float) -> Tensor:
@@ -476,7 +487,7 @@ class _Job:
 
     def error(self, pictures: UInt8[Tensor, "n c h w"], tile: int, overlap: int) -> tuple[float, float] | None:
         """(root mean square, largest) difference between the input and the answers degraded again, of 255."""
-        if not self.what.known or _operator(self.what, (self.channels, SIDE, SIDE)).std is not None:
+        if not self.held or _operator(self.what, (self.channels, SIDE, SIDE)).std is not None:
             return None
         tile, halo = tile // 16 * 16, min(overlap, tile // 2) // 2
         squares, numbers, largest = 0.0, 0, 0.0

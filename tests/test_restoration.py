@@ -1,0 +1,364 @@
+"""Restoring pictures: every way, any size, held to the input; and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from pictures import encoded, photo, png
+from PIL import Image
+
+from fastdiffusion import Learner, nets, restore, sample, save, tiles
+from fastdiffusion.cli import main
+from fastdiffusion.corruptions import parse
+from fastdiffusion.data import Crops, Pairs
+from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.errors import DataError, InputError
+from fastdiffusion.images import read_recipe, to_pil, to_tensor, to_uint8
+from fastdiffusion.models import Model, load
+from fastdiffusion.tasks.coloring import in_gamut, luminance
+from fastdiffusion.tasks.deblurring import estimate_kernel
+from fastdiffusion.tasks.restoration import NOTE, undoing, weakened
+from fastdiffusion.tasks.watermarks import unmark
+
+SMALL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [],
+         "updown": False, "local": True}  # fmt: skip
+ALL = "downscale 2 | downscale 4 | jpeg 5..95 | blur 0.5..3 | noise 0.02..0.3 | gray | mask 0.05..0.4 | mask 1"
+
+
+@pytest.fixture(scope="module")
+def restorer():
+    """Untrained: its one-call answer is the degraded picture itself, so that all else can be told apart."""
+    torch.manual_seed(0)
+    net = nets.build({**SMALL, "in_channels": 6, "out_channels": 3})
+    return Model(Denoiser(net, sigma_data=0.1, picture=3).eval(), (3, 64, 64), corruption=ALL)
+
+
+@pytest.fixture(scope="module")
+def trembling(restorer):
+    """The same with random weights in its last layer: an answer that hangs on every pixel around."""
+    torch.manual_seed(0)
+    net = nets.build({**SMALL, "in_channels": 6, "out_channels": 3})
+    for p in net.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+    return Model(Denoiser(net, sigma_data=0.1, picture=3).eval(), (3, 64, 64), corruption=ALL)
+
+
+def degraded(picture, text):
+    """A picture file's content after a corruption."""
+    x = to_tensor(picture)[None]
+    return to_pil(undoing(text).on(x.shape[1:], [0]).forward(x)[0])
+
+
+def error(a, b):
+    return float((to_tensor(a) - to_tensor(b)).square().mean())
+
+
+# ---- tiles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "overlap", "step", "scale", "halo"),
+    [
+        ((100, 130), 64, 16, 1, 1, 0),
+        ((97, 33), 48, 16, 16, 2, 4),
+        ((40, 40), 64, 8, 8, 1, 2),
+        ((200, 65), 64, 16, 16, 3, 5),
+    ],
+)
+def test_tiles_put_the_picture_together_again(size, tile, overlap, step, scale, halo):
+    whole = torch.randn(2, 3, size[0] * scale, size[1] * scale)
+    out, rows = torch.zeros_like(whole), 0
+
+    def work(t):
+        return whole[:, :, t.top * scale : (t.top + t.height) * scale, t.left * scale : (t.left + t.width) * scale]
+
+    for top, strip in tiles.tiled(work, *size, tile, overlap, step, scale, halo):
+        assert top == rows
+        out[:, :, top : top + strip.shape[2]], rows = strip, top + strip.shape[2]
+    assert rows == len(whole[0, 0])
+    assert torch.allclose(out, whole, atol=1e-5)
+
+
+def test_a_noise_field_hangs_on_the_place():
+    whole = tiles.field(3, 2, tiles.Tile(0, 0, 200, 200))
+    assert torch.equal(whole[:, 50:150, 70:160], tiles.field(3, 2, tiles.Tile(50, 70, 100, 90)))
+    assert not torch.equal(whole, tiles.field(4, 2, tiles.Tile(0, 0, 200, 200)))
+    assert float(whole.std()) == pytest.approx(1, abs=0.02)
+
+
+def test_tiles_leave_no_seams(trembling):
+    """A local net in tiles is the same net on the whole picture, to a step of rounding."""
+    picture = photo(300, 210, seed=2)
+    whole = restore(picture, "jpeg 5..95", trembling, tile=512)
+    parts = restore(picture, "jpeg 5..95", trembling, tile=128, overlap=64)
+    apart = (whole.images.float() - parts.images.float()).abs()
+    assert float(whole.images.float().std()) > 1 and float(apart.mean()) < 0.1 and float(apart.max()) <= 2
+
+
+# ---- ways ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["downscale 2", "downscale 4", "upscale x2", "downscale 2 area"])
+def test_upscaling_is_held_to_the_input(restorer, text):
+    clean = photo(96, 64, seed=5)
+    small = degraded(clean, text)
+    way = "zero-shot" if "area" in text else "auto"
+    done = restore(small, text, restorer, way=way, steps=3)
+    assert done.images.shape[1:] == (3, 64, 96)
+    again = undoing(text).on((3, 64, 96), [0]).mean(to_tensor(done.images))
+    assert float((again - to_tensor(small)).abs().max()) <= 2.02 / 255  # a step of 255, in [-1, 1]
+    assert done.error is not None and done.error[1] <= 1.01
+
+
+@pytest.mark.parametrize("text", ["blur 1.5", "jpeg 10"])
+def test_what_is_known_helps_even_an_untrained_model(restorer, text):
+    clean = photo(96, 64, seed=5)
+    sharp = Image.fromarray(
+        np.kron(np.random.default_rng(0).integers(60, 190, (8, 12, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
+    )
+    for picture in (clean, sharp):
+        given = degraded(picture, text)
+        done = restore(given, text, restorer)
+        assert error(to_pil(done.images[0]), picture) <= error(given, picture) * 1.01
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """An untrained generative model: a white normal prior."""
+    net = nets.build({**SMALL, "in_channels": 3, "out_channels": 3})
+    return Model(Denoiser(net).eval(), (3, 32, 32))
+
+
+def test_zero_shot_undoes_what_nobody_trained(plain):
+    clean = photo(64, 64, seed=6)
+    for text in ("fade 0.5", "watermark 'AB' 0.5 0.6 0.5 0.5"):
+        given = degraded(clean, text)
+        done = restore(given, text, plain, steps=8)
+        assert done.way == "zero-shot"
+        assert error(to_pil(done.images[0]), clean) < 0.5 * error(given, clean), text
+
+
+def test_cold_goes_a_little_at_a_time(restorer):
+    done = restore(degraded(photo(48, 48), "blur 1"), "blur 1", restorer, way="cold", steps=3)
+    assert done.way == "cold"
+    assert str(weakened(parse("blur 2"), 0.25)) == "blur 0.5"
+    with pytest.raises(InputError, match="no strength"):
+        weakened(parse("gray"), 0.5)
+
+
+def test_several_answers_differ_and_say_where(trembling):
+    small = degraded(photo(64, 48, seed=1), "downscale 2")
+    done = restore(small, "downscale 2", trembling, n=3, steps=3, seed=4)
+    assert len(done) == 3 and not torch.equal(done.images[0], done.images[1])
+    assert float(done.uncertainty.max()) > 0
+    one = restore(small, "downscale 2", trembling, n=1, answer="sample", steps=3, seed=5)
+    assert float((one.images[0].float() - done.images[1].float()).abs().max()) <= 1
+
+
+def test_holes_are_painted_and_nothing_else_is_touched(restorer, tmp_path):
+    clean = photo(80, 64, seed=9)
+    hole = np.zeros((64, 80), np.uint8)
+    hole[20:30, 30:50] = 255
+    Image.fromarray(hole).save(tmp_path / "hole.png")
+    given = to_tensor(clean).clone()
+    given[:, 20:30, 30:50] = 1
+    done = restore(to_pil(given), f"inpaint '{tmp_path / 'hole.png'}'", restorer)
+    outside = torch.from_numpy(hole == 0)
+    assert torch.equal(done.images[0][:, outside], to_uint8(given)[:, outside])
+    assert error(to_pil(done.images[0]), clean) < 0.1 * error(to_pil(given), clean)
+
+
+# ---- colors -------------------------------------------------------------------------------------------------------
+
+
+def test_luminance_is_kept_with_hints_and_palette(trembling, tmp_path):
+    gray = photo(64, 48, seed=3).convert("L")
+    hints = Image.new("RGBA", gray.size, (0, 0, 0, 0))
+    light = np.asarray(gray)[10, 12]
+    hints.paste((min(int(light) + 20, 255), int(light), max(int(light) - 20, 0), 255), (10, 8, 14, 12))
+    hints.save(tmp_path / "hints.png")
+    for options in ({}, {"hints": tmp_path / "hints.png"}, {"palette": "#a03020,#203040"}, {"n": 2, "steps": 2}):
+        done = restore(gray, "colorize", trembling, **options)
+        kept = luminance(to_tensor(done.images))[:, 0] - to_tensor(gray)
+        assert float(kept.abs().max()) * 127.5 <= 1.01, options
+        if "hints" in options:
+            asked = to_tensor(hints.convert("RGB"))[:, 8:12, 10:14]
+            told = to_tensor(done.images[0])[:, 8:12, 10:14]
+            chroma = (told - luminance(told[None])[0]) - (asked - luminance(asked[None])[0])
+            assert float(chroma.abs().max()) * 127.5 <= 4
+
+
+def test_colors_stay_in_gamut_at_their_luminance():
+    x, gray = 3 * torch.randn(1, 3, 8, 8), torch.rand(1, 1, 8, 8) * 2 - 1
+    y = in_gamut(x, gray)
+    assert float(y.abs().max()) <= 1 + 1e-5
+    assert torch.allclose(luminance(y), gray, atol=1e-5)
+
+
+@pytest.mark.parametrize("palette", ["red", "#12", "", "#zzzzzz"])
+def test_a_bad_palette_is_told(restorer, palette):
+    with pytest.raises(InputError, match="hexadecimal"):
+        restore(photo(32, 32).convert("L"), "gray", restorer, palette=palette)
+
+
+# ---- blind --------------------------------------------------------------------------------------------------------
+
+
+def test_a_mark_on_several_pictures_is_found_and_removed(restorer):
+    g = torch.Generator().manual_seed(0)
+    clean = torch.stack([to_tensor(photo(160, 96, seed=20 + i)) for i in range(8)])
+    clean = (0.8 * clean + 0.02 * torch.randn(clean.shape, generator=g)).clamp(-1, 1)
+    operator = parse("watermark 'AB' 0.5 0.5 0.5 0.5").on(clean.shape[1:], [0] * 8)
+    marked = [to_pil(image) for image in operator.forward(clean)]
+    done = unmark(marked, restorer)
+    mark = (operator.mean(torch.full_like(clean, -1.0)) > -0.98)[:1]
+    before, after = (((x - clean).square() * mark).sum() / mark.sum() for x in (operator.forward(clean), done.images))
+    assert float(after) < 0.3 * float(before)
+    outside = done.opacity == 0
+    assert torch.equal(done.images[0][:, outside], to_tensor(marked[0])[:, outside])
+    assert NOTE in str(done)
+    with pytest.raises(InputError, match="three or more"):
+        unmark(marked[:2], restorer)
+    with pytest.raises(InputError, match="one size"):
+        unmark([*marked[:3], photo(20, 20)], restorer)
+
+
+def test_a_blur_kernel_is_found():
+    g = torch.Generator().manual_seed(0)
+    blocks = torch.nn.functional.interpolate(torch.rand(1, 1, 24, 24, generator=g) * 2 - 1, (240, 240))
+    y = parse("blur 2").on((1, 240, 240), [0]).forward(blocks)
+    kernel = estimate_kernel(y, size=17, rounds=3)
+    at = torch.arange(17.0) - 8
+    true = torch.exp(-(at[:, None] ** 2 + at**2) / 8)
+    assert float((kernel * true).sum() / (kernel.norm() * true.norm())) > 0.8
+    assert float(kernel.sum()) == pytest.approx(1, abs=1e-4)
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of photographs and the same, inverted."""
+    folder = tmp_path_factory.mktemp("photos")
+    for sub in ("a", "b"):
+        (folder / sub).mkdir()
+    for i in range(6):
+        picture = photo(120, 90, seed=i)
+        picture.save(folder / "b" / f"{i}.png")
+        Image.fromarray(255 - np.asarray(picture)).save(folder / "a" / f"{i}.png")
+    (folder / "a" / "lonely.png").write_bytes(encoded(photo(seed=9)))
+    return folder
+
+
+def test_crops_hold_whole_photographs_out(photos):
+    data = Crops(photos / "b", 32)
+    assert data.shape == (3, 32, 32) and len(data) > 6
+    train, held = data.split(0.2)
+    names = [{name.split(" at ")[0] for name in part.batch(range(len(part))).names} for part in (train, held)]
+    assert not names[0] & names[1]
+
+
+def test_pairs_go_together_and_what_is_alone_is_told(photos):
+    data = Pairs(photos / "a", photos / "b", 32)
+    batch = data.batch([0, 3])
+    assert data.given == 3 and batch.given is not None
+    assert float((batch.given.float() + batch.images.float() - 255).abs().mean()) < 2
+    assert "lonely" in str(data.report)
+    assert data.split(0.3)[1].given == 3
+
+
+@pytest.mark.slow
+def test_a_restorer_learns_resumes_and_says_what_it_undoes(photos, tmp_path):
+    options = {"net": SMALL, "batch_size": 16, "verbose": False, "precision": "float32", "ema": (0.1,), "lr": 3e-3}
+    data = Crops(photos / "b", 32)
+    whole = Learner(data, restore="fade 0.3..0.7", **options).fit(steps=60)
+    Learner(data, restore="fade 0.3..0.7", folder=tmp_path / "run", **options).fit(steps=60)
+    model = load(tmp_path / "run")
+    assert model.corruption == "fade 0.3..0.7" and model.denoiser.picture == 3
+    for name, tensor in whole.model.tensors().items():
+        assert torch.equal(tensor, model.tensors()[name]), name
+    clean = photo(64, 64, seed=40)
+    given = degraded(clean, "fade 0.5")
+    blind = restore(given, "fade 0.3..0.7", model)
+    assert error(to_pil(blind.images[0]), clean) < 0.6 * error(given, clean)
+    with pytest.raises(InputError, match="given picture"):
+        sample(model, n=1)
+
+
+def test_pairs_train_a_model_that_is_given_pictures(photos):
+    data = Pairs(photos / "a", photos / "b", 32)
+    model = Learner(data, net=SMALL, batch_size=4, verbose=False, precision="float32").fit(steps=2).model
+    assert model.corruption == "pairs"
+    assert restore(photo(40, 40), "pairs", model).images.shape == (1, 3, 40, 40)
+
+
+# ---- the command line and bad input -------------------------------------------------------------------------------
+
+
+def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
+    save(trembling, tmp_path / "model.safetensors")
+    degraded(photo(64, 48, seed=1), "downscale 2").save(tmp_path / "small.png")
+    given = [str(tmp_path / "small.png"), "--by", "upscale x2", "--model", str(tmp_path / "model.safetensors")]
+    assert main(["restore", *given, "-n", "2", "--steps", "2", "-o", str(tmp_path / "out.png"), "--compare"]) == 0
+    for name in ("out-1.png", "out-2.png", "out-uncertainty.png", "out-compare.png"):
+        assert (tmp_path / name).exists(), name
+    assert "degraded again" in capsys.readouterr().out
+    assert read_recipe(tmp_path / "out-1.png")["by"] == "downscale 2"
+    assert main(["restore", *given]) == 0 and (tmp_path / "small-restored.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "by", "options", "told"),
+    [
+        ("a.png", "blurr 2", [], "Did you mean 'blur'"),
+        ("a.png", "inpaint small.png", [], "The mask has 20x20 pixels and the picture 40x30"),
+        ("a.png", "inpaint", [], "Where is the hole"),
+        ("a.png", "defocus 3..5", [], "Or train one"),
+        ("a.png", "motion 9 30", [], "Use way='zero-shot'"),
+        ("a.png", "watermark", [], "fastdiffusion train photos/ --restore"),
+        ("dot.png", "jpeg 10", [], "1x1 pixels is too small"),
+        ("bomb.png", "jpeg 10", [], "megapixels"),
+        ("text.png", "jpeg 10", [], "not a picture"),
+        ("missing.png", "jpeg 10", [], "missing.png"),
+        ("a.png", "jpeg 10", ["--way", "warm"], "No way named"),
+        ("a.png", "jpeg 10", ["-n", "0"], "n must be"),
+        ("a.png", "jpeg 10", ["--palette", "#aabbcc"], "for colorizing"),
+        ("a.png", "jpeg 10", ["-o", "x.jpg"], "Try x.png"),
+        ("a.png", "gray", ["--way", "cold"], "no strength"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(restorer, tmp_path, capsys, file, by, options, told):
+    save(restorer, tmp_path / "model.safetensors")
+    files = {
+        "a.png": encoded(photo(40, 30)), "small.png": encoded(photo(20, 20)), "dot.png": encoded(photo(1, 1)),
+        "bomb.png": png(30_000, 30_000, bits=1), "text.png": b"<html>",
+    }  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    before = sorted(tmp_path.iterdir())
+    by = by.replace("small.png", f"'{tmp_path / 'small.png'}'")
+    code = main(["restore", str(tmp_path / file), "--by", by, "--model", str(tmp_path / "model.safetensors"), *options])
+    said = capsys.readouterr().err
+    assert code == 2 and told in said and len(said.strip().splitlines()) == 1, said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_odd_files_are_restored(restorer, tmp_path):
+    for name, picture in (("cmyk.jpg", photo(40, 30).convert("CMYK")), ("alpha.png", photo(40, 30).convert("RGBA"))):
+        picture.save(tmp_path / name)
+        assert restore(tmp_path / name, "jpeg 10", restorer).images.shape == (1, 3, 30, 40)
+
+
+def test_a_plain_model_is_a_prior_and_no_restorer(plain):
+    done = restore(degraded(photo(64, 64), "downscale 2"), "downscale 2", plain, steps=3)
+    assert done.way == "zero-shot"
+    with pytest.raises(InputError, match="not trained to restore"):
+        restore(photo(32, 32), "jpeg 10", plain, way="supervised")
+
+
+def test_unreadable_pictures_are_data_errors(restorer, tmp_path):
+    (tmp_path / "half.png").write_bytes(encoded(photo(80, 60))[:300])
+    with pytest.raises(DataError, match=r"Cannot restore 'half.png'"):
+        restore(tmp_path / "half.png", "jpeg 10", restorer)
