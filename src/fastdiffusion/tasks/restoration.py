@@ -420,10 +420,11 @@ class _Job:
             return x.clamp(-1, 1)
         names = [step.name for step in self.what.steps]
         gray = names == ["gray"] and self.channels == 3
-        trust = TRUST if any(name in BLURS for name in names) else 1.0
-        for _ in range(20):  # by turns what agrees with the input, and what a file can hold
+        blurred = any(name in BLURS for name in names)
+        trust = TRUST if blurred else 1.0
+        for _ in range(1 if gray or blurred else 20):  # by turns what agrees with the input, and what a file can hold
             x = inverse.nearby(x.clamp(-1, 1), y, operator, _rows(x, trust**2), _rows(x, ROUNDING**2))
-            if gray or float((x.abs() - 1).max()) < 0.5 / 255:
+            if float((x.abs() - 1).max()) < 0.5 / 255:
                 break
         return in_gamut(x, y) if gray else x.clamp(-1, 1)
 
