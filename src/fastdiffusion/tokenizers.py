@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 from .errors import InputError
@@ -98,18 +99,23 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
             pairs[pair] += weights[w]
             where.setdefault(pair, set()).add(w)
     merges: list[tuple[int, int]] = []
-    while BYTES + 1 + len(merges) < size and pairs:
-        best = max(pairs, key=lambda pair: (pairs[pair], -pair[0], -pair[1]))
-        if pairs[best] < least:
+    waiting = [(-count, pair) for pair, count in pairs.items()]  # a heap; entries of outdated counts are passed over
+    heapify(waiting)
+    while waiting and BYTES + 1 + len(merges) < size:
+        count, best = heappop(waiting)
+        if pairs[best] != -count:
+            if pairs[best] > 0:
+                heappush(waiting, (-pairs[best], best))
+            continue
+        if -count < least:
             break
         token = BYTES + 1 + len(merges)
         merges.append(best)
-        for w in sorted(where.pop(best)):
+        fewer: set[tuple[int, int]] = set()
+        for w in where.pop(best):
             word = words[w]
             for pair in pairwise(word):
                 pairs[pair] -= weights[w]
-                if pairs[pair] <= 0:
-                    del pairs[pair]
             i = 0
             while i < len(word) - 1:
                 if (word[i], word[i + 1]) == best:
@@ -118,4 +124,7 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
             for pair in pairwise(word):
                 pairs[pair] += weights[w]
                 where.setdefault(pair, set()).add(w)
+                fewer.add(pair)
+        for pair in sorted(fewer):  # new pairs, and old ones whose count went down and up again
+            heappush(waiting, (-pairs[pair], pair))
     return Tokenizer(merges)

@@ -201,7 +201,7 @@ class Pictures(Dataset):
         self.shape = shape or tuple(arrays[0].shape[1:])
         self.arrays = list(arrays)
         self.labels = torch.full((n,), -1) if labels is None else torch.as_tensor(labels, dtype=torch.long)
-        self.captions = [tuple(c) for c in captions] if captions is not None else [()] * n
+        self.captions: list[tuple[str, ...]] = [()] * n if captions is None else [tuple(c) for c in captions]
         self.names = list(names) if names is not None else [str(i) for i in range(n)]
         self.keys = list(keys) if keys is not None else self.names
         self._starts = np.cumsum([0, *map(len, arrays)])

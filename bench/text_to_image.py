@@ -1,0 +1,129 @@
+"""The text-to-image emoji model: does it draw what the words say? Told by the judge, which it never met.
+
+    python bench/text_to_image.py                          # the shipped model: all numbers, and docs/assets/emoji.png
+    python bench/text_to_image.py --model runs/emoji --n 64 --only seen
+
+Guidance is chosen on names that the numbers are not taken on. Baseline: the same pictures, asked for another's name.
+Ceiling: the real pictures, through the codec and without.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastdiffusion import data, sample
+from fastdiffusion.data import reserved
+from fastdiffusion.images import grid, to_tensor
+from fastdiffusion.tasks import judging
+from fastdiffusion.tasks.files import loaded
+
+PROMPTS = (
+    "a cat with heart eyes", "grinning face", "face with tears of joy", "smiling face with sunglasses", "red heart",
+    "blue heart", "red apple", "pizza", "hamburger", "cup of tea", "birthday cake", "ice cream", "watermelon",
+    "strawberry", "dog face", "cat face", "fox", "lion", "panda", "frog", "penguin", "octopus", "butterfly", "cactus",
+    "sunflower", "rose", "palm tree", "christmas tree", "mushroom", "rainbow", "sun with face", "crescent moon",
+    "fire", "snowman", "cloud with rain", "rocket", "airplane", "automobile", "bicycle", "sailboat", "locomotive",
+    "house", "castle", "mount fuji", "guitar", "trumpet", "soccer ball", "trophy", "gift", "balloon", "light bulb",
+    "key", "scissors", "book", "alarm clock", "mobile phone", "flag of japan", "flag of france", "woman cook",
+    "man astronaut", "thumbs up", "robot", "ghost", "a red heart on a yellow background",
+)  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--n", type=int, default=128, help="prompts of each kind")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.5])
+    parser.add_argument("--scale", type=float, help="do not choose it")
+    parser.add_argument("--only", nargs="+", default=["choose", "seen", "compositions", "grounds", "designs", "grid"])
+    parser.add_argument("--out", type=Path, default=Path("out/emoji-bench"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    judge, model = judging.load(), loaded(args.model)
+    train = data.load("emoji-scenes")
+    plain = [i for i, row in enumerate(train.rows) if row.color == "white" and train.source(i) == i]
+    named = {train.words[train.rows[i].picture].name: i for i in plain if not reserved.skins(name_of(train, i))}
+    rng = random.Random(0)
+    order = sorted(named)
+    rng.shuffle(order)
+    choosing, seen = order[: args.n // 2], order[args.n // 2 :][: args.n]
+    found: dict[str, object] = {"model": str(args.model), "steps": args.steps, "n": args.n}
+
+    def draw(prompts: list[str], scale: float, seed: int = 0) -> Tensor:
+        return sample(model, prompts, len(prompts), steps=args.steps, seed=seed, scale=scale, batch_size=32).images
+
+    scale = args.scale or 3.0
+    if "choose" in args.only and args.scale is None:
+        curve = {}
+        for s in args.scales:
+            images = draw(choosing, s, 1000)
+            real = pictures(train, [named[name] for name in choosing])
+            curve[s] = {"recall": judging.recall_at_1(judge, images, choosing)[:3],
+                        "fd_judge": judging.fd_judge(judge, real, images)}  # fmt: skip
+            print("scale", s, curve[s], flush=True)
+        scale = max(curve, key=lambda s: curve[s]["recall"][0])
+        found["guidance"] = curve
+    found["scale"] = scale
+    sets = {"seen": (train, [named[name] for name in seen])}
+    for part in ("compositions", "grounds", "designs"):
+        other = data.load("emoji-scenes", part=part)
+        rows = list(range(len(other)))
+        random.Random(1).shuffle(rows)
+        sets[part] = (other, sorted(rows[: args.n]))
+    for part, (scenes, rows) in sets.items():
+        if part not in args.only:
+            continue
+        prompts = [scenes.caption(i) for i in rows]
+        names = [scenes.words[scenes.rows[i].picture].name for i in rows]
+        real, begun = pictures(scenes, rows), time.perf_counter()
+        images = draw(prompts, scale)
+        seconds = time.perf_counter() - begun
+        away = names[1:] + names[:1]
+        row = {
+            "recall": judging.recall_at_1(judge, images, told(names)),
+            "ceiling": judging.recall_at_1(judge, real, told(names)),
+            "through_codec": judging.recall_at_1(judge, model.decode(model.encode(real)).clamp(-1, 1), told(names)),
+            "baseline": judging.recall_at_1(judge, images, told(away)),
+            "fd_judge": judging.fd_judge(judge, real, images),
+            "fd_codec": judging.fd_judge(judge, real, model.decode(model.encode(real)).clamp(-1, 1)),
+            "pictures_per_second": len(images) / seconds,
+        }
+        if part == "grounds":
+            colors = [scenes.rows[i].color for i in rows]
+            row["ground_right"] = sum(a == b for a, b in zip(judging.ground(images), colors, strict=True)) / len(rows)
+        found[part] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
+        print(part, {k: str(v) for k, v in row.items()}, flush=True)
+        grid(torch.stack([p for pair in zip(real[:32], images[:32], strict=True) for p in pair]), 16).save(
+            args.out / f"{part}.png"
+        )
+    if "grid" in args.only:
+        begun = time.perf_counter()
+        made = sample(model, list(PROMPTS), len(PROMPTS), steps=args.steps, scale=scale, batch_size=32)
+        found["grid_seconds"] = time.perf_counter() - begun
+        made.save_grid(args.out / "grid.png", columns=8, labels=False, zoom=1)
+    (args.out / "emoji.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def name_of(scenes, i: int) -> str:
+    return scenes.pictures.names[scenes.rows[i].picture]
+
+
+def told(names: list[str]) -> list[str]:
+    """Names as the judge was taught them: flags by their country."""
+    return [name.removeprefix("flag of ") for name in names]
+
+
+def pictures(scenes, rows: list[int]) -> Tensor:
+    return to_tensor(scenes.batch(rows).images)
+
+
+if __name__ == "__main__":
+    main()

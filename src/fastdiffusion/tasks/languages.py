@@ -1,0 +1,186 @@
+"""New languages for a model of words: another tokenizer and text encoder, against a frozen denoiser.
+
+    taught = teach(load("emoji.safetensors"), emoji_pairs(["ja", "es"]), steps=3000)
+    sample(taught, "ハートの目の猫")
+
+Japanese Stable Diffusion did this in two stages: first a new text encoder with the denoiser frozen, then both together;
+how the first stage was trained was never published. Here it is distillation: for every text there is one that the model
+already understands, and the new encoder learns to make the denoiser's attention see the same. What is compared are the
+outputs of its cross-attention layers, at queries collected from real runs, and the pooled vectors, so neither text
+needs as many tokens as the other, and no picture is needed. A second stage is training on (``Learner``), with captions
+of all languages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import samplers, tokenizers
+from ..data import emoji, reserved
+from ..data.emoji import LANGUAGES
+from ..denoisers import Denoiser
+from ..errors import DataError, InputError
+from ..guidance import cfg
+from ..models import Model
+from ..nets.layers import Attention
+from ..nets.text import TextEncoder, Worded, normalized
+from ..noise import generator, initial
+from .loop import Part, train
+
+PAIRS, QUERIES = 41, 42  # purposes of generators
+SHOWN = 64  # queries that a batch is compared at
+
+
+class Pair(NamedTuple):
+    """A text in the new language, and what the model already understands."""
+
+    text: str
+    known: str
+
+
+def emoji_pairs(languages: Sequence[str] = LANGUAGES, held_out: bool = False) -> list[Pair]:
+    """Names of emoji in several languages beside the English ones, which stand for themselves.
+
+    Args:
+        languages: Of ``data.emoji.LANGUAGES``.
+        held_out: Instead those that ``data.reserved.pair`` keeps from training.
+    """
+    english = emoji(languages=["en"])
+    found: list[Pair] = []
+    for language in languages:
+        names = emoji(languages=[language])
+        for i, own in enumerate(names.captions):
+            name = names.names[i]
+            if reserved.reserved(name) or reserved.pair(name, language) != held_out or len(reserved.skins(name)) > 1:
+                continue
+            known = english.captions[i][0]
+            flag = name.startswith(("1f1e", "1f1f"))  # the package calls a flag by its country alone
+            found += [Pair(text, f"flag of {known}" if flag else known) for text in own[:1]]
+    return list(dict.fromkeys(found))
+
+
+def read_pairs(path: str | Path) -> list[Pair]:
+    """Pairs from a table: a .tsv or .csv file whose rows are the new text and the known one."""
+    import csv
+
+    path = Path(path)
+    try:
+        rows = list(csv.reader(path.open(encoding="utf-8-sig"), delimiter="\t" if path.suffix == ".tsv" else ","))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Cannot read {path.name!r} ({error}).") from None
+    found = [
+        Pair(row[0].strip(), row[1].strip()) for row in rows if len(row) >= 2 and row[0].strip() and row[1].strip()
+    ]
+    if not found:
+        raise DataError(f"{path.name!r} has no pairs. Each row is: text in the new language, the same in a known one.")
+    return found
+
+
+def teach(
+    model: Model,
+    pairs: Sequence[Pair],
+    steps: int = 3000,
+    vocabulary: int = 8192,
+    depth: int = 3,
+    keep: bool = True,
+    folder: str | Path | None = None,
+    batch_size: int = 64,
+    lr: float = 2e-3,
+    minutes: float | None = None,
+    fresh: bool = False,
+    seed: int = 0,
+) -> Model:
+    """The model with a text encoder that understands the new texts as it understood the known ones.
+
+    Args:
+        model: A model of words; its denoiser stays as it is.
+        pairs: New and known texts.
+        steps: Of training.
+        vocabulary: Most tokens of the new tokenizer, which is trained on all texts.
+        depth: Layers of the new encoder.
+        keep: Whether known texts are to be understood too: half of each batch.
+        folder: Where checkpoints go; the same call goes on.
+        batch_size: Texts a step.
+        lr: Highest learning rate.
+        minutes: End after so long.
+        fresh: Forget what the folder holds.
+        seed: Of everything.
+    """
+    net = model.denoiser.net
+    if not isinstance(net, Worded):
+        raise InputError("This model was trained without words: there is nothing to teach it words by.")
+    if not pairs:
+        raise DataError("No pairs of texts were given.")
+    known = list(dict.fromkeys(pair.known for pair in pairs))
+    texts = [normalized(text) for text in (*(pair.text for pair in pairs), *known)]
+    tokenizer = tokenizers.train(texts, vocabulary)
+    old, config = net.words, net.words.config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, PAIRS).initial_seed() % 2**63)
+        new = TextEncoder(**{**config, "vocabulary": len(tokenizer), "depth": depth, "length": 2 * config["length"]})
+    new.learn_words(tokenizer)
+    layers, bank = _queries(model, known, seed)
+
+    def loss(step: int) -> Tensor:
+        g = generator(seed, PAIRS, step)
+        rows = [pairs[i] for i in torch.randint(len(pairs), (batch_size,), generator=g).tolist()]
+        if keep:  # every second text is a known one, which stands for itself
+            rows = [Pair(pair.known, pair.known) if i % 2 else pair for i, pair in enumerate(rows)]
+        with torch.no_grad():
+            theirs = old(old.tokens([pair.known for pair in rows]))
+        mine = new(new.tokens([pair.text for pair in rows]))
+        total = _apart(mine[2], theirs[2])
+        for layer, queries in zip(layers, bank, strict=True):
+            x = queries[torch.randint(len(queries), (SHOWN,), generator=g)].expand(batch_size, -1, -1)
+            with torch.no_grad():
+                wanted = layer(x, theirs[0], theirs[1])
+            total = total + _apart(layer(x, mine[0], mine[1]), wanted)
+        return total / (len(layers) + 1)
+
+    described = {"words": new.config, "pairs": len(pairs), "batch_size": batch_size, "lr": lr, "keep": keep}
+    for _ in train({"words": Part(new, loss, lr=lr)}, steps, described, folder, seed, 100, 0.5, minutes, fresh):
+        pass
+    denoiser = Denoiser(
+        Worded(net.net, new), model.denoiser.parameterization, model.denoiser.sigma_data, model.denoiser.self_condition
+    )
+    return replace(model, denoiser=denoiser.eval())
+
+
+def _apart(mine: Tensor, wanted: Tensor) -> Float[Tensor, ""]:
+    """Squared difference, as a part of how much ``wanted`` varies over the texts."""
+    return (mine - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean().clamp(min=1e-8)
+
+
+def _queries(
+    model: Model, texts: Sequence[str], seed: int, runs: int = 64, steps: int = 12
+) -> tuple[list, list[Tensor]]:
+    """The denoiser's cross-attention layers, and for each some of what it was asked in runs with these texts."""
+    calls: dict[nn.Module, list[Tensor]] = {}
+    g = generator(seed, QUERIES)
+
+    def note(module: nn.Module, given: tuple) -> None:
+        if len(given) > 1 and given[1] is not None:
+            x = given[0].detach().flatten(0, 1)
+            calls.setdefault(module, []).append(x[torch.randint(len(x), (128,), generator=g)])
+
+    net = model.denoiser.net
+    hooks = [m.register_forward_pre_hook(note) for m in net.modules() if isinstance(m, Attention)]
+    try:
+        chosen: list[str] = [texts[i] for i in torch.randint(len(texts), (runs,), generator=g).tolist()]
+        table = model.table(steps, "dpmpp_2m")
+        with torch.no_grad():
+            x = table.sigmas[0] * initial(range(runs), model.shape)
+            samplers.final(samplers.run(cfg(model.denoise, 2.0), x, table, model.read(list(chosen)), range(runs)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not calls:
+        raise InputError("This model's net has no attention to words.")
+    return list(calls), [torch.cat(seen) for seen in calls.values()]
