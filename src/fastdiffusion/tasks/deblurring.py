@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ..corruptions.blurs import convolve, gaussian, taps
+from ..corruptions.blurs import convolve, disk, gaussian, line, taps
 from .coloring import luminance
 
-MOST = 1024  # longer side of the part that is looked at
+MOST = 384  # side of the part that is looked at
 
 
 def estimate_kernel(
-    picture: Float[Tensor, "1 c h w"], size: int = 25, rounds: int = 6
+    picture: Float[Tensor, "1 c h w"], size: int = 25, rounds: int = 4
 ) -> Float[Tensor, "{size} {size}"]:
     """The blur kernel of a picture, centred, with sum 1.
 
@@ -29,8 +29,7 @@ def estimate_kernel(
         rounds: Turns of picture and kernel at each scale.
     """
     blurred = picture if picture.shape[1] == 1 else luminance(picture)
-    top, left = (max(0, (n - MOST) // 2) for n in blurred.shape[2:])
-    blurred = blurred[:, :, top : top + MOST, left : left + MOST]
+    blurred = _liveliest(blurred)
     sizes = [size]
     while sizes[-1] > 5:
         sizes.append(max(5, int(sizes[-1] / 1.6) // 2 * 2 + 1))
@@ -44,11 +43,41 @@ def estimate_kernel(
         else:
             kernel = _clean(F.interpolate(kernel[None, None], (side, side), mode="bicubic")[0, 0])
         for turn in range(rounds):
-            sharp = _wiener(small, kernel, 0.02 if turn else 0.05)
-            edges = _edges(_shock(sharp, 8), keep=max(0.04, 0.15 - 0.02 * turn))
+            sharp = _wiener(small, kernel, 0.02)
+            edges = _edges(_shock(sharp, 8), keep=0.15 - 0.02 * turn)
             kernel = _clean(_fit(edges, small, side))
     assert kernel is not None
-    return _centred(kernel)
+    return _snapped(_centred(kernel))
+
+
+def _snapped(kernel: Tensor, like: float = 0.7) -> Tensor:
+    """The Gaussian, line or disk that the kernel is, if it is much like one: most blurs are."""
+    at = torch.arange(len(kernel), dtype=kernel.dtype) - len(kernel) // 2
+    reach = len(kernel) // 2
+    angles = torch.arange(0, 180, 7.5)
+    lengths = torch.arange(3.0, 2 * reach, 1.0)
+    bells = [torch.exp(-(at[:, None].square() + at.square()) / (2 * s * s)) for s in torch.arange(0.6, reach / 3, 0.2)]
+    lines = line(lengths.repeat_interleave(len(angles)), angles.repeat(len(lengths)))
+    disks = disk(torch.arange(1.0, reach - 0.5, 0.5))
+    known = torch.cat([_cut(torch.stack(bells), reach), _cut(lines, reach), _cut(disks, reach)])
+    scores = (known * kernel).sum((1, 2)) / (known.square().sum((1, 2)).sqrt() * kernel.norm())
+    best = int(scores.argmax())
+    return known[best] / known[best].sum() if float(scores[best]) > like else kernel
+
+
+def _cut(kernels: Tensor, reach: int) -> Tensor:
+    """Brought to sides of 2 * reach + 1."""
+    pad = reach - kernels.shape[1] // 2
+    return F.pad(kernels, (pad,) * 4)
+
+
+def _liveliest(x: Tensor) -> Tensor:
+    """The part with the most edges: what is out of focus by itself tells nothing of the blur."""
+    h, w = (min(n, MOST) for n in x.shape[2:])
+    energy = F.avg_pool2d(_gradients(x).square().sum(0, keepdim=True), (h, w), stride=16)[0, 0]
+    place = int(energy.argmax())
+    top, left = 16 * (place // energy.shape[1]), 16 * (place % energy.shape[1])
+    return x[:, :, top : top + h, left : left + w]
 
 
 def _gradients(x: Tensor) -> Float[Tensor, "2 1 h w"]:
@@ -58,15 +87,17 @@ def _gradients(x: Tensor) -> Float[Tensor, "2 1 h w"]:
 
 
 def _shock(x: Tensor, steps: int) -> Tensor:
-    """Sharpen edges to steps (Osher & Rudin 1990): walk uphill where the picture is concave, downhill elsewhere."""
+    """Sharpen edges to steps (Osher & Rudin 1990; Alvarez & Mazorra 1994): against the curvature along the gradient."""
     x = gaussian(x, taps(torch.tensor([1.0]), 4))
     for _ in range(steps):
         smooth = gaussian(x, taps(torch.tensor([0.7]), 3))
-        padded = F.pad(smooth, (1, 1, 1, 1), mode="replicate")
-        laplacian = (
-            padded[..., 1:-1, 2:] + padded[..., 1:-1, :-2] + padded[..., 2:, 1:-1] + padded[..., :-2, 1:-1] - 4 * smooth
-        )
-        x = x - 0.3 * laplacian.sign() * _gradients(x).square().sum(0, keepdim=True).sqrt()
+        p = F.pad(smooth, (1, 1, 1, 1), mode="replicate")
+        across, down = _gradients(smooth).split(1)
+        xx = p[..., 1:-1, 2:] + p[..., 1:-1, :-2] - 2 * smooth
+        yy = p[..., 2:, 1:-1] + p[..., :-2, 1:-1] - 2 * smooth
+        xy = (p[..., 2:, 2:] + p[..., :-2, :-2] - p[..., 2:, :-2] - p[..., :-2, 2:]) / 4
+        curve = across.square() * xx + 2 * across * down * xy + down.square() * yy
+        x = x - 0.3 * curve.sign() * _gradients(x).square().sum(0, keepdim=True).sqrt()
     return x
 
 
@@ -81,7 +112,10 @@ def _edges(x: Tensor, keep: float) -> Float[Tensor, "2 1 h w"]:
 def _fit(edges: Tensor, blurred: Tensor, side: int, ridge: float = 2e-2) -> Tensor:
     """The kernel that turns the edges into the blurred picture's gradients: least squares in the Fourier basis."""
     size = blurred.shape[-2:]
-    a, b = torch.fft.rfft2(edges), torch.fft.rfft2(_gradients(blurred))
+    rise = (torch.arange(1, max(size) + 1) / side).clamp(max=1)  # the border knows nothing of what was beyond it
+    window = [torch.minimum(rise[:n], rise[:n].flip(0)) for n in size]
+    seen = window[0][:, None] * window[1]
+    a, b = torch.fft.rfft2(edges * seen), torch.fft.rfft2(_gradients(blurred) * seen)
     power = (a.conj() * a).real.sum(0)
     k = torch.fft.irfft2((a.conj() * b).sum(0) / (power + ridge * power.mean()), size)[0]
     half = side // 2
@@ -89,8 +123,8 @@ def _fit(edges: Tensor, blurred: Tensor, side: int, ridge: float = 2e-2) -> Tens
 
 
 def _clean(kernel: Tensor) -> Tensor:
-    """Nothing negative, no crumbs far below the top, sum 1."""
-    kernel = torch.where(kernel > 0.06 * kernel.max(), kernel, 0)
+    """Nothing negative or far below the top, sum 1."""
+    kernel = torch.where(kernel > 0.1 * kernel.max(), kernel, 0)
     return kernel / kernel.sum()
 
 
