@@ -3,8 +3,9 @@
 A table's free numbers are the noise levels of its calls and the weights of the older estimates (``samplers``). A fine
 solve of the probability flow from a few dozen noises shows where each row should lead; given the levels, a row's
 weights are then a small least-squares problem, solved row by row as the table rolls out. The levels are searched along
-families of schedules, then one by one; ``polish`` at last turns all numbers together (Levenberg-Marquardt on the error
-of the result). All of it takes forward passes only, so it works for any denoiser, guided or not.
+families of schedules, then one by one; ``polish`` at last turns all numbers together, and with them how much noise each
+row keeps (Levenberg-Marquardt on the error of the result). All of it takes forward passes only, so it works for any
+denoiser, guided or not.
 
 What is kept is chosen on noises that were not fitted to, and the best textbook table is kept where nothing beats it.
 
@@ -287,22 +288,24 @@ def search_levels(flow: Flow, sigmas: list[float], until: float) -> list[float]:
 
 
 def polished(table: Table, teaching: Flow, judging: Flow, until: float) -> Iterator[Table]:
-    """Turn all levels and weights together: Levenberg-Marquardt on the result's distance from the flow's.
+    """Turn all numbers together: Levenberg-Marquardt on the result's distance from the flow's.
 
-    The Jacobian is taken by differences, each a run from the row that changes on. Yields every table that is better
-    on ``teaching``; ends when ``judging`` stops to gain, or ``until``.
+    Besides levels and weights that is how much noise a row keeps, so that a call may be told a level a little beside
+    what is in x. The Jacobian is taken by differences, each a run from the row that changes on. Yields every table
+    that is better on ``teaching``; ends when ``judging`` stops to gain, or ``until``.
     """
-    free = [math.log(s) for s in table.sigmas[1:-1]] + [w for row in table.rows for w in row.weights]
     levels = len(table.rows) - 1
-    # The first row that a number changes: a level changes the move towards it, a weight its own row.
-    first = [*range(levels), *(i for i, row in enumerate(table.rows) for _ in row.weights)]
+    places = [i for i, row in enumerate(table.rows) for _ in row.weights]
+    free = [math.log(s) for s in table.sigmas[1:-1]] + [w for row in table.rows for w in row.weights] + [0.0] * levels
+    # The first row that a number changes: a level changes the move towards it, the others change their own row.
+    first = [*range(levels), *places, *range(levels)]
 
     def build(numbers: list[float]) -> Table:
         sigmas = [table.sigmas[0], *map(math.exp, numbers[:levels]), 0.0]
-        rest = iter(numbers[levels:])
+        rest, more = iter(numbers[levels:]), [*map(math.exp, numbers[len(numbers) - levels :]), 1.0]
         rows = [
-            Row(s, t / s, tuple(next(rest) for _ in row.weights))
-            for s, t, row in zip(sigmas, sigmas[1:], table.rows, strict=False)
+            Row(s, more[i] * t / s, tuple(next(rest) for _ in table.rows[i].weights))
+            for i, (s, t) in enumerate(pairwise(sigmas))
         ]
         return Table(table.name, tuple(sigmas), tuple(rows))
 
