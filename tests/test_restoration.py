@@ -10,15 +10,16 @@ from PIL import Image
 
 from fastdiffusion import Learner, nets, restore, sample, save, tiles
 from fastdiffusion.cli import main
-from fastdiffusion.corruptions import parse
+from fastdiffusion.corruptions import jpeg, parse
 from fastdiffusion.data import Crops, Pairs
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import DataError, InputError
-from fastdiffusion.images import read_recipe, to_pil, to_tensor, to_uint8
+from fastdiffusion.images import jpeg_tables, read_recipe, to_pil, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.coloring import in_gamut, luminance
 from fastdiffusion.tasks.deblurring import estimate_kernel
-from fastdiffusion.tasks.restoration import NOTE, undoing, weakened
+from fastdiffusion.tasks.restoration import undoing, weakened
+from fastdiffusion.tasks.restored import NOTE
 from fastdiffusion.tasks.watermarks import unmark
 
 SMALL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [],
@@ -343,6 +344,17 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(restorer, tmp_path, ca
     said = capsys.readouterr().err
     assert code == 2 and told in said and len(said.strip().splitlines()) == 1, said
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_jpeg_file_says_itself_how_it_was_rounded(trembling, tmp_path):
+    """The answer lies in the cells that the file leaves open; in a PNG of the same pixels nobody knows of them."""
+    photo(64, 48, seed=4).save(tmp_path / "a.jpg", quality=15)
+    Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
+    held, free = (restore(tmp_path / name, "dejpeg", trembling) for name in ("a.jpg", "a.png"))
+    assert held.by == free.by == "jpeg" and free.error is None and held.error is not None
+    steps, halved = jpeg_tables(tmp_path / "a.jpg")
+    again = jpeg(steps, "420" if halved else "444").on((3, 48, 64), [0]).mean(to_tensor(held.images))
+    assert float((again - to_tensor(Image.open(tmp_path / "a.jpg"))).abs().mean()) * 127.5 < 3
 
 
 def test_odd_files_are_restored(restorer, tmp_path):

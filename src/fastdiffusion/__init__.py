@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from .tasks.clip import score, search
     from .tasks.evaluation import Report, evaluate, measure
     from .tasks.generation import Samples, again, sample, sample_steps
-    from .tasks.restoration import Restored, restore
+    from .tasks.restoration import restore
+    from .tasks.restored import Restored
     from .tasks.sharing import export
     from .tasks.study import study
 
@@ -54,7 +55,8 @@ _ROOMS = {
     "tasks.clip": ["score", "search"],
     "tasks.evaluation": ["Report", "evaluate", "measure"],
     "tasks.generation": ["Samples", "again", "sample", "sample_steps"],
-    "tasks.restoration": ["Restored", "restore"],
+    "tasks.restoration": ["restore"],
+    "tasks.restored": ["Restored"],
     "tasks.sharing": ["export"],
     "tasks.study": ["study"],
 }

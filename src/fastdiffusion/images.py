@@ -24,7 +24,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from . import recipes
@@ -142,6 +142,19 @@ def read(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MA
     """
     with opened(source, max_pixels) as picture:
         return decode(picture)
+
+
+def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"], bool] | None:
+    """The steps that a JPEG file's coefficients are rounded to, luminance and color, and whether colors are halved.
+
+    None where the file is another kind, is shown turned (its blocks then lie elsewhere), or subsamples in another way.
+    """
+    with opened(source) as picture:
+        if picture.format != "JPEG" or picture.getexif().get(0x0112, 1) != 1:
+            return None
+        halved = {0: False, 2: True, -1: False}.get(JpegImagePlugin.get_sampling(picture))
+        found = [torch.tensor(steps).float().reshape(8, 8) for _, steps in sorted(picture.quantization.items())]  # pyright: ignore[reportAttributeAccessIssue]
+    return None if halved is None or not found else (torch.stack([found[0], found[-1]]), halved)
 
 
 def opened(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:

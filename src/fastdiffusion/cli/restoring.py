@@ -39,10 +39,10 @@ def restore(
     colorize, dejpeg, deblur, denoise, inpaint MASK, dewatermark MASK. Ranges and what is not said is found out blindly.
     """
     given = {key: value for key, value in locals().items() if key not in ("out", "compare", "metadata")}
-    from ..tasks import restoration
+    from ..tasks import restoration, restored
 
     path = out or picture.with_name(f"{picture.stem}-restored.png")
-    restoration.checked_out(path)
+    restored.checked_out(path)
     done = restoration.restore(**given)
     written = done.save(path, compare=compare, metadata=metadata)
     print(f"{done}\n{', '.join(map(str, written))}")

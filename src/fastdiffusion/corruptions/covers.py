@@ -42,7 +42,7 @@ def _inside(parameter: Any, mine: Any, other: Any) -> bool:
         return mine == other or not parameter.known  # any text is as good as another
     if isinstance(mine, tuple) and isinstance(other, tuple):
         return mine[0] <= other[0] and other[1] <= mine[1]
-    return mine == other or not isinstance(other, tuple)  # a file: its own blots are among all blots
+    return not isinstance(other, tuple)  # a file: its hole is among all holes, its steps among all qualities
 
 
 def _values(step: Step) -> list[Any]:

@@ -29,13 +29,15 @@ def tables(quality: Float[Tensor, " b"]) -> Float[Tensor, "b 2 8 8"]:
     return ((torch.stack([luma, chroma]) * scale + 50) / 100).floor().clamp(1, 255)
 
 
-@corruption(quality=Number(10, 90, least=1, most=100, whole=True, none=100), colors=Word(("420", "444")))
-def jpeg(draw: Draw, shape: Shape, quality: Tensor, colors: str) -> Operator:
+@corruption(quality=Number(10, 90, least=1, most=100, whole=True, none=100, file=True), colors=Word(("420", "444")))
+def jpeg(draw: Draw, shape: Shape, quality: Tensor | str, colors: str) -> Operator:
     """JPEG at libjpeg's quality 1 to 100; colours at half the resolution ("420", as most programs do) or full ("444").
 
-    The gradient passes the rounding as if it were not there.
+    In Python the steps themselves, (2, 8, 8), may stand for a quality. The gradient passes the rounding unchanged.
     """
-    steps = tables(quality)
+    if isinstance(quality, str):
+        raise InputError(f"jpeg's quality must be a number, got {quality!r}. Example: 10..90.")
+    steps = quality.expand(len(draw), 2, 8, 8) if quality.ndim == 3 else tables(quality)
     return operator(shape, steps, colors == "420")
 
 

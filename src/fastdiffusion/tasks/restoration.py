@@ -8,12 +8,11 @@ it is known what happened, the answer is held to it: degraded again, it gives th
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -28,12 +27,13 @@ from .. import __version__, inverse, processes, samplers, schedules, tiles
 from ..corruptions import CORRUPTIONS, Chain, Corruption, Operator, Step, after, covers, parse
 from ..corruptions.marks import filled
 from ..errors import DataError, InputError, unknown
-from ..images import flatten, grid, read, save_png, to_array, to_pil, to_tensor, to_uint8
+from ..images import flatten, jpeg_tables, read, to_array, to_tensor, to_uint8
 from ..models import Model, load
 from ..tiles import Tile
 from ..types import Cond, Denoise
 from .coloring import Hints, Palette, in_gamut
 from .generation import loaded, model_hash
+from .restored import NOTE, Restored
 
 WAYS = ("auto", "supervised", "zero-shot", "cold")
 ANSWERS = ("auto", "mean", "sample")
@@ -52,96 +52,6 @@ TRUST = 0.05  # how far off a model's answer is thought to be, when it is held t
 BLURS = ("blur", "motion", "defocus", "kernel")  # lose some frequencies nearly wholly: rounding drowns what is left
 SMALLEST = 8  # pixels
 SIDE = 256  # of a picture that stands for any: divisible by all factors
-NOTE = (
-    "You removed a mark from a picture. Marks often say whose it is: only remove one from pictures that are yours, or "
-    "that you may change, and do not pass the result off as somebody else's original."
-)
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What came out. In a notebook it shows itself.
-
-    Attributes:
-        images: The answers, (n, c, h, w).
-        given: The input, on its own grid.
-        by: What was undone.
-        way: How.
-        error: Root mean square and largest difference, in units of 1/255, between the input and the answers degraded
-            again; None where what happened is not known exactly.
-        uncertainty: Standard deviation of the answers at each pixel, in units of 1/255; zeros for one answer.
-        notes: What a person should know.
-        recipe: How to make it again, as JSON values.
-        kernel: The blur kernel that was found, if it was looked for.
-    """
-
-    images: UInt8[Tensor, "n c h w"]
-    given: UInt8[Tensor, "k p q"]
-    by: str
-    way: str
-    error: tuple[float, float] | None
-    uncertainty: Float[Tensor, "h w"]
-    notes: tuple[str, ...] = ()
-    recipe: Mapping[str, Any] = field(default_factory=dict)
-    kernel: Float[Tensor, "k l"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def comparison(self, side: int = 900) -> Image.Image:
-        """Before, after and their difference (grey is none, four times enlarged), each at most ``side`` pixels."""
-        after = self.images[0]
-        before = to_tensor(self.given)[None]
-        before = before.expand(1, after.shape[0], *before.shape[2:]) if len(self.given) == 1 else before
-        before = torch.nn.functional.interpolate(before, after.shape[1:], mode="nearest")[0]
-        difference = 2 * (to_tensor(after) - before)
-        panels = [to_pil(panel) for panel in (before, after, difference)]
-        for panel in panels:
-            panel.thumbnail((side, side), Image.Resampling.LANCZOS)
-        return grid(panels, columns=3)
-
-    def save(self, path: str | os.PathLike[str], compare: bool = False, metadata: bool = True) -> list[Path]:
-        """Write the answers: ``path``, or NAME-1.png and so on if there are several, with NAME-uncertainty.png.
-
-        Args:
-            path: Ends in .png.
-            compare: Write NAME-compare.png as well: before, after, difference.
-            metadata: Keep the recipe in the files.
-        """
-        path = checked_out(path)
-
-        def named(end: str) -> Path:
-            return path.with_name(f"{path.stem}-{end}.png")
-
-        written = []
-        for i, image in enumerate(self.images):
-            written.append(path if len(self) == 1 else named(str(i + 1)))
-            save_png(image, written[-1], {**self.recipe, "index": i} if metadata else None)
-        extra: dict[str, Any] = {}
-        if len(self) > 1:
-            extra["uncertainty"] = (2 * self.uncertainty / float(self.uncertainty.max().clamp(min=1)) - 1)[None]
-        if self.kernel is not None:
-            extra["kernel"] = grid([(2 * self.kernel / self.kernel.max() - 1)[None]], zoom=8)
-        if compare:
-            extra["compare"] = self.comparison()
-        for end, image in extra.items():
-            save_png(image, named(end))
-            written.append(named(end))
-        return written
-
-    def __str__(self) -> str:
-        size = f"{self.images.shape[3]}x{self.images.shape[2]}"
-        lines = [f"{self.by} undone ({self.way}): {size}" + (f", {len(self)} answers" if len(self) > 1 else "")]
-        if self.error is not None:
-            lines.append(
-                f"degraded again, it differs from the input by {self.error[0]:.2f} (at most {self.error[1]:.1f}) of 255"
-            )
-        return "\n".join([*lines, *self.notes])
-
-    def _repr_png_(self) -> bytes:
-        memory = io.BytesIO()
-        to_pil(self.images[0]).save(memory, "PNG")
-        return memory.getvalue()
 
 
 def restore(
@@ -202,13 +112,16 @@ def restore(
     ready = bundled() if model is None else loaded(model, device)
     what = Chain(()) if by == "pairs" and ready.corruption == "pairs" else undoing(by)
     chosen = _way(way, what, ready, model, method)
+    label = str(what) or "pairs"
+    if isinstance(picture, str | os.PathLike):
+        what = _as_written(what, picture)
     job = _Job(what, ready, chosen, n, answer, steps, seed, method, given, hints, palette)
     pictures = job.run(tile, overlap)
     notes = (NOTE,) if any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(by) else ()
     recipe = {
         "fastdiffusion": __version__,
         "verb": "restore",
-        "by": str(what) or "pairs",
+        "by": label,
         "way": chosen,
         "model": model_hash(ready)[:16],
         "parameters": {"n": n, "answer": answer, "steps": steps, "seed": seed, "method": method, "tile": tile},
@@ -217,15 +130,7 @@ def restore(
     if n > 1:
         uncertainty = torch.cat([rows.float().std(0).mean(0) for rows in pictures.split(256, 2)])
     error = job.error(pictures, tile, overlap)
-    return Restored(pictures, job.given, str(what) or "pairs", chosen, error, uncertainty, notes, recipe, kernel)
-
-
-def checked_out(path: str | os.PathLike[str]) -> Path:
-    """A name that the result can be written under; raises InputError before any work is done."""
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InputError(f"Pictures are written as PNG, got {path.name!r}. Try {path.with_suffix('.png').name}.")
-    return path
+    return Restored(pictures, job.given, label, chosen, error, uncertainty, notes, recipe, kernel)
 
 
 def undoing(by: str | Corruption) -> Corruption:
@@ -235,6 +140,17 @@ def undoing(by: str | Corruption) -> Corruption:
     verbs = "|".join(UNDOES)
     text = re.sub(rf"(^|[,|(])(\s*)({verbs})\s+(?=({'|'.join(CORRUPTIONS)})\b)", r"\1\2", by)
     return parse(re.sub(rf"(^|[,|(])(\s*)({verbs})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
+
+
+def _as_written(what: Corruption, path: str | os.PathLike[str]) -> Corruption:
+    """A JPEG file says itself how it was rounded: where its quality was left open, the file's own steps are taken."""
+    last = what.steps[-1] if what.steps else None
+    if not isinstance(what, Step | Chain) or last is None or last.name != "jpeg" or last.said:
+        return what
+    found = jpeg_tables(path)
+    if found is None:
+        return what
+    return Chain((*what.steps[:-1], Step("jpeg", (found[0], "420" if found[1] else "444"))))
 
 
 def bundled() -> Model:

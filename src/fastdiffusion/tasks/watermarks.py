@@ -23,7 +23,8 @@ from ..corruptions.blurs import gaussian, radius_of, taps
 from ..errors import DataError, InputError
 from ..images import flatten, grid, read, safe_name, save_png, to_pil, to_tensor, to_uint8
 from ..models import Model
-from .restoration import NOTE, restore
+from .restoration import restore
+from .restored import NOTE
 
 OPAQUE = 0.85  # opacity from which on too little shines through
 FAINT = 0.08  # opacity below which there is no mark
