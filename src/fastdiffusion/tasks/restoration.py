@@ -26,7 +26,7 @@ from tqdm import tqdm
 from .. import __version__, inverse, processes, samplers, schedules, tiles
 from ..corruptions import CORRUPTIONS, Chain, Corruption, Operator, Step, after, covers, parse
 from ..corruptions.marks import filled
-from ..errors import DataError, InputError, unknown
+from ..errors import CheckpointError, DataError, InputError, unknown
 from ..images import flatten, jpeg_tables, read, to_array, to_tensor, to_uint8
 from ..models import Model, load
 from ..tiles import Tile
@@ -155,7 +155,13 @@ def _as_written(what: Corruption, path: str | os.PathLike[str]) -> Corruption:
 
 def bundled() -> Model:
     """The small restorer that comes with this package: see docs/restore.md for what it learned from."""
-    with as_file(files("fastdiffusion") / "weights" / "restorer.safetensors") as path:
+    weights = files("fastdiffusion") / "weights" / "restorer.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(
+            "This installation has no restorer of its own. Name one with --model, or train one: "
+            "fastdiffusion train photos/ --restore 'blur 0.5..3'."
+        )
+    with as_file(weights) as path:
         return load(path)
 
 
