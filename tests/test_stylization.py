@@ -13,7 +13,7 @@ from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.images import to_pil
 from fastdiffusion.models import Model
 from fastdiffusion.nets import layers
-from fastdiffusion.nets.perceptual import directions, style_distance
+from fastdiffusion.nets.perceptual import style_distance
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks import styles, stylization
 from fastdiffusion.tasks.parts import as_tensor
@@ -64,12 +64,12 @@ def test_alpha_and_grays_pass():
 
 def test_tiles_have_the_gradient_of_the_whole(monkeypatch):
     x = torch.rand(1, 3, 40, 56, dtype=torch.float64, generator=generator(0)) * 2 - 1
-    along = [directions(4, 5, generator(1)).double()]
     kernel = torch.randn(4, 3, 3, 3, dtype=torch.float64, generator=generator(2))
 
     def net(v):
         return [torch.relu(nn.functional.conv2d(v, kernel, padding=1))]
 
+    along = styles.directions(x, net, 1)
     goal = styles.statistics(x.flip(-1) * 0.5, along, net)
     values, gradients = [], []
     for tile in (64, 16):

@@ -23,8 +23,8 @@ def stylize(
     style: Annotated[Path, typer.Argument(metavar="STYLE", help="A picture, or what train-style wrote.")],
     strength: Annotated[float, typer.Option(help="0 is the picture itself, 1 all of the style.")] = 0.6,
     size: Annotated[int, typer.Option(help="Longest side to work at; beyond it the change is enlarged.")] = 768,
-    steps: Annotated[int, typer.Option(help="At each size, or of the model.")] = 60,
-    keep: Annotated[float, typer.Option(help="What the content counts; the style counts 1.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="At each size, or of the model.")] = 80,
+    keep: Annotated[float, typer.Option(help="What the content counts; the style counts 1.")] = 0.6,
     model: Annotated[Path | None, typer.Option(help="Do it inside this diffusion model, by shared attention.")] = None,
     seed: Annotated[int, typer.Option(help="Of what is random.")] = 0,
     out: OutPicture = Path("out/stylized.png"),
@@ -49,7 +49,7 @@ def train_style(
     steps: Training = 400,
     size: Annotated[int, typer.Option(help="Side of the practice pictures in pixels.")] = 128,
     batch_size: BatchSize = 2,
-    keep: Annotated[float, typer.Option(help="What the content counts; the style counts 1.")] = 1.0,
+    keep: Annotated[float, typer.Option(help="What the content counts; the style counts 1.")] = 0.6,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
         "runs/style"

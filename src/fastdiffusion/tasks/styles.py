@@ -91,7 +91,7 @@ def statistics(
         """Gram matrices (weighted by the tile's share), some of the features, and the distance from ``like``."""
         share = (core[0].stop - core[0].start) * (core[1].stop - core[1].start) / (h * w)
         grams, places = [], []
-        for i, f in enumerate(maps(net, piece)):
+        for i, f in enumerate(seen_in(piece, net)):
             shrink = piece.shape[-1] / f.shape[-1]
             f = f[(..., *(slice(round(s.start / shrink), max(round(s.stop / shrink), 1)) for s in core))]
             kept = torch.randperm(f[0, 0].numel(), generator=generator(place, i))[: math.ceil(PLACES * share)]
@@ -114,9 +114,14 @@ def statistics(
     return Statistics([torch.stack(c).sum(0) for c in columns[:n]], profiles, torch.cat(columns[-1]).sum())
 
 
+def seen_in(x: Tensor, net: Maps | None) -> list[Tensor]:
+    """The colors themselves, 0 to 1, and what the net makes of them."""
+    return [(x + 1) / 2, *maps(net, x)]
+
+
 def directions(x: Tensor, net: Maps | None, seed: int) -> list[Tensor]:
     """To look along in each map that ``net`` makes of pictures like x."""
-    widths = [f.shape[1] for f in maps(net, x[..., :16, :16])]
+    widths = [f.shape[1] for f in seen_in(x[..., :16, :16], net)]
     return [perceptual.directions(n, ALONG, generator(seed, i)) for i, n in enumerate(widths)]
 
 

@@ -46,7 +46,7 @@ from .piles import squares
 from .styles import Colors, colors, directions, recolored, statistics
 from .translation import flow_up
 
-COARSE = 160  # longest side of the coarsest level: there a feature sees two fifths of the picture
+COARSE = 96  # longest side of the coarsest level: there a feature sees two thirds of the picture
 NET = {
     "patch": 2,
     "refine": 16,
@@ -57,7 +57,7 @@ NET = {
     "updown": False,
 }
 PICTURES, PREVIEW = 80, 100  # what a generator is for; steps between previews
-RATE, OCTAVES = 0.02, 5  # Adam's: how far a layer of the pyramid moves in a step; how many layers
+RATE, OCTAVES = 0.01, 5  # Adam's: how far a layer of the pyramid moves in a step; how many layers
 
 
 class StyleStep(NamedTuple):
@@ -73,8 +73,8 @@ def stylize(
     style: Picture | Stylizer,
     strength: float = 0.6,
     size: int = 768,
-    steps: int = 60,
-    keep: float = 1.0,
+    steps: int = 80,
+    keep: float = 0.6,
     net: Maps | None = None,
     model: Model | str | Path | None = None,
     seed: int = 0,
@@ -119,8 +119,8 @@ def stylize_steps(
     style: Picture,
     strength: float = 0.6,
     size: int = 768,
-    steps: int = 60,
-    keep: float = 1.0,
+    steps: int = 80,
+    keep: float = 0.6,
     net: Maps | None = None,
     seed: int = 0,
 ) -> Iterator[StyleStep]:
@@ -158,8 +158,10 @@ def _optimized(
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / steps) ** 0.5
         optimizer.zero_grad()
         with torch.enable_grad():
-            grown = [F.interpolate(layer, x.shape[-2:], mode="bilinear") for layer in layers]
-            moved = (x + torch.stack(grown).sum(0)).clamp(-1, 1)
+            change = layers[-1]
+            for layer in reversed(layers[:-1]):
+                change = layer + F.interpolate(change, layer.shape[-2:], mode="bilinear")
+            moved = (x + change).clamp(-1, 1)
             now = statistics(moved, along, net, content)
             (now.distance(goal) + keep * now.away).backward()
         optimizer.step()
@@ -226,7 +228,7 @@ def train_style(
     steps: int = 400,
     size: int = 128,
     batch_size: int = 2,
-    keep: float = 1.0,
+    keep: float = 0.6,
     lr: float = 2e-3,
     folder: str | Path | None = None,
     seed: int = 0,
