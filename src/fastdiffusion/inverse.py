@@ -58,7 +58,10 @@ def solve(
         if bool((rho <= tolerance**2 * first).all()):
             break
         q = apply(p)
-        a = rho / _dot(p, q).clamp(min=1e-30)
+        bend = _dot(p, q)
+        if bool((bend <= 0).all()):
+            break
+        a = torch.where(bend > 0, rho / bend.clamp(min=1e-30), 0)  # a learned covariance may not be positive
         z, r = z + a * p, r - a * q
         before, rho = rho, _dot(r, r)
         p = r + rho / before.clamp(min=1e-30) * p

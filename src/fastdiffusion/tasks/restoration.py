@@ -381,11 +381,11 @@ class _Job:
         std = float(operator.std.max()) if operator.std is not None else 0.0
         options["std"] = math.hypot(std, ROUNDING) if operator.linear else None
         if self.model.corruption is None:
-            prior, table, start = self.model.denoise, self.model.table(self.steps), torch.zeros_like(base)
+            prior, top, start = self.model.denoise, self.model.sigma_max, torch.zeros_like(base)
         else:  # what hides everything leaves the unconditional model
-            prior = self._restorer(torch.zeros_like(base))
-            table = samplers.table("dpmpp_3m", schedules.exponential(self.steps, sigma_max=START))
-            start = base
+            prior, top, start = self._restorer(torch.zeros_like(base)), START, base
+        # fresh noise at each step makes good what the methods' covariance is wrong about (see docs/restore.md)
+        table = samplers.table("ddpm", schedules.exponential(self.steps, self.model.sigma_min, top))
         guided = inverse.INVERSE[self.method](prior, operator, y, **options)
         return self._sampled(guided, start, table, tile, tick)
 
