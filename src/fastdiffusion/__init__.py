@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from .tasks.restored import Restored
     from .tasks.sharing import export
     from .tasks.study import study
+    from .tasks.stylization import stylize
+    from .tasks.translation import translate
 
 __version__ = "0.1.0"
 
@@ -45,6 +47,8 @@ __all__ = [
     "score",
     "search",
     "study",
+    "stylize",
+    "translate",
 ]
 
 _ROOMS = {
@@ -59,6 +63,8 @@ _ROOMS = {
     "tasks.restored": ["Restored"],
     "tasks.sharing": ["export"],
     "tasks.study": ["study"],
+    "tasks.stylization": ["stylize"],
+    "tasks.translation": ["translate"],
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
