@@ -20,7 +20,7 @@ from ..errors import FastdiffusionError
 from .options import app
 
 # Each registers its commands, in the order of the help.
-from . import training, codecs, sampling, restoring, words, styling, looking  # noqa: F401 # isort: skip
+from . import training, codecs, sampling, teaching, restoring, words, styling, looking  # noqa: F401 # isort: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

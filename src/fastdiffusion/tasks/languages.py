@@ -13,10 +13,10 @@ of all languages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -121,36 +121,73 @@ def teach(
     known = list(dict.fromkeys(pair.known for pair in pairs))
     texts = [normalized(text) for text in (*(pair.text for pair in pairs), *known)]
     tokenizer = tokenizers.train(texts, vocabulary)
-    old, config = net.words, net.words.config
+    config = net.words.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, PAIRS).initial_seed() % 2**63)
         new = TextEncoder(**{**config, "vocabulary": len(tokenizer), "depth": depth, "length": 2 * config["length"]})
     new.learn_words(tokenizer)
+
+    def rows(g: torch.Generator) -> tuple[Told, list[str]]:
+        chosen = [pairs[i] for i in torch.randint(len(pairs), (batch_size,), generator=g).tolist()]
+        if keep:  # every second text is a known one, which stands for itself
+            chosen = [Pair(pair.known, pair.known) if i % 2 else pair for i, pair in enumerate(chosen)]
+        return new(new.tokens([pair.text for pair in chosen])), [pair.known for pair in chosen]
+
+    described = {"words": new.config, "pairs": len(pairs), "batch_size": batch_size, "lr": lr, "keep": keep}
+    distill(model, new, rows, known, steps, described, folder, lr, minutes, fresh, seed)
+    denoiser = Denoiser(
+        Worded(net.net, new), model.denoiser.parameterization, model.denoiser.sigma_data, model.denoiser.self_condition
+    )
+    return replace(model, denoiser=denoiser.eval(), tables={})
+
+
+Told = tuple[Tensor, Tensor, Tensor]  # token states, mask and pooled vector, as a text encoder gives them
+
+
+def distill(
+    model: Model,
+    student: nn.Module,
+    rows: Callable[[torch.Generator], tuple[Told, list[str]]],
+    known: Sequence[str],
+    steps: int,
+    config: Mapping[str, Any],
+    folder: str | Path | None,
+    lr: float,
+    minutes: float | None,
+    fresh: bool,
+    seed: int,
+) -> None:
+    """Train ``student`` so that the denoiser's attention sees of its states what it sees of known texts' states.
+
+    Args:
+        model: A model of words; frozen.
+        student: What is trained.
+        rows: Draws a batch: what the student says, and the texts that mean the same.
+        known: Texts that the model understands, for runs in which queries are collected.
+        steps, config, folder, minutes, fresh, seed: See ``loop.train``.
+        lr: Highest learning rate.
+    """
+    net = model.denoiser.net
+    if not isinstance(net, Worded):
+        raise InputError("This model was trained without words: there is nothing to teach by.")
+    old = net.words
     layers, bank = _queries(model, known, seed)
 
     def loss(step: int) -> Tensor:
         g = generator(seed, PAIRS, step)
-        rows = [pairs[i] for i in torch.randint(len(pairs), (batch_size,), generator=g).tolist()]
-        if keep:  # every second text is a known one, which stands for itself
-            rows = [Pair(pair.known, pair.known) if i % 2 else pair for i, pair in enumerate(rows)]
+        mine, texts = rows(g)
         with torch.no_grad():
-            theirs = old(old.tokens([pair.known for pair in rows]))
-        mine = new(new.tokens([pair.text for pair in rows]))
+            theirs = old(old.tokens(texts))
         total = _apart(mine[2], theirs[2])
         for layer, queries in zip(layers, bank, strict=True):
-            x = queries[torch.randint(len(queries), (SHOWN,), generator=g)].expand(batch_size, -1, -1)
+            x = queries[torch.randint(len(queries), (SHOWN,), generator=g)].expand(len(texts), -1, -1)
             with torch.no_grad():
                 wanted = layer(x, theirs[0], theirs[1])
             total = total + _apart(layer(x, mine[0], mine[1]), wanted)
         return total / (len(layers) + 1)
 
-    described = {"words": new.config, "pairs": len(pairs), "batch_size": batch_size, "lr": lr, "keep": keep}
-    for _ in train({"words": Part(new, loss, lr=lr)}, steps, described, folder, seed, 100, 0.5, minutes, fresh):
+    for _ in train({"student": Part(student, loss, lr=lr)}, steps, config, folder, seed, 100, 0.5, minutes, fresh):
         pass
-    denoiser = Denoiser(
-        Worded(net.net, new), model.denoiser.parameterization, model.denoiser.sigma_data, model.denoiser.self_condition
-    )
-    return replace(model, denoiser=denoiser.eval())
 
 
 def _apart(mine: Tensor, wanted: Tensor) -> Float[Tensor, ""]:
@@ -173,11 +210,11 @@ def _queries(
     net = model.denoiser.net
     hooks = [m.register_forward_pre_hook(note) for m in net.modules() if isinstance(m, Attention)]
     try:
-        chosen: list[str] = [texts[i] for i in torch.randint(len(texts), (runs,), generator=g).tolist()]
+        chosen = [str(texts[i]) for i in torch.randint(len(texts), (runs,), generator=g).tolist()]
         table = model.table(steps, "dpmpp_2m")
         with torch.no_grad():
             x = table.sigmas[0] * initial(range(runs), model.shape)
-            samplers.final(samplers.run(cfg(model.denoise, 2.0), x, table, model.read(list(chosen)), range(runs)))
+            samplers.final(samplers.run(cfg(model.denoise, 2.0), x, table, model.read(chosen), range(runs)))
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,79 @@
+"""Commands that use and extend what a model of words understands: other languages, and pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from .options import BatchSize, Device, Out, Seed, Size, Steps, app
+
+
+@app.command()
+def vary(
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="What to draw anew.")],
+    words: Annotated[str, typer.Argument(metavar="[WORDS]", help="Said along with it.")] = "",
+    n: Annotated[int, typer.Option("-n", "--n", help="How many pictures.")] = 16,
+    model: Annotated[str, typer.Option(help="emoji, or a model that shares its words.")] = "emoji",
+    strength: Annotated[
+        float, typer.Option(help="How far from the picture: 1 keeps what it shows, less its layout too, 0 all.")
+    ] = 1.0,
+    mix: Annotated[float, typer.Option(help="The words' part, 0 to 1.")] = 0.5,
+    scale: Annotated[float, typer.Option(help="Guidance; 1 is off.")] = 3.0,
+    steps: Steps = 12,
+    seed: Seed = 0,
+    size: Size = None,
+    batch_size: BatchSize = 16,
+    out: Out = Path("out"),
+    device: Device = None,
+) -> None:
+    """Draw anew what a picture shows, with words or without.
+
+    One PNG each, and grid.png.
+    """
+    given = {key: value for key, value in locals().items() if key != "out"}
+    from ..tasks import variations
+
+    made = variations.vary(**given)
+    made.save(out, picture.stem)
+    made.save_grid(out / "grid.png")
+    print(f"{len(made)} pictures in {out}, and grid.png.")
+
+
+@app.command()
+def teach(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model of words.")],
+    pairs: Annotated[
+        str, typer.Argument(metavar="PAIRS", help="A .csv or .tsv: new text, known text. Or languages: emoji:ja,es")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The new model's file.")] = Path("out/taught.safetensors"),
+    steps: Annotated[int, typer.Option(help="Of training.")] = 3000,
+    vocabulary: Annotated[int, typer.Option(help="Most tokens of the new tokenizer.")] = 8192,
+    depth: Annotated[int, typer.Option(help="Layers of the new text encoder.")] = 3,
+    keep: Annotated[bool, typer.Option(help="Go on understanding what was understood.")] = True,
+    folder: Annotated[Path, typer.Option("--folder", help="Where checkpoints go; again, to go on.")] = Path(
+        "runs/teach"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    minutes: Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+) -> None:
+    """Teach a model of words another language.
+
+    Its denoiser stays as it is: a new tokenizer and text encoder learn to be understood by it.
+    """
+    given = {key: value for key, value in locals().items() if key not in ("model", "pairs", "out")}
+    if out.suffix != ".safetensors":
+        raise InputError(f"A model file ends in .safetensors, got {str(out)!r}.")
+    from ..models import save
+    from ..tasks import languages
+    from ..tasks.files import loaded
+
+    known = languages.emoji_pairs(pairs[6:].split(",")) if pairs.startswith("emoji:") else languages.read_pairs(pairs)
+    print(f"{len(known):,} pairs, for example {known[0].text!r} = {known[0].known!r}.")
+    save(languages.teach(loaded(model), known, **given), out)
+    print(f"{out} is there. Next: fastdiffusion sample {out} {known[0].text!r}")
