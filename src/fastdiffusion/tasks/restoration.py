@@ -116,6 +116,7 @@ def restore(
     if isinstance(picture, str | os.PathLike):
         what = _as_written(what, picture)
     job = _Job(what, ready, chosen, n, answer, steps, seed, method, given, hints, palette)
+    del given  # the job has its pixels: a large picture is not held twice
     pictures = job.run(tile, overlap)
     notes = (NOTE,) if any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(by) else ()
     recipe = {
@@ -178,7 +179,8 @@ def _read(picture: str | os.PathLike[str] | Image.Image) -> Image.Image:
             f"A picture of {found.width}x{found.height} pixels is too small to restore: give one of at least "
             f"{SMALLEST}x{SMALLEST}."
         )
-    return flatten(found).convert("L" if found.mode in ("L", "LA") else "RGB")
+    found = flatten(found)
+    return found if found.mode in ("L", "RGB") else found.convert("RGB")
 
 
 def _way(way: str, what: Corruption, model: Model, named: object, method: str) -> str:
@@ -239,7 +241,8 @@ class _Job:
         self.factor = math.prod(map(_factor, what.steps))
         self.held = what.known and model.corruption != "pairs"  # whether it is known what to hold the answer to
         gray = any(step.name == "gray" for step in what.steps)
-        self.given = torch.from_numpy(to_array(given.convert("L" if gray or self.channels == 1 else "RGB")))
+        mode = "L" if gray or self.channels == 1 else "RGB"
+        self.given = torch.from_numpy(to_array(given if given.mode == mode else given.convert(mode)))
         self.height, self.width = self.given.shape[1:]
         self.shape = (self.channels, self.height * self.factor, self.width * self.factor)
         self.maps = self._locate()
