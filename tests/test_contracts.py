@@ -119,7 +119,8 @@ def test_flags_are_parameters(command):
         ("train-style", "folder"),
         ("train-translation", "folder"),
         ("train-cold", "folder"),
-    }  # None: the data's own; lists as text
+        ("sample", "model"),
+    }  # None: the data's own; lists as text; a word that may be the prompt instead
     for flag in COMMANDS[command].params:
         name = renamed.get((command, flag.name), flag.name)
         if name in extra or name == "help":

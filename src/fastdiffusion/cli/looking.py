@@ -35,9 +35,7 @@ def about(
 
 @app.command()
 def recipe(
-    picture: Annotated[
-        Path, typer.Argument(metavar="PICTURE", help="PNG, WebP, JPEG, or with a NAME.json beside it.")
-    ],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="PNG, WebP, JPEG, or with a NAME.json beside it.")],
 ) -> None:
     """Show how a picture was made.
 
