@@ -26,12 +26,12 @@ from fastdiffusion.tasks.files import loaded
 
 PROMPTS = (
     "a cat with heart eyes", "grinning face", "face with tears of joy", "smiling face with sunglasses", "red heart",
-    "blue heart", "red apple", "pizza", "hamburger", "cup of tea", "birthday cake", "ice cream", "watermelon",
-    "strawberry", "dog face", "cat face", "fox", "lion", "panda", "frog", "penguin", "octopus", "butterfly", "cactus",
-    "sunflower", "rose", "palm tree", "christmas tree", "mushroom", "rainbow", "sun with face", "crescent moon",
+    "blue heart", "red apple", "pizza", "hamburger", "hot beverage", "birthday cake", "ice cream", "grapes",
+    "strawberry", "dog face", "cat face", "fox", "lion", "panda", "frog", "penguin", "crab", "butterfly", "cactus",
+    "sunflower", "tulip", "palm tree", "christmas tree", "mushroom", "rainbow", "sun with face", "crescent moon",
     "fire", "snowman", "cloud with rain", "rocket", "airplane", "automobile", "bicycle", "sailboat", "locomotive",
-    "house", "castle", "mount fuji", "guitar", "trumpet", "soccer ball", "trophy", "gift", "balloon", "light bulb",
-    "key", "scissors", "book", "alarm clock", "mobile phone", "flag of japan", "flag of france", "woman cook",
+    "house", "castle", "mount fuji", "guitar", "trumpet", "soccer ball", "crown", "wrapped gift", "balloon", "light bulb",
+    "key", "scissors", "blue book", "alarm clock", "mobile phone", "flag of japan", "flag of france", "woman cook",
     "man astronaut", "thumbs up", "robot", "ghost", "a red heart on a yellow background",
 )  # fmt: skip
 

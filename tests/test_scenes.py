@@ -1,0 +1,90 @@
+"""The emoji scenes: what is held out is nowhere in training, and never changes."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastdiffusion import data
+from fastdiffusion.data import reserved
+from fastdiffusion.data.scenes import CLDR, on_ground
+from fastdiffusion.errors import InputError, MissingExtra
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def parts():
+    try:
+        return {part: data.load("emoji-scenes", part=part) for part in ("train", "designs", "compositions", "grounds")}
+    except MissingExtra as error:
+        pytest.skip(str(error))
+
+
+def shown(scenes) -> set[tuple[str, str]]:
+    return {(scenes.pictures.names[row.picture], row.color) for row in scenes.rows}
+
+
+def test_the_list_in_the_docs_is_what_the_rule_says(parts):
+    listing = runpy.run_path(str(ROOT / "scripts" / "list-reserved"))["listing"]
+    assert json.loads((ROOT / "docs" / "emoji-reserved.json").read_text()) == listing()
+
+
+def test_no_part_shares_a_picture_with_training(parts):
+    seen = shown(parts["train"])
+    designs = {reserved.skinless(name) for name, _ in seen}
+    for name, _ in shown(parts["designs"]):
+        assert reserved.skinless(name) not in designs
+    for name, _ in shown(parts["compositions"]):
+        assert not any(other == name for other, _ in seen)
+    assert not shown(parts["grounds"]) & seen
+    assert all((name, "white") in seen for name, _ in shown(parts["grounds"]))  # the parts of it are known
+
+
+def test_the_parts_of_a_held_out_skin_are_seen_elsewhere(parts):
+    seen = {name for name, _ in shown(parts["train"])}
+    designs = {reserved.skinless(name) for name in seen}
+    skins = [name for name, _ in shown(parts["compositions"]) if reserved.skinless(name) not in reserved.COMPOSITIONS]
+    assert len(skins) > 100 and all(reserved.skinless(name) in designs for name in skins)
+
+
+def test_captions_say_the_color_and_never_a_held_out_name(parts):
+    train = parts["train"]
+    g = torch.Generator().manual_seed(0)
+    rows = list(range(0, len(train), 23))
+    captions = train.batch(rows, g).captions
+    for row, caption in zip(rows, captions, strict=True):
+        color = train.rows[row].color
+        assert color == "white" or caption.endswith((f"on {color}", f"{color} background"))
+    assert len(set(captions)) > 0.8 * len({train.caption(row) for row in rows})
+    assert all(not reserved.phrase(other) for words in train.words for other in words.others)
+    assert train.batch(rows, torch.Generator().manual_seed(0)).captions == captions
+
+
+def test_rows_that_show_the_same_have_one_source(parts):
+    train = parts["train"]
+    for row in range(0, len(train), 97):
+        assert train.rows[train.source(row)] == train.rows[row] and train.source(train.source(row)) == train.source(row)
+
+
+def test_a_ground_is_what_shines_through():
+    pictures = torch.zeros(2, 4, 2, 2, dtype=torch.uint8)
+    pictures[:, 0], pictures[1, 3] = 200, 255
+    mixed = on_ground(pictures, torch.tensor([[10, 20, 30], [10, 20, 30]], dtype=torch.uint8))
+    assert mixed[0, :, 0, 0].tolist() == [10, 20, 30] and mixed[1, :, 0, 0].tolist() == [200, 0, 0]
+
+
+def test_skins_and_designs():
+    assert reserved.skinless("1f469-1f3fb-200d-1f373") == "1f469-200d-1f373"
+    assert reserved.skins("1f469-1f3fb-200d-2764-fe0f-200d-1f469-1f3ff") == ["1f3fb", "1f3ff"]
+    assert not reserved.reserved("1f63b")  # the cat with heart eyes, which the README asks for
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="parts train"):
+        data.load("emoji-scenes", part="everything")
+    if not CLDR.exists():
+        with pytest.raises(MissingExtra, match="unicode-cldr-core"):
+            data.load("emoji-scenes")
