@@ -53,6 +53,29 @@ def test_sample_and_again(model, here, capsys):
         assert copy.read_bytes() == (Path("out") / name).read_bytes()
 
 
+def test_guided_from_a_picture_in_webp(model, here, capsys):
+    """Words of guidance, a start, another format, the recipe beside: all of it comes back by name, and can be shown."""
+    Image.linear_gradient("L").save("in.png")
+    Path("mask.png").write_bytes(Path("in.png").read_bytes())
+    options = ["--guide", "negative 8 scale=2", "--guide", "inpaint in.png mask.png", "--image", "in.png"]
+    command = ["sample", str(model), "--classes", "3", "-n", "1", "--steps", "3", "--strength", "0.4", *options]
+    assert main([*command, "--format", "webp", "--sidecar"]) == 0
+    assert main(["again", "out/0000-3.webp", "--model", str(model)]) == 0
+    assert "the same bytes" in capsys.readouterr().out
+    recipe = json.loads(Path("out/0000-3.json").read_text())
+    assert main(["recipe", "out/0000-3.webp"]) == 0
+    assert json.loads(capsys.readouterr().out) == recipe
+    assert recipe["parameters"]["guide"].startswith("negative 8 scale=2 >> inpaint in.png@")
+    assert main(["study", str(model), "--vary", "strength=0,0.5", "-n", "1", "--steps", "1", "--image", "in.png"]) == 0
+    assert "strength" in capsys.readouterr().out
+
+
+def test_a_classifier_of_the_models_middle(model, here, capsys):
+    assert main(["train-classifier", "digits", "--model", str(model), "--steps", "2", "-o", "c"]) == 0
+    guide = ["--guide", "middle c/classifier.safetensors scale=2"]
+    assert main(["sample", str(model), "-n", "1", "--steps", "1", *guide]) == 0
+
+
 def test_again_finds_the_model_of_a_run(model, here):
     Path("runs/digits").mkdir(parents=True)
     Path("runs/digits/model.safetensors").write_bytes(model.read_bytes())
@@ -121,6 +144,10 @@ def test_fit_keeps_its_table_in_the_file(model, here, capsys):
     (["evaluate", "MODEL", "fashion-mnis"], "Did you mean 'fashion-mnist'"),
     (["fit", "MODEL", "--steps", "some"], "whole numbers"),
     (["about", "p3"], "Did you mean 'p2'"),
+    (["sample", "MODEL", "--guide", "cgf scale=3"], "Did you mean 'cfg'"),
+    (["sample", "MODEL", "--image", "none.png"], "There is no file 'none.png'"),
+    (["sample", "MODEL", "--image", "plain.png", "--strength", "2"], "strength must be from 0 to 1"),
+    (["recipe", "plain.png"], "carries no recipe"),
     (["demo", "--seconds", "0"], "seconds must be above 0"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence(model, here, capsys, words, says):
