@@ -4,7 +4,7 @@ All tables start from the same noises and classes. "fd" is the distance to the t
 data's own classifier; "more" is how much of it the few calls are to blame for (fd less that of 100 calls, with a 95 %
 interval of the bootstrap over noises, paired); "RMS" is the distance of the pictures from those of 100 calls.
 
-    python bench/sampler_quality.py MODEL [--data fashion-mnist] [-n 1000] [--calls 5,8,12] [--seconds 60]
+    python bench/sampler_quality.py MODEL [--data fashion-mnist] [-n 500] [--calls 5,8,12] [--seconds 60]
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", default="fashion-mnist")
-    parser.add_argument("-n", type=int, default=1000)
+    parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--calls", default="5,8,12")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--out", type=Path, default=Path("out/sampler_quality"))
