@@ -100,10 +100,12 @@ def perceptual_distance(
         x, y: In [-1, 1], one or three channels.
         net: Other features than the bundled ones.
     """
-    parts = [
-        (_unit(a) - _unit(b)).square().sum(1).flatten(1).mean(1)
-        for a, b in zip(maps(net, x), maps(net, y), strict=True)
-    ]
+    return map_distance(maps(net, x), maps(net, y))
+
+
+def map_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, " b"]:
+    """:func:`perceptual_distance` of what has been seen already."""
+    parts = [(_unit(f) - _unit(g)).square().sum(1).flatten(1).mean(1) for f, g in zip(a, b, strict=True)]
     return torch.stack(parts).mean(0)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..nets import perceptual
-from ..nets.perceptual import Maps, gram, gram_distance, maps, perceptual_distance, profile, sliced_distance
+from ..nets.perceptual import Maps, gram, gram_distance, map_distance, maps, profile, sliced_distance
 from ..noise import generator
 
 TILE, HALO = 512, 64  # side of what is differentiated at once, and how far a feature sees, rounded up
@@ -90,15 +90,16 @@ def statistics(
     def see(piece: Tensor, like: Tensor | None, core: tuple[slice, slice], place: int) -> tuple[Tensor, ...]:
         """Gram matrices (weighted by the tile's share), some of the features, and the distance from ``like``."""
         share = (core[0].stop - core[0].start) * (core[1].stop - core[1].start) / (h * w)
-        grams, places = [], []
-        for i, f in enumerate(seen_in(piece, net)):
-            shrink = piece.shape[-1] / f.shape[-1]
-            f = f[(..., *(slice(round(s.start / shrink), max(round(s.stop / shrink), 1)) for s in core))]
+        here, places = [_inner(f, core, piece) for f in seen_in(piece, net)], []
+        for i, f in enumerate(here):
             kept = torch.randperm(f[0, 0].numel(), generator=generator(place, i))[: math.ceil(PLACES * share)]
-            grams.append(share * gram(f))
             places.append(f.flatten(2)[..., kept])
-        away = x.new_zeros(1) if like is None else share * perceptual_distance(piece, like, net)
-        return (*grams, *places, away)
+        away = x.new_zeros(1)
+        if like is not None:
+            with torch.no_grad():
+                wanted = [_inner(f, core, piece) for f in maps(net, like)]
+            away = share * map_distance(here[1:], wanted)
+        return (*(share * gram(f) for f in here), *places, away)
 
     seen = []
     for place, (top, left) in enumerate(tiles):
@@ -112,6 +113,12 @@ def statistics(
     columns = list(zip(*seen, strict=True))
     profiles = [profile(torch.cat(c, -1)[:, :, None], d) for c, d in zip(columns[n : 2 * n], along, strict=True)]
     return Statistics([torch.stack(c).sum(0) for c in columns[:n]], profiles, torch.cat(columns[-1]).sum())
+
+
+def _inner(f: Tensor, core: tuple[slice, slice], piece: Tensor) -> Tensor:
+    """The part of a map that is of a tile itself and not of its surroundings."""
+    shrink = piece.shape[-1] / f.shape[-1]
+    return f[(..., *(slice(round(s.start / shrink), max(round(s.stop / shrink), 1)) for s in core))]
 
 
 def seen_in(x: Tensor, net: Maps | None) -> list[Tensor]:
