@@ -1,0 +1,104 @@
+"""New languages and pictures for a frozen model of words: what the denoiser answers is the measure."""
+
+import pytest
+import torch
+
+from fastdiffusion import nets, tokenizers
+from fastdiffusion.data.dataset import Pictures
+from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.errors import CheckpointError, DataError, InputError
+from fastdiffusion.models import Model
+from fastdiffusion.nets.clip import Clip
+from fastdiffusion.tasks import languages, variations
+from fastdiffusion.tasks.languages import Pair, teach
+
+PAIRS = [
+    Pair(f"{a} {b}", f"{c} {d}")
+    for a, c in (("rotes", "red"), ("blaues", "blue"), ("grünes", "green"))
+    for b, d in (("Quadrat", "square"), ("Dreieck", "triangle"), ("Haus", "house"))
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    """An untrained net that does listen to its words."""
+    torch.manual_seed(0)
+    spec = {"name": "unet", "width": 32, "multiples": [1], "blocks": [1], "attention": [0], "head": 32}
+    words = {"vocabulary": 300, "width": 32, "depth": 1, "head": 32}
+    net = nets.build({**spec, "in_channels": 3, "out_channels": 3, "words": words})
+    for p in net.parameters():  # what begins at zero says nothing yet
+        if p.ndim >= 2 and not p.any():
+            torch.nn.init.normal_(p, std=0.2)
+    net.words.learn_words(tokenizers.train([p.known for p in PAIRS], 300))
+    return Model(Denoiser(net).eval(), (3, 8, 8))
+
+
+def answers(model: Model, texts: list[str]) -> torch.Tensor:
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(len(texts), 3, 8, 8, generator=g)
+    with torch.no_grad():
+        return model.denoise(x, torch.full((len(texts),), 1.0), model.read(texts))
+
+
+def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, tmp_path):
+    taught = teach(model, PAIRS, 120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path)
+    known, new = [p.known for p in PAIRS], [p.text for p in PAIRS]
+    wanted = answers(model, known)
+    before = (answers(model, new) - wanted).square().mean()
+    assert (answers(taught, new) - wanted).square().mean() < 0.3 * before
+    assert (answers(taught, known) - wanted).square().mean() < 0.3 * before  # the old one is kept
+    inner = zip(model.denoiser.net.net.parameters(), taught.denoiser.net.net.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in inner)  # the denoiser is as it was
+    again = teach(model, PAIRS, 120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path)  # is finished already
+    assert torch.equal(answers(again, new), answers(taught, new))
+
+
+def test_pairs_come_from_a_table(tmp_path):
+    path = tmp_path / "pairs.csv"
+    path.write_text("rotes Haus,red house\n,\nblau,blue\n", encoding="utf-8")
+    assert languages.read_pairs(path) == [Pair("rotes Haus", "red house"), Pair("blau", "blue")]
+    path.write_text("one column\n")
+    with pytest.raises(DataError, match="no pairs"):
+        languages.read_pairs(path)
+    with pytest.raises(DataError, match="Cannot read"):
+        languages.read_pairs(tmp_path / "absent.csv")
+
+
+def test_an_adapter_says_what_the_captions_say(model, tmp_path, monkeypatch):
+    """Flat pictures in nine colors, one caption each: afterwards a picture asks for what its caption asks for."""
+    torch.manual_seed(0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    colors = torch.randint(0, 256, (9, 3, 1, 1), dtype=torch.uint8)
+    images = colors.expand(9, 3, 16, 16).contiguous()
+    data = Pictures("flat", [images.numpy()], captions=[[p.known] for p in PAIRS])
+    net = {"width": 32, "multiples": [1], "blocks": [1], "attention": [], "in_channels": 3}
+    clip = Clip({"net": net, "dim": 16}, {"vocabulary": 300, "width": 32, "depth": 1, "head": 32}, side=16).eval()
+    adapter = variations.train_adapter(model, clip, data, 150, batch_size=16, folder=tmp_path / "run")
+    wanted = answers(model, [p.known for p in PAIRS])
+    x = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    from fastdiffusion.images import to_pil, to_tensor
+
+    pictures = [to_pil(to_tensor(image)) for image in images]
+    with torch.no_grad():
+        made = model.denoise(x, torch.ones(9), variations.condition(model, clip, adapter, pictures))
+    shuffled = (wanted[torch.arange(9).roll(1)] - wanted).square().mean()
+    assert (made - wanted).square().mean() < 0.5 * shuffled
+    variations.save(adapter, tmp_path / "adapter.safetensors")
+    same = variations.load(tmp_path / "adapter.safetensors")
+    seen = torch.randn(2, 16)
+    assert all(torch.equal(a, b) for a, b in zip(same(seen), adapter(seen), strict=True))
+    mixed = variations.condition(model, clip, adapter, pictures[:1], "red house", mix=1.0)
+    assert torch.equal(mixed.pooled, model.read(["red house"]).pooled)
+
+
+def test_bad_input(model, tmp_path):
+    plain = Model(Denoiser(nets.build({"name": "dit", "width": 32, "depth": 1, "head": 32})), (3, 8, 8))
+    with pytest.raises(InputError, match="without words"):
+        teach(plain, PAIRS, 1)
+    with pytest.raises(DataError, match="No pairs"):
+        teach(model, [], 1)
+    (tmp_path / "no.safetensors").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError):
+        variations.load(tmp_path / "no.safetensors")
+    with pytest.raises(InputError, match="mix"):
+        variations.condition(model, None, None, [], mix=2)
