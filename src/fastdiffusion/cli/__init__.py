@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import traceback
+import warnings
 from contextlib import suppress
 from typing import Annotated, NoReturn
 
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # names may hold signs that this terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.formatwarning = lambda message, *_, **__: f"fastdiffusion: {message}\n"  # the sentence, not our source
     try:
         app([word for word in given if word != "--debug"], prog_name="fastdiffusion")
     except SystemExit as end:

@@ -344,6 +344,7 @@ def moments(prompt: Prompt, calls: int) -> list[int]:
 
 def warn_unknown(prompt: str, words: Callable[[str], bool]) -> None:
     """Warn of words for which ``words(word)`` is False: those that no caption of the training data had."""
-    strange = [word for word in re.findall(r"[^\W\d_]+", prompt.lower()) if not words(word)]
+    read = re.findall(r"[^\W\d_]+", re.sub(r"\b(?:AND|BREAK)\b", " ", prompt).lower())
+    strange = [word for word in read if not words(word)]
     if strange:
         warnings.warn(f"The model has never read {', '.join(dict.fromkeys(strange))}: it may ignore it.", stacklevel=3)

@@ -1,0 +1,97 @@
+"""Words from the command line: a folder with captions, a model of words, pictures that carry their prompt."""
+
+import pytest
+import torch
+from PIL import Image
+
+from fastdiffusion.cli import main
+from fastdiffusion.images import read_recipe
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder of captioned pictures, and a model that was trained on them for two steps."""
+    place = tmp_path_factory.mktemp("words")
+    (place / "photos").mkdir()
+    for i, color in enumerate(("red", "green", "blue", "yellow") * 4):
+        picture = Image.new("RGB", (16, 16), color)
+        picture.putpixel((i, 0), (i, i, i))  # no two are the same
+        picture.save(place / "photos" / f"{i}.png")
+        (place / "photos" / f"{i}.txt").write_text(f"a {color} square\nsomething {color}\n")
+    train = ["train", str(place / "photos"), "--text", "--size", "16", "--net", "dit-tiny", "--steps", "2"]
+    assert main([*train, "--batch-size", "8", "--folder", str(place / "run")]) == 0
+    return place
+
+
+def test_sample_draws_each_prompt_in_turn_and_again_makes_the_same(place, capsys):
+    out = place / "out"
+    prompts = "a red square\n(blue:1.4) square AND something green:0.5\n[red:blue:0.5] square"
+    arguments = [
+        "sample",
+        str(place / "run"),
+        prompts,
+        "-n",
+        "3",
+        "--steps",
+        "3",
+        "--negative",
+        "yellow",
+        "--scale",
+        "2",
+    ]
+    assert main([*arguments, "--out", str(out)]) == 0
+    pictures = sorted(p for p in out.glob("0*.png"))
+    assert len(pictures) == 3 and "a-red-square" in pictures[0].name
+    assert read_recipe(pictures[1])["parameters"]["negative"] == "yellow"
+    assert main(["again", str(pictures[1])]) == 0
+    assert "the same bytes" in capsys.readouterr().out
+
+
+def test_weight_one_changes_nothing_and_words_change_something(place):
+    from fastdiffusion import sample
+
+    def draw(prompt):
+        return sample(place / "run", prompt, 2, steps=2, scale=2.0).images
+
+    plain = draw("a red square")
+    torch.testing.assert_close(draw("a (red:1.0) square"), plain)
+    assert torch.equal(plain, draw(["a red square", "a red square"]))
+
+
+def test_words_that_were_never_read_are_told_of(place):
+    from fastdiffusion import sample
+
+    with pytest.warns(UserWarning, match="never read .*xylophonist"):
+        sample(place / "run", "a xylophonist", 1, steps=1)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        ("", "The prompt is empty"),
+        ("word " * 2000, "words"),
+        ("(red:1e9) square", "weight"),
+        ("((red) square", "("),
+        ("[red:blue:7] square", "7"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used(place, prompt, sentence, capsys):
+    assert main(["sample", str(place / "run"), prompt, "-n", "1", "--steps", "1", "--out", str(place / "no")]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (place / "no").exists()
+
+
+def test_words_for_a_model_without_words(place, tmp_path, capsys):
+    train = ["train", str(place / "photos"), "--size", "16", "--net", "dit-tiny", "--steps", "1", "--batch-size", "8"]
+    assert main([*train, "--folder", str(tmp_path / "plain")]) == 0
+    assert main(["sample", str(tmp_path / "plain"), "a red square", "--out", str(tmp_path / "out")]) == 2
+    assert "without words" in capsys.readouterr().err
+
+
+def test_training_on_words_needs_captions(tmp_path, capsys):
+    for i in range(4):
+        Image.new("L", (16, 16), 60 * i).save(tmp_path / f"{i}.png")
+    assert (
+        main(["train", str(tmp_path), "--text", "--size", "16", "--steps", "1", "--folder", str(tmp_path / "r")]) == 2
+    )
+    assert "no captions" in capsys.readouterr().err
