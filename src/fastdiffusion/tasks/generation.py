@@ -320,10 +320,6 @@ def _plan(
         if not 0 <= p[key] <= 1:
             raise InputError(f"{key} must be from 0 to 1, got {p[key]!r}. Try 0.2.")
     ready = loaded(model, bound.arguments["device"])
-    if p["scale"] is None:
-        p["scale"] = float(ready.info.get("scale", 1.0)) if p["prompt"] is not None else 1.0
-    if not math.isfinite(p["scale"]):
-        raise InputError(f"scale must be finite, got {p['scale']!r}. 1 is off, 2 to 4 is usual.")
     if p["size"] is not None and p["size"] % ready.factor:
         raise InputError(
             f"This model makes sizes that divide by {ready.factor}, got {p['size']}. Try {ready.picture[1]}."
@@ -337,7 +333,12 @@ def _plan(
     p["prompt"] = p["prompt"] if p["prompt"] is None or isinstance(p["prompt"], str) else list(p["prompt"])
     p["classes"] = p["classes"] if p["classes"] is None or isinstance(p["classes"], str | int) else list(p["classes"])
     guided, p["guide"] = guides.read(p["guide"], guides.Setting(ready, shape, near))
-    if p["scale"] != 1 and {"cfg", "apg", "negative"} & set(guides.names(p["guide"])):
+    by_guide = bool({"cfg", "apg", "negative"} & set(guides.names(p["guide"])))
+    if p["scale"] is None:
+        p["scale"] = 1.0 if by_guide or p["prompt"] is None else float(ready.info.get("scale", 1.0))
+    if not math.isfinite(p["scale"]):
+        raise InputError(f"scale must be finite, got {p['scale']!r}. 1 is off, 2 to 4 is usual.")
+    if p["scale"] != 1 and by_guide:
         raise InputError("scale and this guide would both guide by the label. Put the scale into the guide.")
     image, p["image"] = (None, None) if p["image"] is None else _picture(p["image"], ready, shape, near)
     start = ready if image is None else _from(ready, p["strength"])
