@@ -35,7 +35,7 @@ FILE = "codec.safetensors"
 NOISE = 40  # purpose of the generator of the posterior's noise
 PREVIEW_EVERY = 500
 COMMITMENT = 0.25  # of an encoder to its codebook (van den Oord et al. 2017, eq. 3)
-CRITIC_LR = 2e-4
+CRITIC_LR = 1e-3
 KINDS = ("kl", "vq", "fsq")
 
 
@@ -73,8 +73,8 @@ def train_autoencoder(
         levels: How often the size is halved; level i has ``width * 2**i`` channels.
         kl: Weight of the divergence; larger is smoother and coarser.
         perceptual: Weight of ``nets.perceptual.perceptual_distance``.
-        adversarial: Weight of a critic of patches, beside the adaptive one (VQGAN, Esser et al. 2021, eq. 7); it joins
-            after a quarter of the steps.
+        adversarial: Weight of a critic of patches, beside the adaptive one (VQGAN, Esser et al. 2021, eq. 7). The critic
+            learns alone for a quarter of the steps.
         decoder_of: Instead of a new autoencoder, go on with a copy of this one and teach its decoder alone: latents,
             and all that was trained on them, stay what they are.
         size: Side of the pictures, if ``data`` is a name or folder.
@@ -121,9 +121,7 @@ def train_autoencoder(
             value = value + adversarial * adaptive_weight(value, against, codec.last) * against
         return value
 
-    def judge(step: int) -> Tensor:
-        if step < begin:
-            return 0 * sum(p.sum() for p in critic.parameters())  # pyright: ignore
+    def judge(step: int) -> Tensor:  # from the first step: the decoder is to follow a critic that knows something
         return LOSSES["hinge"].discriminator(critic(pictures(step)), critic(made))  # pyright: ignore
 
     parts = {"codec": Part(codec if decoder_of is None else codec.decoder, loss, optimizer, lr)}
