@@ -73,7 +73,7 @@ def train_autoencoder(
         levels: How often the size is halved; level i has ``width * 2**i`` channels.
         kl: Weight of the divergence; larger is smoother and coarser.
         perceptual: Weight of ``nets.perceptual.perceptual_distance``.
-        adversarial: Weight of a critic of patches, beside the adaptive one (VQGAN, Esser et al. 2021, eq. 7). The critic
+        adversarial: Weight of a critic of patches, beside the adaptive one (VQGAN, Esser et al. 2021, eq. 7). It
             learns alone for a quarter of the steps.
         decoder_of: Instead of a new autoencoder, go on with a copy of this one and teach its decoder alone: latents,
             and all that was trained on them, stay what they are.
