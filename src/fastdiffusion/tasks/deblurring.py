@@ -2,7 +2,8 @@
 
 Edges of photographs are sharp, so the blurred picture's own edges, sharpened by a shock filter, tell what it was before
 the blur; the kernel is then a least-squares problem (Cho & Lee 2009, "Fast Motion Deblurring"), solved anew with every
-better picture, from coarse to fine.
+better picture, from coarse to fine. What is found so is hazy; where the blur may be taken for a simple one, the
+picture's spectrum tells which.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MOST = 384  # side of the part that is looked at
 
 
 def estimate_kernel(
-    picture: Float[Tensor, "1 c h w"], size: int = 25, rounds: int = 4
+    picture: Float[Tensor, "1 c h w"], size: int = 25, rounds: int = 3, simple: bool = True
 ) -> Float[Tensor, "{size} {size}"]:
     """The blur kernel of a picture, centred, with sum 1.
 
@@ -27,6 +28,7 @@ def estimate_kernel(
         picture: Blurred by one kernel all over.
         size: Side of the kernel in pixels, odd.
         rounds: Turns of picture and kernel at each scale.
+        simple: It is a Gaussian, a straight line or a disk, as most blurs are; otherwise of any shape.
     """
     blurred = picture if picture.shape[1] == 1 else luminance(picture)
     blurred = _liveliest(blurred)
@@ -47,22 +49,49 @@ def estimate_kernel(
             edges = _edges(_shock(sharp, 8), keep=0.15 - 0.02 * turn)
             kernel = _clean(_fit(edges, small, side))
     assert kernel is not None
-    return _snapped(_centred(kernel))
+    kernel = _centred(kernel)
+    return _simplest(kernel, blurred) if simple else kernel
 
 
-def _snapped(kernel: Tensor, like: float = 0.7) -> Tensor:
-    """The Gaussian, line or disk that the kernel is, if it is much like one: most blurs are."""
+def _simplest(kernel: Tensor, picture: Tensor) -> Tensor:
+    """The Gaussian, line or disk that is most like ``kernel`` and explains the picture's spectrum best."""
     at = torch.arange(len(kernel), dtype=kernel.dtype) - len(kernel) // 2
     reach = len(kernel) // 2
-    angles = torch.arange(0, 180, 7.5)
-    lengths = torch.arange(3.0, 2 * reach, 1.0)
-    bells = [torch.exp(-(at[:, None].square() + at.square()) / (2 * s * s)) for s in torch.arange(0.6, reach / 3, 0.2)]
+    angles, lengths = torch.arange(0, 180, 7.5), torch.arange(3.0, 2 * reach, 1.0)
+    widths = torch.arange(0.4, reach / 3, 0.2)[:, None, None]
+    bells = torch.exp(-(at[:, None].square() + at.square()) / (2 * widths.square()))
     lines = line(lengths.repeat_interleave(len(angles)), angles.repeat(len(lengths)))
     disks = disk(torch.arange(1.0, reach - 0.5, 0.5))
-    known = torch.cat([_cut(torch.stack(bells), reach), _cut(lines, reach), _cut(disks, reach)])
-    scores = (known * kernel).sum((1, 2)) / (known.square().sum((1, 2)).sqrt() * kernel.norm())
-    best = int(scores.argmax())
-    return known[best] / known[best].sum() if float(scores[best]) > like else kernel
+    known = torch.cat([_cut(kernels, reach) for kernels in (bells, lines, disks)])
+    known = known / known.sum((1, 2), keepdim=True)
+    like = (known * kernel).sum((1, 2)) / (known.square().sum((1, 2)).sqrt() * kernel.norm())
+    surprise = _surprise(known, picture)
+    return known[int((like - surprise + surprise.min()).argmax())]
+
+
+def _surprise(kernels: Float[Tensor, "n k k"], picture: Tensor, side: int = 64) -> Float[Tensor, " n"]:
+    """Negative log-likelihood per frequency (Whittle 1953) of each kernel.
+
+    A sharp photograph's spectrum falls as a power of the frequency, the kernel's zeros cut valleys into it, and
+    rounding fills them to a floor.
+    """
+    side = min(side, *picture.shape[2:])
+    patches = picture[0, 0].unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(0, 1)
+    window = torch.hann_window(side)
+    power = torch.fft.rfft2((patches - patches.mean((1, 2), keepdim=True)) * window[:, None] * window).abs().square()
+    energy = power.sum((1, 2))
+    lively = energy >= energy.median()
+    seen = (power[lively] / energy[lively, None, None].clamp(min=1e-6)).mean(0)
+    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
+    use, floor = frequency > 2.5 / side, seen.flatten().quantile(0.02)
+    passed = torch.fft.rfft2(kernels, (side, side)).abs().square()
+    scores = []
+    for slope in (2.0, 2.6, 3.2):
+        shape = (frequency.clamp(min=1 / side) ** -slope * passed)[:, use]
+        height = (seen[use].log() - (shape + 1e-9).log()).median(1, keepdim=True).values.exp()
+        expected = height * shape + floor
+        scores.append((expected.log() + seen[use] / expected).mean(1))
+    return torch.stack(scores).amin(0)
 
 
 def _cut(kernels: Tensor, reach: int) -> Tensor:
