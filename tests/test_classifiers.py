@@ -12,7 +12,7 @@ from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.examples import Examples
 from fastdiffusion.models import Model
 from fastdiffusion.nets.classifier import Classifier, NoiseLevel, middle
-from fastdiffusion.tasks import classifiers
+from fastdiffusion.tasks import classifiers, loop
 from fastdiffusion.tasks.classifiers import accuracy, level_error, train_classifier, train_noise_level
 from fastdiffusion.types import Cond
 
@@ -92,7 +92,7 @@ def test_the_middle_guides_like_the_whole_classifier(width):
 def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, monkeypatch):
     options = {"steps": 6, "batch_size": 16, "dropout": 0.3}
     whole = train_classifier(digits[0], **options)
-    monkeypatch.setattr(classifiers, "SAVE_EVERY", 2)
+    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
     draw = Examples.draw
 
     def cut(self, step):
@@ -106,7 +106,7 @@ def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(Examples, "draw", draw)
     resumed = train_classifier(digits[0], folder=tmp_path, **options)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
-    with pytest.raises(CheckpointError, match="holds another run"):
+    with pytest.raises(CheckpointError, match="holds a run with steps=6"):
         train_classifier(digits[0], folder=tmp_path, **{**options, "steps": 7})
 
 

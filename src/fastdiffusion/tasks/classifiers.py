@@ -9,32 +9,28 @@ folder's last checkpoint as if it had not been.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import trange
 
 from .. import data as datasets
-from .. import nets, optimizers
-from ..checkpoints import Folder, load_tensors, save_tensors
+from .. import nets
+from ..checkpoints import load_tensors, save_tensors
 from ..data import Dataset
 from ..denoisers import expand
-from ..distributed import like
-from ..errors import CheckpointError, DataError, InputError, unknown
-from ..examples import DROPOUT, Example, Examples
+from ..errors import CheckpointError, DataError, unknown
+from ..examples import Example, Examples
 from ..models import Model
 from ..nets.classifier import Classifier, NoiseLevel
 from ..noise import generator
 from .files import loaded
+from .loop import Part, train
 
 KINDS: dict[str, type[nn.Module]] = {"classifier": Classifier, "noise_level": NoiseLevel}
 LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}  # noise too weak to see teaches nothing, and guides by sigma^2
-SAVE_EVERY = 200  # steps between checkpoints
 Net = TypeVar("Net", Classifier, NoiseLevel)
 
 
@@ -182,54 +178,9 @@ def _trained(
     seed: int,
 ) -> Net:
     """Train what asks for gradients, at ``LEVELS``, evenly in log sigma; returns ``made`` in eval mode."""
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}. Try steps=1000.")
     examples = Examples(data, min(batch_size, len(data)), seed, "uniform", LEVELS)
-    learned = nn.ParameterList(p for p in made.parameters() if p.requires_grad)
-    (optimizer,) = optimizers.build("adamw", learned, lr, weight_decay=0.01)
-    config = json.loads(json.dumps({**made.config, "data": data.fingerprint, "steps": steps, "lr": lr, "seed": seed}))
-    run, begin = None if folder is None else Folder(folder), 0
-    with ExitStack() as held, torch.random.fork_rng(devices=[]):
-        if run is not None and (found := held.enter_context(run.lock()).latest()) is not None:
-            begin = _resumed(made, optimizer, found, config, run)
-        for step in trange(begin, steps, desc="training", initial=begin, total=steps, disable=None, leave=False):
-            torch.manual_seed(generator(seed, DROPOUT, step).initial_seed() % 2**63)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(1.0, (step + 1) / 50) * (1 - step / steps)
-            optimizer.zero_grad()
-            loss(examples.draw(step)).backward()
-            optimizer.step()
-            if run is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
-                run.save(step + 1, _tensors(made, optimizer), config)
-    return made.eval()
-
-
-def _tensors(made: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Weights and the optimizer's state, by name."""
-    state = optimizer.state_dict()["state"]
-    moments = {f"optimizer.{i}.{name}": value for i, values in state.items() for name, value in values.items()}
-    return {f"net.{name}": value for name, value in made.state_dict().items()} | moments
-
-
-def _resumed(
-    made: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    found: tuple[int, Any, dict[str, Tensor]],
-    config: Any,
-    run: Folder,
-) -> int:
-    """Put a checkpoint back in place; returns its step."""
-    step, old, tensors = found
-    if old != config:
-        raise CheckpointError(f"{run.path} holds another run. Choose another folder.")
-    made.load_state_dict({name[4:]: value for name, value in tensors.items() if name.startswith("net.")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = value
-    for index, parameter in enumerate(optimizer.param_groups[0]["params"]):  # in the parameter's memory format
-        for key, value in state[index].items():
-            state[index][key] = value if value.ndim == 0 else like(parameter, value)
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return step
+    part = Part(made, lambda step: loss(examples.draw(step)), lr=lr, weight_decay=0.01)
+    config = {**made.config, "data": data.fingerprint, "lr": lr}
+    for _ in train({"net": part}, steps, config, folder, seed, decay=1.0, precision="float32"):
+        pass
+    return made

@@ -40,6 +40,7 @@ class Part(NamedTuple):
     loss: Callable[[int], Tensor]
     optimizer: str = "adamw"
     lr: float = 1e-3
+    weight_decay: float = 0.0
 
 
 class Done(NamedTuple):
@@ -84,8 +85,7 @@ def train(
         raise InputError(f"steps must be at least 1, got {steps}. Try steps=1000.")
     config = json.loads(json.dumps({**config, "steps": steps, "seed": seed}))
     optimize = {
-        name: optimizers.build(p.optimizer, nn.ParameterList(q for q in p.module.parameters() if q.requires_grad), p.lr)
-        for name, p in parts.items()
+        name: optimizers.build(p.optimizer, _learned(p.module), p.lr, p.weight_decay) for name, p in parts.items()
     }
     run = None if folder is None else Folder(folder)
     begin, state = 0, {"precision": None if precision == "auto" else precision}
@@ -146,6 +146,12 @@ def train(
             p.module.eval()
     if got:
         raise KeyboardInterrupt
+
+
+def _learned(module: nn.Module) -> nn.Module:
+    """What of a module asks for gradients; the module itself if that is all, so that optimizers can tell its layers."""
+    learned = [p for p in module.parameters() if p.requires_grad]
+    return module if len(learned) == len(list(module.parameters())) else nn.ParameterList(learned)
 
 
 def _tensors(parts: Mapping[str, Part], optimize: Mapping[str, list[Any]]) -> dict[str, Tensor]:
