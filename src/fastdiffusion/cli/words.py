@@ -25,7 +25,8 @@ def train_clip(
         "runs/clip"
     ),
     batch_size: Annotated[int, typer.Option(help="Pairs a step, each told from all others.")] = 256,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-2,
+    optimizer: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
     vocabulary: Annotated[int, typer.Option(help="Most tokens learned from the captions.")] = 4096,
     holdout: Annotated[float, typer.Option(help="Part of the pictures kept for the recall.")] = 0.05,
     minutes: Annotated[float | None, typer.Option(help="End this session after so long.")] = None,

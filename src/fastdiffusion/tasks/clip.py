@@ -98,7 +98,8 @@ def train_clip(
     size: int | None = None,
     folder: str | Path | None = None,
     batch_size: int = 256,
-    lr: float = 2e-3,
+    lr: float = 1e-2,
+    optimizer: str = "muon",
     vocabulary: int = 4096,
     holdout: float = 0.05,
     minutes: float | None = None,
@@ -116,6 +117,7 @@ def train_clip(
         folder: Where checkpoints, metrics and the finished file go.
         batch_size: Pairs a step; each is told from all others of its step, so more is better.
         lr: Highest learning rate.
+        optimizer: A name in ``optimizers.OPTIMIZERS``; Muon needs a quarter of AdamW's steps here.
         vocabulary: Most tokens of the tokenizer that is trained on the captions.
         holdout: Part of the pictures that is not trained on, for the recall in metrics.jsonl.
         minutes: End this session after so long.
@@ -158,9 +160,9 @@ def train_clip(
         seen = clip.see(augment.apply(to_tensor(batch.images), plan))
         return contrast(clip, seen, clip.read(batch.captions), batch.captions, batch.names)
 
-    config = {"net": net, "loss": loss, "batch_size": batch_size, "lr": lr, "vocabulary": vocabulary,
-              "data": part.fingerprint}  # fmt: skip
-    _run(clip, {"clip": Part(clip, step_loss, "adamw", lr)}, steps, config, folder, seed, minutes, fresh)
+    config = {"net": net, "loss": loss, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
+              "vocabulary": vocabulary, "data": part.fingerprint}  # fmt: skip
+    _run(clip, {"clip": Part(clip, step_loss, optimizer, lr)}, steps, config, folder, seed, minutes, fresh)
     if folder is not None and len(held):
         report(clip, held, Folder(folder), steps)
     return clip
@@ -173,7 +175,8 @@ def train_noisy(
     steps: int = 1000,
     folder: str | Path | None = None,
     batch_size: int = 256,
-    lr: float = 1e-3,
+    lr: float = 5e-3,
+    optimizer: str = "muon",
     minutes: float | None = None,
     fresh: bool = False,
     seed: int = 0,
@@ -188,7 +191,7 @@ def train_noisy(
         data: Captioned pictures like those it was trained on, or their latents.
         pictures: With latents, the pictures that they are of, row by row.
         steps: Of training. The encoder starts as the old one, or for latents anew, on a grid of the same size.
-        folder, batch_size, lr, minutes, fresh, seed: As for :func:`train_clip`.
+        folder, batch_size, lr, optimizer, minutes, fresh, seed: As for :func:`train_clip`.
     """
     latent, old = pictures is not None, clip.image.config
     sides = clip.side or data.shape[1] * old["net"]["patch"]
@@ -220,8 +223,9 @@ def train_noisy(
         found = made.see(x + expand(sigma, x) * noise, sigma)
         return contrast(made, found, said, batch.captions, batch.names) + 2 * (1 - (found * target).sum(1)).mean()
 
-    config = {"noisy": True, "batch_size": batch_size, "lr": lr, "data": data.fingerprint, "image": image}
-    _run(made, {"clip": Part(made, step_loss, "adamw", lr)}, steps, config, folder, seed, minutes, fresh)
+    config = {"noisy": True, "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "data": data.fingerprint,
+              "image": image}  # fmt: skip
+    _run(made, {"clip": Part(made, step_loss, optimizer, lr)}, steps, config, folder, seed, minutes, fresh)
     return made
 
 

@@ -38,7 +38,8 @@ def train_prior(
     steps: int = 3000,
     folder: str | Path | None = None,
     batch_size: int = 256,
-    lr: float = 1e-3,
+    lr: float = 5e-3,
+    optimizer: str = "muon",
     draws: int = 4,
     blur: float = 0.05,
     dropout: float = 0.1,
@@ -54,6 +55,7 @@ def train_prior(
         folder: Where checkpoints go; the same call goes on from there.
         batch_size: Vectors a step.
         lr: Highest learning rate.
+        optimizer: A name in ``optimizers.OPTIMIZERS``.
         draws: Captions that are drawn and embedded for each picture.
         blur: Noise on the words' vectors, against trusting those of the training set too much.
         dropout: Part of the examples that are not told their words, for guidance.
@@ -79,8 +81,15 @@ def train_prior(
         weight = lambda s: losses.weight("edm", s, sigma_data=1.0)  # noqa: E731
         return losses.denoising_loss(prior, x0, sigma, drawn, cond, weight).mean()
 
-    config = {"prior": clip.dim, "data": data.fingerprint, "batch_size": batch_size, "lr": lr, "blur": blur}
-    parts = {"prior": Part(prior, loss, "adamw", lr)}
+    config = {
+        "prior": clip.dim,
+        "data": data.fingerprint,
+        "batch_size": batch_size,
+        "lr": lr,
+        "optimizer": optimizer,
+        "blur": blur,
+    }
+    parts = {"prior": Part(prior, loss, optimizer, lr)}
     for _ in train(parts, steps, config, folder, seed, fresh=fresh, precision="float32"):
         pass
     prior.eval().requires_grad_(False)
