@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import numpy as np
 import pytest
 import torch
@@ -13,12 +15,12 @@ from fastdiffusion.cli import main
 from fastdiffusion.corruptions import jpeg, parse
 from fastdiffusion.data import Crops, Pairs
 from fastdiffusion.denoisers import Denoiser
-from fastdiffusion.errors import DataError, InputError
+from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.images import jpeg_tables, read_recipe, to_pil, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.coloring import in_gamut, luminance
 from fastdiffusion.tasks.deblurring import estimate_kernel
-from fastdiffusion.tasks.restoration import undoing, weakened
+from fastdiffusion.tasks.restoration import bundled, undoing, weakened
 from fastdiffusion.tasks.restored import NOTE
 from fastdiffusion.tasks.watermarks import unmark
 
@@ -275,6 +277,11 @@ def test_a_restorer_learns_resumes_and_says_what_it_undoes(photos, tmp_path):
     options = {"net": SMALL, "batch_size": 16, "verbose": False, "precision": "float32", "ema": (0.1,), "lr": 3e-3}
     data = Crops(photos / "b", 32)
     whole = Learner(data, restore="fade 0.3..0.7", **options).fit(steps=60)
+    first = Learner(data, restore="fade 0.3..0.7", folder=tmp_path / "run", **options)
+    for step in first.steps(steps=60):
+        if step.step == 25:
+            first.save()
+            break
     Learner(data, restore="fade 0.3..0.7", folder=tmp_path / "run", **options).fit(steps=60)
     model = load(tmp_path / "run")
     assert model.corruption == "fade 0.3..0.7" and model.denoiser.picture == 3
@@ -296,6 +303,20 @@ def test_pairs_train_a_model_that_is_given_pictures(photos):
 
 
 # ---- the command line and bad input -------------------------------------------------------------------------------
+
+
+def test_the_bundled_restorer_or_its_absence():
+    """Small, of known origin, and better than enlarging; or a sentence that says what to do."""
+    weights = files("fastdiffusion") / "weights" / "restorer.safetensors"
+    clean = photo(96, 64, seed=5)
+    if not weights.is_file():
+        with pytest.raises(CheckpointError, match="no restorer of its own"):
+            restore(clean, "jpeg 10")
+        return
+    model = bundled()
+    assert len(weights.read_bytes()) <= 5e6 and len(model.info["photographs"]) == 20
+    noisy = degraded(clean, "noise 0.1")
+    assert error(to_pil(restore(noisy, "noise 0.1").images[0]), clean) < 0.5 * error(noisy, clean)
 
 
 def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
