@@ -109,8 +109,10 @@ def restore(
 
         kernel = estimate_kernel(to_tensor(given)[None])
         by = Step("kernel", (kernel,))
+    what = Chain(()) if by == "pairs" else undoing(by)
     ready = bundled() if model is None else loaded(model, device)
-    what = Chain(()) if by == "pairs" and ready.corruption == "pairs" else undoing(by)
+    if by == "pairs" and ready.corruption != "pairs":
+        raise InputError("by='pairs' is for models that learned from pairs. Say what happened, e.g. by='jpeg 30'.")
     chosen = _way(way, what, ready, model, method)
     label = str(what) or "pairs"
     if isinstance(picture, str | os.PathLike):
