@@ -181,7 +181,7 @@ def main() -> None:
         })  # fmt: skip
     for text in ("blur 1.5", "motion 9 30", "defocus 3"):
         kernel = _kernel(text)
-        table(f"deblur, {text}", text, {
+        table(f"deblur {text}", text, {
             "input": given_as, "Wiener": lambda y, op, k=kernel: wiener(to_tensor(y)[None], k, 2e-3)[0],
             "RL": lambda y, op, k=kernel: richardson_lucy(to_tensor(y)[None], k, 30)[0],
             **({"mean": answer(text)} if text.startswith("blur") else {}),

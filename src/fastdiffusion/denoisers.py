@@ -119,8 +119,9 @@ class Denoiser(nn.Module):
         picture: Channels of ``cond.image``, the picture that it works from (a degraded input); 0 is none.
 
     With a picture, what is denoised is the difference ``x - picture``, whose standard deviation ``sigma_data`` then is:
-    an untrained network answers with the picture itself. The noisy difference enters as its best linear estimate, which fades as sigma grows: at the highest level
-    the answer hangs on the picture alone, and one call gives the posterior mean E[x0 | picture] without noise in it.
+    an untrained network answers with the picture itself. The noisy difference enters as its best linear estimate, which
+    fades as sigma grows: at the highest level the answer hangs on the picture alone, and one call gives the posterior
+    mean E[x0 | picture] without noise in it.
     """
 
     def __init__(
