@@ -97,3 +97,15 @@ def test_words_are_refused_where_there_are_none(tmp_path):
     encoder = TextEncoder(vocabulary=300)
     with pytest.raises(InputError, match="room for 300"):
         encoder.learn_words(tokenizers.Tokenizer([(1, 2)] * 100))
+
+
+def test_a_run_may_begin_with_a_trained_model(tmp_path):
+    first = Learner(pictures(), net=NET, text=True, batch_size=8, verbose=False, folder=tmp_path / "a").fit(steps=2)
+    options = {"text": True, "batch_size": 8, "verbose": False, "begin": tmp_path / "a" / "model.safetensors"}
+    going = Learner(pictures(), folder=tmp_path / "b", **options)
+    mine, theirs = going.objective.denoiser.net.state_dict(), load(tmp_path / "a").denoiser.net.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert going.fit(steps=2).model.words.tokenizer.merges == first.model.words.tokenizer.merges
+    assert Learner(pictures(), folder=tmp_path / "b", **options).fit(steps=3).state.step == 3  # goes on as any other
+    with pytest.raises(InputError, match="cannot go on here"):
+        Learner(pictures(), **{**options, "text": False})

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from importlib.util import find_spec
 from itertools import chain
@@ -42,7 +43,7 @@ from .ema import Ema
 from .errors import CheckpointError, DataError, FastdiffusionError, InputError, missing, unknown
 from .examples import DROPOUT, WEIGHTS, Example, Examples, Objective, faster_precision, measure_damage
 from .latents import Latents
-from .models import Model, load_codec
+from .models import Model, load, load_codec
 from .nets.text import normalized
 from .noise import generator
 from .schedules import DENSITIES
@@ -65,6 +66,7 @@ class Learner:
         uncertainty: Learn the weight's balance over the levels as well (EDM2, Karras et al. 2024, eq. 14).
         text: Read the captions by a text encoder that is trained along, and take words when sampling.
         codec: An autoencoder, or the file of one: train in its latents.
+        begin: The file of a trained model to go on from, with its net and words; its codec too, unless one is given.
         restore: Learn to undo this, as ``corruptions.parse`` reads it: "blur 0.5..3, jpeg 10..60". Data sets of pairs
             need no such word.
         self_condition: Also tell the net its own estimate, in half of the cases (Chen et al. 2022).
@@ -105,6 +107,7 @@ class Learner:
     uncertainty: bool = False
     text: bool = False
     codec: str | Path | nn.Module | None = None
+    begin: str | Path | None = None
     restore: str | None = None
     self_condition: bool = False
     sigma_data: float | None = None
@@ -141,6 +144,9 @@ class Learner:
         self._check()
         self.rank, self.world = rank_and_world()
         self.data = datasets.load(self.data) if isinstance(self.data, str) else self.data
+        self.base = None if self.begin is None else load(self.begin)
+        if self.base is not None and self.codec is None:
+            self.codec = self.base.codec
         if self.codec is not None:
             self.codec = load_codec(self.codec) if isinstance(self.codec, str | Path) else self.codec
             self.data = Latents(self.data, self.codec)
@@ -226,20 +232,7 @@ class Learner:
         corruption = None if self.restore is None else parse(self.restore)
         picture = self.train.given or (0 if corruption is None else channels)
         self.corruption = "pairs" if self.train.given else None if corruption is None else str(corruption)
-        spec = nets.PRESETS[self.net] if isinstance(self.net, str) else self.net
-        spec = {
-            **spec, "in_channels": channels * (2 if self.self_condition else 1) + picture, "out_channels": channels,
-            "classes": len(self.train.classes), "dropout": self.dropout, "augment": augment.length(self.augment),
-        }  # fmt: skip
-        tokenizer = tokenizers.train(self._texts(), VOCABULARY) if self.text else None
-        if tokenizer is not None:
-            spec["words"] = {"vocabulary": len(tokenizer), **spec.get("words", {})}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(self.seed, WEIGHTS).initial_seed() % 2**63)
-            net = nets.build(spec)
-        if isinstance(net, nets.Worded):
-            assert tokenizer is not None
-            net.words.learn_words(tokenizer)
+        net = self._net(picture) if self.base is None else self._taken(self.base, picture)
         self.examples = Examples(
             self.train, self.batch_size, self.seed, self.density, self.levels, self.unit,
             self.label_dropout, self.augment, self.augment_p, self.self_condition,
@@ -264,6 +257,37 @@ class Learner:
         self.trained = self.objective
         if self.world > 1 and not self.shard:
             self.trained = self.accelerator.prepare(self.objective)
+
+    def _net(self, picture: int) -> nn.Module:
+        """The net with fresh weights, and its words."""
+        channels = self.train.shape[0]
+        spec = nets.PRESETS[self.net] if isinstance(self.net, str) else self.net
+        spec = {
+            **spec, "in_channels": channels * (2 if self.self_condition else 1) + picture, "out_channels": channels,
+            "classes": len(self.train.classes), "dropout": self.dropout, "augment": augment.length(self.augment),
+        }  # fmt: skip
+        tokenizer = tokenizers.train(self._texts(), VOCABULARY) if self.text else None
+        if tokenizer is not None:
+            spec["words"] = {"vocabulary": len(tokenizer), **spec.get("words", {})}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator(self.seed, WEIGHTS).initial_seed() % 2**63)
+            net = nets.build(spec)
+        if isinstance(net, nets.Worded):
+            assert tokenizer is not None
+            net.words.learn_words(tokenizer)
+        return net
+
+    def _taken(self, base: Model, picture: int) -> nn.Module:
+        """The net of a trained model, if it is one of such data."""
+        denoiser = base.denoiser
+        has = (base.shape[0], base.classes, base.words is not None, denoiser.picture, denoiser.self_condition)
+        wants = (self.train.shape[0], self.train.classes, self.text, picture, self.self_condition)
+        if has != wants or denoiser.parameterization != self.parameterization:
+            raise InputError(
+                f"{Path(self.begin or '').name} cannot go on here. (channels, classes, words, given channels, "
+                f"self_condition) are {has} there and {wants} here, and it predicts {denoiser.parameterization}."
+            )
+        return deepcopy(denoiser.net).train()
 
     def _texts(self) -> list[str]:
         """The captions as the text encoder will read them."""
@@ -298,6 +322,7 @@ class Learner:
     def config(self) -> dict[str, Any]:
         """The configuration as JSON: what two runs must share to be one."""
         given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.FREE}
+        given["begin"] = None if self.begin is None else Path(self.begin).name
         return json.loads(json.dumps({**given, "data": self.train.fingerprint}))
 
     @property

@@ -44,6 +44,7 @@ def train(
         str | None, typer.Option(help='Learn to undo this, e.g. "blur 0.5..3, jpeg 10..60", from DATA\'s photographs.')
     ] = None,
     given: Annotated[Path | None, typer.Option(help="Inputs of the same names as DATA's answers: learn pairs.")] = None,
+    begin: Annotated[Path | None, typer.Option(help="The file of a trained model to go on from.")] = None,
     self_condition: Annotated[bool, typer.Option(help="Also tell the net its own estimate.")] = False,
     holdout: Annotated[float, typer.Option(help="Part of the data kept for the validation loss.")] = 0.05,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: measured.")] = "auto",

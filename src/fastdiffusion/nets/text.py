@@ -83,7 +83,7 @@ class TextEncoder(nn.Module):
 
     def knows(self, word: str) -> bool:
         """Whether a word looks like one of the captions': those are one token, or few for their length."""
-        return len(self.tokenizer.encode(normalized(word))) <= max(2, (len(word) + 1) // 2)
+        return len(self.tokenizer.encode(normalized(word))) <= max(3, (len(word) + 1) // 2)
 
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "b n"]:
         """Token numbers, padded with 0; an empty text is all padding, which is "nothing said"."""
