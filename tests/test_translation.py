@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiffusion import cli, data
+from fastdiffusion import cli, data, models, nets
 from fastdiffusion.checkpoints import save_tensors
 from fastdiffusion.denoisers import Denoiser, expand
 from fastdiffusion.errors import CheckpointError, DataError, InputError
@@ -170,6 +170,22 @@ def test_translate_on_the_command_line(tmp_path, capsys):
         cli.main(["translate", str(tmp_path / "in.png"), str(tmp_path), "--back", "-o", str(tmp_path / "no.png")]) == 2
     )
     assert "one way only" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
+
+
+def test_a_diffusion_model_translates_between_its_classes(tmp_path, capsys):
+    torch.manual_seed(0)
+    spec = {"name": "unet", **TINY, "in_channels": 1, "out_channels": 1, "classes": 2}
+    model = Model(Denoiser(nets.build(spec)).eval(), (1, 8, 8), ("shoe", "boot"))
+    models.save(model, tmp_path / "m.safetensors")
+    to_pil(torch.rand(1, 12, 12) * 2 - 1).save(tmp_path / "in.png")
+    words = ["translate", str(tmp_path / "in.png"), str(tmp_path / "m.safetensors"), "--steps", "2"]
+    for more in (["--strength", "0.7", "-n", "2"], ["--origin", "shoe"]):
+        assert cli.main([*words, "--to", "boot", *more, "-o", str(tmp_path / "out.png")]) == 0
+    assert Image.open(tmp_path / "out.png").size == Image.open(tmp_path / "out-1.png").size == (8, 8)
+    assert cli.main([*words, "--to", "boat", "-o", str(tmp_path / "no.png")]) == 2
+    assert "Did you mean 'boot'" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
+    with pytest.raises(InputError, match="needs a class to turn into"):
+        translate(tmp_path / "in.png", model)
 
 
 def test_the_way_back_is_the_other_net():

@@ -104,13 +104,17 @@ def train_translation(
 @app.command()
 def translate(
     picture: Content,
-    net: Annotated[Path, typer.Argument(metavar="NET", help="What train-translation wrote, or its folder.")],
+    net: Annotated[Path, typer.Argument(metavar="NET", help="What train-translation wrote; with --to, a model.")],
     steps: Annotated[int, typer.Option(help="Calls, of a diffusion or a bridge.")] = 20,
     n: Annotated[int, typer.Option("-n", "--n", help="Different answers, of a diffusion or a bridge.")] = 1,
     seed: Seed = 0,
     size: Annotated[int | None, typer.Option(help="Shorter side to work at; by default the trained one.")] = None,
     lines: Annotated[bool, typer.Option("--lines", help="Take the picture's edges for the source.")] = False,
     back: Annotated[bool, typer.Option("--back", help="Of a cyclegan, the way back.")] = False,
+    to: Annotated[str | None, typer.Option(help="Class of a diffusion model to turn into.")] = None,
+    origin: Annotated[str | None, typer.Option(help="Class that is shown: both ways along the flow.")] = None,
+    strength: Annotated[float, typer.Option(help="With --to alone: 0 is the picture, 1 forgets it.")] = 0.9,
+    scale: Annotated[float, typer.Option(help="Guidance of the diffusion model.")] = 2.0,
     out: OutPicture = Path("out/translated.png"),
 ) -> None:
     """Turn a picture into its counterpart.
@@ -122,7 +126,7 @@ def translate(
     from ..tasks import translation
 
     made = translation.translate(**given)
-    paths = [out] if n == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(n)]
+    paths = [out] if len(made) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(made))]
     for path, image in zip(paths, made, strict=True):
         save_png(image, path)
     print(f"{', '.join(map(str, paths))}: {made[0].width}x{made[0].height} pixels.")

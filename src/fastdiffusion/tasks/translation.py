@@ -33,6 +33,8 @@ from ..nets.translators import PAIRED, Cycle, Translator, edges
 from ..noise import generator
 from ..types import Cond, Step
 from . import parts
+from .files import loaded
+from .files import picture as shown
 from .loop import Part, train
 from .parts import Picture, as_tensor, opened, scaled
 from .piles import Piles, piles
@@ -197,33 +199,56 @@ def _preview(made: Translator | Cycle, data: Piles, path: Path) -> None:
 
 def translate(
     picture: Picture,
-    net: Translator | Cycle | str | Path,
+    net: Translator | Cycle | Model | str | Path,
     steps: int = 20,
     n: int = 1,
     seed: int = 0,
     size: int | None = None,
     lines: bool = False,
     back: bool = False,
+    to: str | None = None,
+    origin: str | None = None,
+    strength: float = 0.9,
+    scale: float = 2.0,
 ) -> list[Image.Image]:
     """A picture's counterpart, or ``n`` of them.
 
     Args:
         picture: A picture, its file, or (c, h, w) in [-1, 1].
-        net: What :func:`train_translation` made, its file, or the folder of its run.
+        net: What :func:`train_translation` made, its file, or its run's folder; with ``to``, a diffusion model.
         steps: Calls of the network, where the method takes several.
         n: Answers to give; only a diffusion or a bridge has more than one.
         seed: Of answer 0; answer i has seed + i.
         size: Shorter side to work at, in pixels; by default what was trained. The answer has this size.
         lines: Take the picture's edges for the source, where the net was trained so.
         back: Of a net that learned both ways, the way back.
+        to: Class of a diffusion model to turn the picture into, by :func:`sdedit` at the model's own size.
+        origin: Class that the picture shows; with it, by :func:`dual`.
+        strength: Of ``sdedit``: 0 returns the picture, 1 forgets it.
+        scale: Classifier-free guidance of the diffusion model.
 
     Raises:
         InputError: More answers than there are, a way back where there is none.
         DataError: A file that is no picture.
     """
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {n}.")
+    if to is not None:
+        if isinstance(net, Translator | Cycle):
+            raise InputError("Only a diffusion model has classes to turn into. Leave `to` out.")
+        model = loaded(net)
+        source, target = shown(opened(picture, "picture", 4), model.shape)[None], model.cond([to])
+        if origin is not None:
+            made = dual(model, model, source, model.cond([origin]), target, steps, scale=scale)
+        else:
+            many = source.expand(n, -1, -1, -1), strength, model.cond([to] * n), steps, range(seed, seed + n), scale
+            made = sdedit(model, *many)
+        return [to_pil(image) for image in made]
+    if isinstance(net, Model):
+        raise InputError(f"A diffusion model needs a class to turn into: to={net.classes[:1] or 'a class'!r}.")
     ready = load(net) if isinstance(net, str | Path) else net
     several = isinstance(ready, Translator) and ready.method in ("diffusion", "bridge")
-    if n < 1 or (n > 1 and not several):
+    if n > 1 and not several:
         raise InputError(f"This net has one answer to a picture, {n} were asked for. Leave n at 1.")
     if back and not isinstance(ready, Cycle):
         raise InputError("This net has learned one way only. Train the other with source and target exchanged.")
