@@ -180,7 +180,7 @@ def test_a_fitted_table_is_the_default_unless_something_is_named(model):
     other = model.with_table(6, fitted)
     assert other.table(6).name == "fitted"
     assert other.table(6, sampler="heun").name == "heun"
-    assert other.table(6, schedule="karras").name == other.table(7).name == "dpmpp_3m"
+    assert other.table(6, schedule="karras").name == other.table(7).name == "dpmpp_2m"
     assert model.tables == {}, "the first model is as it was"
     assert model.table(6).sigmas[0] == pytest.approx(model.sigma_max)
     for wrong in ({"sampler": "eulr"}, {"schedule": "karas"}):

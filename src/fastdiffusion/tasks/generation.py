@@ -175,7 +175,7 @@ def sample(
         strength: How far to go from ``image``: the part of noise in the mix that is started from, in standard
             deviations, sigma / (sigma + sigma_data). 0 returns the picture, 1 starts from noise. All ``steps`` are
             made, on a textbook table from that noise level down: a fitted one holds for the whole way only.
-        sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else ``dpmpp_3m``.
+        sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else ``dpmpp_2m``.
         schedule: A name in ``schedules.SCHEDULES``; by default ``exponential``.
         variation_seed: Image i is turned towards the noise of this seed + i, by ``variation_strength``.
         variation_strength: 0 (off) to 1.

@@ -330,7 +330,7 @@ class _Job:
             x = self._restorer(base)(base, self._level(base, self.model.sigma_max), None)
             tick(1)
         else:
-            table = samplers.table("dpmpp_3m", schedules.exponential(self.steps, sigma_max=START))
+            table = samplers.table("dpmpp_2m", schedules.exponential(self.steps, sigma_max=START))
             x = self._sampled(self._restorer(base), base, table, tile, tick)
         return self._held(x, rows, operator, tile)
 

@@ -293,7 +293,7 @@ def answer_steps(
         x = net(source, source.new_zeros(len(source)), cond)
         yield Step(0, 1, 0.0, x, x)
     elif net.method == "diffusion":
-        table = samplers.table("dpmpp_3m", schedules.exponential(steps, *SIGMAS))
+        table = samplers.table("dpmpp_2m", schedules.exponential(steps, *SIGMAS))
         x = source + SIGMAS[1] * noise.initial(seeds, source.shape[1:])
         yield from samplers.run(net, x, table, cond)
     else:
