@@ -30,8 +30,8 @@ PROMPTS = (
     "strawberry", "dog face", "cat face", "fox", "lion", "panda", "frog", "penguin", "crab", "butterfly", "cactus",
     "sunflower", "tulip", "palm tree", "christmas tree", "mushroom", "rainbow", "sun with face", "crescent moon",
     "fire", "snowman", "cloud with rain", "rocket", "airplane", "automobile", "bicycle", "sailboat", "locomotive",
-    "house", "castle", "mount fuji", "guitar", "trumpet", "soccer ball", "crown", "wrapped gift", "balloon", "light bulb",
-    "key", "scissors", "blue book", "alarm clock", "mobile phone", "flag of japan", "flag of france", "woman cook",
+    "house", "castle", "mount fuji", "guitar", "trumpet", "soccer ball", "crown", "wrapped gift", "balloon",
+    "light bulb", "key", "scissors", "blue book", "alarm clock", "mobile phone", "flag of japan", "flag of france", "woman cook",
     "man astronaut", "thumbs up", "robot", "ghost", "a red heart on a yellow background",
 )  # fmt: skip
 
