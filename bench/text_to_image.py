@@ -31,8 +31,8 @@ PROMPTS = (
     "sunflower", "tulip", "palm tree", "christmas tree", "mushroom", "rainbow", "sun with face", "crescent moon",
     "fire", "snowman", "cloud with rain", "rocket", "airplane", "automobile", "bicycle", "sailboat", "locomotive",
     "house", "castle", "mount fuji", "guitar", "trumpet", "soccer ball", "crown", "wrapped gift", "balloon",
-    "light bulb", "key", "scissors", "blue book", "alarm clock", "mobile phone", "flag of japan", "flag of france", "woman cook",
-    "man astronaut", "thumbs up", "robot", "ghost", "a red heart on a yellow background",
+    "light bulb", "key", "scissors", "blue book", "alarm clock", "mobile phone", "flag of japan", "flag of france",
+    "woman cook", "man astronaut", "thumbs up", "robot", "ghost", "a red heart on a yellow background",
 )  # fmt: skip
 
 
