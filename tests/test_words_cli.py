@@ -95,3 +95,37 @@ def test_training_on_words_needs_captions(tmp_path, capsys):
         main(["train", str(tmp_path), "--text", "--size", "16", "--steps", "1", "--folder", str(tmp_path / "r")]) == 2
     )
     assert "no captions" in capsys.readouterr().err
+
+
+def test_the_shipped_model_draws_what_words_say(tmp_path, monkeypatch, capsys):
+    """On a fresh install, anywhere, without a model's name; and the same picture again."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "a grinning face", "-n", "2", "--out", "out"]) == 0
+    assert main(["again", "out/0000-a-grinning-face.png"]) == 0
+    assert "the same bytes" in capsys.readouterr().out
+    from fastdiffusion import sample
+    from fastdiffusion.tasks import judging
+
+    names = ["grinning face", "woman cook", "flag of france", "blue heart"]
+    images = sample(prompt=names * 4, n=16, seed=7).images
+    judge = judging.load()
+    told = [name.removeprefix("flag of ") for name in names * 4]
+    assert judging.recall_at_1(judge, images, told).value > 0.3  # chance is 0.01
+    assert judging.recall_at_1(judge, images, told[1:] + told[:1]).value < 0.2
+
+
+def test_a_picture_is_drawn_anew(tmp_path, monkeypatch):
+    from fastdiffusion.tasks import variations
+
+    monkeypatch.chdir(tmp_path)
+    if not variations.FILE.is_file():
+        pytest.skip("no adapter in the package: scripts/train-emoji adapter")
+    assert main(["sample", "a red heart on a yellow background", "-n", "1", "--out", "out"]) == 0
+    source = str(next((tmp_path / "out").glob("0*.png")))
+    assert main(["vary", source, "on a blue background", "-n", "2", "--steps", "4", "--out", "new"]) == 0
+    assert len(list((tmp_path / "new").glob("*.png"))) == 3
+    assert main(["vary", source, "-n", "1", "--strength", "0", "--out", "same"]) == 0
+    (made,) = [p for p in (tmp_path / "same").glob("*.png") if p.name != "grid.png"]
+    with Image.open(made) as a, Image.open(source) as b:
+        error = max(abs(x - y) for x, y in zip(a.convert("RGB").tobytes(), b.convert("RGB").tobytes(), strict=True))
+    assert error < 90  # the picture itself, through the codec

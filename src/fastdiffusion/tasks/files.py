@@ -72,11 +72,14 @@ def digest(path: Path) -> str:
 
 
 def locate(name: str, sha256: str, near: Path) -> Path | None:
-    """A file of that name and content: beside the picture ``near``, above it, here, or in a run folder here.
+    """A file of that name and content: in the package, beside the picture ``near``, above it, here, or in a run here.
 
     None if there is no file of that name. Raises CheckpointError if those that there are have other contents.
     """
     name = Path(name).name  # a recipe may come from a stranger: never a path
+    own = shipped(name)
+    if own is not None and digest(own) == sha256:
+        return own
     folders = [near.resolve().parent, *near.resolve().parents[1:3], Path.cwd(), Path.cwd() / "runs"]
     places = [folder / name for folder in folders] + [p for folder in folders for p in sorted(folder.glob(f"*/{FILE}"))]
     present = [path for path in dict.fromkeys(places) if path.is_file()]
