@@ -12,17 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fastdiffusion import data, sample
 from fastdiffusion.data import reserved
-from fastdiffusion.images import grid, to_tensor
+from fastdiffusion.images import grid, save_png, to_tensor
 from fastdiffusion.tasks import judging
 from fastdiffusion.tasks.files import loaded
+from fastdiffusion.tasks.variations import vary
 
 PROMPTS = (
     "a cat with heart eyes", "grinning face", "face with tears of joy", "smiling face with sunglasses", "red heart",
@@ -104,6 +107,23 @@ def main() -> None:
         grid(torch.stack([p for pair in zip(real[:32], images[:32], strict=True) for p in pair]), 16).save(
             args.out / f"{part}.png"
         )
+    if "vary" in args.only:  # real pictures in, pictures of the same things out, drawn otherwise
+        rows = sets["seen"][1]
+        real, names = pictures(train, rows), [train.words[train.rows[i].picture].name for i in rows]
+        made = []
+        with tempfile.TemporaryDirectory() as place:
+            for k, picture in enumerate(tqdm(real, "varying")):
+                save_png(picture, f"{place}/{k}.png")
+                made.append(vary(f"{place}/{k}.png", n=1, model=model, scale=scale, steps=args.steps, seed=k).images)
+        images = torch.cat(made)
+        a, b = ((x - x.mean((1, 2, 3), keepdim=True)).flatten(1) for x in (real, images))
+        row = {
+            "recall": judging.recall_at_1(judge, images, told(names)),
+            "pixel_correlation": float(torch.cosine_similarity(a, b).mean()),
+            "fd_judge": judging.fd_judge(judge, real, images),
+        }
+        found["vary"] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
+        print("vary", {k: str(v) for k, v in row.items()}, flush=True)
     if "grid" in args.only:
         begun = time.perf_counter()
         made = sample(model, list(PROMPTS), len(PROMPTS), steps=args.steps, scale=scale, batch_size=32)
