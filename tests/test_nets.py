@@ -130,7 +130,8 @@ def test_gradients_reach_every_parameter(name):
 def test_configuration_survives_json(name):
     with torch.device("meta"):
         one = make(name, classes=2) if name not in NETS else build({"name": name})
-        two = build({"name": name.split("-")[0], **json.loads(json.dumps(one.config))})
+        kind = PRESETS[name]["name"] if name in PRESETS else name.split("-")[0]
+        two = build({"name": kind, **json.loads(json.dumps(one.config))})
     assert one.config == two.config == json.loads(json.dumps(one.config))
     assert {k: v.shape for k, v in one.state_dict().items()} == {k: v.shape for k, v in two.state_dict().items()}
 

@@ -72,7 +72,9 @@ def test_the_corrector_beats_its_predictor_at_equal_calls() -> None:
 
     def distance(steps: int, corrections: int) -> float:
         sigmas = schedules.exponential(steps, 0.1, 4.0)
-        table = samplers.trace(langevin.predictor_corrector, sigmas, corrections=corrections)
+        table = samplers.trace(
+            langevin.predictor_corrector, sigmas, corrections=corrections, predictor="reverse_diffusion"
+        )
         x = 4 * noise.initial([0], (n, 2)).double()
         return sliced_w2(samplers.final(samplers.run(crowd, x, table, seeds=[0]))[0], truth)
 
