@@ -19,7 +19,7 @@ from .data import Dataset, augment
 from .denoisers import Denoiser
 from .distributed import total
 from .errors import unknown
-from .images import to_tensor
+from .images import as_input, to_tensor
 from .noise import generator
 from .schedules import DENSITIES, stratified
 from .types import Cond
@@ -122,7 +122,7 @@ class Examples:
         rows = slice(self.rank * share, (self.rank + 1) * share)
         told = generator(self.seed, CAPTION, step, self.rank) if self.tokens is not None else None
         batch = self.data.batch(self.order(step)[rows], told)
-        x0 = batch.images if batch.images.is_floating_point() else to_tensor(batch.images)
+        x0 = as_input(batch.images)
 
         def random(purpose: int) -> torch.Generator:
             return generator(self.seed, purpose, step)
@@ -163,7 +163,7 @@ def measure_damage(data: Dataset, corruption: Corruption | None, n: int = 256) -
     """sigma_data of a restorer: the geometric mean of the damage to ``n`` pictures spread over the data."""
     rows = data.groups[0]
     batch = data.batch(rows[:: math.ceil(len(rows) / n)])
-    x0 = batch.images if batch.images.is_floating_point() else to_tensor(batch.images)
+    x0 = as_input(batch.images)
     if batch.given is not None:
         given = to_tensor(batch.given)
     else:

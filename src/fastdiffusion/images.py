@@ -67,6 +67,11 @@ def to_tensor(image: Image.Image | np.ndarray | Tensor) -> Float[Tensor, "*b c h
     return pixels.float() / 127.5 - 1
 
 
+def as_input(images: Tensor) -> Tensor:
+    """What a net is given: uint8 pictures in [-1, 1], and what is floating point (latents) as it is."""
+    return images if images.is_floating_point() else to_tensor(images)
+
+
 def to_uint8(images: Float[Tensor, "*d"]) -> UInt8[Tensor, "*d"]:
     """[-1, 1] to 0..255, rounded, what lies outside clipped (NaN becomes 0); the inverse of :func:`to_tensor`."""
     return ((images.detach().float().nan_to_num(-1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)

@@ -14,7 +14,7 @@ from .checkpoints import load_tensors, save_tensors
 from .data import Batch, Dataset, cache_folder
 from .data.dataset import Told, digest
 from .errors import CheckpointError, InputError
-from .images import to_tensor
+from .images import as_input
 
 BATCH = 32
 
@@ -61,7 +61,7 @@ class Latents(Dataset):
         parts = []
         for start in tqdm(range(0, len(rows), BATCH), "encoding", disable=None, leave=False):
             images = self.parent.batch(rows[start : start + BATCH]).images
-            x = (images if images.is_floating_point() else to_tensor(images)).to(device)
+            x = as_input(images).to(device)
             parts.append(codec.encode(x.contiguous(memory_format=torch.channels_last)).cpu())  # pyright: ignore[reportCallIssue]
         return torch.cat(parts).contiguous()
 

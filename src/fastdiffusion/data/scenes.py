@@ -23,7 +23,7 @@ from .emoji import emoji
 
 CLDR = Path("/usr/share/unicode/cldr/common")
 PARTS = ("train", "designs", "compositions", "grounds")
-_FLAG = re.compile("1f1[ef]")  # a pair of regional indicators: emoji calls it by its country alone
+_FLAG = re.compile("1f1[ef]")  # a pair of regional indicators
 _VERSION = 1
 
 
@@ -67,9 +67,14 @@ def scenes(
     words = []
     for name, captions in zip(pictures.names, pictures.captions, strict=True):
         own = found.get(_plain(name), ())
-        told = f"flag of {captions[0]}" if _FLAG.match(name) else captions[0]
+        told = spoken(name, captions[0])
         words.append(Words(told, _others(name, told, captions), tuple(w for w in own if w not in captions)))
     return Scenes(pictures, words, _rows(pictures.names, part), part)
+
+
+def spoken(name: str, caption: str) -> str:
+    """What an emoji is called in English: the package emoji calls a flag by its country alone."""
+    return f"flag of {caption}" if _FLAG.match(name) else caption
 
 
 def cldr(language: str) -> dict[str, tuple[str, ...]]:

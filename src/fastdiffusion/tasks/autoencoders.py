@@ -24,7 +24,7 @@ from ..checkpoints import save_tensors
 from ..data import Dataset
 from ..errors import InputError, unknown
 from ..examples import Examples
-from ..images import grid, save_png
+from ..images import as_input, grid, save_png
 from ..nets.adversarial import LOSSES, PatchDiscriminator, adaptive_weight
 from ..nets.autoencoders import Codec, Discrete
 from ..nets.perceptual import perceptual_distance
@@ -174,11 +174,7 @@ def batches(data: Dataset, n: int | None = None, size: int = 32) -> Iterator[Ten
 
 def nets_input(data: Dataset, rows: list[int]) -> Tensor:
     """Pictures as a net takes them: in [-1, 1], channels-last."""
-    from ..images import to_tensor
-
-    images = data.batch(rows).images
-    x = images if images.is_floating_point() else to_tensor(images)
-    return x.contiguous(memory_format=torch.channels_last)
+    return as_input(data.batch(rows).images).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()

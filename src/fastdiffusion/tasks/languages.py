@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from .. import samplers, tokenizers
 from ..data import emoji, reserved
 from ..data.emoji import LANGUAGES
+from ..data.scenes import spoken
 from ..denoisers import Denoiser
 from ..errors import DataError, InputError
 from ..guidance import cfg
@@ -60,9 +61,7 @@ def emoji_pairs(languages: Sequence[str] = LANGUAGES, held_out: bool = False) ->
             name = names.names[i]
             if reserved.reserved(name) or reserved.pair(name, language) != held_out or len(reserved.skins(name)) > 1:
                 continue
-            known = english.captions[i][0]
-            flag = name.startswith(("1f1e", "1f1f"))  # the package calls a flag by its country alone
-            found += [Pair(text, f"flag of {known}" if flag else known) for text in own[:1]]
+            found += [Pair(text, spoken(name, english.captions[i][0])) for text in own[:1]]
     return list(dict.fromkeys(found))
 
 
