@@ -23,7 +23,7 @@ SMALL = {
     "dit": {"name": "dit", "width": 16, "depth": 2, "head": 8},
 }
 
-PARTS = {"text", "kl", "vq", "fsq"}  # parts of models, whose files tests/test_text.py and tests/test_latents.py try
+PARTS = {"text", "kl", "vq", "fsq", "gumbel"}  # parts of models, whose files tests/test_text.py and tests/test_latents.py try
 
 
 def make(name="dit", classes=("a", "b", "c"), self_condition=False, **given):

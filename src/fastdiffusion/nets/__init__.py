@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, unknown
-from .autoencoders import FSQ, KL, VQ
+from .autoencoders import FSQ, KL, VQ, Gumbel
 from .dit import DiT
 from .text import TextEncoder, Worded
 from .unet import UNet
@@ -25,6 +25,7 @@ NETS: dict[str, type[nn.Module]] = {
     "kl": KL,
     "vq": VQ,
     "fsq": FSQ,
+    "gumbel": Gumbel,
 }
 
 # One dial. In the comments: parameters, and millions of multiply-adds of a forward pass at 1x32x32 (tiny: 1x8x8).

@@ -1,4 +1,4 @@
-"""Codecs between pictures and latents: a variational autoencoder, and two whose latents are words of a codebook.
+"""Codecs between pictures and latents: a variational autoencoder, and three whose latents are words of a codebook.
 
 All speak one language: ``encode(x) -> z`` gives standardized latents (mean 0, variance 1 over the data, by channel),
 ``decode(z) -> x`` pictures in [-1, 1]; all are convolutions, so any height and width will do.
@@ -85,6 +85,9 @@ class Codec(nn.Module):
         """The pictures of standardized latents."""
         raise NotImplementedError
 
+    def anneal(self, progress: float) -> None:
+        """Hear how much of the training is done, 0 to 1, before each of its steps."""
+
     @property
     def last(self) -> Tensor:
         """The weight of the last layer, where an adversarial loss is balanced."""
@@ -138,11 +141,11 @@ class KL(Codec):
 
     def forward(
         self, x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b d H W"]
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
-        """(reconstruction from a sample of q(z | x), divergence in nats a latent number): for training (sec. 2.4)."""
+    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b d"]]:
+        """(reconstruction from a sample of q(z | x), its divergence in nats a number of each channel): sec. 2.4."""
         mean, log_var = self.posterior(x)
         y = self.decoder(mean + noise * (log_var / 2).exp())[..., : x.shape[-2], : x.shape[-1]]
-        return y, divergence(mean.float(), log_var.float()).flatten(1).mean(1)
+        return y, divergence(mean.float(), log_var.float()).mean((2, 3))
 
 
 def divergence(mean: Float[Tensor, "b *d"], log_var: Float[Tensor, "b *d"]) -> Float[Tensor, "b *d"]:
@@ -157,22 +160,25 @@ class Discrete(Codec):
     """A codec whose latents are words of a codebook; ``decode`` goes to the nearest words first."""
 
     words: int  # size of the codebook
+    book: Tensor  # the vector of each
 
     def quantize(self, z: Float[Tensor, "b d H W"]) -> tuple[Float[Tensor, "b d H W"], Int64[Tensor, "b H W"]]:
         """The words nearest to ``z``, as vectors and as numbers."""
-        raise NotImplementedError
+        rows = z.permute(0, 2, 3, 1).float()
+        codes = (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
+        return self.book[codes].permute(0, 3, 1, 2), codes
 
     def vectors(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
         """The vectors of words, standardized as ``encode`` gives them."""
-        raise NotImplementedError
-
-    def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
-        """The words of pictures, as standardized vectors."""
-        return self._in(self.quantize(self.encoder(pad_to(x, self.factor)))[0])
+        return self._in(self.book[codes].permute(0, 3, 1, 2))
 
     def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
         """The words of pictures, as numbers below ``words``."""
         return self.quantize(self.encoder(pad_to(x, self.factor)))[1]
+
+    def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
+        """The words of pictures, as standardized vectors."""
+        return self.vectors(self.codes(x))
 
     def decode(self, z: Float[Tensor, "b d H W"]) -> Float[Tensor, "b c h w"]:
         """The picture of standardized latents."""
@@ -211,19 +217,8 @@ class VQ(Discrete):
         self.register_buffer("uses", torch.zeros(codebook))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    book: Tensor
     sums: Tensor
     uses: Tensor
-
-    def quantize(self, z: Float[Tensor, "b d H W"]) -> tuple[Float[Tensor, "b d H W"], Int64[Tensor, "b H W"]]:
-        """See :meth:`Discrete.quantize`."""
-        rows = z.permute(0, 2, 3, 1).float()
-        codes = (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
-        return self.book[codes].permute(0, 3, 1, 2), codes
-
-    def vectors(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
-        """See :meth:`Discrete.vectors`."""
-        return self._in(self.book[codes].permute(0, 3, 1, 2))
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(reconstruction, commitment of the encoder to its words, eq. 3); in training the codebook follows."""
@@ -289,10 +284,6 @@ class FSQ(Discrete):
         codes = ((whole + self.levels // 2).long() * self.places).sum(1)
         return whole / (self.levels // 2), codes
 
-    def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
-        """See :meth:`Discrete.encode`."""
-        return self._in(self.quantize(self._said(x))[0])
-
     def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
         """See :meth:`Discrete.codes`."""
         return self.quantize(self._said(x))[1]
@@ -310,3 +301,54 @@ class FSQ(Discrete):
         z = self._said(x)
         y = self.decoder(z + (self.quantize(z)[0] - z).detach())
         return y[..., : x.shape[-2], : x.shape[-1]], torch.zeros(len(x), device=x.device)
+
+
+class Gumbel(Discrete):
+    """A discrete VAE (dVAE; Ramesh et al. 2021, arXiv:2102.12092, sec. 2.1): a posterior over the words of each place.
+
+    In training, noise draws from it by the Gumbel-softmax (Jang et al. 2017; Maddison et al. 2017): a blend of words,
+    which hardens as the temperature falls. Afterwards the likeliest word is taken.
+
+    Args:
+        channels, width, multiples, blocks: As in ``KL``.
+        latent: Length of a word's vector.
+        codebook: Number of words.
+    """
+
+    def __init__(
+        self,
+        channels: int = 3,
+        latent: int = 4,
+        width: int = 32,
+        multiples: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        codebook: int = 1024,
+    ):
+        self.config = keywords(locals())
+        super().__init__(latent)
+        self.factor, self.words, self.temperature = 2 ** len(multiples), codebook, 1.0
+        self.encoder = Encoder(channels, codebook, width, multiples, blocks)
+        self.decoder = Decoder(channels, latent, width, multiples, blocks)
+        self.book = nn.Parameter(torch.randn(codebook, latent))
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def anneal(self, progress: float) -> None:
+        """The temperature falls from 1 to 1/16 in the first half of the training, as a cosine (app. A.2)."""
+        self.temperature = 1 / 16 + 15 / 32 * (1 + math.cos(math.pi * min(2 * progress, 1)))
+
+    def logits(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k H W"]:
+        """Of each word at each place."""
+        return self.encoder(pad_to(x, self.factor)).float()
+
+    def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
+        """See :meth:`Discrete.codes`."""
+        return self.logits(x).argmax(1)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(reconstruction from a draw, divergence of the posterior from all words alike, in nats a place)."""
+        logits = self.logits(x)
+        parts = F.gumbel_softmax(logits, self.temperature, dim=1)
+        y = self.decoder(torch.einsum("bkhw,kd->bdhw", parts, self.book))
+        log_q = logits.log_softmax(1)
+        penalty = (log_q.exp() * log_q).sum(1) + math.log(self.words)
+        return y[..., : x.shape[-2], : x.shape[-1]], penalty.flatten(1).mean(1)

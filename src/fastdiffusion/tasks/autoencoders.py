@@ -36,7 +36,8 @@ NOISE = 40  # purpose of the generator of the posterior's noise
 PREVIEW_EVERY = 500
 COMMITMENT = 0.25  # of an encoder to its codebook (van den Oord et al. 2017, eq. 3)
 CRITIC_LR = 1e-3
-KINDS = ("kl", "vq", "fsq")
+KINDS = ("kl", "vq", "fsq", "gumbel")
+LEVELS = {64: (8, 8), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5)}  # Mentzer et al. 2023, table 1
 
 
 def train_autoencoder(
@@ -47,7 +48,9 @@ def train_autoencoder(
     width: int = 32,
     blocks: int = 1,
     levels: int = 2,
+    codebook: int = 1024,
     kl: float = 1e-4,
+    free_bits: float = 0.0,
     perceptual: float = 0.0,
     adversarial: float = 0.0,
     decoder_of: Codec | None = None,
@@ -66,12 +69,15 @@ def train_autoencoder(
     Args:
         data: Pictures, or what ``data.load`` takes.
         steps: Of training.
-        kind: "kl" for continuous latents; "vq" or "fsq" for words of a codebook.
+        kind: "kl" for continuous latents; "vq", "fsq" or "gumbel" for words of a codebook.
         latent: Channels of the latents.
         width: Channels of the first level.
         blocks: Residual blocks of each level, on either side.
         levels: How often the size is halved; level i has ``width * 2**i`` channels.
-        kl: Weight of the divergence; larger is smoother and coarser.
+        codebook: Number of words; for "fsq", whose levels multiply to about that, 64, 256, 1024 or 4096.
+        kl: Weight of the divergence (of kinds "kl" and "gumbel"); larger is smoother and coarser.
+        free_bits: Nats a latent number, in the mean of a channel, that cost nothing: against channels that collapse
+            to the prior and say nothing (Kingma et al. 2016, arXiv:1606.04934, eq. 15).
         perceptual: Weight of ``nets.perceptual.perceptual_distance``.
         adversarial: Weight of a critic of patches, beside the adaptive one (VQGAN, Esser et al. 2021, eq. 7). It
             learns alone for a quarter of the steps.
@@ -89,18 +95,20 @@ def train_autoencoder(
     """
     data = datasets.load(data, size)
     codec = (
-        _new(data.shape[0], kind, latent, width, blocks, levels, seed) if decoder_of is None else deepcopy(decoder_of)
+        _new(data.shape[0], kind, latent, width, blocks, levels, codebook, seed)
+        if decoder_of is None
+        else deepcopy(decoder_of)
     )
-    if min(kl, perceptual, adversarial) < 0:
-        raise InputError("kl, perceptual and adversarial are weights and cannot be negative. 0 is off.")
-    config = {"codec": codec.config, "kl": kl, "perceptual": perceptual, "adversarial": adversarial, "lr": lr,
+    if min(kl, free_bits, perceptual, adversarial) < 0:
+        raise InputError("kl, free_bits, perceptual and adversarial cannot be negative. 0 is off.")
+    config = {"codec": codec.config, "kl": kl, "free_bits": free_bits, "perceptual": perceptual, "adversarial": adversarial, "lr": lr,
               "decoder": decoder_of is not None, "batch_size": batch_size, "optimizer": optimizer,
               "data": data.fingerprint}  # fmt: skip
     train_part, held = data.split(holdout, seed)
     examples = Examples(train_part, min(batch_size, len(train_part)), seed)
     codec.encoder.requires_grad_(decoder_of is None)
     critic = _critic(data.shape[0], seed) if adversarial else None
-    begin = steps // 4
+    begin, weight = steps // 4, kl if kind in ("kl", "gumbel") else COMMITMENT
     made = torch.empty(0)  # the generator's last pictures, for the critic's turn
 
     def pictures(step: int) -> Tensor:
@@ -110,10 +118,11 @@ def train_autoencoder(
         nonlocal made
         x = pictures(step)
         side = [-(-n // codec.factor) for n in x.shape[2:]]
+        codec.anneal(step / steps)
         y, penalty = codec(x, torch.randn(len(x), len(codec.mean), *side, generator=generator(seed, NOISE, step)))
         y = y.float()
         made = y.detach()
-        value = 4 * F.mse_loss(y, x) + F.l1_loss(y, x) + (kl if kind == "kl" else COMMITMENT) * penalty.mean()
+        value = 4 * F.mse_loss(y, x) + F.l1_loss(y, x) + weight * penalty.mean(0).clamp(min=free_bits).mean()
         if perceptual:
             value = value + perceptual * perceptual_distance(y, x).mean()
         if critic is not None and step >= begin:
@@ -141,14 +150,22 @@ def train_autoencoder(
     return codec
 
 
-def _new(channels: int, kind: str, latent: int, width: int, blocks: int, levels: int, seed: int) -> Codec:
+def _new(
+    channels: int, kind: str, latent: int, width: int, blocks: int, levels: int, codebook: int, seed: int
+) -> Codec:
     """A codec with fresh weights."""
     if kind not in KINDS:
         raise unknown("kind of autoencoder", kind, KINDS)
     if min(latent, width, blocks, levels) < 1:
         raise InputError("latent, width, blocks and levels must be at least 1.")
     spec = {"name": kind, "channels": channels, "width": width, "multiples": [2**i for i in range(levels)]}
-    spec |= {"blocks": blocks} | ({} if kind == "fsq" else {"latent": latent})
+    spec |= {"blocks": blocks}
+    if kind == "fsq":
+        if codebook not in LEVELS:
+            raise InputError(f"fsq has codebooks of {', '.join(map(str, LEVELS))} words, got {codebook}. Try 1024.")
+        spec["levels"] = LEVELS[codebook]
+    else:
+        spec |= {"latent": latent} | ({} if kind == "kl" else {"codebook": codebook})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, NOISE).initial_seed() % 2**63)
         codec = nets.build(spec)
