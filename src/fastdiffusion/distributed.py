@@ -16,7 +16,7 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import InputError
 
@@ -103,6 +103,15 @@ def total(values: Sequence[float], device: torch.device) -> list[float]:
     summed = torch.tensor(values, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     dist.all_reduce(summed)
     return summed.tolist()
+
+
+def shard(module: nn.Module) -> None:
+    """Divide a module's weights among the processes, in place (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    for p in module.parameters():
+        p.data = p.data.contiguous()  # FSDP takes no other order
+    fully_shard(module)
 
 
 def whole(tensor: Tensor) -> Tensor:

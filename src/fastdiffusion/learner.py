@@ -15,14 +15,11 @@ import json
 import math
 import signal
 import time
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
-from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,26 +27,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import beginnings, optimizers
 from . import data as datasets
-from . import losses, nets, optimizers, tokenizers
 from .budgets import State, TrainStep
 from .callbacks import Callback, defaults, say
 from .checkpoints import Folder
 from .corruptions import parse
-from .data import Dataset, augment
-from .denoisers import PARAMETERIZATIONS, Denoiser
-from .distributed import check_world, like, rank_and_world, stop_signals, total, whole
+from .data import Dataset
+from .distributed import like, rank_and_world, shard, stop_signals, total, whole
 from .ema import Ema
-from .errors import CheckpointError, DataError, FastdiffusionError, InputError, missing, unknown
-from .examples import DROPOUT, WEIGHTS, Example, Examples, Objective, faster_precision, measure_damage
+from .errors import CheckpointError, FastdiffusionError, InputError
+from .examples import DROPOUT, Example, Examples, Objective, faster_precision
 from .latents import Latents
 from .models import Model, load, load_codec
-from .nets.text import normalized
+from .nets import Worded
 from .noise import generator
-from .schedules import DENSITIES
 
-TRACKERS = ("tensorboard", "trackio", "wandb")
-VOCABULARY = 4096  # most tokens of a text encoder
 BAD_IN_A_ROW = 3  # batches whose loss is not a number, after which training stops
 
 
@@ -141,7 +134,7 @@ class Learner:
     def __post_init__(self) -> None:
         if self.optimizer == "auto":
             self.optimizer = optimizers.default(self.shard)
-        self._check()
+        beginnings.check(self)
         self.rank, self.world = rank_and_world()
         self.data = datasets.load(self.data) if isinstance(self.data, str) else self.data
         self.base = None if self.begin is None else load(self.begin)
@@ -151,6 +144,9 @@ class Learner:
             self.codec = load_codec(self.codec) if isinstance(self.codec, str | Path) else self.codec
             self.data = Latents(self.data, self.codec)
         self.train, self.held_out = self.data.split(self.holdout, self.seed)
+        self.corruption = None if self.restore is None else parse(self.restore)
+        self.measured_sigma_data, self.unit = beginnings.scale(self.train, self.corruption, self.sigma_data)
+        self.levels = beginnings.levels(self)
         self.run = Folder(self.folder) if self.folder is not None else None
         self.stopped = 0  # the signal that asked for an end
         self.save_due = self.best = False  # whether to save after this step, and whether as the best
@@ -159,97 +155,26 @@ class Learner:
         self.highest_lr = optimizers.RATES[self.optimizer] if self.lr is None else self.lr
         self._signals: list[int] = []
         self._saved = (0.0, 0.0)  # when and how long the last checkpoint took; the first step's tries out the disk
-        self._measure_data()
         self._build()
-
-    def _check(self) -> None:
-        """Refuse what cannot be trained, before anything is loaded."""
-        for kind, name, known in (
-            ("parameterization", self.parameterization, PARAMETERIZATIONS),
-            ("density", self.density, DENSITIES),
-            ("weight", self.weight, losses.WEIGHTS),
-            ("optimizer", self.optimizer, optimizers.OPTIMIZERS),
-            ("precision", self.precision, ("auto", "float32", "bfloat16")),
-            ("tracker", self.track or "tensorboard", TRACKERS),
-        ):
-            if name not in known:
-                raise unknown(kind, name, known)
-        if isinstance(self.net, str) and self.net not in nets.PRESETS:
-            raise unknown("net", self.net, nets.PRESETS)
-        one = torch.full((1,), 0.5)
-        for kind, options, f in (
-            (f"weight {self.weight}", self.weight_options, losses.WEIGHTS[self.weight]),
-            (f"density {self.density}", self.density_options, DENSITIES[self.density]),
-        ):
-            try:
-                f(one, **options)
-            except TypeError as error:
-                raise InputError(f"{kind} does not take these options ({error}).") from None
-        check_world()
-        parts = rank_and_world()[1] * self.accumulate
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % parts:
-            raise InputError(
-                f"batch_size must be a multiple of processes times accumulate, here {parts}; got {self.batch_size}."
-            )
-        if self.track and find_spec(self.track) is None:
-            raise missing(f"track={self.track!r}", self.track, "track")
-        if self.track and self.folder is None:
-            raise InputError(f"track={self.track!r} needs a place to write. Give folder='runs/one'.")
-        if not self.ema:
-            raise InputError("ema needs at least one length, e.g. ema=(0.1,).")
-        if self.restore is not None and self.codec is not None:
-            raise InputError("Restoring works on pictures, not on latents. Leave out restore or codec.")
-        if self.restore is not None:
-            parse(self.restore)
-        if not 0 <= self.decay <= 0.95:
-            raise InputError(f"decay must be from 0 to 0.95, got {self.decay}. Try 0.5.")
-        if self.shard and self.optimizer == "muon":
-            raise InputError("Muon needs whole matrices and cannot train with shard. Use optimizer='adamw'.")
-
-    def _measure_data(self) -> None:
-        """sigma_data, and the unit in which noise levels are counted: 1 for pictures, for other data its own scale."""
-        rows = self.train.groups[0]
-        pictures = not self.train.batch(rows[:1]).images.is_floating_point()
-        if pictures:
-            measured = datasets.measure_sigma_data(self.train)
-        else:
-            some = self.train.batch(rows[:: math.ceil(len(rows) / 512)]).images.double()
-            measured = float(some[some.isfinite()].std())
-        if self.restores:
-            measured = measure_damage(self.train, None if self.restore is None else parse(self.restore))
-        if self.sigma_data is not None and not 0.8 < self.sigma_data / measured < 1.25:
-            text = f"sigma_data is {self.sigma_data:.3g} but the data's standard deviation is {measured:.3g}."
-            warnings.warn(f"{text} Leave sigma_data out to have it measured.", stacklevel=4)
-        self.measured_sigma_data = self.sigma_data or round(measured, 4)
-        self.unit = 1.0 if pictures else self.measured_sigma_data / 0.5
 
     def _build(self) -> None:
         """The net on its device, optimizers, averages and the stream of examples, all at step 0."""
         from accelerate import Accelerator
 
         self.state = State(precision=None if self.precision == "auto" else self.precision)
-        channels = self.train.shape[0]
-        corruption = None if self.restore is None else parse(self.restore)
-        picture = self.train.given or (0 if corruption is None else channels)
-        self.corruption = "pairs" if self.train.given else None if corruption is None else str(corruption)
-        net = self._net(picture) if self.base is None else self._taken(self.base, picture)
+        denoiser = beginnings.denoiser(self)
+        net = denoiser.net
         self.examples = Examples(
             self.train, self.batch_size, self.seed, self.density, self.levels, self.unit,
             self.label_dropout, self.augment, self.augment_p, self.self_condition,
-            net.words.tokens if isinstance(net, nets.Worded) else None, corruption, self.rank, self.world,
+            net.words.tokens if isinstance(net, Worded) else None, self.corruption, self.rank, self.world,
         )  # fmt: skip
-        denoiser = Denoiser(net, self.parameterization, self.measured_sigma_data, self.self_condition, picture)
         self.objective = Objective(denoiser, self.unit, self.weight, self.weight_options, self.uncertainty)
-        where = str(self.folder) if self.folder is not None else None
-        self.accelerator = Accelerator(cpu=self.cpu, log_with=self.track, project_dir=where)
+        self.accelerator = Accelerator(cpu=self.cpu, log_with=self.track, project_dir=self.folder)
         self.device = self.accelerator.device
         self.objective.to(self.device)
         if self.shard and self.world > 1:
-            from torch.distributed.fsdp import fully_shard
-
-            for p in self.objective.parameters():
-                p.data = p.data.contiguous()  # FSDP takes no other order
-            fully_shard(self.objective)
+            shard(self.objective)
         self.optimizers = optimizers.build(self.optimizer, self.objective, self.highest_lr, self.weight_decay)
         self.average = Ema(net, self.ema)
         if self.compile is True or (self.compile == "auto" and self.device.type == "cuda"):
@@ -257,61 +182,6 @@ class Learner:
         self.trained = self.objective
         if self.world > 1 and not self.shard:
             self.trained = self.accelerator.prepare(self.objective)
-
-    def _net(self, picture: int) -> nn.Module:
-        """The net with fresh weights, and its words."""
-        channels = self.train.shape[0]
-        spec = nets.PRESETS[self.net] if isinstance(self.net, str) else self.net
-        spec = {
-            **spec, "in_channels": channels * (2 if self.self_condition else 1) + picture, "out_channels": channels,
-            "classes": len(self.train.classes), "dropout": self.dropout, "augment": augment.length(self.augment),
-        }  # fmt: skip
-        tokenizer = tokenizers.train(self._texts(), VOCABULARY) if self.text else None
-        if tokenizer is not None:
-            spec["words"] = {"vocabulary": len(tokenizer), **spec.get("words", {})}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator(self.seed, WEIGHTS).initial_seed() % 2**63)
-            net = nets.build(spec)
-        if isinstance(net, nets.Worded):
-            assert tokenizer is not None
-            net.words.learn_words(tokenizer)
-        return net
-
-    def _taken(self, base: Model, picture: int) -> nn.Module:
-        """The net of a trained model, if it is one of such data."""
-        denoiser = base.denoiser
-        has = (base.shape[0], base.classes, base.words is not None, denoiser.picture, denoiser.self_condition)
-        wants = (self.train.shape[0], self.train.classes, self.text, picture, self.self_condition)
-        if has != wants or denoiser.parameterization != self.parameterization:
-            raise InputError(
-                f"{Path(self.begin or '').name} cannot go on here. (channels, classes, words, given channels, "
-                f"self_condition) are {has} there and {wants} here, and it predicts {denoiser.parameterization}."
-            )
-        return deepcopy(denoiser.net).train()
-
-    def _texts(self) -> list[str]:
-        """The captions as the text encoder will read them."""
-        texts = [normalized(text) for text in self.train.texts()]
-        if not texts:
-            raise DataError(
-                f"{self.train.name} has no captions to learn words from. Put a NAME.txt beside each NAME.png, or a "
-                "metadata.jsonl with file_name and text; or leave out --text."
-            )
-        return texts
-
-    @property
-    def restores(self) -> bool:
-        """Whether the model is given a picture to work from."""
-        return self.restore is not None or self.train.given > 0
-
-    @property
-    def levels(self) -> dict[str, float]:
-        """Options of the density. A restorer gives its one-call answer at the highest noise level: train much there."""
-        return (
-            {"mean": 1.5, "std": 2.2}
-            if self.restores and (self.density, self.density_options) == ("lognormal", {})
-            else (self.density_options)
-        )
 
     @property
     def main(self) -> bool:
@@ -328,16 +198,12 @@ class Learner:
     @property
     def info(self) -> dict[str, Any]:
         """What the model file and the report say of the run."""
-        s, name = self.state, self.net if isinstance(self.net, str) else self.net["name"]
+        s = self.state
         said = {
-            "data": self.train.name,
-            "net": name,
-            "pictures": len(self.train),
-            "steps": s.step,
-            "images_seen": s.step * self.batch_size,
-            "minutes": round(s.seconds / 60, 2),
-            "sigma_data": self.measured_sigma_data,
-        }
+            "data": self.train.name, "net": self.net if isinstance(self.net, str) else self.net["name"],
+            "pictures": len(self.train), "steps": s.step, "images_seen": s.step * self.batch_size,
+            "minutes": round(s.seconds / 60, 2), "sigma_data": self.measured_sigma_data,
+        }  # fmt: skip
         return said if s.validation is None else {**said, "validation_loss": round(s.validation, 5)}
 
     @property
@@ -351,7 +217,7 @@ class Learner:
         frame = Model(
             denoiser, self.train.shape, self.train.classes, 0.002 * self.unit, 80.0 * self.unit,
             info=self.info | {"ema": length}, codec=self.codec if isinstance(self.codec, nn.Module) else None,
-            corruption=self.corruption,
+            corruption="pairs" if self.train.given else self.corruption and str(self.corruption),
         )  # fmt: skip
         tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
         if length is not None:
@@ -377,9 +243,8 @@ class Learner:
                 (loss.mean() / len(pieces)).backward()
                 each.append(loss.detach())
         norm = whole(nn.utils.clip_grad_norm_(self.objective.parameters(), self.clip or math.inf))
-        value, length = torch.stack(
-            [torch.cat(each).mean(), norm]
-        ).tolist()  # the one point where the processor waits for the device
+        losses = torch.cat(each)
+        value, length = torch.stack([losses.mean(), norm]).tolist()  # here alone the processor waits for the device
         if math.isfinite(length):  # the same number in all processes, unlike the loss
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -388,7 +253,7 @@ class Learner:
             self.average.update(self.state.step + 1)
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        return value, length, torch.cat(each)
+        return value, length, losses
 
     def _culprits(self, pieces: list[Example], each: Tensor) -> tuple[str, ...]:
         """The pictures whose loss is not a number; the whole batch if it is only the gradient that is not."""

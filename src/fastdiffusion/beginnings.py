@@ -1,0 +1,158 @@
+"""What a run has before its first step: settings that go together, the scale of its data, and a denoiser."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from copy import deepcopy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from . import losses, nets, optimizers, tokenizers
+from .corruptions import Corruption, parse
+from .data import Dataset, augment, measure_sigma_data
+from .denoisers import PARAMETERIZATIONS, Denoiser
+from .distributed import check_world, rank_and_world
+from .errors import DataError, InputError, missing, unknown
+from .examples import WEIGHTS, measure_damage
+from .models import Model
+from .nets.text import normalized
+from .noise import generator
+from .schedules import DENSITIES
+
+if TYPE_CHECKING:
+    from .learner import Learner
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
+VOCABULARY = 4096  # most tokens of a text encoder
+
+
+def check(learner: Learner) -> None:
+    """Refuse settings that cannot be trained, before anything is loaded."""
+    for kind, name, known in (
+        ("parameterization", learner.parameterization, PARAMETERIZATIONS),
+        ("density", learner.density, DENSITIES),
+        ("weight", learner.weight, losses.WEIGHTS),
+        ("optimizer", learner.optimizer, optimizers.OPTIMIZERS),
+        ("precision", learner.precision, ("auto", "float32", "bfloat16")),
+        ("tracker", learner.track or "tensorboard", TRACKERS),
+    ):
+        if name not in known:
+            raise unknown(kind, name, known)
+    if isinstance(learner.net, str) and learner.net not in nets.PRESETS:
+        raise unknown("net", learner.net, nets.PRESETS)
+    one = torch.full((1,), 0.5)
+    for kind, options, f in (
+        (f"weight {learner.weight}", learner.weight_options, losses.WEIGHTS[learner.weight]),
+        (f"density {learner.density}", learner.density_options, DENSITIES[learner.density]),
+    ):
+        try:
+            f(one, **options)
+        except TypeError as error:
+            raise InputError(f"{kind} does not take these options ({error}).") from None
+    check_world()
+    size, parts = learner.batch_size, rank_and_world()[1] * learner.accumulate
+    if size < 1 or parts < 1 or size % parts:
+        raise InputError(f"batch_size must be a multiple of processes times accumulate, here {parts}; got {size}.")
+    if learner.track and find_spec(learner.track) is None:
+        raise missing(f"track={learner.track!r}", learner.track, "track")
+    if learner.track and learner.folder is None:
+        raise InputError(f"track={learner.track!r} needs a place to write. Give folder='runs/one'.")
+    if not learner.ema:
+        raise InputError("ema needs at least one length, e.g. ema=(0.1,).")
+    if learner.restore is not None and learner.codec is not None:
+        raise InputError("Restoring works on pictures, not on latents. Leave out restore or codec.")
+    if learner.restore is not None:
+        parse(learner.restore)
+    if not 0 <= learner.decay <= 0.95:
+        raise InputError(f"decay must be from 0 to 0.95, got {learner.decay}. Try 0.5.")
+    if learner.shard and learner.optimizer == "muon":
+        raise InputError("Muon needs whole matrices and cannot train with shard. Use optimizer='adamw'.")
+
+
+def scale(data: Dataset, corruption: Corruption | None, sigma_data: float | None) -> tuple[float, float]:
+    """sigma_data, and the unit in which noise levels are counted: 1 for pictures, for other data its own scale.
+
+    Args:
+        data: What is trained on.
+        corruption: What happens to each picture, for a restorer.
+        sigma_data: By default measured. Warns if it is far from that.
+    """
+    rows = data.groups[0]
+    pictures = not data.batch(rows[:1]).images.is_floating_point()
+    if corruption is not None or data.given:
+        measured = measure_damage(data, corruption)
+    elif pictures:
+        measured = measure_sigma_data(data)
+    else:
+        some = data.batch(rows[:: math.ceil(len(rows) / 512)]).images.double()
+        measured = float(some[some.isfinite()].std())
+    if sigma_data is not None and not 0.8 < sigma_data / measured < 1.25:
+        text = f"sigma_data is {sigma_data:.3g} but the data's standard deviation is {measured:.3g}."
+        warnings.warn(f"{text} Leave sigma_data out to have it measured.", stacklevel=4)
+    sigma_data = sigma_data or round(measured, 4)
+    return sigma_data, 1.0 if pictures else sigma_data / 0.5
+
+
+def levels(learner: Learner) -> dict[str, float]:
+    """Options of the density. A restorer gives its one-call answer at the highest noise level: train much there."""
+    restores = learner.corruption is not None or learner.train.given > 0
+    if restores and (learner.density, learner.density_options) == ("lognormal", {}):
+        return {"mean": 1.5, "std": 2.2}
+    return learner.density_options
+
+
+def denoiser(learner: Learner) -> Denoiser:
+    """The denoiser at step 0: its weights are fresh, or those of the model that the run begins with."""
+    data = learner.train
+    picture = data.given or (0 if learner.corruption is None else data.shape[0])
+    net = _fresh(learner, picture) if learner.base is None else _taken(learner, learner.base, picture)
+    return Denoiser(net, learner.parameterization, learner.measured_sigma_data, learner.self_condition, picture)
+
+
+def _fresh(learner: Learner, picture: int) -> nn.Module:
+    """The net with random weights, and its words."""
+    data, channels = learner.train, learner.train.shape[0]
+    spec = nets.PRESETS[learner.net] if isinstance(learner.net, str) else learner.net
+    spec = {
+        **spec, "in_channels": channels * (2 if learner.self_condition else 1) + picture, "out_channels": channels,
+        "classes": len(data.classes), "dropout": learner.dropout, "augment": augment.length(learner.augment),
+    }  # fmt: skip
+    tokenizer = tokenizers.train(_texts(data), VOCABULARY) if learner.text else None
+    if tokenizer is not None:
+        spec["words"] = {"vocabulary": len(tokenizer), **spec.get("words", {})}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(learner.seed, WEIGHTS).initial_seed() % 2**63)
+        net = nets.build(spec)
+    if isinstance(net, nets.Worded):
+        assert tokenizer is not None
+        net.words.learn_words(tokenizer)
+    return net
+
+
+def _taken(learner: Learner, base: Model, picture: int) -> nn.Module:
+    """The net of a trained model, if it is one of such data."""
+    data, its = learner.train, base.denoiser
+    has = (base.shape[0], base.classes, base.words is not None, its.picture, its.self_condition)
+    wants = (data.shape[0], data.classes, learner.text, picture, learner.self_condition)
+    if has != wants or its.parameterization != learner.parameterization:
+        raise InputError(
+            f"{Path(learner.begin or '').name} cannot go on here. (channels, classes, words, given channels, "
+            f"self_condition) are {has} there and {wants} here, and it predicts {its.parameterization}."
+        )
+    return deepcopy(its.net).train()
+
+
+def _texts(data: Dataset) -> list[str]:
+    """The captions as the text encoder will read them."""
+    texts = [normalized(text) for text in data.texts()]
+    if not texts:
+        raise DataError(
+            f"{data.name} has no captions to learn words from. Put a NAME.txt beside each NAME.png, or a "
+            "metadata.jsonl with file_name and text; or leave out --text."
+        )
+    return texts
