@@ -1,16 +1,18 @@
 """Translation, measured by nets that none of the methods was trained against.
 
-Pairs: edges to emoji at 32 pixels. ``likeness`` is the cosine between what the shipped judge sees in an answer and in
-the truth; ``fd_judge`` the Frechet distance of all answers from all truths, which is 0 for the truths themselves.
-Baselines: the training picture whose edges are nearest, and a regression with the same net.
+Pairs: edges to emoji at 32 pixels, in equal CPU time for each method. ``likeness`` is the cosine between what the
+shipped judge sees in an answer and in the truth; ``fd_judge`` the Frechet distance of all answers from all truths,
+which is 0 for the truths themselves. Baselines: the training picture (or its mirror image) whose edges are nearest,
+and a regression by the same net. A diffusion and a bridge answer with the mean, in one call, and with samples.
 
-Two piles: sneakers and ankle boots. ``told`` is the share that a classifier of all ten classes takes for the target;
-``cycle`` the PSNR of a picture that went there and back; ``edges`` how far everything stayed where it was.
+Two piles: two kinds of clothes of Fashion-MNIST. ``told`` is the share that a classifier of all ten classes takes for
+the target; ``cycle`` the PSNR of a picture that went there and back; ``edges`` the correlation of the gradients before
+and after, and ``inside`` the same on the places that both pictures cover, without the rim.
 
-    python bench/translation.py [--runs runs] [--scale 1] [--model FILE] [-n 180] [--out out/bench]
+    python bench/translation.py [--runs runs] [--model FILE] [--classes pullover,coat] [-n 188] [--out out/bench]
 
-``--runs`` holds the trainings, which are made where they are missing (``--scale 0.5``: half of their steps).
-``--model`` is a class-conditional model of Fashion-MNIST at 32 pixels, for the two ways that need no training.
+``--runs`` holds the trainings, which are made, or gone on with, where they are not complete; ``--ways`` chooses among
+all. ``--model`` is a class-conditional model of Fashion-MNIST at 32 pixels, for the two ways that need no training.
 """
 
 from __future__ import annotations
@@ -29,24 +31,32 @@ from fastdiffusion.images import grid
 from fastdiffusion.models import load as load_model
 from fastdiffusion.nets.translators import Cycle, Translator
 from fastdiffusion.tasks import judging, translation
-from fastdiffusion.tasks.piles import piles
+from fastdiffusion.tasks.piles import Piles, piles
 from fastdiffusion.tasks.styles import edge_similarity
 
-STEPS = {"regression": 900, "gan": 650, "diffusion": 900, "bridge": 900, "cyclegan": 800}
-CLASSES = ("sneaker", "ankle boot")
+STEPS = {"regression": 2600, "gan": 1300, "diffusion": 2600, "bridge": 2600, "cyclegan": 1000}  # about 5 CPU minutes
+SEEDS = 3  # samples of each picture that a sampled row is the mean of
+CALLS = 12
+WAYS = ["regression", "gan", "diffusion", "bridge", "cyclegan", "sdedit", "dual"]
 
 
-def trained(method: str, folder: Path, scale: float) -> Translator | Cycle:
-    """The net of a run, trained if it is not there yet."""
-    where = folder / method
-    if not (where / "translation.safetensors").exists():
-        steps = max(round(STEPS[method] * scale), 1)
-        if method == "cyclegan":
-            options = {"classes": CLASSES, "batch_size": 8, "size": 32}
-            translation.train_translation("fashion-mnist", method=method, steps=steps, folder=where, **options)
-        else:
-            translation.train_translation("emoji", method=method, steps=steps, size=32, mirror=True, folder=where)
-    return translation.load(where)
+def trained(method: str, runs: Path, classes: str | None = None) -> tuple[Translator | Cycle, float]:
+    """The net of a run, which goes on if it is not complete, and how many CPU minutes it took in all."""
+    where = runs / (method if classes is None else f"{method}-{classes.replace(',', '-').replace(' ', '-')}")
+    log, clock = where / "metrics.jsonl", where / "cpu-seconds.txt"
+    done = json.loads(log.read_text().splitlines()[-1])["step"] if log.exists() else 0
+    if done < STEPS[method]:
+        begun = time.process_time()
+        options = {"method": method, "steps": STEPS[method], "size": 32, "mirror": True, "folder": where}
+        try:
+            if method == "cyclegan":
+                translation.train_translation("fashion-mnist", classes=classes, batch_size=8, **options)
+            else:
+                translation.train_translation("emoji", batch_size=16, **options)
+        finally:  # a session that is cut counts, too
+            with clock.open("a") as file:
+                file.write(f"{time.process_time() - begun:.1f}\n")
+    return translation.load(where), sum(map(float, clock.read_text().split())) / 60
 
 
 def mean(values: Tensor) -> str:
@@ -55,118 +65,156 @@ def mean(values: Tensor) -> str:
     return f"{float(values.mean()):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def nearest(found, a: Tensor, n: int) -> Tensor:
-    """For each source, the training target whose source, slightly blurred, is nearest."""
+def nearest(found: Piles, a: Tensor) -> Tensor:
+    """For each source, the training target, or its mirror image, whose source, slightly blurred, is nearest."""
     rows = torch.arange(found.sizes[0])
-    known = torch.cat([F.avg_pool2d(found.batch(part, part)[0][:, :1], 2).flatten(1) for part in rows.split(512)])
+    best, answers = torch.full((len(a),), torch.inf), torch.empty(len(a), *found.b.shape[1:])
     asked = F.avg_pool2d(a[:, :1], 2).flatten(1)
-    best = torch.cdist(asked, known).argmin(1)
-    return found.batch(best, best)[1]
+    for mirrored in (False, True):
+        for part in rows.split(512):
+            known, targets = found.batch(part, part, torch.full((len(part),), mirrored))
+            near, which = torch.cdist(asked, F.avg_pool2d(known[:, :1], 2).flatten(1)).min(1)
+            answers = torch.where((near < best)[:, None, None, None], targets[which], answers)
+            best = torch.minimum(near, best)
+    return answers
 
 
-def paired(runs: Path, scale: float, n: int, out: Path) -> dict:
+def paired(runs: Path, n: int, out: Path, ways: list[str]) -> dict:
     found = piles("emoji", size=32)
     a, b = found.kept(n)
     judge = judging.load()
-    answers = {"nearest neighbor": nearest(found, a, n)}
-    seconds = {}
-    for method in ("regression", "gan", "diffusion", "bridge"):
-        net = trained(method, runs, scale)
+    answers = {"nearest neighbor": [nearest(found, a)]}  # name: of each seed
+    minutes, seconds = {}, {}
+    for method in (way for way in ("regression", "gan", "diffusion", "bridge") if way in ways):
+        net, spent = trained(method, runs)
         assert isinstance(net, Translator)
-        begun = time.process_time()
-        answers[method] = torch.cat([translation.answer(net, part, seeds=range(len(part))) for part in a.split(60)])
-        seconds[method] = (time.process_time() - begun) / len(a)
-    answers["the truth mirrored"] = b.flip(3)
+        several = method in ("diffusion", "bridge")
+        for name, calls in ((f"{method}, mean", 1), (f"{method}, {CALLS} calls", CALLS)) if several else ((method, 1),):
+            begun = time.process_time()
+            answers[name] = [
+                translation.answer(net, a, steps=calls, seeds=range(1000 * seed, 1000 * seed + len(a)))
+                for seed in range(SEEDS if calls > 1 else 1)
+            ]
+            seconds[name] = (time.process_time() - begun) / len(a) / len(answers[name])
+            minutes[name] = spent
+    answers |= {"the truth mirrored": [b.flip(3)], "the truth": [b]}
     with torch.no_grad():
         truth = judge.see(b)
-        like = {name: (judge.see(made) * truth).sum(1) for name, made in answers.items()}
+        like = {
+            name: torch.stack([(judge.see(x) * truth).sum(1) for x in made]).mean(0) for name, made in answers.items()
+        }
     result = {}
-    print(f"edges to emoji, {len(a)} held-out pictures")
+    print(f"edges to emoji, {len(a)} pictures of held-out designs")
     for name, made in answers.items():
-        against = ("nearest neighbor", "regression")
-        gains = [mean(like[name] - like[base]) for base in against]
-        psnr = -10 * (((made - b) / 2) ** 2).flatten(1).mean(1).log10()
+        psnr = torch.stack([-10 * (((x - b) / 2) ** 2).flatten(1).mean(1).clamp(min=1e-6).log10() for x in made])
         result[name] = {
             "likeness": mean(like[name]),
-            "over nearest neighbor": gains[0],
-            "over regression": gains[1],
-            "fd_judge": round(judging.fd_judge(judge, b, made), 3),
-            "psnr": mean(psnr),
-            "seconds": round(seconds.get(name, 0.0), 3),
+            "over nearest neighbor": mean(like[name] - like["nearest neighbor"]),
+            "over regression": mean(like[name] - like["regression"]) if "regression" in like else None,
+            "fd_judge": round(sum(judging.fd_judge(judge, b, x) for x in made) / len(made), 3),
+            "psnr": mean(psnr.mean(0)),
+            "training, CPU minutes": round(minutes.get(name, 0.0), 1),
+            "an answer, CPU seconds": round(seconds.get(name, 0.0), 3),
         }
-        print(f"{name:18}", json.dumps(result[name]), flush=True)
-    shown = slice(0, 12)
-    grid(torch.cat([a[shown], *(made[shown] for made in answers.values()), b[shown]]), 12, 2).save(out / "edges.png")
+        print(f"{name:20}", json.dumps(result[name]), flush=True)
+    shown = torch.linspace(0, len(a) - 1, 20).long()  # spread evenly, not chosen
+    rows = [a, *(made[0] for name, made in answers.items() if name != "the truth mirrored")]
+    grid(torch.cat([row[shown] for row in rows]), len(shown), 2).save(out / "edges.png")
     return result
 
 
-def unpaired(runs: Path, scale: float, model_file: Path | None, n: int, out: Path, ways: list[str]) -> dict:
-    found = piles("fashion-mnist", paired=False, classes=CLASSES, size=32)
+def strength(x: Tensor) -> Tensor:
+    """How steep the brightness is at each place, one pixel's noise averaged away: (b, h * w)."""
+    soft = F.avg_pool2d(F.pad(x.mean(1, keepdim=True), (2, 2, 2, 2), mode="replicate"), 3, 1)
+    dx, dy = soft[..., 1:-1, 2:] - soft[..., 1:-1, :-2], soft[..., 2:, 1:-1] - soft[..., :-2, 1:-1]
+    return (dx.square() + dy.square()).sqrt().flatten(1)
+
+
+def edges_kept(before: Tensor, after: Tensor, inside: bool = False) -> Tensor:
+    """Correlation of the two, one number a picture; ``inside`` of both silhouettes, a pixel from their rims."""
+    one, other = strength(before), strength(after)
+    bare = torch.maximum(*((x.mean(1, keepdim=True) < -0.9).float() for x in (before, after)))
+    weight = 1 - F.max_pool2d(bare, 3, 1, 1).flatten(1) if inside else torch.ones_like(one)
+    weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
+    one, other = (v - (weight * v).sum(1, keepdim=True) for v in (one, other))
+    shared, *own = ((weight * p * q).sum(1) for p, q in ((one, other), (one, one), (other, other)))
+    return shared / (own[0] * own[1]).sqrt().clamp(min=1e-9)
+
+
+def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Path, ways: list[str]) -> dict:
+    found, names = piles("fashion-mnist", paired=False, classes=classes, size=32), classes.split(",")
     a, b = found.kept(n)
     judge = metrics.classifier(data.load("fashion-mnist", 32))  # nothing here was trained against it
-    kinds = [data.load("fashion-mnist").classes.index(name) for name in CLASSES]
+    kinds = [data.load("fashion-mnist").classes.index(name) for name in names]
 
-    def told(x: Tensor, kind: int) -> Tensor:
+    def row(name: str, there: Tensor, again: Tensor | None = None, back: bool = False) -> None:
+        here, like = (b, a) if back else (a, b)
         with torch.no_grad():
-            return (judge(x).argmax(1) == kinds[kind]).float()
-
-    def row(name: str, there: Tensor, again: Tensor | None, here: Tensor, kind: int) -> None:
+            told = (judge(there).argmax(1) == kinds[not back]).float()
         cycle = None if again is None else -10 * (((again - here) / 2) ** 2).flatten(1).mean(1).log10()
         result[name] = {
-            "told": mean(told(there, kind)),
+            "told": mean(told),
             "cycle": None if cycle is None else mean(cycle),
-            "edges": mean(edge_similarity(here, there)),
-            "fd": round(metrics.frechet(*(metrics.features(judge, x) for x in ((a, b)[kind], there))), 3),
+            "edges": mean(edges_kept(here, there)),
+            "inside": mean(edges_kept(here, there, inside=True)),
+            "ssim": mean(edge_similarity(here, there)),
+            "fd": round(metrics.frechet(*(metrics.features(judge, x) for x in (like, there))), 2),
         }
         print(f"{name:34}", json.dumps(result[name]), flush=True)
 
     result: dict = {}
-    print(f"{CLASSES[0]} to {CLASSES[1]} and back, {len(a)} held-out pictures each way")
-    for kind, (here, there) in enumerate(((b, a), (a, b))):
-        row(f"untouched, for {CLASSES[kind]}", here, None, here, kind)
-        row(f"real {CLASSES[kind]}", there, None, here, kind)
+    print(f"{names[0]} to {names[1]} and back, {len(a)} held-out pictures each way")
+    row("untouched, there", a)
+    row("others of the target, there", b)
+    row("untouched, back", b, back=True)
+    row("others of the target, back", a, back=True)
     rows = [a]
     if "cyclegan" in ways:
-        net = trained("cyclegan", runs, scale)
+        net, spent = trained("cyclegan", runs, classes)
         assert isinstance(net, Cycle)
         with torch.no_grad():
             moved, back = net(a).clamp(-1, 1), net(b, back=True).clamp(-1, 1)
-            row("cyclegan, there", moved, net(moved, back=True).clamp(-1, 1), a, 1)
-            row("cyclegan, back", back, net(back).clamp(-1, 1), b, 0)
-            rows += [moved, net(moved, back=True)]
+            again, there = net(moved, back=True).clamp(-1, 1), net(back).clamp(-1, 1)
+        print(f"trained for {spent:.1f} CPU minutes")
+        row("cyclegan, there", moved, again)
+        row("cyclegan, back", back, there, back=True)
+        rows += [moved, again]
     if model_file is not None:
         model = load_model(model_file)
-        to, fro = (model.cond([name] * len(a)) for name in reversed(CLASSES))
-        for strength in (0.8, 0.9, 0.95) if "sdedit" in ways else ():
+        to, fro = (model.cond([name] * len(a)) for name in reversed(names))
+        for strength in (0.7, 0.8, 0.9) if "sdedit" in ways else ():
             moved = translation.sdedit(model, a, strength, to, 12, scale=3.0)
-            again = translation.sdedit(model, moved, strength, fro, 12, scale=3.0)
-            row(f"sdedit {strength}, scale 3", moved, again, a, 1)
+            row(f"sdedit {strength}, there", moved, translation.sdedit(model, moved, strength, fro, 12, scale=3.0))
             rows.append(moved)
-        for scale in (1.0, 2.0) if "dual" in ways else ():
-            moved = translation.dual(model, model, a, fro, to, 16, scale=scale)
-            again = translation.dual(model, model, moved, to, fro, 16, scale=scale)
-            row(f"dual flow, scale {scale:g}", moved, again, a, 1)
+        for strength, scale in ((0.8, 2.0), (0.9, 2.0), (1.0, 1.0), (1.0, 2.0)) if "dual" in ways else ():
+            said = {"steps": 16, "scale": scale, "strength": strength}
+            moved = translation.dual(model, model, a, fro, to, **said)
+            again = translation.dual(model, model, moved, to, fro, **said)
+            row(f"dual {strength:g}, scale {scale:g}, there", moved, again)
             rows += [moved, again]
-    grid(torch.cat([x[:12] for x in rows]), 12, 2).save(out / "shoes.png")
+            moved = translation.dual(model, model, b, to, fro, **said)
+            again = translation.dual(model, model, moved, fro, to, **said)
+            row(f"dual {strength:g}, scale {scale:g}, back", moved, again, back=True)
+    grid(torch.cat([x[:12] for x in rows]), 12, 2).save(out / f"{'-'.join(names).replace(' ', '-')}.png")
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/translation"))
-    parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("-n", type=int, default=180)
-    parser.add_argument("--ways", nargs="+", default=["cyclegan", "sdedit", "dual"])
+    parser.add_argument("--classes", default="pullover,coat")
+    parser.add_argument("-n", type=int, default=188)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--only", choices=["paired", "unpaired"])
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     result = {}
     if given.only != "unpaired":
-        result["paired"] = paired(given.runs, given.scale, given.n, given.out)
+        result["paired"] = paired(given.runs, given.n, given.out, given.ways)
     if given.only != "paired":
-        result["unpaired"] = unpaired(given.runs, given.scale, given.model, min(given.n, 64), given.out, given.ways)
+        result["unpaired"] = unpaired(given.runs, given.model, given.classes, given.n, given.out, given.ways)
     (given.out / "translation.json").write_text(json.dumps(result, indent=1))
 
 

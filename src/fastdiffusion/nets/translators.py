@@ -10,12 +10,19 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..denoisers import Denoiser
+from ..denoisers import Denoiser, expand
 from ..errors import unknown
 from ..types import Cond
 from .unet import UNet
 
 PAIRED = ("regression", "gan", "diffusion", "bridge")
+LAST = 0.999  # of a bridge's levels: at 1 it is the source itself, and sigma is infinite
+
+
+def sigma(level: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The noise on the difference, sqrt(t / (1 - t)), on a ``processes.Bridge`` with std 1 at level t."""
+    t = level.clamp(1e-6, LAST)
+    return (t / (1 - t)).sqrt()
 
 
 class Translator(nn.Module):
@@ -25,6 +32,10 @@ class Translator(nn.Module):
     - ``diffusion``: a denoiser that is shown the source (Saharia et al. 2022, "Palette", arXiv:2111.05826);
     - ``bridge``: the end of a Brownian bridge from the source, seen from a place on its way (Liu et al. 2023, "I2SB",
       arXiv:2302.05872; Li et al. 2023, "BBDM", arXiv:2205.07680). ``processes.Bridge`` walks it.
+
+    Where the source is shown along with it, a place x on the bridge at t tells nothing else than a diffusion does: with
+    d the difference between target and source, (x - source) / (1 - t) = d + sigma * noise at :func:`sigma`. So a bridge
+    is the same network, which learns at other levels and is walked on another path.
 
     Args:
         method: One of these.
@@ -39,18 +50,19 @@ class Translator(nn.Module):
             raise unknown("method of translation", method, PAIRED)
         self.config = {"method": method, "net": dict(net), "shape": list(shape), "sigma_data": sigma_data}
         self.method, self.shape = method, (shape[0], shape[1], shape[2])
-        channels = shape[0]
-        inputs = channels if method in PAIRED[:2] else 2 * channels
-        core = UNet(**{**net, "in_channels": inputs, "out_channels": channels})
-        self.denoiser = Denoiser(core, "edm", sigma_data, picture=channels if method == "diffusion" else 0)
+        channels, several = shape[0], method in ("diffusion", "bridge")
+        core = UNet(**{**net, "in_channels": (1 + several) * channels, "out_channels": channels})
+        self.denoiser = Denoiser(core, "edm", sigma_data, picture=channels if several else 0)
 
     def forward(self, x: Float[Tensor, "b c h w"], level: Float[Tensor, " b"], cond: Cond | None = None) -> Tensor:
         """The counterpart of ``cond.image``, given it with noise, or a place on the way to it, ``x`` at ``level``."""
         assert cond is not None and cond.image is not None
         if self.method == "diffusion":
             return self.denoiser(x, level, cond)
-        inputs = torch.cat([x, cond.image], 1) if self.method == "bridge" else cond.image
-        return cond.image + self.denoiser.net(inputs, level.clamp(min=1e-3).log() / 4, None)
+        if self.method == "bridge":
+            noisy = cond.image + (x - cond.image) / expand(1 - level.clamp(max=LAST), x)
+            return self.denoiser(noisy, sigma(level), cond)
+        return cond.image + self.denoiser.net(cond.image, torch.zeros_like(level), None)
 
 
 class Cycle(nn.Module):

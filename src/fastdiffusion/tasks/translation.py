@@ -21,12 +21,13 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .. import losses, noise, processes, samplers, schedules
+from .. import losses, noise, optimizers, processes, samplers, schedules
 from ..data import Dataset
 from ..errors import InputError
 from ..guidance import cfg
 from ..images import to_pil
 from ..models import Model
+from ..nets import translators
 from ..nets.adversarial import LOSSES, PatchDiscriminator, Pool, r1
 from ..nets.perceptual import perceptual_distance
 from ..nets.translators import PAIRED, Cycle, Translator, edges
@@ -41,8 +42,12 @@ from .piles import Piles, piles
 
 KINDS: dict[str, Callable[..., nn.Module]] = {"translator": Translator, "cycle": Cycle}
 METHODS = (*PAIRED, "cyclegan")
+Loss = Callable[[int], Tensor]
 SIGMA, NOISE, POOL = 71, 72, 73  # what a generator is for
-SIGMAS = (0.02, 40.0)  # of a diffusion that is shown its source
+SIGMAS = (0.02, 20.0)  # of a diffusion that is shown its source
+DENSITY = (0.0, 1.4)  # it learns at a lognormal sigma: large areas of one color are told through much noise
+SHARE = {"gan": 0.5, "cyclegan": 0.2}  # of the optimizer's usual rate: in a game, both must be able to follow
+CRITIC_LR = 5e-4  # of AdamW
 PREVIEW = 250  # steps between previews
 
 
@@ -79,7 +84,7 @@ def train_translation(
         size: Side of the pictures in pixels.
         folder: Where checkpoints and previews go; the same call goes on from there, bit for bit.
         batch_size: Pictures a step.
-        lr: Highest learning rate; by default 2e-3, and 5e-4 for cyclegan. A pix2pix critic has a quarter of it.
+        lr: Highest learning rate; by default the optimizer's, half of it for gan and a fifth for cyclegan.
         mirror: Whether a mirrored picture is one of its kind, too.
         holdout: Part kept for the previews and to measure with.
         seed: Of everything.
@@ -100,14 +105,17 @@ def train_translation(
     def batch(step: int) -> tuple[Tensor, Tensor]:
         return data.draw(batch_size, seed, step, mirror)
 
-    lr = lr or (5e-4 if method == "cyclegan" else 2e-3)
     if isinstance(made, Cycle):
-        learned = _cycle_parts(made, batch, seed, lr)
+        loss, critics = _cycle(made, batch, seed)
     elif method == "gan":
-        learned = _gan_parts(made, batch, seed, lr)
+        loss, critics = _gan(made, batch, seed)
     else:
-        learned = {"net": Part(made, lambda step: _loss(made, *batch(step), seed, step), lr=lr)}
+        loss, critics = lambda step: _loss(made, *batch(step), seed, step), {}
+    optimizer = optimizers.default()
+    lr = lr or optimizers.RATES[optimizer] * SHARE.get(method, 1.0)
+    learned = {"net": Part(made, loss, optimizer, lr), **critics}
     config = {**made.config, "data": data.fingerprint, "lr": lr, "batch_size": batch_size, "mirror": mirror}
+    config["optimizer"] = optimizer
     run = train(learned, steps, config, folder, seed, minutes=minutes, fresh=fresh, precision="float32")
     for done in run:
         if folder is not None and (done.step % PREVIEW == 0 or done.step == steps):
@@ -125,15 +133,12 @@ def _loss(made: Translator, a: Tensor, b: Tensor, seed: int, step: int) -> Tenso
         return (made(a, a.new_zeros(n), cond) - b).square().mean()
     fresh = torch.randn(b.shape, generator=generator(seed, NOISE, step))
     even = schedules.stratified(n, generator(seed, SIGMA, step)).float()
-    if made.method == "diffusion":
-        sigma = SIGMAS[0] * (SIGMAS[1] / SIGMAS[0]) ** even
-        weight = partial(losses.edm, sigma_data=made.denoiser.sigma_data)
-        return losses.denoising_loss(made, b, sigma, fresh, cond, weight).mean()
-    x = processes.Bridge(a).degrade(b, even[:, None, None, None], fresh)
-    return (made(x, even, cond) - b).square().mean()
+    levels = translators.sigma(even) if made.method == "bridge" else schedules.lognormal(even, *DENSITY)
+    weight = partial(losses.edm, sigma_data=made.denoiser.sigma_data)
+    return losses.denoising_loss(made.denoiser, b, levels, fresh, cond, weight).mean()
 
 
-def _gan_parts(made: Translator, batch: Callable, seed: int, lr: float) -> dict[str, Part]:
+def _gan(made: Translator, batch: Callable, seed: int) -> tuple[Loss, dict[str, Part]]:
     """pix2pix: a critic sees the source and an answer; the answer is also held near the truth."""
     critic = parts.drawn(lambda: PatchDiscriminator(made.shape[0], made.shape[0], 32, _depth(made.shape)), seed + 1)
     game, shown = LOSSES["hinge"], {}
@@ -149,10 +154,10 @@ def _gan_parts(made: Translator, batch: Callable, seed: int, lr: float) -> dict[
         a, b, fake = shown[0]
         return game.discriminator(critic(b, a), critic(fake, a)) + 0.5 * r1(lambda x: critic(x, a), b)
 
-    return {"generator": Part(made, generator_loss, lr=lr), "critic": Part(critic, critic_loss, lr=lr / 4)}
+    return generator_loss, {"critic": Part(critic, critic_loss, lr=CRITIC_LR)}
 
 
-def _cycle_parts(made: Cycle, batch: Callable, seed: int, lr: float) -> dict[str, Part]:
+def _cycle(made: Cycle, batch: Callable, seed: int) -> tuple[Loss, dict[str, Part]]:
     """CycleGAN (Zhu et al. 2017, eq. 3 and sec. 5.2): two critics, there and back again, and what is there stays."""
     make = partial(PatchDiscriminator, made.shape[0], 0, 32, _depth(made.shape))
     of_a, of_b = (parts.drawn(make, seed + i) for i in (1, 2))
@@ -165,7 +170,8 @@ def _cycle_parts(made: Cycle, batch: Callable, seed: int, lr: float) -> dict[str
         like_b, like_a = made(a), made(b, back=True)
         shown[0] = (a, b, like_a.detach(), like_b.detach())
         cycle = (made(like_b, back=True) - a).abs().mean() + (made(like_a) - b).abs().mean()
-        same = (made(b) - b).abs().mean() + (made(a, back=True) - a).abs().mean()
+        some = math.ceil(len(a) / 4)  # enough to learn that what is there stays, at a quarter of the time
+        same = (made(b[:some]) - b[:some]).abs().mean() + (made(a[:some], back=True) - a[:some]).abs().mean()
         return game.generator(of_b(like_b)) + game.generator(of_a(like_a)) + 10 * cycle + 2 * same
 
     def critic_loss(step: int) -> Tensor:
@@ -174,7 +180,7 @@ def _cycle_parts(made: Cycle, batch: Callable, seed: int, lr: float) -> dict[str
         old_a, old_b = pool_a.exchange(like_a, draw), pool_b.exchange(like_b, draw)
         return game.discriminator(of_a(a), of_a(old_a)) + game.discriminator(of_b(b), of_b(old_b))
 
-    return {"generators": Part(made, generator_loss, lr=lr), "critics": Part(critics, critic_loss, lr=lr)}
+    return generator_loss, {"critics": Part(critics, critic_loss, lr=CRITIC_LR)}
 
 
 def _depth(shape: tuple[int, int, int]) -> int:
@@ -222,8 +228,8 @@ def translate(
         size: Shorter side to work at, in pixels; by default what was trained. The answer has this size.
         lines: Take the picture's edges for the source, where the net was trained so.
         back: Of a net that learned both ways, the way back.
-        to: Class of a diffusion model to turn the picture into, by :func:`sdedit` at the model's own size.
-        origin: Class that the picture shows; with it, by :func:`dual`.
+        to: Class of a diffusion model, or words, to turn the picture into, by :func:`sdedit` at the model's own size.
+        origin: Class or words for what the picture shows; with it, by :func:`dual`.
         strength: Of ``sdedit``: 0 returns the picture, 1 forgets it.
         scale: Classifier-free guidance of the diffusion model.
 
@@ -236,16 +242,11 @@ def translate(
     if to is not None:
         if isinstance(net, Translator | Cycle):
             raise InputError("Only a diffusion model has classes to turn into. Leave `to` out.")
-        model = loaded(net)
-        source, target = shown(opened(picture, "picture", 4), model.shape)[None], model.cond([to])
-        if origin is not None:
-            made = dual(model, model, source, model.cond([origin]), target, steps, scale=scale)
-        else:
-            many = source.expand(n, -1, -1, -1), strength, model.cond([to] * n), steps, range(seed, seed + n), scale
-            made = sdedit(model, *many)
-        return [to_pil(image) for image in made]
+        return [to_pil(image) for image in _by_model(loaded(net), picture, steps, n, seed, to, origin, strength, scale)]
     if isinstance(net, Model):
-        raise InputError(f"A diffusion model needs a class to turn into: to={net.classes[:1] or 'a class'!r}.")
+        raise InputError(
+            f"A diffusion model needs a class or words to turn into, such as to={(*net.classes, 'a cat')[0]!r}."
+        )
     ready = load(net) if isinstance(net, str | Path) else net
     several = isinstance(ready, Translator) and ready.method in ("diffusion", "bridge")
     if n > 1 and not several:
@@ -261,6 +262,21 @@ def translate(
         with torch.no_grad():
             made = samplers.final(iter(tqdm(run, "translating", steps if several else 1, disable=None, leave=False)))
     return [to_pil(image) for image in made.clamp(-1, 1)]
+
+
+def _by_model(
+    model: Model, picture: Picture, steps: int, n: int, seed: int, to: str, origin: str | None, strength: float,
+    scale: float,
+) -> Tensor:  # fmt: skip
+    """Answers of a diffusion model at its own size."""
+    source = shown(opened(picture, "picture", 4), model.picture)[None]
+    means = model.cond if model.classes else model.read
+    if origin is None:
+        many = source.expand(n, -1, -1, -1)
+        return sdedit(model, many, strength, means([to] * n), steps, range(seed, seed + n), scale)
+    if n > 1:
+        raise InputError(f"With an origin there is one answer, {n} were asked for. Leave n at 1, or origin out.")
+    return dual(model, model, source, means([origin]), means([to]), steps, scale=scale)
 
 
 def _prepared(picture: Image.Image, shape: tuple[int, int, int], size: int | None, lines: bool) -> Tensor:
@@ -321,7 +337,7 @@ def sdedit(
 
     Args:
         model: Of the kind to come out.
-        source: In [-1, 1], of its channels.
+        source: Pictures in [-1, 1], of its channels and size.
         strength: 0 returns the source, 1 forgets it: a picture at noise sigma_data * tan(strength * pi / 2) has kept
             cos^2 of that angle of its variance.
         cond: Of what kind it is to be.
@@ -335,9 +351,10 @@ def sdedit(
     if high <= model.sigma_min:
         return source.clone()
     sigmas = schedules.exponential(steps, model.sigma_min, high)
-    x = source + high * noise.initial(list(seeds or range(len(source))), source.shape[1:])
+    x0 = model.encode(source)
+    x = x0 + high * noise.initial(list(seeds or range(len(x0))), x0.shape[1:])
     guided = cfg(model.denoise, scale)
-    return samplers.final(samplers.run(guided, x, samplers.table("dpmpp_2m", sigmas), cond)).clamp(-1, 1)
+    return model.decode(samplers.final(samplers.run(guided, x, samplers.table("dpmpp_2m", sigmas), cond))).clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -354,8 +371,9 @@ def dual(
     """Up one model's probability flow, down the other's: no noise is drawn, and the way back is the same way.
 
     Dual diffusion implicit bridges (Su et al. 2023, arXiv:2203.08382, algorithm 1). One model with two conditions, its
-    classes for example, serves as well. ``strength`` below 1 turns round earlier, as in :func:`sdedit`. ``scale`` is
-    classifier-free guidance, both up and down: further away from the source's kind, and further into the target's.
+    classes for example, serves as well; two models in latents must share the codec. ``strength`` below 1 turns round
+    earlier, as in :func:`sdedit`. ``scale`` is classifier-free guidance, both up and down: further away from the
+    source's kind, and further into the target's.
     """
     if not 0 < strength <= 1:
         raise InputError(f"strength must be above 0 and at most 1, got {strength:g}. Try 0.8.")
@@ -364,8 +382,9 @@ def dual(
     high = min(high, source_model.denoiser.sigma_data * math.tan(strength * math.pi / 2) if strength < 1 else high)
     sigmas = schedules.exponential(steps, low, high)
     here, there = (cfg(model.denoise, scale) for model in (source_model, target_model))
-    x = flow_up(here, source, sigmas, source_cond)
-    return samplers.final(samplers.run(there, x, samplers.table("dpmpp_2m", sigmas), target_cond)).clamp(-1, 1)
+    x = flow_up(here, source_model.encode(source), sigmas, source_cond)
+    made = samplers.final(samplers.run(there, x, samplers.table("dpmpp_2m", sigmas), target_cond))
+    return target_model.decode(made).clamp(-1, 1)
 
 
 def flow_up(denoise: Callable[..., Tensor], x: Tensor, sigmas: Tensor, cond: Cond | None = None) -> Tensor:
