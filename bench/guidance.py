@@ -9,20 +9,16 @@ that of real pictures: 1 is as varied as the data.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from subject import Subject, arguments, subject
 from torch import Tensor
 
-from fastdiffusion import data as datasets
 from fastdiffusion import guidance, metrics, noise, samplers
 from fastdiffusion.images import grid, to_tensor
-from fastdiffusion.learner import Learner
-from fastdiffusion.models import Model, load, save
 from fastdiffusion.nets.classifier import Classifier, middle
 from fastdiffusion.tasks.classifiers import accuracy, train_classifier
 from fastdiffusion.types import Cond, Denoise
@@ -38,9 +34,9 @@ def spread(features: Tensor, labels: Tensor) -> float:
 class Bench:
     """A model, real pictures and a judge; ``row`` samples under a guidance and judges."""
 
-    def __init__(self, model: Model, data: datasets.Dataset, n: int, steps: int):
-        self.model, self.n, self.table = model, n, model.table(steps)
-        self.judge = metrics.train_classifier(data, seed=77)
+    def __init__(self, of: Subject, n: int, steps: int):
+        model, data = of.model, of.data
+        self.model, self.judge, self.n, self.table = model, of.judge, n, model.table(steps)
         images, self.real_labels = metrics.pictures(data, metrics.choose(data, max(n, 1000)))
         self.real = metrics.features(self.judge, images)
         self.real_pixels = to_tensor(images).flatten(1)
@@ -90,33 +86,22 @@ def cost(make: Callable[[], Denoise], bench: Bench, calls: int = 30) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("-n", type=int, default=250)
+    parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--classifier-steps", type=int, default=600)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    data = datasets.load(args.data)
-    train, held_out = data.split(0.2)
-    if args.model is None or not args.model.exists():
-        model = Learner(train, net="unet-tiny", seed=0, verbose=False).fit(minutes=args.minutes).model
-        save(model, args.model or args.out / "guidance-model.safetensors")
-    else:
-        model = load(args.model)
-    model.denoiser.eval().requires_grad_(False)
+    of = subject(args)
+    model, train = of.model, of.train
     guides: dict[str, Classifier] = {
         "classifier": train_classifier(train, args.classifier_steps, seed=1),
         "middle of the U-Net": train_classifier(train, args.classifier_steps, model, seed=1),
     }
-    bench = Bench(model, data, args.n, args.steps)
+    bench = Bench(of, args.n, args.steps)
     for name, guide in guides.items():
         guide.requires_grad_(False)
-        print(f"{name}: accuracy on held-out noisy pictures {accuracy(guide, held_out)}")
+        print(f"{name}: accuracy on held-out noisy pictures {accuracy(guide, of.held_out)}")
     print(f"judge: accuracy on held-out pictures {bench.judge.info['accuracy']:.3f}")
 
     pictures = []

@@ -13,45 +13,28 @@ planned levels never arrives; blind, it makes other pictures than the flow, of l
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from subject import arguments, subject
 from torch import Tensor
 
-from fastdiffusion import data as datasets
 from fastdiffusion import guidance, metrics, noise, optimizing, samplers
-from fastdiffusion.learner import Learner
-from fastdiffusion.models import load, save
 from fastdiffusion.tasks.classifiers import level_error, train_noise_level
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", default="digits")
-    parser.add_argument("--model", type=Path)
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("-n", type=int, default=250)
+    parser = arguments(__doc__)
     parser.add_argument("--calls", type=int, nargs="+", default=[8, 12, 20, 50])
     parser.add_argument("--level-steps", type=int, default=600)
-    parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    data = datasets.load(args.data)
-    train, held_out = data.split(0.2)
+    model, data, train, held_out, judge = subject(args)
     with torch.enable_grad():
-        if args.model is None or not args.model.exists():
-            model = Learner(train, net="unet-tiny", seed=0, verbose=False).fit(minutes=args.minutes).model
-            save(model, args.model or args.out / "optimizer-model.safetensors")
-        else:
-            model = load(args.model)
         level = train_noise_level(train, args.level_steps)
-        judge = metrics.train_classifier(data, seed=77)
-    model.denoiser.eval()
     seen = level_error(level, held_out)
     print("noise level predictor, relative RMS error on held-out pictures by level:",
           {sigma: round(error, 3) for sigma, error in seen.items()})  # fmt: skip
