@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw
 
 from fastdiffusion import cli, data, models, nets, processes
 from fastdiffusion.checkpoints import save_tensors
+from fastdiffusion.data.pairs import Pairs
 from fastdiffusion.denoisers import Denoiser, expand
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.images import to_array, to_pil, to_tensor
@@ -18,6 +19,7 @@ from fastdiffusion.tasks.piles import piles
 from fastdiffusion.tasks.translation import answer, dual, flow_up, sdedit, train_translation, translate
 from fastdiffusion.types import Cond
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*without a partner")
 TINY = {"width": 8, "multiples": [1], "blocks": [1], "attention": []}
 
 
@@ -52,6 +54,26 @@ def test_pairs_are_files_of_one_name(folders):
     assert torch.equal(a, again[0]) and torch.equal(b, again[1])
     kept = {float(x) for x in found.kept()[0].mean((1, 2, 3))}
     assert not kept & {float(x) for step in range(20) for x in found.draw(9, 0, step, False)[0].mean((1, 2, 3))}
+
+
+def test_a_pair_has_one_shape(folders, tmp_path):
+    with pytest.warns(UserWarning, match="2 pictures without a partner are left out, 'only-a' first"):
+        piles(*folders, size=16)
+    Image.new("RGB", (40, 32)).save(tmp_path / "b" / "03.png")  # twice the size does not matter
+    assert len(Pairs(*folders, size=16)) == 12
+    Image.new("RGB", (16, 20)).save(tmp_path / "b" / "03.png")
+    with pytest.raises(DataError, match=r"'03' is 20x16 pixels in 'a' and 16x20 in 'b'.*must have one shape"):
+        piles(*folders, size=16)
+    found = Pairs(*folders, size=16)
+    assert len(found) == 11 and "is 16x20 pixels, its partner 20x16" in str(found.report.skipped)
+
+
+def test_pairs_in_subfolders_keep_their_folders_name(folders, tmp_path):
+    for side, value in (("a", 10), ("b", 200)):
+        for i in range(2):
+            (tmp_path / side / f"{i}").mkdir()
+            Image.new("RGB", (20, 16), (value + 40 * i, 0, 0)).save(tmp_path / side / f"{i}" / "00.png")
+    assert sum(piles(*folders, size=16).sizes) + 2 * piles(*folders, size=16).held == 2 * 14
 
 
 def test_edges_on_the_fly_have_the_targets_channels(folders):

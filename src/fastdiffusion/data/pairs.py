@@ -34,7 +34,7 @@ class Pairs(Pictures):
         mode: "RGB" or "L".
 
     Raises:
-        DataError: no folder, or no pair in it; what has no partner is skipped, see ``report``.
+        DataError: no folder, or no pair in it; what has no partner of its shape is skipped, see ``report``.
     """
 
     def __init__(
@@ -93,11 +93,21 @@ def _decode(
                 before, _ = look(roots[0], stems[0][stem])
             else:
                 raise DataError("has no partner in the folder of inputs")
+            if not same_shape(before.size, picture.size):
+                raise DataError(
+                    f"is {picture.width}x{picture.height} pixels, its partner {before.width}x{before.height}"
+                )
             yield np.concatenate([_square(before, size, mode), _square(picture, size, mode)]), fact._asdict()
         except DataError as error:
             yield None, Skipped(file.name, str(error))._asdict()
     for stem in sorted(stems[0].keys() - stems[-1].keys()):
         yield None, Skipped(stems[0][stem].name, "has no partner in the folder of answers")._asdict()
+
+
+def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two sizes have one ratio, to a pixel of either: only then do the pictures lie on each other."""
+    (w, h), (v, g) = one, other
+    return abs(w * g - v * h) < max(w, h, v, g)
 
 
 def _square(picture: Image.Image, size: int, mode: str) -> np.ndarray:

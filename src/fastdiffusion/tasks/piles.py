@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor
 from .. import data as datasets
 from .. import metrics
 from ..data import Dataset
+from ..data.pairs import same_shape
 from ..errors import DataError, InputError
 from ..images import to_tensor
 from ..nets.translators import edges
@@ -137,15 +139,31 @@ def _of_classes(a: Dataset, classes: str | Sequence[str], seed: int) -> tuple[Te
 
 def _pairs(a: Dataset, b: Dataset, seed: int) -> tuple[list[int], list[int]]:
     """Rows of equal file names, whatever their endings, in an order of their own."""
-    here, there = ({Path(name).stem: i for i, name in _named(d)} for d in (a, b))
+    here, there = ({str(Path(name).with_suffix("")): i for i, name in _named(d)} for d in (a, b))
     both = sorted(here.keys() & there.keys())
     if len(both) < 2:
         raise DataError(
             f"{a.name!r} and {b.name!r} have {len(both)} names in common. A pair are two files of one name, one in "
             "each folder; for pictures that are no pairs take method='cyclegan'."
         )
+    if alone := sorted(here.keys() ^ there.keys()):
+        warnings.warn(f"{len(alone)} pictures without a partner are left out, {alone[0]!r} first.", stacklevel=4)
+    one, other = (_sides(d) for d in (a, b))
+    for name in (name for name in both if name in one and name in other):
+        (w, h), (v, g) = one[name], other[name]
+        if not same_shape((w, h), (v, g)):
+            raise DataError(
+                f"{name!r} is {w}x{h} pixels in {a.name!r} and {v}x{g} in {b.name!r}. The two of a pair must have one "
+                "shape (their sizes may differ), so that each place has its counterpart. Cut them alike first."
+            )
     both = [both[i] for i in torch.randperm(len(both), generator=generator(seed)).tolist()]
     return [here[name] for name in both], [there[name] for name in both]
+
+
+def _sides(data: Dataset) -> dict[str, tuple[int, int]]:
+    """Width and height of each file, where pictures come from files."""
+    facts = data.report.pictures if data.report is not None else ()
+    return {str(Path(fact.name).with_suffix("")): (fact.width, fact.height) for fact in facts}
 
 
 def _named(data: Dataset) -> list[tuple[int, str]]:
