@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -171,6 +175,30 @@ def test_it_learns_the_mean_of_a_gaussian():
     assert [s.loss for s in learn.steps(150)][-1] < 1
     guess = learn.model.denoise(20 * torch.randn(64, 1, 8, 8), torch.full((64,), 20.0))
     assert guess.mean().item() == pytest.approx(0.7, abs=0.1)
+
+
+COMPILED = f"""
+import json
+from torch._dynamo.utils import counters
+from fastdiffusion import Learner
+
+def losses(compile):
+    learn = Learner("digits", {TINY}, optimizer="adamw", precision="float32", compile=compile, cpu=True, verbose=False)
+    return [s.loss for s in learn.steps(5)]
+
+print(json.dumps([losses(False), losses(True), counters["stats"]["unique_graphs"]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(os.environ.get("CXX", "g++")), reason="torch.compile needs a C++ compiler")
+def test_compiled_training_is_the_same_training(tmp_path):
+    """In a process of its own, where the compiler sees the code without the checks of shapes."""
+    settings = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", COMPILED], env=settings, capture_output=True, text=True, check=True)
+    plain, compiled, graphs = json.loads(done.stdout)
+    assert graphs >= 1
+    assert compiled == pytest.approx(plain, abs=1e-4)
 
 
 # ---- optimizers -------------------------------------------------------------------------------------------------
@@ -442,3 +470,15 @@ def test_a_run_that_goes_on_remembers_its_best(tmp_path):
     again.state.step = 1  # of a run that was killed before it saved what it had measured
     validation.start(again)
     assert validation.best == math.inf
+
+
+def test_a_tracker_is_told_what_metrics_jsonl_says(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    learn = learner(folder=tmp_path, track="tensorboard", batch_size=16).fit(steps=20)
+    events = EventAccumulator(str(tmp_path / "fastdiffusion")).Reload()
+    for name in ("loss", "norm", "lr", "images_per_second", "seconds", "validation_loss"):
+        told = {e.step: e.value for e in events.Scalars(name)}
+        assert told == pytest.approx({r["step"]: r[name] for r in learn.run.metrics() if name in r}), name
+        assert told
