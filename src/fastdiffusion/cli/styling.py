@@ -10,7 +10,7 @@ import typer
 from .options import DataName, Seed, Size, app
 
 Content = Annotated[Path, typer.Argument(metavar="PICTURE", help="The picture to change.")]
-OutPicture = Annotated[Path, typer.Option("--out", "-o", help="The PNG to write.")]
+OutPicture = Annotated[Path, typer.Option("--out", "-o", help="What to write: .png, .webp or .jpg.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")]
 BatchSize = Annotated[int, typer.Option(help="Pictures per step.")]
 Training = Annotated[int, typer.Option(help="Of training.")]
@@ -98,7 +98,8 @@ def train_translation(
     from ..tasks import translation
 
     translation.train_translation(**given)
-    print(f"Next: fastdiffusion translate PICTURE {folder}. Look at {folder / 'preview.png'}")
+    lines = " --lines" if target is None and classes is None else ""
+    print(f"Look at {folder / 'preview.png'}. Next: fastdiffusion translate PICTURE {folder}{lines}")
 
 
 @app.command()
