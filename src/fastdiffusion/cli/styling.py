@@ -113,7 +113,7 @@ def translate(
     lines: Annotated[bool, typer.Option("--lines", help="Take the picture's edges for the source.")] = False,
     back: Annotated[bool, typer.Option("--back", help="Of a cyclegan, the way back.")] = False,
     to: Annotated[str | None, typer.Option(help="Class, or words, that a diffusion model turns it into.")] = None,
-    origin: Annotated[str | None, typer.Option(help="Class or words for what is shown: both ways along the flow.")] = None,
+    origin: Annotated[str | None, typer.Option(help="Class or words for what is shown: by the flow.")] = None,
     strength: Annotated[float, typer.Option(help="With --to: 0 is the picture, 1 forgets it.")] = 0.9,
     scale: Annotated[float, typer.Option(help="Guidance of the diffusion model.")] = 2.0,
     out: OutPicture = Path("out/translated.png"),
