@@ -273,6 +273,23 @@ def test_webp_keeps_pixels_and_recipe(tmp_path, channels):
     assert images.read_recipe(tmp_path / "bare.webp") == recipe
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_the_end_of_a_name_says_what_is_written(tmp_path, channels):
+    x, recipe = torch.linspace(-1, 1, channels * 256).reshape(channels, 16, 16), {"prompt": "猫", "seed": 3}
+    for name, form in (("a.PNG", "PNG"), ("a.webp", "WEBP"), ("a.jpg", "JPEG"), ("a.JPEG", "JPEG")):
+        images.save_png(x, tmp_path / name, recipe)
+        assert Image.open(tmp_path / name).format == form
+        assert images.inner_recipe(tmp_path / name) == recipe
+    images.save_png(x, tmp_path / "bare.jpg")
+    assert images.inner_recipe(tmp_path / "bare.jpg") is None
+    shown = images.to_tensor(images.flatten(images.to_pil(x)))
+    assert (images.to_tensor(Image.open(tmp_path / "bare.jpg")) - shown).abs().mean() < 0.05
+    for name, why in (("a.gif", "not '.gif'. Try a.png"), ("a", "as .png"), ("long.jpg", "too long for a JPEG")):
+        with pytest.raises(InputError, match=why):
+            images.save_png(x, tmp_path / name, {"prompt": "a" * 70_000})
+        assert not (tmp_path / name).exists()
+
+
 @pytest.mark.parametrize("text", ["[1, 2]", "{", "[" * 100_000, "NaN"])
 def test_recipe_that_is_none(tmp_path, text):
     (tmp_path / "x.png").write_bytes(pictures.encoded(pictures.photo(), pnginfo=_text("fastdiffusion", text)))

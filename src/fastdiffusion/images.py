@@ -51,6 +51,7 @@ FORMATS = (
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs; here it is refused
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _EXIF, _COMMENT = 0x8769, 0x9286  # where EXIF data keep a user's comment
+_SEGMENT = 65_533  # bytes of EXIF data that a JPEG has room for
 _SIDECAR = 1 << 24  # bytes of a recipe beside a picture, at most
 _opening = threading.Lock()  # warnings.catch_warnings is not safe across threads
 
@@ -251,30 +252,38 @@ def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
 def save_png(
     image: Tensor | np.ndarray | Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None
 ):
-    """Write a picture, whole or not at all: a PNG, or a lossless WebP where the name ends so.
+    """Write a picture, whole or not at all: a PNG, or by the end of its name a lossless WebP, or a JPEG.
 
     The same image and recipe give the same bytes.
 
     Args:
         image: Float in [-1, 1], uint8, or PIL; (c, h, w).
         path: Where; the folder is made.
-        recipe: How it was made, kept as JSON in a PNG's text chunk "fastdiffusion" or a WebP's EXIF comment; None
+        recipe: How it was made, kept as JSON in a PNG's text chunk "fastdiffusion" or the others' EXIF comment; None
             writes no metadata at all. Folders are taken out of it: of an existing absolute path only the last name
             stays.
+
+    Raises:
+        InputError: Another end, or a recipe above the 64 KB that a JPEG has room for.
     """
-    picture = plain(to_pil(image))  # without an input's profile or comments, which Pillow would write on
+    path, picture = Path(path), plain(to_pil(image))  # without an input's comments, which Pillow would write on
     text = None if recipe is None else json.dumps(_anonymous(dict(recipe)), sort_keys=True)
-    memory = io.BytesIO()
-    if Path(path).suffix.lower() == ".webp":
-        exif = Image.Exif()
-        if text is not None:
-            exif.get_ifd(_EXIF)[_COMMENT] = f"ASCII\0\0\0{recipes.KEY}:{text}".encode()
-        picture.save(memory, "WEBP", lossless=True, exact=True, exif=exif.tobytes() if text is not None else b"")
-    else:
-        chunks = PngImagePlugin.PngInfo()
-        if text is not None:
-            chunks.add_text(recipes.KEY, text)
-        picture.save(memory, "PNG", pnginfo=chunks)
+    chunks, exif, memory = PngImagePlugin.PngInfo(), Image.Exif(), io.BytesIO()
+    if text is not None:
+        chunks.add_text(recipes.KEY, text)
+        exif.get_ifd(_EXIF)[_COMMENT] = f"ASCII\0\0\0{recipes.KEY}:{text}".encode()
+    comment = b"" if text is None else exif.tobytes()
+    match path.suffix.lower():
+        case ".png":
+            picture.save(memory, "PNG", pnginfo=chunks)
+        case ".webp":
+            picture.save(memory, "WEBP", lossless=True, exact=True, exif=comment)
+        case ".jpg" | ".jpeg" if len(comment) <= _SEGMENT:
+            flatten(picture).save(memory, "JPEG", quality=95, subsampling=0, exif=comment)
+        case ".jpg" | ".jpeg":
+            raise InputError(f"The recipe of {path.name!r} is too long for a JPEG. Write a .png or .webp.")
+        case end:
+            raise InputError(f"Pictures are written as .png, .webp or .jpg, not {end!r}. Try {path.stem}.png.")
     write_bytes(path, memory.getvalue())
 
 
