@@ -1,10 +1,15 @@
-"""Autoencoders on the emoji: how faithful, how sharp, how many words used; and what a variational one knows.
+"""Autoencoders: how faithful, how sharp, how many words used; what a variational one knows; what their priors draw.
 
-    python bench/autoencoders.py --steps 600           # 2 minutes for each row on a core
-    python bench/autoencoders.py --rows digits         # ELBO, IWAE and active units on the digits
+    python bench/autoencoders.py --rows kl vq fsq                # emoji of 64x64 pixels, 1 to 2 CPU minutes each
+    python bench/autoencoders.py --rows collapse                 # digits: latents that fall silent, and the cure
+    python bench/autoencoders.py --rows priors --seeds 0 1 2     # digits: normal latents against words with a prior
+    python bench/autoencoders.py --rows priors --data fashion-mnist --seeds 0
 
-All are measured on designs that were held out. The rate is in bits a picture: for words, positions times log2 of the
-codebook; for the variational ones, the divergence, which an ideal coder of latents reaches.
+Emoji are measured on designs that were held out. The rate is in bits a picture: for words, places times log2 of the
+codebook; for the variational ones, the divergence, which an ideal coder of latents reaches. Such a coder draws the
+latents from their posterior, so ``psnr_drawn`` is what its rate buys; ``psnr`` is of the posterior's mean. Drawn
+pictures are judged by a classifier of the data that nothing here was trained against: how sure it is of its answer
+(``confidence``), and the Frechet distance ``fd`` from as many real pictures in its features.
 """
 
 from __future__ import annotations
@@ -16,75 +21,154 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from fastdiffusion import data
+from fastdiffusion import data, metrics
 from fastdiffusion.data import Dataset
-from fastdiffusion.images import to_tensor
+from fastdiffusion.images import grid, save_png, to_tensor
 from fastdiffusion.nets.autoencoders import KL, Codec, Discrete
-from fastdiffusion.tasks.autoencoders import batches, quality, train_autoencoder, use
+from fastdiffusion.tasks.autoencoders import batches, train_autoencoder, use
+from fastdiffusion.tasks.codes import bits, sample_codes, train_codes
+from fastdiffusion.tasks.latent_variables import describe, imagine, sheet
 
-# "equal bits": the weight of the divergence at which KL spends about as much as 256 words of 1,000
-ROWS: dict[str, dict[str, Any]] = {
+EMOJI: dict[str, dict[str, Any]] = {
     "kl": {"kl": 1e-4},
-    "kl, equal bits": {"kl": 6e-3},
-    "kl, features": {"kl": 1e-4, "perceptual": 0.5},
+    "kl-coarse": {"kl": 6e-3},  # the curve of rate and error that words are compared with
+    "kl-critic": {"kl": 1e-4, "adversarial": 0.2},
     "vq": {"kind": "vq"},
     "fsq": {"kind": "fsq"},
+    "gumbel": {"kind": "gumbel"},
 }
+COLLAPSE: dict[str, dict[str, Any]] = {
+    "weight 2": {"kl": 2.0},
+    "weight 2, 0.5 free": {"kl": 2.0, "free_bits": 0.5},
+    "weight 0.5": {"kl": 0.5},
+    "weight 0.1": {"kl": 0.1},
+    "weight 0.02": {"kl": 0.02},
+}
+PRIORS: dict[str, dict[str, Any]] = {  # one vector a digit, or four words
+    "kl": {"levels": 3, "latent": 16, "kl": 0.1, "steps": 1000},
+    "vq": {"kind": "vq", "levels": 2, "latent": 8, "codebook": 128},
+    "fsq": {"kind": "fsq", "levels": 2, "codebook": 256},
+    "gumbel": {"kind": "gumbel", "levels": 2, "latent": 8, "codebook": 128},
+}
+SMALL = {"width": 16, "lr": 3e-3}
 
 
 @torch.no_grad()
-def bits(codec: Codec, scenes: Dataset) -> float:
-    """Bits a picture."""
+def drawn(codec: Codec, pictures: Dataset, n: int) -> float:
+    """PSNR of latents that a coder sends at its rate: drawn from the posterior."""
+    errors = []
+    for x in batches(pictures, n):
+        side = [-(-k // codec.factor) for k in x.shape[2:]]
+        y = codec(x, torch.randn(len(x), len(codec.mean), *side))[0]
+        errors.append(((y.clamp(-1, 1) - x) / 2).square().flatten(1).mean(1))
+    return float(-10 * torch.cat(errors).clamp(min=1e-10).log10().mean())
+
+
+def emoji(row: str, steps: int, out: Path) -> dict[str, float]:
+    codec = train_autoencoder("emoji-scenes", steps, folder=out / row, **EMOJI[row])
+    held = data.load("emoji-scenes", part="designs")
+    found = describe(codec, held, 144, samples=4)
+    save_png(sheet(codec, held), out / f"{row}.png")
     if isinstance(codec, Discrete):
-        return 16 * 16 * math.log2(codec.words)
-    assert isinstance(codec, KL)
-    rates = [codec(x, torch.zeros(len(x), len(codec.mean), 16, 16))[1] for x in batches(scenes)]
-    return float(torch.cat(rates).mean()) * len(codec.mean) * 16 * 16 / math.log(2)
+        return found | {"used": use(codec, data.load("emoji-scenes"), 4000)}
+    return found | {"psnr_drawn": drawn(codec, held, 144)}
 
 
-@torch.no_grad()
-def bounds(codec: KL, x: torch.Tensor, samples: int = 64, spread: float = 0.25) -> dict[str, float]:
-    """ELBO and IWAE-64 in nats a picture, of pixels that are normal about the decoder's answer (Burda et al. 2016)."""
-    mean, log_var = codec.posterior(x)
-    q = torch.distributions.Normal(mean, (log_var / 2).exp())
-    prior = torch.distributions.Normal(0.0, 1.0)
-    weights = []
-    for _ in range(samples):
-        z = q.sample()
-        pixels = torch.distributions.Normal(codec.decoder(z), spread).log_prob(x).flatten(1).sum(1)
-        weights.append(pixels + (prior.log_prob(z) - q.log_prob(z)).flatten(1).sum(1))
-    w = torch.stack(weights)
-    active = int((mean.flatten(1).var(0) > 0.01).sum())  # Burda et al., sec. 5.2
-    return {"elbo": float(w.mean()), "iwae": float((w.logsumexp(0) - math.log(samples)).mean()), "active": active}
+def collapse(out: Path) -> dict[str, Any]:
+    """The held-out digits under several weights of the divergence."""
+    digits, found = data.load("digits"), {}
+    judge = Judge(digits)
+    for row, options in COLLAPSE.items():
+        codec = train_autoencoder(digits, 500, levels=3, latent=16, **SMALL, **options, folder=out / f"digits-{row}")
+        assert isinstance(codec, KL)
+        found[row] = describe(codec, digits.split(0.05, 0)[1]) | judge(imagine(codec, range(898), (8, 8)))
+        save_png(sheet(codec, digits.split(0.05, 0)[1]), out / f"digits-{row}.png")
+        print(row, found[row], flush=True)
+    return found
+
+
+class Judge:
+    """Confidence and Frechet distance, the latter from half of the data; ``floor`` is of the other half."""
+
+    def __init__(self, pictures: Dataset):
+        self.net, n = metrics.classifier(pictures), min(len(pictures) // 2, 1000)
+        both = to_tensor(metrics.pictures(pictures, metrics.choose(pictures, 2 * n))[0])
+        self.n, self.real = n, metrics.features(self.net, both[:n])
+        self.floor = self(both[n:])
+
+    def sure(self, x: Tensor) -> Tensor:
+        return torch.cat([self.net(part).softmax(1).max(1).values for part in x.split(256)])
+
+    def __call__(self, x: Tensor) -> dict[str, float]:
+        fd = metrics.frechet(self.real, metrics.features(self.net, x))
+        return {"confidence": round(float(self.sure(x).mean()), 4), "fd": round(fd, 3)}
+
+
+def priors(name: str, kinds: list[str], seeds: list[int], prior_steps: int, out: Path) -> dict[str, Any]:
+    """New pictures from each kind's prior, and the difference to the variational one's with its 95 % interval."""
+    pictures = data.load(name)
+    judge, made = Judge(pictures), {}
+    found: dict[str, Any] = {"real": judge.floor}
+    for kind in kinds:
+        for seed in seeds:
+            folder = out / f"{name}-{kind}-{seed}"
+            given = {"steps": 500, **SMALL, **PRIORS[kind]}
+            codec = train_autoencoder(pictures, seed=seed, folder=folder, **given)
+            if isinstance(codec, KL):
+                x, row = imagine(codec, range(judge.n), pictures.shape[1:]), {}
+            else:
+                assert isinstance(codec, Discrete)
+                codes = train_codes(
+                    codec, pictures, prior_steps, width=96, depth=3, lr=1e-2, seed=seed, folder=folder / "prior"
+                )
+                held = pictures.split(0.05, seed)[1]
+                row = {"bits, prior": bits(codes, held), "used": use(codec, pictures, 1000)}
+                x = sample_codes(codes, judge.n)
+            made[kind, seed] = x
+            found[f"{kind}, seed {seed}"] = judge(x) | row
+            print(kind, seed, found[f"{kind}, seed {seed}"], flush=True)
+        if kind != "kl" and "kl" in kinds:
+            a, b = (torch.cat([made[k, s] for s in seeds]) for k in ("kl", kind))
+            sure = metrics.interval(lambda p, q: float(q.mean() - p.mean()), judge.sure(a), judge.sure(b))
+            seen = [metrics.features(judge.net, x) for x in (a, b)]
+            gain = metrics.interval(
+                lambda r, p, q: metrics.frechet(r, p) - metrics.frechet(r, q), judge.real, *seen, rounds=100
+            )
+            found[f"{kind} against kl"] = {"confidence gained": sure, "fd gained": gain}
+            print(kind, "against kl", found[f"{kind} against kl"], flush=True)
+    rows = torch.cat([x[:16] for (_, seed), x in made.items() if seed == seeds[0]])
+    save_png(grid(rows, 16, max(1, 40 // rows.shape[-1])), out / f"priors-{name}.png")
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=[*ROWS, "digits"], default=[*ROWS, "digits"])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rows", nargs="+", choices=[*EMOJI, "collapse", "priors"], default=[*EMOJI])
+    parser.add_argument("--steps", type=int, default=400, help="of each emoji row")
+    parser.add_argument("--data", default="digits", help="of priors")
+    parser.add_argument("--kinds", nargs="+", choices=list(PRIORS), default=list(PRIORS))
+    parser.add_argument("--prior-steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("out/autoencoders"))
     args = parser.parse_args()
-    found: dict[str, Any] = {"steps": args.steps}
-    for row in [r for r in args.rows if r != "digits"]:
-        folder = args.out / row.replace(", ", "-").replace(" ", "-")
-        codec = train_autoencoder("emoji-scenes", args.steps, folder=folder, **ROWS[row])
-        held = data.load("emoji-scenes", part="designs")
-        found[row] = {**quality(codec, held)._asdict(), "bits": bits(codec, held)}
-        if isinstance(codec, Discrete):
-            found[row]["used"] = use(codec, data.load("emoji-scenes"), 4000)
-        print(row, found[row], flush=True)
-    if "digits" in args.rows:
-        digits = data.load("digits")
-        x = to_tensor(digits.batch(range(500)).images)
-        for kl in (1.0, 0.1, 0.01, 0.001):  # the first collapses: latents that say nothing
-            folder = args.out / f"digits-{kl:g}"
-            codec = train_autoencoder("digits", 1500, width=16, levels=1, latent=2, kl=kl, lr=3e-3, folder=folder)
-            assert isinstance(codec, KL)
-            found[f"digits, kl {kl:g}"] = bounds(codec, x)
-            print("digits", kl, found[f"digits, kl {kl:g}"], flush=True)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "autoencoders.json").write_text(json.dumps(found, indent=1) + "\n")
+    for row in args.rows:
+        if row == "collapse":
+            found = collapse(args.out)
+        elif row == "priors":
+            found = priors(args.data, args.kinds, args.seeds, args.prior_steps, args.out)
+            row = f"priors-{args.data}"
+        else:
+            found = emoji(row, args.steps, args.out)
+            print(row, found, flush=True)
+        (args.out / f"{row}.json").write_text(json.dumps(found, indent=1) + "\n")
+    words = 256 * math.log2(1024)
+    curve = [json.loads(p.read_text()) for p in (args.out / f"{k}.json" for k in ("kl", "kl-coarse")) if p.exists()]
+    if len(curve) == 2:  # a line through two points of the rate, in its logarithm
+        (a, p), (b, q) = ((math.log2(row["bits"]), row["psnr_drawn"]) for row in curve)
+        at = p + (q - p) * (math.log2(words) - a) / (b - a)
+        print(f"kl at {words:.0f} bits, between its rows at {2**a:.0f} and {2**b:.0f}: {at:.2f} dB")
 
 
 if __name__ == "__main__":

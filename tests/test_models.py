@@ -23,7 +23,7 @@ SMALL = {
     "dit": {"name": "dit", "width": 16, "depth": 2, "head": 8},
 }
 
-PARTS = {"text", "kl", "vq", "fsq", "gumbel"}  # parts of models, whose files tests/test_text.py and tests/test_latents.py try
+PARTS = {"text", "kl", "vq", "fsq", "gumbel", "masked"}  # test_text.py, test_latents.py, test_codes.py
 
 
 def make(name="dit", classes=("a", "b", "c"), self_condition=False, **given):

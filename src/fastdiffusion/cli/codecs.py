@@ -1,4 +1,4 @@
-"""The command that trains autoencoders."""
+"""Commands of autoencoders: train one, look into it, and teach its words to make pictures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DataName, Size, app
+from .options import BatchSize, DataName, Out, Seed, Size, app
 
 
 @app.command("train-autoencoder")
@@ -57,4 +57,100 @@ def train_autoencoder(
     print(
         f"{folder / autoencoders.FILE}: PSNR {found.psnr:.2f} dB, gradient energy {found.gradient_energy:.2f} of real."
     )
-    print(f"Next: fastdiffusion train {data} --codec {folder / autoencoders.FILE} --net unet-latent")
+    then = f"train {data} --codec {{}} --net unet-latent" if kind == "kl" else f"train-codes {{}} {data}"
+    print(f"Next: fastdiffusion {then.format(folder / autoencoders.FILE)}")
+
+
+@app.command()
+def codec(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An autoencoder's, or a model's that works in latents.")],
+    data: DataName,
+    n: Annotated[int, typer.Option("-n", "--n", help="Pictures to measure with, at most.")] = 256,
+    samples: Annotated[int, typer.Option(help="Draws of the importance-weighted bound.")] = 64,
+    size: Size = None,
+    holdout: Annotated[float, typer.Option(help="The part that was kept from training; 0 for all.")] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of the training's split, and of the draws.")] = 0,
+    out: Out = Path("out/codec"),
+) -> None:
+    """Measure an autoencoder, and show what its latents say.
+
+    How faithful, how sharp, how many bits; of a variational one bounds on the likelihood and how many latents are
+    active, of one with words how many are used. The sheet: pictures, reconstructions, traversals, prior samples.
+    """
+    from .. import data as datasets
+    from ..checkpoints import write_json
+    from ..images import save_png
+    from ..models import load_codec
+    from ..tasks import latent_variables
+
+    net = load_codec(file)
+    held = datasets.load(data, size).split(holdout, seed)[1 if holdout else 0]
+    found = latent_variables.describe(net, held, n, samples, seed)
+    write_json(out / "codec.json", found)
+    save_png(latent_variables.sheet(net, held, seed), out / "codec.png")
+    for name, value in found.items():
+        print(f"{name:16} {value:10.4g}")
+    print(f"In {out}: codec.json and codec.png.")
+
+
+@app.command("train-codes")
+def train_codes(
+    codec: Annotated[Path, typer.Argument(metavar="CODEC", help="An autoencoder's file: kind vq, fsq or gumbel.")],
+    data: DataName,
+    steps: Annotated[int, typer.Option(help="Of training.")] = 2000,
+    width: Annotated[int, typer.Option(help="Channels of the prior.")] = 128,
+    depth: Annotated[int, typer.Option(help="Its layers.")] = 4,
+    size: Size = None,
+    folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
+        "runs/codes"
+    ),
+    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-2,
+    optimizer: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
+    holdout: Annotated[float, typer.Option(help="Part of the pictures kept to measure with.")] = 0.05,
+    minutes: Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+) -> None:
+    """Train a prior over the words of an autoencoder.
+
+    It learns which words stand together, and so to make new pictures.
+    """
+    given = dict(locals())
+    from .. import data as datasets
+    from ..tasks import codes
+
+    pictures = datasets.load(data, size)
+    made = codes.train_codes(**given | {"data": pictures, "size": None})
+    if not (folder / codes.FILE).is_file():
+        print("Stopped. The same command goes on from here.")
+        return
+    learned, held = pictures.split(holdout, seed)
+    cost, plain = codes.bits(made, held if len(held) else learned), made.plain_bits
+    print(f"{folder / codes.FILE}: {cost:.0f} bits for the words of a picture, {plain:.0f} without the prior.")
+    print(f"Next: fastdiffusion sample-codes {folder / codes.FILE} -n 16")
+
+
+@app.command("sample-codes")
+def sample_codes(
+    model: Annotated[Path, typer.Argument(metavar="FILE", help="What train-codes wrote.")],
+    n: Annotated[int, typer.Option("-n", "--n", help="How many pictures.")] = 16,
+    steps: Annotated[int, typer.Option(help="Calls of the prior per picture, each writing several words.")] = 16,
+    temperature: Annotated[float, typer.Option(help="Below 1: likelier words, fewer kinds.")] = 1.0,
+    seed: Seed = 0,
+    batch_size: BatchSize = 64,
+    out: Out = Path("out"),
+) -> None:
+    """Make pictures out of words of a codebook.
+
+    One PNG each, and grid.png.
+    """
+    given = {key: value for key, value in locals().items() if key != "out"}
+    from ..images import grid, save_png
+    from ..tasks import codes
+
+    made = codes.sample_codes(**given)
+    for i, picture in enumerate(made):
+        save_png(picture, out / f"{seed + i:04d}.png")
+    save_png(grid(made, zoom=max(1, 64 // made.shape[-1])), out / "grid.png")
+    print(f"{n} pictures in {out}, and grid.png.")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, unknown
 from .autoencoders import FSQ, KL, VQ, Gumbel
+from .codes import Masked
 from .dit import DiT
 from .text import TextEncoder, Worded
 from .unet import UNet
@@ -26,6 +27,7 @@ NETS: dict[str, type[nn.Module]] = {
     "vq": VQ,
     "fsq": FSQ,
     "gumbel": Gumbel,
+    "masked": Masked,
 }
 
 # One dial. In the comments: parameters, and millions of multiply-adds of a forward pass at 1x32x32 (tiny: 1x8x8).

@@ -265,8 +265,8 @@ class FSQ(Discrete):
         self.encoder = Encoder(channels, len(levels), width, multiples, blocks)
         self.decoder = Decoder(channels, len(levels), width, multiples, blocks)
         n = torch.tensor(levels)
-        self.register_buffer("levels", n[:, None, None], persistent=False)
-        self.register_buffer("places", torch.tensor([1, *levels[:-1]]).cumprod(0)[:, None, None], persistent=False)
+        self.register_buffer("levels", n[:, None, None])
+        self.register_buffer("places", torch.tensor([1, *levels[:-1]]).cumprod(0)[:, None, None])
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     levels: Tensor
@@ -307,7 +307,8 @@ class Gumbel(Discrete):
     """A discrete VAE (dVAE; Ramesh et al. 2021, arXiv:2102.12092, sec. 2.1): a posterior over the words of each place.
 
     In training, noise draws from it by the Gumbel-softmax (Jang et al. 2017; Maddison et al. 2017): a blend of words,
-    which hardens as the temperature falls. Afterwards the likeliest word is taken.
+    which hardens as the temperature falls. Afterwards the likeliest word is taken. Words are likely by how near their
+    vectors are (Takida et al. 2022, SQ-VAE, arXiv:2205.07547): with logits of their own, most words stay idle.
 
     Args:
         channels, width, multiples, blocks: As in ``KL``.
@@ -327,28 +328,25 @@ class Gumbel(Discrete):
         self.config = keywords(locals())
         super().__init__(latent)
         self.factor, self.words, self.temperature = 2 ** len(multiples), codebook, 1.0
-        self.encoder = Encoder(channels, codebook, width, multiples, blocks)
+        self.encoder = Encoder(channels, latent, width, multiples, blocks)
         self.decoder = Decoder(channels, latent, width, multiples, blocks)
         self.book = nn.Parameter(torch.randn(codebook, latent))
+        self.log_precision = nn.Parameter(torch.zeros(()))
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def anneal(self, progress: float) -> None:
         """The temperature falls from 1 to 1/16 in the first half of the training, as a cosine (app. A.2)."""
         self.temperature = 1 / 16 + 15 / 32 * (1 + math.cos(math.pi * min(2 * progress, 1)))
 
-    def logits(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k H W"]:
-        """Of each word at each place."""
-        return self.encoder(pad_to(x, self.factor)).float()
-
-    def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
-        """See :meth:`Discrete.codes`."""
-        return self.logits(x).argmax(1)
+    def logits(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b H W k"]:
+        """Of each word at each place: minus half the squared distance, in units of a width that is learned."""
+        rows = self.encoder(pad_to(x, self.factor)).permute(0, 2, 3, 1).float()
+        return self.log_precision.exp() * (rows @ self.book.T - self.book.square().sum(1) / 2)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(reconstruction from a draw, divergence of the posterior from all words alike, in nats a place)."""
         logits = self.logits(x)
-        parts = F.gumbel_softmax(logits, self.temperature, dim=1)
-        y = self.decoder(torch.einsum("bkhw,kd->bdhw", parts, self.book))
-        log_q = logits.log_softmax(1)
-        penalty = (log_q.exp() * log_q).sum(1) + math.log(self.words)
+        y = self.decoder((F.gumbel_softmax(logits, self.temperature) @ self.book).permute(0, 3, 1, 2))
+        log_q = logits.log_softmax(-1)
+        penalty = (log_q.exp() * log_q).sum(-1) + math.log(self.words)
         return y[..., : x.shape[-2], : x.shape[-1]], penalty.flatten(1).mean(1)

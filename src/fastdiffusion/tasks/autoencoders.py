@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import data as datasets
 from .. import nets
@@ -77,7 +77,7 @@ def train_autoencoder(
         codebook: Number of words; for "fsq", whose levels multiply to about that, 64, 256, 1024 or 4096.
         kl: Weight of the divergence (of kinds "kl" and "gumbel"); larger is smoother and coarser.
         free_bits: Nats a latent number, in the mean of a channel, that cost nothing: against channels that collapse
-            to the prior and say nothing (Kingma et al. 2016, arXiv:1606.04934, eq. 15).
+            to the prior and say nothing (Kingma et al. 2016, arXiv:1606.04934).
         perceptual: Weight of ``nets.perceptual.perceptual_distance``.
         adversarial: Weight of a critic of patches, beside the adaptive one (VQGAN, Esser et al. 2021, eq. 7). It
             learns alone for a quarter of the steps.
@@ -101,9 +101,9 @@ def train_autoencoder(
     )
     if min(kl, free_bits, perceptual, adversarial) < 0:
         raise InputError("kl, free_bits, perceptual and adversarial cannot be negative. 0 is off.")
-    config = {"codec": codec.config, "kl": kl, "free_bits": free_bits, "perceptual": perceptual, "adversarial": adversarial, "lr": lr,
-              "decoder": decoder_of is not None, "batch_size": batch_size, "optimizer": optimizer,
-              "data": data.fingerprint}  # fmt: skip
+    config = {"codec": codec.config, "kl": kl, "free_bits": free_bits, "perceptual": perceptual, "lr": lr,
+              "adversarial": adversarial, "decoder": decoder_of is not None, "batch_size": batch_size,
+              "optimizer": optimizer, "data": data.fingerprint}  # fmt: skip
     train_part, held = data.split(holdout, seed)
     examples = Examples(train_part, min(batch_size, len(train_part)), seed)
     codec.encoder.requires_grad_(decoder_of is None)
@@ -177,6 +177,18 @@ def _critic(channels: int, seed: int) -> PatchDiscriminator:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, NOISE, 1).initial_seed() % 2**63)
         return PatchDiscriminator(channels, width=32, depth=2)
+
+
+def fitting(codec: nn.Module, data: Dataset) -> Codec:
+    """The codec, if it is one for pictures of that many channels; InputError if not."""
+    if not isinstance(codec, Codec):
+        raise InputError(f"A {type(codec).__name__} is no autoencoder of this library. Train one: train-autoencoder.")
+    if codec.config["channels"] != data.shape[0]:
+        raise InputError(
+            f"This autoencoder takes pictures of {codec.config['channels']} channels, those of {data.name!r} have "
+            f"{data.shape[0]}. Use the data that it was trained on."
+        )
+    return codec
 
 
 def batches(data: Dataset, n: int | None = None, size: int = 32) -> Iterator[Tensor]:

@@ -1,0 +1,45 @@
+"""A prior over words of a codebook: what stands where nothing is seen yet, given what is seen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .layers import keywords
+from .text import Layer
+
+
+class Masked(nn.Module):
+    """A transformer over a grid of words of which some are hidden (MaskGIT, Chang et al. 2022, arXiv:2202.04200).
+
+    Args:
+        codebook: Number of words; this number itself stands for "hidden".
+        size: Rows and columns of the grid.
+        width: Channels of a place.
+        depth: Number of layers.
+        head: Channels of an attention head.
+    """
+
+    def __init__(
+        self, codebook: int = 1024, size: Sequence[int] = (16, 16), width: int = 128, depth: int = 4, head: int = 32
+    ):
+        self.config = keywords(locals())
+        super().__init__()
+        self.hidden, self.size = codebook, tuple(size)
+        self.embed = nn.Embedding(codebook + 1, width)
+        self.place = nn.Parameter(torch.randn(math.prod(size), width) / 8)
+        self.layers = nn.ModuleList(Layer(width, head) for _ in range(depth))
+        self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, codebook)
+        nn.init.normal_(self.embed.weight, std=1 / 8)
+
+    def forward(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b k H W"]:
+        """Logits of the word at each place."""
+        x = self.embed(codes.flatten(1)) + self.place
+        every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        for layer in self.layers:
+            x = layer(x, every)
+        return self.out(self.norm(x)).transpose(1, 2).unflatten(2, self.size)

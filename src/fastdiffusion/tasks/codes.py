@@ -1,0 +1,224 @@
+"""Pictures as words: a codec with a codebook, and a small prior over which words stand together.
+
+    codes = train_codes(codec, "digits", folder="runs/codes")
+    pictures = sample_codes(codes, n=16)
+
+The second stage of VQ-VAE (van den Oord et al. 2017, sec. 3.3). The prior hides some words and learns to tell them
+from the others (MaskGIT, Chang et al. 2022). With the number of hidden words drawn evenly, its loss is a bound on the
+likelihood of a model that writes the words one by one, in any order (Hoogeboom et al. 2022, arXiv:2110.02037).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import data as datasets
+from .. import nets
+from ..data import Dataset
+from ..errors import InputError
+from ..images import grid, save_png
+from ..models import load_codec
+from ..nets.autoencoders import Discrete
+from ..nets.codes import Masked
+from ..noise import generator
+from . import parts
+from .autoencoders import batches, fitting
+from .loop import Part, train
+
+FILE = "codes.safetensors"
+ORDER, HIDDEN, WORDS, PLACES = range(61, 65)  # what a generator is for
+PREVIEW_EVERY = 500
+
+
+class Codes(nn.Module):
+    """A codec of words and their prior, complete in one file.
+
+    Args:
+        codec: Name and keywords of the codec, as for ``nets.build``.
+        picture: Height and width of the pictures.
+        width: Channels of the prior.
+        depth: Its layers.
+    """
+
+    def __init__(self, codec: Mapping[str, Any], picture: Sequence[int], width: int = 128, depth: int = 4):
+        super().__init__()
+        self.config = {"codec": dict(codec), "picture": list(picture), "width": width, "depth": depth}
+        made = nets.build(codec)
+        if not isinstance(made, Discrete):
+            raise InputError("A prior over words needs a codec that has words. Train one with kind vq, fsq or gumbel.")
+        self.codec, self.picture = made, tuple(picture)
+        prior = {"name": "masked", "codebook": made.words, "width": width, "depth": depth}
+        self.prior = cast("Masked", nets.build({**prior, "size": [-(-n // made.factor) for n in picture]}))
+
+    @property
+    def plain_bits(self) -> float:
+        """Bits a picture whose words are all alike and independent."""
+        return math.prod(self.prior.size) * math.log2(self.codec.words)
+
+    def decode(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b c h w"]:
+        """The pictures that words describe, in [-1, 1]."""
+        y = self.codec.decode(self.codec.vectors(codes))
+        return y[..., : self.picture[0], : self.picture[1]].clamp(-1, 1)
+
+
+def train_codes(
+    codec: Discrete | str | Path,
+    data: Dataset | str,
+    steps: int = 2000,
+    width: int = 128,
+    depth: int = 4,
+    size: int | None = None,
+    folder: str | Path | None = None,
+    batch_size: int = 64,
+    lr: float = 1e-2,
+    optimizer: str = "muon",
+    holdout: float = 0.05,
+    minutes: float | None = None,
+    fresh: bool = False,
+    seed: int = 0,
+) -> Codes:
+    """A prior over a codec's words; the same call goes on where it stopped.
+
+    Args:
+        codec: Trained with kind "vq", "fsq" or "gumbel", or its file.
+        data: Pictures of one size, or what ``data.load`` takes.
+        steps: Of training.
+        width: Channels of the prior.
+        depth: Its layers.
+        size: Side of the pictures, if ``data`` is a name or folder.
+        folder: Where checkpoints, previews and the finished file go.
+        batch_size: Pictures a step.
+        lr: Highest learning rate.
+        optimizer: A name in ``optimizers.OPTIMIZERS``.
+        holdout: Part of the pictures that the prior never sees, to measure :func:`bits` with.
+        minutes: End after so long; the same call goes on.
+        fresh: Forget what the folder holds.
+        seed: Of everything.
+    """
+    pictures = datasets.load(data, size)
+    net = fitting(codec if isinstance(codec, nn.Module) else load_codec(codec), pictures)
+    kind = next(name for name, known in nets.NETS.items() if type(net) is known)
+    if len(pictures.groups) != 1:
+        raise InputError("Words need pictures of one size. Load the folder with aspect='crop'.")
+    spec = {"name": kind, **net.config}
+    made: Codes = parts.drawn(lambda: Codes(spec, pictures.shape[1:], width, depth), seed)
+    made.codec.load_state_dict(net.state_dict())
+    made.codec.eval().requires_grad_(False)
+    known = read(made.codec, pictures.split(holdout, seed)[0])
+
+    def loss(step: int) -> Tensor:
+        rows = torch.randint(len(known), (batch_size,), generator=generator(seed, ORDER, step))
+        return surprise(made.prior, known[rows], seed, step).mean()
+
+    config = {**made.config, "data": pictures.fingerprint, "batch_size": batch_size, "lr": lr, "optimizer": optimizer}
+    run, done = {"prior": Part(made.prior, loss, optimizer, lr)}, None
+    for done in train(run, steps, config, folder, seed, 100, 0.5, minutes, fresh):
+        if folder is not None and (done.step % PREVIEW_EVERY == 0 or done.step == steps):
+            made.prior.eval()
+            save_png(grid(sample_codes(made), 8, max(1, 48 // made.picture[1])), Path(folder) / "preview.png")
+            made.prior.train()
+    made.eval()
+    if folder is not None and (done is None or done.step == steps):  # finished: before, or now
+        parts.save("codes", made, Path(folder) / FILE)
+    return made
+
+
+@torch.no_grad()
+def read(codec: Discrete, data: Dataset) -> Int64[Tensor, "n H W"]:
+    """The words of all pictures."""
+    bar = tqdm(batches(data), "reading", -(-len(data) // 32), disable=None, leave=False)
+    return torch.cat([codec.codes(x) for x in bar])
+
+
+# ---- what the prior learns, and how well ------------------------------------------------------------------------
+
+
+def hidden(codes: Int64[Tensor, "b H W"], source: torch.Generator) -> Bool[Tensor, "b H W"]:
+    """Which words to hide: of each picture a number drawn evenly from 1 to all, in places drawn evenly."""
+    b, n = len(codes), codes[0].numel()
+    rank = torch.rand(b, n, generator=source).argsort(1).argsort(1)
+    return (rank < torch.randint(1, n + 1, (b, 1), generator=source)).view_as(codes)
+
+
+def surprise(prior: Masked, codes: Int64[Tensor, "b H W"], seed: int, key: int) -> Float[Tensor, " b"]:
+    """Mean cross-entropy of the hidden words, in nats: in expectation at least -log p(codes) / places."""
+    mask = hidden(codes, generator(seed, HIDDEN, key)).to(codes.device)
+    logits = prior(codes.masked_fill(mask, prior.hidden)).float()
+    each = F.cross_entropy(logits, codes, reduction="none") * mask
+    return each.flatten(1).sum(1) / mask.flatten(1).sum(1)
+
+
+@torch.no_grad()
+def bits(made: Codes, data: Dataset, draws: int = 16, seed: int = 0) -> float:
+    """Bits a picture that its words cost with this prior, at most; see ``plain_bits``."""
+    known = read(made.codec, data)
+    pieces = [p for k in range(draws) for p in [surprise(made.prior, part, seed, k) for part in known.split(256)]]
+    return float(torch.cat(pieces).mean()) * known[0].numel() / math.log(2)
+
+
+# ---- new pictures -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def write(prior: Masked, seeds: Sequence[int], steps: int = 16, temperature: float = 1.0) -> Int64[Tensor, "b H W"]:
+    """New grids of words; grid i depends on seeds[i] alone.
+
+    Words are written at random places, few at first and more as the picture takes shape: a cosine (Chang et al. 2022,
+    sec. 3.3). With as many steps as places they come one by one, which is the exact model.
+    """
+    places = math.prod(prior.size)
+    if steps < 1 or not temperature > 0:
+        raise InputError(f"steps must be at least 1 and temperature above 0, got {steps} and {temperature:g}.")
+    steps = min(steps, places)
+    written = [max(i, places - math.floor(places * math.cos(math.pi / 2 * i / steps))) for i in range(steps + 1)]
+    order = torch.stack([torch.randperm(places, generator=generator(s, PLACES)) for s in seeds])
+    codes = torch.full((len(seeds), places), prior.hidden)
+    for step, (begin, end) in enumerate(pairwise(written)):
+        logits = prior(codes.view(-1, *prior.size)).flatten(2).float() / temperature
+        uniform = [torch.rand(logits.shape[1:], generator=generator(s, WORDS, step)) for s in seeds]
+        drawn = (logits - (-torch.stack(uniform).clamp(min=1e-20).log()).log()).argmax(1)  # Gumbel's trick
+        here = order[:, begin:end]
+        codes.scatter_(1, here, drawn.gather(1, here))
+    return codes.view(-1, *prior.size)
+
+
+@torch.no_grad()
+def sample_codes(
+    model: Codes | str | Path,
+    n: int = 16,
+    steps: int = 16,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Float[Tensor, "n c h w"]:
+    """New pictures in [-1, 1].
+
+    Args:
+        model: Of :func:`train_codes`, or its file.
+        n: How many.
+        steps: Calls of the prior, each writing several words; with as many as places, one by one.
+        temperature: Below 1, likelier words: cleaner pictures, and fewer kinds.
+        seed: Of picture 0; picture i has seed + i.
+        batch_size: Pictures at once.
+    """
+    if n < 1:
+        raise InputError(f"n must be at least 1, got {n}.")
+    made = model if isinstance(model, Codes) else load(model)
+    starts = tqdm(range(seed, seed + n, batch_size), "sampling", disable=None, leave=False)
+    seeds = [range(first, min(first + batch_size, seed + n)) for first in starts]
+    return torch.cat([made.decode(write(made.prior, some, steps, temperature)) for some in seeds])
+
+
+def load(path: str | Path) -> Codes:
+    """Read a file that :func:`train_codes` wrote; raises CheckpointError for any other."""
+    return parts.load(path, {"codes": Codes}, "train-codes")

@@ -1,0 +1,189 @@
+"""What the latents of a codec say, measured: bounds on log p(x), latents that are alive, what each of them moves.
+
+    s = spread(codec, pictures)
+    elbo(codec, pictures, s), iwae(codec, pictures, s)     # in nats a picture; the second is the tighter bound
+    (activity(codec, pictures) > ACTIVE).sum()             # of how many latents the decoder hears anything
+    traverse(codec, picture, most_active(codec, pictures))
+
+A variational autoencoder is a model of pictures: latents are normal, pixels are normal about what the decoder makes of
+them (Kingma & Welling 2014, arXiv:1312.6114). Its likelihood is an integral over all latents, bounded from below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from .. import noise
+from ..data import Dataset
+from ..errors import InputError
+from ..images import grid
+from ..nets.autoencoders import KL, Discrete, divergence
+from ..noise import generator
+from .autoencoders import batches, fitting, quality, use
+
+DRAWS = 41  # purpose of the generator of draws from q(z | x)
+ACTIVE = 0.01  # variance over pictures from which a latent counts as active (Burda et al. 2016)
+SHOWN = 8  # columns of a sheet
+BATCH = 32
+
+
+# ---- bounds on the likelihood -----------------------------------------------------------------------------------
+
+
+def _decoded(codec: KL, z: Float[Tensor, "b d H W"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
+    """The picture of latents as they are, not standardized."""
+    return codec.decoder(z)[..., : size[0], : size[1]].float()
+
+
+def _draw(mean: Tensor, log_var: Tensor, seed: int, k: int) -> tuple[Tensor, Tensor]:
+    """(a draw from the posterior, the unit normal noise that made it)."""
+    drawn = torch.randn(mean.shape, generator=generator(seed, DRAWS, k)).to(mean)
+    return mean + drawn * (log_var / 2).exp(), drawn
+
+
+@torch.no_grad()
+def spread(codec: KL, x: Float[Tensor, "b c h w"], seed: int = 0) -> float:
+    """Standard deviation of pixels about the decoder's answer: the likeliest, which is the root mean square error.
+
+    Rybkin et al. 2021 (arXiv:2006.13202). With it, bounds of models trained with any weights can be compared.
+    """
+    errors = []
+    for k, part in enumerate(x.split(BATCH)):
+        z, _ = _draw(*codec.posterior(part), seed, k)
+        errors.append((_decoded(codec, z, x.shape[2:]) - part).square().flatten(1).mean(1))
+    return float(torch.cat(errors).mean().sqrt().clamp(min=1e-6))
+
+
+@torch.no_grad()
+def log_weights(
+    codec: KL, x: Float[Tensor, "b c h w"], spread: float, samples: int = 64, seed: int = 0
+) -> Float[Tensor, "k b"]:
+    """log p(x | z) + log p(z) - log q(z | x) in nats, for ``samples`` draws of z from the posterior q."""
+    if samples < 1 or not spread > 0:
+        raise InputError(f"samples must be at least 1 and spread above 0, got {samples} and {spread:g}.")
+    mean, log_var = codec.posterior(x)
+    constant = math.log(spread) + math.log(2 * math.pi) / 2
+    rows = []
+    for k in range(samples):
+        z, drawn = _draw(mean, log_var, seed, k)
+        pixels = -((x - _decoded(codec, z, x.shape[2:])) / spread).square() / 2 - constant
+        latents = (drawn.square() + log_var - z.square()) / 2  # log p - log q, whose 2 pi cancel
+        rows.append(pixels.flatten(1).sum(1) + latents.flatten(1).sum(1))
+    return torch.stack(rows)
+
+
+def elbo(
+    codec: KL, x: Float[Tensor, "b c h w"], spread: float, samples: int = 64, seed: int = 0
+) -> Float[Tensor, " b"]:
+    """The evidence lower bound on log p(x) in nats, estimated (Kingma & Welling 2014, eq. 2)."""
+    return log_weights(codec, x, spread, samples, seed).mean(0)
+
+
+def iwae(
+    codec: KL, x: Float[Tensor, "b c h w"], spread: float, samples: int = 64, seed: int = 0
+) -> Float[Tensor, " b"]:
+    """The importance-weighted bound on log p(x) in nats: between the ELBO of the same draws and, in the mean, log p(x).
+
+    Burda et al. 2016 (arXiv:1509.00519, eq. 8): tighter with every sample.
+    """
+    return log_weights(codec, x, spread, samples, seed).logsumexp(0) - math.log(samples)
+
+
+# ---- what each latent says --------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def activity(codec: KL, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "d H W"]:
+    """Variance over the pictures of each latent's posterior mean: 0 where it says nothing, 1 where it says all.
+
+    A collapsed latent has the prior as its posterior, whatever the picture (Burda et al. 2016).
+    """
+    return torch.cat([codec.posterior(part)[0].float() for part in x.split(BATCH)]).var(0)
+
+
+def most_active(codec: KL, x: Float[Tensor, "b c h w"], n: int = SHOWN) -> list[int]:
+    """The ``n`` latents that say most, best first, as places in the flattened (d, H, W)."""
+    variance = activity(codec, x).flatten()
+    return variance.topk(min(n, len(variance))).indices.tolist()
+
+
+@torch.no_grad()
+def traverse(
+    codec: KL, x: Float[Tensor, "1 c h w"], units: Sequence[int], reach: float = 3.0, steps: int = SHOWN
+) -> Float[Tensor, "u s c h w"]:
+    """What one latent at a time moves: it goes from -reach to reach (in the prior's deviations), all others stay.
+
+    Args:
+        codec: Trained.
+        x: The picture to begin with.
+        units: Which latents, see :func:`most_active`.
+        reach: How far; 3 covers what the prior ever draws.
+        steps: Pictures of each.
+    """
+    mean = codec.posterior(x)[0]
+    z = mean.flatten().repeat(len(units), steps, 1)
+    for row, unit in zip(z, units, strict=True):
+        row[:, unit] = torch.linspace(-reach, reach, steps)
+    pictures = _decoded(codec, z.reshape(-1, *mean.shape[1:]), x.shape[2:]).clamp(-1, 1)
+    return pictures.unflatten(0, (len(units), steps))
+
+
+@torch.no_grad()
+def imagine(codec: KL, seeds: Sequence[int], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
+    """New pictures: the decoder's answers to latents from the prior; picture i depends on seeds[i] alone."""
+    grid_size = [-(-n // codec.factor) for n in size]
+    return _decoded(codec, noise.initial(seeds, (len(codec.mean), *grid_size)), size).clamp(-1, 1)
+
+
+# ---- all of it --------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def describe(codec: nn.Module, data: Dataset, n: int = 256, samples: int = 64, seed: int = 0) -> dict[str, float]:
+    """All that can be measured of a codec, by name, on the first ``n`` pictures.
+
+    ``psnr``, ``gradient_energy`` and ``bits`` a picture (of words: places times log2 of their number; of a variational
+    one the divergence, which an ideal coder of latents reaches); ``used``, the part of the words that occur; ``elbo``
+    and ``iwae`` in nats a picture at the likeliest ``spread``, and how many ``latents`` are ``active``.
+    """
+    codec = fitting(codec, data)
+    if min(n, len(data)) < 2:
+        raise InputError(f"A codec is measured on at least 2 pictures, got {min(n, len(data))}. Try holdout=0.")
+    found = quality(codec, data, n)._asdict()
+    x = torch.cat(list(batches(data, n)))
+    if isinstance(codec, Discrete):
+        places = codec.codes(x[:1]).numel()  # a picture's
+        return found | {"bits": places * math.log2(codec.words), "used": use(codec, data, n)}
+    if not isinstance(codec, KL):
+        return found
+    rate = torch.cat([divergence(*codec.posterior(part)).flatten(1).sum(1) for part in x.split(BATCH)])
+    s, alive = spread(codec, x, seed), activity(codec, x)
+    parts = tqdm(x.split(BATCH), "bounds", disable=None, leave=False)
+    w = torch.cat([log_weights(codec, part, s, samples, seed + i) for i, part in enumerate(parts)], 1)
+    return found | {
+        "bits": float(rate.mean()) / math.log(2),
+        "spread": s,
+        "elbo": float(w.mean()),
+        "iwae": float((w.logsumexp(0) - math.log(samples)).mean()),
+        "active": int((alive > ACTIVE).sum()),
+        "latents": alive.numel(),
+    }
+
+
+@torch.no_grad()
+def sheet(codec: nn.Module, data: Dataset, seed: int = 0) -> Image.Image:
+    """Pictures above, what the codec makes of them below; of a variational one then traversals and prior samples."""
+    codec, some = fitting(codec, data), torch.cat(list(batches(data, 256)))
+    x = some[:: max(len(some) // SHOWN, 1)][:SHOWN]
+    rows = [x, codec.decode(codec.encode(x))[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)]
+    if isinstance(codec, KL):
+        rows += [traverse(codec, x[:1], most_active(codec, some)).flatten(0, 1)]
+        rows += [imagine(codec, range(seed, seed + 2 * SHOWN), x.shape[2:])]
+    return grid(torch.cat(rows), len(x), max(1, 48 // x.shape[-1]))

@@ -1,0 +1,196 @@
+"""Words of a codebook: a posterior that hardens, files of every kind, and a prior over which words stand together."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from fastdiffusion import cli, data, nets
+from fastdiffusion.errors import CheckpointError, InputError
+from fastdiffusion.images import read, to_tensor
+from fastdiffusion.models import load_codec
+from fastdiffusion.nets.autoencoders import FSQ, KL, VQ, Gumbel
+from fastdiffusion.nets.codes import Masked
+from fastdiffusion.tasks import autoencoders, codes
+from fastdiffusion.tasks.autoencoders import train_autoencoder
+from fastdiffusion.tasks.codes import hidden, sample_codes, surprise, train_codes, write
+from fastdiffusion.tasks.latent_variables import describe
+from fastdiffusion.tasks.loop import Part, train
+
+TINY = {"steps": 20, "levels": 2, "width": 8, "codebook": 64, "optimizer": "adamw", "lr": 3e-3}
+PRIOR = {"steps": 6, "width": 32, "depth": 1, "batch_size": 8}
+TWO = torch.stack([torch.arange(9).view(3, 3) % 5, torch.arange(9).view(3, 3) % 4 + 1])  # two grids, both likely
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return train_autoencoder("digits", kind="fsq", **TINY)
+
+
+# ---- a posterior over words -------------------------------------------------------------------------------------
+
+
+def gumbels(codec, x):
+    """The noise that the next draw takes."""
+    shape = codec.logits(x).shape
+    with torch.random.fork_rng():
+        return -torch.empty(shape).exponential_().log()
+
+
+def test_a_cold_draw_is_the_word_that_wins():
+    codec = Gumbel(3, 4, 8, codebook=32).train()
+    x = torch.rand(2, 3, 8, 8)
+    codec.temperature = 1e-4
+    winner = (codec.logits(x) + gumbels(codec, x)).argmax(-1)
+    cold = codec(x)[0]
+    torch.testing.assert_close(cold, codec.decoder(codec.book[winner].permute(0, 3, 1, 2)), atol=1e-3, rtol=0)
+    assert not torch.equal(winner, codec.codes(x))  # the draw is one of the posterior, not its likeliest
+
+
+def test_a_sure_posterior_draws_its_likeliest_word():
+    codec = Gumbel(3, 4, 8, codebook=32).train()
+    x = torch.rand(2, 3, 8, 8)
+    torch.nn.init.constant_(codec.log_precision, 12.0)
+    codec.anneal(1.0)
+    assert codec.temperature == 1 / 16
+    torch.testing.assert_close(codec(x)[0], codec.decode(codec.encode(x)), atol=1e-3, rtol=0)
+    assert float(codec(x)[1].detach().mean()) == pytest.approx(math.log(32), abs=0.2)  # nats to name one of 32 words
+
+
+def test_the_temperature_falls_and_stays():
+    codec, seen = Gumbel(codebook=32), []
+    for part in (0, 0.1, 0.25, 0.4, 0.5, 0.8, 1):
+        codec.anneal(part)
+        seen.append(codec.temperature)
+    assert seen[0] == 1 and seen[-3:] == [1 / 16] * 3 and seen == sorted(seen, reverse=True)
+
+
+def test_a_posterior_of_all_words_alike_costs_nothing():
+    codec = Gumbel(3, 4, 8, codebook=32)
+    torch.nn.init.constant_(codec.log_precision, -20.0)
+    assert codec(torch.rand(2, 3, 8, 8))[1].abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("make", [VQ, Gumbel, FSQ])
+def test_words_survive_being_read_again(make):
+    codec = make(3, width=8).eval()
+    codec.standardize(torch.randn(4, len(codec.mean), 5, 5) * 3 + 1)
+    words = torch.randint(codec.words, (2, 5, 6))
+    vectors = codec.vectors(words)
+    assert torch.equal(codec.quantize(codec._out(vectors))[1], words)
+
+
+@pytest.mark.parametrize("make", [KL, VQ, Gumbel, FSQ])
+def test_files_of_every_kind(make, tmp_path):
+    codec = make(3, width=8).eval()
+    autoencoders.save(codec, tmp_path / "codec.safetensors")
+    x, same = torch.rand(1, 3, 8, 8), load_codec(tmp_path / "codec.safetensors")
+    assert type(same) is make and torch.equal(same.encode(x), codec.encode(x))
+
+
+def test_fsq_has_the_codebooks_of_its_paper():
+    made = train_autoencoder("digits", 1, "fsq", width=8, codebook=256)
+    assert made.config["levels"] == [8, 6, 5]
+    with pytest.raises(InputError, match="codebooks of 64, 256"):
+        train_autoencoder("digits", 1, "fsq", codebook=300)
+
+
+# ---- their prior ------------------------------------------------------------------------------------------------
+
+
+def test_as_many_words_are_hidden_as_evenly_drawn():
+    mask = hidden(torch.zeros(8000, 2, 3, dtype=torch.long), torch.Generator().manual_seed(0))
+    counts = mask.flatten(1).sum(1).bincount(minlength=7)
+    assert counts[0] == 0 and (counts[1:] / 8000 - 1 / 6).abs().max() < 0.02
+    assert (mask.float().mean(0) - 3.5 / 6).abs().max() < 0.02  # and no place more than another
+
+
+def test_an_untaught_prior_needs_the_plain_bits():
+    prior = Masked(16, (3, 3), 32, 1)
+    torch.nn.init.zeros_(prior.out.weight), torch.nn.init.zeros_(prior.out.bias)
+    torch.testing.assert_close(surprise(prior, TWO, 0, 0), torch.full((2,), math.log(16)))
+
+
+def test_it_learns_what_stands_together():
+    """Of two grids either is drawn: one bit a picture, whatever the words, and nothing else is ever written."""
+    prior = Masked(5, (3, 3), 32, 2)
+    part = Part(prior, lambda step: surprise(prior, TWO.repeat(32, 1, 1), 0, step).mean(), lr=1e-2)
+    list(train({"prior": part}, 250, {}, precision="float32"))
+    with torch.no_grad():
+        nats = torch.cat([surprise(prior, TWO, 1, key) for key in range(500)]).mean() * 9
+    assert float(nats) / math.log(2) == pytest.approx(1, abs=0.15)
+    made = write(prior, range(200), steps=9)
+    first, second = ((made == grid).flatten(1).all(1) for grid in TWO)
+    assert (first | second).float().mean() > 0.97 and 0.35 < first.float().mean() < 0.65
+
+
+def test_a_grid_depends_on_its_seed_alone():
+    prior = Masked(16, (4, 4), 32, 1).eval()
+    several = write(prior, [7, 8, 9], steps=5)
+    assert torch.equal(write(prior, [8], steps=5)[0], several[1]) and not torch.equal(several[0], several[1])
+    for steps in (1, 3, 16, 99):
+        assert int(write(prior, [0], steps).max()) < 16  # nothing stays hidden
+    assert len(write(prior, [0], temperature=1e-6).unique()) <= 16
+
+
+def test_a_cut_run_goes_on_bit_for_bit(codec, tmp_path):
+    whole = train_codes(codec, "digits", **PRIOR, folder=tmp_path / "whole")
+    train_codes(codec, "digits", **PRIOR, folder=tmp_path / "cut", minutes=1e-9)
+    assert not (tmp_path / "cut" / codes.FILE).exists()
+    train_codes(codec, "digits", **PRIOR, folder=tmp_path / "cut")
+    resumed = codes.load(tmp_path / "cut" / codes.FILE)
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    made = sample_codes(resumed, 3, steps=2)
+    assert made.shape == (3, 1, 8, 8)
+    torch.testing.assert_close(made, sample_codes(whole, 3, steps=2, batch_size=2))
+
+
+def test_what_does_not_fit_is_refused(codec, tmp_path):
+    with pytest.raises(InputError, match="has words"):
+        train_codes(KL(1, width=8), "digits")
+    with pytest.raises(InputError, match="3 channels"):
+        train_codes(FSQ(3, width=8), "digits")
+    with pytest.raises(InputError, match="3 channels"):
+        describe(KL(3, width=8), data.load("digits"))
+    autoencoders.save(codec, tmp_path / "codec.safetensors")
+    with pytest.raises(CheckpointError, match="train-codes"):
+        codes.load(tmp_path / "codec.safetensors")
+    with pytest.raises(InputError, match="codebook"):
+        nets.build({"name": "masked", "codebook": 10**9})
+
+
+def test_from_the_command_line(codec, tmp_path, capsys):
+    file = tmp_path / "codec.safetensors"
+    autoencoders.save(codec, file)
+    assert cli.main(["codec", str(file), "digits", "-o", str(tmp_path)]) == 0
+    said = json.loads((tmp_path / "codec.json").read_text())
+    assert said["bits"] == 24 and "used" in capsys.readouterr().out and read(tmp_path / "codec.png").size[1] > 90
+    order = ["train-codes", str(file), "digits", "--steps", "3", "--width", "32", "--depth", "1", "-o", str(tmp_path)]
+    assert cli.main(order) == 0 and "24 without the prior" in capsys.readouterr().out
+    prior = tmp_path / codes.FILE
+    assert cli.main(["sample-codes", str(prior), "-n", "2", "--seed", "5", "-o", str(tmp_path / "a")]) == 0
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0005.png", "0006.png", "grid.png"]
+    first = to_tensor(read(tmp_path / "a" / "0005.png"))
+    torch.testing.assert_close(first, sample_codes(prior, 1, seed=5)[0], atol=1 / 127, rtol=0)
+    assert cli.main(["sample-codes", str(file), "-o", str(tmp_path / "b")]) == 2
+
+
+def test_a_variational_codec_from_the_command_line(tmp_path):
+    made = train_autoencoder("digits", 10, latent=4, levels=3, width=8, free_bits=0.1)
+    autoencoders.save(made, tmp_path / "kl.safetensors")
+    run = ["codec", str(tmp_path / "kl.safetensors"), "digits", "-n", "20", "--samples", "8", "-o", str(tmp_path)]
+    assert cli.main(run) == 0
+    said = json.loads((tmp_path / "codec.json").read_text())
+    assert said["latents"] == 4 and said["elbo"] <= said["iwae"] and 0 <= said["active"] <= 4
+
+
+@pytest.mark.slow
+def test_free_bits_cure_a_collapse():
+    """Under a heavy weight all latents fall silent; with half a nat free, they speak."""
+    given = {"latent": 8, "levels": 3, "width": 8, "lr": 3e-3, "kl": 4.0, "optimizer": "adamw"}
+    held = data.load("digits").split(0.05, 0)[1]
+    silent, cured = (describe(train_autoencoder("digits", 250, **given, free_bits=f), held) for f in (0, 0.5))
+    assert silent["active"] <= 1 and cured["active"] >= 6
+    assert cured["psnr"] > silent["psnr"] + 0.5 and cured["iwae"] > silent["iwae"]
