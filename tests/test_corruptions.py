@@ -13,7 +13,7 @@ from fastdiffusion import corruptions
 from fastdiffusion.corruptions import CORRUPTIONS, LearnedBlur, covers, parse
 from fastdiffusion.corruptions.blurs import disk, line, taps, transfer
 from fastdiffusion.corruptions.marks import filled
-from fastdiffusion.errors import InputError
+from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.images import save_png, to_tensor
 from fastdiffusion.noise import dct_matrix
 
@@ -210,6 +210,12 @@ def test_typos_are_told(text, told):
 def test_a_factor_that_does_not_divide_is_told():
     with pytest.raises(InputError, match="33x24 pixels do not divide by 2"):
         parse("downscale 2").on((3, 24, 33), [0])
+
+
+@pytest.mark.parametrize("name", ["mask", "kernel", "logo"])
+def test_a_file_that_is_not_there_is_named(name):
+    with pytest.raises(DataError, match=f"Cannot read the {name} 'no.png': no such file"):
+        parse(f"{name} far/no.png").on(SHAPE, [0])
 
 
 def test_a_mask_of_another_size_is_told(files):

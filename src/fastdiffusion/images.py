@@ -150,6 +150,16 @@ def read(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MA
         return decode(picture)
 
 
+def read_named(source: str | os.PathLike[str] | Image.Image, role: str = "picture") -> Image.Image:
+    """A picture that is given, or :func:`read` from a file; the error then says which file, and what it was to be."""
+    if isinstance(source, Image.Image):
+        return source
+    try:
+        return read(source)
+    except DataError as error:
+        raise DataError(f"Cannot read the {role} {Path(source).name!r}: {error}.") from None
+
+
 def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"], bool] | None:
     """The steps that a JPEG file's coefficients are rounded to, luminance and color, and whether colors are halved.
 

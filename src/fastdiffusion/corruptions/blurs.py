@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..images import read, to_tensor
+from ..images import read_named, to_tensor
 from ..noise import dct2, idct2
 from .core import Draw, Number, Operator, Shape, corruption
 
@@ -125,7 +125,7 @@ def kernel(draw: Draw, shape: Shape, file: str | Tensor) -> Operator:
 def read_kernel(file: str | Tensor) -> Float[Tensor, "1 k l"]:
     """A kernel of odd sides that sums to 1; raises InputError where it does not fit."""
     if isinstance(file, str):
-        values = (to_tensor(read(file).convert("L")) + 1) / 2
+        values = (to_tensor(read_named(file, "kernel").convert("L")) + 1) / 2
     elif isinstance(file, Tensor):
         values = file
     else:

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..images import lettering, read, to_tensor
+from ..images import lettering, read_named, to_tensor
 from .core import Draw, Number, Operator, Shape, Word, corruption
 from .pixels import rows
 
@@ -40,7 +40,7 @@ def filled(x: Float[Tensor, "b c h w"], known: Float[Tensor, "b 1 h w"]) -> Floa
 
 def read_mask(file: str | Tensor, shape: Shape) -> Float[Tensor, "1 1 h w"]:
     """A mask of 0 and 1 from a picture's white and black; raises InputError where its size is another."""
-    values = (to_tensor(read(file).convert("L")) + 1) / 2 if isinstance(file, str) else file
+    values = (to_tensor(read_named(file, "mask").convert("L")) + 1) / 2 if isinstance(file, str) else file
     values = values.reshape(1, 1, *values.shape[-2:]).float()
     h, w = shape[1:]
     if values.shape[2:] != (h, w):
@@ -98,7 +98,7 @@ def logo(draw: Draw, shape: Shape, file: str | Tensor, opacity: Tensor) -> Opera
     """A picture laid over (its transparency kept), fitted into the middle half of the width and height."""
     if not isinstance(file, str):
         raise InputError("logo needs a picture's file, e.g. logo mark.png.")
-    picture = to_tensor(read(file).convert("RGBA"))[None]
+    picture = to_tensor(read_named(file, "logo").convert("RGBA"))[None]
     scale = min(shape[1] / 2 / picture.shape[2], shape[2] / 2 / picture.shape[3])
     size = [max(1, round(n * scale)) for n in picture.shape[2:]]
     picture = F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(-1, 1)

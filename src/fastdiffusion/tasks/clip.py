@@ -28,7 +28,7 @@ from ..data import Dataset, ImageFolder, augment
 from ..denoisers import expand
 from ..errors import CheckpointError, DataError, InputError, unknown
 from ..examples import Examples
-from ..images import flatten, read, to_tensor
+from ..images import flatten, read_named, to_tensor
 from ..nets.clip import LOSSES, Clip
 from ..nets.text import normalized
 from ..noise import generator
@@ -363,8 +363,7 @@ def as_input(clip: Clip, picture: str | Path | Image.Image | Tensor) -> Float[Te
     """A picture as the encoder takes it: in its proportions on a white square."""
     if isinstance(picture, Tensor):
         return picture[None] if picture.ndim == 3 else picture
-    opened = picture if isinstance(picture, Image.Image) else read(picture)
-    whole = flatten(opened).convert(mode(clip))
+    whole = flatten(read_named(picture)).convert(mode(clip))
     longest, side = max(whole.size), clip.side or 64
     sheet = Image.new(whole.mode, (longest, longest), "white")
     sheet.paste(whole, ((longest - whole.width) // 2, (longest - whole.height) // 2))

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import CheckpointError, DataError, InputError
-from ..images import flatten, read, safe_name, to_tensor
+from ..images import flatten, read_named, safe_name, to_tensor
 from ..models import FILE, Model, load
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -114,10 +114,7 @@ def named(word: str, near: Path | None = None) -> tuple[Path, str]:
 def picture(source: str | Path | Image.Image, shape: tuple[int, int, int]) -> Tensor:
     """A picture as (c, h, w) in [-1, 1], of the model's channels and size: scaled to cover it, and cut."""
     channels, height, width = shape
-    try:
-        whole = source if isinstance(source, Image.Image) else read(source)
-    except DataError as error:
-        raise DataError(f"Cannot read {Path(str(source)).name!r}: {error}.") from None
+    whole = read_named(source)
     if channels not in _MODES:
         raise InputError(f"A picture cannot be given to a model of {channels} channels.")
     whole = (whole if channels in (2, 4) else flatten(whole)).convert(_MODES[channels])

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .. import nets
 from ..checkpoints import load_tensors, save_tensors, write_bytes
-from ..errors import CheckpointError, DataError, InputError, unknown
-from ..images import flatten, grid, plain, read, to_pil, to_tensor
+from ..errors import CheckpointError, InputError, unknown
+from ..images import flatten, grid, plain, read_named, to_pil, to_tensor
 from ..noise import generator
 
 Picture = str | PathLike[str] | Image.Image | Tensor
@@ -76,13 +76,8 @@ def sheet(pictures: Float[Tensor, "n c h w"], path: str | Path, columns: int) ->
 
 def opened(picture: Picture, role: str, least: int = LEAST) -> Image.Image:
     """A file, tensor or picture as L, LA, RGB or RGBA, of ``least`` pixels a side; errors name its ``role``."""
-    if isinstance(picture, Image.Image | Tensor):
-        found = plain(to_pil(picture))
-    else:
-        try:
-            found = read(picture)
-        except DataError as error:
-            raise DataError(f"Cannot read the {role} {Path(picture).name!r}: {error}.") from None
+    given = isinstance(picture, Image.Image | Tensor)
+    found = plain(to_pil(picture)) if given else read_named(picture, role)
     if min(found.size) < least:
         raise InputError(f"The {role} is {found.width}x{found.height} pixels; at least {least}x{least} are needed.")
     return found

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..corruptions.blurs import gaussian, radius_of, taps
-from ..errors import DataError, InputError
-from ..images import flatten, grid, read, safe_name, save_png, to_pil, to_tensor, to_uint8
+from ..errors import InputError
+from ..images import flatten, grid, read_named, safe_name, save_png, to_pil, to_tensor, to_uint8
 from ..models import Model
 from .restoration import restore
 from .restored import NOTE
@@ -73,11 +73,7 @@ def unmark(
         raise InputError(f"A mark shows in three or more pictures, got {len(pictures)}. For one: by='inpaint MASK'.")
     names, loaded = [], []
     for i, picture in enumerate(pictures):
-        try:
-            found = picture if isinstance(picture, Image.Image) else read(picture)
-        except DataError as error:
-            raise DataError(f"Cannot read {str(picture)!r}: {error}.") from None
-        loaded.append(to_tensor(flatten(found).convert("RGB")))
+        loaded.append(to_tensor(flatten(read_named(picture)).convert("RGB")))
         names.append(f"picture-{i}" if isinstance(picture, Image.Image) else Path(picture).stem)
     if len({tuple(image.shape) for image in loaded}) > 1:
         sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in loaded})
