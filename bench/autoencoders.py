@@ -46,11 +46,17 @@ COLLAPSE: dict[str, dict[str, Any]] = {
     "weight 0.1": {"kl": 0.1},
     "weight 0.02": {"kl": 0.02},
 }
-PRIORS: dict[str, dict[str, Any]] = {  # one vector a digit, or four words
-    "kl": {"levels": 3, "latent": 16, "kl": 0.1, "steps": 1000},
-    "vq": {"kind": "vq", "levels": 2, "latent": 8, "codebook": 128},
-    "fsq": {"kind": "fsq", "levels": 2, "codebook": 256},
-    "gumbel": {"kind": "gumbel", "levels": 2, "latent": 8, "codebook": 128},
+PRIORS: dict[str, dict[str, dict[str, Any]]] = {
+    "digits": {  # one vector a picture, or four words
+        "kl": {"levels": 3, "latent": 16, "kl": 0.1, "steps": 1000},
+        "vq": {"kind": "vq", "levels": 2, "latent": 8, "codebook": 128},
+        "fsq": {"kind": "fsq", "levels": 2, "codebook": 256},
+        "gumbel": {"kind": "gumbel", "levels": 2, "latent": 8, "codebook": 128},
+    },
+    "fashion-mnist": {  # one vector, or sixteen words
+        "kl": {"levels": 5, "latent": 32, "kl": 0.02, "steps": 800},
+        "vq": {"kind": "vq", "levels": 3, "latent": 8, "codebook": 256},
+    },
 }
 SMALL = {"width": 16, "lr": 3e-3}
 
@@ -111,10 +117,10 @@ def priors(name: str, kinds: list[str], seeds: list[int], prior_steps: int, out:
     pictures = data.load(name)
     judge, made = Judge(pictures), {}
     found: dict[str, Any] = {"real": judge.floor}
-    for kind in kinds:
+    for kind in (k for k in kinds if k in PRIORS[name]):
         for seed in seeds:
             folder = out / f"{name}-{kind}-{seed}"
-            given = {"steps": 500, **SMALL, **PRIORS[kind]}
+            given = {"steps": 500, **SMALL, **PRIORS[name][kind]}
             codec = train_autoencoder(pictures, seed=seed, folder=folder, **given)
             if isinstance(codec, KL):
                 x, row = imagine(codec, range(judge.n), pictures.shape[1:]), {}
@@ -147,8 +153,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=[*EMOJI, "collapse", "priors"], default=[*EMOJI])
     parser.add_argument("--steps", type=int, default=400, help="of each emoji row")
-    parser.add_argument("--data", default="digits", help="of priors")
-    parser.add_argument("--kinds", nargs="+", choices=list(PRIORS), default=list(PRIORS))
+    parser.add_argument("--data", choices=list(PRIORS), default="digits", help="of priors")
+    parser.add_argument("--kinds", nargs="+", choices=list(PRIORS["digits"]), default=list(PRIORS["digits"]))
     parser.add_argument("--prior-steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--out", type=Path, default=Path("out/autoencoders"))

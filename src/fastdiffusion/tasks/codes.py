@@ -214,9 +214,9 @@ def sample_codes(
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}.")
     made = model if isinstance(model, Codes) else load(model)
-    starts = tqdm(range(seed, seed + n, batch_size), "sampling", disable=None, leave=False)
-    seeds = [range(first, min(first + batch_size, seed + n)) for first in starts]
-    return torch.cat([made.decode(write(made.prior, some, steps, temperature)) for some in seeds])
+    seeds = range(seed, seed + n)
+    starts = tqdm(range(0, n, batch_size), "sampling", disable=None, leave=False)
+    return torch.cat([made.decode(write(made.prior, seeds[i : i + batch_size], steps, temperature)) for i in starts])
 
 
 def load(path: str | Path) -> Codes:
