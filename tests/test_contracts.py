@@ -22,6 +22,7 @@ from fastdiffusion.tasks import (
     codes,
     cold,
     demo,
+    drafts,
     evaluation,
     generation,
     latent_variables,
@@ -102,6 +103,7 @@ FLAGS = {  # command -> the function whose parameters its flags are, and the fla
     "train-translation": ([translation.train_translation], set()),
     "train-cold": ([cold.train_cold], set()),
     "train-clip": ([clip.train_clip], set()),
+    "train-draft": ([drafts.train_draft], set()),
     "score": ([clip.score], set()),
     "search": ([clip.search], set()),
 }

@@ -125,6 +125,9 @@ def _fresh(learner: Learner, picture: int) -> nn.Module:
     tokenizer = tokenizers.train(_texts(data), VOCABULARY) if learner.text else None
     if tokenizer is not None:
         spec["words"] = {"vocabulary": len(tokenizer), **spec.get("words", {})}
+        if "draft" in spec:  # as many more channels beside the noisy picture
+            spec["draft"] = {"channels": channels, **spec["draft"]}
+            spec["in_channels"] += channels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(learner.seed, WEIGHTS).initial_seed() % 2**63)
         net = nets.build(spec)

@@ -249,7 +249,7 @@ def _build(spec: Mapping[str, Any]) -> Model:
 def _net_spec(net: nn.Module) -> dict[str, Any]:
     """A network's name in the closed table and its constructor keywords."""
     if isinstance(net, nets.Worded):
-        return {**_net_spec(net.net), "words": net.words.config}
+        return {**_net_spec(net.net), **net.config}
     for name, kind in nets.NETS.items():
         if type(net) is kind:
             return {"name": name, **cast("dict[str, Any]", net.config)}

@@ -16,13 +16,14 @@ from ..errors import InputError, unknown
 from .autoencoders import FSQ, KL, VQ, Gumbel
 from .codes import Masked
 from .dit import DiT
-from .text import TextEncoder, Worded
+from .text import Draft, TextEncoder, Worded
 from .unet import UNet
 
 NETS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "dit": DiT,
     "text": TextEncoder,
+    "draft": Draft,
     "kl": KL,
     "vq": VQ,
     "fsq": FSQ,
@@ -49,10 +50,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "name": "unet", "width": 48, "multiples": [1, 2, 3], "blocks": [1, 1, 1], "attention": [1, 2], "updown": False,
         "head": 48,
     },
-    # 1.8 M, 49: restores tiles of any size, because what it makes of a pixel hangs on the pixels around it alone
+    # 0.8 M, 197: restores tiles of any size, because what it makes of a pixel hangs on the pixels around it alone
     "restorer": {
-        "name": "unet", "patch": 2, "refine": 16, "width": 32, "multiples": [1, 2, 3], "blocks": [1, 1, 1],
-        "attention": [], "updown": False, "local": True,
+        "name": "unet", "patch": 2, "refine": 16, "width": 32, "multiples": [2], "blocks": [2], "attention": [],
+        "updown": False, "local": True, "rescale": False,
     },
     # 0.7 M, 8
     "dit-tiny": {"name": "dit", "patch": 2, "refine": 8, "width": 96, "depth": 4, "head": 32},
@@ -84,7 +85,8 @@ def _check(net: str, key: str, value: Any, default: Any) -> None:
 def build(spec: Mapping[str, Any]) -> nn.Module:
     """The network that ``spec`` describes: its ``name`` in NETS, and keywords (all plain JSON).
 
-    With ``words``, keywords of ``TextEncoder``, it reads captions (``Cond.tokens``) by a text encoder of its own.
+    With ``words``, keywords of ``TextEncoder``, it reads captions (``Cond.tokens``) by a text encoder of its own; with
+    ``draft`` too, keywords of ``Draft``, its last input channels are what the words alone say.
     Under ``with torch.device("meta")`` it costs no memory: check a stored configuration against its tensors so.
 
     Raises:
@@ -93,12 +95,16 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     name = spec.get("name")
     if not isinstance(name, str) or name not in NETS:
         raise unknown("net", name, NETS)
-    options = {k: v for k, v in spec.items() if k not in ("name", "words")}
+    options = {k: v for k, v in spec.items() if k not in ("name", "words", "draft")}
     if (words := spec.get("words")) is not None:
         encoder = build({**words, "name": "text"})
         assert isinstance(encoder, TextEncoder)
         width = {"context": encoder.width, "pooled": encoder.width}
-        return Worded(build({**options, "name": name, **width}), encoder)
+        draft = None
+        if (drawn := spec.get("draft")) is not None:
+            draft = build({**drawn, "name": "draft", "width": encoder.width})
+            assert isinstance(draft, Draft)
+        return Worded(build({**options, "name": name, **width}), encoder, draft)
     known = inspect.signature(NETS[name]).parameters
     for key, value in options.items():
         if key not in known:

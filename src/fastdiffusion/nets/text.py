@@ -102,20 +102,49 @@ class TextEncoder(nn.Module):
         return x, mask, x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
 
+class Draft(nn.Module):
+    """What words alone say of a picture: a small map of it, made from the caption's one vector.
+
+    From pure noise the best answer to a caption is the mean of the pictures it may mean, E[x0 | words]. A denoiser finds
+    it slowly, since every lesson costs a pass through all of it and most lessons are about details. This net is a
+    thousandth of the work, learns the same mean by regression (``tasks.drafts``), and shows it to the denoiser.
+
+    Args:
+        width: Length of the caption's vector.
+        channels: Of the picture or latents.
+        side: Of the map.
+        hidden: Width of the two layers between.
+    """
+
+    def __init__(self, width: int = 128, channels: int = 4, side: int = 16, hidden: int = 512):
+        self.config = keywords(locals())
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
+            nn.Linear(hidden, channels * side**2), nn.Unflatten(1, (channels, side, side)),
+        )  # fmt: skip
+
+    def forward(self, pooled: Float[Tensor, "b d"]) -> Float[Tensor, "b c s s"]:
+        """The map, in units of the data's standard deviation."""
+        return self.layers(pooled)
+
+
 class Worded(nn.Module):
     """A network with the text encoder that is trained with it: ``Cond.tokens`` become ``emb``, ``mask`` and ``pooled``.
 
-    A condition that was read before (``read``) passes as it is, so sampling reads its words once.
+    With a draft, the network sees what the words alone say beside its noisy input, as more channels. A condition that
+    was read before (``read``) passes as it is, so sampling reads its words once.
     """
 
-    def __init__(self, net: nn.Module, words: TextEncoder):
+    def __init__(self, net: nn.Module, words: TextEncoder, draft: Draft | None = None):
         super().__init__()
-        self.net, self.words = net, words
+        self.net, self.words, self.draft = net, words, draft
 
     @property
     def config(self) -> dict[str, Any]:
-        """The inner network's keywords, and the text encoder's under "words"."""
-        return {**cast("dict[str, Any]", self.net.config), "words": self.words.config}
+        """The inner network's keywords, the text encoder's under "words" and the draft's under "draft"."""
+        drawn = {} if self.draft is None else {"draft": self.draft.config}
+        return {**cast("dict[str, Any]", self.net.config), "words": self.words.config, **drawn}
 
     def read(self, cond: Cond) -> Cond:
         """The condition with its words understood."""
@@ -128,4 +157,9 @@ class Worded(nn.Module):
         self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, "b o h w"]:
         """The inner network's answer."""
-        return self.net(x, c_noise, None if cond is None else self.read(cond))
+        cond = None if cond is None else self.read(cond)
+        if self.draft is not None:
+            said = None if cond is None else cond.pooled
+            drawn = self.draft(x.new_zeros(len(x), self.words.width) if said is None else said)
+            x = torch.cat([x, drawn if drawn.shape[2:] == x.shape[2:] else F.interpolate(drawn, x.shape[2:])], 1)
+        return self.net(x, c_noise, cond)

@@ -135,7 +135,7 @@ def teach(
     described = {"words": new.config, "pairs": len(pairs), "batch_size": batch_size, "lr": lr, "keep": keep}
     distill(model, new, rows, known, steps, described, folder, lr, minutes, fresh, seed)
     denoiser = Denoiser(
-        Worded(net.net, new), model.denoiser.parameterization, model.denoiser.sigma_data, model.denoiser.self_condition
+        Worded(net.net, new, net.draft), model.denoiser.parameterization, model.denoiser.sigma_data, model.denoiser.self_condition
     )
     return replace(model, denoiser=denoiser.eval(), tables={})
 
