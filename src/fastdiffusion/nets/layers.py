@@ -34,25 +34,24 @@ def zero(module: Module) -> Module:
     return module
 
 
-class PixelNorm(nn.Module):
-    """Each pixel to root mean square 1 over its channels: what it becomes depends on its neighbourhood alone."""
+class Scale(nn.Module):
+    """A factor and an offset for each channel, and no normalization: what a pixel becomes is its neighbourhood's alone."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.ones(channels, 1, 1)), nn.Parameter(torch.zeros(channels, 1, 1))
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        scale = torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6)
-        return torch.addcmul(self.bias, x * scale, self.weight)
+        return torch.addcmul(self.bias, x, self.weight)
 
 
-def norm(channels: int, local: bool = False) -> nn.GroupNorm | PixelNorm:
+def norm(channels: int, local: bool = False) -> nn.GroupNorm | Scale:
     """Group norm (Wu & He 2018) of at most 32 groups, each of at least 4 channels where that divides.
 
-    Its statistics are the whole picture's; ``local`` ones are each pixel's own.
+    Its statistics are the whole picture's; a ``local`` net does without.
     """
     if local:
-        return PixelNorm(channels)
+        return Scale(channels)
     groups = max((g for g in range(1, 33) if channels % g == 0 and channels // g >= 4), default=1)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 

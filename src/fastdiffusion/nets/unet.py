@@ -126,7 +126,7 @@ class UNet(nn.Module):
         skips: The way up sees the way down's features; without, the net is a plain autoencoder.
         blur: Standard deviation of the blur before downsampling in pixels; 0 = the mean of 2x2.
         learn_blur: Whether that standard deviation is learned.
-        local: Normalize each pixel by itself instead of the whole picture. Without attention, what a pixel becomes
+        local: No normalization, as suits restorers (Lim et al. 2017, sec. 3.1). Without attention, what a pixel becomes
             then depends on its neighbourhood alone, and the tiles of a large picture agree with the whole.
     """
 

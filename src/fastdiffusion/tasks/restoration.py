@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import __version__, inverse, processes, samplers, schedules, tiles
-from ..corruptions import CORRUPTIONS, Chain, Corruption, Operator, Step, after, covers, parse
+from ..corruptions import CORRUPTIONS, Chain, Corruption, OneOf, Operator, Step, after, covers, parse
 from ..corruptions.marks import filled
 from ..errors import CheckpointError, DataError, InputError, unknown
 from ..images import flatten, jpeg_tables, read, to_array, to_tensor, to_uint8
@@ -193,7 +193,7 @@ def _way(way: str, what: Corruption, model: Model, named: object, method: str) -
     learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
     trained = model.corruption == "pairs" or (learned is not None and covers(learned, what))
     known = what.known and (_operator(what, (model.shape[0], SIDE, SIDE)).projects or method == "dps")
-    prior = learned is None or covers(learned, parse("mask 1"))
+    prior = learned is None or covers(learned, HIDDEN) or strongest_noise(model) is not None
     if way == "supervised" and learned is None and not trained:
         raise InputError(f"{name} was not trained to restore. Use way='zero-shot' (--way zero-shot).")
     asked = way in ("supervised", "cold") or (way == "auto" and named is not None and learned is not None)
@@ -366,6 +366,11 @@ class _Job:
 
         return denoise
 
+    def _denoiser(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        """A restorer that undoes noise is a denoiser of any picture: it sees for itself how noisy that is."""
+        given = x.clamp(-1, 1)  # as files hold it
+        return self.model.denoise(given, self._level(x, self.model.sigma_max), Cond(image=given))
+
     def _noise(self, tile: Tile) -> Tensor:
         scaled = Tile(*(v * self.factor for v in tile))
         drawn = [tiles.field(self.seed + i, self.channels, scaled) for i in range(self.n)]
@@ -387,6 +392,8 @@ class _Job:
         options["std"] = math.hypot(std, ROUNDING) if operator.linear else None
         if self.model.corruption is None:
             prior, top, start = self.model.denoise, self.model.sigma_max, torch.zeros_like(base)
+        elif (noise := strongest_noise(self.model)) is not None:
+            prior, top, start = self._denoiser, noise, base
         else:  # what hides everything leaves the unconditional model
             prior, top, start = self._restorer(torch.zeros_like(base)), START, base
         # fresh noise at each step makes good what the methods' covariance is wrong about (see docs/restore.md)
@@ -435,6 +442,15 @@ class _Job:
 
 START = 5.0  # noise level at which a sample begins around a degraded picture: far above any damage
 DATA = 0.5  # standard deviation of photographs
+HIDDEN = parse("mask 1")  # nothing is left of the picture
+
+
+def strongest_noise(model: Model) -> float | None:
+    """The largest standard deviation of noise that a restorer undoes by itself: from there on it can be a prior."""
+    learned = parse(model.corruption) if model.corruption not in (None, "pairs") else Chain(())
+    parts = learned.parts if isinstance(learned, OneOf) else (learned,)
+    ranges = [part.values[0] for part in parts if isinstance(part, Step) and part.name == "noise" and part.values]
+    return max((float(r[1]) for r in ranges if isinstance(r, tuple) and r[1] >= 0.5), default=None)
 
 
 def _windows(height: int, width: int, tile: int, overlap: int) -> Iterator[Tile]:
