@@ -23,7 +23,7 @@ SMALL = {
     "dit": {"name": "dit", "width": 16, "depth": 2, "head": 8},
 }
 
-PARTS = {"text", "kl", "vq", "fsq", "gumbel", "masked"}  # test_text.py, test_latents.py, test_codes.py
+PARTS = {"text", "draft", "kl", "vq", "fsq", "gumbel", "masked"}  # test_text, test_drafts, test_latents, test_codes
 
 
 def make(name="dit", classes=("a", "b", "c"), self_condition=False, **given):

@@ -160,7 +160,7 @@ def damage(x0: Float[Tensor, "b c h w"], picture: Float[Tensor, "b k h w"]) -> F
 
 
 def measure_damage(data: Dataset, corruption: Corruption | None, n: int = 256) -> float:
-    """sigma_data of a restorer: the geometric mean of the damage to ``n`` pictures spread over the data."""
+    """sigma_data of a restorer: the mean damage to ``n`` pictures spread over the data."""
     rows = data.groups[0]
     batch = data.batch(rows[:: math.ceil(len(rows) / n)])
     x0 = as_input(batch.images)
@@ -169,7 +169,7 @@ def measure_damage(data: Dataset, corruption: Corruption | None, n: int = 256) -
     else:
         assert corruption is not None
         given = degraded(corruption, x0, range(len(x0)))
-    return float(damage(x0, given).log().mean().exp())
+    return float(damage(x0, given).mean())
 
 
 class Objective(nn.Module):
@@ -200,8 +200,10 @@ class Objective(nn.Module):
         return self.weight(sigma / self.unit) / self.unit**2
 
     def _weight_of_damage(self, sigma: Tensor, lost: Tensor) -> Tensor:
-        """A restorer's weight. At full noise an error then counts 1 / lost: halfway between counting squares, where heavy
-        damage drowns all that can be mended, and counting each picture alike, where nearly whole ones do (docs/lab-notes.md).
+        """A restorer's weight: at full noise, an error counts 1 / lost.
+
+        That is halfway between counting its square, where heavy damage drowns all that can be mended, and its share of
+        the damage, where pictures that hardly lost anything do (docs/lab-notes.md).
         """
         return self.weight(sigma, sigma_data=lost) * lost / self.denoiser.sigma_data
 

@@ -35,7 +35,7 @@ def zero(module: Module) -> Module:
 
 
 class Scale(nn.Module):
-    """A factor and an offset for each channel, and no normalization: what a pixel becomes is its neighbourhood's alone."""
+    """A factor and an offset for each channel, in place of a normalization."""
 
     def __init__(self, channels: int):
         super().__init__()

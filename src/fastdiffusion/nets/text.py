@@ -105,9 +105,9 @@ class TextEncoder(nn.Module):
 class Draft(nn.Module):
     """What words alone say of a picture: a small map of it, made from the caption's one vector.
 
-    From pure noise the best answer to a caption is the mean of the pictures it may mean, E[x0 | words]. A denoiser finds
-    it slowly, since every lesson costs a pass through all of it and most lessons are about details. This net is a
-    thousandth of the work, learns the same mean by regression (``tasks.drafts``), and shows it to the denoiser.
+    From pure noise the best answer to a caption is the mean of the pictures that it may mean, E[x0 | words]. A denoiser
+    is slow to find it, since every lesson costs a pass through all of it and most lessons are about details. This net
+    is a thousandth of the work, learns the same mean by regression (``tasks.drafts``), and shows it to the denoiser.
 
     Args:
         width: Length of the caption's vector.

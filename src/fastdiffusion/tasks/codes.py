@@ -122,7 +122,7 @@ def train_codes(
 
     config = {**made.config, "data": pictures.fingerprint, "batch_size": batch_size, "lr": lr, "optimizer": optimizer}
     run, done = {"prior": Part(made.prior, loss, optimizer, lr)}, None
-    for done in train(run, steps, config, folder, seed, 100, 0.5, minutes, fresh):
+    for done in train(run, steps, config, folder, seed, 100, 0.5, minutes, fresh, "float32"):
         if folder is not None and (done.step % PREVIEW_EVERY == 0 or done.step == steps):
             made.prior.eval()
             save_png(grid(sample_codes(made), 8, max(1, 48 // made.picture[1])), Path(folder) / "preview.png")

@@ -134,9 +134,8 @@ def teach(
 
     described = {"words": new.config, "pairs": len(pairs), "batch_size": batch_size, "lr": lr, "keep": keep}
     distill(model, new, rows, known, steps, described, folder, lr, minutes, fresh, seed)
-    denoiser = Denoiser(
-        Worded(net.net, new, net.draft), model.denoiser.parameterization, model.denoiser.sigma_data, model.denoiser.self_condition
-    )
+    its = model.denoiser
+    denoiser = Denoiser(Worded(net.net, new, net.draft), its.parameterization, its.sigma_data, its.self_condition)
     return replace(model, denoiser=denoiser.eval(), tables={})
 
 
