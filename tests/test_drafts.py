@@ -1,4 +1,4 @@
-"""Drafts: what words alone say of a picture is learned by regression, is shown to the denoiser, and stays in its file."""
+"""Drafts: what words alone say of a picture, learned by regression, shown to the denoiser, and kept in its file."""
 
 from __future__ import annotations
 
