@@ -56,8 +56,8 @@ def teach(
     folder: Annotated[Path, typer.Option("--folder", help="Where checkpoints go; again, to go on.")] = Path(
         "runs/teach"
     ),
-    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 128,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-2,
     minutes: Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,

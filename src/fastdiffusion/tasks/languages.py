@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import samplers, tokenizers
+from .. import optimizers, samplers, tokenizers
 from ..data import emoji, reserved
 from ..data.emoji import LANGUAGES
 from ..data.scenes import spoken
@@ -90,8 +90,8 @@ def teach(
     depth: int = 3,
     keep: bool = True,
     folder: str | Path | None = None,
-    batch_size: int = 64,
-    lr: float = 2e-3,
+    batch_size: int = 128,
+    lr: float = 1e-2,
     minutes: float | None = None,
     fresh: bool = False,
     seed: int = 0,
@@ -125,6 +125,8 @@ def teach(
         torch.manual_seed(generator(seed, PAIRS).initial_seed() % 2**63)
         new = TextEncoder(**{**config, "vocabulary": len(tokenizer), "depth": depth, "length": 2 * config["length"]})
     new.learn_words(tokenizer)
+    if depth == config["depth"]:
+        new.layers.load_state_dict(net.words.layers.state_dict())  # what words do to one another is alike everywhere
 
     def rows(g: torch.Generator) -> tuple[Told, list[str]]:
         chosen = [pairs[i] for i in torch.randint(len(pairs), (batch_size,), generator=g).tolist()]
@@ -177,6 +179,10 @@ def distill(
         with torch.no_grad():
             theirs = old(old.tokens(texts))
         total = _apart(mine[2], theirs[2])
+        if net.draft is not None:  # what the vector is most used for
+            with torch.no_grad():
+                wanted = net.draft(theirs[2])
+            total = (total + _apart(net.draft(mine[2]), wanted)) / 2
         for layer, queries in zip(layers, bank, strict=True):
             x = queries[torch.randint(len(queries), (SHOWN,), generator=g)].expand(len(texts), -1, -1)
             with torch.no_grad():
@@ -184,7 +190,8 @@ def distill(
             total = total + _apart(layer(x, mine[0], mine[1]), wanted)
         return total / (len(layers) + 1)
 
-    for _ in train({"student": Part(student, loss, lr=lr)}, steps, config, folder, seed, 100, 0.5, minutes, fresh):
+    part = Part(student, loss, optimizer=optimizers.default(shard=False), lr=lr)
+    for _ in train({"student": part}, steps, config, folder, seed, 100, 0.5, minutes, fresh):
         pass
 
 

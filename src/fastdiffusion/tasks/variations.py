@@ -74,7 +74,7 @@ def train_adapter(
     steps: int = 2000,
     folder: str | Path | None = None,
     batch_size: int = 64,
-    lr: float = 1e-3,
+    lr: float = 5e-3,
     minutes: float | None = None,
     fresh: bool = False,
     seed: int = 0,
