@@ -300,6 +300,8 @@ def test_pairs_train_a_model_that_is_given_pictures(photos):
     model = Learner(data, net=SMALL, batch_size=4, verbose=False, precision="float32").fit(steps=2).model
     assert model.corruption == "pairs"
     assert restore(photo(40, 40), "pairs", model).images.shape == (1, 3, 40, 40)
+    with pytest.raises(InputError, match="made of pairs"):
+        Learner(data, net=SMALL, restore="blur 1", verbose=False)
 
 
 # ---- the command line and bad input -------------------------------------------------------------------------------

@@ -109,6 +109,8 @@ def levels(learner: Learner) -> dict[str, float]:
 def denoiser(learner: Learner) -> Denoiser:
     """The denoiser at step 0: its weights are fresh, or those of the model that the run begins with."""
     data = learner.train
+    if data.given and learner.corruption is not None:
+        raise InputError(f"{data.name} is made of pairs, which say themselves what is to be undone. Leave out restore.")
     picture = data.given or (0 if learner.corruption is None else data.shape[0])
     net = _fresh(learner, picture) if learner.base is None else _taken(learner, learner.base, picture)
     return Denoiser(net, learner.parameterization, learner.measured_sigma_data, learner.self_condition, picture)
