@@ -2,8 +2,9 @@
 
 Pairs: edges to emoji at 32 pixels, in equal CPU time for each method. ``likeness`` is the cosine between what the
 shipped judge sees in an answer and in the truth, on held-out designs that are not just another sex, skin or direction
-of a trained one; ``fd_judge`` the Frechet distance of all answers from all truths. Baselines: the training picture (or its mirror image) whose edges are nearest, and a regression by the same net. A diffusion and
-a bridge answer with the mean, in one call, and with samples.
+of a trained one; ``fd_judge`` the Frechet distance of all answers from all truths. Baselines: the training picture, or
+its mirror image, whose edges are nearest, and a regression by the same net. A diffusion and a bridge answer with the
+mean, in one call, and with samples.
 
 Two piles: two kinds of clothes of Fashion-MNIST. ``told`` is the share that a classifier of all ten classes takes for
 the target; ``cycle`` the PSNR of a picture that went there and back; ``edges`` the correlation of the gradients before
@@ -88,9 +89,9 @@ def nearest(found: Piles, a: Tensor) -> Tensor:
     return answers
 
 
-def unrelated(name: str, size: int) -> Tensor:
+def unrelated(size: int) -> Tensor:
     """Which held-out emoji are of no trained one's family: the same design of another sex, skin or direction."""
-    emoji = data.load(name, size)
+    emoji = data.emoji(size)
     learned, held = emoji.split(0.05, 0)
 
     def family(name: str) -> str:
@@ -104,7 +105,7 @@ def unrelated(name: str, size: int) -> Tensor:
 def paired(runs: Path, n: int, out: Path, ways: list[str]) -> dict:
     found = piles("emoji", size=32)
     a, b = found.kept(n)
-    new = unrelated("emoji", 32)[: len(a)]
+    new = unrelated(32)[: len(a)]
     judge = judging.load()
     answers = {"nearest neighbor": [nearest(found, a)]}  # name: of each seed
     minutes, seconds = {}, {}
