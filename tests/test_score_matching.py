@@ -32,14 +32,14 @@ def signs(n: int, seed: int) -> Tensor:
 
 @cache
 def learned(loss: str, batch: int) -> Denoiser:
-    """A small net trained for seconds at noise levels from 0.1 to 4."""
+    """A small net trained for seconds at noise levels from 0.07 to 4."""
     torch.manual_seed(0)
     net = Denoiser(score_matching.PointNet(2, 64), sigma_data=0.75)
-    score, optimizer, steps = score_of(net), torch.optim.Adam(net.parameters()), 800
+    score, optimizer, steps = score_of(net), torch.optim.Adam(net.parameters()), 1600
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps)
     for step in range(steps):
         g = noise.generator(3, step)
-        x0, sigma = BLOBS.sample(batch, g).float(), torch.empty(batch).uniform_(-2.3, 1.4, generator=g).exp()
+        x0, sigma = BLOBS.sample(batch, g).float(), torch.empty(batch).uniform_(-2.6, 1.4, generator=g).exp()
         n = torch.randn(x0.shape, generator=g)
         if loss == "denoising":
             values = score_matching.denoising(score, x0, sigma, n)
@@ -53,7 +53,7 @@ def learned(loss: str, batch: int) -> Denoiser:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sigma", [0.3, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0, 2.0])
 @pytest.mark.parametrize(("loss", "batch"), [("denoising", 1024), ("sliced", 2048)])  # sliced has more variance
 def test_a_learned_score_is_within_a_tenth_of_the_true_one(loss: str, batch: int, sigma: float) -> None:
     x0, level, n = noisy(4000, sigma, 7)
