@@ -155,7 +155,10 @@ def degraded(corruption: Corruption, x0: Float[Tensor, "b c h w"], seeds: Sequen
 
 
 def damage(x0: Float[Tensor, "b c h w"], picture: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
-    """Root mean square of what was lost, image by image, and at least 0.03: less than that is hardly seen."""
+    """Root mean square of what was lost, image by image, and at least 0.03.
+
+    Where less was lost little can be seen or found; weighed by less, such pictures drown all others (docs/lab-notes.md).
+    """
     return (x0 - picture[:, : x0.shape[1]]).square().flatten(1).mean(1).sqrt().clamp(min=0.03)
 
 
@@ -193,19 +196,12 @@ class Objective(nn.Module):
             cond = replace(cond or Cond(), estimate=estimate)
         weigh = self._weight
         if cond is not None and cond.image is not None and self.kind == "edm":
-            weigh = partial(self._weight_of_damage, lost=damage(e.x0, cond.image))
+            # a given picture leaves only the damage to be found: slight and heavy ones then count alike, as in decibels
+            weigh = partial(self.weight, sigma_data=damage(e.x0, cond.image))
         return losses.denoising_loss(self.denoiser, e.x0, e.sigma, e.noise, cond, weigh, self.uncertainty)
 
     def _weight(self, sigma: Tensor) -> Tensor:
         return self.weight(sigma / self.unit) / self.unit**2
-
-    def _weight_of_damage(self, sigma: Tensor, lost: Tensor) -> Tensor:
-        """A restorer's weight: at full noise, an error counts 1 / lost.
-
-        That is halfway between counting its square, where heavy damage drowns all that can be mended, and its share of
-        the damage, where pictures that hardly lost anything do (docs/lab-notes.md).
-        """
-        return self.weight(sigma, sigma_data=lost) * lost / self.denoiser.sigma_data
 
 
 def faster_precision(objective: Objective, example: Example) -> str:
