@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastdiffusion import data, sample
+from fastdiffusion import data, metrics, sample
 from fastdiffusion.data import reserved
 from fastdiffusion.images import grid, save_png, to_tensor
 from fastdiffusion.tasks import judging
@@ -99,6 +99,20 @@ def main() -> None:
             "fd_codec": judging.fd_judge(judge, real, model.decode(model.encode(real)).clamp(-1, 1)),
             "pictures_per_second": len(images) / seconds,
         }
+        if (
+            part == "compositions"
+        ):  # composed, or copied? what was asked for and never seen, against the nearest of all seen
+            seen_before = pictures(train, plain)
+            of = [metrics.features(judge, x) for x in (images, real, seen_before)]
+            nearest = torch.cdist(of[0], of[2]).min(1)
+            own = (of[0] - of[1]).norm(dim=1)
+            row["nearer_to_the_unseen"] = float((own < nearest.values).float().mean())
+            rows_of_three = torch.stack([real, images.cpu(), seen_before[nearest.indices]], 1)[
+                :: max(len(rows) // 16, 1)
+            ]
+            grid(rows_of_three[:16].transpose(0, 1).flatten(0, 1), len(rows_of_three[:16])).save(
+                args.out / "neighbours.png"
+            )
         if part == "grounds":
             colors = [scenes.rows[i].color for i in rows]
             row["ground_right"] = sum(a == b for a, b in zip(judging.ground(images), colors, strict=True)) / len(rows)

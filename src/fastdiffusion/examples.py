@@ -157,7 +157,7 @@ def degraded(corruption: Corruption, x0: Float[Tensor, "b c h w"], seeds: Sequen
 def damage(x0: Float[Tensor, "b c h w"], picture: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
     """Root mean square of what was lost, image by image, and at least 0.03.
 
-    Where less was lost little can be seen or found; weighed by less, such pictures drown all others (docs/lab-notes.md).
+    Where less was lost, little can be found; weighed by less, such pictures drown all others (docs/lab-notes.md).
     """
     return (x0 - picture[:, : x0.shape[1]]).square().flatten(1).mean(1).sqrt().clamp(min=0.03)
 
