@@ -124,6 +124,7 @@ def test_flags_are_parameters(command):
         ("train-autoencoder", "folder"),
         ("train-codes", "folder"),
         ("train-clip", "folder"),
+        ("train-draft", "folder"),
         ("train-style", "folder"),
         ("train-translation", "folder"),
         ("train-cold", "folder"),

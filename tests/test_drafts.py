@@ -18,7 +18,7 @@ from fastdiffusion.tasks.languages import Pair, teach
 from fastdiffusion.types import Cond
 
 NET = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 32, "words": {"width": 32, "depth": 1, "head": 32}}
-SETTINGS = {"net": NET, "side": 4, "batch_size": 32, "lr": 5e-3, "holdout": 0.0}
+SETTINGS = {"net": NET, "side": 4, "batch_size": 32, "lr": 5e-3, "holdout": 0.0, "precision": "float32"}
 CAPTIONS = ["red square", "blue square", "red frame", "blue frame"]
 
 

@@ -109,3 +109,11 @@ def test_a_run_may_begin_with_a_trained_model(tmp_path):
     assert Learner(pictures(), folder=tmp_path / "b", **options).fit(steps=3).state.step == 3  # goes on as any other
     with pytest.raises(InputError, match="cannot go on here"):
         Learner(pictures(), **{**options, "text": False})
+
+
+def test_words_are_known_from_the_captions():
+    texts = [normalized(c) for c in CAPTIONS]
+    encoder = TextEncoder(vocabulary=300, width=32, depth=1, head=16, known=8)
+    encoder.learn_words(tokenizers.train(texts, 300), texts)
+    assert all(map(encoder.knows, ["red", "Tall", "circle", "ish", "a"]))
+    assert not any(map(encoder.knows, ["re", "rede", "squares", "xylophone"]))

@@ -20,7 +20,7 @@ from .distributed import check_world, rank_and_world
 from .errors import DataError, InputError, missing, unknown
 from .examples import WEIGHTS, measure_damage
 from .models import Model
-from .nets.text import normalized
+from .nets.text import normalized, words
 from .noise import generator
 from .schedules import DENSITIES
 
@@ -124,9 +124,10 @@ def _fresh(learner: Learner, picture: int) -> nn.Module:
         **spec, "in_channels": channels * (2 if learner.self_condition else 1) + picture, "out_channels": channels,
         "classes": len(data.classes), "dropout": learner.dropout, "augment": augment.length(learner.augment),
     }  # fmt: skip
-    tokenizer = tokenizers.train(_texts(data), VOCABULARY) if learner.text else None
+    texts = _texts(data) if learner.text else []
+    tokenizer = tokenizers.train(texts, VOCABULARY) if learner.text else None
     if tokenizer is not None:
-        spec["words"] = {"vocabulary": len(tokenizer), **spec.get("words", {})}
+        spec["words"] = {"vocabulary": len(tokenizer), **_listed(texts), **spec.get("words", {})}
         if "draft" in spec:  # as many more channels beside the noisy picture
             spec["draft"] = {"channels": channels, **spec["draft"]}
             spec["in_channels"] += channels
@@ -135,7 +136,7 @@ def _fresh(learner: Learner, picture: int) -> nn.Module:
         net = nets.build(spec)
     if isinstance(net, nets.Worded):
         assert tokenizer is not None
-        net.words.learn_words(tokenizer)
+        net.words.learn_words(tokenizer, texts)
     return net
 
 
@@ -150,6 +151,12 @@ def _taken(learner: Learner, base: Model, picture: int) -> nn.Module:
             f"self_condition) are {has} there and {wants} here, and it predicts {its.parameterization}."
         )
     return deepcopy(its.net).train()
+
+
+def _listed(texts: list[str]) -> dict[str, int]:
+    """How many words a text encoder lists, if they are not too many."""
+    count = len(words(texts))
+    return {"known": count} if count <= nets.LIMIT else {}
 
 
 def _texts(data: Dataset) -> list[str]:

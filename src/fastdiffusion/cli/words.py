@@ -64,6 +64,7 @@ def train_draft(
     batch_size: Annotated[int, typer.Option(help="Captions a step.")] = 256,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-2,
     holdout: Annotated[float, typer.Option(help="Part of the pictures kept for 'train': give the same there.")] = 0.01,
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto: the faster one, measured.")] = "auto",
     minutes: Annotated[float | None, typer.Option(help="End this session after so long.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
     seed: Annotated[int, typer.Option(help="Of everything.")] = 0,

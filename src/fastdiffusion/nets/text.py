@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -21,6 +23,12 @@ from .layers import Attention, keywords
 def normalized(text: str) -> str:
     """How a caption is read: compatibility forms folded, lower case, no hyphens, one space before every word."""
     return "".join(f" {word}" for word in unicodedata.normalize("NFKC", text).casefold().replace("-", " ").split())
+
+
+def words(texts: Iterable[str]) -> list[int]:
+    """The distinct words of texts as they will be read, each as a number, in order."""
+    found = {word for text in texts for word in re.findall(r"[^\W\d_]+", normalized(text))}
+    return sorted({zlib.crc32(word.encode()) for word in found})
 
 
 class Layer(nn.Module):
@@ -47,15 +55,26 @@ class TextEncoder(nn.Module):
         depth: Number of layers.
         head: Channels of an attention head.
         length: Most tokens of a caption; what is longer is cut.
+        known: Number of distinct words that it was taught; 0 = they are not listed.
     """
 
-    def __init__(self, vocabulary: int = 4096, width: int = 192, depth: int = 3, head: int = 48, length: int = 24):
+    def __init__(
+        self,
+        vocabulary: int = 4096,
+        width: int = 192,
+        depth: int = 3,
+        head: int = 48,
+        length: int = 24,
+        known: int = 0,
+    ):
         self.config = keywords(locals())
         super().__init__()
         if vocabulary <= BYTES:
             raise InputError(f"vocabulary must be above {BYTES}, got {vocabulary}. Try 4096.")
         self.width, self.length = width, length
         self.register_buffer("merges", torch.zeros(vocabulary - BYTES - 1, 2, dtype=torch.int32))
+        if known:
+            self.register_buffer("known", torch.zeros(known, dtype=torch.int64))
         self.embed, self.position = nn.Embedding(vocabulary, width), nn.Parameter(torch.zeros(length, width))
         nn.init.normal_(self.embed.weight, std=0.5)
         self.layers = nn.ModuleList(Layer(width, head) for _ in range(depth))
@@ -63,9 +82,10 @@ class TextEncoder(nn.Module):
         self._tokenizer: Tokenizer | None = None
 
     merges: Tensor
+    known: Tensor
 
-    def learn_words(self, tokenizer: Tokenizer) -> None:
-        """Take over a tokenizer of at most ``vocabulary`` tokens."""
+    def learn_words(self, tokenizer: Tokenizer, texts: Sequence[str] = ()) -> None:
+        """Take over a tokenizer of at most ``vocabulary`` tokens, and list the ``known`` words of the texts."""
         if len(tokenizer) > self.config["vocabulary"]:
             raise InputError(
                 f"The tokenizer has {len(tokenizer)} tokens, the encoder room for {len(self.embed.weight)}."
@@ -73,6 +93,8 @@ class TextEncoder(nn.Module):
         self.merges.zero_()
         self.merges[: len(tokenizer.merges)] = torch.tensor(tokenizer.merges, dtype=torch.int32)
         self._tokenizer = tokenizer
+        if self.config["known"]:
+            self.known.copy_(torch.tensor(words(texts)))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -82,7 +104,12 @@ class TextEncoder(nn.Module):
         return self._tokenizer
 
     def knows(self, word: str) -> bool:
-        """Whether a word looks like one of the captions': those are one token, or few for their length."""
+        """Whether a word was in the captions; without a list, or a script of its own, whether it looks like theirs.
+
+        Known words are one token, or few for their length. Scripts without spaces have no words to list.
+        """
+        if self.config["known"] and not any(unicodedata.east_asian_width(letter) in "WF" for letter in word):
+            return bool(torch.isin(torch.tensor(words([word])), self.known).all())
         return len(self.tokenizer.encode(normalized(word))) <= max(3, (len(word) + 1) // 2)
 
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "b n"]:

@@ -40,6 +40,7 @@ def train_draft(
     batch_size: int = 256,
     lr: float = 1e-2,
     holdout: float = 0.01,
+    precision: str = "auto",
     minutes: float | None = None,
     fresh: bool = False,
     seed: int = 0,
@@ -57,6 +58,7 @@ def train_draft(
         batch_size: Captions a step.
         lr: Highest learning rate, of the usual optimizer.
         holdout: Part of the data that the denoiser keeps for validation: give the same there.
+        precision: "float32", "bfloat16", or "auto": the faster one, measured.
         minutes: End this session after so long.
         fresh: Forget what the folder holds.
         seed: Of everything.
@@ -89,7 +91,7 @@ def train_draft(
     }  # fmt: skip
     both = nn.ModuleDict({"words": words, "draft": draft})
     part = Part(both, loss, optimizer=learner.optimizer, lr=lr)
-    for _ in train({"draft": part}, steps, config, folder, seed, 50, 0.5, minutes, fresh):
+    for _ in train({"draft": part}, steps, config, folder, seed, 50, 0.5, minutes, fresh, precision):
         pass
     model = learner.averaged(None)
     if folder is not None:

@@ -31,7 +31,7 @@ from ..errors import DataError, InputError
 from ..guidance import cfg
 from ..models import Model
 from ..nets.layers import Attention
-from ..nets.text import TextEncoder, Worded, normalized
+from ..nets.text import TextEncoder, Worded, normalized, words
 from ..noise import generator, initial
 from .loop import Part, train
 
@@ -123,8 +123,14 @@ def teach(
     config = net.words.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, PAIRS).initial_seed() % 2**63)
-        new = TextEncoder(**{**config, "vocabulary": len(tokenizer), "depth": depth, "length": 2 * config["length"]})
-    new.learn_words(tokenizer)
+        changed = {
+            "vocabulary": len(tokenizer),
+            "depth": depth,
+            "length": 2 * config["length"],
+            "known": len(words(texts)),
+        }
+        new = TextEncoder(**{**config, **changed})
+    new.learn_words(tokenizer, texts)
     if depth == config["depth"]:
         new.layers.load_state_dict(net.words.layers.state_dict())  # what words do to one another is alike everywhere
 
