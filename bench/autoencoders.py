@@ -72,25 +72,38 @@ def drawn(codec: Codec, pictures: Dataset, n: int) -> float:
     return float(-10 * torch.cat(errors).clamp(min=1e-10).log10().mean())
 
 
-def emoji(row: str, steps: int, out: Path) -> dict[str, float]:
+def at_equal_bits(curve: list[Path], bits: float) -> float | None:
+    """PSNR of the variational codecs measured before, at this rate: between the two nearest, in its logarithm."""
+    rows = [json.loads(path.read_text()) for path in curve if path.exists()]
+    rows = [row for file in rows for row in ([file] if "bits" in file else file.values())]
+    if len(rows) < 2:
+        return None
+    p, q = sorted(rows, key=lambda row: abs(math.log2(row["bits"] / bits)))[:2]
+    part = math.log2(bits / p["bits"]) / math.log2(q["bits"] / p["bits"])
+    return p["psnr_drawn"] + part * (q["psnr_drawn"] - p["psnr_drawn"])
+
+
+def emoji(row: str, steps: int, out: Path) -> dict[str, Any]:
     codec = train_autoencoder("emoji-scenes", steps, folder=out / row, **EMOJI[row])
     held = data.load("emoji-scenes", part="designs")
     found = describe(codec, held, 144, samples=4)
     save_png(sheet(codec, held), out / f"{row}.png")
     if isinstance(codec, Discrete):
-        return found | {"used": use(codec, data.load("emoji-scenes"), 4000)}
+        equal = at_equal_bits([out / "kl.json", out / "kl-coarse.json"], found["bits"])
+        return found | {"used": use(codec, data.load("emoji-scenes"), 4000), "kl at equal bits": equal}
     return found | {"psnr_drawn": drawn(codec, held, 144)}
 
 
 def collapse(out: Path) -> dict[str, Any]:
     """The held-out digits under several weights of the divergence."""
     digits, found = data.load("digits"), {}
-    judge = Judge(digits)
+    judge, held = Judge(digits), digits.split(0.05, 0)[1]
     for row, options in COLLAPSE.items():
         codec = train_autoencoder(digits, 500, levels=3, latent=16, **SMALL, **options, folder=out / f"digits-{row}")
         assert isinstance(codec, KL)
-        found[row] = describe(codec, digits.split(0.05, 0)[1]) | judge(imagine(codec, range(898), (8, 8)))
-        save_png(sheet(codec, digits.split(0.05, 0)[1]), out / f"digits-{row}.png")
+        found[row] = describe(codec, held) | {"psnr_drawn": drawn(codec, held, len(held))}
+        found[row] |= judge(imagine(codec, range(898), (8, 8)))
+        save_png(sheet(codec, held), out / f"digits-{row}.png")
         print(row, found[row], flush=True)
     return found
 
@@ -120,17 +133,20 @@ def priors(name: str, kinds: list[str], seeds: list[int], prior_steps: int, out:
     for kind in (k for k in kinds if k in PRIORS[name]):
         for seed in seeds:
             folder = out / f"{name}-{kind}-{seed}"
+            held = pictures.split(0.05, seed)[1]
             given = {"steps": 500, **SMALL, **PRIORS[name][kind]}
             codec = train_autoencoder(pictures, seed=seed, folder=folder, **given)
             if isinstance(codec, KL):
-                x, row = imagine(codec, range(judge.n), pictures.shape[1:]), {}
+                x, row = imagine(codec, range(judge.n), pictures.shape[1:]), describe(codec, held)
             else:
                 assert isinstance(codec, Discrete)
                 codes = train_codes(
                     codec, pictures, prior_steps, width=96, depth=3, lr=1e-2, seed=seed, folder=folder / "prior"
                 )
-                held = pictures.split(0.05, seed)[1]
-                row = {"bits, prior": bits(codes, held), "used": use(codec, pictures, 1000)}
+                row = describe(codec, held) | {"bits, prior": bits(codes, held), "used": use(codec, pictures, 1000)}
+                row["kl at equal bits"] = (
+                    at_equal_bits([out / "collapse.json"], row["bits"]) if name == "digits" else None
+                )
                 x = sample_codes(codes, judge.n)
             made[kind, seed] = x
             found[f"{kind}, seed {seed}"] = judge(x) | row
@@ -169,12 +185,6 @@ def main() -> None:
             found = emoji(row, args.steps, args.out)
             print(row, found, flush=True)
         (args.out / f"{row}.json").write_text(json.dumps(found, indent=1) + "\n")
-    words = 256 * math.log2(1024)
-    curve = [json.loads(p.read_text()) for p in (args.out / f"{k}.json" for k in ("kl", "kl-coarse")) if p.exists()]
-    if len(curve) == 2:  # a line through two points of the rate, in its logarithm
-        (a, p), (b, q) = ((math.log2(row["bits"]), row["psnr_drawn"]) for row in curve)
-        at = p + (q - p) * (math.log2(words) - a) / (b - a)
-        print(f"kl at {words:.0f} bits, between its rows at {2**a:.0f} and {2**b:.0f}: {at:.2f} dB")
 
 
 if __name__ == "__main__":

@@ -82,13 +82,14 @@ def test_a_latent_that_says_nothing_is_not_active():
     assert most_active(codec, x, 1) == [0]
 
 
-def test_a_traversal_moves_one_latent_and_leaves_the_others():
+def test_a_traversal_moves_one_channel_and_leaves_the_others():
     codec = Linear()
     x = torch.zeros(1, 1, 2, 2)
+    codec.std[1] = 2
     made = traverse(codec, x, [1, 0], 0.5, 3)
     assert made.shape == (2, 3, 1, 2, 2)
     for row, unit in zip(made, [1, 0], strict=True):
-        torch.testing.assert_close((row[2] - row[0]).flatten(), codec.w[:, unit])
+        torch.testing.assert_close((row[2] - row[0]).flatten(), codec.std[unit] * codec.w[:, unit])
         torch.testing.assert_close(row[1], (row[0] + row[2]) / 2)
 
 

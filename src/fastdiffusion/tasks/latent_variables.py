@@ -109,30 +109,28 @@ def activity(codec: KL, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "d H W"]:
 
 
 def most_active(codec: KL, x: Float[Tensor, "b c h w"], n: int = SHOWN) -> list[int]:
-    """The ``n`` latents that say most, best first, as places in the flattened (d, H, W)."""
-    variance = activity(codec, x).flatten()
+    """The ``n`` channels that say most, in the mean over their places, best first."""
+    variance = activity(codec, x).mean((1, 2))
     return variance.topk(min(n, len(variance))).indices.tolist()
 
 
 @torch.no_grad()
 def traverse(
-    codec: KL, x: Float[Tensor, "1 c h w"], units: Sequence[int], reach: float = 3.0, steps: int = SHOWN
-) -> Float[Tensor, "u s c h w"]:
-    """What one latent at a time moves: it goes from -reach to reach (in the prior's deviations), all others stay.
+    codec: KL, x: Float[Tensor, "1 c h w"], channels: Sequence[int], reach: float = 3.0, steps: int = SHOWN
+) -> Float[Tensor, "k s c h w"]:
+    """What one channel at a time moves: it is shifted in all its places, the others stay as they are.
 
     Args:
         codec: Trained.
         x: The picture to begin with.
-        units: Which latents, see :func:`most_active`.
-        reach: How far; 3 covers what the prior ever draws.
+        channels: Which, see :func:`most_active`.
+        reach: How far to either side, in the channel's standard deviations over the data.
         steps: Pictures of each.
     """
-    mean = codec.posterior(x)[0]
-    z = mean.flatten().repeat(len(units), steps, 1)
-    for row, unit in zip(z, units, strict=True):
-        row[:, unit] = torch.linspace(-reach, reach, steps)
-    pictures = _decoded(codec, z.reshape(-1, *mean.shape[1:]), x.shape[2:]).clamp(-1, 1)
-    return pictures.unflatten(0, (len(units), steps))
+    z = codec.posterior(x)[0].repeat(len(channels), steps, 1, 1, 1)
+    for row, channel in zip(z, channels, strict=True):
+        row[:, channel] += codec.std[channel] * torch.linspace(-reach, reach, steps)[:, None, None].to(row)
+    return _decoded(codec, z.flatten(0, 1), x.shape[2:]).clamp(-1, 1).unflatten(0, (len(channels), steps))
 
 
 @torch.no_grad()
