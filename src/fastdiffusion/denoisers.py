@@ -154,8 +154,8 @@ class Denoiser(nn.Module):
             raise InputError("This model restores a given picture, and none was given. Use fastdiffusion.restore.")
         base = cond.image[:, : x.shape[1]]
         x = x - base
-        linear = self.sigma_data * _unit(expand(sigma, x), self.sigma_data).square() * x
-        inputs = torch.cat([self._inputs(linear, cond), 2 * cond.image], 1)  # pictures vary by about 0.5
+        linear = (self.sigma_data * _unit(expand(sigma, x), self.sigma_data)).square() * x
+        inputs = torch.cat([self._inputs(2 * linear, cond), 2 * cond.image], 1)  # pictures vary by about 0.5
         return base + c.c_skip * x + c.c_out * self.net(inputs, c.c_noise.flatten(), cond)
 
     def _inputs(self, x: Tensor, cond: Cond | None) -> Tensor:
