@@ -44,7 +44,7 @@ from fastdiffusion.tasks.files import loaded
 from fastdiffusion.tasks.piles import Piles, piles
 from fastdiffusion.tasks.styles import edge_similarity
 
-STEPS = {"regression": 1500, "gan": 900, "diffusion": 1500, "bridge": 1500, "cyclegan": 640}  # about 4 CPU minutes
+STEPS = {"regression": 1036, "gan": 556, "diffusion": 960, "bridge": 960, "cyclegan": 400}  # about 2.4 CPU minutes
 SEEDS = 3  # samples of each picture that a sampled row is the mean of
 CALLS = 12
 # Skin tones, joiner, color variant, female, male, facing right: what two pictures of one design differ in

@@ -48,6 +48,7 @@ SIGMAS = (0.02, 20.0)  # of a diffusion that is shown its source
 DENSITY = (0.0, 1.4)  # it learns at a lognormal sigma: large areas of one color are told through much noise
 SHARE = {"gan": 0.5, "cyclegan": 0.5}  # of the optimizer's usual rate: in a game, the other must be able to follow
 CRITIC_LR = 5e-4  # of AdamW
+DECAY = 0.25  # of the run: the rate's fall, which is when colors stop to sway
 PREVIEW = 250  # steps between previews
 
 
@@ -116,7 +117,7 @@ def train_translation(
     learned = {"net": Part(made, loss, optimizer, lr), **critics}
     config = {**made.config, "data": data.fingerprint, "lr": lr, "batch_size": batch_size, "mirror": mirror}
     config["optimizer"] = optimizer
-    run = train(learned, steps, config, folder, seed, minutes=minutes, fresh=fresh, precision="float32")
+    run = train(learned, steps, config, folder, seed, decay=DECAY, minutes=minutes, fresh=fresh, precision="float32")
     for done in run:
         if folder is not None and (done.step % PREVIEW == 0 or done.step == steps):
             _preview(made, data, Path(folder) / "preview.png")
