@@ -14,7 +14,7 @@ Grounds: emoji of designs that nobody has learned, from white to blue, at 64 pix
 the other designs on white and the other half on blue; the bundled text-to-image model is told both in words. Here the
 truth is known: ``likeness`` and ``psnr`` are those to it, and ``told`` asks for the color of the rim.
 
-    python bench/translation.py [--runs runs] [--model FILE] [--classes pullover,coat] [-n 188] [--out out/bench]
+    python bench/translation.py [--runs runs] [--scale 1] [--model FILE] [--classes pullover,coat] [--out out/bench]
 
 ``--runs`` holds the trainings, which are made, or gone on with, where they are not complete. ``--only`` and ``--ways``
 choose among parts and methods. ``--model`` is a class-conditional model of Fashion-MNIST at 32 pixels, for the two ways
@@ -44,7 +44,7 @@ from fastdiffusion.tasks.files import loaded
 from fastdiffusion.tasks.piles import Piles, piles
 from fastdiffusion.tasks.styles import edge_similarity
 
-STEPS = {"regression": 1036, "gan": 556, "diffusion": 960, "bridge": 960, "cyclegan": 400}  # about 2.4 CPU minutes
+STEPS = {"regression": 1036, "gan": 556, "diffusion": 960, "bridge": 960, "cyclegan": 400}  # about 2.5 CPU minutes
 SEEDS = 3  # samples of each picture that a sampled row is the mean of
 CALLS = 12
 # Skin tones, joiner, color variant, female, male, facing right: what two pictures of one design differ in
@@ -288,6 +288,7 @@ def grounds(runs: Path, n: int, out: Path, ways: list[str], color: str = "blue")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/translation"))
+    parser.add_argument("--scale", type=float, default=1.0, help="of the trainings' steps; 2.5 is about 6 CPU minutes")
     parser.add_argument("--model", type=Path)
     parser.add_argument("--classes", default="pullover,coat")
     parser.add_argument("-n", type=int, default=188)
@@ -296,6 +297,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    STEPS.update({method: max(round(steps * given.scale), 1) for method, steps in STEPS.items()})
     result = {}
     if "paired" in given.only:
         result["paired"] = paired(given.runs, given.n, given.out, given.ways)

@@ -242,6 +242,8 @@ def test_words_and_latents_translate_too():
     assert -10 * ((again - drawn) / 2).square().mean().log10() > 25
     with pytest.raises(InputError, match="at least 4x4"):
         translate(Image.new("RGB", (1, 1)), model, to="heart")
+    with pytest.raises(InputError, match="such as to='a cat'"):
+        translate(drawn[0], "emoji")
 
 
 def heart():

@@ -34,7 +34,7 @@ from ..nets.translators import PAIRED, Cycle, Translator, edges
 from ..noise import generator
 from ..types import Cond, Step
 from . import parts
-from .files import loaded
+from .files import loaded, shipped
 from .files import picture as shown
 from .loop import Part, train
 from .parts import Picture, as_tensor, opened, scaled
@@ -247,7 +247,8 @@ def translate(
         if isinstance(net, Translator | Cycle):
             raise InputError("Only a diffusion model has classes to turn into. Leave `to` out.")
         return [to_pil(image) for image in _by_model(loaded(net), picture, steps, n, seed, to, origin, strength, scale)]
-    if isinstance(net, Model):
+    if isinstance(net, Model) or shipped(str(net)):
+        net = loaded(net)
         raise InputError(
             f"A diffusion model needs a class or words to turn into, such as to={(*net.classes, 'a cat')[0]!r}."
         )
