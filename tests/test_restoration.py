@@ -192,6 +192,13 @@ def test_luminance_is_kept_with_hints_and_palette(trembling, tmp_path):
             assert float(chroma.abs().max()) * 127.5 <= 4
 
 
+def test_it_says_when_no_color_came(restorer):
+    gray = photo(64, 48, seed=3).convert("L")
+    assert "--palette" in str(restore(gray, "colorize", restorer))
+    assert "--palette" not in str(restore(gray, "colorize", restorer, palette="#a03020,#203040"))
+    assert "--palette" not in str(restore(gray.convert("RGB"), "jpeg 10", restorer))
+
+
 def test_colors_stay_in_gamut_at_their_luminance():
     x, gray = 3 * torch.randn(1, 3, 8, 8), torch.rand(1, 1, 8, 8) * 2 - 1
     y = in_gamut(x, gray)

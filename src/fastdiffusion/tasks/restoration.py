@@ -121,6 +121,8 @@ def restore(
     del given  # the job has its pixels: a large picture is not held twice
     pictures = job.run(tile, overlap)
     notes = (NOTE,) if any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(by) else ()
+    if job.colorless(pictures):
+        notes += (COLORLESS,)
     recipe = {
         "fastdiffusion": __version__,
         "verb": "restore",
@@ -420,6 +422,13 @@ class _Job:
 
     # ---- and how well they agree with the input -------------------------------------------------------------------
 
+    def colorless(self, pictures: UInt8[Tensor, "n c h w"]) -> bool:
+        """Whether colors were asked for and hardly any came."""
+        if self.channels != 3 or all(step.name != "gray" for step in self.what.steps):
+            return False
+        some = pictures[..., ::4, ::4].float()
+        return float((some - some.mean(1, keepdim=True)).square().mean().sqrt()) < 4
+
     def error(self, pictures: UInt8[Tensor, "n c h w"], tile: int, overlap: int) -> tuple[float, float] | None:
         """(root mean square, largest) difference between the input and the answers degraded again, of 255."""
         if not self.held or _operator(self.what, (self.channels, SIDE, SIDE)).std is not None:
@@ -440,6 +449,7 @@ class _Job:
         return math.sqrt(squares / numbers), largest
 
 
+COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 START = 5.0  # noise level at which a sample begins around a degraded picture: far above any damage
 DATA = 0.5  # standard deviation of photographs
 HIDDEN = parse("mask 1")  # nothing is left of the picture
