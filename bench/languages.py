@@ -33,7 +33,7 @@ def main() -> None:
             ("English, after", taught, [p.known for p in pairs]),
             (args.language, taught, [p.text for p in pairs]),
         ):
-            images = sample(made, texts, len(texts), scale=3.0, batch_size=32).images
+            images = sample(made, texts, len(texts), scale=model.info["scale"], batch_size=32).images
             print(f"{name:9} {who:16} {judging.recall_at_1(judge, images, told)}", flush=True)
 
 
