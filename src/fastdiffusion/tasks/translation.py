@@ -247,7 +247,7 @@ def translate(
         if isinstance(net, Translator | Cycle):
             raise InputError("Only a diffusion model has classes to turn into. Leave `to` out.")
         return [to_pil(image) for image in _by_model(loaded(net), picture, steps, n, seed, to, origin, strength, scale)]
-    if isinstance(net, Model) or shipped(str(net)):
+    if isinstance(net, Model) or (isinstance(net, str | Path) and shipped(str(net))):
         net = loaded(net)
         raise InputError(
             f"A diffusion model needs a class or words to turn into, such as to={(*net.classes, 'a cat')[0]!r}."
