@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
@@ -76,15 +75,13 @@ def train_adapter(
     folder: str | Path | None = None,
     batch_size: int = 64,
     lr: float = 5e-3,
-    blur: float = 0.25,
     minutes: float | None = None,
     fresh: bool = False,
     seed: int = 0,
 ) -> Adapter:
     """An adapter from what ``clip`` sees to what ``model`` understands, of captioned pictures.
 
-    The same call goes on where it stopped. ``blur`` is the length of the noise on embeddings, which are unit vectors:
-    what is to be varied was not among the pictures. Other arguments as of ``languages.teach``.
+    The same call goes on where it stopped. Arguments as of ``languages.teach``.
     """
     data = datasets.load(data) if isinstance(data, str) else data
     if model.words is None:
@@ -99,16 +96,9 @@ def train_adapter(
     def rows(g: torch.Generator) -> tuple[Told, list[str]]:
         chosen = torch.randint(len(data), (batch_size,), generator=g).tolist()
         embedding = seen[[place[data.source(i)] for i in chosen]]
-        embedding = embedding + blur * torch.randn(embedding.shape, generator=g) / clip.dim**0.5
-        return adapter(F.normalize(embedding, dim=1)), data.told(chosen).captions
+        return adapter(embedding), data.told(chosen).captions
 
-    config: dict[str, Any] = {
-        "adapter": adapter.config,
-        "data": data.fingerprint,
-        "batch_size": batch_size,
-        "lr": lr,
-        "blur": blur,
-    }
+    config: dict[str, Any] = {"adapter": adapter.config, "data": data.fingerprint, "batch_size": batch_size, "lr": lr}
     known = [data.told([i]).captions[0] for i in first[:: max(len(first) // 500, 1)]]
     distill(model, adapter, rows, known, steps, config, folder, lr, minutes, fresh, seed)
     return adapter.eval()
