@@ -20,7 +20,7 @@ from .generation import sample
 
 SHADES = " .:-=+*#%@"
 WORDS = (
-    "grinning face", "a red apple", "smiling face with sunglasses", "flag of france",
+    "grinning face", "a red apple", "smiling face with sunglasses", "flag of japan",
     "woman cook", "blue heart on a yellow background", "police car", "sun with face",
 )  # fmt: skip
 SCALE = 1.5  # after 300 steps (34 CPU seconds): label accuracy 99 % against 92 % at 1, Frechet distance 0.2 against 2.0
