@@ -20,9 +20,10 @@ from fastdiffusion.images import jpeg_tables, read_recipe, to_pil, to_tensor, to
 from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.coloring import in_gamut, luminance
 from fastdiffusion.tasks.deblurring import estimate_kernel
-from fastdiffusion.tasks.restoration import bundled, undoing, weakened
+from fastdiffusion.tasks.restoration import bundled
 from fastdiffusion.tasks.restored import NOTE
 from fastdiffusion.tasks.watermarks import unmark
+from fastdiffusion.tasks.ways import undoing, weakened
 
 SMALL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [],
          "updown": False, "local": True}  # fmt: skip
@@ -402,5 +403,5 @@ def test_a_plain_model_is_a_prior_and_no_restorer(plain):
 
 def test_unreadable_pictures_are_data_errors(restorer, tmp_path):
     (tmp_path / "half.png").write_bytes(encoded(photo(80, 60))[:300])
-    with pytest.raises(DataError, match=r"Cannot restore 'half.png'"):
+    with pytest.raises(DataError, match=r"Cannot read the picture 'half.png'"):
         restore(tmp_path / "half.png", "jpeg 10", restorer)

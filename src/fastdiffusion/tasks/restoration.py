@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -24,34 +22,26 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import __version__, inverse, processes, samplers, schedules, tiles
-from ..corruptions import CORRUPTIONS, Chain, Corruption, OneOf, Operator, Step, after, covers, parse
+from ..corruptions import Chain, Corruption, Operator, Step, after
 from ..corruptions.marks import filled
-from ..errors import CheckpointError, DataError, InputError, unknown
-from ..images import flatten, jpeg_tables, read, to_array, to_tensor, to_uint8
+from ..errors import CheckpointError, InputError, unknown
+from ..images import flatten, read_named, to_array, to_tensor, to_uint8
 from ..models import Model, load
 from ..tiles import Tile
 from ..types import Cond, Denoise
 from .coloring import Hints, Palette, in_gamut
 from .generation import loaded, model_hash
 from .restored import NOTE, Restored
+from .ways import PLACED, SIDE, WAYS, as_written, chosen_way, operator_of, shrinking, strongest_noise, undoing, weakened
 
-WAYS = ("auto", "supervised", "zero-shot", "cold")
 ANSWERS = ("auto", "mean", "sample")
-PLACED = ("mask", "scratches", "watermark", "logo")  # corruptions that lie at a place of the picture
-UNDOES = {  # the verbs of restoration and what they undo
-    "upscale": "downscale",
-    "colorize": "gray",
-    "dejpeg": "jpeg",
-    "dewatermark": "mask",
-    "deblur": "blur",
-    "denoise": "noise",
-    "inpaint": "mask",
-}
 ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
 TRUST = 0.05  # how far off a model's answer is thought to be, when it is held to a blurred input
 BLURS = ("blur", "motion", "defocus", "kernel")  # lose some frequencies nearly wholly: rounding drowns what is left
 SMALLEST = 8  # pixels
-SIDE = 256  # of a picture that stands for any: divisible by all factors
+DATA = 0.5  # standard deviation of photographs
+START = 5.0  # noise level at which a sample begins around a degraded picture: far above any damage
+COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 
 
 def restore(
@@ -113,10 +103,10 @@ def restore(
     ready = bundled() if model is None else loaded(model, device)
     if by == "pairs" and ready.corruption != "pairs":
         raise InputError("by='pairs' is for models that learned from pairs. Say what happened, e.g. by='jpeg 30'.")
-    chosen = _way(way, what, ready, model, method)
+    chosen = chosen_way(way, what, ready, model, method)
     label = str(what) or "pairs"
     if isinstance(picture, str | os.PathLike):
-        what = _as_written(what, picture)
+        what = as_written(what, picture)
     job = _Job(what, ready, chosen, n, answer, steps, seed, method, given, hints, palette)
     del given  # the job has its pixels: a large picture is not held twice
     pictures = job.run(tile, overlap)
@@ -138,26 +128,6 @@ def restore(
     return Restored(pictures, job.given, label, chosen, error, uncertainty, notes, recipe, kernel)
 
 
-def undoing(by: str | Corruption) -> Corruption:
-    """What happened, from what happened or from what to do about it ("upscale x2")."""
-    if isinstance(by, Corruption):
-        return by
-    verbs = "|".join(UNDOES)
-    text = re.sub(rf"(^|[,|(])(\s*)({verbs})\s+(?=({'|'.join(CORRUPTIONS)})\b)", r"\1\2", by)
-    return parse(re.sub(rf"(^|[,|(])(\s*)({verbs})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
-
-
-def _as_written(what: Corruption, path: str | os.PathLike[str]) -> Corruption:
-    """A JPEG file says itself how it was rounded: where its quality was left open, the file's own steps are taken."""
-    last = what.steps[-1] if what.steps else None
-    if not isinstance(what, Step | Chain) or last is None or last.name != "jpeg" or last.said:
-        return what
-    found = jpeg_tables(path)
-    if found is None:
-        return what
-    return Chain((*what.steps[:-1], Step("jpeg", (found[0], "420" if found[1] else "444"))))
-
-
 def bundled() -> Model:
     """The small restorer that comes with this package: see docs/restore.md for what it learned from."""
     weights = files("fastdiffusion") / "weights" / "restorer.safetensors"
@@ -171,61 +141,13 @@ def bundled() -> Model:
 
 
 def _read(picture: str | os.PathLike[str] | Image.Image) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        found = picture
-    else:
-        try:
-            found = read(picture)
-        except DataError as error:
-            raise DataError(f"Cannot restore {Path(picture).name!r}: {error}.") from None
+    found = flatten(read_named(picture))
     if min(found.size) < SMALLEST:
         raise InputError(
             f"A picture of {found.width}x{found.height} pixels is too small to restore: give one of at least "
             f"{SMALLEST}x{SMALLEST}."
         )
-    found = flatten(found)
     return found if found.mode in ("L", "RGB") else found.convert("RGB")
-
-
-def _way(way: str, what: Corruption, model: Model, named: object, method: str) -> str:
-    """The way to go, if there is one."""
-    if any(step.name == "mask" and not step.said for step in what.steps):
-        raise InputError("Where is the hole? Give a picture of the same size, white there: --by 'inpaint hole.png'.")
-    name = "The restorer of this package" if named is None else "This model"
-    learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
-    trained = model.corruption == "pairs" or (learned is not None and covers(learned, what))
-    known = what.known and (_operator(what, (model.shape[0], SIDE, SIDE)).projects or method == "dps")
-    prior = learned is None or covers(learned, HIDDEN) or strongest_noise(model) is not None
-    if way == "supervised" and learned is None and not trained:
-        raise InputError(f"{name} was not trained to restore. Use way='zero-shot' (--way zero-shot).")
-    asked = way in ("supervised", "cold") or (way == "auto" and named is not None and learned is not None)
-    if asked and not trained:
-        offer = " Use way='zero-shot' (--way zero-shot), where it serves as the prior." if known and prior else ""
-        raise InputError(
-            f"{name} undoes {_parts(model.corruption)!r}, not {str(what)!r}.{offer} Or train one: "
-            f'fastdiffusion train photos/ --restore "{what}".'
-        )
-    if way == "zero-shot" or (way == "auto" and not trained):
-        if not known:
-            raise InputError(
-                f"{str(what)!r} can only be undone by a model that was trained for it, since not all is said or it has "
-                f'no inverse. Train one: fastdiffusion train photos/ --restore "{what}".'
-            )
-        if not prior:
-            raise InputError(f"{name} knows pictures only together with a degraded one: it is no prior. Name another.")
-        return "zero-shot"
-    return "supervised" if way == "auto" else way
-
-
-def _parts(corruption: str | None) -> str:
-    """A mixture, each part said once."""
-    return " | ".join(dict.fromkeys((corruption or "nothing").split(" | ")))
-
-
-def _operator(what: Corruption, shape: tuple[int, int, int]) -> Operator:
-    """What happens to one picture, with masks of a size of their own left out."""
-    steps = [step for step in what.steps if step.name not in PLACED]
-    return Chain(tuple(steps)).on(shape, [0])
 
 
 # ---- a job: one picture, all choices made -------------------------------------------------------------------------
@@ -242,7 +164,7 @@ class _Job:
         self.channels = model.shape[0]
         if self.channels not in (1, 3):
             raise InputError(f"The model makes pictures of {self.channels} channels: it cannot restore files.")
-        self.factor = math.prod(map(_factor, what.steps))
+        self.factor = math.prod(map(shrinking, what.steps))
         self.held = what.known and model.corruption != "pairs"  # whether it is known what to hold the answer to
         gray = any(step.name == "gray" for step in what.steps)
         mode = "L" if gray or self.channels == 1 else "RGB"
@@ -252,7 +174,7 @@ class _Job:
         self.maps = self._locate()
         if (hints or palette) and not (gray and self.channels == 3):
             raise InputError("hints and palette are for colorizing: say by='colorize', or leave them out.")
-        self.hints = None if hints is None else Hints(read(hints) if _path(hints) else hints, self.shape[1:])
+        self.hints = None if hints is None else Hints(read_named(hints, "hints"), self.shape[1:])
         self.palette = None if palette is None else Palette(palette)
 
     def _locate(self) -> dict[int, tuple[Tensor, Tensor, int]]:
@@ -267,7 +189,7 @@ class _Job:
                 offset = operator.mean(torch.zeros(1, *operator.shape))
                 seen = operator.mean(torch.ones(1, *operator.shape)) - offset
                 maps[i] = (seen, offset, scale)
-            factor = _factor(step)
+            factor = shrinking(step)
             scale, shape = scale // factor, (shape[0], shape[1] // factor, shape[2] // factor)
         return maps
 
@@ -431,7 +353,7 @@ class _Job:
 
     def error(self, pictures: UInt8[Tensor, "n c h w"], tile: int, overlap: int) -> tuple[float, float] | None:
         """(root mean square, largest) difference between the input and the answers degraded again, of 255."""
-        if not self.held or _operator(self.what, (self.channels, SIDE, SIDE)).std is not None:
+        if not self.held or operator_of(self.what, (self.channels, SIDE, SIDE)).std is not None:
             return None
         tile, halo = tile // 16 * 16, min(overlap, tile // 2) // 2
         squares, numbers, largest = 0.0, 0, 0.0
@@ -449,54 +371,14 @@ class _Job:
         return math.sqrt(squares / numbers), largest
 
 
-COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
-START = 5.0  # noise level at which a sample begins around a degraded picture: far above any damage
-DATA = 0.5  # standard deviation of photographs
-HIDDEN = parse("mask 1")  # nothing is left of the picture
-
-
-def strongest_noise(model: Model) -> float | None:
-    """The largest standard deviation of noise that a restorer undoes by itself: from there on it can be a prior."""
-    learned = parse(model.corruption) if model.corruption not in (None, "pairs") else Chain(())
-    parts = learned.parts if isinstance(learned, OneOf) else (learned,)
-    ranges = [part.values[0] for part in parts if isinstance(part, Step) and part.name == "noise" and part.values]
-    return max((float(r[1]) for r in ranges if isinstance(r, tuple) and r[1] >= 0.5), default=None)
-
-
 def _windows(height: int, width: int, tile: int, overlap: int) -> Iterator[Tile]:
     for top in tiles.places(height, tile, overlap, 16):
         for left in tiles.places(width, tile, overlap, 16):
             yield Tile(top, left, min(tile, height - top), min(tile, width - left))
 
 
-def weakened(what: Corruption, level: float) -> Corruption:
-    """The same corruption at a part of its strength: every number on its way from "nothing" to what was said.
-
-    Raises InputError where there is no such way (no numbers, or whole factors).
-    """
-    steps = []
-    for step in what.steps:
-        parameters = list(CORRUPTIONS[step.name].parameters.values())
-        none = getattr(parameters[0], "none", None) if parameters else None
-        if none is None or not isinstance(step.values[0], float) or getattr(parameters[0], "single", False):
-            raise InputError(f"{step.name} cannot be undone a little at a time: it has no strength. Use another way.")
-        value = none + (step.values[0] - none) * level
-        steps.append(
-            replace(step, values=(round(value) if getattr(parameters[0], "whole", False) else value, *step.values[1:]))
-        )
-    return Chain(tuple(steps))
-
-
-def _factor(step: Step) -> int:
-    return int(step.values[0] if step.values else 2) if step.name == "downscale" else 1
-
-
 def _rows(x: Tensor, value: float) -> Tensor:
     return x.new_full((len(x), 1, 1, 1), value)
-
-
-def _path(source: object) -> TypeGuard[str | os.PathLike[str]]:
-    return isinstance(source, str | os.PathLike)
 
 
 def _affine(shape: tuple[int, int, int], seen: Tensor, offset: Tensor, name: str, rows: int) -> Operator:

@@ -1,0 +1,128 @@
+"""What happened to a picture, from the words for it, and which way it can be undone with a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import replace
+
+from ..corruptions import CORRUPTIONS, Chain, Corruption, OneOf, Operator, Step, covers, parse
+from ..errors import InputError
+from ..images import jpeg_tables
+from ..models import Model
+
+WAYS = ("auto", "supervised", "zero-shot", "cold")
+UNDOES = {  # the verbs of restoration and what they undo
+    "upscale": "downscale",
+    "colorize": "gray",
+    "dejpeg": "jpeg",
+    "dewatermark": "mask",
+    "deblur": "blur",
+    "denoise": "noise",
+    "inpaint": "mask",
+}
+PLACED = ("mask", "scratches", "watermark", "logo")  # corruptions that lie at a place of the picture
+SIDE = 256  # of a picture that stands for any: divisible by all factors
+HIDDEN = parse("mask 1")  # nothing is left of the picture
+
+
+def undoing(by: str | Corruption) -> Corruption:
+    """What happened, from what happened or from what to do about it ("upscale x2")."""
+    if isinstance(by, Corruption):
+        return by
+    verbs = "|".join(UNDOES)
+    text = re.sub(rf"(^|[,|(])(\s*)({verbs})\s+(?=({'|'.join(CORRUPTIONS)})\b)", r"\1\2", by)
+    return parse(re.sub(rf"(^|[,|(])(\s*)({verbs})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
+
+
+def as_written(what: Corruption, path: str | os.PathLike[str]) -> Corruption:
+    """A JPEG file says itself how it was rounded: where its quality was left open, the file's own steps are taken."""
+    last = what.steps[-1] if what.steps else None
+    if not isinstance(what, Step | Chain) or last is None or last.name != "jpeg" or last.said:
+        return what
+    found = jpeg_tables(path)
+    if found is None:
+        return what
+    return Chain((*what.steps[:-1], Step("jpeg", (found[0], "420" if found[1] else "444"))))
+
+
+def chosen_way(way: str, what: Corruption, model: Model, named: object, method: str) -> str:
+    """The way to go: supervised where the model learned this, else zero-shot where it can be a prior.
+
+    Args:
+        way: What was asked for, one of ``WAYS``.
+        what: What happened.
+        model: What is to undo it.
+        named: None if the model is the package's own.
+        method: Of zero-shot; "dps" needs no projection.
+
+    Raises InputError if there is no way, and says what would help.
+    """
+    if any(step.name == "mask" and not step.said for step in what.steps):
+        raise InputError("Where is the hole? Give a picture of the same size, white there: --by 'inpaint hole.png'.")
+    name = "The restorer of this package" if named is None else "This model"
+    learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
+    trained = model.corruption == "pairs" or (learned is not None and covers(learned, what))
+    known = what.known and (operator_of(what, (model.shape[0], SIDE, SIDE)).projects or method == "dps")
+    prior = learned is None or covers(learned, HIDDEN) or strongest_noise(model) is not None
+    if way == "supervised" and learned is None and not trained:
+        raise InputError(f"{name} was not trained to restore. Use way='zero-shot' (--way zero-shot).")
+    asked = way in ("supervised", "cold") or (way == "auto" and named is not None and learned is not None)
+    if asked and not trained:
+        offer = " Use way='zero-shot' (--way zero-shot), where it serves as the prior." if known and prior else ""
+        raise InputError(
+            f"{name} undoes {_parts(model.corruption)!r}, not {str(what)!r}.{offer} Or train one: "
+            f'fastdiffusion train photos/ --restore "{what}".'
+        )
+    if way == "zero-shot" or (way == "auto" and not trained):
+        if not known:
+            raise InputError(
+                f"{str(what)!r} can only be undone by a model that was trained for it, since not all is said or it has "
+                f'no inverse. Train one: fastdiffusion train photos/ --restore "{what}".'
+            )
+        if not prior:
+            raise InputError(f"{name} knows pictures only together with a degraded one: it is no prior. Name another.")
+        return "zero-shot"
+    return "supervised" if way == "auto" else way
+
+
+def _parts(corruption: str | None) -> str:
+    """A mixture, each part said once."""
+    return " | ".join(dict.fromkeys((corruption or "nothing").split(" | ")))
+
+
+def operator_of(what: Corruption, shape: tuple[int, int, int]) -> Operator:
+    """What happens to one picture, with masks of a size of their own left out."""
+    steps = [step for step in what.steps if step.name not in PLACED]
+    return Chain(tuple(steps)).on(shape, [0])
+
+
+def strongest_noise(model: Model) -> float | None:
+    """The largest standard deviation of noise that a restorer undoes by itself: from there on it can be a prior."""
+    learned = parse(model.corruption) if model.corruption not in (None, "pairs") else Chain(())
+    parts = learned.parts if isinstance(learned, OneOf) else (learned,)
+    ranges = [part.values[0] for part in parts if isinstance(part, Step) and part.name == "noise" and part.values]
+    return max((float(r[1]) for r in ranges if isinstance(r, tuple) and r[1] >= 0.5), default=None)
+
+
+def weakened(what: Corruption, level: float) -> Corruption:
+    """The same corruption at a part of its strength: every number on its way from "nothing" to what was said.
+
+    Raises InputError where there is no such way (no numbers, or whole factors).
+    """
+    steps = []
+    for step in what.steps:
+        parameters = list(CORRUPTIONS[step.name].parameters.values())
+        none = getattr(parameters[0], "none", None) if parameters else None
+        if none is None or not isinstance(step.values[0], float) or getattr(parameters[0], "single", False):
+            raise InputError(f"{step.name} cannot be undone a little at a time: it has no strength. Use another way.")
+        value = none + (step.values[0] - none) * level
+        steps.append(
+            replace(step, values=(round(value) if getattr(parameters[0], "whole", False) else value, *step.values[1:]))
+        )
+    return Chain(tuple(steps))
+
+
+def shrinking(step: Step) -> int:
+    """By how much a step makes the sides smaller."""
+    return int(step.values[0] if step.values else 2) if step.name == "downscale" else 1
