@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import BatchSize, DataName, Out, Seed, Size, app
+from .options import LR, BatchSize, DataName, Fresh, Minutes, Optimizer, Out, Seed, SeedOfAll, Size, app
 
 
 @app.command("train-autoencoder")
@@ -29,12 +29,12 @@ def train_autoencoder(
         "runs/autoencoder"
     ),
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-2,
-    optimizer: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
+    lr: LR = 1e-2,
+    optimizer: Optimizer = "muon",
     holdout: Annotated[float, typer.Option(help="Part of the pictures kept to measure with.")] = 0.05,
-    minutes: Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    minutes: Minutes = None,
+    fresh: Fresh = False,
+    seed: SeedOfAll = 0,
 ) -> None:
     """Train an autoencoder, for models that work in its latents.
 
@@ -105,12 +105,12 @@ def train_codes(
         "runs/codes"
     ),
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-2,
-    optimizer: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
+    lr: LR = 1e-2,
+    optimizer: Optimizer = "muon",
     holdout: Annotated[float, typer.Option(help="Part of the pictures kept to measure with.")] = 0.05,
-    minutes: Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    minutes: Minutes = None,
+    fresh: Fresh = False,
+    seed: SeedOfAll = 0,
 ) -> None:
     """Train a prior over the words of an autoencoder.
 

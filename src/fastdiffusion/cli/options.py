@@ -30,6 +30,11 @@ OwnScale = Annotated[float | None, typer.Option(help="Guidance; 1 is off. By def
 Sampler = Annotated[str | None, typer.Option(help="See: fastdiffusion samplers. By default the model's own.")]
 Schedule = Annotated[str | None, typer.Option(help="Of the noise levels: exponential, karras, ...")]
 BatchSize = Annotated[int, typer.Option(help="Pictures at once.")]
+LR = Annotated[float, typer.Option(help="Highest learning rate.")]
+Optimizer = Annotated[str, typer.Option(help="muon or adamw.")]
+Minutes = Annotated[float | None, typer.Option(help="End this session after so long; the same command goes on.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")]
+SeedOfAll = Annotated[int, typer.Option("--seed", help="Of everything.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
 Guide = Annotated[
     list[str] | None,

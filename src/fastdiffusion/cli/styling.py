@@ -7,11 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .options import DataName, Seed, Size, app
+from .options import LR, DataName, Fresh, Minutes, Seed, Size, app
 
 Content = Annotated[Path, typer.Argument(metavar="PICTURE", help="The picture to change.")]
 OutPicture = Annotated[Path, typer.Option("--out", "-o", help="What to write: .png, .webp or .jpg.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")]
 BatchSize = Annotated[int, typer.Option(help="Pictures per step.")]
 Training = Annotated[int, typer.Option(help="Of training.")]
 TrainingSeed = Annotated[int, typer.Option(help="Of everything.")]
@@ -50,7 +49,7 @@ def train_style(
     size: Annotated[int, typer.Option(help="Side of the practice pictures in pixels.")] = 128,
     batch_size: BatchSize = 2,
     keep: Annotated[float, typer.Option(help="What the content counts; the style counts 1.")] = 0.6,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    lr: LR = 2e-3,
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
         "runs/style"
     ),
@@ -87,7 +86,7 @@ def train_translation(
     mirror: Annotated[bool, typer.Option("--mirror", help="Mirrored pictures are of their kind, too.")] = False,
     holdout: Annotated[float, typer.Option(help="Part that is kept for the preview.")] = 0.05,
     seed: TrainingSeed = 0,
-    minutes: Annotated[float | None, typer.Option(help="End this session after so long.")] = None,
+    minutes: Minutes = None,
     fresh: Fresh = False,
 ) -> None:
     """Learn to turn one kind of picture into another.
@@ -144,7 +143,7 @@ def train_cold(
     size: Size = None,
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path("runs/cold"),
     batch_size: BatchSize = 64,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 2e-3,
+    lr: LR = 2e-3,
     holdout: Annotated[float, typer.Option(help="Part that is kept for the preview.")] = 0.05,
     seed: TrainingSeed = 0,
     fresh: Fresh = False,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import BatchSize, Device, Out, Seed, Size, Steps, app
+from .options import LR, BatchSize, Device, Fresh, Minutes, Out, Seed, SeedOfAll, Size, Steps, app
 
 
 @app.command()
@@ -57,10 +57,10 @@ def teach(
         "runs/teach"
     ),
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 128,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-2,
-    minutes: Annotated[float | None, typer.Option(help="End after so long; the same command goes on.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    lr: LR = 1e-2,
+    minutes: Minutes = None,
+    fresh: Fresh = False,
+    seed: SeedOfAll = 0,
 ) -> None:
     """Teach a model of words another language.
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import DataName, Device, ModelPath, Scale, Size, app
+from .options import LR, DataName, Device, Fresh, ModelPath, Scale, SeedOfAll, Size, app
 
 
 @app.command()
@@ -23,7 +23,7 @@ def train(
         float | None, typer.Option(help="Time to train, of all sessions together; 10 by default.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps to train, instead of minutes.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
+    fresh: Fresh = False,
     folder: Annotated[
         Path | None, typer.Option("--folder", "--out", "-o", help="Where the run lives; by default runs/NAME.")
     ] = None,
@@ -52,7 +52,7 @@ def train(
     shard: Annotated[bool, typer.Option(help="Divide the weights among the processes.")] = False,
     track: Annotated[str | None, typer.Option(help="tensorboard, trackio or wandb, besides report.html.")] = None,
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    seed: SeedOfAll = 0,
 ) -> None:
     """Train a model on pictures; again, to go on.
 
@@ -157,9 +157,9 @@ def train_classifier(
         "runs/classifier"
     ),
     batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 128,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    lr: LR = 1e-3,
     dropout: Annotated[float, typer.Option(help="Against memorizing.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    seed: SeedOfAll = 0,
 ) -> None:
     """Train a classifier of noisy pictures, for guidance.
 

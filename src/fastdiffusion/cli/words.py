@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import DataName, Size, app
+from .options import LR, DataName, Fresh, Minutes, Optimizer, SeedOfAll, Size, app
 
 ClipPath = Annotated[
     Path | None, typer.Option("--model", "-m", help="A file or folder of train-clip; by default the emoji's encoder.")
@@ -25,13 +25,13 @@ def train_clip(
         "runs/clip"
     ),
     batch_size: Annotated[int, typer.Option(help="Pairs a step, each told from all others.")] = 256,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-2,
-    optimizer: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
+    lr: LR = 1e-2,
+    optimizer: Optimizer = "muon",
     vocabulary: Annotated[int, typer.Option(help="Most tokens learned from the captions.")] = 4096,
     holdout: Annotated[float, typer.Option(help="Part of the pictures kept for the recall.")] = 0.05,
-    minutes: Annotated[float | None, typer.Option(help="End this session after so long.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    minutes: Minutes = None,
+    fresh: Fresh = False,
+    seed: SeedOfAll = 0,
 ) -> None:
     """Train encoders of pictures and captions.
 
@@ -62,12 +62,12 @@ def train_draft(
     begin: Annotated[Path | None, typer.Option(help="A model with a draft to go on from.")] = None,
     side: Annotated[int, typer.Option(help="Of the draft, in pixels or latents.")] = 16,
     batch_size: Annotated[int, typer.Option(help="Captions a step.")] = 256,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-2,
+    lr: LR = 1e-2,
     holdout: Annotated[float, typer.Option(help="Part of the pictures kept for 'train': give the same there.")] = 0.01,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto: the faster one, measured.")] = "auto",
-    minutes: Annotated[float | None, typer.Option(help="End this session after so long.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")] = False,
-    seed: Annotated[int, typer.Option(help="Of everything.")] = 0,
+    minutes: Minutes = None,
+    fresh: Fresh = False,
+    seed: SeedOfAll = 0,
 ) -> None:
     """Learn what words alone say of a picture, before the denoiser.
 
