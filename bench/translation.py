@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,13 @@ from fastdiffusion import data, metrics
 from fastdiffusion.data import reserved
 from fastdiffusion.data.scenes import on_ground
 from fastdiffusion.images import grid, to_tensor
+from fastdiffusion.models import Model
 from fastdiffusion.models import load as load_model
 from fastdiffusion.tasks import judging, translation
 from fastdiffusion.tasks.files import loaded
 from fastdiffusion.tasks.piles import Piles, piles
 from fastdiffusion.tasks.styles import edge_similarity
+from fastdiffusion.types import Cond
 
 STEPS = {"regression": 1036, "gan": 556, "diffusion": 960, "bridge": 960, "cyclegan": 400}  # about 2.5 CPU minutes
 SEEDS = 3  # samples of each picture that a sampled row is the mean of
@@ -171,6 +174,25 @@ def edges_kept(before: Tensor, after: Tensor, inside: bool = False) -> Tensor:
     return shared / (own[0] * own[1]).sqrt().clamp(min=1e-9)
 
 
+def carried(
+    model: Model,
+    a: Tensor,
+    fro: Cond | None,
+    to: Cond | None,
+    ways: list[str],
+    noises: Sequence[float],
+    flows: Sequence[tuple[float, float]],
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What a diffusion model makes of pictures, there and back again: by noise and by flow, at each strength."""
+    for strength in noises if "sdedit" in ways else ():
+        moved = translation.sdedit(model, a, strength, to, 12, scale=3.0)
+        yield f"sdedit {strength}", moved, translation.sdedit(model, moved, strength, fro, 12, scale=3.0)
+    for strength, scale in flows if "dual" in ways else ():
+        said = {"steps": 10, "scale": scale, "strength": strength}
+        moved = translation.dual(model, model, a, fro, to, **said)
+        yield f"dual {strength:g}, scale {scale:g}", moved, translation.dual(model, model, moved, to, fro, **said)
+
+
 def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Path, ways: list[str]) -> dict:
     found, names = piles("fashion-mnist", paired=False, classes=classes, size=32), classes.split(",")
     a, b = found.kept(n)
@@ -211,16 +233,9 @@ def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Pat
     if model_file is not None:
         model = load_model(model_file)
         to, fro = (model.cond([name] * len(a)) for name in reversed(names))
-        for strength in (0.8, 0.9) if "sdedit" in ways else ():
-            moved = translation.sdedit(model, a, strength, to, 12, scale=3.0)
-            row(f"sdedit {strength}, there", moved, translation.sdedit(model, moved, strength, fro, 12, scale=3.0))
-            rows.append(moved)
-        for strength, scale in ((0.9, 3.0), (1.0, 2.0)) if "dual" in ways else ():
-            said = {"steps": 10, "scale": scale, "strength": strength}
-            moved = translation.dual(model, model, a, fro, to, **said)
-            again = translation.dual(model, model, moved, to, fro, **said)
-            row(f"dual {strength:g}, scale {scale:g}, there", moved, again)
-            rows += [moved, again]
+        for name, moved, again in carried(model, a, fro, to, ways, (0.8, 0.9), ((0.9, 3.0), (1.0, 2.0))):
+            row(f"{name}, there", moved, again)
+            rows += [moved, again] if name.startswith("dual") else [moved]  # sdedit does not come back
     grid(torch.cat([x[:12] for x in rows]), 12, 2).save(out / f"{'-'.join(names).replace(' ', '-')}.png")
     return result
 
@@ -270,16 +285,9 @@ def grounds(runs: Path, n: int, out: Path, ways: list[str], color: str = "blue")
     model = loaded("emoji")
     fro, to = (model.read([names[i].name + more for i in asked]) for more in ("", f" on {color}"))
     row("the truth through the codec", model.decode(model.encode(b)).clamp(-1, 1))
-    for strength in (0.6, 0.8) if "sdedit" in ways else ():
-        moved = translation.sdedit(model, a, strength, to, 12, scale=3.0)
-        row(f"sdedit {strength}", moved, translation.sdedit(model, moved, strength, fro, 12, scale=3.0))
-        rows.append(moved)
-    for strength, scale in ((0.6, 3.0), (0.8, 2.0)) if "dual" in ways else ():
-        said = {"steps": 10, "scale": scale, "strength": strength}
-        moved = translation.dual(model, model, a, fro, to, **said)
-        again = translation.dual(model, model, moved, to, fro, **said)
-        row(f"dual {strength:g}, scale {scale:g}", moved, again)
-        rows += [moved, again]
+    for name, moved, again in carried(model, a, fro, to, ways, (0.6, 0.8), ((0.6, 3.0), (0.8, 2.0))):
+        row(name, moved, again)
+        rows += [moved, again] if name.startswith("dual") else [moved]
     shown = torch.linspace(0, len(a) - 1, 12).long()  # spread evenly, not chosen
     grid(torch.cat([x[shown] for x in (*rows, b)]), 12).save(out / "grounds.png")
     return result
