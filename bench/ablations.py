@@ -13,12 +13,13 @@ the 95 % interval of the paired differences over seeds (Student's t) excludes 0,
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
 
+import seeds
 import torch
 
 from fastdiffusion import data, metrics, nets, samplers, schedules
@@ -29,7 +30,6 @@ from fastdiffusion.noise import initial
 
 OUT = Path("out/ablations")
 AUGMENT = ("scale", "rotate", "stretch", "shift")  # no flips: a mirrored digit is none
-STUDENT = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571}  # 97.5 % quantiles for n - 1 degrees of freedom
 
 
 def net(**switches: Any) -> dict[str, Any]:
@@ -123,31 +123,38 @@ def quality(model: Model, name: str, n: int = 1000, steps: int = 12) -> dict[str
     return {"distance": distance, "accuracy": float(accuracy)}
 
 
-def ablate(row: str, seeds: int) -> None:
-    """Train and measure one row."""
+def scores(settings: dict[str, Any], steps: int, seed: int, label: str) -> dict[str, float]:
+    """Train once and measure; what was measured before is read. (All rows share their baseline's trainings.)"""
+    key = hashlib.sha256(json.dumps([settings, steps, seed], sort_keys=True, default=str).encode()).hexdigest()[:16]
+    path = OUT / "runs" / f"{key}.json"
+    if not path.exists():
+        torch.manual_seed(seed)
+        learn = learner(settings, seed)
+        learn.fit(steps=steps)
+        found = quality(learn.model, settings["data"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found) + "\n")
+        print(label, seed, steps, found, flush=True)
+    return json.loads(path.read_text())
+
+
+def ablate(row: str, count: int) -> None:
+    """Train and measure one row, ``count`` seeds each."""
     title, base, variants = ROWS[row]
     settings = {"baseline": base, **{name: {**base, **change} for name, change in variants.items()}}
     cost = dict(zip(settings, seconds_a_step(list(settings.values())), strict=True))
     results: dict[str, Any] = {}
     for name, s in settings.items():
         steps = round(s["steps"] * cost["baseline"] / cost[name])
-        scores = []
-        for seed in range(seeds):
-            torch.manual_seed(seed)
-            learn = learner(s, seed)
-            learn.fit(steps=steps)
-            scores.append(quality(learn.model, s["data"]))
-            print(row, name, seed, steps, scores[-1], flush=True)
-        results[name] = {"steps": steps, "ms": 1000 * cost[name], "scores": scores}
+        found = [scores(s, steps, seed, f"{row} {name}") for seed in range(count)]
+        results[name] = {"steps": steps, "ms": 1000 * cost[name], "scores": found}
         OUT.mkdir(parents=True, exist_ok=True)  # what is measured stays, wherever the row is cut
         (OUT / f"{row}.json").write_text(json.dumps({"title": title, "results": results}, indent=1) + "\n")
 
 
 def verdict(base: list[float], other: list[float]) -> str:
     """Whether a variant's distances are lower (wins), higher (loses), or not to be told apart from the baseline's."""
-    d = torch.tensor(other) - torch.tensor(base)
-    half = STUDENT[len(d)] * float(d.std()) / math.sqrt(len(d))
-    mean = float(d.mean())
+    mean, half = seeds.mean([b - a for a, b in zip(base, other, strict=True)])
     word = "wins" if mean + half < 0 else "loses" if mean - half > 0 else "level"
     return f"{mean:+.3f} ± {half:.3f} {word}"
 

@@ -4,15 +4,19 @@ The judge (``metrics.train_classifier``) has another architecture and another se
 its features give precision, recall and the Frechet distance. "spread" is the mean pairwise distance within a class over
 that of real pictures: 1 is as varied as the data.
 
-    python bench/guidance.py [--data digits] [--model FILE] [--minutes 1] [-n 250] [--steps 12] [--out out/bench]
+    python bench/guidance.py [--data digits] [--model FILE] [--minutes 1] [-n 250] [--steps 12] [--seeds 3] [--out DIR]
+
+Each seed trains its own model and classifiers; means over the seeds come last, with their 95 % intervals.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable
 
+import seeds
 import torch
 from subject import Subject, arguments, subject
 from torch import Tensor
@@ -23,6 +27,7 @@ from fastdiffusion.nets.classifier import Classifier, middle
 from fastdiffusion.tasks.classifiers import accuracy, train_classifier
 from fastdiffusion.types import Cond, Denoise
 
+COLUMNS = ("accuracy", "fd", "precision", "recall", "spread")
 SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
@@ -89,14 +94,23 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--classifier-steps", type=int, default=600)
+    parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    runs = [run(args, seed) for seed in range(args.seeds)]
+    print(f"| guidance | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
+    for rows in zip(*runs, strict=True):
+        cells = (seeds.mean([float(row[column]) for row in rows]) for column in COLUMNS)
+        print(f"| {rows[0]['guidance']} | {' | '.join(f'{value:.3f} ± {half:.3f}' for value, half in cells)} |")
 
-    of = subject(args)
+
+def run(args: argparse.Namespace, seed: int) -> list[dict[str, float | str]]:
+    """All rows of one seed."""
+    of = subject(args, seed)
     model, train = of.model, of.train
     guides: dict[str, Classifier] = {
-        "classifier": train_classifier(train, args.classifier_steps, seed=1),
-        "middle of the U-Net": train_classifier(train, args.classifier_steps, model, seed=1),
+        "classifier": train_classifier(train, args.classifier_steps, seed=1 + seed),
+        "middle of the U-Net": train_classifier(train, args.classifier_steps, model, seed=1 + seed),
     }
     bench = Bench(of, args.n, args.steps)
     for name, guide in guides.items():
@@ -138,8 +152,11 @@ def main() -> None:
     print("ms of a call on 16 pictures:", {name: round(value, 1) for name, value in costs.items()})
     print(f"the middle takes {costs['middle of the U-Net'] / costs['whole']:.0%} of the whole gradient's time")
 
-    (args.out / "guidance.json").write_text(json.dumps({"rows": bench.rows, "milliseconds": costs}, indent=2) + "\n")
-    grid(torch.cat(pictures), 20, max(1, 32 // model.shape[1])).save(args.out / "guidance.png")
+    (args.out / f"guidance-{seed}.json").write_text(
+        json.dumps({"rows": bench.rows, "milliseconds": costs}, indent=2) + "\n"
+    )
+    grid(torch.cat(pictures), 20, max(1, 32 // model.shape[1])).save(args.out / f"guidance-{seed}.png")
+    return bench.rows
 
 
 if __name__ == "__main__":

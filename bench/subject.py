@@ -35,13 +35,13 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
 
 
 @torch.enable_grad()
-def subject(args: argparse.Namespace) -> Subject:
-    """Load or train what the flags ask for."""
+def subject(args: argparse.Namespace, seed: int = 0) -> Subject:
+    """Load or train what the flags ask for; the judge's seed is its own."""
     data = load(args.data)
     train, held_out = data.split(0.2)
-    path = args.model or args.out / f"{args.data}-model.safetensors"
+    path = args.model or args.out / f"{args.data}-model-{seed}.safetensors"
     if args.model is None or not path.exists():
-        save(Learner(train, net="unet-tiny", seed=0, verbose=False).fit(minutes=args.minutes).model, path)
+        save(Learner(train, net="unet-tiny", seed=seed, verbose=False).fit(minutes=args.minutes).model, path)
     model = load_model(path)
     model.denoiser.eval().requires_grad_(False)
     return Subject(model, data, train, held_out, metrics.train_classifier(data, seed=77))
