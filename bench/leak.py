@@ -5,7 +5,7 @@ a picture augmented when it is surer than it is of all but 1 % of real ones. Thr
 with augmentation that the net is told of (EDM's, ours), and on a data set of which as many pictures were augmented
 beforehand, of which it was told nothing.
 
-    python bench/leak.py [--seeds 3] [--steps 400] [-n 1000] [--out out/leak]
+    python bench/leak.py [--seeds 3] [--steps 400] [--p 0.3] [-n 1000] [--out out/leak]
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fastdiffusion.learner import Learner
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks.generation import sample
 
-NAMES, P = ("flip_x", "flip_y", "rotate"), 0.3
+NAMES = ("flip_x", "flip_y", "rotate")
 
 
-def augmented(images: Tensor, seed: int, p: float = P) -> tuple[Tensor, Tensor]:
+def augmented(images: Tensor, seed: int, p: float) -> tuple[Tensor, Tensor]:
     """Pictures changed as in training, and which of them were changed at all."""
     plan = augment.draw(len(images), generator(seed), NAMES, p)
     return to_uint8(augment.apply(to_tensor(images), plan)), plan.vector.abs().sum(1) > 0
@@ -58,6 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--p", type=float, default=0.3, help="probability of each change")
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("out/leak"))
     args = parser.parse_args()
@@ -65,11 +66,11 @@ def main() -> None:
     data = digits()
     net, threshold = judge(data)
     images, labels = metrics.pictures(data, range(len(data)))
-    changed, which = augmented(images, 99)
+    changed, which = augmented(images, 99, args.p)
     caught = float((suspicion(net, changed[which]) > threshold).float().mean())
     print(f"judge: accuracy {net.info['accuracy']}, catches {caught:.1%} of augmented pictures at 1 % of real ones")
     baked = Pictures("digits-augmented", [changed.numpy()], labels.tolist(), classes=data.classes)
-    ways = {"none": (data, {}), "told": (data, {"augment": NAMES, "augment_p": P}), "not told": (baked, {})}
+    ways = {"none": (data, {}), "told": (data, {"augment": NAMES, "augment_p": args.p}), "not told": (baked, {})}
     result: dict[str, list[float]] = {}
     for name, (source, options) in ways.items():
         for seed in range(args.seeds):
@@ -80,7 +81,7 @@ def main() -> None:
             print(f"{name}, seed {seed}: {result[name][-1]:.1%} of {args.n} samples look augmented", flush=True)
             if seed == 0:
                 grid(made.images[:100], 10, 4).save(args.out / f"{name.replace(' ', '-')}.png")
-    report = {"caught": caught, "judge accuracy": net.info["accuracy"], "flagged": result}
+    report = {"caught": caught, "judge": net.info["accuracy"], "steps": args.steps, "p": args.p, "flagged": result}
     (args.out / "leak.json").write_text(json.dumps(report, indent=1) + "\n")
 
 

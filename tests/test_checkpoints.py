@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from fastdiffusion import checkpoints
-from fastdiffusion.checkpoints import Folder, load_tensors, save_tensors, write_bytes, write_json, write_text
+from fastdiffusion.checkpoints import Folder, load_tensors, save_tensors, stored, write_bytes, write_json, write_text
 from fastdiffusion.errors import CheckpointError
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
@@ -66,6 +66,41 @@ def test_every_type_and_shape_comes_back_bit_for_bit(tmp_path):
     assert all(t.data_ptr() % 16 == 0 for t in back.values() if t.numel()), (
         "CPU kernels round differently off alignment"
     )
+
+
+def test_eight_bits_a_number(tmp_path):
+    """Every row keeps its own scale: the error is half a step of 127 in the row's largest number, whatever its size."""
+    torch.manual_seed(0)
+    weight = torch.randn(64, 8, 3, 3) * torch.logspace(-3, 3, 64).reshape(-1, 1, 1, 1)
+    tensors = {"w": weight, "bias": torch.randn(64), "n": torch.arange(4), "zero": torch.zeros(64, 32)}
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, stored(tensors, torch.int8), CONFIG)
+    found = load_tensors(path)[1]
+    assert found.keys() == tensors.keys() and path.stat().st_size < 10_000
+    step = weight.flatten(1).abs().amax(1) / 127
+    assert ((found["w"] - weight).flatten(1).abs().amax(1) <= 0.501 * step).all()
+    assert torch.equal(found["n"], tensors["n"]) and torch.equal(found["zero"], tensors["zero"])
+    assert torch.allclose(found["bias"].float(), tensors["bias"], atol=2e-3)
+    assert same(stored(tensors, None), tensors)
+    once = stored(found, torch.int8)  # written again it stays what it is
+    save_tensors(path, once, CONFIG)
+    assert torch.allclose(load_tensors(path)[1]["w"], found["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scale", [torch.ones(3), torch.ones(2, 2), torch.tensor(1.0), torch.ones(2, dtype=torch.int64)]
+)
+def test_scales_that_fit_no_tensor_are_our_own_error(tmp_path, scale):
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, {"w:scale": scale}, CONFIG)
+    with pytest.raises(CheckpointError):
+        load_tensors(path)
+    save_tensors(path, {"w": torch.ones(2, 3, dtype=torch.int8), "w:scale": scale}, CONFIG)
+    if scale.shape == (2,):
+        assert load_tensors(path)[1]["w"].shape == (2, 3)
+    else:
+        with pytest.raises(CheckpointError):
+            load_tensors(path)
 
 
 def test_it_is_an_ordinary_safetensors_file_that_others_may_read(file):

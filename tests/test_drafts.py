@@ -9,12 +9,13 @@ import torch
 
 from fastdiffusion.cli import main
 from fastdiffusion.data import Pictures
+from fastdiffusion.data.bilingual import Pair
 from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.images import to_tensor
 from fastdiffusion.learner import Learner
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.tasks.drafts import FILE, train_draft
-from fastdiffusion.tasks.languages import Pair, teach
+from fastdiffusion.tasks.languages import teach
 from fastdiffusion.types import Cond
 
 NET = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 32, "words": {"width": 32, "depth": 1, "head": 32}}

@@ -156,7 +156,7 @@ def _taken(learner: Learner, base: Model, picture: int) -> nn.Module:
 def _listed(texts: list[str]) -> dict[str, int]:
     """How many words a text encoder lists, if they are not too many."""
     count = len(words(texts))
-    return {"known": count} if count <= nets.LIMIT else {}
+    return {"known": count} if count <= nets.LIMITS["known"] else {}
 
 
 def _texts(data: Dataset) -> list[str]:

@@ -290,6 +290,7 @@ def _resized(images: Tensor, h: int, w: int) -> Tensor:
     return functional.interpolate(images, (h, w), mode="bilinear", antialias=True)
 
 
+@torch.enable_grad()  # often first needed in the middle of a measurement, which is without
 def train_classifier(data: Dataset, passes: float | None = None, batch_size: int = 128, seed: int = 0) -> Classifier:
     """A classifier of ``data``'s labels, or where it has none, of quarter turns (Gidaris et al. 2018).
 

@@ -46,13 +46,16 @@ def vary(
 def teach(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model of words.")],
     pairs: Annotated[
-        str, typer.Argument(metavar="PAIRS", help="A .csv or .tsv: new text, known text. Or languages: emoji:ja,es")
+        list[str],
+        typer.Argument(
+            metavar="PAIRS...", help="Tables (.csv, .tsv: new text, known text); emoji:ja,es; edict, a dictionary."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The new model's file.")] = Path("out/taught.safetensors"),
     steps: Annotated[int, typer.Option(help="Of training.")] = 3000,
     vocabulary: Annotated[int, typer.Option(help="Most tokens of the new tokenizer.")] = 8192,
     depth: Annotated[int, typer.Option(help="Layers of the new text encoder.")] = 3,
-    keep: Annotated[bool, typer.Option(help="Go on understanding what was understood.")] = True,
+    keep: Annotated[float, typer.Option(help="Part of each batch that is known texts, for texts that mix.")] = 0.2,
     folder: Annotated[Path, typer.Option("--folder", help="Where checkpoints go; again, to go on.")] = Path(
         "runs/teach"
     ),
@@ -64,16 +67,17 @@ def teach(
 ) -> None:
     """Teach a model of words another language.
 
-    Its denoiser stays as it is: a new tokenizer and text encoder learn to be understood by it.
+    Its denoiser and its own words stay as they are: a tokenizer and text encoder beside them learn to be understood.
     """
     given = {key: value for key, value in locals().items() if key not in ("model", "pairs", "out")}
     if out.suffix != ".safetensors":
         raise InputError(f"A model file ends in .safetensors, got {str(out)!r}.")
+    from ..data.bilingual import bilingual
     from ..models import save
     from ..tasks import languages
     from ..tasks.files import loaded
 
-    known = languages.emoji_pairs(pairs[6:].split(",")) if pairs.startswith("emoji:") else languages.read_pairs(pairs)
+    known = [pair for source in pairs for pair in bilingual(source)]
     print(f"{len(known):,} pairs, for example {known[0].text!r} = {known[0].known!r}.")
     save(languages.teach(loaded(model), known, **given), out)
     print(f"{out} is there. Next: fastdiffusion sample {out} {known[0].text!r}")

@@ -66,7 +66,7 @@ def scenes(
     found = cldr("en") if keywords else {}
     words = []
     for name, captions in zip(pictures.names, pictures.captions, strict=True):
-        own = found.get(_plain(name), ())
+        own = found.get(plain(name), ())
         told = spoken(name, captions[0])
         words.append(Words(told, _others(name, told, captions), tuple(w for w in own if w not in captions)))
     return Scenes(pictures, words, _rows(pictures.names, part), part)
@@ -86,12 +86,13 @@ def cldr(language: str) -> dict[str, tuple[str, ...]]:
             raise MissingExtra("The words that belong to emoji need CLDR. Install it: apt install unicode-cldr-core.")
         for node in ElementTree.parse(path).getroot().iter("annotation"):
             if node.get("type") != "tts" and node.text:
-                key = _plain("-".join(f"{ord(c):x}" for c in node.get("cp", "")))
+                key = plain("-".join(f"{ord(c):x}" for c in node.get("cp", "")))
                 found[key] = tuple(word.strip() for word in node.text.split("|"))
     return found
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """Code points without variation selectors, as CLDR lists them."""
     return "-".join(part for part in name.split("-") if part != "fe0f")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -64,7 +64,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # Far above any use, far below what would exhaust memory or time while a hostile configuration is being built.
-LIMITS = {"patch": 64, "depth": 256, "blocks": 32, "multiples": 64, "attention": 16, "dropout": 1.0, "blur": 8.0}
+LIMITS = {
+    "patch": 64,
+    "depth": 256,
+    "blocks": 32,
+    "multiples": 64,
+    "attention": 16,
+    "dropout": 1.0,
+    "blur": 8.0,
+    "known": 2**17,
+}
 LIMIT = 2**14
 
 
@@ -86,7 +95,8 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     """The network that ``spec`` describes: its ``name`` in NETS, and keywords (all plain JSON).
 
     With ``words``, keywords of ``TextEncoder``, it reads captions (``Cond.tokens``) by a text encoder of its own; with
-    ``draft`` too, keywords of ``Draft``, its last input channels are what the words alone say.
+    ``foreign`` too, those of the encoder beside it; with ``draft``, keywords of ``Draft``, its last input channels are
+    what the words alone say.
     Under ``with torch.device("meta")`` it costs no memory: check a stored configuration against its tensors so.
 
     Raises:
@@ -95,10 +105,12 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     name = spec.get("name")
     if not isinstance(name, str) or name not in NETS:
         raise unknown("net", name, NETS)
-    options = {k: v for k, v in spec.items() if k not in ("name", "words", "draft")}
+    options = {k: v for k, v in spec.items() if k not in ("name", "words", "foreign", "draft")}
     if (words := spec.get("words")) is not None:
         encoder = build({**words, "name": "text"})
         assert isinstance(encoder, TextEncoder)
+        if (foreign := spec.get("foreign")) is not None:
+            encoder.foreign = cast("TextEncoder", build({**foreign, "name": "text", "width": encoder.width}))
         width = {"context": encoder.width, "pooled": encoder.width}
         draft = None
         if (drawn := spec.get("draft")) is not None:

@@ -49,6 +49,10 @@ class TextEncoder(nn.Module):
 
     Its tokenizer's merges are a buffer, so that a model file is complete.
 
+    Another encoder may stand beside it, ``foreign``, that learned to say the same of other languages
+    (``tasks.languages``). It reads the texts of which this one does not know every word; its tokens are numbered after
+    this one's. So whatever was understood before is understood as before, to the bit.
+
     Args:
         vocabulary: Number of tokens.
         width: Of a token's state.
@@ -79,7 +83,9 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.5)
         self.layers = nn.ModuleList(Layer(width, head) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
+        self.foreign: TextEncoder | None = None
         self._tokenizer: Tokenizer | None = None
+        self._words: frozenset[int] | None = None
 
     merges: Tensor
     known: Tensor
@@ -92,7 +98,7 @@ class TextEncoder(nn.Module):
             )
         self.merges.zero_()
         self.merges[: len(tokenizer.merges)] = torch.tensor(tokenizer.merges, dtype=torch.int32)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._words = tokenizer, None
         if self.config["known"]:
             self.known.copy_(torch.tensor(words(texts)))
 
@@ -108,18 +114,50 @@ class TextEncoder(nn.Module):
 
         Known words are one token, or few for their length. Scripts without spaces have no words to list.
         """
+        if self.foreign is not None and self.foreign.knows(word):
+            return True
         if self.config["known"] and not any(unicodedata.east_asian_width(letter) in "WF" for letter in word):
-            return bool(torch.isin(torch.tensor(words([word])), self.known).all())
+            return self.lists(word)
         return len(self.tokenizer.encode(normalized(word))) <= max(3, (len(word) + 1) // 2)
+
+    def reads(self, text: str) -> bool:
+        """Whether this encoder reads a text itself: it lists every word, or has none beside it."""
+        return self.foreign is None or self.lists(text)
+
+    def lists(self, text: str) -> bool:
+        """Whether every word of a text was in the captions, of an encoder that lists its words."""
+        if self._words is None:
+            self._words = frozenset(self.known.tolist())
+        return self._words.issuperset(words([text]))
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token stands in the text as it is read (:func:`normalized`)."""
+        reader = self if self.reads(text) else cast("TextEncoder", self.foreign)
+        return reader.tokenizer.spans(text)
 
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "b n"]:
         """Token numbers, padded with 0; an empty text is all padding, which is "nothing said"."""
-        rows = [self.tokenizer.encode(normalized(text))[: self.length] if text.strip() else [] for text in texts]
+        rows = [self._numbers(text) for text in texts]
         longest = max(map(len, rows), default=0) or 1
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], dtype=torch.long)
 
+    def _numbers(self, text: str) -> list[int]:
+        if not text.strip():
+            return []
+        if not self.reads(text):
+            return [self.config["vocabulary"] + token for token in cast("TextEncoder", self.foreign)._numbers(text)]
+        return self.tokenizer.encode(normalized(text))[: self.length]
+
     def forward(self, tokens: Int64[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:
         """(token states (b, n, d), mask (b, n), the mean state of each caption (b, d); 0 where nothing is said)."""
+        if self.foreign is not None:
+            strange = (tokens > self.config["vocabulary"]).any(1)
+            if bool(strange.any()):
+                theirs = self.foreign((tokens[strange] - self.config["vocabulary"]).clamp(min=PAD))
+                return _joined(strange, theirs, self._understood(tokens[~strange][:, : self.length]))
+        return self._understood(tokens)
+
+    def _understood(self, tokens: Int64[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:
         mask = tokens != PAD
         x = self.embed(tokens) + self.position[: tokens.shape[1]]
         visible = mask | ~mask.any(1, keepdim=True)  # a row of padding attends to itself: no NaN, and masked later
@@ -127,6 +165,19 @@ class TextEncoder(nn.Module):
             x = layer(x, visible)
         x = self.norm(x) * mask[..., None]
         return x, mask, x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def _joined(
+    which: Bool[Tensor, " b"], some: tuple[Tensor, Tensor, Tensor], others: tuple[Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One batch of two encoders' rows: ``some`` where ``which``, the others padded to their length."""
+    joined = []
+    for a, b in zip(some, others, strict=True):
+        both = a.new_zeros(len(which), *a.shape[1:])
+        both[which] = a
+        both[~which, : b.shape[1]] = b
+        joined.append(both)
+    return joined[0], joined[1], joined[2]
 
 
 class Draft(nn.Module):
@@ -169,9 +220,10 @@ class Worded(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The inner network's keywords, the text encoder's under "words" and the draft's under "draft"."""
-        drawn = {} if self.draft is None else {"draft": self.draft.config}
-        return {**cast("dict[str, Any]", self.net.config), "words": self.words.config, **drawn}
+        """The inner network's keywords; under "words", "foreign" and "draft" those of the other parts."""
+        others = {"foreign": self.words.foreign, "draft": self.draft}
+        config = {**cast("dict[str, Any]", self.net.config), "words": self.words.config}
+        return config | {name: part.config for name, part in others.items() if part is not None}
 
     def read(self, cond: Cond) -> Cond:
         """The condition with its words understood."""

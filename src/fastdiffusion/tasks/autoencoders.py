@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import data as datasets
 from .. import nets
-from ..checkpoints import save_tensors
+from ..checkpoints import save_tensors, stored
 from ..data import Dataset
 from ..errors import InputError, unknown
 from ..examples import Examples
@@ -255,7 +255,6 @@ def preview(codec: Codec, data: Dataset, path: Path, n: int = 8) -> None:
 
 
 def save(codec: Codec, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it."""
+    """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it, torch.int8 quarters it."""
     kind = next(name for name, known in nets.NETS.items() if type(codec) is known)
-    tensors = {k: v.to(dtype) if dtype and v.is_floating_point() else v for k, v in codec.state_dict().items()}
-    save_tensors(path, tensors, {"codec": {"name": kind, **codec.config}})
+    save_tensors(path, stored(codec.state_dict(), dtype), {"codec": {"name": kind, **codec.config}})

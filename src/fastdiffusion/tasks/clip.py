@@ -23,7 +23,7 @@ from tqdm import trange
 
 from .. import data as datasets
 from .. import metrics, tokenizers
-from ..checkpoints import Folder, load_tensors, save_tensors
+from ..checkpoints import Folder, load_tensors, save_tensors, stored
 from ..data import Dataset, ImageFolder, augment
 from ..denoisers import expand
 from ..errors import CheckpointError, DataError, InputError, unknown
@@ -63,10 +63,8 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def save(clip: Clip, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it."""
-    state = clip.state_dict()
-    tensors = state if dtype is None else {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-    save_tensors(path, tensors, {"kind": "clip", **clip.config})
+    """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it, torch.int8 quarters it."""
+    save_tensors(path, stored(clip.state_dict(), dtype), {"kind": "clip", **clip.config})
 
 
 def load(path: str | Path | None = None) -> Clip:

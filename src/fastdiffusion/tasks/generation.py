@@ -443,7 +443,7 @@ def _told(plan: _Plan, batch: range) -> Denoise:
         model.read,
         [row.sigma for row in plan.table.rows],
         p["negative"],
-        prompts.aligned(model.words.tokenizer.spans, normalized),
+        prompts.aligned(model.words.spans, normalized),
         model.words.length,
     )
     return compiled.guide(model.denoise, p["scale"])

@@ -1,6 +1,6 @@
-"""New languages for a model of words: another tokenizer and text encoder, against a frozen denoiser.
+"""New languages for a model of words: another tokenizer and text encoder, beside its own, against a frozen denoiser.
 
-    taught = teach(load("emoji.safetensors"), emoji_pairs(["ja", "es"]), steps=3000)
+    taught = teach(load("emoji.safetensors"), bilingual("emoji:ja,es") + bilingual("edict"), steps=3000)
     sample(taught, "ハートの目の猫")
 
 Japanese Stable Diffusion did this in two stages: first a new text encoder with the denoiser frozen, then both together;
@@ -16,16 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from .. import optimizers, samplers, tokenizers
-from ..data import emoji, reserved
-from ..data.emoji import LANGUAGES
-from ..data.scenes import spoken
+from ..data.bilingual import Pair
 from ..denoisers import Denoiser
 from ..errors import DataError, InputError
 from ..guidance import cfg
@@ -36,50 +34,7 @@ from ..noise import generator, initial
 from .loop import Part, train
 
 PAIRS, QUERIES = 41, 42  # purposes of generators
-SHOWN = 64  # queries that a batch is compared at
-
-
-class Pair(NamedTuple):
-    """A text in the new language, and what the model already understands."""
-
-    text: str
-    known: str
-
-
-def emoji_pairs(languages: Sequence[str] = LANGUAGES, held_out: bool = False) -> list[Pair]:
-    """Names of emoji in several languages beside the English ones, which stand for themselves.
-
-    Args:
-        languages: Of ``data.emoji.LANGUAGES``.
-        held_out: Instead those that ``data.reserved.pair`` keeps from training.
-    """
-    english = emoji(languages=["en"])
-    found: list[Pair] = []
-    for language in languages:
-        names = emoji(languages=[language])
-        for i, own in enumerate(names.captions):
-            name = names.names[i]
-            if reserved.reserved(name) or reserved.pair(name, language) != held_out or len(reserved.skins(name)) > 1:
-                continue
-            found += [Pair(text, spoken(name, english.captions[i][0])) for text in own[:1]]
-    return list(dict.fromkeys(found))
-
-
-def read_pairs(path: str | Path) -> list[Pair]:
-    """Pairs from a table: a .tsv or .csv file whose rows are the new text and the known one."""
-    import csv
-
-    path = Path(path)
-    try:
-        rows = list(csv.reader(path.open(encoding="utf-8-sig"), delimiter="\t" if path.suffix == ".tsv" else ","))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"Cannot read {path.name!r} ({error}).") from None
-    found = [
-        Pair(row[0].strip(), row[1].strip()) for row in rows if len(row) >= 2 and row[0].strip() and row[1].strip()
-    ]
-    if not found:
-        raise DataError(f"{path.name!r} has no pairs. Each row is: text in the new language, the same in a known one.")
-    return found
+SHOWN = 8  # queries that a batch is compared at, drawn anew at every step
 
 
 def teach(
@@ -88,7 +43,7 @@ def teach(
     steps: int = 3000,
     vocabulary: int = 8192,
     depth: int = 3,
-    keep: bool = True,
+    keep: float = 0.2,
     folder: str | Path | None = None,
     batch_size: int = 128,
     lr: float = 1e-2,
@@ -96,15 +51,17 @@ def teach(
     fresh: bool = False,
     seed: int = 0,
 ) -> Model:
-    """The model with a text encoder that understands the new texts as it understood the known ones.
+    """The model with a second text encoder, which understands the new texts as the first understands the known ones.
+
+    The first stays as it is and reads what it knows (``TextEncoder.foreign``), so nothing is forgotten.
 
     Args:
         model: A model of words; its denoiser stays as it is.
-        pairs: New and known texts.
+        pairs: New and known texts. Those whose known side has words that the model never read are left out.
         steps: Of training.
         vocabulary: Most tokens of the new tokenizer, which is trained on all texts.
         depth: Layers of the new encoder.
-        keep: Whether known texts are to be understood too: half of each batch.
+        keep: Part of each batch that is known texts, which stand for themselves: a text may mix both languages.
         folder: Where checkpoints go; the same call goes on.
         batch_size: Texts a step.
         lr: Highest learning rate.
@@ -115,12 +72,16 @@ def teach(
     net = model.denoiser.net
     if not isinstance(net, Worded):
         raise InputError("This model was trained without words: there is nothing to teach it words by.")
+    if not 0 <= keep < 1:
+        raise InputError(f"keep is a part of each batch, from 0 to below 1, got {keep}. Try 0.2.")
+    own = _alone(net.words, [pair.known for pair in pairs])
+    pairs = [pair for pair in pairs if own.lists(pair.known)]
     if not pairs:
-        raise DataError("No pairs of texts were given.")
+        raise DataError("No pairs of texts were given, or none whose known side the model has read.")
     known = list(dict.fromkeys(pair.known for pair in pairs))
     texts = [normalized(text) for text in (*(pair.text for pair in pairs), *known)]
     tokenizer = tokenizers.train(texts, vocabulary)
-    config = net.words.config
+    config = own.config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, PAIRS).initial_seed() % 2**63)
         changed = {
@@ -132,19 +93,32 @@ def teach(
         new = TextEncoder(**{**config, **changed})
     new.learn_words(tokenizer, texts)
     if depth == config["depth"]:
-        new.layers.load_state_dict(net.words.layers.state_dict())  # what words do to one another is alike everywhere
+        new.layers.load_state_dict(own.layers.state_dict())  # what words do to one another is alike everywhere
+    often = torch.tensor([pair.weight for pair in pairs], dtype=torch.float64).cumsum(0)
+    kept = round(keep * batch_size)
 
     def rows(g: torch.Generator) -> tuple[Told, list[str]]:
-        chosen = [pairs[i] for i in torch.randint(len(pairs), (batch_size,), generator=g).tolist()]
-        if keep:  # every second text is a known one, which stands for itself
-            chosen = [Pair(pair.known, pair.known) if i % 2 else pair for i, pair in enumerate(chosen)]
-        return new(new.tokens([pair.text for pair in chosen])), [pair.known for pair in chosen]
+        drawn = torch.searchsorted(often, often[-1] * torch.rand(batch_size, generator=g, dtype=torch.float64))
+        chosen = [pairs[min(i, len(pairs) - 1)] for i in drawn.tolist()]
+        asked = [pair.known if i < kept else pair.text for i, pair in enumerate(chosen)]
+        return new(new.tokens(asked)), [pair.known for pair in chosen]
 
     described = {"words": new.config, "pairs": len(pairs), "batch_size": batch_size, "lr": lr, "keep": keep}
     distill(model, new, rows, known, steps, described, folder, lr, minutes, fresh, seed)
+    own.foreign = new
     its = model.denoiser
-    denoiser = Denoiser(Worded(net.net, new, net.draft), its.parameterization, its.sigma_data, its.self_condition)
-    return replace(model, denoiser=denoiser.eval(), tables={})
+    denoiser = Denoiser(Worded(net.net, own, net.draft), its.parameterization, its.sigma_data, its.self_condition)
+    return replace(model, denoiser=denoiser.eval())
+
+
+def _alone(encoder: TextEncoder, texts: Sequence[str]) -> TextEncoder:
+    """A copy of a text encoder without another beside it; one that lists no words takes those of ``texts``."""
+    config = encoder.config if encoder.config["known"] else {**encoder.config, "known": len(words(texts))}
+    alone = TextEncoder(**config)
+    alone.load_state_dict({k: v for k, v in encoder.state_dict().items() if not k.startswith("foreign.")}, strict=False)
+    if not encoder.config["known"]:
+        alone.learn_words(encoder.tokenizer, texts)
+    return alone.eval().requires_grad_(False)
 
 
 Told = tuple[Tensor, Tensor, Tensor]  # token states, mask and pooled vector, as a text encoder gives them

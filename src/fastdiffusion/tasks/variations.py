@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import data as datasets
-from ..checkpoints import load_tensors, save_tensors
+from ..checkpoints import load_tensors, save_tensors, stored
 from ..data import Dataset
 from ..errors import CheckpointError, InputError
 from ..models import Model
@@ -137,8 +137,7 @@ def condition(
 
 def save(adapter: Adapter, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file, atomically."""
-    tensors = {k: v.to(dtype) if dtype else v for k, v in adapter.state_dict().items()}
-    save_tensors(path, tensors, {"kind": "adapter", **adapter.config})
+    save_tensors(path, stored(adapter.state_dict(), dtype), {"kind": "adapter", **adapter.config})
 
 
 def load(path: str | Path) -> Adapter:

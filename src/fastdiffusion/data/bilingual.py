@@ -1,0 +1,162 @@
+"""What a text in another language means in words that a model knows: names, search words, grounds and dictionaries.
+
+    pairs = bilingual("emoji:ja,es") + bilingual("pairs.csv") + bilingual("edict")
+
+A pair's weight is how often it is drawn; what is one's own or a proper name counts 1, what is only near counts less.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import DataError, InputError, MissingExtra
+from . import reserved
+from .emoji import LANGUAGES, emoji
+from .scenes import cldr, plain, spoken
+
+EDICT = Path("/usr/share/edict/edict")  # Debian's package edict: Japanese to English, CC-BY-SA-3.0, EDRDG
+
+# How each language says that something is on a colored ground, and the colors in the order of ``reserved.COLORS``.
+GROUNDS: dict[str, tuple[str, str]] = {
+    "ar": ("{name} على خلفية {color}", "بيضاء سوداء حمراء برتقالية صفراء خضراء زرقاء بنفسجية وردية"),
+    "de": (
+        "{name} auf {color} Hintergrund",
+        "weißem schwarzem rotem orangem gelbem grünem blauem violettem rosa",
+    ),
+    "es": ("{name} sobre fondo {color}", "blanco negro rojo naranja amarillo verde azul morado rosa"),
+    "fa": ("{name} روی پس‌زمینه {color}", "سفید سیاه قرمز نارنجی زرد سبز آبی بنفش صورتی"),
+    "fr": ("{name} sur fond {color}", "blanc noir rouge orange jaune vert bleu violet rose"),
+    "id": ("{name} dengan latar belakang {color}", "putih hitam merah oranye kuning hijau biru ungu pink"),
+    "it": ("{name} su sfondo {color}", "bianco nero rosso arancione giallo verde blu viola rosa"),
+    "ja": ("{name} {color}の背景", "白 黒 赤 オレンジ 黄色 緑 青 紫 ピンク"),
+    "ko": ("{name} {color} 배경", "흰색 검은색 빨간색 주황색 노란색 초록색 파란색 보라색 분홍색"),
+    "pt": ("{name} em fundo {color}", "branco preto vermelho laranja amarelo verde azul roxo rosa"),
+    "ru": ("{name} на {color} фоне", "белом чёрном красном оранжевом жёлтом зелёном синем фиолетовом розовом"),
+    "tr": ("{name} {color} arka planda", "beyaz siyah kırmızı turuncu sarı yeşil mavi mor pembe"),
+    "zh": ("{name} {color}背景", "白色 黑色 红色 橙色 黄色 绿色 蓝色 紫色 粉色"),
+}
+
+
+class Pair(NamedTuple):
+    """A text in the new language, what the model already understands, and how often to say so."""
+
+    text: str
+    known: str
+    weight: float = 1.0
+
+
+def bilingual(source: str | Path) -> list[Pair]:
+    """Pairs from a place that is named: "emoji", "emoji:ja,es", "edict", or the file of a table or of EDICT.
+
+    Raises:
+        InputError: An unknown language.
+        DataError: A file that cannot be read, or has no pairs.
+        MissingExtra: Names, search words or the dictionary are not installed.
+    """
+    name = str(source)
+    if name == "emoji" or name.startswith("emoji:"):
+        languages = name[6:].split(",") if name[5:] else LANGUAGES[1:]
+        return emoji_pairs(languages) + emoji_words(languages)
+    if name == "edict" or Path(name).name.startswith("edict"):
+        return edict(EDICT if name == "edict" else Path(name))
+    return table(Path(name))
+
+
+def emoji_pairs(languages: Sequence[str] = LANGUAGES[1:], held_out: bool = False) -> list[Pair]:
+    """Names of emoji in several languages beside the English ones.
+
+    Args:
+        languages: Of ``data.emoji.LANGUAGES``.
+        held_out: Instead those that ``data.reserved.pair`` keeps from training.
+    """
+    return list(
+        dict.fromkeys(
+            Pair(text, known)
+            for language in languages
+            for name, known, texts in _designs(language, held_out)
+            if len(reserved.skins(name)) < 2
+            for text in texts
+        )
+    )
+
+
+def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
+    """What else is said of the same emoji: CLDR's search words, and names on the grounds that were trained on.
+
+    A search word belongs to many emoji; what it comes to mean is the mean of them.
+    """
+    found: list[Pair] = []
+    for language in languages:
+        words = cldr(language)
+        saying, colors = GROUNDS.get(language, ("{name} on {color}", " ".join(reserved.COLORS)))
+        told = dict(zip(reserved.COLORS, colors.split(), strict=True))
+        for name, known, texts in _designs(language):
+            if reserved.skins(name):
+                continue
+            found += [Pair(word, known, 0.15) for word in words.get(plain(name), ()) if word not in texts]
+            found += [
+                Pair(saying.format(name=text, color=word), f"{known} on {color}", 0.15)
+                for text in texts
+                for color, word in told.items()
+                if color != "white" and not reserved.ground(name, color)
+            ]
+    return list(dict.fromkeys(found))
+
+
+def _designs(language: str, held_out: bool = False) -> list[tuple[str, str, list[str]]]:
+    """(code points, the English name, the first name in ``language``) of what may be said, or what is held out."""
+    if language not in LANGUAGES:
+        raise InputError(f"Emoji have names in {' '.join(LANGUAGES)}, got {language!r}.")
+    english, names = emoji(languages=["en"]), emoji(languages=[language])
+    return [
+        (name, spoken(name, known[0]), list(own[:1]))
+        for name, known, own in zip(names.names, english.captions, names.captions, strict=True)
+        if not reserved.reserved(name) and reserved.pair(name, language) == held_out
+    ]
+
+
+def edict(path: Path = EDICT, most: int = 2) -> list[Pair]:
+    """Japanese words with their English glosses of at most ``most`` words, from a dictionary in EDICT's form.
+
+    A line is "word;other spelling [reading] /(part of speech) gloss/another gloss/(P)/"; (P) marks common words.
+
+    Raises MissingExtra without the file, DataError for one of another form.
+    """
+    try:
+        lines = path.read_text(encoding="euc-jp", errors="ignore").splitlines()
+    except FileNotFoundError:
+        raise MissingExtra(f"There is no dictionary at {path}. Install one: apt install edict.") from None
+    except OSError as error:
+        raise DataError(f"Cannot read {path.name!r}: {error.strerror}.") from None
+    found: dict[tuple[str, str], float] = {}
+    for line in lines:
+        head, _, rest = line.partition(" /")
+        forms = re.findall(r"[^\s\[\];]+", re.sub(r"\([^)]*\)", "", head))[:2]
+        glosses = [re.sub(r"\([^)]*\)|[{}]", "", gloss).strip() for gloss in rest.split("/")]
+        glosses = [re.sub(r"^(to|a|an|the) ", "", gloss) for gloss in glosses if gloss]
+        for rank, gloss in enumerate(glosses):
+            if 0 < len(gloss.split()) <= most:
+                weight = (0.5 if "(P)" in rest else 0.1) / (1 + rank)
+                for form in forms:
+                    found[form, gloss] = max(weight, found.get((form, gloss), 0.0))
+    if not found:
+        raise DataError(f"{path.name!r} is no dictionary in EDICT's form.")
+    return [Pair(text, known, weight) for (text, known), weight in found.items()]
+
+
+def table(path: Path) -> list[Pair]:
+    """Pairs from a .tsv or .csv file whose rows are the new text and the known one."""
+    try:
+        rows = list(csv.reader(path.open(encoding="utf-8-sig"), delimiter="\t" if path.suffix == ".tsv" else ","))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Cannot read {path.name!r} ({error}).") from None
+    found = [
+        Pair(row[0].strip(), row[1].strip()) for row in rows if len(row) >= 2 and row[0].strip() and row[1].strip()
+    ]
+    if not found:
+        raise DataError(f"{path.name!r} has no pairs. Each row is: text in the new language, the same in a known one.")
+    return found
