@@ -1,6 +1,7 @@
-"""A new language for the shipped model: what the judge recalls of pictures asked for in it, beside English.
+"""Pictures asked for in other languages: what the judge recalls of them, beside the same names in English.
 
-    python bench/languages.py --language ja --steps 700
+    python bench/languages.py --languages ja de zh -n 96
+    python bench/languages.py --model taught.safetensors --only held_out
 
 Held-out pairs are designs that the model was taught, whose names in that language it never saw.
 """
@@ -8,33 +9,56 @@ Held-out pairs are designs that the model was taught, whose names in that langua
 from __future__ import annotations
 
 import argparse
+import json
 import random
+from pathlib import Path
+
+from torch import Tensor
 
 from fastdiffusion import sample
-from fastdiffusion.tasks import judging, languages
+from fastdiffusion.data import bilingual
+from fastdiffusion.images import grid
+from fastdiffusion.tasks import judging
 from fastdiffusion.tasks.files import loaded
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--language", default="ja", choices=languages.LANGUAGES)
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--n", type=int, default=96)
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--languages", nargs="+", default=list(bilingual.GROUNDS), choices=list(bilingual.GROUNDS))
+    parser.add_argument("--only", nargs="+", default=["taught", "held_out"], choices=["taught", "held_out"])
+    parser.add_argument("-n", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--out", type=Path, default=Path("out/languages"))
     args = parser.parse_args()
-    judge, model = judging.load(), loaded("emoji")
-    taught = languages.teach(model, languages.emoji_pairs([args.language]), args.steps, vocabulary=4096)
-    for name, held_out in (("taught", False), ("held out", True)):
-        pairs = languages.emoji_pairs([args.language], held_out)
-        random.Random(0).shuffle(pairs)
-        pairs = pairs[: args.n]
-        told = [pair.known.removeprefix("flag of ") for pair in pairs]
-        for who, made, texts in (
-            ("English, before", model, [p.known for p in pairs]),
-            ("English, after", taught, [p.known for p in pairs]),
-            (args.language, taught, [p.text for p in pairs]),
-        ):
-            images = sample(made, texts, len(texts), scale=model.info["scale"], batch_size=32).images
-            print(f"{name:9} {who:16} {judging.recall_at_1(judge, images, told)}", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    judge, model = judging.load(), loaded(args.model)
+    assert model.words is not None
+
+    def draw(texts: list[str]) -> Tensor:
+        return sample(
+            model, texts, len(texts), steps=args.steps, scale=model.info.get("scale", 1.5), batch_size=32
+        ).images
+
+    found = {}
+    for language in args.languages:
+        for part in args.only:
+            pairs = bilingual.emoji_pairs([language], held_out=part == "held_out")
+            random.Random(0).shuffle(pairs)
+            pairs = pairs[: args.n]
+            told = [pair.known.removeprefix("flag of ") for pair in pairs]
+            texts = [pair.text for pair in pairs]
+            theirs, english = draw(texts), draw([pair.known for pair in pairs])
+            row = {
+                "recall": judging.recall_at_1(judge, theirs, told),
+                "english": judging.recall_at_1(judge, english, told),
+                "tokens": sum(int((model.words.tokens([text]) > 0).sum()) for text in texts) / len(texts),
+                "bytes": sum(len(text.encode()) for text in texts) / len(texts),
+            }
+            found[f"{language} {part}"] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
+            print(language, part, {k: str(v) for k, v in row.items()}, flush=True)
+            grid(theirs[:24], 12).save(args.out / f"{language}-{part}.png")
+    (args.out / "languages.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -109,7 +109,21 @@ def test_a_signal_ends_with_a_checkpoint_within_a_step(tmp_path, number, code):
     child.kill(number)
     got, rest = child.wait()
     assert got == code
-    assert Folder(tmp_path).latest()[0] == int(rest.split()[-1] if rest else 5)
+    step = int(rest.split()[-1] if rest else 5)
+    assert Folder(tmp_path).latest()[0] == step
+    assert load(tmp_path).info["steps"] == step  # and the model so far can be sampled from
+
+
+def test_a_run_that_goes_on_shows_its_model(tmp_path):
+    seen = {}
+
+    class Look(Callback):
+        def step(self, learn, step):
+            if (tmp_path / "model.safetensors").exists():
+                seen.setdefault(load(tmp_path).info["steps"], step.step)
+
+    learner(folder=tmp_path, batch_size=64).fit(steps=120, callbacks=[Look()])  # every 50 steps
+    assert len(seen) > 1 and all(steps == step for steps, step in seen.items())
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path):

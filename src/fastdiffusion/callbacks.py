@@ -19,10 +19,11 @@ from . import reports, samplers
 from .budgets import TrainStep
 from .checkpoints import save_tensors
 from .distributed import whole
+from .errors import CheckpointError
 from .examples import Examples
 from .guidance import cfg
 from .images import grid, save_png
-from .models import FILE, save
+from .models import FILE, Model, save
 from .noise import initial
 
 if TYPE_CHECKING:
@@ -227,16 +228,28 @@ def restored(learner: Learner, n: int) -> torch.Tensor:
 
 
 class Results(Callback):
-    """model.safetensors and report.html, at the end."""
+    """model.safetensors as it stands, seldom and whenever the run ends; report.html beside it when it is done."""
+
+    def step(self, learner: Learner, step: TrainStep) -> None:
+        """Write the model so far, so that one can sample from a run that goes on. A full disk is not worth a run."""
+        if step.step != step.of and seldom(step, learner.batch_size, PREVIEWS * CALLS):
+            try:
+                self.write(learner)
+            except CheckpointError as error:
+                say(learner, f"\nNo model at step {step.step:,}: {error}")
 
     def end(self, learner: Learner) -> None:
-        """Write both; a run that was told to stop has only the time for its checkpoint."""
-        if learner.stopped:
-            return
+        """Write both; a run that was told to stop has a checkpoint by now, and no time for a report."""
+        model = self.write(learner)
+        if learner.main and learner.run is not None and not learner.stopped:
+            reports.write(learner.run, learner.config, model)
+
+    def write(self, learner: Learner) -> Model:
+        """The averaged model, into the run's folder."""
         model = learner.model
         if learner.main and learner.run is not None:
             save(model, learner.run.path / FILE)
-            reports.write(learner.run, learner.config, model)
+        return model
 
 
 class Console(Callback):
@@ -271,7 +284,7 @@ class Console(Callback):
         text += f" at step {s.step:,} after {clock(s.seconds)}, loss {self.loss:.4f}."
         if learner.run is not None:
             text += (
-                " The same command goes on from here."
+                f" The same command goes on from here; {learner.run.path / FILE} is the model so far."
                 if learner.stopped
                 else f"\n{learner.run.path / FILE}, previews/ and report.html are there."
             )
