@@ -182,8 +182,9 @@ def main() -> None:
     for text in ("blur 1.5", "motion 9 30", "defocus 3"):
         kernel = _kernel(text)
         table(f"deblur {text}", text, {
-            "input": given_as, "Wiener": lambda y, op, k=kernel: wiener(to_tensor(y)[None], k, 2e-3)[0],
-            "RL": lambda y, op, k=kernel: richardson_lucy(to_tensor(y)[None], k, 30)[0],
+            "input": given_as,
+            **{f"Wiener {r:g}": lambda y, op, k=kernel, r=r: wiener(to_tensor(y)[None], k, r)[0] for r in (2e-3, 1e-2)},
+            **{f"RL {n}": lambda y, op, k=kernel, n=n: richardson_lucy(to_tensor(y)[None], k, n)[0] for n in (30, 100)},
             **({"mean": answer(text)} if text.startswith("blur") else {}),
             "zero-shot": answer(text, way="zero-shot", steps=20),
         })  # fmt: skip

@@ -9,7 +9,7 @@ from fastdiffusion import samplers, schedules
 from fastdiffusion.corruptions import parse
 from fastdiffusion.data.oracles import Gaussian, Mixture
 from fastdiffusion.errors import InputError
-from fastdiffusion.inverse import INVERSE, ddnm, dps, pigdm, tmpd
+from fastdiffusion.inverse import INVERSE, ddnm, dps, laplacian, pigdm, smoothly, tmpd
 
 N = 36
 SHAPE = (1, 6, 6)
@@ -129,3 +129,20 @@ def test_shapes_that_do_not_go_together_are_told():
     operator = parse("downscale 2").on(SHAPE, [0])
     with pytest.raises(InputError, match="one measurement per picture"):
         ddnm(denoise, operator, torch.zeros(1, 1, 6, 6))(torch.zeros(1, *SHAPE), torch.ones(1))
+
+
+@pytest.mark.parametrize("text", ["blur 1", "motion 3 30"])
+def test_an_answer_that_is_off_by_something_smooth(text):
+    """Conjugate gradients against the normal equations, solved as a matrix."""
+    oracle, _ = prior("round")
+    x0, operator, y, a, offset = measured(oracle, text)
+    basis = torch.eye(N).double().view(N, *SHAPE)
+    second = laplacian(basis).flatten(1)
+    assert torch.allclose(second, second.T)  # also at the borders
+    noise, roughness = 0.05**2, 0.2
+    begin = x0 + 0.1 * torch.randn(x0.shape, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    found = smoothly(begin, y, operator, y.new_full((2, 1, 1, 1), noise), roughness, 300)
+    system = a.T @ a + noise / roughness**2 * second @ second
+    off = (y - offset - operator.mean(begin) + operator.mean(torch.zeros_like(begin))).flatten(1)
+    wanted = begin.flatten(1) + torch.linalg.solve(system, a.T @ off.T).T
+    assert torch.allclose(found.flatten(1), wanted, atol=1e-3)

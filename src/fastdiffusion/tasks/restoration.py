@@ -36,8 +36,8 @@ from .ways import PLACED, SIDE, WAYS, as_written, chosen_way, operator_of, shrin
 
 ANSWERS = ("auto", "mean", "sample")
 ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
-TRUST = 0.05  # how far off a model's answer is thought to be, when it is held to a blurred input
-BLURS = ("blur", "motion", "defocus", "kernel")  # lose some frequencies nearly wholly: rounding drowns what is left
+ROUGHNESS = 0.04  # how far off the second differences of a model's answer are thought to be, where it was blurred
+BLURS = ("blur", "motion", "defocus", "kernel")
 SMALLEST = 8  # pixels
 DATA = 0.5  # standard deviation of photographs
 START = 5.0  # noise level at which a sample begins around a degraded picture: far above any damage
@@ -246,7 +246,10 @@ class _Job:
         y = self.measured(tile, operator)
         rows = y.expand(self.n, -1, -1, -1)
         base = operator.lift(rows)
-        if self.way == "zero-shot":
+        if self.way == "zero-shot" and self.mean and self._blurs(operator) and strongest_noise(self.model) is not None:
+            x = self._denoiser(self._sharpened(base, rows, operator), base.new_empty(0))  # takes away what rings
+            tick(self.steps)
+        elif self.way == "zero-shot":
             x = self._zero_shot(operator, rows, base, tile, tick)
         elif self.way == "cold":
             x = self._cold(base, tick)
@@ -269,15 +272,23 @@ class _Job:
             return x.clamp(-1, 1)
         if operator.std is not None and bool((operator.std > 0).any()):
             return x.clamp(-1, 1)
-        names = [step.name for step in self.what.steps]
-        gray = names == ["gray"] and self.channels == 3
-        blurred = any(name in BLURS for name in names)
-        trust = TRUST if blurred else 1.0
-        for _ in range(1 if gray or blurred else 20):  # by turns what agrees with the input, and what a file can hold
-            x = inverse.nearby(x.clamp(-1, 1), y, operator, _rows(x, trust**2), _rows(x, ROUNDING**2))
+        gray = [step.name for step in self.what.steps] == ["gray"] and self.channels == 3
+        if self._blurs(operator):
+            return self._sharpened(x, y, operator).clamp(-1, 1)
+        for _ in range(1 if gray else 20):  # by turns what agrees with the input, and what a file can hold
+            x = inverse.nearby(x.clamp(-1, 1), y, operator, _rows(x, 1.0), _rows(x, ROUNDING**2))
             if float((x.abs() - 1).max()) < 0.5 / 255:
                 break
         return in_gamut(x, y) if gray else x.clamp(-1, 1)
+
+    def _blurs(self, operator: Operator) -> bool:
+        """Whether some frequencies are nearly lost, which rounding then drowns, and no other noise is."""
+        noisy = operator.std is not None and bool((operator.std > 0).any())
+        return operator.linear and not noisy and any(step.name in BLURS for step in self.what.steps)
+
+    def _sharpened(self, x: Tensor, y: Tensor, operator: Operator) -> Tensor:
+        """The answer that agrees with a blurred input, as far as it was not rounded away, and is like ``x`` else."""
+        return inverse.smoothly(x, y, operator, _rows(x, ROUNDING**2), ROUGHNESS)
 
     def _level(self, x: Tensor, sigma: float) -> Tensor:
         return x.new_full((len(x),), sigma)
