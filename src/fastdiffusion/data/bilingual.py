@@ -75,7 +75,9 @@ def emoji_pairs(languages: Sequence[str] = LANGUAGES[1:], held_out: bool = False
     """
     return list(
         dict.fromkeys(
-            Pair(text, known)
+            Pair(
+                text, known, 0.15 if reserved.skins(name) else 1.0
+            )  # five tones of one name teach little more than one
             for language in languages
             for name, known, texts in _designs(language, held_out)
             if len(reserved.skins(name)) < 2
@@ -97,9 +99,9 @@ def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
         for name, known, texts in _designs(language):
             if reserved.skins(name):
                 continue
-            found += [Pair(word, known, 0.15) for word in words.get(plain(name), ()) if word not in texts]
+            found += [Pair(word, known, 0.1) for word in words.get(plain(name), ()) if word not in texts]
             found += [
-                Pair(saying.format(name=text, color=word), f"{known} on {color}", 0.15)
+                Pair(saying.format(name=text, color=word), f"{known} on {color}", 0.08)
                 for text in texts
                 for color, word in told.items()
                 if color != "white" and not reserved.ground(name, color)
@@ -140,7 +142,7 @@ def edict(path: Path = EDICT, most: int = 2) -> list[Pair]:
         glosses = [re.sub(r"^(to|a|an|the) ", "", gloss) for gloss in glosses if gloss]
         for rank, gloss in enumerate(glosses):
             if 0 < len(gloss.split()) <= most:
-                weight = (0.5 if "(P)" in rest else 0.1) / (1 + rank)
+                weight = (0.3 if "(P)" in rest else 0.05) / (1 + rank)
                 for form in forms:
                     found[form, gloss] = max(weight, found.get((form, gloss), 0.0))
     if not found:

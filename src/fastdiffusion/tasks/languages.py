@@ -94,12 +94,14 @@ def teach(
     new.learn_words(tokenizer, texts)
     if depth == config["depth"]:
         new.layers.load_state_dict(own.layers.state_dict())  # what words do to one another is alike everywhere
-    often = torch.tensor([pair.weight for pair in pairs], dtype=torch.float64).cumsum(0)
     kept = round(keep * batch_size)
+    alike = _of_one_length(pairs, [len(new.tokens([pair.text])[0]) for pair in pairs])
+    shares = torch.tensor([weights[-1] for _, weights in alike])
 
     def rows(g: torch.Generator) -> tuple[Told, list[str]]:
+        some, often = alike[int(torch.multinomial(shares, 1, generator=g))]
         drawn = torch.searchsorted(often, often[-1] * torch.rand(batch_size, generator=g, dtype=torch.float64))
-        chosen = [pairs[min(i, len(pairs) - 1)] for i in drawn.tolist()]
+        chosen = [some[min(i, len(some) - 1)] for i in drawn.tolist()]
         asked = [pair.known if i < kept else pair.text for i, pair in enumerate(chosen)]
         return new(new.tokens(asked)), [pair.known for pair in chosen]
 
@@ -109,6 +111,14 @@ def teach(
     its = model.denoiser
     denoiser = Denoiser(Worded(net.net, own, net.draft), its.parameterization, its.sigma_data, its.self_condition)
     return replace(model, denoiser=denoiser.eval())
+
+
+def _of_one_length(pairs: Sequence[Pair], lengths: Sequence[int], parts: int = 8) -> list[tuple[list[Pair], Tensor]]:
+    """The pairs in ``parts`` of about equal length, with their summed weights: batches of one have little padding."""
+    order = sorted(range(len(pairs)), key=lambda i: lengths[i])
+    size = -(-len(pairs) // parts)
+    some = [[pairs[i] for i in order[first : first + size]] for first in range(0, len(pairs), size)]
+    return [(part, torch.tensor([pair.weight for pair in part], dtype=torch.float64).cumsum(0)) for part in some]
 
 
 def _alone(encoder: TextEncoder, texts: Sequence[str]) -> TextEncoder:
