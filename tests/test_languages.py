@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdiffusion import nets, tokenizers
+from fastdiffusion import nets, sample, tokenizers
 from fastdiffusion.data import reserved
 from fastdiffusion.data.bilingual import GROUNDS, Pair, bilingual, emoji_pairs, emoji_words
 from fastdiffusion.data.dataset import Pictures
@@ -66,6 +66,13 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     assert taught.words.reads(known[0]) and not taught.words.reads(new[0])
     assert taught.words.knows("Quadrat") and taught.words.knows("square") and not taught.words.knows("Zwölfeck")
     assert taught.words.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))
+
+    def drawn(prompt: str) -> torch.Tensor:
+        return sample(taught, prompt, n=1, steps=6, scale=2.0).images
+
+    assert torch.allclose(drawn("(rotes:1.0) Quadrat"), drawn("rotes Quadrat"), atol=1e-5)
+    assert not torch.allclose(drawn("(rotes:1.5) Quadrat"), drawn("rotes Quadrat"), atol=1e-3)
+    assert not torch.allclose(drawn("[rotes Quadrat:blue house:0.5]"), drawn("rotes Quadrat"), atol=1e-3)
 
     save(taught, tmp_path / "taught.safetensors")
     same = load(tmp_path / "taught.safetensors")
