@@ -5,7 +5,7 @@ a picture augmented when it is surer than it is of all but 1 % of real ones. Thr
 with augmentation that the net is told of (EDM's, ours), and on a data set of which as many pictures were augmented
 beforehand, of which it was told nothing.
 
-    python bench/leak.py [--seeds 3] [--steps 400] [--p 0.3] [-n 1000] [--out out/leak]
+    python bench/leak.py [--seeds 3] [--steps 400] [--p 0.3] [--ways told] [-n 1000] [--out out/leak]
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--p", type=float, default=0.3, help="probability of each change")
+    parser.add_argument("--ways", nargs="+", default=["none", "told", "not told"])
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("out/leak"))
     args = parser.parse_args()
@@ -72,7 +73,8 @@ def main() -> None:
     baked = Pictures("digits-augmented", [changed.numpy()], labels.tolist(), classes=data.classes)
     ways = {"none": (data, {}), "told": (data, {"augment": NAMES, "augment_p": args.p}), "not told": (baked, {})}
     result: dict[str, list[float]] = {}
-    for name, (source, options) in ways.items():
+    for name in args.ways:
+        source, options = ways[name]
         for seed in range(args.seeds):
             model = Learner(source, net="unet-tiny", seed=seed, verbose=False, **options).fit(steps=args.steps).model
             made = sample(model, n=args.n, seed=1000 * seed, batch_size=250)
