@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,7 +17,7 @@ from fastdiffusion import losses, optimizers
 from fastdiffusion.budgets import State
 from fastdiffusion.callbacks import Snapshots, Validation
 from fastdiffusion.checkpoints import load_tensors
-from fastdiffusion.data import Batch, Dataset, digits
+from fastdiffusion.data import Batch, Dataset, Pictures, digits
 from fastdiffusion.ema import posthoc, snapshots
 from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError, MissingExtra
 from fastdiffusion.examples import Examples
@@ -100,6 +101,20 @@ def test_two_processes_draw_what_one_does():
     for name in ("x0", "sigma", "noise", "coin"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(h, name) for h in halves]))
     assert torch.equal(whole.cond.augment, torch.cat([h.cond.augment for h in halves]))
+
+
+def test_two_processes_are_told_what_one_is():
+    """Captions, of which every picture has several."""
+    captions = [[f"{i} {word}" for word in "abcd"] for i in range(64)]
+    data = Pictures("told", [np.zeros((64, 1, 8, 8), np.uint8)], captions=captions)
+
+    def tokens(texts):
+        return torch.tensor([[int(text.split()[0]), ord(text[-1])] for text in texts])
+
+    whole = Examples(data, 16, tokens=tokens).draw(7)
+    halves = [Examples(data, 16, tokens=tokens, rank=r, world=2).draw(7) for r in range(2)]
+    assert torch.equal(whole.cond.tokens, torch.cat([h.cond.tokens for h in halves]))
+    assert len(whole.cond.tokens[:, 1].unique()) > 1
 
 
 def test_noise_levels_are_one_from_each_quantile():

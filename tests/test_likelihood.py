@@ -97,3 +97,11 @@ def test_bits_per_dim_of_noise():
     bits = likelihood.bits_per_dim(flat, levels, trace="exact", tolerance=1e-3)
     entropy = (0.5 * math.log(2 * math.pi * math.e * std**2) - math.log(2 / 255)) / math.log(2)
     assert float(bits.mean()) == pytest.approx(entropy, abs=0.05)
+
+
+@pytest.mark.parametrize(("solver", "levels"), [(adaptive.rk45, (0.002, 80.0)), (adaptive.dpm_23, (80.0, 0.002))])
+def test_estimates_that_are_not_numbers_end_with_a_sentence(solver, levels):
+    with pytest.raises(InputError, match="not finite"):
+        list(solver(lambda x, sigma, cond=None: x * math.nan, torch.ones(1, 2), *levels))
+    with pytest.raises(InputError, match="no way"):
+        list(solver(lambda x, sigma, cond=None: x, torch.ones(1, 2), 1.0, 1.0))

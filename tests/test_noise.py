@@ -81,3 +81,8 @@ def test_dct_is_orthonormal_and_resizing_keeps_the_layout():
     small, large = noise.initial([3], (1, 16, 16)), noise.resized([3], (1, 32, 48), (1, 16, 16))
     torch.testing.assert_close(noise.dct2(large)[..., :16, :16], noise.dct2(small), rtol=0, atol=1e-4)
     assert float(noise.resized(range(20), (1, 32, 32), (1, 16, 16)).std()) == pytest.approx(1, abs=0.02)
+
+
+def test_seeds_beyond_32_bits_are_seeds_of_their_own():
+    rows = noise.initial([0, 2**32, 2**33, 1, 2**32 + 1, 2**63], (4,))
+    assert len({tuple(row.tolist()) for row in rows}) == 6

@@ -95,3 +95,9 @@ def test_what_cannot_follow_a_process_is_refused():
         next(processes.run(lambda x, s, c=None: x, x, samplers.table("euler", schedules.karras(5)), BLUR, eta=1.0))
     with pytest.raises(InputError, match="no noise to renew"):
         Cold(lambda x, level: x).step(x, x, 2.0, 1.0, eta=1.0)
+
+
+def test_a_bridge_without_noise_is_a_straight_line():
+    bridge = processes.Bridge(torch.ones(1, 3), std=0.0)
+    x, x0 = torch.full((1, 3), 0.5), torch.zeros(1, 3)
+    torch.testing.assert_close(bridge.step(x, x0, 0.5, 0.25), torch.full((1, 3), 0.25))

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 import torch
 
-from fastdiffusion import guidance, prompts
+from fastdiffusion import guidance, prompts, samplers, schedules
 from fastdiffusion.errors import InputError
 from fastdiffusion.nets.text import normalized
 from fastdiffusion.prompts import Part, Prompt, Switch, Turns, Weighted, Words, at, choose, parse, write
@@ -268,6 +268,23 @@ def test_a_switch_happens_at_its_call():
     for sigma, word in ((8.0, "cat"), (4.0, "cat"), (2.0, "dog"), (1.0, "dog")):
         got = guided(X[:1], torch.full((1,), sigma))
         assert torch.equal(got, linear(X[:1], SIGMA[:1], encode([word])))
+
+
+def test_a_switch_happens_at_a_level_that_was_rounded_up():
+    levels = tuple(samplers.table("dpmpp_2m", schedules.exponential(20)).sigmas[:-1])
+    for k in range(1, 20):
+        guided = compiled(f"[cat:dog:{k / 20}]", sigmas=levels).guide(linear, 1.0)
+        for i in (k - 1, k):  # as samplers.run says it: in float32
+            got = guided(X[:1], torch.full((1,), levels[i]))
+            assert torch.equal(got, linear(X[:1], SIGMA[:1], encode(["cat" if i < k else "dog"])))
+
+
+def test_guidance_around_the_words_is_told_them():
+    plain = compiled("cat", negative="fog")
+    by_scale = plain.guide(linear, 3.0)
+    around = compiled("cat").guide(linear, 1.0, around=lambda d: guidance.cfg(d, 3.0, encode(["fog"])))
+    torch.testing.assert_close(around(X[:1], SIGMA[:1]), by_scale(X[:1], SIGMA[:1]))
+    assert plain.single and not compiled("cat AND dog").single
 
 
 def test_what_an_encoder_cannot_do_is_told():

@@ -143,6 +143,15 @@ def test_zero_shot_undoes_what_nobody_trained(plain):
         assert error(to_pil(done.images[0]), clean) < 0.5 * error(given, clean), text
 
 
+def test_any_factor_and_any_overlap(restorer):
+    done = restore(degraded(photo(96, 96, seed=5), "downscale 3"), "upscale x3", restorer, way="zero-shot", steps=2)
+    assert done.images.shape[1:] == (3, 96, 96)
+    tiled = restore(photo(96, 128, seed=5), "jpeg 30", restorer, tile=64, overlap=0)
+    assert tiled.images.shape[1:] == (3, 128, 96) and tiled.error is not None
+    with pytest.raises(InputError, match="no strength"):
+        restore(photo(64, 64), "jpeg", restorer, way="cold", steps=2)
+
+
 def test_cold_goes_a_little_at_a_time(restorer):
     done = restore(degraded(photo(48, 48), "blur 1"), "blur 1", restorer, way="cold", steps=3)
     assert done.way == "cold"

@@ -1,5 +1,6 @@
 """Samplers against mathematics: the exact flow, the exact law, and the field's other implementations."""
 
+import json
 import math
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from fastdiffusion import noise, samplers, schedules, solvers
 from fastdiffusion.data import oracles
+from fastdiffusion.errors import InputError
 
 ODE = [name for name, method in solvers.METHODS.items() if not method.stochastic]
 SDE = [name for name in samplers.SAMPLERS if name not in ODE and name != "jump"]
@@ -267,3 +269,10 @@ def test_ancestral_equals_diffusers_given_the_same_noise(monkeypatch):
     ours = [s.x for s in samplers.run(d, x, samplers.table("euler_ancestral", sigmas), seeds=seeds)]
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=2e-4, atol=2e-4)
+
+
+def test_a_table_cannot_weigh_what_is_not_there_yet():
+    raw = json.loads(samplers.table("euler", schedules.exponential(3)).to_json())
+    raw["rows"][0]["weights"] = [0.5]
+    with pytest.raises(InputError, match="do not exist yet"):
+        samplers.Table.from_json(raw)

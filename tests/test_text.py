@@ -117,3 +117,9 @@ def test_words_are_known_from_the_captions():
     encoder.learn_words(tokenizers.train(texts, 300), texts)
     assert all(map(encoder.knows, ["red", "Tall", "circle", "ish", "a"]))
     assert not any(map(encoder.knows, ["re", "rede", "squares", "xylophone"]))
+
+
+def test_a_tokenizer_without_merges_is_taken_over():
+    made = TextEncoder(vocabulary=300, width=32, depth=1, head=16)
+    made.learn_words(tokenizers.train(["a", "b"], 300))
+    assert made.tokens(["ab"]).shape == (1, 3)

@@ -138,6 +138,8 @@ def _ratio(error: Tensor, x: Tensor, new: Tensor, sigma: float, rtol: float, ato
 def _next(h: float, ratio: float, order: int, left: float) -> float:
     """The next step's length: the longest that should pass, but not past the end."""
     if not math.isfinite(ratio):
+        if abs(h) < 1e-9:
+            raise InputError("The denoiser's estimates are not finite. Look at what it is given, and at the model.")
         return h / 4
     h *= min(max(0.9 * max(ratio, 1e-9) ** (-1 / order), 0.2), 5.0)
     return math.copysign(min(abs(h), abs(left)), h)
@@ -146,3 +148,5 @@ def _next(h: float, ratio: float, order: int, left: float) -> float:
 def _check(sigma: float, to: float) -> None:
     if not (0 < sigma < math.inf and 0 < to < math.inf):
         raise InputError(f"Adaptive solvers go between sigmas above 0, got {sigma:g} and {to:g}. Try 80 and 0.002.")
+    if sigma == to:
+        raise InputError(f"There is no way from sigma {sigma:g} to itself. Give two levels, e.g. 80 and 0.002.")

@@ -120,8 +120,8 @@ class Examples:
         """This process's part of a step's batch."""
         n, share = self.batch_size, self.batch_size // self.world
         rows = slice(self.rank * share, (self.rank + 1) * share)
-        told = generator(self.seed, CAPTION, step, self.rank) if self.tokens is not None else None
-        batch = self.data.batch(self.order(step)[rows], told)
+        order, alone = self.order(step), self.world == 1
+        batch = self.data.batch(order[rows], generator(self.seed, CAPTION, step) if self.tokens and alone else None)
         x0 = as_input(batch.images)
 
         def random(purpose: int) -> torch.Generator:
@@ -133,7 +133,10 @@ class Examples:
         if self.data.classes or self.tokens is not None:
             dropped = torch.rand(n, generator=random(LABEL)) < self.label_dropout
             labels = batch.labels if self.data.classes else None
-            words = None if self.tokens is None else self.tokens(batch.captions)
+            words = None
+            if self.tokens is not None:  # drawn for the whole batch, however many processes share it
+                captions = batch.captions if alone else self.data.told(order, random(CAPTION)).captions[rows]
+                words = self.tokens(captions)
             cond = Cond(label=labels, tokens=words).drop(dropped[rows])
         if self.augments:
             plan = augment.draw(n, random(AUGMENT), self.augments, self.augment_p)[rows]

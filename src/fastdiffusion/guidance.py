@@ -37,6 +37,7 @@ Scale = float | Callable[[float], float]
 Interval = tuple[float, float]
 ALWAYS: Interval = (0.0, float("inf"))
 Other = TypeVar("Other")
+SLACK = 1 + 1e-6  # a level that is meant may arrive rounded up to float32
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def guidance(factory: Callable[..., Denoise]) -> Callable[..., Guided]:
 def scale_at(scale: Scale, sigma: Tensor, interval: Interval = ALWAYS, off: float = 1.0) -> float:
     """The scale at this noise level: ``off`` unless low < sigma <= high."""
     level = float(sigma[0])
-    if not interval[0] < level <= interval[1]:
+    if not interval[0] * SLACK < level <= interval[1] * SLACK:
         return off
     return scale(level) if callable(scale) else scale
 
@@ -242,7 +243,7 @@ def scheduled(denoise: Denoise, conds: Sequence[tuple[float, Cond]]) -> Denoise:
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         for level, other in conds:
-            if float(sigma[0]) <= level:
+            if float(sigma[0]) <= level * SLACK:
                 cond = _instead(cond or other, other, len(x))
         return denoise(x, sigma, cond)
 

@@ -291,7 +291,7 @@ class Learner:
                     ends.popleft()  # the first steps are slower than all others
                 ends.append(time.perf_counter())
                 pace = (len(ends) - 1) / (ends[-1] - ends[0])
-                loss = self._agree(loss, begun)
+                loss, pace = self._agree(loss, pace, begun)
                 bad = () if math.isfinite(norm) else self._culprits(pieces, each)
                 s.bad = s.bad + 1 if bad else 0
                 yield TrainStep(s.step, s.total, loss, norm, lr, pace * self.batch_size, s.seconds, s.left(pace), bad)
@@ -307,16 +307,16 @@ class Learner:
         decay_from = None if self.optimizer == "schedule_free" else s.decay_from
         return self.highest_lr * optimizers.rate(s.step, s.start, warmup, decay_from, s.total)
 
-    def _agree(self, loss: float, begun: float) -> float:
-        """What all processes must do alike: the mean loss, the clock, when to save, whether to stop."""
+    def _agree(self, loss: float, pace: float, begun: float) -> tuple[float, float]:
+        """What all processes must do alike: the mean loss, the speed, the clock, when to save, whether to stop."""
         now, got = time.perf_counter(), self._signals[0] if self._signals else 0
         due = now - self._saved[0] > max(self.save_every, 50 * self._saved[1])
-        mine = [now - begun, float(due)] if self.main else [0.0, 0.0]
+        mine = [now - begun, float(due), pace] if self.main else [0.0, 0.0, 0.0]
         mine += [loss / self.world, float(got == signal.SIGINT), float(got == signal.SIGTERM)]
-        self.state.seconds, due, loss, interrupted, ended = total(mine, self.device)
+        self.state.seconds, due, pace, loss, interrupted, ended = total(mine, self.device)
         self.save_due = due > 0
         self.stopped = signal.SIGTERM if ended else signal.SIGINT if interrupted else 0
-        return loss
+        return loss, pace
 
     def _give_up(self, names: Sequence[str]) -> None:
         """Go back to the last checkpoint and end the run."""

@@ -22,6 +22,8 @@ _WIDTHS = torch.tensor(_EDGES, dtype=torch.float64).diff().sqrt()
 def generator(seed: int, *keys: int) -> torch.Generator:
     """A CPU generator for ``seed``; further ``keys`` (step, cell, purpose) give independent streams."""
     mixed = int(seed) & 0xFFFFFFFFFFFFFFFF
+    if not keys and int(seed) >= 1 << 32:  # of a large seed torch would take the lower half alone
+        keys = (mixed >> 32,)
     for key in keys:  # splitmix64's finalizer: neighbouring keys give unrelated streams
         mixed = (mixed + 0x9E3779B97F4A7C15 * (int(key) + 1)) & 0xFFFFFFFFFFFFFFFF
         mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF

@@ -140,7 +140,7 @@ class Bridge:
         place, spread = torch.lerp(x0, self.end, t), self.std * math.sqrt(t * (1 - t))
         if s >= 1:  # the end itself has no noise to keep
             return place + spread * fresh
-        residue = (x - torch.lerp(x0, self.end, s)) / (self.std * math.sqrt(s * (1 - s)))
+        residue = (x - torch.lerp(x0, self.end, s)) / (self.std * math.sqrt(s * (1 - s)) or math.inf)
         renewed = eta * math.sqrt(max(1 - t * (1 - s) / (s * (1 - t)), 0.0))
         return place + spread * (math.sqrt(1 - renewed**2) * residue + renewed * fresh)
 

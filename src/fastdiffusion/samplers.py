@@ -100,6 +100,8 @@ class Table:
         numbers = [n for r in rows for n in (r.sigma, r.ratio, *r.weights, *(v for part in r.noise for v in part))]
         if not rows or not all(map(math.isfinite, numbers)) or any(r.sigma <= 0 for r in rows):
             raise InputError("This sampler table has no rows, or a sigma or weight that is not a finite number.")
+        if any(len(row.weights) > i for i, row in enumerate(rows)):
+            raise InputError("This sampler table weighs estimates that do not exist yet.")
         check_sigmas(list(table.sigmas), rising=True)
         return table
 

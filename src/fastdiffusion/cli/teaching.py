@@ -79,5 +79,5 @@ def teach(
 
     known = [pair for source in pairs for pair in bilingual(source)]
     print(f"{len(known):,} pairs, for example {known[0].text!r} = {known[0].known!r}.")
-    save(languages.teach(loaded(model), known, **given), out)
+    save(languages.teach(loaded(model, "cpu"), known, **given), out)
     print(f"{out} is there. Next: fastdiffusion sample {out} {known[0].text!r}")

@@ -97,7 +97,7 @@ class TextEncoder(nn.Module):
                 f"The tokenizer has {len(tokenizer)} tokens, the encoder room for {len(self.embed.weight)}."
             )
         self.merges.zero_()
-        self.merges[: len(tokenizer.merges)] = torch.tensor(tokenizer.merges, dtype=torch.int32)
+        self.merges[: len(tokenizer.merges)] = torch.tensor(tokenizer.merges, dtype=torch.int32).reshape(-1, 2)
         self._tokenizer, self._words = tokenizer, None
         if self.config["known"]:
             self.known.copy_(torch.tensor(words(texts)))

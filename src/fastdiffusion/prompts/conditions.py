@@ -37,7 +37,18 @@ class Compiled:
     stages: tuple[Stage, ...]
     negative: Cond | None
 
-    def guide(self, denoise: Denoise, scale: float = 1.0, guide: Callable[..., Guided] | None = None) -> Guided:
+    @property
+    def single(self) -> bool:
+        """Whether every picture is told one text at a time: no AND, and no weight of a whole part."""
+        return all(len(stage.conds) == 1 and bool((stage.weights[0] == 1).all()) for stage in self.stages)
+
+    def guide(
+        self,
+        denoise: Denoise,
+        scale: float = 1.0,
+        guide: Callable[..., Guided] | None = None,
+        around: Callable[[Denoise], Denoise] = lambda denoise: denoise,
+    ) -> Denoise:
         """The denoiser that is told the prompts, under guidance.
 
         Args:
@@ -45,12 +56,13 @@ class Compiled:
             scale: Of the guidance; 1 is off, and negative words then do nothing.
             guide: ``guidance.cfg`` or another of its form, ``guide(denoise, scale, uncond)``; parts that AND joins are
                 always composed.
+            around: More guidance, which is told the words too (those of parts joined by AND are told within).
         """
         guide = guide or guidance.cfg
-        if all(len(stage.conds) == 1 and bool((stage.weights[0] == 1).all()) for stage in self.stages):
+        if self.single:
             told = [(stage.sigma, stage.conds[0]) for stage in self.stages]
-            return guidance.scheduled(guide(denoise, scale, self.negative), told)
-        return _staged(denoise, self.stages, scale, self.negative)
+            return guidance.scheduled(around(guide(denoise, scale, self.negative)), told)
+        return around(_staged(denoise, self.stages, scale, self.negative))
 
 
 def _staged(denoise: Denoise, stages: Sequence[Stage], scale: float, negative: Cond | None) -> Guided:
@@ -59,7 +71,7 @@ def _staged(denoise: Denoise, stages: Sequence[Stage], scale: float, negative: C
     @guidance.guidance
     def staged(denoise: Denoise) -> Denoise:
         def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-            now = [stage for stage in stages if float(sigma[0]) <= stage.sigma][-1]
+            now = [stage for stage in stages if float(sigma[0]) <= stage.sigma * guidance.SLACK][-1]
             scales: Any = [scale * w.to(x).reshape(-1, *[1] * (x.ndim - 1)) for w in now.weights]  # one per picture
             return guidance.compose(denoise, now.conds, scales, negative)(x, sigma, cond)
 

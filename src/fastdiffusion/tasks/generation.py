@@ -39,6 +39,7 @@ from .guides import Guide
 
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
 FORMATS = ("png", "webp")  # of pictures
+BY_WORDS = {"cfg", "apg", "negative"}  # guides that compare what is told with something else, as ``scale`` does
 LARGEST = 2**33  # values that one run may hold: a recipe may come from a stranger
 
 
@@ -333,7 +334,11 @@ def _plan(
     p["prompt"] = p["prompt"] if p["prompt"] is None or isinstance(p["prompt"], str) else list(p["prompt"])
     p["classes"] = p["classes"] if p["classes"] is None or isinstance(p["classes"], str | int) else list(p["classes"])
     guided, p["guide"] = guides.read(p["guide"], guides.Setting(ready, shape, near))
-    by_guide = bool({"cfg", "apg", "negative"} & set(guides.names(p["guide"])))
+    by_guide = bool(BY_WORDS & set(guides.names(p["guide"])))
+    if prompts is not None and "like" in guides.names(p["guide"]):
+        raise InputError("A picture stands in place of words: say them with it, e.g. like cat.png words='on blue'.")
+    if p["prompt"] is not None and p["classes"] is not None:
+        raise InputError("Give words or classes, not both.")
     if p["scale"] is None:
         p["scale"] = 1.0 if by_guide or p["prompt"] is None else float(ready.info.get("scale", 1.0))
     if not math.isfinite(p["scale"]):
@@ -425,7 +430,7 @@ def _run(plan: _Plan, only: range | None = None, shown: bool = False) -> Iterato
         place = images[batch.start - rows.start : batch.stop - rows.start]
         x = (plan.table.sigmas[0] * start).to(device)
         x = x if known is None else known + x
-        guided = plan.guided(_told(plan, batch))
+        guided = _told(plan, batch)
         for step in run(guided, x, plan.table, cond, seeds):
             last = step.index + 1 == step.of
             if last or shown:
@@ -434,10 +439,10 @@ def _run(plan: _Plan, only: range | None = None, shown: bool = False) -> Iterato
 
 
 def _told(plan: _Plan, batch: range) -> Denoise:
-    """The model's denoiser, told its words and guided by scale."""
+    """The model's denoiser, told its words and guided: by scale, and as the guides say, which see the words too."""
     p, model = plan.parameters, plan.model
     if plan.prompts is None or model.words is None or plan.table is None:
-        return cfg(model.denoise, p["scale"]) if p["scale"] != 1 else model.denoise
+        return plan.guided(cfg(model.denoise, p["scale"]) if p["scale"] != 1 else model.denoise)
     compiled = prompts.compile(
         [plan.prompts[i] for i in batch],
         model.read,
@@ -446,7 +451,9 @@ def _told(plan: _Plan, batch: range) -> Denoise:
         prompts.aligned(model.words.spans, normalized),
         model.words.length,
     )
-    return compiled.guide(model.denoise, p["scale"])
+    if not compiled.single and BY_WORDS & set(guides.names(p["guide"])):
+        raise InputError("Parts that AND joins are guided by scale alone: leave cfg, apg and negative out.")
+    return compiled.guide(model.denoise, p["scale"], around=plan.guided)
 
 
 def _find(wanted: Mapping[str, str], picture: Path) -> Model:

@@ -13,16 +13,17 @@ of all languages.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import optimizers, samplers, tokenizers
+from .. import nets, optimizers, samplers, tokenizers
 from ..data.bilingual import Pair
 from ..denoisers import Denoiser
 from ..errors import DataError, InputError
@@ -74,6 +75,8 @@ def teach(
         raise InputError("This model was trained without words: there is nothing to teach it words by.")
     if not 0 <= keep < 1:
         raise InputError(f"keep is a part of each batch, from 0 to below 1, got {keep}. Try 0.2.")
+    if net.words.foreign is not None:
+        warnings.warn("This model was taught before: its other languages are replaced. Name all at once.", stacklevel=2)
     own = _alone(net.words, [pair.known for pair in pairs])
     pairs = [pair for pair in pairs if own.lists(pair.known)]
     if not pairs:
@@ -90,7 +93,7 @@ def teach(
             "length": 2 * config["length"],
             "known": len(words(texts)),
         }
-        new = TextEncoder(**{**config, **changed})
+        new = cast("TextEncoder", nets.build({**config, **changed, "name": "text"}))  # within what a file may ask for
     new.learn_words(tokenizer, texts)
     if depth == config["depth"]:
         new.layers.load_state_dict(own.layers.state_dict())  # what words do to one another is alike everywhere
@@ -122,7 +125,11 @@ def _of_one_length(pairs: Sequence[Pair], lengths: Sequence[int], parts: int = 8
 
 
 def _alone(encoder: TextEncoder, texts: Sequence[str]) -> TextEncoder:
-    """A copy of a text encoder without another beside it; one that lists no words takes those of ``texts``."""
+    """A copy of a text encoder without another beside it.
+
+    One that lists no words takes those of ``texts`` that look known to it: it will read such texts alone.
+    """
+    texts = [text for text in texts if all(encoder.knows(word) for word in normalized(text).split())]
     config = encoder.config if encoder.config["known"] else {**encoder.config, "known": len(words(texts))}
     alone = TextEncoder(**config)
     alone.load_state_dict({k: v for k, v in encoder.state_dict().items() if not k.startswith("foreign.")}, strict=False)

@@ -32,7 +32,7 @@ from ..types import Cond, Denoise
 from .coloring import Hints, Palette, in_gamut
 from .generation import loaded, model_hash
 from .restored import NOTE, Restored
-from .ways import PLACED, SIDE, WAYS, as_written, chosen_way, operator_of, shrinking, strongest_noise, undoing, weakened
+from .ways import PLACED, WAYS, as_written, chosen_way, operator_of, shrinking, strongest_noise, undoing, weakened
 
 ANSWERS = ("auto", "mean", "sample")
 ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
@@ -364,7 +364,7 @@ class _Job:
 
     def error(self, pictures: UInt8[Tensor, "n c h w"], tile: int, overlap: int) -> tuple[float, float] | None:
         """(root mean square, largest) difference between the input and the answers degraded again, of 255."""
-        if not self.held or operator_of(self.what, (self.channels, SIDE, SIDE)).std is not None:
+        if not self.held or operator_of(self.what, self.channels).std is not None:
             return None
         tile, halo = tile // 16 * 16, min(overlap, tile // 2) // 2
         squares, numbers, largest = 0.0, 0, 0.0
@@ -374,7 +374,7 @@ class _Job:
             operator = self.operator(place, self.n)
             y = self.measured(place, operator)
             difference = (operator.mean(to_tensor(x).to(y)).clamp(-1, 1) - y) * 127.5
-            inner = [slice(0 if a == 0 else halo, None if a + m == whole else -halo) for a, m, whole in (
+            inner = [slice(0 if a == 0 else halo, None if a + m == whole else -halo or None) for a, m, whole in (
                 (place.top, place.height, self.height), (place.left, place.width, self.width))]  # fmt: skip
             difference = difference[..., inner[0], inner[1]]
             squares, numbers = squares + float(difference.square().sum()), numbers + difference.numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import replace
@@ -22,7 +23,7 @@ UNDOES = {  # the verbs of restoration and what they undo
     "inpaint": "mask",
 }
 PLACED = ("mask", "scratches", "watermark", "logo")  # corruptions that lie at a place of the picture
-SIDE = 256  # of a picture that stands for any: divisible by all factors
+SIDE = 64  # of a picture that stands for any, after all that makes it smaller
 HIDDEN = parse("mask 1")  # nothing is left of the picture
 
 
@@ -63,7 +64,7 @@ def chosen_way(way: str, what: Corruption, model: Model, named: object, method: 
     name = "The restorer of this package" if named is None else "This model"
     learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
     trained = model.corruption == "pairs" or (learned is not None and covers(learned, what))
-    known = what.known and (operator_of(what, (model.shape[0], SIDE, SIDE)).projects or method == "dps")
+    known = what.known and (operator_of(what, model.shape[0]).projects or method == "dps")
     prior = learned is None or covers(learned, HIDDEN) or strongest_noise(model) is not None
     if way == "supervised" and learned is None and not trained:
         raise InputError(f"{name} was not trained to restore. Use way='zero-shot' (--way zero-shot).")
@@ -91,10 +92,11 @@ def _parts(corruption: str | None) -> str:
     return " | ".join(dict.fromkeys((corruption or "nothing").split(" | ")))
 
 
-def operator_of(what: Corruption, shape: tuple[int, int, int]) -> Operator:
+def operator_of(what: Corruption, channels: int) -> Operator:
     """What happens to one picture, with masks of a size of their own left out."""
     steps = [step for step in what.steps if step.name not in PLACED]
-    return Chain(tuple(steps)).on(shape, [0])
+    side = SIDE * math.prod(map(shrinking, steps))
+    return Chain(tuple(steps)).on((channels, side, side), [0])
 
 
 def strongest_noise(model: Model) -> float | None:
@@ -114,9 +116,10 @@ def weakened(what: Corruption, level: float) -> Corruption:
     for step in what.steps:
         parameters = list(CORRUPTIONS[step.name].parameters.values())
         none = getattr(parameters[0], "none", None) if parameters else None
-        if none is None or not isinstance(step.values[0], float) or getattr(parameters[0], "single", False):
+        first = step.values[0] if step.values else None
+        if none is None or not isinstance(first, float) or getattr(parameters[0], "single", False):
             raise InputError(f"{step.name} cannot be undone a little at a time: it has no strength. Use another way.")
-        value = none + (step.values[0] - none) * level
+        value = none + (first - none) * level
         steps.append(
             replace(step, values=(round(value) if getattr(parameters[0], "whole", False) else value, *step.values[1:]))
         )
