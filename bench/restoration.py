@@ -33,6 +33,7 @@ from fastdiffusion.tasks.restoration import bundled, restore
 from fastdiffusion.tasks.watermarks import unmark
 
 SIZE = 128
+MARGIN = 32  # pixels around what is blurred
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
@@ -64,17 +65,18 @@ def interval(values: list[float], groups: list[str]) -> tuple[float, float, floa
     return sum(values) / len(values), means[25], means[974]
 
 
-def crops(folder: Path, each: int) -> tuple[list[Tensor], list[str]]:
-    """The most detailed of random places, ``each`` of a photograph."""
+def crops(folder: Path, each: int, margin: int = 0) -> tuple[list[Tensor], list[str]]:
+    """The most detailed of random places, ``each`` of a photograph, with ``margin`` pixels of what lies around."""
     found, names = [], []
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".png")):
         pixels = torch.from_numpy(to_array(reduced(read(path).convert("RGB"), 1_000_000)))
         g = torch.Generator().manual_seed(len(names))
         places = [
-            [int(torch.randint(n - SIZE + 1, (1,), generator=g)) // 16 * 16 for n in pixels.shape[1:]]
+            [int(torch.randint(n - SIZE - 2 * margin + 1, (1,), generator=g)) // 16 * 16 for n in pixels.shape[1:]]
             for _ in range(4 * each)
         ]
-        parts = [pixels[:, top : top + SIZE, left : left + SIZE] for top, left in places]
+        side = SIZE + 2 * margin
+        parts = [pixels[:, top : top + side, left : left + side] for top, left in places]
         parts.sort(key=lambda part: -float(part.float().diff(dim=1).abs().mean()))
         found += [to_tensor(part) for part in parts[:each]]
         names += [path.name] * each
@@ -102,7 +104,7 @@ def deblocked(y: Image.Image) -> Tensor:
 
 
 def measure(
-    name: str, text: str, answers: dict, photos, names, show: Path | None, each=lambda a, b: psnr(a, b)
+    name: str, text: str, answers: dict, photos, names, show: Path | None, each=lambda a, b: psnr(a, b), margin: int = 0
 ) -> dict:
     """One table: mean and interval for every answer, and of each minus the first."""
     what = parse(text)
@@ -110,8 +112,10 @@ def measure(
     structure: dict[str, list[float]] = {key: [] for key in answers}
     rows = []
     for x in photos:
+        inner = (..., slice(margin, -margin or None), slice(margin, -margin or None))
+        y = file_of(what.on(x.shape, [0]).forward(x[None])[0][inner])
+        x = x[inner]
         op = what.on(x.shape, [0])
-        y = file_of(op.forward(x[None])[0])
         made = {key: answer(y, op) for key, answer in answers.items()}
         for key, value in made.items():
             scores[key].append(each(value.clamp(-1, 1), x))
@@ -159,7 +163,7 @@ def main() -> None:
     def given_as(y: Image.Image, op) -> Tensor:
         return op.lift(to_tensor(y)[None])[0].expand(3, -1, -1)
 
-    def table(name: str, text: str, answers: dict, **options) -> None:
+    def table(name: str, text: str, answers: dict, photos: list[Tensor] = photos, **options) -> None:
         answers = {key: f for key, f in answers.items() if given.zero_shot or key != "zero-shot"}
         if wanted(name) and len(answers) > 1:
             report[name] = {"corruption": text, **measure(name, text, answers, photos, names, given.out, **options)}
@@ -179,6 +183,8 @@ def main() -> None:
             "input": given_as, "median filter": lambda y, op: to_tensor(y.filter(ImageFilter.MedianFilter(3))),
             "deblocked": lambda y, op: deblocked(y), "mean": answer(text), "blind": answer("jpeg 5..95"),
         })  # fmt: skip
+    # a photograph is blurred before its border is cut: what lies beyond is blurred into it, and no mirror stands there
+    wide = crops(given.folder, given.each, MARGIN)[0]
     for text in ("blur 1.5", "motion 9 30", "defocus 3"):
         kernel = _kernel(text)
         table(f"deblur {text}", text, {
@@ -187,7 +193,7 @@ def main() -> None:
             **{f"RL {n}": lambda y, op, k=kernel, n=n: richardson_lucy(to_tensor(y)[None], k, n)[0] for n in (30, 100)},
             **({"mean": answer(text)} if text.startswith("blur") else {}),
             "zero-shot": answer(text, way="zero-shot", steps=20),
-        })  # fmt: skip
+        }, wide, margin=MARGIN)  # fmt: skip
     for text in ("noise 0.1", "blur 1, noise 0.05, jpeg 50", "gray", "downscale 2, jpeg 50"):
         table(text, text, {"input": given_as, "mean": answer(text)})
     for text in ("pixelate 4", "fade 0.5", "posterize 6", "watermark 'SAMPLE' 0.5 0.7 0.5 0.5"):

@@ -131,7 +131,7 @@ def test_fit_keeps_its_table_in_the_file(model, here, capsys):
     (["sample", "MODEL", "--device", "tpu9"], "No device 'tpu9'"),
     (["sample", "pickle.pt"], "pickle"),
     (["sample", "cut.safetensors"], "damaged"),
-    (["sample", "MODEL", "-n", "1", "--steps", "1", "-o", "file"], "Cannot write"),
+    (["sample", "MODEL", "-n", "1", "--steps", "1", "-o", "file"], "is a file. Try --out out"),
     (["again", "plain.png"], "no recipe"),
     (["again", "none.png"], "none.png"),
     (["train", "empty"], "No pictures"),

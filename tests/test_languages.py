@@ -15,7 +15,8 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError, MissingExtra
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.nets.clip import Clip
-from fastdiffusion.nets.text import normalized
+from fastdiffusion.nets.text import Worded, normalized
+from fastdiffusion.nets.text import words as listed
 from fastdiffusion.tasks import variations
 from fastdiffusion.tasks.languages import teach
 
@@ -39,6 +40,14 @@ def model() -> Model:
             torch.nn.init.normal_(p, std=0.2)
     net.words.learn_words(tokenizers.train([p.known for p in PAIRS], 300))
     return Model(Denoiser(net).eval(), (3, 8, 8))
+
+
+def model_with_words(model: Model) -> Model:
+    """The same model, which lists its words."""
+    words = {**model.denoiser.net.words.config, "known": len(listed([p.known for p in PAIRS]))}
+    encoder = nets.build({**words, "name": "text"})
+    encoder.learn_words(model.denoiser.net.words.tokenizer, [p.known for p in PAIRS])
+    return Model(Denoiser(Worded(model.denoiser.net.net, encoder)).eval(), model.shape)
 
 
 def answers(model: Model, texts: list[str]) -> torch.Tensor:
@@ -163,6 +172,14 @@ def test_bad_input(model, tmp_path):
         teach(plain, PAIRS, 1)
     with pytest.raises(DataError, match="No pairs"):
         teach(model, [], 1)
+    with pytest.raises(DataError, match=r"of none of the 1 .*'chat'.*exchanged"):
+        teach(taught_twice := model_with_words(model), [Pair("a cat", "chat")], 1)
+    with pytest.warns(UserWarning, match=r"1 of 10 pairs are left out.*'unread'"):
+        teach(taught_twice, [*PAIRS, Pair("x", "unread")], 1, vocabulary=320, depth=1, folder=tmp_path / "t")
+    with pytest.raises(CheckpointError, match="holds a run with"):  # corrected pairs are another run
+        teach(taught_twice, [*PAIRS[:-1], Pair("x", "blue")], 1, vocabulary=320, depth=1, folder=tmp_path / "t")
+    with pytest.raises(InputError, match="batch_size"):
+        teach(model, PAIRS, 1, batch_size=0)
     with pytest.raises(InputError, match="keep"):
         teach(model, PAIRS, 1, keep=1.0)
     (tmp_path / "no.safetensors").write_bytes(b"nothing")

@@ -143,6 +143,27 @@ def test_zero_shot_undoes_what_nobody_trained(plain):
         assert error(to_pil(done.images[0]), clean) < 0.5 * error(given, clean), text
 
 
+@pytest.mark.parametrize("text", ["motion 9 30", "defocus 4", "blur 2", "motion 25 80"])
+def test_a_scene_goes_on_beyond_the_border(text):
+    """What is cut out of a blurred scene gets better, also at its borders and where the tiles meet."""
+    blocks = np.random.default_rng(3).integers(60, 190, (26, 30, 3), np.uint8)
+    scene = Image.fromarray(np.kron(blocks, np.ones((8, 8, 1), np.uint8)))
+    inner = (32, 32, 208, 176)
+    given, clean = degraded(scene, text).crop(inner), scene.crop(inner)
+    done = restore(given, text, tile=64)
+    assert error(to_pil(done.images[0]), clean) < 0.7 * error(given, clean)
+    whole = restore(given, text, tile=1024)
+    assert error(to_pil(done.images[0]), clean) < 1.15 * error(to_pil(whole.images[0]), clean)
+
+
+def test_a_blind_kernel_needs_edges(restorer):
+    for picture in (Image.new("RGB", (100, 80), (90, 90, 90)), photo(24, 24)):
+        with pytest.raises(InputError, match="No kernel can be found"):
+            restore(picture, "deblur blind", restorer)
+    with pytest.raises(InputError, match="Say all of motion: length, angle"):
+        restore(photo(64, 64), "deblur motion 9")
+
+
 def test_any_factor_and_any_overlap(restorer):
     done = restore(degraded(photo(96, 96, seed=5), "downscale 3"), "upscale x3", restorer, way="zero-shot", steps=2)
     assert done.images.shape[1:] == (3, 96, 96)

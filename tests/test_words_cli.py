@@ -129,3 +129,10 @@ def test_a_picture_is_drawn_anew(tmp_path, monkeypatch):
     with Image.open(made) as a, Image.open(source) as b:
         error = max(abs(x - y) for x, y in zip(a.convert("RGB").tobytes(), b.convert("RGB").tobytes(), strict=True))
     assert error < 90  # the picture itself, through the codec
+
+
+def test_the_folder_of_results_is_checked_before_any_work(tmp_path, capsys):
+    (tmp_path / "odd.png").write_bytes(b"")
+    for out in ("odd.png", "odd.png/x"):
+        assert main(["sample", "a red heart", "-n", "1", "-o", str(tmp_path / out)]) == 2
+        assert "is a file. Try --out out" in capsys.readouterr().err

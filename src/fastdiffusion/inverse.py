@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .corruptions import Operator
+from .corruptions.blurs import mirror
 from .denoisers import expand
 from .errors import InputError
 from .guidance import Guided, guidance
@@ -91,12 +92,15 @@ def nearby(x0: Tensor, y: Measured, operator: Operator, variance: Tensor, noise:
 
 
 def smoothly(
-    x0: Tensor, y: Measured, operator: Operator, noise: Tensor, roughness: float, steps: int = 40
+    x0: Tensor, y: Measured, operator: Operator, noise: Tensor, roughness: float, steps: int = 40, margin: int = 0
 ) -> Float[Tensor, "b c h w"]:
     """The likeliest x0 given y, where x0 is off by something smooth: its second differences are off by ``roughness``.
 
     That is what a blurred picture lacks. A number as the variance (:func:`nearby`) makes ringing as likely as edges.
     Minimizes |y - A x|^2 / noise + |L (x - x0)|^2 / roughness^2, L the Laplacian, by conjugate gradients.
+
+    With a ``margin`` the picture is a window of a larger scene, of which as many pixels more on each side are found too
+    and cut away: what lies beyond the border is blurred into it, and no mirror stands there.
 
     Args:
         x0: An answer to begin from.
@@ -105,11 +109,21 @@ def smoothly(
         noise: Variance of the measurement's noise (b, 1, 1, 1).
         roughness: Standard deviation, in units of the picture.
         steps: Of conjugate gradients.
+        margin: Pixels that ``operator`` takes beyond each side of ``y`` and ``x0``.
     """
+    inner = (..., slice(margin, -margin or None), slice(margin, -margin or None))
+    edge = (margin,) * 4
+    for dim in (2, 3):
+        x0 = mirror(x0, margin, margin, dim)  # a beginning for what is not seen
     offset, ridge = operator.mean(torch.zeros_like(x0)), noise / roughness**2
-    missing = operator.adjoint(y - operator.mean(x0))
-    return x0 + solve(lambda v: operator.adjoint(operator.mean(v) - offset) + ridge * laplacian(laplacian(v)),
-                      missing, steps)  # fmt: skip
+
+    def back(v: Tensor) -> Tensor:
+        return operator.adjoint(functional.pad(v, edge))
+
+    def system(v: Tensor) -> Tensor:
+        return back((operator.mean(v) - offset)[inner]) + ridge * laplacian(laplacian(v))
+
+    return (x0 + solve(system, back(y - operator.mean(x0)[inner]), steps))[inner]
 
 
 def laplacian(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

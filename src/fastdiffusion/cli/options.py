@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InputError
+
 app = typer.Typer(
     name="fastdiffusion",
     help="Train diffusion models, sample from them, measure what comes out.",
@@ -21,7 +23,17 @@ app = typer.Typer(
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of its training run.")]
 DataName = Annotated[str, typer.Argument(metavar="DATA", help="A folder, or digits, fashion-mnist, emoji, hf:NAME.")]
 Size = Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")]
+
+
+def folder(path: Path) -> Path:
+    """A folder for results, which need not exist; raises InputError before any work is done."""
+    in_the_way = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+    if in_the_way is not None:
+        raise InputError(f"--out is a folder, but {str(in_the_way)!r} is a file. Try --out out.")
+    return path
+
+
+Out = Annotated[Path, typer.Option("--out", "-o", help="Where the results go.", callback=folder)]
 Steps = Annotated[int, typer.Option(help="Denoiser calls per picture.")]
 Seed = Annotated[int, typer.Option(help="Of picture 0; picture i has seed + i.")]
 Classes = Annotated[str | None, typer.Option(help="Names or indices, e.g. 3,7; all in turn by default.")]

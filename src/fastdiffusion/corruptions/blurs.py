@@ -137,6 +137,14 @@ def read_kernel(file: str | Tensor) -> Float[Tensor, "1 k l"]:
     return values / values.sum()
 
 
+def reach(name: str, value: float | str | Tensor) -> int:
+    """How far a blur spreads a pixel, of its name and first number (or kernel)."""
+    if name == "kernel":
+        return max(read_kernel(value).shape) // 2  # pyright: ignore[reportArgumentType]
+    width = float(value)  # pyright: ignore[reportArgumentType]
+    return {"blur": radius_of(width), "motion": math.ceil(width / 2), "defocus": math.ceil(width) + 1}[name]
+
+
 def _filtered(shape: Shape, kernels: Float[Tensor, "b k l"]) -> Operator:
     return Operator(shape, shape, lambda x: convolve(x, kernels))
 

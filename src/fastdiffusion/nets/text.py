@@ -126,6 +126,8 @@ class TextEncoder(nn.Module):
 
     def lists(self, text: str) -> bool:
         """Whether every word of a text was in the captions, of an encoder that lists its words."""
+        if not self.config["known"]:
+            return False
         if self._words is None:
             self._words = frozenset(self.known.tolist())
         return self._words.issuperset(words([text]))

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..corruptions.blurs import convolve, disk, gaussian, line, taps
+from ..errors import InputError
 from .coloring import luminance
 
 MOST = 384  # side of the part that is looked at
@@ -31,6 +32,11 @@ def estimate_kernel(
         simple: It is a Gaussian, a straight line or a disk, as most blurs are; otherwise of any shape.
     """
     blurred = picture if picture.shape[1] == 1 else luminance(picture)
+    if min(blurred.shape[2:]) < 2 * size or float(blurred.std()) < 1 / 255:
+        raise InputError(
+            f"No kernel can be found in this picture: it has no edges, or is smaller than {2 * size}x{2 * size}. "
+            "Say what happened, e.g. by='deblur motion 9 30'."
+        )
     blurred = _liveliest(blurred)
     sizes = [size]
     while sizes[-1] > 5:

@@ -13,6 +13,7 @@ of all languages.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +33,7 @@ from ..models import Model
 from ..nets.layers import Attention
 from ..nets.text import TextEncoder, Worded, normalized, words
 from ..noise import generator, initial
+from .files import model_hash
 from .loop import Part, train
 
 PAIRS, QUERIES = 41, 42  # purposes of generators
@@ -77,10 +79,23 @@ def teach(
         raise InputError(f"keep is a part of each batch, from 0 to below 1, got {keep}. Try 0.2.")
     if net.words.foreign is not None:
         warnings.warn("This model was taught before: its other languages are replaced. Name all at once.", stacklevel=2)
+    for key, value in (("batch_size", batch_size), ("depth", depth), ("steps", steps)):
+        if type(value) is not int or value < 1:
+            raise InputError(f"{key} must be a whole number of at least 1, got {value!r}.")
     own = _alone(net.words, [pair.known for pair in pairs])
-    pairs = [pair for pair in pairs if own.lists(pair.known)]
+    given, pairs = pairs, [pair for pair in pairs if own.lists(pair.known)]
     if not pairs:
-        raise DataError("No pairs of texts were given, or none whose known side the model has read.")
+        example = f", e.g. of {given[0].known!r}" if given else ""
+        raise DataError(
+            f"No pairs to learn from: the model has read the known side of none of the {len(given)} that were given"
+            f"{example}. Each is the new text and the known one; are they exchanged?"
+        )
+    if len(pairs) < len(given):
+        left = next(pair for pair in given if not own.lists(pair.known))
+        warnings.warn(
+            f"{len(given) - len(pairs):,} of {len(given):,} pairs are left out: the model has never read "
+            f"their known side, e.g. {left.known!r}.", stacklevel=2,
+        )  # fmt: skip
     known = list(dict.fromkeys(pair.known for pair in pairs))
     texts = [normalized(text) for text in (*(pair.text for pair in pairs), *known)]
     tokenizer = tokenizers.train(texts, vocabulary)
@@ -108,7 +123,11 @@ def teach(
         asked = [pair.known if i < kept else pair.text for i, pair in enumerate(chosen)]
         return new(new.tokens(asked)), [pair.known for pair in chosen]
 
-    described = {"words": new.config, "pairs": len(pairs), "batch_size": batch_size, "lr": lr, "keep": keep}
+    told = hashlib.sha256(repr([tuple(pair) for pair in pairs]).encode()).hexdigest()[:16]
+    described = {
+        "words": new.config, "pairs": told, "model": model_hash(model)[:16], "batch_size": batch_size, "lr": lr,
+        "keep": keep,
+    }  # fmt: skip
     distill(model, new, rows, known, steps, described, folder, lr, minutes, fresh, seed)
     own.foreign = new
     its = model.denoiser

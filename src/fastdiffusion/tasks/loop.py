@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
@@ -106,7 +107,7 @@ def train(
             for p in parts.values():
                 p.module.zero_grad(set_to_none=True)
         autocast = torch.autocast("cpu", torch.bfloat16) if state["precision"] == "bfloat16" else nullcontext()
-        saved = begun = time.perf_counter()
+        saved, done = (begun := time.perf_counter()), begin
         bar = held.enter_context(tqdm(total=steps, initial=begin, desc="training", disable=None, leave=False))
         for step in range(begin, steps):
             torch.manual_seed(generator(seed, DROPOUT, step).initial_seed() % 2**63)
@@ -134,7 +135,8 @@ def train(
             if run is not None and ((step + 1) % LOG_EVERY == 0 or last):
                 seconds = round(time.perf_counter() - begun, 1)
                 run.append({"step": step + 1, "seconds": seconds, **{k: round(v, 6) for k, v in losses.items()}})
-            yield Done(step + 1, steps, losses)
+            done = step + 1
+            yield Done(done, steps, losses)
             now = time.perf_counter()
             over = bool(got) or (minutes is not None and now - begun > 60 * minutes)
             if run is not None and (last or over or now - saved > SAVE_EVERY) and not bad:
@@ -145,6 +147,8 @@ def train(
         for p in parts.values():
             p.module.eval()
     if got:
+        if run is not None:
+            print(f"Stopped at step {done:,}. The same command goes on from here.", file=sys.stderr)
         raise KeyboardInterrupt
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from .. import __version__, inverse, processes, samplers, schedules, tiles
 from ..corruptions import Chain, Corruption, Operator, Step, after
+from ..corruptions.blurs import reach
 from ..corruptions.marks import filled
 from ..errors import CheckpointError, InputError, unknown
 from ..images import flatten, read_named, to_array, to_tensor, to_uint8
@@ -38,6 +39,7 @@ ANSWERS = ("auto", "mean", "sample")
 ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
 ROUGHNESS = 0.04  # how far off the second differences of a model's answer are thought to be, where it was blurred
 BLURS = ("blur", "motion", "defocus", "kernel")
+WIDEST = 1024  # side of a tile that a wide blur may ask for
 SMALLEST = 8  # pixels
 DATA = 0.5  # standard deviation of photographs
 START = 5.0  # noise level at which a sample begins around a degraded picture: far above any damage
@@ -76,8 +78,8 @@ def restore(
         method: Of zero-shot, a name in ``inverse.INVERSE``.
         hints: A picture of the same size, transparent but where it says a color; for colorizing.
         palette: Colors to keep to, "#a03020,#203040"; for colorizing.
-        tile: Side of the pieces that it is worked in, in pixels of the input: for memory only.
-        overlap: How much they share.
+        tile: Side of the pieces that it is worked in, in pixels of the input: for memory. Wide blurs take larger ones.
+        overlap: How much they share, at least.
         device: Where to compute.
 
     Raises:
@@ -109,6 +111,7 @@ def restore(
         what = as_written(what, picture)
     job = _Job(what, ready, chosen, n, answer, steps, seed, method, given, hints, palette)
     del given  # the job has its pixels: a large picture is not held twice
+    tile, overlap = job.windows(tile, overlap)
     pictures = job.run(tile, overlap)
     notes = (NOTE,) if any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(by) else ()
     if job.colorless(pictures):
@@ -177,6 +180,17 @@ class _Job:
         self.hints = None if hints is None else Hints(read_named(hints, "hints"), self.shape[1:])
         self.palette = None if palette is None else Palette(palette)
 
+    @property
+    def reach(self) -> int:
+        """How far what happened spreads a pixel, where it is known."""
+        blurs = [step for step in self.what.steps if step.name in BLURS] if self.what.known else []
+        return sum(reach(step.name, step.values[0]) for step in blurs)
+
+    def windows(self, tile: int, overlap: int) -> tuple[int, int]:
+        """The side of the tiles and how much they share: a wide blur asks for more of both, or their borders show."""
+        tile = max(tile, min(16 * self.reach, WIDEST)) // 16 * 16
+        return tile, min(max(overlap, 8 * self.reach), tile // 2)
+
     def _locate(self) -> dict[int, tuple[Tensor, Tensor, int]]:
         """For each corruption that lies at a place: what it leaves of the picture and what it adds, and its grid."""
         maps: dict[int, tuple[Tensor, Tensor, int]] = {}
@@ -226,7 +240,6 @@ class _Job:
     @torch.no_grad()
     def run(self, tile: int, overlap: int) -> UInt8[Tensor, "n c h w"]:
         """All answers, tile by tile."""
-        tile, overlap = tile // 16 * 16, min(overlap, tile // 2)
         total = tiles.count(self.height, self.width, tile, overlap, 16)
         calls = 1 if self.mean and self.way == "supervised" else self.steps
         out = torch.empty(self.n, *self.shape, dtype=torch.uint8)
@@ -288,7 +301,11 @@ class _Job:
 
     def _sharpened(self, x: Tensor, y: Tensor, operator: Operator) -> Tensor:
         """The answer that agrees with a blurred input, as far as it was not rounded away, and is like ``x`` else."""
-        return inverse.smoothly(x, y, operator, _rows(x, ROUNDING**2), ROUGHNESS)
+        margin = self.reach if all(step.name in BLURS for step in self.what.steps) else 0  # the rest may lie at a place
+        if margin:
+            c, h, w = operator.shape
+            operator = self.what.on((c, h + 2 * margin, w + 2 * margin), [0] * len(y))
+        return inverse.smoothly(x, y, operator, _rows(x, ROUNDING**2), ROUGHNESS, margin=margin)
 
     def _level(self, x: Tensor, sigma: float) -> Tensor:
         return x.new_full((len(x),), sigma)
@@ -366,7 +383,7 @@ class _Job:
         """(root mean square, largest) difference between the input and the answers degraded again, of 255."""
         if not self.held or operator_of(self.what, self.channels).std is not None:
             return None
-        tile, halo = tile // 16 * 16, min(overlap, tile // 2) // 2
+        halo = overlap // 2
         squares, numbers, largest = 0.0, 0, 0.0
         for place in _windows(self.height, self.width, tile, 2 * halo):
             s = self.factor

@@ -77,9 +77,11 @@ def chosen_way(way: str, what: Corruption, model: Model, named: object, method: 
         )
     if way == "zero-shot" or (way == "auto" and not trained):
         if not known:
+            unsaid = [step.name for step in what.steps if not step.said and CORRUPTIONS[step.name].parameters]
+            hint = f"Say all of {unsaid[0]}: {', '.join(CORRUPTIONS[unsaid[0]].parameters)}. Else " if unsaid else ""
             raise InputError(
-                f"{str(what)!r} can only be undone by a model that was trained for it, since not all is said or it has "
-                f'no inverse. Train one: fastdiffusion train photos/ --restore "{what}".'
+                f"{hint}{str(what)!r} can only be undone by a model that was trained for it, since not all is said or "
+                f'it has no inverse. Train one: fastdiffusion train photos/ --restore "{what}".'
             )
         if not prior:
             raise InputError(f"{name} knows pictures only together with a degraded one: it is no prior. Name another.")
