@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.images import read_recipe, save_png
 from fastdiffusion.models import Model, save
+from fastdiffusion.tasks import generation
 from fastdiffusion.tasks.generation import again, model_hash, sample, sample_steps
 
 
@@ -205,3 +207,10 @@ def test_again_refuses_what_it_cannot_follow(folder, model, tmp_path):
 def test_the_hash_is_of_what_decides_the_pictures(model):
     assert model_hash(model) == model_hash(model.with_table(5, model.table(5)))
     assert model_hash(model) != model_hash(Model(model.denoiser, (1, 8, 8), ("cat", "dog", "8")))
+
+
+def test_a_script_that_the_font_lacks_is_left_out_of_the_label():
+    white = Image.new("RGB", (64, 64), "white")
+    japanese, mixed, latin = (generation._captioned(white, text, 1) for text in ("サーフィン", "サ cat", " cat"))
+    assert np.asarray(japanese).min() == 255 and np.asarray(mixed).min() < 128
+    assert np.array_equal(np.asarray(mixed), np.asarray(latin))

@@ -474,7 +474,16 @@ def _captioned(picture: Image.Image, text: str, zoom: int) -> Image.Image:
     sheet = Image.new("RGB", (width, height + 14), "white")
     sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    tofu = _drawn("\uffff", font)
+    text = "".join(letter for letter in text if _drawn(letter, font) != tofu)  # no boxes for a script that it lacks
     while text and draw.textlength(text, font) > width:
         text = text[:-1]
     draw.text(((width - draw.textlength(text, font)) // 2, height), text, "black", font)
     return sheet
+
+
+def _drawn(letter: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> bytes:
+    """What a letter looks like."""
+    sheet = Image.new("L", (24, 24))
+    ImageDraw.Draw(sheet).text((4, 4), letter, 255, font)
+    return sheet.tobytes()
