@@ -234,7 +234,7 @@ def textbook_runs():
     for name, options in (
         *((n, {}) for n in ("euler", "heun", "lms", "dpmpp_2m", "dpmpp_3m", "dpmpp_2s", "gam", "unipc")),
         *(("deis", {"order": o, "basis": b}) for o in (2, 3) for b in ("t", "log")),
-        ("unipc", {"order": 2}),
+        *(("unipc", {"order": o}) for o in (1, 2)),
         ("gam", {"gam": 1.5}),
     ):
 
