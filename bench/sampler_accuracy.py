@@ -232,7 +232,7 @@ def best(runs, denoise, x: Tensor, end: Tensor, calls: int) -> dict[str, float |
 
 def textbook_runs():
     for name, options in (
-        *((n, {}) for n in ("euler", "heun", "lms", "dpmpp_2m", "dpmpp_3m", "dpmpp_2s", "gam", "unipc")),
+        *((n, {}) for n in ("euler", "heun", "lms", "dpmpp_2m", "dpmpp_3m", "dpmpp_2s", "dpm_2", "gam", "unipc")),
         *(("deis", {"order": o, "basis": b}) for o in (2, 3) for b in ("t", "log")),
         *(("unipc", {"order": o}) for o in (1, 2)),
         ("gam", {"gam": 1.5}),
