@@ -214,3 +214,5 @@ def test_a_script_that_the_font_lacks_is_left_out_of_the_label():
     japanese, mixed, latin = (generation._captioned(white, text, 1) for text in ("サーフィン", "サ cat", " cat"))
     assert np.asarray(japanese).min() == 255 and np.asarray(mixed).min() < 128
     assert np.array_equal(np.asarray(mixed), np.asarray(latin))
+    marked, plain = (generation._captioned(white, text, 1) for text in ("ġ\u0151", "go"))  # without its marks at least
+    assert np.asarray(marked).min() < 128 and np.asarray(plain).min() < 128

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import torch
 from jaxtyping import Float
@@ -475,6 +476,7 @@ def _captioned(picture: Image.Image, text: str, zoom: int) -> Image.Image:
     sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     tofu = _drawn("\uffff", font)
+    text = "".join(letter if _drawn(letter, font) != tofu else normalize("NFKD", letter)[0] for letter in text)
     text = "".join(letter for letter in text if _drawn(letter, font) != tofu)  # no boxes for a script that it lacks
     while text and draw.textlength(text, font) > width:
         text = text[:-1]
