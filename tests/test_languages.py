@@ -7,7 +7,7 @@ import torch
 
 from fastdiffusion import nets, sample, tokenizers
 from fastdiffusion.data import reserved
-from fastdiffusion.data.bilingual import GROUNDS, Pair, bilingual, emoji_pairs, emoji_words
+from fastdiffusion.data.bilingual import GROUNDS, Pair, bilingual, edict, emoji_pairs, emoji_words, held_out
 from fastdiffusion.data.dataset import Pictures
 from fastdiffusion.data.emoji import LANGUAGES
 from fastdiffusion.data.scenes import CLDR
@@ -110,6 +110,7 @@ def test_pairs_come_from_a_dictionary(tmp_path, monkeypatch):
     found = bilingual(path)
     assert Pair("猫", "cat", 0.3) in found and Pair("ねこ", "cat", 0.3) in found
     assert Pair("走る", "run", 0.05) in found and all(len(pair.known.split()) <= 2 for pair in found)
+    assert {pair.text for pair in edict(path, without=["猫"])} == {pair.text for pair in found} - {"猫"}
     path.write_text("nothing here")
     with pytest.raises(DataError, match="no dictionary"):
         bilingual(path)
@@ -128,6 +129,7 @@ def test_pairs_come_from_emoji_without_what_is_held_out():
     words = emoji_words(["ja"])
     assert any(p.text.endswith("青の背景") and p.known.endswith("on blue") for p in words)
     assert all(p.weight < 1 for p in words)
+    assert not {text.casefold() for text in held_out("ja")} & {p.text.casefold() for p in words}
     with pytest.raises(InputError, match="'xx'"):
         bilingual("emoji:xx")
 

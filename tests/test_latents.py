@@ -170,3 +170,12 @@ def test_a_critic_and_features_teach_a_decoder_alone(codec, tmp_path):
     assert not torch.equal(tuned.decode(codec.encode(x)), codec.decode(codec.encode(x)))
     same = train_autoencoder(blobs(), 8, folder=tmp_path, optimizer="adamw", **options)  # is finished already
     assert torch.equal(same.decode(codec.encode(x)), tuned.decode(codec.encode(x)))
+
+
+def test_neither_augmentation_nor_pairs_in_latents(codec):
+    with pytest.raises(InputError, match="not on latents"):
+        Learner(blobs(), codec=codec, augment=("flip_x",), verbose=False)
+    pairs = blobs()
+    pairs.given = 3
+    with pytest.raises(InputError, match="pairs"):
+        Latents(pairs, codec)

@@ -497,3 +497,44 @@ def test_a_tracker_is_told_what_metrics_jsonl_says(tmp_path):
         told = {e.step: e.value for e in events.Scalars(name)}
         assert told == pytest.approx({r["step"]: r[name] for r in learn.run.metrics() if name in r}), name
         assert told
+
+
+def test_no_epoch_rounds_beyond_the_last_group():
+    """The last place of an epoch's systematic sample can round up to the number of pictures."""
+    many = Pictures("many", [np.zeros((60_000, 1, 1, 1), np.uint8)])
+    assert len(Examples(many, 1).order(95 * 60_000)) == 1
+
+
+class Same(Pictures):
+    """Pairs whose answers are their inputs."""
+
+    given = 1
+
+    def batch(self, indices, generator=None):
+        batch = super().batch(indices, generator)
+        return batch._replace(given=batch.images)
+
+
+def test_both_pictures_of_a_pair_are_moved_alike():
+    pairs = Same("same", [np.random.default_rng(0).integers(0, 256, (32, 1, 8, 8), dtype=np.uint8)])
+    moved = Examples(pairs, 32, augments=("mirror", "rotate", "shift"), augment_p=1.0).draw(0)
+    assert moved.cond is not None
+    assert torch.equal(moved.x0, moved.cond.image)
+    assert not torch.equal(moved.x0, Examples(pairs, 32).draw(0).x0)
+    with pytest.raises(InputError, match="contrast would change the answers"):
+        learner(pairs, augment=("contrast",))
+
+
+def test_a_run_that_begins_with_a_model_has_its_own_dropout_and_no_untold_augmentation(tmp_path):
+    learner(folder=tmp_path).fit(steps=1)
+    going = learner(begin=tmp_path / "model.safetensors", dropout=0.3)
+    assert {m.dropout for m in going.objective.modules() if isinstance(getattr(m, "dropout", None), float)} == {0.3}
+    with pytest.raises(InputError, match="augmentation"):
+        learner(begin=tmp_path / "model.safetensors", augment=("rotate",))
+
+
+def test_fresh_forgets_the_previews_too(tmp_path):
+    learner(folder=tmp_path).fit(steps=30)
+    (tmp_path / "previews" / "0000999.png").write_bytes(b"old")
+    learner(folder=tmp_path).fit(steps=2, fresh=True)
+    assert not (tmp_path / "previews" / "0000999.png").exists()

@@ -363,3 +363,10 @@ def test_names_bring_no_markup_into_the_card():
 
 def test_a_card_has_no_paths():
     assert "jane" not in cards.card(make(info=PRIVATE))
+
+
+def test_a_card_tells_what_kind_of_model_it_is():
+    card = cards.card(make(classes=(), corruption="blur 0.5..3 | jpeg 10..60"))
+    assert "A restoration diffusion model" in card and "restore photo.jpg --by 'blur 0.5..3' --model" in card
+    words = cards.card(models.load(models.__file__.replace("models.py", "weights/emoji.safetensors")))
+    assert "A text-to-image diffusion model" in words and "3x64x64" in words and "'some words'" in words

@@ -435,3 +435,13 @@ def test_unreadable_pictures_are_data_errors(restorer, tmp_path):
     (tmp_path / "half.png").write_bytes(encoded(photo(80, 60))[:300])
     with pytest.raises(DataError, match=r"Cannot read the picture 'half.png'"):
         restore(tmp_path / "half.png", "jpeg 10", restorer)
+
+
+def test_an_ensemble_turns_with_the_picture(trembling) -> None:
+    """The mean over turns and mirror images does not care which way the picture lies; one answer does."""
+    given = degraded(photo(48, 48), "noise 0.1")
+    turned = given.transpose(Image.Transpose.ROTATE_90)
+    for ensemble in (True, False):
+        there = restore(given, "noise 0.1", trembling, ensemble=ensemble).images[0]
+        back = torch.rot90(restore(turned, "noise 0.1", trembling, ensemble=ensemble).images[0], -1, (1, 2))
+        assert (int((there.int() - back.int()).abs().max()) <= 1) is ensemble

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from pictures import photo
 from PIL import Image
 
 from fastdiffusion.cli import main
@@ -13,9 +14,9 @@ def place(tmp_path_factory):
     """A folder of captioned pictures, and a model that was trained on them for two steps."""
     place = tmp_path_factory.mktemp("words")
     (place / "photos").mkdir()
-    for i, color in enumerate(("red", "green", "blue", "yellow") * 4):
+    for i, color in enumerate(("red", "green", "blue", "yellow") * 6):
         picture = Image.new("RGB", (16, 16), color)
-        picture.putpixel((i, 0), (i, i, i))  # no two are the same
+        picture.putpixel((i % 16, i // 16), (i, i, i))  # no two are the same
         picture.save(place / "photos" / f"{i}.png")
         (place / "photos" / f"{i}.txt").write_text(f"a {color} square\nsomething {color}\n")
     train = ["train", str(place / "photos"), "--text", "--size", "16", "--net", "dit-tiny", "--steps", "2"]
@@ -56,6 +57,7 @@ def test_weight_one_changes_nothing_and_words_change_something(place):
     plain = draw("a red square")
     torch.testing.assert_close(draw("a (red:1.0) square"), plain)
     assert torch.equal(plain, draw(["a red square", "a red square"]))
+    assert not torch.equal(plain, draw("something blue"))
 
 
 def test_words_that_were_never_read_are_told_of(place):
@@ -136,3 +138,40 @@ def test_the_folder_of_results_is_checked_before_any_work(tmp_path, capsys):
     for out in ("odd.png", "odd.png/x"):
         assert main(["sample", "a red heart", "-n", "1", "-o", str(tmp_path / out)]) == 2
         assert "is a file. Try --out out" in capsys.readouterr().err
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Captioned photographs of three shapes, as cameras make them."""
+    for i in range(24):
+        photo(*[(48, 32), (32, 48), (40, 40)][i % 3], seed=i).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text(f"photograph {i}\n")
+    return tmp_path
+
+
+def test_every_command_takes_photographs_of_several_shapes(mixed, tmp_path_factory, capsys):
+    """What docs/words.md types for one's own pictures, at its smallest."""
+    out, photos = tmp_path_factory.mktemp("out"), str(mixed)
+    small, codec = ["--size", "16", "--steps", "2"], str(out / "codec" / "codec.safetensors")
+    autoencoder = ["train-autoencoder", photos, *small, "--width", "4", "--batch-size", "4"]
+    assert main([*autoencoder, "--folder", str(out / "codec")]) == 0
+    assert main(["codec", codec, photos, "--size", "16", "--samples", "2", "--holdout", "0", "-o", str(out / "c")]) == 0
+    draft = ["train-draft", photos, "--codec", codec, *small, "--batch-size", "4", "--folder", str(out / "draft")]
+    assert main(draft) == 0
+    train = ["train", photos, "--text", "--codec", codec, "--begin", str(out / "draft" / "draft.safetensors"), *small]
+    assert main([*train, "--batch-size", "4", "--holdout", "0.01", "--folder", str(out / "model")]) == 0
+    clip = ["train-clip", photos, *small, "--net", "tiny", "--batch-size", "4", "--folder", str(out / "clip")]
+    assert main(clip) == 0
+    assert "the right caption among" in capsys.readouterr().out
+    words = ["train-autoencoder", photos, *small, "--kind", "fsq", "--codebook", "64", "--width", "4"]
+    assert main([*words, "--batch-size", "4", "--folder", str(out / "vq")]) == 0
+    codes = ["train-codes", str(out / "vq" / "codec.safetensors"), photos, *small, "--width", "32", "--depth", "1"]
+    assert main([*codes, "--batch-size", "4", "--folder", str(out / "codes")]) == 0
+
+
+def test_a_model_of_words_is_evaluated_on_what_the_captions_say(place):
+    from fastdiffusion.tasks.evaluation import evaluate
+
+    found = evaluate(place / "run", place / "photos", n=10, steps=1, features=torch.nn.Flatten(), rounds=2, note=False)
+    assert found.samples is not None
+    assert set(found.samples.labels) <= {f"a {color} square" for color in ("red", "green", "blue", "yellow")}

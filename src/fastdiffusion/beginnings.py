@@ -20,6 +20,7 @@ from .distributed import check_world, rank_and_world
 from .errors import DataError, InputError, missing, unknown
 from .examples import WEIGHTS, measure_damage
 from .models import Model
+from .nets.layers import Embed
 from .nets.text import normalized, words
 from .noise import generator
 from .schedules import DENSITIES
@@ -111,6 +112,10 @@ def denoiser(learner: Learner) -> Denoiser:
     data = learner.train
     if data.given and learner.corruption is not None:
         raise InputError(f"{data.name} is made of pairs, which say themselves what is to be undone. Leave out restore.")
+    if learner.augment and data.batch(data.groups[0][:1]).images.is_floating_point():
+        raise InputError("Augmentation works on pictures, not on latents. Leave out augment or codec.")
+    if data.given and (colors := set(learner.augment) & set(augment.COLOR)):
+        raise InputError(f"{', '.join(sorted(colors))} would change the answers and not what is given: leave it out.")
     picture = data.given or (0 if learner.corruption is None else data.shape[0])
     net = _fresh(learner, picture) if learner.base is None else _taken(learner, learner.base, picture)
     return Denoiser(net, learner.parameterization, learner.measured_sigma_data, learner.self_condition, picture)
@@ -143,14 +148,22 @@ def _fresh(learner: Learner, picture: int) -> nn.Module:
 def _taken(learner: Learner, base: Model, picture: int) -> nn.Module:
     """The net of a trained model, if it is one of such data."""
     data, its = learner.train, base.denoiser
-    has = (base.shape[0], base.classes, base.words is not None, its.picture, its.self_condition)
-    wants = (data.shape[0], data.classes, learner.text, picture, learner.self_condition)
+    told = max((m.augment.in_features for m in its.net.modules() if isinstance(m, Embed) and m.augment), default=0)
+    has = (base.shape[0], base.classes, base.words is not None, its.picture, its.self_condition, told)
+    wants = (
+        data.shape[0], data.classes, learner.text, picture, learner.self_condition, augment.length(learner.augment)
+    )  # fmt: skip
     if has != wants or its.parameterization != learner.parameterization:
         raise InputError(
             f"{Path(learner.begin or '').name} cannot go on here. (channels, classes, words, given channels, "
-            f"self_condition) are {has} there and {wants} here, and it predicts {its.parameterization}."
+            f"self_condition, length of the augmentation vector) are {has} there and {wants} here, and it "
+            f"predicts {its.parameterization}."
         )
-    return deepcopy(its.net).train()
+    net = deepcopy(its.net).train()
+    for module in net.modules():
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = learner.dropout  # pyright: ignore[reportArgumentType]
+    return net
 
 
 def _listed(texts: list[str]) -> dict[str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     """
     info = {"sigma_data": model.denoiser.sigma_data, **model.spec()["info"]}  # the spec's has no paths
     name, data = info.get("name", "A fastdiffusion model"), info.get("data", "unnamed data")
-    channels, height, width = model.shape
+    channels, height, width = model.picture
     classes = f", {len(model.classes)} classes" if model.classes else ", without classes"
     chosen = f" --classes {_shell(model.classes[:2])}" if model.classes else ""
     names = [*map(_text, model.classes[:20]), *(["..."] if len(model.classes) > 20 else [])]
@@ -44,10 +45,18 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     shown = f"![Samples]({preview})" if preview else "No preview was stored with it."
     limits = _text(info["limits"]) if "limits" in info else "Limits were not studied beyond what stands above."
     kind = "class-conditional" if model.classes else "unconditional"
+    classes, use = f"samples{classes}", f"sample model.safetensors -n 16 --steps 12 --seed 0{chosen}"
+    if model.words is not None:
+        kind, listed, classes = "text-to-image", "It draws what words say, as its captions said it.", "samples"
+        use = "sample model.safetensors 'some words' -n 16 --steps 12 --seed 0"
+    elif model.corruption is not None:
+        kind, classes = "restoration", "pictures"
+        use = f"restore photo.jpg --by {shlex.quote(model.corruption.split(' | ')[0])} --model model.safetensors"
+        listed = f"It undoes: {_text(model.corruption)}."
     return f"""{_header(info, kind)}
 # {_text(name)}
 
-A {kind} diffusion model of {_text(data)}: {channels}x{height}x{width} samples{classes}, {model.parameters_count:,}
+A {kind} diffusion model of {_text(data)}: {channels}x{height}x{width} {classes}, {model.parameters_count:,}
 parameters, parameterization {_text(model.denoiser.parameterization)}.
 
 {shown}
@@ -56,7 +65,7 @@ parameters, parameterization {_text(model.denoiser.parameterization)}.
 
 ```bash
 pip install fastdiffusion
-fastdiffusion sample model.safetensors -n 16 --steps 12 --seed 0{chosen}
+fastdiffusion {use}
 ```
 
 The file holds numbers and a JSON configuration, no code; its checksum is verified when it is loaded.
@@ -88,7 +97,7 @@ Licence of the model: {_text(info.get("license", "not stated"))}.
 
 def _header(info: Mapping[str, Any], kind: str) -> str:
     """YAML front matter as model hubs read it. JSON strings are YAML strings, so nothing can break out."""
-    task = "unconditional-image-generation"  # the hubs' nearest: classes have no tag of their own
+    task = {"text-to-image": kind, "restoration": "image-to-image"}.get(kind, "unconditional-image-generation")
     lines = ["library_name: fastdiffusion", f"pipeline_tag: {task}", f"tags: [diffusion, {kind}]"]
     if "license" in info:
         lines.insert(0, f"license: {json.dumps(str(info['license']).lower())}")

@@ -100,6 +100,15 @@ def _digest(version: str, config: str, tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def fingerprint(tensors: Mapping[str, Tensor], spec: Mapping[str, Any] | None = None) -> str:
+    """sha256 of names and numbers, and of what JSON can hold: for runs that build on trained weights."""
+    sha = hashlib.sha256(b"" if spec is None else json.dumps(spec, sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        sha.update(name.encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
 def stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors as they are to be written: floats in ``dtype``, or as they are where it is None.
 
@@ -303,9 +312,14 @@ class Folder:
         return config["step"], config["config"], tensors
 
     def clear(self) -> None:
-        """Forget the run: its checkpoints, best and metrics."""
-        for path in (*self.checkpoints(), self.path / "best.safetensors", self.path / "metrics.jsonl"):
+        """Forget the run: its checkpoints, averages, metrics and previews. A finished model stays till the next."""
+        kinds = ("best.safetensors", "ema/*.safetensors", "metrics.jsonl", "preview.png", "previews/[0-9]*.png")
+        for path in (*self.checkpoints(), *(path for kind in kinds for path in self.path.glob(kind))):
             path.unlink(missing_ok=True)
+
+    def finished(self, steps: int) -> bool:
+        """Whether the run that the folder tells of has come to its last step."""
+        return any(record.get("step") == steps for record in self.metrics()[-1:])
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one line to ``metrics.jsonl``; a last line that a crash cut in half is closed first."""

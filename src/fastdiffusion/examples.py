@@ -107,7 +107,8 @@ class Examples:
             g, n, size = generator(self.seed, ORDER, epoch), self.per_epoch, self.batch_size
             points = (torch.arange(n) + torch.rand(1, generator=g)) / n * len(self.data)
             ends = torch.tensor([len(group) for group in self.groups]).cumsum(0)
-            shares = torch.bucketize(points, ends, right=True).bincount(minlength=len(ends)).tolist()
+            which = torch.bucketize(points, ends, right=True).clamp(max=len(ends) - 1)  # the last may round up
+            shares = which.bincount(minlength=len(ends)).tolist()
             batches: list[list[int]] = []
             for group, share in zip(self.groups, shares, strict=True):
                 rounds = [torch.randperm(len(group), generator=g) for _ in range(math.ceil(share * size / len(group)))]
@@ -138,6 +139,7 @@ class Examples:
                 captions = batch.captions if alone else self.data.told(order, random(CAPTION)).captions[rows]
                 words = self.tokens(captions)
             cond = Cond(label=labels, tokens=words).drop(dropped[rows])
+        plan = None
         if self.augments:
             plan = augment.draw(n, random(AUGMENT), self.augments, self.augment_p)[rows]
             x0, cond = augment.apply(x0, plan), replace(cond or Cond(), augment=plan.vector)
@@ -145,7 +147,8 @@ class Examples:
             seeds = torch.randint(2**62, (n,), generator=random(CORRUPTION))[rows].tolist()
             cond = replace(cond or Cond(), image=degraded(self.corruption, x0, seeds))
         elif batch.given is not None:
-            cond = replace(cond or Cond(), image=to_tensor(batch.given))
+            given = to_tensor(batch.given)
+            cond = replace(cond or Cond(), image=given if plan is None else augment.move(given, plan))
         if self.self_condition:
             coin = torch.rand(n, generator=random(COIN))[rows] < 0.5
         return Example(x0, sigma, noise, cond, coin, batch.names)

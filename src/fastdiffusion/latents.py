@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoints import load_tensors, save_tensors
+from .checkpoints import fingerprint, load_tensors, save_tensors
 from .data import Batch, Dataset, cache_folder
 from .data.dataset import Told, digest
 from .errors import CheckpointError, InputError
@@ -27,18 +26,16 @@ class Latents(Dataset):
         codec: A net with ``encode``, in eval mode.
 
     Raises:
-        InputError: Pictures of several sizes, or augmented by their own ``batch``.
+        InputError: Pictures of several sizes, or pairs.
     """
 
     def __init__(self, parent: Dataset, codec: nn.Module):
         if len(parent.groups) != 1:
             raise InputError("Latents need pictures of one size. Load the folder with aspect='crop'.")
+        if parent.given:
+            raise InputError(f"{parent.name} is made of pairs: a model learns these from pixels. Leave out codec.")
         self.parent, self.name, self.classes, self.report = parent, parent.name, parent.classes, parent.report
-        sha = hashlib.sha256()
-        for name, tensor in sorted(codec.state_dict().items()):
-            sha.update(name.encode())
-            sha.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        self.fingerprint = digest("latents", parent.fingerprint, sha.hexdigest())
+        self.fingerprint = digest("latents", parent.fingerprint, fingerprint(codec.state_dict()))
         self.rows = [parent.source(i) for i in range(len(parent))]  # a picture that is listed twice is encoded once
         self.values = self._cached(codec.eval())
         _, c, h, w = self.values.shape
@@ -76,9 +73,9 @@ class Latents(Dataset):
         """See :meth:`Dataset.told`."""
         return self.parent.told(indices, generator)
 
-    def texts(self) -> list[str]:
+    def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """See :meth:`Dataset.texts`."""
-        return self.parent.texts()
+        return self.parent.texts(indices)
 
     def key(self, index: int) -> str:
         """See :meth:`Dataset.key`."""

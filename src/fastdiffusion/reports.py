@@ -78,23 +78,25 @@ def previews(folder: Folder) -> str:
 
 
 def curve(lines: Mapping[str, Sequence[tuple[float, float]]], width: int = 800, height: int = 320) -> str:
-    """Curves of positive values over steps, the value's axis logarithmic, as SVG."""
-    drawn = {name: [(x, y) for x, y in line if y > 0 and math.isfinite(y)] for name, line in lines.items()}
+    """Curves over steps as SVG, the value's axis logarithmic where all are positive."""
+    drawn = {name: [(x, y) for x, y in line if math.isfinite(y)] for name, line in lines.items()}
     points = [p for line in drawn.values() for p in line]
     if not points:
         return "<p>No step was recorded.</p>"
     right = max(x for x, _ in points)
-    low, high = math.log(min(y for _, y in points)), math.log(max(y for _, y in points))
+    positive = min(y for _, y in points) > 0
+    there, back = (math.log, math.exp) if positive else (float, float)
+    low, high = there(min(y for _, y in points)), there(max(y for _, y in points))
     low, high = (low - 0.05, high + 0.05) if high - low < 0.1 else (low, high)
     left, top, bottom = 60, 10, height - 30
 
     def place(x: float, y: float) -> str:
         across = left + (width - left - 10) * x / right
-        return f"{across:.1f},{bottom - (bottom - top) * (math.log(y) - low) / (high - low):.1f}"
+        return f"{across:.1f},{bottom - (bottom - top) * (there(y) - low) / (high - low):.1f}"
 
     parts = []
     for i in range(5):
-        value = math.exp(low + (high - low) * i / 4)
+        value = back(low + (high - low) * i / 4)
         y = bottom - (bottom - top) * i / 4
         parts.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.0f}" y2="{y:.0f}" stroke="#ddd"/>')
         parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.3g}</text>')

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import LR, BatchSize, DataName, Fresh, Minutes, Optimizer, Out, Seed, SeedOfAll, Size, app
+from .options import LR, Aspect, BatchSize, DataName, Fresh, Minutes, Optimizer, Out, Seed, SeedOfAll, Size, app
+from .options import pictures as load_pictures
 
 
 @app.command("train-autoencoder")
@@ -25,6 +26,7 @@ def train_autoencoder(
     perceptual: Annotated[float, typer.Option(help="Weight of the distance in a feature net.")] = 0.0,
     adversarial: Annotated[float, typer.Option(help="Weight of a critic of patches.")] = 0.0,
     size: Size = None,
+    aspect: Aspect = None,
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
         "runs/autoencoder"
     ),
@@ -40,16 +42,16 @@ def train_autoencoder(
 
     Then: fastdiffusion train DATA --codec runs/autoencoder/codec.safetensors --net unet-latent
     """
-    given = dict(locals())
-    from .. import data as datasets
+    given: dict[str, Any] = {key: value for key, value in locals().items() if key != "aspect"}
+    from ..checkpoints import Folder
     from ..tasks import autoencoders
 
-    pictures = datasets.load(data, size)
+    pictures = load_pictures(data, size, aspect, "crop")
     if pictures.report is not None:
         print(pictures.report)
     given |= {"data": pictures, "size": None}
     codec = autoencoders.train_autoencoder(**given)
-    if not (folder / autoencoders.FILE).is_file():
+    if not Folder(folder).finished(steps):
         print("Stopped. The same command goes on from here.")
         return
     _, held = pictures.split(holdout, seed)
@@ -68,6 +70,7 @@ def codec(
     n: Annotated[int, typer.Option("-n", "--n", help="Pictures to measure with, at most.")] = 256,
     samples: Annotated[int, typer.Option(help="Draws of the importance-weighted bound.")] = 64,
     size: Size = None,
+    aspect: Aspect = None,
     holdout: Annotated[float, typer.Option(help="The part that was kept from training; 0 for all.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Of the training's split, and of the draws.")] = 0,
     out: Out = Path("out/codec"),
@@ -77,14 +80,13 @@ def codec(
     How faithful, how sharp, how many bits; of a variational one bounds on the likelihood and how many latents are
     active, of one with words how many are used. The sheet: pictures, reconstructions, traversals, prior samples.
     """
-    from .. import data as datasets
     from ..checkpoints import write_json
     from ..images import save_png
     from ..models import load_codec
     from ..tasks import latent_variables
 
     net = load_codec(file)
-    held = datasets.load(data, size).split(holdout, seed)[1 if holdout else 0]
+    held = load_pictures(data, size, aspect, "crop").split(holdout, seed)[1 if holdout else 0]
     found = latent_variables.describe(net, held, n, samples, seed)
     write_json(out / "codec.json", found)
     save_png(latent_variables.sheet(net, held, seed), out / "codec.png")
@@ -101,6 +103,7 @@ def train_codes(
     width: Annotated[int, typer.Option(help="Channels of the prior.")] = 128,
     depth: Annotated[int, typer.Option(help="Its layers.")] = 4,
     size: Size = None,
+    aspect: Aspect = None,
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
         "runs/codes"
     ),
@@ -116,13 +119,14 @@ def train_codes(
 
     It learns which words stand together, and so to make new pictures.
     """
-    given = dict(locals())
-    from .. import data as datasets
+    given: dict[str, Any] = {key: value for key, value in locals().items() if key != "aspect"}
+    from ..checkpoints import Folder
     from ..tasks import codes
 
-    pictures = datasets.load(data, size)
-    made = codes.train_codes(**given | {"data": pictures, "size": None})
-    if not (folder / codes.FILE).is_file():
+    pictures = load_pictures(data, size, aspect, "crop")
+    given |= {"data": pictures, "size": None}
+    made = codes.train_codes(**given)
+    if not Folder(folder).finished(steps):
         print("Stopped. The same command goes on from here.")
         return
     learned, held = pictures.split(holdout, seed)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..data import Dataset
 
 app = typer.Typer(
     name="fastdiffusion",
@@ -23,6 +26,19 @@ app = typer.Typer(
 ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of its training run.")]
 DataName = Annotated[str, typer.Argument(metavar="DATA", help="A folder, or digits, fashion-mnist, emoji, hf:NAME.")]
 Size = Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")]
+
+
+Aspect = Annotated[
+    str | None, typer.Option(help="Of a folder's pictures: bucket keeps shapes, crop cuts squares, pad adds white.")
+]
+
+
+def pictures(data: str, size: int | None, aspect: str | None, usual: str = "bucket") -> Dataset:
+    """The data of a command; a folder's pictures in the shapes that are asked for, or ``usual`` there."""
+    from .. import data as datasets
+
+    chosen = aspect or (usual if Path(data).is_dir() and data not in datasets.DATASETS else None)
+    return datasets.load(data, size, **({} if chosen is None else {"aspect": chosen}))
 
 
 def folder(path: Path) -> Path:

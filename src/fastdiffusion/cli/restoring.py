@@ -26,6 +26,7 @@ def restore(
     method: Annotated[str, typer.Option(help="Of zero-shot: ddnm, diffpir, pigdm, dps, tmpd.")] = "ddnm",
     hints: Annotated[Path | None, typer.Option(help="Colors on a transparent picture of the same size.")] = None,
     palette: Annotated[str | None, typer.Option(help="Colors to keep to, e.g. #a03020,#203040.")] = None,
+    ensemble: Annotated[bool, typer.Option(help="Mean over turns and mirror images: 8 times slower, better.")] = False,
     tile: Annotated[int, typer.Option(help="Side of the pieces it is worked in: for memory only.")] = 256,
     overlap: Annotated[int, typer.Option(help="How much they share.")] = 64,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="By default NAME-restored.png beside it.")] = None,

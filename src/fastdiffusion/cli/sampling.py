@@ -159,7 +159,8 @@ def export(
     data_license: Annotated[str | None, typer.Option(help="Of the pictures it was trained on.")] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="Samples in the preview.")] = 32,
     steps: Steps = 12,
-    scale: Scale = 1.0,
+    scale: OwnScale = None,
+    prompt: Annotated[str | None, typer.Option(help="What the preview shows, for a model of words.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Write a folder to share: model, card, preview.

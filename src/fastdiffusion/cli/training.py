@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import LR, DataName, Device, Fresh, ModelPath, Scale, SeedOfAll, Size, app
+from .options import LR, Aspect, DataName, Device, Fresh, ModelPath, Scale, SeedOfAll, Size, app
+from .options import pictures as load_pictures
 
 
 @app.command()
@@ -19,6 +20,7 @@ def train(
         str, typer.Option(help="unet-tiny, unet-small, unet-base, unet-latent, dit-tiny, dit-small, dit-base.")
     ] = "unet-small",
     size: Size = None,
+    aspect: Aspect = None,
     minutes: Annotated[
         float | None, typer.Option(help="Time to train, of all sessions together; 10 by default.")
     ] = None,
@@ -73,11 +75,13 @@ def train(
     elif restore is not None and Path(data).is_dir():
         pictures = datasets.Crops(data, size or 64)
     else:
-        pictures = datasets.load(data, size)
+        pictures = load_pictures(data, size, aspect, "bucket" if codec is None else "crop")
     if pictures.report is not None:
         print(pictures.report, file=sys.stderr)
     budget = {key: said.pop(key) for key in ("minutes", "steps", "fresh")}
-    keywords = {key: value for key, value in said.items() if key not in ("data", "size", "procs", "folder", "given")}
+    keywords = {
+        key: value for key, value in said.items() if key not in ("data", "size", "aspect", "procs", "folder", "given")
+    }
     restores = restore is not None or given is not None
     if restores and net == "unet-small":  # the usual one looks at the whole picture, which a restorer never has
         keywords["net"] = "restorer"
@@ -117,6 +121,9 @@ def fit(
     polish: Annotated[bool, typer.Option(help="Spend the time left on turning all numbers together.")] = True,
     noises: Annotated[int, typer.Option(help="How many noises to fit to.")] = 64,
     scale: Scale = 1.0,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What a model of words will be asked for; repeat it, the more the better.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the noises.")] = 0,
     device: Device = None,
 ) -> None:
@@ -134,6 +141,10 @@ def fit(
 
     ready = loaded(model, device)
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None
+    if ready.words is not None and prompt:
+        cond = ready.read(prompt)
+    elif prompt or (ready.words is not None and scale != 1):
+        raise InputError("--prompt is for models of words, whose --scale needs some: say --prompt 'a cat' and others.")
     for count in counts:
         table = fit_sampler(
             ready, count, cond=cond, noises=noises, seconds=seconds, polish=polish, scale=scale, seed=seed

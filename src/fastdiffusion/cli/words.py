@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .options import LR, DataName, Fresh, Minutes, Optimizer, SeedOfAll, Size, app
+from .options import LR, Aspect, DataName, Fresh, Minutes, Optimizer, SeedOfAll, Size, app, pictures
 
 ClipPath = Annotated[
     Path | None, typer.Option("--model", "-m", help="A file or folder of train-clip; by default the emoji's encoder.")
@@ -21,6 +21,7 @@ def train_clip(
     net: Annotated[str, typer.Option(help="Size of the image encoder: tiny, small, base.")] = "small",
     loss: Annotated[str, typer.Option(help="infonce or cloob.")] = "infonce",
     size: Size = None,
+    aspect: Aspect = None,
     folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes; again, to go on.")] = Path(
         "runs/clip"
     ),
@@ -37,10 +38,11 @@ def train_clip(
 
     For score and search, on your own captioned folder. The same command goes on where it stopped.
     """
-    given = dict(locals())
+    given: dict[str, Any] = {k: value for k, value in locals().items() if k not in ("size", "aspect")}
     from ..checkpoints import Folder
     from ..tasks import clip
 
+    given["data"] = pictures(data, size, aspect, "pad")  # as score and search see them
     clip.train_clip(**given)
     last = next((line for line in reversed(Folder(folder).metrics()) if "recall" in line), None)
     if last is not None:
@@ -56,6 +58,8 @@ def train_draft(
     steps: Annotated[int, typer.Option(help="Of training.")] = 3000,
     net: Annotated[str, typer.Option(help="Of the denoiser that follows: see 'train'.")] = "unet-latent",
     codec: Annotated[Path | None, typer.Option(help="An autoencoder's file: draft its latents.")] = None,
+    size: Size = None,
+    aspect: Aspect = None,
     folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes; again, to go on.")] = Path(
         "runs/draft"
     ),
@@ -73,9 +77,10 @@ def train_draft(
 
     Minutes of this save hours of 'train --text'. The same command goes on where it stopped.
     """
-    given = dict(locals())
+    given: dict[str, Any] = {k: value for k, value in locals().items() if k not in ("size", "aspect")}
     from ..tasks import drafts
 
+    given["data"] = pictures(data, size, aspect, "bucket" if codec is None else "crop")
     drafts.train_draft(**given)
     latents = "" if codec is None else f" --codec {codec}"
     print(f"Next: fastdiffusion train {data} --text{latents} --begin {folder / drafts.FILE}")

@@ -193,8 +193,12 @@ def apply(images: Float[Tensor, "b c h w"], plan: Plan) -> Float[Tensor, "b c h 
 
     Outside its frame a picture goes on as its mirror image. Colors are clipped to [-1, 1]; alpha channels only move.
     """
-    images = _moved(images, plan.space.to(images.device))
-    return _colored(images, plan.color.to(images.device))
+    return _colored(move(images, plan), plan.color.to(images.device))
+
+
+def move(images: Float[Tensor, "b c h w"], plan: Plan) -> Float[Tensor, "b c h w"]:
+    """What a plan does to places alone: for the other picture of a pair, whose colors are its own."""
+    return _moved(images, plan.space.to(images.device))
 
 
 def augment(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,10 +96,12 @@ def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
         words = cldr(language)
         saying, colors = GROUNDS.get(language, ("{name} on {color}", " ".join(reserved.COLORS)))
         told = dict(zip(reserved.COLORS, colors.split(), strict=True))
+        held = {text.casefold() for text in held_out(language)}
         for name, known, texts in _designs(language):
             if reserved.skins(name):
                 continue
-            found += [Pair(word, known, 0.1) for word in words.get(plain(name), ()) if word not in texts]
+            more = (word for word in words.get(plain(name), ()) if word not in texts and word.casefold() not in held)
+            found += [Pair(word, known, 0.1) for word in more]
             found += [
                 Pair(saying.format(name=text, color=word), f"{known} on {color}", 0.08)
                 for text in texts
@@ -107,6 +109,11 @@ def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
                 if color != "white" and not reserved.ground(name, color)
             ]
     return list(dict.fromkeys(found))
+
+
+def held_out(language: str) -> list[str]:
+    """The names that ``data.reserved.pair`` keeps from training."""
+    return [pair.text for pair in emoji_pairs([language], held_out=True)]
 
 
 def _designs(language: str, held_out: bool = False) -> list[tuple[str, str, list[str]]]:
@@ -121,10 +128,11 @@ def _designs(language: str, held_out: bool = False) -> list[tuple[str, str, list
     ]
 
 
-def edict(path: Path = EDICT, most: int = 2) -> list[Pair]:
+def edict(path: Path = EDICT, most: int = 2, without: Collection[str] = ()) -> list[Pair]:
     """Japanese words with their English glosses of at most ``most`` words, from a dictionary in EDICT's form.
 
     A line is "word;other spelling [reading] /(part of speech) gloss/another gloss/(P)/"; (P) marks common words.
+    What is ``without`` is left out: held-out names, which no other table may teach.
 
     Raises MissingExtra without the file, DataError for one of another form.
     """
@@ -135,6 +143,7 @@ def edict(path: Path = EDICT, most: int = 2) -> list[Pair]:
     except OSError as error:
         raise DataError(f"Cannot read {path.name!r}: {error.strerror}.") from None
     found: dict[tuple[str, str], float] = {}
+    left_out = {text.casefold() for text in without}
     for line in lines:
         head, _, rest = line.partition(" /")
         forms = re.findall(r"[^\s\[\];]+", re.sub(r"\([^)]*\)", "", head))[:2]
@@ -143,7 +152,7 @@ def edict(path: Path = EDICT, most: int = 2) -> list[Pair]:
         for rank, gloss in enumerate(glosses):
             if 0 < len(gloss.split()) <= most:
                 weight = (0.3 if "(P)" in rest else 0.05) / (1 + rank)
-                for form in forms:
+                for form in (form for form in forms if form.casefold() not in left_out):
                     found[form, gloss] = max(weight, found.get((form, gloss), 0.0))
     if not found:
         raise DataError(f"{path.name!r} is no dictionary in EDICT's form.")

@@ -80,9 +80,9 @@ class Dataset(ABC):
         """What :meth:`batch` says of these pictures, where it can be had without them."""
         return Told(*self.batch(indices, generator)[1:4])
 
-    def texts(self) -> list[str]:
-        """All that captions may say: what a tokenizer learns from. Empty where there are no captions."""
-        return [text for group in self.groups for text in self.told(group).captions if text]
+    def texts(self, indices: Sequence[int] | None = None) -> list[str]:
+        """All that captions of some pictures, or of all, may say: what a tokenizer learns from. Empty without any."""
+        return [text for text in self.told(range(len(self)) if indices is None else indices).captions if text]
 
     def source(self, index: int) -> int:
         """The first row with the same picture: itself, unless a data set lists pictures several times."""
@@ -115,7 +115,10 @@ class Dataset(ABC):
         for key in order[:-1]:  # one group of copies is always left to train on
             if len(held) >= wanted:
                 break
-            held.update(members[key])
+            if len(held) + len(members[key]) <= wanted or len(members[key]) <= max(wanted // 5, 1):
+                held.update(members[key])
+        if wanted and not held and len(order) > 1:  # all groups of copies are large
+            held.update(members[min(order[:-1], key=lambda key: len(members[key]))])
         parts = [i for i in range(len(self)) if i not in held], sorted(held)
         return Subset(self, parts[0]), Subset(self, parts[1])
 
@@ -144,9 +147,9 @@ class Subset(Dataset):
         """See :meth:`Dataset.told`."""
         return self.parent.told([self.indices[i] for i in indices], generator)
 
-    def texts(self) -> list[str]:
-        """See :meth:`Dataset.texts`: of all the parent's pictures."""
-        return self.parent.texts()
+    def texts(self, indices: Sequence[int] | None = None) -> list[str]:
+        """See :meth:`Dataset.texts`: nothing that is said of the parent's other pictures."""
+        return self.parent.texts(self.indices if indices is None else [self.indices[i] for i in indices])
 
     @cached_property
     def groups(self) -> list[list[int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -254,9 +257,10 @@ class Pictures(Dataset):
         ]
         return Told(self.labels[rows], captions, [self.names[i] for i in rows])
 
-    def texts(self) -> list[str]:
+    def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """See :meth:`Dataset.texts`."""
-        return [text for captions in self.captions for text in captions]
+        told = self.captions if indices is None or not self.captions else [self.captions[i] for i in indices]
+        return [text for captions in told for text in captions]
 
     def _rows(self, indices: Sequence[int]) -> np.ndarray:
         rows = np.asarray(indices, dtype=np.int64)

@@ -160,9 +160,11 @@ class Scenes(Dataset):
         names = [f"{self.pictures.names[row.picture]} on {row.color}" for row in (self.rows[i] for i in indices)]
         return Told(torch.full((len(names),), -1), [self.caption(i, generator) for i in indices], names)
 
-    def texts(self) -> list[str]:
+    def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """See :meth:`Dataset.texts`: every phrase once, and every color."""
-        said = (text for words in self.words for text in (words.name, *words.others, *words.keywords))
+        rows = self.rows if indices is None else [self.rows[i] for i in indices]
+        told = (self.words[picture] for picture in sorted({row.picture for row in rows}))
+        said = (text for words in told for text in (words.name, *words.others, *words.keywords))
         return [*dict.fromkeys(said), *(f"a {color} background on {color}" for color in reserved.COLORS)]
 
     def source(self, index: int) -> int:

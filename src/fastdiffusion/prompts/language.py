@@ -286,12 +286,17 @@ def write(prompt: Prompt) -> str:
     return " AND ".join(written)
 
 
+def plain(text: str) -> str:
+    """The prompt that means these words and nothing else: every sign of the language is escaped."""
+    return re.sub(r"([\\()\[\]{}|:])|\b(?=AND\b|BREAK\b)", lambda m: f"\\{m[1] or ''}", text)
+
+
 def _written(items: Sequence[Node]) -> str:
     out = ""
     for node in items:
         match node:
             case Words(text):
-                out += re.sub(r"([\\()\[\]{}|:])|\b(?=AND\b|BREAK\b)", lambda m: f"\\{m[1] or ''}", text)
+                out += plain(text)
             case Weighted(inner, weight):
                 out += f"({_written(inner)}:{weight!r})"
             case Switch(before, after, moment):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .. import data as datasets
 from .. import nets
-from ..checkpoints import save_tensors, stored
+from ..checkpoints import fingerprint, save_tensors, stored
 from ..data import Dataset
 from ..errors import InputError, unknown
 from ..examples import Examples
@@ -66,6 +66,8 @@ def train_autoencoder(
 ) -> Codec:
     """An autoencoder for these pictures; the same call goes on where it stopped.
 
+    One that ``minutes`` stopped can be used, but its file is written when it is finished.
+
     Args:
         data: Pictures, or what ``data.load`` takes.
         steps: Of training.
@@ -101,10 +103,11 @@ def train_autoencoder(
     )
     if min(kl, free_bits, perceptual, adversarial) < 0:
         raise InputError("kl, free_bits, perceptual and adversarial cannot be negative. 0 is off.")
-    config = {"codec": codec.config, "kl": kl, "free_bits": free_bits, "perceptual": perceptual, "lr": lr,
-              "adversarial": adversarial, "decoder": decoder_of is not None, "batch_size": batch_size,
-              "optimizer": optimizer, "data": data.fingerprint}  # fmt: skip
     train_part, held = data.split(holdout, seed)
+    config = {"codec": codec.config, "kl": kl, "free_bits": free_bits, "perceptual": perceptual, "lr": lr,
+              "adversarial": adversarial, "batch_size": batch_size, "optimizer": optimizer,
+              "data": train_part.fingerprint,
+              "decoder": None if decoder_of is None else fingerprint(decoder_of.state_dict())}  # fmt: skip
     examples = Examples(train_part, min(batch_size, len(train_part)), seed)
     codec.encoder.requires_grad_(decoder_of is None)
     critic = _critic(data.shape[0], seed) if adversarial else None
@@ -142,11 +145,10 @@ def train_autoencoder(
             preview(codec.eval(), shown, Path(folder) / "preview.png")
             codec.train(decoder_of is None)
     codec.eval().requires_grad_(True)
-    if step in (0, steps):  # finished: now, or before
-        if decoder_of is None:
-            standardize(codec, train_part)
-        if folder is not None:
-            save(codec, Path(folder) / FILE)
+    if decoder_of is None:
+        standardize(codec, train_part)
+    if folder is not None and step in (0, steps):  # finished: now, or before
+        save(codec, Path(folder) / FILE)
     return codec
 
 

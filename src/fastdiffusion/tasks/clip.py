@@ -23,7 +23,7 @@ from tqdm import trange
 
 from .. import data as datasets
 from .. import metrics, tokenizers
-from ..checkpoints import Folder, load_tensors, save_tensors, stored
+from ..checkpoints import Folder, fingerprint, load_tensors, save_tensors, stored
 from ..data import Dataset, ImageFolder, augment
 from ..denoisers import expand
 from ..errors import CheckpointError, DataError, InputError, unknown
@@ -221,7 +221,8 @@ def train_noisy(
         found = made.see(x + expand(sigma, x) * noise, sigma)
         return contrast(made, found, said, batch.captions, batch.names) + 2 * (1 - (found * target).sum(1)).mean()
 
-    config = {"noisy": True, "batch_size": batch_size, "lr": lr, "optimizer": optimizer, "data": data.fingerprint,
+    config = {"noisy": True, "clip": fingerprint(clip.state_dict()), "batch_size": batch_size, "lr": lr,
+              "optimizer": optimizer, "data": data.fingerprint,
               "image": image}  # fmt: skip
     _run(made, {"clip": Part(made, step_loss, optimizer, lr)}, steps, config, folder, seed, minutes, fresh)
     return made
@@ -268,13 +269,25 @@ def _spread(texts: Sequence[str], n: int) -> list[str]:
     return [texts[i * len(texts) // n] for i in range(n)] if len(texts) > n else list(texts)
 
 
+class Seen:
+    """An encoder whose pictures are vectors already, as :func:`embedded` gives them."""
+
+    def __init__(self, clip: Clip):
+        self.read = clip.read
+
+    @staticmethod
+    def see(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        """The same."""
+        return vectors
+
+
 def report(clip: Clip, held: Dataset, run: Folder, step: int, among: int = 100) -> None:
     """Add the recall on held-out pairs to ``metrics.jsonl``; chance is 1 / among."""
     rows = [i for i, text in enumerate(held.told(range(len(held))).captions) if text]
-    batch = held.batch(rows)
-    pool = list(dict.fromkeys([*batch.captions, *clip.known]))
+    captions = held.told(rows).captions
+    pool = list(dict.fromkeys([*captions, *clip.known]))
     among = min(among, len(pool))
-    found = recall_at_1(clip, batch.images, batch.captions, among, pool)
+    found = recall_at_1(Seen(clip), embedded(clip, held)[rows], captions, among, pool)
     run.append(
         {"step": step, "recall": found.value, "low": found.low, "high": found.high, "of": found.n, "among": among}
     )

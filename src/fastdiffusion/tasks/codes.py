@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from .. import data as datasets
 from .. import nets
+from ..checkpoints import fingerprint
 from ..data import Dataset
 from ..errors import InputError
 from ..images import grid, save_png
@@ -111,16 +112,19 @@ def train_codes(
     if len(pictures.groups) != 1:
         raise InputError("Words need pictures of one size. Load the folder with aspect='crop'.")
     spec = {"name": kind, **net.config}
-    made: Codes = parts.drawn(lambda: Codes(spec, pictures.shape[1:], width, depth), seed)
+    side = pictures.batch(pictures.groups[0][:1]).images.shape[2:]
+    made: Codes = parts.drawn(lambda: Codes(spec, side, width, depth), seed)
     made.codec.load_state_dict(net.state_dict())
     made.codec.eval().requires_grad_(False)
-    known = read(made.codec, pictures.split(holdout, seed)[0])
+    learned = pictures.split(holdout, seed)[0]
+    known = read(made.codec, learned)
 
     def loss(step: int) -> Tensor:
         rows = torch.randint(len(known), (batch_size,), generator=generator(seed, ORDER, step))
         return surprise(made.prior, known[rows], seed, step).mean()
 
-    config = {**made.config, "data": pictures.fingerprint, "batch_size": batch_size, "lr": lr, "optimizer": optimizer}
+    config = {**made.config, "data": learned.fingerprint, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
+              "weights": fingerprint(made.codec.state_dict())}  # fmt: skip
     run, done = {"prior": Part(made.prior, loss, optimizer, lr)}, None
     for done in train(run, steps, config, folder, seed, 100, 0.5, minutes, fresh, "float32"):
         if folder is not None and (done.step % PREVIEW_EVERY == 0 or done.step == steps):

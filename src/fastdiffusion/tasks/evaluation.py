@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .. import data as datasets
-from .. import metrics
+from .. import metrics, prompts
 from ..checkpoints import load_tensors, save_tensors, write_json
 from ..data import Dataset, cache_folder
 from ..errors import CheckpointError, InputError
@@ -113,7 +113,7 @@ def evaluate(
     note: bool = True,
     device: str | None = None,
 ) -> Report:
-    """Make ``n`` pictures and measure them against as many real ones, classes in the real ones' proportions.
+    """Make ``n`` pictures and measure them against as many real ones, of their classes, or told their captions.
 
     Args:
         model: A model, its file, or the folder of its training run.
@@ -136,11 +136,14 @@ def evaluate(
     _, height, width = model.picture
     data = datasets.load(data, size=height if height == width else None)
     n = _count(n, data)
-    labels = data_labels = None
+    labels = data_labels = words = None
+    told = data.told(metrics.choose(data, n, seed))
     if model.classes and model.classes == tuple(data.classes):
-        data_labels = metrics.pictures(data, metrics.choose(data, n, seed), (4, 4))[1].tolist()
+        data_labels = told.labels.tolist()
+    if model.words is not None and any(told.captions):
+        words = [prompts.plain(caption) for caption in told.captions]
     sampling = {"steps": steps, "seed": seed, "scale": scale, "guide": guide, "sampler": sampler, "schedule": schedule}
-    made = sample(model, n=n, classes=data_labels, batch_size=batch_size, **sampling)
+    made = sample(model, words, n=n, classes=data_labels, batch_size=batch_size, **sampling)
     if data_labels is not None:
         labels = [data.classes.index(name) if name else -1 for name in made.labels]
     report = measure(made.images, data, labels, features, seed, rounds, made)

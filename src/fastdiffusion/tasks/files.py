@@ -6,7 +6,6 @@ In a recipe a file is ``name@sha256``, never a path: a recipe may travel, and ma
 from __future__ import annotations
 
 import hashlib
-import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from ..checkpoints import fingerprint
 from ..errors import CheckpointError, DataError, InputError
 from ..images import flatten, read_named, safe_name, to_tensor
 from ..models import FILE, Model, load
@@ -57,11 +57,7 @@ def _exists(path: Path) -> bool:
 def model_hash(model: Model) -> str:
     """sha256 over what decides a model's pictures: its configuration without tables and notes, and its tensors."""
     spec = {key: value for key, value in model.spec().items() if key not in ("tables", "info")}
-    sha = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
-    for name, tensor in sorted(model.tensors().items()):
-        sha.update(name.encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+    return fingerprint(model.tensors(), spec)
 
 
 def digest(path: Path) -> str:

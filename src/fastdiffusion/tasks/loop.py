@@ -112,7 +112,7 @@ def train(
         for step in range(begin, steps):
             torch.manual_seed(generator(seed, DROPOUT, step).initial_seed() % 2**63)
             factor = optimizers.rate(step, 0, warmup, int(steps * (1 - decay)), steps)
-            losses = {}
+            losses, fine = {}, True
             for name, p in parts.items():
                 for optimizer in optimize[name]:
                     optimizer.zero_grad(set_to_none=True)
@@ -121,14 +121,18 @@ def train(
                 loss.backward()
                 losses[name] = float(loss.detach())
                 norm = nn.utils.clip_grad_norm_(p.module.parameters(), 1.0)
-                if math.isfinite(losses[name]) and math.isfinite(float(norm)):
+                here = math.isfinite(losses[name]) and math.isfinite(float(norm))
+                fine &= here
+                if here:
                     for optimizer in optimize[name]:
                         for group in optimizer.param_groups:
                             group["lr"] = p.lr * factor
                         optimizer.step()
-            bad = 0 if all(map(math.isfinite, losses.values())) else bad + 1
+            bad = 0 if fine else bad + 1
             if bad >= BAD_IN_A_ROW:
-                raise FastdiffusionError(f"{bad} losses in a row were not numbers, at step {step + 1}. Try a lower lr.")
+                raise FastdiffusionError(
+                    f"{bad} losses or gradients in a row were not numbers, at step {step + 1}. Try a lower lr."
+                )
             bar.update()
             bar.set_postfix({k: f"{v:.4g}" for k, v in losses.items()}, refresh=False)
             last = step + 1 == steps

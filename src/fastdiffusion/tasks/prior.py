@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import losses, noise, samplers, schedules
-from ..checkpoints import load_tensors, save_tensors
+from ..checkpoints import fingerprint, load_tensors, save_tensors
 from ..data import Dataset
 from ..denoisers import Denoiser
 from ..errors import CheckpointError
@@ -83,6 +83,9 @@ def train_prior(
 
     config = {
         "prior": clip.dim,
+        "clip": fingerprint(clip.state_dict()),
+        "draws": draws,
+        "dropout": dropout,
         "data": data.fingerprint,
         "batch_size": batch_size,
         "lr": lr,

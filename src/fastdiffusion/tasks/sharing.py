@@ -18,7 +18,8 @@ def export(
     data_license: str | None = None,
     n: int = 32,
     steps: int = 12,
-    scale: float = 1.0,
+    scale: float | None = None,
+    prompt: str | None = None,
     seed: int = 0,
 ) -> Path:
     """Write model file, model card, configuration and a preview of ``n`` samples into ``folder``.
@@ -34,10 +35,11 @@ def export(
         n: Samples in the preview.
         steps: Denoiser calls for each.
         scale: Classifier-free guidance.
+        prompt: What the preview shows, for a model of words; several in lines.
         seed: Of the first.
     """
     ready = loaded(model)
     given = {"name": name, "license": license, "data_license": data_license}
     ready = replace(ready, info={**ready.info, **{key: value for key, value in given.items() if value is not None}})
-    shown = sample(ready, n=n, steps=steps, scale=scale, seed=seed)
+    shown = sample(ready, prompt, n=n, steps=steps, scale=scale, seed=seed)
     return export_folder(ready, folder, card(ready), shown._repr_png_())

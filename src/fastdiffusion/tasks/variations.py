@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import data as datasets
-from ..checkpoints import load_tensors, save_tensors, stored
+from ..checkpoints import fingerprint, load_tensors, save_tensors, stored
 from ..data import Dataset
 from ..errors import CheckpointError, InputError
 from ..models import Model
@@ -31,6 +31,7 @@ from ..noise import generator
 from ..types import Cond
 from . import clip as clips
 from . import generation
+from .files import model_hash
 from .languages import Told, distill
 
 ADAPTER = 43  # purpose of a generator
@@ -98,7 +99,14 @@ def train_adapter(
         embedding = seen[[place[data.source(i)] for i in chosen]]
         return adapter(embedding), data.told(chosen).captions
 
-    config: dict[str, Any] = {"adapter": adapter.config, "data": data.fingerprint, "batch_size": batch_size, "lr": lr}
+    config: dict[str, Any] = {
+        "clip": fingerprint(clip.state_dict()),
+        "model": model_hash(model)[:16],
+        "adapter": adapter.config,
+        "data": data.fingerprint,
+        "batch_size": batch_size,
+        "lr": lr,
+    }
     known = [data.told([i]).captions[0] for i in first[:: max(len(first) // 500, 1)]]
     distill(model, adapter, rows, known, steps, config, folder, lr, minutes, fresh, seed)
     return adapter.eval()
