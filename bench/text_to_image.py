@@ -21,8 +21,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastdiffusion import data, metrics, sample
-from fastdiffusion.data import reserved
+from fastdiffusion.data import augment, reserved
 from fastdiffusion.images import grid, save_png, to_tensor
+from fastdiffusion.models import Model
+from fastdiffusion.noise import generator
 from fastdiffusion.tasks import judging
 from fastdiffusion.tasks.files import loaded
 from fastdiffusion.tasks.variations import vary
@@ -46,6 +48,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.5])
     parser.add_argument("--scale", type=float, help="do not choose it")
+    parser.add_argument("--clips", type=Path, nargs="+", help="of vary, each with its memory")
+    parser.add_argument("--memories", type=Path, nargs="+")
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.02])
     parser.add_argument("--only", nargs="+", default=["choose", "seen", "compositions", "grounds", "designs", "grid"])
     parser.add_argument("--out", type=Path, default=Path("out/emoji-bench"))
     args = parser.parse_args()
@@ -121,29 +126,53 @@ def main() -> None:
         grid(torch.stack([p for pair in zip(real[:32], images[:32], strict=True) for p in pair]), 16).save(
             args.out / f"{part}.png"
         )
-    if "vary" in args.only:  # real pictures in, pictures of the same things out, drawn otherwise
-        rows = sets["seen"][1]
-        real, names = pictures(train, rows), [train.words[train.rows[i].picture].name for i in rows]
-        made = []
-        with tempfile.TemporaryDirectory() as place:
-            for k, picture in enumerate(tqdm(real, "varying")):
-                save_png(picture, f"{place}/{k}.png")
-                made.append(vary(f"{place}/{k}.png", n=1, model=model, scale=scale, steps=args.steps, seed=k).images)
-        images = torch.cat(made)
-        a, b = ((x - x.mean((1, 2, 3), keepdim=True)).flatten(1) for x in (real, images))
-        row = {
-            "recall": judging.recall_at_1(judge, images, told(names)),
-            "pixel_correlation": float(torch.cosine_similarity(a, b).mean()),
-            "fd_judge": judging.fd_judge(judge, real, images),
-        }
-        found["vary"] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
-        print("vary", {k: str(v) for k, v in row.items()}, flush=True)
+    if "vary" in args.only:
+        found["vary"] = varied(model, judge, sets, train, args)
     if "grid" in args.only:
         begun = time.perf_counter()
         made = sample(model, list(PROMPTS), len(PROMPTS), steps=args.steps, scale=scale, batch_size=32)
         found["grid_seconds"] = time.perf_counter() - begun
         made.save_grid(args.out / "grid.png", columns=8, labels=False, zoom=1)
     (args.out / "emoji.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+def varied(model: Model, judge: judging.Judge, sets: dict, train, args: argparse.Namespace) -> dict[str, object]:
+    """Real pictures in, pictures of the same things out: as the font draws them, moved within their frame, and unseen.
+
+    ``variety`` is the mean distance of two variations of a picture in the judge's eyes. A picture that the model never
+    saw has no name that it could draw, so ``likeness``, the judge's cosine to the source, says how near it comes.
+    """
+    rows = sets["seen"][1]
+    real, names = pictures(train, rows), told([train.words[train.rows[i].picture].name for i in rows])
+    plan = augment.draw(len(real), generator(6), ("mirror", "scale", "shift"), 1.0)
+    unseen, its = sets["designs"]
+    sources = {"as drawn": real, "moved": augment.apply(real, plan), "never seen": pictures(unseen, its)}
+    found: dict[str, object] = {}
+    for clip, memory in zip(args.clips or [None], args.memories or [None], strict=True):
+        for kind, shown in sources.items():
+            for temperature in args.temperatures:
+                made, variety = [], []
+                with tempfile.TemporaryDirectory() as place, torch.no_grad():
+                    for k, picture in enumerate(tqdm(shown, f"varying {kind}")):
+                        save_png(picture, f"{place}/{k}.png")
+                        given = {"clip": clip, "memory": memory, "temperature": temperature, "model": model}
+                        images = vary(f"{place}/{k}.png", n=4, steps=args.steps, seed=4 * k, **given).images
+                        made.append(images[:1])
+                        variety.append(float(torch.pdist(judge.see(images)).mean()))
+                images = torch.cat(made)
+                a, b = ((x - x.mean((1, 2, 3), keepdim=True)).flatten(1) for x in (shown, images))
+                row: dict[str, object] = {
+                    "recall": None if kind == "never seen" else str(judging.recall_at_1(judge, images, names)),
+                    "pixel_correlation": round(float(torch.cosine_similarity(a, b).mean()), 3),
+                    "likeness": round(float((judge.see(shown) * judge.see(images)).sum(1).mean()), 3),
+                    "variety": round(sum(variety) / len(variety), 3),
+                }
+                key = f"{clip or 'bundled'}, {kind}, {temperature:g}"
+                found[key] = row
+                print("vary", key, row, flush=True)
+                sheet = torch.stack([p for pair in zip(shown[:24], images[:24], strict=True) for p in pair])
+                grid(sheet, 12).save(args.out / f"vary-{kind.replace(' ', '-')}-{temperature:g}.png")
+    return found
 
 
 def name_of(scenes, i: int) -> str:

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from pictures import photo
 
 from fastdiffusion import nets, sample, tokenizers
+from fastdiffusion.cli import main
 from fastdiffusion.data import reserved
 from fastdiffusion.data.bilingual import GROUNDS, Pair, bilingual, edict, emoji_pairs, emoji_words, held_out
 from fastdiffusion.data.dataset import Pictures
@@ -13,10 +15,12 @@ from fastdiffusion.data.emoji import LANGUAGES
 from fastdiffusion.data.scenes import CLDR
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError, MissingExtra
+from fastdiffusion.images import save_png
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.nets.clip import Clip
 from fastdiffusion.nets.text import Worded, normalized
 from fastdiffusion.nets.text import words as listed
+from fastdiffusion.tasks import clip as clips
 from fastdiffusion.tasks import variations
 from fastdiffusion.tasks.languages import teach
 
@@ -141,31 +145,70 @@ def test_every_language_says_every_ground():
         assert "{name}" in saying and "{color}" in saying
 
 
-def test_an_adapter_says_what_the_captions_say(model, tmp_path, monkeypatch):
-    """Flat pictures in nine colors, one caption each: afterwards a picture asks for what its caption asks for."""
+@pytest.fixture(scope="module")
+def clip():
+    """Untrained, which tells flat colors apart all the same."""
     torch.manual_seed(0)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    colors = torch.randint(0, 256, (9, 3, 1, 1), dtype=torch.uint8)
-    images = colors.expand(9, 3, 16, 16).contiguous()
-    data = Pictures("flat", [images.numpy()], captions=[[p.known] for p in PAIRS])
     net = {"width": 32, "multiples": [1], "blocks": [1], "attention": [], "in_channels": 3}
-    clip = Clip({"net": net, "dim": 16}, {"vocabulary": 300, "width": 32, "depth": 1, "head": 32}, side=16).eval()
-    adapter = variations.train_adapter(model, clip, data, 150, batch_size=16, folder=tmp_path / "run")
-    wanted = answers(model, [p.known for p in PAIRS])
-    x = torch.randn(9, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    from fastdiffusion.images import to_pil, to_tensor
+    return Clip({"net": net, "dim": 16}, {"vocabulary": 300, "width": 32, "depth": 1, "head": 32}, side=16).eval()
 
-    pictures = [to_pil(to_tensor(image)) for image in images]
-    with torch.no_grad():
-        made = model.denoise(x, torch.ones(9), variations.condition(model, clip, adapter, pictures))
-    shuffled = (wanted[torch.arange(9).roll(1)] - wanted).square().mean()
-    assert (made - wanted).square().mean() < 0.5 * shuffled
-    variations.save(adapter, tmp_path / "adapter.safetensors")
-    same = variations.load(tmp_path / "adapter.safetensors")
-    seen = torch.randn(2, 16)
-    assert all(torch.equal(a, b) for a, b in zip(same(seen), adapter(seen), strict=True))
-    mixed = variations.condition(model, clip, adapter, pictures[:1], "red house", mix=1.0)
-    assert torch.equal(mixed.pooled, model.read(["red house"]).pooled)
+
+@pytest.fixture(scope="module")
+def flat():
+    """Nine colors, one caption each."""
+    colors = torch.randint(0, 256, (9, 3, 1, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images = colors.expand(9, 3, 16, 16).contiguous()
+    return Pictures("flat", [images.numpy()], captions=[[p.known] for p in PAIRS])
+
+
+def test_a_picture_recalls_its_own_caption_and_near_ones(clip, flat, tmp_path):
+    memory = variations.remember(clip, flat)
+    assert [memory.recall(v, [0], 0)[0] for v in memory.vectors] == [p.known for p in PAIRS]
+    # over many seeds each caption comes as often as the softmax says
+    chances = (memory.vectors @ memory.vectors[3] / 0.02).softmax(0)
+    drawn = memory.recall(memory.vectors[3], range(2000), 0.02)
+    often = torch.tensor([drawn.count(caption) / 2000 for caption in memory.captions])
+    assert (often - chances).abs().max() < 0.05
+    assert memory.recall(memory.vectors[3], [7, 8], 0.02) == drawn[7:9]  # by the seed alone
+    for dtype, atol in ((None, 1e-6), (torch.int8, 0.02)):
+        variations.save(memory, tmp_path / "memory.safetensors", dtype)
+        same = variations.load(tmp_path / "memory.safetensors")
+        torch.testing.assert_close(same.vectors, memory.vectors, atol=atol, rtol=0)
+        assert same.captions == memory.captions
+
+
+def test_a_picture_is_varied_by_its_words(model, clip, flat, tmp_path):
+    memory = variations.remember(clip, flat)
+    save_png(flat.batch([4]).images[0], tmp_path / "x.png")
+    made = variations.vary(tmp_path / "x.png", n=2, model=model, memory=memory, clip=clip, temperature=0, steps=2)
+    said = PAIRS[4].known
+    assert made.labels == (said, said)
+    assert torch.equal(made.images, sample(model, said, 2, steps=2).images)
+    more = variations.vary(
+        tmp_path / "x.png", "house", n=1, model=model, memory=memory, clip=clip, temperature=0, steps=1
+    )
+    assert more.labels == (f"{said} house",)
+    with pytest.raises(InputError, match="temperature"):
+        memory.recall(memory.vectors[0], [0], -1)
+    with pytest.raises(InputError, match="the encoder makes 16"):
+        variations.vary(tmp_path / "x.png", model=model, memory=variations.Memory(torch.eye(3), ["a"] * 3), clip=clip)
+    with pytest.raises(DataError, match="no captions"):
+        variations.remember(clip, Pictures("silent", [flat.arrays[0]]))
+
+
+def test_a_memory_is_made_from_the_command_line(clip, tmp_path, capsys):
+    clips.save(clip, tmp_path / "clip.safetensors")
+    (tmp_path / "photos").mkdir()
+    for i, (w, h) in enumerate(((20, 16), (16, 20), (16, 16))):
+        photo(w, h, seed=i).save(tmp_path / "photos" / f"{i}.png")
+        (tmp_path / "photos" / f"{i}.txt").write_text(f"thing {i}")
+    out = str(tmp_path / "memory.safetensors")
+    given = ["remember", str(tmp_path / "photos"), "--clip", str(tmp_path / "clip.safetensors"), "--size", "16"]
+    assert main([*given, "--out", out]) == 0
+    assert "3 pictures" in capsys.readouterr().out
+    assert variations.load(out).captions == ["thing 0", "thing 1", "thing 2"]
+    with pytest.raises(CheckpointError, match="no memory"):
+        variations.load(tmp_path / "clip.safetensors")
 
 
 def test_bad_input(model, tmp_path):
@@ -187,5 +230,3 @@ def test_bad_input(model, tmp_path):
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError):
         variations.load(tmp_path / "no.safetensors")
-    with pytest.raises(InputError, match="mix"):
-        variations.condition(model, None, None, [], mix=2)

@@ -63,6 +63,14 @@ def test_captions_say_the_color_and_never_a_held_out_name(parts):
     assert train.batch(rows, torch.Generator().manual_seed(0)).captions == captions
 
 
+def test_a_part_of_the_rows_knows_its_own_sources(parts):
+    part = data.Subset(parts["train"], range(5, 60, 3))
+    for i in range(len(part)):
+        first = part.source(i)
+        assert part.parent.rows[part.indices[first]] == part.parent.rows[part.indices[i]]
+        assert part.source(first) == first and first <= i
+
+
 def test_rows_that_show_the_same_have_one_source(parts):
     train = parts["train"]
     for row in range(0, len(train), 97):

@@ -8,7 +8,23 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import LR, BatchSize, Device, Fresh, Minutes, Out, Seed, SeedOfAll, Size, Steps, app
+from .options import (
+    LR,
+    Aspect,
+    BatchSize,
+    DataName,
+    Device,
+    Fresh,
+    Minutes,
+    Out,
+    OwnScale,
+    Seed,
+    SeedOfAll,
+    Size,
+    Steps,
+    app,
+    pictures,
+)
 
 
 @app.command()
@@ -20,8 +36,12 @@ def vary(
     strength: Annotated[
         float, typer.Option(help="How far from the picture: 1 keeps what it shows, less its layout too, 0 all.")
     ] = 1.0,
-    mix: Annotated[float, typer.Option(help="The words' part, 0 to 1.")] = 0.5,
-    scale: Annotated[float, typer.Option(help="Guidance; 1 is off.")] = 3.0,
+    temperature: Annotated[float, typer.Option(help="How far afield: 0 is the nearest, 0.1 almost anything.")] = 0.02,
+    memory: Annotated[
+        Path | None, typer.Option(help="What remember wrote; by default the package's, of emoji.")
+    ] = None,
+    clip: Annotated[Path | None, typer.Option(help="The encoder that the memory was made with.")] = None,
+    scale: OwnScale = None,
     steps: Steps = 12,
     seed: Seed = 0,
     size: Size = None,
@@ -40,6 +60,28 @@ def vary(
     made.save(out, picture.stem)
     made.save_grid(out / "grid.png")
     print(f"{len(made)} pictures in {out}, and grid.png.")
+
+
+@app.command()
+def remember(
+    data: DataName,
+    clip: Annotated[Path | None, typer.Option(help="A file or folder of train-clip; by default the emoji's.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The memory's file.")] = Path("out/memory.safetensors"),
+    size: Size = None,
+    aspect: Aspect = None,
+) -> None:
+    """Remember captioned pictures, for vary.
+
+    What an encoder sees in each, and what is said of it; nothing is trained.
+    """
+    import torch
+
+    from ..tasks import variations
+    from ..tasks.clip import load
+
+    made = variations.remember(load(clip), pictures(data, size, aspect, "pad"))
+    variations.save(made, out, torch.float16)
+    print(f"{out}: {len(made.captions):,} pictures. Next: fastdiffusion vary photo.png --memory {out} --model MODEL")
 
 
 @app.command()

@@ -158,6 +158,14 @@ class Subset(Dataset):
         groups = ([position[i] for i in group if i in position] for group in self.parent.groups)
         return [group for group in groups if group]
 
+    def source(self, index: int) -> int:
+        """See :meth:`Dataset.source`."""
+        return self._first[self.parent.source(self.indices[index])]
+
+    @cached_property
+    def _first(self) -> dict[int, int]:
+        return {self.parent.source(i): at for at, i in reversed(list(enumerate(self.indices)))}
+
     @cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See :class:`Dataset`."""

@@ -336,8 +336,6 @@ def _plan(
     p["classes"] = p["classes"] if p["classes"] is None or isinstance(p["classes"], str | int) else list(p["classes"])
     guided, p["guide"] = guides.read(p["guide"], guides.Setting(ready, shape, near))
     by_guide = bool(BY_WORDS & set(guides.names(p["guide"])))
-    if prompts is not None and "like" in guides.names(p["guide"]):
-        raise InputError("A picture stands in place of words: say them with it, e.g. like cat.png words='on blue'.")
     if p["prompt"] is not None and p["classes"] is not None:
         raise InputError("Give words or classes, not both.")
     if p["scale"] is None:

@@ -107,13 +107,6 @@ def _classifier(word: str, at: Setting) -> Classifier:
     return net.to(at.model.device).requires_grad_(False)
 
 
-def _shown(word: str, at: Setting) -> Callable[[str, float], Cond]:
-    from . import variations  # which samples, with guides
-
-    path, model = at.file(word), at.model
-    return lambda words, mix: variations.condition(model, *variations.shipped(), [path], words, mix)
-
-
 def _text(word: str, at: Setting) -> str:
     return word
 
@@ -149,12 +142,6 @@ def _by_words(denoise: Denoise, by: Callable[..., Guided], words: str, scale: fl
     return by(denoise, words, scale, **options)
 
 
-def _like(
-    denoise: Denoise, shown: Callable[[str, float], Cond], scale: float = 3.0, words: str = "", mix: float = 0.5
-) -> Denoise:
-    return guidance.scheduled(guidance.cfg(denoise, scale), [(float("inf"), shown(words, mix))])
-
-
 Reader = Callable[[str, Setting], Any]
 
 
@@ -185,9 +172,6 @@ GUIDES: dict[str, Entry] = {
     "classifier": Entry(_by_classifier, {"file": _classifier}, _SCALE, "classifier classifier.safetensors scale=2"),
     "middle": Entry(middle, {"file": _classifier}, _SCALE, "middle reader.safetensors scale=2"),
     "clip": Entry(_by_words, {"file": _clip, "words": _text}, _SCALE, "clip noisy.safetensors 'a red car' scale=2"),
-    "like": Entry(
-        _like, {"picture": _shown}, {"scale": _number, "words": _text, "mix": _number}, "like cat.png words='on blue'"
-    ),
     "inpaint": Entry(guidance.inpaint, {"picture": _picture, "mask": _mask}, {}, "inpaint photo.png mask.png"),
 }
 

@@ -1,171 +1,105 @@
-"""Pictures as conditions: what a picture shows, drawn anew, alone or mixed with words.
+"""Pictures in place of words: what a picture shows, drawn anew, alone or with words.
 
-    adapter = train_adapter(model, clip, "emoji-scenes", steps=2000)
-    vary("cat.png", n=16, words="on a blue background")
+    vary("cat.png", n=16, words="on blue")
 
-A model of words is frozen. An adapter turns the embedding of a picture (CLIP's or CLOOB's) into a few token states and
-a pooled vector that the denoiser's attention takes for words: it learns to say what the picture's own captions say, by
-the distillation of ``tasks.languages``. After unCLIP (Ramesh et al. 2022) and IP-Adapter (Ye et al. 2023,
-arXiv:2308.06721), but nothing of the denoiser is trained.
+    memory = remember(clip, "photos/")                    # for a model of one's own
+    vary("cat.png", model="runs/photos", memory=memory, clip=clip)
+
+An encoder of pictures (CLIP's or CLOOB's) finds, among all pictures that it remembers, those that are near the given
+one, and each new picture is told the caption of one of them. Which one is drawn by the softmax over the similarities,
+the retrieval of a Hopfield network (Ramsauer et al. 2021, arXiv:2008.02217). So nothing is trained, as in kNN-Diffusion
+(Sheynin et al. 2022, arXiv:2204.02849), and the model is asked for nothing that it was never taught. A learned map from
+vectors of pictures to those of words asks for means of things, which a small model draws as blobs (docs/lab-notes.md).
 """
 
 from __future__ import annotations
 
-import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import data as datasets
-from ..checkpoints import fingerprint, load_tensors, save_tensors, stored
+from ..checkpoints import load_tensors, save_tensors, stored
 from ..data import Dataset
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, DataError, InputError
 from ..models import Model
 from ..nets.clip import Clip
-from ..nets.layers import keywords
 from ..noise import generator
-from ..types import Cond
+from ..prompts import plain
 from . import clip as clips
 from . import generation
-from .files import model_hash
-from .languages import Told, distill
 
-ADAPTER = 43  # purpose of a generator
-FILE = Path(__file__).parents[1] / "weights" / "adapter.safetensors"
+RECALL = 43  # purpose of a generator
+FILE = "memory.safetensors"
 
 
-class Adapter(nn.Module):
-    """Unit vectors of an image encoder to ``tokens`` states and a pooled vector of a text encoder.
+@dataclass(frozen=True)
+class Memory:
+    """Vectors of pictures, and what is said of each.
+
+    Attributes:
+        vectors: Of unit length, by one encoder.
+        captions: One of each.
+    """
+
+    vectors: Float[Tensor, "n d"]
+    captions: Sequence[str]
+
+    def recall(self, seen: Float[Tensor, " d"], seeds: Sequence[int], temperature: float = 0.02) -> list[str]:
+        """What is said of pictures that are near to ``seen``: for each seed one, drawn by exp(cosine / temperature).
+
+        The temperature is positive, or 0 for the nearest.
+        """
+        if not temperature >= 0:
+            raise InputError(f"temperature must be at least 0, got {temperature!r}. Try 0.02.")
+        near = self.vectors @ torch.nn.functional.normalize(seen, dim=0)
+        if temperature == 0:
+            return [self.captions[int(near.argmax())]] * len(seeds)
+        chances = (near / temperature).softmax(0)
+        drawn = [int(torch.multinomial(chances, 1, generator=generator(seed, RECALL))) for seed in seeds]
+        return [self.captions[i] for i in drawn]
+
+
+def remember(clip: Clip | str | Path, data: Dataset | str | Path, size: int | None = None) -> Memory:
+    """The vectors and captions of a data set, each picture once.
 
     Args:
-        dim: Of the image embedding.
-        width: Of the text encoder's states.
-        tokens: How many states are said.
-        hidden: Width of the layers between.
+        clip: An encoder, its file or the folder of its training.
+        data: Captioned pictures, or what ``data.load`` takes.
+        size: Side of the pictures, if ``data`` is a name or folder.
+
+    Raises:
+        DataError: Pictures without captions.
     """
-
-    def __init__(self, dim: int = 192, width: int = 128, tokens: int = 6, hidden: int = 256):
-        self.config = keywords(locals())
-        super().__init__()
-        self.tokens, self.width = tokens, width
-        self.layers = nn.Sequential(
-            nn.Linear(dim, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, (tokens + 1) * width),
-        )
-        self.norm = nn.LayerNorm(width)
-
-    def forward(self, seen: Float[Tensor, "b e"]) -> Told:
-        """(token states (b, n, d), mask, pooled (b, d)) of pictures."""
-        states = self.layers(seen * seen.shape[-1] ** 0.5).unflatten(1, (self.tokens + 1, self.width))
-        mask = torch.ones(len(seen), self.tokens, dtype=torch.bool, device=seen.device)
-        return self.norm(states[:, 1:]), mask, states[:, 0]
+    net = clip if isinstance(clip, Clip) else clips.load(clip)
+    data = datasets.load(data, size)
+    told = data.told(range(len(data))).captions
+    first = sorted({data.source(i) for i in range(len(data)) if told[i]})
+    if not first:
+        raise DataError(f"{data.name} has no captions to remember. Put a NAME.txt beside each NAME.png.")
+    return Memory(clips.embedded(net, datasets.Subset(data, first)), [told[i] for i in first])
 
 
-def train_adapter(
-    model: Model,
-    clip: Clip,
-    data: Dataset | str,
-    steps: int = 2000,
-    folder: str | Path | None = None,
-    batch_size: int = 64,
-    lr: float = 5e-3,
-    minutes: float | None = None,
-    fresh: bool = False,
-    seed: int = 0,
-) -> Adapter:
-    """An adapter from what ``clip`` sees to what ``model`` understands, of captioned pictures.
-
-    The same call goes on where it stopped. Arguments as of ``languages.teach``.
-    """
-    data = datasets.load(data) if isinstance(data, str) else data
-    if model.words is None:
-        raise InputError("This model was trained without words: a picture cannot be put in their place.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, ADAPTER).initial_seed() % 2**63)
-        adapter = Adapter(clip.dim, model.words.width)
-    first = sorted({data.source(i) for i in range(len(data))})
-    seen = clips.embedded(clip, datasets.Subset(data, first))
-    place = {row: i for i, row in enumerate(first)}
-
-    def rows(g: torch.Generator) -> tuple[Told, list[str]]:
-        chosen = torch.randint(len(data), (batch_size,), generator=g).tolist()
-        embedding = seen[[place[data.source(i)] for i in chosen]]
-        return adapter(embedding), data.told(chosen).captions
-
-    config: dict[str, Any] = {
-        "clip": fingerprint(clip.state_dict()),
-        "model": model_hash(model)[:16],
-        "adapter": adapter.config,
-        "data": data.fingerprint,
-        "batch_size": batch_size,
-        "lr": lr,
-    }
-    known = [data.told([i]).captions[0] for i in first[:: max(len(first) // 500, 1)]]
-    distill(model, adapter, rows, known, steps, config, folder, lr, minutes, fresh, seed)
-    return adapter.eval()
-
-
-@torch.no_grad()
-def condition(
-    model: Model,
-    clip: Clip,
-    adapter: Adapter,
-    pictures: list[str | Path | Image.Image],
-    words: str = "",
-    mix: float = 0.5,
-) -> Cond:
-    """What pictures, and words if there are any, ask a model for: one row per picture.
-
-    Args:
-        model: Of words.
-        clip: The encoder that the adapter was trained with.
-        adapter: See :func:`train_adapter`.
-        pictures: Files or pictures.
-        words: Said along with each.
-        mix: The words' part of the pooled vector, 0 to 1; their tokens are all visible beside the pictures'.
-    """
-    if not 0 <= mix <= 1:
-        raise InputError(f"mix must be from 0 to 1, got {mix}. Try 0.5.")
-    seen = torch.cat([clip.see(clips.as_input(clip, picture)) for picture in pictures])
-    emb, mask, pooled = adapter(seen)
-    if words.strip():
-        said = model.read([words] * len(pictures))
-        assert said.emb is not None and said.mask is not None and said.pooled is not None
-        emb, mask = torch.cat([emb, said.emb], 1), torch.cat([mask, said.mask], 1)
-        pooled = torch.lerp(pooled, said.pooled, mix)
-    return Cond(emb=emb, mask=mask, pooled=pooled)
-
-
-def save(adapter: Adapter, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(memory: Memory, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file, atomically."""
-    save_tensors(path, stored(adapter.state_dict(), dtype), {"kind": "adapter", **adapter.config})
+    tensors = stored({"vectors": memory.vectors}, dtype)
+    save_tensors(path, tensors, {"kind": "memory", "captions": list(memory.captions)})
 
 
-def load(path: str | Path) -> Adapter:
-    """Read a file of :func:`save`; raises CheckpointError for any other."""
-    config, tensors = load_tensors(path)
-    try:
-        if config.pop("kind") != "adapter" or any(type(v) is not int or not 0 < v <= 4096 for v in config.values()):
-            raise ValueError("it is something else")
-        adapter = Adapter(**config)
-        adapter.load_state_dict({k: t.float() for k, t in tensors.items()})
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not an adapter that train_adapter made ({str(error)[:200]}).") from None
-    return adapter.eval()
-
-
-def shipped() -> tuple[Clip, Adapter]:
-    """The image encoder and the adapter that belong to the emoji model in the package."""
-    if not FILE.is_file():
-        raise CheckpointError("This package came without the adapter for pictures. Train one: train_adapter.")
-    return clips.load(), load(FILE)
+def load(path: str | Path | None = None) -> Memory:
+    """Read a file of :func:`save`, by default the package's; raises CheckpointError for any other."""
+    place = Path(__file__).parents[1] / "weights" / FILE if path is None else Path(path)
+    config, tensors = load_tensors(place)
+    vectors, captions = tensors.get("vectors"), config.get("captions")
+    if config.get("kind") != "memory" or vectors is None or vectors.ndim != 2 or not isinstance(captions, list):
+        raise CheckpointError(f"{place} holds no memory of pictures. Make one: fastdiffusion remember photos/.")
+    if len(captions) != len(vectors) or not all(isinstance(caption, str) for caption in captions):
+        raise CheckpointError(f"{place} has not one caption for each vector.")
+    return Memory(torch.nn.functional.normalize(vectors.float(), dim=1), captions)
 
 
 def vary(
@@ -174,31 +108,39 @@ def vary(
     n: int = 16,
     model: Model | str | Path = "emoji",
     strength: float = 1.0,
-    mix: float = 0.5,
-    scale: float = 3.0,
+    temperature: float = 0.02,
+    memory: Memory | str | Path | None = None,
+    clip: Clip | str | Path | None = None,
+    scale: float | None = None,
     steps: int = 12,
     seed: int = 0,
     size: int | None = None,
     batch_size: int = 16,
     device: str | None = None,
 ) -> generation.Samples:
-    """What a picture shows, drawn anew.
+    """What a picture shows, drawn anew; the recipes of the results hold words, and need the picture no more.
 
     Args:
         picture: A file.
-        words: Said along with it.
+        words: Said after what the picture shows, such as "on blue".
         n: How many.
-        model: The bundled one, or one of words whose text encoder it shares.
+        model: The bundled one, or one of words that was trained on such captions.
         strength: How far to go from the picture itself: 1 starts from noise and keeps only what the picture shows; less
             keeps its layout too, as ``sample``'s ``image`` and ``strength`` do; 0 is the picture.
-        mix: The words' part, 0 to 1.
-        scale: Of classifier-free guidance.
+        temperature: How far afield: 0 draws what is nearest every time, 0.1 almost anything.
+        memory: Of :func:`remember`, or its file; by default the package's, of emoji.
+        clip: The encoder that the memory was made with; by default the package's.
+        scale: Of classifier-free guidance; by default the model's own.
         steps, seed, size, batch_size, device: As of ``sample``.
     """
-    said = f" {shlex.quote('words=' + words)} mix={mix:g}" if words.strip() else ""
-    guide = f"like {shlex.quote(str(picture))} scale={scale:g}{said}"
-    image = None if strength == 1 else picture
+    known = memory if isinstance(memory, Memory) else load(memory)
+    net = clip if isinstance(clip, Clip) else clips.load(clip)
+    if net.dim != known.vectors.shape[1]:
+        raise InputError(f"The memory holds vectors of {known.vectors.shape[1]} numbers, the encoder makes {net.dim}.")
+    with torch.no_grad():
+        seen = net.see(clips.as_input(net, picture))[0]
+    recalled = known.recall(seen, range(seed, seed + n), temperature)
     return generation.sample(
-        model, n=n, steps=steps, seed=seed, scale=1.0, guide=guide, image=image, strength=strength, size=size,
-        batch_size=batch_size, device=device,
+        model, [f"{plain(caption)} {words}".strip() for caption in recalled], n=n, steps=steps, seed=seed, scale=scale,
+        image=None if strength == 1 else picture, strength=strength, size=size, batch_size=batch_size, device=device,
     )  # fmt: skip
