@@ -144,6 +144,11 @@ def measure(
         print(f"{name:18} {key:14} {m:6.2f} [{lo:.2f}, {hi:.2f}] dB  gain {d:+.2f} [{dlo:+.2f}, {dhi:+.2f}]"
               f"  SSIM {out[key]['ssim']:.4f}  features {1000 * f:.1f} [{1000 * flo:.1f}, {1000 * fhi:.1f}]",
               flush=True)  # fmt: skip
+    ours = next((key for key in ("ensemble", "mean", "zero-shot") if key in scores), None)
+    for key in scores if ours else ():  # the same crops: the difference is surer than the means
+        ahead = [a - b for a, b in zip(scores[ours], scores[key], strict=True)]
+        out[key]["behind " + ours] = interval(ahead, names)
+        print(f"{name:18} {ours} over {key}: {{:+.2f}} [{{:+.2f}}, {{:+.2f}}]".format(*out[key]["behind " + ours]))
     return out
 
 

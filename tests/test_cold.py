@@ -45,7 +45,7 @@ def test_weaker_is_a_part_of_what_was_said():
 
 @pytest.mark.parametrize(("said", "sentence"), [
     ("blur 4, noise 0.1", "has no noise"), ("blur", "must say how far"), ("blur 1..3", "must say how far"),
-    ("blurr 3", "Did you mean 'blur'"),
+    ("blurr 3", "Did you mean 'blur'"), ("downscale 4", "whole factors"), ("blur 4 | pixelate 8", "the choice"),
 ])  # fmt: skip
 def test_what_is_no_process(said, sentence):
     with pytest.raises(InputError, match=sentence):
@@ -125,3 +125,22 @@ def test_bad_input(tmp_path, capsys):
         cold.load(tmp_path / "x.safetensors")
     assert cli.main(["train-cold", "digits", "--process", "blurr 3", "--folder", str(tmp_path / "r")]) == 2
     assert "Did you mean 'blur'" in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("size", [3, 4, 9, 12, 20])
+def test_every_part_of_the_way_is_trained_on(size, monkeypatch):
+    seen, forward = [], cold.Restorer.forward
+
+    def watched(self, x, level, cond=None):
+        seen.append(level)
+        return forward(self, x, level, cond)
+
+    monkeypatch.setattr(cold.Restorer, "forward", watched)
+    cold.train_cold(data.load("digits"), "blur 2", steps=1, batch_size=size)
+    (levels,), parts = seen, min(size, cold.LEVELS)
+    assert len(levels) == size and float(levels.max()) > 1 - 1 / parts and float(levels.min()) < 1 / parts
+
+
+def test_nothing_held_out_is_no_reason_to_lose_the_work(tmp_path):
+    cold.train_cold(data.load("digits"), "blur 1", steps=2, batch_size=4, holdout=0.0, folder=tmp_path)
+    assert (tmp_path / "cold.safetensors").exists() and (tmp_path / "preview.png").exists()

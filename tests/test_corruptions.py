@@ -163,12 +163,16 @@ def test_masks_cover_what_is_said_and_are_filled_from_around():
     [
         "gray, blur 1.5, jpeg 30", "blur 0.5..3, jpeg 10..60", "blur", "downscale 2 area", "jpeg 30 444",
         "(blur 1..3 | noise 0.1), jpeg 40", "blur 2 | downscale 2, jpeg 20..95", "watermark '© me, 2024' 0.5",
-        "mask 'my hole.png'", "mask hole.png",
+        "mask 'my hole.png'", "mask hole.png", 'watermark "Don\'t copy" 0.5', "noise 1e-05..0.3",
     ],
 )  # fmt: skip
 def test_text_is_printed_as_it_was_read(text):
     assert str(parse(text)) == text
     assert parse(str(parse(text))) == parse(text)
+
+
+def test_a_name_may_begin_with_a_number():
+    assert parse("mask 2024-05-01.png") == parse("mask '2024-05-01.png'")
 
 
 def test_python_and_text_say_the_same():

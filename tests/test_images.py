@@ -15,7 +15,7 @@ import numpy as np
 import pictures
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from fastdiffusion import images, recipes
 from fastdiffusion.errors import DataError, InputError
@@ -352,3 +352,28 @@ def test_names_stay_inside(text, tmp_path):
 def test_names_stay_readable():
     assert images.safe_name("A cat, on a mat?") == "A-cat-on-a-mat"
     assert images.safe_name("猫の絵 v1.5") == "猫の絵-v1.5"
+
+
+def test_colors_of_another_profile_are_brought_to_srgb(tmp_path):
+    """A profile whose red is sRGB's green, and the other way round; sRGB's own, and a broken one, change nothing."""
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = srgb.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+    swapped = swapped.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be")).replace(b"sRGB", b"swap")
+    picture = Image.new("RGB", (4, 4), (255, 0, 0))
+    for name, profile in (("srgb", srgb), ("broken", b"no profile"), ("swapped", swapped)):
+        picture.save(tmp_path / f"{name}.png", icc_profile=profile)
+    assert images.read(tmp_path / "srgb.png").getpixel((0, 0)) == (255, 0, 0)
+    assert images.read(tmp_path / "broken.png").getpixel((0, 0)) == (255, 0, 0)
+    red, green, blue = images.read(tmp_path / "swapped.png").getpixel((0, 0))  # pyright: ignore
+    assert green > 250 and red < 5 and blue < 5
+
+
+def test_pictures_from_python_are_read_like_files(tmp_path):
+    """Upright, 16 bits scaled to 8, a palette's transparency kept."""
+    sixteen = Image.open(io.BytesIO(pictures.deep()))
+    assert images.read_named(sixteen).tobytes() == images.read(pictures.deep()).tobytes()
+    turned = Image.open(io.BytesIO(pictures.rotated(6)))
+    assert images.read_named(turned).tobytes() == images.read(pictures.rotated(6)).tobytes()
+    palette = pictures.photo(seed=4).quantize(16)
+    palette.info["transparency"] = 3
+    assert images.read_named(palette).mode == "RGBA"

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastdiffusion import Learner, nets, restore, sample, save, tiles
 from fastdiffusion.cli import main
-from fastdiffusion.corruptions import jpeg, parse
+from fastdiffusion.corruptions import jpeg, mask, parse
 from fastdiffusion.data import Crops, Pairs
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
@@ -20,9 +20,9 @@ from fastdiffusion.images import jpeg_tables, read_recipe, to_pil, to_tensor, to
 from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.coloring import in_gamut, luminance
 from fastdiffusion.tasks.deblurring import estimate_kernel
-from fastdiffusion.tasks.restoration import bundled
+from fastdiffusion.tasks.restoration import _Job, bundled
 from fastdiffusion.tasks.restored import NOTE
-from fastdiffusion.tasks.watermarks import unmark
+from fastdiffusion.tasks.watermarks import unmark, written
 from fastdiffusion.tasks.ways import undoing, weakened
 
 SMALL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [],
@@ -445,3 +445,59 @@ def test_an_ensemble_turns_with_the_picture(trembling) -> None:
         there = restore(given, "noise 0.1", trembling, ensemble=ensemble).images[0]
         back = torch.rot90(restore(turned, "noise 0.1", trembling, ensemble=ensemble).images[0], -1, (1, 2))
         assert (int((there.int() - back.int()).abs().max()) <= 1) is ensemble
+
+
+def test_a_hole_larger_than_a_tile_is_filled_from_around_it(restorer):
+    """Tiles that lie in the hole see nothing of the picture by themselves."""
+    plain = Image.new("RGB", (192, 192), (200, 120, 60))
+    hole = np.zeros((192, 192), np.uint8)
+    hole[10:182, 10:182] = 255
+    done = restore(plain, mask(to_tensor(Image.fromarray(hole)) / 2 + 0.5), restorer, tile=64, overlap=32)
+    off = (done.images[0].float() - torch.tensor([200.0, 120, 60])[:, None, None]).abs()
+    assert float(off.max()) <= 2
+
+
+@pytest.mark.parametrize("block", [5, 10])
+def test_squares_lie_on_their_own_grid_in_every_tile(plain, block):
+    given = degraded(photo(400 // block * block, 90, seed=3), f"pixelate {block}")
+    done = restore(given, f"pixelate {block}", plain, steps=2, tile=64, overlap=16)
+    assert done.error is not None and done.error[0] < 1.5
+
+
+@torch.no_grad()
+def test_samples_of_overlapping_tiles_are_one_picture(plain):
+    """Fresh noise hangs on the place, too: what two tiles make of the same pixels differs by what they cannot see."""
+    what = parse("downscale 2")
+    job = _Job(what, plain, "zero-shot", 1, "auto", 4, 0, "ddnm", photo(96, 64, seed=1), None, None, False)
+    one, other = (job.answers(tiles.Tile(0, left, 64, 64), lambda n: None)[0] for left in (0, 32))
+    shared = one[:, 32:-32, 96:112], other[:, 32:-32, 32:48]  # 16 pixels of the input from the borders
+    apart = float((shared[0] - shared[1]).square().mean().sqrt())
+    assert apart < 0.1 * float((shared[0] - to_tensor(photo(96, 64, seed=1)).mean()).square().mean().sqrt())
+
+
+@pytest.mark.parametrize(("options", "told"), [
+    ({"by": "noise 0.1", "answer": "mean", "n": 3}, "one answer"),
+    ({"by": "noise 0.1", "way": "cold", "n": 2}, "cold way"),
+    ({"by": "downscale 2", "way": "zero-shot", "answer": "mean"}, "samples"),
+    ({"by": "logo mark.png", "way": "zero-shot"}, "Say all of logo"),
+])  # fmt: skip
+def test_what_would_change_nothing_is_refused(restorer, tmp_path, monkeypatch, options, told):
+    monkeypatch.chdir(tmp_path)
+    photo(8, 8, mode="RGB").convert("RGBA").save("mark.png")
+    with pytest.raises(InputError, match=told):
+        restore(photo(32, 32), model=restorer, **options)
+
+
+def test_the_device_of_the_bundled_restorer():
+    with pytest.raises(InputError, match="No device 'nonsense'"):
+        restore(photo(32, 32), "jpeg 30", device="nonsense")
+
+
+def test_marked_pictures_of_one_name_are_all_kept(tmp_path, capsys, monkeypatch):
+    assert [p.name for p in written(["1", "1", "mark"], tmp_path)] == ["1.png", "1-2.png", "mark.png", "mark-2.png"]
+    monkeypatch.chdir(tmp_path)
+    for name in "abc":
+        photo(32, 32).save(f"{name}.png")
+    before = (tmp_path / "a.png").read_bytes()
+    assert main(["unmark", "a.png", "b.png", "c.png", "-o", "."]) == 2
+    assert "one of the originals" in capsys.readouterr().err and (tmp_path / "a.png").read_bytes() == before

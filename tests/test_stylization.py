@@ -7,12 +7,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastdiffusion import cli, nets, schedules
+from fastdiffusion import cli, nets
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.images import to_pil
 from fastdiffusion.models import Model
 from fastdiffusion.nets import layers
+from fastdiffusion.nets.autoencoders import KL
 from fastdiffusion.nets.perceptual import style_distance
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks import styles, stylization
@@ -122,14 +123,14 @@ def test_a_net_learns_a_style_and_resumes(tmp_path):
 # ---- inside a model -----------------------------------------------------------------------------------------------
 
 
-def attentive(seed=0, attention=(0,)):
+def attentive(seed=0, attention=(0,), channels=3, **given):
     torch.manual_seed(seed)
     spec = {"name": "unet", "width": 8, "head": 8, "multiples": [1], "blocks": [1], "attention": list(attention)}
-    net = nets.build({**spec, "in_channels": 3, "out_channels": 3})
+    net = nets.build({**spec, "in_channels": channels, "out_channels": channels})
     with torch.no_grad():
         for p in net.parameters():
             p.add_(0.1 * torch.randn(p.shape))
-    return Model(Denoiser(net).eval(), (3, 16, 16))
+    return Model(Denoiser(net).eval(), given.pop("shape", (channels, 16, 16)), **given)
 
 
 def test_shared_attention_is_off_at_0_and_leaves_no_trace():
@@ -155,7 +156,24 @@ def test_inside_a_model():
     assert stylize(to_pil(content[0]), to_pil(style[0]), 0.5, steps=2, model=model).size == (16, 16)
     with pytest.raises(InputError, match="no attention"):
         stylize_inside(attentive(attention=()), content, style, 0.5)
-    assert len(schedules.exponential(3)) == 4
+
+
+def test_inside_a_model_of_latents():
+    """Pictures go in and pictures come out; at strength 0 the content itself."""
+    model = attentive(channels=4, shape=(4, 4, 4), codec=KL(3, 4, 8).eval())
+    content, style = (0.5 * torch.randn(1, 3, 16, 16).clamp(-1, 1) for _ in range(2))
+    torch.testing.assert_close(stylize_inside(model, content, style, 0.0, steps=2), content, atol=1e-5, rtol=0)
+    made = stylize(to_pil(content[0]), to_pil(style[0]), 0.8, steps=2, model=model)
+    assert made.size == (16, 16) and made.mode == "RGB"
+
+
+@pytest.mark.parametrize("rest", [1, 4, 7, 12])
+def test_a_rest_beyond_the_tiles_is_no_tile_of_its_own(rest, monkeypatch):
+    monkeypatch.setattr(styles, "TILE", 64)
+    x = torch.rand(1, 3, 64 + rest, 32, generator=generator(0)) * 2 - 1
+    along = styles.directions(x, None, 0)
+    found = styles.statistics(x, along, None, x.flip(-1))
+    assert bool(found.away.isfinite()) and all(bool(g.isfinite().all()) for g in found.grams)
 
 
 # ---- what cannot be done ------------------------------------------------------------------------------------------

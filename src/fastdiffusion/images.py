@@ -24,7 +24,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from . import recipes
@@ -153,7 +153,7 @@ def read(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MA
 def read_named(source: str | os.PathLike[str] | Image.Image, role: str = "picture") -> Image.Image:
     """A picture that is given, or :func:`read` from a file; the error then says which file, and what it was to be."""
     if isinstance(source, Image.Image):
-        return source
+        return plain(ImageOps.exif_transpose(source))
     try:
         return read(source)
     except DataError as error:
@@ -166,7 +166,11 @@ def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"],
     None where the file is another kind, is shown turned (its blocks then lie elsewhere), or subsamples in another way.
     """
     with opened(source) as picture:
-        if picture.format != "JPEG" or picture.getexif().get(0x0112, 1) != 1:
+        if (
+            picture.format not in ("JPEG", "MPO")
+            or picture.mode not in ("L", "RGB")
+            or picture.getexif().get(0x0112, 1) != 1
+        ):
             return None
         halved = {0: False, 2: True, -1: False}.get(JpegImagePlugin.get_sampling(picture))
         found = [torch.tensor(steps).float().reshape(8, 8) for _, steps in sorted(picture.quantization.items())]  # pyright: ignore[reportAttributeAccessIssue]
@@ -201,11 +205,26 @@ def decode(picture: Image.Image, near: int | None = None) -> Image.Image:
             picture.draft(None, (math.ceil(picture.width * shrink), math.ceil(picture.height * shrink)))
         picture.load()
         ImageOps.exif_transpose(picture, in_place=True)
-        return plain(picture)
+        return plain(_in_srgb(picture))
     except (
         Exception
     ) as error:  # decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error...
         raise DataError(_reason(error)) from None
+
+
+def _in_srgb(picture: Image.Image) -> Image.Image:
+    """Colors as screens take them where nothing is said: those of another profile (Display P3, Adobe RGB) converted."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("RGB", "RGBA", "CMYK"):
+        return picture
+    try:
+        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return picture
+        mode = "RGB" if picture.mode == "CMYK" else picture.mode
+        return ImageCms.profileToProfile(picture, own, ImageCms.createProfile("sRGB"), outputMode=mode) or picture
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile says nothing
+        return picture
 
 
 @cache
@@ -259,6 +278,17 @@ def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 
+ENDS = (".png", ".webp", ".jpg", ".jpeg")
+
+
+def checked_name(path: str | os.PathLike[str]) -> Path:
+    """A name that :func:`save_png` can write under; raises InputError before any work is done."""
+    path = Path(path)
+    if path.suffix.lower() not in ENDS:
+        raise InputError(f"Pictures are written as .png, .webp or .jpg, not {path.suffix!r}. Try {path.stem}.png.")
+    return path
+
+
 def save_png(
     image: Tensor | np.ndarray | Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None
 ):
@@ -276,7 +306,7 @@ def save_png(
     Raises:
         InputError: Another end, or a recipe above the 64 KB that a JPEG has room for.
     """
-    path, picture = Path(path), plain(to_pil(image))  # without an input's comments, which Pillow would write on
+    path, picture = checked_name(path), plain(to_pil(image))  # without an input's comments, which Pillow would write on
     text = None if recipe is None else json.dumps(_anonymous(dict(recipe)), sort_keys=True)
     chunks, exif, memory = PngImagePlugin.PngInfo(), Image.Exif(), io.BytesIO()
     if text is not None:
@@ -290,10 +320,8 @@ def save_png(
             picture.save(memory, "WEBP", lossless=True, exact=True, exif=comment)
         case ".jpg" | ".jpeg" if len(comment) <= _SEGMENT:
             flatten(picture).save(memory, "JPEG", quality=95, subsampling=0, exif=comment)
-        case ".jpg" | ".jpeg":
+        case _:
             raise InputError(f"The recipe of {path.name!r} is too long for a JPEG. Write a .png or .webp.")
-        case end:
-            raise InputError(f"Pictures are written as .png, .webp or .jpg, not {end!r}. Try {path.stem}.png.")
     write_bytes(path, memory.getvalue())
 
 

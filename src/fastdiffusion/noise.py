@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
@@ -153,6 +154,12 @@ class Brownian:
         if u != self._u:
             self._walk(u)
         return self._walk(v).div_(math.sqrt(v - u))
+
+
+class Fresh(Protocol):
+    """Where a run's noise comes from: ``draw(sigma, to)`` gives unit noise for the move from one level to another."""
+
+    def draw(self, sigma: float, to: float) -> Float[Tensor, "b *d"]: ...
 
 
 class Paths:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import noise
-from .corruptions import CORRUPTIONS, Corruption, Number, parse
+from .corruptions import CORRUPTIONS, Corruption, Number, OneOf, parse
 from .corruptions import Step as Damage
 from .corruptions.core import sequence
 from .errors import InputError
@@ -179,7 +179,11 @@ def process(text: str, side: int) -> Process:
     if text in PROCESSES:
         return PROCESSES[text](side)
     damage = parse(text)
+    if isinstance(damage, OneOf):
+        raise InputError(f"A cold process is one corruption, got the choice {text!r}. Say one.")
     for step in damage.steps:
+        if any(getattr(p, "single", False) for p in CORRUPTIONS[step.name].parameters.values()):
+            raise InputError(f"{step.name} goes in whole factors, and cannot be undone a little at a time.")
         if step.name in ("noise", "mix"):
             raise InputError(f"A cold process has no noise, got {text!r}. Take 'gaussian' for noise alone.")
         if _graded(step) and not (step.values and isinstance(step.values[0], float)):

@@ -30,7 +30,7 @@ from torch import Tensor
 from . import langevin, schedules, solvers
 from .errors import InputError, unknown
 from .guidance import start
-from .noise import Paths
+from .noise import Fresh, Paths
 from .schedules import check_sigmas
 from .types import Cond, Denoise, Step
 
@@ -133,6 +133,7 @@ def run(
     table: Table,
     cond: Cond | None = None,
     seeds: Sequence[int] | None = None,
+    paths: Fresh | None = None,
 ) -> Iterator[Step]:
     """Perform a table. The last step's ``x`` is the result; to stop early is to stop iterating.
 
@@ -142,14 +143,16 @@ def run(
         table: What to perform.
         cond: Passed on to the denoiser.
         seeds: One per image; needed by stochastic tables only.
+        paths: Where their noise comes from instead: by default Brownian paths of the seeds.
     """
-    if table.stochastic and (seeds is None or len(seeds) != len(x)):
+    if table.stochastic and paths is None and (seeds is None or len(seeds) != len(x)):
         given = "none" if seeds is None else f"{len(seeds)} for {len(x)} images"
         raise InputError(
             f"Sampler {table.name!r} draws noise and needs one seed per image, got {given}. Pass seeds=range({len(x)})."
         )
     denoise = start(denoise)
-    paths = Paths(seeds, x) if table.stochastic and seeds is not None else None
+    if paths is None and table.stochastic and seeds is not None:
+        paths = Paths(seeds, x)
     sigmas = torch.tensor([[row.sigma] for row in table.rows], dtype=x.dtype, device=x.device).expand(-1, len(x))
     history: deque[Tensor] = deque(maxlen=table.depth + 1)
     for i, row in enumerate(table.rows):

@@ -5,7 +5,7 @@ What is in memory at a time is one row of tiles, whatever the size of the pictur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,13 +106,28 @@ def tiled(
         yield top * scale, strip[:, :, : final * scale]
 
 
-def field(seed: int, channels: int, tile: Tile) -> Float[Tensor, "c h w"]:
+class Fields:
+    """The noise of a run on a tile (``noise.Fresh``), by :func:`field`: where tiles overlap it is the same."""
+
+    def __init__(self, seeds: Sequence[int], like: Float[Tensor, "b c h w"], tile: Tile):
+        self.seeds, self.like, self.tile, self.moves = list(seeds), like, tile, 0
+
+    def draw(self, sigma: float, to: float) -> Float[Tensor, "b c h w"]:
+        """Fresh at every move."""
+        self.moves += 1
+        drawn = [field(seed, self.like.shape[1], self.tile, self.moves) for seed in self.seeds]
+        return torch.stack(drawn).to(self.like)
+
+
+def field(seed: int, channels: int, tile: Tile, *keys: int) -> Float[Tensor, "c h w"]:
     """Unit noise that hangs on the place in the picture: overlapping tiles see the same numbers where they overlap."""
     rows = range(tile.top // _BLOCK, -(-(tile.top + tile.height) // _BLOCK))
     columns = range(tile.left // _BLOCK, -(-(tile.left + tile.width) // _BLOCK))
     whole = torch.cat(
         [
-            torch.cat([torch.randn(channels, _BLOCK, _BLOCK, generator=generator(seed, 41, r, c)) for c in columns], 2)
+            torch.cat(
+                [torch.randn(channels, _BLOCK, _BLOCK, generator=generator(seed, 41, r, c, *keys)) for c in columns], 2
+            )
             for r in rows
         ],
         1,

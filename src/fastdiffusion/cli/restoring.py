@@ -61,8 +61,12 @@ def unmark(
     Writes the pictures, and mark.png: what was found. Pixels without a mark stay as they are.
     """
     given = {key: value for key, value in locals().items() if key != "out"}
+    from ..errors import InputError
     from ..tasks import watermarks
 
+    for path in watermarks.written([picture.stem for picture in pictures], out):
+        if any(path.exists() and picture.exists() and path.samefile(picture) for picture in pictures):
+            raise InputError(f"{path} is one of the originals, which the result would replace. Try --out out/unmarked.")
     done = watermarks.unmark(**given)
     for path in done.save(out):
         print(path)

@@ -33,9 +33,10 @@ def stylize(
     A photograph in the colors and textures of a painting, from coarse to fine.
     """
     given = {key: value for key, value in locals().items() if key != "out"}
-    from ..images import save_png
+    from ..images import checked_name, save_png
     from ..tasks import stylization
 
+    checked_name(out)
     made = stylization.stylize(**given)
     save_png(made, out)
     print(f"{out}: {made.width}x{made.height} pixels.")
@@ -122,9 +123,10 @@ def translate(
     Several answers are numbered: out/translated-0.png, ...
     """
     given = {key: value for key, value in locals().items() if key != "out"}
-    from ..images import save_png
+    from ..images import checked_name, save_png
     from ..tasks import translation
 
+    checked_name(out)
     made = translation.translate(**given)
     paths = [out] if len(made) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(made))]
     for path, image in zip(paths, made, strict=True):

@@ -275,7 +275,11 @@ def say(value: Any) -> str:
     if isinstance(value, int | float):
         return f"{value:g}"
     plain = re.fullmatch(r"[1-9]\d{0,5}|[^\W\d][\w./\\~:-]*|[/~.][\w./\\~:-]+", value)
-    return value if plain and not re.fullmatch(r"x\d+", value) else f"'{value}'"
+    if plain and not re.fullmatch(r"x\d+", value):
+        return value
+    if "'" in value and '"' in value:
+        raise InputError(f"A text cannot hold both kinds of quotes: {value}. Leave one out.")
+    return f'"{value}"' if "'" in value else f"'{value}'"
 
 
 @dataclass(frozen=True)
@@ -383,12 +387,11 @@ class Step(Corruption):
     def said(self) -> bool:
         """Whether nothing is left to chance."""
         kind = CORRUPTIONS[self.name]
-        if any(isinstance(value, str | Tensor) for p, value in self._pairs() if isinstance(p, Number)):
-            return True
+        file = any(isinstance(value, str | Tensor) for p, value in self._pairs() if isinstance(p, Number))
         fixed = (
             isinstance(p, Word) or p.low == p.high if v is None else not isinstance(v, tuple) for p, v in self._pairs()
         )
-        return not kind.chance and all(fixed)
+        return (file or not kind.chance) and all(fixed)
 
     def _pairs(self) -> list[tuple[Number | Word, Any]]:
         """Each parameter with what was said to it, or None."""

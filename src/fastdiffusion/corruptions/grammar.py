@@ -17,8 +17,8 @@ from ..errors import InputError, unknown
 from .core import CORRUPTIONS, Corruption, OneOf, Step, sequence
 
 _TOKEN = re.compile(
-    r"""\s*(?:(?P<range>(?P<low>-?\d+(?:\.\d+)?)\.\.(?P<high>-?\d+(?:\.\d+)?)(?![\w.]))
-    |(?P<number>-?\d+(?:\.\d+)?(?:e-?\d+)?)(?![\w.])|(?P<factor>x(?P<times>\d+)(?!\w))
+    r"""\s*(?:(?P<range>(?P<low>-?\d+(?:\.\d+)?(?:e-?\d+)?)\.\.(?P<high>-?\d+(?:\.\d+)?(?:e-?\d+)?)(?=[\s,|()]|$))
+    |(?P<number>-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?=[\s,|()]|$)|(?P<factor>x(?P<times>\d+)(?!\w))
     |(?P<text>'[^']*'|"[^"]*")|(?P<word>[\w./\\~:-]+)|(?P<sign>[,|()]))""",
     re.VERBOSE,
 )

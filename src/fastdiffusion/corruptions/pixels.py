@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from .core import Draw, Number, Operator, Shape, Word, corruption
+from .core import Draw, Number, Operator, Shape, Word, _same, corruption
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as JPEG and Pillow's "L" have them
 
@@ -121,7 +121,3 @@ def pixelate(draw: Draw, shape: Shape, block: Tensor) -> Operator:
 def _squares(x: Tensor, n: int) -> Tensor:
     means = F.avg_pool2d(x, n, ceil_mode=True, count_include_pad=False)
     return means.repeat_interleave(n, 2).repeat_interleave(n, 3)[..., : x.shape[2], : x.shape[3]]
-
-
-def _same(x: Tensor) -> Tensor:
-    return x

@@ -81,7 +81,11 @@ def _decode(
     roots: list[Path], files: list[list[File]], size: int, mode: str
 ) -> Iterator[tuple[np.ndarray | None, dict]]:
     """Input and answer stacked as channels, with the answer's facts; or None and the reason."""
-    stems = [{str(Path(file.name).with_suffix("")): file for file in some} for some in files]
+    stems: list[dict[str, File]] = [{} for _ in files]
+    for known, some in zip(stems, files, strict=True):
+        for file in some:
+            if known.setdefault(str(Path(file.name).with_suffix("")), file) is not file:
+                yield None, Skipped(file.name, "has the name of another picture, but for its end")._asdict()
     for stem, file in tqdm(stems[-1].items(), "reading", unit="", disable=None, delay=1, leave=False):
         try:
             picture, fact = look(roots[-1], file)

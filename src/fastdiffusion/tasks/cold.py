@@ -104,16 +104,17 @@ def train_cold(
         rows = torch.randint(len(group), (batch_size,), generator=draw)
         x0 = to_tensor(learned.batch([group[i] for i in rows.tolist()]).images)
         noise = torch.randn(x0.shape, generator=generator(seed, NOISE, step))
-        levels = ((torch.arange(LEVELS) + torch.rand(LEVELS, generator=draw)) / LEVELS).tolist()
-        chunks = list(zip(x0.chunk(LEVELS), noise.chunk(LEVELS), levels, strict=False))
+        n = min(LEVELS, batch_size)  # each part of the way has its pictures
+        levels = ((torch.arange(n) + torch.rand(n, generator=draw)) / n).tolist()
+        chunks = list(zip(x0.tensor_split(n), noise.tensor_split(n), levels, strict=True))
         x = torch.cat([made.process.degrade(a, t, n) for a, n, t in chunks])
         level = torch.cat([x.new_full((len(a),), t) for a, _, t in chunks])
         return (made(x, level) - x0).square().mean()
 
-    config = {**made.config, "data": data.fingerprint, "lr": lr, "batch_size": batch_size}
+    config = {**made.config, "data": learned.fingerprint, "lr": lr, "batch_size": batch_size}
     for done in train({"net": Part(made, loss, lr=lr)}, steps, config, folder, seed, fresh=fresh):
         if folder is not None and (done.step % 250 == 0 or done.step == steps):
-            _preview(made, held, Path(folder) / "preview.png")
+            _preview(made, held if len(held) else learned, Path(folder) / "preview.png")
     made.eval().requires_grad_(False)
     if folder is not None:
         save(made, Path(folder) / "cold.safetensors")
@@ -162,7 +163,7 @@ def sample(restorer: Restorer, seeds: Sequence[int], steps: int = 50, eta: float
 
 
 def _preview(made: Restorer, held: Dataset, path: Path) -> None:
-    """Held-out pictures, degraded, restored in one call, restored in sixteen."""
+    """Held-out pictures, if there are any, degraded, restored in one call, restored in sixteen."""
     x0 = to_tensor(held.batch(held.groups[0][:8]).images)
     x = made.process.degrade(x0, 1.0, initial(range(len(x0)), x0.shape[1:]))
     training = made.training

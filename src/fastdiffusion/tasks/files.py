@@ -23,11 +23,15 @@ SHIPPED = ("emoji",)
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
+def best_device() -> str:
+    """Where to compute if nobody says."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def loaded(model: Model | str | Path, device: str | None = None) -> Model:
     """The model itself, or the one in a file or run folder, ready to sample from; see ``sample``."""
     if not isinstance(model, Model):
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        model, device = load(shipped(str(model)) or model), device or best
+        model, device = load(shipped(str(model)) or model), device or best_device()
     model.denoiser.eval()  # dropout would draw from a global state, and seeds would mean nothing
     try:
         return model if device is None else model.to(device)

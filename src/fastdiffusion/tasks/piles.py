@@ -110,6 +110,11 @@ def piles(
         one, two = (metrics.pictures(d, r)[0] for d, r in zip((a, b), rows, strict=True))
     elif paired:
         learned, held = a.split(holdout, seed)
+        if not len(held) or len(learned) < 2:
+            raise DataError(
+                f"{len(learned)} pictures to learn from and {len(held)} held out: give more, or a holdout of 0.05."
+            )
+        mark = learned.fingerprint
         pictures = metrics.pictures(a, [*learned.indices, *held.indices])[0]
         return Piles(None, pictures, len(held), True, mark, ("edges", a.name))
     else:
@@ -139,7 +144,7 @@ def _of_classes(a: Dataset, classes: str | Sequence[str], seed: int) -> tuple[Te
 
 def _pairs(a: Dataset, b: Dataset, seed: int) -> tuple[list[int], list[int]]:
     """Rows of equal file names, whatever their endings, in an order of their own."""
-    here, there = ({str(Path(name).with_suffix("")): i for i, name in _named(d)} for d in (a, b))
+    here, there = (_stems(d) for d in (a, b))
     both = sorted(here.keys() & there.keys())
     if len(both) < 2:
         raise DataError(
@@ -158,6 +163,19 @@ def _pairs(a: Dataset, b: Dataset, seed: int) -> tuple[list[int], list[int]]:
             )
     both = [both[i] for i in torch.randperm(len(both), generator=generator(seed)).tolist()]
     return [here[name] for name in both], [there[name] for name in both]
+
+
+def _stems(data: Dataset) -> dict[str, int]:
+    """Row by name without its ending; of two files that differ in that alone, the first."""
+    found: dict[str, int] = {}
+    twice = []
+    for i, name in _named(data):
+        if found.setdefault(str(Path(name).with_suffix("")), i) != i:
+            twice.append(name)
+    if twice:
+        some = f"{len(twice)} pictures of {data.name!r}"
+        warnings.warn(f"{some} share their name with another and are left out, {twice[0]!r} first.", stacklevel=5)
+    return found
 
 
 def _sides(data: Dataset) -> dict[str, tuple[int, int]]:

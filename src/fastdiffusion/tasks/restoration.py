@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
@@ -31,7 +32,7 @@ from ..models import Model, load
 from ..tiles import Tile
 from ..types import Cond, Denoise
 from .coloring import Hints, Palette, in_gamut
-from .generation import loaded, model_hash
+from .files import best_device, loaded, model_hash
 from .restored import NOTE, Restored
 from .ways import PLACED, WAYS, as_written, chosen_way, operator_of, shrinking, strongest_noise, undoing, weakened
 
@@ -39,6 +40,8 @@ ANSWERS = ("auto", "mean", "sample")
 ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
 ROUGHNESS = 0.04  # how far off the second differences of a model's answer are thought to be, where it was blurred
 BLURS = ("blur", "motion", "defocus", "kernel")
+SMALL = 512  # side of a copy of the whole picture
+DEEP = 32  # pixels into a hole, from where on the whole picture says what lies around
 WIDEST = 1024  # side of a tile that a wide blur may ask for
 SMALLEST = 8  # pixels
 DATA = 0.5  # standard deviation of photographs
@@ -104,7 +107,7 @@ def restore(
         kernel = estimate_kernel(to_tensor(given)[None])
         by = Step("kernel", (kernel,))
     what = Chain(()) if by == "pairs" else undoing(by)
-    ready = bundled() if model is None else loaded(model, device)
+    ready = loaded(bundled(), device or best_device()) if model is None else loaded(model, device)
     if by == "pairs" and ready.corruption != "pairs":
         raise InputError("by='pairs' is for models that learned from pairs. Say what happened, e.g. by='jpeg 30'.")
     chosen = chosen_way(way, what, ready, model, method)
@@ -131,6 +134,7 @@ def restore(
             "seed": seed,
             "method": method,
             "tile": tile,
+            "overlap": overlap,
             **({"ensemble": True} if ensemble else {}),
         },
     }
@@ -175,6 +179,14 @@ class _Job:
         self.method = method
         self.denoise: Denoise = guidance.symmetric(model.denoise) if ensemble else model.denoise
         self.mean = answer == "mean" or (answer == "auto" and n == 1)
+        if n > 1 and (self.mean or way == "cold"):
+            raise InputError(
+                f"The {'mean' if self.mean else 'cold way'} is one answer, {n} were asked for. Leave n at 1."
+            )
+        if answer == "mean" and way == "zero-shot" and not any(step.name in BLURS for step in what.steps):
+            raise InputError(
+                "Zero-shot answers are samples: leave answer out, or take a model that was trained for it."
+            )
         self.channels = model.shape[0]
         if self.channels not in (1, 3):
             raise InputError(f"The model makes pictures of {self.channels} channels: it cannot restore files.")
@@ -186,6 +198,7 @@ class _Job:
         self.height, self.width = self.given.shape[1:]
         self.shape = (self.channels, self.height * self.factor, self.width * self.factor)
         self.maps = self._locate()
+        self.far = self._far()
         if (hints or palette) and not (gray and self.channels == 3):
             raise InputError("hints and palette are for colorizing: say by='colorize', or leave them out.")
         self.hints = None if hints is None else Hints(read_named(hints, "hints"), self.shape[1:])
@@ -197,9 +210,15 @@ class _Job:
         blurs = [step for step in self.what.steps if step.name in BLURS] if self.what.known else []
         return sum(reach(step.name, step.values[0]) for step in blurs)
 
+    @property
+    def step(self) -> int:
+        """Tiles begin at multiples of this: of JPEG's squares, and of those that were made of pixels."""
+        blocks = [int(step.values[0]) for step in self.what.steps if step.name == "pixelate" and step.said]
+        return math.lcm(16, *blocks)
+
     def windows(self, tile: int, overlap: int) -> tuple[int, int]:
         """The side of the tiles and how much they share: a wide blur asks for more of both, or their borders show."""
-        tile = max(tile, min(16 * self.reach, WIDEST)) // 16 * 16
+        tile = max(tile, min(16 * self.reach, WIDEST), 2 * self.step if self.step > 16 else 0) // self.step * self.step
         return tile, min(max(overlap, 8 * self.reach), tile // 2)
 
     def _locate(self) -> dict[int, tuple[Tensor, Tensor, int]]:
@@ -218,6 +237,26 @@ class _Job:
             scale, shape = scale // factor, (shape[0], shape[1] // factor, shape[2] // factor)
         return maps
 
+    def _far(self) -> dict[int, Tensor]:
+        """For each mask the whole picture, small, its hole filled from around: what a tile in the hole cannot see."""
+        found = {}
+        for i, (seen, _, scale) in self.maps.items():
+            if self.what.steps[i].name == "mask" and scale == 1:
+                every = math.ceil(max(self.height, self.width) / SMALL)
+                known = (seen[:1, :1, ::every, ::every] > 0).float()
+                small = to_tensor(self.given[:, ::every, ::every])[None]
+                found[i] = filled(small * known, known)
+        return found
+
+    def _around(self, i: int, tile: Tile) -> Tensor | None:
+        """The part of that which a tile covers, enlarged."""
+        if i not in self.far:
+            return None
+        rows = (2 * (tile.top + torch.arange(tile.height) + 0.5) / self.height - 1)[:, None].expand(-1, tile.width)
+        columns = (2 * (tile.left + torch.arange(tile.width) + 0.5) / self.width - 1).expand(tile.height, -1)
+        at = torch.stack([columns, rows], -1)[None]
+        return F.grid_sample(self.far[i], at, mode="bilinear", padding_mode="border", align_corners=False)
+
     def operator(self, tile: Tile, rows: int) -> Operator:
         """What happened to this tile, for ``rows`` answers."""
         shape = (self.channels, tile.height * self.factor, tile.width * self.factor)
@@ -231,7 +270,7 @@ class _Job:
                     m[:, :, tile.top * s : (tile.top + tile.height) * s, tile.left * s : (tile.left + tile.width) * s]
                     for m in (seen, offset)
                 )
-                then = _affine(made.out, seen, offset, step.name, rows)
+                then = _affine(made.out, seen, offset, step.name, rows, self._around(i, tile))
             else:
                 then = step.on(made.out, [0] * rows)
             made = after(made, then)
@@ -251,7 +290,7 @@ class _Job:
     @torch.no_grad()
     def run(self, tile: int, overlap: int) -> UInt8[Tensor, "n c h w"]:
         """All answers, tile by tile."""
-        total = tiles.count(self.height, self.width, tile, overlap, 16)
+        total = tiles.count(self.height, self.width, tile, overlap, self.step)
         calls = 1 if self.mean and self.way == "supervised" else self.steps
         out = torch.empty(self.n, *self.shape, dtype=torch.uint8)
         with tqdm(total=total * calls, desc="restoring", disable=None, leave=False) as bar:
@@ -259,7 +298,9 @@ class _Job:
             def work(place: Tile) -> Tensor:
                 return self.answers(place, bar.update)
 
-            strips = tiles.tiled(work, self.height, self.width, tile, overlap, 16, self.factor, halo=overlap // 4)
+            strips = tiles.tiled(
+                work, self.height, self.width, tile, overlap, self.step, self.factor, halo=overlap // 4
+            )
             for top, strip in strips:
                 out[:, :, top : top + strip.shape[2]] = to_uint8(strip)
         return out
@@ -343,7 +384,9 @@ class _Job:
         self, denoise: Denoise, start: Tensor, table: samplers.Table, tile: Tile, tick: Callable[[int], Any]
     ) -> Tensor:
         x = start + table.sigmas[0] * self._noise(tile)
-        for step in samplers.run(denoise, x, table, None, [self.seed + i for i in range(self.n)]):
+        scaled = Tile(*(v * self.factor for v in tile))
+        fresh = tiles.Fields([self.seed + i for i in range(self.n)], x, scaled)
+        for step in samplers.run(denoise, x, table, paths=fresh):
             x = step.x
             tick(1)
         return x
@@ -396,7 +439,7 @@ class _Job:
             return None
         halo = overlap // 2
         squares, numbers, largest = 0.0, 0, 0.0
-        for place in _windows(self.height, self.width, tile, 2 * halo):
+        for place in _windows(self.height, self.width, tile, 2 * halo, self.step):
             s = self.factor
             x = pictures[..., place.top * s : (place.top + place.height) * s, place.left * s :][..., : place.width * s]
             operator = self.operator(place, self.n)
@@ -410,9 +453,9 @@ class _Job:
         return math.sqrt(squares / numbers), largest
 
 
-def _windows(height: int, width: int, tile: int, overlap: int) -> Iterator[Tile]:
-    for top in tiles.places(height, tile, overlap, 16):
-        for left in tiles.places(width, tile, overlap, 16):
+def _windows(height: int, width: int, tile: int, overlap: int, step: int) -> Iterator[Tile]:
+    for top in tiles.places(height, tile, overlap, step):
+        for left in tiles.places(width, tile, overlap, step):
             yield Tile(top, left, min(tile, height - top), min(tile, width - left))
 
 
@@ -420,14 +463,22 @@ def _rows(x: Tensor, value: float) -> Tensor:
     return x.new_full((len(x), 1, 1, 1), value)
 
 
-def _affine(shape: tuple[int, int, int], seen: Tensor, offset: Tensor, name: str, rows: int) -> Operator:
-    """x * seen + offset, pixel by pixel: what a mark or a hole does to a tile."""
+def _affine(
+    shape: tuple[int, int, int], seen: Tensor, offset: Tensor, name: str, rows: int, far: Tensor | None
+) -> Operator:
+    """x * seen + offset, pixel by pixel: what a mark or a hole does to a tile; ``far`` is what lies around the hole."""
 
     def inverse(y: Tensor) -> Tensor:
         return torch.where(seen.to(y) > 1e-3, y / seen.to(y).clamp(min=1e-3), 0)
 
     def lift(y: Tensor) -> Tensor:
-        return filled(y, (seen > 0).to(y).expand(len(y), -1, -1, -1)) if name == "mask" else y
+        if name != "mask":
+            return y
+        known = (seen[:, :1] > 0).to(y).expand(len(y), -1, -1, -1)
+        if far is not None:  # far from all that the tile knows, what the whole picture says
+            deep = F.max_pool2d(known, 2 * DEEP + 1, 1, DEEP) == 0
+            y, known = torch.where(deep, far.to(y), y), torch.where(deep, 1.0, known)
+        return filled(y, known)
 
     return Operator(
         shape, shape, lambda x: x * seen.to(x) + offset.to(x), inverse=inverse, lift=lift, text=(name,) * rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -85,7 +86,7 @@ def statistics(
     memory is that of one tile, and result and gradient are those of the whole picture.
     """
     h, w = x.shape[-2:]
-    tiles = [(top, left) for top in range(0, h, TILE) for left in range(0, w, TILE)]
+    tiles = [(rows, columns) for rows in _spans(h) for columns in _spans(w)]
 
     def see(piece: Tensor, like: Tensor | None, core: tuple[slice, slice], place: int) -> tuple[Tensor, ...]:
         """Gram matrices (weighted by the tile's share), some of the features, and the distance from ``like``."""
@@ -102,17 +103,17 @@ def statistics(
         return (*(share * gram(f) for f in here), *places, away)
 
     seen = []
-    for place, (top, left) in enumerate(tiles):
-        core, around = zip(*(_cut(at, n) for at, n in ((top, h), (left, w))), strict=True)
+    for place, (rows, columns) in enumerate(tiles):
+        core, around = zip(*(_cut(span, n) for span, n in ((rows, h), (columns, w))), strict=True)
         piece, like = x[(..., *around)], None if content is None else content[(..., *around)]
         if len(tiles) == 1:
             seen.append(see(piece, like, core, place))
         else:
             seen.append(checkpoint(see, piece, like, core, place, use_reentrant=False))
     n = len(along)
-    columns = list(zip(*seen, strict=True))
-    profiles = [profile(torch.cat(c, -1)[:, :, None], d) for c, d in zip(columns[n : 2 * n], along, strict=True)]
-    return Statistics([torch.stack(c).sum(0) for c in columns[:n]], profiles, torch.cat(columns[-1]).sum())
+    parts = list(zip(*seen, strict=True))
+    profiles = [profile(torch.cat(c, -1)[:, :, None], d) for c, d in zip(parts[n : 2 * n], along, strict=True)]
+    return Statistics([torch.stack(c).sum(0) for c in parts[:n]], profiles, torch.cat(parts[-1]).sum())
 
 
 def _inner(f: Tensor, core: tuple[slice, slice], piece: Tensor) -> Tensor:
@@ -132,10 +133,17 @@ def directions(x: Tensor, net: Maps | None, seed: int) -> list[Tensor]:
     return [perceptual.directions(n, ALONG, generator(seed, i)) for i, n in enumerate(widths)]
 
 
-def _cut(at: int, n: int) -> tuple[slice, slice]:
-    """Of a tile that begins at ``at`` along an axis of n pixels: itself within its surroundings, and these."""
-    begin, end = max(at - HALO, 0), min(at + TILE, n)
-    return slice(at - begin, end - begin), slice(begin, min(end + HALO, n))
+def _spans(n: int) -> list[tuple[int, int]]:
+    """An axis of n pixels dealt out to tiles as evenly as a grid of 16 allows, so that none is a mere rest."""
+    count = -(-n // TILE)
+    edges = [min(round(n * i / count / 16) * 16, n) for i in range(count)]
+    return list(pairwise([*edges, n]))
+
+
+def _cut(span: tuple[int, int], n: int) -> tuple[slice, slice]:
+    """Of a tile along an axis of n pixels: itself within its surroundings, and these."""
+    begin = max(span[0] - HALO, 0)
+    return slice(span[0] - begin, span[1] - begin), slice(begin, min(span[1] + HALO, n))
 
 
 def edge_similarity(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:

@@ -105,7 +105,7 @@ def stylize(
         return _in_one_call(original, style, strength, size)
     if model is not None:
         ready = loaded(model)
-        x, like = (picture(p, ready.shape)[None] for p in (original, opened(style, "style")))
+        x, like = (picture(p, ready.picture)[None] for p in (original, opened(style, "style")))
         return images.to_pil(stylize_inside(ready, x, like, strength, steps, seed=seed)[0])
     run = stylize_steps(original, style, strength, size, steps, keep, net, seed)
     for step in (bar := tqdm(run, "stylizing", disable=None, leave=False)):
@@ -352,16 +352,16 @@ def stylize_inside(
 ) -> Float[Tensor, "b c h w"]:
     """Content walked up a model's probability flow, and down again looking at the style (:func:`shared_attention`).
 
-    What is added to the content is the difference that looking makes, so that at ``strength`` 0 it comes back exactly,
-    whatever the inversion lost.
+    Both are pictures in [-1, 1]; a model of latents encodes them. What is added to the content is the difference that
+    looking makes, so that at ``strength`` 0 it comes back exactly, whatever inversion and codec lost.
     """
     _check(strength)
     if not any(isinstance(part, layers.Attention) for part in model.denoiser.modules()):
         raise InputError("This model has no attention to share. Leave model out, or take one with attention.")
     sigmas = schedules.exponential(steps, model.sigma_min, model.sigma_max)
-    noisy, table = flow_up(model.denoise, content, sigmas, cond), samplers.table("dpmpp_2m", sigmas)
-    guides = (shared_attention(model.denoise, style, part, seed=seed) for part in (strength, 0.0))
-    looking, alone = (samplers.final(samplers.run(guide, noisy, table, cond)) for guide in guides)
+    noisy, table = flow_up(model.denoise, model.encode(content), sigmas, cond), samplers.table("dpmpp_2m", sigmas)
+    guides = (shared_attention(model.denoise, model.encode(style), part, seed=seed) for part in (strength, 0.0))
+    looking, alone = (model.decode(samplers.final(samplers.run(guide, noisy, table, cond))) for guide in guides)
     return (content + (looking - alone)).clamp(-1, 1)
 
 

@@ -3,7 +3,8 @@
 A mark is laid over: ``y = (1 - a) x + a c`` with the same opacity a and color c in every picture. At each pixel that is
 a straight line through the pictures: what varies among them is (1 - a) times what varied before (Dekel et al. 2017, "On
 the Effectiveness of Visible Watermarks"). So the spread of the pictures' values at a pixel, against that of its
-unmarked surroundings, gives a, and then their mean gives c. Where the mark is opaque, the hole is painted.
+unmarked surroundings, tells a; their mean then tells c, one color for the whole mark, and a again. Of a mark in two
+colors, such as white letters with a dark shadow, the second stays. Where it is opaque, the hole is painted.
 """
 
 from __future__ import annotations
@@ -41,17 +42,25 @@ class Unmarked:
 
     def save(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write one PNG each, and mark.png: opacity and color."""
-        folder = Path(folder)
-        paths = [folder / f"{safe_name(name)}.png" for name in self.names]
+        *paths, mark = written(self.names, folder)
         for image, path in zip(self.images, paths, strict=True):
             save_png(image, path)
         shown = torch.where(self.opacity > 0, self.color, -1)
-        save_png(grid([(2 * self.opacity - 1).expand(3, -1, -1), shown]), folder / "mark.png")
-        return [*paths, folder / "mark.png"]
+        save_png(grid([(2 * self.opacity - 1).expand(3, -1, -1), shown]), mark)
+        return [*paths, mark]
 
     def __str__(self) -> str:
         part = float((self.opacity > 0).float().mean())
         return f"The mark covers {part:.1%} of the picture, opacity up to {float(self.opacity.max()):.2f}.\n{NOTE}"
+
+
+def written(names: Sequence[str], folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of pictures of these names, and of their mark; equal names are numbered."""
+    taken: dict[str, Path] = {}
+    for name in (*map(safe_name, names), "mark"):
+        free = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(names) + 3))) if n not in taken)
+        taken[free] = Path(folder) / f"{free}.png"
+    return list(taken.values())
 
 
 def unmark(
