@@ -186,7 +186,7 @@ def process(text: str, side: int) -> Process:
             raise InputError(f"{step.name} goes in whole factors, and cannot be undone a little at a time.")
         if step.name in ("noise", "mix"):
             raise InputError(f"A cold process has no noise, got {text!r}. Take 'gaussian' for noise alone.")
-        if _graded(step) and not (step.values and isinstance(step.values[0], float)):
+        if graded(step) and not (step.values and isinstance(step.values[0], float)):
             raise InputError(f"A cold process must say how far it goes, got {str(step)!r}. Example: 'blur 4'.")
 
     def degradation(x0: Tensor, level: float) -> Tensor:
@@ -195,12 +195,12 @@ def process(text: str, side: int) -> Process:
         operator = weaker(damage, level).on(x0.shape[1:], [0] * len(x0))
         whole = operator.lift(operator.forward(x0))
         # what has no strength, such as gray, is mixed in
-        return whole if all(map(_graded, damage.steps)) else torch.lerp(x0, whole, level)
+        return whole if all(map(graded, damage.steps)) else torch.lerp(x0, whole, level)
 
     return Cold(degradation)
 
 
-def _graded(step: Damage) -> bool:
+def graded(step: Damage) -> bool:
     """Whether it has a strength that can be turned down to nothing."""
     return any(isinstance(p, Number) and p.none is not None for p in CORRUPTIONS[step.name].parameters.values())
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import replace
 
 from ..corruptions import CORRUPTIONS, Chain, Corruption, OneOf, Operator, Step, covers, parse
 from ..errors import InputError
 from ..images import jpeg_tables
 from ..models import Model
+from ..processes import graded, weaker
 
 WAYS = ("auto", "supervised", "zero-shot", "cold")
 UNDOES = {  # the verbs of restoration and what they undo
@@ -110,22 +110,11 @@ def strongest_noise(model: Model) -> float | None:
 
 
 def weakened(what: Corruption, level: float) -> Corruption:
-    """The same corruption at a part of its strength: every number on its way from "nothing" to what was said.
-
-    Raises InputError where there is no such way (no numbers, or whole factors).
-    """
-    steps = []
+    """The same corruption at a part of its strength; InputError where there is no such way (no numbers, or factors)."""
     for step in what.steps:
-        parameters = list(CORRUPTIONS[step.name].parameters.values())
-        none = getattr(parameters[0], "none", None) if parameters else None
-        first = step.values[0] if step.values else None
-        if none is None or not isinstance(first, float) or getattr(parameters[0], "single", False):
+        if not graded(step) or not any(isinstance(value, float) for value in step.values) or step.name == "downscale":
             raise InputError(f"{step.name} cannot be undone a little at a time: it has no strength. Use another way.")
-        value = none + (first - none) * level
-        steps.append(
-            replace(step, values=(round(value) if getattr(parameters[0], "whole", False) else value, *step.values[1:]))
-        )
-    return Chain(tuple(steps))
+    return weaker(what, level)
 
 
 def shrinking(step: Step) -> int:
