@@ -7,7 +7,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, photo, png
+from pictures import encoded, photo, png, transparent
 from PIL import Image
 
 from fastdiffusion import Learner, nets, restore, sample, save, tiles
@@ -421,7 +421,12 @@ def test_a_jpeg_file_says_itself_how_it_was_rounded(trembling, tmp_path):
 def test_odd_files_are_restored(restorer, tmp_path):
     for name, picture in (("cmyk.jpg", photo(40, 30).convert("CMYK")), ("alpha.png", photo(40, 30).convert("RGBA"))):
         picture.save(tmp_path / name)
-        assert restore(tmp_path / name, "jpeg 10", restorer).images.shape == (1, 3, 30, 40)
+        done = restore(tmp_path / name, "jpeg 10", restorer)
+        assert done.images.shape == (1, 3, 30, 40) and not done.notes
+        same = to_tensor(Image.open(tmp_path / name).convert("RGB"))
+        assert float((to_tensor(done.images[0]) - same).abs().mean()) < 0.1
+    transparent().save(tmp_path / "half.png")
+    assert "laid on white" in str(restore(tmp_path / "half.png", "jpeg 10", restorer))
 
 
 def test_a_plain_model_is_a_prior_and_no_restorer(plain):

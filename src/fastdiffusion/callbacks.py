@@ -99,8 +99,9 @@ class Validation(Callback):
     def end(self, learner: Learner) -> None:
         """Choose the length of the average by the same pictures."""
         if self.pieces and not learner.stopped:
-            lengths = map(float, learner.ema)
-            learner.state.length = min(lengths, key=lambda length: learner.validate(self.pieces, length))
+            losses = {length: learner.validate(self.pieces, length) for length in map(float, learner.ema)}
+            learner.state.length = min(losses, key=lambda length: losses[length])
+            learner.state.validation = losses[learner.state.length]
 
 
 class Metrics(Callback):

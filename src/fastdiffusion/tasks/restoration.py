@@ -46,6 +46,7 @@ WIDEST = 1024  # side of a tile that a wide blur may ask for
 SMALLEST = 8  # pixels
 DATA = 0.5  # standard deviation of photographs
 START = 5.0  # noise level at which a sample begins around a degraded picture: far above any damage
+OPAQUE = "The picture's transparency was laid on white: the result has none."
 COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 
 
@@ -99,7 +100,7 @@ def restore(
     for key, value, least in (("n", n, 1), ("steps", steps, 1), ("tile", tile, 64), ("overlap", overlap, 0)):
         if type(value) is not int or value < least:
             raise InputError(f"{key} must be a whole number of at least {least}, got {value!r}.")
-    given = _read(picture)
+    given, transparent = _read(picture)
     kernel = None
     if isinstance(by, str) and " ".join(by.split()) in ("deblur blind", "blind"):
         from .deblurring import estimate_kernel
@@ -119,6 +120,8 @@ def restore(
     tile, overlap = job.windows(tile, overlap)
     pictures = job.run(tile, overlap)
     notes = (NOTE,) if any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(by) else ()
+    if transparent:
+        notes += (OPAQUE,)
     if job.colorless(pictures):
         notes += (COLORLESS,)
     recipe = {
@@ -157,14 +160,17 @@ def bundled() -> Model:
         return load(path)
 
 
-def _read(picture: str | os.PathLike[str] | Image.Image) -> Image.Image:
-    found = flatten(read_named(picture))
+def _read(picture: str | os.PathLike[str] | Image.Image) -> tuple[Image.Image, bool]:
+    """A picture in L or RGB, and whether some of it shone through."""
+    whole = read_named(picture)
+    found = flatten(whole)
+    transparent = found is not whole and whole.getchannel("A").getextrema()[0] < 255
     if min(found.size) < SMALLEST:
         raise InputError(
             f"A picture of {found.width}x{found.height} pixels is too small to restore: give one of at least "
             f"{SMALLEST}x{SMALLEST}."
         )
-    return found if found.mode in ("L", "RGB") else found.convert("RGB")
+    return (found if found.mode in ("L", "RGB") else found.convert("RGB")), transparent
 
 
 # ---- a job: one picture, all choices made -------------------------------------------------------------------------
