@@ -164,7 +164,7 @@ def _read(picture: str | os.PathLike[str] | Image.Image) -> tuple[Image.Image, b
     """A picture in L or RGB, and whether some of it shone through."""
     whole = read_named(picture)
     found = flatten(whole)
-    transparent = found is not whole and whole.getchannel("A").getextrema()[0] < 255
+    transparent = found is not whole and int(to_array(whole)[-1].min()) < 255
     if min(found.size) < SMALLEST:
         raise InputError(
             f"A picture of {found.width}x{found.height} pixels is too small to restore: give one of at least "
