@@ -34,6 +34,7 @@ from fastdiffusion.tasks.latent_variables import describe, imagine, sheet
 EMOJI: dict[str, dict[str, Any]] = {
     "kl": {"kl": 1e-4},
     "kl-coarse": {"kl": 6e-3},  # the curve of rate and error that words are compared with
+    "kl-coarsest": {"kl": 3e-2},
     "kl-critic": {"kl": 1e-4, "adversarial": 0.2},
     "vq": {"kind": "vq"},
     "fsq": {"kind": "fsq"},
@@ -89,7 +90,7 @@ def emoji(row: str, steps: int, out: Path) -> dict[str, Any]:
     found = describe(codec, held, 144, samples=4)
     save_png(sheet(codec, held), out / f"{row}.png")
     if isinstance(codec, Discrete):
-        equal = at_equal_bits([out / "kl.json", out / "kl-coarse.json"], found["bits"])
+        equal = at_equal_bits([out / f"{kl}.json" for kl in ("kl", "kl-coarse", "kl-coarsest")], found["bits"])
         return found | {"used": use(codec, data.load("emoji-scenes"), 4000), "kl at equal bits": equal}
     return found | {"psnr_drawn": drawn(codec, held, 144)}
 
