@@ -36,7 +36,7 @@ class Restored:
             again; None where what happened is not known exactly.
         uncertainty: Standard deviation of the answers at each pixel, in units of 1/255; zeros for one answer.
         notes: What a person should know.
-        recipe: How to make it again, as JSON values.
+        recipe: What was done, as JSON values.
         kernel: The blur kernel that was found, if it was looked for.
     """
 
