@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
 from test_learner import TINY, Toy, learner
 
 from fastdiffusion.checkpoints import Folder
@@ -72,7 +73,12 @@ def train(folder=None, steps=8, **keywords):
     return learn, {"losses": losses, "hash": fingerprint(learn.objective.parameters())}
 
 
-@pytest.mark.parametrize("keywords", [{}, {"accumulate": 2}, {"shard": True}], ids=["ddp", "accumulate", "fsdp2"])
+WAYS = {"ddp": {}, "accumulate": {"accumulate": 2}, "fsdp2": {"shard": True}}
+if not torch.accelerator.is_available():
+    WAYS["nobody said cpu"] = {"cpu": False}
+
+
+@pytest.mark.parametrize("keywords", WAYS.values(), ids=WAYS)
 def test_two_processes_have_one_loss_and_equal_hashes(keywords):
     def work(rank):
         return train(**keywords)[1]

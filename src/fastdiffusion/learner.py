@@ -170,7 +170,8 @@ class Learner:
             net.words.tokens if isinstance(net, Worded) else None, self.corruption, self.rank, self.world,
         )  # fmt: skip
         self.objective = Objective(denoiser, self.unit, self.weight, self.weight_options, self.uncertainty)
-        self.accelerator = Accelerator(cpu=self.cpu, log_with=self.track, project_dir=self.folder)
+        cpu = self.cpu or not torch.accelerator.is_available()  # accelerate joins processes on CPUs only if told so
+        self.accelerator = Accelerator(cpu=cpu, log_with=self.track, project_dir=self.folder)
         self.device = self.accelerator.device
         self.objective.to(self.device)
         if self.shard and self.world > 1:
@@ -182,6 +183,8 @@ class Learner:
         self.trained = self.objective
         if self.world > 1 and not self.shard:
             self.trained = self.accelerator.prepare(self.objective)
+            if self.trained is self.objective:
+                raise FastdiffusionError("The processes are not joined, and would train apart. Start them by --procs.")
 
     @property
     def main(self) -> bool:
