@@ -90,6 +90,20 @@ def test_two_processes_have_one_loss_and_equal_hashes(keywords):
     assert one["losses"] == pytest.approx(alone["losses"], abs=1e-4)
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+def test_muon_moves_the_joined_weights_as_it_moves_those_of_one():
+    """Its views must be of the weights as they lie after the joining; sums in bfloat16 differ a little."""
+    muon = {"net": "unet-tiny", "optimizer": "muon", "lr": 1e-2}
+
+    def work(rank):
+        return train(steps=5, **muon)[1]
+
+    _, alone = train(steps=5, **muon)
+    one, two = pair(work)
+    assert one["hash"] == two["hash"]
+    assert one["losses"] == pytest.approx(alone["losses"], abs=0.01)
+
+
 @pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp2"])
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, shard):
     def work(rank):

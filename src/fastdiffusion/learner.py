@@ -176,8 +176,6 @@ class Learner:
         self.objective.to(self.device)
         if self.shard and self.world > 1:
             shard(self.objective)
-        self.optimizers = optimizers.build(self.optimizer, self.objective, self.highest_lr, self.weight_decay)
-        self.average = Ema(net, self.ema)
         if self.compile is True or (self.compile == "auto" and self.device.type == "cuda"):
             net.compile()
         self.trained = self.objective
@@ -185,6 +183,8 @@ class Learner:
             self.trained = self.accelerator.prepare(self.objective)
             if self.trained is self.objective:
                 raise FastdiffusionError("The processes are not joined, and would train apart. Start them by --procs.")
+        self.optimizers = optimizers.build(self.optimizer, self.objective, self.highest_lr, self.weight_decay)
+        self.average = Ema(net, self.ema)  # both after the joining, which may lay the weights elsewhere
 
     @property
     def main(self) -> bool:
