@@ -201,8 +201,9 @@ def process(text: str, side: int) -> Process:
 
 
 def graded(step: Damage) -> bool:
-    """Whether it has a strength that can be turned down to nothing."""
-    return any(isinstance(p, Number) and p.none is not None for p in CORRUPTIONS[step.name].parameters.values())
+    """Whether it has a strength that can be turned down to nothing, other than in whole factors."""
+    parameters = CORRUPTIONS[step.name].parameters.values()
+    return any(isinstance(p, Number) and p.none is not None and not p.single for p in parameters)
 
 
 def weaker(damage: Corruption, level: float) -> Corruption:

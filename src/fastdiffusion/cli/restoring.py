@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InputError
 from .options import Device, app
 
 
@@ -61,7 +62,6 @@ def unmark(
     Writes the pictures, and mark.png: what was found. Pixels without a mark stay as they are.
     """
     given = {key: value for key, value in locals().items() if key != "out"}
-    from ..errors import InputError
     from ..tasks import watermarks
 
     for path in watermarks.written([picture.stem for picture in pictures], out):

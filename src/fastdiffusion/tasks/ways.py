@@ -112,7 +112,7 @@ def strongest_noise(model: Model) -> float | None:
 def weakened(what: Corruption, level: float) -> Corruption:
     """The same corruption at a part of its strength; InputError where there is no such way (no numbers, or factors)."""
     for step in what.steps:
-        if not graded(step) or not any(isinstance(value, float) for value in step.values) or step.name == "downscale":
+        if not graded(step) or not any(isinstance(value, float) for value in step.values):
             raise InputError(f"{step.name} cannot be undone a little at a time: it has no strength. Use another way.")
     return weaker(what, level)
 
