@@ -3,7 +3,8 @@
     python bench/languages.py --languages ja de zh -n 96
     python bench/languages.py --model taught.safetensors --only held_out
 
-Held-out pairs are designs that the model was taught, whose names in that language it never saw.
+Held-out pairs are designs that the model was taught, whose names in that language no list of emoji showed it. Some
+Japanese ones are words of the dictionary that it learned from too; ``undefined`` is the recall of those that are not.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -49,12 +51,16 @@ def main() -> None:
             told = [pair.known.removeprefix("flag of ") for pair in pairs]
             texts = [pair.text for pair in pairs]
             theirs, english = draw(texts), draw([pair.known for pair in pairs])
-            row = {
+            row: dict[str, Any] = {
                 "recall": judging.recall_at_1(judge, theirs, told),
                 "english": judging.recall_at_1(judge, english, told),
                 "tokens": sum(int((model.words.tokens([text]) > 0).sum()) for text in texts) / len(texts),
                 "bytes": sum(len(text.encode()) for text in texts) / len(texts),
             }
+            if language == "ja" and part == "held_out":
+                defined = {pair.text for pair in bilingual.bilingual("edict")}
+                rest = [i for i, text in enumerate(texts) if text not in defined]
+                row["undefined"] = judging.recall_at_1(judge, theirs[rest], [told[i] for i in rest])
             found[f"{language} {part}"] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
             print(language, part, {k: str(v) for k, v in row.items()}, flush=True)
             grid(theirs[:24], 12).save(args.out / f"{language}-{part}.png")

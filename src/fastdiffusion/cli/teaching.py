@@ -104,6 +104,9 @@ def teach(
     batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 128,
     lr: LR = 1e-2,
     minutes: Minutes = None,
+    further: Annotated[
+        bool, typer.Option("--further", help="Go on with the languages that the model has; name their pairs too.")
+    ] = False,
     fresh: Fresh = False,
     seed: SeedOfAll = 0,
 ) -> None:

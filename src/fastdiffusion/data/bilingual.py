@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError, InputError, MissingExtra
 from . import reserved
 from .emoji import LANGUAGES, emoji
-from .scenes import cldr, plain, spoken
+from .scenes import cldr, cldr_file, plain, spoken
 
 EDICT = Path("/usr/share/edict/edict")  # Debian's package edict: Japanese to English, CC-BY-SA-3.0, EDRDG
 
@@ -87,9 +87,10 @@ def emoji_pairs(languages: Sequence[str] = LANGUAGES[1:], held_out: bool = False
 
 
 def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
-    """What else is said of the same emoji: CLDR's search words, and names on the grounds that were trained on.
+    """What else is said of the same emoji: CLDR's search words, names on the grounds that were trained on, countries.
 
-    A search word belongs to many emoji; what it comes to mean is the mean of them.
+    A search word belongs to many emoji; what it comes to mean is the mean of them. A country's name, which is no
+    emoji's, stands for its flag.
     """
     found: list[Pair] = []
     for language in languages:
@@ -97,6 +98,13 @@ def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
         saying, colors = GROUNDS.get(language, ("{name} on {color}", " ".join(reserved.COLORS)))
         told = dict(zip(reserved.COLORS, colors.split(), strict=True))
         held = {text.casefold() for text in held_out(language)}
+        countries = territories(language)
+        found += [
+            Pair(country, known)
+            for part in (False, True)
+            for name, known, _ in _designs(language, part)
+            if (country := countries.get(_letters(name), "")) and country.casefold() not in held
+        ]
         for name, known, texts in _designs(language):
             if reserved.skins(name):
                 continue
@@ -109,6 +117,18 @@ def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
                 if color != "white" and not reserved.ground(name, color)
             ]
     return list(dict.fromkeys(found))
+
+
+def territories(language: str) -> dict[str, str]:
+    """CLDR's names of countries and regions in a language, by their two letters."""
+    nodes = cldr_file("main", language).iter("territory")
+    return {node.get("type", ""): node.text or "" for node in nodes if node.get("alt") is None}
+
+
+def _letters(name: str) -> str:
+    """The two letters of a flag's code points; of anything else nothing."""
+    parts = [int(part, 16) - 0x1F1E6 for part in name.split("-")]
+    return "".join(chr(ord("A") + n) for n in parts) if len(parts) == 2 and all(0 <= n < 26 for n in parts) else ""
 
 
 def held_out(language: str) -> list[str]:
@@ -128,11 +148,10 @@ def _designs(language: str, held_out: bool = False) -> list[tuple[str, str, list
     ]
 
 
-def edict(path: Path = EDICT, most: int = 2, without: Collection[str] = ()) -> list[Pair]:
+def edict(path: Path = EDICT, most: int = 2) -> list[Pair]:
     """Japanese words with their English glosses of at most ``most`` words, from a dictionary in EDICT's form.
 
     A line is "word;other spelling [reading] /(part of speech) gloss/another gloss/(P)/"; (P) marks common words.
-    What is ``without`` is left out: held-out names, which no other table may teach.
 
     Raises MissingExtra without the file, DataError for one of another form.
     """
@@ -143,7 +162,6 @@ def edict(path: Path = EDICT, most: int = 2, without: Collection[str] = ()) -> l
     except OSError as error:
         raise DataError(f"Cannot read {path.name!r}: {error.strerror}.") from None
     found: dict[tuple[str, str], float] = {}
-    left_out = {text.casefold() for text in without}
     for line in lines:
         head, _, rest = line.partition(" /")
         forms = re.findall(r"[^\s\[\];]+", re.sub(r"\([^)]*\)", "", head))[:2]
@@ -152,7 +170,7 @@ def edict(path: Path = EDICT, most: int = 2, without: Collection[str] = ()) -> l
         for rank, gloss in enumerate(glosses):
             if 0 < len(gloss.split()) <= most:
                 weight = (0.3 if "(P)" in rest else 0.05) / (1 + rank)
-                for form in (form for form in forms if form.casefold() not in left_out):
+                for form in forms:
                     found[form, gloss] = max(weight, found.get((form, gloss), 0.0))
     if not found:
         raise DataError(f"{path.name!r} is no dictionary in EDICT's form.")

@@ -81,14 +81,19 @@ def cldr(language: str) -> dict[str, tuple[str, ...]]:
     """CLDR's search words of every emoji in a language, by its code points without variation selectors."""
     found: dict[str, tuple[str, ...]] = {}
     for folder in ("annotations", "annotationsDerived"):
-        path = CLDR / folder / f"{language}.xml"
-        if not path.is_file():
-            raise MissingExtra("The words that belong to emoji need CLDR. Install it: apt install unicode-cldr-core.")
-        for node in ElementTree.parse(path).getroot().iter("annotation"):
+        for node in cldr_file(folder, language).iter("annotation"):
             if node.get("type") != "tts" and node.text:
                 key = plain("-".join(f"{ord(c):x}" for c in node.get("cp", "")))
                 found[key] = tuple(word.strip() for word in node.text.split("|"))
     return found
+
+
+def cldr_file(folder: str, language: str) -> ElementTree.Element:
+    """One of CLDR's files, read; MissingExtra where it is not installed."""
+    path = CLDR / folder / f"{language}.xml"
+    if not path.is_file():
+        raise MissingExtra("The words that belong to emoji need CLDR. Install it: apt install unicode-cldr-core.")
+    return ElementTree.fromstring(path.read_bytes())
 
 
 def plain(name: str) -> str:

@@ -51,12 +51,14 @@ def teach(
     batch_size: int = 128,
     lr: float = 1e-2,
     minutes: float | None = None,
+    further: bool = False,
     fresh: bool = False,
     seed: int = 0,
 ) -> Model:
     """The model with a second text encoder, which understands the new texts as the first understands the known ones.
 
-    The first stays as it is and reads what it knows (``TextEncoder.foreign``), so nothing is forgotten.
+    The first stays as it is and reads what it knows (``TextEncoder.foreign``), so nothing is forgotten. A model that
+    has a second one already gets a new one, or ``further`` lessons for it.
 
     Args:
         model: A model of words; its denoiser stays as it is.
@@ -69,16 +71,28 @@ def teach(
         batch_size: Texts a step.
         lr: Highest learning rate.
         minutes: End after so long.
+        further: Go on with the second encoder that the model has, its tokenizer and depth; what ``pairs`` no longer
+            say fades.
         fresh: Forget what the folder holds.
         seed: Of everything.
+
+    Raises:
+        InputError: A model without words, or without a second encoder to go on with; numbers out of range.
+        DataError: No pair whose known side the model has read.
     """
     net = model.denoiser.net
     if not isinstance(net, Worded):
         raise InputError("This model was trained without words: there is nothing to teach it words by.")
+    second = net.words.foreign
+    if further and second is None:
+        raise InputError("This model has no other languages to go on with. Leave further out.")
     if not 0 <= keep < 1:
         raise InputError(f"keep is a part of each batch, from 0 to below 1, got {keep}. Try 0.2.")
-    if net.words.foreign is not None:
-        warnings.warn("This model was taught before: its other languages are replaced. Name all at once.", stacklevel=2)
+    if second is not None and not further:
+        warnings.warn(
+            "This model was taught before: its other languages are replaced. Name all at once, or go further.",
+            stacklevel=2,
+        )
     for key, value in (("batch_size", batch_size), ("depth", depth), ("steps", steps)):
         if type(value) is not int or value < 1:
             raise InputError(f"{key} must be a whole number of at least 1, got {value!r}.")
@@ -98,20 +112,7 @@ def teach(
         )  # fmt: skip
     known = list(dict.fromkeys(pair.known for pair in pairs))
     texts = [normalized(text) for text in (*(pair.text for pair in pairs), *known)]
-    tokenizer = tokenizers.train(texts, vocabulary)
-    config = own.config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, PAIRS).initial_seed() % 2**63)
-        changed = {
-            "vocabulary": len(tokenizer),
-            "depth": depth,
-            "length": 2 * config["length"],
-            "known": len(words(texts)),
-        }
-        new = cast("TextEncoder", nets.build({**config, **changed, "name": "text"}))  # within what a file may ask for
-    new.learn_words(tokenizer, texts)
-    if depth == config["depth"]:
-        new.layers.load_state_dict(own.layers.state_dict())  # what words do to one another is alike everywhere
+    new = _further(second, texts) if further and second is not None else _second(own, texts, vocabulary, depth, seed)
     kept = round(keep * batch_size)
     alike = _of_one_length(pairs, [len(new.tokens([pair.text])[0]) for pair in pairs])
     shares = torch.tensor([weights[-1] for _, weights in alike])
@@ -133,6 +134,27 @@ def teach(
     its = model.denoiser
     denoiser = Denoiser(Worded(net.net, own, net.draft), its.parameterization, its.sigma_data, its.self_condition)
     return replace(model, denoiser=denoiser.eval())
+
+
+def _second(own: TextEncoder, texts: Sequence[str], vocabulary: int, depth: int, seed: int) -> TextEncoder:
+    """An encoder for these texts with weights of its own, as wide as the model's."""
+    tokenizer, config = tokenizers.train(texts, vocabulary), own.config
+    changed = {"vocabulary": len(tokenizer), "depth": depth, "length": 2 * config["length"], "known": len(words(texts))}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, PAIRS).initial_seed() % 2**63)
+        new = cast("TextEncoder", nets.build({**config, **changed, "name": "text"}))  # within what a file may ask for
+    new.learn_words(tokenizer, texts)
+    if depth == config["depth"]:
+        new.layers.load_state_dict(own.layers.state_dict())  # what words do to one another is alike everywhere
+    return new
+
+
+def _further(second: TextEncoder, texts: Sequence[str]) -> TextEncoder:
+    """A copy of an encoder that was taught, with the words of more texts in its list."""
+    listed = sorted({*words(texts), *(second.known.tolist() if second.config["known"] else ())})
+    new = cast("TextEncoder", nets.build({**second.config, "known": len(listed), "name": "text"}))
+    new.load_state_dict({**second.state_dict(), "known": torch.tensor(listed)})
+    return new
 
 
 def _of_one_length(pairs: Sequence[Pair], lengths: Sequence[int], parts: int = 8) -> list[tuple[list[Pair], Tensor]]:
