@@ -57,11 +57,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     judge, model = judging.load(), loaded(args.model)
     train = data.load("emoji-scenes")
-    plain = [i for i, row in enumerate(train.rows) if row.color == "white" and train.source(i) == i]
-    named = {train.words[train.rows[i].picture].name: i for i in plain if not reserved.skins(name_of(train, i))}
-    rng = random.Random(0)
-    order = sorted(named)
-    rng.shuffle(order)
+    plain, named = known(train)
+    order = list(named)
     choosing, seen = order[: args.n // 2], order[args.n // 2 :][: args.n]
     found: dict[str, object] = {"model": str(args.model), "steps": args.steps, "n": args.n}
 
@@ -173,6 +170,15 @@ def varied(model: Model, judge: judging.Judge, sets: dict, train, args: argparse
                 sheet = torch.stack([p for pair in zip(shown[:24], images[:24], strict=True) for p in pair])
                 grid(sheet, 12).save(args.out / f"vary-{kind.replace(' ', '-')}-{temperature:g}.png")
     return found
+
+
+def known(train) -> tuple[list[int], dict[str, int]]:
+    """Rows of the plain pictures, and of those without skin tones by name, in an order that says nothing."""
+    plain = [i for i, row in enumerate(train.rows) if row.color == "white" and train.source(i) == i]
+    named = {train.words[train.rows[i].picture].name: i for i in plain if not reserved.skins(name_of(train, i))}
+    order = sorted(named)
+    random.Random(0).shuffle(order)
+    return plain, {name: named[name] for name in order}
 
 
 def name_of(scenes, i: int) -> str:
