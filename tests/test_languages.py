@@ -9,7 +9,7 @@ from pictures import photo
 from fastdiffusion import nets, sample, tokenizers
 from fastdiffusion.cli import main
 from fastdiffusion.data import reserved
-from fastdiffusion.data.bilingual import GROUNDS, Pair, bilingual, emoji_pairs, emoji_words, held_out
+from fastdiffusion.data.bilingual import GROUNDS, Pair, bilingual, edict, emoji_pairs, emoji_words, held_out
 from fastdiffusion.data.dataset import Pictures
 from fastdiffusion.data.emoji import LANGUAGES
 from fastdiffusion.data.scenes import CLDR
@@ -124,6 +124,9 @@ def test_pairs_come_from_a_dictionary(tmp_path, monkeypatch):
     found = bilingual(path)
     assert Pair("猫", "cat", 0.3) in found and Pair("ねこ", "cat", 0.3) in found
     assert Pair("走る", "run", 0.05) in found and all(len(pair.known.split()) <= 2 for pair in found)
+    assert [pair for pair in edict(path, names=["Cat"]) if pair not in found] == [
+        Pair("猫", "cat", 0.3 * 3), Pair("ねこ", "cat", 0.3 * 3)
+    ]  # fmt: skip
     path.write_text("nothing here")
     with pytest.raises(DataError, match="no dictionary"):
         bilingual(path)
