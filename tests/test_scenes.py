@@ -63,6 +63,25 @@ def test_captions_say_the_color_and_never_a_held_out_name(parts):
     assert train.batch(rows, torch.Generator().manual_seed(0)).captions == captions
 
 
+def test_scenes_are_named_in_many_languages_without_what_is_held_out(parts):
+    named, train = data.load("emoji-polyglot", languages=["ja", "de"]), parts["train"]
+    rows = list(range(0, len(train), 7))
+    assert named.batch(rows[:9]).captions == train.batch(rows[:9]).captions  # English, where nothing is drawn
+    said = named.told(rows, torch.Generator().manual_seed(0)).captions
+    own = {language: {i: named.names[language][train.rows[i].picture] for i in rows} for language in named.names}
+    parts_of = {k: sum(text == names[i] for i, text in zip(rows, said, strict=True)) for k, names in own.items()}
+    assert all(0.2 < count / len(rows) < 0.4 for count in parts_of.values())
+    held = [i for i in rows if reserved.pair(train.pictures.names[train.rows[i].picture], "ja")]
+    assert held and not {own["ja"][i] for i in held} & set(named.texts(rows))
+    alone = data.load("emoji-polyglot", english=1.0)
+    g = [torch.Generator().manual_seed(0) for _ in range(2)]
+    assert alone.told(rows, g[0]).captions == train.told(rows, g[1]).captions
+    with pytest.raises(InputError, match="english"):
+        data.load("emoji-polyglot", english=2.0)
+    with pytest.raises(InputError, match="no other language"):
+        data.load("emoji-polyglot", languages=[])
+
+
 def test_a_part_of_the_rows_knows_its_own_sources(parts):
     part = data.Subset(parts["train"], range(5, 60, 3))
     for i in range(len(part)):

@@ -21,6 +21,7 @@ from .fashion_mnist import fashion_mnist
 from .folders import ImageFolder, scan
 from .hub import hub
 from .pairs import Pairs
+from .polyglot import polyglot
 from .scan import Scan
 from .scenes import scenes
 
@@ -42,6 +43,7 @@ __all__ = [
     "hub",
     "load",
     "measure_sigma_data",
+    "polyglot",
     "scan",
     "scenes",
 ]
@@ -51,6 +53,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "fashion-mnist": fashion_mnist,
     "emoji": emoji,
     "emoji-scenes": scenes,
+    "emoji-polyglot": polyglot,
 }
 
 
