@@ -2,6 +2,7 @@
 
     python bench/languages.py --languages ja de zh -n 96
     python bench/languages.py --model taught.safetensors --only held_out
+    python bench/languages.py --model taught.safetensors --languages ja --joint 10    # stage two, for 10 minutes, before
 
 Held-out pairs are designs that the model was taught, whose names in that language no list of emoji showed it. Some
 Japanese ones are words of the dictionary that it learned from too; ``undefined`` is the recall of those that are not.
@@ -20,6 +21,7 @@ from torch import Tensor
 from fastdiffusion import sample
 from fastdiffusion.data import bilingual
 from fastdiffusion.images import grid
+from fastdiffusion.learner import Learner
 from fastdiffusion.tasks import judging
 from fastdiffusion.tasks.files import loaded
 
@@ -29,11 +31,19 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--languages", nargs="+", default=list(bilingual.GROUNDS), choices=list(bilingual.GROUNDS))
     parser.add_argument("--only", nargs="+", default=["taught", "held_out"], choices=["taught", "held_out"])
+    parser.add_argument("--joint", type=float, help="minutes of training denoiser and words together, on all languages")
     parser.add_argument("-n", type=int, default=96)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("out/languages"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.joint:
+        folder = args.out / "joint"
+        Learner(
+            "emoji-polyglot", begin=args.model, text=True, batch_size=64, holdout=0.01, lr=1e-3, folder=folder,
+            density_options={"mean": -0.4, "std": 1.4}, precision="float32",
+        ).fit(minutes=args.joint)  # fmt: skip
+        args.model = folder
     judge, model = judging.load(), loaded(args.model)
     assert model.words is not None
 
