@@ -2,7 +2,7 @@
 
     python bench/languages.py --languages ja de zh -n 96
     python bench/languages.py --model taught.safetensors --only held_out
-    python bench/languages.py --model taught.safetensors --languages ja --joint 10    # stage two, for 10 minutes, before
+    python bench/languages.py --model taught.safetensors --languages ja --joint 10    # after a second stage
 
 Held-out pairs are designs that the model was taught, whose names in that language no list of emoji showed it. Some
 Japanese ones are words of the dictionary that it learned from too; ``undefined`` is the recall of those that are not.
