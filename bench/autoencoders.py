@@ -101,7 +101,7 @@ def at_equal_bits(curve: list[Path], bits: float) -> float | None:
 def emoji(row: str, steps: int, out: Path) -> dict[str, Any]:
     codec = train_autoencoder("emoji-scenes", steps, folder=out / row, **EMOJI[row])
     held = data.load("emoji-scenes", part="designs")
-    found = describe(codec, held, 144, samples=4)
+    found: dict[str, Any] = describe(codec, held, 144, samples=4)
     save_png(sheet(codec, held), out / f"{row}.png")
     if isinstance(codec, Discrete):
         train = data.load("emoji-scenes")
