@@ -270,6 +270,34 @@ def test_a_switch_happens_at_its_call():
         assert torch.equal(got, linear(X[:1], SIGMA[:1], encode([word])))
 
 
+@pytest.mark.parametrize("name", ["heun", "dpmpp_2s_ancestral", "restart"])
+@pytest.mark.parametrize("text", ["a [cat|dog]", "[cat:dog:0.5]", "a [cat|dog] AND hat"])
+def test_samplers_that_return_to_a_level_still_change_call_by_call(name: str, text: str):
+    table = samplers.table(name, schedules.exponential(6))
+    sigmas = [row.sigma for row in table.rows]
+    assert len({f"{sigma:.6g}" for sigma in sigmas}) < len(sigmas)  # some level comes again
+    heard: list[torch.Tensor] = []
+
+    def listening(x, sigma, cond=None):
+        assert cond is not None and cond.pooled is not None
+        heard.append(cond.pooled[0])
+        return 0.5 * x
+
+    guided = compiled(text, sigmas=sigmas).guide(listening, 1.0)
+    for _ in samplers.run(guided, X[:1], table, seeds=[0]):
+        pass
+    tree = parse(text).parts[0]
+    wanted = [encode([at(tree.texts[0], call, len(sigmas)).text]).pooled[0] for call in range(len(sigmas))]
+    assert len(heard) == len(wanted) and all(map(torch.equal, heard, wanted))
+
+
+def test_a_weight_on_several_words_is_one_weight():
+    plain, gone = cond_of("red cat on a mat"), cond_of("(red cat:0) on a mat")
+    torch.testing.assert_close(gone.pooled, cond_of("on a mat").pooled)
+    heavy = cond_of("(red cat:1.5) on a mat")
+    torch.testing.assert_close(heavy.pooled, plain.pooled + 0.5 * (plain.pooled - gone.pooled))
+
+
 def test_a_switch_happens_at_a_level_that_was_rounded_up():
     levels = tuple(samplers.table("dpmpp_2m", schedules.exponential(20)).sigmas[:-1])
     for k in range(1, 20):

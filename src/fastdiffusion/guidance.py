@@ -110,7 +110,7 @@ def self_conditioned(denoise: Denoise) -> Denoise:
     return guided
 
 
-def _instead(cond: Cond, other: Cond | None, rows: int) -> Cond:
+def instead(cond: Cond, other: Cond | None, rows: int) -> Cond:
     """``other`` in place of the label and words of ``cond``, whose rest is kept; None means "nothing"."""
     said = {name: value for name, value in vars(other).items() if value is not None} if other is not None else {}
     merged = {name: value for name, value in (vars(cond.null()) | said).items() if value is not None}
@@ -143,7 +143,7 @@ def cfg(
         now = scale_at(scale, sigma, interval)
         if now == 1 or cond is None:
             return denoise(x, sigma, cond)
-        negative = _instead(cond, uncond, len(x))
+        negative = instead(cond, uncond, len(x))
         if now == 0 and rescale == 0:
             return denoise(x, sigma, negative)
         positive, without = _stacked(denoise, x, sigma, [cond, negative])
@@ -184,7 +184,7 @@ def apg(
         now = scale_at(scale, sigma, interval)
         if now == 1 or cond is None:
             return denoise(x, sigma, cond)
-        positive, without = _stacked(denoise, x, sigma, [cond, _instead(cond, uncond, len(x))])
+        positive, without = _stacked(denoise, x, sigma, [cond, instead(cond, uncond, len(x))])
         memory = positive - without + momentum * memory
         push, along = memory.flatten(1), positive.flatten(1)
         if norm < math.inf:
@@ -226,8 +226,8 @@ def compose(denoise: Denoise, conds: Sequence[Cond], scales: Sequence[float], un
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         base = cond or conds[0]
-        negative = _instead(base, uncond, len(x))
-        wanted = [_instead(base, c, len(x)) for c in conds]
+        negative = instead(base, uncond, len(x))
+        wanted = [instead(base, c, len(x)) for c in conds]
         *positives, without = _stacked(denoise, x, sigma, [*wanted, negative])
         return without + sum(s * (p - without) for s, p in zip(scales, positives, strict=True))
 
@@ -244,7 +244,7 @@ def scheduled(denoise: Denoise, conds: Sequence[tuple[float, Cond]]) -> Denoise:
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         for level, other in conds:
             if float(sigma[0]) <= level * SLACK:
-                cond = _instead(cond or other, other, len(x))
+                cond = instead(cond or other, other, len(x))
         return denoise(x, sigma, cond)
 
     return guided

@@ -23,9 +23,9 @@ Spans = Callable[[str], Sequence[tuple[int, int]]]  # of each token's letters in
 
 @dataclass(frozen=True)
 class Stage:
-    """What holds from noise level ``sigma`` down: one condition and one weight (b,) for each part."""
+    """What holds from this call of the run on: one condition and one weight (b,) for each part."""
 
-    sigma: float
+    call: int
     conds: tuple[Cond, ...]
     weights: tuple[Tensor, ...]
 
@@ -36,6 +36,7 @@ class Compiled:
 
     stages: tuple[Stage, ...]
     negative: Cond | None
+    sigmas: tuple[float, ...]  # of each call
 
     @property
     def single(self) -> bool:
@@ -59,25 +60,43 @@ class Compiled:
             around: More guidance, which is told the words too (those of parts joined by AND are told within).
         """
         guide = guide or guidance.cfg
-        if self.single:
-            told = [(stage.sigma, stage.conds[0]) for stage in self.stages]
-            return guidance.scheduled(around(guide(denoise, scale, self.negative)), told)
-        return around(_staged(denoise, self.stages, scale, self.negative))
+        now = list(self.stages[:1])
+        told = guide(denoise, scale, self.negative) if self.single else _composed(denoise, now, scale, self.negative)
+        return _paced(around(told), self, now)
 
 
-def _staged(denoise: Denoise, stages: Sequence[Stage], scale: float, negative: Cond | None) -> Guided:
-    """``guidance.compose`` with the parts of the stage that the noise level is in."""
+@guidance.guidance
+def _paced(denoise: Denoise, words: Compiled, now: list[Stage]) -> Denoise:
+    """Counts the calls of a run, so that ``now`` holds the stage of each, and tells its words if it is one text."""
+    call = -1
 
-    @guidance.guidance
-    def staged(denoise: Denoise) -> Denoise:
-        def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-            now = [stage for stage in stages if float(sigma[0]) <= stage.sigma * guidance.SLACK][-1]
-            scales: Any = [scale * w.to(x).reshape(-1, *[1] * (x.ndim - 1)) for w in now.weights]  # one per picture
-            return guidance.compose(denoise, now.conds, scales, negative)(x, sigma, cond)
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        nonlocal call
+        call = _next(words.sigmas, call, float(sigma[0]))
+        now[0] = [stage for stage in words.stages if stage.call <= call][-1]
+        if words.single:
+            cond = guidance.instead(cond or now[0].conds[0], now[0].conds[0], len(x))
+        return denoise(x, sigma, cond)
 
-        return guided
+    return guided
 
-    return staged(denoise)
+
+def _next(sigmas: Sequence[float], call: int, sigma: float) -> int:
+    """The first call after ``call`` at this noise level; of a level that no call has, the last one above it."""
+    same = (i for i in range(call + 1, len(sigmas)) if math.isclose(sigmas[i], sigma, rel_tol=2e-6))
+    above = (i for i in reversed(range(len(sigmas))) if sigmas[i] > sigma)
+    return next(same, next(above, 0))
+
+
+@guidance.guidance
+def _composed(denoise: Denoise, now: list[Stage], scale: float, negative: Cond | None) -> Denoise:
+    """``guidance.compose`` with the parts of the stage that holds."""
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        scales: Any = [scale * w.to(x).reshape(-1, *[1] * (x.ndim - 1)) for w in now[0].weights]  # one per picture
+        return guidance.compose(denoise, now[0].conds, scales, negative)(x, sigma, cond)
+
+    return guided
 
 
 def compile(
@@ -115,11 +134,8 @@ def compile(
     away = None if without is None else tuple(at(items, 0, 1) for part in without.parts for items in part.texts)
     made.prepare([lines for parts in said.values() for part in parts for lines in part] + ([away] if away else []))
     weights = [torch.tensor([p.parts[k].weight if k < len(p.parts) else 0.0 for p in read]) for k in range(most)]
-    stages = [
-        Stage(sigmas[call] if call else math.inf, tuple(map(made.conds, parts)), tuple(weights))
-        for call, parts in said.items()
-    ]
-    return Compiled(tuple(stages), None if away is None else made.conds([away]))
+    stages = [Stage(call, tuple(map(made.conds, parts)), tuple(weights)) for call, parts in said.items()]
+    return Compiled(tuple(stages), None if away is None else made.conds([away]), tuple(sigmas))
 
 
 def aligned(spans: Spans, normalize: Callable[[str], str]) -> Spans:
@@ -153,8 +169,7 @@ class _Maker:
             for line in lines:
                 self.cut[line.text] = self._cuts(line.text)
                 pieces = [line.text[a:b] for a, b in self.cut[line.text]]
-                less = [line.text[:a] + line.text[b:] for a, b, _ in line.spans]
-                for text in less:
+                for text in _without(line).values():
                     self.cut[text] = self._cuts(text)
                     pieces += [text[a:b] for a, b in self.cut[text]]
                 texts.update(dict.fromkeys(pieces))
@@ -234,11 +249,19 @@ class _Maker:
             return _mean([self.rows[text[a:b]].pooled for a, b in self.cut[text]])
 
         whole = moved = of(line.text)
-        for a, b, weight in line.spans:
-            less = of(line.text[:a] + line.text[b:])
+        for weight, text in _without(line).items():
+            less = of(text)
             if moved is not None and whole is not None and less is not None:
                 moved = moved + (weight - 1) * (whole - less)
         return moved
+
+
+def _without(line: Line) -> dict[float, str]:
+    """For each weight the text without what has it."""
+    kept = {weight: line.text for *_, weight in line.spans}
+    for a, b, weight in reversed(line.spans):  # from behind: what is before stays where it is
+        kept[weight] = kept[weight][:a] + kept[weight][b:]
+    return kept
 
 
 def _mean(values: Sequence[Tensor | None]) -> Tensor | None:
