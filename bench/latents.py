@@ -77,7 +77,9 @@ def main() -> None:
     found: dict[str, Any] = {}
     for way, net in NETS.items():
         begun = time.process_time()
-        drafts.train_draft("emoji-scenes", args.draft, net, codec(way), args.out / way / "draft", precision="float32")
+        drafts.train_draft(
+            "emoji-scenes", args.draft, net, codec(way), args.out / way / "draft", holdout=0.01, precision="float32"
+        )
         found[way] = {"draft seconds": round(time.process_time() - begun)}
     timing = args.out / "seconds.json"  # once: a run that goes on must keep its number of steps
     if not timing.exists():

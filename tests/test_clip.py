@@ -225,6 +225,18 @@ def test_a_folder_is_searched(clip, trained, tmp_path, capsys):
     assert main(["score", str(tmp_path / "in" / "red-frame.png"), "x", "--model", str(tmp_path / "none")]) == 2
 
 
+def test_pictures_without_captions_are_left_out(data, tmp_path):
+    half = [said if i % 2 else () for i, said in enumerate(data.captions[:40])]
+    mixed = Pictures("mixed", [data.arrays[0][:40]], captions=half)
+    with pytest.warns(UserWarning, match="have no caption: left out"):
+        clips.train_clip(mixed, steps=2, net="tiny", batch_size=8, folder=tmp_path, holdout=0.2)
+    assert "recall" in Folder(tmp_path).metrics()[-1]
+    lines = len(Folder(tmp_path).metrics())
+    with pytest.warns(UserWarning, match="left out"):
+        clips.train_clip(mixed, steps=2, net="tiny", batch_size=8, folder=tmp_path, holdout=0.2)
+    assert len(Folder(tmp_path).metrics()) == lines  # what is finished is not reported again
+
+
 def test_the_command_trains(tmp_path, capsys):
     for i in range(24):
         color, shape = KINDS[i % len(KINDS)]
@@ -337,5 +349,5 @@ def test_the_prior_crosses_the_gap(clip, data, tmp_path):
     read = priors.load(tmp_path / priors.FILE)
     torch.testing.assert_close(priors.imagine(read, said[0], range(48)), made, atol=0.05, rtol=0)
     clips.save(clip, tmp_path / "clip.safetensors")
-    with pytest.raises(CheckpointError, match="not a prior"):
+    with pytest.raises(CheckpointError, match="train_prior"):
         priors.load(tmp_path / "clip.safetensors")

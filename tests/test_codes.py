@@ -16,7 +16,7 @@ from fastdiffusion.tasks import autoencoders, codes
 from fastdiffusion.tasks.autoencoders import train_autoencoder
 from fastdiffusion.tasks.codes import hidden, sample_codes, surprise, train_codes, write
 from fastdiffusion.tasks.latent_variables import describe
-from fastdiffusion.tasks.loop import Part, train
+from fastdiffusion.tasks.loop import Part, _faster, train
 
 TINY = {"steps": 20, "levels": 2, "width": 8, "codebook": 64, "optimizer": "adamw", "lr": 3e-3}
 PRIOR = {"steps": 6, "width": 32, "depth": 1, "batch_size": 8}
@@ -159,6 +159,37 @@ def test_what_does_not_fit_is_refused(codec, tmp_path):
         codes.load(tmp_path / "codec.safetensors")
     with pytest.raises(InputError, match="codebook"):
         nets.build({"name": "masked", "codebook": 10**9})
+
+
+def test_bad_numbers_are_told(codec, tmp_path):
+    made = train_codes(codec, "digits", **PRIOR)
+    for call in (
+        lambda: train_codes(codec, "digits", **{**PRIOR, "batch_size": 0}),
+        lambda: sample_codes(made, n=2, batch_size=-1),
+        lambda: train_autoencoder("digits", **{**TINY, "batch_size": 0}),
+        lambda: train_autoencoder("digits", **{**TINY, "lr": math.nan}),
+        lambda: train_autoencoder("digits", kl=math.nan, **TINY),
+    ):
+        with pytest.raises(InputError, match=r"batch_size|lr must be|not negative"):
+            call()
+    with pytest.raises(InputError, match="No precision named 'half'"):
+        next(train({"codec": Part(codec, lambda step: torch.zeros(()))}, 1, {}, precision="half"))
+
+
+def test_to_measure_the_precision_leaves_a_codebook_as_it_was(monkeypatch):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    codec = VQ(1, 4, 8, codebook=16).train()
+    before = {name: value.clone() for name, value in codec.state_dict().items()}
+    x = to_tensor(data.load("digits").batch(range(8)).images)
+    _faster({"codec": Part(codec, lambda step: codec(x)[0].square().mean())}, 0)
+    assert all(torch.equal(value, before[name]) for name, value in codec.state_dict().items())
+    assert all(p.grad is None for p in codec.parameters())
+
+
+def test_one_picture_of_one_latent_is_finite(tmp_path):
+    one = data.Subset(data.load("digits"), [3])
+    codec = train_autoencoder(one, steps=1, levels=3, width=8, holdout=0)
+    assert codec.std.isfinite().all() and codec.decode(codec.encode(torch.zeros(1, 1, 8, 8))).isfinite().all()
 
 
 def test_from_the_command_line(codec, tmp_path, capsys):

@@ -72,6 +72,10 @@ def test_bad_questions_are_told(judge):
         recall_at_1(judge, x, ["cat", "dog"], pool=["cat", "dog", "cow"])
 
 
+def test_pictures_that_are_no_numbers_win_nothing(judge):
+    assert judging.recall_at_1(judge, torch.full((2, 3, 64, 64), torch.nan), judge.names[:2]).value == 0
+
+
 def test_it_tells_real_pictures_and_no_others(judge, emoji):
     pictures, names = emoji
     real = recall_at_1(judge, distort(pictures, generator(4), 0.3), names)
@@ -144,5 +148,5 @@ def test_only_a_judge_is_loaded(judge, tmp_path):
     assert torch.equal(again.see(x), judge.see(x)) and not any(p.requires_grad for p in again.parameters())
     for config in ({"kind": "clip"}, {"kind": "judge"}, {"kind": "judge", "names": ["a"], "width": 3}):
         save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, config)
-        with pytest.raises(CheckpointError, match="not a judge"):
+        with pytest.raises(CheckpointError, match=r"judge|does not fit"):
             judging.load(tmp_path / "other.safetensors")

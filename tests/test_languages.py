@@ -76,8 +76,11 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     both = [new[0], known[1], "", new[2] + " " + known[3]]  # readers of a batch are chosen by row
     one_by_one = torch.cat([taught.read([text]).pooled for text in both])
     assert torch.allclose(taught.read(both).pooled, one_by_one, atol=1e-6)
-    assert taught.words.reads(known[0]) and not taught.words.reads(new[0])
-    assert taught.words.knows("Quadrat") and taught.words.knows("square") and not taught.words.knows("Zwölfeck")
+    other = taught.words.foreign
+    assert taught.words.reader(known[0]) is taught.words and taught.words.reader(new[0]) is other
+    assert other.knows("Quadrat") and taught.words.knows("square") and not taught.words.knows("Quadrat")
+    with pytest.warns(UserWarning, match="never read tall:"):  # "tall" alone the first would read; here the other reads
+        sample(taught, "rotes Quadrat tall", n=1, steps=2)
     assert taught.words.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))
 
     def drawn(prompt: str) -> torch.Tensor:
@@ -97,7 +100,7 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     more = [*PAIRS, Pair("carré bleu", "blue square")]
     on = teach(same, more, 60, batch_size=16, further=True)  # the same tokenizer, more words, and nothing is forgotten
     assert on.words.foreign.tokenizer.merges == taught.words.foreign.tokenizer.merges
-    assert on.words.knows("carré") and not taught.words.knows("carré") and on.words.knows("Quadrat")
+    assert on.words.foreign.knows("carré") and not other.knows("carré") and on.words.foreign.knows("Quadrat")
     assert (answers(on, new) - wanted).square().mean() < 0.3 * before
     french = answers(model, ["blue square"])
     assert (answers(on, ["carré bleu"]) - french).square().mean() < (
@@ -207,6 +210,27 @@ def test_a_picture_is_varied_by_its_words(model, clip, flat, tmp_path):
         variations.vary(tmp_path / "x.png", model=model, memory=variations.Memory(torch.eye(3), ["a"] * 3), clip=clip)
     with pytest.raises(DataError, match="no captions"):
         variations.remember(clip, Pictures("silent", [flat.arrays[0]]))
+    with pytest.raises(DataError, match="1 channels, the encoder reads 3"):
+        variations.remember(clip, Pictures("gray", [flat.arrays[0][:, :1]], captions=flat.captions))
+    torch.manual_seed(1)  # another encoder of the same form
+    other = Clip(clip.config["image"], clip.config["text"], side=16).eval()
+    with pytest.raises(InputError, match="another encoder"):
+        variations.vary(tmp_path / "x.png", model=model, memory=memory, clip=other)
+    with pytest.raises(InputError, match=r"another encoder|numbers, the encoder"):
+        variations.vary(tmp_path / "x.png", model=model, clip=other)  # and the package's memory
+    assert memory.recall(memory.vectors[0], [0], 1e-42) == memory.recall(memory.vectors[0], [0], 0)
+
+
+def test_negative_words_are_heard_without_a_scale(model):
+    plain = sample(model, "red square", n=1, steps=3).images
+    away = sample(model, "red square", n=1, steps=3, negative="blue house").images
+    assert (plain - away).abs().max() > 0.01
+    assert torch.equal(away, sample(model, "red square", n=1, steps=3, negative="blue house", scale=2.0).images)
+    with pytest.warns(UserWarning, match="do nothing at scale 1"):
+        off = sample(model, "red square", n=1, steps=3, negative="blue house", scale=1).images
+    torch.testing.assert_close(off, plain, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="no choices"):
+        sample(model, "red square", n=1, negative="{blue|green} house")
 
 
 def test_a_memory_is_made_from_the_command_line(clip, tmp_path, capsys):

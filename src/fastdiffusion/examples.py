@@ -18,7 +18,7 @@ from .corruptions import Corruption
 from .data import Dataset, augment
 from .denoisers import Denoiser
 from .distributed import total
-from .errors import unknown
+from .errors import InputError, unknown
 from .images import as_input, to_tensor
 from .noise import generator
 from .schedules import DENSITIES, stratified
@@ -92,6 +92,8 @@ class Examples:
     def __post_init__(self) -> None:
         if self.density not in DENSITIES:
             raise unknown("density", self.density, DENSITIES)
+        if self.batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {self.batch_size}. Try 64.")
         self.groups = self.data.groups
         self.per_epoch = math.ceil(len(self.data) / self.batch_size)
         self._epoch: tuple[int, list[list[int]]] = (-1, [])

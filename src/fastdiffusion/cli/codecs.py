@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .options import LR, Aspect, BatchSize, DataName, Fresh, Minutes, Optimizer, Out, Seed, SeedOfAll, Size, app
+from .options import (
+    LR,
+    Aspect,
+    BatchSize,
+    DataName,
+    Fresh,
+    Minutes,
+    Optimizer,
+    Out,
+    Seed,
+    SeedOfAll,
+    Size,
+    app,
+    next_command,
+    unfinished,
+)
 from .options import pictures as load_pictures
 
 
@@ -43,7 +59,6 @@ def train_autoencoder(
     Then: fastdiffusion train DATA --codec runs/autoencoder/codec.safetensors --net unet-latent
     """
     given: dict[str, Any] = {key: value for key, value in locals().items() if key != "aspect"}
-    from ..checkpoints import Folder
     from ..tasks import autoencoders
 
     pictures = load_pictures(data, size, aspect, "crop")
@@ -51,16 +66,18 @@ def train_autoencoder(
         print(pictures.report)
     given |= {"data": pictures, "size": None}
     codec = autoencoders.train_autoencoder(**given)
-    if not Folder(folder).finished(steps):
-        print("Stopped. The same command goes on from here.")
+    if unfinished(folder, steps):
         return
     _, held = pictures.split(holdout, seed)
     found = autoencoders.quality(codec, held if len(held) else pictures)
     print(
         f"{folder / autoencoders.FILE}: PSNR {found.psnr:.2f} dB, gradient energy {found.gradient_energy:.2f} of real."
     )
-    then = f"train {data} --codec {{}} --net unet-latent" if kind == "kl" else f"train-codes {{}} {data}"
-    print(f"Next: fastdiffusion {then.format(folder / autoencoders.FILE)}")
+    shared = {"size": size, "aspect": aspect}
+    if kind == "kl":
+        next_command(f"train {shlex.quote(data)}", **shared, codec=folder / autoencoders.FILE, net="unet-latent")
+    else:
+        next_command(f"train-codes {shlex.quote(str(folder / autoencoders.FILE))} {shlex.quote(data)}", **shared)
 
 
 @app.command()
@@ -120,19 +137,17 @@ def train_codes(
     It learns which words stand together, and so to make new pictures.
     """
     given: dict[str, Any] = {key: value for key, value in locals().items() if key != "aspect"}
-    from ..checkpoints import Folder
     from ..tasks import codes
 
     pictures = load_pictures(data, size, aspect, "crop")
     given |= {"data": pictures, "size": None}
     made = codes.train_codes(**given)
-    if not Folder(folder).finished(steps):
-        print("Stopped. The same command goes on from here.")
+    if unfinished(folder, steps):
         return
     learned, held = pictures.split(holdout, seed)
     cost, plain = codes.bits(made, held if len(held) else learned), made.plain_bits
     print(f"{folder / codes.FILE}: {cost:.0f} bits for the words of a picture, {plain:.0f} without the prior.")
-    print(f"Next: fastdiffusion sample-codes {folder / codes.FILE} -n 16")
+    next_command(f"sample-codes {shlex.quote(str(folder / codes.FILE))} -n 16")
 
 
 @app.command("sample-codes")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -33,12 +34,31 @@ Aspect = Annotated[
 ]
 
 
-def pictures(data: str, size: int | None, aspect: str | None, usual: str = "bucket") -> Dataset:
+def pictures(
+    data: str, size: int | None, aspect: str | None, usual: str = "bucket", mode: str | None = None
+) -> Dataset:
     """The data of a command; a folder's pictures in the shapes that are asked for, or ``usual`` there."""
     from .. import data as datasets
 
-    chosen = aspect or (usual if Path(data).is_dir() and data not in datasets.DATASETS else None)
-    return datasets.load(data, size, **({} if chosen is None else {"aspect": chosen}))
+    folder = Path(data).is_dir() and data not in datasets.DATASETS
+    chosen = {"aspect": aspect or (usual if folder else None), "mode": mode if folder else None}
+    return datasets.load(data, size, **{key: value for key, value in chosen.items() if value is not None})
+
+
+def unfinished(folder: Path, steps: int) -> bool:
+    """Whether a training was stopped before its last step, which is then said."""
+    from ..checkpoints import Folder
+
+    stopped = not Folder(folder).finished(steps)
+    if stopped:
+        print("Stopped. The same command goes on from here.")
+    return stopped
+
+
+def next_command(command: str, **options: Any) -> None:
+    """Print what to type next, with those options that were given: the next command must see the same pictures."""
+    given = [f" --{key} {shlex.quote(str(value))}" for key, value in options.items() if value is not None]
+    print(f"Next: fastdiffusion {command}{''.join(given)}")
 
 
 def folder(path: Path) -> Path:

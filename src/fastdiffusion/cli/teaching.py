@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,9 @@ from .options import (
     Size,
     Steps,
     app,
+    next_command,
     pictures,
+    unfinished,
 )
 
 
@@ -77,11 +80,13 @@ def remember(
     import torch
 
     from ..tasks import variations
-    from ..tasks.clip import load
+    from ..tasks.clip import load, mode
 
-    made = variations.remember(load(clip), pictures(data, size, aspect, "pad"))
+    net = load(clip)
+    made = variations.remember(net, pictures(data, size, aspect, "pad", mode(net)))
     variations.save(made, out, torch.float16)
-    print(f"{out}: {len(made.captions):,} pictures. Next: fastdiffusion vary photo.png --memory {out} --model MODEL")
+    print(f"{out}: {len(made.captions):,} pictures.")
+    next_command("vary photo.png --model MODEL", memory=out, clip=clip)
 
 
 @app.command()
@@ -124,5 +129,8 @@ def teach(
 
     known = [pair for source in pairs for pair in bilingual(source)]
     print(f"{len(known):,} pairs, for example {known[0].text!r} = {known[0].known!r}.")
-    save(languages.teach(loaded(model, "cpu"), known, **given), out)
-    print(f"{out} is there. Next: fastdiffusion sample {out} {known[0].text!r}")
+    taught = languages.teach(loaded(model, "cpu"), known, **given)
+    if unfinished(folder, steps):
+        return
+    save(taught, out)
+    next_command(f"sample {shlex.quote(str(out))} {shlex.quote(known[0].text)}")

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from .options import LR, Aspect, DataName, Fresh, Minutes, Optimizer, SeedOfAll, Size, app, pictures
+from .options import (
+    LR,
+    Aspect,
+    DataName,
+    Fresh,
+    Minutes,
+    Optimizer,
+    SeedOfAll,
+    Size,
+    app,
+    next_command,
+    pictures,
+    unfinished,
+)
 
 ClipPath = Annotated[
     Path | None, typer.Option("--model", "-m", help="A file or folder of train-clip; by default the emoji's encoder.")
@@ -44,12 +58,14 @@ def train_clip(
 
     given["data"] = pictures(data, size, aspect, "pad")  # as score and search see them
     clip.train_clip(**given)
+    if unfinished(folder, steps):
+        return
     last = next((line for line in reversed(Folder(folder).metrics()) if "recall" in line), None)
     if last is not None:
         interval = f"[{last['low']:.1%}, {last['high']:.1%}]"
         print(f"Held-out pairs: the right caption among {last['among']} in {last['recall']:.1%} {interval} of "
               f"{last['of']}; chance is {1 / last['among']:.1%}.")  # fmt: skip
-    print(f"Next: fastdiffusion search {data} 'some words' --model {folder}")
+    next_command(f"search {shlex.quote(data)} 'some words'", model=folder)
 
 
 @app.command("train-draft")
@@ -67,7 +83,7 @@ def train_draft(
     side: Annotated[int, typer.Option(help="Of the draft, in pixels or latents.")] = 16,
     batch_size: Annotated[int, typer.Option(help="Captions a step.")] = 256,
     lr: LR = 1e-2,
-    holdout: Annotated[float, typer.Option(help="Part of the pictures kept for 'train': give the same there.")] = 0.01,
+    holdout: Annotated[float, typer.Option(help="Part of the pictures kept for 'train': the same as there.")] = 0.05,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto: the faster one, measured.")] = "auto",
     minutes: Minutes = None,
     fresh: Fresh = False,
@@ -80,10 +96,13 @@ def train_draft(
     given: dict[str, Any] = {k: value for k, value in locals().items() if k not in ("size", "aspect")}
     from ..tasks import drafts
 
-    given["data"] = pictures(data, size, aspect, "bucket" if codec is None else "crop")
+    given["data"] = pictures(data, size, aspect, "crop")
     drafts.train_draft(**given)
-    latents = "" if codec is None else f" --codec {codec}"
-    print(f"Next: fastdiffusion train {data} --text{latents} --begin {folder / drafts.FILE}")
+    if unfinished(folder, steps):
+        return
+    shared = {"size": size, "aspect": aspect or ("crop" if codec is None and Path(data).is_dir() else None)}
+    shared |= {"codec": codec, "holdout": None if holdout == 0.05 else holdout, "seed": seed or None}
+    next_command(f"train {shlex.quote(data)} --text", **shared, begin=folder / drafts.FILE)
 
 
 @app.command()

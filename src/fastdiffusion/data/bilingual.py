@@ -95,8 +95,6 @@ def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
     found: list[Pair] = []
     for language in languages:
         words = cldr(language)
-        saying, colors = GROUNDS.get(language, ("{name} on {color}", " ".join(reserved.COLORS)))
-        told = dict(zip(reserved.COLORS, colors.split(), strict=True))
         held = {text.casefold() for text in held_out(language)}
         countries = territories(language)
         found += [
@@ -111,12 +109,19 @@ def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
             more = (word for word in words.get(plain(name), ()) if word not in texts and word.casefold() not in held)
             found += [Pair(word, known, 0.1) for word in more]
             found += [
-                Pair(saying.format(name=text, color=word), f"{known} on {color}", 0.08)
+                Pair(grounded(text, language, color), f"{known} on {color}", 0.08)
                 for text in texts
-                for color, word in told.items()
+                for color in reserved.COLORS
                 if color != "white" and not reserved.ground(name, color)
             ]
     return list(dict.fromkeys(found))
+
+
+def grounded(name: str, language: str, color: str) -> str:
+    """How a language says that something is on a ground of a color, one of ``reserved.COLORS``; white goes unsaid."""
+    saying, colors = GROUNDS.get(language, ("{name} on {color}", " ".join(reserved.COLORS)))
+    told = dict(zip(reserved.COLORS, colors.split(), strict=True))
+    return name if color == "white" else saying.format(name=name, color=told[color])
 
 
 def territories(language: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ import torch
 
 from ..errors import InputError
 from . import reserved
+from .bilingual import grounded
 from .dataset import Batch, Dataset, Told, digest
 from .emoji import LANGUAGES, emoji
 from .scenes import Scenes, scenes
@@ -82,9 +83,9 @@ class Polyglot(Dataset):
         return [*self.scenes.texts(indices), *filter(None, foreign)]
 
     def _foreign(self, index: int, language: str) -> str:
-        picture = self.scenes.rows[index].picture
+        picture, color = self.scenes.rows[index]
         held = reserved.pair(self.scenes.pictures.names[picture], language)
-        return "" if held else self.names[language][picture]
+        return "" if held else grounded(self.names[language][picture], language, color)
 
     def _said(self, indices: Sequence[int], captions: Sequence[str], generator: torch.Generator | None) -> list[str]:
         if generator is None:

@@ -68,7 +68,8 @@ def scenes(
     for name, captions in zip(pictures.names, pictures.captions, strict=True):
         own = found.get(plain(name), ())
         told = spoken(name, captions[0])
-        words.append(Words(told, _others(name, told, captions), tuple(w for w in own if w not in captions)))
+        more = tuple(word for word in own if word not in captions and not reserved.phrase(word))
+        words.append(Words(told, _others(name, told, captions), more))
     return Scenes(pictures, words, _rows(pictures.names, part), part)
 
 

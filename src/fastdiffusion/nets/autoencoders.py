@@ -96,7 +96,7 @@ class Codec(nn.Module):
     def standardize(self, z: Float[Tensor, "n d h w"]) -> None:
         """Take mean and standard deviation of these latents, by channel, as those of the data."""
         self.mean.copy_(z.mean((0, 2, 3)))
-        self.std.copy_(z.std((0, 2, 3)).clamp(min=1e-6))
+        self.std.copy_(z.std((0, 2, 3), correction=0).clamp(min=1e-6))
 
     def _in(self, z: Tensor) -> Tensor:
         return (z - self.mean[:, None, None]) / self.std[:, None, None]

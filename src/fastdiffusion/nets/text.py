@@ -112,17 +112,16 @@ class TextEncoder(nn.Module):
     def knows(self, word: str) -> bool:
         """Whether a word was in the captions; without a list, or a script of its own, whether it looks like theirs.
 
-        Known words are one token, or few for their length. Scripts without spaces have no words to list.
+        Known words are one token, or few for their length. Scripts without spaces have no words to list. What another
+        encoder beside this one knows is for that one to say: see :meth:`reader`.
         """
-        if self.foreign is not None and self.foreign.knows(word):
-            return True
         if self.config["known"] and not any(unicodedata.east_asian_width(letter) in "WF" for letter in word):
             return self.lists(word)
         return len(self.tokenizer.encode(normalized(word))) <= max(3, (len(word) + 1) // 2)
 
-    def reads(self, text: str) -> bool:
-        """Whether this encoder reads a text itself: it lists every word, or has none beside it."""
-        return self.foreign is None or self.lists(text)
+    def reader(self, text: str) -> TextEncoder:
+        """Who reads a text: this encoder if it lists every word or has none beside it, else the other one."""
+        return self if self.foreign is None or self.lists(text) else self.foreign
 
     def lists(self, text: str) -> bool:
         """Whether every word of a text was in the captions, of an encoder that lists its words."""
@@ -134,8 +133,7 @@ class TextEncoder(nn.Module):
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token stands in the text as it is read (:func:`normalized`)."""
-        reader = self if self.reads(text) else cast("TextEncoder", self.foreign)
-        return reader.tokenizer.spans(text)
+        return self.reader(text).tokenizer.spans(text)
 
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "b n"]:
         """Token numbers, padded with 0; an empty text is all padding, which is "nothing said"."""
@@ -146,8 +144,9 @@ class TextEncoder(nn.Module):
     def _numbers(self, text: str) -> list[int]:
         if not text.strip():
             return []
-        if not self.reads(text):
-            return [self.config["vocabulary"] + token for token in cast("TextEncoder", self.foreign)._numbers(text)]
+        other = self.reader(text)
+        if other is not self:
+            return [self.config["vocabulary"] + token for token in other._numbers(text)]
         return self.tokenizer.encode(normalized(text))[: self.length]
 
     def forward(self, tokens: Int64[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ little of the divergence to a normal distribution, which keeps latents smooth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -101,8 +102,10 @@ def train_autoencoder(
         if decoder_of is None
         else deepcopy(decoder_of)
     )
-    if min(kl, free_bits, perceptual, adversarial) < 0:
-        raise InputError("kl, free_bits, perceptual and adversarial cannot be negative. 0 is off.")
+    if not all(0 <= value < math.inf for value in (kl, free_bits, perceptual, adversarial)):
+        raise InputError(
+            "kl, free_bits, perceptual and adversarial are weights: numbers that are not negative. 0 is off."
+        )
     train_part, held = data.split(holdout, seed)
     config = {"codec": codec.config, "kl": kl, "free_bits": free_bits, "perceptual": perceptual, "lr": lr,
               "adversarial": adversarial, "batch_size": batch_size, "optimizer": optimizer,

@@ -10,6 +10,7 @@ fourteen languages; what is held out there is held out here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -130,7 +131,7 @@ def train_clip(
     for name, value, registry in (("CLIP size", net, SIZES), ("CLIP loss", loss, LOSSES)):
         if value not in registry:
             raise unknown(name, value, registry)
-    part, held = data.split(holdout, seed)
+    part, held = (_captioned(some) for some in data.split(holdout, seed))
     texts = list(dict.fromkeys(part.texts()))
     if len(texts) < 2:
         raise DataError(
@@ -161,9 +162,18 @@ def train_clip(
     config = {"net": net, "loss": loss, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
               "vocabulary": vocabulary, "data": part.fingerprint}  # fmt: skip
     _run(clip, {"clip": Part(clip, step_loss, optimizer, lr)}, steps, config, folder, seed, minutes, fresh)
-    if folder is not None and len(held):
-        report(clip, held, Folder(folder), steps)
+    run = None if folder is None else Folder(folder)
+    if run is not None and len(held) and run.finished(steps) and "recall" not in run.metrics()[-1]:
+        report(clip, held, run, steps)
     return clip
+
+
+def _captioned(data: Dataset) -> Dataset:
+    """The pictures of which something is said."""
+    rows = [i for i, text in enumerate(data.told(range(len(data))).captions) if text.strip()] if len(data) else []
+    if 0 < len(rows) < len(data):
+        warnings.warn(f"{len(data) - len(rows):,} of {len(data):,} pictures have no caption: left out.", stacklevel=3)
+    return data if len(rows) == len(data) else datasets.Subset(data, rows)
 
 
 def train_noisy(
@@ -283,11 +293,10 @@ class Seen:
 
 def report(clip: Clip, held: Dataset, run: Folder, step: int, among: int = 100) -> None:
     """Add the recall on held-out pairs to ``metrics.jsonl``; chance is 1 / among."""
-    rows = [i for i, text in enumerate(held.told(range(len(held))).captions) if text]
-    captions = held.told(rows).captions
+    captions = held.told(range(len(held))).captions
     pool = list(dict.fromkeys([*captions, *clip.known]))
     among = min(among, len(pool))
-    found = recall_at_1(Seen(clip), embedded(clip, held)[rows], captions, among, pool)
+    found = recall_at_1(Seen(clip), embedded(clip, held), captions, among, pool)
     run.append(
         {"step": step, "recall": found.value, "low": found.low, "high": found.high, "of": found.n, "among": among}
     )
@@ -387,6 +396,16 @@ def mode(clip: Clip) -> str:
     if channels not in (1, 3):
         raise InputError(f"This encoder reads latents of {channels} channels, not pictures. Take the one it came from.")
     return "L" if channels == 1 else "RGB"
+
+
+def fits(clip: Clip, data: Dataset) -> None:
+    """Raise DataError unless the data are pictures of as many channels as the encoder reads."""
+    wanted = clip.image.config["net"]["in_channels"]
+    if data.shape[0] != wanted:
+        raise DataError(
+            f"The pictures of {data.name} have {data.shape[0]} channels, the encoder reads {wanted}. "
+            f"Load the folder with mode={mode(clip)!r}, or train an encoder of such pictures."
+        )
 
 
 def gap(clip: Clip, pictures: Tensor, captions: Sequence[str]) -> tuple[float, float]:

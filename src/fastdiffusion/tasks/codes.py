@@ -215,8 +215,8 @@ def sample_codes(
         seed: Of picture 0; picture i has seed + i.
         batch_size: Pictures at once.
     """
-    if n < 1:
-        raise InputError(f"n must be at least 1, got {n}.")
+    if min(n, batch_size) < 1:
+        raise InputError(f"n and batch_size must be at least 1, got {n} and {batch_size}.")
     made = model if isinstance(model, Codes) else load(model)
     seeds = range(seed, seed + n)
     starts = tqdm(range(0, n, batch_size), "sampling", disable=None, leave=False)

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from .. import data as datasets
 from ..data import Dataset
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..images import as_input
 from ..learner import Learner
 from ..models import Model, save
 from ..nets import PRESETS, Worded
 from ..noise import generator
+from .files import model_hash
 from .loop import Part, train
 
 FILE = "draft.safetensors"
@@ -39,7 +40,7 @@ def train_draft(
     side: int = 16,
     batch_size: int = 256,
     lr: float = 1e-2,
-    holdout: float = 0.01,
+    holdout: float = 0.05,
     precision: str = "auto",
     minutes: float | None = None,
     fresh: bool = False,
@@ -67,6 +68,8 @@ def train_draft(
         InputError: A model to begin with that has no draft.
         DataError: No captions.
     """
+    if isinstance(net, str) and net not in PRESETS:
+        raise unknown("net", net, PRESETS)
     spec = dict(PRESETS[net] if isinstance(net, str) else net)
     learner = Learner(
         datasets.load(data) if isinstance(data, str) else data, net={**spec, "draft": {"side": side}}, text=True,
@@ -77,6 +80,8 @@ def train_draft(
         raise InputError(f"{Path(begin or '').name} has no draft to go on from. Leave begin out.")
     words, draft = worded.words, worded.draft
     rows, scale = learner.train, learner.measured_sigma_data
+    if len(rows.groups) != 1:
+        raise InputError("A draft needs pictures of one size. Load the folder with aspect='crop'.")
 
     def loss(step: int) -> Tensor:
         some = torch.randint(len(rows), (batch_size,), generator=generator(seed, ROWS, step)).tolist()
@@ -87,7 +92,7 @@ def train_draft(
 
     config = {
         "data": rows.fingerprint, "words": words.config, "draft": draft.config, "batch_size": batch_size, "lr": lr,
-        "begin": Path(begin).name if begin is not None else None,
+        "begin": None if learner.base is None else model_hash(learner.base)[:16],
     }  # fmt: skip
     both = nn.ModuleDict({"words": words, "draft": draft})
     part = Part(both, loss, optimizer=learner.optimizer, lr=lr)

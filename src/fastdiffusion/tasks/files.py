@@ -48,6 +48,8 @@ def shipped(name: str) -> Path | None:
 def names_a_model(word: str) -> bool:
     """Whether a word is meant as a model and not as a prompt: a file or folder, there or not, or one that ships."""
     path = Path(word)
+    if not word.strip():
+        return False  # and not the folder here
     return word in SHIPPED or path.suffix == ".safetensors" or ("/" in word and " " not in word) or _exists(path)
 
 

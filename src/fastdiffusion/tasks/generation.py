@@ -12,6 +12,7 @@ import io
 import json
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from .guides import Guide
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
 FORMATS = ("png", "webp")  # of pictures
 BY_WORDS = {"cfg", "apg", "negative"}  # guides that compare what is told with something else, as ``scale`` does
+AWAY = 2.0  # the scale by default where negative words are given and the model has none of its own
 LARGEST = 2**33  # values that one run may hold: a recipe may come from a stranger
 
 
@@ -339,9 +341,12 @@ def _plan(
     if p["prompt"] is not None and p["classes"] is not None:
         raise InputError("Give words or classes, not both.")
     if p["scale"] is None:
-        p["scale"] = 1.0 if by_guide or p["prompt"] is None else float(ready.info.get("scale", 1.0))
+        own = 1.0 if p["prompt"] is None else float(ready.info.get("scale", 1.0))
+        p["scale"] = 1.0 if by_guide else AWAY if p["negative"] and own == 1 else own
     if not math.isfinite(p["scale"]):
         raise InputError(f"scale must be finite, got {p['scale']!r}. 1 is off, 2 to 4 is usual.")
+    if p["scale"] == 1 and p["negative"] and not by_guide:
+        warnings.warn("Negative words do nothing at scale 1: it turns guidance off. Try scale=3.", stacklevel=4)
     if p["scale"] != 1 and by_guide:
         raise InputError("scale and this guide would both guide by the label. Put the scale into the guide.")
     image, p["image"] = (None, None) if p["image"] is None else _picture(p["image"], ready, shape, near)
@@ -372,8 +377,10 @@ def _prompts(model: Model, prompt: str | Sequence[str] | None, negative: str, n:
     if model.words is None:
         raise InputError("This model was trained without words. Leave the prompt out, or take model='emoji'.")
     given = [""] if prompt is None else prompts.several(prompt)
+    if negative and prompts.choose(negative, 0) != negative.replace("\\{", "{").replace("\\}", "}"):
+        raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
     for text in dict.fromkeys((*given, negative)):
-        prompts.warn_unknown(text, model.words.knows)
+        prompts.warn_unknown(text, model.words.reader(text).knows)
     return [prompts.choose(given[i % len(given)], seed + i) for i in range(n)]
 
 

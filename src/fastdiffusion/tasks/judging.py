@@ -25,12 +25,13 @@ from torch import Tensor
 from tqdm import trange
 
 from .. import metrics
-from ..checkpoints import load_tensors, save_tensors
+from ..checkpoints import save_tensors
 from ..data.reserved import COLORS
-from ..errors import CheckpointError, InputError
+from ..errors import InputError
 from ..images import to_array, to_pil, to_tensor
 from ..nets.judge import Judge
 from ..noise import generator
+from . import parts
 
 SHIPPED = "judge.safetensors"
 
@@ -84,7 +85,7 @@ def chances(
     wanted, others = judge.read(names), judge.read(pool)
     right = (seen * wanted).sum(1, keepdim=True)
     same = torch.tensor([[own == other for other in pool] for own in names])
-    better = ((seen @ others.T >= right) & ~same).sum(1).double()
+    better = (~(seen @ others.T < right) & ~same).sum(1).double()
     total, k = len(pool) - same.sum(1).double(), among - 1
     ways = torch.lgamma(total - better + 1) - torch.lgamma(total - better - k + 1)
     every = torch.lgamma(total + 1) - torch.lgamma(total - k + 1)
@@ -148,15 +149,7 @@ def save(judge: Judge, path: str | Path) -> None:
 def load(path: str | Path | None = None) -> Judge:
     """The shipped judge of emoji, or a file of :func:`save`, frozen; raises CheckpointError for any other."""
     place = Path(str(files("fastdiffusion") / "weights" / SHIPPED)) if path is None else path
-    config, tensors = load_tensors(place)
-    try:
-        if config.pop("kind") != "judge":
-            raise ValueError("it is something else")
-        judge = Judge(**config)
-        judge.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{place} is not a judge of fastdiffusion ({str(error)[:200]}).") from None
-    return judge.float().eval().requires_grad_(False)
+    return parts.load(place, {"judge": Judge}, "scripts/train-judge").float()
 
 
 # ---- how it learns ------------------------------------------------------------------------------------------------

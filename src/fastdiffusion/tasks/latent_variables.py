@@ -152,6 +152,8 @@ def describe(codec: nn.Module, data: Dataset, n: int = 256, samples: int = 64, s
     and ``iwae`` in nats a picture at the likeliest ``spread``, and how many ``latents`` are ``active``.
     """
     codec = fitting(codec, data)
+    if len(data.groups) != 1:
+        raise InputError("A codec is measured on pictures of one size. Load the folder with aspect='crop'.")
     if min(n, len(data)) < 2:
         raise InputError(f"A codec is measured on at least 2 pictures, got {min(n, len(data))}. Try holdout=0.")
     found = quality(codec, data, n)._asdict()

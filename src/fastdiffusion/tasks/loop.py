@@ -25,13 +25,14 @@ from tqdm import tqdm
 from .. import optimizers
 from ..checkpoints import Folder
 from ..distributed import like, stop_signals
-from ..errors import CheckpointError, FastdiffusionError, InputError
+from ..errors import CheckpointError, FastdiffusionError, InputError, unknown
 from ..examples import DROPOUT
 from ..noise import generator
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
 LOG_EVERY = 50  # steps between lines of metrics.jsonl
 BAD_IN_A_ROW = 3
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 class Part(NamedTuple):
@@ -84,6 +85,13 @@ def train(
     """
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}. Try steps=1000.")
+    if config.get("batch_size", 1) < 1:
+        raise InputError(f"batch_size must be at least 1, got {config['batch_size']}. Try 64.")
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    for part in parts.values():
+        if not 0 < part.lr < math.inf:
+            raise InputError(f"lr must be a positive number, got {part.lr}. Try 1e-3.")
     config = json.loads(json.dumps({**config, "steps": steps, "seed": seed}))
     optimize = {
         name: optimizers.build(p.optimizer, _learned(p.module), p.lr, p.weight_decay) for name, p in parts.items()
@@ -103,9 +111,7 @@ def train(
         for p in parts.values():
             p.module.train()
         if state["precision"] is None:
-            state["precision"] = _faster([p.loss for p in parts.values()], begin)
-            for p in parts.values():
-                p.module.zero_grad(set_to_none=True)
+            state["precision"] = _faster(parts, begin)
         autocast = torch.autocast("cpu", torch.bfloat16) if state["precision"] == "bfloat16" else nullcontext()
         saved, done = (begun := time.perf_counter()), begin
         bar = held.enter_context(tqdm(total=steps, initial=begin, desc="training", disable=None, leave=False))
@@ -196,10 +202,15 @@ def _resume(
     return {"precision": old["precision"]}
 
 
-def _faster(losses: list[Callable[[int], Tensor]], step: int) -> str:
-    """ "bfloat16" where that is clearly faster, measured in turns; see ``examples.faster_precision``."""
+def _faster(parts: Mapping[str, Part], step: int) -> str:
+    """ "bfloat16" where that is clearly faster, measured in turns; see ``examples.faster_precision``.
+
+    What the steps change in passing, such as a codebook that follows, is put back.
+    """
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "float32"
+    losses = [p.loss for p in parts.values()]
+    kept = [(buffer, buffer.clone()) for p in parts.values() for buffer in p.module.buffers()]
     times = [math.inf, math.inf]
     for _ in range(3):
         for i in range(2):
@@ -208,4 +219,8 @@ def _faster(losses: list[Callable[[int], Tensor]], step: int) -> str:
                 total = sum((loss(step) for loss in losses), torch.zeros(()))
             total.backward()
             times[i] = min(times[i], time.perf_counter() - begun)
+    for p in parts.values():
+        p.module.zero_grad(set_to_none=True)
+    for buffer, before in kept:
+        buffer.copy_(before)
     return "bfloat16" if times[1] < 0.9 * times[0] else "float32"

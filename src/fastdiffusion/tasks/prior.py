@@ -18,13 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import losses, noise, samplers, schedules
-from ..checkpoints import fingerprint, load_tensors, save_tensors
+from ..checkpoints import fingerprint, save_tensors
 from ..data import Dataset
 from ..denoisers import Denoiser
-from ..errors import CheckpointError
 from ..nets.clip import Clip, Prior
 from ..noise import generator
 from ..types import Cond
+from . import parts
 from .clip import embedded
 from .loop import Part, train
 
@@ -141,12 +141,4 @@ def save(prior: Denoiser, path: str | Path) -> None:
 
 def load(path: str | Path) -> Denoiser:
     """Read a file of :func:`save`; raises CheckpointError for any other."""
-    config, tensors = load_tensors(path)
-    try:
-        if config.pop("kind") != "prior":
-            raise ValueError("it is something else")
-        prior = Denoiser(Prior(**config), "edm", sigma_data=1.0)
-        prior.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a prior of fastdiffusion ({str(error)[:200]}).") from None
-    return prior.eval().requires_grad_(False)
+    return parts.load(path, {"prior": lambda **c: Denoiser(Prior(**c), "edm", sigma_data=1.0)}, "train_prior")

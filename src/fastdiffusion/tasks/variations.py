@@ -35,6 +35,7 @@ from . import generation
 
 RECALL = 43  # purpose of a generator
 FILE = "memory.safetensors"
+ALIKE = 0.95  # cosine of two vectors by one encoder, rounded differently: far above those of two encoders
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ class Memory:
     Attributes:
         vectors: Of unit length, by one encoder.
         captions: One of each.
+        probe: What the same encoder sees in a picture of noise, so that another is told; None in old files.
     """
 
     vectors: Float[Tensor, "n d"]
     captions: Sequence[str]
+    probe: Float[Tensor, " d"] | None = None
 
     def recall(self, seen: Float[Tensor, " d"], seeds: Sequence[int], temperature: float = 0.02) -> list[str]:
         """What is said of pictures that are near to ``seen``: for each seed one, drawn by exp(cosine / temperature).
@@ -59,7 +62,7 @@ class Memory:
         near = self.vectors @ torch.nn.functional.normalize(seen, dim=0)
         if temperature == 0:
             return [self.captions[int(near.argmax())]] * len(seeds)
-        chances = (near / temperature).softmax(0)
+        chances = ((near - near.max()) / max(temperature, 1e-6)).softmax(0)
         drawn = [int(torch.multinomial(chances, 1, generator=generator(seed, RECALL))) for seed in seeds]
         return [self.captions[i] for i in drawn]
 
@@ -77,16 +80,27 @@ def remember(clip: Clip | str | Path, data: Dataset | str | Path, size: int | No
     """
     net = clip if isinstance(clip, Clip) else clips.load(clip)
     data = datasets.load(data, size)
+    clips.fits(net, data)
     told = data.told(range(len(data))).captions
     first = sorted({data.source(i) for i in range(len(data)) if told[i]})
     if not first:
         raise DataError(f"{data.name} has no captions to remember. Put a NAME.txt beside each NAME.png.")
-    return Memory(clips.embedded(net, datasets.Subset(data, first)), [told[i] for i in first])
+    return Memory(clips.embedded(net, datasets.Subset(data, first)), [told[i] for i in first], _probe(net))
+
+
+@torch.no_grad()
+def _probe(clip: Clip) -> Float[Tensor, " d"]:
+    """What an encoder sees in a picture of noise."""
+    side = clip.side or 64
+    noise = torch.rand(1, clip.image.config["net"]["in_channels"], side, side, generator=generator(0, RECALL))
+    return torch.nn.functional.normalize(clip.see(2 * noise - 1), dim=1)[0]
 
 
 def save(memory: Memory, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file, atomically."""
     tensors = stored({"vectors": memory.vectors}, dtype)
+    if memory.probe is not None:
+        tensors["probe"] = memory.probe
     save_tensors(path, tensors, {"kind": "memory", "captions": list(memory.captions)})
 
 
@@ -99,7 +113,7 @@ def load(path: str | Path | None = None) -> Memory:
         raise CheckpointError(f"{place} holds no memory of pictures. Make one: fastdiffusion remember photos/.")
     if len(captions) != len(vectors) or not all(isinstance(caption, str) for caption in captions):
         raise CheckpointError(f"{place} has not one caption for each vector.")
-    return Memory(torch.nn.functional.normalize(vectors.float(), dim=1), captions)
+    return Memory(torch.nn.functional.normalize(vectors.float(), dim=1), captions, tensors.get("probe"))
 
 
 def vary(
@@ -137,6 +151,11 @@ def vary(
     net = clip if isinstance(clip, Clip) else clips.load(clip)
     if net.dim != known.vectors.shape[1]:
         raise InputError(f"The memory holds vectors of {known.vectors.shape[1]} numbers, the encoder makes {net.dim}.")
+    strange = known.probe is not None and float(known.probe.float() @ _probe(net)) < ALIKE
+    if strange or (memory is None and clip is not None):
+        raise InputError(
+            "The memory was made with another encoder. Give both, as remember was told: --memory and --clip."
+        )
     with torch.no_grad():
         seen = net.see(clips.as_input(net, picture))[0]
     recalled = known.recall(seen, range(seed, seed + n), temperature)
