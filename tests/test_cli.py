@@ -120,6 +120,20 @@ def test_fit_keeps_its_table_in_the_file(model, here, capsys):
     assert main(["fit", str(copy), "--steps", "2", "--noises", "4", "--seconds", "1"]) == 0
     assert "2 calls: error" in capsys.readouterr().out
     assert list(load(copy).tables) == ["2"]
+    save(load(copy), copy, torch.int8)
+    size = copy.stat().st_size
+    assert main(["fit", str(copy), "--steps", "3", "--noises", "4", "--seconds", "1"]) == 0
+    assert list(load(copy).tables) == ["2", "3"] and copy.stat().st_size < 1.2 * size  # its weights stay as stored
+
+
+def test_again_over_the_picture_itself_and_in_another_format(model, here, capsys):
+    assert main(["sample", str(model), "-n", "1", "--steps", "1", "-o", "out"]) == 0
+    name = next(path for path in Path("out").iterdir() if path.name != "grid.png")
+    assert main(["again", str(name), "--model", str(model), "--out", str(name)]) == 0
+    assert "the same bytes" in capsys.readouterr().out
+    assert main(["again", str(name), "--model", str(model), "--out", "out/x.jpg"]) == 0
+    assert "another format" in capsys.readouterr().out
+    assert main(["again", str(name), "--model", str(model), "--out", "out/x.gif"]) == 2
 
 
 @pytest.mark.parametrize(("words", "says"), [
@@ -140,6 +154,12 @@ def test_fit_keeps_its_table_in_the_file(model, here, capsys):
     (["train", "digits", "--size", "7"], "size"),
     (["train", "digits", "--optimizer", "adam", "--steps", "1"], "Did you mean"),
     (["train", "digits", "--steps", "0"], "steps"),
+    (["train", "x" * 300], "name too long"),
+    (["train", "empty", "--restore", "noise 0.1", "--aspect", "crop"], "--aspect does nothing here"),
+    (["train", "digits", "--begin", "MODEL", "--net", "unet-base"], "keeps its net"),
+    (["sample", "MODEL", "--format", "gif"], "No format named 'gif'"),
+    (["fit", "emoji", "--steps", "2"], "There is no file 'emoji'"),
+    (["fit", "MODEL", "--noises", "0"], "noises must be"),
     (["scan", "empty"], "No pictures"),
     (["evaluate", "MODEL", "fashion-mnis"], "Did you mean 'fashion-mnist'"),
     (["fit", "MODEL", "--steps", "some"], "whole numbers"),

@@ -95,6 +95,32 @@ def test_split_is_stable_and_complete():
         digits.split(1.0)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_no_class_is_held_out_whole(seed):
+    labels = [0] * 20 + [1]
+    few = data.Pictures("few", [np.zeros((21, 1, 8, 8), np.uint8)], labels=labels, classes=["many", "one"])
+    train, held = few.split(0.3, seed)
+    assert len(train) + len(held) == 21 and len(held) > 3
+    assert 1 in train.told(range(len(train))).labels.tolist()
+
+
+def test_whole_numbers_with_a_point_are_labels(tmp_path):
+    for i in range(3):
+        images.save_png(np.zeros((1, 8, 8), np.uint8), tmp_path / f"{i}.png")
+    rows = [{"file_name": f"{i}.png", "label": float(i % 2)} for i in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert data.ImageFolder(tmp_path, size=8).classes == ("0", "1")
+
+
+def test_a_run_inside_the_folder_is_no_data(tmp_path):
+    images.save_png(np.zeros((1, 8, 8), np.uint8), tmp_path / "a.png")
+    run = tmp_path / "runs" / "photos"
+    images.save_png(np.zeros((1, 8, 8), np.uint8), run / "previews" / "0000010.png")
+    (run / "step-000000010.safetensors").write_bytes(b"")
+    found = data.ImageFolder(tmp_path, size=8)
+    assert found.names == ["a.png"] and found.options["aspect"] == "bucket"
+
+
 def test_fingerprint_is_of_the_content():
     digits = data.digits()
     changed = digits.arrays[0].copy()

@@ -195,3 +195,11 @@ def test_sigterm_reaches_all_processes_once(tmp_path):
     assert "Stopped at step" in err
     stopped = int(err.split("Stopped at step ")[1].split()[0].replace(",", ""))
     assert Folder(tmp_path).latest()[0] == stopped
+
+
+def test_an_error_of_the_user_is_one_sentence_of_all_processes(tmp_path):
+    command = [sys.executable, "-m", "fastdiffusion", "train", "nowhere-at-all", "--procs", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert len([line for line in lines if "nowhere-at-all" in line]) == 1, done.stderr

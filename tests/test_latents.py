@@ -179,3 +179,9 @@ def test_neither_augmentation_nor_pairs_in_latents(codec):
     pairs.given = 3
     with pytest.raises(InputError, match="pairs"):
         Latents(pairs, codec)
+
+
+def test_a_codec_of_other_channels_is_refused(codec):
+    gray = Pictures("gray", [torch.zeros(4, 1, 16, 16, dtype=torch.uint8).numpy()])
+    with pytest.raises(InputError, match=r"takes pictures of 3 channels.*mode='RGB'"):
+        Latents(gray, codec)

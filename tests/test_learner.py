@@ -16,8 +16,9 @@ import torch
 from fastdiffusion import losses, optimizers
 from fastdiffusion.budgets import State
 from fastdiffusion.callbacks import Snapshots, Validation
-from fastdiffusion.checkpoints import load_tensors
+from fastdiffusion.checkpoints import Folder, load_tensors
 from fastdiffusion.data import Batch, Dataset, Pictures, digits
+from fastdiffusion.distributed import like
 from fastdiffusion.ema import posthoc, snapshots
 from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError, MissingExtra
 from fastdiffusion.examples import Examples
@@ -410,6 +411,56 @@ def test_the_same_budget_again_says_so(tmp_path, capsys):
     again = learner(folder=tmp_path, verbose=True).fit(steps=3)
     assert again.state.step == 3
     assert "has had its budget" in capsys.readouterr().err
+
+
+def test_a_wrong_budget_forgets_nothing(tmp_path):
+    learner(folder=tmp_path).fit(steps=2)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for budget in ({"steps": 0}, {"steps": 1, "minutes": 2.0}, {"minutes": math.inf}):
+        with pytest.raises(InputError, match="Give either steps or minutes"):
+            learner(folder=tmp_path).fit(fresh=True, **budget)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "report.html"])
+def test_results_that_were_lost_are_written_by_the_same_command(tmp_path, lost, capsys):
+    made = learner(folder=tmp_path).fit(steps=3)
+    whole = load(tmp_path / "model.safetensors").tensors()
+    (tmp_path / lost).unlink()  # as if it had been cut between the last checkpoint and its results
+    again = learner(folder=tmp_path, verbose=True).fit(steps=3)
+    assert (tmp_path / lost).is_file() and "has had its budget" not in capsys.readouterr().err
+    assert torch.equal(weights(again), weights(made))
+    assert all(torch.equal(v, whole[k]) for k, v in load(tmp_path / "model.safetensors").tensors().items())
+
+
+def test_ctrl_c_in_the_last_step_costs_nothing(tmp_path):
+    whole = learner(folder=tmp_path / "a").fit(steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        learner(folder=tmp_path / "b").fit(steps=4, callbacks=[StopAt(4)])
+    again = learner(folder=tmp_path / "b").fit(steps=4)
+    assert (tmp_path / "b" / "report.html").is_file() and again.state.length == whole.state.length
+
+
+def test_a_budget_of_less_than_a_step_is_recorded(tmp_path):
+    learner(folder=tmp_path).fit(minutes=1e-6)
+    assert Folder(tmp_path).metrics()[-1]["step"] == 1 and list((tmp_path / "previews").iterdir())
+
+
+def test_a_model_that_goes_on_keeps_its_scale_and_net(tmp_path):
+    learner(folder=tmp_path, sigma_data=0.42).fit(steps=1)
+    on = learner(begin=tmp_path / "model.safetensors", net="unet-base")
+    assert on.measured_sigma_data == 0.42 and on.info["net"] == "dit"
+
+
+def test_parts_out_of_range_are_refused():
+    for wrong in ({"label_dropout": 7.0}, {"label_dropout": math.nan}, {"warmup": -1}, {"clip": math.nan}):
+        with pytest.raises(InputError, match=r"label_dropout|negative"):
+            learner(**wrong)
+
+
+def test_a_checkpoint_of_other_shapes_is_refused():
+    with pytest.raises(ValueError, match=r"\(4, 1\) is not \(4, 3\)"):
+        like(torch.zeros(4, 3), torch.zeros(4, 1))
 
 
 def test_another_configuration_in_the_same_folder_is_refused_by_name(tmp_path):

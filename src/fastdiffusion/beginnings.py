@@ -71,17 +71,24 @@ def check(learner: Learner) -> None:
         parse(learner.restore)
     if not 0 <= learner.decay <= 0.95:
         raise InputError(f"decay must be from 0 to 0.95, got {learner.decay}. Try 0.5.")
+    if not 0 <= learner.label_dropout <= 1:
+        raise InputError(f"label_dropout is a part of the pictures, 0 to 1, got {learner.label_dropout}. Try 0.1.")
+    if learner.warmup < 0 or not learner.clip >= 0:
+        raise InputError(f"warmup and clip cannot be negative, got {learner.warmup} and {learner.clip}. 0 is off.")
     if learner.shard and learner.optimizer == "muon":
         raise InputError("Muon needs whole matrices and cannot train with shard. Use optimizer='adamw'.")
 
 
-def scale(data: Dataset, corruption: Corruption | None, sigma_data: float | None) -> tuple[float, float]:
+def scale(
+    data: Dataset, corruption: Corruption | None, sigma_data: float | None, begun: float | None = None
+) -> tuple[float, float]:
     """sigma_data, and the unit in which noise levels are counted: 1 for pictures, for other data its own scale.
 
     Args:
         data: What is trained on.
         corruption: What happens to each picture, for a restorer.
         sigma_data: By default measured. Warns if it is far from that.
+        begun: What the weights that the run begins with were made for, which goes before what is measured.
     """
     rows = data.groups[0]
     pictures = not data.batch(rows[:1]).images.is_floating_point()
@@ -95,7 +102,7 @@ def scale(data: Dataset, corruption: Corruption | None, sigma_data: float | None
     if sigma_data is not None and not 0.8 < sigma_data / measured < 1.25:
         text = f"sigma_data is {sigma_data:.3g} but the data's standard deviation is {measured:.3g}."
         warnings.warn(f"{text} Leave sigma_data out to have it measured.", stacklevel=4)
-    sigma_data = sigma_data or round(measured, 4)
+    sigma_data = sigma_data or begun or round(measured, 4)
     return sigma_data, 1.0 if pictures else sigma_data / 0.5
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,6 +35,13 @@ class TrainStep(NamedTuple):
     seconds: float
     eta: float
     bad: tuple[str, ...] = ()
+
+
+def check(steps: int | None, minutes: float | None) -> None:
+    """Refuse a budget that is none; raises InputError."""
+    given = minutes if steps is None else steps
+    if (steps is None) == (minutes is None) or given is None or not 0 < given < math.inf:
+        raise InputError(f"Give either steps or minutes, above 0; got steps={steps}, minutes={minutes}.")
 
 
 @dataclass
@@ -79,8 +87,7 @@ class State:
             minutes: Training time of the whole run, instead.
             decay: Last part of the run in which the learning rate falls.
         """
-        if (steps is None) == (minutes is None) or not (steps or minutes or 0) > 0:
-            raise InputError(f"Give either steps or minutes, above 0; got steps={steps}, minutes={minutes}.")
+        check(steps, minutes)
         budget = None if minutes is None else 60 * minutes
         if self.finished:
             if (steps or 0) <= self.step and (budget or 0) <= (self.budget or self.seconds):

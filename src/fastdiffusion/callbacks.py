@@ -11,13 +11,14 @@ import os
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from . import reports, samplers
 from .budgets import TrainStep
-from .checkpoints import save_tensors
+from .checkpoints import load_tensors, save_tensors
 from .distributed import whole
 from .errors import CheckpointError
 from .examples import Examples
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PREVIEWS, CALLS = 16, 12  # pictures in a preview, and denoiser calls for each
 TEXT_SCALE = 3.0  # guidance of previews that are made from words
 HELD_OUT = 256  # pictures of the validation loss, at most
+VALUES = 2**25  # and numbers in them
 
 
 class Callback:
@@ -81,7 +83,8 @@ class Validation(Callback):
             self_condition=learner.self_condition, tokens=learner.examples.tokens,
             corruption=learner.examples.corruption,
         ) if n else None  # fmt: skip
-        count = min(stream.per_epoch, HELD_OUT // n) if stream else 0
+        room = max(VALUES // (n * math.prod(learner.train.shape)), 1) if n else 0  # all stay in memory
+        count = min(stream.per_epoch, HELD_OUT // n, room) if stream else 0
         self.pieces = [stream.draw(i).split(1, learner.device)[0] for i in range(count)] if stream else []
         self.calls = count * n
         past = learner.run.metrics() if learner.run is not None else []  # of a run that goes on
@@ -155,8 +158,8 @@ class Checkpoint(Callback):
     """A checkpoint whenever the learner says that one is due, and at the end."""
 
     def step(self, learner: Learner, step: TrainStep) -> None:
-        """Save, if due."""
-        if learner.save_due:
+        """Save, if due, and the best so far at once."""
+        if learner.save_due or learner.best:
             learner.save()
 
     def end(self, learner: Learner) -> None:
@@ -228,6 +231,15 @@ def restored(learner: Learner, n: int) -> torch.Tensor:
     return torch.stack([given, answer], 1).flatten(0, 1)
 
 
+def complete(folder: Path, step: int) -> bool:
+    """Whether a run's folder holds the results of its last step: the model, and the report, which comes last."""
+    try:
+        config, _ = load_tensors(folder / FILE)
+    except CheckpointError:
+        return False
+    return config.get("info", {}).get("steps") == step and (folder / reports.FILE).is_file()
+
+
 class Results(Callback):
     """model.safetensors as it stands, seldom and whenever the run ends; report.html beside it when it is done."""
 
@@ -282,7 +294,8 @@ class Console(Callback):
         """Say where things are."""
         s = learner.state
         text = "Stopped" if learner.stopped else "Done"
-        text += f" at step {s.step:,} after {clock(s.seconds)}, loss {self.loss:.4f}."
+        text += f" at step {s.step:,} after {clock(s.seconds)}"
+        text += "." if math.isnan(self.loss) else f", loss {self.loss:.4f}."
         if learner.run is not None:
             text += (
                 f" The same command goes on from here; {learner.run.path / FILE} is the model so far."

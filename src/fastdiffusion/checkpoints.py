@@ -15,7 +15,7 @@ import secrets
 import shutil
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -79,7 +79,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))  # a file name may be no text at all
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -156,12 +156,21 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mappin
     write_bytes(path, safetensors.torch.save(dense, metadata))
 
 
-def load_tensors(path: str | Path, unsafe: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def annotate(path: str | Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change the configuration of a file of :func:`save_tensors`; its tensors stay as they are stored."""
+    config, tensors = load_tensors(path, stored=True)
+    save_tensors(path, tensors, change(config))
+
+
+def load_tensors(
+    path: str | Path, unsafe: bool = False, stored: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read ``(config, tensors)`` back, verified. Never allocates more than the file's own size, times five.
 
     Args:
         path: A file of :func:`save_tensors`.
         unsafe: Also read a pickle of tensors from a source you trust (PyTorch's restricted reader; config is then {}).
+        stored: Leave whole numbers of 8 bits as they are, with their scales.
 
     Raises:
         CheckpointError: Missing, cut, changed, from the future, a pickle, or anything else that is not such a file.
@@ -183,7 +192,7 @@ def load_tensors(path: str | Path, unsafe: bool = False) -> tuple[dict[str, Any]
             # clone: the mapped tensors are not aligned, and CPU kernels round differently there (1e-6)
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         intact = _digest(metadata["version"], metadata["config"], tensors) == metadata.get("sha256")
-        tensors = _restored(tensors)
+        tensors = tensors if stored else _restored(tensors)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a hostile header provokes in the reader

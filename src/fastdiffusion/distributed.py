@@ -21,6 +21,16 @@ from torch import Tensor, nn
 from .errors import InputError
 
 ASKED = "FASTDIFFUSION_PROCS"  # how many processes `launch` was asked for
+QUIETLY = """
+import sys
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+try:
+    main()
+except ChildFailedError as error:  # the process has said what was wrong
+    code = error.get_first_failure()[1].exitcode
+    sys.exit(code if code >= 0 else 128 - code)
+"""  # torchrun, without a page about the process that failed
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -50,10 +60,10 @@ def launch(procs: int, command: Sequence[str]) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={procs}"]
+    torchrun = [sys.executable, "-c", QUIETLY, f"--nproc-per-node={procs}"]
     torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // procs))
-    environment = {**os.environ, ASKED: str(procs), "OMP_NUM_THREADS": threads}
+    environment = {"LOGLEVEL": "CRITICAL", **os.environ, ASKED: str(procs), "OMP_NUM_THREADS": threads}
     child = subprocess.Popen([*torchrun, *command], env=environment, start_new_session=True)
     got: list[int] = []
 
@@ -126,6 +136,8 @@ def like(target: Tensor, value: Tensor) -> Tensor:
 
         assert isinstance(target, DTensor)
         return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    if target.shape != value.shape:
+        raise ValueError(f"{tuple(value.shape)} is not {tuple(target.shape)}")
     return torch.empty_like(target).copy_(value)
 
 

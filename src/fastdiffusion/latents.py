@@ -34,7 +34,14 @@ class Latents(Dataset):
             raise InputError("Latents need pictures of one size. Load the folder with aspect='crop'.")
         if parent.given:
             raise InputError(f"{parent.name} is made of pairs: a model learns these from pixels. Leave out codec.")
+        channels = getattr(codec, "config", {}).get("channels", parent.shape[0])
+        if channels != parent.shape[0]:
+            raise InputError(
+                f"This autoencoder takes pictures of {channels} channels, those of {parent.name} have "
+                f"{parent.shape[0]}. Load the folder with mode={'L' if channels == 1 else 'RGB'!r}, or train another."
+            )
         self.parent, self.name, self.classes, self.report = parent, parent.name, parent.classes, parent.report
+        self.options = parent.options
         self.fingerprint = digest("latents", parent.fingerprint, fingerprint(codec.state_dict()))
         self.rows = [parent.source(i) for i in range(len(parent))]  # a picture that is listed twice is encoded once
         self.values = self._cached(codec.eval())

@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import beginnings, optimizers
+from . import beginnings, budgets, optimizers
 from . import data as datasets
 from .budgets import State, TrainStep
-from .callbacks import Callback, defaults, say
+from .callbacks import Callback, complete, defaults, say
 from .checkpoints import Folder
 from .corruptions import parse
 from .data import Dataset
@@ -145,7 +145,8 @@ class Learner:
             self.data = Latents(self.data, self.codec)
         self.train, self.held_out = self.data.split(self.holdout, self.seed)
         self.corruption = None if self.restore is None else parse(self.restore)
-        self.measured_sigma_data, self.unit = beginnings.scale(self.train, self.corruption, self.sigma_data)
+        begun = None if self.base is None else self.base.denoiser.sigma_data
+        self.measured_sigma_data, self.unit = beginnings.scale(self.train, self.corruption, self.sigma_data, begun)
         self.levels = beginnings.levels(self)
         self.run = Folder(self.folder) if self.folder is not None else None
         self.stopped = 0  # the signal that asked for an end
@@ -202,11 +203,13 @@ class Learner:
     def info(self) -> dict[str, Any]:
         """What the model file and the report say of the run."""
         s = self.state
+        net = self.net if isinstance(self.net, str) else self.net["name"]
         said = {
-            "data": self.train.name, "net": self.net if isinstance(self.net, str) else self.net["name"],
+            "data": self.train.name, "net": net if self.base is None else self.base.info.get("net", "as it began"),
             "pictures": len(self.train), "steps": s.step, "images_seen": s.step * self.batch_size,
             "minutes": round(s.seconds / 60, 2), "sigma_data": self.measured_sigma_data,
         }  # fmt: skip
+        said |= {"options": dict(self.train.options)} if self.train.options else {}
         return said if s.validation is None else {**said, "validation_loss": round(s.validation, 5)}
 
     @property
@@ -297,10 +300,11 @@ class Learner:
                 loss, pace = self._agree(loss, pace, begun)
                 bad = () if math.isfinite(norm) else self._culprits(pieces, each)
                 s.bad = s.bad + 1 if bad else 0
+                settles = s.settle(pace, self.decay)
                 yield TrainStep(s.step, s.total, loss, norm, lr, pace * self.batch_size, s.seconds, s.left(pace), bad)
                 if s.bad >= BAD_IN_A_ROW:
                     self._give_up(bad)
-                if s.settle(pace, self.decay):
+                if settles:
                     self.save()  # this decision was a measurement: it must not be lost
 
     def _lr(self) -> float:
@@ -419,6 +423,7 @@ class Learner:
             callbacks: Called after the usual ones (``callbacks.defaults``), in this order.
         """
         minutes = 10.0 if minutes is None and steps is None else minutes
+        budgets.check(steps, minutes)
         with ExitStack() as stack:
             if self.run is not None and self.main:
                 stack.enter_context(self.run.lock())
@@ -427,14 +432,14 @@ class Learner:
             jobs = [*defaults(self), *callbacks]
             loop = self.steps(steps, minutes)
             first = next(loop, None)
-            if first is None:
+            if first is None and (self.run is None or complete(self.run.path, self.state.step)):
                 spent = f"{self.state.step:,} steps, {self.state.seconds / 60:.1f} minutes"
                 say(self, f"This run has had its budget ({spent}). Give more --minutes or --steps, or --fresh.")
                 return self
-            self.start = first.step  # of this session
+            self.start = self.state.step  # of this session; with no step left, its results were never written
             for job in jobs:
                 job.start(self)
-            for step in chain([first], loop):
+            for step in loop if first is None else chain([first], loop):
                 for job in jobs:
                     job.step(self, step)
                 if self.stopped:

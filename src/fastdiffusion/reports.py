@@ -38,6 +38,9 @@ svg {{ width: 100%; height: auto; }} svg text {{ font: 12px system-ui, sans-seri
 """
 
 
+FILE = "report.html"
+
+
 def write(folder: Folder, config: Mapping[str, Any], model: Model) -> None:
     """Write ``report.html`` into a run's folder from its metrics, previews and configuration."""
     records = folder.metrics()
@@ -56,7 +59,7 @@ def write(folder: Folder, config: Mapping[str, Any], model: Model) -> None:
     page = _PAGE.format(
         title=escape(title), summary=table(info), curve=curve(lines), previews=previews(folder), settings=table(config)
     )
-    write_text(folder.path / "report.html", page)
+    write_text(folder.path / FILE, page)
 
 
 def table(rows: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from .. import __version__
-from ..errors import FastdiffusionError
+from ..errors import DataError, FastdiffusionError, InputError
 from .options import app
 
 # Each registers its commands, in the order of the help.
@@ -41,7 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     except FastdiffusionError as error:
         if debug:
             traceback.print_exc()
-        print(f"fastdiffusion: {error}", file=sys.stderr)
+        if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, InputError | DataError):  # all say these
+            print(f"fastdiffusion: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a place without permission, a name too long, a full disk: not worth a traceback
+        if debug or error.filename is None:
+            raise
+        print(f"fastdiffusion: Cannot use {str(error.filename)[:200]!r}: {error.strerror}.", file=sys.stderr)
         return 2
     return 0
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..errors import unknown
 from .options import (
     BatchSize,
     Classes,
@@ -25,6 +27,7 @@ from .options import (
     Steps,
     Strength,
     app,
+    next_command,
 )
 
 
@@ -60,6 +63,8 @@ def sample(
     given = {key: value for key, value in locals().items() if key not in ("out", "format", "metadata", "sidecar")}
     from ..tasks import files, generation
 
+    if format not in generation.FORMATS:
+        raise unknown("format", format, generation.FORMATS)
     if prompt is None and not files.names_a_model(model):
         given |= {"model": "emoji", "prompt": model}
 
@@ -68,7 +73,7 @@ def sample(
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
     print(f"{len(paths)} pictures in {out}, from {paths[0].name} on, and {sheet.name}.")
     if metadata or sidecar:
-        print(f"Next: fastdiffusion again {paths[0]}")
+        next_command(f"again {shlex.quote(str(paths[0]))}")
 
 
 @app.command()
@@ -81,11 +86,16 @@ def again(
 
     On the same machine it has the same bytes; says so if not.
     """
+    from ..images import checked_name
     from ..tasks import generation
 
-    copy = out or picture.with_name(f"{picture.stem}-again{picture.suffix}")
+    copy = checked_name(out or picture.with_name(f"{picture.stem}-again{picture.suffix}"))
+    before = picture.read_bytes() if picture.is_file() else b""  # it may be written over
     generation.remake(picture, copy, model)
-    same = copy.read_bytes() == picture.read_bytes()
+    if copy.suffix.lower() != picture.suffix.lower():
+        print(f"{copy}: the same picture in another format.")
+        return
+    same = copy.read_bytes() == before
     note = "the same bytes" if same else "not the same bytes: another machine, or another version of torch"
     print(f"{copy}: {note}.")
 

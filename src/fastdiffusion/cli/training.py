@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import LR, Aspect, DataName, Device, Fresh, ModelPath, Scale, SeedOfAll, Size, app
+from .options import LR, Aspect, DataName, Device, Fresh, ModelPath, Scale, SeedOfAll, Size, app, next_command
 from .options import pictures as load_pictures
 
 
@@ -17,8 +18,11 @@ from .options import pictures as load_pictures
 def train(
     data: DataName,
     net: Annotated[
-        str, typer.Option(help="unet-tiny, unet-small, unet-base, unet-latent, dit-tiny, dit-small, dit-base.")
-    ] = "unet-small",
+        str | None,
+        typer.Option(
+            help="unet-tiny, unet-small (the usual), unet-base, unet-latent, dit-tiny, dit-small, dit-base, restorer."
+        ),
+    ] = None,
     size: Size = None,
     aspect: Aspect = None,
     minutes: Annotated[
@@ -67,33 +71,38 @@ def train(
         if rank_and_world()[1] == 1:
             raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
     from .. import data as datasets
+    from ..distributed import rank_and_world
     from ..images import safe_name
     from ..learner import Learner
 
+    crops = given is None and restore is not None and Path(data).is_dir()
+    if aspect is not None and (crops or given is not None):
+        raise InputError("--aspect does nothing here: pairs and pictures to restore are cut. Leave it out.")
+    if begin is not None and net is not None:
+        raise InputError("A model that goes on keeps its net. Leave out --net or --begin.")
     if given is not None:
-        pictures: datasets.Dataset = datasets.Pairs(given, data, size or 64)
-    elif restore is not None and Path(data).is_dir():
-        pictures = datasets.Crops(data, size or 64)
+        pictures: datasets.Dataset = datasets.Pairs(given, data, 64 if size is None else size)
+    elif crops:
+        pictures = datasets.Crops(data, 64 if size is None else size)
     else:
         pictures = load_pictures(data, size, aspect, "bucket" if codec is None else "crop")
-    if pictures.report is not None:
+    first = rank_and_world()[0] == 0
+    if pictures.report is not None and first:
         print(pictures.report, file=sys.stderr)
     budget = {key: said.pop(key) for key in ("minutes", "steps", "fresh")}
     keywords = {
         key: value for key, value in said.items() if key not in ("data", "size", "aspect", "procs", "folder", "given")
     }
     restores = restore is not None or given is not None
-    if restores and net == "unet-small":  # the usual one looks at the whole picture, which a restorer never has
-        keywords["net"] = "restorer"
+    # a restorer never has the whole picture, at which the usual net looks
+    keywords["net"] = net or ("restorer" if restores else "unet-small")
     keywords["augment"] = tuple(name.strip() for name in augment.split(",") if name.strip())
     folder = folder or Path("runs") / safe_name(pictures.name)
     Learner(pictures, folder=folder, **keywords).fit(**budget)
-    after = (
-        f"restore photo.jpg --by '{restore or 'pairs'}' --model {folder}"
-        if restores
-        else f"sample {folder} -n 16 --out out"
-    )
-    print(f"Next: fastdiffusion {after}")
+    if first and restores:
+        next_command("restore photo.jpg", by=restore or "pairs", model=folder)
+    elif first:
+        next_command(f"sample {shlex.quote(str(folder))} -n 16", out="out")
 
 
 @app.command()
@@ -135,8 +144,13 @@ def fit(
         counts = [int(count) for count in steps.split(",")]
     except ValueError:
         raise InputError(f"steps are whole numbers with commas, got {steps!r}. Example: --steps 5,8,12") from None
+    if noises < 1:
+        raise InputError(f"noises must be at least 1, got {noises}. Try 64.")
+    if not model.exists():
+        raise InputError(f"There is no file {str(model)!r} to fit samplers into. Give the path of your model.")
+    from ..checkpoints import annotate
     from ..fitting import fit_sampler
-    from ..models import FILE, save
+    from ..models import FILE
     from ..tasks.generation import loaded
 
     ready = loaded(model, device)
@@ -152,7 +166,8 @@ def fit(
         ready = ready.with_table(count, table)
         error, textbook = table.info["error"], table.info["textbook_error"]
         print(f"{count} calls: error {error:.4f}, the best textbook table has {textbook:.4f}", flush=True)
-        save(ready, model / FILE if model.is_dir() else model)  # each as it comes: Ctrl-C keeps what is done
+        tables = {"tables": ready.spec()["tables"]}  # each as it comes: Ctrl-C keeps what is done
+        annotate(model / FILE if model.is_dir() else model, lambda config, tables=tables: {**config, **tables})
 
 
 @app.command("train-classifier")

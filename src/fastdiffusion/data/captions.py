@@ -59,6 +59,8 @@ def read_notes(root: Path, pictures: Iterable[str], others: Iterable[str]) -> No
             for name in found:
                 captions.setdefault(name, {}).update(dict.fromkeys(_texts(_first(row, TEXT))))
                 label = _first(row, LABEL)
+                if isinstance(label, float) and label.is_integer():  # as tables have them where some rows lack one
+                    label = int(label)
                 if isinstance(label, str | int) and str(label).strip():
                     labels[name] = str(label).strip()
         if absent:

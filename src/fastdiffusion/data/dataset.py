@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,6 +66,7 @@ class Dataset(ABC):
     classes: tuple[str, ...]
     fingerprint: str
     report: Scan | None = None
+    options: Mapping[str, Any] = MappingProxyType({})  # that a folder was read with, to read it so again
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -101,7 +103,8 @@ class Dataset(ABC):
         """(training, validation) parts. Stable: more pictures move few others; copies stay on one side.
 
         Args:
-            holdout: The validation part, 0 to below 1; at least one picture when above 0 and there are two.
+            holdout: The validation part, 0 to below 1; at least one picture when above 0 and there are two, unless a
+                class would lose all of its own.
             seed: Another split.
         """
         if not 0 <= holdout < 1:
@@ -119,6 +122,11 @@ class Dataset(ABC):
                 held.update(members[key])
         if wanted and not held and len(order) > 1:  # all groups of copies are large
             held.update(members[min(order[:-1], key=lambda key: len(members[key]))])
+        if held and self.classes:  # a class that is held out whole could be asked for, and never learned
+            labels = self.told(range(len(self))).labels.tolist()
+            taught = {labels[i] for i in range(len(self)) if i not in held}
+            back = {self.key(i) for i in held if labels[i] not in taught}
+            held = {i for i in held if self.key(i) not in back}
         parts = [i for i in range(len(self)) if i not in held], sorted(held)
         return Subset(self, parts[0]), Subset(self, parts[1])
 
@@ -134,7 +142,7 @@ class Subset(Dataset):
     def __init__(self, parent: Dataset, indices: Sequence[int]):
         self.parent, self.indices = parent, list(indices)
         self.name, self.shape, self.classes, self.report = parent.name, parent.shape, parent.classes, parent.report
-        self.given = parent.given
+        self.given, self.options = parent.given, parent.options
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -59,6 +59,7 @@ class ImageFolder(Pictures):
         mode: str = "auto",
         labels: str = "auto",
     ):
+        self.options = {"aspect": aspect, "mode": mode, "labels": labels}
         for kind, value, known in (("aspect", aspect, ASPECTS), ("mode", mode, CHANNELS), ("labels", labels, LABELS)):
             if value not in known:
                 raise unknown(f"{kind} option", value, known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import textwrap
@@ -20,6 +21,7 @@ from PIL import Image
 from .. import images
 from ..errors import DataError
 
+_CHECKPOINT = re.compile(r"step-[0-9]{9}\.safetensors")  # as a run's folder holds
 SUFFIXES = {
     *(
         ".png",
@@ -207,6 +209,9 @@ def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
         if (here.st_dev, here.st_ino) in seen:
             return
         seen.add((here.st_dev, here.st_ino))
+        if prefix and any(_CHECKPOINT.fullmatch(entry.name) for entry in entries):
+            others.append(f"{prefix.rstrip('/')} (a training run)")  # its previews are no data
+            return
         for entry in entries:
             name = prefix + entry.name
             if entry.name.startswith(".") or entry.name == "__MACOSX":

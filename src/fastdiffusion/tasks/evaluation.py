@@ -17,11 +17,12 @@ from torch.nn import functional
 
 from .. import data as datasets
 from .. import metrics, prompts
-from ..checkpoints import load_tensors, save_tensors, write_json
+from ..checkpoints import annotate, load_tensors, save_tensors, write_json
 from ..data import Dataset, cache_folder
 from ..errors import CheckpointError, InputError
 from ..images import grid, safe_name, save_png, to_tensor, to_uint8
 from ..models import FILE, Model
+from .files import digest
 from .generation import Samples, loaded, sample
 from .guides import Guide
 
@@ -134,7 +135,8 @@ def evaluate(
     """
     file, model = model, loaded(model, device)
     _, height, width = model.picture
-    data = datasets.load(data, size=height if height == width else None)
+    again = model.info.get("options", {}) if isinstance(data, str | Path) and Path(data).is_dir() else {}
+    data = datasets.load(data, size=height if height == width else None, **again)
     n = _count(n, data)
     labels = data_labels = words = None
     told = data.told(metrics.choose(data, n, seed))
@@ -163,11 +165,15 @@ def remember(report: Report, path: Path) -> None:
     made = report.samples
     how = "" if made is None else ", {steps} calls, scale {scale:g}".format(**made.recipe["parameters"])
     numbers = {f"{name} (n={report.n:,}{how})": [x.low, x.value, x.high] for name, x in report.numbers.items()}
-    try:
-        config, tensors = load_tensors(path)
+
+    def noted(config: dict[str, Any]) -> dict[str, Any]:
         info = config.get("info", {})
-        config["info"] = {**info, "metrics": {**info.get("metrics", {}), **numbers}}
-        save_tensors(path, tensors, config)
+        return {**config, "info": {**info, "metrics": {**info.get("metrics", {}), **numbers}}}
+
+    try:
+        if made is not None and digest(path) != made.recipe["model"]["sha256"]:
+            raise CheckpointError("It has been trained on in the meantime.")
+        annotate(path, noted)
     except CheckpointError as error:
         warnings.warn(f"The numbers were not noted in the model. {error}", stacklevel=3)
 

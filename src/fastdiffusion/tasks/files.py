@@ -50,7 +50,8 @@ def names_a_model(word: str) -> bool:
     path = Path(word)
     if not word.strip():
         return False  # and not the folder here
-    return word in SHIPPED or path.suffix == ".safetensors" or ("/" in word and " " not in word) or _exists(path)
+    place = "/" in word and (" " not in word or _exists(Path(path.parts[0])))
+    return word in SHIPPED or path.suffix == ".safetensors" or place or _exists(path)
 
 
 def _exists(path: Path) -> bool:

@@ -389,7 +389,9 @@ def _labels(model: Model, classes: str | int | Sequence[str | int] | None, n: in
     if classes is None:
         chosen: list[Any] = list(range(len(model.classes)))
     elif isinstance(classes, str):
-        chosen = [part.strip() for part in classes.split(",") if part.strip()]
+        chosen = (
+            [classes] if classes in model.classes else [part.strip() for part in classes.split(",") if part.strip()]
+        )
     else:
         chosen = [classes] if isinstance(classes, int) else list(classes)
     chosen = [-1 if label == "none" and "none" not in model.classes else label for label in chosen]
