@@ -128,7 +128,7 @@ def test_pairs_come_from_a_dictionary(tmp_path, monkeypatch):
     assert Pair("猫", "cat", 0.3) in found and Pair("ねこ", "cat", 0.3) in found
     assert Pair("走る", "run", 0.05) in found and all(len(pair.known.split()) <= 2 for pair in found)
     assert [pair for pair in edict(path, names=["Cat"]) if pair not in found] == [
-        Pair("猫", "cat", 0.3 * 3), Pair("ねこ", "cat", 0.3 * 3)
+        Pair("猫", "cat", 1.0), Pair("ねこ", "cat", 1.0)
     ]  # fmt: skip
     path.write_text("nothing here")
     with pytest.raises(DataError, match="no dictionary"):

@@ -157,7 +157,7 @@ def edict(path: Path = EDICT, most: int = 2, names: Collection[str] = ()) -> lis
     """Japanese words with their English glosses of at most ``most`` words, from a dictionary in EDICT's form.
 
     A line is "word;other spelling [reading] /(part of speech) gloss/another gloss/(P)/"; (P) marks common words.
-    Words that mean one of ``names``, what the pictures are called, count three times as much as others.
+    Words that mean first one of ``names``, what the pictures are called, count as much as names do.
 
     Raises MissingExtra without the file, DataError for one of another form.
     """
@@ -176,7 +176,8 @@ def edict(path: Path = EDICT, most: int = 2, names: Collection[str] = ()) -> lis
         glosses = [re.sub(r"^(to|a|an|the) ", "", gloss) for gloss in glosses if gloss]
         for rank, gloss in enumerate(glosses):
             if 0 < len(gloss.split()) <= most:
-                weight = (0.3 if "(P)" in rest else 0.05) * (3 if gloss.casefold() in called else 1) / (1 + rank)
+                often = 1.0 if gloss.casefold() in called and rank < 2 else 0.3 if "(P)" in rest else 0.05
+                weight = often / (1 + rank)
                 for form in forms:
                     found[form, gloss] = max(weight, found.get((form, gloss), 0.0))
     if not found:
