@@ -117,6 +117,7 @@ def test_flags_are_parameters(command):
     renamed = {("demo", "out"): "folder"}
     other = {
         ("train", "size"),
+        ("train", "net"),
         ("fit", "steps"),
         ("train", "augment"),
         ("train-classifier", "size"),
@@ -129,7 +130,7 @@ def test_flags_are_parameters(command):
         ("train-translation", "folder"),
         ("train-cold", "folder"),
         ("sample", "model"),
-    }  # None: the data's own; lists as text; a word that may be the prompt instead
+    }  # None: the data's own, or the usual net; lists as text; a word that may be the prompt instead
     for flag in COMMANDS[command].params:
         name = renamed.get((command, flag.name), flag.name)
         if name in extra or name == "help":

@@ -9,6 +9,7 @@ import torch
 
 from fastdiffusion import data
 from fastdiffusion.data import reserved
+from fastdiffusion.data.bilingual import grounded
 from fastdiffusion.data.scenes import CLDR, on_ground
 from fastdiffusion.errors import InputError, MissingExtra
 
@@ -68,7 +69,14 @@ def test_scenes_are_named_in_many_languages_without_what_is_held_out(parts):
     rows = list(range(0, len(train), 7))
     assert named.batch(rows[:9]).captions == train.batch(rows[:9]).captions  # English, where nothing is drawn
     said = named.told(rows, torch.Generator().manual_seed(0)).captions
-    own = {language: {i: named.names[language][train.rows[i].picture] for i in rows} for language in named.names}
+
+    def name(i: int, language: str) -> str:
+        picture, color = train.rows[i]
+        return grounded(named.names[language][picture], language, color)
+
+    own = {language: {i: name(i, language) for i in rows} for language in named.names}
+    colored = next(i for i in rows if train.rows[i].color == "blue")
+    assert own["de"][colored].endswith("auf blauem Hintergrund")
     parts_of = {k: sum(text == names[i] for i, text in zip(rows, said, strict=True)) for k, names in own.items()}
     assert all(0.2 < count / len(rows) < 0.4 for count in parts_of.values())
     held = [i for i in rows if reserved.pair(train.pictures.names[train.rows[i].picture], "ja")]
