@@ -135,8 +135,9 @@ def evaluate(
     """
     file, model = model, loaded(model, device)
     _, height, width = model.picture
-    again = model.info.get("options", {}) if isinstance(data, str | Path) and Path(data).is_dir() else {}
-    data = datasets.load(data, size=height if height == width else None, **again)
+    said = model.info.get("options") if isinstance(data, str | Path) and Path(data).is_dir() else None
+    again = {key: said[key] for key in ("aspect", "mode", "labels") if key in said} if isinstance(said, dict) else {}
+    data = datasets.load(data, size=height if height == width else None, **again)  # as the training read it
     n = _count(n, data)
     labels = data_labels = words = None
     told = data.told(metrics.choose(data, n, seed))
