@@ -54,17 +54,21 @@ ROWS: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
         "weight over noise levels",
         DIGITS,
         {
-            "noise": {"weight": "noise"},
-            "p2": {"weight": "p2"},
-            "min_snr": {"weight": "min_snr"},
-            "v": {"weight": "v"},
+            "noise": {"loss_weighting": "noise"},
+            "p2": {"loss_weighting": "p2"},
+            "min_snr": {"loss_weighting": "min_snr"},
+            "v": {"loss_weighting": "v"},
             "learned": {"uncertainty": True},
         },
     ),
     "B4d": (
         "density of noise levels",
         DIGITS,
-        {"uniform": {"density": "uniform"}, "cosine": {"density": "beta_cosine"}, "linear": {"density": "beta_linear"}},
+        {
+            "uniform": {"sigma_distribution": "uniform"},
+            "cosine": {"sigma_distribution": "beta_cosine"},
+            "linear": {"sigma_distribution": "beta_linear"},
+        },
     ),
     "B5": ("EMA", DIGITS, {"nearly raw weights": {"ema": (0.005,)}, "longer": {"ema": (0.2,)}}),
     "B6": ("self-conditioning", DIGITS, {"on": {"self_condition": True}}),
@@ -91,25 +95,25 @@ def learner(settings: dict[str, Any], seed: int) -> Learner:
 def seconds_a_step(settings: list[dict[str, Any]], rounds: int = 5, each: int = 8) -> list[float]:
     """Seconds of one training step of several settings, measured in turns (medians)."""
     runs = [learner(s, 0).steps(steps=10_000) for s in settings]
-    found: list[list[float]] = [[] for _ in runs]
+    measured: list[list[float]] = [[] for _ in runs]
     for run in runs:
         for _ in range(3):
             next(run)
     for _ in range(rounds):
-        for run, times in zip(runs, found, strict=True):
+        for run, times in zip(runs, measured, strict=True):
             start = time.process_time()
             for _ in range(each):
                 next(run)
             times.append((time.process_time() - start) / each)
-    return [sorted(times)[rounds // 2] for times in found]
+    return [sorted(times)[rounds // 2] for times in measured]
 
 
 @torch.no_grad()
 def quality(model: Model, name: str, n: int = 1000, steps: int = 12) -> dict[str, float]:
     """Frechet distance and label accuracy of ``n`` samples."""
     real_data = data.load(name)
-    judge = metrics.classifier(real_data)
-    real, _ = metrics.pictures(real_data, metrics.choose(real_data, min(len(real_data), 10_000)))
+    evaluator = metrics.classifier(real_data)
+    real, _ = metrics.load_images(real_data, metrics.choose(real_data, min(len(real_data), 10_000)))
     table = samplers.table("dpmpp_3m", schedules.exponential(steps))
     labels = torch.arange(n) % len(real_data.classes)
     parts = []
@@ -118,8 +122,8 @@ def quality(model: Model, name: str, n: int = 1000, steps: int = 12) -> dict[str
         cond = model.cond(labels[list(seeds)].tolist())
         parts.append(samplers.final(samplers.run(model.denoise, 80 * initial(seeds, model.shape), table, cond)))
     fake = to_uint8(torch.cat(parts))
-    distance = metrics.frechet(metrics.features(judge, real), metrics.features(judge, fake))
-    accuracy = (judge(to_tensor(fake)).argmax(1) == labels).float().mean()
+    distance = metrics.frechet(metrics.features(evaluator, real), metrics.features(evaluator, fake))
+    accuracy = (evaluator(to_tensor(fake)).argmax(1) == labels).float().mean()
     return {"distance": distance, "accuracy": float(accuracy)}
 
 
@@ -131,10 +135,10 @@ def scores(settings: dict[str, Any], steps: int, seed: int, label: str) -> dict[
         torch.manual_seed(seed)
         learn = learner(settings, seed)
         learn.fit(steps=steps)
-        found = quality(learn.model, settings["data"])
+        measured = quality(learn.model, settings["data"])
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found) + "\n")
-        print(label, seed, steps, found, flush=True)
+        path.write_text(json.dumps(measured) + "\n")
+        print(label, seed, steps, measured, flush=True)
     return json.loads(path.read_text())
 
 
@@ -146,8 +150,8 @@ def ablate(row: str, count: int) -> None:
     results: dict[str, Any] = {}
     for name, s in settings.items():
         steps = round(s["steps"] * cost["baseline"] / cost[name])
-        found = [scores(s, steps, seed, f"{row} {name}") for seed in range(count)]
-        results[name] = {"steps": steps, "ms": 1000 * cost[name], "scores": found}
+        measured = [scores(s, steps, seed, f"{row} {name}") for seed in range(count)]
+        results[name] = {"steps": steps, "ms": 1000 * cost[name], "scores": measured}
         OUT.mkdir(parents=True, exist_ok=True)  # what is measured stays, wherever the row is cut
         (OUT / f"{row}.json").write_text(json.dumps({"title": title, "results": results}, indent=1) + "\n")
 
@@ -155,8 +159,8 @@ def ablate(row: str, count: int) -> None:
 def verdict(base: list[float], other: list[float]) -> str:
     """Whether a variant's distances are lower (wins), higher (loses), or not to be told apart from the baseline's."""
     mean, half = seeds.mean([b - a for a, b in zip(base, other, strict=True)])
-    word = "wins" if mean + half < 0 else "loses" if mean - half > 0 else "level"
-    return f"{mean:+.3f} ± {half:.3f} {word}"
+    outcome = "wins" if mean + half < 0 else "loses" if mean - half > 0 else "level"
+    return f"{mean:+.3f} ± {half:.3f} {outcome}"
 
 
 def table() -> None:
@@ -164,15 +168,15 @@ def table() -> None:
     print("| row | variant | ms a step | steps | distance by seed | accuracy | difference to the baseline |")
     print("|---|---|---|---|---|---|---|")
     for path in sorted(OUT.glob("*.json")):
-        found = json.loads(path.read_text())
-        base = [s["distance"] for s in found["results"]["baseline"]["scores"]]
-        for name, r in found["results"].items():
+        measured = json.loads(path.read_text())
+        base = [s["distance"] for s in measured["results"]["baseline"]["scores"]]
+        for name, r in measured["results"].items():
             distances = [s["distance"] for s in r["scores"]]
             accuracy = sum(s["accuracy"] for s in r["scores"]) / len(r["scores"])
             by_seed = ", ".join(f"{d:.2f}" for d in distances)
             difference = "" if name == "baseline" else verdict(base, distances)
             print(
-                f"| {path.stem} {found['title']} | {name} | {r['ms']:.0f} | {r['steps']} | {by_seed} "
+                f"| {path.stem} {measured['title']} | {name} | {r['ms']:.0f} | {r['steps']} | {by_seed} "
                 f"| {accuracy:.3f} | {difference} |"
             )
 

@@ -28,9 +28,9 @@ from torch import Tensor
 from fastdiffusion import data, metrics
 from fastdiffusion.data import Dataset
 from fastdiffusion.images import grid, save_png, to_tensor
-from fastdiffusion.nets.autoencoders import KL, Codec, Discrete
+from fastdiffusion.nets.autoencoders import KL, Autoencoder, Discrete
 from fastdiffusion.tasks.autoencoders import batches, train_autoencoder, use
-from fastdiffusion.tasks.codes import bits, sample_codes, train_codes
+from fastdiffusion.tasks.codes import bits, sample_tokens, train_token_prior
 from fastdiffusion.tasks.latent_variables import describe, imagine, sheet
 
 EMOJI: dict[str, dict[str, Any]] = {
@@ -66,25 +66,25 @@ SMALL = {"width": 16, "lr": 3e-3}
 
 
 @torch.no_grad()
-def drawn(codec: Codec, pictures: Dataset, n: int) -> float:
+def drawn(autoencoder: Autoencoder, images: Dataset, n: int) -> float:
     """PSNR of latents that a coder sends at its rate: drawn from the posterior."""
     errors = []
-    for x in batches(pictures, n):
-        side = [-(-k // codec.factor) for k in x.shape[2:]]
-        y = codec(x, torch.randn(len(x), len(codec.mean), *side))[0]
+    for x in batches(images, n):
+        side = [-(-k // autoencoder.factor) for k in x.shape[2:]]
+        y = autoencoder(x, torch.randn(len(x), len(autoencoder.mean), *side))[0]
         errors.append(((y.clamp(-1, 1) - x) / 2).square().flatten(1).mean(1))
     return float(-10 * torch.cat(errors).clamp(min=1e-10).log10().mean())
 
 
 @torch.no_grad()
-def coded(codec: Discrete, train: Dataset, held: Dataset, n: int) -> float:
+def coded(autoencoder: Discrete, train: Dataset, held: Dataset, n: int) -> float:
     """Bits of a held-out picture's words, each coded by its frequency in 4,000 pictures of the training."""
-    count = torch.ones(codec.words, dtype=torch.float64)
+    count = torch.ones(autoencoder.codebook_size, dtype=torch.float64)
     for rows in torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[:4000].split(100):
-        codes = codec.codes(to_tensor(train.batch(rows.tolist()).images))
-        count += codes.flatten().bincount(minlength=codec.words)
+        tokens = autoencoder.tokens(to_tensor(train.batch(rows.tolist()).images))
+        count += tokens.flatten().bincount(minlength=autoencoder.codebook_size)
     price = -(count / count.sum()).log2()
-    return float(torch.cat([price[codec.codes(x)].flatten(1).sum(1) for x in batches(held, n)]).mean())
+    return float(torch.cat([price[autoencoder.tokens(x)].flatten(1).sum(1) for x in batches(held, n)]).mean())
 
 
 def at_equal_bits(curve: list[Path], bits: float) -> float | None:
@@ -99,38 +99,40 @@ def at_equal_bits(curve: list[Path], bits: float) -> float | None:
 
 
 def emoji(row: str, steps: int, out: Path) -> dict[str, Any]:
-    codec = train_autoencoder("emoji-scenes", steps, folder=out / row, **EMOJI[row])
+    autoencoder = train_autoencoder("emoji-scenes", steps, folder=out / row, **EMOJI[row])
     held = data.load("emoji-scenes", part="designs")
-    found: dict[str, Any] = describe(codec, held, 144, samples=4)
-    save_png(sheet(codec, held), out / f"{row}.png")
-    if isinstance(codec, Discrete):
+    results: dict[str, Any] = describe(autoencoder, held, 144, samples=4)
+    save_png(sheet(autoencoder, held), out / f"{row}.png")
+    if isinstance(autoencoder, Discrete):
         train = data.load("emoji-scenes")
-        found |= {"used": use(codec, train, 4000), "coded": coded(codec, train, held, 144)}
+        results |= {"used": use(autoencoder, train, 4000), "coded": coded(autoencoder, train, held, 144)}
         curve = [out / f"{row}.json" for row in EMOJI if row.startswith("kl-") and row != "kl-critic"]
-        return found | {"kl at equal bits": at_equal_bits(curve, found["coded"])}
-    return found | {"psnr_drawn": drawn(codec, held, 144)}
+        return results | {"kl at equal bits": at_equal_bits(curve, results["coded"])}
+    return results | {"psnr_drawn": drawn(autoencoder, held, 144)}
 
 
 def collapse(out: Path) -> dict[str, Any]:
     """The held-out digits under several weights of the divergence."""
-    digits, found = data.load("digits"), {}
-    judge, held = Judge(digits), digits.split(0.05, 0)[1]
+    digits, results = data.load("digits"), {}
+    evaluator, held = DigitEvaluator(digits), digits.split(0.05, 0)[1]
     for row, options in COLLAPSE.items():
-        codec = train_autoencoder(digits, 500, levels=3, latent=16, **SMALL, **options, folder=out / f"digits-{row}")
-        assert isinstance(codec, KL)
-        found[row] = describe(codec, held) | {"psnr_drawn": drawn(codec, held, len(held))}
-        found[row] |= judge(imagine(codec, range(898), (8, 8)))
-        save_png(sheet(codec, held), out / f"digits-{row}.png")
-        print(row, found[row], flush=True)
-    return found
+        autoencoder = train_autoencoder(
+            digits, 500, levels=3, latent=16, **SMALL, **options, folder=out / f"digits-{row}"
+        )
+        assert isinstance(autoencoder, KL)
+        results[row] = describe(autoencoder, held) | {"psnr_drawn": drawn(autoencoder, held, len(held))}
+        results[row] |= evaluator(imagine(autoencoder, range(898), (8, 8)))
+        save_png(sheet(autoencoder, held), out / f"digits-{row}.png")
+        print(row, results[row], flush=True)
+    return results
 
 
-class Judge:
+class DigitEvaluator:
     """Confidence and Frechet distance, the latter from half of the data; ``floor`` is of the other half."""
 
-    def __init__(self, pictures: Dataset):
-        self.net, n = metrics.classifier(pictures), min(len(pictures) // 2, 1000)
-        both = to_tensor(metrics.pictures(pictures, metrics.choose(pictures, 2 * n))[0])
+    def __init__(self, images: Dataset):
+        self.net, n = metrics.classifier(images), min(len(images) // 2, 1000)
+        both = to_tensor(metrics.load_images(images, metrics.choose(images, 2 * n))[0])
         self.n, self.real = n, metrics.features(self.net, both[:n])
         self.floor = self(both[n:])
 
@@ -144,42 +146,45 @@ class Judge:
 
 def priors(name: str, kinds: list[str], seeds: list[int], prior_steps: int, out: Path) -> dict[str, Any]:
     """New pictures from each kind's prior, and the difference to the variational one's with its 95 % interval."""
-    pictures = data.load(name)
-    judge, made = Judge(pictures), {}
-    found: dict[str, Any] = {"real": judge.floor}
+    images = data.load(name)
+    evaluator, made = DigitEvaluator(images), {}
+    results: dict[str, Any] = {"real": evaluator.floor}
     for kind in (k for k in kinds if k in PRIORS[name]):
         for seed in seeds:
             folder = out / f"{name}-{kind}-{seed}"
-            held = pictures.split(0.05, seed)[1]
-            given = {"steps": 500, **SMALL, **PRIORS[name][kind]}
-            codec = train_autoencoder(pictures, seed=seed, folder=folder, **given)
-            if isinstance(codec, KL):
-                x, row = imagine(codec, range(judge.n), pictures.shape[1:]), describe(codec, held)
+            held = images.split(0.05, seed)[1]
+            keywords = {"steps": 500, **SMALL, **PRIORS[name][kind]}
+            autoencoder = train_autoencoder(images, seed=seed, folder=folder, **keywords)
+            if isinstance(autoencoder, KL):
+                x, row = imagine(autoencoder, range(evaluator.n), images.shape[1:]), describe(autoencoder, held)
             else:
-                assert isinstance(codec, Discrete)
-                codes = train_codes(
-                    codec, pictures, prior_steps, width=96, depth=3, lr=1e-2, seed=seed, folder=folder / "prior"
+                assert isinstance(autoencoder, Discrete)
+                tokens = train_token_prior(
+                    autoencoder, images, prior_steps, width=96, depth=3, lr=1e-2, seed=seed, folder=folder / "prior"
                 )
-                row = describe(codec, held) | {"bits, prior": bits(codes, held), "used": use(codec, pictures, 1000)}
+                row = describe(autoencoder, held) | {
+                    "bits, prior": bits(tokens, held),
+                    "used": use(autoencoder, images, 1000),
+                }
                 row["kl at equal bits"] = (
                     at_equal_bits([out / "collapse.json"], row["bits"]) if name == "digits" else None
                 )
-                x = sample_codes(codes, judge.n)
+                x = sample_tokens(tokens, evaluator.n)
             made[kind, seed] = x
-            found[f"{kind}, seed {seed}"] = judge(x) | row
-            print(kind, seed, found[f"{kind}, seed {seed}"], flush=True)
+            results[f"{kind}, seed {seed}"] = evaluator(x) | row
+            print(kind, seed, results[f"{kind}, seed {seed}"], flush=True)
         if kind != "kl" and "kl" in kinds:
             a, b = (torch.cat([made[k, s] for s in seeds]) for k in ("kl", kind))
-            sure = metrics.interval(lambda p, q: float(q.mean() - p.mean()), judge.sure(a), judge.sure(b))
-            seen = [metrics.features(judge.net, x) for x in (a, b)]
+            sure = metrics.interval(lambda p, q: float(q.mean() - p.mean()), evaluator.sure(a), evaluator.sure(b))
+            features = [metrics.features(evaluator.net, x) for x in (a, b)]
             gain = metrics.interval(
-                lambda r, p, q: metrics.frechet(r, p) - metrics.frechet(r, q), judge.real, *seen, rounds=100
+                lambda r, p, q: metrics.frechet(r, p) - metrics.frechet(r, q), evaluator.real, *features, rounds=100
             )
-            found[f"{kind} against kl"] = {"confidence gained": sure, "fd gained": gain}
-            print(kind, "against kl", found[f"{kind} against kl"], flush=True)
+            results[f"{kind} against kl"] = {"confidence gained": sure, "fd gained": gain}
+            print(kind, "against kl", results[f"{kind} against kl"], flush=True)
     rows = torch.cat([x[:16] for (_, seed), x in made.items() if seed == seeds[0]])
     save_png(grid(rows, 16, max(1, 40 // rows.shape[-1])), out / f"priors-{name}.png")
-    return found
+    return results
 
 
 def main() -> None:
@@ -194,14 +199,14 @@ def main() -> None:
     args = parser.parse_args()
     for row in args.rows:
         if row == "collapse":
-            found = collapse(args.out)
+            results = collapse(args.out)
         elif row == "priors":
-            found = priors(args.data, args.kinds, args.seeds, args.prior_steps, args.out)
+            results = priors(args.data, args.kinds, args.seeds, args.prior_steps, args.out)
             row = f"priors-{args.data}"
         else:
-            found = emoji(row, args.steps, args.out)
-            print(row, found, flush=True)
-        (args.out / f"{row}.json").write_text(json.dumps(found, indent=1) + "\n")
+            results = emoji(row, args.steps, args.out)
+            print(row, results, flush=True)
+        (args.out / f"{row}.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,14 +19,14 @@ from torch.nn import functional
 from fastdiffusion import data, metrics
 from fastdiffusion.data import reserved
 from fastdiffusion.data.emoji import LANGUAGES
-from fastdiffusion.data.scenes import on_ground, scenes
+from fastdiffusion.data.scenes import composite, scenes
 from fastdiffusion.images import to_tensor
 from fastdiffusion.models import load
 from fastdiffusion.nets.clip import Clip
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks import clip as clips
 from fastdiffusion.tasks import prior as priors
-from fastdiffusion.tasks.judging import recall_at_1
+from fastdiffusion.tasks.judging import r_precision
 
 SIGMAS = (0.02, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -41,9 +41,9 @@ class Emoji:
             language: [own[0] for own in data.load("emoji", languages=[language], alpha=True).captions]
             for language in LANGUAGES
         }
-        self.names["en"] = [words.name for words in scenes().words]  # "flag of Japan", as it was taught
+        self.names["en"] = [entry.name for entry in scenes().phrases]  # "flag of Japan", as it was taught
         white = torch.full((len(self.all), 3), 255, dtype=torch.uint8)
-        self.pictures = on_ground(self.all.batch(range(len(self.all))).images, white)
+        self.images = composite(self.all.batch(range(len(self.all))).images, white)
 
     def chosen(self, part: str, language: str = "en") -> list[int]:
         """Plain designs: trained on; held out; or trained on, but not with their name in this language."""
@@ -55,7 +55,7 @@ class Emoji:
 
 def recalls(clip: Clip, emoji: Emoji) -> dict[str, dict[str, str]]:
     table: dict[str, dict[str, str]] = {}
-    vectors = metrics.features(clip.see, emoji.pictures)
+    vectors = metrics.features(clip.encode_image, emoji.images)
     for language in LANGUAGES:
         pool = [emoji.names[language][i] for i in emoji.plain]
         table[language] = {}
@@ -63,7 +63,7 @@ def recalls(clip: Clip, emoji: Emoji) -> dict[str, dict[str, str]]:
             rows = emoji.chosen(part, language)
             if rows:
                 own = [emoji.names[language][i] for i in rows]
-                table[language][part] = str(recall_at_1(clips.Seen(clip), vectors[rows], own, 100, pool))
+                table[language][part] = str(r_precision(clips.EmbeddedImages(clip), vectors[rows], own, 100, pool))
         tokens = [len(clip.text.tokenizer.encode(" " + name.casefold())) for name in pool]
         table[language]["tokens"] = f"{sum(tokens) / len(tokens):.1f}"
         print(language, table[language], flush=True)
@@ -73,11 +73,11 @@ def recalls(clip: Clip, emoji: Emoji) -> dict[str, dict[str, str]]:
 def about(clip: Clip, emoji: Emoji) -> dict[str, float]:
     """The gap, before and after centering, and how many directions the pictures use (participation ratio)."""
     rows = emoji.chosen("designs")
-    pictures, names = to_tensor(emoji.pictures[rows]), [emoji.names["en"][i] for i in rows]
+    pictures, names = to_tensor(emoji.images[rows]), [emoji.names["en"][i] for i in rows]
     before, after = clips.gap(clip, pictures, names)
-    seen = metrics.features(clip.see, emoji.pictures[emoji.plain])
-    values = torch.linalg.eigvalsh(torch.cov(seen.T)).clamp(min=0)
-    apart = float(torch.pdist(seen).mean())
+    embedded = metrics.features(clip.encode_image, emoji.images[emoji.plain])
+    values = torch.linalg.eigvalsh(torch.cov(embedded.T)).clamp(min=0)
+    apart = float(torch.pdist(embedded).mean())
     return {"gap": before, "gap centered": after, "directions": float(values.sum() ** 2 / values.square().sum()),
             "mean distance of two pictures": apart}  # fmt: skip
 
@@ -85,17 +85,17 @@ def about(clip: Clip, emoji: Emoji) -> dict[str, float]:
 class At:
     """An encoder that is shown pictures at one noise level, noise added here (or taken off again by ``model``)."""
 
-    def __init__(self, clip: Clip, sigma: float, told: bool, model: object = None):
-        self.clip, self.sigma, self.told, self.model = clip, sigma, told, model
-        self.read, self.calls = clip.read, 0
+    def __init__(self, clip: Clip, sigma: float, conditioned: bool, model: object = None):
+        self.clip, self.sigma, self.conditioned, self.model = clip, sigma, conditioned, model
+        self.encode_text, self.evaluations = clip.encode_text, 0
 
-    def see(self, x: Tensor) -> Tensor:
-        self.calls += 1
-        noisy = x + self.sigma * torch.randn(x.shape, generator=generator(7, self.calls))
+    def encode_image(self, x: Tensor) -> Tensor:
+        self.evaluations += 1
+        noisy = x + self.sigma * torch.randn(x.shape, generator=generator(7, self.evaluations))
         sigma = torch.full((len(x),), self.sigma)
         if self.model is not None:
-            return self.clip.see(self.model.denoise(noisy, sigma).clamp(-1, 1))  # type: ignore[attr-defined]
-        return self.clip.see(noisy, sigma if self.told else None)
+            return self.clip.encode_image(self.model.denoise(noisy, sigma).clamp(-1, 1))  # type: ignore[attr-defined]
+        return self.clip.encode_image(noisy, sigma if self.conditioned else None)
 
 
 def curve(clean: Clip, noisy: Clip, emoji: Emoji, model: object) -> list[dict[str, object]]:
@@ -108,8 +108,8 @@ def curve(clean: Clip, noisy: Clip, emoji: Emoji, model: object) -> list[dict[st
             asked = {"noisy": At(noisy, sigma, True), "clean": At(clean, sigma, False)}
             if model is not None:
                 asked["clean on x0"] = At(clean, sigma, False, model)
-            found = {k: str(recall_at_1(v, emoji.pictures[rows], own, 100, pool)) for k, v in asked.items()}
-            table.append({"part": part, "sigma": sigma, **found})
+            scores = {k: str(r_precision(v, emoji.images[rows], own, 100, pool)) for k, v in asked.items()}
+            table.append({"part": part, "sigma": sigma, **scores})
             print(table[-1], flush=True)
     return table
 
@@ -117,20 +117,20 @@ def curve(clean: Clip, noisy: Clip, emoji: Emoji, model: object) -> list[dict[st
 def nearer(clip: Clip, prior: object, emoji: Emoji) -> dict[str, str]:
     """Cosine to the true picture's vector, of the words, of the words moved by the mean gap, and of the prior's."""
     train = scenes(part="train")
-    some, said = priors.embeddings(clip, data.Subset(train, range(0, len(train), 4)))
-    shift = some.mean(0) - said[0].mean(0)
+    some, texts_of = priors.embeddings(clip, data.Subset(train, range(0, len(train), 4)))
+    shift = some.mean(0) - texts_of[0].mean(0)
     result = {}
     for part in ("seen", "designs"):
         rows = emoji.chosen(part)
-        seen = metrics.features(clip.see, emoji.pictures[rows])
-        words = clip.read([emoji.names["en"][i] for i in rows])
-        moved = functional.normalize(words + shift, dim=1)
+        embedded = metrics.features(clip.encode_image, emoji.images[rows])
+        texts = clip.encode_text([emoji.names["en"][i] for i in rows])
+        moved = functional.normalize(texts + shift, dim=1)
         made = {
-            "words": words, "words moved by the gap": moved,
-            "prior, expected": priors.imagine(prior, words, range(len(rows)), steps=1),
-            "prior, drawn": priors.imagine(prior, words, range(len(rows))),
+            "words": texts, "words moved by the gap": moved,
+            "prior, expected": priors.imagine(prior, texts, range(len(rows)), steps=1),
+            "prior, drawn": priors.imagine(prior, texts, range(len(rows))),
         }  # fmt: skip
-        cosines = {name: (v * seen).sum(1) for name, v in made.items()}
+        cosines = {name: (v * embedded).sum(1) for name, v in made.items()}
         for name, values in cosines.items():
             low, high = metrics.interval(lambda v: float(v.mean()), values)
             result[f"{part}: {name}"] = f"{float(values.mean()):.3f} [{low:.3f}, {high:.3f}], n={len(rows)}"
@@ -148,21 +148,21 @@ def main() -> None:
     for name in ("clip", "cloob", "noisy", "prior", "model"):
         parser.add_argument(f"--{name}", type=Path)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    given = parser.parse_args()
-    clip, emoji = clips.load(given.clip), Emoji()
+    args = parser.parse_args()
+    clip, emoji = clips.load(args.clip), Emoji()
     result: dict[str, object] = {"recall": recalls(clip, emoji), "about": about(clip, emoji)}
     print(result["about"])
-    if given.cloob:
-        other = clips.load(given.cloob)
+    if args.cloob:
+        other = clips.load(args.cloob)
         result |= {"cloob recall": recalls(other, emoji), "cloob about": about(other, emoji)}
         print(result["cloob about"])
-    if given.noisy:
-        model = load(given.model) if given.model else None
-        result["curve"] = curve(clip, clips.load(given.noisy), emoji, model)
-    if given.prior:
-        result["prior"] = nearer(clip, priors.load(given.prior), emoji)
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "clip.json").write_text(json.dumps(result, indent=2, ensure_ascii=False))
+    if args.noisy:
+        model = load(args.model) if args.model else None
+        result["curve"] = curve(clip, clips.load(args.noisy), emoji, model)
+    if args.prior:
+        result["prior"] = nearer(clip, priors.load(args.prior), emoji)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "clip.json").write_text(json.dumps(result, indent=2, ensure_ascii=False))
 
 
 if __name__ == "__main__":

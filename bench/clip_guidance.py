@@ -33,13 +33,13 @@ class Bench:
     """The generator without words, the names to guide to, and the judge."""
 
     def __init__(self, model: Model, n: int, steps: int, batch: int = 16):
-        self.model, self.batch, self.judge = model, batch, judging.load()
+        self.model, self.batch, self.evaluator = model, batch, judging.load()
         self.table = model.table(steps)
         train = scenes()
         plain = [i for i, row in enumerate(train.rows) if row.color == "white"]
-        chosen = sorted({train.rows[i].picture: i for i in plain}.values())
+        chosen = sorted({train.rows[i].image: i for i in plain}.values())
         self.rows = [chosen[i * len(chosen) // n] for i in range(n)]
-        self.names = [train.words[train.rows[i].picture].name for i in self.rows]
+        self.names = [train.phrases[train.rows[i].image].name for i in self.rows]
         self.own = [name.removeprefix("flag of ") for name in self.names]  # as the judge was taught them
         self.real = train.batch(self.rows).images
 
@@ -54,14 +54,14 @@ class Bench:
             x = samplers.final(samplers.run(make(names), x, self.table, self.nothing(len(names)), list(seeds)))
             seconds += time.perf_counter() - begun
             made.append(self.model.decode(x).clamp(-1, 1))
-        return torch.cat(made), seconds / self.table.calls / len(self.names)
+        return torch.cat(made), seconds / self.table.nfe / len(self.names)
 
     def nothing(self, n: int) -> Cond | None:
-        return self.model.read([""] * n) if self.model.words is not None else None
+        return self.model.encode_prompt([""] * n) if self.model.text_encoder is not None else None
 
     def ways(self, clip: Clip, noisy: Clip) -> dict[str, tuple[Callable[..., Callable], tuple[float, ...]]]:
         """From a scale to (names -> denoiser), and the scales to try."""
-        bare, decode = self.model.denoise, self.model.codec.decode if self.model.codec is not None else None
+        bare, decode = self.model.denoise, self.model.autoencoder.decode if self.model.autoencoder is not None else None
 
         def clean(names: list[str]) -> Callable[[Tensor], Tensor]:
             verdict = matches(clip, names)
@@ -69,9 +69,9 @@ class Bench:
 
         return {
             "noisy": (lambda s: lambda names: guidance.classifier(bare, matches(noisy, names), s), (1.0, 3.0, 10.0)),
-            "clean on x0": (lambda s: lambda names: guidance.steer(bare, clean(names), s, through=False),
+            "clean on x0": (lambda s: lambda names: guidance.loss_guidance(bare, clean(names), s, through=False),
                             (1.0, 3.0, 10.0)),
-            "clean on x0, through the denoiser": (lambda s: lambda names: guidance.steer(bare, clean(names), s),
+            "clean on x0, through the denoiser": (lambda s: lambda names: guidance.loss_guidance(bare, clean(names), s),
                                                   (0.3, 1.0, 3.0)),
         }  # fmt: skip
 
@@ -84,35 +84,35 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=48)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(load(given.model), given.n, given.steps)
-    clip, noisy = clips.load(given.clip), clips.load(given.noisy)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(load(args.model), args.n, args.steps)
+    clip, noisy = clips.load(args.clip), clips.load(args.noisy)
     table, sheets = [], []
 
-    def note(way: str, scale: float, made: Tensor, seconds: float) -> float:
-        recall = judging.recall_at_1(bench.judge, made, bench.own)
-        distance = judging.fd_judge(bench.judge, bench.real, made)
-        table.append({"way": way, "scale": scale, "recall": str(recall), "fd_judge": round(distance, 1),
+    def note(method: str, scale: float, made: Tensor, seconds: float) -> float:
+        recall = judging.r_precision(bench.evaluator, made, bench.own)
+        distance = judging.fd_evaluator(bench.evaluator, bench.real, made)
+        table.append({"way": method, "scale": scale, "recall": str(recall), "fd_judge": round(distance, 1),
                       "ms per call and picture": round(1000 * seconds, 1)})  # fmt: skip
         print(table[-1], flush=True)
         sheets.append(made[:16])
         return recall.value
 
     note("nothing", 0.0, *bench.sample(lambda names: bench.model.denoise))
-    for way, (make, scales) in bench.ways(clip, noisy).items():
+    for method, (make, scales) in bench.methods(clip, noisy).items():
         for scale in scales:
-            note(way, scale, *bench.sample(make(scale)))
-    if bench.model.words is not None:
-        words = guidance.cfg
+            note(method, scale, *bench.sample(make(scale)))
+    if bench.model.text_encoder is not None:
+        cfg = guidance.cfg
 
-        def told(names: list[str]) -> Denoise:
-            cond = bench.model.read(names)
-            return lambda x, sigma, _=None: words(bench.model.denoise, 3.0)(x, sigma, cond)
+        def cond_on(names: list[str]) -> Denoise:
+            cond = bench.model.encode_prompt(names)
+            return lambda x, sigma, _=None: cfg(bench.model.denoise, 3.0)(x, sigma, cond)
 
-        note("told its words, cfg", 3.0, *bench.sample(told))
-    grid(torch.cat(sheets), 16, 1).save(given.out / "clip-guidance.png")
-    (given.out / "clip-guidance.json").write_text(json.dumps(table, indent=2))
+        note("told its words, cfg", 3.0, *bench.sample(cond_on))
+    grid(torch.cat(sheets), 16, 1).save(args.out / "clip-guidance.png")
+    (args.out / "clip-guidance.json").write_text(json.dumps(table, indent=2))
 
 
 if __name__ == "__main__":

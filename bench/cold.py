@@ -42,21 +42,21 @@ def main() -> None:
     parser.add_argument("--size", type=int)
     parser.add_argument("--net", default="unet-tiny")
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--calls", type=int, nargs="+", default=[1, 4, 20])
+    parser.add_argument("--evaluations", type=int, nargs="+", default=[1, 4, 20])
     parser.add_argument("--processes", nargs="+", default=list(PROCESSES))
     parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--runs", type=Path, default=Path("runs/cold"))
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    given = parser.parse_args()
-    data = datasets.load(given.data, given.size)
+    args = parser.parse_args()
+    data = datasets.load(args.data, args.size)
     learned, held = data.split(HELD, 0)
-    x0 = to_tensor(metrics.pictures(held, metrics.choose(held, min(given.n, len(held))))[0])
-    judge = metrics.classifier(data)
-    other = metrics.pictures(learned, metrics.choose(learned, len(x0)))[0]
-    real = metrics.features(judge, other)
+    x0 = to_tensor(metrics.load_images(held, metrics.choose(held, min(args.n, len(held))))[0])
+    classifier = metrics.classifier(data)
+    other = metrics.load_images(learned, metrics.choose(learned, len(x0)))[0]
+    real = metrics.features(classifier, other)
 
     def fd(x: Tensor) -> float:
-        return metrics.frechet(real, metrics.features(judge, x.clamp(-1, 1)))
+        return metrics.frechet(real, metrics.features(classifier, x.clamp(-1, 1)))
 
     def gain(real: Tensor, one: Tensor, many: Tensor) -> float:
         return metrics.frechet(real, one) - metrics.frechet(real, many)
@@ -64,30 +64,35 @@ def main() -> None:
     result: dict = {"floor": round(fd(x0), 3)}
     print(f"{len(x0)} held-out pictures of {data.name}; fd of as many real ones: {result['floor']}")
     sheet = [x0[:12]]
-    for name in given.processes:
-        folder = given.runs / f"{safe_name(given.data)}-{safe_name(name)}"
+    for name in args.processes:
+        folder = args.runs / f"{safe_name(args.data)}-{safe_name(name)}"
         begun = time.process_time()
-        net = cold.train_cold(data, name, given.steps, given.net, holdout=HELD, folder=folder)
+        net = cold.train_cold(data, name, args.steps, args.net, holdout=HELD, folder=folder)
         seconds = time.process_time() - begun
         start = net.process.degrade(x0, 1.0, noise.initial(range(len(x0)), x0.shape[1:]))
         row: dict = {"training": round(seconds), "input": {"fd": round(fd(start), 2), "psnr": mean(psnr(start, x0))}}
         sheet.append(start[:12].clamp(-1, 1))
-        seen: dict[int, Tensor] = {}
-        for calls in given.calls:
+        features_of: dict[int, Tensor] = {}
+        for nfe in args.evaluations:
             eta = 1.0 if name in ("gaussian", "blur_noise") else 0.0
-            made = cold.restore(net, start, calls, eta=eta, seeds=range(len(x0)))
-            seen[calls] = metrics.features(judge, made.clamp(-1, 1))
-            row[f"{calls} calls"] = {"fd": round(metrics.frechet(real, seen[calls]), 2), "psnr": mean(psnr(made, x0))}
-            if calls in (1, max(given.calls)):
+            made = cold.restore(net, start, nfe, eta=eta, seeds=range(len(x0)))
+            features_of[nfe] = metrics.features(classifier, made.clamp(-1, 1))
+            row[f"{nfe} calls"] = {
+                "fd": round(metrics.frechet(real, features_of[nfe]), 2),
+                "psnr": mean(psnr(made, x0)),
+            }
+            if nfe in (1, max(args.evaluations)):
                 sheet.append(made[:12])
-        low, high = metrics.interval(gain, real, seen[1], seen[max(given.calls)], rounds=100)
-        row["fd gained by many calls"] = f"{gain(real, seen[1], seen[max(given.calls)]):.2f} [{low:.2f}, {high:.2f}]"
+        low, high = metrics.interval(gain, real, features_of[1], features_of[max(args.evaluations)], rounds=100)
+        row["fd gained by many calls"] = (
+            f"{gain(real, features_of[1], features_of[max(args.evaluations)]):.2f} [{low:.2f}, {high:.2f}]"
+        )
         print(f"{name:12}", json.dumps(row), flush=True)
         result[name] = row
-    given.out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     zoom = max(1, 40 // x0.shape[-1])
-    grid(torch.cat(sheet), 12, zoom).save(given.out / f"cold-{safe_name(given.data)}.png")
-    (given.out / f"cold-{safe_name(given.data)}.json").write_text(json.dumps(result, indent=1))
+    grid(torch.cat(sheet), 12, zoom).save(args.out / f"cold-{safe_name(args.data)}.png")
+    (args.out / f"cold-{safe_name(args.data)}.json").write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

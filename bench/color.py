@@ -31,10 +31,10 @@ SIZE = 32
 
 def parts(emoji: Dataset) -> dict[str, list[int]]:
     """Rows that are learned from, and two kinds that are not."""
-    held = {"designs": reserved.design, "compositions": reserved.composition}
-    found = {part: [i for i, name in enumerate(emoji.names) if rule(name)] for part, rule in held.items()}
-    found["taught"] = [i for i, name in enumerate(emoji.names) if not reserved.reserved(name)]
-    return found
+    held = {"designs": reserved.glyph, "compositions": reserved.composition}
+    groups = {part: [i for i, name in enumerate(emoji.names) if rule(name)] for part, rule in held.items()}
+    groups["taught"] = [i for i, name in enumerate(emoji.names) if not reserved.reserved(name)]
+    return groups
 
 
 def chroma(a: Tensor, b: Tensor) -> Tensor:
@@ -49,21 +49,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("-n", type=int, default=160, help="pictures of each part")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    emoji, judge = data.emoji(SIZE), judging.load()
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    emoji, evaluator = data.emoji(SIZE), judging.load()
     rows = parts(emoji)
-    learner = Learner(Subset(emoji, rows["taught"]), net="unet-small", restore="gray", holdout=0.0, folder=given.runs)
-    model = learner.fit(steps=given.steps).model
-    report: dict[str, dict[str, object]] = {"steps": {"all": given.steps}}
+    learner = Learner(Subset(emoji, rows["taught"]), net="unet-small", restore="gray", holdout=0.0, folder=args.runs)
+    model = learner.fit(steps=args.steps).model
+    report: dict[str, dict[str, object]] = {"steps": {"all": args.steps}}
     for part, all_rows in rows.items():
-        chosen = all_rows[:: max(len(all_rows) // given.n, 1)][: given.n]
-        report[part] = measured(model, judge, emoji, chosen, given.out / f"color-{part}.png")
+        chosen = all_rows[:: max(len(all_rows) // args.n, 1)][: args.n]
+        report[part] = measured(model, evaluator, emoji, chosen, args.out / f"color-{part}.png")
         print(part, json.dumps(report[part]), flush=True)
-    (given.out / "color.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / "color.json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-def measured(model: Model, judge: judging.Judge, emoji: Dataset, rows: list[int], sheet: Path) -> dict[str, object]:
+def measured(
+    model: Model, evaluator: judging.Evaluator, emoji: Dataset, rows: list[int], sheet: Path
+) -> dict[str, object]:
     batch = emoji.batch(rows)
     real, names = to_tensor(batch.images), [emoji.captions[i][0] for i in rows]
     shades = to_tensor(to_uint8(luminance(real)))
@@ -76,7 +78,7 @@ def measured(model: Model, judge: judging.Judge, emoji: Dataset, rows: list[int]
     right = {}
     result: dict[str, object] = {"n": len(rows)}
     for name, x in made.items():
-        recall = judging.recall_at_1(judge, x, names, 100, pool)
+        recall = judging.r_precision(evaluator, x, names, 100, pool)
         right[name] = recall.value
         low, high = metrics.interval(lambda v: float(v.mean()), chroma(x, real))
         off = float((luminance(x) - shades).abs().max()) * 127.5

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fastdiffusion import guidance, metrics, noise, samplers
 from fastdiffusion.images import grid, to_tensor
-from fastdiffusion.nets.classifier import Classifier, middle
+from fastdiffusion.nets.classifier import Classifier, feature_guidance
 from fastdiffusion.tasks.classifiers import accuracy, train_classifier
 from fastdiffusion.types import Cond, Denoise
 
@@ -41,9 +41,9 @@ class Bench:
 
     def __init__(self, of: Subject, n: int, steps: int):
         model, data = of.model, of.data
-        self.model, self.judge, self.n, self.table = model, of.judge, n, model.table(steps)
-        images, self.real_labels = metrics.pictures(data, metrics.choose(data, max(n, 1000)))
-        self.real = metrics.features(self.judge, images)
+        self.model, self.classifier, self.n, self.table = model, of.classifier, n, model.table(steps)
+        images, self.real_labels = metrics.load_images(data, metrics.choose(data, max(n, 1000)))
+        self.real = metrics.features(self.classifier, images)
         self.real_pixels = to_tensor(images).flatten(1)
         self.labels = torch.arange(n) % len(model.classes)
         self.cond = model.cond(self.labels)
@@ -55,15 +55,15 @@ class Bench:
         return samplers.final(samplers.run(denoise, x, self.table, cond, range(self.n))).clamp(-1, 1)
 
     def row(self, name: str, denoise: Denoise, cond: Cond | None) -> Tensor:
-        begin = time.perf_counter()
+        started = time.perf_counter()
         images = self.sample(denoise, cond)
-        seconds = time.perf_counter() - begin
-        seen = metrics.features(self.judge, images)
-        precision, recall = metrics.precision_recall(self.real[: self.n], seen)
+        seconds = time.perf_counter() - started
+        embedded = metrics.features(self.classifier, images)
+        precision, recall = metrics.precision_recall(self.real[: self.n], embedded)
         with torch.no_grad():
-            right = float((self.judge(images).argmax(1) == self.labels).float().mean())
+            right = float((self.classifier(images).argmax(1) == self.labels).float().mean())
         self.rows.append({
-            "guidance": name, "accuracy": right, "fd": metrics.frechet(self.real[: self.n], seen),
+            "guidance": name, "accuracy": right, "fd": metrics.frechet(self.real[: self.n], embedded),
             "precision": float(precision.mean()), "recall": float(recall.mean()),
             "spread": spread(images.flatten(1), self.labels) / spread(self.real_pixels, self.real_labels),
             "seconds": seconds,
@@ -78,15 +78,15 @@ def unlabelled(denoise: Denoise) -> Denoise:
     return lambda x, sigma, cond=None: denoise(x, sigma, cond.null() if cond is not None else None)
 
 
-def cost(make: Callable[[], Denoise], bench: Bench, calls: int = 30) -> float:
+def cost(make: Callable[[], Denoise], bench: Bench, evaluations: int = 30) -> float:
     """CPU milliseconds of a guided call on 16 pictures, the least of many."""
     x, sigma, cond = torch.randn(16, *bench.model.shape), torch.ones(16), bench.model.cond(bench.labels[:16])
     denoise, times = guidance.start(make()), []
-    for _ in range(calls):
-        begin = time.process_time()
+    for _ in range(evaluations):
+        started = time.process_time()
         with torch.no_grad():
             denoise(x, sigma, cond)
-        times.append(time.process_time() - begin)
+        times.append(time.process_time() - started)
     return 1000 * min(times)
 
 
@@ -116,21 +116,25 @@ def run(args: argparse.Namespace, seed: int) -> list[dict[str, float | str]]:
     for name, guide in guides.items():
         guide.requires_grad_(False)
         print(f"{name}: accuracy on held-out noisy pictures {accuracy(guide, of.held_out)}")
-    print(f"judge: accuracy on held-out pictures {bench.judge.info['accuracy']:.3f}")
+    print(f"judge: accuracy on held-out pictures {bench.classifier.info['accuracy']:.3f}")
 
-    pictures = []
+    sheet = []
     plain = unlabelled(model.denoise)
 
     def by(name: str, scale: float) -> Denoise:
         guide = guides[name]
         whole = name == "classifier"
-        return guidance.classifier(plain, guide.log_prob, scale) if whole else middle(model.denoiser, guide, scale)
+        return (
+            guidance.classifier(plain, guide.log_prob, scale)
+            if whole
+            else feature_guidance(model.denoiser, guide, scale)
+        )
 
     for name in guides:
         for scale in SCALES if name == "classifier" else SCALES[1:]:
-            pictures.append(bench.row(f"{name}, scale {scale:g}, no label", by(name, scale), bench.cond)[:20])
+            sheet.append(bench.row(f"{name}, scale {scale:g}, no label", by(name, scale), bench.cond)[:20])
     for scale in SCALES[1:]:
-        pictures.append(bench.row(f"cfg, scale {scale:g}", guidance.cfg(model.denoise, scale), bench.cond)[:20])
+        sheet.append(bench.row(f"cfg, scale {scale:g}", guidance.cfg(model.denoise, scale), bench.cond)[:20])
     for low, high in ((0.0, 0.3), (0.3, 3.0), (3.0, 80.0)):
         guided = guidance.cfg(model.denoise, 4.0, interval=(low, high))
         bench.row(f"cfg, scale 4, only sigma {low:g} to {high:g}", guided, bench.cond)
@@ -144,18 +148,18 @@ def run(args: argparse.Namespace, seed: int) -> list[dict[str, float | str]]:
     def through() -> Denoise:
         """The whole gradient: the classifier reads the estimate of the clean picture, through all of the U-Net."""
         low, cond = torch.full((16,), 0.05), model.cond(bench.labels[:16])
-        return guidance.steer(plain, lambda x0: -clean.log_prob(x0, low, cond))
+        return guidance.loss_guidance(plain, lambda x0: -clean.log_prob(x0, low, cond))
 
-    ways = {name: lambda name=name: by(name, 1.0) for name in guides}
-    ways |= {"middle, read twice": lambda: guidance.classifier(plain, guides["middle of the U-Net"].log_prob)}
-    costs = {name: cost(make, bench) for name, make in {**ways, "whole": through, "none": lambda: plain}.items()}
+    methods = {name: lambda name=name: by(name, 1.0) for name in guides}
+    methods |= {"middle, read twice": lambda: guidance.classifier(plain, guides["middle of the U-Net"].log_prob)}
+    costs = {name: cost(make, bench) for name, make in {**methods, "whole": through, "none": lambda: plain}.items()}
     print("ms of a call on 16 pictures:", {name: round(value, 1) for name, value in costs.items()})
     print(f"the middle takes {costs['middle of the U-Net'] / costs['whole']:.0%} of the whole gradient's time")
 
     (args.out / f"guidance-{seed}.json").write_text(
         json.dumps({"rows": bench.rows, "milliseconds": costs}, indent=2) + "\n"
     )
-    grid(torch.cat(pictures), 20, max(1, 32 // model.shape[1])).save(args.out / f"guidance-{seed}.png")
+    grid(torch.cat(sheet), 20, max(1, 32 // model.shape[1])).save(args.out / f"guidance-{seed}.png")
     return bench.rows
 
 

@@ -29,7 +29,9 @@ from fastdiffusion.tasks.files import loaded
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--languages", nargs="+", default=list(bilingual.GROUNDS), choices=list(bilingual.GROUNDS))
+    parser.add_argument(
+        "--languages", nargs="+", default=list(bilingual.BACKGROUNDS), choices=list(bilingual.BACKGROUNDS)
+    )
     parser.add_argument("--only", nargs="+", default=["taught", "held_out"], choices=["taught", "held_out"])
     parser.add_argument("--joint", type=float, help="minutes of training denoiser and words together, on all languages")
     parser.add_argument("-n", type=int, default=96)
@@ -40,41 +42,42 @@ def main() -> None:
     if args.joint:
         folder = args.out / "joint"
         Learner(
-            "emoji-polyglot", begin=args.model, text=True, batch_size=64, holdout=0.01, lr=1e-3, folder=folder,
-            density_options={"mean": -0.4, "std": 1.4}, precision="float32",
+            "emoji-multilingual", init_from=args.model, captions=True, batch_size=64, holdout=0.01, lr=1e-3,
+            folder=folder,
+            sigma_distribution_options={"mean": -0.4, "std": 1.4}, precision="float32",
         ).fit(minutes=args.joint)  # fmt: skip
         args.model = folder
-    judge, model = judging.load(), loaded(args.model)
-    assert model.words is not None
+    evaluator, model = judging.load(), loaded(args.model)
+    assert model.text_encoder is not None
 
     def draw(texts: list[str]) -> Tensor:
         return sample(
             model, texts, len(texts), steps=args.steps, scale=model.info.get("scale", 1.5), batch_size=32
         ).images
 
-    found = {}
+    results = {}
     for language in args.languages:
         for part in args.only:
             pairs = bilingual.emoji_pairs([language], held_out=part == "held_out")
             random.Random(0).shuffle(pairs)
             pairs = pairs[: args.n]
-            told = [pair.known.removeprefix("flag of ") for pair in pairs]
+            names = [pair.known.removeprefix("flag of ") for pair in pairs]
             texts = [pair.text for pair in pairs]
             theirs, english = draw(texts), draw([pair.known for pair in pairs])
             row: dict[str, Any] = {
-                "recall": judging.recall_at_1(judge, theirs, told),
-                "english": judging.recall_at_1(judge, english, told),
-                "tokens": sum(int((model.words.tokens([text]) > 0).sum()) for text in texts) / len(texts),
+                "recall": judging.r_precision(evaluator, theirs, names),
+                "english": judging.r_precision(evaluator, english, names),
+                "tokens": sum(int((model.text_encoder.tokens([text]) > 0).sum()) for text in texts) / len(texts),
                 "bytes": sum(len(text.encode()) for text in texts) / len(texts),
             }
             if language == "ja" and part == "held_out":
-                defined = {pair.text for pair in bilingual.bilingual("edict")}
+                defined = {pair.text for pair in bilingual.translations("edict")}
                 rest = [i for i, text in enumerate(texts) if text not in defined]
-                row["undefined"] = judging.recall_at_1(judge, theirs[rest], [told[i] for i in rest])
-            found[f"{language} {part}"] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
+                row["undefined"] = judging.r_precision(evaluator, theirs[rest], [names[i] for i in rest])
+            results[f"{language} {part}"] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
             print(language, part, {k: str(v) for k, v in row.items()}, flush=True)
             grid(theirs[:24], 12).save(args.out / f"{language}-{part}.png")
-    (args.out / "languages.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.out / "languages.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from text_to_image import known, pictures, told
+from text_to_image import evaluator_names, images_of, known
 
 from fastdiffusion import data, sample
 from fastdiffusion.images import grid
 from fastdiffusion.learner import Learner
-from fastdiffusion.models import load_codec
+from fastdiffusion.models import load_autoencoder
 from fastdiffusion.nets import PRESETS
 from fastdiffusion.tasks import drafts, judging
 from fastdiffusion.tasks.files import shipped
@@ -35,35 +35,36 @@ NETS = {
 }
 
 
-def denoiser(way: str, out: Path, folder: Path | None = None) -> Learner:
+def denoiser(space: str, out: Path, folder: Path | None = None) -> Learner:
     """The run of a denoiser that begins with its draft."""
     return Learner(
-        "emoji-scenes", begin=out / way / "draft" / drafts.FILE, text=True, codec=codec(way), batch_size=64,
-        holdout=0.01, decay=0.6, density_options={"mean": -0.4, "std": 1.4}, precision="float32", lr=6e-3,
-        folder=folder, save_every=60, verbose=False,
+        "emoji-scenes", init_from=out / space / "draft" / drafts.FILE, captions=True, autoencoder=autoencoder_of(space),
+        batch_size=64, holdout=0.01, decay=0.6, sigma_distribution_options={"mean": -0.4, "std": 1.4},
+        precision="float32",
+        lr=6e-3, folder=folder, save_every=60, verbose=False,
     )  # fmt: skip
 
 
-def codec(way: str) -> Any:
+def autoencoder_of(space: str) -> Any:
     """Of this way."""
     place = shipped("emoji")
     assert place is not None
-    return load_codec(place) if way == "latents" else None
+    return load_autoencoder(place) if space == "latents" else None
 
 
 def seconds_a_step(out: Path, rounds: int = 4, each: int = 3) -> dict[str, float]:
     """CPU seconds of a training step of both, measured in turns (medians)."""
-    runs = {way: denoiser(way, out).steps(steps=10_000) for way in NETS}
-    found: dict[str, list[float]] = {way: [] for way in NETS}
+    runs = {space: denoiser(space, out).steps(steps=10_000) for space in NETS}
+    results: dict[str, list[float]] = {space: [] for space in NETS}
     for run in runs.values():
         next(run)
     for _ in range(rounds):
-        for way, run in runs.items():
+        for space, run in runs.items():
             start = time.process_time()
             for _ in range(each):
                 next(run)
-            found[way].append((time.process_time() - start) / each)
-    return {way: sorted(times)[len(times) // 2] for way, times in found.items()}
+            results[space].append((time.process_time() - start) / each)
+    return {space: sorted(times)[len(times) // 2] for space, times in results.items()}
 
 
 def main() -> None:
@@ -74,33 +75,39 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.5)
     parser.add_argument("--out", type=Path, default=Path("out/latents"))
     args = parser.parse_args()
-    found: dict[str, Any] = {}
-    for way, net in NETS.items():
+    results: dict[str, Any] = {}
+    for space, net in NETS.items():
         begun = time.process_time()
-        drafts.train_draft(
-            "emoji-scenes", args.draft, net, codec(way), args.out / way / "draft", holdout=0.01, precision="float32"
+        drafts.train_caption_mean(
+            "emoji-scenes",
+            args.draft,
+            net,
+            autoencoder_of(space),
+            args.out / space / "draft",
+            holdout=0.01,
+            precision="float32",
         )
-        found[way] = {"draft seconds": round(time.process_time() - begun)}
+        results[space] = {"draft seconds": round(time.process_time() - begun)}
     timing = args.out / "seconds.json"  # once: a run that goes on must keep its number of steps
     if not timing.exists():
         timing.write_text(json.dumps(seconds_a_step(args.out)))
     seconds = json.loads(timing.read_text())
-    train, judge = data.load("emoji-scenes"), judging.load()
+    train, evaluator = data.load("emoji-scenes"), judging.load()
     _, named = known(train)
     names = list(named)[-args.n :]
-    real = pictures(train, [named[name] for name in names])
-    for way in NETS:
-        steps = round(60 * args.minutes / seconds[way])
-        learn = denoiser(way, args.out, args.out / way / "model").fit(steps=steps)
+    real = images_of(train, [named[name] for name in names])
+    for space in NETS:
+        steps = round(60 * args.minutes / seconds[space])
+        learn = denoiser(space, args.out, args.out / space / "model").fit(steps=steps)
         made = sample(learn.model, names, len(names), steps=12, scale=args.scale, batch_size=32).images
-        grid(made[:48], 12).save(args.out / f"{way}.png")
-        found[way] |= {
-            "seconds a step": round(seconds[way], 3), "steps": steps,
-            "recall": str(judging.recall_at_1(judge, made, told(names))),
-            "fd_judge": round(judging.fd_judge(judge, real, made), 2),
+        grid(made[:48], 12).save(args.out / f"{space}.png")
+        results[space] |= {
+            "seconds a step": round(seconds[space], 3), "steps": steps,
+            "recall": str(judging.r_precision(evaluator, made, evaluator_names(names))),
+            "fd_judge": round(judging.fd_evaluator(evaluator, real, made), 2),
         }  # fmt: skip
-        print(way, found[way], flush=True)
-    (args.out / "latents.json").write_text(json.dumps(found, indent=1) + "\n")
+        print(space, results[space], flush=True)
+    (args.out / "latents.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

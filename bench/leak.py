@@ -5,7 +5,7 @@ a picture augmented when it is surer than it is of all but 1 % of real ones. Thr
 with augmentation that the net is told of (EDM's, ours), and on a data set of which as many pictures were augmented
 beforehand, of which it was told nothing.
 
-    python bench/leak.py [--seeds 3] [--steps 400] [--p 0.3] [--ways told] [-n 1000] [--out out/leak]
+    python bench/leak.py [--seeds 3] [--steps 400] [--p 0.3] [--variants told] [-n 1000] [--out out/leak]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastdiffusion import metrics
-from fastdiffusion.data import Dataset, Pictures, augment, digits
+from fastdiffusion.data import Dataset, Images, augment, digits
 from fastdiffusion.images import grid, to_tensor, to_uint8
 from fastdiffusion.learner import Learner
 from fastdiffusion.noise import generator
@@ -33,9 +33,9 @@ def augmented(images: Tensor, seed: int, p: float) -> tuple[Tensor, Tensor]:
     return to_uint8(augment.apply(to_tensor(images), plan)), plan.vector.abs().sum(1) > 0
 
 
-def judge(data: Dataset) -> tuple[metrics.Classifier, float]:
+def discriminator(data: Dataset) -> tuple[metrics.Classifier, float]:
     """(a classifier of "plain" and "augmented", the threshold that 1 % of real pictures pass)."""
-    images, _ = metrics.pictures(data, range(len(data)))
+    images, _ = metrics.load_images(data, range(len(data)))
     half = len(images) // 2
     shown = [augmented(images[:half], seed, 1.0) for seed in range(4)]
     changed = torch.cat([x[which] for x, which in shown])
@@ -43,7 +43,7 @@ def judge(data: Dataset) -> tuple[metrics.Classifier, float]:
     order = torch.randperm(len(both), generator=generator(0))
     labels = (order >= len(both) - len(changed)).long().tolist()
     classes = ("plain", "augmented")
-    net = metrics.train_classifier(Pictures("augmented or not", [both[order].numpy()], labels, classes=classes))
+    net = metrics.train_classifier(Images("augmented or not", [both[order].numpy()], labels, classes=classes))
     return net, float(suspicion(net, images[half:]).quantile(0.99))
 
 
@@ -59,22 +59,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--p", type=float, default=0.3, help="probability of each change")
-    parser.add_argument("--ways", nargs="+", default=["none", "told", "not told"])
+    parser.add_argument("--variants", nargs="+", default=["none", "told", "not told"])
     parser.add_argument("-n", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("out/leak"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     data = digits()
-    net, threshold = judge(data)
-    images, labels = metrics.pictures(data, range(len(data)))
+    net, threshold = discriminator(data)
+    images, labels = metrics.load_images(data, range(len(data)))
     changed, which = augmented(images, 99, args.p)
     caught = float((suspicion(net, changed[which]) > threshold).float().mean())
     print(f"judge: accuracy {net.info['accuracy']}, catches {caught:.1%} of augmented pictures at 1 % of real ones")
-    baked = Pictures("digits-augmented", [changed.numpy()], labels.tolist(), classes=data.classes)
-    ways = {"none": (data, {}), "told": (data, {"augment": NAMES, "augment_p": args.p}), "not told": (baked, {})}
+    baked = Images("digits-augmented", [changed.numpy()], labels.tolist(), classes=data.classes)
+    variants = {"none": (data, {}), "told": (data, {"augment": NAMES, "augment_p": args.p}), "not told": (baked, {})}
     result: dict[str, list[float]] = {}
-    for name in args.ways:
-        source, options = ways[name]
+    for name in args.variants:
+        source, options = variants[name]
         for seed in range(args.seeds):
             model = Learner(source, net="unet-tiny", seed=seed, verbose=False, **options).fit(steps=args.steps).model
             made = sample(model, n=args.n, seed=1000 * seed, batch_size=250)

@@ -4,7 +4,7 @@
     python bench/memory.py malloc [--rounds 5]        # images/s and page faults with malloc as it is and keeping memory
 
 malloc gives large tensors back to the system when they are freed, and each new one is then mapped and zeroed page by
-page. The command line has it keep them (``cli.keep_memory``).
+page. The command line has it keep them (``cli.tune_malloc``).
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ def flat(steps: int) -> None:
     from fastdiffusion.callbacks import Callback
     from fastdiffusion.learner import Learner
 
-    seen: list[float] = []
+    resident_mb: list[float] = []
 
     class Look(Callback):
         def step(self, learner, step) -> None:
             if step.step % 200 == 0:
-                seen.append(resident())
-                print(f"step {step.step}: {seen[-1]:.0f} MB", flush=True)
+                resident_mb.append(resident())
+                print(f"step {step.step}: {resident_mb[-1]:.0f} MB", flush=True)
 
     net = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 16}
     with tempfile.TemporaryDirectory() as folder:
         Learner("digits", net, folder=folder, precision="float32", verbose=False).fit(steps=steps, callbacks=[Look()])
-    half = seen[len(seen) // 2 :]
+    half = resident_mb[len(resident_mb) // 2 :]
     growth = half[-1] - half[0]
     print(f"second half: {min(half):.0f} to {max(half):.0f} MB, {growth:+.1f} MB in {200 * (len(half) - 1)} steps")
 
 
 def one(seconds: float, keep: bool) -> None:
     """Train for some seconds; print images/s and what the kernel was asked for."""
-    from fastdiffusion.cli import keep_memory
+    from fastdiffusion.cli import tune_malloc
     from fastdiffusion.learner import Learner
 
     if keep:
-        keep_memory()
+        tune_malloc()
     learner = Learner("fashion-mnist", "unet-small", precision="float32", batch_size=32, verbose=False)
     loop = learner.steps(steps=100_000)
     for _ in range(3):

@@ -27,41 +27,45 @@ from fastdiffusion.tasks.classifiers import level_error, train_noise_level
 @torch.no_grad()
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--calls", type=int, nargs="+", default=[8, 12, 20, 50])
+    parser.add_argument("--evaluations", type=int, nargs="+", default=[8, 12, 20, 50])
     parser.add_argument("--level-steps", type=int, default=600)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 
-    model, data, train, held_out, judge = subject(args)
+    model, data, train, held_out, classifier = subject(args)
     with torch.enable_grad():
         level = train_noise_level(train, args.level_steps)
-    seen = level_error(level, held_out)
+    errors = level_error(level, held_out)
     print("noise level predictor, relative RMS error on held-out pictures by level:",
-          {sigma: round(error, 3) for sigma, error in seen.items()})  # fmt: skip
+          {sigma: round(error, 3) for sigma, error in errors.items()})  # fmt: skip
 
     n, cond = args.n, model.cond(torch.arange(args.n) % len(model.classes))
     start = model.sigma_max * noise.initial(range(n), model.shape)
-    real = metrics.features(judge, metrics.pictures(data, metrics.choose(data, 2 * n))[0])
+    real = metrics.features(classifier, metrics.load_images(data, metrics.choose(data, 2 * n))[0])
     print(f"floor, real against real: fd {metrics.frechet(real[:n], real[n:]):.3f}")
 
-    def table(name: str, calls: int) -> samplers.Table:
-        return model.table(calls, name, "exponential")
+    def table(name: str, evaluations: int) -> samplers.Table:
+        return model.table(evaluations, name, "exponential")
 
     def by_optimizer(update: str, blind: bool, **options: float) -> Callable[[int], Tensor]:
         eye = level if blind else None
-        return lambda calls: samplers.final(optimizing.optimize(
-            model.denoise, start, model.sigma_max, calls, update, model.sigma_min, eye, cond, **options
+        return lambda evaluations: samplers.final(optimizing.optimize(
+            model.denoise, start, model.sigma_max, evaluations, update, model.sigma_min, eye, cond, **options
         ))  # fmt: skip
 
     methods: dict[str, Callable[[int], Tensor]] = {
-        "ddim": lambda calls: samplers.final(samplers.run(model.denoise, start, table("euler", calls), cond)),
-        "dpmpp_3m": lambda calls: samplers.final(samplers.run(model.denoise, start, table("dpmpp_3m", calls), cond)),
+        "ddim": lambda evaluations: samplers.final(
+            samplers.run(model.denoise, start, table("euler", evaluations), cond)
+        ),
+        "dpmpp_3m": lambda evaluations: samplers.final(
+            samplers.run(model.denoise, start, table("dpmpp_3m", evaluations), cond)
+        ),
         "momentum 0.3": by_optimizer("momentum", False, beta=0.3),
         "momentum -0.3": by_optimizer("momentum", False, beta=-0.3),
         "extrapolation 2": by_optimizer("extrapolation", False),
         "adam": by_optimizer("adam", False),
-        "ddim, blind denoiser": lambda calls: samplers.final(
-            samplers.run(guidance.blind(model.denoise, level), start, table("euler", calls), cond)
+        "ddim, blind denoiser": lambda evaluations: samplers.final(
+            samplers.run(guidance.blind(model.denoise, level), start, table("euler", evaluations), cond)
         ),
         "descent, blind": by_optimizer("descent", True),
         "momentum 0.3, blind": by_optimizer("momentum", True, beta=0.3),
@@ -72,14 +76,14 @@ def main() -> None:
     rows = []
     for name, method in methods.items():
         cells = []
-        for calls in args.calls:
-            x = method(calls)
+        for evaluations in args.evaluations:
+            x = method(evaluations)
             error = float((x - flow).square().mean().sqrt())
-            fd = metrics.frechet(real[:n], metrics.features(judge, x.clamp(-1, 1)))
-            rows.append({"method": name, "calls": calls, "error": error, "fd": fd})
-            cells.append(f"{calls:3d}: error {error:.3f} fd {fd:6.3f}")
+            fd = metrics.frechet(real[:n], metrics.features(classifier, x.clamp(-1, 1)))
+            rows.append({"method": name, "calls": evaluations, "error": error, "fd": fd})
+            cells.append(f"{evaluations:3d}: error {error:.3f} fd {fd:6.3f}")
         print(f"{name:24s}", " | ".join(cells), flush=True)
-    report = {"rows": rows, "level_error": {str(k): v for k, v in seen.items()}}
+    report = {"rows": rows, "level_error": {str(k): v for k, v in errors.items()}}
     (args.out / "optimizer_sampling.json").write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -178,8 +178,10 @@ def waifu2x() -> Callable[[Tensor], Tensor] | None:
     for line in (folder / "scale2.0x_model.param").read_text().splitlines():
         kind, *rest = line.split()
         if kind in ("Convolution", "Deconvolution"):
-            told = {key: int(float(value)) for key, value in (w.split("=") for w in rest if "=" in w and "," not in w)}
-            outputs, side, numbers = told["0"], told["1"], told["6"]
+            options = {
+                key: int(float(value)) for key, value in (w.split("=") for w in rest if "=" in w and "," not in w)
+            }
+            outputs, side, numbers = options["0"], options["1"], options["6"]
             half = raw[:4] == (0x01306B47).to_bytes(4, "little")  # ncnn's mark for float16; 0 is float32
             size = (2 * numbers + 3) // 4 * 4 if half else 4 * numbers
             kernel = np.frombuffer(raw[4:], np.float16 if half else np.float32, numbers).astype(np.float32)

@@ -38,21 +38,21 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--scale", type=float, default=3.0)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    model, rows, sheets = load(given.model), {}, []
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    model, rows, sheets = load(args.model), {}, []
     for name, form in FORMS.items():
-        asked = [form.format(*[THINGS[i % len(THINGS)]] * form.count("{}")) for i in range(given.n)]
-        made = sample(model, n=given.n, prompt=asked, steps=given.steps, scale=given.scale).images
-        seen = judging.ground(made)
-        blue = torch.tensor([float(color == "blue") for color in seen])
+        asked = [form.format(*[THINGS[i % len(THINGS)]] * form.count("{}")) for i in range(args.n)]
+        made = sample(model, n=args.n, prompt=asked, steps=args.steps, scale=args.scale).images
+        backgrounds = judging.background_color(made)
+        blue = torch.tensor([float(color == "blue") for color in backgrounds])
         low, high = metrics.interval(lambda v: float(v.mean()), blue)
         rows[name] = {"blue": f"{float(blue.mean()):.0%} [{max(low, 0):.0%}, {min(high, 1):.0%}]",
-                      "yellow": f"{seen.count('yellow') / len(seen):.0%}", "n": given.n}  # fmt: skip
+                      "yellow": f"{backgrounds.count('yellow') / len(backgrounds):.0%}", "n": args.n}  # fmt: skip
         print(f"{name:24}", rows[name], flush=True)
         sheets.append(made[:16])
-    grid(torch.cat(sheets), min(given.n, 16)).save(given.out / "prompts.png")
-    (given.out / "prompts.json").write_text(json.dumps(rows, indent=2))
+    grid(torch.cat(sheets), min(args.n, 16)).save(args.out / "prompts.png")
+    (args.out / "prompts.json").write_text(json.dumps(rows, indent=2))
 
 
 if __name__ == "__main__":

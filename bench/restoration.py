@@ -27,13 +27,13 @@ from torch import Tensor
 
 from fastdiffusion.corruptions import parse
 from fastdiffusion.data.crops import reduced
-from fastdiffusion.images import read, save_png, to_array, to_pil, to_tensor, to_uint8
+from fastdiffusion.images import read_image, save_png, to_array, to_pil, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.nets.perceptual import perceptual_distance
 from fastdiffusion.tasks.coloring import luminance
 from fastdiffusion.tasks.deblurring import estimate_kernel, richardson_lucy, wiener
 from fastdiffusion.tasks.restoration import bundled, restore
-from fastdiffusion.tasks.watermarks import unmark
+from fastdiffusion.tasks.watermarks import remove_watermark
 
 SIZE = 128
 MARGIN = 32  # pixels around what is blurred
@@ -70,9 +70,9 @@ def interval(values: list[float], groups: list[str]) -> tuple[float, float, floa
 
 def crops(folder: Path, each: int, margin: int = 0) -> tuple[list[Tensor], list[str]]:
     """The most detailed of random places, ``each`` of a photograph, with ``margin`` pixels of what lies around."""
-    found, names = [], []
+    squares, names = [], []
     for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".png")):
-        pixels = torch.from_numpy(to_array(reduced(read(path).convert("RGB"), 1_000_000)))
+        pixels = torch.from_numpy(to_array(reduced(read_image(path).convert("RGB"), 1_000_000)))
         g = torch.Generator().manual_seed(len(names))
         places = [
             [int(torch.randint(n - SIZE - 2 * margin + 1, (1,), generator=g)) // 16 * 16 for n in pixels.shape[1:]]
@@ -81,9 +81,9 @@ def crops(folder: Path, each: int, margin: int = 0) -> tuple[list[Tensor], list[
         side = SIZE + 2 * margin
         parts = [pixels[:, top : top + side, left : left + side] for top, left in places]
         parts.sort(key=lambda part: -float(part.float().diff(dim=1).abs().mean()))
-        found += [to_tensor(part) for part in parts[:each]]
+        squares += [to_tensor(part) for part in parts[:each]]
         names += [path.name] * each
-    return found, names
+    return squares, names
 
 
 def file_of(y: Tensor) -> Image.Image:
@@ -113,7 +113,7 @@ def measure(
     what = parse(text)
     scores: dict[str, list[float]] = {key: [] for key in answers}
     structure: dict[str, list[float]] = {key: [] for key in answers}
-    seen: dict[str, list[float]] = {key: [] for key in answers}
+    perceptual: dict[str, list[float]] = {key: [] for key in answers}
     rows = []
     for x in photos:
         inner = (..., slice(margin, -margin or None), slice(margin, -margin or None))
@@ -124,7 +124,7 @@ def measure(
         for key, value in made.items():
             scores[key].append(each(value.clamp(-1, 1), x))
             structure[key].append(ssim(value.clamp(-1, 1), x))
-            seen[key].append(float(perceptual_distance(value[None].clamp(-1, 1), x[None])))
+            perceptual[key].append(float(perceptual_distance(value[None].clamp(-1, 1), x[None])))
         if len(rows) < 8 * len(made) + 8 and len(scores[key]) % max(len(photos) // 8, 1) == 0:
             rows += [*made.values(), x]
     if show is not None:
@@ -137,7 +137,7 @@ def measure(
         gain = [a - b for a, b in zip(scores[key], scores[first], strict=True)]
         out[key] = {"psnr": interval(scores[key], names), "gain": interval(gain, names),
                     "ssim": sum(structure[key]) / len(structure[key]),
-                    "features": interval(seen[key], names)}  # fmt: skip
+                    "features": interval(perceptual[key], names)}  # fmt: skip
         m, lo, hi = out[key]["psnr"]
         d, dlo, dhi = out[key]["gain"]
         f, flo, fhi = out[key]["features"]
@@ -160,12 +160,12 @@ def main() -> None:
     parser.add_argument("--zero-shot", action=argparse.BooleanOptionalAction, default=True, help="its 20 calls a crop")
     parser.add_argument("--only", default="", help="parts, with commas")
     parser.add_argument("--out", type=Path, default=Path("out/restoration"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    model = bundled() if given.model is None else load(given.model)
-    photos, names = crops(given.folder, given.each)
-    given.out.mkdir(parents=True, exist_ok=True)
-    report, only = {}, [part for part in given.only.split(",") if part]
+    model = bundled() if args.model is None else load(args.model)
+    photos, names = crops(args.folder, args.each)
+    args.out.mkdir(parents=True, exist_ok=True)
+    report, only = {}, [part for part in args.only.split(",") if part]
 
     def wanted(part: str) -> bool:
         return not only or part in only
@@ -173,14 +173,14 @@ def main() -> None:
     def answer(text: str, **options):
         return lambda y, op: to_tensor(restore(y, text, model, **options).images[0])
 
-    def given_as(y: Image.Image, op) -> Tensor:
+    def unchanged(y: Image.Image, op) -> Tensor:
         return op.lift(to_tensor(y)[None])[0].expand(3, -1, -1)
 
     def table(name: str, text: str, answers: dict, photos: list[Tensor] = photos, **options) -> None:
-        answers = {key: f for key, f in answers.items() if given.zero_shot or key != "zero-shot"}
+        answers = {key: f for key, f in answers.items() if args.zero_shot or key != "zero-shot"}
         if wanted(name) and len(answers) > 1:
-            report[name] = {"corruption": text, **measure(name, text, answers, photos, names, given.out, **options)}
-            (given.out / "report.json").write_text(json.dumps(report, indent=1))
+            report[name] = {"corruption": text, **measure(name, text, answers, photos, names, args.out, **options)}
+            (args.out / "report.json").write_text(json.dumps(report, indent=1))
 
     enlarge = waifu2x()
     for factor in (2, 4):
@@ -189,42 +189,42 @@ def main() -> None:
             "Lanczos": lambda y, op, f=factor: resized(y, Image.Resampling.LANCZOS, f),
             "bicubic": lambda y, op, f=factor: resized(y, Image.Resampling.BICUBIC, f),
             **({"waifu2x": lambda y, op: enlarge(to_tensor(y)[None])[0]} if factor == 2 and enlarge else {}),
-            "mean": answer(text), "ensemble": answer(text, ensemble=True),
+            "mean": answer(text), "ensemble": answer(text, self_ensemble=True),
             "sample": answer(text, answer="sample", steps=12),
-            "zero-shot": answer(text, way="zero-shot", steps=20),
+            "zero-shot": answer(text, method="zero-shot", steps=20),
         })  # fmt: skip
     for quality in (5, 10, 30, 50, 75):
         text = f"jpeg {quality}"
         table(f"jpeg {quality}", text, {
-            "input": given_as, "median filter": lambda y, op: to_tensor(y.filter(ImageFilter.MedianFilter(3))),
-            "deblocked": lambda y, op: deblocked(y), "mean": answer(text), "ensemble": answer(text, ensemble=True),
+            "input": unchanged, "median filter": lambda y, op: to_tensor(y.filter(ImageFilter.MedianFilter(3))),
+            "deblocked": lambda y, op: deblocked(y), "mean": answer(text), "ensemble": answer(text, self_ensemble=True),
             "blind": answer("jpeg 5..95"),
         })  # fmt: skip
     # a photograph is blurred before its border is cut: what lies beyond is blurred into it, and no mirror stands there
-    wide = crops(given.folder, given.each, MARGIN)[0]
+    wide = crops(args.folder, args.each, MARGIN)[0]
     for text in ("blur 1.5", "motion 9 30", "defocus 3"):
         kernel = _kernel(text)
         table(f"deblur {text}", text, {
-            "input": given_as,
+            "input": unchanged,
             **{f"Wiener {r:g}": lambda y, op, k=kernel, r=r: wiener(to_tensor(y)[None], k, r)[0] for r in (2e-3, 1e-2)},
             **{f"RL {n}": lambda y, op, k=kernel, n=n: richardson_lucy(to_tensor(y)[None], k, n)[0] for n in (30, 100)},
             **({"mean": answer(text)} if text.startswith("blur") else {}),
-            "zero-shot": answer(text, way="zero-shot", steps=20),
+            "zero-shot": answer(text, method="zero-shot", steps=20),
         }, wide, margin=MARGIN)  # fmt: skip
     for text in ("noise 0.1", "blur 1, noise 0.05, jpeg 50", "gray", "downscale 2, jpeg 50"):
-        table(text, text, {"input": given_as, "mean": answer(text), "ensemble": answer(text, ensemble=True)})
+        table(text, text, {"input": unchanged, "mean": answer(text), "ensemble": answer(text, self_ensemble=True)})
     for text in ("pixelate 4", "fade 0.5", "posterize 6", "watermark 'SAMPLE' 0.5 0.7 0.5 0.5"):
-        way = {"method": "dps"} if text.startswith("poster") else {}
-        table(text, text, {"input": given_as, "zero-shot": answer(text, way="zero-shot", steps=20, **way)})
+        more = {"posterior": "dps"} if text.startswith("poster") else {}
+        table(text, text, {"input": unchanged, "zero-shot": answer(text, method="zero-shot", steps=20, **more)})
     if wanted("kernels"):
-        report["kernels"] = kernels(given.folder)
+        report["kernels"] = kernels(args.folder)
     if wanted("marks"):
-        report["marks"] = marks(given.folder, model)
+        report["marks"] = marks(args.folder, model)
     if wanted("cost"):
-        report["cost"] = cost(given.folder, model)
+        report["cost"] = cost(args.folder, model)
     if wanted("seams"):
-        report["seams"] = seams(given.folder, model)
-    (given.out / "report.json").write_text(json.dumps(report, indent=1))
+        report["seams"] = seams(args.folder, model)
+    (args.out / "report.json").write_text(json.dumps(report, indent=1))
 
 
 def _kernel(text: str) -> Tensor:
@@ -239,7 +239,7 @@ def kernels(folder: Path) -> dict:
     for text in ("blur 2", "motion 15 30", "motion 9 120", "defocus 4"):
         true = F.pad(_kernel(text), (8,) * 4)
         for path in sorted(folder.iterdir()):
-            x = to_tensor(reduced(read(path).convert("RGB"), 500_000))[None]
+            x = to_tensor(reduced(read_image(path).convert("RGB"), 500_000))[None]
             kernel = F.pad(estimate_kernel(to_tensor(to_uint8(parse(text)(x)))), (8,) * 4)
             shifts = [torch.roll(kernel, (i, j), (0, 1)) for i in range(-3, 4) for j in range(-3, 4)]
             out.setdefault(text, []).append(max(float((s * true).sum() / (s.norm() * true.norm())) for s in shifts))
@@ -251,13 +251,13 @@ def marks(folder: Path, model: Model) -> dict:
     """Several pictures with one mark: error inside the mark before and after; and whether anything else changed."""
     out = {}
     x = torch.stack([
-        to_tensor(reduced(read(p).convert("RGB"), 400_000))[:, :360, :480]
-        for p in sorted(folder.iterdir()) if min(reduced(read(p), 400_000).size) >= 480
+        to_tensor(reduced(read_image(p).convert("RGB"), 400_000))[:, :360, :480]
+        for p in sorted(folder.iterdir()) if min(reduced(read_image(p), 400_000).size) >= 480
     ][:8])  # fmt: skip
     for opacity in (0.3, 0.5, 0.7, 1):
         op = parse(f"watermark 'SAMPLE' {opacity} 0.7 0.5 0.5").on(x.shape[1:], [0] * len(x))
         y = to_tensor(to_uint8(op.forward(x)))
-        done = unmark([to_pil(v) for v in y], model)
+        done = remove_watermark([to_pil(v) for v in y], model)
         inside = op.mean(torch.full_like(x, -1.0))[:1] > -0.98
         before, after = (10 * math.log10(4 / float(((v - x).square() * inside).sum() / inside.sum() / len(x)))
                          for v in (y, done.images))  # fmt: skip
@@ -272,12 +272,12 @@ def marks(folder: Path, model: Model) -> dict:
 def cost(folder: Path, model: Model) -> dict:
     """Seconds a megapixel of input, and the peak of memory above what was there before."""
     out = {}
-    source = read(next(p for p in sorted(folder.iterdir()))).convert("RGB")
+    source = read_image(next(p for p in sorted(folder.iterdir()))).convert("RGB")
     for side in (1000, 2000, 4000):
-        memory = io.BytesIO()
-        source.resize((side, side), Image.Resampling.LANCZOS).save(memory, "JPEG", quality=20)
+        buffer = io.BytesIO()
+        source.resize((side, side), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=20)
         before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-        restore(read(memory.getvalue()), "jpeg 5..95", model)
+        restore(read_image(buffer.getvalue()), "jpeg 5..95", model)
         seconds = (time.process_time() - begun) / (side / 1000) ** 2
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         out[str(side)] = {"seconds a megapixel": seconds, "peak MB": peak / 1024, "grown MB": (peak - before) / 1024}
@@ -289,7 +289,7 @@ def seams(folder: Path, model: Model) -> dict:
     """Mean gradient across the places where tiles begin and end, against that of all other places."""
     ratios = []
     for path in sorted(folder.iterdir()):
-        y = reduced(read(path).convert("RGB"), 250_000)
+        y = reduced(read_image(path).convert("RGB"), 250_000)
         done = restore(y, "downscale 2", model, tile=128, overlap=64)
         whole = restore(y, "downscale 2", model, tile=4096)
         x, w = done.images[0].float(), whole.images[0].float()

@@ -29,7 +29,7 @@ from fastdiffusion.data import oracles
 from fastdiffusion.denoisers import Denoiser
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
-CALLS = (5, 8, 10, 12, 20, 50)
+EVALUATIONS = (5, 8, 10, 12, 20, 50)
 HELD_OUT = 10_000_000  # seeds from here on are for measuring only
 
 
@@ -103,10 +103,10 @@ PROBLEMS: dict[str, tuple[str, Callable[[], object], int, int]] = {
 @cache
 def k_diffusion() -> types.ModuleType:
     """k_diffusion.sampling alone: the package's own __init__ wants torchvision, clip and more."""
-    found = importlib.util.find_spec("k_diffusion")
-    assert found and found.submodule_search_locations, "pip install --no-deps k-diffusion"
+    best_run = importlib.util.find_spec("k_diffusion")
+    assert best_run and best_run.submodule_search_locations, "pip install --no-deps k-diffusion"
     package = types.ModuleType("k_diffusion")
-    package.__path__ = list(found.submodule_search_locations)
+    package.__path__ = list(best_run.submodule_search_locations)
     unused = ("torchvision", "torchvision.transforms", "torchvision.datasets", "torchdiffeq", "torchsde")
     stubs = {name: MagicMock() for name in unused if name not in sys.modules}
     sys.modules.update({"k_diffusion": package, **stubs})
@@ -121,7 +121,7 @@ def k_runs() -> Iterator[tuple[str, int, Callable[[Callable, Tensor, Tensor], Te
     """(name, calls a step, run) of every ODE sampler of k-diffusion; SDE ones with eta = 0."""
     k = k_diffusion()
     still = {"eta": 0.0, "noise_sampler": lambda a, b: 0.0}
-    for name, calls, options in (
+    for name, evaluations, options in (
         ("euler", 1, {}),
         ("heun", 2, {}),
         ("dpm_2", 2, {}),
@@ -138,7 +138,7 @@ def k_runs() -> Iterator[tuple[str, int, Callable[[Callable, Tensor, Tensor], Te
         def run(denoise, x, sigmas, sampler=sampler, options=options):
             return sampler(lambda x, s, **_: denoise(x, s), x, sigmas.float(), disable=True, **options)
 
-        yield f"k-diffusion {name}{' heun' if 'solver_type' in options else ''}", calls, run
+        yield f"k-diffusion {name}{' heun' if 'solver_type' in options else ''}", evaluations, run
 
 
 def diffusers_runs() -> Iterator[tuple[str, int, Callable[[Callable, Tensor, Tensor], Tensor]]]:
@@ -176,8 +176,8 @@ def diffusers_runs() -> Iterator[tuple[str, int, Callable[[Callable, Tensor, Ten
                 state = scheduler.step(x0, scheduler.timesteps[i], state, return_dict=False)[0]
             return state * scales[-1]
 
-        words = ",".join(str(v) for key, v in config.items() if key != "final_sigmas_type")
-        yield f"diffusers {cls}({words})", 1, run
+        settings = ",".join(str(v) for key, v in config.items() if key != "final_sigmas_type")
+        yield f"diffusers {cls}({settings})", 1, run
 
 
 def gam_runs() -> Iterator[tuple[str, int, Callable[[Callable, Tensor, Tensor], Tensor]]]:
@@ -211,23 +211,23 @@ def errors(x: Tensor, end: Tensor) -> tuple[float, float]:
     return float(each.mean().sqrt()), float(each.median().sqrt())
 
 
-def best(runs, denoise, x: Tensor, end: Tensor, calls: int) -> dict[str, float | str | int]:
+def best(runs, denoise, x: Tensor, end: Tensor, evaluations: int) -> dict[str, float | str | int]:
     """Errors and name of the configuration with the least RMS error, and how many were tried."""
-    found: dict[str, float | str | int] = {"error": math.inf}
+    best_run: dict[str, float | str | int] = {"error": math.inf}
     tried = 0
     for name, a_step, run in runs:
-        n = (calls + a_step - 1) // a_step  # one call too few is let pass: 2n - 1 <= calls
-        if a_step * n - (a_step - 1) > calls:
+        n = (evaluations + a_step - 1) // a_step  # one call too few is let pass: 2n - 1 <= calls
+        if a_step * n - (a_step - 1) > evaluations:
             continue
-        for words, sigmas in grids(n):
+        for settings, sigmas in grids(n):
             tried += 1
             try:
                 error, median = errors(run(denoise, x.clone(), sigmas), end)
             except (ValueError, IndexError, ZeroDivisionError):  # a peer that cannot take the schedule
                 continue
-            if error < found["error"]:
-                found = {"error": error, "median": median, "configuration": f"{name}, {words}"}
-    return {**found, "tried": tried}
+            if error < best_run["error"]:
+                best_run = {"error": error, "median": median, "configuration": f"{name}, {settings}"}
+    return {**best_run, "tried": tried}
 
 
 def textbook_runs():
@@ -241,11 +241,11 @@ def textbook_runs():
         def run(denoise, x, sigmas, name=name, options=options):
             return samplers.final(samplers.run(denoise, x, samplers.table(name, sigmas, **options)))
 
-        yield f"{name} {options or ''}".strip(), samplers.about(name).calls, run
+        yield f"{name} {options or ''}".strip(), samplers.about(name).nfe, run
 
 
 @torch.no_grad()
-def measure(key: str, seconds: float, held_out: int, calls: tuple[int, ...]) -> dict:
+def measure(key: str, seconds: float, held_out: int, evaluations: tuple[int, ...]) -> dict:
     title, make, dim, noises = PROBLEMS[key]
     with torch.enable_grad():
         denoise = make()
@@ -253,7 +253,7 @@ def measure(key: str, seconds: float, held_out: int, calls: tuple[int, ...]) -> 
     flows = [fitting.Flow.solve(denoise, x, schedules.exponential(n, SIGMA_MIN, SIGMA_MAX), None) for n in (400, 800)]
     flow = flows[1]
     result = {"problem": title, "held_out": held_out, "reference_error": flow.error(flows[0].end), "calls": {}}
-    for n in calls:
+    for n in evaluations:
         row: dict = {}
         for who, runs in {
             "peer": (*k_runs(), *diffusers_runs(), *gam_runs()),
@@ -289,10 +289,10 @@ def markdown(results: list[dict]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for result in results:
         for n, row in result["calls"].items():
-            peer, found = row["peer"], {who: v["error"] for who, v in row.items()}
+            peer, best_run = row["peer"], {who: v["error"] for who, v in row.items()}
             cells = [result["problem"], str(n), f"{peer['configuration']} (of {peer['tried']})", f"{peer['error']:.4f}"]
-            cells += [f"{found[w]:.4f}" if w in found else "" for w in ("textbook", "fitted", "polished")]
-            cells += [f"{peer['error'] / found[w]:.1f}" if w in found else "" for w in ("fitted", "polished")]
+            cells += [f"{best_run[w]:.4f}" if w in best_run else "" for w in ("textbook", "fitted", "polished")]
+            cells += [f"{peer['error'] / best_run[w]:.1f}" if w in best_run else "" for w in ("fitted", "polished")]
             cells.append(f"{peer['median'] / row['polished']['median']:.1f}" if "polished" in row else "")
             lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -302,13 +302,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="64 held-out noises instead of 256")
     parser.add_argument("--problems", default=",".join(PROBLEMS))
-    parser.add_argument("--calls", default=",".join(map(str, CALLS)))
+    parser.add_argument("--evaluations", default=",".join(map(str, EVALUATIONS)))
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
-    calls = tuple(int(n) for n in args.calls.split(","))
+    evaluations = tuple(int(n) for n in args.evaluations.split(","))
     held_out = 64 if args.quick else 256
-    results = [measure(key, args.seconds, held_out, calls) for key in args.problems.split(",")]
+    results = [measure(key, args.seconds, held_out, evaluations) for key in args.problems.split(",")]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "sampler_accuracy.json").write_text(json.dumps(results, indent=1))
     (args.out / "sampler_accuracy.md").write_text(markdown(results) + "\n")

@@ -25,7 +25,7 @@ def ours() -> dict[str, tuple[int, Callable[[], object]]]:
     for name in samplers.SAMPLERS:
         table = samplers.table(name, schedules.exponential(STEPS))
         out[f"fastdiffusion {name}"] = (
-            table.calls,
+            table.nfe,
             lambda table=table: samplers.final(samplers.run(lambda x, s, c=None: x, x, table, seeds=[0])),
         )
     return out
@@ -34,7 +34,7 @@ def ours() -> dict[str, tuple[int, Callable[[], object]]]:
 def k_diffusions() -> dict[str, tuple[int, Callable[[], object]]]:
     k, x, sigmas = k_diffusion(), 80 * torch.randn(1, 2), schedules.exponential(STEPS).float()
     out = {}
-    for name, calls in {
+    for name, evaluations in {
         "euler": STEPS,
         "heun": 2 * STEPS - 1,
         "lms": STEPS,
@@ -43,7 +43,7 @@ def k_diffusions() -> dict[str, tuple[int, Callable[[], object]]]:
     }.items():
         sampler = getattr(k, f"sample_{name}")
         out[f"k-diffusion {name}"] = (
-            calls,
+            evaluations,
             lambda sampler=sampler: sampler(lambda x, s, **_: x, x, sigmas, disable=True),
         )
     return out
@@ -75,10 +75,10 @@ def main() -> None:
     least = dict.fromkeys(runs, float("inf"))
     with torch.no_grad():
         for _ in range(RUNS):
-            for name, (calls, run) in runs.items():
+            for name, (evaluations, run) in runs.items():
                 began = time.perf_counter()
                 run()
-                least[name] = min(least[name], (time.perf_counter() - began) / calls * 1e6)
+                least[name] = min(least[name], (time.perf_counter() - began) / evaluations * 1e6)
     print("| sampler | microseconds a call |\n|---|---|")
     for name, value in least.items():
         print(f"| {name} | {value:.1f} |")

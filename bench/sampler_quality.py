@@ -4,7 +4,7 @@ All tables start from the same noises and classes. "fd" is the distance to the t
 data's own classifier; "more" is how much of it the few calls are to blame for (fd less that of 100 calls, with a 95 %
 interval of the bootstrap over noises, paired); "RMS" is the distance of the pictures from those of 100 calls.
 
-    python bench/sampler_quality.py MODEL [--data fashion-mnist] [-n 500] [--calls 5,8,12] [--seconds 60]
+    python bench/sampler_quality.py MODEL [--data fashion-mnist] [-n 500] [--evaluations 5,8,12] [--seconds 60]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FIRST = 10_000_000  # seeds from here on: no table was fitted to them
 
 
 @torch.no_grad()
-def pictures(model: Model, table: Table, n: int, path: Path) -> Tensor:
+def drawn(model: Model, table: Table, n: int, path: Path) -> Tensor:
     """The n pictures of a table, in [-1, 1]; from the disk if they were made before."""
     if path.exists():
         return load_tensors(path)[1]["images"]
@@ -46,11 +46,11 @@ def pictures(model: Model, table: Table, n: int, path: Path) -> Tensor:
     return images
 
 
-def fitted(model: Model, calls: int, seconds: float, path: Path) -> Table:
+def fitted(model: Model, evaluations: int, seconds: float, path: Path) -> Table:
     """The table fitted to the model, kept on the disk."""
     if not path.exists():
         cond = model.cond(range(len(model.classes)))
-        path.write_text(fit_sampler(model, calls, cond=cond, seconds=seconds).to_json())
+        path.write_text(fit_sampler(model, evaluations, cond=cond, seconds=seconds).to_json())
     return Table.from_json(path.read_text())
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("-n", type=int, default=500)
-    parser.add_argument("--calls", default="5,8,12")
+    parser.add_argument("--evaluations", default="5,8,12")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--out", type=Path, default=Path("out/sampler_quality"))
     args = parser.parse_args()
@@ -67,41 +67,43 @@ def main() -> None:
     model = load(args.model)
     data = datasets.load(args.data, size=model.shape[1])
     test = datasets.load(args.data, size=model.shape[1], part="test") if args.data == "fashion-mnist" else data
-    judge = metrics.classifier(data)
-    real = metrics.features(judge, metrics.pictures(test, range(len(test)))[0])
+    classifier = metrics.classifier(data)
+    real = metrics.features(classifier, metrics.load_images(test, range(len(test)))[0])
     wanted = torch.arange(args.n) % len(model.classes)
 
     tables = {"dpmpp_3m, 100": samplers.table("dpmpp_3m", schedules.exponential(100, model.sigma_min, model.sigma_max))}
-    for calls in map(int, args.calls.split(",")):
-        tables[f"fitted, {calls}"] = fitted(model, calls, args.seconds, args.out / f"fitted-{calls}.json")
-        name, schedule, low = tables[f"fitted, {calls}"].info["textbook"].split(", ")
-        sigmas = schedules.schedule(schedule, calls, sigma_min=float(low.split()[1]), sigma_max=model.sigma_max)
-        tables[f"best textbook by RMS ({name} {schedule}), {calls}"] = samplers.table(name, sigmas)
+    for evaluations in map(int, args.evaluations.split(",")):
+        tables[f"fitted, {evaluations}"] = fitted(
+            model, evaluations, args.seconds, args.out / f"fitted-{evaluations}.json"
+        )
+        name, schedule, low = tables[f"fitted, {evaluations}"].info["textbook"].split(", ")
+        sigmas = schedules.schedule(schedule, evaluations, sigma_min=float(low.split()[1]), sigma_max=model.sigma_max)
+        tables[f"best textbook by RMS ({name} {schedule}), {evaluations}"] = samplers.table(name, sigmas)
         for name in TEXTBOOK:
-            each = samplers.about(name).calls
-            steps = (calls + each - 1) // each
+            each = samplers.about(name).nfe
+            steps = (evaluations + each - 1) // each
             table = samplers.table(name, schedules.exponential(steps, model.sigma_min, model.sigma_max))
-            if table.calls == calls:
-                tables[f"{name}, {calls}"] = table
+            if table.nfe == evaluations:
+                tables[f"{name}, {evaluations}"] = table
 
-    rows, reference, seen_100 = [], torch.empty(0), torch.empty(0)
+    rows, reference, features_100 = [], torch.empty(0), torch.empty(0)
     for name, table in tables.items():
-        images = pictures(model, table, args.n, args.out / f"{safe_name(name)}.safetensors")
+        images = drawn(model, table, args.n, args.out / f"{safe_name(name)}.safetensors")
         fake = to_uint8(images)
-        seen = metrics.features(judge, fake)
+        features = metrics.features(classifier, fake)
         if not rows:
-            reference, seen_100 = images, seen
-        width = seen.shape[1]
+            reference, features_100 = images, features
+        width = features.shape[1]
 
         def more(both: Tensor, width: int = width) -> float:
             return metrics.frechet(real, both[:, :width]) - metrics.frechet(real, both[:, width:])
 
-        low, high = metrics.interval(more, torch.cat([seen, seen_100], 1), rounds=50) if rows else (0.0, 0.0)
-        fd = metrics.frechet(real, seen)
+        low, high = metrics.interval(more, torch.cat([features, features_100], 1), rounds=50) if rows else (0.0, 0.0)
+        fd = metrics.frechet(real, features)
         row = {
             "table": name, "fd": fd, "more": fd - (rows[0]["fd"] if rows else fd), "low": low, "high": high,
             "rms": float((images - reference).square().mean().sqrt()),
-            "accuracy": float((judge(to_tensor(fake)).argmax(1) == wanted).float().mean()),
+            "accuracy": float((classifier(to_tensor(fake)).argmax(1) == wanted).float().mean()),
         }  # fmt: skip
         rows.append(row)
         print(

@@ -42,12 +42,12 @@ def photograph(name: str, size: int) -> Image.Image:
     import sklearn
 
     roots = Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images"
-    picture = plain(Image.open(next(root / name for root in roots if (root / name).exists()))).convert("RGB")
-    picture.thumbnail((size, size), Image.Resampling.LANCZOS)
-    return picture
+    photo = plain(Image.open(next(root / name for root in roots if (root / name).exists()))).convert("RGB")
+    photo.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return photo
 
 
-def judge_maps():
+def evaluator_maps():
     """The stages of the shipped judge as feature maps; it takes sides that divide by 16."""
     eye = judging.load().eye
 
@@ -70,20 +70,20 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--monotone", type=int, default=2, help="pairs to try all strengths on")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    given = parser.parse_args()
-    judge, rows, sheet = judge_maps(), [], []
+    args = parser.parse_args()
+    eval_maps, rows, sheet = evaluator_maps(), [], []
 
     def style(a: Image.Image, b: Image.Image) -> float:
         with torch.no_grad():
-            return float(style_distance(as_tensor(a), as_tensor(b), judge))
+            return float(style_distance(as_tensor(a), as_tensor(b), eval_maps))
 
     def run(a: Image.Image, b: Image.Image, strength: float) -> Image.Image:
-        return stylize(a, b, strength, given.size, given.steps, given.keep)
+        return stylize(a, b, strength, args.size, args.steps, args.keep)
 
-    for content, pattern in (PAIRS[i] for i in given.pairs):
-        a, b = photograph(content, given.size), photograph(pattern, given.size)
+    for content, pattern in (PAIRS[i] for i in args.pairs):
+        a, b = photograph(content, args.size), photograph(pattern, args.size)
         begun = time.process_time()
-        made = run(a, b, given.strength)
+        made = run(a, b, args.strength)
         row = {
             "content": content, "style": pattern, "before": round(style(a, b), 3), "after": round(style(made, b), 3),
             "edges": round(float(edge_similarity(as_tensor(a), as_tensor(made))), 3),
@@ -100,8 +100,8 @@ def main() -> None:
         result[name] = f"{float(values.mean()):.3f} [{low:.3f}, {high:.3f}], n={len(values)}"
         print(name, result[name])
     ranks = []
-    for content, pattern in PAIRS[: given.monotone]:
-        a, b = photograph(content, given.size), photograph(pattern, given.size)
+    for content, pattern in PAIRS[: args.monotone]:
+        a, b = photograph(content, args.size), photograph(pattern, args.size)
         answers = [run(a, b, strength) for strength in STRENGTHS]
         assert answers[0].tobytes() == a.tobytes()
         away = torch.tensor([style(made, b) for made in answers])
@@ -111,9 +111,9 @@ def main() -> None:
         print(f"{content} to {pattern}: style {[round(v, 3) for v in away.tolist()]}, Spearman {ranks[-1]:.3f}")
         sheet += [answers[1], answers[2], answers[3]]
     result["spearman"] = ranks
-    given.out.mkdir(parents=True, exist_ok=True)
-    grid(sheet, 3).save(given.out / "style.png")
-    (given.out / "style.json").write_text(json.dumps(result, indent=1))
+    args.out.mkdir(parents=True, exist_ok=True)
+    grid(sheet, 3).save(args.out / "style.png")
+    (args.out / "style.json").write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

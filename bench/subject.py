@@ -20,7 +20,7 @@ class Subject(NamedTuple):
     data: Dataset
     train: Dataset  # what the model has seen
     held_out: Dataset
-    judge: metrics.Classifier
+    classifier: metrics.Classifier
 
 
 def arguments(description: str | None) -> argparse.ArgumentParser:

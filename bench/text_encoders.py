@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from fastdiffusion import data, tokenizers
 from fastdiffusion.latents import Latents
-from fastdiffusion.models import load_codec
-from fastdiffusion.nets.text import Draft, Layer, TextEncoder, normalized
+from fastdiffusion.models import load_autoencoder
+from fastdiffusion.nets.text import CaptionMean, Layer, TextEncoder, normalized
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks.files import shipped
 from fastdiffusion.tasks.loop import Part, train
@@ -37,12 +37,12 @@ class Ours(nn.Module):
     def __init__(self, texts: list[str]):
         super().__init__()
         tokenizer = tokenizers.train([normalized(text) for text in texts], 4096)
-        self.words = TextEncoder(len(tokenizer), WIDTH, DEPTH, HEAD)
-        self.words.learn_words(tokenizer, texts)
-        self.draft = Draft(WIDTH)
+        self.text_encoder = TextEncoder(len(tokenizer), WIDTH, DEPTH, HEAD)
+        self.text_encoder.set_vocabulary(tokenizer, texts)
+        self.caption_mean = CaptionMean(WIDTH)
 
     def forward(self, texts: list[str]) -> Tensor:
-        return self.draft(self.words(self.words.tokens(texts))[2])
+        return self.caption_mean(self.text_encoder(self.text_encoder.tokens(texts))[2])
 
 
 class Frozen(nn.Module):
@@ -61,19 +61,19 @@ class Frozen(nn.Module):
         self.inside = nn.Linear(self.table.shape[1], WIDTH)
         self.position = nn.Parameter(torch.zeros(24, WIDTH))
         self.layers = nn.ModuleList(Layer(WIDTH, HEAD) for _ in range(depth))
-        self.draft = Draft(WIDTH)
+        self.caption_mean = CaptionMean(WIDTH)
 
     def forward(self, texts: list[str]) -> Tensor:
-        said = [e.ids[:24] for e in self.tokenizer.encode_batch([t.lower() for t in texts], add_special_tokens=False)]
-        longest = max(map(len, said))
-        mask = torch.tensor([[i < len(row) for i in range(longest)] for row in said])
-        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in said])
+        ids = [e.ids[:24] for e in self.tokenizer.encode_batch([t.lower() for t in texts], add_special_tokens=False)]
+        longest = max(map(len, ids))
+        mask = torch.tensor([[i < len(row) for i in range(longest)] for row in ids])
+        tokens = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
         x = self.inside(self.table[tokens] / self.scale)
         if self.layers:
             x = x + self.position[:longest]
         for layer in self.layers:
             x = layer(x, mask)
-        return self.draft((x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        return self.caption_mean((x * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
 
 
 ENCODERS = {
@@ -91,10 +91,10 @@ def main() -> None:
     args = parser.parse_args()
     place = shipped("emoji")
     assert place is not None
-    codec = load_codec(place)
-    rows = Latents(data.load("emoji-scenes"), codec)
+    autoencoder = load_autoencoder(place)
+    rows = Latents(data.load("emoji-scenes"), autoencoder)
     sets = {"taught": rows} | {
-        part: Latents(data.load("emoji-scenes", part=part), codec) for part in ("compositions", "designs")
+        part: Latents(data.load("emoji-scenes", part=part), autoencoder) for part in ("compositions", "designs")
     }
 
     def loss(encoder: nn.Module, seed: int, step: int) -> Tensor:
@@ -113,7 +113,7 @@ def main() -> None:
             begun = time.process_time()
             loss(encoder, 0, step).backward()
             cost[name].append(time.process_time() - begun)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for name in ENCODERS:
         seconds = sorted(cost[name])[3]
         for seed in range(args.seeds):
@@ -128,10 +128,10 @@ def main() -> None:
                     batch = held.batch(some)
                     error = (encoder(batch.captions) - batch.images).square().mean()
                     row[kind] = round(float(error / batch.images.square().mean()), 4)
-            found[f"{name}, seed {seed}"] = row
+            results[f"{name}, seed {seed}"] = row
             print(name, seed, row, flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "text-encoders.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.out / "text-encoders.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from fastdiffusion.models import Model
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks import judging
 from fastdiffusion.tasks.files import loaded
-from fastdiffusion.tasks.variations import vary
+from fastdiffusion.tasks.variations import variations
 
 PROMPTS = (
     "a cat with heart eyes", "grinning face", "face with tears of joy", "smiling face with sunglasses", "red heart",
@@ -55,12 +55,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/emoji-bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    judge, model = judging.load(), loaded(args.model)
+    evaluator, model = judging.load(), loaded(args.model)
     train = data.load("emoji-scenes")
     plain, named = known(train)
     order = list(named)
-    choosing, seen = order[: args.n // 2], order[args.n // 2 :][: args.n]
-    found: dict[str, object] = {"model": str(args.model), "steps": args.steps, "n": args.n}
+    choosing, trained = order[: args.n // 2], order[args.n // 2 :][: args.n]
+    results: dict[str, object] = {"model": str(args.model), "steps": args.steps, "n": args.n}
 
     def draw(prompts: list[str], scale: float, seed: int = 0) -> Tensor:
         return sample(model, prompts, len(prompts), steps=args.steps, seed=seed, scale=scale, batch_size=32).images
@@ -70,14 +70,14 @@ def main() -> None:
         curve = {}
         for s in args.scales:
             images = draw(choosing, s, 1000)
-            real = pictures(train, [named[name] for name in choosing])
-            curve[s] = {"recall": judging.recall_at_1(judge, images, choosing)[:3],
-                        "fd_judge": judging.fd_judge(judge, real, images)}  # fmt: skip
+            real = images_of(train, [named[name] for name in choosing])
+            curve[s] = {"recall": judging.r_precision(evaluator, images, choosing)[:3],
+                        "fd_judge": judging.fd_evaluator(evaluator, real, images)}  # fmt: skip
             print("scale", s, curve[s], flush=True)
         scale = max(curve, key=lambda s: curve[s]["recall"][0])
-        found["guidance"] = curve
-    found["scale"] = scale
-    sets = {"seen": (train, [named[name] for name in seen])}
+        results["guidance"] = curve
+    results["scale"] = scale
+    sets = {"seen": (train, [named[name] for name in trained])}
     for part in ("compositions", "grounds", "designs"):
         other = data.load("emoji-scenes", part=part)
         rows = list(range(len(other)))
@@ -87,110 +87,116 @@ def main() -> None:
         if part not in args.only:
             continue
         prompts = [scenes.caption(i) for i in rows]
-        names = [scenes.words[scenes.rows[i].picture].name for i in rows]
-        real, begun = pictures(scenes, rows), time.perf_counter()
+        names = [scenes.phrases[scenes.rows[i].image].name for i in rows]
+        real, begun = images_of(scenes, rows), time.perf_counter()
         images = draw(prompts, scale)
         seconds = time.perf_counter() - begun
         away = names[1:] + names[:1]
         row = {
-            "recall": judging.recall_at_1(judge, images, told(names)),
-            "ceiling": judging.recall_at_1(judge, real, told(names)),
-            "through_codec": judging.recall_at_1(judge, model.decode(model.encode(real)).clamp(-1, 1), told(names)),
-            "baseline": judging.recall_at_1(judge, images, told(away)),
-            "fd_judge": judging.fd_judge(judge, real, images),
-            "fd_codec": judging.fd_judge(judge, real, model.decode(model.encode(real)).clamp(-1, 1)),
+            "recall": judging.r_precision(evaluator, images, evaluator_names(names)),
+            "ceiling": judging.r_precision(evaluator, real, evaluator_names(names)),
+            "through_codec": judging.r_precision(
+                evaluator, model.decode(model.encode(real)).clamp(-1, 1), evaluator_names(names)
+            ),
+            "baseline": judging.r_precision(evaluator, images, evaluator_names(away)),
+            "fd_judge": judging.fd_evaluator(evaluator, real, images),
+            "fd_codec": judging.fd_evaluator(evaluator, real, model.decode(model.encode(real)).clamp(-1, 1)),
             "pictures_per_second": len(images) / seconds,
         }
         if (
             part == "compositions"
         ):  # composed, or copied? what was asked for and never seen, against the nearest of all seen
-            seen_before = pictures(train, plain)
-            of = [metrics.features(judge, x) for x in (images, real, seen_before)]
+            learned = images_of(train, plain)
+            of = [metrics.features(evaluator, x) for x in (images, real, learned)]
             nearest = torch.cdist(of[0], of[2]).min(1)
             own = (of[0] - of[1]).norm(dim=1)
             row["nearer_to_the_unseen"] = float((own < nearest.values).float().mean())
-            rows_of_three = torch.stack([real, images.cpu(), seen_before[nearest.indices]], 1)[
-                :: max(len(rows) // 16, 1)
-            ]
+            rows_of_three = torch.stack([real, images.cpu(), learned[nearest.indices]], 1)[:: max(len(rows) // 16, 1)]
             grid(rows_of_three[:16].transpose(0, 1).flatten(0, 1), len(rows_of_three[:16])).save(
                 args.out / "neighbours.png"
             )
         if part == "grounds":
             colors = [scenes.rows[i].color for i in rows]
-            row["ground_right"] = sum(a == b for a, b in zip(judging.ground(images), colors, strict=True)) / len(rows)
-        found[part] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
+            row["ground_right"] = sum(
+                a == b for a, b in zip(judging.background_color(images), colors, strict=True)
+            ) / len(rows)
+        results[part] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
         print(part, {k: str(v) for k, v in row.items()}, flush=True)
         grid(torch.stack([p for pair in zip(real[:32], images[:32], strict=True) for p in pair]), 16).save(
             args.out / f"{part}.png"
         )
-    if "vary" in args.only:
-        found["vary"] = varied(model, judge, sets, train, args)
+    if "variations" in args.only:
+        results["variations"] = varied(model, evaluator, sets, train, args)
     if "grid" in args.only:
         begun = time.perf_counter()
         made = sample(model, list(PROMPTS), len(PROMPTS), steps=args.steps, scale=scale, batch_size=32)
-        found["grid_seconds"] = time.perf_counter() - begun
+        results["grid_seconds"] = time.perf_counter() - begun
         made.save_grid(args.out / "grid.png", columns=8, labels=False, zoom=1)
-    (args.out / "emoji.json").write_text(json.dumps(found, indent=1) + "\n")
+    (args.out / "emoji.json").write_text(json.dumps(results, indent=1) + "\n")
 
 
-def varied(model: Model, judge: judging.Judge, sets: dict, train, args: argparse.Namespace) -> dict[str, object]:
+def varied(
+    model: Model, evaluator: judging.Evaluator, sets: dict, train, args: argparse.Namespace
+) -> dict[str, object]:
     """Real pictures in, pictures of the same things out: as the font draws them, moved within their frame, and unseen.
 
     ``variety`` is the mean distance of two variations of a picture in the judge's eyes. A picture that the model never
     saw has no name that it could draw, so ``likeness``, the judge's cosine to the source, says how near it comes.
     """
     rows = sets["seen"][1]
-    real, names = pictures(train, rows), told([train.words[train.rows[i].picture].name for i in rows])
+    real, names = images_of(train, rows), evaluator_names([train.phrases[train.rows[i].image].name for i in rows])
     plan = augment.draw(len(real), generator(6), ("mirror", "scale", "shift"), 1.0)
     unseen, its = sets["designs"]
-    sources = {"as drawn": real, "moved": augment.apply(real, plan), "never seen": pictures(unseen, its)}
-    found: dict[str, object] = {}
-    for clip, memory in zip(args.clips or [None], args.memories or [None], strict=True):
+    sources = {"as drawn": real, "moved": augment.apply(real, plan), "never seen": images_of(unseen, its)}
+    results: dict[str, object] = {}
+    for clip, index in zip(args.clips or [None], args.memories or [None], strict=True):
         for kind, shown in sources.items():
             for temperature in args.temperatures:
                 made, variety = [], []
                 with tempfile.TemporaryDirectory() as place, torch.no_grad():
-                    for k, picture in enumerate(tqdm(shown, f"varying {kind}")):
-                        save_png(picture, f"{place}/{k}.png")
-                        given = {"clip": clip, "memory": memory, "temperature": temperature, "model": model}
-                        images = vary(f"{place}/{k}.png", n=4, steps=args.steps, seed=4 * k, **given).images
+                    for k, image in enumerate(tqdm(shown, f"varying {kind}")):
+                        save_png(image, f"{place}/{k}.png")
+                        options = {"clip": clip, "index": index, "temperature": temperature, "model": model}
+                        images = variations(f"{place}/{k}.png", n=4, steps=args.steps, seed=4 * k, **options).images
                         made.append(images[:1])
-                        variety.append(float(torch.pdist(judge.see(images)).mean()))
+                        variety.append(float(torch.pdist(evaluator.encode_image(images)).mean()))
                 images = torch.cat(made)
                 a, b = ((x - x.mean((1, 2, 3), keepdim=True)).flatten(1) for x in (shown, images))
                 row: dict[str, object] = {
-                    "recall": None if kind == "never seen" else str(judging.recall_at_1(judge, images, names)),
+                    "recall": None if kind == "never seen" else str(judging.r_precision(evaluator, images, names)),
                     "pixel_correlation": round(float(torch.cosine_similarity(a, b).mean()), 3),
-                    "likeness": round(float((judge.see(shown) * judge.see(images)).sum(1).mean()), 3),
+                    "likeness": round(
+                        float((evaluator.encode_image(shown) * evaluator.encode_image(images)).sum(1).mean()), 3
+                    ),
                     "variety": round(sum(variety) / len(variety), 3),
                 }
                 key = f"{clip or 'bundled'}, {kind}, {temperature:g}"
-                found[key] = row
-                print("vary", key, row, flush=True)
+                results[key] = row
+                print("variations", key, row, flush=True)
                 sheet = torch.stack([p for pair in zip(shown[:24], images[:24], strict=True) for p in pair])
                 grid(sheet, 12).save(args.out / f"vary-{kind.replace(' ', '-')}-{temperature:g}.png")
-    return found
+    return results
 
 
 def known(train) -> tuple[list[int], dict[str, int]]:
     """Rows of the plain pictures, and of those without skin tones by name, in an order that says nothing."""
     plain = [i for i, row in enumerate(train.rows) if row.color == "white" and train.source(i) == i]
-    named = {train.words[train.rows[i].picture].name: i for i in plain if not reserved.skins(name_of(train, i))}
+    named = {train.phrases[train.rows[i].image].name: i for i in plain if not reserved.skins(name_of(train, i))}
     order = sorted(named)
     random.Random(0).shuffle(order)
     return plain, {name: named[name] for name in order}
 
 
 def name_of(scenes, i: int) -> str:
-    return scenes.pictures.names[scenes.rows[i].picture]
+    return scenes.images.names[scenes.rows[i].image]
 
 
-def told(names: list[str]) -> list[str]:
+def evaluator_names(names: list[str]) -> list[str]:
     """Names as the judge was taught them: flags by their country."""
     return [name.removeprefix("flag of ") for name in names]
 
 
-def pictures(scenes, rows: list[int]) -> Tensor:
+def images_of(scenes, rows: list[int]) -> Tensor:
     return to_tensor(scenes.batch(rows).images)
 
 

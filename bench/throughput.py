@@ -114,7 +114,7 @@ def high_water_mark() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def peak_memory(name: str, args: argparse.Namespace) -> float:
+def peak_mb(name: str, args: argparse.Namespace) -> float:
     """Peak resident MB of a fresh process that trains ``name`` for a few steps."""
     command = [
         sys.executable,
@@ -138,25 +138,25 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             rounds[name]["train"].append(r.per_second(r.train, args.steps))
             rounds[name]["forward"].append(r.per_second(r.forward, 2 * args.steps))
     return {
-        name: {"parameters": r.parameters, **rounds[name], "peak_mb": peak_memory(name, args)}
+        name: {"parameters": r.parameters, **rounds[name], "peak_mb": peak_mb(name, args)}
         for name, r in runners.items()
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
     """The measurements as markdown."""
-    lines = [
+    rows = [
         "| net | parameters | training images/s | against diffusers | forward images/s | against diffusers | peak MB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, row in found.items():
+    for name, row in results.items():
         cells = [name, f"{row['parameters'] / 1e6:.2f} M"]
         for kind in ("train", "forward"):
-            reference = found.get(REFERENCE, row)[kind]
+            reference = results.get(REFERENCE, row)[kind]
             ratio = median(a / b for a, b in zip(row[kind], reference, strict=True))
             cells += [f"{median(row[kind]):.0f} ({min(row[kind]):.0f}-{max(row[kind]):.0f})", f"{ratio:.2f}"]
-        lines.append(f"| {' | '.join([*cells, format(row['peak_mb'], '.0f')])} |")
-    return "\n".join(lines)
+        rows.append(f"| {' | '.join([*cells, format(row['peak_mb'], '.0f')])} |")
+    return "\n".join(rows)
 
 
 def main() -> None:
@@ -177,12 +177,12 @@ def main() -> None:
             runner.train()
         print(high_water_mark())
         return
-    found = measure(args)
+    results = measure(args)
     about = {k: getattr(args, k) for k in ("batch", "size", "threads", "rounds", "steps")}
     about |= {"torch": torch.__version__, "machine": platform.machine(), "avx": torch.backends.cpu.get_cpu_capability()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"about": about, "nets": found}, indent=1) + "\n")
-    print(table(found))
+    args.out.write_text(json.dumps({"about": about, "nets": results}, indent=1) + "\n")
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def ours(seed: int, folder: Path | None = None) -> Learner:
 
 def rates(rounds: int = 5, seconds: float = 6.0) -> None:
     """Training images per second of every system, measured in turns so that the machine's moods fall on all alike."""
-    pictures = data.load("fashion-mnist", size=32)
-    batch = pictures.batch(list(range(256)))
+    dataset = data.load("fashion-mnist", size=32)
+    batch = dataset.batch(list(range(256)))
     images, labels = to_tensor(batch.images), batch.labels
     runs = {}
     for name, make in PEERS.items():
@@ -54,16 +54,16 @@ def rates(rounds: int = 5, seconds: float = 6.0) -> None:
     for step, _ in runs.values():
         for _ in range(3):
             step()
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    speeds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, (step, size) in runs.items():
             start, done = time.perf_counter(), 0
             while time.perf_counter() - start < seconds:
                 step()
                 done += size
-            found[name].append(done / (time.perf_counter() - start))
-    result = {name: sorted(values)[len(values) // 2] for name, values in found.items()}
-    write("rates.json", {"images_per_second": result, "all": found, "threads": THREADS})
+            speeds[name].append(done / (time.perf_counter() - start))
+    result = {name: sorted(values)[len(values) // 2] for name, values in speeds.items()}
+    write("rates.json", {"images_per_second": result, "all": speeds, "threads": THREADS})
     print(json.dumps(result, indent=1))
 
 
@@ -78,19 +78,19 @@ def train(system: str, seed: int, minutes: float) -> None:
         learner.fit(steps=total // learner.batch_size)
     else:
         torch.manual_seed(seed)
-        peer, seen, source = PEERS[system](total), 0, generator(seed)
-        pictures = data.load("fashion-mnist", size=32)
-        while seen < total:
-            for rows in torch.randperm(len(pictures), generator=source).split(peer.batch):
-                batch = pictures.batch(rows.tolist())
+        peer, trained, source = PEERS[system](total), 0, generator(seed)
+        dataset = data.load("fashion-mnist", size=32)
+        while trained < total:
+            for rows in torch.randperm(len(dataset), generator=source).split(peer.batch):
+                batch = dataset.batch(rows.tolist())
                 peer.step(to_tensor(batch.images), batch.labels)
-                seen += len(rows)
-                if seen >= total:
+                trained += len(rows)
+                if trained >= total:
                     break
         place.mkdir(parents=True, exist_ok=True)
         save_tensors(place / "weights.safetensors", peer.weights(), {"system": system})
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    note = {"images": total, "seconds": time.perf_counter() - start, "peak MB": round(memory)}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    note = {"images": total, "seconds": time.perf_counter() - start, "peak MB": round(peak)}
     write(f"{place.name}.json", note)
     print(system, seed, minutes, note)
 
@@ -126,12 +126,12 @@ def measure(fake: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """Distances to the test pictures, and the floor: as many training pictures of the same labels."""
     net = metrics.classifier(data.load("fashion-mnist", size=32))
     test = data.load("fashion-mnist", size=32, part="test")
-    real, _ = metrics.pictures(test, range(len(test)))
+    real, _ = metrics.load_images(test, range(len(test)))
     a, b = metrics.features(net, real), metrics.features(net, fake)
     x, y = metrics.gradient_statistics(to_tensor(real)), metrics.gradient_statistics(to_tensor(fake))
     accuracy = (net(to_tensor(fake)).argmax(1) == labels).float().mean()
     train = data.load("fashion-mnist", size=32)
-    floor, _ = metrics.pictures(train, metrics.choose(train, len(fake)))
+    floor, _ = metrics.load_images(train, metrics.choose(train, len(fake)))
     z = metrics.gradient_statistics(to_tensor(floor))
     return {
         "fd_fashion_mnist": metrics.frechet(a, b),

@@ -16,9 +16,9 @@ truth is known: ``likeness`` and ``psnr`` are those to it, and ``told`` asks for
 
     python bench/translation.py [--runs runs] [--scale 1] [--model FILE] [--classes pullover,coat] [--out out/bench]
 
-``--runs`` holds the trainings, which are made, or gone on with, where they are not complete. ``--only`` and ``--ways``
-choose among parts and methods. ``--model`` is a class-conditional model of Fashion-MNIST at 32 pixels, for the two ways
-that need no training.
+``--runs`` holds the trainings, which are made, or gone on with, where they are not complete. ``--only`` and
+``--methods`` choose among parts and methods. ``--model`` is a class-conditional model of Fashion-MNIST at 32 pixels,
+for the two methods that need no training.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from torch import Tensor
 
 from fastdiffusion import data, metrics
 from fastdiffusion.data import reserved
-from fastdiffusion.data.scenes import on_ground
+from fastdiffusion.data.scenes import composite
 from fastdiffusion.images import grid, to_tensor
 from fastdiffusion.models import Model
 from fastdiffusion.models import load as load_model
 from fastdiffusion.tasks import judging, translation
 from fastdiffusion.tasks.files import loaded
-from fastdiffusion.tasks.piles import Piles, piles
+from fastdiffusion.tasks.piles import Domains, domains
 from fastdiffusion.tasks.styles import edge_similarity
 from fastdiffusion.types import Cond
 
 STEPS = {"regression": 1036, "gan": 556, "diffusion": 960, "bridge": 960, "cyclegan": 400}  # about 2.5 CPU minutes
 SEEDS = 3  # samples of each picture that a sampled row is the mean of
-CALLS = 12
+EVALUATIONS = 12
 # Skin tones, joiner, color variant, female, male, facing right: what two pictures of one design differ in
 SIGNS = {*(f"1f3f{tone}" for tone in "bcdef"), "200d", "fe0f", "2640", "2642", "27a1"}
 PARTS = ["paired", "unpaired", "grounds"]
-WAYS = ["regression", "gan", "diffusion", "bridge", "cyclegan", "sdedit", "dual"]
+METHODS = ["regression", "gan", "diffusion", "bridge", "cyclegan", "sdedit", "ddib"]
 
 
 def trained(method: str, runs: Path, name: str = "emoji", *data: object, **options: Any) -> tuple[Any, float]:
@@ -78,14 +78,14 @@ def mean(values: Tensor) -> str:
     return f"{float(values.mean()):.3f} [{low:.3f}, {high:.3f}]"
 
 
-def nearest(found: Piles, a: Tensor) -> Tensor:
+def nearest(pairs: Domains, a: Tensor) -> Tensor:
     """For each source, the training target, or its mirror image, whose source, slightly blurred, is nearest."""
-    rows = torch.arange(found.sizes[0])
-    best, answers = torch.full((len(a),), torch.inf), torch.empty(len(a), *found.b.shape[1:])
+    rows = torch.arange(pairs.sizes[0])
+    best, answers = torch.full((len(a),), torch.inf), torch.empty(len(a), *pairs.b.shape[1:])
     asked = F.avg_pool2d(a[:, :1], 2).flatten(1)
     for mirrored in (False, True):
         for part in rows.split(512):
-            known, targets = found.batch(part, part, torch.full((len(part),), mirrored))
+            known, targets = pairs.batch(part, part, torch.full((len(part),), mirrored))
             near, which = torch.cdist(asked, F.avg_pool2d(known[:, :1], 2).flatten(1)).min(1)
             answers = torch.where((near < best)[:, None, None, None], targets[which], answers)
             best = torch.minimum(near, best)
@@ -105,35 +105,36 @@ def unrelated(size: int) -> Tensor:
     return torch.tensor([family(emoji.names[i]) not in known for i in held.indices])
 
 
-def paired(runs: Path, n: int, out: Path, ways: list[str]) -> dict:
-    found = piles("emoji", size=32)
-    a, b = found.kept(n)
+def paired(runs: Path, n: int, out: Path, methods: list[str]) -> dict:
+    pairs = domains("emoji", size=32)
+    a, b = pairs.kept(n)
     new = unrelated(32)[: len(a)]
-    judge = judging.load()
-    answers = {"nearest neighbor": [nearest(found, a)]}  # name: of each seed
+    evaluator = judging.load()
+    answers = {"nearest neighbor": [nearest(pairs, a)]}  # name: of each seed
     minutes, seconds = {}, {}
-    for method in (way for way in ("regression", "gan", "diffusion", "bridge") if way in ways):
+    for method in (candidate for candidate in ("regression", "gan", "diffusion", "bridge") if candidate in methods):
         net, spent = trained(method, runs, "emoji", "emoji", size=32)
         walks = [(method, net, 1)]
         if method in ("diffusion", "bridge"):
-            walks = [(f"{method}, mean", net, 1), (f"{method}, {CALLS} calls", net, CALLS)]
+            walks = [(f"{method}, mean", net, 1), (f"{method}, {EVALUATIONS} calls", net, EVALUATIONS)]
         if method == "diffusion":  # the two are one network, see nets.translators
             bridge = copy(net)
             bridge.method = "bridge"
-            walks.append((f"... on a bridge, {CALLS} calls", bridge, CALLS))
-        for name, walked, calls in walks:
+            walks.append((f"... on a bridge, {EVALUATIONS} calls", bridge, EVALUATIONS))
+        for name, walked, evaluations in walks:
             begun = time.process_time()
             answers[name] = [
-                translation.answer(walked, a, steps=calls, seeds=range(1000 * seed, 1000 * seed + len(a)))
-                for seed in range(SEEDS if calls > 1 else 1)
+                translation.answer(walked, a, steps=evaluations, seeds=range(1000 * seed, 1000 * seed + len(a)))
+                for seed in range(SEEDS if evaluations > 1 else 1)
             ]
             seconds[name] = (time.process_time() - begun) / len(a) / len(answers[name])
             minutes[name] = spent
     answers |= {"the truth mirrored": [b.flip(3)], "the truth": [b]}
     with torch.no_grad():
-        truth = judge.see(b)
+        truth = evaluator.encode_image(b)
         like = {
-            name: torch.stack([(judge.see(x) * truth).sum(1) for x in made]).mean(0) for name, made in answers.items()
+            name: torch.stack([(evaluator.encode_image(x) * truth).sum(1) for x in made]).mean(0)
+            for name, made in answers.items()
         }
     result = {}
     print(f"edges to emoji: {int(new.sum())} pictures of new designs; with relatives of known ones, {len(a)}")
@@ -145,7 +146,7 @@ def paired(runs: Path, n: int, out: Path, ways: list[str]) -> dict:
             "over regression": mean((like[name] - like["regression"])[new]) if "regression" in like else None,
             "psnr": mean(psnr.mean(0)[new]),
             "likeness, relatives too": mean(like[name]),
-            "fd_judge": round(sum(judging.fd_judge(judge, b, x) for x in made) / len(made), 3),
+            "fd_judge": round(sum(judging.fd_evaluator(evaluator, b, x) for x in made) / len(made), 3),
             "training, CPU minutes": round(minutes.get(name, 0.0), 1),
             "an answer, CPU seconds": round(seconds.get(name, 0.0), 3),
         }
@@ -179,38 +180,38 @@ def carried(
     a: Tensor,
     fro: Cond | None,
     to: Cond | None,
-    ways: list[str],
+    methods: list[str],
     noises: Sequence[float],
     flows: Sequence[tuple[float, float]],
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What a diffusion model makes of pictures, there and back again: by noise and by flow, at each strength."""
-    for strength in noises if "sdedit" in ways else ():
+    for strength in noises if "sdedit" in methods else ():
         moved = translation.sdedit(model, a, strength, to, 12, scale=3.0)
         yield f"sdedit {strength}", moved, translation.sdedit(model, moved, strength, fro, 12, scale=3.0)
-    for strength, scale in flows if "dual" in ways else ():
-        said = {"steps": 10, "scale": scale, "strength": strength}
-        moved = translation.dual(model, model, a, fro, to, **said)
-        yield f"dual {strength:g}, scale {scale:g}", moved, translation.dual(model, model, moved, to, fro, **said)
+    for strength, scale in flows if "ddib" in methods else ():
+        keywords = {"steps": 10, "scale": scale, "strength": strength}
+        moved = translation.ddib(model, model, a, fro, to, **keywords)
+        yield f"ddib {strength:g}, scale {scale:g}", moved, translation.ddib(model, model, moved, to, fro, **keywords)
 
 
-def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Path, ways: list[str]) -> dict:
-    found, names = piles("fashion-mnist", paired=False, classes=classes, size=32), classes.split(",")
-    a, b = found.kept(n)
-    judge = metrics.classifier(data.load("fashion-mnist", 32))  # nothing here was trained against it
+def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Path, methods: list[str]) -> dict:
+    pairs, names = domains("fashion-mnist", paired=False, classes=classes, size=32), classes.split(",")
+    a, b = pairs.kept(n)
+    evaluator = metrics.classifier(data.load("fashion-mnist", 32))  # nothing here was trained against it
     kinds = [data.load("fashion-mnist").classes.index(name) for name in names]
 
-    def row(name: str, there: Tensor, again: Tensor | None = None, back: bool = False) -> None:
-        here, like = (b, a) if back else (a, b)
+    def row(name: str, there: Tensor, returned: Tensor | None = None, reverse: bool = False) -> None:
+        here, like = (b, a) if reverse else (a, b)
         with torch.no_grad():
-            told = (judge(there).argmax(1) == kinds[not back]).float()
-        cycle = None if again is None else -10 * (((again - here) / 2) ** 2).flatten(1).mean(1).log10()
+            as_target = (evaluator(there).argmax(1) == kinds[not reverse]).float()
+        cycle = None if returned is None else -10 * (((returned - here) / 2) ** 2).flatten(1).mean(1).log10()
         result[name] = {
-            "told": mean(told),
+            "told": mean(as_target),
             "cycle": None if cycle is None else mean(cycle),
             "edges": mean(edges_kept(here, there)),
             "inside": mean(edges_kept(here, there, inside=True)),
             "ssim": mean(edge_similarity(here, there)),
-            "fd": round(metrics.frechet(*(metrics.features(judge, x) for x in (like, there))), 2),
+            "fd": round(metrics.frechet(*(metrics.features(evaluator, x) for x in (like, there))), 2),
         }
         print(f"{name:34}", json.dumps(result[name]), flush=True)
 
@@ -218,54 +219,54 @@ def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Pat
     print(f"{names[0]} to {names[1]} and back, {len(a)} held-out pictures each way")
     row("untouched, there", a)
     row("others of the target, there", b)
-    row("untouched, back", b, back=True)
-    row("others of the target, back", a, back=True)
+    row("untouched, back", b, reverse=True)
+    row("others of the target, back", a, reverse=True)
     rows = [a]
-    if "cyclegan" in ways:
+    if "cyclegan" in methods:
         net, spent = trained("cyclegan", runs, classes, "fashion-mnist", classes=classes, size=32, batch_size=8)
         with torch.no_grad():
-            moved, back = net(a).clamp(-1, 1), net(b, back=True).clamp(-1, 1)
-            again, there = net(moved, back=True).clamp(-1, 1), net(back).clamp(-1, 1)
+            moved, moved_back = net(a).clamp(-1, 1), net(b, reverse=True).clamp(-1, 1)
+            returned, there = net(moved, reverse=True).clamp(-1, 1), net(moved_back).clamp(-1, 1)
         print(f"trained for {spent:.1f} CPU minutes")
-        row("cyclegan, there", moved, again)
-        row("cyclegan, back", back, there, back=True)
-        rows += [moved, again]
+        row("cyclegan, there", moved, returned)
+        row("cyclegan, back", moved_back, there, reverse=True)
+        rows += [moved, returned]
     if model_file is not None:
         model = load_model(model_file)
         to, fro = (model.cond([name] * len(a)) for name in reversed(names))
-        for name, moved, again in carried(model, a, fro, to, ways, (0.8, 0.9), ((0.9, 3.0), (1.0, 2.0))):
-            row(f"{name}, there", moved, again)
-            rows += [moved, again] if name.startswith("dual") else [moved]  # sdedit does not come back
+        for name, moved, returned in carried(model, a, fro, to, methods, (0.8, 0.9), ((0.9, 3.0), (1.0, 2.0))):
+            row(f"{name}, there", moved, returned)
+            rows += [moved, returned] if name.startswith("ddib") else [moved]  # sdedit does not come back
     grid(torch.cat([x[:12] for x in rows]), 12, 2).save(out / f"{'-'.join(names).replace(' ', '-')}.png")
     return result
 
 
-def grounds(runs: Path, n: int, out: Path, ways: list[str], color: str = "blue") -> dict:
-    emoji, judge = data.scenes(64).pictures, judging.load()
-    names = data.scenes(64).words
+def grounds(runs: Path, n: int, out: Path, methods: list[str], color: str = "blue") -> dict:
+    emoji, evaluator = data.scenes(64).images, judging.load()
+    names = data.scenes(64).phrases
     plain = [i for i, name in enumerate(emoji.names) if not reserved.skins(name)]
-    known = [i for i in plain if not reserved.design(emoji.names[i])]
-    asked = [i for i in plain if reserved.design(emoji.names[i])][:n]
+    known = [i for i in plain if not reserved.glyph(emoji.names[i])]
+    asked = [i for i in plain if reserved.glyph(emoji.names[i])][:n]
 
     def on(rows: list[int], color: str) -> Tensor:
         grounds = torch.tensor(reserved.COLORS[color], dtype=torch.uint8).expand(len(rows), 3)
-        return on_ground(emoji.batch(rows).images, grounds)
+        return composite(emoji.batch(rows).images, grounds)
 
     a, b = to_tensor(on(asked, "white")), to_tensor(on(asked, color))
     result: dict = {}
     with torch.no_grad():
-        truth = judge.see(b)
+        truth = evaluator.encode_image(b)
 
-    def row(name: str, there: Tensor, again: Tensor | None = None) -> None:
+    def row(name: str, there: Tensor, returned: Tensor | None = None) -> None:
         away = [
             -10 * (((x - y) / 2) ** 2).flatten(1).mean(1).clamp(min=1e-6).log10()
-            for x, y in ((there, b), (again if again is not None else a, a))
+            for x, y in ((there, b), (returned if returned is not None else a, a))
         ]
         result[name] = {
-            "told": mean(torch.tensor([float(seen == color) for seen in judging.ground(there)])),
-            "cycle": None if again is None else mean(away[1]),
+            "told": mean(torch.tensor([float(background == color) for background in judging.background_color(there)])),
+            "cycle": None if returned is None else mean(away[1]),
             "edges": mean(edges_kept(a, there)),
-            "likeness": mean((judge.see(there) * truth).sum(1)),
+            "likeness": mean((evaluator.encode_image(there) * truth).sum(1)),
             "psnr": mean(away[0]),
         }
         print(f"{name:34}", json.dumps(result[name]), flush=True)
@@ -274,20 +275,20 @@ def grounds(runs: Path, n: int, out: Path, ways: list[str], color: str = "blue")
     row("untouched", a)
     row("the truth", b)
     rows = [a]
-    if "cyclegan" in ways:
-        piled = [data.Pictures(c, [on(known[i::2], c).numpy()]) for i, c in enumerate(("white", color))]
+    if "cyclegan" in methods:
+        piled = [data.Images(c, [on(known[i::2], c).numpy()]) for i, c in enumerate(("white", color))]
         net, spent = trained("cyclegan", runs, f"white-{color}", *piled, batch_size=4, steps=STEPS["cyclegan"] // 2)
         with torch.no_grad():
             moved = net(a).clamp(-1, 1)
-            again = net(moved, back=True).clamp(-1, 1)
-        row(f"cyclegan, {spent:.1f} CPU minutes", moved, again)
-        rows += [moved, again]
+            returned = net(moved, reverse=True).clamp(-1, 1)
+        row(f"cyclegan, {spent:.1f} CPU minutes", moved, returned)
+        rows += [moved, returned]
     model = loaded("emoji")
-    fro, to = (model.read([names[i].name + more for i in asked]) for more in ("", f" on {color}"))
+    fro, to = (model.encode_prompt([names[i].name + more for i in asked]) for more in ("", f" on {color}"))
     row("the truth through the codec", model.decode(model.encode(b)).clamp(-1, 1))
-    for name, moved, again in carried(model, a, fro, to, ways, (0.6, 0.8), ((0.6, 3.0), (0.8, 2.0))):
-        row(name, moved, again)
-        rows += [moved, again] if name.startswith("dual") else [moved]
+    for name, moved, returned in carried(model, a, fro, to, methods, (0.6, 0.8), ((0.6, 3.0), (0.8, 2.0))):
+        row(name, moved, returned)
+        rows += [moved, returned] if name.startswith("ddib") else [moved]
     shown = torch.linspace(0, len(a) - 1, 12).long()  # spread evenly, not chosen
     grid(torch.cat([x[shown] for x in (*rows, b)]), 12).save(out / "grounds.png")
     return result
@@ -300,20 +301,20 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--classes", default="pullover,coat")
     parser.add_argument("-n", type=int, default=188)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    STEPS.update({method: max(round(steps * given.scale), 1) for method, steps in STEPS.items()})
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    STEPS.update({method: max(round(steps * args.scale), 1) for method, steps in STEPS.items()})
     result = {}
-    if "paired" in given.only:
-        result["paired"] = paired(given.runs, given.n, given.out, given.ways)
-    if "unpaired" in given.only:
-        result["unpaired"] = unpaired(given.runs, given.model, given.classes, min(given.n, 64), given.out, given.ways)
-    if "grounds" in given.only:
-        result["grounds"] = grounds(given.runs, min(given.n, 64), given.out, given.ways)
-    (given.out / "translation.json").write_text(json.dumps(result, indent=1))
+    if "paired" in args.only:
+        result["paired"] = paired(args.runs, args.n, args.out, args.methods)
+    if "unpaired" in args.only:
+        result["unpaired"] = unpaired(args.runs, args.model, args.classes, min(args.n, 64), args.out, args.methods)
+    if "grounds" in args.only:
+        result["grounds"] = grounds(args.runs, min(args.n, 64), args.out, args.methods)
+    (args.out / "translation.json").write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

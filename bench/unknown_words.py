@@ -34,11 +34,11 @@ woodpecker zeppelin
 ONSETS, ENDS = "b c d f g h j k l m n p r s t v w z br tr st bl gl qu", "n r l x ck sh m p"
 
 
-def by_letters(words: list[str], draw: random.Random) -> str:
+def by_letters(vocabulary: list[str], draw: random.Random) -> str:
     """A word that looks like these: each letter as likely as after the two before it."""
     text = "^^"
     while not text.endswith("$"):
-        text += draw.choice([w[i + 2] for w in words for i in range(len(w) - 2) if w[i : i + 2] == text[-2:]])
+        text += draw.choice([w[i + 2] for w in vocabulary for i in range(len(w) - 2) if w[i : i + 2] == text[-2:]])
     return text[2:-1]
 
 
@@ -54,26 +54,26 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--data", default="emoji-scenes")
     args = parser.parse_args()
-    words = loaded(args.model).words
-    assert words is not None, "a model without words"
+    vocabulary = loaded(args.model).text_encoder
+    assert vocabulary is not None, "a model without words"
     texts = {normalized(text) for text in data.load(args.data).texts()}
-    read = Counter(word for text in texts for word in set(text.split()) if word.isalpha() and len(word) > 1)
-    draw, framed = random.Random(0), [f"^^{word}$" for word in read if word.isascii()]
+    counts = Counter(word for text in texts for word in set(text.split()) if word.isalpha() and len(word) > 1)
+    draw, framed = random.Random(0), [f"^^{word}$" for word in counts if word.isascii()]
     letters = dict.fromkeys(w for _ in range(600) if 4 <= len(w := by_letters(framed, draw)) <= 11)
     syllables = dict.fromkeys(by_syllables(draw) for _ in range(300))
     groups = {
-        "read": list(read),
-        "read once": [word for word, n in read.items() if n == 1],
-        "letters": [word for word in letters if word not in read][:200],
-        "syllables": [word for word in syllables if word not in read][:200],
-        "things": draw.sample([word for word in THINGS.split() if word not in read], 100),
+        "read": list(counts),
+        "read once": [word for word, n in counts.items() if n == 1],
+        "letters": [word for word in letters if word not in counts][:200],
+        "syllables": [word for word in syllables if word not in counts][:200],
+        "things": draw.sample([word for word in THINGS.split() if word not in counts], 100),
     }
 
     def tokens(word: str) -> list[int]:
-        return words.tokenizer.encode(f" {word}")
+        return vocabulary.tokenizer.encode(f" {word}")
 
     def lengths(word: str) -> list[int]:
-        return [len(words.tokenizer.pieces[t].strip()) for t in tokens(word)]
+        return [len(vocabulary.tokenizer.token_bytes[t].strip()) for t in tokens(word)]
 
     strangeness = {
         "mean rank of the merges": lambda w: -mean(max(t - BYTES, 0) for t in tokens(w)),
@@ -88,7 +88,7 @@ def main() -> None:
     def show(name: str, strange) -> None:
         print(f"{name:52s}", *(f"{mean(map(strange, group)):10.1%}" for group in groups.values()), flush=True)
 
-    show("the present rule", lambda w: not words.knows(w))
+    show("the present rule", lambda w: not vocabulary.knows(w))
     for name, f in strangeness.items():
         ranked = sorted(map(f, groups["read"]))
         for part in (0.015, 0.05):

@@ -30,7 +30,7 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
     return 10 * torch.log10(4 / (a - b).square().flatten(1).mean(1))
 
 
-def said(values: Tensor) -> str:
+def formatted(values: Tensor) -> str:
     return f"{float(values.mean()):6.2f} +- {1.96 * float(values.std()) / math.sqrt(len(values)):.2f}"
 
 
@@ -40,42 +40,44 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--restorer", type=Path)
     parser.add_argument("-n", type=int, default=32)
-    parser.add_argument("--calls", default="12,100")
+    parser.add_argument("--evaluations", default="12,100")
     parser.add_argument("--methods", default="ddnm,pigdm")
     parser.add_argument("--sampler", default="ddpm")
     parser.add_argument("--texts", default="|".join(TEXTS))
     parser.add_argument("--out", type=Path, default=Path("out/zero_shot"))
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
-    model, report = load(given.model), {}
-    pictures = data.load("fashion-mnist", part="test")
-    x0 = to_tensor(pictures.batch(range(0, 50 * given.n, 50)).images)
+    model, report = load(args.model), {}
+    images = data.load("fashion-mnist", part="test")
+    x0 = to_tensor(images.batch(range(0, 50 * args.n, 50)).images)
     cond = Cond(label=torch.full((len(x0),), -1))
     start = noise.initial(range(len(x0)), x0.shape[1:])
-    for text in given.texts.split("|"):
+    for text in args.texts.split("|"):
         operator = parse(text).on(x0.shape[1:], range(len(x0)))
         y = operator.forward(x0)
         rows = {"input": operator.lift(y)}
-        if given.restorer is not None:
-            restorer = load(given.restorer)
-            picture = degraded(parse(text), x0, range(len(x0)))
+        if args.restorer is not None:
+            restorer = load(args.restorer)
+            measured = degraded(parse(text), x0, range(len(x0)))
             level = x0.new_full((len(x0),), restorer.sigma_max)
-            rows["supervised"] = restorer.denoise(picture, level, Cond(image=picture))
-        for method in given.methods.split(","):
-            for calls in map(int, given.calls.split(",")):
+            rows["supervised"] = restorer.denoise(measured, level, Cond(image=measured))
+        for method in args.methods.split(","):
+            for evaluations in map(int, args.evaluations.split(",")):
                 options = {} if method in ("diffpir", "tmpd") else {"sigma_data": model.denoiser.sigma_data}
                 guided = inverse.INVERSE[method](cfg(model.denoise, 1.0), operator, y, **options)
-                table = samplers.table(given.sampler, schedules.exponential(calls, model.sigma_min, model.sigma_max))
+                table = samplers.table(
+                    args.sampler, schedules.exponential(evaluations, model.sigma_min, model.sigma_max)
+                )
                 x = table.sigmas[0] * start
-                rows[f"{method} {calls}"] = samplers.final(samplers.run(guided, x, table, cond, range(len(x))))
-                rows[f"{method} {calls}"].clamp_(-1, 1)
+                rows[f"{method} {evaluations}"] = samplers.final(samplers.run(guided, x, table, cond, range(len(x))))
+                rows[f"{method} {evaluations}"].clamp_(-1, 1)
         report[text] = {name: psnr(x, x0).tolist() for name, x in rows.items()}
         for name, x in rows.items():
-            print(f"{text:26} {name:12} {said(psnr(x, x0))} dB", flush=True)
+            print(f"{text:26} {name:12} {formatted(psnr(x, x0))} dB", flush=True)
         shown = torch.cat([x0[:8], *(x[:8] for x in rows.values())])
-        save_png(grid(shown.clamp(-1, 1), 8, 2), given.out / f"{text.split(',')[0]}.png")
-    given.out.mkdir(parents=True, exist_ok=True)
-    (given.out / "report.json").write_text(json.dumps(report))
+        save_png(grid(shown.clamp(-1, 1), 8, 2), args.out / f"{text.split(',')[0]}.png")
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "report.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

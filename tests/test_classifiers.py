@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from fastdiffusion import data, guidance, nets
-from fastdiffusion.data import Pictures
+from fastdiffusion.data import Images
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
-from fastdiffusion.examples import Examples
+from fastdiffusion.examples import Batches
 from fastdiffusion.models import Model
-from fastdiffusion.nets.classifier import Classifier, NoiseLevel, middle
+from fastdiffusion.nets.classifier import Classifier, NoiseLevel, feature_guidance
 from fastdiffusion.tasks import classifiers, loop
 from fastdiffusion.tasks.classifiers import accuracy, level_error, train_classifier, train_noise_level
 from fastdiffusion.types import Cond
@@ -62,7 +62,7 @@ def test_it_reads_the_middle_of_a_model_and_leaves_it_alone(digits, model):
     assert {name.split(".")[0] for name, p in reader.named_parameters() if p.requires_grad} == {"head"}
     dit = nets.build({**nets.PRESETS["dit-tiny"], "in_channels": 1, "out_channels": 1})
     with pytest.raises(InputError, match="Only a U-Net has a middle to read, got a DiT"):
-        Classifier.reading(Denoiser(dit), 10)
+        Classifier.from_denoiser(Denoiser(dit), 10)
 
 
 @pytest.mark.parametrize("width", [8, 9])
@@ -73,37 +73,37 @@ def test_the_middle_guides_like_the_whole_classifier(width):
     denoiser = Denoiser(nets.build(spec))
     for p in denoiser.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    reader = Classifier.reading(denoiser, 3)
+    reader = Classifier.from_denoiser(denoiser, 3)
     for p in reader.head.parameters():
         torch.nn.init.normal_(p, std=0.1)
     x, sigma, cond = torch.randn(4, 1, 8, width), torch.full((4,), 0.7), Cond(label=torch.tensor([0, 1, 2, -1]))
     with torch.no_grad():
         untold = denoiser(x, sigma, cond.null())
         whole = guidance.classifier(lambda x, sigma, cond=None: denoiser(x, sigma), reader.log_prob, 3.0)
-        torch.testing.assert_close(middle(denoiser, reader, 3.0)(x, sigma, cond), whole(x, sigma, cond))
-        assert torch.equal(middle(denoiser, reader, 0.0)(x, sigma, cond), untold)
-        moved = (middle(denoiser, reader, 3.0)(x, sigma, cond) - untold).abs().flatten(1).amax(1)
+        torch.testing.assert_close(feature_guidance(denoiser, reader, 3.0)(x, sigma, cond), whole(x, sigma, cond))
+        assert torch.equal(feature_guidance(denoiser, reader, 0.0)(x, sigma, cond), untold)
+        moved = (feature_guidance(denoiser, reader, 3.0)(x, sigma, cond) - untold).abs().flatten(1).amax(1)
         assert moved[:3].min() > 1e-4 and moved[3] < 1e-6
     next(denoiser.net.parameters()).data += 1
     with pytest.raises(InputError, match="does not read the middle of this model"):
-        middle(denoiser, reader)(x, sigma, cond)
+        feature_guidance(denoiser, reader)(x, sigma, cond)
 
 
 def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, monkeypatch):
     options = {"steps": 6, "batch_size": 16, "dropout": 0.3}
     whole = train_classifier(digits[0], **options)
     monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
-    draw = Examples.draw
+    draw = Batches.draw
 
     def cut(self, step):
         if step == 5:
             raise KeyboardInterrupt
         return draw(self, step)
 
-    monkeypatch.setattr(Examples, "draw", cut)
+    monkeypatch.setattr(Batches, "draw", cut)
     with pytest.raises(KeyboardInterrupt):
         train_classifier(digits[0], folder=tmp_path, **options)
-    monkeypatch.setattr(Examples, "draw", draw)
+    monkeypatch.setattr(Batches, "draw", draw)
     resumed = train_classifier(digits[0], folder=tmp_path, **options)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     with pytest.raises(CheckpointError, match="holds a run with steps=6"):
@@ -133,7 +133,7 @@ def test_foreign_files_are_refused(model, tmp_path):
 
 
 def test_bad_data_and_options_are_told(digits):
-    unlabelled = Pictures("photos", [torch.zeros(1, 8, 8, dtype=torch.uint8)] * 4)
+    unlabelled = Images("photos", [torch.zeros(1, 8, 8, dtype=torch.uint8)] * 4)
     with pytest.raises(DataError, match="photos has no labels"):
         train_classifier(unlabelled)
     with pytest.raises(InputError, match=r"No U-Net named 'unet-tniy'. Did you mean 'unet-tiny'"):

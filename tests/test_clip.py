@@ -12,7 +12,7 @@ import fastdiffusion
 from fastdiffusion import guidance, nets
 from fastdiffusion.checkpoints import Folder
 from fastdiffusion.cli import main
-from fastdiffusion.data import Pictures
+from fastdiffusion.data import Images
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.images import save_png, to_tensor
@@ -22,7 +22,7 @@ from fastdiffusion.noise import generator
 from fastdiffusion.tasks import clip as clips
 from fastdiffusion.tasks import guides
 from fastdiffusion.tasks import prior as priors
-from fastdiffusion.tasks.judging import recall_at_1
+from fastdiffusion.tasks.judging import r_precision
 
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 SHAPES = ("square", "stripe", "frame")
@@ -45,11 +45,11 @@ def drawn(color: str, shape: str, seed: int) -> torch.Tensor:
 KINDS = [(color, shape) for color in COLORS for shape in SHAPES]
 
 
-def shapes(n: int, seed: int = 0) -> Pictures:
+def shapes(n: int, seed: int = 0) -> Images:
     kinds = [KINDS[i % len(KINDS)] for i in range(n)]
     pictures = torch.stack([drawn(*kind, seed + i) for i, kind in enumerate(kinds)])
     captions = [(f"{color} {shape}", f"a {shape} in {color}") for color, shape in kinds]
-    return Pictures("shapes", [pictures.numpy()], captions=captions)
+    return Images("shapes", [pictures.numpy()], captions=captions)
 
 
 NAMES = [f"{color} {shape}" for color, shape in KINDS]
@@ -57,7 +57,7 @@ OPTIONS = {"net": "tiny", "batch_size": 32, "lr": 4e-3, "optimizer": "adamw", "v
 
 
 @pytest.fixture(scope="module")
-def data() -> Pictures:
+def data() -> Images:
     return shapes(240)
 
 
@@ -128,7 +128,7 @@ def test_equal_pairs_are_not_told_apart(loss):
 def test_it_tells_pictures_that_it_never_saw(clip):
     fresh = shapes(48, seed=10_000)
     batch = fresh.batch(range(48))
-    found = recall_at_1(clip, batch.images, batch.captions, among=len(NAMES), pool=NAMES)
+    found = r_precision(clip, batch.images, batch.captions, among=len(NAMES), pool=NAMES)
     assert found.value > 0.5  # chance is 1 / 12
     assert found.low <= found.value <= found.high
 
@@ -142,7 +142,7 @@ def test_the_run_writes_its_recall_beside_chance(trained):
 @pytest.mark.parametrize("loss", ["infonce", "cloob"])
 def test_a_cut_run_goes_on_bit_for_bit(data, tmp_path, loss, monkeypatch):
     whole = clips.train_clip(data, steps=6, loss=loss, folder=tmp_path / "whole", **OPTIONS)
-    batch, calls = Pictures.batch, 0
+    batch, calls = Images.batch, 0
 
     def cut(self, *arguments):
         nonlocal calls
@@ -152,10 +152,10 @@ def test_a_cut_run_goes_on_bit_for_bit(data, tmp_path, loss, monkeypatch):
         return batch(self, *arguments)
 
     monkeypatch.setattr("fastdiffusion.tasks.loop.SAVE_EVERY", 0.0)
-    monkeypatch.setattr(Pictures, "batch", cut)
+    monkeypatch.setattr(Images, "batch", cut)
     with pytest.raises(KeyboardInterrupt):
         clips.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
-    monkeypatch.setattr(Pictures, "batch", batch)
+    monkeypatch.setattr(Images, "batch", batch)
     resumed = clips.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     with pytest.raises(CheckpointError, match="holds a run with"):
@@ -165,10 +165,12 @@ def test_a_cut_run_goes_on_bit_for_bit(data, tmp_path, loss, monkeypatch):
 def test_saved_and_loaded_it_is_the_same(clip, trained, data, tmp_path):
     pictures = to_tensor(data.batch(range(4)).images)
     read = clips.load(trained[1].path)
-    assert torch.equal(read.see(pictures), clip.see(pictures)) and torch.equal(read.read(NAMES), clip.read(NAMES))
+    assert torch.equal(read.encode_image(pictures), clip.encode_image(pictures)) and torch.equal(
+        read.read(NAMES), clip.read(NAMES)
+    )
     clips.save(clip, tmp_path / "half.safetensors", torch.float16)
     half = clips.load(tmp_path / "half.safetensors")
-    torch.testing.assert_close(half.see(pictures), clip.see(pictures), atol=0.02, rtol=0)
+    torch.testing.assert_close(half.encode_image(pictures), clip.encode_image(pictures), atol=0.02, rtol=0)
 
 
 def test_foreign_files_are_refused(tmp_path):
@@ -181,7 +183,7 @@ def test_foreign_files_are_refused(tmp_path):
 
 
 def test_bad_data_and_options_are_told(data):
-    silent = Pictures("photos", [torch.zeros(8, 3, 16, 16, dtype=torch.uint8).numpy()])
+    silent = Images("photos", [torch.zeros(8, 3, 16, 16, dtype=torch.uint8).numpy()])
     with pytest.raises(DataError, match="photos has no captions"):
         clips.train_clip(silent)
     with pytest.raises(InputError, match=r"No CLIP size named 'smal'\. Did you mean 'small'"):
@@ -195,20 +197,20 @@ def test_bad_data_and_options_are_told(data):
 
 def test_a_picture_is_scored(clip, tmp_path):
     save_png(drawn("red", "square", 77_777), tmp_path / "picture.png")
-    red, blue = fastdiffusion.score(tmp_path / "picture.png", ["a red square", "a blue square"], clip)
+    red, blue = fastdiffusion.clip_score(tmp_path / "picture.png", ["a red square", "a blue square"], clip)
     assert red.similarity > blue.similarity and red.better_than > blue.better_than
     with pytest.raises(InputError, match="no words"):
-        clips.score(tmp_path / "picture.png", " ", clip)
+        clips.clip_score(tmp_path / "picture.png", " ", clip)
 
 
 def test_gray_pictures_and_latents(tmp_path):
     text = {"vocabulary": 260, "width": 32, "depth": 1, "head": 16}
     gray, latent = (Clip({"net": {**clips.SIZES["tiny"], "in_channels": n}}, text, 16, ["a"]) for n in (1, 4))
     save_png(drawn("red", "square", 1), tmp_path / "picture.png")
-    assert len(clips.score(tmp_path / "picture.png", ["a", "b"], gray)) == 2
+    assert len(clips.clip_score(tmp_path / "picture.png", ["a", "b"], gray)) == 2
     assert clips.search(tmp_path, "a", model=gray)[0].path == "picture.png"
     with pytest.raises(InputError, match="reads latents of 4 channels"):
-        clips.score(tmp_path / "picture.png", "a", latent)
+        clips.clip_score(tmp_path / "picture.png", "a", latent)
 
 
 def test_a_folder_is_searched(clip, trained, tmp_path, capsys):
@@ -227,7 +229,7 @@ def test_a_folder_is_searched(clip, trained, tmp_path, capsys):
 
 def test_pictures_without_captions_are_left_out(data, tmp_path):
     half = [said if i % 2 else () for i, said in enumerate(data.captions[:40])]
-    mixed = Pictures("mixed", [data.arrays[0][:40]], captions=half)
+    mixed = Images("mixed", [data.arrays[0][:40]], captions=half)
     with pytest.warns(UserWarning, match="have no caption: left out"):
         clips.train_clip(mixed, steps=2, net="tiny", batch_size=8, folder=tmp_path, holdout=0.2)
     assert "recall" in Folder(tmp_path).metrics()[-1]
@@ -271,10 +273,10 @@ def recall_in_noise(clip: Clip, sigma: float, told: bool) -> float:
         read = staticmethod(clip.read)
 
         @staticmethod
-        def see(images):
-            return clip.see(images, torch.full((len(images),), sigma if told else CLEAN))
+        def encode_image(images):
+            return clip.encode_image(images, torch.full((len(images),), sigma if told else CLEAN))
 
-    return recall_at_1(Looking, x, batch.captions, among=len(NAMES), pool=NAMES).value
+    return r_precision(Looking, x, batch.captions, among=len(NAMES), pool=NAMES).value
 
 
 def test_a_noisy_encoder_sees_through_noise(clip, noisy):
@@ -290,11 +292,11 @@ def test_its_gradient_raises_its_own_verdict(noisy):
     assert (verdict(x, sigma) < 0).all()
     each = matches(noisy, NAMES[:6], NAMES)(x, sigma)
     torch.testing.assert_close(each[2], matches(noisy, NAMES[2:3], NAMES)(x, sigma)[2])
-    torch.testing.assert_close(each, matches(noisy, noisy.read(NAMES[:6]), NAMES)(x, sigma))
+    torch.testing.assert_close(each, matches(noisy, noisy.encode_text(NAMES[:6]), NAMES)(x, sigma))
 
 
 def test_latents_have_an_encoder_too(clip, data):
-    class Halved(Pictures):
+    class Halved(Images):
         """Pictures with their pixels folded into channels: latents that need no codec."""
 
         def batch(self, indices, generator=None):
@@ -305,8 +307,8 @@ def test_latents_have_an_encoder_too(clip, data):
     made = clips.train_noisy(clip, latents, data, steps=30, batch_size=32)
     fresh = shapes(48, seed=40_000).batch(range(48))
     x = F.pixel_unshuffle(to_tensor(fresh.images), 2)
-    found = recall_at_1(made, x, fresh.captions, among=len(NAMES), pool=NAMES)
-    assert made.see(x, torch.ones(48)).shape == (48, clip.dim) and found.value > 0.25  # chance is 1 / 12
+    found = r_precision(made, x, fresh.captions, among=len(NAMES), pool=NAMES)
+    assert made.encode_image(x, torch.ones(48)).shape == (48, clip.dim) and found.value > 0.25  # chance is 1 / 12
 
 
 def test_words_guide_a_model_that_was_told_none(clip, noisy, tmp_path):
@@ -318,18 +320,18 @@ def test_words_guide_a_model_that_was_told_none(clip, noisy, tmp_path):
     for name, encoder in (("noisy", noisy), ("clean", clip)):
         clips.save(encoder, tmp_path / f"{name}.safetensors")
         guide = f"clip {tmp_path}/{name}.safetensors 'red square' scale=0.5"
-        guided, said = guides.read(guide, guides.Setting(model, model.shape))
+        guided, said = guides.parse_guidance(guide, guides.Setting(model, model.shape))
         verdict = matches(encoder, ["red square"])
         by_hand = (
             guidance.classifier(model.denoise, verdict, 0.5)
             if encoder.noisy
-            else guidance.steer(model.denoise, lambda x0, verdict=verdict: -verdict(x0), 0.5)
+            else guidance.loss_guidance(model.denoise, lambda x0, verdict=verdict: -verdict(x0), 0.5)
         )
         torch.testing.assert_close(guided(model.denoise)(x, sigma), by_hand(x, sigma))
         assert said is not None and said.startswith(f"clip {name}.safetensors@") and said.endswith("scale=0.5")
     gray = Model(Denoiser(nets.build({**spec, "in_channels": 1, "out_channels": 1})), (1, 16, 16))
     with pytest.raises(InputError, match="reads other pictures"):
-        guides.read(guide, guides.Setting(gray, gray.shape))
+        guides.parse_guidance(guide, guides.Setting(gray, gray.shape))
 
 
 # ---- the prior --------------------------------------------------------------------------------------------------

@@ -8,13 +8,13 @@ import torch
 
 from fastdiffusion import cli, data, nets
 from fastdiffusion.errors import CheckpointError, InputError
-from fastdiffusion.images import read, to_tensor
-from fastdiffusion.models import load_codec
+from fastdiffusion.images import read_image, to_tensor
+from fastdiffusion.models import load_autoencoder
 from fastdiffusion.nets.autoencoders import FSQ, KL, VQ, Gumbel
-from fastdiffusion.nets.codes import Masked
+from fastdiffusion.nets.codes import MaskedTokens
 from fastdiffusion.tasks import autoencoders, codes
 from fastdiffusion.tasks.autoencoders import train_autoencoder
-from fastdiffusion.tasks.codes import hidden, sample_codes, surprise, train_codes, write
+from fastdiffusion.tasks.codes import hidden, sample_tokens, surprise, train_token_prior, write
 from fastdiffusion.tasks.latent_variables import describe
 from fastdiffusion.tasks.loop import Part, _faster, train
 
@@ -24,76 +24,80 @@ TWO = torch.stack([torch.arange(9).view(3, 3) % 5, torch.arange(9).view(3, 3) % 
 
 
 @pytest.fixture(scope="module")
-def codec():
+def autoencoder():
     return train_autoencoder("digits", kind="fsq", **TINY)
 
 
 # ---- a posterior over words -------------------------------------------------------------------------------------
 
 
-def gumbels(codec, x):
+def gumbels(autoencoder, x):
     """The noise that the next draw takes."""
-    shape = codec.logits(x).shape
+    shape = autoencoder.logits(x).shape
     with torch.random.fork_rng():
         return -torch.empty(shape).exponential_().log()
 
 
 def test_a_cold_draw_is_the_word_that_wins():
-    codec = Gumbel(3, 4, 8, codebook=32).train()
+    autoencoder = Gumbel(3, 4, 8, codebook=32).train()
     x = torch.rand(2, 3, 8, 8)
-    codec.temperature = 1e-4
-    winner = (codec.logits(x) + gumbels(codec, x)).argmax(-1)
-    cold = codec(x)[0]
-    torch.testing.assert_close(cold, codec.decoder(codec.book[winner].permute(0, 3, 1, 2)), atol=1e-3, rtol=0)
-    assert not torch.equal(winner, codec.codes(x))  # the draw is one of the posterior, not its likeliest
+    autoencoder.temperature = 1e-4
+    winner = (autoencoder.logits(x) + gumbels(autoencoder, x)).argmax(-1)
+    cold = autoencoder(x)[0]
+    torch.testing.assert_close(
+        cold, autoencoder.decoder(autoencoder.book[winner].permute(0, 3, 1, 2)), atol=1e-3, rtol=0
+    )
+    assert not torch.equal(winner, autoencoder.tokens(x))  # the draw is one of the posterior, not its likeliest
 
 
 def test_a_sure_posterior_draws_its_likeliest_word():
-    codec = Gumbel(3, 4, 8, codebook=32).train()
+    autoencoder = Gumbel(3, 4, 8, codebook=32).train()
     x = torch.rand(2, 3, 8, 8)
-    torch.nn.init.constant_(codec.log_precision, 12.0)
-    codec.anneal(1.0)
-    assert codec.temperature == 1 / 16
-    torch.testing.assert_close(codec(x)[0], codec.decode(codec.encode(x)), atol=1e-3, rtol=0)
-    assert float(codec(x)[1].detach().mean()) == pytest.approx(math.log(32), abs=0.2)  # nats to name one of 32 words
+    torch.nn.init.constant_(autoencoder.log_precision, 12.0)
+    autoencoder.anneal(1.0)
+    assert autoencoder.temperature == 1 / 16
+    torch.testing.assert_close(autoencoder(x)[0], autoencoder.decode(autoencoder.encode(x)), atol=1e-3, rtol=0)
+    assert float(autoencoder(x)[1].detach().mean()) == pytest.approx(
+        math.log(32), abs=0.2
+    )  # nats to name one of 32 words
 
 
 def test_the_temperature_falls_and_stays():
-    codec, seen = Gumbel(codebook=32), []
+    autoencoder, seen = Gumbel(codebook=32), []
     for part in (0, 0.1, 0.25, 0.4, 0.5, 0.8, 1):
-        codec.anneal(part)
-        seen.append(codec.temperature)
+        autoencoder.anneal(part)
+        seen.append(autoencoder.temperature)
     assert seen[0] == 1 and seen[-3:] == [1 / 16] * 3 and seen == sorted(seen, reverse=True)
 
 
 def test_a_posterior_of_all_words_alike_costs_nothing():
-    codec = Gumbel(3, 4, 8, codebook=32)
-    torch.nn.init.constant_(codec.log_precision, -20.0)
-    assert codec(torch.rand(2, 3, 8, 8))[1].abs().max() < 1e-5
+    autoencoder = Gumbel(3, 4, 8, codebook=32)
+    torch.nn.init.constant_(autoencoder.log_precision, -20.0)
+    assert autoencoder(torch.rand(2, 3, 8, 8))[1].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("make", [VQ, Gumbel, FSQ])
 def test_words_survive_being_read_again(make):
-    codec = make(3, width=8).eval()
-    codec.standardize(torch.randn(4, len(codec.mean), 5, 5) * 3 + 1)
-    words = torch.randint(codec.words, (2, 5, 6))
-    vectors = codec.vectors(words)
-    assert torch.equal(codec.quantize(codec._out(vectors))[1], words)
+    autoencoder = make(3, width=8).eval()
+    autoencoder.standardize(torch.randn(4, len(autoencoder.mean), 5, 5) * 3 + 1)
+    words = torch.randint(autoencoder.words, (2, 5, 6))
+    vectors = autoencoder.vectors(words)
+    assert torch.equal(autoencoder.quantize(autoencoder._out(vectors))[1], words)
 
 
 @pytest.mark.parametrize("make", [KL, VQ, Gumbel, FSQ])
 def test_files_of_every_kind(make, tmp_path):
-    codec = make(3, width=8).eval()
-    autoencoders.save(codec, tmp_path / "codec.safetensors")
-    x, same = torch.rand(1, 3, 8, 8), load_codec(tmp_path / "codec.safetensors")
-    assert type(same) is make and torch.equal(same.encode(x), codec.encode(x))
+    autoencoder = make(3, width=8).eval()
+    autoencoders.save(autoencoder, tmp_path / "codec.safetensors")
+    x, same = torch.rand(1, 3, 8, 8), load_autoencoder(tmp_path / "codec.safetensors")
+    assert type(same) is make and torch.equal(same.encode(x), autoencoder.encode(x))
 
 
 def test_fsq_has_the_codebooks_of_its_paper():
-    made = train_autoencoder("digits", 1, "fsq", width=8, codebook=256)
+    made = train_autoencoder("digits", 1, "fsq", width=8, codebook_size=256)
     assert made.config["levels"] == [8, 6, 5]
     with pytest.raises(InputError, match="codebooks of 64, 256"):
-        train_autoencoder("digits", 1, "fsq", codebook=300)
+        train_autoencoder("digits", 1, "fsq", codebook_size=300)
 
 
 # ---- their prior ------------------------------------------------------------------------------------------------
@@ -107,14 +111,14 @@ def test_as_many_words_are_hidden_as_evenly_drawn():
 
 
 def test_an_untaught_prior_needs_the_plain_bits():
-    prior = Masked(16, (3, 3), 32, 1)
+    prior = MaskedTokens(16, (3, 3), 32, 1)
     torch.nn.init.zeros_(prior.out.weight), torch.nn.init.zeros_(prior.out.bias)
     torch.testing.assert_close(surprise(prior, TWO, 0, 0), torch.full((2,), math.log(16)))
 
 
 def test_it_learns_what_stands_together():
     """Of two grids either is drawn: one bit a picture, whatever the words, and nothing else is ever written."""
-    prior = Masked(5, (3, 3), 32, 2)
+    prior = MaskedTokens(5, (3, 3), 32, 2)
     part = Part(prior, lambda step: surprise(prior, TWO.repeat(32, 1, 1), 0, step).mean(), lr=1e-2)
     list(train({"prior": part}, 250, {}, precision="float32"))
     with torch.no_grad():
@@ -126,7 +130,7 @@ def test_it_learns_what_stands_together():
 
 
 def test_a_grid_depends_on_its_seed_alone():
-    prior = Masked(16, (4, 4), 32, 1).eval()
+    prior = MaskedTokens(16, (4, 4), 32, 1).eval()
     several = write(prior, [7, 8, 9], steps=5)
     assert torch.equal(write(prior, [8], steps=5)[0], several[1]) and not torch.equal(several[0], several[1])
     for steps in (1, 3, 16, 99):
@@ -134,38 +138,38 @@ def test_a_grid_depends_on_its_seed_alone():
     assert len(write(prior, [0], temperature=1e-6).unique()) <= 16
 
 
-def test_a_cut_run_goes_on_bit_for_bit(codec, tmp_path):
-    whole = train_codes(codec, "digits", **PRIOR, folder=tmp_path / "whole")
-    train_codes(codec, "digits", **PRIOR, folder=tmp_path / "cut", minutes=1e-9)
+def test_a_cut_run_goes_on_bit_for_bit(autoencoder, tmp_path):
+    whole = train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path / "whole")
+    train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path / "cut", minutes=1e-9)
     assert not (tmp_path / "cut" / codes.FILE).exists()
-    train_codes(codec, "digits", **PRIOR, folder=tmp_path / "cut")
+    train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path / "cut")
     resumed = codes.load(tmp_path / "cut" / codes.FILE)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    made = sample_codes(resumed, 3, steps=2)
+    made = sample_tokens(resumed, 3, steps=2)
     assert made.shape == (3, 1, 8, 8)
-    torch.testing.assert_close(made, sample_codes(whole, 3, steps=2, batch_size=2))
+    torch.testing.assert_close(made, sample_tokens(whole, 3, steps=2, batch_size=2))
 
 
-def test_what_does_not_fit_is_refused(codec, tmp_path):
+def test_what_does_not_fit_is_refused(autoencoder, tmp_path):
     with pytest.raises(InputError, match="has words"):
-        train_codes(KL(1, width=8), "digits")
+        train_token_prior(KL(1, width=8), "digits")
     with pytest.raises(InputError, match="3 channels"):
-        train_codes(FSQ(3, width=8), "digits")
+        train_token_prior(FSQ(3, width=8), "digits")
     with pytest.raises(InputError, match="3 channels"):
         describe(KL(3, width=8), data.load("digits"))
-    autoencoders.save(codec, tmp_path / "codec.safetensors")
+    autoencoders.save(autoencoder, tmp_path / "codec.safetensors")
     with pytest.raises(CheckpointError, match="train-codes"):
         codes.load(tmp_path / "codec.safetensors")
     with pytest.raises(InputError, match="codebook"):
         nets.build({"name": "masked", "codebook": 10**9})
 
 
-def test_bad_numbers_are_told(codec, tmp_path):
-    made = train_codes(codec, "digits", **PRIOR)
+def test_bad_numbers_are_told(autoencoder, tmp_path):
+    made = train_token_prior(autoencoder, "digits", **PRIOR)
     for call in (
-        lambda: train_codes(codec, "digits", **{**PRIOR, "batch_size": 0}),
-        lambda: sample_codes(made, n=2, batch_size=-1),
+        lambda: train_token_prior(autoencoder, "digits", **{**PRIOR, "batch_size": 0}),
+        lambda: sample_tokens(made, n=2, batch_size=-1),
         lambda: train_autoencoder("digits", **{**TINY, "batch_size": 0}),
         lambda: train_autoencoder("digits", **{**TINY, "lr": math.nan}),
         lambda: train_autoencoder("digits", kl=math.nan, **TINY),
@@ -173,38 +177,41 @@ def test_bad_numbers_are_told(codec, tmp_path):
         with pytest.raises(InputError, match=r"batch_size|lr must be|not negative"):
             call()
     with pytest.raises(InputError, match="No precision named 'half'"):
-        next(train({"codec": Part(codec, lambda step: torch.zeros(()))}, 1, {}, precision="half"))
+        next(train({"codec": Part(autoencoder, lambda step: torch.zeros(()))}, 1, {}, precision="half"))
 
 
 def test_to_measure_the_precision_leaves_a_codebook_as_it_was(monkeypatch):
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
-    codec = VQ(1, 4, 8, codebook=16).train()
-    before = {name: value.clone() for name, value in codec.state_dict().items()}
+    autoencoder = VQ(1, 4, 8, codebook=16).train()
+    before = {name: value.clone() for name, value in autoencoder.state_dict().items()}
     x = to_tensor(data.load("digits").batch(range(8)).images)
-    _faster({"codec": Part(codec, lambda step: codec(x)[0].square().mean())}, 0)
-    assert all(torch.equal(value, before[name]) for name, value in codec.state_dict().items())
-    assert all(p.grad is None for p in codec.parameters())
+    _faster({"codec": Part(autoencoder, lambda step: autoencoder(x)[0].square().mean())}, 0)
+    assert all(torch.equal(value, before[name]) for name, value in autoencoder.state_dict().items())
+    assert all(p.grad is None for p in autoencoder.parameters())
 
 
 def test_one_picture_of_one_latent_is_finite(tmp_path):
     one = data.Subset(data.load("digits"), [3])
-    codec = train_autoencoder(one, steps=1, levels=3, width=8, holdout=0)
-    assert codec.std.isfinite().all() and codec.decode(codec.encode(torch.zeros(1, 1, 8, 8))).isfinite().all()
+    autoencoder = train_autoencoder(one, steps=1, levels=3, width=8, holdout=0)
+    assert (
+        autoencoder.std.isfinite().all()
+        and autoencoder.decode(autoencoder.encode(torch.zeros(1, 1, 8, 8))).isfinite().all()
+    )
 
 
-def test_from_the_command_line(codec, tmp_path, capsys):
+def test_from_the_command_line(autoencoder, tmp_path, capsys):
     file = tmp_path / "codec.safetensors"
-    autoencoders.save(codec, file)
+    autoencoders.save(autoencoder, file)
     assert cli.main(["codec", str(file), "digits", "-o", str(tmp_path)]) == 0
     said = json.loads((tmp_path / "codec.json").read_text())
-    assert said["bits"] == 24 and "used" in capsys.readouterr().out and read(tmp_path / "codec.png").size[1] > 90
+    assert said["bits"] == 24 and "used" in capsys.readouterr().out and read_image(tmp_path / "codec.png").size[1] > 90
     order = ["train-codes", str(file), "digits", "--steps", "3", "--width", "32", "--depth", "1", "-o", str(tmp_path)]
     assert cli.main(order) == 0 and "24 without the prior" in capsys.readouterr().out
     prior = tmp_path / codes.FILE
     assert cli.main(["sample-codes", str(prior), "-n", "2", "--seed", "5", "-o", str(tmp_path / "a")]) == 0
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0005.png", "0006.png", "grid.png"]
-    first = to_tensor(read(tmp_path / "a" / "0005.png"))
-    torch.testing.assert_close(first, sample_codes(prior, 1, seed=5)[0], atol=1 / 127, rtol=0)
+    first = to_tensor(read_image(tmp_path / "a" / "0005.png"))
+    torch.testing.assert_close(first, sample_tokens(prior, 1, seed=5)[0], atol=1 / 127, rtol=0)
     assert cli.main(["sample-codes", str(file), "-o", str(tmp_path / "b")]) == 2
 
 
@@ -227,15 +234,15 @@ def test_free_bits_cure_a_collapse():
     assert cured["psnr"] > silent["psnr"] + 0.5 and cured["iwae"] > silent["iwae"]
 
 
-def test_a_prior_goes_on_only_with_the_weights_that_it_began_with(codec, tmp_path):
-    train_codes(codec, "digits", **PRIOR, folder=tmp_path)
+def test_a_prior_goes_on_only_with_the_weights_that_it_began_with(autoencoder, tmp_path):
+    train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path)
     other = train_autoencoder("digits", kind="fsq", **TINY, seed=1)
     with pytest.raises(CheckpointError, match="weights"):
-        train_codes(other, "digits", **PRIOR, folder=tmp_path)
+        train_token_prior(other, "digits", **PRIOR, folder=tmp_path)
 
 
 def test_an_autoencoder_that_was_stopped_can_be_used(tmp_path):
-    codec = train_autoencoder("digits", kind="kl", **{**TINY, "steps": 100_000}, minutes=0.02, folder=tmp_path)
-    latents = codec.encode(to_tensor(data.load("digits").batch(range(256)).images))
+    autoencoder = train_autoencoder("digits", kind="kl", **{**TINY, "steps": 100_000}, minutes=0.02, folder=tmp_path)
+    latents = autoencoder.encode(to_tensor(data.load("digits").batch(range(256)).images))
     assert 0.8 < float(latents.detach().std()) < 1.25
     assert not (tmp_path / autoencoders.FILE).exists()

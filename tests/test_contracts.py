@@ -6,35 +6,48 @@ import inspect
 import json
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 import typer
 
 import fastdiffusion
-from fastdiffusion import cli, learner
+from fastdiffusion import cli, images, nets
 from fastdiffusion.data import ImageFolder
+from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.fitting import fit_sampler
+from fastdiffusion.learner import Learner
+from fastdiffusion.models import Model
 from fastdiffusion.tasks import (
+    about,
     autoencoders,
     classifiers,
     clip,
     codes,
     cold,
     demo,
+    doctor,
     drafts,
     evaluation,
+    files,
     generation,
+    languages,
     latent_variables,
     restoration,
     sharing,
     study,
     stylization,
     translation,
+    variations,
     watermarks,
 )
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
+required = inspect.Parameter.empty
 COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
 
@@ -48,7 +61,7 @@ def imported_by(code: str) -> tuple[set[str], float]:
 
 
 def test_exported_names():
-    assert fastdiffusion.__all__ == sorted(fastdiffusion._ROOM_OF)
+    assert fastdiffusion.__all__ == sorted(fastdiffusion._MODULE_OF)
     for name in fastdiffusion.__all__:
         assert inspect.getdoc(getattr(fastdiffusion, name)), name
         assert name in dir(fastdiffusion)
@@ -80,73 +93,127 @@ def test_import_brings_nothing_heavy():
     assert not loaded & {"accelerate", "diffusers", "transformers", "gradio", "matplotlib", "datasets"}
 
 
-FLAGS = {  # command -> the function whose parameters its flags are, and the flags that only the command line has
-    "train": ([learner.Learner, learner.Learner.fit, ImageFolder], {"procs", "given", "aspect"}),
-    "sample": ([generation.sample], {"out", "format", "metadata", "sidecar"}),
-    "again": ([generation.again], {"out"}),
-    "evaluate": ([evaluation.evaluate], {"out"}),
-    "restore": ([restoration.restore], {"out", "compare", "metadata"}),
-    "unmark": ([watermarks.unmark], {"out"}),
-    "scan": ([ImageFolder], set()),
-    "fit": ([fit_sampler], {"device", "prompt"}),
-    "demo": ([demo.demo], set()),
-    "study": ([generation.sample, study.study], {"out"}),
-    "export": ([sharing.export], set()),
-    "train-autoencoder": ([autoencoders.train_autoencoder], {"aspect"}),
-    "codec": ([latent_variables.describe], {"file", "size", "aspect", "holdout", "out"}),
-    "train-codes": ([codes.train_codes], {"aspect"}),
-    "sample-codes": ([codes.sample_codes], {"out"}),
-    "train-classifier": ([classifiers.train_classifier, ImageFolder], set()),
-    "stylize": ([stylization.stylize], {"out"}),
-    "train-style": ([stylization.train_style], set()),
-    "translate": ([translation.translate], {"out"}),
-    "train-translation": ([translation.train_translation], set()),
-    "train-cold": ([cold.train_cold], set()),
-    "train-clip": ([clip.train_clip], {"aspect"}),
-    "train-draft": ([drafts.train_draft], {"size", "aspect"}),
-    "score": ([clip.score], set()),
-    "search": ([clip.search], set()),
-}
+class Verb(NamedTuple):
+    """What a command calls, and where the two differ on purpose; all else is derived from both signatures.
+
+    Attributes:
+        functions: Whose parameters the flags are.
+        flags: That only the command line has: where results go and in which form, and how data are named and opened.
+        parameters: That only Python has: what cannot be typed.
+        defaults: Flags whose default is written in another way, or chosen by the command: the default on the command
+            line, and what it stands for in Python.
+    """
+
+    functions: tuple[Callable[..., Any], ...]
+    flags: frozenset[str] = frozenset()
+    parameters: frozenset[str] = frozenset()
+    defaults: Mapping[str, tuple[Any, Any]] = MappingProxyType({})
 
 
-@pytest.mark.parametrize("command", FLAGS)
-def test_flags_are_parameters(command):
-    """Same names and same defaults as in Python, whatever else the command line adds."""
-    functions, extra = FLAGS[command]
-    parameters = {name: p for f in functions for name, p in reversed(inspect.signature(f).parameters.items())}
-    renamed = {("demo", "out"): "folder"}
-    other = {
-        ("train", "size"),
-        ("train", "net"),
-        ("fit", "steps"),
-        ("train", "augment"),
-        ("train-classifier", "size"),
-        ("train-classifier", "folder"),
-        ("train-autoencoder", "folder"),
-        ("train-codes", "folder"),
-        ("train-clip", "folder"),
-        ("train-draft", "folder"),
-        ("train-style", "folder"),
-        ("train-translation", "folder"),
-        ("train-cold", "folder"),
-        ("sample", "model"),
-    }  # None: the data's own, or the usual net; lists as text; a word that may be the prompt instead
-    for flag in COMMANDS[command].params:
-        name = renamed.get((command, flag.name), flag.name)
-        if name in extra or name == "help":
-            continue
-        assert name in parameters, f"{command} --{name} is no parameter"
-        default = parameters[name].default
-        if default is not inspect.Parameter.empty and (command, name) not in other:
-            assert str(flag.default) == str(default), f"{command} --{name}"
+def verb(*functions: Callable[..., Any], flags: str = "", parameters: str = "", **defaults: tuple[Any, Any]) -> Verb:
+    return Verb(functions, frozenset(flags.split()), frozenset(parameters.split()), defaults)
 
 
-@pytest.mark.parametrize("command", ["sample", "evaluate", "fit", "demo", "export"])
-def test_parameters_are_flags(command):
-    """Every parameter of a verb can be given on the command line."""
-    flags = {flag.name for flag in COMMANDS[command].params} | {"folder"}
-    left = set(inspect.signature(FLAGS[command][0][0]).parameters) - flags
-    assert left <= {"features", "shape", "sigma_max", "sigma_min", "cond"}, left
+VERBS = {
+    "train": verb(
+        Learner, Learner.fit,
+        flags="size aspect given procs",
+        parameters="callbacks clip compile decay density_options ema save_every sigma_data uncertainty verbose warmup "
+        "weight_decay weight_options",
+        net=(None, "unet-small"), augment=("", ()),
+    ),
+    "scan": verb(ImageFolder),
+    "fit": verb(
+        fit_sampler, flags="prompt device", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
+    ),
+    "train-classifier": verb(classifiers.train_classifier, flags="size"),
+    "train-autoencoder": verb(autoencoders.train_autoencoder, flags="aspect", parameters="decoder_of"),
+    "codec": verb(latent_variables.describe, flags="file size aspect holdout out", parameters="codec"),
+    "train-codes": verb(codes.train_token_prior, flags="aspect"),
+    "sample-codes": verb(codes.sample_tokens, flags="out"),
+    "sample": verb(generation.sample, flags="out format metadata sidecar", model=(None, "emoji")),
+    "again": verb(generation.reproduce, flags="out"),
+    "evaluate": verb(evaluation.evaluate, flags="out", parameters="features"),
+    "study": verb(  # these can be varied, with one value or several
+        study.study, generation.sample, flags="out",
+        parameters="batch_size device negative prompt sampler schedule size variation_seed variation_strength",
+    ),
+    "export": verb(sharing.export),
+    "vary": verb(variations.variations, flags="out"),
+    "remember": verb(variations.build_index, flags="out aspect"),
+    "teach": verb(languages.add_language, flags="out"),
+    "restore": verb(restoration.restore, flags="out compare metadata"),
+    "unmark": verb(watermarks.remove_watermark, flags="out"),
+    "train-clip": verb(clip.train_clip, flags="aspect"),
+    "train-draft": verb(drafts.train_caption_mean, flags="size aspect"),
+    "score": verb(clip.clip_score),
+    "search": verb(clip.search),
+    "stylize": verb(stylization.stylize, flags="out", parameters="net"),
+    "train-style": verb(stylization.train_style),
+    "train-translation": verb(translation.train_translation),
+    "translate": verb(translation.translate, flags="out"),
+    "train-cold": verb(cold.train_cold),
+    "samplers": verb(),
+    "about": verb(about.about),
+    "recipe": verb(images.read_recipe, flags="picture", parameters="path"),
+    "demo": verb(demo.demo, flags="out", parameters="folder"),
+    "doctor": verb(doctor.doctor),
+}  # fmt: skip
+
+
+def parameters_of(functions: Sequence[Callable[..., Any]]) -> dict[str, inspect.Parameter]:
+    """All parameters by name; where two functions have one name, the first one's."""
+    every = [p for f in functions for p in inspect.signature(f).parameters.values()]
+    return {p.name: p for p in reversed(every) if p.name != "self" and p.kind is not p.VAR_KEYWORD}
+
+
+def differences(flags: Mapping[str, Any], known: Verb) -> list[str]:
+    """How a command's flags (name: default) differ from the parameters of its functions, but for what is meant so."""
+    parameters = parameters_of(known.functions)
+    found = [f"--{name} is no parameter" for name in flags.keys() - parameters.keys() - known.flags]
+    found += [f"{name} is no flag" for name in parameters.keys() - flags.keys() - known.parameters]
+    # an exception that is none any more would hide the next difference
+    found += [f"--{name} is a parameter" for name in known.flags & parameters.keys()]
+    found += [f"--{name} is listed and no flag" for name in (known.flags | known.defaults.keys()) - flags.keys()]
+    found += [f"{name} is listed and no parameter" for name in known.parameters - parameters.keys()]
+    found += [f"{name} is a flag" for name in known.parameters & flags.keys()]
+    for name in flags.keys() & parameters.keys():
+        here, there = flags[name], parameters[name].default
+        if name in known.defaults:
+            if known.defaults[name] != (here, there):
+                found.append(f"--{name} is {here!r} for {there!r}, and {known.defaults[name]} was meant")
+        elif name == "folder" and there in (None, required):
+            continue  # a command's results are always somewhere; Python may keep nothing
+        elif there is required:
+            if here is not None:
+                found.append(f"--{name} is {here!r}, where Python has no default")
+        elif str(here) != str(there):  # paths are text there
+            found.append(f"--{name} is {here!r}, and {there!r} in Python")
+    return sorted(found)
+
+
+def flags_of(command: str) -> dict[str, Any]:
+    return {flag.name: flag.default for flag in COMMANDS[command].params if flag.name != "help"}
+
+
+def test_every_command_has_its_function():
+    assert set(VERBS) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_flags_are_parameters_and_parameters_are_flags(command):
+    """Same names and same defaults as in Python, in both directions, whatever is added on purpose."""
+    assert not differences(flags_of(command), VERBS[command])
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if flags_of(name)])
+def test_a_changed_flag_is_noticed(command):
+    """The comparison itself: a flag too many, one too few, or another default never passes."""
+    flags, known = flags_of(command), VERBS[command]
+    assert "--extra is no parameter" in differences({**flags, "extra": 1}, known)
+    for name in flags:
+        assert differences({key: value for key, value in flags.items() if key != name}, known), name
+        assert differences({**flags, name: "another"}, known) or name in {"folder", *known.flags}, name
 
 
 def test_every_command_says_what_it_does():
@@ -155,13 +222,18 @@ def test_every_command_says_what_it_does():
         assert all(getattr(flag, "help", None) for flag in command.params if flag.name != "help"), name
 
 
-def test_sampling_overhead_of_the_recipe(tmp_path):
-    """Printed only: what hashing a model and writing a recipe cost beside the sampling itself."""
-    from fastdiffusion import nets
-    from fastdiffusion.denoisers import Denoiser
-    from fastdiffusion.models import Model
-
+def test_the_hash_of_a_model_is_of_what_decides_its_images(monkeypatch, tmp_path):
+    """One bit of one weight changes it, notes and tables do not; a run is hashed once, however many images it has."""
     net = nets.build({**nets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1})
-    begun = time.perf_counter()
-    generation.model_hash(Model(Denoiser(net), (1, 8, 8)))
-    print(f"model_hash: {1000 * (time.perf_counter() - begun):.1f} ms")
+    model = Model(Denoiser(net), (1, 8, 8))
+    before = files.model_hash(model)
+    assert files.model_hash(replace(model, info={"note": "a"})) == before
+    hashed = []
+    monkeypatch.setattr(generation, "model_hash", lambda model: hashed.append(1) or before)
+    samples = generation.sample(model, n=3, steps=1)
+    samples.save(tmp_path)
+    assert len(hashed) == 1
+    assert samples.recipe_of(2)["model"]["sha256"] == before
+    with torch.no_grad():
+        next(iter(net.parameters())).view(torch.int32).flatten()[0] ^= 1
+    assert files.model_hash(model) != before

@@ -74,9 +74,9 @@ def test_batches_refuse_what_is_not_there():
         with pytest.raises(InputError, match="from 0 to 1796"):
             digits.batch(wrong)
     with pytest.raises(InputError, match="Label 3"):
-        data.Pictures("x", [np.zeros((2, 1, 8, 8), np.uint8)], labels=[0, 3], classes=["a"])
+        data.Images("x", [np.zeros((2, 1, 8, 8), np.uint8)], labels=[0, 3], classes=["a"])
     with pytest.raises(DataError, match="no pictures"):
-        data.Pictures("x", [])
+        data.Images("x", [])
 
 
 def test_split_is_stable_and_complete():
@@ -87,7 +87,7 @@ def test_split_is_stable_and_complete():
     assert everything == Counter(digits.names)
     again, other = digits.split(0.1)[1], digits.split(0.1, seed=1)[1]
     assert again.indices == held.indices and again.fingerprint == held.fingerprint != other.fingerprint
-    fewer = data.Pictures("d", [digits.arrays[0][:1700]], names=digits.names[:1700])
+    fewer = data.Images("d", [digits.arrays[0][:1700]], names=digits.names[:1700])
     moved = set(fewer.split(0.1)[1].indices) ^ {i for i in held.indices if i < 1700}
     assert len(moved) < 12
     assert len(digits.split(0)[1]) == 0
@@ -98,10 +98,10 @@ def test_split_is_stable_and_complete():
 @pytest.mark.parametrize("seed", range(8))
 def test_no_class_is_held_out_whole(seed):
     labels = [0] * 20 + [1]
-    few = data.Pictures("few", [np.zeros((21, 1, 8, 8), np.uint8)], labels=labels, classes=["many", "one"])
+    few = data.Images("few", [np.zeros((21, 1, 8, 8), np.uint8)], labels=labels, classes=["many", "one"])
     train, held = few.split(0.3, seed)
     assert len(train) + len(held) == 21 and len(held) > 3
-    assert 1 in train.told(range(len(train))).labels.tolist()
+    assert 1 in train.annotations(range(len(train))).labels.tolist()
 
 
 def test_whole_numbers_with_a_point_are_labels(tmp_path):
@@ -128,7 +128,7 @@ def test_fingerprint_is_of_the_content():
     assert digits.fingerprint == data.digits().fingerprint
     assert (
         digits.fingerprint
-        != data.Pictures("digits", [changed], digits.labels.tolist(), classes=digits.classes).fingerprint
+        != data.Images("digits", [changed], digits.labels.tolist(), classes=digits.classes).fingerprint
     )
 
 
@@ -136,12 +136,12 @@ def test_sigma_data():
     x = np.random.default_rng(0).integers(0, 256, (700, 1, 8, 8), dtype=np.uint8)
     flat = np.full((3, 1, 8, 8), 9, np.uint8)
     expected = images.to_tensor(x).std(correction=0)
-    assert data.measure_sigma_data(data.Pictures("x", [x]), n=700) == pytest.approx(float(expected), rel=1e-5)
-    assert data.measure_sigma_data(data.Pictures("x", [x[:600], x[600:, :, :4]])) == pytest.approx(
+    assert data.measure_sigma_data(data.Images("x", [x]), n=700) == pytest.approx(float(expected), rel=1e-5)
+    assert data.measure_sigma_data(data.Images("x", [x[:600], x[600:, :, :4]])) == pytest.approx(
         float(expected), rel=0.01
     )
     with pytest.raises(DataError, match="one flat color"):
-        data.measure_sigma_data(data.Pictures("flat", [flat]))
+        data.measure_sigma_data(data.Images("flat", [flat]))
 
 
 # ---- folders ------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_two_thousand_files(wild):
     folder = data.ImageFolder(root, size=32)
     report = folder.report
     assert dict(report.skipped) == reasons and len(reasons) > 600
-    assert len(folder) == len(report.pictures) == 1991 - (len(reasons) - 3) and report.others == 5
+    assert len(folder) == len(report.images) == 1991 - (len(reasons) - 3) and report.others == 5
     for group in folder.groups:
         folder.batch(group[:50])
     assert folder.classes == ()  # pictures lie in the root, too
@@ -205,7 +205,7 @@ def test_unreadable_files_are_skipped(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "read_bytes", denied)
     report = data.scan(tmp_path)
-    assert report.skipped == (scan.Skipped("1.png", "permission denied"),) and len(report.pictures) == 2
+    assert report.skipped == (scan.Skipped("1.png", "permission denied"),) and len(report.images) == 2
 
 
 def test_nothing_to_train_on(tmp_path):
@@ -281,7 +281,7 @@ def test_turned_pictures_stand_upright(tmp_path):
     folder = data.load(tmp_path, 32)
     height, width = folder.batch([0]).images.shape[2:]
     assert height > width
-    fact = folder.report.pictures[0]
+    fact = folder.report.images[0]
     assert (fact.width, fact.height) == (40, 80)
 
 
@@ -351,11 +351,11 @@ def test_one_of_several_captions_is_drawn(tmp_path):
 
 def test_varied_captions():
     tags = ["cat, red, small, old"] * 1000
-    out = captions.vary(tags, generator(), dropout=0.25, shuffle=True)
+    out = captions.augment_captions(tags, generator(), dropout=0.25, shuffle=True)
     assert 200 < out.count("") < 300
     assert {t.split(", ")[0] for t in out if t} == {"cat"} and len(set(out)) == 7  # 3! orders, and nothing
     assert {tuple(sorted(t.split(", "))) for t in out if t} == {("cat", "old", "red", "small")}
-    assert captions.vary(tags, generator()) == tags
+    assert captions.augment_captions(tags, generator()) == tags
 
 
 def test_copies_are_found_and_stay_together(tmp_path):
@@ -393,8 +393,10 @@ def test_alike_equals_comparing_all():
 def test_decoded_once_and_again_when_changed(tmp_path, monkeypatch):
     album(tmp_path)
     looked = []
-    look = folders.look
-    monkeypatch.setattr(folders, "look", lambda root, file, near: looked.append(file.name) or look(root, file, near))
+    inspect = folders.inspect
+    monkeypatch.setattr(
+        folders, "inspect", lambda root, file, near: looked.append(file.name) or inspect(root, file, near)
+    )
 
     def load(**options) -> tuple[int, str]:
         """How many files were decoded, and the fingerprint."""
@@ -433,7 +435,7 @@ def test_damaged_cache_is_made_again(tmp_path):
 
 def test_large_arrays_are_mapped(tmp_path, monkeypatch):
     expected = data.load(album(tmp_path), 16)
-    monkeypatch.setattr(cache, "IN_MEMORY", 100)
+    monkeypatch.setattr(cache, "MAX_RAM_BYTES", 100)
     mapped = data.load(tmp_path, 16)
     assert isinstance(mapped.arrays[0], np.memmap)
     assert torch.equal(mapped.batch([3, 1]).images, expected.batch([3, 1]).images)
@@ -471,7 +473,7 @@ def test_without_home_and_in_locale_c(tmp_path):
     assert (tmp_path / f"fastdiffusion-{os.getuid()}" / "data").is_dir()
 
 
-class Chains(data.Pictures):
+class Chains(data.Images):
     """100 pictures, the first 40 of which look alike."""
 
     def key(self, index):
@@ -486,7 +488,7 @@ def test_a_large_group_of_copies_does_not_swallow_the_split(seed):
 
 
 def test_only_large_groups():
-    class Two(data.Pictures):
+    class Two(data.Images):
         def key(self, index):
             return str(index < 30)
 
@@ -495,7 +497,7 @@ def test_only_large_groups():
 
 
 def test_what_is_said_of_held_out_pictures_is_not_read():
-    said = data.Pictures(
+    said = data.Images(
         "said", [np.zeros((20, 1, 2, 2), np.uint8)], captions=[[f"word{i}", f"other{i}"] for i in range(20)]
     )
     train, held = said.split(0.2)

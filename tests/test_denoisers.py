@@ -38,6 +38,37 @@ def test_outputs_mean_what_their_names_say():
     torch.testing.assert_close(output("v"), alpha * n - s * alpha * x0, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("sigma", [1e-3, 1.0, 1e3, 1e5, 1e7])
+def test_flow_in_float32_keeps_its_input_at_any_noise(sigma):
+    """Where t rounds to 1, what is left of x (1 - t) still has every digit."""
+    c = scaling("flow", torch.tensor([sigma]), 0.5)
+    exact = torch.tensor([sigma], dtype=DTYPE)
+    torch.testing.assert_close(c.c_in.double(), 1 / (1 + exact), rtol=3e-7, atol=0)
+    torch.testing.assert_close(c.c_skip.double(), 1 / (1 + exact), rtol=3e-7, atol=0)
+    torch.testing.assert_close(-c.c_out.double(), exact / (1 + exact), rtol=3e-7, atol=0)
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 1.0, 80.0, 1e3, 1e5, 1e7])
+@pytest.mark.parametrize("spread", [0.5, 1.0, "sigma"])
+def test_flow_in_float32_is_the_exact_denoiser_of_a_gaussian(sigma, spread):
+    """The exact velocity of a Gaussian makes its exact denoiser, up to sigma 1e7, be the data narrow or wide."""
+    std, mean = sigma if spread == "sigma" else spread, 0.25
+    t = sigma / (1 + sigma)
+    share = std**2 / (std**2 + sigma**2)
+
+    def net(inputs, c_noise, cond):
+        """E[noise - x0 | x_t] where x_t is (1 - t) x0 + t noise."""
+        xt = inputs.double()
+        x0 = mean + share * ((1 + sigma) * xt - mean)
+        return ((xt - x0) / t).float()
+
+    noises = torch.randn(256, 3, dtype=DTYPE)
+    x = (mean + (std**2 + sigma**2) ** 0.5 * noises).float()
+    out = Denoiser(net, "flow", 0.5)(x, torch.full((256,), sigma))
+    exact = mean + share * (x.double() - mean)
+    torch.testing.assert_close(out.double(), exact, rtol=2e-6, atol=2e-6 * max(1.0, std))
+
+
 @pytest.mark.parametrize("name", ["edm", "v"])
 @pytest.mark.parametrize("sigma_data", [0.5, 2.0])
 def test_unit_variance_of_inputs_and_targets(name, sigma_data):

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fastdiffusion.cli import main
-from fastdiffusion.data import Pictures
+from fastdiffusion.data import Images
 from fastdiffusion.data.bilingual import Pair
 from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.images import to_tensor
 from fastdiffusion.learner import Learner
 from fastdiffusion.models import Model, load, save
-from fastdiffusion.tasks.drafts import FILE, train_draft
-from fastdiffusion.tasks.languages import teach
+from fastdiffusion.tasks.drafts import FILE, train_caption_mean
+from fastdiffusion.tasks.languages import add_language
 from fastdiffusion.types import Cond
 
 NET = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 32, "words": {"width": 32, "depth": 1, "head": 32}}
@@ -24,24 +24,24 @@ CAPTIONS = ["red square", "blue square", "red frame", "blue frame"]
 
 
 @pytest.fixture(scope="module")
-def data() -> Pictures:
+def data() -> Images:
     """Of each caption many pictures, which are its own mean and noise of their own."""
     g = torch.Generator().manual_seed(0)
     kinds = torch.randint(60, 196, (4, 3, 4, 4), generator=g).repeat_interleave(4, 2).repeat_interleave(4, 3)
     noise = torch.randint(-50, 51, (128, 3, 16, 16), generator=g)
     images = (kinds.repeat(32, 1, 1, 1) + noise).to(torch.uint8).numpy()
-    return Pictures("means", [images], captions=[(CAPTIONS[i % 4],) for i in range(128)])
+    return Images("means", [images], captions=[(CAPTIONS[i % 4],) for i in range(128)])
 
 
 @pytest.fixture(scope="module")
-def drafted(data: Pictures) -> Model:
-    return train_draft(data, 150, **SETTINGS)
+def drafted(data: Images) -> Model:
+    return train_caption_mean(data, 150, **SETTINGS)
 
 
 def drawn(model: Model, captions: list[str]) -> torch.Tensor:
     with torch.no_grad():
-        pooled = model.read(captions).pooled
-        return model.denoiser.net.draft(pooled) * model.denoiser.sigma_data
+        pooled = model.encode_prompt(captions).pooled
+        return model.denoiser.net.caption_mean(pooled) * model.denoiser.sigma_data
 
 
 def test_it_is_the_mean_of_the_pictures_of_a_caption(data, drafted):
@@ -58,9 +58,9 @@ def test_the_denoiser_sees_it(data, drafted):
     hook = net.net.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     x, sigma = torch.randn(2, 3, 16, 16), torch.ones(2)
     with torch.no_grad():
-        drafted.denoise(x, sigma, drafted.read(CAPTIONS[:2]))
+        drafted.denoise(x, sigma, drafted.encode_prompt(CAPTIONS[:2]))
         drafted.denoise(x, sigma, Cond())
-        drafted.denoise(x, sigma, drafted.read(["", ""]))
+        drafted.denoise(x, sigma, drafted.encode_prompt(["", ""]))
     hook.remove()
     wanted = drawn(drafted, CAPTIONS[:2]) / drafted.denoiser.sigma_data
     torch.testing.assert_close(seen[0][:, 3:], torch.nn.functional.interpolate(wanted, (16, 16)))
@@ -73,8 +73,8 @@ def test_a_file_keeps_it_and_training_goes_on_with_it(data, drafted, tmp_path):
     assert torch.equal(drawn(again, CAPTIONS), drawn(drafted, CAPTIONS))
     learner = Learner(
         data,
-        begin=tmp_path / "m.safetensors",
-        text=True,
+        init_from=tmp_path / "m.safetensors",
+        captions=True,
         holdout=0.0,
         batch_size=16,
         precision="float32",
@@ -86,28 +86,30 @@ def test_a_file_keeps_it_and_training_goes_on_with_it(data, drafted, tmp_path):
 
 def test_another_language_keeps_it(drafted):
     pairs = [Pair(text[::-1], text) for text in CAPTIONS]
-    taught = teach(drafted, pairs, 2, vocabulary=320, batch_size=8)
+    taught = add_language(drafted, pairs, 2, vocabulary=320, batch_size=8)
     assert (
-        torch.equal(taught.denoiser.net.draft.layers[0].weight, drafted.denoiser.net.draft.layers[0].weight)
+        torch.equal(
+            taught.denoiser.net.caption_mean.layers[0].weight, drafted.denoiser.net.caption_mean.layers[0].weight
+        )
         and taught.denoiser.net.config["draft"]["side"] == 4
     )
 
 
 def test_it_goes_on_where_it_was_cut(data, tmp_path):
-    whole = train_draft(data, 6, folder=tmp_path / "a", **SETTINGS)
-    train_draft(data, 6, folder=tmp_path / "b", minutes=0, **SETTINGS)  # one step
-    cut = train_draft(data, 6, folder=tmp_path / "b", **SETTINGS)
+    whole = train_caption_mean(data, 6, folder=tmp_path / "a", **SETTINGS)
+    train_caption_mean(data, 6, folder=tmp_path / "b", minutes=0, **SETTINGS)  # one step
+    cut = train_caption_mean(data, 6, folder=tmp_path / "b", **SETTINGS)
     assert torch.equal(drawn(cut, CAPTIONS), drawn(whole, CAPTIONS))
     assert torch.equal(drawn(load(tmp_path / "b" / FILE), CAPTIONS), drawn(whole, CAPTIONS))
     with pytest.raises(CheckpointError, match="Choose another folder"):
-        train_draft(data, 7, folder=tmp_path / "b", **SETTINGS)
+        train_caption_mean(data, 7, folder=tmp_path / "b", **SETTINGS)
 
 
 def test_a_model_without_a_draft_is_refused(data, tmp_path):
-    model = Learner(data, net=NET, text=True, verbose=False).model
+    model = Learner(data, net=NET, captions=True, verbose=False).model
     save(model, tmp_path / "plain.safetensors")
     with pytest.raises(InputError, match="no draft"):
-        train_draft(data, 2, begin=tmp_path / "plain.safetensors", **SETTINGS)
+        train_caption_mean(data, 2, init_from=tmp_path / "plain.safetensors", **SETTINGS)
 
 
 def test_the_command(tmp_path, capsys):
@@ -121,4 +123,4 @@ def test_the_command(tmp_path, capsys):
     out = tmp_path / "draft"
     main(["train-draft", str(folder), "--steps", "2", "--net", "dit-tiny", "--batch-size", "4", "-o", str(out)])
     assert f"--begin {out / FILE}" in capsys.readouterr().out
-    assert load(out / FILE).words is not None
+    assert load(out / FILE).text_encoder is not None

@@ -9,7 +9,7 @@ import torch
 from fastdiffusion import metrics, nets
 from fastdiffusion.cards import card
 from fastdiffusion.checkpoints import load_tensors
-from fastdiffusion.data import Pictures, cache_folder, digits
+from fastdiffusion.data import Images, cache_folder, digits
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.images import to_tensor
@@ -31,7 +31,7 @@ def report(half, images, labels=None):
 
 
 def test_real_pictures_score_as_real_pictures(half):
-    images, labels = metrics.pictures(half[1], range(400))
+    images, labels = metrics.load_images(half[1], range(400))
     found = report(half, to_tensor(images), labels.tolist())
     for name, number in found.numbers.items():
         assert number.low <= number.value <= number.high, name
@@ -41,12 +41,12 @@ def test_real_pictures_score_as_real_pictures(half):
 
 
 def test_copies_are_told_by_their_nearness(half):
-    images, _ = metrics.pictures(half[0], metrics.choose(half[0], 300, 5))
+    images, _ = metrics.load_images(half[0], metrics.choose(half[0], 300, 5))
     assert report(half, to_tensor(images)).numbers["nearness"].value == 0
 
 
 def test_spoiled_pictures_are_farther(half):
-    images, labels = metrics.pictures(half[1], range(400))
+    images, labels = metrics.load_images(half[1], range(400))
     clean, wrong = to_tensor(images), torch.roll(labels, 1).tolist()
     found = report(half, (clean + 0.5 * torch.randn(clean.shape)).clamp(-1, 1), wrong)
     for name in ("fd_digits", "kd_digits", "gradients", "nearness"):
@@ -56,7 +56,7 @@ def test_spoiled_pictures_are_farther(half):
 
 
 def test_one_kind_only_is_precise_and_covers_little(half):
-    images, labels = metrics.pictures(half[1], range(len(half[1])))
+    images, labels = metrics.load_images(half[1], range(len(half[1])))
     found = report(half, to_tensor(images[labels == 3]))
     assert found.numbers["precision"].value > 0.6
     assert found.numbers["coverage"].value < 0.4
@@ -64,7 +64,7 @@ def test_one_kind_only_is_precise_and_covers_little(half):
 
 
 def test_features_of_any_net_and_their_cache(half, monkeypatch):
-    images, _ = metrics.pictures(half[1], range(60))
+    images, _ = metrics.load_images(half[1], range(60))
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU())
     found = measure(to_tensor(images), half[0], features=net, rounds=3)
     assert "fd_sequential" in found.numbers
@@ -79,7 +79,7 @@ def test_features_of_any_net_and_their_cache(half, monkeypatch):
 
 
 def test_the_sheet_and_the_files(half, tmp_path):
-    images, _ = metrics.pictures(half[1], range(50))
+    images, _ = metrics.load_images(half[1], range(50))
     found = report(half, to_tensor(images))
     assert found.neighbors.size == (6 * 66 + 2, evaluation.SHOWN * 66 + 2)
     assert {path.name for path in found.save(tmp_path / "e").iterdir()} == {"report.json", "neighbors.png"}
@@ -90,7 +90,7 @@ def test_what_cannot_be_measured(half):
         report(half, torch.zeros(50, 1, 4, 4))
     with pytest.raises(InputError, match="at least 10"):
         report(half, torch.zeros(5, 1, 8, 8))
-    few = Pictures("few", [np.zeros((12, 1, 8, 8), np.uint8)])
+    few = Images("few", [np.zeros((12, 1, 8, 8), np.uint8)])
     with pytest.raises(InputError, match="twice as many"):
         measure(torch.zeros(12, 1, 8, 8), few)
 
@@ -117,4 +117,4 @@ def test_the_numbers_are_noted_in_the_model(half, tmp_path):
     assert evaluate(ready, half[0], **options).numbers == found.numbers
     (tmp_path / "broken.safetensors").write_bytes(b"no model")
     with pytest.warns(UserWarning, match="were not noted"):
-        evaluation.remember(found, tmp_path / "broken.safetensors")
+        evaluation.record_metrics(found, tmp_path / "broken.safetensors")

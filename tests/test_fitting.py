@@ -26,7 +26,7 @@ def flow():
 @pytest.mark.parametrize("polish", [False, True])
 def test_fitted_beats_the_textbook(flow, polish):
     table = fitting.fit_sampler(RING, 6, (2,), 80.0, 0.002, noises=256, seconds=6, polish=polish)
-    assert table.calls == 6 and table.info["fitted"] and not table.stochastic
+    assert table.nfe == 6 and table.info["fitted"] and not table.stochastic
     assert table.info["error"] < table.info["textbook_error"]
     textbook = fitting.best_textbook(flow, 6, 0.002, 80.0, time.monotonic() + 60)
     assert flow.error_of(table) < 0.5 * flow.error_of(textbook)
@@ -39,7 +39,7 @@ def test_a_perfect_model_still_gets_its_x0_back(steps):
     x0 = torch.tensor([[0.3, -0.7]], dtype=torch.float64)
     out = samplers.final(samplers.run(lambda x, sigma, cond=None: x0, x0 + 80 * torch.randn(1, 2), table))
     torch.testing.assert_close(out, x0, rtol=0, atol=1e-9)
-    assert table.calls == steps
+    assert table.nfe == steps
 
 
 def test_falls_back_to_the_textbook():

@@ -15,7 +15,7 @@ from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.images import read_recipe, save_png
 from fastdiffusion.models import Model, save
 from fastdiffusion.tasks import generation
-from fastdiffusion.tasks.generation import again, model_hash, sample, sample_steps
+from fastdiffusion.tasks.generation import model_hash, reproduce, sample, sample_steps
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_the_batches_do_not_matter(model, sampler, batch_size):
 def test_again_makes_the_same_bytes(folder, tmp_path, options):
     made = sample(folder / "pets.safetensors", n=7, steps=3, batch_size=3, **options)
     for i, path in enumerate(made.save(folder / "out")):
-        remade = again(path)
+        remade = reproduce(path)
         assert torch.equal(remade.images, made.images[i : i + 1])
         (copy,) = remade.save(tmp_path)
         assert copy.read_bytes() == path.read_bytes()
@@ -73,7 +73,7 @@ def test_again_makes_the_same_bytes(folder, tmp_path, options):
 def test_again_of_a_grid(folder, tmp_path):
     made = sample(folder / "pets.safetensors", n=5, steps=2, batch_size=2)
     path = made.save_grid(folder / "grid.png", columns=2, labels=True)
-    remade = again(path, folder / "pets.safetensors")
+    remade = reproduce(path, folder / "pets.safetensors")
     assert remade.save_grid(tmp_path / "copy.png", columns=2, labels=True).read_bytes() == path.read_bytes()
 
 
@@ -101,7 +101,7 @@ def test_without_metadata(folder, model):
     ]:
         assert not Image.open(path).info
         with pytest.raises(DataError, match="carries no recipe"):
-            again(path)
+            reproduce(path)
 
 
 def test_classes(model):
@@ -185,7 +185,7 @@ def test_again_refuses_what_it_cannot_follow(folder, model, tmp_path):
     def refused(match: str, error: type[Exception] = DataError, **changes):
         save_png(samples.images[0], tmp_path / "x.png", {**recipe, **changes})
         with pytest.raises(error, match=match):
-            again(tmp_path / "x.png", model)
+            reproduce(tmp_path / "x.png", model)
 
     refused("newer fastdiffusion", recipe=99)
     refused("not made by fastdiffusion's sample", verb="paint")
@@ -198,10 +198,10 @@ def test_again_refuses_what_it_cannot_follow(folder, model, tmp_path):
     refused("another model", CheckpointError, model={"name": "pets", "sha256": "0" * 64})
     save_png(samples.images[0], tmp_path / "y.png", {**recipe, "model": {"name": "../../etc/passwd", "sha256": "0"}})
     with pytest.raises(CheckpointError, match="--model"):
-        again(tmp_path / "y.png")
+        reproduce(tmp_path / "y.png")
     save_png(samples.images[0], tmp_path / "z.png", None)
     with pytest.raises(DataError, match="no recipe"):
-        again(tmp_path / "z.png")
+        reproduce(tmp_path / "z.png")
 
 
 def test_the_hash_is_of_what_decides_the_pictures(model):

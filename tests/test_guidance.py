@@ -18,10 +18,10 @@ from fastdiffusion.guidance import (
     classifier,
     compose,
     inpaint,
+    loss_guidance,
     scheduled,
     self_conditioned,
-    steer,
-    symmetric,
+    self_ensemble,
 )
 from fastdiffusion.types import Cond
 
@@ -87,6 +87,7 @@ def shifted(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
     return Mixture()(x, sigma, cond) * 0.9
 
 
+@guidance.guidance
 def pictured(d):
     """``symmetric`` of rows that are taken for pictures of one line."""
 
@@ -96,7 +97,7 @@ def pictured(d):
     def flat(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         return d(x[:, 0, 0], sigma, shaped(cond, lambda v: v[:, 0, 0]))[:, None, None]
 
-    guided = symmetric(flat)
+    guided = guidance.start(self_ensemble(flat))
     return lambda x, sigma, cond=None: guided(x[:, None, None], sigma, shaped(cond, lambda v: v[:, None, None]))[
         :, 0, 0
     ]
@@ -109,7 +110,7 @@ CASES = {
     "compose": lambda d: compose(d, [Cond(label=torch.tensor([0])), Cond(label=torch.tensor([1]))], [1.0, 0.5]),
     "scheduled": lambda d: scheduled(d, [(1.0, Cond(label=torch.tensor([2])))]),
     "classifier": lambda d: classifier(d, log_prob, 2.0),
-    "steer": lambda d: steer(d, energy, 1.0),
+    "steer": lambda d: loss_guidance(d, energy, 1.0),
     "inpaint": lambda d: inpaint(d, IMAGE, HALF),
     "blind": lambda d: blind(d, lambda x: x.norm(dim=1)),
     "symmetric": pictured,
@@ -121,7 +122,7 @@ OFF = {
     "apg": lambda d: apg(d, 1),
     "autoguidance": lambda d: autoguidance(d, d, 1.0),
     "classifier": lambda d: classifier(d, log_prob, 0.0),
-    "steer": lambda d: steer(d, energy, lambda sigma: 0.0),
+    "steer": lambda d: loss_guidance(d, energy, lambda sigma: 0.0),
     "scheduled": lambda d: scheduled(d, []),
     "inpaint": lambda d: inpaint(d, IMAGE, torch.ones(2)),
 }
@@ -155,10 +156,163 @@ def test_interleaved_runs_equal_sequential_runs(name: str) -> None:
         assert torch.equal(last.x, samplers.final(samplers.run(guided, START * k, TABLE, Cond(label=LABELS))))
 
 
-@pytest.mark.parametrize("outer", CASES)
-@pytest.mark.parametrize("inner", CASES)
+# ---- nesting: the same strengths as in CASES, each written down as its formula for a run of its own ----------------
+
+
+def remembering(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+    """An exact denoiser that leans a little on the estimate that it is given, and on nothing else of a run."""
+    estimate = None if cond is None else cond.estimate
+    return Mixture()(x, sigma, cond) + (0 if estimate is None else 0.1 * estimate)
+
+
+def labelled(cond: Cond, label: Tensor | None, like: Tensor) -> Cond:
+    """``cond`` with this label for every row; None: no label."""
+    rows = torch.full((len(like),), -1) if label is None else label.expand(len(like))
+    return replace(cond, label=rows)
+
+
+def every(d, x: Tensor, sigma: Tensor, conds: list[Cond]) -> list[Tensor]:
+    """The answers to several conditions, asked for together: an inner memory then has one row for each."""
+    stacked = Cond(
+        label=torch.cat([c.label for c in conds]),
+        estimate=None if conds[0].estimate is None else torch.cat([c.estimate for c in conds]),
+    )
+    return list(d(torch.cat([x] * len(conds)), torch.cat([sigma] * len(conds)), stacked).split(len(x)))
+
+
+def like_cfg(d):
+    def guided(x, sigma, cond):
+        positive, without = every(d, x, sigma, [cond, labelled(cond, None, x)])
+        return without + 3 * (positive - without)
+
+    return guided
+
+
+def like_apg(d):
+    memory = []
+
+    def guided(x, sigma, cond):
+        positive, without = every(d, x, sigma, [cond, labelled(cond, None, x)])
+        push = positive - without - (0.5 * memory[-1] if memory else 0)
+        memory.append(push)
+        push = push / push.norm(dim=1, keepdim=True).clamp(min=1)
+        unit = positive / positive.norm(dim=1, keepdim=True)
+        return positive + 2 * (push - (push * unit).sum(1, keepdim=True) * unit)
+
+    return guided
+
+
+def like_autoguidance(d):
+    return lambda x, sigma, cond: 2 * d(x, sigma, cond) - shifted(x, sigma, cond)
+
+
+def like_compose(d):
+    def guided(x, sigma, cond):
+        asked = [labelled(cond, label, x) for label in (torch.tensor([0]), torch.tensor([1]), None)]
+        zero, one, without = every(d, x, sigma, asked)
+        return zero - without + 0.5 * (one - without) + without
+
+    return guided
+
+
+def like_scheduled(d):
+    late = torch.tensor([2])
+    return lambda x, sigma, cond: d(x, sigma, labelled(cond, late, x) if float(sigma[0]) <= 1 else cond)
+
+
+def like_classifier(d):
+    def guided(x, sigma, cond):
+        variance = (STD**2 + sigma**2)[:, None]
+        chosen = MEANS[cond.label.clamp(min=0)] - log_joint(x, sigma).softmax(1) @ MEANS
+        push = torch.where((cond.label < 0)[:, None], 0.0, chosen / variance)
+        return d(x, sigma, cond) + 2 * sigma[:, None] ** 2 * push
+
+    return guided
+
+
+def like_steer(d):
+    def guided(x, sigma, cond):
+        leaf = x if x.requires_grad else x.detach().requires_grad_()
+        with torch.enable_grad():
+            x0 = d(leaf, sigma, cond)
+            (push,) = torch.autograd.grad((x0 - 1).square().mean(1).sum(), leaf, create_graph=True)
+        out = x0 - sigma[:, None] ** 2 * push
+        return out if x.requires_grad else out.detach()
+
+    return guided
+
+
+def like_inpaint(d):
+    return lambda x, sigma, cond: IMAGE * (1 - HALF) + d(x, sigma, cond) * HALF
+
+
+def like_blind(d):
+    return lambda x, sigma, cond: d(x, x.norm(dim=1), cond)
+
+
+def like_symmetric(*runs):
+    """Of images of one line and two pixels: as it is, mirrored, turned by half, both. Each is a run of its own."""
+
+    def guided(x, sigma, cond):
+        answers = []
+        for d, mirrored in zip(runs, (False, True, True, False), strict=True):
+            turned = (lambda v: v.flip(1)) if mirrored else (lambda v: v)
+            estimate = None if cond.estimate is None else turned(cond.estimate)
+            answers.append(turned(d(turned(x), sigma, replace(cond, estimate=estimate))))
+        return sum(answers) / 4
+
+    return guided
+
+
+def like_self_conditioned(d):
+    answers = []
+
+    def guided(x, sigma, cond):
+        # an outer guidance may ask for more conditions than at the call before: the images are the same, repeated
+        last = answers[-1].repeat(len(x) // len(answers[-1]) or 1, 1)[: len(x)] if answers else torch.zeros_like(x)
+        answers.append(d(x, sigma, replace(cond, estimate=last)))
+        return answers[-1]
+
+    return guided
+
+
+FORMULAS = dict(
+    zip(
+        CASES,
+        (
+            like_cfg, like_apg, like_autoguidance, like_compose, like_scheduled, like_classifier, like_steer,
+            like_inpaint, like_blind, like_symmetric, like_self_conditioned,
+        ),
+        strict=True,
+    )
+)  # fmt: skip
+
+
+RUNS = {"symmetric": 4}  # of what is inside, where several go on side by side
+
+
+def by_formula(name: str, inside):
+    """The formula, with as many runs of what is inside as it needs."""
+    return FORMULAS[name](*[inside() for _ in range(RUNS.get(name, 1))])
+
+
+MIXED = pytest.mark.xfail(strict=True, reason="What is remembered of one orientation is given to the next one.")
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        pytest.param(a, b, marks=MIXED if a == "symmetric" and b in ("apg", "self_conditioned") else ())
+        for a in CASES
+        for b in CASES
+    ],
+)
 def test_guidance_nests_in_any_order(outer: str, inner: str) -> None:
-    assert result(CASES[outer](CASES[inner](Mixture())), Cond(label=LABELS)).isfinite().all()
+    """A whole run under both equals the run of one formula put into the other."""
+    cond = Cond(label=LABELS)
+    guided = result(CASES[outer](CASES[inner](remembering)), cond)
+    expected = by_formula(outer, lambda: by_formula(inner, lambda: remembering))
+    assert torch.allclose(guided, result(expected, cond), rtol=1e-7, atol=1e-9)
 
 
 def test_a_guided_denoiser_runs_under_no_grad_and_leaves_no_graph() -> None:
@@ -226,7 +380,7 @@ def test_apg_can_be_differentiated_where_it_pushes_nowhere(norm: float) -> None:
     def deaf(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         return x / (1 + sigma[:, None].square())
 
-    steered = steer(apg(deaf, 3.0, norm=norm), lambda x0: x0.square().sum(1), 0.1)
+    steered = loss_guidance(apg(deaf, 3.0, norm=norm), lambda x0: x0.square().sum(1), 0.1)
     assert steered(torch.ones(2, 3), torch.ones(2), Cond(label=torch.tensor([0, 1]))).isfinite().all()
 
 
@@ -304,20 +458,22 @@ def test_steer_is_the_posterior_mean_to_first_order(at: tuple[Tensor, Tensor, Co
     target, weight = torch.tensor([0.4, -0.2], dtype=torch.float64), 1e-4
     precision = 1 / STD**2 + 1 / sigma[0] ** 2
     posterior = (x / sigma[0] ** 2 + weight * target) / (precision + weight)
-    guided = steer(gaussian, lambda x0: (x0 - target).square().sum(1) / 2, weight, through=through, sigma_data=STD)
+    guided = loss_guidance(
+        gaussian, lambda x0: (x0 - target).square().sum(1) / 2, weight, through=through, sigma_data=STD
+    )
     moved = posterior - gaussian(x, sigma)
     assert ((guided(x, sigma) - posterior).norm() / moved.norm()) < 2 * weight / precision + 1e-8
 
 
 @pytest.mark.parametrize("through", [True, False])
 def test_a_steered_run_at_least_halves_its_loss(through: bool) -> None:
-    guided = steer(Mixture(), energy, 1.0, through=through, sigma_data=0.8)
+    guided = loss_guidance(Mixture(), energy, 1.0, through=through, sigma_data=0.8)
     assert energy(result(guided)).mean() < 0.5 * energy(result(Mixture())).mean()
 
 
 def test_a_loss_must_be_per_image(at: tuple[Tensor, Tensor, Cond]) -> None:
     with pytest.raises(InputError, match="one number per image"):
-        steer(Mixture(), lambda x0: x0.square().mean())(at[0], at[1])
+        loss_guidance(Mixture(), lambda x0: x0.square().mean())(at[0], at[1])
 
 
 def test_a_guided_run_can_itself_be_differentiated(at: tuple[Tensor, Tensor, Cond]) -> None:
@@ -352,7 +508,7 @@ def test_symmetric_turns_with_its_input_and_what_it_is_told(size: tuple[int, int
         return torch.conv2d(torch.cat([x, cond.image], 1), kernel, padding=1).sin()
 
     x, told = torch.randn(2, 3, 1, *size, generator=torch.Generator().manual_seed(1)).double()
-    sigma, guided = torch.ones(3), symmetric(denoise)
+    sigma, guided = torch.ones(3), self_ensemble(denoise)
     for turn in (lambda v: v.flip(3), lambda v: torch.rot90(v, 1 if size[0] == size[1] else 2, (2, 3))):
         other = guided(turn(x), sigma, Cond(image=turn(told)))
         torch.testing.assert_close(other, turn(guided(x, sigma, Cond(image=told))))
@@ -364,7 +520,7 @@ def test_symmetric_leaves_what_turns_anyway() -> None:
         return torch.nn.functional.avg_pool2d(x, 3, 1, 1)
 
     x = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(symmetric(shrink)(x, torch.ones(2)), shrink(x, torch.ones(2)))
+    torch.testing.assert_close(self_ensemble(shrink)(x, torch.ones(2)), shrink(x, torch.ones(2)))
 
 
 def test_inpaint_refuses_a_wrong_number_of_images(at: tuple[Tensor, Tensor, Cond]) -> None:

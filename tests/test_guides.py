@@ -12,11 +12,11 @@ from fastdiffusion import guidance, nets
 from fastdiffusion.data import oracles
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, FastdiffusionError, InputError
-from fastdiffusion.images import read, read_recipe, save_png, to_tensor
+from fastdiffusion.images import read_image, read_recipe, save_png, to_tensor
 from fastdiffusion.models import Model, save
 from fastdiffusion.nets.classifier import Classifier
 from fastdiffusion.tasks import classifiers
-from fastdiffusion.tasks.generation import again, remake, sample, sample_steps
+from fastdiffusion.tasks.generation import reproduce, reproduce_file, sample, sample_steps
 from fastdiffusion.tasks.guides import GUIDES
 from fastdiffusion.tasks.study import study
 
@@ -44,7 +44,7 @@ def folder(model, tmp_path_factory):
     save(model, where / "pets.safetensors")
     save(made(1), where / "weak.safetensors")
     torch.manual_seed(2)
-    reader = Classifier.reading(model.denoiser, 3)
+    reader = Classifier.from_denoiser(model.denoiser, 3)
     for net, name in ((reader, "reader"), (Classifier({**NET, "in_channels": 1}, 3), "judge")):
         for p in net.head.parameters():
             torch.nn.init.normal_(p, std=0.3)
@@ -69,18 +69,18 @@ def words(folder) -> dict[str, str]:
 @pytest.mark.parametrize("name", sorted(GUIDES.keys() - {"clip"}))  # see test_clip
 def test_every_guide_guides_and_comes_back(name, folder, tmp_path):
     text = words(folder)[name]
-    samples = sample(folder / "pets.safetensors", n=3, classes="cat", steps=3, guide=text)
+    samples = sample(folder / "pets.safetensors", n=3, classes="cat", steps=3, guidance=text)
     assert not torch.equal(samples.images, sample(folder / "pets.safetensors", n=3, classes="cat", steps=3).images)
     path = samples.save(folder, name)[1]
     recipe = read_recipe(path)["parameters"]["guide"]
     assert str(folder) not in recipe and "/" not in recipe
-    (copy,) = again(path).save(tmp_path, name)
+    (copy,) = reproduce(path).save(tmp_path, name)
     assert copy.read_bytes() == path.read_bytes()
 
 
 def test_words_are_the_functions(model, folder):
-    picture = to_tensor(read(folder / "my photo.png"))[None]
-    mask = (to_tensor(read(folder / "mask.png"))[None] + 1) / 2
+    picture = to_tensor(read_image(folder / "my photo.png"))[None]
+    mask = (to_tensor(read_image(folder / "mask.png"))[None] + 1) / 2
 
     def by_hand(denoise):
         guided = guidance.cfg(denoise, 3.0, model.cond(["dog"]), interval=(0.3, 5.0))
@@ -88,19 +88,19 @@ def test_words_are_the_functions(model, folder):
 
     options = {"n": 2, "classes": "cat", "steps": 4}
     text = f"negative dog scale=3 interval=.3..5 >> {words(folder)['inpaint']}"
-    spoken = sample(model, guide=text, **options)
-    assert torch.equal(spoken.images, sample(model, guide=by_hand, **options).images)
-    assert torch.equal(spoken.images, sample(model, guide=text.split(" >> "), **options).images)
+    spoken = sample(model, guidance=text, **options)
+    assert torch.equal(spoken.images, sample(model, guidance=by_hand, **options).images)
+    assert torch.equal(spoken.images, sample(model, guidance=text.split(" >> "), **options).images)
     torch.testing.assert_close(spoken.images[:, :, :, :4], picture.expand(2, 1, 8, 8)[..., :4])
     short = sample(model, scale=2.0, **options).images
-    assert torch.equal(short, sample(model, guide="cfg scale=2", **options).images)
+    assert torch.equal(short, sample(model, guidance="cfg scale=2", **options).images)
 
 
 def test_a_study_takes_guides(model):
     result = study(model, {"guide": ["cfg scale=2", "apg scale=2"]}, n=2, steps=2, classes="cat")
-    for guide in ("cfg scale=2", "apg scale=2"):
-        alone = sample(model, n=2, classes="cat", steps=2, guide=guide)
-        assert torch.equal(result[{"guide": guide}].images, alone.images)
+    for guidance in ("cfg scale=2", "apg scale=2"):
+        alone = sample(model, n=2, classes="cat", steps=2, guidance=guidance)
+        assert torch.equal(result[{"guide": guidance}].images, alone.images)
 
 
 @pytest.mark.parametrize(("guide", "match"), [
@@ -112,42 +112,42 @@ def test_a_study_takes_guides(model):
     ("inpaint", "inpaint needs its picture and mask"), ("negative dgo scale=2", "No class named 'dgo'. Did you mean"),
     ("negative 'dog", "without its other half"), ("autoguidance nowhere scale=2", "There is no file 'nowhere'"),
 ])  # fmt: skip
-def test_wrong_words_are_told(model, guide, match):
+def test_wrong_words_are_told(model, guidance, match):
     with pytest.raises(FastdiffusionError, match=match):
-        sample(model, n=1, steps=1, guide=guide)
+        sample(model, n=1, steps=1, guidance=guidance)
 
 
 def test_wrong_files_are_told(model, folder, tmp_path):
     for name in ("weak", "reader"):
         with pytest.raises(FastdiffusionError):
-            sample(model, n=1, steps=1, guide=f"inpaint {folder}/{name}.safetensors {folder}/mask.png")
+            sample(model, n=1, steps=1, guidance=f"inpaint {folder}/{name}.safetensors {folder}/mask.png")
     with pytest.raises(InputError, match="does not read the middle"):
-        sample(model, n=1, classes="cat", steps=1, guide=f"middle {folder}/judge.safetensors")
+        sample(model, n=1, classes="cat", steps=1, guidance=f"middle {folder}/judge.safetensors")
     small = Model(Denoiser(nets.build({"name": "unet", **NET, "in_channels": 1, "out_channels": 1})), (1, 8, 8))
     save(small, tmp_path / "small.safetensors")
     with pytest.raises(InputError, match="other pictures or knows other classes"):
-        sample(model, n=1, steps=1, guide=f"autoguidance {tmp_path}/small.safetensors scale=2")
+        sample(model, n=1, steps=1, guidance=f"autoguidance {tmp_path}/small.safetensors scale=2")
     with pytest.raises(InputError, match="would both guide by the label"):
-        sample(model, n=1, steps=1, scale=2, guide="cfg scale=3")
+        sample(model, n=1, steps=1, scale=2, guidance="cfg scale=3")
 
 
 def test_a_recipe_names_files_by_content(model, folder, tmp_path):
     """A file of the same name is not enough, a path in a recipe is never followed, a function cannot be kept."""
     (path,) = sample(model, n=1, classes="cat", steps=1, image=folder / "my photo.png", strength=0.3).save(tmp_path)
     with pytest.raises(DataError, match="which is not near it"):
-        again(path, model)
+        reproduce(path, model)
     save_png(torch.zeros(1, 8, 8), tmp_path / "my photo.png")
     with pytest.raises(CheckpointError, match="other contents"):
-        again(path, model)
+        reproduce(path, model)
     recipe = read_recipe(path)
     for word in (str(folder / "my photo.png"), "/etc/passwd", f"../{folder.name}/my photo.png@{'0' * 64}"):
         changed = {**recipe, "parameters": {**recipe["parameters"], "image": word}}
         save_png(torch.zeros(1, 8, 8), tmp_path / "other.png", json.loads(json.dumps(changed)))
         with pytest.raises(FastdiffusionError):
-            again(tmp_path / "other.png", model)
-    (path,) = sample(model, n=1, steps=1, guide=lambda denoise: denoise).save(tmp_path)
+            reproduce(tmp_path / "other.png", model)
+    (path,) = sample(model, n=1, steps=1, guidance=lambda denoise: denoise).save(tmp_path)
     with pytest.raises(DataError, match="a Python function, which no recipe can hold"):
-        again(path, model)
+        reproduce(path, model)
 
 
 # ---- a picture to start from (fault 8 of the peers: int(n * strength), noise added at t + 1 and removed from t) ---
@@ -155,10 +155,10 @@ def test_a_recipe_names_files_by_content(model, folder, tmp_path):
 
 def test_strength_0_is_the_picture(model, folder):
     samples = sample(model, n=2, steps=10, image=folder / "my photo.png", strength=0)
-    assert all(torch.equal(image, to_tensor(read(folder / "my photo.png"))) for image in samples.images)
+    assert all(torch.equal(image, to_tensor(read_image(folder / "my photo.png"))) for image in samples.images)
     path = samples.save(folder, "kept")[0]
-    assert read(path).tobytes() == read(folder / "my photo.png").tobytes()
-    assert torch.equal(again(path, model).images[0], samples.images[0])
+    assert read_image(path).tobytes() == read_image(folder / "my photo.png").tobytes()
+    assert torch.equal(reproduce(path, model).images[0], samples.images[0])
 
 
 @pytest.mark.parametrize("steps", [1, 3, 10])
@@ -183,7 +183,7 @@ def test_the_noise_that_is_added_is_the_noise_that_is_removed(folder):
             seen.append(((x - x0) / sigma.reshape(-1, 1, 1, 1)).std().item())
             return x0.expand_as(x)
 
-    x0 = to_tensor(read(folder / "my photo.png"))
+    x0 = to_tensor(read_image(folder / "my photo.png"))
     perfect = Model(Perfect(), (1, 8, 8))  # type: ignore[arg-type]
     *_, last = sample_steps(perfect, n=64, steps=5, image=folder / "my photo.png", strength=0.6, batch_size=64)
     torch.testing.assert_close(last.images, x0.expand(64, 1, 8, 8), atol=1e-5, rtol=0)
@@ -201,7 +201,7 @@ def test_pictures_leave_the_input_as_strength_grows(folder):
             return oracle(x.flatten(1), sigma).reshape(x.shape)
 
     oracle = oracles.Gaussian(torch.zeros(64), torch.eye(64), torch.full((64,), 0.5))
-    exact, x0 = Model(Exact(), (1, 8, 8)), to_tensor(read(folder / "my photo.png"))  # type: ignore[arg-type]
+    exact, x0 = Model(Exact(), (1, 8, 8)), to_tensor(read_image(folder / "my photo.png"))  # type: ignore[arg-type]
     distances = []
     for strength in (0.0, 0.1, 0.3, 0.5, 0.8, 1.0):
         *_, last = sample_steps(exact, n=64, steps=20, image=folder / "my photo.png", strength=strength, batch_size=64)
@@ -235,7 +235,7 @@ def test_every_form_comes_back_to_the_byte(folder, tmp_path, form, inside):
     samples = sample(folder / "pets.safetensors", n=2, classes="cat", steps=2)
     path = samples.save(folder / "forms", f"{form}-{inside}", metadata=inside, format=form, sidecar=not inside)[1]
     assert path.with_suffix(".json").exists() != inside
-    remake(path, tmp_path / f"copy.{form}", folder / "pets.safetensors")
+    reproduce_file(path, tmp_path / f"copy.{form}", folder / "pets.safetensors")
     assert (tmp_path / f"copy.{form}").read_bytes() == path.read_bytes()
     with pytest.raises(InputError, match="No format named 'gif'"):
         samples.save(tmp_path, format="gif")
@@ -248,7 +248,7 @@ def test_a_picture_of_another_program_is_told(model, tmp_path):
     text.add_text("parameters", "a cat\nSteps: 20, Sampler: Euler a, Seed: 1, Model: sd15")
     Image.new("RGB", (8, 8)).save(tmp_path / "theirs.png", pnginfo=text)
     with pytest.raises(DataError, match=r"made by AUTOMATIC1111.*model 'sd15', prompt 'a cat'.*seed '1'"):
-        again(tmp_path / "theirs.png", model)
+        reproduce(tmp_path / "theirs.png", model)
 
 
 def test_the_page_shows_every_guide():

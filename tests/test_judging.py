@@ -12,14 +12,22 @@ from fastdiffusion.checkpoints import save_tensors
 from fastdiffusion.data.emoji import find_font
 from fastdiffusion.data.reserved import COLORS
 from fastdiffusion.errors import CheckpointError, InputError, MissingExtra
-from fastdiffusion.nets.judge import Judge, parts
+from fastdiffusion.nets.judge import Evaluator, parts
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks import judging
-from fastdiffusion.tasks.judging import chances, distort, fd_judge, ground, on_background, recall_at_1, tell
+from fastdiffusion.tasks.judging import (
+    background_color,
+    best_names,
+    chances,
+    distort,
+    fd_evaluator,
+    on_background,
+    r_precision,
+)
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
+def judge() -> Evaluator:
     return judging.load()
 
 
@@ -38,12 +46,12 @@ class Numbers:
     """Pictures and names that are numbers, nearer the nearer they are: what wins can be counted by hand."""
 
     @staticmethod
-    def see(x):
+    def encode_image(x):
         angle = x.flatten(1).mean(1)
         return torch.stack([angle.cos(), angle.sin()], 1)
 
     @staticmethod
-    def read(names):
+    def encode_text(names):
         angle = torch.tensor([float(name) for name in names])
         return torch.stack([angle.cos(), angle.sin()], 1)
 
@@ -67,43 +75,45 @@ def test_the_count_is_exact():
 def test_bad_questions_are_told(judge):
     x = torch.zeros(2, 3, 64, 64)
     with pytest.raises(InputError, match="one name per picture, got 1 for 2"):
-        recall_at_1(judge, x, ["cat"])
+        r_precision(judge, x, ["cat"])
     with pytest.raises(InputError, match="among must be from 2 to the 3 names"):
-        recall_at_1(judge, x, ["cat", "dog"], pool=["cat", "dog", "cow"])
+        r_precision(judge, x, ["cat", "dog"], pool=["cat", "dog", "cow"])
 
 
 def test_pictures_that_are_no_numbers_win_nothing(judge):
-    assert judging.recall_at_1(judge, torch.full((2, 3, 64, 64), torch.nan), judge.names[:2]).value == 0
+    assert judging.r_precision(judge, torch.full((2, 3, 64, 64), torch.nan), judge.names[:2]).value == 0
 
 
 def test_it_tells_real_pictures_and_no_others(judge, emoji):
     pictures, names = emoji
-    real = recall_at_1(judge, distort(pictures, generator(4), 0.3), names)
+    real = r_precision(judge, distort(pictures, generator(4), 0.3), names)
     assert real.value > 0.95 and real.low > 0.9
-    wrong = recall_at_1(judge, on_background(pictures), names[1:] + names[:1])
+    wrong = r_precision(judge, on_background(pictures), names[1:] + names[:1])
     assert wrong.value < 0.05  # chance is 0.01
-    noise = recall_at_1(judge, torch.randn(200, 3, 64, 64, generator=generator(5)).clamp(-1, 1), names)
+    noise = r_precision(judge, torch.randn(200, 3, 64, 64, generator=generator(5)).clamp(-1, 1), names)
     assert noise.value < 0.05
 
 
 def test_it_tells_names(judge, emoji):
     pictures, names = emoji
-    told = tell(judge, on_background(pictures), k=3)
+    told = best_names(judge, on_background(pictures), k=3)
     assert sum(name in row for name, row in zip(names, told, strict=True)) > 180
-    assert tell(judge, on_background(pictures[:1]), pool=[names[0], "nothing of the kind"]) == [[names[0]]]
+    assert best_names(judge, on_background(pictures[:1]), pool=[names[0], "nothing of the kind"]) == [[names[0]]]
 
 
 def test_its_distance_grows_with_harm(judge, emoji):
     pictures = on_background(emoji[0])
-    floor = fd_judge(judge, pictures[:100], pictures[100:])
+    floor = fd_evaluator(judge, pictures[:100], pictures[100:])
     blurred = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(pictures, 8), (64, 64))
-    assert fd_judge(judge, pictures, pictures) < 1e-3 < floor < fd_judge(judge, pictures[:100], blurred[100:])
+    assert fd_evaluator(judge, pictures, pictures) < 1e-3 < floor < fd_evaluator(judge, pictures[:100], blurred[100:])
 
 
 def test_grounds_are_told(emoji):
     for name, rgb in COLORS.items():
         color = (torch.tensor(rgb) / 127.5 - 1).expand(50, 3)
-        seen = ground(on_background(emoji[0][:50], color) + 0.05 * torch.randn(50, 3, 64, 64, generator=generator(6)))
+        seen = background_color(
+            on_background(emoji[0][:50], color) + 0.05 * torch.randn(50, 3, 64, 64, generator=generator(6))
+        )
         assert seen.count(name) >= 45, name
 
 
@@ -145,7 +155,9 @@ def test_only_a_judge_is_loaded(judge, tmp_path):
     assert (files("fastdiffusion") / "weights" / judging.SHIPPED).stat().st_size < 3e6  # type: ignore[attr-defined]
     judging.save(judge, tmp_path / "judge.safetensors")
     again, x = judging.load(tmp_path / "judge.safetensors"), torch.zeros(1, 3, 64, 64)
-    assert torch.equal(again.see(x), judge.see(x)) and not any(p.requires_grad for p in again.parameters())
+    assert torch.equal(again.encode_image(x), judge.encode_image(x)) and not any(
+        p.requires_grad for p in again.parameters()
+    )
     for config in ({"kind": "clip"}, {"kind": "judge"}, {"kind": "judge", "names": ["a"], "width": 3}):
         save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, config)
         with pytest.raises(CheckpointError, match=r"judge|does not fit"):

@@ -9,8 +9,8 @@ from pictures import photo
 from fastdiffusion import nets, sample, tokenizers
 from fastdiffusion.cli import main
 from fastdiffusion.data import reserved
-from fastdiffusion.data.bilingual import GROUNDS, Pair, bilingual, edict, emoji_pairs, emoji_words, held_out
-from fastdiffusion.data.dataset import Pictures
+from fastdiffusion.data.bilingual import BACKGROUNDS, Pair, edict, emoji_pairs, emoji_phrases, held_out, translations
+from fastdiffusion.data.dataset import Images
 from fastdiffusion.data.emoji import LANGUAGES
 from fastdiffusion.data.scenes import CLDR
 from fastdiffusion.denoisers import Denoiser
@@ -18,11 +18,11 @@ from fastdiffusion.errors import CheckpointError, DataError, InputError, Missing
 from fastdiffusion.images import save_png
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.nets.clip import Clip
-from fastdiffusion.nets.text import Worded, normalized
-from fastdiffusion.nets.text import words as listed
+from fastdiffusion.nets.text import TextConditioned, normalized
+from fastdiffusion.nets.text import vocabulary_ids as listed
 from fastdiffusion.tasks import clip as clips
 from fastdiffusion.tasks import variations
-from fastdiffusion.tasks.languages import teach
+from fastdiffusion.tasks.languages import add_language
 
 NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 PAIRS = [
@@ -42,27 +42,27 @@ def model() -> Model:
     for p in net.parameters():  # what begins at zero says nothing yet
         if p.ndim >= 2 and not p.any():
             torch.nn.init.normal_(p, std=0.2)
-    net.words.learn_words(tokenizers.train([p.known for p in PAIRS], 300))
+    net.text_encoder.set_vocabulary(tokenizers.train([p.known for p in PAIRS], 300))
     return Model(Denoiser(net).eval(), (3, 8, 8))
 
 
 def model_with_words(model: Model) -> Model:
     """The same model, which lists its words."""
-    words = {**model.denoiser.net.words.config, "known": len(listed([p.known for p in PAIRS]))}
+    words = {**model.denoiser.net.text_encoder.config, "known": len(listed([p.known for p in PAIRS]))}
     encoder = nets.build({**words, "name": "text"})
-    encoder.learn_words(model.denoiser.net.words.tokenizer, [p.known for p in PAIRS])
-    return Model(Denoiser(Worded(model.denoiser.net.net, encoder)).eval(), model.shape)
+    encoder.set_vocabulary(model.denoiser.net.text_encoder.tokenizer, [p.known for p in PAIRS])
+    return Model(Denoiser(TextConditioned(model.denoiser.net.net, encoder)).eval(), model.shape)
 
 
 def answers(model: Model, texts: list[str]) -> torch.Tensor:
     g = torch.Generator().manual_seed(1)
     x = torch.randn(len(texts), 3, 8, 8, generator=g)
     with torch.no_grad():
-        return model.denoise(x, torch.full((len(texts),), 1.0), model.read(texts))
+        return model.denoise(x, torch.full((len(texts),), 1.0), model.encode_prompt(texts))
 
 
 def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, tmp_path):
-    taught = teach(model, PAIRS, 120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path)
+    taught = add_language(model, PAIRS, 120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path)
     known, new = [p.known for p in PAIRS], [p.text for p in PAIRS]
     wanted = answers(model, known)
     before = (answers(model, new) - wanted).square().mean()
@@ -70,18 +70,23 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     assert torch.equal(answers(taught, known), wanted)  # what was understood is understood as before, to the bit
     inner = zip(model.denoiser.net.net.parameters(), taught.denoiser.net.net.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in inner)  # the denoiser is as it was
-    again = teach(model, PAIRS, 120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path)  # is finished already
+    again = add_language(
+        model, PAIRS, 120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path
+    )  # is finished already
     assert torch.equal(answers(again, new), answers(taught, new))
 
     both = [new[0], known[1], "", new[2] + " " + known[3]]  # readers of a batch are chosen by row
-    one_by_one = torch.cat([taught.read([text]).pooled for text in both])
-    assert torch.allclose(taught.read(both).pooled, one_by_one, atol=1e-6)
-    other = taught.words.foreign
-    assert taught.words.reader(known[0]) is taught.words and taught.words.reader(new[0]) is other
-    assert other.knows("Quadrat") and taught.words.knows("square") and not taught.words.knows("Quadrat")
+    one_by_one = torch.cat([taught.encode_prompt([text]).pooled for text in both])
+    assert torch.allclose(taught.encode_prompt(both).pooled, one_by_one, atol=1e-6)
+    other = taught.text_encoder.student_encoder
+    assert (
+        taught.text_encoder.encoder_of(known[0]) is taught.text_encoder
+        and taught.text_encoder.encoder_of(new[0]) is other
+    )
+    assert other.knows("Quadrat") and taught.text_encoder.knows("square") and not taught.text_encoder.knows("Quadrat")
     with pytest.warns(UserWarning, match="never read tall:"):  # "tall" alone the first would read; here the other reads
         sample(taught, "rotes Quadrat tall", n=1, steps=2)
-    assert taught.words.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))
+    assert taught.text_encoder.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))
 
     def drawn(prompt: str) -> torch.Tensor:
         return sample(taught, prompt, n=1, steps=6, scale=2.0).images
@@ -94,13 +99,19 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     same = load(tmp_path / "taught.safetensors")
     assert torch.equal(answers(same, both), answers(taught, both))
     with pytest.warns(UserWarning, match="taught before"):  # another language takes the first one's place
-        anew = teach(same, PAIRS, 2, vocabulary=320, depth=1, batch_size=16)
+        anew = add_language(same, PAIRS, 2, vocabulary=320, depth=1, batch_size=16)
     assert torch.equal(answers(anew, known), wanted) and not torch.equal(answers(anew, new), answers(taught, new))
 
     more = [*PAIRS, Pair("carré bleu", "blue square")]
-    on = teach(same, more, 60, batch_size=16, further=True)  # the same tokenizer, more words, and nothing is forgotten
-    assert on.words.foreign.tokenizer.merges == taught.words.foreign.tokenizer.merges
-    assert on.words.foreign.knows("carré") and not other.knows("carré") and on.words.foreign.knows("Quadrat")
+    on = add_language(
+        same, more, 60, batch_size=16, resume_languages=True
+    )  # the same tokenizer, more words, and nothing is forgotten
+    assert on.text_encoder.student_encoder.tokenizer.merges == taught.text_encoder.student_encoder.tokenizer.merges
+    assert (
+        on.text_encoder.student_encoder.knows("carré")
+        and not other.knows("carré")
+        and on.text_encoder.student_encoder.knows("Quadrat")
+    )
     assert (answers(on, new) - wanted).square().mean() < 0.3 * before
     french = answers(model, ["blue square"])
     assert (answers(on, ["carré bleu"]) - french).square().mean() < (
@@ -111,12 +122,12 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
 def test_pairs_come_from_a_table(tmp_path):
     path = tmp_path / "pairs.csv"
     path.write_text("rotes Haus,red house\n,\nblau,blue\n", encoding="utf-8")
-    assert bilingual(path) == [Pair("rotes Haus", "red house"), Pair("blau", "blue")]
+    assert translations(path) == [Pair("rotes Haus", "red house"), Pair("blau", "blue")]
     path.write_text("one column\n")
     with pytest.raises(DataError, match="no pairs"):
-        bilingual(path)
+        translations(path)
     with pytest.raises(DataError, match="Cannot read"):
-        bilingual(tmp_path / "absent.csv")
+        translations(tmp_path / "absent.csv")
 
 
 def test_pairs_come_from_a_dictionary(tmp_path, monkeypatch):
@@ -124,7 +135,7 @@ def test_pairs_come_from_a_dictionary(tmp_path, monkeypatch):
     lines = ("猫(P) [ねこ(P);ネコ] /(n) (1) cat (esp. the domestic cat)/(2) shamisen/geisha/(P)/EntL1467640X/",
              "走る [はしる] /(v5r,vi) to run/to travel by some vehicle/")  # fmt: skip
     path.write_bytes("\n".join(lines).encode("euc-jp"))
-    found = bilingual(path)
+    found = translations(path)
     assert Pair("猫", "cat", 0.3) in found and Pair("ねこ", "cat", 0.3) in found
     assert Pair("走る", "run", 0.05) in found and all(len(pair.known.split()) <= 2 for pair in found)
     assert [pair for pair in edict(path, names=["Cat"]) if pair not in found] == [
@@ -132,10 +143,10 @@ def test_pairs_come_from_a_dictionary(tmp_path, monkeypatch):
     ]  # fmt: skip
     path.write_text("nothing here")
     with pytest.raises(DataError, match="no dictionary"):
-        bilingual(path)
+        translations(path)
     monkeypatch.setattr("fastdiffusion.data.bilingual.EDICT", tmp_path / "absent")
     with pytest.raises(MissingExtra, match="apt install edict"):
-        bilingual("edict")
+        translations("edict")
 
 
 @pytest.mark.skipif(not NOTO.is_file(), reason="Debian's fonts-noto-color-emoji is not installed")
@@ -145,18 +156,18 @@ def test_pairs_come_from_emoji_without_what_is_held_out():
     assert Pair("バイソン", "bison") in held and Pair("黒猫", "black cat") in pairs
     assert not {p.text for p in pairs} & {p.text for p in held}
     assert 0.05 < len(held) / len(pairs) < 0.15
-    words = emoji_words(["ja"])
+    words = emoji_phrases(["ja"])
     assert any(p.text.endswith("青の背景") and p.known.endswith("on blue") for p in words)
     assert all(p.weight < 1 or p.known.startswith("flag of ") for p in words)
     assert Pair("エジプト", "flag of Egypt") in words  # a country is no emoji's name
     assert not {text.casefold() for text in held_out("ja")} & {p.text.casefold() for p in words}
     with pytest.raises(InputError, match="'xx'"):
-        bilingual("emoji:xx")
+        translations("emoji:xx")
 
 
 def test_every_language_says_every_ground():
-    assert set(GROUNDS) == set(LANGUAGES) - {"en"}
-    for saying, colors in GROUNDS.values():
+    assert set(BACKGROUNDS) == set(LANGUAGES) - {"en"}
+    for saying, colors in BACKGROUNDS.values():
         assert len(set(colors.split())) == len(reserved.COLORS)
         assert "{name}" in saying and "{color}" in saying
 
@@ -174,63 +185,65 @@ def flat():
     """Nine colors, one caption each."""
     colors = torch.randint(0, 256, (9, 3, 1, 1), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     images = colors.expand(9, 3, 16, 16).contiguous()
-    return Pictures("flat", [images.numpy()], captions=[[p.known] for p in PAIRS])
+    return Images("flat", [images.numpy()], captions=[[p.known] for p in PAIRS])
 
 
 def test_a_picture_recalls_its_own_caption_and_near_ones(clip, flat, tmp_path):
-    memory = variations.remember(clip, flat)
-    assert [memory.recall(v, [0], 0)[0] for v in memory.vectors] == [p.known for p in PAIRS]
+    index = variations.build_index(clip, flat)
+    assert [index.retrieve(v, [0], 0)[0] for v in index.vectors] == [p.known for p in PAIRS]
     # over many seeds each caption comes as often as the softmax says
-    chances = (memory.vectors @ memory.vectors[3] / 0.02).softmax(0)
-    drawn = memory.recall(memory.vectors[3], range(2000), 0.02)
-    often = torch.tensor([drawn.count(caption) / 2000 for caption in memory.captions])
+    chances = (index.vectors @ index.vectors[3] / 0.02).softmax(0)
+    drawn = index.retrieve(index.vectors[3], range(2000), 0.02)
+    often = torch.tensor([drawn.count(caption) / 2000 for caption in index.captions])
     assert (often - chances).abs().max() < 0.05
-    assert memory.recall(memory.vectors[3], [7, 8], 0.02) == drawn[7:9]  # by the seed alone
+    assert index.retrieve(index.vectors[3], [7, 8], 0.02) == drawn[7:9]  # by the seed alone
     for dtype, atol in ((None, 1e-6), (torch.int8, 0.02)):
-        variations.save(memory, tmp_path / "memory.safetensors", dtype)
+        variations.save(index, tmp_path / "memory.safetensors", dtype)
         same = variations.load(tmp_path / "memory.safetensors")
-        torch.testing.assert_close(same.vectors, memory.vectors, atol=atol, rtol=0)
-        assert same.captions == memory.captions
+        torch.testing.assert_close(same.vectors, index.vectors, atol=atol, rtol=0)
+        assert same.captions == index.captions
 
 
 def test_a_picture_is_varied_by_its_words(model, clip, flat, tmp_path):
-    memory = variations.remember(clip, flat)
+    index = variations.build_index(clip, flat)
     save_png(flat.batch([4]).images[0], tmp_path / "x.png")
-    made = variations.vary(tmp_path / "x.png", n=2, model=model, memory=memory, clip=clip, temperature=0, steps=2)
+    made = variations.variations(tmp_path / "x.png", n=2, model=model, index=index, clip=clip, temperature=0, steps=2)
     said = PAIRS[4].known
     assert made.labels == (said, said)
     assert torch.equal(made.images, sample(model, said, 2, steps=2).images)
-    more = variations.vary(
-        tmp_path / "x.png", "house", n=1, model=model, memory=memory, clip=clip, temperature=0, steps=1
+    more = variations.variations(
+        tmp_path / "x.png", "house", n=1, model=model, index=index, clip=clip, temperature=0, steps=1
     )
     assert more.labels == (f"{said} house",)
     with pytest.raises(InputError, match="temperature"):
-        memory.recall(memory.vectors[0], [0], -1)
+        index.retrieve(index.vectors[0], [0], -1)
     with pytest.raises(InputError, match="the encoder makes 16"):
-        variations.vary(tmp_path / "x.png", model=model, memory=variations.Memory(torch.eye(3), ["a"] * 3), clip=clip)
+        variations.variations(
+            tmp_path / "x.png", model=model, index=variations.RetrievalIndex(torch.eye(3), ["a"] * 3), clip=clip
+        )
     with pytest.raises(DataError, match="no captions"):
-        variations.remember(clip, Pictures("silent", [flat.arrays[0]]))
+        variations.build_index(clip, Images("silent", [flat.arrays[0]]))
     with pytest.raises(DataError, match="1 channels, the encoder reads 3"):
-        variations.remember(clip, Pictures("gray", [flat.arrays[0][:, :1]], captions=flat.captions))
+        variations.build_index(clip, Images("gray", [flat.arrays[0][:, :1]], captions=flat.captions))
     torch.manual_seed(1)  # another encoder of the same form
     other = Clip(clip.config["image"], clip.config["text"], side=16).eval()
     with pytest.raises(InputError, match="another encoder"):
-        variations.vary(tmp_path / "x.png", model=model, memory=memory, clip=other)
+        variations.variations(tmp_path / "x.png", model=model, index=index, clip=other)
     with pytest.raises(InputError, match=r"another encoder|numbers, the encoder"):
-        variations.vary(tmp_path / "x.png", model=model, clip=other)  # and the package's memory
-    assert memory.recall(memory.vectors[0], [0], 1e-42) == memory.recall(memory.vectors[0], [0], 0)
+        variations.variations(tmp_path / "x.png", model=model, clip=other)  # and the package's memory
+    assert index.retrieve(index.vectors[0], [0], 1e-42) == index.retrieve(index.vectors[0], [0], 0)
 
 
 def test_negative_words_are_heard_without_a_scale(model):
     plain = sample(model, "red square", n=1, steps=3).images
-    away = sample(model, "red square", n=1, steps=3, negative="blue house").images
+    away = sample(model, "red square", n=1, steps=3, negative_prompt="blue house").images
     assert (plain - away).abs().max() > 0.01
-    assert torch.equal(away, sample(model, "red square", n=1, steps=3, negative="blue house", scale=2.0).images)
+    assert torch.equal(away, sample(model, "red square", n=1, steps=3, negative_prompt="blue house", scale=2.0).images)
     with pytest.warns(UserWarning, match="do nothing at scale 1"):
-        off = sample(model, "red square", n=1, steps=3, negative="blue house", scale=1).images
+        off = sample(model, "red square", n=1, steps=3, negative_prompt="blue house", scale=1).images
     torch.testing.assert_close(off, plain, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="no choices"):
-        sample(model, "red square", n=1, negative="{blue|green} house")
+        sample(model, "red square", n=1, negative_prompt="{blue|green} house")
 
 
 def test_a_memory_is_made_from_the_command_line(clip, tmp_path, capsys):
@@ -251,21 +264,21 @@ def test_a_memory_is_made_from_the_command_line(clip, tmp_path, capsys):
 def test_bad_input(model, tmp_path):
     plain = Model(Denoiser(nets.build({"name": "dit", "width": 32, "depth": 1, "head": 32})), (3, 8, 8))
     with pytest.raises(InputError, match="without words"):
-        teach(plain, PAIRS, 1)
+        add_language(plain, PAIRS, 1)
     with pytest.raises(InputError, match="no other languages"):
-        teach(model, PAIRS, 1, further=True)
+        add_language(model, PAIRS, 1, resume_languages=True)
     with pytest.raises(DataError, match="No pairs"):
-        teach(model, [], 1)
+        add_language(model, [], 1)
     with pytest.raises(DataError, match=r"of none of the 1 .*'chat'.*exchanged"):
-        teach(taught_twice := model_with_words(model), [Pair("a cat", "chat")], 1)
+        add_language(taught_twice := model_with_words(model), [Pair("a cat", "chat")], 1)
     with pytest.warns(UserWarning, match=r"1 of 10 pairs are left out.*'unread'"):
-        teach(taught_twice, [*PAIRS, Pair("x", "unread")], 1, vocabulary=320, depth=1, folder=tmp_path / "t")
+        add_language(taught_twice, [*PAIRS, Pair("x", "unread")], 1, vocabulary=320, depth=1, folder=tmp_path / "t")
     with pytest.raises(CheckpointError, match="holds a run with"):  # corrected pairs are another run
-        teach(taught_twice, [*PAIRS[:-1], Pair("x", "blue")], 1, vocabulary=320, depth=1, folder=tmp_path / "t")
+        add_language(taught_twice, [*PAIRS[:-1], Pair("x", "blue")], 1, vocabulary=320, depth=1, folder=tmp_path / "t")
     with pytest.raises(InputError, match="batch_size"):
-        teach(model, PAIRS, 1, batch_size=0)
+        add_language(model, PAIRS, 1, batch_size=0)
     with pytest.raises(InputError, match="keep"):
-        teach(model, PAIRS, 1, keep=1.0)
+        add_language(model, PAIRS, 1, keep=1.0)
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError):
         variations.load(tmp_path / "no.safetensors")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -17,14 +18,14 @@ from fastdiffusion import losses, optimizers
 from fastdiffusion.budgets import State
 from fastdiffusion.callbacks import Snapshots, Validation
 from fastdiffusion.checkpoints import Folder, load_tensors
-from fastdiffusion.data import Batch, Dataset, Pictures, digits
+from fastdiffusion.data import Batch, Dataset, Images, digits
 from fastdiffusion.distributed import like
 from fastdiffusion.ema import posthoc, snapshots
 from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError, MissingExtra
-from fastdiffusion.examples import Examples
+from fastdiffusion.examples import Batches
 from fastdiffusion.learner import Learner
 from fastdiffusion.models import load
-from fastdiffusion.schedules import DENSITIES
+from fastdiffusion.schedules import SIGMA_DISTRIBUTIONS
 
 TINY = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 16}
 
@@ -67,7 +68,7 @@ class Toy(Dataset):
 
 
 def test_an_epoch_shows_every_picture_once():
-    stream = Examples(Toy(96), 32)
+    stream = Batches(Toy(96), 32)
     seen = [i for step in range(3, 6) for i in stream.order(step)]
     assert sorted(seen) == list(range(96))
     assert seen != [i for step in range(3) for i in stream.order(step)]  # another order in another epoch
@@ -75,7 +76,7 @@ def test_an_epoch_shows_every_picture_once():
 
 def test_sizes_are_never_mixed_and_equally_often_seen():
     data = Toy(100, sizes=((8, 8), (8, 8), (8, 8), (8, 8), (8, 12)))
-    stream, counts = Examples(data, 16), torch.zeros(100)
+    stream, counts = Batches(data, 16), torch.zeros(100)
     for step in range(stream.per_epoch * 400):
         rows = stream.order(step)
         assert len({data.sizes[i] for i in rows}) == 1
@@ -85,7 +86,7 @@ def test_sizes_are_never_mixed_and_equally_often_seen():
 
 
 def test_steps_are_drawn_in_any_order_the_same():
-    one, two = Examples(digits(), 16, label_dropout=0.5), Examples(digits(), 16, label_dropout=0.5)
+    one, two = Batches(digits(), 16, cond_dropout=0.5), Batches(digits(), 16, cond_dropout=0.5)
     late = one.draw(200)
     for step in (0, 113, 200):
         again = two.draw(step)
@@ -97,8 +98,8 @@ def test_steps_are_drawn_in_any_order_the_same():
 
 def test_two_processes_draw_what_one_does():
     keywords = {"label_dropout": 0.5, "self_condition": True, "augments": ("flip_x", "rotate")}
-    whole = Examples(digits(), 16, **keywords).draw(7)
-    halves = [Examples(digits(), 16, **keywords, rank=r, world=2).draw(7) for r in range(2)]
+    whole = Batches(digits(), 16, **keywords).draw(7)
+    halves = [Batches(digits(), 16, **keywords, rank=r, world=2).draw(7) for r in range(2)]
     for name in ("x0", "sigma", "noise", "coin"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(h, name) for h in halves]))
     assert torch.equal(whole.cond.augment, torch.cat([h.cond.augment for h in halves]))
@@ -107,20 +108,20 @@ def test_two_processes_draw_what_one_does():
 def test_two_processes_are_told_what_one_is():
     """Captions, of which every picture has several."""
     captions = [[f"{i} {word}" for word in "abcd"] for i in range(64)]
-    data = Pictures("told", [np.zeros((64, 1, 8, 8), np.uint8)], captions=captions)
+    data = Images("told", [np.zeros((64, 1, 8, 8), np.uint8)], captions=captions)
 
     def tokens(texts):
         return torch.tensor([[int(text.split()[0]), ord(text[-1])] for text in texts])
 
-    whole = Examples(data, 16, tokens=tokens).draw(7)
-    halves = [Examples(data, 16, tokens=tokens, rank=r, world=2).draw(7) for r in range(2)]
+    whole = Batches(data, 16, tokens=tokens).draw(7)
+    halves = [Batches(data, 16, tokens=tokens, rank=r, world=2).draw(7) for r in range(2)]
     assert torch.equal(whole.cond.tokens, torch.cat([h.cond.tokens for h in halves]))
     assert len(whole.cond.tokens[:, 1].unique()) > 1
 
 
 def test_noise_levels_are_one_from_each_quantile():
-    sigma = Examples(Toy(64), 32).draw(0).sigma.sort().values
-    edges = DENSITIES["lognormal"](torch.arange(1, 32) / 32)
+    sigma = Batches(Toy(64), 32).draw(0).sigma.sort().values
+    edges = SIGMA_DISTRIBUTIONS["lognormal"](torch.arange(1, 32) / 32)
     assert torch.equal(torch.bucketize(sigma, edges), torch.arange(32))
 
 
@@ -131,7 +132,7 @@ def test_noise_levels_are_one_from_each_quantile():
 def test_every_parameterization_and_option_trains(parameterization):
     learn = learner(
         parameterization=parameterization, self_condition=True, uncertainty=True, dropout=0.1,
-        augment=("flip_x", "shift"), accumulate=2,
+        augment=("flip_x", "shift"), grad_accumulation=2,
     )  # fmt: skip
     before = weights(learn)
     steps = list(learn.steps(3))
@@ -140,19 +141,54 @@ def test_every_parameterization_and_option_trains(parameterization):
     assert learn.model.denoise(torch.randn(2, 1, 8, 8), torch.ones(2)).isfinite().all()
 
 
-@pytest.mark.parametrize("weight", losses.WEIGHTS)
-def test_every_weight_trains(weight):
-    assert math.isfinite(next(learner(weight=weight).steps(1)).loss)
+COUNTS = {  # what a squared error of x0 counts at noise level s, of data of standard deviation d
+    "edm": lambda s, d: (s**2 + d**2) / (s * d) ** 2,
+    "noise": lambda s, d: s**-2,
+    "x0": lambda s, d: s**0,
+    "v": lambda s, d: s**-2 + 1,
+    "flow": lambda s, d: (1 + 1 / s) ** 2,
+    "min_snr": lambda s, d: torch.minimum(s**-2, torch.tensor(5.0)),
+    "p2": lambda s, d: s**-2 / (1 + s**-2),
+}
 
 
-def test_p2_with_gamma_0_is_the_plain_loss_and_bad_options_are_refused():
-    plain, p2 = learner(weight="noise"), learner(weight="p2", weight_options={"gamma": 0.0})
-    assert next(plain.steps(1)).loss == next(p2.steps(1)).loss
+@pytest.mark.parametrize("weight", losses.LOSS_WEIGHTINGS)
+def test_every_weight_trains_on_the_error_times_what_it_counts(loss_weighting):
+    learn = learner(loss_weighting=loss_weighting)
+    (batch,) = learn.draw(0)
+    with torch.no_grad():
+        s = batch.sigma[:, None, None, None]
+        error = learn.objective.denoiser(batch.x0 + s * batch.noise, batch.sigma, batch.cond) - batch.x0
+        counts = COUNTS[weight](batch.sigma, learn.measured_sigma_data)
+        expected = (counts * error.square().mean((1, 2, 3))).mean()
+    before = weights(learn)
+    assert next(learn.steps(1)).loss == pytest.approx(float(expected), rel=1e-4)
+    assert not torch.equal(before, weights(learn))
+
+
+def test_p2_with_gamma_0_is_the_plain_loss_and_with_1_another():
+    plain, p2 = learner(loss_weighting="noise"), learner(loss_weighting="p2", loss_weighting_options={"gamma": 0.0})
+    loss = next(plain.steps(1)).loss
+    assert loss == next(p2.steps(1)).loss
+    assert loss != pytest.approx(
+        next(learner(loss_weighting="p2", loss_weighting_options={"gamma": 1.0}).steps(1)).loss, rel=0.01
+    )
+
+
+@pytest.mark.parametrize(("weight", "options", "reason"), [
+    ("p3", {}, "Did you mean 'p2'"),
+    ("p2", {"gama": 0.0}, "p2 does not take these options.*gama"),
+    ("p2", {"gamma": "x"}, "p2 does not take these options"),
+    ("edm", {"gamma": 1.0}, "edm does not take these options.*gamma"),
+])  # fmt: skip
+def test_bad_weights_and_options_are_refused_before_training(loss_weighting, options, reason):
+    with pytest.raises(InputError, match=reason):
+        learner(loss_weighting=loss_weighting, loss_weighting_options=options)
 
 
 def test_accumulated_parts_make_the_same_step():
     # Muon multiplies in bfloat16 and would enlarge the rounding of the sums
-    one, four = learner(optimizer="adamw", lr=1e-3), learner(optimizer="adamw", lr=1e-3, accumulate=4)
+    one, four = learner(optimizer="adamw", lr=1e-3), learner(optimizer="adamw", lr=1e-3, grad_accumulation=4)
     losses_ = [[s.loss for s in learn.steps(5)] for learn in (one, four)]
     assert losses_[0] == pytest.approx(losses_[1], abs=1e-5)
     assert torch.allclose(weights(one), weights(four), atol=1e-5)
@@ -179,8 +215,8 @@ def test_self_conditioning_feeds_the_estimate_only_where_the_coin_says():
     hook.remove()
     given = told[-1][:, 1:].abs().flatten(1).amax(1) > 0
     # at the start the net's answer is 0, so that the estimate is c_skip x, never 0
-    assert torch.equal(given, piece.coin)
-    assert len(told[0]) == int(piece.coin.sum())
+    assert torch.equal(given, piece.self_condition_mask)
+    assert len(told[0]) == int(piece.self_condition_mask.sum())
 
 
 def test_it_learns_the_mean_of_a_gaussian():
@@ -252,16 +288,27 @@ def test_optimizer_state_survives_packing(name):
     assert torch.equal(weights(one), weights(two))
 
 
-def test_schedule_free_says_what_to_install():
-    if not _installed("schedulefree"):
-        with pytest.raises(MissingExtra, match="pip install"):
-            learner(optimizer="schedule_free")
+def test_schedule_free_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "schedulefree", None)  # as if it were not installed
+    with pytest.raises(MissingExtra, match=r"optimizer='schedule_free' needs .*pip install 'fastdiffusion\[optim\]'"):
+        learner(optimizer="schedule_free")
 
 
-def _installed(name):
-    from importlib.util import find_spec
+def test_schedule_free_is_given_the_weights_and_told_that_training_begins(monkeypatch):
+    class AdamWScheduleFree(torch.optim.AdamW):
+        training = False
 
-    return find_spec(name) is not None
+        def train(self):
+            self.training = True
+
+    package = ModuleType("schedulefree")
+    package.AdamWScheduleFree = AdamWScheduleFree
+    monkeypatch.setitem(sys.modules, "schedulefree", package)
+    net = torch.nn.Linear(3, 2)
+    (optimizer,) = optimizers.build("schedule_free", net, 0.25, 0.125)
+    assert isinstance(optimizer, AdamWScheduleFree) and optimizer.training
+    (group,) = optimizer.param_groups
+    assert group["params"] == list(net.parameters()) and (group["lr"], group["weight_decay"]) == (0.25, 0.125)
 
 
 def test_muon_on_an_old_torch_says_so(monkeypatch):
@@ -448,7 +495,7 @@ def test_a_budget_of_less_than_a_step_is_recorded(tmp_path):
 
 def test_a_model_that_goes_on_keeps_its_scale_and_net(tmp_path):
     learner(folder=tmp_path, sigma_data=0.42).fit(steps=1)
-    on = learner(begin=tmp_path / "model.safetensors", net="unet-base")
+    on = learner(init_from=tmp_path / "model.safetensors", net="unet-base")
     assert on.measured_sigma_data == 0.42 and on.info["net"] == "dit"
 
 
@@ -503,13 +550,13 @@ def test_bad_settings_are_refused_with_a_sentence(keywords, message):
 
 
 def test_the_validation_noise_depends_on_neither_run_nor_time():
-    pieces = []
+    batches = []
     for lr in (1e-3, 1e-2):
         learn, validation = learner(lr=lr), Validation()
         list(learn.steps(2))
         validation.start(learn)
-        pieces.append(validation.pieces)
-    for one, two in zip(*pieces, strict=True):
+        batches.append(validation.batches)
+    for one, two in zip(*batches, strict=True):
         assert torch.equal(one.x0, two.x0)
         assert torch.equal(one.noise, two.noise)
     assert set(learn.held_out.indices).isdisjoint(learn.train.indices)
@@ -552,36 +599,36 @@ def test_a_tracker_is_told_what_metrics_jsonl_says(tmp_path):
 
 def test_no_epoch_rounds_beyond_the_last_group():
     """The last place of an epoch's systematic sample can round up to the number of pictures."""
-    many = Pictures("many", [np.zeros((60_000, 1, 1, 1), np.uint8)])
-    assert len(Examples(many, 1).order(95 * 60_000)) == 1
+    many = Images("many", [np.zeros((60_000, 1, 1, 1), np.uint8)])
+    assert len(Batches(many, 1).order(95 * 60_000)) == 1
 
 
-class Same(Pictures):
+class Same(Images):
     """Pairs whose answers are their inputs."""
 
-    given = 1
+    cond_channels = 1
 
     def batch(self, indices, generator=None):
         batch = super().batch(indices, generator)
-        return batch._replace(given=batch.images)
+        return batch._replace(inputs=batch.images)
 
 
 def test_both_pictures_of_a_pair_are_moved_alike():
     pairs = Same("same", [np.random.default_rng(0).integers(0, 256, (32, 1, 8, 8), dtype=np.uint8)])
-    moved = Examples(pairs, 32, augments=("mirror", "rotate", "shift"), augment_p=1.0).draw(0)
+    moved = Batches(pairs, 32, augments=("mirror", "rotate", "shift"), augment_p=1.0).draw(0)
     assert moved.cond is not None
     assert torch.equal(moved.x0, moved.cond.image)
-    assert not torch.equal(moved.x0, Examples(pairs, 32).draw(0).x0)
+    assert not torch.equal(moved.x0, Batches(pairs, 32).draw(0).x0)
     with pytest.raises(InputError, match="contrast would change the answers"):
         learner(pairs, augment=("contrast",))
 
 
 def test_a_run_that_begins_with_a_model_has_its_own_dropout_and_no_untold_augmentation(tmp_path):
     learner(folder=tmp_path).fit(steps=1)
-    going = learner(begin=tmp_path / "model.safetensors", dropout=0.3)
+    going = learner(init_from=tmp_path / "model.safetensors", dropout=0.3)
     assert {m.dropout for m in going.objective.modules() if isinstance(getattr(m, "dropout", None), float)} == {0.3}
     with pytest.raises(InputError, match="augmentation"):
-        learner(begin=tmp_path / "model.safetensors", augment=("rotate",))
+        learner(init_from=tmp_path / "model.safetensors", augment=("rotate",))
 
 
 def test_fresh_forgets_the_previews_too(tmp_path):

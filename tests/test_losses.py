@@ -12,7 +12,7 @@ from fastdiffusion.errors import InputError
 DTYPE = torch.float64
 
 
-@pytest.mark.parametrize("weight", losses.WEIGHTS)
+@pytest.mark.parametrize("weight", losses.LOSS_WEIGHTINGS)
 def test_losses_are_equal_across_parameterizations_and_finite_at_snr_zero(weight):
     # Fault 7: division by zero at SNR 0.
     sigma = torch.tensor([0.002, 0.5, 80.0, 1e4, math.inf], dtype=DTYPE)
@@ -24,7 +24,7 @@ def test_losses_are_equal_across_parameterizations_and_finite_at_snr_zero(weight
             output = from_x0(name, x0 + 0.1 * miss, x, sigma)  # a network that is off by the same x0 error
             return to_x0(name, output, x, sigma)
 
-        values.append(losses.denoising_loss(denoise, x0, sigma, n, weight=losses.WEIGHTS[weight]))
+        values.append(losses.denoising_loss(denoise, x0, sigma, n, weight=losses.LOSS_WEIGHTINGS[weight]))
         assert bool(values[-1].isfinite().all())
     for other in values[1:]:
         torch.testing.assert_close(other, values[0], rtol=1e-5, atol=1e-12)

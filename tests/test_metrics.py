@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastdiffusion import metrics
-from fastdiffusion.data import Pictures, digits
+from fastdiffusion.data import Images, digits
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.images import to_tensor
 from fastdiffusion.noise import generator
@@ -166,7 +166,7 @@ def test_classifier_of_the_digits(judge):
 
 
 def test_features_have_unit_variance(judge):
-    images, _ = metrics.pictures(digits(), range(500))
+    images, _ = metrics.load_images(digits(), range(500))
     seen = metrics.features(judge, images)
     assert seen.shape == (500, 64)
     assert 0.8 < seen.var(0).mean() < 1.2
@@ -185,7 +185,7 @@ def test_classifier_is_cached(monkeypatch, tmp_path):
     monkeypatch.setattr(metrics, "train_classifier", lambda data: made.append(1) or train(data, passes=0.5))
     data = digits()
     one, two = metrics.classifier(data), metrics.classifier(data)
-    x = to_tensor(metrics.pictures(data, [3, 1])[0])
+    x = to_tensor(metrics.load_images(data, [3, 1])[0])
     assert len(made) == 1
     assert torch.equal(one(x), two(x))
     assert one.info == two.info
@@ -200,17 +200,17 @@ def test_classifier_is_cached(monkeypatch, tmp_path):
 def test_classifier_without_labels_learns_quarter_turns():
     images = np.zeros((60, 3, 12, 12), np.uint8)
     images[:, :, :4] = 255
-    net = metrics.train_classifier(Pictures("bars", [images]), passes=3)
+    net = metrics.train_classifier(Images("bars", [images]), passes=3)
     assert net.info["of"] == "quarter turns"
     assert net(torch.zeros(2, 3, 12, 12)).shape == (2, 4)
     with pytest.raises(DataError, match="at least 20"):
-        metrics.train_classifier(Pictures("few", [images[:10]]))
+        metrics.train_classifier(Images("few", [images[:10]]))
 
 
 def test_pictures_keep_their_order_and_come_to_one_size():
     a, b = np.full((3, 1, 8, 8), 10, np.uint8), np.full((2, 1, 8, 16), 200, np.uint8)
-    data = Pictures("two sizes", [a, b], labels=[0, 1, 0, 1, 1], classes=["x", "y"])
-    images, labels = metrics.pictures(data, [4, 0, 3, 1])
+    data = Images("two sizes", [a, b], labels=[0, 1, 0, 1, 1], classes=["x", "y"])
+    images, labels = metrics.load_images(data, [4, 0, 3, 1])
     assert images.shape == (4, 1, 8, 8)
     assert images[:, 0, 0, 0].tolist() == [200, 10, 200, 10]
     assert labels.tolist() == [1, 0, 1, 1]

@@ -70,8 +70,8 @@ def test_slerp_keeps_the_variance(t):
 
 def test_vary():
     a = noise.initial([0, 1], (100,))
-    assert noise.vary(a, [5, 6], 0.0) is a
-    torch.testing.assert_close(noise.vary(a, [5, 6], 1.0), noise.initial([5, 6], (100,)))
+    assert noise.toward_seeds(a, [5, 6], 0.0) is a
+    torch.testing.assert_close(noise.toward_seeds(a, [5, 6], 1.0), noise.initial([5, 6], (100,)))
 
 
 def test_dct_is_orthonormal_and_resizing_keeps_the_layout():

@@ -6,7 +6,6 @@ import random
 import re
 import subprocess
 import sys
-from contextlib import suppress
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ import torch
 from fastdiffusion import guidance, prompts, samplers, schedules
 from fastdiffusion.errors import InputError
 from fastdiffusion.nets.text import normalized
-from fastdiffusion.prompts import Part, Prompt, Switch, Turns, Weighted, Words, at, choose, parse, write
+from fastdiffusion.prompts import Alternation, Part, Prompt, Switch, Text, Weighted, at, choose, parse, write
 from fastdiffusion.tokenizers import train
 from fastdiffusion.types import Cond
 
@@ -76,14 +75,14 @@ def a_tree(draw: random.Random, depth: int = 0) -> tuple[prompts.Node, ...]:
     for _ in range(draw.randint(1, 3)):
         kind = draw.randint(0, 4) if depth < 3 else 0
         if kind < 2:
-            if not (nodes and isinstance(nodes[-1], Words)):
-                nodes.append(Words("".join(draw.choices(SIGNS, k=draw.randint(1, 4)))))
+            if not (nodes and isinstance(nodes[-1], Text)):
+                nodes.append(Text("".join(draw.choices(SIGNS, k=draw.randint(1, 4)))))
         elif kind == 2:
             nodes.append(Weighted(a_tree(draw, depth + 1), draw.randint(0, 20) / 10))
         elif kind == 3:
             nodes.append(Switch(a_tree(draw, depth + 1), a_tree(draw, depth + 1), draw.randint(0, 10) / 10))
         else:
-            nodes.append(Turns((a_tree(draw, depth + 1), a_tree(draw, depth + 1))))
+            nodes.append(Alternation((a_tree(draw, depth + 1), a_tree(draw, depth + 1))))
     return tuple(nodes)
 
 
@@ -92,22 +91,44 @@ def test_what_is_written_is_read(seed):
     draw = random.Random(seed)
     parts = []
     for _ in range(draw.randint(1, 3)):
-        texts = tuple((Words("x"), *a_tree(draw), Weighted((Words("y"),), 2.0)) for _ in range(draw.randint(1, 2)))
-        texts = tuple((Words("x" + t[1].text), *t[2:]) if isinstance(t[1], Words) else t for t in texts)
+        texts = tuple((Text("x"), *a_tree(draw), Weighted((Text("y"),), 2.0)) for _ in range(draw.randint(1, 2)))
+        texts = tuple((Text("x" + t[1].text), *t[2:]) if isinstance(t[1], Text) else t for t in texts)
         parts.append(Part(texts, draw.choice([1.0, 0.5, -2.0])))
     prompt = Prompt(tuple(parts)) if len(parts) > 1 else Prompt((Part(parts[0].texts),))
     assert parse(write(prompt)) == prompt
     assert parse(choose(write(prompt), seed)) == prompt  # nothing in it is a choice
 
 
+def closed(text: str, brackets: str) -> bool:
+    """Whether every bracket that is not an escaped sign has its partner."""
+    waiting: list[str] = []
+    for sign in re.sub(r"\\.", "", text, flags=re.DOTALL):
+        at = brackets.find(sign)
+        if at >= 0 and at % 2 == 0:
+            waiting.append(brackets[at + 1])
+        elif at >= 0 and (not waiting or waiting.pop() != sign):
+            return False
+    return not waiting
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_text_is_read_or_refused_with_a_sentence(seed):
     draw = random.Random(seed)
+    accepted: list[str] = []
+    refused: list[str] = []
     for _ in range(200):
         text = "".join(draw.choices(SIGNS, k=draw.randint(0, 12)))
-        with suppress(InputError):
-            prompt = parse(choose(text, seed))
-            assert parse(write(prompt)) == prompt
+        try:
+            chosen = choose(text, seed)
+            prompt = parse(chosen)
+        except InputError as error:
+            refused.append(str(error))
+            continue
+        assert parse(write(prompt)) == prompt  # outside of the try: what was written is never refused
+        assert closed(text, "{}") and closed(chosen, "()[]"), text
+        accepted.append(text)
+    assert all(re.match(r"[A-Z].*\.$", reason, re.DOTALL) and len(reason) > 30 for reason in refused), refused
+    assert len(accepted) > 10 and len(refused) > 100
 
 
 def test_the_forms():
@@ -117,7 +138,7 @@ def test_the_forms():
     assert at(parse(r"  \(a\)   b  ").parts[0].texts[0], 0, 1).text == "(a) b"
     assert at(parse("(un)happy at 12:30").parts[0].texts[0], 0, 1) == ("unhappy at 12:30", ((0, 2, 1.1),))
     assert at(parse("[ratio 3:4 cat]").parts[0].texts[0], 0, 1).text == "ratio 3:4 cat"  # no moment: only text
-    assert parse("BAND ANDROID BREAKFAST").parts[0].texts == ((Words("BAND ANDROID BREAKFAST"),),)
+    assert parse("BAND ANDROID BREAKFAST").parts[0].texts == ((Text("BAND ANDROID BREAKFAST"),),)
     many = parse("a cat:1.2 AND a (dog) BREAK a mat AND rain:-0.5")
     assert [(len(part.texts), part.weight) for part in many.parts] == [(1, 1.2), (2, 1.0), (1, -0.5)]
 

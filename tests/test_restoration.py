@@ -22,7 +22,7 @@ from fastdiffusion.tasks.coloring import in_gamut, luminance
 from fastdiffusion.tasks.deblurring import estimate_kernel
 from fastdiffusion.tasks.restoration import _Job, bundled
 from fastdiffusion.tasks.restored import NOTE
-from fastdiffusion.tasks.watermarks import unmark, written
+from fastdiffusion.tasks.watermarks import remove_watermark, written
 from fastdiffusion.tasks.ways import undoing, weakened
 
 SMALL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [],
@@ -35,7 +35,7 @@ def restorer():
     """Untrained: its one-call answer is the degraded picture itself, so that all else can be told apart."""
     torch.manual_seed(0)
     net = nets.build({**SMALL, "in_channels": 6, "out_channels": 3})
-    return Model(Denoiser(net, sigma_data=0.1, picture=3).eval(), (3, 64, 64), corruption=ALL)
+    return Model(Denoiser(net, sigma_data=0.1, cond_channels=3).eval(), (3, 64, 64), corruption=ALL)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def trembling(restorer):
     net = nets.build({**SMALL, "in_channels": 6, "out_channels": 3})
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    return Model(Denoiser(net, sigma_data=0.1, picture=3).eval(), (3, 64, 64), corruption=ALL)
+    return Model(Denoiser(net, sigma_data=0.1, cond_channels=3).eval(), (3, 64, 64), corruption=ALL)
 
 
 def degraded(picture, text):
@@ -107,8 +107,8 @@ def test_tiles_leave_no_seams(trembling):
 def test_upscaling_is_held_to_the_input(restorer, text):
     clean = photo(96, 64, seed=5)
     small = degraded(clean, text)
-    way = "zero-shot" if "area" in text else "auto"
-    done = restore(small, text, restorer, way=way, steps=3)
+    method = "zero-shot" if "area" in text else "auto"
+    done = restore(small, text, restorer, method=method, steps=3)
     assert done.images.shape[1:] == (3, 64, 96)
     again = undoing(text).on((3, 64, 96), [0]).mean(to_tensor(done.images))
     assert float((again - to_tensor(small)).abs().max()) <= 2.02 / 255  # a step of 255, in [-1, 1]
@@ -139,7 +139,7 @@ def test_zero_shot_undoes_what_nobody_trained(plain):
     for text in ("fade 0.5", "watermark 'AB' 0.5 0.6 0.5 0.5"):
         given = degraded(clean, text)
         done = restore(given, text, plain, steps=8)
-        assert done.way == "zero-shot"
+        assert done.method == "zero-shot"
         assert error(to_pil(done.images[0]), clean) < 0.5 * error(given, clean), text
 
 
@@ -165,17 +165,17 @@ def test_a_blind_kernel_needs_edges(restorer):
 
 
 def test_any_factor_and_any_overlap(restorer):
-    done = restore(degraded(photo(96, 96, seed=5), "downscale 3"), "upscale x3", restorer, way="zero-shot", steps=2)
+    done = restore(degraded(photo(96, 96, seed=5), "downscale 3"), "upscale x3", restorer, method="zero-shot", steps=2)
     assert done.images.shape[1:] == (3, 96, 96)
     tiled = restore(photo(96, 128, seed=5), "jpeg 30", restorer, tile=64, overlap=0)
     assert tiled.images.shape[1:] == (3, 128, 96) and tiled.error is not None
     with pytest.raises(InputError, match="no strength"):
-        restore(photo(64, 64), "jpeg", restorer, way="cold", steps=2)
+        restore(photo(64, 64), "jpeg", restorer, method="cold", steps=2)
 
 
 def test_cold_goes_a_little_at_a_time(restorer):
-    done = restore(degraded(photo(48, 48), "blur 1"), "blur 1", restorer, way="cold", steps=3)
-    assert done.way == "cold"
+    done = restore(degraded(photo(48, 48), "blur 1"), "blur 1", restorer, method="cold", steps=3)
+    assert done.method == "cold"
     assert str(weakened(parse("blur 2"), 0.25)) == "blur 0.5"
     with pytest.raises(InputError, match="no strength"):
         weakened(parse("gray"), 0.5)
@@ -252,7 +252,7 @@ def test_a_mark_on_several_pictures_is_found_and_removed(restorer):
     clean = (0.8 * clean + 0.02 * torch.randn(clean.shape, generator=g)).clamp(-1, 1)
     operator = parse("watermark 'AB' 0.5 0.5 0.5 0.5").on(clean.shape[1:], [0] * 8)
     marked = [to_pil(image) for image in operator.forward(clean)]
-    done = unmark(marked, restorer)
+    done = remove_watermark(marked, restorer)
     mark = (operator.mean(torch.full_like(clean, -1.0)) > -0.98)[:1]
     before, after = (((x - clean).square() * mark).sum() / mark.sum() for x in (operator.forward(clean), done.images))
     assert float(after) < 0.3 * float(before)
@@ -260,9 +260,9 @@ def test_a_mark_on_several_pictures_is_found_and_removed(restorer):
     assert torch.equal(done.images[0][:, outside], to_tensor(marked[0])[:, outside])
     assert NOTE in str(done)
     with pytest.raises(InputError, match="three or more"):
-        unmark(marked[:2], restorer)
+        remove_watermark(marked[:2], restorer)
     with pytest.raises(InputError, match="one size"):
-        unmark([*marked[:3], photo(20, 20)], restorer)
+        remove_watermark([*marked[:3], photo(20, 20)], restorer)
 
 
 def test_a_blur_kernel_is_found():
@@ -304,10 +304,10 @@ def test_crops_hold_whole_photographs_out(photos):
 def test_pairs_go_together_and_what_is_alone_is_told(photos):
     data = Pairs(photos / "a", photos / "b", 32)
     batch = data.batch([0, 3])
-    assert data.given == 3 and batch.given is not None
-    assert float((batch.given.float() + batch.images.float() - 255).abs().mean()) < 2
+    assert data.cond_channels == 3 and batch.inputs is not None
+    assert float((batch.inputs.float() + batch.images.float() - 255).abs().mean()) < 2
     assert "lonely" in str(data.report)
-    assert data.split(0.3)[1].given == 3
+    assert data.split(0.3)[1].cond_channels == 3
 
 
 @pytest.mark.slow
@@ -322,7 +322,7 @@ def test_a_restorer_learns_resumes_and_says_what_it_undoes(photos, tmp_path):
             break
     Learner(data, restore="fade 0.3..0.7", folder=tmp_path / "run", **options).fit(steps=60)
     model = load(tmp_path / "run")
-    assert model.corruption == "fade 0.3..0.7" and model.denoiser.picture == 3
+    assert model.corruption == "fade 0.3..0.7" and model.denoiser.cond_channels == 3
     for name, tensor in whole.model.tensors().items():
         assert torch.equal(tensor, model.tensors()[name]), name
     clean = photo(64, 64, seed=40)
@@ -367,7 +367,7 @@ def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
     for name in ("out-1.png", "out-2.png", "out-uncertainty.png", "out-compare.png"):
         assert (tmp_path / name).exists(), name
     assert "degraded again" in capsys.readouterr().out
-    assert read_recipe(tmp_path / "out-1.png")["by"] == "downscale 2"
+    assert read_recipe(tmp_path / "out-1.png")["corruption"] == "downscale 2"
     assert main(["restore", *given]) == 0 and (tmp_path / "small-restored.png").exists()
 
 
@@ -384,7 +384,7 @@ def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
         ("bomb.png", "jpeg 10", [], "megapixels"),
         ("text.png", "jpeg 10", [], "not a picture"),
         ("missing.png", "jpeg 10", [], "missing.png"),
-        ("a.png", "jpeg 10", ["--way", "warm"], "No way named"),
+        ("a.png", "jpeg 10", ["--way", "warm"], "No method named"),
         ("a.png", "jpeg 10", ["-n", "0"], "n must be"),
         ("a.png", "jpeg 10", ["--palette", "#aabbcc"], "for colorizing"),
         ("a.png", "jpeg 10", ["-o", "x.jpg"], "Try x.png"),
@@ -412,7 +412,7 @@ def test_a_jpeg_file_says_itself_how_it_was_rounded(trembling, tmp_path):
     photo(64, 48, seed=4).save(tmp_path / "a.jpg", quality=15)
     Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
     held, free = (restore(tmp_path / name, "dejpeg", trembling) for name in ("a.jpg", "a.png"))
-    assert held.by == free.by == "jpeg" and free.error is None and held.error is not None
+    assert held.corruption == free.corruption == "jpeg" and free.error is None and held.error is not None
     steps, halved = jpeg_tables(tmp_path / "a.jpg")
     again = jpeg(steps, "420" if halved else "444").on((3, 48, 64), [0]).mean(to_tensor(held.images))
     assert float((again - to_tensor(Image.open(tmp_path / "a.jpg"))).abs().mean()) * 127.5 < 3
@@ -431,9 +431,9 @@ def test_odd_files_are_restored(restorer, tmp_path):
 
 def test_a_plain_model_is_a_prior_and_no_restorer(plain):
     done = restore(degraded(photo(64, 64), "downscale 2"), "downscale 2", plain, steps=3)
-    assert done.way == "zero-shot"
+    assert done.method == "zero-shot"
     with pytest.raises(InputError, match="not trained to restore"):
-        restore(photo(32, 32), "jpeg 10", plain, way="supervised")
+        restore(photo(32, 32), "jpeg 10", plain, method="supervised")
 
 
 def test_unreadable_pictures_are_data_errors(restorer, tmp_path):
@@ -446,10 +446,10 @@ def test_an_ensemble_turns_with_the_picture(trembling) -> None:
     """The mean over turns and mirror images does not care which way the picture lies; one answer does."""
     given = degraded(photo(48, 48), "noise 0.1")
     turned = given.transpose(Image.Transpose.ROTATE_90)
-    for ensemble in (True, False):
-        there = restore(given, "noise 0.1", trembling, ensemble=ensemble).images[0]
-        back = torch.rot90(restore(turned, "noise 0.1", trembling, ensemble=ensemble).images[0], -1, (1, 2))
-        assert (int((there.int() - back.int()).abs().max()) <= 1) is ensemble
+    for self_ensemble in (True, False):
+        there = restore(given, "noise 0.1", trembling, self_ensemble=self_ensemble).images[0]
+        back = torch.rot90(restore(turned, "noise 0.1", trembling, self_ensemble=self_ensemble).images[0], -1, (1, 2))
+        assert (int((there.int() - back.int()).abs().max()) <= 1) is self_ensemble
 
 
 def test_a_hole_larger_than_a_tile_is_filled_from_around_it(restorer):
@@ -481,10 +481,10 @@ def test_samples_of_overlapping_tiles_are_one_picture(plain):
 
 
 @pytest.mark.parametrize(("options", "told"), [
-    ({"by": "noise 0.1", "answer": "mean", "n": 3}, "one answer"),
-    ({"by": "noise 0.1", "way": "cold", "n": 2}, "cold way"),
-    ({"by": "downscale 2", "way": "zero-shot", "answer": "mean"}, "samples"),
-    ({"by": "logo mark.png", "way": "zero-shot"}, "Say all of logo"),
+    ({"corruption": "noise 0.1", "answer": "mean", "n": 3}, "one answer"),
+    ({"corruption": "noise 0.1", "method": "cold", "n": 2}, "cold way"),
+    ({"corruption": "downscale 2", "method": "zero-shot", "answer": "mean"}, "samples"),
+    ({"corruption": "logo mark.png", "method": "zero-shot"}, "Say all of logo"),
 ])  # fmt: skip
 def test_what_would_change_nothing_is_refused(restorer, tmp_path, monkeypatch, options, told):
     monkeypatch.chdir(tmp_path)

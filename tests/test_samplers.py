@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from itertools import pairwise
 
 import pytest
 import torch
@@ -71,10 +73,10 @@ def test_calls_are_counted_and_runs_are_independent(name):
     g, table = gaussian(), samplers.table(name, schedules.karras(20))
     x = 80 * noise.initial([3, 4], (3,)).double()
     steps = list(samplers.run(g, x, table, seeds=[3, 4]))
-    assert len(steps) == table.calls == steps[-1].of and [s.index for s in steps] == list(range(table.calls))
+    assert len(steps) == table.nfe == steps[-1].of and [s.index for s in steps] == list(range(table.nfe))
     if name not in ("restart", "repaint"):
         about = samplers.about(name)
-        assert table.calls == 20 * about.calls - (about.calls - 1) and table.stochastic == about.stochastic
+        assert table.nfe == 20 * about.nfe - (about.nfe - 1) and table.stochastic == about.stochastic
     a, b = samplers.run(g, x, table, seeds=[3, 4]), samplers.run(g, 2 * x, table, seeds=[5, 6])
     for one, _, alone in zip(a, b, steps, strict=True):
         assert torch.equal(one.x, alone.x)
@@ -84,14 +86,32 @@ def test_calls_are_counted_and_runs_are_independent(name):
 def test_a_table_is_json_and_prints(name):
     table = samplers.table(name, schedules.exponential(7))
     assert samplers.Table.from_json(table.to_json()) == table
-    assert str(table).count("\n") == table.calls
+    assert str(table).count("\n") == table.nfe
 
 
-def test_about_every_sampler():
-    for name in samplers.SAMPLERS:
-        about = samplers.about(name)
-        assert about.summary.endswith((".", ":", ",")) or about.summary
-        assert about.use and about.calls in (1, 2)
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_what_is_said_of_a_sampler_is_so(name):
+    """Whether it draws noise and how often it asks the model are counted; order is measured below."""
+    levels, calls, seeds = schedules.karras(9), [], [0, 1]
+
+    def denoise(x, sigma, cond=None):
+        calls.append(float(sigma[0]))
+        return x / (1 + sigma[:, None].square())
+
+    about, table = samplers.about(name), samplers.table(name, levels)
+    x = 80 * noise.initial([7, 7], (3,)).double()  # one start for two seeds: what differs then is drawn on the way
+    first, second = samplers.final(samplers.run(denoise, x, table, seeds=seeds))
+    assert about.stochastic == (not torch.equal(first, second))
+    falls = sum(low < high for high, low in pairwise(table.sigmas))
+    assert len(calls) == about.calls * falls - (about.calls - 1)  # the step to 0 needs one
+    assert about.name == name
+    assert re.match(r"[A-Z`].{30,}\.$", about.summary), about.summary  # a whole sentence
+    assert about.use and [samplers.about(other).use for other in samplers.SAMPLERS].count(about.use) == 1
+
+
+def test_about_an_unknown_sampler_names_the_nearest():
+    with pytest.raises(InputError, match="Did you mean 'heun'"):
+        samplers.about("huen")
 
 
 # ---- deterministic: the exact flow, with the stated order --------------------------------------------------------

@@ -9,8 +9,8 @@ import torch
 
 from fastdiffusion import data
 from fastdiffusion.data import reserved
-from fastdiffusion.data.bilingual import grounded
-from fastdiffusion.data.scenes import CLDR, on_ground
+from fastdiffusion.data.bilingual import describe_background
+from fastdiffusion.data.scenes import CLDR, composite
 from fastdiffusion.errors import InputError, MissingExtra
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ def parts():
 
 
 def shown(scenes) -> set[tuple[str, str]]:
-    return {(scenes.pictures.names[row.picture], row.color) for row in scenes.rows}
+    return {(scenes.images.names[row.image], row.color) for row in scenes.rows}
 
 
 def test_the_list_in_the_docs_is_what_the_rule_says(parts):
@@ -60,7 +60,7 @@ def test_captions_say_the_color_and_never_a_held_out_name(parts):
         color = train.rows[row].color
         assert color == "white" or caption.endswith((f"on {color}", f"{color} background"))
     assert len(set(captions)) > 0.8 * len({train.caption(row) for row in rows})
-    assert all(not reserved.phrase(other) for words in train.words for other in words.others)
+    assert all(not reserved.phrase(other) for phrases in train.phrases for other in phrases.others)
     assert train.batch(rows, torch.Generator().manual_seed(0)).captions == captions
 
 
@@ -68,22 +68,22 @@ def test_scenes_are_named_in_many_languages_without_what_is_held_out(parts):
     named, train = data.load("emoji-polyglot", languages=["ja", "de"]), parts["train"]
     rows = list(range(0, len(train), 7))
     assert named.batch(rows[:9]).captions == train.batch(rows[:9]).captions  # English, where nothing is drawn
-    said = named.told(rows, torch.Generator().manual_seed(0)).captions
+    said = named.annotations(rows, torch.Generator().manual_seed(0)).captions
 
     def name(i: int, language: str) -> str:
         picture, color = train.rows[i]
-        return grounded(named.names[language][picture], language, color)
+        return describe_background(named.names[language][picture], language, color)
 
     own = {language: {i: name(i, language) for i in rows} for language in named.names}
     colored = next(i for i in rows if train.rows[i].color == "blue")
     assert own["de"][colored].endswith("auf blauem Hintergrund")
     parts_of = {k: sum(text == names[i] for i, text in zip(rows, said, strict=True)) for k, names in own.items()}
     assert all(0.2 < count / len(rows) < 0.4 for count in parts_of.values())
-    held = [i for i in rows if reserved.pair(train.pictures.names[train.rows[i].picture], "ja")]
+    held = [i for i in rows if reserved.pair(train.images.names[train.rows[i].image], "ja")]
     assert held and not {own["ja"][i] for i in held} & set(named.texts(rows))
     alone = data.load("emoji-polyglot", english=1.0)
     g = [torch.Generator().manual_seed(0) for _ in range(2)]
-    assert alone.told(rows, g[0]).captions == train.told(rows, g[1]).captions
+    assert alone.annotations(rows, g[0]).captions == train.annotations(rows, g[1]).captions
     with pytest.raises(InputError, match="english"):
         data.load("emoji-polyglot", english=2.0)
     with pytest.raises(InputError, match="no other language"):
@@ -107,7 +107,7 @@ def test_rows_that_show_the_same_have_one_source(parts):
 def test_a_ground_is_what_shines_through():
     pictures = torch.zeros(2, 4, 2, 2, dtype=torch.uint8)
     pictures[:, 0], pictures[1, 3] = 200, 255
-    mixed = on_ground(pictures, torch.tensor([[10, 20, 30], [10, 20, 30]], dtype=torch.uint8))
+    mixed = composite(pictures, torch.tensor([[10, 20, 30], [10, 20, 30]], dtype=torch.uint8))
     assert mixed[0, :, 0, 0].tolist() == [10, 20, 30] and mixed[1, :, 0, 0].tolist() == [200, 0, 0]
 
 

@@ -88,7 +88,7 @@ def test_rising_lists():
     rises = (again.diff() > 0).nonzero().flatten()
     assert len(again) == len(s) + 2 * 5 and len(rises) == 2 and torch.all(again[rises + 1] == 0.3)
     assert len(set(again[rises].tolist())) == 1
-    twice = schedules.repaint(s, jump=3, times=2)
+    twice = schedules.repaint(s, segment=3, times=2)
     assert int((twice.diff() > 0).sum()) == 3 and float(twice[-1]) == 0
     schedules.check_sigmas(twice, rising=True)
     torch.testing.assert_close(schedules.repaint(s, 3, 1), s)
@@ -97,10 +97,10 @@ def test_rising_lists():
         schedules.restart(s, 0.3, 0.05, 4, 2)
 
 
-@pytest.mark.parametrize("name", schedules.DENSITIES)
+@pytest.mark.parametrize("name", schedules.SIGMA_DISTRIBUTIONS)
 def test_densities_rise_with_u(name):
     u = torch.linspace(0.001, 0.999, 200, dtype=torch.float64)
-    sigma = schedules.DENSITIES[name](u)
+    sigma = schedules.SIGMA_DISTRIBUTIONS[name](u)
     assert bool((sigma.diff() >= -1e-9).all()) and bool((sigma > 0).all()) and bool(sigma.isfinite().all())
 
 

@@ -11,7 +11,7 @@ from fastdiffusion import nets
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.models import Model
-from fastdiffusion.tasks.generation import Samples, again, sample
+from fastdiffusion.tasks.generation import Samples, reproduce, sample
 from fastdiffusion.tasks.study import KNOBS, Study, knob, study, trajectory
 
 
@@ -47,16 +47,16 @@ def test_a_saved_cell_can_be_made_again(model: Model, made: Study, tmp_path) -> 
     made.save(tmp_path)
     pictures = sorted(path for path in tmp_path.glob("*.png") if path.name != "study.png")
     assert len(pictures) == 24
-    assert pictures[0].read_bytes() == again(pictures[0], model).save(tmp_path / "again")[0].read_bytes()
+    assert pictures[0].read_bytes() == reproduce(pictures[0], model).save(tmp_path / "again")[0].read_bytes()
     explained = json.loads((tmp_path / "study.json").read_text())["explained"]
     assert sum(explained.values()) == pytest.approx(1) and set(explained) == {*VARY, "together"}
 
 
 def grid_of(values) -> Study:
     """A study whose pictures are given by a function of its two knobs."""
-    vary = {"scale": [0.0, 1.0, 2.0], "seed": [0, 1]}
-    cells = [Samples(values(a, b), (0, 1), ("", ""), (0, 1), {}) for a in vary["scale"] for b in vary["seed"]]
-    return Study(vary, cells)
+    sweep = {"scale": [0.0, 1.0, 2.0], "seed": [0, 1]}
+    cells = [Samples(values(a, b), (0, 1), ("", ""), (0, 1), {}) for a in sweep["scale"] for b in sweep["seed"]]
+    return Study(sweep, cells)
 
 
 BASE = torch.arange(8.0).reshape(2, 1, 2, 2)  # differs between the images, which is not the knobs' doing
@@ -73,10 +73,10 @@ def test_explained_variance_is_that_of_the_knobs() -> None:
 
 @pytest.mark.parametrize("knobs", [1, 2, 3])
 def test_the_sheet_holds_every_cell(model: Model, knobs: int) -> None:
-    vary = dict(list(VARY.items())[:knobs])
-    made = study(model, vary, n=1, classes="cat")
-    sheet, one = made.picture(zoom=2), made.cells[0].grid(zoom=2)
-    rows = len(vary.get("steps", [0])) * len(vary.get("sampler", [0]))
+    sweep = dict(list(VARY.items())[:knobs])
+    made = study(model, sweep, n=1, classes="cat")
+    sheet, one = made.to_image(zoom=2), made.cells[0].grid(zoom=2)
+    rows = len(sweep.get("steps", [0])) * len(sweep.get("sampler", [0]))
     assert sheet.width >= 2 * one.width and sheet.height >= rows * one.height
     assert len(made._repr_png_()) > 100
 
@@ -99,9 +99,9 @@ def test_knobs_are_read_in_the_type_that_sample_takes() -> None:
         ({"seed": range(2000)}, "make 2000"),
     ],
 )
-def test_bad_knobs_are_told(model: Model, vary, message: str) -> None:
+def test_bad_knobs_are_told(model: Model, sweep, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        study(model, vary)
+        study(model, sweep)
 
 
 def test_a_trajectory_ends_in_the_stand_alone_pictures(model: Model) -> None:
@@ -111,4 +111,4 @@ def test_a_trajectory_ends_in_the_stand_alone_pictures(model: Model) -> None:
     )
     assert len(path.sigmas) == 5 and list(path.sigmas) == sorted(path.sigmas, reverse=True)
     assert path.agreement[-1] == pytest.approx(1)
-    assert path.picture(zoom=2).width >= 5 * 16
+    assert path.to_image(zoom=2).width >= 5 * 16

@@ -160,7 +160,7 @@ def test_inside_a_model():
 
 def test_inside_a_model_of_latents():
     """Pictures go in and pictures come out; at strength 0 the content itself."""
-    model = attentive(channels=4, shape=(4, 4, 4), codec=KL(3, 4, 8).eval())
+    model = attentive(channels=4, shape=(4, 4, 4), autoencoder=KL(3, 4, 8).eval())
     content, style = (0.5 * torch.randn(1, 3, 16, 16).clamp(-1, 1) for _ in range(2))
     torch.testing.assert_close(stylize_inside(model, content, style, 0.0, steps=2), content, atol=1e-5, rtol=0)
     made = stylize(to_pil(content[0]), to_pil(style[0]), 0.8, steps=2, model=model)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastdiffusion import nets, tokenizers
-from fastdiffusion.data.dataset import Pictures
+from fastdiffusion.data.dataset import Images
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.learner import Learner
@@ -20,17 +20,17 @@ NET = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 32, "words": 
 def encoder() -> TextEncoder:
     torch.manual_seed(0)
     made = TextEncoder(vocabulary=300, width=32, depth=2, head=16, length=8)
-    made.learn_words(tokenizers.train([normalized(c) for c in CAPTIONS], 300))
+    made.set_vocabulary(tokenizers.train([normalized(c) for c in CAPTIONS], 300))
     for layer in made.layers:  # out of their first state, in which attention adds nothing
         torch.nn.init.normal_(layer.attention.out.weight, std=0.2)
     torch.nn.init.normal_(made.position)
     return made.eval()
 
 
-def pictures(n: int = 24) -> Pictures:
+def pictures(n: int = 24) -> Images:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8, generator=generator).numpy()
-    return Pictures("said", [images], captions=[[CAPTIONS[i % 4], f"also {CAPTIONS[i % 4]}"] for i in range(n)])
+    return Images("said", [images], captions=[[CAPTIONS[i % 4], f"also {CAPTIONS[i % 4]}"] for i in range(n)])
 
 
 def test_normalized():
@@ -57,31 +57,31 @@ def test_saying_nothing_equals_being_dropped():
     net = nets.build({**NET, "in_channels": 3, "out_channels": 3, "words": {**NET["words"], "vocabulary": 300}}).eval()
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    net.words.learn_words(tokenizers.train(CAPTIONS, 300))
+    net.text_encoder.set_vocabulary(tokenizers.train(CAPTIONS, 300))
     x, c_noise = torch.randn(2, 3, 16, 16), torch.zeros(2)
-    said = Cond(tokens=net.words.tokens(["red square", "blue circle"]))
-    nothing = net(x, c_noise, Cond(tokens=net.words.tokens(["", ""])))
+    said = Cond(tokens=net.text_encoder.tokens(["red square", "blue circle"]))
+    nothing = net(x, c_noise, Cond(tokens=net.text_encoder.tokens(["", ""])))
     torch.testing.assert_close(net(x, c_noise, said.null()), nothing)
-    torch.testing.assert_close(net(x, c_noise, net.read(said).null()), nothing)
-    torch.testing.assert_close(net(x, c_noise, net.read(said)), net(x, c_noise, said))
+    torch.testing.assert_close(net(x, c_noise, net.encode_prompt(said).null()), nothing)
+    torch.testing.assert_close(net(x, c_noise, net.encode_prompt(said)), net(x, c_noise, said))
     assert (net(x, c_noise, said) - nothing).abs().max() > 1e-3
 
 
 def test_a_model_of_words_trains_resumes_and_is_saved_whole(tmp_path):
     def run(folder, steps):
         return Learner(
-            pictures(), net=NET, text=True, batch_size=8, folder=folder, verbose=False, precision="float32"
+            pictures(), net=NET, captions=True, batch_size=8, folder=folder, verbose=False, precision="float32"
         ).fit(steps=steps)
 
     whole = run(tmp_path / "whole", 6).model
     run(tmp_path / "cut", 3)
     cut = run(tmp_path / "cut", 6).model
     # a budget of 3 steps decays sooner than one of 6, so only what does not depend on it is compared
-    assert cut.words.tokenizer.merges == whole.words.tokenizer.merges
+    assert cut.text_encoder.tokenizer.merges == whole.text_encoder.tokenizer.merges
     save(whole, tmp_path / "model.safetensors")
     again = load(tmp_path / "model.safetensors")
-    assert again.words.tokenizer.encode(" red square") == whole.words.tokenizer.encode(" red square")
-    a, b = (m.read(["red square", ""]) for m in (whole, again))
+    assert again.text_encoder.tokenizer.encode(" red square") == whole.text_encoder.tokenizer.encode(" red square")
+    a, b = (m.encode_prompt(["red square", ""]) for m in (whole, again))
     assert torch.equal(a.emb, b.emb) and torch.equal(a.mask, b.mask) and torch.equal(a.pooled, b.pooled)
     x, sigma = torch.randn(2, 3, 16, 16), torch.ones(2)
     assert torch.equal(whole.denoise(x, sigma, a), again.denoise(x, sigma, b))
@@ -90,22 +90,22 @@ def test_a_model_of_words_trains_resumes_and_is_saved_whole(tmp_path):
 def test_words_are_refused_where_there_are_none(tmp_path):
     plain = Model(Denoiser(nets.build({"name": "dit", "width": 32, "depth": 1, "head": 32})), (3, 16, 16))
     with pytest.raises(InputError, match="without words"):
-        plain.read(["red square"])
-    silent = Pictures("silent", [pictures().arrays[0]])
+        plain.encode_prompt(["red square"])
+    silent = Images("silent", [pictures().arrays[0]])
     with pytest.raises(DataError, match="no captions"):
-        Learner(silent, net=NET, text=True, verbose=False)
+        Learner(silent, net=NET, captions=True, verbose=False)
     encoder = TextEncoder(vocabulary=300)
     with pytest.raises(InputError, match="room for 300"):
-        encoder.learn_words(tokenizers.Tokenizer([(1, 2)] * 100))
+        encoder.set_vocabulary(tokenizers.Tokenizer([(1, 2)] * 100))
 
 
 def test_a_run_may_begin_with_a_trained_model(tmp_path):
-    first = Learner(pictures(), net=NET, text=True, batch_size=8, verbose=False, folder=tmp_path / "a").fit(steps=2)
+    first = Learner(pictures(), net=NET, captions=True, batch_size=8, verbose=False, folder=tmp_path / "a").fit(steps=2)
     options = {"text": True, "batch_size": 8, "verbose": False, "begin": tmp_path / "a" / "model.safetensors"}
     going = Learner(pictures(), folder=tmp_path / "b", **options)
     mine, theirs = going.objective.denoiser.net.state_dict(), load(tmp_path / "a").denoiser.net.state_dict()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-    assert going.fit(steps=2).model.words.tokenizer.merges == first.model.words.tokenizer.merges
+    assert going.fit(steps=2).model.text_encoder.tokenizer.merges == first.model.text_encoder.tokenizer.merges
     assert Learner(pictures(), folder=tmp_path / "b", **options).fit(steps=3).state.step == 3  # goes on as any other
     with pytest.raises(InputError, match="cannot go on here"):
         Learner(pictures(), **{**options, "text": False})
@@ -114,12 +114,12 @@ def test_a_run_may_begin_with_a_trained_model(tmp_path):
 def test_words_are_known_from_the_captions():
     texts = [normalized(c) for c in CAPTIONS]
     encoder = TextEncoder(vocabulary=300, width=32, depth=1, head=16, known=8)
-    encoder.learn_words(tokenizers.train(texts, 300), texts)
+    encoder.set_vocabulary(tokenizers.train(texts, 300), texts)
     assert all(map(encoder.knows, ["red", "Tall", "circle", "ish", "a"]))
     assert not any(map(encoder.knows, ["re", "rede", "squares", "xylophone"]))
 
 
 def test_a_tokenizer_without_merges_is_taken_over():
     made = TextEncoder(vocabulary=300, width=32, depth=1, head=16)
-    made.learn_words(tokenizers.train(["a", "b"], 300))
+    made.set_vocabulary(tokenizers.train(["a", "b"], 300))
     assert made.tokens(["ab"]).shape == (1, 3)

@@ -41,7 +41,7 @@ def test_merges_shorten_what_they_were_trained_on(tokenizer):
 
 
 def test_the_most_common_pair_is_merged_first():
-    assert train(["ab ab ab cd cd"], size=BYTES + 2).pieces[-1] == b"ab"
+    assert train(["ab ab ab cd cd"], size=BYTES + 2).token_bytes[-1] == b"ab"
 
 
 def test_training_depends_on_the_texts_alone():

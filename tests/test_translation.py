@@ -15,8 +15,8 @@ from fastdiffusion.nets.translators import PAIRED, Cycle, Translator, edges
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks import translation
 from fastdiffusion.tasks.files import loaded
-from fastdiffusion.tasks.piles import piles
-from fastdiffusion.tasks.translation import answer, dual, flow_up, sdedit, train_translation, translate
+from fastdiffusion.tasks.piles import domains
+from fastdiffusion.tasks.translation import answer, ddib, invert, sdedit, train_translation, translate
 from fastdiffusion.types import Cond
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a partner")
@@ -45,7 +45,7 @@ def tiny(monkeypatch):
 
 
 def test_pairs_are_files_of_one_name(folders):
-    found = piles(*folders, size=16, holdout=0.2)
+    found = domains(*folders, size=16, holdout=0.2)
     assert found.a is not None and len(found.a) == len(found.b) == 12 and found.held == 2
     a, b = found.draw(40, seed=0, step=3, mirror=True)
     red = ((a[:, 0] + b[:, 0]) / 2).abs()
@@ -58,12 +58,12 @@ def test_pairs_are_files_of_one_name(folders):
 
 def test_a_pair_has_one_shape(folders, tmp_path):
     with pytest.warns(UserWarning, match="2 pictures without a partner are left out, 'only-a' first"):
-        piles(*folders, size=16)
+        domains(*folders, size=16)
     Image.new("RGB", (40, 32)).save(tmp_path / "b" / "03.png")  # twice the size does not matter
     assert len(Pairs(*folders, size=16)) == 12
     Image.new("RGB", (16, 20)).save(tmp_path / "b" / "03.png")
     with pytest.raises(DataError, match=r"'03' is 20x16 pixels in 'a' and 16x20 in 'b'.*must have one shape"):
-        piles(*folders, size=16)
+        domains(*folders, size=16)
     found = Pairs(*folders, size=16)
     assert len(found) == 11 and "is 16x20 pixels, its partner 20x16" in str(found.report.skipped)
 
@@ -73,24 +73,24 @@ def test_pairs_in_subfolders_keep_their_folders_name(folders, tmp_path):
         for i in range(2):
             (tmp_path / side / f"{i}").mkdir()
             Image.new("RGB", (20, 16), (value + 40 * i, 0, 0)).save(tmp_path / side / f"{i}" / "00.png")
-    assert sum(piles(*folders, size=16).sizes) + 2 * piles(*folders, size=16).held == 2 * 14
+    assert sum(domains(*folders, size=16).sizes) + 2 * domains(*folders, size=16).held == 2 * 14
 
 
 def test_edges_on_the_fly_have_the_targets_channels(folders):
-    found = piles(folders[0], size=16)
+    found = domains(folders[0], size=16)
     a, b = found.draw(4, 0, 0, False)
     assert a.shape == b.shape and torch.equal(a[:, :1].expand_as(a), a)
 
 
 def test_two_classes_are_two_piles():
-    found = piles("digits", classes="3, 8", paired=False)
-    assert found.domains == ("3", "8") and found.sizes[0] + found.held == 183
+    found = domains("digits", classes="3, 8", paired=False)
+    assert found.names == ("3", "8") and found.sizes[0] + found.held == 183
     with pytest.raises(InputError, match="two of 'digits', got 3, 11"):
-        piles("digits", classes="3,11", paired=False)
+        domains("digits", classes="3,11", paired=False)
     with pytest.raises(InputError, match="method='cyclegan'"):
-        piles("digits", classes="3,8")
+        domains("digits", classes="3,8")
     with pytest.raises(InputError, match="needs a second pile"):
-        piles("digits", paired=False)
+        domains("digits", paired=False)
 
 
 def test_no_pairs(folders, tmp_path):
@@ -100,7 +100,7 @@ def test_no_pairs(folders, tmp_path):
     for name in ("x", "y"):
         Image.new("RGB", (16, 16)).save(other / f"{name}.png")
     with pytest.raises(DataError, match="0 names in common"):
-        piles(folders[0], str(other), size=16)
+        domains(folders[0], str(other), size=16)
 
 
 def test_edges_are_thin_lines_where_something_changes():
@@ -144,7 +144,7 @@ def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
 
 def test_a_regression_learns_the_mean():
     x = to_tensor(data.load("digits").batch(range(64)).images)
-    pictures = data.Pictures("t", [data.load("digits").batch(range(64)).images.numpy()])
+    pictures = data.Images("t", [data.load("digits").batch(range(64)).images.numpy()])
     net = train_translation(pictures, pictures, "regression", steps=60, batch_size=16, lr=5e-3)
     assert isinstance(net, Translator)
     assert (answer(net, x) - x).square().mean() < 0.01
@@ -226,7 +226,7 @@ def test_a_diffusion_model_translates_between_its_classes(tmp_path, capsys):
     assert "Did you mean 'boot'" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
     assert cli.main([*words, "--to", "boot", "--origin", "shoe", "-n", "2", "-o", str(tmp_path / "no.png")]) == 2
     assert "With an origin there is one answer" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
-    with pytest.raises(InputError, match="needs a class or words to turn into, such as to='shoe'"):
+    with pytest.raises(InputError, match="needs a class or words to turn into, such as prompt='shoe'"):
         translate(tmp_path / "in.png", model)
 
 
@@ -234,15 +234,15 @@ def test_words_and_latents_translate_too():
     """The bundled model: what is on white comes back on blue, by flow and by noise."""
     model = loaded("emoji")
     drawn = model.decode(model.encode(to_tensor(to_array(heart()))[None])).clamp(-1, 1)
-    said = {"to": "red heart on blue", "origin": "red heart", "steps": 8}
+    said = {"prompt": "red heart on blue", "source_prompt": "red heart", "steps": 8}
     (flow,) = translate(drawn[0], model, **said)
     pixels = to_tensor(to_array(flow))
     assert flow.size == (64, 64) and pixels[2, :3, :3].mean() > pixels[0, :3, :3].mean() + 0.5
-    again = dual(model, model, drawn, *2 * [model.read(["red heart"])], steps=16)
+    again = ddib(model, model, drawn, *2 * [model.encode_prompt(["red heart"])], steps=16)
     assert -10 * ((again - drawn) / 2).square().mean().log10() > 25
     with pytest.raises(InputError, match="at least 4x4"):
-        translate(Image.new("RGB", (1, 1)), model, to="heart")
-    with pytest.raises(InputError, match="such as to='a cat'"):
+        translate(Image.new("RGB", (1, 1)), model, prompt="heart")
+    with pytest.raises(InputError, match="such as prompt='a cat'"):
         translate(drawn[0], "emoji")
 
 
@@ -262,8 +262,8 @@ def test_the_way_back_is_the_other_net():
     with torch.no_grad():
         net.there.tail.out.bias.fill_(0.1) if hasattr(net.there.tail, "out") else net.there.tail.up.conv.bias.fill_(0.1)
     x = torch.rand(1, 1, 8, 8) * 0.5
-    assert not torch.equal(net(x), x) and torch.equal(net(x, back=True), x)
-    (image,) = translate(to_pil(x[0]), net, back=True, size=16)
+    assert not torch.equal(net(x), x) and torch.equal(net(x, reverse=True), x)
+    (image,) = translate(to_pil(x[0]), net, reverse=True, size=16)
     assert image.size == (16, 16)
 
 
@@ -299,14 +299,14 @@ def normal(mean, std=0.4):
 def test_dual_moves_one_gaussian_onto_the_other():
     here, there = normal(-0.3), normal(0.4, 0.1)
     x = -0.3 + 0.4 * torch.randn(64, 1, 4, 4, generator=generator(0)).clamp(-1.5, 1.5)
-    made = dual(here, there, x, steps=60)
+    made = ddib(here, there, x, steps=60)
     torch.testing.assert_close(made, 0.4 + 0.25 * (x + 0.3), rtol=0, atol=0.01)
-    torch.testing.assert_close(dual(there, here, made, steps=60), x, rtol=0, atol=0.03)
+    torch.testing.assert_close(ddib(there, here, made, steps=60), x, rtol=0, atol=0.03)
 
 
 def test_the_way_up_ends_where_the_flow_says():
     x, sigmas = torch.tensor([[[[0.7]]]]), torch.linspace(2.0, 0.01, 80, dtype=torch.float64)
-    up = flow_up(normal(-0.3).denoiser, x, torch.cat([sigmas, torch.zeros(1)]))
+    up = invert(normal(-0.3).denoiser, x, torch.cat([sigmas, torch.zeros(1)]))
     exact = -0.3 + 1.0 * ((0.4**2 + 4) / (0.4**2 + 1e-4)) ** 0.5
     assert float(up) == pytest.approx(exact, rel=0.01)
 

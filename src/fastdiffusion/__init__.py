@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from .errors import FastdiffusionError
     from .learner import Learner
     from .models import Model, load, save
-    from .tasks.clip import score, search
+    from .tasks.clip import clip_score, search
     from .tasks.evaluation import Report, evaluate, measure
-    from .tasks.generation import Samples, again, sample, sample_steps
+    from .tasks.generation import Samples, reproduce, sample, sample_steps
     from .tasks.restoration import restore
-    from .tasks.restored import Restored
+    from .tasks.restored import RestorationResult
     from .tasks.sharing import export
     from .tasks.study import study
     from .tasks.stylization import stylize
@@ -33,47 +33,47 @@ __all__ = [
     "Learner",
     "Model",
     "Report",
-    "Restored",
+    "RestorationResult",
     "Samples",
-    "again",
+    "clip_score",
     "evaluate",
     "export",
     "load",
     "measure",
+    "reproduce",
     "restore",
     "sample",
     "sample_steps",
     "save",
-    "score",
     "search",
     "study",
     "stylize",
     "translate",
 ]
 
-_ROOMS = {
+_MODULES = {
     "data": ["ImageFolder"],
     "errors": ["FastdiffusionError"],
     "learner": ["Learner"],
     "models": ["Model", "load", "save"],
-    "tasks.clip": ["score", "search"],
+    "tasks.clip": ["clip_score", "search"],
     "tasks.evaluation": ["Report", "evaluate", "measure"],
-    "tasks.generation": ["Samples", "again", "sample", "sample_steps"],
+    "tasks.generation": ["Samples", "reproduce", "sample", "sample_steps"],
     "tasks.restoration": ["restore"],
-    "tasks.restored": ["Restored"],
+    "tasks.restored": ["RestorationResult"],
     "tasks.sharing": ["export"],
     "tasks.study": ["study"],
     "tasks.stylization": ["stylize"],
     "tasks.translation": ["translate"],
 }
-_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name on first use (PEP 562), so that importing the package costs nothing."""
-    if name not in _ROOM_OF:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_ROOM_OF[name]}", __name__), name)
+    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
     return value
 
 

@@ -104,8 +104,8 @@ def dpm_23(
         # The estimate as a polynomial in lambda: through 0, 1/3 for order 2, and 0, 2/3 for order 3 (eq. 4.1 and 4.2).
         third = estimate(torch.lerp(x0, x, math.exp(-h / 3)), lam + h / 3)
         slope = 3 * (third - x0)
-        middle = torch.lerp(x0, x, math.exp(-2 * h / 3)) + _ramp(2 * h / 3) * (2 / 3) * slope
-        slope_3 = 1.5 * (estimate(middle, lam + 2 * h / 3) - x0)
+        midpoint = torch.lerp(x0, x, math.exp(-2 * h / 3)) + _ramp(2 * h / 3) * (2 / 3) * slope
+        slope_3 = 1.5 * (estimate(midpoint, lam + 2 * h / 3) - x0)
         plain = torch.lerp(x0, x, math.exp(-h))
         low, high = plain + _ramp(h) * slope, plain + _ramp(h) * slope_3
         ratio = _ratio(high - low, x, high, math.exp(-lam), rtol, atol)

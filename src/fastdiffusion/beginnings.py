@@ -21,9 +21,9 @@ from .errors import DataError, InputError, missing, unknown
 from .examples import WEIGHTS, measure_damage
 from .models import Model
 from .nets.layers import Embed
-from .nets.text import normalized, words
+from .nets.text import normalized, vocabulary_ids
 from .noise import generator
-from .schedules import DENSITIES
+from .schedules import SIGMA_DISTRIBUTIONS
 
 if TYPE_CHECKING:
     from .learner import Learner
@@ -36,8 +36,8 @@ def check(learner: Learner) -> None:
     """Refuse settings that cannot be trained, before anything is loaded."""
     for kind, name, known in (
         ("parameterization", learner.parameterization, PARAMETERIZATIONS),
-        ("density", learner.density, DENSITIES),
-        ("weight", learner.weight, losses.WEIGHTS),
+        ("density", learner.sigma_distribution, SIGMA_DISTRIBUTIONS),
+        ("weight", learner.loss_weighting, losses.LOSS_WEIGHTINGS),
         ("optimizer", learner.optimizer, optimizers.OPTIMIZERS),
         ("precision", learner.precision, ("auto", "float32", "bfloat16")),
         ("tracker", learner.track or "tensorboard", TRACKERS),
@@ -48,39 +48,47 @@ def check(learner: Learner) -> None:
         raise unknown("net", learner.net, nets.PRESETS)
     one = torch.full((1,), 0.5)
     for kind, options, f in (
-        (f"weight {learner.weight}", learner.weight_options, losses.WEIGHTS[learner.weight]),
-        (f"density {learner.density}", learner.density_options, DENSITIES[learner.density]),
+        (
+            f"weight {learner.loss_weighting}",
+            learner.loss_weighting_options,
+            losses.LOSS_WEIGHTINGS[learner.loss_weighting],
+        ),
+        (
+            f"density {learner.sigma_distribution}",
+            learner.sigma_distribution_options,
+            SIGMA_DISTRIBUTIONS[learner.sigma_distribution],
+        ),
     ):
         try:
             f(one, **options)
         except TypeError as error:
             raise InputError(f"{kind} does not take these options ({error}).") from None
     check_world()
-    size, parts = learner.batch_size, rank_and_world()[1] * learner.accumulate
-    if size < 1 or parts < 1 or size % parts:
-        raise InputError(f"batch_size must be a multiple of processes times accumulate, here {parts}; got {size}.")
+    size, splits = learner.batch_size, rank_and_world()[1] * learner.grad_accumulation
+    if size < 1 or splits < 1 or size % splits:
+        raise InputError(f"batch_size must be a multiple of processes times accumulate, here {splits}; got {size}.")
     if learner.track and find_spec(learner.track) is None:
         raise missing(f"track={learner.track!r}", learner.track, "track")
     if learner.track and learner.folder is None:
         raise InputError(f"track={learner.track!r} needs a place to write. Give folder='runs/one'.")
     if not learner.ema:
         raise InputError("ema needs at least one length, e.g. ema=(0.1,).")
-    if learner.restore is not None and learner.codec is not None:
+    if learner.restore is not None and learner.autoencoder is not None:
         raise InputError("Restoring works on pictures, not on latents. Leave out restore or codec.")
     if learner.restore is not None:
         parse(learner.restore)
     if not 0 <= learner.decay <= 0.95:
         raise InputError(f"decay must be from 0 to 0.95, got {learner.decay}. Try 0.5.")
-    if not 0 <= learner.label_dropout <= 1:
-        raise InputError(f"label_dropout is a part of the pictures, 0 to 1, got {learner.label_dropout}. Try 0.1.")
-    if learner.warmup < 0 or not learner.clip >= 0:
-        raise InputError(f"warmup and clip cannot be negative, got {learner.warmup} and {learner.clip}. 0 is off.")
+    if not 0 <= learner.cond_dropout <= 1:
+        raise InputError(f"label_dropout is a part of the pictures, 0 to 1, got {learner.cond_dropout}. Try 0.1.")
+    if learner.warmup < 0 or not learner.grad_clip >= 0:
+        raise InputError(f"warmup and clip cannot be negative, got {learner.warmup} and {learner.grad_clip}. 0 is off.")
     if learner.shard and learner.optimizer == "muon":
         raise InputError("Muon needs whole matrices and cannot train with shard. Use optimizer='adamw'.")
 
 
 def scale(
-    data: Dataset, corruption: Corruption | None, sigma_data: float | None, begun: float | None = None
+    data: Dataset, corruption: Corruption | None, sigma_data: float | None, init_sigma_data: float | None = None
 ) -> tuple[float, float]:
     """sigma_data, and the unit in which noise levels are counted: 1 for pictures, for other data its own scale.
 
@@ -88,13 +96,13 @@ def scale(
         data: What is trained on.
         corruption: What happens to each picture, for a restorer.
         sigma_data: By default measured. Warns if it is far from that.
-        begun: What the weights that the run begins with were made for, which goes before what is measured.
+        init_sigma_data: What the weights that the run starts from were made for; it overrides the measured value.
     """
     rows = data.groups[0]
-    pictures = not data.batch(rows[:1]).images.is_floating_point()
-    if corruption is not None or data.given:
+    is_image = not data.batch(rows[:1]).images.is_floating_point()
+    if corruption is not None or data.cond_channels:
         measured = measure_damage(data, corruption)
-    elif pictures:
+    elif is_image:
         measured = measure_sigma_data(data)
     else:
         some = data.batch(rows[:: math.ceil(len(rows) / 512)]).images.double()
@@ -102,42 +110,43 @@ def scale(
     if sigma_data is not None and not 0.8 < sigma_data / measured < 1.25:
         text = f"sigma_data is {sigma_data:.3g} but the data's standard deviation is {measured:.3g}."
         warnings.warn(f"{text} Leave sigma_data out to have it measured.", stacklevel=4)
-    sigma_data = sigma_data or begun or round(measured, 4)
-    return sigma_data, 1.0 if pictures else sigma_data / 0.5
+    sigma_data = sigma_data or init_sigma_data or round(measured, 4)
+    return sigma_data, 1.0 if is_image else sigma_data / 0.5
 
 
 def levels(learner: Learner) -> dict[str, float]:
     """Options of the density. A restorer gives its one-call answer at the highest noise level: train much there."""
-    restores = learner.corruption is not None or learner.train.given > 0
-    if restores and (learner.density, learner.density_options) == ("lognormal", {}):
+    restores = learner.corruption is not None or learner.train.cond_channels > 0
+    if restores and (learner.sigma_distribution, learner.sigma_distribution_options) == ("lognormal", {}):
         return {"mean": 1.5, "std": 2.2}
-    return learner.density_options
+    return learner.sigma_distribution_options
 
 
 def denoiser(learner: Learner) -> Denoiser:
     """The denoiser at step 0: its weights are fresh, or those of the model that the run begins with."""
     data = learner.train
-    if data.given and learner.corruption is not None:
+    if data.cond_channels and learner.corruption is not None:
         raise InputError(f"{data.name} is made of pairs, which say themselves what is to be undone. Leave out restore.")
     if learner.augment and data.batch(data.groups[0][:1]).images.is_floating_point():
         raise InputError("Augmentation works on pictures, not on latents. Leave out augment or codec.")
-    if data.given and (colors := set(learner.augment) & set(augment.COLOR)):
+    if data.cond_channels and (colors := set(learner.augment) & set(augment.COLOR)):
         raise InputError(f"{', '.join(sorted(colors))} would change the answers and not what is given: leave it out.")
-    picture = data.given or (0 if learner.corruption is None else data.shape[0])
-    net = _fresh(learner, picture) if learner.base is None else _taken(learner, learner.base, picture)
-    return Denoiser(net, learner.parameterization, learner.measured_sigma_data, learner.self_condition, picture)
+    cond_channels = data.cond_channels or (0 if learner.corruption is None else data.shape[0])
+    net = _fresh(learner, cond_channels) if learner.base is None else _taken(learner, learner.base, cond_channels)
+    return Denoiser(net, learner.parameterization, learner.measured_sigma_data, learner.self_condition, cond_channels)
 
 
-def _fresh(learner: Learner, picture: int) -> nn.Module:
+def _fresh(learner: Learner, cond_channels: int) -> nn.Module:
     """The net with random weights, and its words."""
     data, channels = learner.train, learner.train.shape[0]
     spec = nets.PRESETS[learner.net] if isinstance(learner.net, str) else learner.net
     spec = {
-        **spec, "in_channels": channels * (2 if learner.self_condition else 1) + picture, "out_channels": channels,
-        "classes": len(data.classes), "dropout": learner.dropout, "augment": augment.length(learner.augment),
+        **spec, "in_channels": channels * (2 if learner.self_condition else 1) + cond_channels,
+        "out_channels": channels, "classes": len(data.classes), "dropout": learner.dropout,
+        "augment": augment.length(learner.augment),
     }  # fmt: skip
-    texts = _texts(data) if learner.text else []
-    tokenizer = tokenizers.train(texts, VOCABULARY) if learner.text else None
+    texts = _texts(data) if learner.captions else []
+    tokenizer = tokenizers.train(texts, VOCABULARY) if learner.captions else None
     if tokenizer is not None:
         spec["words"] = {"vocabulary": len(tokenizer), **_listed(texts), **spec.get("words", {})}
         if "draft" in spec:  # as many more channels beside the noisy picture
@@ -146,23 +155,33 @@ def _fresh(learner: Learner, picture: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(learner.seed, WEIGHTS).initial_seed() % 2**63)
         net = nets.build(spec)
-    if isinstance(net, nets.Worded):
+    if isinstance(net, nets.TextConditioned):
         assert tokenizer is not None
-        net.words.learn_words(tokenizer, texts)
+        net.text_encoder.set_vocabulary(tokenizer, texts)
     return net
 
 
-def _taken(learner: Learner, base: Model, picture: int) -> nn.Module:
+def _taken(learner: Learner, base: Model, cond_channels: int) -> nn.Module:
     """The net of a trained model, if it is one of such data."""
     data, its = learner.train, base.denoiser
-    told = max((m.augment.in_features for m in its.net.modules() if isinstance(m, Embed) and m.augment), default=0)
-    has = (base.shape[0], base.classes, base.words is not None, its.picture, its.self_condition, told)
+    augment_length = max(
+        (m.augment.in_features for m in its.net.modules() if isinstance(m, Embed) and m.augment), default=0
+    )
+    has = (
+        base.shape[0],
+        base.classes,
+        base.text_encoder is not None,
+        its.cond_channels,
+        its.self_condition,
+        augment_length,
+    )
     wants = (
-        data.shape[0], data.classes, learner.text, picture, learner.self_condition, augment.length(learner.augment)
+        data.shape[0], data.classes, learner.captions, cond_channels, learner.self_condition,
+        augment.length(learner.augment),
     )  # fmt: skip
     if has != wants or its.parameterization != learner.parameterization:
         raise InputError(
-            f"{Path(learner.begin or '').name} cannot go on here. (channels, classes, words, given channels, "
+            f"{Path(learner.init_from or '').name} cannot go on here. (channels, classes, words, given channels, "
             f"self_condition, length of the augmentation vector) are {has} there and {wants} here, and it "
             f"predicts {its.parameterization}."
         )
@@ -175,7 +194,7 @@ def _taken(learner: Learner, base: Model, picture: int) -> nn.Module:
 
 def _listed(texts: list[str]) -> dict[str, int]:
     """How many words a text encoder lists, if they are not too many."""
-    count = len(words(texts))
+    count = len(vocabulary_ids(texts))
     return {"known": count} if count <= nets.LIMITS["known"] else {}
 
 

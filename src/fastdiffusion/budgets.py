@@ -39,8 +39,8 @@ class TrainStep(NamedTuple):
 
 def check(steps: int | None, minutes: float | None) -> None:
     """Refuse a budget that is none; raises InputError."""
-    given = minutes if steps is None else steps
-    if (steps is None) == (minutes is None) or given is None or not 0 < given < math.inf:
+    amount = minutes if steps is None else steps
+    if (steps is None) == (minutes is None) or amount is None or not 0 < amount < math.inf:
         raise InputError(f"Give either steps or minutes, above 0; got steps={steps}, minutes={minutes}.")
 
 

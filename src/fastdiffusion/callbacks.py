@@ -21,7 +21,7 @@ from .budgets import TrainStep
 from .checkpoints import load_tensors, save_tensors
 from .distributed import whole
 from .errors import CheckpointError
-from .examples import Examples
+from .examples import Batches
 from .guidance import cfg
 from .images import grid, save_png
 from .models import FILE, Model, save
@@ -30,7 +30,7 @@ from .noise import initial
 if TYPE_CHECKING:
     from .learner import Learner
 
-PREVIEWS, CALLS = 16, 12  # pictures in a preview, and denoiser calls for each
+PREVIEWS, STEPS = 16, 12  # images in a preview, and solver steps for each
 TEXT_SCALE = 3.0  # guidance of previews that are made from words
 HELD_OUT = 256  # pictures of the validation loss, at most
 VALUES = 2**25  # and numbers in them
@@ -57,18 +57,18 @@ def defaults(learner: Learner) -> list[Callback]:
     return [*jobs, Console()] if learner.verbose and learner.main else jobs
 
 
-def say(learner: Learner, text: str) -> None:
+def report(learner: Learner, text: str) -> None:
     """Tell the person, once, unless the run is to be silent."""
     if learner.verbose and learner.main:
         print(text, file=sys.stderr, flush=True)
 
 
-def seldom(step: TrainStep, batch_size: int, calls: int, share: float = 0.02) -> bool:
-    """Whether something that costs ``calls`` forward passes of one picture is due: at most about 20 times a run.
+def is_due(step: TrainStep, batch_size: int, evaluations: int, share: float = 0.02) -> bool:
+    """Whether something that costs ``evaluations`` forward passes of one image is due: at most about 20 times a run.
 
     A picture trained costs about three forward passes, so a ``share`` of the time is 3 * batch_size * share a step.
     """
-    every = max(math.ceil((step.of or 0) / 20), math.ceil(calls / (3 * share * batch_size)))
+    every = max(math.ceil((step.of or 0) / 20), math.ceil(evaluations / (3 * share * batch_size)))
     return step.step % every == 0 or step.step == step.of
 
 
@@ -78,15 +78,15 @@ class Validation(Callback):
     def start(self, learner: Learner) -> None:
         """Draw the pictures and their noise: the beginning of a stream that never goes on."""
         n = min(64, learner.batch_size, len(learner.held_out))
-        stream = Examples(
-            learner.held_out, n, -1, learner.density, learner.levels, learner.unit,
-            self_condition=learner.self_condition, tokens=learner.examples.tokens,
-            corruption=learner.examples.corruption,
+        stream = Batches(
+            learner.held_out, n, -1, learner.sigma_distribution, learner.levels, learner.unit,
+            self_condition=learner.self_condition, tokens=learner.batches.tokens,
+            corruption=learner.batches.corruption,
         ) if n else None  # fmt: skip
-        room = max(VALUES // (n * math.prod(learner.train.shape)), 1) if n else 0  # all stay in memory
-        count = min(stream.per_epoch, HELD_OUT // n, room) if stream else 0
-        self.pieces = [stream.draw(i).split(1, learner.device)[0] for i in range(count)] if stream else []
-        self.calls = count * n
+        limit = max(VALUES // (n * math.prod(learner.train.shape)), 1) if n else 0  # all stay in memory
+        count = min(stream.per_epoch, HELD_OUT // n, limit) if stream else 0
+        self.batches = [stream.draw(i).split(1, learner.device)[0] for i in range(count)] if stream else []
+        self.evaluations = count * n
         past = learner.run.metrics() if learner.run is not None else []  # of a run that goes on
         losses = [m["validation_loss"] for m in past if "validation_loss" in m and m["step"] < learner.state.step]
         self.best = min(losses, default=math.inf)
@@ -94,15 +94,15 @@ class Validation(Callback):
     def step(self, learner: Learner, step: TrainStep) -> None:
         """Measure, seldom, and mark the best so far for the next checkpoint."""
         learner.validation = None
-        if self.pieces and seldom(step, learner.batch_size, self.calls):
-            learner.validation = learner.state.validation = learner.validate(self.pieces)
+        if self.batches and is_due(step, learner.batch_size, self.evaluations):
+            learner.validation = learner.state.validation = learner.validate(self.batches)
             learner.best = learner.validation <= self.best
             self.best = min(learner.validation, self.best)
 
     def end(self, learner: Learner) -> None:
         """Choose the length of the average by the same pictures."""
-        if self.pieces and not learner.stopped:
-            losses = {length: learner.validate(self.pieces, length) for length in map(float, learner.ema)}
+        if self.batches and not learner.stopped:
+            losses = {length: learner.validate(self.batches, length) for length in map(float, learner.ema)}
             learner.state.length = min(losses, key=lambda length: losses[length])
             learner.state.validation = losses[learner.state.length]
 
@@ -191,7 +191,7 @@ class Preview(Callback):
 
     def step(self, learner: Learner, step: TrainStep) -> None:
         """Sample a sheet, seldom."""
-        if not seldom(step, learner.batch_size, PREVIEWS * CALLS):
+        if not is_due(step, learner.batch_size, PREVIEWS * STEPS):
             return
         try:
             images = preview(learner)
@@ -199,20 +199,20 @@ class Preview(Callback):
                 zoom = max(1, 32 // images.shape[-1])
                 save_png(grid(images, 4, zoom), learner.run.path / "previews" / f"{step.step:07d}.png")  # pyright: ignore
         except Exception as error:  # a full disk, a sampler that diverges: not worth a run
-            say(learner, f"\nNo preview at step {step.step:,}: {error}")
+            report(learner, f"\nNo preview at step {step.step:,}: {error}")
 
 
 @torch.no_grad()
-def preview(learner: Learner, n: int = PREVIEWS, calls: int = CALLS) -> torch.Tensor:
+def preview(learner: Learner, n: int = PREVIEWS, steps: int = STEPS) -> torch.Tensor:
     """Pictures of the averaged model from the seeds 0, 1, ... and its classes in turn."""
     model = learner.model
-    table = model.table(calls)
+    table = model.table(steps)
     cond, denoise = None, model.denoise
     if model.corruption is not None:
-        return restored(learner, n)
-    if model.words is not None:  # captions of training pictures, with the guidance that words need
+        return restoration_preview(learner, n)
+    if model.text_encoder is not None:  # captions of training pictures, with the guidance that words need
         rows = [i * len(learner.train) // n for i in range(n)]
-        cond, denoise = model.read(learner.train.told(rows).captions), cfg(denoise, TEXT_SCALE)
+        cond, denoise = model.encode_prompt(learner.train.annotations(rows).captions), cfg(denoise, TEXT_SCALE)
     elif model.classes:
         cond = model.cond([i % len(model.classes) for i in range(n)])
     x = table.sigmas[0] * initial(range(n), model.shape).to(model.device)
@@ -220,15 +220,15 @@ def preview(learner: Learner, n: int = PREVIEWS, calls: int = CALLS) -> torch.Te
 
 
 @torch.no_grad()
-def restored(learner: Learner, n: int) -> torch.Tensor:
+def restoration_preview(learner: Learner, n: int) -> torch.Tensor:
     """Held-out pictures as they are given, and the one-call answers: two of each a row."""
     data = learner.held_out if len(learner.held_out) else learner.train
-    stream = Examples(data, n // 2, -1, corruption=learner.examples.corruption)
-    example, model = stream.draw(0).split(1, learner.device)[0], learner.model
-    assert example.cond is not None and example.cond.image is not None
-    given = example.cond.image[:, : model.shape[0]]
-    answer = model.denoise(given, given.new_full((len(given),), model.sigma_max), example.cond)
-    return torch.stack([given, answer], 1).flatten(0, 1)
+    stream = Batches(data, n // 2, -1, corruption=learner.batches.corruption)
+    batch, model = stream.draw(0).split(1, learner.device)[0], learner.model
+    assert batch.cond is not None and batch.cond.image is not None
+    inputs = batch.cond.image[:, : model.shape[0]]
+    answer = model.denoise(inputs, inputs.new_full((len(inputs),), model.sigma_max), batch.cond)
+    return torch.stack([inputs, answer], 1).flatten(0, 1)
 
 
 def complete(folder: Path, step: int) -> bool:
@@ -245,11 +245,11 @@ class Results(Callback):
 
     def step(self, learner: Learner, step: TrainStep) -> None:
         """Write the model so far, so that one can sample from a run that goes on. A full disk is not worth a run."""
-        if step.step != step.of and seldom(step, learner.batch_size, PREVIEWS * CALLS):
+        if step.step != step.of and is_due(step, learner.batch_size, PREVIEWS * STEPS):
             try:
                 self.write(learner)
             except CheckpointError as error:
-                say(learner, f"\nNo model at step {step.step:,}: {error}")
+                report(learner, f"\nNo model at step {step.step:,}: {error}")
 
     def end(self, learner: Learner) -> None:
         """Write both; a run that was told to stop has a checkpoint by now, and no time for a report."""
@@ -271,7 +271,7 @@ class Console(Callback):
     def start(self, learner: Learner) -> None:
         """Whether there is anybody to see a moving line."""
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.told, self.shown, self.loss = False, 0.0, math.nan
+        self.announced, self.shown, self.loss = False, 0.0, math.nan
         if learner.state.step > 1:
             print(f"Going on from step {learner.state.step - 1:,}.", file=sys.stderr)
 
@@ -282,8 +282,8 @@ class Console(Callback):
             print(f"\nStep {step.step:,} was skipped: its loss is not a number ({names}).", file=sys.stderr)
             return
         self.loss = step.loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * step.loss
-        if not self.told and step.of is not None and step.step >= min(learner.start + 10, step.of):
-            self.told = True
+        if not self.announced and step.of is not None and step.step >= min(learner.start + 10, step.of):
+            self.announced = True
             print(expectations(learner, step), file=sys.stderr)
         if self.live and time.monotonic() - self.shown > 0.25:
             self.shown = time.monotonic()
@@ -311,8 +311,8 @@ def expectations(learner: Learner, step: TrainStep) -> str:
     size = "x".join(map(str, learner.train.shape))
     images = (step.of or 0) * learner.batch_size
     return (
-        f"{learner.train.name}: {len(learner.train):,} pictures of {size}, {count / 1e6:.2f} M parameters, {memory()}, "
-        f"{learner.state.precision} on {learner.device}"
+        f"{learner.train.name}: {len(learner.train):,} pictures of {size}, {count / 1e6:.2f} M parameters, "
+        f"{footprint()}, {learner.state.precision} on {learner.device}"
         + (f", {learner.world} processes" if learner.world > 1 else "")
         + f"\n{step.images_per_second:,.0f} images/s: about {step.of:,} steps, {images:,} images, "
         f"{images / len(learner.train):,.1f} epochs, {clock(step.seconds + step.eta)}"
@@ -332,7 +332,7 @@ def clock(seconds: float) -> str:
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
-def memory() -> str:
+def footprint() -> str:
     """Memory in use by this process, of the GPU if there is one."""
     if torch.cuda.is_available():
         return f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MB of GPU memory"

@@ -37,7 +37,7 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     """
     info = {"sigma_data": model.denoiser.sigma_data, **model.spec()["info"]}  # the spec's has no paths
     name, data = info.get("name", "A fastdiffusion model"), info.get("data", "unnamed data")
-    channels, height, width = model.picture
+    channels, height, width = model.image_shape
     classes = f", {len(model.classes)} classes" if model.classes else ", without classes"
     chosen = f" --classes {_shell(model.classes[:2])}" if model.classes else ""
     names = [*map(_text, model.classes[:20]), *(["..."] if len(model.classes) > 20 else [])]
@@ -46,7 +46,7 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     limits = _text(info["limits"]) if "limits" in info else "Limits were not studied beyond what stands above."
     kind = "class-conditional" if model.classes else "unconditional"
     classes, use = f"samples{classes}", f"sample model.safetensors -n 16 --steps 12 --seed 0{chosen}"
-    if model.words is not None:
+    if model.text_encoder is not None:
         kind, listed, classes = "text-to-image", "It draws what words say, as its captions said it.", "samples"
         use = "sample model.safetensors 'some words' -n 16 --steps 12 --seed 0"
     elif model.corruption is not None:
@@ -98,10 +98,10 @@ Licence of the model: {_text(info.get("license", "not stated"))}.
 def _header(info: Mapping[str, Any], kind: str) -> str:
     """YAML front matter as model hubs read it. JSON strings are YAML strings, so nothing can break out."""
     task = {"text-to-image": kind, "restoration": "image-to-image"}.get(kind, "unconditional-image-generation")
-    lines = ["library_name: fastdiffusion", f"pipeline_tag: {task}", f"tags: [diffusion, {kind}]"]
+    entries = ["library_name: fastdiffusion", f"pipeline_tag: {task}", f"tags: [diffusion, {kind}]"]
     if "license" in info:
-        lines.insert(0, f"license: {json.dumps(str(info['license']).lower())}")
-    return "\n".join(["---", *lines, "---"])
+        entries.insert(0, f"license: {json.dumps(str(info['license']).lower())}")
+    return "\n".join(["---", *entries, "---"])
 
 
 def _others(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,8 +121,8 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 def _value(value: Any) -> str:
     if isinstance(value, (list, tuple)) and len(value) == 3:
-        low, middle, high = map(_value, value)
-        return f"{middle} ({low} to {high})"
+        low, center, high = map(_value, value)
+        return f"{center} ({low} to {high})"
     if isinstance(value, float):
         return f"{value:.4g}"
     return f"{value:,}" if type(value) is int else _text(value)
@@ -136,5 +136,5 @@ def _text(value: Any) -> str:
 
 def _shell(names: tuple[str, ...]) -> str:
     """Class names as one shell word: in single quotes, unless they are plain."""
-    word = ",".join(" ".join(name.split()) for name in names)
-    return word if word.replace(",", "").isalnum() else "'" + word.replace("'", "'\\''") + "'"
+    quoted = ",".join(" ".join(name.split()) for name in names)
+    return quoted if quoted.replace(",", "").isalnum() else "'" + quoted.replace("'", "'\\''") + "'"

@@ -32,6 +32,13 @@ CONFIG_LIMIT = 8 << 20  # bytes of JSON: far above any real configuration, far b
 SCALE = ":scale"  # ends the name of the scales of a tensor that is written in 8 bits
 SMALL = 1024  # numbers; a tensor of fewer is not worth rounding
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
+# Files keep the names that the first of them had: files, hashes and recipes hold, whatever the code calls a part.
+_DISK = {
+    "text_encoder": "words", "cross_attention": "words", "cross_norm": "words_norm", "caption_mean": "draft",
+    "student_encoder": "foreign", "autoencoder": "codec", "mid": "middle", "condition": "told", "reverse": "back",
+}  # fmt: skip
+_CODE = {disk: code for code, disk in _DISK.items() if code != "cross_attention"}
+_PART = re.compile(r"[^.:]+")
 
 
 # ---- atomic writing ---------------------------------------------------------------------------------------------
@@ -100,10 +107,21 @@ def _digest(version: str, config: str, tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
+def _on_disk(name: str) -> str:
+    """The name in files of what the code calls ``name``."""
+    return _PART.sub(lambda part: _DISK.get(part[0], part[0]), name)
+
+
+def _in_code(name: str) -> str:
+    """What the code calls a tensor of that name in a file: behind a layer's number, "words" is its cross-attention."""
+    name = re.sub(r"(?<=\d\.)words(?=\.)", "cross_attention", name)
+    return _PART.sub(lambda part: _CODE.get(part[0], part[0]), name)
+
+
 def fingerprint(tensors: Mapping[str, Tensor], spec: Mapping[str, Any] | None = None) -> str:
     """sha256 of names and numbers, and of what JSON can hold: for runs that build on trained weights."""
     sha = hashlib.sha256(b"" if spec is None else json.dumps(spec, sort_keys=True).encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in sorted((_on_disk(name), tensor) for name, tensor in tensors.items()):
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
@@ -117,23 +135,23 @@ def stored(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str
     """
     if dtype is None:
         return dict(tensors)
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
-            found[name] = tensor
+            result[name] = tensor
         elif dtype != torch.int8:
-            found[name] = tensor.to(dtype)
+            result[name] = tensor.to(dtype)
         elif tensor.ndim < 2 or tensor.numel() < SMALL:
-            found[name] = tensor.to(torch.float16)
+            result[name] = tensor.to(torch.float16)
         else:
             rows = tensor.detach().float().flatten(1)
             scale = rows.abs().amax(1).clamp(min=1e-12) / 127
-            found[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(tensor.shape)
-            found[name + SCALE] = scale
-    return found
+            result[name] = (rows / scale[:, None]).round().to(torch.int8).reshape(tensor.shape)
+            result[name + SCALE] = scale
+    return result
 
 
-def _restored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _dequantized(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rows with a scale as the floats that they stand for."""
     for name in [name for name in tensors if name.endswith(SCALE)]:
         scale, rows = tensors.pop(name), tensors[name.removesuffix(SCALE)]
@@ -150,7 +168,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mappin
         raise CheckpointError(
             f"The configuration for {path} has {len(text)} characters; at most {CONFIG_LIMIT} are allowed."
         )
-    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    dense = {_on_disk(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     version = str(VERSION)
     metadata = {"format": "fastdiffusion", "version": version, "config": text, "sha256": _digest(version, text, dense)}
     write_bytes(path, safetensors.torch.save(dense, metadata))
@@ -192,14 +210,14 @@ def load_tensors(
             # clone: the mapped tensors are not aligned, and CPU kernels round differently there (1e-6)
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
         intact = _digest(metadata["version"], metadata["config"], tensors) == metadata.get("sha256")
-        tensors = tensors if stored else _restored(tensors)
+        tensors = tensors if stored else _dequantized(tensors)
     except CheckpointError:
         raise
     except Exception as error:  # whatever a hostile header provokes in the reader
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({str(error)[:200]}).") from None
     if not intact:
         raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another copy of it.")
-    return config, tensors
+    return config, {_in_code(name): tensor for name, tensor in tensors.items()}
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -295,13 +313,13 @@ class Folder:
         failures = []
         for path in self.checkpoints():
             try:
-                found = self._read(path)
+                checkpoint = self._load_checkpoint(path)
             except CheckpointError as error:
                 failures.append(str(error))
                 continue
             if failures:
                 warnings.warn(f"{failures[0]} Going on from {path.name}.", stacklevel=2)
-            return found
+            return checkpoint
         if failures:
             raise CheckpointError(
                 f"{failures[0]} No older checkpoint can be read. Start anew with fresh=True (--fresh)."
@@ -311,10 +329,10 @@ class Folder:
     def best(self) -> tuple[int, dict[str, Any], dict[str, Tensor]] | None:
         """The checkpoint saved last with ``best=True``, or None."""
         path = self.path / "best.safetensors"
-        return self._read(path) if path.exists() else None
+        return self._load_checkpoint(path) if path.exists() else None
 
     @staticmethod
-    def _read(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
+    def _load_checkpoint(path: Path) -> tuple[int, dict[str, Any], dict[str, Tensor]]:
         config, tensors = load_tensors(path)
         if not isinstance(config.get("step"), int) or not isinstance(config.get("config"), dict):
             raise CheckpointError(f"{path} is not a training checkpoint.")

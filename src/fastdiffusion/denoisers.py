@@ -130,7 +130,7 @@ class Denoiser(nn.Module):
         parameterization: str = "edm",
         sigma_data: float = 0.5,
         self_condition: bool = False,
-        picture: int = 0,
+        cond_channels: int = 0,
     ):
         super().__init__()
         if parameterization not in PARAMETERIZATIONS:
@@ -141,14 +141,14 @@ class Denoiser(nn.Module):
         self.parameterization = parameterization
         self.sigma_data = float(sigma_data)
         self.self_condition = self_condition
-        self.picture = picture
+        self.cond_channels = cond_channels
 
     def forward(
         self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, "b *d"]:
         """The expected clean data given ``x`` at noise level ``sigma``."""
         c = scaling(self.parameterization, expand(sigma, x), self.sigma_data)
-        if not self.picture:
+        if not self.cond_channels:
             return c.c_skip * x + c.c_out * self.net(self._inputs(c.c_in * x, cond), c.c_noise.flatten(), cond)
         if cond is None or cond.image is None:
             raise InputError("This model restores a given picture, and none was given. Use fastdiffusion.restore.")

@@ -29,8 +29,8 @@ def gamma_of(length: float) -> float:
         )
     low, high = 0.0, 1 / length  # sigma_rel falls in gamma and is below 1 / (gamma + 1): bisect
     for _ in range(100):
-        middle = (low + high) / 2
-        low, high = (middle, high) if length_of(middle) > length else (low, middle)
+        center = (low + high) / 2
+        low, high = (center, high) if length_of(center) > length else (low, center)
     return (low + high) / 2
 
 
@@ -134,12 +134,12 @@ class Snapshot(NamedTuple):
 
 def snapshots(state: Mapping[str, Tensor]) -> list[Snapshot]:
     """The power-function averages in a state of :meth:`Ema.state_dict`: save one now and then for :func:`posthoc`."""
-    found: dict[float, dict[str, Tensor]] = {}
+    averages: dict[float, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         length, _, name = key.partition(":")
         if name and float(length) <= LONGEST:
-            found.setdefault(float(length), {})[name] = tensor
-    return [Snapshot(int(state["step"]), length, weights) for length, weights in found.items()]
+            averages.setdefault(float(length), {})[name] = tensor
+    return [Snapshot(int(state["step"]), length, weights) for length, weights in averages.items()]
 
 
 def mix(stored: Sequence[tuple[int, float]], length: float, step: int | None = None) -> list[float]:

@@ -21,50 +21,50 @@ from .distributed import total
 from .errors import InputError, unknown
 from .images import as_input, to_tensor
 from .noise import generator
-from .schedules import DENSITIES, stratified
+from .schedules import SIGMA_DISTRIBUTIONS, stratified
 from .types import Cond
 
-ORDER, SIGMA, NOISE, LABEL, COIN, AUGMENT, DROPOUT, WEIGHTS, CAPTION, CORRUPTION = range(
+ORDER, SIGMA, NOISE, LABEL, SELF_CONDITION, AUGMENT, DROPOUT, WEIGHTS, CAPTION, CORRUPTION = range(
     16, 26
 )  # what a generator is for
 
 
-class Example(NamedTuple):
+class TrainingBatch(NamedTuple):
     """A batch, or a part of one, with all that was drawn for it. ``coin``: where to self-condition."""
 
     x0: Float[Tensor, "b c h w"]
     sigma: Float[Tensor, " b"]
     noise: Float[Tensor, "b c h w"]
     cond: Cond | None
-    coin: Bool[Tensor, " b"] | None
+    self_condition_mask: Bool[Tensor, " b"] | None
     names: Sequence[str]
 
-    def split(self, parts: int, device: torch.device) -> list[Example]:
+    def split(self, count: int, device: torch.device) -> list[TrainingBatch]:
         """Equal parts, on a device."""
-        size = len(self.sigma) // parts
-        pieces = (slice(i * size, (i + 1) * size) for i in range(parts))
+        size = len(self.sigma) // count
+        slices = (slice(i * size, (i + 1) * size) for i in range(count))
         return [
-            Example(
+            TrainingBatch(
                 self.x0[rows].to(device, memory_format=torch.channels_last, non_blocking=True),
                 self.sigma[rows].to(device, non_blocking=True),
                 self.noise[rows].to(device, non_blocking=True),
                 None if self.cond is None else self.cond[rows].to(device),
-                None if self.coin is None else self.coin[rows].to(device),
+                None if self.self_condition_mask is None else self.self_condition_mask[rows].to(device),
                 self.names[rows],
             )
-            for rows in pieces
+            for rows in slices
         ]
 
 
 @dataclass
-class Examples:
+class Batches:
     """The endless stream of batches of a run: ``draw(step)``, in any order, always the same.
 
     Attributes:
         data: Pictures in uint8, or floats of any scale.
         batch_size: Of all processes together.
         seed: Of the run.
-        density: A name in ``schedules.DENSITIES``, with ``options``.
+        density: A name in ``schedules.DENSITIES``, with ``sigma_distribution_options``.
         unit: What noise levels are multiplied by: the scale of the data, 1 for pictures.
         label_dropout: Part of the examples that lose their label.
         augments: Names in ``augment.AUGMENTS``, each acting with probability ``augment_p``.
@@ -77,10 +77,10 @@ class Examples:
     data: Dataset
     batch_size: int
     seed: int = 0
-    density: str = "lognormal"
-    options: dict[str, float] = field(default_factory=dict)
+    sigma_distribution: str = "lognormal"
+    sigma_distribution_options: dict[str, float] = field(default_factory=dict)
     unit: float = 1.0
-    label_dropout: float = 0.0
+    cond_dropout: float = 0.0
     augments: Sequence[str] = ()
     augment_p: float = 0.12
     self_condition: bool = False
@@ -90,8 +90,8 @@ class Examples:
     world: int = 1
 
     def __post_init__(self) -> None:
-        if self.density not in DENSITIES:
-            raise unknown("density", self.density, DENSITIES)
+        if self.sigma_distribution not in SIGMA_DISTRIBUTIONS:
+            raise unknown("density", self.sigma_distribution, SIGMA_DISTRIBUTIONS)
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}. Try 64.")
         self.groups = self.data.groups
@@ -119,7 +119,7 @@ class Examples:
             self._epoch = (epoch, [batches[i] for i in torch.randperm(n, generator=g).tolist()])
         return self._epoch[1][place]
 
-    def draw(self, step: int) -> Example:
+    def draw(self, step: int) -> TrainingBatch:
         """This process's part of a step's batch."""
         n, share = self.batch_size, self.batch_size // self.world
         rows = slice(self.rank * share, (self.rank + 1) * share)
@@ -130,17 +130,22 @@ class Examples:
         def random(purpose: int) -> torch.Generator:
             return generator(self.seed, purpose, step)
 
-        sigma = DENSITIES[self.density](stratified(n, random(SIGMA)), **self.options)[rows] * self.unit
+        sigma = (
+            SIGMA_DISTRIBUTIONS[self.sigma_distribution](
+                stratified(n, random(SIGMA)), **self.sigma_distribution_options
+            )[rows]
+            * self.unit
+        )
         noise = torch.randn((n, *x0.shape[1:]), generator=random(NOISE))[rows]
-        cond = coin = None
+        cond = self_condition_mask = None
         if self.data.classes or self.tokens is not None:
-            dropped = torch.rand(n, generator=random(LABEL)) < self.label_dropout
+            dropped = torch.rand(n, generator=random(LABEL)) < self.cond_dropout
             labels = batch.labels if self.data.classes else None
-            words = None
+            token_ids = None
             if self.tokens is not None:  # drawn for the whole batch, however many processes share it
-                captions = batch.captions if alone else self.data.told(order, random(CAPTION)).captions[rows]
-                words = self.tokens(captions)
-            cond = Cond(label=labels, tokens=words).drop(dropped[rows])
+                captions = batch.captions if alone else self.data.annotations(order, random(CAPTION)).captions[rows]
+                token_ids = self.tokens(captions)
+            cond = Cond(label=labels, tokens=token_ids).drop(dropped[rows])
         plan = None
         if self.augments:
             plan = augment.draw(n, random(AUGMENT), self.augments, self.augment_p)[rows]
@@ -148,12 +153,12 @@ class Examples:
         if self.corruption is not None:
             seeds = torch.randint(2**62, (n,), generator=random(CORRUPTION))[rows].tolist()
             cond = replace(cond or Cond(), image=degraded(self.corruption, x0, seeds))
-        elif batch.given is not None:
-            given = to_tensor(batch.given)
-            cond = replace(cond or Cond(), image=given if plan is None else augment.move(given, plan))
+        elif batch.inputs is not None:
+            inputs = to_tensor(batch.inputs)
+            cond = replace(cond or Cond(), image=inputs if plan is None else augment.move(inputs, plan))
         if self.self_condition:
-            coin = torch.rand(n, generator=random(COIN))[rows] < 0.5
-        return Example(x0, sigma, noise, cond, coin, batch.names)
+            self_condition_mask = torch.rand(n, generator=random(SELF_CONDITION))[rows] < 0.5
+        return TrainingBatch(x0, sigma, noise, cond, self_condition_mask, batch.names)
 
 
 def degraded(corruption: Corruption, x0: Float[Tensor, "b c h w"], seeds: Sequence[int]) -> Float[Tensor, "b c h w"]:
@@ -162,12 +167,12 @@ def degraded(corruption: Corruption, x0: Float[Tensor, "b c h w"], seeds: Sequen
     return what.lift(what.forward(x0).clamp(-1, 1))
 
 
-def damage(x0: Float[Tensor, "b c h w"], picture: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
+def damage(x0: Float[Tensor, "b c h w"], observed: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
     """Root mean square of what was lost, image by image, and at least 0.03.
 
     Where less was lost, little can be found; weighed by less, such pictures drown all others (docs/lab-notes.md).
     """
-    return (x0 - picture[:, : x0.shape[1]]).square().flatten(1).mean(1).sqrt().clamp(min=0.03)
+    return (x0 - observed[:, : x0.shape[1]]).square().flatten(1).mean(1).sqrt().clamp(min=0.03)
 
 
 def measure_damage(data: Dataset, corruption: Corruption | None, n: int = 256) -> float:
@@ -175,32 +180,36 @@ def measure_damage(data: Dataset, corruption: Corruption | None, n: int = 256) -
     rows = data.groups[0]
     batch = data.batch(rows[:: math.ceil(len(rows) / n)])
     x0 = as_input(batch.images)
-    if batch.given is not None:
-        given = to_tensor(batch.given)
+    if batch.inputs is not None:
+        inputs = to_tensor(batch.inputs)
     else:
         assert corruption is not None
-        given = degraded(corruption, x0, range(len(x0)))
-    return float(damage(x0, given).mean())
+        inputs = degraded(corruption, x0, range(len(x0)))
+    return float(damage(x0, inputs).mean())
 
 
 class Objective(nn.Module):
     """The loss as a module, so that what DDP or FSDP wrap is exactly what a step computes."""
 
-    def __init__(self, denoiser: Denoiser, unit: float, weight: str, options: dict[str, float], uncertainty: bool):
+    def __init__(
+        self, denoiser: Denoiser, unit: float, loss_weighting: str, options: dict[str, float], uncertainty: bool
+    ):
         super().__init__()
-        self.denoiser, self.unit, self.kind = denoiser, unit, weight
-        self.weight = partial(losses.weight, weight, sigma_data=denoiser.sigma_data / unit, **options)
+        self.denoiser, self.unit, self.kind = denoiser, unit, loss_weighting
+        self.weight = partial(losses.weight, loss_weighting, sigma_data=denoiser.sigma_data / unit, **options)
         self.uncertainty = losses.Uncertainty() if uncertainty else None
 
-    def forward(self, e: Example) -> Float[Tensor, " b"]:
+    def forward(self, e: TrainingBatch) -> Float[Tensor, " b"]:
         """One loss per image; where the coin says so, the net is first asked for the estimate that it is then told."""
         cond = e.cond
-        if e.coin is not None and bool(e.coin.any()):
+        if e.self_condition_mask is not None and bool(e.self_condition_mask.any()):
             with torch.no_grad():
                 x = e.x0 + e.sigma[:, None, None, None] * e.noise
-                some = None if cond is None else cond[e.coin]
+                some = None if cond is None else cond[e.self_condition_mask]
                 estimate = torch.zeros_like(x)
-                estimate[e.coin] = self.denoiser(x[e.coin], e.sigma[e.coin], some).to(x.dtype)
+                estimate[e.self_condition_mask] = self.denoiser(
+                    x[e.self_condition_mask], e.sigma[e.self_condition_mask], some
+                ).to(x.dtype)
             cond = replace(cond or Cond(), estimate=estimate)
         weigh = self._weight
         if cond is not None and cond.image is not None and self.kind == "edm":
@@ -212,21 +221,21 @@ class Objective(nn.Module):
         return self.weight(sigma / self.unit) / self.unit**2
 
 
-def faster_precision(objective: Objective, example: Example) -> str:
+def faster_precision(objective: Objective, batch: TrainingBatch) -> str:
     """ "bfloat16" if that is clearly faster here, measured: without instructions for it, a CPU is ten times slower."""
-    device = example.x0.device
+    device = batch.x0.device
     if device.type == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return "float32"
     times = [math.inf, math.inf]
     for _ in range(4):  # in turns, so that a busy machine slows both alike
         for i, kind in enumerate(("float32", "bfloat16")):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             with torch.autocast(device.type, torch.bfloat16, enabled=kind == "bfloat16"):
-                loss = objective(example)
+                loss = objective(batch)
             loss.mean().backward()
             objective.zero_grad(set_to_none=True)
             if device.type != "cpu":
                 torch.accelerator.synchronize()
-            times[i] = min(times[i], time.perf_counter() - begun)
+            times[i] = min(times[i], time.perf_counter() - started)
     slow, fast = total(times, device)
     return "bfloat16" if fast < 0.9 * slow else "float32"

@@ -145,25 +145,26 @@ def fit_sampler(
 
     with torch.no_grad():
         levels = schedules.exponential(max(100, 6 * steps), sigma_min, sigma_max)
-        teaching, judging = reference(denoise, tuple(shape), levels, cond, noises, 0.3 * seconds, seed)
-        textbook = best_textbook(judging, steps, sigma_min, sigma_max, began + 0.5 * seconds)
+        training, validation = reference(denoise, tuple(shape), levels, cond, noises, 0.3 * seconds, seed)
+        textbook = best_textbook(validation, steps, sigma_min, sigma_max, began + 0.5 * seconds)
         candidates = [textbook]
         if steps > 1:
-            sigmas = best_family(teaching, steps, sigma_min, began + 0.4 * seconds)
-            sigmas = search_levels(teaching, sigmas, began + (0.4 if polish else 0.9) * seconds)
-            candidates += [fit_rows(teaching, sigmas, ridge)[0] for ridge in (1e-6, 1e-4, 1e-2)]
+            sigmas = best_family(training, steps, sigma_min, began + 0.4 * seconds)
+            sigmas = search_levels(training, sigmas, began + (0.4 if polish else 0.9) * seconds)
+            candidates += [fit_rows(training, sigmas, ridge)[0] for ridge in (1e-6, 1e-4, 1e-2)]
             if polish:
-                candidates += polished(min(candidates[1:], key=judging.error_of), teaching, judging, began + seconds)
-        best = min(candidates, key=judging.error_of)
+                chosen = min(candidates[1:], key=validation.error_of)
+                candidates += polished(chosen, training, validation, began + seconds)
+        best = min(candidates, key=validation.error_of)
         info = {
             "fitted": best is not textbook,
-            "error": judging.error_of(best),
+            "error": validation.error_of(best),
             "textbook": textbook.info["textbook"],
-            "textbook_error": judging.error_of(textbook),
+            "textbook_error": validation.error_of(textbook),
             "shape": list(shape),
             "sigma_min": sigma_min,
             "scale": scale,
-            "noises": len(teaching.start),
+            "noises": len(training.start),
             "seconds": round(time.monotonic() - began, 1),
         }
     return replace(best, info={**best.info, **info})
@@ -182,15 +183,15 @@ def reference(
         return x, cond[[(first + i) % rows for i in range(n)]]
 
     most = max(int(min(noises, NUMBERS / math.prod(shape))), 8)
-    probe, told = draw(0, min(most, 16))
+    probe, x_cond = draw(0, min(most, 16))
     each = math.inf
     for _ in range(3):  # the first call may have to warm up
         clock = time.monotonic()
-        start(denoise)(probe, probe.new_full((len(probe),), sigmas[0].item()), told)
+        start(denoise)(probe, probe.new_full((len(probe),), sigmas[0].item()), x_cond)
         each = min(each, (time.monotonic() - clock) / len(probe))
     noises = max(min(most, int(seconds / (1.5 * len(sigmas) * each))), 8)
-    (x, told), (y, told_y) = draw(0, noises), draw(noises, noises // 2)
-    return Flow.solve(denoise, x, sigmas, told), Flow.solve(denoise, y, sigmas, told_y)
+    (x, x_cond), (y, y_cond) = draw(0, noises), draw(noises, noises // 2)
+    return Flow.solve(denoise, x, sigmas, x_cond), Flow.solve(denoise, y, sigmas, y_cond)
 
 
 def best_textbook(flow: Flow, steps: int, sigma_min: float, sigma_max: float, until: float) -> Table:
@@ -198,17 +199,17 @@ def best_textbook(flow: Flow, steps: int, sigma_min: float, sigma_max: float, un
     best, best_error = None, math.inf
     for schedule in ("exponential", "karras", "flow", "linear"):
         for name in ("dpmpp_3m", "unipc", "deis", "dpmpp_2m", "gam", "lms", "heun", "euler"):
-            calls = solvers.METHODS[name].calls
-            n = (steps + calls - 1) // calls
-            if n * calls - (calls - 1) != steps:
+            per_step = solvers.METHODS[name].nfe
+            n = (steps + per_step - 1) // per_step
+            if n * per_step - (per_step - 1) != steps:
                 continue
             for low in (sigma_min, min(10 * sigma_min, sigma_max / 10)):
                 sigmas = schedules.schedule(schedule, n, sigma_min=low, sigma_max=sigma_max)
                 table = samplers.table(name, sigmas)
                 error = flow.error_of(table)
                 if best is None or error < best_error:
-                    words = f"{name}, {schedule}, sigma_min {low:g}"
-                    best, best_error = replace(table, info={**table.info, "textbook": words}), error
+                    description = f"{name}, {schedule}, sigma_min {low:g}"
+                    best, best_error = replace(table, info={**table.info, "textbook": description}), error
                 if time.monotonic() > until:
                     return best
     assert best is not None, "euler takes any number of steps"
@@ -287,12 +288,12 @@ def search_levels(flow: Flow, sigmas: list[float], until: float) -> list[float]:
     return best
 
 
-def polished(table: Table, teaching: Flow, judging: Flow, until: float) -> Iterator[Table]:
+def polished(table: Table, training: Flow, validation: Flow, until: float) -> Iterator[Table]:
     """Turn all numbers together: Levenberg-Marquardt on the result's distance from the flow's.
 
     Besides levels and weights that is how much noise a row keeps, so that a call may be told a level a little beside
     what is in x. The Jacobian is taken by differences, each a run from the row that changes on. Yields every table
-    that is better on ``teaching``; ends when ``judging`` stops to gain, or ``until``.
+    that is better on ``training``; ends when ``validation`` stops to gain, or ``until``.
     """
     levels = len(table.rows) - 1
     places = [i for i, row in enumerate(table.rows) for _ in row.weights]
@@ -309,23 +310,25 @@ def polished(table: Table, teaching: Flow, judging: Flow, until: float) -> Itera
         ]
         return Table(table.name, tuple(sigmas), tuple(rows))
 
-    def perform(table: Table, calls: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    def perform(
+        table: Table, evaluations: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The result, and (x, x0) of every call, of which the first ones may be given."""
-        calls, x, denoise = list(calls), teaching.start, start(teaching.denoise)
-        for i in range(max(len(calls) - 1, 0), len(table.rows)):
-            if i == len(calls):
-                calls.append((x, denoise(x, x.new_full((len(x),), table.rows[i].sigma), teaching.cond)))
-            x, x0 = calls[i]
-            x = move(table.rows[i], x, x0, [older for _, older in calls[i - 1 :: -1]] if i else [])
-        return x, calls
+        evaluations, x, denoise = list(evaluations), training.start, start(training.denoise)
+        for i in range(max(len(evaluations) - 1, 0), len(table.rows)):
+            if i == len(evaluations):
+                evaluations.append((x, denoise(x, x.new_full((len(x),), table.rows[i].sigma), training.cond)))
+            x, x0 = evaluations[i]
+            x = move(table.rows[i], x, x0, [older for _, older in evaluations[i - 1 :: -1]] if i else [])
+        return x, evaluations
 
-    x, calls = perform(table, [])
-    error, best, damping, failures = teaching.error(x), judging.error_of(table), 1e-2, 0
+    x, evaluations = perform(table, [])
+    error, best, damping, failures = training.error(x), validation.error_of(table), 1e-2, 0
     while failures < 8 and time.monotonic() < until:
-        miss = (x - teaching.end).flatten().double()
+        miss = (x - training.end).flatten().double()
         columns = []
         for k, row in enumerate(first):
-            nudged = perform(build([*free[:k], free[k] + NUDGE, *free[k + 1 :]]), calls[: row + 1])[0]
+            nudged = perform(build([*free[:k], free[k] + NUDGE, *free[k + 1 :]]), evaluations[: row + 1])[0]
             columns.append((nudged - x).flatten().double() / NUDGE)
             if time.monotonic() > until:
                 return
@@ -335,14 +338,14 @@ def polished(table: Table, teaching: Flow, judging: Flow, until: float) -> Itera
         while failures < 8:
             turned = (torch.tensor(free).double() - torch.linalg.solve(gram + damping * scale, slope)).tolist()
             falling = all(a > b for a, b in pairwise([math.log(table.sigmas[0]), *turned[:levels]]))
-            if falling and (found := perform(build(turned), []))[0] is not None and teaching.error(found[0]) < error:
-                (x, calls), free, damping = found, turned, damping / 4
+            if falling and (trial := perform(build(turned), []))[0] is not None and training.error(trial[0]) < error:
+                (x, evaluations), free, damping = trial, turned, damping / 4
                 break
             damping, failures = damping * 4, failures + 1
         else:
             return
-        gained = teaching.error(x) < 0.995 * error
-        error, judged = teaching.error(x), judging.error_of(build(free))
-        failures = 0 if gained and judged < best else failures + 2
-        best = min(best, judged)
+        gained = training.error(x) < 0.995 * error
+        error, validation_error = training.error(x), validation.error_of(build(free))
+        failures = 0 if gained and validation_error < best else failures + 2
+        best = min(best, validation_error)
         yield build(free)

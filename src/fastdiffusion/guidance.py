@@ -103,17 +103,17 @@ def self_conditioned(denoise: Denoise) -> Denoise:
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         nonlocal estimate
-        given = torch.zeros_like(x) if estimate is None else _rows(estimate, x)
-        estimate = denoise(x, sigma, replace(cond or Cond(), estimate=given))
+        previous = torch.zeros_like(x) if estimate is None else _rows(estimate, x)
+        estimate = denoise(x, sigma, replace(cond or Cond(), estimate=previous))
         return estimate
 
     return guided
 
 
-def instead(cond: Cond, other: Cond | None, rows: int) -> Cond:
+def replace_text(cond: Cond, other: Cond | None, rows: int) -> Cond:
     """``other`` in place of the label and words of ``cond``, whose rest is kept; None means "nothing"."""
-    said = {name: value for name, value in vars(other).items() if value is not None} if other is not None else {}
-    merged = {name: value for name, value in (vars(cond.null()) | said).items() if value is not None}
+    specified = {name: value for name, value in vars(other).items() if value is not None} if other is not None else {}
+    merged = {name: value for name, value in (vars(cond.null()) | specified).items() if value is not None}
     return Cond(**{name: value.expand(rows, *value.shape[1:]) for name, value in merged.items()})
 
 
@@ -143,7 +143,7 @@ def cfg(
         now = scale_at(scale, sigma, interval)
         if now == 1 or cond is None:
             return denoise(x, sigma, cond)
-        negative = instead(cond, uncond, len(x))
+        negative = replace_text(cond, uncond, len(x))
         if now == 0 and rescale == 0:
             return denoise(x, sigma, negative)
         positive, without = _stacked(denoise, x, sigma, [cond, negative])
@@ -177,16 +177,16 @@ def apg(
         momentum: Weight of the earlier differences; negative pushes away from them (beta).
         norm: Longest difference allowed, in Euclidean norm over an image (r; the paper uses 2.5 to 15 on latents).
     """
-    memory: Tensor | float = 0.0
+    average: Tensor | float = 0.0
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        nonlocal memory
+        nonlocal average
         now = scale_at(scale, sigma, interval)
         if now == 1 or cond is None:
             return denoise(x, sigma, cond)
-        positive, without = _stacked(denoise, x, sigma, [cond, instead(cond, uncond, len(x))])
-        memory = positive - without + momentum * memory
-        push, along = memory.flatten(1), positive.flatten(1)
+        positive, without = _stacked(denoise, x, sigma, [cond, replace_text(cond, uncond, len(x))])
+        average = positive - without + momentum * average
+        push, along = average.flatten(1), positive.flatten(1)
         if norm < math.inf:
             push = push * (norm / push.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
         along = functional.normalize(along, dim=1)
@@ -226,8 +226,8 @@ def compose(denoise: Denoise, conds: Sequence[Cond], scales: Sequence[float], un
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         base = cond or conds[0]
-        negative = instead(base, uncond, len(x))
-        wanted = [instead(base, c, len(x)) for c in conds]
+        negative = replace_text(base, uncond, len(x))
+        wanted = [replace_text(base, c, len(x)) for c in conds]
         *positives, without = _stacked(denoise, x, sigma, [*wanted, negative])
         return without + sum(s * (p - without) for s, p in zip(scales, positives, strict=True))
 
@@ -244,7 +244,7 @@ def scheduled(denoise: Denoise, conds: Sequence[tuple[float, Cond]]) -> Denoise:
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         for level, other in conds:
             if float(sigma[0]) <= level * SLACK:
-                cond = instead(cond or other, other, len(x))
+                cond = replace_text(cond or other, other, len(x))
         return denoise(x, sigma, cond)
 
     return guided
@@ -298,7 +298,7 @@ def classifier(denoise: Denoise, log_prob: LogProb, scale: Scale = 1.0, interval
 
 
 @guidance
-def steer(
+def loss_guidance(
     denoise: Denoise,
     loss: Callable[[Tensor], Tensor],
     scale: Scale = 1.0,
@@ -375,7 +375,7 @@ def blind(denoise: Denoise, level: Callable[[Tensor], Tensor]) -> Denoise:
 
 
 @guidance
-def symmetric(denoise: Denoise) -> Denoise:
+def self_ensemble(denoise: Denoise) -> Denoise:
     """The mean of the answers to all eight turns and mirror images, each turned back; eight calls for one.
 
     Timofte et al. 2016 (arXiv:1511.02228, sec. 3.6; "self-ensemble"). The best denoiser of data that look alike in all
@@ -384,19 +384,19 @@ def symmetric(denoise: Denoise) -> Denoise:
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        pictures = {} if cond is None else {"image": cond.image, "estimate": cond.estimate}
+        images = {} if cond is None else {"image": cond.image, "estimate": cond.estimate}
 
-        def answer(turns: int, mirror: bool) -> Tensor:
+        def answer(rotations: int, mirror: bool) -> Tensor:
             def there(v: Tensor) -> Tensor:
-                v = torch.rot90(v, turns, (2, 3))
+                v = torch.rot90(v, rotations, (2, 3))
                 return v.flip(3) if mirror else v
 
-            told = cond and replace(cond, **{k: there(v) for k, v in pictures.items() if v is not None})
-            found = denoise(there(x), sigma, told)
-            return torch.rot90(found.flip(3) if mirror else found, -turns, (2, 3))
+            moved = cond and replace(cond, **{k: there(v) for k, v in images.items() if v is not None})
+            output = denoise(there(x), sigma, moved)
+            return torch.rot90(output.flip(3) if mirror else output, -rotations, (2, 3))
 
-        turns = range(0, 4, 1 if x.shape[2] == x.shape[3] else 2)
-        answers = [answer(t, mirror) for t in turns for mirror in (False, True)]
+        rotations = range(0, 4, 1 if x.shape[2] == x.shape[3] else 2)
+        answers = [answer(t, mirror) for t in rotations for mirror in (False, True)]
         return torch.stack(answers).mean(0)
 
     return guided
@@ -405,6 +405,7 @@ def symmetric(denoise: Denoise) -> Denoise:
 GUIDANCE: dict[str, Callable[..., Guided]] = {
     f.__name__: f
     for f in (
-        cfg, apg, autoguidance, compose, scheduled, classifier, steer, inpaint, blind, symmetric, self_conditioned,
+        cfg, apg, autoguidance, compose, scheduled, classifier, loss_guidance, inpaint, blind, self_ensemble,
+        self_conditioned,
     )
 }  # fmt: skip

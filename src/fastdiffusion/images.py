@@ -78,11 +78,11 @@ def to_uint8(images: Float[Tensor, "*d"]) -> UInt8[Tensor, "*d"]:
     return ((images.detach().float().nan_to_num(-1) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def to_array(picture: Image.Image) -> np.ndarray:
+def to_array(image: Image.Image) -> np.ndarray:
     """A PIL picture as uint8 (c, h, w)."""
-    if picture.mode not in _MODES.values():
-        picture = plain(picture)
-    pixels = np.array(picture)
+    if image.mode not in _MODES.values():
+        image = plain(image)
+    pixels = np.array(image)
     return np.ascontiguousarray(pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
 
 
@@ -107,16 +107,16 @@ def grid(images: Tensor | Sequence[Any], columns: int | None = None, zoom: int =
         zoom: Enlarge by this whole factor, pixel by pixel.
         gap: White pixels between pictures.
     """
-    pictures = [to_pil(image) for image in images]
-    if not pictures:
+    cells = [to_pil(image) for image in images]
+    if not cells:
         raise InputError("grid needs at least one image, got none.")
-    columns = columns or math.ceil(math.sqrt(len(pictures)))
-    width, height = (max(p.size[axis] for p in pictures) * zoom + gap for axis in (0, 1))
-    rows = math.ceil(len(pictures) / columns)
-    mode = "L" if all(p.mode == "L" for p in pictures) else "RGB"
-    sheet = Image.new(mode, (min(columns, len(pictures)) * width + gap, rows * height + gap), "white")
-    for i, picture in enumerate(pictures):
-        large = picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
+    columns = columns or math.ceil(math.sqrt(len(cells)))
+    width, height = (max(p.size[axis] for p in cells) * zoom + gap for axis in (0, 1))
+    rows = math.ceil(len(cells) / columns)
+    mode = "L" if all(p.mode == "L" for p in cells) else "RGB"
+    sheet = Image.new(mode, (min(columns, len(cells)) * width + gap, rows * height + gap), "white")
+    for i, cell in enumerate(cells):
+        large = cell.resize((cell.width * zoom, cell.height * zoom), Image.Resampling.NEAREST)
         sheet.paste(flatten(large).convert(mode), (gap + i % columns * width, gap + i // columns * height))
     return sheet
 
@@ -136,7 +136,7 @@ def lettering(text: str, width: int) -> Float[Tensor, "h w"]:
 # ---- reading ----------------------------------------------------------------------------------------------------
 
 
-def read(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read a picture safely: L, LA, RGB or RGBA, upright, first frame only, without EXIF or other metadata.
 
     Args:
@@ -146,16 +146,16 @@ def read(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MA
     Raises:
         DataError: with the reason alone (no path), whatever was wrong with the file.
     """
-    with opened(source, max_pixels) as picture:
-        return decode(picture)
+    with opened(source, max_pixels) as image:
+        return decode(image)
 
 
-def read_named(source: str | os.PathLike[str] | Image.Image, role: str = "picture") -> Image.Image:
+def open_image(source: str | os.PathLike[str] | Image.Image, role: str = "picture") -> Image.Image:
     """A picture that is given, or :func:`read` from a file; the error then says which file, and what it was to be."""
     if isinstance(source, Image.Image):
         return plain(ImageOps.exif_transpose(source))
     try:
-        return read(source)
+        return read_image(source)
     except DataError as error:
         raise DataError(f"Cannot read the {role} {Path(source).name!r}: {error}.") from None
 
@@ -165,16 +165,12 @@ def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"],
 
     None where the file is another kind, is shown turned (its blocks then lie elsewhere), or subsamples in another way.
     """
-    with opened(source) as picture:
-        if (
-            picture.format not in ("JPEG", "MPO")
-            or picture.mode not in ("L", "RGB")
-            or picture.getexif().get(0x0112, 1) != 1
-        ):
+    with opened(source) as image:
+        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or image.getexif().get(0x0112, 1) != 1:
             return None
-        halved = {0: False, 2: True, -1: False}.get(JpegImagePlugin.get_sampling(picture))
-        found = [torch.tensor(steps).float().reshape(8, 8) for _, steps in sorted(picture.quantization.items())]  # pyright: ignore[reportAttributeAccessIssue]
-    return None if halved is None or not found else (torch.stack([found[0], found[-1]]), halved)
+        halved = {0: False, 2: True, -1: False}.get(JpegImagePlugin.get_sampling(image))
+        tables = [torch.tensor(steps).float().reshape(8, 8) for _, steps in sorted(image.quantization.items())]  # pyright: ignore[reportAttributeAccessIssue]
+    return None if halved is None or not tables else (torch.stack([tables[0], tables[-1]]), halved)
 
 
 def opened(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -182,49 +178,49 @@ def opened(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = 
     try:
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, with our own number
-            picture = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+            image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
     except Image.DecompressionBombError:
         raise DataError(f"more than {2 * MAX_PIXELS / 1e6:.0f} megapixels (limit {max_pixels / 1e6:.0f})") from None
     except Exception as error:
         raise DataError(_reason(error)) from None
-    pixels = picture.width * picture.height
+    pixels = image.width * image.height
     if pixels > max_pixels:
-        picture.close()
+        image.close()
         raise DataError(f"{pixels / 1e6:.0f} megapixels (limit {max_pixels / 1e6:.0f})")
-    return picture
+    return image
 
 
-def decode(picture: Image.Image, near: int | None = None) -> Image.Image:
+def decode(image: Image.Image, near: int | None = None) -> Image.Image:
     """The pixels of an opened picture; see :func:`read`.
 
     ``near`` allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, its shorter side at least that long.
     """
     try:
-        if near is not None and picture.format == "JPEG":
-            shrink = near / min(picture.size)
-            picture.draft(None, (math.ceil(picture.width * shrink), math.ceil(picture.height * shrink)))
-        picture.load()
-        ImageOps.exif_transpose(picture, in_place=True)
-        return plain(_in_srgb(picture))
+        if near is not None and image.format == "JPEG":
+            shrink = near / min(image.size)
+            image.draft(None, (math.ceil(image.width * shrink), math.ceil(image.height * shrink)))
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return plain(_in_srgb(image))
     except (
         Exception
     ) as error:  # decoders of broken files raise nearly everything: OSError, SyntaxError, struct.error...
         raise DataError(_reason(error)) from None
 
 
-def _in_srgb(picture: Image.Image) -> Image.Image:
+def _in_srgb(image: Image.Image) -> Image.Image:
     """Colors as screens take them where nothing is said: those of another profile (Display P3, Adobe RGB) converted."""
-    profile = picture.info.get("icc_profile")
-    if not profile or picture.mode not in ("RGB", "RGBA", "CMYK"):
-        return picture
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
     try:
         own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         if "srgb" in ImageCms.getProfileDescription(own).lower():
-            return picture
-        mode = "RGB" if picture.mode == "CMYK" else picture.mode
-        return ImageCms.profileToProfile(picture, own, ImageCms.createProfile("sRGB"), outputMode=mode) or picture
+            return image
+        mode = "RGB" if image.mode == "CMYK" else image.mode
+        return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode=mode) or image
     except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile says nothing
-        return picture
+        return image
 
 
 @cache
@@ -246,33 +242,33 @@ def _reason(error: Exception) -> str:
     return f"broken ({text or type(error).__name__})"
 
 
-def plain(picture: Image.Image) -> Image.Image:
+def plain(image: Image.Image) -> Image.Image:
     """Any mode as L, LA, RGB or RGBA; 16-bit and float pictures are scaled to 8 bits; metadata dropped."""
-    mode = picture.mode
+    mode = image.mode
     if mode.startswith("I;16"):
-        out = Image.fromarray((np.asarray(picture).astype(np.uint32) // 257).astype(np.uint8))
+        out = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
     elif mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = values.max(initial=0)  # float pictures have no agreed range: 1, 255 or 65535 by what they contain
         scale = 255 if mode == "F" and top <= 1 else 1 if top <= 255 else 1 / 257
         out = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
-    elif "transparency" in picture.info or mode in ("PA", "La", "RGBa"):
-        out = picture.convert("LA" if mode in ("1", "L", "La") else "RGBA")
+    elif "transparency" in image.info or mode in ("PA", "La", "RGBa"):
+        out = image.convert("LA" if mode in ("1", "L", "La") else "RGBA")
     elif mode in _MODES.values():
-        out = picture.copy()
+        out = image.copy()
     else:
-        out = picture.convert("L" if mode == "1" else "RGB")
+        out = image.convert("L" if mode == "1" else "RGB")
     out.info = {}
     return out
 
 
-def flatten(picture: Image.Image, background: str = "white") -> Image.Image:
+def flatten(image: Image.Image, background: str = "white") -> Image.Image:
     """Lay a picture with alpha on a background colour; LA becomes L and RGBA becomes RGB."""
-    if picture.mode not in ("LA", "RGBA"):
-        return picture
-    sheet = Image.new("RGBA", picture.size, background)
-    sheet.alpha_composite(picture.convert("RGBA"))
-    return sheet.convert(picture.mode[:-1])
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    sheet = Image.new("RGBA", image.size, background)
+    sheet.alpha_composite(image.convert("RGBA"))
+    return sheet.convert(image.mode[:-1])
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------
@@ -306,23 +302,23 @@ def save_png(
     Raises:
         InputError: Another end, or a recipe above the 64 KB that a JPEG has room for.
     """
-    path, picture = checked_name(path), plain(to_pil(image))  # without an input's comments, which Pillow would write on
+    path, content = checked_name(path), plain(to_pil(image))  # without an input's comments, which Pillow would write on
     text = None if recipe is None else json.dumps(_anonymous(dict(recipe)), sort_keys=True)
-    chunks, exif, memory = PngImagePlugin.PngInfo(), Image.Exif(), io.BytesIO()
+    chunks, exif, buffer = PngImagePlugin.PngInfo(), Image.Exif(), io.BytesIO()
     if text is not None:
         chunks.add_text(recipes.KEY, text)
         exif.get_ifd(_EXIF)[_COMMENT] = f"ASCII\0\0\0{recipes.KEY}:{text}".encode()
     comment = b"" if text is None else exif.tobytes()
     match path.suffix.lower():
         case ".png":
-            picture.save(memory, "PNG", pnginfo=chunks)
+            content.save(buffer, "PNG", pnginfo=chunks)
         case ".webp":
-            picture.save(memory, "WEBP", lossless=True, exact=True, exif=comment)
+            content.save(buffer, "WEBP", lossless=True, exact=True, exif=comment)
         case ".jpg" | ".jpeg" if len(comment) <= _SEGMENT:
-            flatten(picture).save(memory, "JPEG", quality=95, subsampling=0, exif=comment)
+            flatten(content).save(buffer, "JPEG", quality=95, subsampling=0, exif=comment)
         case _:
             raise InputError(f"The recipe of {path.name!r} is too long for a JPEG. Write a .png or .webp.")
-    write_bytes(path, memory.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def save_sidecar(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
@@ -376,17 +372,17 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
 def inner_recipe(path: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The recipe that a picture file itself carries, or None."""
     try:
-        with opened(path) as picture:
-            picture.load()  # text may stand behind the pixels
-            texts = {str(key): value for key, value in picture.info.items() if isinstance(value, str)}
-            return recipes.parse(texts | _exif_texts(picture))
+        with opened(path) as image:
+            image.load()  # text may stand behind the pixels
+            texts = {str(key): value for key, value in image.info.items() if isinstance(value, str)}
+            return recipes.parse(texts | _exif_texts(image))
     except (DataError, OSError, SyntaxError, ValueError) as error:
         raise DataError(f"Cannot read {Path(path).name!r}: {error}.") from None
 
 
-def _exif_texts(picture: Image.Image) -> dict[str, str]:
+def _exif_texts(image: Image.Image) -> dict[str, str]:
     """The texts in a picture's EXIF data, named as a PNG would: WebP and JPEG have no other place for them."""
-    exif = picture.getexif()
+    exif = image.getexif()
     texts = {}
     for tag in (0x010E, 0x010F, 0x0110):  # ComfyUI writes "prompt:{...}" where the camera should stand
         key, colon, value = str(exif.get(tag, "")).partition(":")

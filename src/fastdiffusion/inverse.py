@@ -117,13 +117,13 @@ def smoothly(
         x0 = mirror(x0, margin, margin, dim)  # a beginning for what is not seen
     offset, ridge = operator.mean(torch.zeros_like(x0)), noise / roughness**2
 
-    def back(v: Tensor) -> Tensor:
+    def padded_adjoint(v: Tensor) -> Tensor:
         return operator.adjoint(functional.pad(v, edge))
 
     def system(v: Tensor) -> Tensor:
-        return back((operator.mean(v) - offset)[inner]) + ridge * laplacian(laplacian(v))
+        return padded_adjoint((operator.mean(v) - offset)[inner]) + ridge * laplacian(laplacian(v))
 
-    return (x0 + solve(system, back(y - operator.mean(x0)[inner]), steps))[inner]
+    return (x0 + solve(system, padded_adjoint(y - operator.mean(x0)[inner]), steps))[inner]
 
 
 def laplacian(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .checkpoints import fingerprint, load_tensors, save_tensors
 from .data import Batch, Dataset, cache_folder
-from .data.dataset import Told, digest
+from .data.dataset import Annotations, digest
 from .errors import CheckpointError, InputError
 from .images import as_input
 
@@ -23,18 +23,18 @@ class Latents(Dataset):
 
     Args:
         parent: Pictures of one size.
-        codec: A net with ``encode``, in eval mode.
+        autoencoder: A net with ``encode``, in eval mode.
 
     Raises:
         InputError: Pictures of several sizes, or pairs.
     """
 
-    def __init__(self, parent: Dataset, codec: nn.Module):
+    def __init__(self, parent: Dataset, autoencoder: nn.Module):
         if len(parent.groups) != 1:
             raise InputError("Latents need pictures of one size. Load the folder with aspect='crop'.")
-        if parent.given:
+        if parent.cond_channels:
             raise InputError(f"{parent.name} is made of pairs: a model learns these from pixels. Leave out codec.")
-        channels = getattr(codec, "config", {}).get("channels", parent.shape[0])
+        channels = getattr(autoencoder, "config", {}).get("channels", parent.shape[0])
         if channels != parent.shape[0]:
             raise InputError(
                 f"This autoencoder takes pictures of {channels} channels, those of {parent.name} have "
@@ -42,31 +42,31 @@ class Latents(Dataset):
             )
         self.parent, self.name, self.classes, self.report = parent, parent.name, parent.classes, parent.report
         self.options = parent.options
-        self.fingerprint = digest("latents", parent.fingerprint, fingerprint(codec.state_dict()))
+        self.fingerprint = digest("latents", parent.fingerprint, fingerprint(autoencoder.state_dict()))
         self.rows = [parent.source(i) for i in range(len(parent))]  # a picture that is listed twice is encoded once
-        self.values = self._cached(codec.eval())
+        self.values = self._cached(autoencoder.eval())
         _, c, h, w = self.values.shape
         self.shape = (c, h, w)
         at = {row: i for i, row in enumerate(sorted(set(self.rows)))}
         self.place = torch.tensor([at[row] for row in self.rows])
 
-    def _cached(self, codec: nn.Module) -> Tensor:
+    def _cached(self, autoencoder: nn.Module) -> Tensor:
         path = cache_folder() / "latents" / f"{self.fingerprint}.safetensors"
         try:
             return load_tensors(path)[1]["latents"]
         except (CheckpointError, KeyError):
-            values = self._encoded(codec)
+            values = self._encoded(autoencoder)
             save_tensors(path, {"latents": values}, {})
             return values
 
     @torch.no_grad()
-    def _encoded(self, codec: nn.Module) -> Tensor:
-        rows, device = sorted(set(self.rows)), next(codec.parameters()).device
+    def _encoded(self, autoencoder: nn.Module) -> Tensor:
+        rows, device = sorted(set(self.rows)), next(autoencoder.parameters()).device
         parts = []
         for start in tqdm(range(0, len(rows), BATCH), "encoding", disable=None, leave=False):
             images = self.parent.batch(rows[start : start + BATCH]).images
             x = as_input(images).to(device)
-            parts.append(codec.encode(x.contiguous(memory_format=torch.channels_last)).cpu())  # pyright: ignore[reportCallIssue]
+            parts.append(autoencoder.encode(x.contiguous(memory_format=torch.channels_last)).cpu())  # pyright: ignore[reportCallIssue]
         return torch.cat(parts).contiguous()
 
     def __len__(self) -> int:
@@ -74,11 +74,11 @@ class Latents(Dataset):
 
     def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
         """See :meth:`Dataset.batch`; the images are latents in float32."""
-        return Batch(self.values[self.place[list(indices)]], *self.parent.told(indices, generator))
+        return Batch(self.values[self.place[list(indices)]], *self.parent.annotations(indices, generator))
 
-    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+    def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
         """See :meth:`Dataset.told`."""
-        return self.parent.told(indices, generator)
+        return self.parent.annotations(indices, generator)
 
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """See :meth:`Dataset.texts`."""

@@ -30,19 +30,25 @@ from torch import Tensor, nn
 from . import beginnings, budgets, optimizers
 from . import data as datasets
 from .budgets import State, TrainStep
-from .callbacks import Callback, complete, defaults, say
+from .callbacks import Callback, complete, defaults, report
 from .checkpoints import Folder
 from .corruptions import parse
 from .data import Dataset
 from .distributed import like, rank_and_world, shard, stop_signals, total, whole
 from .ema import Ema
 from .errors import CheckpointError, FastdiffusionError, InputError
-from .examples import DROPOUT, Example, Examples, Objective, faster_precision
+from .examples import DROPOUT, Batches, Objective, TrainingBatch, faster_precision
 from .latents import Latents
-from .models import Model, load, load_codec
-from .nets import Worded
+from .models import Model, load, load_autoencoder
+from .nets import TextConditioned
 from .noise import generator
 
+# what settings were called in the first version's runs, which are still continued
+_NOW = {
+    "density": "sigma_distribution", "density_options": "sigma_distribution_options", "weight": "loss_weighting",
+    "weight_options": "loss_weighting_options", "text": "captions", "begin": "init_from",
+    "label_dropout": "cond_dropout", "clip": "grad_clip",
+}  # fmt: skip
 BAD_IN_A_ROW = 3  # batches whose loss is not a number, after which training stops
 
 
@@ -93,18 +99,18 @@ class Learner:
     data: Dataset | str
     net: str | dict[str, Any] = "unet-small"
     parameterization: str = "edm"
-    density: str = "lognormal"
-    density_options: dict[str, float] = field(default_factory=dict)
-    weight: str = "edm"
-    weight_options: dict[str, float] = field(default_factory=dict)
+    sigma_distribution: str = "lognormal"
+    sigma_distribution_options: dict[str, float] = field(default_factory=dict)
+    loss_weighting: str = "edm"
+    loss_weighting_options: dict[str, float] = field(default_factory=dict)
     uncertainty: bool = False
-    text: bool = False
-    codec: str | Path | nn.Module | None = None
-    begin: str | Path | None = None
+    captions: bool = False
+    autoencoder: str | Path | nn.Module | None = None
+    init_from: str | Path | None = None
     restore: str | None = None
     self_condition: bool = False
     sigma_data: float | None = None
-    label_dropout: float = 0.1
+    cond_dropout: float = 0.1
     augment: Sequence[str] = ()
     augment_p: float = 0.12
     dropout: float = 0.0
@@ -112,8 +118,8 @@ class Learner:
     lr: float | None = None
     weight_decay: float = 0.0
     batch_size: int = 64
-    accumulate: int = 1
-    clip: float = 1.0
+    grad_accumulation: int = 1
+    grad_clip: float = 1.0
     warmup: int = 100
     decay: float = 0.5
     ema: Sequence[float] = (0.05, 0.1)
@@ -129,7 +135,9 @@ class Learner:
     verbose: bool = True
 
     # what may differ between two commands that continue one run
-    FREE = frozenset({"folder", "codec", "save_every", "track", "cpu", "verbose", "compile", "shard", "accumulate"})
+    FREE = frozenset(
+        {"folder", "autoencoder", "save_every", "track", "cpu", "verbose", "compile", "shard", "grad_accumulation"}
+    )
 
     def __post_init__(self) -> None:
         if self.optimizer == "auto":
@@ -137,16 +145,18 @@ class Learner:
         beginnings.check(self)
         self.rank, self.world = rank_and_world()
         self.data = datasets.load(self.data) if isinstance(self.data, str) else self.data
-        self.base = None if self.begin is None else load(self.begin)
-        if self.base is not None and self.codec is None:
-            self.codec = self.base.codec
-        if self.codec is not None:
-            self.codec = load_codec(self.codec) if isinstance(self.codec, str | Path) else self.codec
-            self.data = Latents(self.data, self.codec)
+        self.base = None if self.init_from is None else load(self.init_from)
+        if self.base is not None and self.autoencoder is None:
+            self.autoencoder = self.base.autoencoder
+        if self.autoencoder is not None:
+            self.autoencoder = (
+                load_autoencoder(self.autoencoder) if isinstance(self.autoencoder, str | Path) else self.autoencoder
+            )
+            self.data = Latents(self.data, self.autoencoder)
         self.train, self.held_out = self.data.split(self.holdout, self.seed)
         self.corruption = None if self.restore is None else parse(self.restore)
-        begun = None if self.base is None else self.base.denoiser.sigma_data
-        self.measured_sigma_data, self.unit = beginnings.scale(self.train, self.corruption, self.sigma_data, begun)
+        inherited = None if self.base is None else self.base.denoiser.sigma_data
+        self.measured_sigma_data, self.unit = beginnings.scale(self.train, self.corruption, self.sigma_data, inherited)
         self.levels = beginnings.levels(self)
         self.run = Folder(self.folder) if self.folder is not None else None
         self.stopped = 0  # the signal that asked for an end
@@ -165,12 +175,15 @@ class Learner:
         self.state = State(precision=None if self.precision == "auto" else self.precision)
         denoiser = beginnings.denoiser(self)
         net = denoiser.net
-        self.examples = Examples(
-            self.train, self.batch_size, self.seed, self.density, self.levels, self.unit,
-            self.label_dropout, self.augment, self.augment_p, self.self_condition,
-            net.words.tokens if isinstance(net, Worded) else None, self.corruption, self.rank, self.world,
+        self.batches = Batches(
+            self.train, self.batch_size, self.seed, self.sigma_distribution, self.levels, self.unit,
+            self.cond_dropout, self.augment, self.augment_p, self.self_condition,
+            net.text_encoder.tokens if isinstance(net, TextConditioned) else None, self.corruption,
+            self.rank, self.world,
         )  # fmt: skip
-        self.objective = Objective(denoiser, self.unit, self.weight, self.weight_options, self.uncertainty)
+        self.objective = Objective(
+            denoiser, self.unit, self.loss_weighting, self.loss_weighting_options, self.uncertainty
+        )
         cpu = self.cpu or not torch.accelerator.is_available()  # accelerate joins processes on CPUs only if told so
         self.accelerator = Accelerator(cpu=cpu, log_with=self.track, project_dir=self.folder)
         self.device = self.accelerator.device
@@ -195,22 +208,22 @@ class Learner:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration as JSON: what two runs must share to be one."""
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.FREE}
-        given["begin"] = None if self.begin is None else Path(self.begin).name
-        return json.loads(json.dumps({**given, "data": self.train.fingerprint}))
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.FREE}
+        settings["init_from"] = None if self.init_from is None else Path(self.init_from).name
+        return json.loads(json.dumps({**settings, "data": self.train.fingerprint}))
 
     @property
     def info(self) -> dict[str, Any]:
         """What the model file and the report say of the run."""
         s = self.state
         net = self.net if isinstance(self.net, str) else self.net["name"]
-        said = {
+        summary = {
             "data": self.train.name, "net": net if self.base is None else self.base.info.get("net", "as it began"),
             "pictures": len(self.train), "steps": s.step, "images_seen": s.step * self.batch_size,
             "minutes": round(s.seconds / 60, 2), "sigma_data": self.measured_sigma_data,
         }  # fmt: skip
-        said |= {"options": dict(self.train.options)} if self.train.options else {}
-        return said if s.validation is None else {**said, "validation_loss": round(s.validation, 5)}
+        summary |= {"options": dict(self.train.options)} if self.train.options else {}
+        return summary if s.validation is None else {**summary, "validation_loss": round(s.validation, 5)}
 
     @property
     def model(self) -> Model:
@@ -222,8 +235,9 @@ class Learner:
         denoiser = self.objective.denoiser
         frame = Model(
             denoiser, self.train.shape, self.train.classes, 0.002 * self.unit, 80.0 * self.unit,
-            info=self.info | {"ema": length}, codec=self.codec if isinstance(self.codec, nn.Module) else None,
-            corruption="pairs" if self.train.given else self.corruption and str(self.corruption),
+            info=self.info | {"ema": length},
+            autoencoder=self.autoencoder if isinstance(self.autoencoder, nn.Module) else None,
+            corruption="pairs" if self.train.cond_channels else self.corruption and str(self.corruption),
         )  # fmt: skip
         tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
         if length is not None:
@@ -232,23 +246,23 @@ class Learner:
 
     # ---- one step ---------------------------------------------------------------------------------------------
 
-    def draw(self, step: int) -> list[Example]:
+    def draw(self, step: int) -> list[TrainingBatch]:
         """This process's part of a step's batch, on the device, in ``accumulate`` pieces."""
-        return self.examples.draw(step).split(self.accumulate, self.device)
+        return self.batches.draw(step).split(self.grad_accumulation, self.device)
 
-    def update(self, pieces: list[Example], lr: float) -> tuple[float, float, Tensor]:
+    def update(self, microbatches: list[TrainingBatch], lr: float) -> tuple[float, float, Tensor]:
         """Learn from one batch, if its gradient is finite: (loss, length of the gradient, each picture's loss)."""
         if self.dropout:
             torch.manual_seed(generator(self.seed, DROPOUT, self.state.step, self.rank).initial_seed() % 2**63)
         each: list[Tensor] = []
-        for i, piece in enumerate(pieces):
-            wait = i < len(pieces) - 1 and self.trained is not self.objective
+        for i, microbatch in enumerate(microbatches):
+            wait = i < len(microbatches) - 1 and self.trained is not self.objective
             with self.trained.no_sync() if wait else nullcontext():  # pyright: ignore
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
-                    loss = self.trained(piece)
-                (loss.mean() / len(pieces)).backward()
+                    loss = self.trained(microbatch)
+                (loss.mean() / len(microbatches)).backward()
                 each.append(loss.detach())
-        norm = whole(nn.utils.clip_grad_norm_(self.objective.parameters(), self.clip or math.inf))
+        norm = whole(nn.utils.clip_grad_norm_(self.objective.parameters(), self.grad_clip or math.inf))
         losses = torch.cat(each)
         value, length = torch.stack([losses.mean(), norm]).tolist()  # here alone the processor waits for the device
         if math.isfinite(length):  # the same number in all processes, unlike the loss
@@ -261,9 +275,9 @@ class Learner:
             optimizer.zero_grad(set_to_none=True)
         return value, length, losses
 
-    def _culprits(self, pieces: list[Example], each: Tensor) -> tuple[str, ...]:
+    def _culprits(self, microbatches: list[TrainingBatch], each: Tensor) -> tuple[str, ...]:
         """The pictures whose loss is not a number; the whole batch if it is only the gradient that is not."""
-        names = [name for piece in pieces for name in piece.names]
+        names = [name for microbatch in microbatches for name in microbatch.names]
         wrong = [name for name, finite in zip(names, each.isfinite().tolist(), strict=True) if not finite]
         if self.world > 1:
             from accelerate.utils import gather_object
@@ -284,26 +298,26 @@ class Learner:
         s.plan(steps, minutes, self.decay)
         if s.precision is None:
             s.precision = faster_precision(self.objective, self.draw(s.step)[0])
-        begun = time.perf_counter() - s.seconds
+        started = time.perf_counter() - s.seconds
         ends, settled = deque([time.perf_counter()], maxlen=101), s.step + 4
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(self.draw, s.step)
             while not s.finished:
-                pieces, coming = coming.result(), ahead.submit(self.draw, s.step + 1)
+                microbatches, coming = coming.result(), ahead.submit(self.draw, s.step + 1)
                 lr = self._lr()
-                loss, norm, each = self.update(pieces, lr)
+                loss, norm, each = self.update(microbatches, lr)
                 s.step += 1
                 while s.step == settled and len(ends) > 1:
                     ends.popleft()  # the first steps are slower than all others
                 ends.append(time.perf_counter())
                 pace = (len(ends) - 1) / (ends[-1] - ends[0])
-                loss, pace = self._agree(loss, pace, begun)
-                bad = () if math.isfinite(norm) else self._culprits(pieces, each)
+                loss, pace = self._agree(loss, pace, started)
+                bad = () if math.isfinite(norm) else self._culprits(microbatches, each)
                 s.bad = s.bad + 1 if bad else 0
                 settles = s.settle(pace, self.decay)
                 yield TrainStep(s.step, s.total, loss, norm, lr, pace * self.batch_size, s.seconds, s.left(pace), bad)
                 if s.bad >= BAD_IN_A_ROW:
-                    self._give_up(bad)
+                    self._abort(bad)
                 if settles:
                     self.save()  # this decision was a measurement: it must not be lost
 
@@ -314,33 +328,33 @@ class Learner:
         decay_from = None if self.optimizer == "schedule_free" else s.decay_from
         return self.highest_lr * optimizers.rate(s.step, s.start, warmup, decay_from, s.total)
 
-    def _agree(self, loss: float, pace: float, begun: float) -> tuple[float, float]:
+    def _agree(self, loss: float, pace: float, started: float) -> tuple[float, float]:
         """What all processes must do alike: the mean loss, the speed, the clock, when to save, whether to stop."""
         now, got = time.perf_counter(), self._signals[0] if self._signals else 0
         due = now - self._saved[0] > max(self.save_every, 50 * self._saved[1])
-        mine = [now - begun, float(due), pace] if self.main else [0.0, 0.0, 0.0]
+        mine = [now - started, float(due), pace] if self.main else [0.0, 0.0, 0.0]
         mine += [loss / self.world, float(got == signal.SIGINT), float(got == signal.SIGTERM)]
         self.state.seconds, due, pace, loss, interrupted, ended = total(mine, self.device)
         self.save_due = due > 0
         self.stopped = signal.SIGTERM if ended else signal.SIGINT if interrupted else 0
         return loss, pace
 
-    def _give_up(self, names: Sequence[str]) -> None:
+    def _abort(self, names: Sequence[str]) -> None:
         """Go back to the last checkpoint and end the run."""
-        found = self.run.latest() if self.run is not None else None
-        if found is not None:
-            self.unpack(found[2], found[1])
+        latest = self.run.latest() if self.run is not None else None
+        if latest is not None:
+            self.unpack(latest[2], latest[1])
         raise FastdiffusionError(
             f"{BAD_IN_A_ROW} batches in a row had a loss that is not a number, the last with {', '.join(names[:3])}. "
             f"Training stopped at the last good state (step {self.state.step:,}). Look at these pictures, or lower lr."
         )
 
     @torch.no_grad()
-    def validate(self, pieces: Sequence[Example], length: float | None = None) -> float:
+    def validate(self, microbatches: Sequence[TrainingBatch], length: float | None = None) -> float:
         """Mean loss on examples of the averaged model, by default of the last length."""
         with self.average.applied(length or float(self.ema[-1])):
             self.objective.eval()
-            value = torch.cat([self.objective(piece) for piece in pieces]).mean()
+            value = torch.cat([self.objective(microbatch) for microbatch in microbatches]).mean()
             self.objective.train()
         return float(value)
 
@@ -349,8 +363,8 @@ class Learner:
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, configuration): the whole run."""
         inner, settings = optimizers.pack(self.optimizers)
-        parts = {"model": self.objective.state_dict(), "ema": self.average.state_dict(), "optimizer": inner}
-        tensors = {f"{part}.{name}": whole(t.detach()) for part, named in parts.items() for name, t in named.items()}
+        groups = {"model": self.objective.state_dict(), "ema": self.average.state_dict(), "optimizer": inner}
+        tensors = {f"{part}.{name}": whole(t.detach()) for part, named in groups.items() for name, t in named.items()}
         return tensors, {"learner": self.config, "state": asdict(self.state), "optimizer": settings}
 
     def unpack(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
@@ -369,10 +383,10 @@ class Learner:
         """Write a checkpoint into the run's folder, if it has one."""
         if self.run is None:
             return
-        packed, begun = self.pack(), time.perf_counter()
+        packed, started = self.pack(), time.perf_counter()
         if self.main:
             self.run.save(self.state.step, *packed, best=self.best)
-            self._saved = (time.perf_counter(), time.perf_counter() - begun)
+            self._saved = (time.perf_counter(), time.perf_counter() - started)
         self.save_due = self.best = False
 
     def resume(self, fresh: bool = False) -> None:
@@ -386,11 +400,12 @@ class Learner:
             if self.run is not None and self.main:
                 self.run.clear()
         self.accelerator.wait_for_everyone()
-        found = None if fresh or self.run is None else self.run.latest()
-        if found is None or found[0] < self.state.step:
+        latest = None if fresh or self.run is None else self.run.latest()
+        if latest is None or latest[0] < self.state.step:
             return
-        step, config, tensors = found
-        then, now = config.get("learner", {}), self.config
+        step, config, tensors = latest
+        then = {_NOW.get(name, name): value for name, value in config.get("learner", {}).items()}
+        now = self.config
         changed = sorted(name for name in now if now[name] != then.get(name))
         if changed:
             what = ", ".join("other data" if n == "data" else f"{n}={then.get(n)!r} (now {now[n]!r})" for n in changed)
@@ -434,7 +449,7 @@ class Learner:
             first = next(loop, None)
             if first is None and (self.run is None or complete(self.run.path, self.state.step)):
                 spent = f"{self.state.step:,} steps, {self.state.seconds / 60:.1f} minutes"
-                say(self, f"This run has had its budget ({spent}). Give more --minutes or --steps, or --fresh.")
+                report(self, f"This run has had its budget ({spent}). Give more --minutes or --steps, or --fresh.")
                 return self
             self.start = self.state.step  # of this session; with no step left, its results were never written
             for job in jobs:

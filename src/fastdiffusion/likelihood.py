@@ -107,8 +107,8 @@ def log_likelihood(
             estimate = denoise(image, sigma, cond)
             total = x.new_zeros(len(x))
             for i, probe in enumerate(probes):
-                (back,) = torch.autograd.grad(estimate, image, probe, retain_graph=i + 1 < len(probes))
-                total = total + share * (back * probe).flatten(1).sum(1)
+                (product,) = torch.autograd.grad(estimate, image, probe, retain_graph=i + 1 < len(probes))
+                total = total + share * (product * probe).flatten(1).sum(1)
         growth = (dim - total) / dim  # of log volume per log sigma and number, kept near 1 for the solver's tolerance
         return torch.cat([estimate.detach().flatten(1), (x[:, -1] - growth)[:, None]], 1)
 

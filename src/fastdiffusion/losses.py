@@ -60,7 +60,7 @@ def p2(sigma: Tensor, sigma_data: float = 0.5, gamma: float = 1.0, k: float = 1.
     return _snr(sigma) / (k + _snr(sigma)) ** gamma
 
 
-WEIGHTS: dict[str, Callable[..., Tensor]] = {
+LOSS_WEIGHTINGS: dict[str, Callable[..., Tensor]] = {
     "edm": edm,
     "noise": noise,
     "x0": x0,
@@ -97,9 +97,9 @@ class Uncertainty(nn.Module):
 
 def weight(name: str, sigma: Tensor, sigma_data: float | Tensor = 0.5, **options: float) -> Tensor:
     """The named weight at ``sigma``; raises InputError for an unknown name."""
-    if name not in WEIGHTS:
-        raise unknown("weight", name, WEIGHTS)
-    return WEIGHTS[name](sigma, sigma_data, **options)
+    if name not in LOSS_WEIGHTINGS:
+        raise unknown("weight", name, LOSS_WEIGHTINGS)
+    return LOSS_WEIGHTINGS[name](sigma, sigma_data, **options)
 
 
 def denoising_loss(

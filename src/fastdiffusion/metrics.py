@@ -65,9 +65,9 @@ def kernel_distance(real: Features, fake: Others, block: int = 1000) -> float:
     rows are cut into blocks, whose values are averaged: still unbiased, and linear in time.
     """
     real, fake = _check(real, fake)
-    parts = max(1, min(len(real), len(fake)) // block)
+    blocks = max(1, min(len(real), len(fake)) // block)
     values = []
-    for x, y in zip(real.tensor_split(parts), fake.tensor_split(parts), strict=True):
+    for x, y in zip(real.tensor_split(blocks), fake.tensor_split(blocks), strict=True):
         xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
         n, m = len(x), len(y)
         values.append((xx.sum() - xx.trace()) / (n * (n - 1)) + (yy.sum() - yy.trace()) / (m * (m - 1)) - 2 * xy.mean())
@@ -158,8 +158,8 @@ def gradient_statistics(images: Float[Tensor, "n c h w"]) -> dict[str, Features]
     """
     if images.ndim != 4 or min(images.shape[-2:]) < 4:
         raise InputError(f"gradients need pictures of at least 4x4 pixels, got shape {tuple(images.shape)}.")
-    parts = [_gradient_statistics(part) for part in images.float().split(ROWS)]
-    return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+    chunks = [_gradient_statistics(part) for part in images.float().split(ROWS)]
+    return {name: torch.cat([p[name] for p in chunks]) for name in chunks[0]}
 
 
 def _gradient_statistics(x: Tensor) -> dict[str, Tensor]:
@@ -253,7 +253,7 @@ class Classifier(nn.Module):
         return self.head(self.features(images))
 
 
-def pictures(
+def load_images(
     data: Dataset, indices: Sequence[int], size: tuple[int, int] | None = None
 ) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:
     """The pictures at ``indices``, in that order and of one size (by default the data's), and their labels."""
@@ -306,14 +306,14 @@ def train_classifier(data: Dataset, passes: float | None = None, batch_size: int
         raise DataError(f"{data.name!r} has {len(data)} pictures; a classifier to measure with needs at least 20.")
     channels, h, w = data.shape
     side = min(32, max(8, 2 ** round(math.log2(max(h, w)))))
-    images, labels = pictures(data, choose(data, 100_000, seed), (side, side))
+    images, labels = load_images(data, choose(data, 100_000, seed), (side, side))
     kinds = len(data.classes)
     if kinds > 1 and bool((labels >= 0).any()):
         images, labels = images[labels >= 0], labels[labels >= 0]
     else:
         kinds = 4
         labels = torch.arange(len(images)) % 4
-        images = torch.stack([image.rot90(int(turn), (1, 2)) for image, turn in zip(images, labels, strict=True)])
+        images = torch.stack([image.rot90(int(quarter), (1, 2)) for image, quarter in zip(images, labels, strict=True)])
     held = max(len(images) // 10, 2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -386,6 +386,6 @@ def features(net: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 
     look = net.features if isinstance(net, Classifier) else net
     rows = []
     for part in tqdm(images.split(batch_size), "features", disable=None, leave=False):
-        seen = look(to_tensor(part) if part.dtype == torch.uint8 else part)
-        rows.append((seen.flatten(2).mean(2) if seen.ndim > 2 else seen).float().cpu())
+        values = look(to_tensor(part) if part.dtype == torch.uint8 else part)
+        rows.append((values.flatten(2).mean(2) if values.ndim > 2 else values).float().cpu())
     return torch.cat(rows)

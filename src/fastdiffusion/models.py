@@ -55,7 +55,7 @@ class Model:
     sigma_max: float = 80.0
     tables: Mapping[str, Table] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
-    codec: nn.Module | None = None
+    autoencoder: nn.Module | None = None
     corruption: str | None = None
 
     def __post_init__(self) -> None:
@@ -89,51 +89,51 @@ class Model:
 
     def to(self, device: torch.device | str) -> Model:
         """Move the model's parts to a device; returns the model."""
-        for part in self._parts().values():
+        for part in self._components().values():
             part.to(device)
         return self
 
     @property
-    def words(self) -> nets.TextEncoder | None:
+    def text_encoder(self) -> nets.TextEncoder | None:
         """The text encoder, of a model that takes words."""
         net = self.denoiser.net
-        return net.words if isinstance(net, nets.Worded) else None
+        return net.text_encoder if isinstance(net, nets.TextConditioned) else None
 
     @torch.no_grad()
-    def read(self, prompts: Sequence[str]) -> Cond:
+    def encode_prompt(self, prompts: Sequence[str]) -> Cond:
         """The condition for a batch of captions, understood once for a whole run; "" says nothing.
 
         Raises InputError where the model takes no words.
         """
         net = self.denoiser.net
-        if not isinstance(net, nets.Worded):
+        if not isinstance(net, nets.TextConditioned):
             raise InputError("This model was trained without words. Leave the prompt out, or name classes.")
-        return net.read(Cond(tokens=net.words.tokens(prompts).to(self.device)))
+        return net.encode_prompt(Cond(tokens=net.text_encoder.tokens(prompts).to(self.device)))
 
     @property
     def factor(self) -> int:
         """Pixels per side of one latent number; 1 without a codec."""
-        return int(self.codec.factor) if self.codec is not None else 1  # pyright: ignore[reportArgumentType]
+        return int(self.autoencoder.factor) if self.autoencoder is not None else 1  # pyright: ignore[reportArgumentType]
 
     @property
-    def picture(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of the pictures that come out."""
-        if self.codec is None:
+        if self.autoencoder is None:
             return self.shape
-        channels = int(self.codec.config["channels"])  # pyright: ignore
+        channels = int(self.autoencoder.config["channels"])  # pyright: ignore
         return (channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
 
     @torch.no_grad()
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         """What the denoiser works on, of pictures in [-1, 1] whose sides divide by ``factor``."""
-        return pictures if self.codec is None else self.codec.encode(pictures)  # pyright: ignore[reportCallIssue]
+        return images if self.autoencoder is None else self.autoencoder.encode(images)  # pyright: ignore[reportCallIssue]
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Pictures in about [-1, 1] of what the denoiser works on: latents go through the codec, 16 at a time."""
-        if self.codec is None:
+        if self.autoencoder is None:
             return x0
-        return torch.cat([self.codec.decode(part) for part in x0.split(16)])  # pyright: ignore[reportCallIssue]
+        return torch.cat([self.autoencoder.decode(part) for part in x0.split(16)])  # pyright: ignore[reportCallIssue]
 
     def cond(self, labels: Sequence[str | int] | Tensor | None) -> Cond | None:
         """The condition for a batch of class names or indices (-1 = no class); None stays None.
@@ -179,18 +179,22 @@ class Model:
 
     # ---- to and from a configuration --------------------------------------------------------------------------
 
-    def _parts(self) -> dict[str, nn.Module]:
-        return {"net": self.denoiser.net} | ({} if self.codec is None else {"codec": self.codec})
+    def _components(self) -> dict[str, nn.Module]:
+        return {"net": self.denoiser.net} | ({} if self.autoencoder is None else {"autoencoder": self.autoencoder})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All parameters and buffers by name: ``net.*`` and ``codec.*``."""
-        return {f"{part}.{name}": t for part, m in self._parts().items() for name, t in m.state_dict().items()}
+        """All parameters and buffers by name: ``net.*`` and ``autoencoder.*``."""
+        return {f"{part}.{name}": t for part, m in self._components().items() for name, t in m.state_dict().items()}
 
     def spec(self) -> dict[str, Any]:
         """The model as plain JSON, without its tensors; :meth:`from_spec` reads it."""
         spec = {
-            **{part: _net_spec(module) for part, module in self._parts().items()},
-            **{key: getattr(self.denoiser, key) for key in _HEAD if key != "picture" or self.denoiser.picture},
+            **{_KEY.get(part, part): _net_spec(module) for part, module in self._components().items()},
+            **{
+                key: getattr(self.denoiser, name)
+                for key, name in _HEAD.items()
+                if key != "picture" or self.denoiser.cond_channels
+            },
             "shape": self.shape,
             "classes": self.classes,
             "sigma_min": self.sigma_min,
@@ -212,7 +216,7 @@ class Model:
                 _check_tensors(_build(spec), tensors)
             with torch.random.fork_rng(devices=[]), _Undrawn():  # random buffers leave no trace in the user's stream
                 model = _build(spec)
-            for part, module in model._parts().items():
+            for part, module in model._components().items():
                 own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
                 module.eval().load_state_dict(own)
         except InputError:
@@ -224,8 +228,10 @@ class Model:
         return model
 
 
-_HEAD = ("parameterization", "sigma_data", "self_condition", "picture")  # the denoiser's own settings
-_KEYS = {"net", *_HEAD, *(f.name for f in fields(Model) if f.name != "denoiser")}
+_KEY = {"autoencoder": "codec"}  # files keep their first names
+# the denoiser's own settings, by their names in files
+_HEAD = {name: name for name in ("parameterization", "sigma_data", "self_condition")} | {"picture": "cond_channels"}
+_KEYS = {"net", *_HEAD, *(_KEY.get(f.name, f.name) for f in fields(Model) if f.name != "denoiser")}
 
 
 def _build(spec: Mapping[str, Any]) -> Model:
@@ -234,21 +240,21 @@ def _build(spec: Mapping[str, Any]) -> Model:
     for key in spec:
         if key not in _KEYS:
             raise unknown("model setting", key, _KEYS)
-    net, codec = spec.pop("net"), spec.pop("codec", None)
-    head = {key: spec.pop(key) for key in _HEAD if key in spec}
+    net, autoencoder = spec.pop("net"), spec.pop("codec", None)
+    head = {name: spec.pop(key) for key, name in _HEAD.items() if key in spec}
     _check_numbers(net)
-    _check_numbers(codec)
+    _check_numbers(autoencoder)
     spec["shape"] = tuple(spec["shape"])
     spec["classes"] = tuple(str(name) for name in spec.get("classes", ()))
     spec["tables"] = {str(int(steps)): Table.from_json(raw) for steps, raw in spec.get("tables", {}).items()}
     spec["info"] = dict(spec.get("info", {}))
-    built = None if codec is None else nets.build(codec)
-    return Model(Denoiser(nets.build(net), **head), codec=built, **spec)
+    built = None if autoencoder is None else nets.build(autoencoder)
+    return Model(Denoiser(nets.build(net), **head), autoencoder=built, **spec)
 
 
 def _net_spec(net: nn.Module) -> dict[str, Any]:
     """A network's name in the closed table and its constructor keywords."""
-    if isinstance(net, nets.Worded):
+    if isinstance(net, nets.TextConditioned):
         return {**_net_spec(net.net), **net.config}
     for name, kind in nets.NETS.items():
         if type(net) is kind:
@@ -321,7 +327,7 @@ def _check_tensors(skeleton: Model, tensors: Mapping[str, Tensor]) -> None:
             raise InputError(
                 f"{name} should have shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}."
             )
-    computed = sum(b.numel() for part in skeleton._parts().values() for b in part.buffers())
+    computed = sum(b.numel() for part in skeleton._components().values() for b in part.buffers())
     if computed > (1 << 22) + sum(t.numel() for t in tensors.values()):
         raise InputError("The configuration asks for buffers far larger than the model.")
 
@@ -358,24 +364,24 @@ def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> No
     save_tensors(path, stored(model.tensors(), dtype), model.spec())
 
 
-def load_codec(path: str | Path) -> nn.Module:
+def load_autoencoder(path: str | Path) -> nn.Module:
     """Read an autoencoder's file, or take the codec of a model's; raises CheckpointError for any other."""
     config, tensors = load_tensors(path)
     if "net" in config:
-        codec = load(path).codec
-        if codec is None:
+        autoencoder = load(path).autoencoder
+        if autoencoder is None:
             raise CheckpointError(f"{path} is a model of pixels: it has no codec.")
-        return codec
+        return autoencoder
     try:
         _check_numbers(config["codec"])
         with torch.device("meta"), _Undrawn():
-            codec = nets.build(config["codec"])
-        if {k: t.shape for k, t in codec.state_dict().items()} != {k: t.shape for k, t in tensors.items()}:
+            autoencoder = nets.build(config["codec"])
+        if {k: t.shape for k, t in autoencoder.state_dict().items()} != {k: t.shape for k, t in tensors.items()}:
             raise ValueError("its tensors have other names or shapes")
-        codec.to_empty(device="cpu").load_state_dict({k: t.float() for k, t in tensors.items()})
+        autoencoder.to_empty(device="cpu").load_state_dict({k: t.float() for k, t in tensors.items()})
     except Exception as error:  # a constructor may fail in any way on hostile keywords
         raise CheckpointError(f"{path} is not an autoencoder that was trained here ({str(error)[:200]}).") from None
-    return codec.eval()
+    return autoencoder.eval()
 
 
 def load(path: str | Path, device: torch.device | str | None = None) -> Model:

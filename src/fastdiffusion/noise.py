@@ -47,7 +47,7 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
     return mixed.to(a.dtype).reshape(a.shape)
 
 
-def vary(noise: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
+def toward_seeds(noise: Tensor, seeds: Sequence[int], strength: float) -> Tensor:
     """Turn ``noise`` towards the noises of other ``seeds`` (variation seeds); strength 0 returns it unchanged."""
     return noise if strength == 0 else slerp(noise, initial(seeds, noise.shape[1:]).to(noise), strength)
 

@@ -212,11 +212,11 @@ def weaker(damage: Corruption, level: float) -> Corruption:
 
 
 def _weaker(step: Damage, level: float) -> Iterator[object]:
-    for said, parameter in zip(step.values, CORRUPTIONS[step.name].parameters.values(), strict=False):
-        if not isinstance(parameter, Number) or parameter.none is None or not isinstance(said, float):
-            yield said
+    for specified, parameter in zip(step.values, CORRUPTIONS[step.name].parameters.values(), strict=False):
+        if not isinstance(parameter, Number) or parameter.none is None or not isinstance(specified, float):
+            yield specified
         else:
-            value = parameter.none + level * (said - parameter.none)
+            value = parameter.none + level * (specified - parameter.none)
             yield round(value) if parameter.whole else value
 
 
@@ -260,7 +260,7 @@ def run(
             fresh = torch.stack(draws).to(x)
         x = process.step(x, estimate, s, t, fresh, eta if fresh is not None else 0.0)
         history.appendleft(x0)
-        yield Step(i, table.calls, s, x0, x)
+        yield Step(i, table.nfe, s, x0, x)
 
 
 def _blur(x: Tensor, transfer: Tensor) -> Tensor:

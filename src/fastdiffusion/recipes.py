@@ -33,11 +33,11 @@ def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:
 
 def automatic1111(text: str) -> dict[str, Any]:
     """prompt / "Negative prompt: ..." / "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, ..." as a dict."""
-    *lines, last = text.strip().split("\n")
+    *head, last = text.strip().split("\n")
     if not last.startswith("Steps:"):
-        lines, last = [*lines, last], ""
-    prompt, _, negative = "\n".join(lines).partition("Negative prompt:")
-    recipe = {"made_by": "AUTOMATIC1111", "prompt": prompt.strip(), "negative_prompt": negative.strip()}
+        head, last = [*head, last], ""
+    prompt, _, negative_prompt = "\n".join(head).partition("Negative prompt:")
+    recipe = {"made_by": "AUTOMATIC1111", "prompt": prompt.strip(), "negative_prompt": negative_prompt.strip()}
     for key, value in re.findall(r'\s*([\w /-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last):
         number = re.fullmatch(r"-?\d+(\.\d+)?", value)
         recipe[key.strip().lower().replace(" ", "_")] = json.loads(value) if number else value.strip()
@@ -47,29 +47,31 @@ def automatic1111(text: str) -> dict[str, Any]:
 def comfyui(graph: Any) -> dict[str, Any] | None:
     """What the first sampler of a graph {id: {"class_type", "inputs"}} was given, and the graph itself."""
     nodes = {key: node for key, node in graph.items() if isinstance(node, dict)} if isinstance(graph, dict) else {}
-    given = {key: node["inputs"] for key, node in nodes.items() if isinstance(node.get("inputs"), dict)}
-    if not given:
+    node_inputs = {key: node["inputs"] for key, node in nodes.items() if isinstance(node.get("inputs"), dict)}
+    if not node_inputs:
         return None
     recipe: dict[str, Any] = {"made_by": "ComfyUI"}
-    sampler = next((inputs for inputs in given.values() if {"steps", "seed"} <= inputs.keys()), None)
-    sampler = sampler or next((inputs for inputs in given.values() if "seed" in inputs or "noise_seed" in inputs), {})
+    sampler = next((inputs for inputs in node_inputs.values() if {"steps", "seed"} <= inputs.keys()), None)
+    sampler = sampler or next(
+        (inputs for inputs in node_inputs.values() if "seed" in inputs or "noise_seed" in inputs), {}
+    )
 
     def find(start: Any, *keys: str) -> Any:
         """The first plain value under one of the keys, from a node on, along its links [id, output]."""
-        waiting, seen = [start], set()
-        while waiting and len(seen) < _LINKS:
+        waiting, visited = [start], set()
+        while waiting and len(visited) < _LINKS:
             link = waiting.pop(0)
-            if not (isinstance(link, list) and link and str(link[0]) in given) or str(link[0]) in seen:
+            if not (isinstance(link, list) and link and str(link[0]) in node_inputs) or str(link[0]) in visited:
                 continue
-            seen.add(str(link[0]))
-            inputs = given[str(link[0])]
+            visited.add(str(link[0]))
+            inputs = node_inputs[str(link[0])]
             for key in keys:
                 if isinstance(inputs.get(key), str | int | float):
                     return inputs[key]
             waiting += list(inputs.values())
         return None
 
-    found = {
+    values = {
         "prompt": find(sampler.get("positive"), "text", "text_g", "string"),
         "negative_prompt": find(sampler.get("negative"), "text", "text_g", "string"),
         "model": find(sampler.get("model"), "ckpt_name", "unet_name", "model_name"),
@@ -81,12 +83,12 @@ def comfyui(graph: Any) -> dict[str, Any] | None:
         "seed": sampler.get("seed", sampler.get("noise_seed")),
     }
     width, height = (find(sampler.get("latent_image"), key) for key in ("width", "height"))
-    found["size"] = f"{width}x{height}" if width and height else None
-    recipe |= {key: value for key, value in found.items() if isinstance(value, str | int | float)}
+    values["size"] = f"{width}x{height}" if width and height else None
+    recipe |= {key: value for key, value in values.items() if isinstance(value, str | int | float)}
     return {**recipe, "comfyui": graph}
 
 
-def told(recipe: Mapping[str, Any]) -> str:
+def summarize(recipe: Mapping[str, Any]) -> str:
     """Another program's recipe in a line."""
     known = ("model", "prompt", "negative_prompt", "sampler", "steps", "cfg_scale", "seed", "size")
     return ", ".join(f"{key} {str(recipe[key])[:60]!r}" for key in known if recipe.get(key) not in (None, ""))

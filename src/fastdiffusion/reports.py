@@ -51,13 +51,13 @@ def write(folder: Folder, config: Mapping[str, Any], model: Model) -> None:
     skipped = [name for r in records for name in r.get("skipped", ())]
     if skipped:
         info["pictures in skipped batches"] = ", ".join(skipped[:20])
-    lines = {
+    series = {
         "training": [(r["step"], r["loss"]) for r in records if "loss" in r],
         "validation": [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r],
     }
     title = f"Training on {info.get('data', 'pictures')}"
     page = _PAGE.format(
-        title=escape(title), summary=table(info), curve=curve(lines), previews=previews(folder), settings=table(config)
+        title=escape(title), summary=table(info), curve=curve(series), previews=previews(folder), settings=table(config)
     )
     write_text(folder.path / FILE, page)
 
@@ -80,34 +80,34 @@ def previews(folder: Folder) -> str:
     )
 
 
-def curve(lines: Mapping[str, Sequence[tuple[float, float]]], width: int = 800, height: int = 320) -> str:
+def curve(series: Mapping[str, Sequence[tuple[float, float]]], width: int = 800, height: int = 320) -> str:
     """Curves over steps as SVG, the value's axis logarithmic where all are positive."""
-    drawn = {name: [(x, y) for x, y in line if math.isfinite(y)] for name, line in lines.items()}
+    drawn = {name: [(x, y) for x, y in line if math.isfinite(y)] for name, line in series.items()}
     points = [p for line in drawn.values() for p in line]
     if not points:
         return "<p>No step was recorded.</p>"
     right = max(x for x, _ in points)
     positive = min(y for _, y in points) > 0
-    there, back = (math.log, math.exp) if positive else (float, float)
-    low, high = there(min(y for _, y in points)), there(max(y for _, y in points))
+    forward, inverse = (math.log, math.exp) if positive else (float, float)
+    low, high = forward(min(y for _, y in points)), forward(max(y for _, y in points))
     low, high = (low - 0.05, high + 0.05) if high - low < 0.1 else (low, high)
     left, top, bottom = 60, 10, height - 30
 
     def place(x: float, y: float) -> str:
         across = left + (width - left - 10) * x / right
-        return f"{across:.1f},{bottom - (bottom - top) * (there(y) - low) / (high - low):.1f}"
+        return f"{across:.1f},{bottom - (bottom - top) * (forward(y) - low) / (high - low):.1f}"
 
-    parts = []
+    elements = []
     for i in range(5):
-        value = back(low + (high - low) * i / 4)
+        value = inverse(low + (high - low) * i / 4)
         y = bottom - (bottom - top) * i / 4
-        parts.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.0f}" y2="{y:.0f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.3g}</text>')
+        elements.append(f'<line x1="{left}" x2="{width - 10}" y1="{y:.0f}" y2="{y:.0f}" stroke="#ddd"/>')
+        elements.append(f'<text x="{left - 6}" y="{y + 4:.0f}" text-anchor="end">{value:.3g}</text>')
         x, step = left + (width - left - 10) * i / 4, right * i / 4
-        parts.append(f'<text x="{x:.0f}" y="{height - 10}" text-anchor="middle">{step:,.0f}</text>')
+        elements.append(f'<text x="{x:.0f}" y="{height - 10}" text-anchor="middle">{step:,.0f}</text>')
     for i, (name, line) in enumerate(drawn.items()):
         if line:
             color, path = COLORS[i % len(COLORS)], " ".join(place(x, y) for x, y in line)
-            parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
-            parts.append(f'<text x="{width - 90}" y="{25 + 16 * i}" style="fill:{color}">{escape(name)}</text>')
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Loss over steps">{"".join(parts)}</svg>'
+            elements.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+            elements.append(f'<text x="{width - 90}" y="{25 + 16 * i}" style="fill:{color}">{escape(name)}</text>')
+    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Loss over steps">{"".join(elements)}</svg>'

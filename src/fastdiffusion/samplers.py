@@ -62,7 +62,7 @@ class Table:
     info: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def calls(self) -> int:
+    def nfe(self) -> int:
         """Number of denoiser calls of a run."""
         return len(self.rows)
 
@@ -106,12 +106,12 @@ class Table:
         return table
 
     def __str__(self) -> str:
-        lines = [f"{self.name}: {self.calls} calls from sigma {self.sigmas[0]:g}"]
+        printed = [f"{self.name}: {self.nfe} calls from sigma {self.sigmas[0]:g}"]
         for i, row in enumerate(self.rows):
             weights = " ".join(f"{w:+.4f}" for w in row.weights)
             noise = " ".join(f"+{b:.4f}n" for b, _, _ in row.noise)
-            lines.append(f"{i:3d}  sigma {row.sigma:10.5f}  keep {row.ratio:.5f}  {weights}  {noise}".rstrip())
-        return "\n".join(lines)
+            printed.append(f"{i:3d}  sigma {row.sigma:10.5f}  keep {row.ratio:.5f}  {weights}  {noise}".rstrip())
+        return "\n".join(printed)
 
 
 # ---- the loop ---------------------------------------------------------------------------------------------------
@@ -146,9 +146,9 @@ def run(
         paths: Where their noise comes from instead: by default Brownian paths of the seeds.
     """
     if table.stochastic and paths is None and (seeds is None or len(seeds) != len(x)):
-        given = "none" if seeds is None else f"{len(seeds)} for {len(x)} images"
+        got = "none" if seeds is None else f"{len(seeds)} for {len(x)} images"
         raise InputError(
-            f"Sampler {table.name!r} draws noise and needs one seed per image, got {given}. Pass seeds=range({len(x)})."
+            f"Sampler {table.name!r} draws noise and needs one seed per image, got {got}. Pass seeds=range({len(x)})."
         )
     denoise = start(denoise)
     if paths is None and table.stochastic and seeds is not None:
@@ -162,7 +162,7 @@ def run(
             assert paths is not None
             x.add_(paths.draw(sigma, to), alpha=b)
         history.appendleft(x0)
-        yield Step(i, table.calls, row.sigma, x0, x)
+        yield Step(i, table.nfe, row.sigma, x0, x)
 
 
 def final(steps: Iterator[Step]) -> Tensor:
@@ -213,27 +213,27 @@ def trace(
     Raises InputError where a method is not of that form, or a perfect model would not get its x0 back.
     """
     levels = check_sigmas(sigmas, rising).tolist()
-    calls: list[float] = []  # sigma of each call
+    evaluations: list[float] = []  # sigma of each call
     states: list[Linear] = []  # the state that each call saw, in terms of the state that the call before saw
     drawn: list[tuple[int, float, float]] = []  # the call that each noise follows, and the levels it goes between
 
     def D(x: Linear, sigma: float) -> Linear:
-        k = len(calls)
-        calls.append(sigma)
+        k = len(evaluations)
+        evaluations.append(sigma)
         states.append(Linear(x.terms))
         x.terms = {("x", k): 1.0}  # from here on the state is a symbol of its own, so that terms never pile up
         return Linear({("D", k): 1.0})
 
     def noise(sigma: float, to: float) -> Linear:
-        drawn.append((len(calls) - 1, sigma, to))
+        drawn.append((len(evaluations) - 1, sigma, to))
         return Linear({("n", len(drawn) - 1): 1.0})
 
     x = Linear({("x", -1): 1.0})
-    begin = 0
+    segment = 0
     for i in range(1, len(levels) + 1):
         if i == len(levels) or levels[i] > levels[i - 1]:
-            x = formula(D, noise, x, levels[begin:i], **options)
-            begin = i
+            x = formula(D, noise, x, levels[segment:i], **options)
+            segment = i
             if i < len(levels):
                 x = x + math.sqrt(levels[i] ** 2 - levels[i - 1] ** 2) * noise(levels[i - 1], levels[i])
 
@@ -253,9 +253,9 @@ def trace(
         while weights and abs(weights[-1]) < 1e-13:
             weights.pop()
         parts = {drawn[i]: b for (_, i), b in terms.items() if abs(b) > 1e-13}
-        if abs(ratio + newest + sum(weights) - 1) > 1e-8 or any(call != k for call, _, _ in parts):
+        if abs(ratio + newest + sum(weights) - 1) > 1e-8 or any(evaluation != k for evaluation, _, _ in parts):
             raise InputError(f"Sampler {name!r} is not a table: a perfect model would not get its x0 back at call {k}.")
-        rows.append(Row(calls[k], ratio, tuple(weights), tuple((b, s, t) for (_, s, t), b in parts.items())))
+        rows.append(Row(evaluations[k], ratio, tuple(weights), tuple((b, s, t) for (_, s, t), b in parts.items())))
     return Table(name, tuple(levels), tuple(rows), {"options": options} if options else {})
 
 
@@ -270,7 +270,7 @@ class About(NamedTuple):
     name: str
     summary: str
     order: int
-    calls: int
+    nfe: int
     stochastic: bool
     use: str
 
@@ -287,9 +287,9 @@ def restart(
     return replace(table(sampler, schedules.restart(sigmas, low, high, steps, times), rising=True), name="restart")
 
 
-def repaint(sigmas: Tensor | Sequence[float], jump: int = 10, times: int = 2, sampler: str = "ddpm") -> Table:
-    """RePaint's resampling (Lugmayr et al. 2022, arXiv:2201.09865, app. B): every ``jump`` steps are done ``times``."""
-    return replace(table(sampler, schedules.repaint(sigmas, jump, times), rising=True), name="repaint")
+def repaint(sigmas: Tensor | Sequence[float], segment: int = 10, times: int = 2, sampler: str = "ddpm") -> Table:
+    """RePaint (Lugmayr et al. 2022, arXiv:2201.09865, app. B): each ``segment`` of steps is done ``times``."""
+    return replace(table(sampler, schedules.repaint(sigmas, segment, times), rising=True), name="repaint")
 
 
 def _builder(name: str) -> Callable[..., Table]:
@@ -312,6 +312,7 @@ SAMPLERS: dict[str, Callable[..., Table]] = {name: _builder(name) for name in ME
     "restart": restart,
     "repaint": repaint,
 }
+_NOW = {"jump": "consistency"}  # names of the first version, in saved recipes
 _COMPOSED = {  # samplers that are another one's table on rising sigmas: order, calls a step, use
     "restart": (2, 2, "better pictures from a good model at 30 calls and more"),
     "repaint": (1, 1, "inpainting: harmonizes the filling with its surroundings, at a price"),
@@ -320,15 +321,16 @@ _COMPOSED = {  # samplers that are another one's table on rising sigmas: order, 
 
 def about(name: str) -> About:
     """What a sampler is and when to use it; raises InputError for an unknown name."""
-    build = _known(name)
+    build, name = _known(name), _NOW.get(name, name)
     summary = (build.__doc__ or "").split("\n")[0]
     if name in METHODS:
         return About(name, summary, *METHODS[name][1:])
-    order, calls, use = _COMPOSED[name]
-    return About(name, summary, order, calls, True, use)
+    order, nfe, use = _COMPOSED[name]
+    return About(name, summary, order, nfe, True, use)
 
 
 def _known(name: str) -> Callable[..., Table]:
+    name = _NOW.get(name, name)
     if name not in SAMPLERS:
         raise unknown("sampler", name, SAMPLERS)
     return SAMPLERS[name]

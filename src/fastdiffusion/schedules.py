@@ -71,9 +71,9 @@ def _by_snr(n: int, sigma_min: float, sigma_max: float, sigma_of_t: Callable[[Te
     while bool((sigma_of_t(high) < ends).any()):  # a process may be followed beyond its customary end, t = 1
         high = 2 * high
     for _ in range(60):
-        middle = (low + high) / 2
-        below = sigma_of_t(middle) < ends
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+        midpoint = (low + high) / 2
+        below = sigma_of_t(midpoint) < ends
+        low, high = torch.where(below, midpoint, low), torch.where(below, high, midpoint)
     t = low[0] + u * (low[1] - low[0])
     return _close(sigma_of_t(t))
 
@@ -165,16 +165,16 @@ def restart(sigmas: Tensor | Sequence[float], low: float, high: float, steps: in
     at = int((s[:-1].log() - math.log(low)).abs().argmin())
     if s[at] >= high:
         return s
-    again = karras(steps + 1, float(s[at]), high)[:-1]
-    return torch.cat([s[: at + 1], *[again] * times, s[at + 1 :]])
+    excursion = karras(steps + 1, float(s[at]), high)[:-1]
+    return torch.cat([s[: at + 1], *[excursion] * times, s[at + 1 :]])
 
 
-def repaint(sigmas: Tensor | Sequence[float], jump: int, times: int) -> Sigmas:
-    """Do every ``jump`` steps ``times``, each time back from the end to the start (Lugmayr et al. 2022)."""
+def repaint(sigmas: Tensor | Sequence[float], segment: int, times: int) -> Sigmas:
+    """Do every ``segment`` steps ``times``, each time back from the end to the start (Lugmayr et al. 2022)."""
     s = check_sigmas(sigmas)
-    if jump < 1 or times < 1:
-        raise InputError(f"repaint needs jump and times of at least 1, got {jump} and {times}. Try 10 and 2.")
-    blocks = [s[i : i + jump + 1] for i in range(0, len(s) - 1, jump)]
+    if segment < 1 or times < 1:
+        raise InputError(f"repaint needs segment and times of at least 1, got {segment} and {times}. Try 10 and 2.")
+    blocks = [s[i : i + segment + 1] for i in range(0, len(s) - 1, segment)]
     out = [s[:1]]
     for block in blocks:
         once = block if block[-1] > 0 else block[:-1]  # 0 cannot be gone back from
@@ -223,7 +223,7 @@ def logit_normal(u: Tensor, mean: float = 0.0, std: float = 1.0, shift: float = 
     return lognormal(u, mean + math.log(shift), std)
 
 
-DENSITIES: dict[str, Callable[..., Tensor]] = {
+SIGMA_DISTRIBUTIONS: dict[str, Callable[..., Tensor]] = {
     f.__name__: f for f in (lognormal, uniform, cosine_interpolated, beta_linear, beta_cosine, logit_normal)
 }
 

@@ -201,9 +201,9 @@ def dpm_2(D: Call, noise: Draw, x: X, sigmas: list[float]) -> X:
     for s, t in pairwise(sigmas):
         eps = (x - D(x, s)) / s
         if t > 0:
-            middle = math.sqrt(s * t)
-            halfway = x + (middle - s) * eps
-            eps = (halfway - D(halfway, middle)) / middle
+            midpoint = math.sqrt(s * t)
+            halfway = x + (midpoint - s) * eps
+            eps = (halfway - D(halfway, midpoint)) / midpoint
         x = x + (t - s) * eps
     return x
 
@@ -244,7 +244,7 @@ def unipc(D: Call, noise: Draw, x: X, sigmas: list[float], order: int = 3, varia
     return x
 
 
-def jump(D: Call, noise: Draw, x: X, sigmas: list[float]) -> X:
+def consistency(D: Call, noise: Draw, x: X, sigmas: list[float]) -> X:
     """Jump to the estimate and add all noise anew (multistep consistency sampling, Song et al. 2023, algorithm 1)."""
     for s, t in pairwise(sigmas):
         x = D(x, s)
@@ -289,8 +289,8 @@ def dpmpp_2s_ancestral(D: Call, noise: Draw, x: X, sigmas: list[float], eta: flo
         down, up = ancestral_split(s, t, eta)
         estimate = D(x, s)
         if down > 0:
-            middle = math.sqrt(s * down)
-            estimate = D(step(x, estimate, s, middle), middle)
+            midpoint = math.sqrt(s * down)
+            estimate = D(step(x, estimate, s, midpoint), midpoint)
         x = step(x, estimate, s, down)
         if up > 0:
             x = x + up * noise(s, t)
@@ -339,7 +339,7 @@ class Method(NamedTuple):
 
     formula: Callable[..., X]
     order: int
-    calls: int
+    nfe: int
     stochastic: bool
     use: str
 
@@ -356,7 +356,7 @@ METHODS: dict[str, Method] = {
     "dpmpp_2s": Method(dpmpp_2s, 2, 2, False, "strong guidance, where multistep methods overshoot"),
     "dpm_2": Method(dpm_2, 2, 2, False, "a denoiser with sharp turns, at 50 calls and more"),
     "unipc": Method(unipc, 3, 1, False, "5 to 12 calls with exponential sigmas"),
-    "jump": Method(jump, 0, 1, True, "1 to 4 calls of a consistency model"),
+    "consistency": Method(consistency, 0, 1, True, "1 to 4 calls of a consistency model"),
     "euler_ancestral": Method(euler_ancestral, 1, 1, True, "varied pictures, 30 calls and more"),
     "ddpm": Method(ddpm, 1, 1, True, "the original; 100 calls and more"),
     "dpmpp_2s_ancestral": Method(dpmpp_2s_ancestral, 2, 2, True, "varied pictures under strong guidance"),

@@ -17,7 +17,7 @@ from .errors import InputError
 
 BYTES = 256  # tokens 1 to 256 are single bytes; token 0 is padding
 PAD = 0
-_PIECES = re.compile(r" ?[^\W\d_]+| ?\d| ?[^\s\w]|\s|_")  # a word, a digit or a sign, with the space before it
+_CHUNK = re.compile(r" ?[^\W\d_]+| ?\d| ?[^\s\w]|\s|_")  # a word, a digit or a sign, with the space before it
 
 
 class Tokenizer:
@@ -30,20 +30,20 @@ class Tokenizer:
     def __init__(self, merges: Sequence[tuple[int, int]]):
         self.merges = [(int(a), int(b)) for a, b in merges]
         self.rank = {pair: i for i, pair in enumerate(self.merges)}
-        self.pieces = [b"", *(bytes([i]) for i in range(BYTES))]
+        self.token_bytes = [b"", *(bytes([i]) for i in range(BYTES))]
         for a, b in self.merges:
-            if not (0 < a < len(self.pieces) and 0 < b < len(self.pieces)):
+            if not (0 < a < len(self.token_bytes) and 0 < b < len(self.token_bytes)):
                 raise InputError(f"A merge must join two earlier tokens, got ({a}, {b}).")
-            self.pieces.append(self.pieces[a] + self.pieces[b])
-        self._word = lru_cache(1 << 14)(self._encode_word)
+            self.token_bytes.append(self.token_bytes[a] + self.token_bytes[b])
+        self._encode_cached = lru_cache(1 << 14)(self._encode_chunk)
 
     def __len__(self) -> int:
         """Number of tokens, with padding."""
-        return len(self.pieces)
+        return len(self.token_bytes)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text."""
-        return [token for piece in _PIECES.findall(text) for token in self._word(piece)]
+        return [token for chunk in _CHUNK.findall(text) for token in self._encode_cached(chunk)]
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token of ``encode(text)`` stands in ``text``, as characters from and to.
@@ -54,29 +54,29 @@ class Tokenizer:
         for char in text:
             starts.append(starts[-1] + len(char.encode(errors="surrogatepass")))
         at = {offset: i for i, offset in enumerate(starts)}
-        found, position = [], 0
+        result, position = [], 0
         for token in self.encode(text):
-            piece = self.pieces[token]
-            begin, end = position, position + len(piece)
+            chunk = self.token_bytes[token]
+            start, end = position, position + len(chunk)
             position = end
-            while begin not in at:
-                begin -= 1
+            while start not in at:
+                start -= 1
             while end not in at:
                 end += 1
-            first, last = at[begin], at[end]
-            found.append((first + (piece[:1] == b" " and last - first > 1), last))
-        return found
+            first, last = at[start], at[end]
+            result.append((first + (chunk[:1] == b" " and last - first > 1), last))
+        return result
 
     def decode(self, tokens: Iterable[int]) -> str:
         """The text of some tokens; half characters become the replacement sign."""
-        return b"".join(self.pieces[t] for t in tokens).decode(errors="replace")
+        return b"".join(self.token_bytes[t] for t in tokens).decode(errors="replace")
 
-    def known(self, word: str) -> bool:
+    def known(self, term: str) -> bool:
         """Whether a word is one token: it was common in the captions."""
-        return len(self.encode(f" {word}")) == 1
+        return len(self.encode(f" {term}")) == 1
 
-    def _encode_word(self, word: str) -> tuple[int, ...]:
-        tokens = [byte + 1 for byte in word.encode(errors="surrogatepass")]
+    def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
+        tokens = [byte + 1 for byte in chunk.encode(errors="surrogatepass")]
         while len(tokens) > 1:
             rank, i = min((self.rank.get(pair, 1 << 30), i) for i, pair in enumerate(pairwise(tokens)))
             if rank == 1 << 30:
@@ -89,13 +89,13 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
     """Learn merges until there are ``size`` tokens or no pair occurs ``least`` times (Sennrich et al., algorithm 1)."""
     if size <= BYTES:
         raise InputError(f"A vocabulary holds all {BYTES} bytes and more, got size={size}. Try 4096.")
-    counts = Counter(piece for text in texts for piece in _PIECES.findall(text))
-    words = [[byte + 1 for byte in word.encode(errors="surrogatepass")] for word in counts]
+    counts = Counter(chunk for text in texts for chunk in _CHUNK.findall(text))
+    sequences = [[byte + 1 for byte in chunk.encode(errors="surrogatepass")] for chunk in counts]
     weights = list(counts.values())
     pairs: Counter[tuple[int, int]] = Counter()
     where: dict[tuple[int, int], set[int]] = {}
-    for w, word in enumerate(words):
-        for pair in pairwise(word):
+    for w, sequence in enumerate(sequences):
+        for pair in pairwise(sequence):
             pairs[pair] += weights[w]
             where.setdefault(pair, set()).add(w)
     merges: list[tuple[int, int]] = []
@@ -113,15 +113,15 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
         merges.append(best)
         fewer: set[tuple[int, int]] = set()
         for w in where.pop(best):
-            word = words[w]
-            for pair in pairwise(word):
+            sequence = sequences[w]
+            for pair in pairwise(sequence):
                 pairs[pair] -= weights[w]
             i = 0
-            while i < len(word) - 1:
-                if (word[i], word[i + 1]) == best:
-                    word[i : i + 2] = [token]
+            while i < len(sequence) - 1:
+                if (sequence[i], sequence[i + 1]) == best:
+                    sequence[i : i + 2] = [token]
                 i += 1
-            for pair in pairwise(word):
+            for pair in pairwise(sequence):
                 pairs[pair] += weights[w]
                 where.setdefault(pair, set()).add(w)
                 fewer.add(pair)

@@ -40,8 +40,8 @@ class Cond:
     estimate: Float[Tensor, "b *d"] | None = None
 
     def _map(self, f) -> Cond:
-        given = {f_.name: getattr(self, f_.name) for f_ in fields(self)}
-        return replace(self, **{name: f(value) for name, value in given.items() if value is not None})
+        present = {f_.name: getattr(self, f_.name) for f_ in fields(self)}
+        return replace(self, **{name: f(value) for name, value in present.items() if value is not None})
 
     def to(self, device: torch.device | str) -> Cond:
         """The same on another device."""

@@ -1,4 +1,4 @@
-"""The command line: the library's verbs, in its words. A flag is the parameter of the Python function.
+"""The command line: the library's verbs, under the same names. A flag is the parameter of the Python function.
 
 Nothing heavy is imported before a command runs, so that help costs no time.
 """
@@ -18,22 +18,24 @@ import typer
 
 from .. import __version__
 from ..errors import DataError, FastdiffusionError, InputError
-from .options import app
+from .options import app, register_old_names
 
 # Each registers its commands, in the order of the help.
 from . import training, codecs, sampling, teaching, restoring, words, styling, looking  # noqa: F401 # isort: skip
 
+register_old_names()
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit code: 0, 2 for an error that the person can mend, 130 for Ctrl-C."""
-    given = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in given
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
     for stream in (sys.stdout, sys.stderr):  # names may hold signs that this terminal cannot show
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     warnings.formatwarning = lambda message, *_, **__: f"fastdiffusion: {message}\n"  # the sentence, not our source
     try:
-        app([word for word in given if word != "--debug"], prog_name="fastdiffusion")
+        app([argument for argument in arguments if argument != "--debug"], prog_name="fastdiffusion")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
@@ -41,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FastdiffusionError as error:
         if debug:
             traceback.print_exc()
-        if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, InputError | DataError):  # all say these
+        if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, InputError | DataError):  # all print these
             print(f"fastdiffusion: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a place without permission, a name too long, a full disk: not worth a traceback
@@ -55,10 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
 def program() -> NoReturn:
     """The command as a process, which is gone at once.
 
-    Taking a large Python process apart costs seconds on a busy machine, and a run that was told to stop has saved by
+    Taking a large Python process apart costs seconds on a busy machine, and a run that was asked to stop has saved by
     then. Nothing is skipped that was registered to happen at the end.
     """
-    keep_memory()
+    tune_malloc()
     code = main()
     threads = [thread for thread in threading.enumerate() if not thread.daemon]
     if len(threads) > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:  # somebody is still at work
@@ -70,7 +72,7 @@ def program() -> NoReturn:
     os._exit(code)
 
 
-def keep_memory() -> None:
+def tune_malloc() -> None:
     """Have glibc keep the memory of large tensors for the next ones, instead of mapping it anew for each.
 
     A training step's tensors are the next one's: 12 % faster at the same peak (bench/memory.py).
@@ -84,8 +86,8 @@ def keep_memory() -> None:
         mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, at its highest
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(value: bool) -> None:
+    if value:
         print(__version__)
         raise typer.Exit
 

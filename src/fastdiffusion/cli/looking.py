@@ -10,14 +10,15 @@ import typer
 from .options import Out, app
 
 
-@app.command()
-def samplers() -> None:
+@app.command("list-samplers")
+def list_samplers() -> None:
     """List the samplers and their use."""
     from ..samplers import SAMPLERS, about
 
-    print(f"{'name':20} order  calls  noise  use")
-    for known in map(about, SAMPLERS):
-        print(f"{known.name:20} {known.order:5}  {known.calls:5}  {'yes' if known.stochastic else 'no':5}  {known.use}")
+    print(f"{'name':20} order  NFE  noise  use")
+    for sampler in map(about, SAMPLERS):
+        noise = "yes" if sampler.stochastic else "no"
+        print(f"{sampler.name:20} {sampler.order:5}  {sampler.nfe:3}  {noise:5}  {sampler.use}")
 
 
 @app.command()
@@ -35,9 +36,9 @@ def about(
 
 @app.command()
 def recipe(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="PNG, WebP, JPEG, or with a NAME.json beside it.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, WebP, JPEG, or with a NAME.json beside it.")],
 ) -> None:
-    """Show how a picture was made.
+    """Show how an image was made.
 
     What fastdiffusion wrote into it, or AUTOMATIC1111 or ComfyUI.
     """
@@ -45,7 +46,7 @@ def recipe(
 
     from ..images import read_recipe
 
-    print(json.dumps(read_recipe(picture), indent=2, ensure_ascii=False))
+    print(json.dumps(read_recipe(image), indent=2, ensure_ascii=False))
 
 
 @app.command()
@@ -53,7 +54,7 @@ def demo(
     out: Out = Path("out/demo"),
     seconds: Annotated[float, typer.Option(help="Time to train.")] = 40.0,
 ) -> None:
-    """From nothing to measured pictures: a minute.
+    """From nothing to measured images: a minute.
 
     Trains on the handwritten digits, samples, evaluates.
     """

@@ -1,4 +1,4 @@
-"""Commands that make pictures, measure them, and share the model."""
+"""Commands that make images, measure them, and share the model."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .options import (
     Classes,
     DataName,
     Device,
-    Guide,
+    Guidance,
     ModelPath,
     Out,
     OwnScale,
-    Picture,
     Sampler,
     Scale,
     Schedule,
     Seed,
     Size,
+    StartImage,
     Steps,
     Strength,
     app,
@@ -34,66 +34,68 @@ from .options import (
 @app.command()
 def sample(
     model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model file, its run's folder, or: emoji.")],
-    prompt: Annotated[str | None, typer.Argument(metavar="[WORDS]", help='What to draw: "a red heart".')] = None,
-    n: Annotated[int, typer.Option("-n", "--n", help="How many pictures.")] = 16,
+    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help='What to draw: "a red heart".')] = None,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many images.")] = 16,
     classes: Classes = None,
     steps: Steps = 12,
     seed: Seed = 0,
     scale: OwnScale = None,
-    negative: Annotated[str, typer.Option(help="What to guide away from, in words.")] = "",
-    guide: Guide = None,
-    image: Picture = None,
+    negative_prompt: Annotated[
+        str, typer.Option("--negative", "--negative-prompt", help="A prompt to guide away from.")
+    ] = "",
+    guidance: Guidance = None,
+    image: StartImage = None,
     strength: Strength = 0.5,
     sampler: Sampler = None,
     schedule: Schedule = None,
-    variation_seed: Annotated[int, typer.Option(help="Turn the noise towards this seed's.")] = 0,
+    variation_seed: Annotated[int, typer.Option(help="Move the noise towards this seed's.")] = 0,
     variation_strength: Annotated[float, typer.Option(help="How far, 0 to 1.")] = 0.0,
     size: Size = None,
     batch_size: BatchSize = 16,
     out: Out = Path("out"),
     format: Annotated[str, typer.Option(help="png or webp; both keep every pixel.")] = "png",
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each picture.")] = True,
-    sidecar: Annotated[bool, typer.Option("--sidecar", help="Also write it beside each picture, as JSON.")] = False,
+    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each image.")] = True,
+    sidecar: Annotated[bool, typer.Option("--sidecar", help="Also write it beside each image, as JSON.")] = False,
     device: Device = None,
 ) -> None:
-    """Make pictures that carry their recipe.
+    """Make images that carry their recipe.
 
-    One file each, and a sheet. Words alone are drawn by the model that ships: fastdiffusion sample "a red heart".
+    One file each, and a sheet. A prompt alone is drawn by the model that ships: fastdiffusion sample "a red heart".
     """
-    given = {key: value for key, value in locals().items() if key not in ("out", "format", "metadata", "sidecar")}
+    options = {key: value for key, value in locals().items() if key not in ("out", "format", "metadata", "sidecar")}
     from ..tasks import files, generation
 
     if format not in generation.FORMATS:
         raise unknown("format", format, generation.FORMATS)
     if prompt is None and not files.names_a_model(model):
-        given |= {"model": "emoji", "prompt": model}
+        options |= {"model": "emoji", "prompt": model}
 
-    made = generation.sample(**given)
+    made = generation.sample(**options)
     paths = made.save(out, metadata=metadata, format=format, sidecar=sidecar)
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
-    print(f"{len(paths)} pictures in {out}, from {paths[0].name} on, and {sheet.name}.")
+    print(f"{len(paths)} images in {out}, from {paths[0].name} on, and {sheet.name}.")
     if metadata or sidecar:
-        next_command(f"again {shlex.quote(str(paths[0]))}")
+        next_command(f"reproduce {shlex.quote(str(paths[0]))}")
 
 
 @app.command()
-def again(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="It carries its recipe, or has it beside it.")],
-    model: Annotated[Path | None, typer.Option(help="The model; by default looked for beside the picture.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="By default NAME-again beside it.")] = None,
+def reproduce(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="It carries its recipe, or has it beside it.")],
+    model: Annotated[Path | None, typer.Option(help="The model; by default looked for beside the image.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="By default NAME-reproduced beside it.")] = None,
 ) -> None:
-    """Make a picture anew from its recipe.
+    """Reproduce an image from its recipe.
 
-    On the same machine it has the same bytes; says so if not.
+    On the same machine it has the same bytes; a message tells if not.
     """
     from ..images import checked_name
     from ..tasks import generation
 
-    copy = checked_name(out or picture.with_name(f"{picture.stem}-again{picture.suffix}"))
-    before = picture.read_bytes() if picture.is_file() else b""  # it may be written over
-    generation.remake(picture, copy, model)
-    if copy.suffix.lower() != picture.suffix.lower():
-        print(f"{copy}: the same picture in another format.")
+    copy = checked_name(out or image.with_name(f"{image.stem}-reproduced{image.suffix}"))
+    before = image.read_bytes() if image.is_file() else b""  # it may be written over
+    generation.reproduce_file(image, copy, model)
+    if copy.suffix.lower() != image.suffix.lower():
+        print(f"{copy}: the same image in another format.")
         return
     same = copy.read_bytes() == before
     note = "the same bytes" if same else "not the same bytes: another machine, or another version of torch"
@@ -104,11 +106,11 @@ def again(
 def evaluate(
     model: ModelPath,
     data: DataName,
-    n: Annotated[int, typer.Option("-n", "--n", help="Pictures on each side.")] = 1000,
+    n: Annotated[int, typer.Option("-n", "--n", help="Images on each side.")] = 1000,
     steps: Steps = 12,
     seed: Seed = 0,
     scale: Scale = 1.0,
-    guide: Guide = None,
+    guidance: Guidance = None,
     sampler: Sampler = None,
     schedule: Schedule = None,
     batch_size: BatchSize = 64,
@@ -122,42 +124,42 @@ def evaluate(
     Distances, precision and recall, coverage, and whether it copies. The first time, a classifier is trained on the
     data to measure with.
     """
-    given = {key: value for key, value in locals().items() if key != "out"}
+    options = {key: value for key, value in locals().items() if key != "out"}
     from ..tasks import evaluation
 
-    report = evaluation.evaluate(**given)
+    report = evaluation.evaluate(**options)
     report.save(out)
-    print(f"{report}\nIn {out}: report.json, samples.png, and neighbors.png, the samples nearest to a real picture.")
+    print(f"{report}\nIn {out}: report.json, samples.png, and neighbors.png, the samples nearest to a real image.")
 
 
 @app.command()
 def study(
     model: ModelPath,
-    vary: Annotated[list[str], typer.Option(help="A knob and its values, e.g. scale=1,3,7; may be repeated.")],
-    n: Annotated[int, typer.Option("-n", "--n", help="Pictures in each cell.")] = 4,
+    sweep: Annotated[list[str], typer.Option(help="A parameter and its values, e.g. scale=1,3,7; may be repeated.")],
+    n: Annotated[int, typer.Option("-n", "--n", help="Images in each cell.")] = 4,
     steps: Steps = 12,
     seed: Seed = 0,
     scale: OwnScale = None,
     classes: Classes = None,
-    guide: Guide = None,
-    image: Picture = None,
+    guidance: Guidance = None,
+    image: StartImage = None,
     strength: Strength = 0.5,
     out: Out = Path("out/study"),
 ) -> None:
-    """Sample every combination of some knobs.
+    """Sample every combination of some parameters.
 
-    Writes all pictures, a labelled sheet, and which knob explains how much of the differences. A cell equals the run
+    Writes all images, a labelled sheet, and which parameter explains how much of the differences. A cell equals the run
     of fastdiffusion sample with its settings.
     """
-    fixed = {key: value for key, value in locals().items() if key not in ("model", "vary", "n", "out")}
+    fixed = {key: value for key, value in locals().items() if key not in ("model", "sweep", "n", "out")}
     from ..tasks import study as studies
 
-    names = {studies.knob(text)[0] for text in vary}
-    done = studies.study(model, vary, n, **{key: value for key, value in fixed.items() if key not in names})
+    names = {studies.knob(text)[0] for text in sweep}
+    done = studies.study(model, sweep, n, **{key: value for key, value in fixed.items() if key not in names})
     done.save(out)
     for name, part in done.explained().items():
         print(f"{name:14} explains {part:5.1%} of the differences")
-    print(f"{out / 'study.png'}: {len(done.cells)} cells of {n} pictures.")
+    print(f"{out / 'study.png'}: {len(done.cells)} cells of {n} images.")
 
 
 @app.command()
@@ -166,18 +168,18 @@ def export(
     folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes.")] = Path("out/export"),
     name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
     license: Annotated[str | None, typer.Option(help="Of the model, e.g. apache-2.0.")] = None,
-    data_license: Annotated[str | None, typer.Option(help="Of the pictures it was trained on.")] = None,
+    data_license: Annotated[str | None, typer.Option(help="Of the images it was trained on.")] = None,
     n: Annotated[int, typer.Option("-n", "--n", help="Samples in the preview.")] = 32,
     steps: Steps = 12,
     scale: OwnScale = None,
-    prompt: Annotated[str | None, typer.Option(help="What the preview shows, for a model of words.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the preview shows, for a text-to-image model.")] = None,
     seed: Seed = 0,
 ) -> None:
     """Write a folder to share: model, card, preview.
 
     The card says what the run measured. The folder can be pushed to a model hub as it is.
     """
-    given = dict(locals())
+    options = dict(locals())
     from ..tasks.sharing import export as write
 
-    print(f"{write(**given)}: model.safetensors, README.md, config.json, preview.png.")
+    print(f"{write(**options)}: model.safetensors, README.md, config.json, preview.png.")

@@ -10,8 +10,21 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import LR, Aspect, DataName, Device, Fresh, ModelPath, Scale, SeedOfAll, Size, app, next_command
-from .options import pictures as load_pictures
+from .options import (
+    LR,
+    Aspect,
+    Autoencoder,
+    DataName,
+    Device,
+    Fresh,
+    ModelPath,
+    Scale,
+    SeedOfAll,
+    Size,
+    app,
+    load_data,
+    next_command,
+)
 
 
 @app.command()
@@ -33,25 +46,31 @@ def train(
     folder: Annotated[
         Path | None, typer.Option("--folder", "--out", "-o", help="Where the run lives; by default runs/NAME.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Pictures per step, over all processes.")] = 64,
-    accumulate: Annotated[int, typer.Option(help="Parts that a batch is computed in, to save memory.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Images per step, over all processes.")] = 64,
+    grad_accumulation: Annotated[
+        int, typer.Option(help="Microbatches that a batch is computed in, to save memory.")
+    ] = 1,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate; by default the optimizer's.")] = None,
     optimizer: Annotated[str, typer.Option(help="muon, adamw, schedule_free, or auto.")] = "auto",
     augment: Annotated[str, typer.Option(help="Names with commas, e.g. mirror,crop; see: about.")] = "",
     augment_p: Annotated[float, typer.Option(help="Probability of each.")] = 0.12,
     dropout: Annotated[float, typer.Option(help="Of the net.")] = 0.0,
-    label_dropout: Annotated[float, typer.Option(help="Part trained without a label, for guidance.")] = 0.1,
+    cond_dropout: Annotated[float, typer.Option(help="Part trained without a condition, for guidance.")] = 0.1,
     parameterization: Annotated[str, typer.Option(help="edm, v, noise, score, x0, flow.")] = "edm",
-    density: Annotated[str, typer.Option(help="Noise levels to train at: lognormal, uniform, ...")] = "lognormal",
-    weight: Annotated[str, typer.Option(help="Of the loss: edm, min_snr, p2, ...")] = "edm",
-    text: Annotated[bool, typer.Option("--text", help="Read the captions, and take words when sampling.")] = False,
-    codec: Annotated[Path | None, typer.Option(help="An autoencoder's file: train in its latents.")] = None,
+    sigma_distribution: Annotated[
+        str, typer.Option(help="Noise levels to train at: lognormal, uniform, ...")
+    ] = "lognormal",
+    loss_weighting: Annotated[str, typer.Option(help="Of the loss: edm, min_snr, p2, ...")] = "edm",
+    captions: Annotated[bool, typer.Option("--captions", help="Condition on captions: a text-to-image model.")] = False,
+    autoencoder: Autoencoder = None,
     restore: Annotated[
         str | None, typer.Option(help='Learn to undo this, e.g. "blur 0.5..3, jpeg 10..60", from DATA\'s photographs.')
     ] = None,
-    given: Annotated[Path | None, typer.Option(help="Inputs of the same names as DATA's answers: learn pairs.")] = None,
-    begin: Annotated[Path | None, typer.Option(help="The file of a trained model to go on from.")] = None,
-    self_condition: Annotated[bool, typer.Option(help="Also tell the net its own estimate.")] = False,
+    inputs: Annotated[
+        Path | None, typer.Option(help="Inputs of the same names as DATA's answers: learn pairs.")
+    ] = None,
+    init_from: Annotated[Path | None, typer.Option(help="The file of a trained model to go on from.")] = None,
+    self_condition: Annotated[bool, typer.Option(help="Also condition the net on its own estimate.")] = False,
     holdout: Annotated[float, typer.Option(help="Part of the data kept for the validation loss.")] = 0.05,
     precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: measured.")] = "auto",
     procs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
@@ -60,11 +79,11 @@ def train(
     cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
     seed: SeedOfAll = 0,
 ) -> None:
-    """Train a model on pictures; again, to go on.
+    """Train a model on images; run it again to go on.
 
     The same command goes on where the last one stopped, bit for bit.
     """
-    said = dict(locals())
+    arguments = dict(locals())
     if procs > 1:
         from ..distributed import launch, rank_and_world
 
@@ -75,40 +94,39 @@ def train(
     from ..images import safe_name
     from ..learner import Learner
 
-    crops = given is None and restore is not None and Path(data).is_dir()
-    if aspect is not None and (crops or given is not None):
-        raise InputError("--aspect does nothing here: pairs and pictures to restore are cut. Leave it out.")
-    if begin is not None and net is not None:
-        raise InputError("A model that goes on keeps its net. Leave out --net or --begin.")
-    if given is not None:
-        pictures: datasets.Dataset = datasets.Pairs(given, data, 64 if size is None else size)
+    crops = inputs is None and restore is not None and Path(data).is_dir()
+    if aspect is not None and (crops or inputs is not None):
+        raise InputError("--aspect does nothing here: pairs and images to restore are cut. Leave it out.")
+    if init_from is not None and net is not None:
+        raise InputError("A model that goes on keeps its net. Leave out --net or --init-from.")
+    if inputs is not None:
+        images: datasets.Dataset = datasets.Pairs(inputs, data, 64 if size is None else size)
     elif crops:
-        pictures = datasets.Crops(data, 64 if size is None else size)
+        images = datasets.Crops(data, 64 if size is None else size)
     else:
-        pictures = load_pictures(data, size, aspect, "bucket" if codec is None else "crop")
+        images = load_data(data, size, aspect, "bucket" if autoencoder is None else "crop")
     first = rank_and_world()[0] == 0
-    if pictures.report is not None and first:
-        print(pictures.report, file=sys.stderr)
-    budget = {key: said.pop(key) for key in ("minutes", "steps", "fresh")}
-    keywords = {
-        key: value for key, value in said.items() if key not in ("data", "size", "aspect", "procs", "folder", "given")
-    }
-    restores = restore is not None or given is not None
-    # a restorer never has the whole picture, at which the usual net looks
+    if images.report is not None and first:
+        print(images.report, file=sys.stderr)
+    budget = {key: arguments.pop(key) for key in ("minutes", "steps", "fresh")}
+    other = ("data", "size", "aspect", "procs", "folder", "inputs")
+    keywords = {key: value for key, value in arguments.items() if key not in other}
+    restores = restore is not None or inputs is not None
+    # a restorer never has the whole image, at which the usual net looks
     keywords["net"] = net or ("restorer" if restores else "unet-small")
     keywords["augment"] = tuple(name.strip() for name in augment.split(",") if name.strip())
-    folder = folder or Path("runs") / safe_name(pictures.name)
-    Learner(pictures, folder=folder, **keywords).fit(**budget)
+    folder = folder or Path("runs") / safe_name(images.name)
+    Learner(images, folder=folder, **keywords).fit(**budget)
     if first and restores:
-        next_command("restore photo.jpg", by=restore or "pairs", model=folder)
+        next_command("restore photo.jpg", corruption=restore or "pairs", model=folder)
     elif first:
         next_command(f"sample {shlex.quote(str(folder))} -n 16", out="out")
 
 
 @app.command()
 def scan(
-    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of pictures.")],
-    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 64,
+    path: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images.")],
+    size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
     aspect: Annotated[str, typer.Option(help="bucket keeps shapes, crop cuts squares, pad adds white.")] = "bucket",
     mode: Annotated[str, typer.Option(help="auto, L, RGB or RGBA.")] = "auto",
     labels: Annotated[str, typer.Option(help="auto, folders, table or none.")] = "auto",
@@ -117,28 +135,31 @@ def scan(
 
     Sizes, classes, captions, copies, and what cannot be read and why.
     """
-    from ..data.folders import scan as look
+    from ..data.folders import scan as scan_folder
 
-    print(look(path, size, aspect=aspect, mode=mode, labels=labels))
+    print(scan_folder(path, size, aspect=aspect, mode=mode, labels=labels))
 
 
 @app.command()
 def fit(
     model: ModelPath,
-    steps: Annotated[str, typer.Option(help="For how many calls: one number, or several with commas.")] = "5,8,12",
+    steps: Annotated[
+        str, typer.Option(help="For how many evaluations: one number, or several with commas.")
+    ] = "5,8,12",
     seconds: Annotated[float, typer.Option(help="Time for each, roughly.")] = 60.0,
-    polish: Annotated[bool, typer.Option(help="Spend the time left on turning all numbers together.")] = True,
+    polish: Annotated[bool, typer.Option(help="Spend the time left on optimizing all numbers together.")] = True,
     noises: Annotated[int, typer.Option(help="How many noises to fit to.")] = 64,
     scale: Scale = 1.0,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What a model of words will be asked for; repeat it, the more the better.")
+        list[str] | None,
+        typer.Option(help="What a text-to-image model will be asked for; repeat it, the more the better."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the noises.")] = 0,
     device: Device = None,
 ) -> None:
     """Fit samplers to a model, into its file.
 
-    The same pictures in fewer calls. Afterwards --steps 8 takes the table that was fitted for 8.
+    The same images in fewer evaluations. Afterwards --steps 8 takes the table that was fitted for 8.
     """
     try:
         counts = [int(count) for count in steps.split(",")]
@@ -155,17 +176,19 @@ def fit(
 
     ready = loaded(model, device)
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None
-    if ready.words is not None and prompt:
-        cond = ready.read(prompt)
-    elif prompt or (ready.words is not None and scale != 1):
-        raise InputError("--prompt is for models of words, whose --scale needs some: say --prompt 'a cat' and others.")
+    if ready.text_encoder is not None and prompt:
+        cond = ready.encode_prompt(prompt)
+    elif prompt or (ready.text_encoder is not None and scale != 1):
+        raise InputError(
+            "--prompt is for text-to-image models, whose --scale needs some: add --prompt 'a cat' and others."
+        )
     for count in counts:
         table = fit_sampler(
             ready, count, cond=cond, noises=noises, seconds=seconds, polish=polish, scale=scale, seed=seed
         )
         ready = ready.with_table(count, table)
         error, textbook = table.info["error"], table.info["textbook_error"]
-        print(f"{count} calls: error {error:.4f}, the best textbook table has {textbook:.4f}", flush=True)
+        print(f"{count} evaluations: error {error:.4f}, the best textbook table has {textbook:.4f}", flush=True)
         tables = {"tables": ready.spec()["tables"]}  # each as it comes: Ctrl-C keeps what is done
         annotate(model / FILE if model.is_dir() else model, lambda config, tables=tables: {**config, **tables})
 
@@ -175,29 +198,29 @@ def train_classifier(
     data: DataName,
     steps: Annotated[int, typer.Option(help="Of training.")] = 1000,
     model: Annotated[
-        Path | None, typer.Option(help="Read the middle of this model instead, for the guide middle.")
+        Path | None, typer.Option(help="Classify the features of this model instead, for the guidance middle.")
     ] = None,
     net: Annotated[str, typer.Option(help="A U-Net, of which half is taken.")] = "unet-tiny",
     size: Size = None,
     folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
         "runs/classifier"
     ),
-    batch_size: Annotated[int, typer.Option(help="Pictures a step.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
     lr: LR = 1e-3,
     dropout: Annotated[float, typer.Option(help="Against memorizing.")] = 0.1,
     seed: SeedOfAll = 0,
 ) -> None:
-    """Train a classifier of noisy pictures, for guidance.
+    """Train a classifier of noisy images, for guidance.
 
-    Afterwards: fastdiffusion sample MODEL --guide "classifier FILE scale=2", or middle if it reads that model.
+    Afterwards: fastdiffusion sample MODEL --guidance "classifier FILE scale=2", or middle for a model's features.
     """
-    given = {key: value for key, value in locals().items() if key not in ("data", "size")}
+    options = {key: value for key, value in locals().items() if key not in ("data", "size")}
     from .. import data as datasets
     from ..tasks import classifiers
 
-    pictures = datasets.load(data, size)
-    made = classifiers.train_classifier(pictures, **given)
+    images = datasets.load(data, size)
+    made = classifiers.train_classifier(images, **options)
     classifiers.save(made, folder / "classifier.safetensors")
-    for sigma, right in classifiers.accuracy(made, pictures).items():
-        print(f"sigma {sigma:5.2f}: {right:.1%} of training pictures told rightly")
+    for sigma, right in classifiers.accuracy(made, images).items():
+        print(f"sigma {sigma:5.2f}: {right:.1%} of training images classified correctly")
     print(f"{folder / 'classifier.safetensors'} is there.")

@@ -1,4 +1,4 @@
-"""Commands between pictures and words: train the encoders, score a picture, search a folder."""
+"""Commands between images and text: train the encoders, score an image, search a folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 from .options import (
     LR,
     Aspect,
+    Autoencoder,
     DataName,
     Fresh,
     Minutes,
@@ -18,8 +19,8 @@ from .options import (
     SeedOfAll,
     Size,
     app,
+    load_data,
     next_command,
-    pictures,
     unfinished,
 )
 
@@ -39,25 +40,25 @@ def train_clip(
     folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes; again, to go on.")] = Path(
         "runs/clip"
     ),
-    batch_size: Annotated[int, typer.Option(help="Pairs a step, each told from all others.")] = 256,
+    batch_size: Annotated[int, typer.Option(help="Pairs a step, each contrasted with all others.")] = 256,
     lr: LR = 1e-2,
     optimizer: Optimizer = "muon",
     vocabulary: Annotated[int, typer.Option(help="Most tokens learned from the captions.")] = 4096,
-    holdout: Annotated[float, typer.Option(help="Part of the pictures kept for the recall.")] = 0.05,
+    holdout: Annotated[float, typer.Option(help="Part of the images kept for the recall.")] = 0.05,
     minutes: Minutes = None,
     fresh: Fresh = False,
     seed: SeedOfAll = 0,
 ) -> None:
-    """Train encoders of pictures and captions.
+    """Train encoders of images and captions.
 
-    For score and search, on your own captioned folder. The same command goes on where it stopped.
+    For clip-score and search, on your own captioned folder. The same command goes on where it stopped.
     """
-    given: dict[str, Any] = {k: value for k, value in locals().items() if k not in ("size", "aspect")}
+    options: dict[str, Any] = {k: value for k, value in locals().items() if k not in ("size", "aspect")}
     from ..checkpoints import Folder
     from ..tasks import clip
 
-    given["data"] = pictures(data, size, aspect, "pad")  # as score and search see them
-    clip.train_clip(**given)
+    options["data"] = load_data(data, size, aspect, "pad")  # as clip-score and search load them
+    clip.train_clip(**options)
     if unfinished(folder, steps):
         return
     last = next((line for line in reversed(Folder(folder).metrics()) if "recall" in line), None)
@@ -65,71 +66,71 @@ def train_clip(
         interval = f"[{last['low']:.1%}, {last['high']:.1%}]"
         print(f"Held-out pairs: the right caption among {last['among']} in {last['recall']:.1%} {interval} of "
               f"{last['of']}; chance is {1 / last['among']:.1%}.")  # fmt: skip
-    next_command(f"search {shlex.quote(data)} 'some words'", model=folder)
+    next_command(f"search {shlex.quote(data)} 'a red car'", model=folder)
 
 
-@app.command("train-draft")
-def train_draft(
+@app.command("train-caption-mean")
+def train_caption_mean(
     data: DataName,
     steps: Annotated[int, typer.Option(help="Of training.")] = 3000,
     net: Annotated[str, typer.Option(help="Of the denoiser that follows: see 'train'.")] = "unet-latent",
-    codec: Annotated[Path | None, typer.Option(help="An autoencoder's file: draft its latents.")] = None,
+    autoencoder: Autoencoder = None,
     size: Size = None,
     aspect: Aspect = None,
     folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes; again, to go on.")] = Path(
-        "runs/draft"
+        "runs/caption-mean"
     ),
-    begin: Annotated[Path | None, typer.Option(help="A model with a draft to go on from.")] = None,
-    side: Annotated[int, typer.Option(help="Of the draft, in pixels or latents.")] = 16,
+    init_from: Annotated[Path | None, typer.Option(help="A model with a caption mean to go on from.")] = None,
+    side: Annotated[int, typer.Option(help="Of the mean, in pixels or latents.")] = 16,
     batch_size: Annotated[int, typer.Option(help="Captions a step.")] = 256,
     lr: LR = 1e-2,
-    holdout: Annotated[float, typer.Option(help="Part of the pictures kept for 'train': the same as there.")] = 0.05,
+    holdout: Annotated[float, typer.Option(help="Part of the images kept for 'train': the same as there.")] = 0.05,
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or auto: the faster one, measured.")] = "auto",
     minutes: Minutes = None,
     fresh: Fresh = False,
     seed: SeedOfAll = 0,
 ) -> None:
-    """Learn what words alone say of a picture, before the denoiser.
+    """Learn the mean image of each caption, E[x0 given caption], before the denoiser.
 
-    Minutes of this save hours of 'train --text'. The same command goes on where it stopped.
+    Minutes of this save hours of 'train --captions'. The same command goes on where it stopped.
     """
-    given: dict[str, Any] = {k: value for k, value in locals().items() if k not in ("size", "aspect")}
+    options: dict[str, Any] = {k: value for k, value in locals().items() if k not in ("size", "aspect")}
     from ..tasks import drafts
 
-    given["data"] = pictures(data, size, aspect, "crop")
-    drafts.train_draft(**given)
+    options["data"] = load_data(data, size, aspect, "crop")
+    drafts.train_caption_mean(**options)
     if unfinished(folder, steps):
         return
-    shared = {"size": size, "aspect": aspect or ("crop" if codec is None and Path(data).is_dir() else None)}
-    shared |= {"codec": codec, "holdout": None if holdout == 0.05 else holdout, "seed": seed or None}
-    next_command(f"train {shlex.quote(data)} --text", **shared, begin=folder / drafts.FILE)
+    shared = {"size": size, "aspect": aspect or ("crop" if autoencoder is None and Path(data).is_dir() else None)}
+    shared |= {"autoencoder": autoencoder, "holdout": None if holdout == 0.05 else holdout, "seed": seed or None}
+    next_command(f"train {shlex.quote(data)} --captions", **shared, init_from=folder / drafts.FILE)
 
 
-@app.command()
-def score(
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A file.")],
-    words: Annotated[list[str], typer.Argument(metavar="WORDS", help="One text or several, each in quotes.")],
+@app.command("clip-score")
+def clip_score(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A file.")],
+    prompt: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One text or several, each in quotes.")],
     model: ClipPath = None,
 ) -> None:
-    """Say how well words fit a picture.
+    """Measure how well texts fit an image.
 
     Best first: the cosine, and what part of the captions that the encoder knows fits worse.
     """
     from ..tasks import clip
 
-    for found in sorted(clip.score(picture, words, model), key=lambda scored: -scored.similarity):
-        print(f"{found.similarity:6.3f}  better than {found.better_than:6.1%}  {found.words}")
+    for score in sorted(clip.clip_score(image, prompt, model), key=lambda score: -score.similarity):
+        print(f"{score.similarity:6.3f}  better than {score.better_than:6.1%}  {score.prompt}")
 
 
 @app.command()
 def search(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Pictures, in any depth.")],
-    words: Annotated[str, typer.Argument(metavar="WORDS", help="What to look for, in quotes.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images, in any depth.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to look for, in quotes.")],
     n: Annotated[int, typer.Option("-n", "--n", help="How many to name.")] = 16,
     model: ClipPath = None,
 ) -> None:
-    """Find pictures of a folder by words, best first."""
+    """Find images of a folder by text, best first."""
     from ..tasks import clip
 
-    for found in clip.search(folder, words, n, model):
-        print(f"{found.similarity:6.3f}  {folder / found.path}")
+    for match in clip.search(folder, prompt, n, model):
+        print(f"{match.similarity:6.3f}  {folder / match.path}")

@@ -11,7 +11,7 @@ To add one is to write a function of a batch of numbers in one of this package's
 """
 
 from .blurs import LearnedBlur, blur, defocus, kernel, motion
-from .core import CORRUPTIONS, Chain, Corruption, Draw, Kind, Number, OneOf, Operator, Step, Word, after, example
+from .core import CORRUPTIONS, Chain, Corruption, Draw, Kind, Number, OneOf, Operator, Step, Text, after, example
 from .covers import covers
 from .grammar import parse
 from .jpeg import jpeg
@@ -29,7 +29,7 @@ __all__ = [
     "OneOf",
     "Operator",
     "Step",
-    "Word",
+    "Text",
     "after",
     "blur",
     "covers",

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..images import read_named, to_tensor
+from ..images import open_image, to_tensor
 from ..noise import dct2, idct2
 from .core import Draw, Number, Operator, Shape, corruption
 
@@ -89,8 +89,8 @@ def line(length: Float[Tensor, " b"], angle: Float[Tensor, " b"]) -> Float[Tenso
     """Kernels of straight lines, antialiased."""
     radius = math.ceil(float(length.max()) / 2)
     along = torch.linspace(-0.5, 0.5, 16 * radius + 1)[None] * (length - 1)[:, None]
-    turn = torch.deg2rad(angle)[:, None]
-    return splat(along * turn.cos(), -along * turn.sin(), radius)
+    radians = torch.deg2rad(angle)[:, None]
+    return splat(along * radians.cos(), -along * radians.sin(), radius)
 
 
 def splat(x: Float[Tensor, "b n"], y: Float[Tensor, "b n"], radius: int) -> Float[Tensor, "b k k"]:
@@ -119,13 +119,13 @@ def disk(radius: Float[Tensor, " b"]) -> Float[Tensor, "b k k"]:
 @corruption(file=Number(0, 0, file=True))
 def kernel(draw: Draw, shape: Shape, file: str | Tensor) -> Operator:
     """Any blur kernel: the file of its picture, or in Python a tensor; the middle is the centre, the sum is made 1."""
-    return _filtered(shape, read_kernel(file).expand(len(draw), -1, -1))
+    return _filtered(shape, load_kernel(file).expand(len(draw), -1, -1))
 
 
-def read_kernel(file: str | Tensor) -> Float[Tensor, "1 k l"]:
+def load_kernel(file: str | Tensor) -> Float[Tensor, "1 k l"]:
     """A kernel of odd sides that sums to 1; raises InputError where it does not fit."""
     if isinstance(file, str):
-        values = (to_tensor(read_named(file, "kernel").convert("L")) + 1) / 2
+        values = (to_tensor(open_image(file, "kernel").convert("L")) + 1) / 2
     elif isinstance(file, Tensor):
         values = file
     else:
@@ -140,7 +140,7 @@ def read_kernel(file: str | Tensor) -> Float[Tensor, "1 k l"]:
 def reach(name: str, value: float | str | Tensor) -> int:
     """How far a blur spreads a pixel, of its name and first number (or kernel)."""
     if name == "kernel":
-        return max(read_kernel(value).shape) // 2  # pyright: ignore[reportArgumentType]
+        return max(load_kernel(value).shape) // 2  # pyright: ignore[reportArgumentType]
     width = float(value)  # pyright: ignore[reportArgumentType]
     return {"blur": radius_of(width), "motion": math.ceil(width / 2), "defocus": math.ceil(width) + 1}[name]
 

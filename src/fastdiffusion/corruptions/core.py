@@ -218,17 +218,17 @@ class Number:
         low, high = map(float, ends)
         if not self.least <= low <= high <= self.most:
             most = "" if self.most == math.inf else f" to {self.most:g}"
-            raise InputError(f"{where} must be from {self.least:g}{most}, got {say(value)}. Example: {self.example}.")
+            raise InputError(f"{where} must be from {self.least:g}{most}, got {show(value)}. Example: {self.example}.")
         if self.whole and (low % 1 or high % 1):
-            raise InputError(f"{where} must be a whole number, got {say(value)}. Example: {self.example}.")
+            raise InputError(f"{where} must be a whole number, got {show(value)}. Example: {self.example}.")
         if self.single and low != high:
-            raise InputError(f"{where} cannot be a range, got {say(value)}. Say one thing or another: 'a 2 | a 4'.")
+            raise InputError(f"{where} cannot be a range, got {show(value)}. Say one thing or another: 'a 2 | a 4'.")
         return (low, high) if low != high else low
 
     @property
     def example(self) -> str:
         """Something that may be said."""
-        return say(self.low if self.single or self.low == self.high else (self.low, self.high))
+        return show(self.low if self.single or self.low == self.high else (self.low, self.high))
 
     def draw(self, draw: Draw, value: Any) -> Any:
         """One number per picture; one for all where ``single``; a file's name as it is."""
@@ -243,7 +243,7 @@ class Number:
 
 
 @dataclass(frozen=True)
-class Word:
+class Text:
     """A parameter that is a word: one of ``known``, the first by default; or any text where that is empty."""
 
     known: tuple[str, ...] = ()
@@ -253,20 +253,20 @@ class Word:
         """The value, if it may be said."""
         if not isinstance(value, str) or (self.known and value not in self.known):
             known = f"one of {', '.join(self.known)}" if self.known else "a text in quotes"
-            raise InputError(f"{where} must be {known}, got {say(value)}.")
+            raise InputError(f"{where} must be {known}, got {show(value)}.")
         return value
 
     @property
     def example(self) -> str:
         """Something that may be said."""
-        return say(self.known[0] if self.known else self.default)
+        return show(self.known[0] if self.known else self.default)
 
     def draw(self, draw: Draw, value: Any) -> str:
         """The word, nothing random about it."""
         return (self.known[0] if self.known else self.default) if value is None else value
 
 
-def say(value: Any) -> str:
+def show(value: Any) -> str:
     """A value as the grammar writes it."""
     if isinstance(value, tuple):
         return f"{value[0]:g}..{value[1]:g}"
@@ -290,7 +290,7 @@ class Kind:
     """
 
     make: Callable[..., Operator]
-    parameters: dict[str, Number | Word]
+    parameters: dict[str, Number | Text]
     summary: str
     chance: bool = False
 
@@ -299,7 +299,7 @@ CORRUPTIONS: dict[str, Kind] = {}  # closed: filled by the modules of this packa
 
 
 def corruption(
-    *, chance: bool = False, **parameters: Number | Word
+    *, chance: bool = False, **parameters: Number | Text
 ) -> Callable[[Callable[..., Operator]], Callable[..., Step]]:
     """Register ``make(draw, shape, *numbers) -> Operator`` under its name; what comes back makes the step.
 
@@ -311,8 +311,8 @@ def corruption(
         CORRUPTIONS[name] = Kind(make, parameters, (make.__doc__ or "").split("\n")[0], chance)
 
         def step(*values: Any, **named: Any) -> Step:
-            given = [*values, *(named[key] for key in list(parameters)[len(values) :] if key in named)]
-            return Step(name, tuple(given))
+            arguments = [*values, *(named[key] for key in list(parameters)[len(values) :] if key in named)]
+            return Step(name, tuple(arguments))
 
         step.__name__, step.__doc__, step.__module__ = name, make.__doc__, make.__module__
         return step
@@ -347,7 +347,7 @@ class Corruption(ABC):
     @property
     def known(self) -> bool:
         """Whether all is said, so that the same is done to every picture (but for noise)."""
-        return all(step.said for step in self.steps)
+        return all(step.fixed for step in self.steps)
 
     def __rshift__(self, other: Corruption) -> Corruption:
         mine, others = (c.parts if isinstance(c, Chain) else (c,) for c in (self, other))
@@ -370,7 +370,7 @@ class Step(Corruption):
         if len(self.values) > len(kind.parameters):
             takes = f"takes {len(kind.parameters)} values" if kind.parameters else "takes no value"
             raise InputError(
-                f"{self.name} {takes}, got {' '.join(map(say, self.values))}. Example: {example(self.name)}."
+                f"{self.name} {takes}, got {' '.join(map(show, self.values))}. Example: {example(self.name)}."
             )
         checked = [
             None if value is None else parameter.check(f"{self.name}'s {key}", value)
@@ -384,16 +384,16 @@ class Step(Corruption):
         return (self,)
 
     @property
-    def said(self) -> bool:
+    def fixed(self) -> bool:
         """Whether nothing is left to chance."""
         kind = CORRUPTIONS[self.name]
         file = any(isinstance(value, str | Tensor) for p, value in self._pairs() if isinstance(p, Number))
         fixed = (
-            isinstance(p, Word) or p.low == p.high if v is None else not isinstance(v, tuple) for p, v in self._pairs()
+            isinstance(p, Text) or p.low == p.high if v is None else not isinstance(v, tuple) for p, v in self._pairs()
         )
         return (file or not kind.chance) and all(fixed)
 
-    def _pairs(self) -> list[tuple[Number | Word, Any]]:
+    def _pairs(self) -> list[tuple[Number | Text, Any]]:
         """Each parameter with what was said to it, or None."""
         parameters = list(CORRUPTIONS[self.name].parameters.values())
         return list(zip(parameters, (*self.values, *[None] * (len(parameters) - len(self.values))), strict=True))
@@ -404,11 +404,11 @@ class Step(Corruption):
         drawn = [p.draw(draw, value) for p, value in self._pairs()]
         made = kind.make(draw, shape, *drawn)
         rows = range(len(draw))
-        text = (" ".join([self.name, *(say(_row(v, i)) for v in drawn)]) for i in rows)
+        text = (" ".join([self.name, *(show(_row(v, i)) for v in drawn)]) for i in rows)
         return replace(made, text=tuple(text))
 
     def __str__(self) -> str:
-        return " ".join([self.name, *map(say, self.values)])
+        return " ".join([self.name, *map(show, self.values)])
 
 
 def _row(value: Any, i: int) -> Any:
@@ -470,8 +470,8 @@ class OneOf(Corruption):
                 groups.append((rows, part.at(some, shape)))
         text = [""] * len(draw)
         for rows, operator in groups:
-            for row, said in zip(rows, operator.text, strict=True):
-                text[row] = said
+            for row, description in zip(rows, operator.text, strict=True):
+                text[row] = description
 
         def mean(x: Tensor) -> Tensor:
             out = torch.empty_like(x)

@@ -48,9 +48,9 @@ def _inside(parameter: Any, mine: Any, other: Any) -> bool:
 def _values(step: Step) -> list[Any]:
     """All values, numbers as ranges."""
     parameters = list(CORRUPTIONS[step.name].parameters.values())
-    given = (*step.values, *[None] * (len(parameters) - len(step.values)))
+    padded = (*step.values, *[None] * (len(parameters) - len(step.values)))
     out: list[Any] = []
-    for parameter, value in zip(parameters, given, strict=True):
+    for parameter, value in zip(parameters, padded, strict=True):
         if isinstance(parameter, Number):
             value = (parameter.low, parameter.high) if value is None else value
             out.append((value, value) if isinstance(value, float | int) else value)

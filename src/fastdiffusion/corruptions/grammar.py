@@ -44,20 +44,20 @@ def _tokens(text: str) -> list[Token]:
     at = 0
     text = text.rstrip()
     while at < len(text):
-        found = _TOKEN.match(text, at)
-        if found is None:
+        match = _TOKEN.match(text, at)
+        if match is None:
             raise InputError(f"Cannot read {text[at:].strip()[:20]!r} in {text!r}. {_HELP}")
-        kind = next(k for k in ("range", "number", "factor", "text", "word", "sign") if found[k] is not None)
+        kind = next(k for k in ("range", "number", "factor", "text", "word", "sign") if match[k] is not None)
         value: object = {
-            "range": lambda m=found: (float(m["low"]), float(m["high"])),
-            "number": lambda m=found: float(m["number"]),
-            "factor": lambda m=found: float(m["times"]),
-            "text": lambda m=found: m["text"][1:-1],
-            "word": lambda m=found: m["word"],
-            "sign": lambda m=found: m["sign"],
+            "range": lambda m=match: (float(m["low"]), float(m["high"])),
+            "number": lambda m=match: float(m["number"]),
+            "factor": lambda m=match: float(m["times"]),
+            "text": lambda m=match: m["text"][1:-1],
+            "word": lambda m=match: m["word"],
+            "sign": lambda m=match: m["sign"],
         }[kind]()
         tokens.append(("number" if kind == "factor" else kind, value))
-        at = found.end()
+        at = match.end()
     return tokens
 
 
@@ -102,6 +102,6 @@ def _one(tokens: list[Token], text: str) -> tuple[Corruption, list[Token]]:
     try:
         return Step(name, tuple(values)), tokens[end:]
     except InputError as error:
-        near = [word for word in values if word in CORRUPTIONS]
+        near = [value for value in values if value in CORRUPTIONS]
         comma = f" Put a comma before {near[0]!r}." if near else ""
         raise InputError(f"{error}{comma}") from None

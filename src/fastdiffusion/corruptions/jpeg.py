@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..noise import dct_matrix
-from .core import Draw, Number, Operator, Shape, Word, corruption
+from .core import Draw, Number, Operator, Shape, Text, corruption
 from .pixels import rounded
 
 # ITU-T T.81, tables K.1 and K.2, row by row
@@ -29,7 +29,7 @@ def tables(quality: Float[Tensor, " b"]) -> Float[Tensor, "b 2 8 8"]:
     return ((torch.stack([luma, chroma]) * scale + 50) / 100).floor().clamp(1, 255)
 
 
-@corruption(quality=Number(10, 90, least=1, most=100, whole=True, none=100, file=True), colors=Word(("420", "444")))
+@corruption(quality=Number(10, 90, least=1, most=100, whole=True, none=100, file=True), colors=Text(("420", "444")))
 def jpeg(draw: Draw, shape: Shape, quality: Tensor | str, colors: str) -> Operator:
     """JPEG at libjpeg's quality 1 to 100; colours at half the resolution ("420", as most programs do) or full ("444").
 
@@ -47,7 +47,7 @@ def operator(shape: Shape, steps: Float[Tensor, "b 2 8 8"], halved: bool) -> Ope
         raise InputError(f"jpeg takes pictures of 1 or 3 channels, got {shape[0]}.")
 
     def mean(x: Tensor) -> Tensor:
-        planes = [_picture(rounded(c / q) * q, plane.shape) for plane, c, q in _coefficients(x, steps.to(x), halved)]
+        planes = [_plane(rounded(c / q) * q, plane.shape) for plane, c, q in _coefficients(x, steps.to(x), halved)]
         return _joined(planes, x.shape)
 
     def nearest(x: Tensor, y: Tensor) -> Tensor:
@@ -59,9 +59,9 @@ def operator(shape: Shape, steps: Float[Tensor, "b 2 8 8"], halved: bool) -> Ope
         for (plane, c, q), (_, d, _) in zip(
             _coefficients(x, steps.to(x), halved), _coefficients(y, steps.to(y), halved), strict=True
         ):
-            middle = (d / q).round() * q
-            inside = torch.minimum(torch.maximum(c, middle - 0.49 * q), middle + 0.49 * q)
-            moves.append(_picture(torch.where((d - middle).abs() < 0.25 * q, inside - c, 0), plane.shape))
+            center = (d / q).round() * q
+            inside = torch.minimum(torch.maximum(c, center - 0.49 * q), center + 0.49 * q)
+            moves.append(_plane(torch.where((d - center).abs() < 0.25 * q, inside - c, 0), plane.shape))
         return x + _colors(moves, x.shape) / 127.5
 
     return Operator(shape, shape, mean, linear=False, nearest=nearest)
@@ -85,7 +85,7 @@ def _coefficients(x: Tensor, steps: Tensor, halved: bool) -> list[tuple[Tensor, 
     return out
 
 
-def _picture(coefficients: Tensor, shape: torch.Size) -> Tensor:
+def _plane(coefficients: Tensor, shape: torch.Size) -> Tensor:
     """A plane from its coefficients."""
     d = dct_matrix(8, coefficients.dtype).to(coefficients.device)
     cells = d.T @ coefficients @ d

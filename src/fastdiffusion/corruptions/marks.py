@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..images import lettering, read_named, to_tensor
-from .core import Draw, Number, Operator, Shape, Word, corruption
+from ..images import lettering, open_image, to_tensor
+from .core import Draw, Number, Operator, Shape, Text, corruption
 from .pixels import rows
 
 
@@ -19,7 +19,7 @@ def mask(draw: Draw, shape: Shape, part: Tensor | str) -> Operator:
     if isinstance(part, Tensor) and part.ndim == 1:
         hole = blots(draw, shape, part)
     else:
-        hole = read_mask(part, shape).expand(len(draw), -1, -1, -1)
+        hole = load_mask(part, shape).expand(len(draw), -1, -1, -1)
 
     def mean(x: Tensor) -> Tensor:
         return x * (1 - hole.to(x))
@@ -38,9 +38,9 @@ def filled(x: Float[Tensor, "b c h w"], known: Float[Tensor, "b 1 h w"]) -> Floa
     return torch.where(known > 0, x, smooth)
 
 
-def read_mask(file: str | Tensor, shape: Shape) -> Float[Tensor, "1 1 h w"]:
+def load_mask(file: str | Tensor, shape: Shape) -> Float[Tensor, "1 1 h w"]:
     """A mask of 0 and 1 from a picture's white and black; raises InputError where its size is another."""
-    values = (to_tensor(read_named(file, "mask").convert("L")) + 1) / 2 if isinstance(file, str) else file
+    values = (to_tensor(open_image(file, "mask").convert("L")) + 1) / 2 if isinstance(file, str) else file
     values = values.reshape(1, 1, *values.shape[-2:]).float()
     h, w = shape[1:]
     if values.shape[2:] != (h, w):
@@ -62,11 +62,11 @@ def scratches(draw: Draw, shape: Shape, count: Tensor, width: Tensor) -> Operato
     """Straight white scratches through the picture; ``width`` in pixels."""
     h, w = shape[1:]
     most = max(int(count.max()), 1)
-    x, y, turn = (torch.stack([draw.uniform(0, top) for _ in range(most)], 1) for top in (w, h, torch.pi))
+    x, y, angle = (torch.stack([draw.uniform(0, top) for _ in range(most)], 1) for top in (w, h, torch.pi))
     down, across = torch.arange(h)[None, :, None], torch.arange(w)[None, None, :]
     line = torch.zeros(len(draw), h, w)
     for i in range(most):
-        a, b, t = (v[:, i, None, None] for v in (x, y, turn))
+        a, b, t = (v[:, i, None, None] for v in (x, y, angle))
         distance = ((across - a) * t.sin() - (down - b) * t.cos()).abs()
         shown = (width[:, None, None] / 2 + 0.5 - distance).clamp(0, 1) * (i < count)[:, None, None]
         line = torch.maximum(line, shown)
@@ -74,7 +74,7 @@ def scratches(draw: Draw, shape: Shape, count: Tensor, width: Tensor) -> Operato
 
 
 @corruption(
-    text=Word((), "SAMPLE"), opacity=Number(0.3, 0.8, most=1, none=0), size=Number(0.3, 0.9, least=0.05, most=1),
+    text=Text((), "SAMPLE"), opacity=Number(0.3, 0.8, most=1, none=0), size=Number(0.3, 0.9, least=0.05, most=1),
     across=Number(0, 1, most=1), down=Number(0, 1, most=1),
 )  # fmt: skip
 def watermark(
@@ -98,13 +98,13 @@ def logo(draw: Draw, shape: Shape, file: str | Tensor, opacity: Tensor) -> Opera
     """A picture laid over (its transparency kept), fitted into the middle half of the width and height."""
     if not isinstance(file, str):
         raise InputError("logo needs a picture's file, e.g. logo mark.png.")
-    picture = to_tensor(read_named(file, "logo").convert("RGBA"))[None]
-    scale = min(shape[1] / 2 / picture.shape[2], shape[2] / 2 / picture.shape[3])
-    size = [max(1, round(n * scale)) for n in picture.shape[2:]]
-    picture = F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(-1, 1)
+    source = to_tensor(open_image(file, "logo").convert("RGBA"))[None]
+    scale = min(shape[1] / 2 / source.shape[2], shape[2] / 2 / source.shape[3])
+    size = [max(1, round(n * scale)) for n in source.shape[2:]]
+    source = F.interpolate(source, size, mode="bicubic", antialias=True).clamp(-1, 1)
     top, left = ((n - m) // 2 for n, m in zip(shape[1:], size, strict=True))
     place = (left, shape[2] - left - size[1], top, shape[1] - top - size[0])
-    alpha, color = F.pad((picture[:, 3:] + 1) / 2, place), F.pad(picture[:, :3], place)
+    alpha, color = F.pad((source[:, 3:] + 1) / 2, place), F.pad(source[:, :3], place)
     if shape[0] == 1:
         color = color.mean(1, keepdim=True)
     return overlay(shape, alpha * rows(opacity, alpha), color)
@@ -112,9 +112,9 @@ def logo(draw: Draw, shape: Shape, file: str | Tensor, opacity: Tensor) -> Opera
 
 def overlay(shape: Shape, alpha: Float[Tensor, "b 1 h w"], color: Float[Tensor, "#b #c #h #w"]) -> Operator:
     """``color`` laid over with opacity ``alpha``: undone exactly wherever that is below 0.99."""
-    seen = 1 - alpha
+    transparency = 1 - alpha
 
     def inverse(y: Tensor) -> Tensor:
-        return torch.where(seen.to(y) > 1e-3, y / seen.to(y).clamp(min=1e-3), 0)
+        return torch.where(transparency.to(y) > 1e-3, y / transparency.to(y).clamp(min=1e-3), 0)
 
-    return Operator(shape, shape, lambda x: x * seen.to(x) + (alpha * color).to(x), inverse=inverse)
+    return Operator(shape, shape, lambda x: x * transparency.to(x) + (alpha * color).to(x), inverse=inverse)

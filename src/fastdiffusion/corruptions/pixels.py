@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from .core import Draw, Number, Operator, Shape, Word, _same, corruption
+from .core import Draw, Number, Operator, Shape, Text, _same, corruption
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as JPEG and Pillow's "L" have them
 
@@ -78,7 +78,7 @@ def rounded(x: Tensor) -> Tensor:
     return x + (x.detach().round() - x.detach())
 
 
-@corruption(factor=Number(2, 2, least=1, most=16, whole=True, single=True, none=1), how=Word(("bicubic", "area")))
+@corruption(factor=Number(2, 2, least=1, most=16, whole=True, single=True, none=1), how=Text(("bicubic", "area")))
 def downscale(draw: Draw, shape: Shape, factor: int, how: str) -> Operator:
     """A factor-th of the width and height: "bicubic" as picture editors do it, or "area", the mean of each square."""
     c, h, w = shape

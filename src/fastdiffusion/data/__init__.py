@@ -14,14 +14,16 @@ from ..errors import InputError, unknown
 from . import augment
 from .cache import cache_folder
 from .crops import Crops
-from .dataset import Batch, Dataset, Pictures, Subset, measure_sigma_data
+from .dataset import Batch, Dataset, Images, Subset, measure_sigma_data
 from .digits import digits
 from .emoji import emoji
 from .fashion_mnist import fashion_mnist
 from .folders import ImageFolder, scan
 from .hub import hub
 from .pairs import Pairs
-from .polyglot import polyglot
+from .polyglot import (
+    multilingual,
+)
 from .scan import Scan
 from .scenes import scenes
 
@@ -31,8 +33,8 @@ __all__ = [
     "Crops",
     "Dataset",
     "ImageFolder",
+    "Images",
     "Pairs",
-    "Pictures",
     "Scan",
     "Subset",
     "augment",
@@ -43,7 +45,7 @@ __all__ = [
     "hub",
     "load",
     "measure_sigma_data",
-    "polyglot",
+    "multilingual",
     "scan",
     "scenes",
 ]
@@ -53,7 +55,8 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "fashion-mnist": fashion_mnist,
     "emoji": emoji,
     "emoji-scenes": scenes,
-    "emoji-polyglot": polyglot,
+    "emoji-multilingual": multilingual,
+    "emoji-polyglot": multilingual,  # its first name
 }
 
 

@@ -21,7 +21,7 @@ from .scenes import cldr, cldr_file, plain, spoken
 EDICT = Path("/usr/share/edict/edict")  # Debian's package edict: Japanese to English, CC-BY-SA-3.0, EDRDG
 
 # How each language says that something is on a colored ground, and the colors in the order of ``reserved.COLORS``.
-GROUNDS: dict[str, tuple[str, str]] = {
+BACKGROUNDS: dict[str, tuple[str, str]] = {
     "ar": ("{name} على خلفية {color}", "بيضاء سوداء حمراء برتقالية صفراء خضراء زرقاء بنفسجية وردية"),
     "de": (
         "{name} auf {color} Hintergrund",
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
     weight: float = 1.0
 
 
-def bilingual(source: str | Path) -> list[Pair]:
+def translations(source: str | Path) -> list[Pair]:
     """Pairs from a place that is named: "emoji", "emoji:ja,es", "edict", or the file of a table or of EDICT.
 
     Raises:
@@ -60,7 +60,7 @@ def bilingual(source: str | Path) -> list[Pair]:
     name = str(source)
     if name == "emoji" or name.startswith("emoji:"):
         languages = name[6:].split(",") if name[5:] else LANGUAGES[1:]
-        return emoji_pairs(languages) + emoji_words(languages)
+        return emoji_pairs(languages) + emoji_phrases(languages)
     if name == "edict" or Path(name).name.startswith("edict"):
         return edict(EDICT if name == "edict" else Path(name))
     return table(Path(name))
@@ -79,49 +79,53 @@ def emoji_pairs(languages: Sequence[str] = LANGUAGES[1:], held_out: bool = False
                 text, known, 0.15 if reserved.skins(name) else 1.0
             )  # five tones of one name teach little more than one
             for language in languages
-            for name, known, texts in _designs(language, held_out)
+            for name, known, texts in _glyphs(language, held_out)
             if len(reserved.skins(name)) < 2
             for text in texts
         )
     )
 
 
-def emoji_words(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
+def emoji_phrases(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
     """What else is said of the same emoji: CLDR's search words, names on the grounds that were trained on, countries.
 
     A search word belongs to many emoji; what it comes to mean is the mean of them. A country's name, which is no
     emoji's, stands for its flag.
     """
-    found: list[Pair] = []
+    pairs: list[Pair] = []
     for language in languages:
-        words = cldr(language)
+        keywords = cldr(language)
         held = {text.casefold() for text in held_out(language)}
         countries = territories(language)
-        found += [
+        pairs += [
             Pair(country, known)
-            for part in (False, True)
-            for name, known, _ in _designs(language, part)
+            for held_back in (False, True)
+            for name, known, _ in _glyphs(language, held_back)
             if (country := countries.get(_letters(name), "")) and country.casefold() not in held
         ]
-        for name, known, texts in _designs(language):
+        for name, known, texts in _glyphs(language):
             if reserved.skins(name):
                 continue
-            more = (word for word in words.get(plain(name), ()) if word not in texts and word.casefold() not in held)
-            found += [Pair(word, known, 0.1) for word in more]
-            found += [
-                Pair(grounded(text, language, color), f"{known} on {color}", 0.08)
+            more = (
+                keyword
+                for keyword in keywords.get(plain(name), ())
+                if keyword not in texts and keyword.casefold() not in held
+            )
+            pairs += [Pair(keyword, known, 0.1) for keyword in more]
+            pairs += [
+                Pair(describe_background(text, language, color), f"{known} on {color}", 0.08)
                 for text in texts
                 for color in reserved.COLORS
-                if color != "white" and not reserved.ground(name, color)
+                if color != "white" and not reserved.background(name, color)
             ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(pairs))
 
 
-def grounded(name: str, language: str, color: str) -> str:
+def describe_background(name: str, language: str, color: str) -> str:
     """How a language says that something is on a ground of a color, one of ``reserved.COLORS``; white goes unsaid."""
-    saying, colors = GROUNDS.get(language, ("{name} on {color}", " ".join(reserved.COLORS)))
-    told = dict(zip(reserved.COLORS, colors.split(), strict=True))
-    return name if color == "white" else saying.format(name=name, color=told[color])
+    saying, colors = BACKGROUNDS.get(language, ("{name} on {color}", " ".join(reserved.COLORS)))
+    names_of = dict(zip(reserved.COLORS, colors.split(), strict=True))
+    return name if color == "white" else saying.format(name=name, color=names_of[color])
 
 
 def territories(language: str) -> dict[str, str]:
@@ -132,8 +136,10 @@ def territories(language: str) -> dict[str, str]:
 
 def _letters(name: str) -> str:
     """The two letters of a flag's code points; of anything else nothing."""
-    parts = [int(part, 16) - 0x1F1E6 for part in name.split("-")]
-    return "".join(chr(ord("A") + n) for n in parts) if len(parts) == 2 and all(0 <= n < 26 for n in parts) else ""
+    letters = [int(point, 16) - 0x1F1E6 for point in name.split("-")]
+    return (
+        "".join(chr(ord("A") + n) for n in letters) if len(letters) == 2 and all(0 <= n < 26 for n in letters) else ""
+    )
 
 
 def held_out(language: str) -> list[str]:
@@ -141,7 +147,7 @@ def held_out(language: str) -> list[str]:
     return [pair.text for pair in emoji_pairs([language], held_out=True)]
 
 
-def _designs(language: str, held_out: bool = False) -> list[tuple[str, str, list[str]]]:
+def _glyphs(language: str, held_out: bool = False) -> list[tuple[str, str, list[str]]]:
     """(code points, the English name, the first name in ``language``) of what may be said, or what is held out."""
     if language not in LANGUAGES:
         raise InputError(f"Emoji have names in {' '.join(LANGUAGES)}, got {language!r}.")
@@ -162,15 +168,15 @@ def edict(path: Path = EDICT, most: int = 2, names: Collection[str] = ()) -> lis
     Raises MissingExtra without the file, DataError for one of another form.
     """
     try:
-        lines = path.read_text(encoding="euc-jp", errors="ignore").splitlines()
+        entries = path.read_text(encoding="euc-jp", errors="ignore").splitlines()
     except FileNotFoundError:
         raise MissingExtra(f"There is no dictionary at {path}. Install one: apt install edict.") from None
     except OSError as error:
         raise DataError(f"Cannot read {path.name!r}: {error.strerror}.") from None
-    found: dict[tuple[str, str], float] = {}
+    weights: dict[tuple[str, str], float] = {}
     called = {name.casefold() for name in names}
-    for line in lines:
-        head, _, rest = line.partition(" /")
+    for entry in entries:
+        head, _, rest = entry.partition(" /")
         forms = re.findall(r"[^\s\[\];]+", re.sub(r"\([^)]*\)", "", head))[:2]
         glosses = [re.sub(r"\([^)]*\)|[{}]", "", gloss).strip() for gloss in rest.split("/")]
         glosses = [re.sub(r"^(to|a|an|the) ", "", gloss) for gloss in glosses if gloss]
@@ -179,10 +185,10 @@ def edict(path: Path = EDICT, most: int = 2, names: Collection[str] = ()) -> lis
                 often = 1.0 if gloss.casefold() in called and rank < 2 else 0.3 if "(P)" in rest else 0.05
                 weight = often / (1 + rank)
                 for form in forms:
-                    found[form, gloss] = max(weight, found.get((form, gloss), 0.0))
-    if not found:
+                    weights[form, gloss] = max(weight, weights.get((form, gloss), 0.0))
+    if not weights:
         raise DataError(f"{path.name!r} is no dictionary in EDICT's form.")
-    return [Pair(text, known, weight) for (text, known), weight in found.items()]
+    return [Pair(text, known, weight) for (text, known), weight in weights.items()]
 
 
 def table(path: Path) -> list[Pair]:
@@ -191,9 +197,9 @@ def table(path: Path) -> list[Pair]:
         rows = list(csv.reader(path.open(encoding="utf-8-sig"), delimiter="\t" if path.suffix == ".tsv" else ","))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"Cannot read {path.name!r} ({error}).") from None
-    found = [
+    pairs = [
         Pair(row[0].strip(), row[1].strip()) for row in rows if len(row) >= 2 and row[0].strip() and row[1].strip()
     ]
-    if not found:
+    if not pairs:
         raise DataError(f"{path.name!r} has no pairs. Each row is: text in the new language, the same in a known one.")
-    return found
+    return pairs

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import DataError
 
-IN_MEMORY = 1 << 29  # bytes; a larger array is left on disk and mapped
+MAX_RAM_BYTES = 1 << 29  # bytes; a larger array is left on disk and mapped
 
 
 def cache_folder() -> Path:
@@ -25,9 +25,9 @@ def cache_folder() -> Path:
     The folder exists and can be written to. Deleting it is always safe.
     """
     home, user = os.path.expanduser("~"), getattr(os, "getuid", int)()
-    given = [os.environ.get("XDG_CACHE_HOME"), os.path.join(home, ".cache") if os.path.isabs(home) else None]
+    bases = [os.environ.get("XDG_CACHE_HOME"), os.path.join(home, ".cache") if os.path.isabs(home) else None]
     places = [
-        *(Path(base) / "fastdiffusion" for base in given if base),
+        *(Path(base) / "fastdiffusion" for base in bases if base),
         Path(tempfile.gettempdir()) / f"fastdiffusion-{user}",
     ]
     for folder in places:
@@ -59,9 +59,9 @@ def decode_once(family: str, key: str, items: Iterable[tuple[np.ndarray | None, 
             Not touched when the cache answers.
     """
     place = cache_folder() / "data" / family
-    found = _load(place / key)
-    if found is not None:
-        return found
+    decoded = _load(place / key)
+    if decoded is not None:
+        return decoded
     try:
         shutil.rmtree(place / key, ignore_errors=True)  # damaged, or not there
         place.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def decode_once(family: str, key: str, items: Iterable[tuple[np.ndarray | None, 
                 temporary.rename(place / key)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        found = _load(place / key)
+        decoded = _load(place / key)
         for old in place.iterdir():
             half_written = old.name.startswith(".") and time.time() - old.stat().st_mtime < 86400  # by another process
             if old.name != key and not half_written:
@@ -82,11 +82,11 @@ def decode_once(family: str, key: str, items: Iterable[tuple[np.ndarray | None, 
             f"Cannot keep the decoded pictures in {str(place.parent)!r}: {error.strerror}. "
             "Name a folder with more room: XDG_CACHE_HOME=/some/folder."
         ) from None
-    if found is None:
+    if decoded is None:
         raise DataError(
             f"The decoded pictures in {str(place)!r} cannot be read back. Remove that folder and try again."
         )
-    return found
+    return decoded
 
 
 def _write(folder: Path, items: Iterable[tuple[np.ndarray | None, dict[str, Any]]]) -> None:
@@ -118,7 +118,7 @@ def _load(folder: Path) -> Decoded | None:
             shape = (len(rows), *map(int, size.split("x")))
             if (folder / size).stat().st_size != np.prod(shape, dtype=np.int64):
                 return None
-            if np.prod(shape, dtype=np.int64) > IN_MEMORY:
+            if np.prod(shape, dtype=np.int64) > MAX_RAM_BYTES:
                 arrays.append(np.memmap(folder / size, np.uint8, "r", shape=shape))
             else:
                 arrays.append(np.fromfile(folder / size, np.uint8).reshape(shape))

@@ -28,14 +28,14 @@ class Notes(NamedTuple):
     remarks: list[str]
 
 
-def read_notes(root: Path, pictures: Iterable[str], others: Iterable[str]) -> Notes:
-    """Find the captions and labels of ``pictures`` in the ``others`` of a folder (names relative to ``root``).
+def read_notes(root: Path, images: Iterable[str], others: Iterable[str]) -> Notes:
+    """Find the captions and labels of ``images`` in the ``others`` of a folder (names relative to ``root``).
 
     A table (metadata.jsonl, any .csv or .tsv) names pictures relative to its own folder, with or without their suffix;
     a .txt or .json file speaks of the picture that it is named like, every line of a .txt being a caption. Sources add
     up: several captions of a picture are all kept, each once.
     """
-    names = set(pictures)
+    names = set(images)
     stems: dict[str, list[str]] = {}
     for name in sorted(names):
         stems.setdefault(_stem(name), []).append(name)
@@ -54,9 +54,9 @@ def read_notes(root: Path, pictures: Iterable[str], others: Iterable[str]) -> No
         absent = 0
         for row in rows:
             path = posixpath.normpath(posixpath.join(posixpath.dirname(other), str(_first(row, FILE))))
-            found = beside if suffix in BESIDE else [path] if path in names else stems.get(path, [])
-            absent += not found
-            for name in found:
+            matches = beside if suffix in BESIDE else [path] if path in names else stems.get(path, [])
+            absent += not matches
+            for name in matches:
                 captions.setdefault(name, {}).update(dict.fromkeys(_texts(_first(row, TEXT))))
                 label = _first(row, LABEL)
                 if isinstance(label, float) and label.is_integer():  # as tables have them where some rows lack one
@@ -65,7 +65,7 @@ def read_notes(root: Path, pictures: Iterable[str], others: Iterable[str]) -> No
                     labels[name] = str(label).strip()
         if absent:
             remarks.append(f"{other}: {absent} of {len(rows)} rows name no picture here (in a column {FILE[0]!r})")
-    return Notes({name: tuple(found) for name, found in captions.items() if found}, labels, remarks)
+    return Notes({name: tuple(texts) for name, texts in captions.items() if texts}, labels, remarks)
 
 
 def _stem(name: str) -> str:
@@ -78,7 +78,7 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig", errors="replace")
 
 
-def _lines(text: str) -> list[dict[str, Any]]:
+def _txt(text: str) -> list[dict[str, Any]]:
     return [{"text": text.splitlines()}]
 
 
@@ -105,7 +105,7 @@ def _csv(text: str, delimiter: str = ",") -> list[dict[str, Any]]:
     return list(table)
 
 
-BESIDE = {".txt": _lines, ".caption": _lines, ".json": _json}
+BESIDE = {".txt": _txt, ".caption": _txt, ".json": _json}
 TABLES = {".jsonl": _jsonl, ".csv": _csv, ".tsv": partial(_csv, delimiter="\t")}
 
 
@@ -114,11 +114,11 @@ def _first(row: dict[str, Any], keys: Sequence[str]) -> Any:
 
 
 def _texts(value: Any) -> list[str]:
-    found = value if isinstance(value, list) else [value]
-    return [text.strip() for text in found if isinstance(text, str) and text.strip()]
+    texts = value if isinstance(value, list) else [value]
+    return [text.strip() for text in texts if isinstance(text, str) and text.strip()]
 
 
-def vary(
+def augment_captions(
     captions: Sequence[str], generator: torch.Generator, dropout: float = 0.0, shuffle: bool = False, keep: int = 1
 ) -> list[str]:
     """Captions for one training step: emptied with probability ``dropout``, comma-separated tags in random order.

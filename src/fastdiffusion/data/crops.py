@@ -17,16 +17,16 @@ from tqdm import tqdm
 from .. import images
 from ..errors import DataError, unknown
 from .cache import decode_once
-from .dataset import Pictures, digest
+from .dataset import Images, digest
 from .folders import CHANNELS, checked_folder, checked_size
-from .scan import Fact, File, Scan, Skipped, alike, find, look
+from .scan import Fact, File, Scan, Skipped, alike, find, inspect
 
 _VERSION = 1  # of the cutting below: a change of what it makes must not meet an old cache
 COVER = 2  # how often a pixel is cut out, in the mean
 PIXELS = 1_500_000  # larger photographs are first reduced: a camera's own pixels are soft
 
 
-class Crops(Pictures):
+class Crops(Images):
     """Random squares of all photographs under a folder, cut once and kept in the cache folder.
 
     Args:
@@ -55,14 +55,14 @@ class Crops(Pictures):
         report = Scan(root.resolve().name, tuple(facts.values()), tuple(skipped), len(others))
         if not rows:
             raise DataError(f"None of the {len(skipped)} pictures in {str(path)!r} can be used:\n{report}")
-        look_alikes = dict(zip(facts, alike([fact.dhash for fact in facts.values()]), strict=True))
+        first_alike = dict(zip(facts, alike([fact.dhash for fact in facts.values()]), strict=True))
         first = [fact.sha256 for fact in facts.values()]
         gray = mode == "auto" and all(fact.gray for fact in facts.values())
         super().__init__(
             report.name,
             [array[:, :1] if gray else array for array in decoded.arrays],
             names=[f"{row['name']} at {row['left']},{row['top']}" for row in rows],
-            keys=[first[look_alikes[row["name"]]] for row in rows],  # a photograph is on one side of a split
+            keys=[first[first_alike[row["name"]]] for row in rows],  # a photograph is on one side of a split
             fingerprint=digest(options, first),
             report=report,
         )
@@ -72,30 +72,30 @@ def _cut(root: Path, files: list[File], size: int, most: int, mode: str) -> Iter
     """Every square with its photograph's facts and its place; or None and the reason."""
     for file in tqdm(files, "cutting", unit="", disable=None, delay=1, leave=False):
         try:
-            picture, fact = look(root, file)
-            picture = reduced(images.flatten(picture).convert(mode), PIXELS)
-            pixels = images.to_array(picture)
+            image, fact = inspect(root, file)
+            image = reduced(images.flatten(image).convert(mode), PIXELS)
+            pixels = images.to_array(image)
             if min(pixels.shape[1:]) < size:
-                raise DataError(f"{picture.width}x{picture.height} pixels is smaller than {size}")
+                raise DataError(f"{image.width}x{image.height} pixels is smaller than {size}")
         except DataError as error:
             yield None, Skipped(file.name, str(error))._asdict()
             continue
         height, width = (n - size for n in pixels.shape[1:])
-        count = min(math.ceil(COVER * picture.width * picture.height / size**2), most)
+        count = min(math.ceil(COVER * image.width * image.height / size**2), most)
         places = np.random.default_rng(int(fact.sha256[:16], 16)).integers(0, [height + 1, width + 1], (count, 3, 2))
         for three in places.tolist():
             top, left = max(three, key=lambda place: _detail(pixels, place[0], place[1], size))
             yield pixels[:, top : top + size, left : left + size], {**fact._asdict(), "top": top, "left": left}
 
 
-def reduced(picture: Image.Image, pixels: int) -> Image.Image:
+def reduced(image: Image.Image, pixels: int) -> Image.Image:
     """A picture of at most about so many pixels."""
-    scale = math.sqrt(pixels / (picture.width * picture.height))
+    scale = math.sqrt(pixels / (image.width * image.height))
     if scale >= 1:
-        return picture
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+        return image
+    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
 
 
 def _detail(pixels: np.ndarray, top: int, left: int, size: int) -> float:
-    part = pixels[:, top : top + size, left : left + size].astype(np.float32).mean(0)
-    return float(np.abs(np.diff(part, axis=0)).mean() + np.abs(np.diff(part, axis=1)).mean())
+    patch = pixels[:, top : top + size, left : left + size].astype(np.float32).mean(0)
+    return float(np.abs(np.diff(patch, axis=0)).mean() + np.abs(np.diff(patch, axis=1)).mean())

@@ -37,10 +37,10 @@ class Batch(NamedTuple):
     labels: Int64[Tensor, " b"]
     captions: list[str]
     names: list[str]
-    given: UInt8[Tensor, "b k h w"] | None = None
+    inputs: UInt8[Tensor, "b k h w"] | None = None
 
 
-class Told(NamedTuple):
+class Annotations(NamedTuple):
     """What is known of pictures besides the pictures; see :class:`Batch`."""
 
     labels: Int64[Tensor, " b"]
@@ -60,7 +60,7 @@ class Dataset(ABC):
         given: Channels of ``Batch.given`` in a data set of pairs, else 0.
     """
 
-    given: int = 0
+    cond_channels: int = 0
     name: str
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
@@ -78,13 +78,13 @@ class Dataset(ABC):
         With a ``generator``, one of each picture's captions is drawn; without, it is the first.
         """
 
-    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+    def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
         """What :meth:`batch` says of these pictures, where it can be had without them."""
-        return Told(*self.batch(indices, generator)[1:4])
+        return Annotations(*self.batch(indices, generator)[1:4])
 
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """All that captions of some pictures, or of all, may say: what a tokenizer learns from. Empty without any."""
-        return [text for text in self.told(range(len(self)) if indices is None else indices).captions if text]
+        return [text for text in self.annotations(range(len(self)) if indices is None else indices).captions if text]
 
     def source(self, index: int) -> int:
         """The first row with the same picture: itself, unless a data set lists pictures several times."""
@@ -123,12 +123,12 @@ class Dataset(ABC):
         if wanted and not held and len(order) > 1:  # all groups of copies are large
             held.update(members[min(order[:-1], key=lambda key: len(members[key]))])
         if held and self.classes:  # a class that is held out whole could be asked for, and never learned
-            labels = self.told(range(len(self))).labels.tolist()
-            taught = {labels[i] for i in range(len(self)) if i not in held}
-            back = {self.key(i) for i in held if labels[i] not in taught}
-            held = {i for i in held if self.key(i) not in back}
-        parts = [i for i in range(len(self)) if i not in held], sorted(held)
-        return Subset(self, parts[0]), Subset(self, parts[1])
+            labels = self.annotations(range(len(self))).labels.tolist()
+            remaining = {labels[i] for i in range(len(self)) if i not in held}
+            returned = {self.key(i) for i in held if labels[i] not in remaining}
+            held = {i for i in held if self.key(i) not in returned}
+        rows = [i for i in range(len(self)) if i not in held], sorted(held)
+        return Subset(self, rows[0]), Subset(self, rows[1])
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.shape))
@@ -142,7 +142,7 @@ class Subset(Dataset):
     def __init__(self, parent: Dataset, indices: Sequence[int]):
         self.parent, self.indices = parent, list(indices)
         self.name, self.shape, self.classes, self.report = parent.name, parent.shape, parent.classes, parent.report
-        self.given, self.options = parent.given, parent.options
+        self.cond_channels, self.options = parent.cond_channels, parent.options
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -151,9 +151,9 @@ class Subset(Dataset):
         """See :meth:`Dataset.batch`."""
         return self.parent.batch([self.indices[i] for i in indices], generator)
 
-    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+    def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
         """See :meth:`Dataset.told`."""
-        return self.parent.told([self.indices[i] for i in indices], generator)
+        return self.parent.annotations([self.indices[i] for i in indices], generator)
 
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """See :meth:`Dataset.texts`: nothing that is said of the parent's other pictures."""
@@ -184,7 +184,7 @@ class Subset(Dataset):
         return self.parent.key(self.indices[index])
 
 
-class Pictures(Dataset):
+class Images(Dataset):
     """Pictures held in memory or in a memory map, one uint8 array (n, c, h, w) for each size.
 
     Args:
@@ -261,9 +261,9 @@ class Pictures(Dataset):
         if (group != group[0]).any():
             raise InputError("These pictures differ in size. Take the indices of a batch from one of dataset.groups.")
         images = torch.from_numpy(self.arrays[group[0]][rows - self._starts[group[0]]])
-        return Batch(images, *self.told(indices, generator))
+        return Batch(images, *self.annotations(indices, generator))
 
-    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+    def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
         """See :meth:`Dataset.told`."""
         rows = self._rows(indices)
         choice = torch.rand(len(rows), generator=generator).tolist() if generator is not None else [0.0] * len(rows)
@@ -271,12 +271,12 @@ class Pictures(Dataset):
             self.captions[i][int(u * len(self.captions[i]))] if self.captions[i] else ""
             for i, u in zip(rows, choice, strict=True)
         ]
-        return Told(self.labels[rows], captions, [self.names[i] for i in rows])
+        return Annotations(self.labels[rows], captions, [self.names[i] for i in rows])
 
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """See :meth:`Dataset.texts`."""
-        told = self.captions if indices is None or not self.captions else [self.captions[i] for i in indices]
-        return [text for captions in told for text in captions]
+        rows = self.captions if indices is None or not self.captions else [self.captions[i] for i in indices]
+        return [text for captions in rows for text in captions]
 
     def _rows(self, indices: Sequence[int]) -> np.ndarray:
         rows = np.asarray(indices, dtype=np.int64)
@@ -285,11 +285,11 @@ class Pictures(Dataset):
         return rows
 
 
-def digest(*parts: object) -> str:
+def digest(*values: object) -> str:
     """A short hash of arrays and of anything that JSON can hold."""
     h = hashlib.sha256()
-    for part in parts:
-        h.update(part.data if isinstance(part, np.ndarray) else json.dumps(part).encode())
+    for value in values:
+        h.update(value.data if isinstance(value, np.ndarray) else json.dumps(value).encode())
         h.update(b"\0")
     return h.hexdigest()[:32]
 

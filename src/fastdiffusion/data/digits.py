@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import InputError
-from .dataset import Pictures
+from .dataset import Images
 
 
-def digits(size: int | None = None) -> Pictures:
+def digits(size: int | None = None) -> Images:
     """1,797 digits of shape (1, 8, 8), white on black, classes "0" to "9"; ``size`` can only be 8."""
     if size not in (None, 8):
         raise InputError(f"The digits are 8 by 8 pixels, got size={size}. Leave size out, or take 'fashion-mnist'.")
@@ -19,4 +19,4 @@ def digits(size: int | None = None) -> Pictures:
     labels = targets.tolist()
     captions = [(f"the digit {label}",) for label in labels]
     names = [f"digit-{i:04d}" for i in range(len(labels))]
-    return Pictures("digits", [images], labels, captions, names, classes=[str(digit) for digit in range(10)])
+    return Images("digits", [images], labels, captions, names, classes=[str(digit) for digit in range(10)])

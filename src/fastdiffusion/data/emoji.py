@@ -22,7 +22,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 from .. import images
 from ..errors import DataError, InputError, MissingExtra, missing
 from .cache import decode_once
-from .dataset import Pictures, digest
+from .dataset import Images, digest
 from .folders import checked_size
 
 LANGUAGES = ("en", "ar", "de", "es", "fa", "fr", "id", "it", "ja", "ko", "pt", "ru", "tr", "zh")
@@ -49,7 +49,7 @@ def emoji(
     languages: Sequence[str] = ("en",),
     alpha: bool = False,
     font: str | os.PathLike[str] | None = None,
-) -> Pictures:
+) -> Images:
     """About 3,700 emoji, each a centred picture with its names as captions.
 
     Args:
@@ -82,7 +82,7 @@ def emoji(
     state = digest(_VERSION, hashlib.sha256(content).hexdigest(), list(names), ligatures)
     decoded = decode_once(digest("emoji", path.name, size, alpha), state, _render(pen, list(names), size, alpha))
     sequences = [fact["sequences"] for fact in decoded.facts[0]]
-    return Pictures(
+    return Images(
         "emoji",
         decoded.arrays,
         captions=[list(dict.fromkeys(name for s in same for name in names[s])) for same in sequences],
@@ -110,12 +110,12 @@ def _names(languages: Sequence[str]) -> dict[str, list[str]]:
 def find_font() -> Path:
     """The first known color emoji font of this system; raises MissingExtra."""
     for folder in _FOLDERS:
-        found = (
+        fonts = (
             {path.name: path for path in sorted(Path(folder).expanduser().rglob("*.tt[fc]"))} if _exists(folder) else {}
         )
         for name in FONTS:
-            if name in found:
-                return found[name]
+            if name in fonts:
+                return fonts[name]
     hint = "apt install fonts-noto-color-emoji" if sys.platform == "linux" else "download NotoColorEmoji.ttf"
     raise MissingExtra(f"No color emoji font found ({', '.join(FONTS[:3])}). Install one: {hint}; or give font='...'.")
 
@@ -190,5 +190,5 @@ def _render(pen: Pen, sequences: list[str], size: int, alpha: bool) -> Iterator[
     side = int(max(right - left, bottom - top))
     x, y = int(left + right - side) // 2, int(top + bottom - side) // 2
     for sheet, same in distinct.values():
-        picture = sheet.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.LANCZOS)
-        yield images.to_array(picture if alpha else images.flatten(picture)), {"sequences": same}
+        glyph = sheet.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.LANCZOS)
+        yield images.to_array(glyph if alpha else images.flatten(glyph)), {"sequences": same}

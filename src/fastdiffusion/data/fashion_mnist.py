@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, InputError, MissingExtra
-from .dataset import Pictures
+from .dataset import Images
 
 CLASSES = ("t-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FOLDER = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package puts it
@@ -19,9 +19,7 @@ _PARTS = {"train": "train", "test": "t10k"}
 _LIMIT = 1 << 28  # bytes of an unpacked file; the real ones have 47 million
 
 
-def fashion_mnist(
-    size: int | None = None, part: str = "train", folder: str | os.PathLike[str] | None = None
-) -> Pictures:
+def fashion_mnist(size: int | None = None, part: str = "train", folder: str | os.PathLike[str] | None = None) -> Images:
     """60,000 training or 10,000 test pictures of clothes, grey, white on black.
 
     Args:
@@ -45,7 +43,7 @@ def fashion_mnist(
     captions = [(CLASSES[label],) for label in labels]
     names = [f"{part}-{i:05d}" for i in range(len(labels))]
     name = "fashion-mnist" if part == "train" else "fashion-mnist-test"
-    return Pictures(name, [images], labels.tolist(), captions, names, CLASSES)
+    return Images(name, [images], labels.tolist(), captions, names, CLASSES)
 
 
 def read_idx(folder: Path, name: str) -> np.ndarray:

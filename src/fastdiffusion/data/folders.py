@@ -22,8 +22,8 @@ from .. import images
 from ..errors import DataError, InputError, unknown
 from .cache import decode_once
 from .captions import Notes, read_notes
-from .dataset import Pictures, digest
-from .scan import CaptionCounts, Fact, File, Scan, Skipped, alike, find, look
+from .dataset import Images, digest
+from .scan import CaptionCounts, Fact, File, Scan, Skipped, alike, find, inspect
 
 ASPECTS = ("bucket", "crop", "pad")
 CHANNELS = {"auto": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGBA"}
@@ -33,7 +33,7 @@ _VERSION = 1  # of the decoding below: a change of what it makes must not meet a
 _CHUNK = 256  # files in flight: bounds the memory of decoded pictures
 
 
-class ImageFolder(Pictures):
+class ImageFolder(Images):
     """All pictures under a folder. They are decoded once and kept in the cache folder until a file changes.
 
     Args:
@@ -89,7 +89,7 @@ class ImageFolder(Pictures):
         remarks = [*notes.remarks] + [f"smaller than {size} and enlarged: {small:,} pictures"] * (small > 0)
         gray = mode == "auto" and all(fact.gray for fact in facts)
         arrays = [array[:, :1] if gray else array for array in decoded.arrays]
-        look_alikes = alike([fact.dhash for fact in facts])
+        first_alike = alike([fact.dhash for fact in facts])
         super().__init__(
             report.name,
             arrays,
@@ -97,7 +97,7 @@ class ImageFolder(Pictures):
             captions=captions,
             names=[fact.name for fact in facts],
             classes=classes,
-            keys=[facts[first].sha256 for first in look_alikes],  # copies must not lie on both sides of a split
+            keys=[facts[first].sha256 for first in first_alike],  # copies must not lie on both sides of a split
             shape=(arrays[0].shape[1], size, size),
             fingerprint=digest(options, [fact.sha256 for fact in facts], chosen, captions),
             report=replace(
@@ -123,10 +123,10 @@ def checked_folder(path: str | os.PathLike[str]) -> Path:
     try:
         if root.is_dir():
             return root
-        found = "a file" if root.exists() else "nothing"
+        actual = "a file" if root.exists() else "nothing"
     except (OSError, ValueError) as error:  # names that no file system can hold
-        found = str(error)
-    raise DataError(f"{str(path)!r} is not a folder: there is {found}. Give a folder with PNG, JPEG or WebP files.")
+        actual = str(error)
+    raise DataError(f"{str(path)!r} is not a folder: there is {actual}. Give a folder with PNG, JPEG or WebP files.")
 
 
 def checked_size(size: object, least: int = 8, most: int = 4096) -> int:
@@ -166,9 +166,9 @@ def crop_loss(width: int, height: int, shape: tuple[int, int]) -> float:
     return 1 - min(ratio, 1 / ratio)
 
 
-def fit(picture: Image.Image, size: int, aspect: str, mode: str) -> np.ndarray:
+def fit(image: Image.Image, size: int, aspect: str, mode: str) -> np.ndarray:
     """A picture brought to its shape and mode: uint8 (c, h, w); raises DataError where it does not fit."""
-    width, height = picture.size
+    width, height = image.size
     if min(width, height) < max(size // 8, 2):
         raise DataError(f"{width}x{height} pixels is too small for size {size}")
     if aspect != "pad" and max(width, height) > MAX_RATIO * min(width, height):
@@ -176,14 +176,14 @@ def fit(picture: Image.Image, size: int, aspect: str, mode: str) -> np.ndarray:
     height, width = (
         min(buckets(size), key=lambda shape: crop_loss(width, height, shape)) if aspect == "bucket" else (size, size)
     )
-    picture = picture.convert("RGBA") if mode == "RGBA" else images.flatten(picture).convert(mode)
+    image = image.convert("RGBA") if mode == "RGBA" else images.flatten(image).convert(mode)
     if aspect == "pad":
-        picture = ImageOps.pad(
-            picture, (width, height), Image.Resampling.LANCZOS, color="#ffffff00" if mode == "RGBA" else "white"
+        image = ImageOps.pad(
+            image, (width, height), Image.Resampling.LANCZOS, color="#ffffff00" if mode == "RGBA" else "white"
         )
     else:
-        picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
-    return images.to_array(picture)
+        image = ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS)
+    return images.to_array(image)
 
 
 # ---- decoding and labels ------------------------------------------------------------------------------------------
@@ -196,8 +196,8 @@ def _decode(
 
     def one(file: File) -> tuple[np.ndarray | None, dict]:
         try:
-            picture, fact = look(root, file, near=2 * size)
-            return fit(picture, size, aspect, mode), fact._asdict()
+            image, fact = inspect(root, file, near=2 * size)
+            return fit(image, size, aspect, mode), fact._asdict()
         except DataError as error:
             return None, Skipped(file.name, str(error))._asdict()
 
@@ -236,11 +236,11 @@ def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
 
 
 def _count(captions: list[tuple[str, ...]]) -> CaptionCounts:
-    words = sorted(len(text.split()) for texts in captions for text in texts)
-    return CaptionCounts(sum(map(bool, captions)), len(words), words[len(words) // 2] if words else 0)
+    lengths = sorted(len(text.split()) for texts in captions for text in texts)
+    return CaptionCounts(sum(map(bool, captions)), len(lengths), lengths[len(lengths) // 2] if lengths else 0)
 
 
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """Sorts class "9" before "10", and both before "cat"."""
-    parts = [part for part in re.split(r"(\d+)", name) if part]
-    return [(False, int(part), "") if part.isdecimal() else (True, 0, part) for part in parts]
+    runs = [run for run in re.split(r"(\d+)", name) if run]
+    return [(False, int(run), "") if run.isdecimal() else (True, 0, run) for run in runs]

@@ -13,7 +13,7 @@ from .. import images
 from ..errors import DataError, InputError, missing
 from .cache import decode_once
 from .captions import LABEL, TEXT
-from .dataset import Pictures, digest
+from .dataset import Images, digest
 from .folders import checked_size, fit, natural
 
 IMAGE = ("image", "img", "picture", "jpg", "png", "webp", "jpeg")
@@ -30,7 +30,7 @@ def hub(
     mode: str = "RGB",
     columns: dict[str, str] | None = None,
     **options: Any,
-) -> Pictures:
+) -> Images:
     """A data set of the hub, decoded once into the cache; the network is asked only here.
 
     Args:
@@ -75,7 +75,7 @@ def hub(
     if not facts:
         raise DataError(f"None of the {len(decoded.skipped)} rows of 'hf:{name}' holds a picture that can be used.")
     classes = classes or sorted({fact["label"] for fact in facts} - {""}, key=natural)
-    return Pictures(
+    return Images(
         name.split("/")[-1],
         decoded.arrays,
         labels=[classes.index(fact["label"]) if fact["label"] else -1 for fact in facts],
@@ -87,20 +87,20 @@ def hub(
     )
 
 
-def _columns(name: str, features: Any, given: dict[str, str]) -> dict[str, str]:
+def _columns(name: str, features: Any, chosen: dict[str, str]) -> dict[str, str]:
     """Which column is the image, the label, the text; "" where there is none."""
-    absent = [column for column in given.values() if column not in features]
+    absent = [column for column in chosen.values() if column not in features]
     if absent:
         raise InputError(f"'hf:{name}' has no column {absent[0]!r}. It has: {', '.join(features)}.")
-    found = {
-        kind: given.get(kind) or next((known for known in names if known in features), "")
+    columns = {
+        kind: chosen.get(kind) or next((known for known in names if known in features), "")
         for kind, names in (("image", IMAGE), ("label", (*LABEL, "cls")), ("text", (*TEXT, "txt")))
     }
-    if not found["image"]:
+    if not columns["image"]:
         raise DataError(
             f"'hf:{name}' has no image column among {', '.join(features)}. Name it: columns={{'image': '...'}}."
         )
-    return found
+    return columns
 
 
 def _decode(
@@ -113,15 +113,15 @@ def _decode(
         captions = [t for t in (text if isinstance(text, list) else [text]) if isinstance(t, str) and t]
         fact = {"name": str(number), "label": "" if label is None else str(label), "captions": captions}
         try:
-            yield fit(_picture(row[column["image"]]), size, aspect, mode), fact
+            yield fit(_opened(row[column["image"]]), size, aspect, mode), fact
         except DataError as error:
             yield None, {"name": str(number), "reason": str(error)}
 
 
-def _picture(value: Any) -> Any:
+def _opened(value: Any) -> Any:
     """A cell of the table as a PIL picture: {"bytes", "path"}, bytes, or already a picture."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None:
         raise DataError("empty cell")
-    return images.read(value) if isinstance(value, str | bytes) else images.plain(value)
+    return images.read_image(value) if isinstance(value, str | bytes) else images.plain(value)

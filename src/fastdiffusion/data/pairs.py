@@ -14,14 +14,14 @@ from tqdm import tqdm
 from .. import images
 from ..errors import DataError, unknown
 from .cache import decode_once
-from .dataset import Batch, Pictures, digest
+from .dataset import Batch, Images, digest
 from .folders import CHANNELS, checked_folder, checked_size, fit
-from .scan import Fact, File, Scan, Skipped, find, look
+from .scan import Fact, File, Scan, Skipped, find, inspect
 
 _VERSION = 2  # of the decoding below: a change of what it makes must not meet an old cache
 
 
-class Pairs(Pictures):
+class Pairs(Images):
     """Pictures with, for each, the picture that it is to be made from (``Batch.given``).
 
     A :class:`~fastdiffusion.Learner` on pairs trains a model that works from the given picture: any restoration or
@@ -39,7 +39,7 @@ class Pairs(Pictures):
 
     def __init__(
         self,
-        given: str | os.PathLike[str],
+        inputs: str | os.PathLike[str],
         answers: str | os.PathLike[str] | None = None,
         size: int = 64,
         mode: str = "RGB",
@@ -47,16 +47,18 @@ class Pairs(Pictures):
         if mode not in ("L", "RGB"):
             raise unknown("mode option", mode, ["L", "RGB"])
         size = checked_size(size)
-        roots = [checked_folder(folder) for folder in (given, answers) if folder is not None]
-        found = [find(root) for root in roots]
+        roots = [checked_folder(folder) for folder in (inputs, answers) if folder is not None]
+        listings = [find(root) for root in roots]
         options = [_VERSION, size, CHANNELS[mode], len(roots)]
-        key = digest(*(files for files, _, _ in found))
+        key = digest(*(files for files, _, _ in listings))
         family = digest("pairs", *(str(root.resolve()) for root in roots), options)
-        decoded = decode_once(family, key, _decode(roots, [files for files, _, _ in found], size, mode))
+        decoded = decode_once(family, key, _decode(roots, [files for files, _, _ in listings], size, mode))
         rows = [row for rows in decoded.facts for row in rows]
         facts = tuple(Fact(**row) for row in rows)
-        skipped = sorted([*(skip for _, some, _ in found for skip in some), *(Skipped(**s) for s in decoded.skipped)])
-        report = Scan(roots[-1].resolve().name, facts, tuple(skipped), sum(len(others) for *_, others in found))
+        skipped = sorted(
+            [*(skip for _, some, _ in listings for skip in some), *(Skipped(**s) for s in decoded.skipped)]
+        )
+        report = Scan(roots[-1].resolve().name, facts, tuple(skipped), sum(len(others) for *_, others in listings))
         if not facts:
             raise DataError(f"No pairs in {', '.join(str(root) for root in roots)!r}:\n{report}")
         both = decoded.arrays[0]
@@ -69,12 +71,12 @@ class Pairs(Pictures):
             fingerprint=digest(options, [fact.sha256 for fact in facts]),
             report=report,
         )
-        self.inputs, self.given = both[:, :channels], channels
+        self.inputs, self.cond_channels = both[:, :channels], channels
 
     def batch(self, indices, generator: torch.Generator | None = None) -> Batch:
         """See :meth:`Dataset.batch`."""
         rows = np.asarray(indices, dtype=np.int64)
-        return super().batch(indices, generator)._replace(given=torch.from_numpy(self.inputs[rows]))
+        return super().batch(indices, generator)._replace(inputs=torch.from_numpy(self.inputs[rows]))
 
 
 def _decode(
@@ -82,27 +84,25 @@ def _decode(
 ) -> Iterator[tuple[np.ndarray | None, dict]]:
     """Input and answer stacked as channels, with the answer's facts; or None and the reason."""
     stems: list[dict[str, File]] = [{} for _ in files]
-    for known, some in zip(stems, files, strict=True):
+    for by_stem, some in zip(stems, files, strict=True):
         for file in some:
-            if known.setdefault(str(Path(file.name).with_suffix("")), file) is not file:
+            if by_stem.setdefault(str(Path(file.name).with_suffix("")), file) is not file:
                 yield None, Skipped(file.name, "has the name of another picture, but for its end")._asdict()
     for stem, file in tqdm(stems[-1].items(), "reading", unit="", disable=None, delay=1, leave=False):
         try:
-            picture, fact = look(roots[-1], file)
+            after, fact = inspect(roots[-1], file)
             if len(roots) == 1:
-                half = picture.width // 2
-                before = picture.crop((0, 0, half, picture.height))
-                picture = picture.crop((half, 0, 2 * half, picture.height))
+                half = after.width // 2
+                before = after.crop((0, 0, half, after.height))
+                after = after.crop((half, 0, 2 * half, after.height))
             elif stem in stems[0]:
-                before, other = look(roots[0], stems[0][stem])
+                before, other = inspect(roots[0], stems[0][stem])
                 fact = fact._replace(sha256=digest(other.sha256, fact.sha256))
             else:
                 raise DataError("has no partner in the folder of inputs")
-            if not same_shape(before.size, picture.size):
-                raise DataError(
-                    f"is {picture.width}x{picture.height} pixels, its partner {before.width}x{before.height}"
-                )
-            yield np.concatenate([_square(before, size, mode), _square(picture, size, mode)]), fact._asdict()
+            if not same_shape(before.size, after.size):
+                raise DataError(f"is {after.width}x{after.height} pixels, its partner {before.width}x{before.height}")
+            yield np.concatenate([_square(before, size, mode), _square(after, size, mode)]), fact._asdict()
         except DataError as error:
             yield None, Skipped(file.name, str(error))._asdict()
     for stem in sorted(stems[0].keys() - stems[-1].keys()):
@@ -115,5 +115,5 @@ def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return abs(w * g - v * h) < max(w, h, v, g)
 
 
-def _square(picture: Image.Image, size: int, mode: str) -> np.ndarray:
-    return fit(images.flatten(picture), size, "crop", mode)
+def _square(image: Image.Image, size: int, mode: str) -> np.ndarray:
+    return fit(images.flatten(image), size, "crop", mode)

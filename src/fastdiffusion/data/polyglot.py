@@ -9,18 +9,18 @@ import torch
 
 from ..errors import InputError
 from . import reserved
-from .bilingual import grounded
-from .dataset import Batch, Dataset, Told, digest
+from .bilingual import describe_background
+from .dataset import Annotations, Batch, Dataset, digest
 from .emoji import LANGUAGES, emoji
 from .scenes import Scenes, scenes
 
 
-def polyglot(
+def multilingual(
     size: int | None = None,
     languages: Sequence[str] = LANGUAGES[1:],
     english: float = 0.4,
     font: str | os.PathLike[str] | None = None,
-) -> Polyglot:
+) -> Multilingual:
     """:func:`scenes`, whose captions are in any of several languages when a generator draws them.
 
     Args:
@@ -42,10 +42,10 @@ def polyglot(
     }
     if not names:
         raise InputError("There is no other language. Try languages=['ja'], or the data set emoji-scenes.")
-    return Polyglot(scenes(size, font=font), names, english)
+    return Multilingual(scenes(size, font=font), names, english)
 
 
-class Polyglot(Dataset):
+class Multilingual(Dataset):
     """See :func:`polyglot`. Without a generator, captions are English."""
 
     classes = ()
@@ -69,30 +69,32 @@ class Polyglot(Dataset):
     def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
         """See :meth:`Dataset.batch`."""
         batch = self.scenes.batch(indices, generator)
-        return batch._replace(captions=self._said(indices, batch.captions, generator))
+        return batch._replace(captions=self._captions(indices, batch.captions, generator))
 
-    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+    def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
         """See :meth:`Dataset.told`."""
-        told = self.scenes.told(indices, generator)
-        return told._replace(captions=self._said(indices, told.captions, generator))
+        english = self.scenes.annotations(indices, generator)
+        return english._replace(captions=self._captions(indices, english.captions, generator))
 
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """See :meth:`Dataset.texts`."""
         rows = range(len(self)) if indices is None else indices
-        foreign = dict.fromkeys(self._foreign(i, language) for i in rows for language in self.names)
-        return [*self.scenes.texts(indices), *filter(None, foreign)]
+        translated = dict.fromkeys(self._translated(i, language) for i in rows for language in self.names)
+        return [*self.scenes.texts(indices), *filter(None, translated)]
 
-    def _foreign(self, index: int, language: str) -> str:
-        picture, color = self.scenes.rows[index]
-        held = reserved.pair(self.scenes.pictures.names[picture], language)
-        return "" if held else grounded(self.names[language][picture], language, color)
+    def _translated(self, index: int, language: str) -> str:
+        row, color = self.scenes.rows[index]
+        held = reserved.pair(self.scenes.images.names[row], language)
+        return "" if held else describe_background(self.names[language][row], language, color)
 
-    def _said(self, indices: Sequence[int], captions: Sequence[str], generator: torch.Generator | None) -> list[str]:
+    def _captions(
+        self, indices: Sequence[int], captions: Sequence[str], generator: torch.Generator | None
+    ) -> list[str]:
         if generator is None:
             return list(captions)
         u = torch.rand(len(captions), 2, generator=generator).tolist()
         languages = list(self.names)
-        chosen = [self._foreign(i, languages[int(v * len(languages))]) for i, (_, v) in zip(indices, u, strict=True)]
+        chosen = [self._translated(i, languages[int(v * len(languages))]) for i, (_, v) in zip(indices, u, strict=True)]
         return [
             own if w < self.english else other or own for own, other, (w, _) in zip(captions, chosen, u, strict=True)
         ]

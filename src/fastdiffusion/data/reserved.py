@@ -20,7 +20,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "purple": (142, 36, 170),
     "pink": (240, 98, 146),
 }
-GROUNDS = 3  # colored grounds that each emoji is seen on in training; the other five are compositions of their own
+BACKGROUNDS = 3  # colored grounds that each emoji is seen on in training; the other five are compositions of their own
 
 # Combinations whose parts are all seen elsewhere: cat x feature, hair x person, object x color.
 COMPOSITIONS = {
@@ -35,9 +35,9 @@ COMPOSITIONS = {
 _SKIN = re.compile(r"-?\b1f3f[b-f]\b")
 
 
-def share(*parts: str) -> float:
+def share(*values: str) -> float:
     """A number in [0, 1) that belongs to these words for ever."""
-    return int.from_bytes(hashlib.sha256("/".join(parts).encode()).digest()[:6], "big") / 2**48
+    return int.from_bytes(hashlib.sha256("/".join(values).encode()).digest()[:6], "big") / 2**48
 
 
 def skinless(name: str) -> str:
@@ -47,10 +47,10 @@ def skinless(name: str) -> str:
 
 def skins(name: str) -> list[str]:
     """The skin tones of a sequence, "1f3fb" (light) to "1f3ff" (dark)."""
-    return [part for part in name.split("-") if re.fullmatch("1f3f[b-f]", part)]
+    return [point for point in name.split("-") if re.fullmatch("1f3f[b-f]", point)]
 
 
-def design(name: str) -> bool:
+def glyph(name: str) -> bool:
     """Whether this design is held out, in every skin: a twentieth of all."""
     return share("design", skinless(name)) < 0.05
 
@@ -63,10 +63,10 @@ def composition(name: str) -> bool:
     return len(tones) == 1 and share("skin", skinless(name), tones[0]) < 0.1
 
 
-def ground(name: str, color: str) -> bool:
+def background(name: str, color: str) -> bool:
     """Whether this emoji is held out on this color; on white none is."""
     others = sorted((c for c in COLORS if c != "white"), key=lambda c: share("color", skinless(name), c))
-    return color in others[GROUNDS:]
+    return color in others[BACKGROUNDS:]
 
 
 def phrase(text: str) -> bool:
@@ -81,4 +81,4 @@ def pair(name: str, language: str) -> bool:
 
 def reserved(name: str) -> bool:
     """Whether the generator may not see this picture at all."""
-    return design(name) or composition(name)
+    return glyph(name) or composition(name)

@@ -77,9 +77,9 @@ class Fact(NamedTuple):
 class CaptionCounts(NamedTuple):
     """Pictures that have captions, captions in all, and the median of their words."""
 
-    pictures: int = 0
+    images: int = 0
     captions: int = 0
-    words: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Scan:
     """
 
     name: str
-    pictures: tuple[Fact, ...]
+    images: tuple[Fact, ...]
     skipped: tuple[Skipped, ...] = ()
     others: int = 0
     sizes: Mapping[tuple[int, int], int] = field(default_factory=dict)
@@ -110,7 +110,7 @@ class Scan:
     def duplicates(self) -> list[list[str]]:
         """Names of pictures whose files are equal, byte for byte."""
         groups: dict[str, list[str]] = {}
-        for fact in self.pictures:
+        for fact in self.images:
             groups.setdefault(fact.sha256, []).append(fact.name)
         return [group for group in groups.values() if len(group) > 1]
 
@@ -118,7 +118,7 @@ class Scan:
     def near_duplicates(self) -> list[list[str]]:
         """Names of pictures that look the same (resized, recompressed), exact copies not counted."""
         groups: dict[int, dict[str, str]] = {}
-        for fact, root in zip(self.pictures, alike([f.dhash for f in self.pictures]), strict=True):
+        for fact, root in zip(self.images, alike([f.dhash for f in self.images]), strict=True):
             groups.setdefault(root, {}).setdefault(fact.sha256, fact.name)
         return [list(group.values()) for group in groups.values() if len(group) > 1]
 
@@ -126,7 +126,7 @@ class Scan:
         """Everything as JSON."""
         return {
             "name": self.name,
-            "pictures": [fact._asdict() for fact in self.pictures],
+            "images": [fact._asdict() for fact in self.images],
             "skipped": [skip._asdict() for skip in self.skipped],
             "others": self.others,
             "sizes": {f"{w}x{h}": n for (h, w), n in self.sizes.items()},
@@ -140,28 +140,29 @@ class Scan:
     def text(self, width: int | None = None, most: int = 20) -> str:
         """The report in lines of at most ``width`` columns (the terminal's), with ``most`` names in each list."""
         width = max(min(width or shutil.get_terminal_size().columns, 100), 30)
-        lines = [f"{printable(self.name)}: {len(self.pictures):,} pictures, {len(self.skipped):,} skipped"]
+        n = len(self.images)
+        report = [f"{printable(self.name)}: {n:,} pictures, {len(self.skipped):,} skipped"]
 
         def row(title: str, text: str) -> None:
-            lines.extend(textwrap.wrap(f"{title:<9}{text}", width, subsequent_indent=" " * 9) if text else [])
+            report.extend(textwrap.wrap(f"{title:<9}{text}", width, subsequent_indent=" " * 9) if text else [])
 
         def names(title: str, groups: list[list[str]]) -> None:
             row(title, f"{len(groups):,} groups" if groups else "none")
             for group in groups[:most]:
-                lines.extend(
+                report.extend(
                     textwrap.wrap(
                         "= ".join(map(printable, group)), width, initial_indent="  ", subsequent_indent="    "
                     )
                 )
 
-        if self.pictures:
-            areas = sorted((f.width * f.height, f"{f.width}x{f.height}") for f in self.pictures)
+        if self.images:
+            areas = sorted((f.width * f.height, f"{f.width}x{f.height}") for f in self.images)
             row("sizes", f"{areas[0][1]} to {areas[-1][1]}, median {areas[len(areas) // 2][1]}")
-            row("modes", _counts(Counter(f.mode for f in self.pictures)))
+            row("modes", _counts(Counter(f.mode for f in self.images)))
             row("used as", _counts({f"{w}x{h}": n for (h, w), n in self.sizes.items()}))
             row("classes", _counts(self.classes) if self.classes else "none")
-            pictures, captions, words = self.captions
-            row("captions", f"{captions:,} for {pictures:,} pictures, median {words} words" if captions else "none")
+            n, captions, length = self.captions
+            row("captions", f"{captions:,} for {n:,} pictures, median {length} words" if captions else "none")
             names("copies", self.duplicates)
             names("alike", self.near_duplicates)
         row("others", f"{self.others:,} files that are no pictures" if self.others else "")
@@ -170,7 +171,7 @@ class Scan:
         for skip in self.skipped[:most]:
             row("skipped", f"{printable(skip.name)}: {skip.reason}")
         row("", f"... and {len(self.skipped) - most:,} more" if len(self.skipped) > most else "")
-        return "\n".join(lines)
+        return "\n".join(report)
 
     def __str__(self) -> str:
         return self.text()
@@ -194,10 +195,10 @@ def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
 
     Links are followed, each real folder once; hidden files and folders are left out.
     """
-    pictures: list[File] = []
+    files: list[File] = []
     skipped: list[Skipped] = []
     others: list[str] = []
-    seen: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int]] = set()
 
     def walk(folder: Path, prefix: str) -> None:
         try:
@@ -206,9 +207,9 @@ def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
         except OSError as error:
             skipped.append(Skipped(prefix or ".", (error.strerror or "unreadable").lower()))
             return
-        if (here.st_dev, here.st_ino) in seen:
+        if (here.st_dev, here.st_ino) in visited:
             return
-        seen.add((here.st_dev, here.st_ino))
+        visited.add((here.st_dev, here.st_ino))
         if prefix and any(_CHECKPOINT.fullmatch(entry.name) for entry in entries):
             others.append(f"{prefix.rstrip('/')} (a training run)")  # its previews are no data
             return
@@ -218,11 +219,11 @@ def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
                 others.append(name)
                 continue
             suffix = PurePosixPath(entry.name).suffix.lower()
-            wanted = suffix in SUFFIXES or not suffix
+            usable = suffix in SUFFIXES or not suffix
             try:
                 info = entry.stat()
             except OSError as error:
-                if wanted:
+                if usable:
                     reason = (
                         "link to nothing"
                         if isinstance(error, FileNotFoundError)
@@ -234,16 +235,16 @@ def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
                 walk(folder / entry.name, f"{name}/")
             elif not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
                 skipped.append(Skipped(name, "not a regular file"))
-            elif wanted:
-                pictures.append(File(name, info.st_size, info.st_mtime_ns, info.st_mode))
+            elif usable:
+                files.append(File(name, info.st_size, info.st_mtime_ns, info.st_mode))
             else:
                 others.append(name)
 
     walk(root, "")
-    return pictures, skipped, others
+    return files, skipped, others
 
 
-def look(root: Path, file: File, near: int | None = None) -> tuple[Image.Image, Fact]:
+def inspect(root: Path, file: File, near: int | None = None) -> tuple[Image.Image, Fact]:
     """Decode one file: the picture and its facts; raises DataError with the reason.
 
     ``near`` lets a JPEG be decoded at a fraction of its size, its shorter side at least that long.
@@ -258,25 +259,25 @@ def look(root: Path, file: File, near: int | None = None) -> tuple[Image.Image, 
         raise DataError((error.strerror or "unreadable").lower()) from None
     with images.opened(content) as raw:
         mode, (width, height) = raw.mode, raw.size
-        picture = images.decode(raw, near)
-    if (picture.width > picture.height) != (width > height) and width != height:
+        image = images.decode(raw, near)
+    if (image.width > image.height) != (width > height) and width != height:
         width, height = height, width  # turned upright
-    flat = images.flatten(picture)
+    flat = images.flatten(image)
     gray = flat.mode == "L" or _is_gray(flat)
-    return picture, Fact(file.name, width, height, mode, gray, hashlib.sha256(content).hexdigest(), dhash(flat))
+    return image, Fact(file.name, width, height, mode, gray, hashlib.sha256(content).hexdigest(), dhash(flat))
 
 
-def _is_gray(picture: Image.Image) -> bool:
-    small = np.asarray(picture.reduce(max(min(picture.size) // 64, 1))).astype(np.int16)
+def _is_gray(image: Image.Image) -> bool:
+    small = np.asarray(image.reduce(max(min(image.size) // 64, 1))).astype(np.int16)
     return int(np.ptp(small, axis=2).max()) <= 2
 
 
-def dhash(picture: Image.Image) -> str:
+def dhash(image: Image.Image) -> str:
     """128 bits of what a picture looks like: is each cell of an 8x8 grid brighter than its neighbour (Krawetz 2013)?
 
     A margin of two grey levels keeps flat areas (sky, white paper) from answering with noise.
     """
-    cells = np.asarray(picture.convert("L").resize((9, 9), Image.Resampling.BOX)).astype(np.int16)
+    cells = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX)).astype(np.int16)
     right, down = cells[:8, 1:] > cells[:8, :-1] + 2, cells[1:, :8] > cells[:-1, :8] + 2
     return np.packbits([right, down]).tobytes().hex()
 

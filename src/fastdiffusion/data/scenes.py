@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError, MissingExtra
 from . import reserved
-from .dataset import Batch, Dataset, Pictures, Told, digest
+from .dataset import Annotations, Batch, Dataset, Images, digest
 from .emoji import emoji
 
 CLDR = Path("/usr/share/unicode/cldr/common")
@@ -27,7 +27,7 @@ _FLAG = re.compile("1f1[ef]")  # a pair of regional indicators
 _VERSION = 1
 
 
-class Words(NamedTuple):
+class Phrases(NamedTuple):
     """What may be said of a picture: its name, other names, and words that belong to it."""
 
     name: str
@@ -38,7 +38,7 @@ class Words(NamedTuple):
 class Scene(NamedTuple):
     """A row: which picture, on which color."""
 
-    picture: int
+    image: int
     color: str
 
 
@@ -62,15 +62,15 @@ def scenes(
     """
     if part not in PARTS:
         raise InputError(f"The emoji scenes have the parts {', '.join(PARTS)}, got {part!r}.")
-    pictures = emoji(size, alpha=True, font=font)
-    found = cldr("en") if keywords else {}
-    words = []
-    for name, captions in zip(pictures.names, pictures.captions, strict=True):
-        own = found.get(plain(name), ())
-        told = spoken(name, captions[0])
-        more = tuple(word for word in own if word not in captions and not reserved.phrase(word))
-        words.append(Words(told, _others(name, told, captions), more))
-    return Scenes(pictures, words, _rows(pictures.names, part), part)
+    glyphs = emoji(size, alpha=True, font=font)
+    keywords_of = cldr("en") if keywords else {}
+    phrases = []
+    for name, captions in zip(glyphs.names, glyphs.captions, strict=True):
+        own = keywords_of.get(plain(name), ())
+        title = spoken(name, captions[0])
+        more = tuple(keyword for keyword in own if keyword not in captions and not reserved.phrase(keyword))
+        phrases.append(Phrases(title, _others(name, title, captions), more))
+    return Scenes(glyphs, phrases, _rows(glyphs.names, part), part)
 
 
 def spoken(name: str, caption: str) -> str:
@@ -80,13 +80,13 @@ def spoken(name: str, caption: str) -> str:
 
 def cldr(language: str) -> dict[str, tuple[str, ...]]:
     """CLDR's search words of every emoji in a language, by its code points without variation selectors."""
-    found: dict[str, tuple[str, ...]] = {}
+    keywords: dict[str, tuple[str, ...]] = {}
     for folder in ("annotations", "annotationsDerived"):
         for node in cldr_file(folder, language).iter("annotation"):
             if node.get("type") != "tts" and node.text:
                 key = plain("-".join(f"{ord(c):x}" for c in node.get("cp", "")))
-                found[key] = tuple(word.strip() for word in node.text.split("|"))
-    return found
+                keywords[key] = tuple(keyword.strip() for keyword in node.text.split("|"))
+    return keywords
 
 
 def cldr_file(folder: str, language: str) -> ElementTree.Element:
@@ -102,14 +102,14 @@ def plain(name: str) -> str:
     return "-".join(part for part in name.split("-") if part != "fe0f")
 
 
-def _others(name: str, told: str, captions: Sequence[str]) -> tuple[str, ...]:
+def _others(name: str, title: str, captions: Sequence[str]) -> tuple[str, ...]:
     """Second names: the font's look-alikes, and the package's aliases without those that are held out."""
     from emoji import EMOJI_DATA
 
     sequence = "".join(chr(int(part, 16)) for part in name.split("-"))
     aliases = EMOJI_DATA.get(sequence, {}).get("alias", [])
     also = [*captions, *(alias.strip(":").replace("_", " ") for alias in aliases)]
-    return tuple(dict.fromkeys(text for text in also if text != told and not reserved.phrase(text)))
+    return tuple(dict.fromkeys(text for text in also if text != title and not reserved.phrase(text)))
 
 
 def _rows(names: Sequence[str], part: str) -> list[Scene]:
@@ -119,16 +119,18 @@ def _rows(names: Sequence[str], part: str) -> list[Scene]:
     for i, name in enumerate(names):
         tones = len(reserved.skins(name))
         if part == "designs":
-            rows += [Scene(i, "white")] * (reserved.design(name) and tones < 2)
+            rows += [Scene(i, "white")] * (reserved.glyph(name) and tones < 2)
         elif part == "compositions":
-            rows += [Scene(i, "white")] * (reserved.composition(name) and not reserved.design(name))
+            rows += [Scene(i, "white")] * (reserved.composition(name) and not reserved.glyph(name))
         elif not reserved.reserved(name):
-            held = [color for color in colors if reserved.ground(name, color)]
+            held = [color for color in colors if reserved.background(name, color)]
             if part == "grounds":
                 rows += [Scene(i, color) for color in held] if tones == 0 else []
             else:
-                seen = [Scene(i, color) for color in colors if color not in held]
-                rows += [Scene(i, "white")] * (1 if tones else 5) + (seen if tones == 0 else seen[: 1 - tones // 2])
+                trained = [Scene(i, color) for color in colors if color not in held]
+                rows += [Scene(i, "white")] * (1 if tones else 5) + (
+                    trained if tones == 0 else trained[: 1 - tones // 2]
+                )
     return rows
 
 
@@ -137,10 +139,10 @@ class Scenes(Dataset):
 
     classes = ()
 
-    def __init__(self, pictures: Pictures, words: Sequence[Words], rows: Sequence[Scene], part: str):
-        self.pictures, self.words, self.rows, self.part = pictures, list(words), list(rows), part
+    def __init__(self, glyphs: Images, phrases: Sequence[Phrases], rows: Sequence[Scene], part: str):
+        self.images, self.phrases, self.rows, self.part = glyphs, list(phrases), list(rows), part
         self.name = "emoji-scenes" if part == "train" else f"emoji-scenes-{part}"
-        self.shape = (3, *pictures.shape[1:])
+        self.shape = (3, *glyphs.shape[1:])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -148,30 +150,31 @@ class Scenes(Dataset):
     @cached_property
     def fingerprint(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """See :class:`Dataset`."""
-        return digest(_VERSION, self.pictures.fingerprint, self.words, self.rows)
+        return digest(_VERSION, self.images.fingerprint, self.phrases, self.rows)
 
     def key(self, index: int) -> str:
         """See :meth:`Dataset.key`."""
-        return reserved.skinless(self.pictures.names[self.rows[index].picture])
+        return reserved.skinless(self.images.names[self.rows[index].image])
 
     def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
         """See :meth:`Dataset.batch`."""
         rows = [self.rows[i] for i in indices]
-        images = self.pictures.batch([row.picture for row in rows]).images
-        grounds = torch.tensor([reserved.COLORS[row.color] for row in rows], dtype=torch.uint8)
-        return Batch(on_ground(images, grounds), *self.told(indices, generator))
+        images = self.images.batch([row.image for row in rows]).images
+        colors = torch.tensor([reserved.COLORS[row.color] for row in rows], dtype=torch.uint8)
+        return Batch(composite(images, colors), *self.annotations(indices, generator))
 
-    def told(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Told:
+    def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
         """See :meth:`Dataset.told`."""
-        names = [f"{self.pictures.names[row.picture]} on {row.color}" for row in (self.rows[i] for i in indices)]
-        return Told(torch.full((len(names),), -1), [self.caption(i, generator) for i in indices], names)
+        rows = [self.rows[i] for i in indices]
+        names = [" on ".join((self.images.names[row.image], row.color)) for row in rows]
+        return Annotations(torch.full((len(names),), -1), [self.caption(i, generator) for i in indices], names)
 
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:
         """See :meth:`Dataset.texts`: every phrase once, and every color."""
         rows = self.rows if indices is None else [self.rows[i] for i in indices]
-        told = (self.words[picture] for picture in sorted({row.picture for row in rows}))
-        said = (text for words in told for text in (words.name, *words.others, *words.keywords))
-        return [*dict.fromkeys(said), *(f"a {color} background on {color}" for color in reserved.COLORS)]
+        used = (self.phrases[i] for i in sorted({row.image for row in rows}))
+        texts = (text for phrases in used for text in (phrases.name, *phrases.others, *phrases.keywords))
+        return [*dict.fromkeys(texts), *(f"a {color} background on {color}" for color in reserved.COLORS)]
 
     def source(self, index: int) -> int:
         """See :meth:`Dataset.source`."""
@@ -184,16 +187,16 @@ class Scenes(Dataset):
     def caption(self, index: int, generator: torch.Generator | None = None) -> str:
         """The name and the color; with a generator, one of the many ways to say it."""
         scene = self.rows[index]
-        words, colored = self.words[scene.picture], scene.color != "white"
+        phrases, colored = self.phrases[scene.image], scene.color != "white"
         if generator is None:
-            return f"{words.name} on {scene.color}" if colored else words.name
+            return f"{phrases.name} on {scene.color}" if colored else phrases.name
         u = torch.rand(6, generator=generator).tolist()
-        text = words.name
-        if u[0] < 0.2 and words.others:
-            text = words.others[int(u[1] * len(words.others))]
-        elif u[0] < 0.5 and words.keywords:
-            order = torch.randperm(len(words.keywords), generator=generator)
-            some = [words.keywords[int(k)] for k in order[: 1 + int(u[1] * 3)]]
+        text = phrases.name
+        if u[0] < 0.2 and phrases.others:
+            text = phrases.others[int(u[1] * len(phrases.others))]
+        elif u[0] < 0.5 and phrases.keywords:
+            order = torch.randperm(len(phrases.keywords), generator=generator)
+            some = [phrases.keywords[int(k)] for k in order[: 1 + int(u[1] * 3)]]
             text = ", ".join(some if u[0] < 0.3 else [text, *some])
         if u[2] < 0.2 and not text.startswith(("a ", "the ")):
             text = _an(text)
@@ -206,8 +209,8 @@ def _an(text: str) -> str:
     return f"{'an' if text[:1].lower() in 'aeiou' else 'a'} {text}"
 
 
-def on_ground(pictures: Tensor, grounds: Tensor) -> Tensor:
+def composite(images: Tensor, colors: Tensor) -> Tensor:
     """Pictures with alpha (b, 4, h, w) over one color each (b, 3), all uint8, rounded."""
-    alpha = pictures[:, 3:].float() / 255
-    mixed = pictures[:, :3].float() * alpha + grounds[:, :, None, None].float() * (1 - alpha)
+    alpha = images[:, 3:].float() / 255
+    mixed = images[:, :3].float() * alpha + colors[:, :, None, None].float() * (1 - alpha)
     return mixed.round().to(torch.uint8)

@@ -14,21 +14,21 @@ from torch import Tensor, nn
 
 from ..errors import InputError, unknown
 from .autoencoders import FSQ, KL, VQ, Gumbel
-from .codes import Masked
+from .codes import MaskedTokens
 from .dit import DiT
-from .text import Draft, TextEncoder, Worded
+from .text import CaptionMean, TextConditioned, TextEncoder
 from .unet import UNet
 
 NETS: dict[str, type[nn.Module]] = {
     "unet": UNet,
     "dit": DiT,
     "text": TextEncoder,
-    "draft": Draft,
+    "draft": CaptionMean,
     "kl": KL,
     "vq": VQ,
     "fsq": FSQ,
     "gumbel": Gumbel,
-    "masked": Masked,
+    "masked": MaskedTokens,
 }
 
 # One dial. In the comments: parameters, and millions of multiply-adds of a forward pass at 1x32x32 (tiny: 1x8x8).
@@ -106,17 +106,19 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     if not isinstance(name, str) or name not in NETS:
         raise unknown("net", name, NETS)
     options = {k: v for k, v in spec.items() if k not in ("name", "words", "foreign", "draft")}
-    if (words := spec.get("words")) is not None:
-        encoder = build({**words, "name": "text"})
+    if (text_spec := spec.get("words")) is not None:
+        encoder = build({**text_spec, "name": "text"})
         assert isinstance(encoder, TextEncoder)
-        if (foreign := spec.get("foreign")) is not None:
-            encoder.foreign = cast("TextEncoder", build({**foreign, "name": "text", "width": encoder.width}))
+        if (student_spec := spec.get("foreign")) is not None:
+            encoder.student_encoder = cast(
+                "TextEncoder", build({**student_spec, "name": "text", "width": encoder.width})
+            )
         width = {"context": encoder.width, "pooled": encoder.width}
-        draft = None
+        caption_mean = None
         if (drawn := spec.get("draft")) is not None:
-            draft = build({**drawn, "name": "draft", "width": encoder.width})
-            assert isinstance(draft, Draft)
-        return Worded(build({**options, "name": name, **width}), encoder, draft)
+            caption_mean = build({**drawn, "name": "draft", "width": encoder.width})
+            assert isinstance(caption_mean, CaptionMean)
+        return TextConditioned(build({**options, "name": name, **width}), encoder, caption_mean)
     known = inspect.signature(NETS[name]).parameters
     for key, value in options.items():
         if key not in known:

@@ -131,11 +131,11 @@ class Pool(nn.Module):
         shown = images.detach().clone()
         for i, image in enumerate(images.detach()):
             full = int(self.count) >= len(self.images)
-            coin, place = torch.rand((), generator=source), torch.randint(len(self.images), (), generator=source)
+            chance, place = torch.rand((), generator=source), torch.randint(len(self.images), (), generator=source)
             if not full:
                 self.images[int(self.count)] = image
                 self.count += 1
-            elif coin < 0.5:
+            elif chance < 0.5:
                 shown[i] = self.images[place]
                 self.images[place] = image
         return shown

@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         return self.layers(z)
 
 
-class Codec(nn.Module):
+class Autoencoder(nn.Module):
     """What all autoencoders share: an encoder, a decoder, and latents standardized between them."""
 
     config: dict[str, Any]
@@ -105,7 +105,7 @@ class Codec(nn.Module):
         return z * self.std[:, None, None] + self.mean[:, None, None]
 
 
-class KL(Codec):
+class KL(Autoencoder):
     """A variational autoencoder (Kingma & Welling 2014) as latent diffusion uses it (Rombach et al. 2022).
 
     Args:
@@ -156,29 +156,29 @@ def divergence(mean: Float[Tensor, "b *d"], log_var: Float[Tensor, "b *d"]) -> F
 # ---- latents that are words -------------------------------------------------------------------------------------
 
 
-class Discrete(Codec):
+class Discrete(Autoencoder):
     """A codec whose latents are words of a codebook; ``decode`` goes to the nearest words first."""
 
-    words: int  # size of the codebook
+    codebook_size: int  # size of the codebook
     book: Tensor  # the vector of each
 
     def quantize(self, z: Float[Tensor, "b d H W"]) -> tuple[Float[Tensor, "b d H W"], Int64[Tensor, "b H W"]]:
         """The words nearest to ``z``, as vectors and as numbers."""
         rows = z.permute(0, 2, 3, 1).float()
-        codes = (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
-        return self.book[codes].permute(0, 3, 1, 2), codes
+        tokens = (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
+        return self.book[tokens].permute(0, 3, 1, 2), tokens
 
-    def vectors(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
+    def vectors(self, tokens: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
         """The vectors of words, standardized as ``encode`` gives them."""
-        return self._in(self.book[codes].permute(0, 3, 1, 2))
+        return self._in(self.book[tokens].permute(0, 3, 1, 2))
 
-    def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
+    def tokens(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
         """The words of pictures, as numbers below ``words``."""
         return self.quantize(self.encoder(pad_to(x, self.factor)))[1]
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
         """The words of pictures, as standardized vectors."""
-        return self.vectors(self.codes(x))
+        return self.vectors(self.tokens(x))
 
     def decode(self, z: Float[Tensor, "b d H W"]) -> Float[Tensor, "b c h w"]:
         """The picture of standardized latents."""
@@ -209,7 +209,7 @@ class VQ(Discrete):
     ):
         self.config = keywords(locals())
         super().__init__(latent)
-        self.factor, self.words, self.decay = 2 ** len(multiples), codebook, decay
+        self.factor, self.codebook_size, self.decay = 2 ** len(multiples), codebook, decay
         self.encoder = Encoder(channels, latent, width, multiples, blocks)
         self.decoder = Decoder(channels, latent, width, multiples, blocks)
         self.register_buffer("book", torch.randn(codebook, latent))
@@ -223,21 +223,21 @@ class VQ(Discrete):
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(reconstruction, commitment of the encoder to its words, eq. 3); in training the codebook follows."""
         z = self.encoder(pad_to(x, self.factor)).float()
-        q, codes = self.quantize(z)
+        q, tokens = self.quantize(z)
         if self.training:
-            self._follow(z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1]), codes.flatten())
+            self._follow(z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1]), tokens.flatten())
         y = self.decoder(z + (q - z).detach())  # the gradient goes straight through
         return y[..., : x.shape[-2], : x.shape[-1]], (z - q.detach()).square().flatten(1).mean(1)
 
     @torch.no_grad()
-    def _follow(self, rows: Float[Tensor, "n d"], codes: Int64[Tensor, " n"]) -> None:
-        uses = codes.bincount(minlength=self.words).float()
+    def _follow(self, rows: Float[Tensor, "n d"], tokens: Int64[Tensor, " n"]) -> None:
+        uses = tokens.bincount(minlength=self.codebook_size).float()
         self.uses.lerp_(uses, 1 - self.decay)
-        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, codes, rows), 1 - self.decay)
-        idle = self.uses < 0.01 * len(rows) / self.words
-        chosen = rows[torch.randint(len(rows), (self.words,))]
-        self.uses[idle] = len(rows) / self.words
-        self.sums[idle] = chosen[idle] * len(rows) / self.words
+        self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, tokens, rows), 1 - self.decay)
+        idle = self.uses < 0.01 * len(rows) / self.codebook_size
+        chosen = rows[torch.randint(len(rows), (self.codebook_size,))]
+        self.uses[idle] = len(rows) / self.codebook_size
+        self.sums[idle] = chosen[idle] * len(rows) / self.codebook_size
         self.book.copy_(self.sums / self.uses.clamp(min=1e-8)[:, None])
 
 
@@ -261,7 +261,7 @@ class FSQ(Discrete):
     ):
         self.config = keywords(locals())
         super().__init__(len(levels))
-        self.factor, self.words = 2 ** len(multiples), math.prod(levels)
+        self.factor, self.codebook_size = 2 ** len(multiples), math.prod(levels)
         self.encoder = Encoder(channels, len(levels), width, multiples, blocks)
         self.decoder = Decoder(channels, len(levels), width, multiples, blocks)
         n = torch.tensor(levels)
@@ -281,24 +281,24 @@ class FSQ(Discrete):
     def quantize(self, z: Float[Tensor, "b d H W"]) -> tuple[Float[Tensor, "b d H W"], Int64[Tensor, "b H W"]]:
         """See :meth:`Discrete.quantize`; ``z`` is what the encoder said, or already rounded and scaled to [-1, 1]."""
         whole = torch.minimum((z * (self.levels // 2)).round(), (self.levels - 1) // 2).maximum(-(self.levels // 2))
-        codes = ((whole + self.levels // 2).long() * self.places).sum(1)
-        return whole / (self.levels // 2), codes
+        tokens = ((whole + self.levels // 2).long() * self.places).sum(1)
+        return whole / (self.levels // 2), tokens
 
-    def codes(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
+    def tokens(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
         """See :meth:`Discrete.codes`."""
-        return self.quantize(self._said(x))[1]
+        return self.quantize(self._bounded(x))[1]
 
-    def vectors(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
+    def vectors(self, tokens: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
         """See :meth:`Discrete.vectors`."""
-        whole = codes[:, None] // self.places % self.levels - self.levels // 2
+        whole = tokens[:, None] // self.places % self.levels - self.levels // 2
         return self._in(whole / (self.levels // 2))
 
-    def _said(self, x: Tensor) -> Tensor:
+    def _bounded(self, x: Tensor) -> Tensor:
         return self.bound(self.encoder(pad_to(x, self.factor)).float()) / (self.levels // 2)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(reconstruction, 0): nothing but the picture teaches it."""
-        z = self._said(x)
+        z = self._bounded(x)
         y = self.decoder(z + (self.quantize(z)[0] - z).detach())
         return y[..., : x.shape[-2], : x.shape[-1]], torch.zeros(len(x), device=x.device)
 
@@ -327,7 +327,7 @@ class Gumbel(Discrete):
     ):
         self.config = keywords(locals())
         super().__init__(latent)
-        self.factor, self.words, self.temperature = 2 ** len(multiples), codebook, 1.0
+        self.factor, self.codebook_size, self.temperature = 2 ** len(multiples), codebook, 1.0
         self.encoder = Encoder(channels, latent, width, multiples, blocks)
         self.decoder = Decoder(channels, latent, width, multiples, blocks)
         self.book = nn.Parameter(torch.randn(codebook, latent))
@@ -348,5 +348,5 @@ class Gumbel(Discrete):
         logits = self.logits(x)
         y = self.decoder((F.gumbel_softmax(logits, self.temperature) @ self.book).permute(0, 3, 1, 2))
         log_q = logits.log_softmax(-1)
-        penalty = (log_q.exp() * log_q).sum(-1) + math.log(self.words)
+        penalty = (log_q.exp() * log_q).sum(-1) + math.log(self.codebook_size)
         return y[..., : x.shape[-2], : x.shape[-1]], penalty.flatten(1).mean(1)

@@ -28,12 +28,12 @@ class Half(nn.Module):
     def __init__(self, net: Mapping[str, Any]):
         super().__init__()
         whole = UNet(**net)
-        self.embed, self.stem, self.encoder, self.middle = whole.embed, whole.stem, whole.encoder, whole.middle
+        self.embed, self.stem, self.encoder, self.mid = whole.embed, whole.stem, whole.encoder, whole.mid
         self.width, self.features = whole.config["width"], whole.config["width"] * whole.config["multiples"][-1]
 
     def forward(self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"]) -> tuple[Tensor, Tensor]:
         emb, h = self.embed(c_noise, None), self.stem(x)
-        for block in (*self.encoder, *self.middle):
+        for block in (*self.encoder, *self.mid):
             h = block(h, emb)
         return h, emb
 
@@ -77,7 +77,7 @@ class Classifier(nn.Module):
         self.head = Head(self.trunk, classes)
 
     @classmethod
-    def reading(cls, denoiser: Denoiser, classes: int) -> Classifier:
+    def from_denoiser(cls, denoiser: Denoiser, classes: int) -> Classifier:
         """A classifier that reads the middle of a trained denoiser's U-Net: only its head has to learn.
 
         After the mid-block guidance of the "Grokking Stable Diffusion" notebooks. Raises InputError for other nets.
@@ -92,7 +92,7 @@ class Classifier(nn.Module):
         made.trunk.requires_grad_(False)
         return made
 
-    def reads(self, denoiser: Denoiser) -> bool:
+    def shares_trunk(self, denoiser: Denoiser) -> bool:
         """Whether this is a classifier that reads the middle of this very denoiser's U-Net."""
         own, net = self.trunk.state_dict(), denoiser.net.state_dict()
         asked = (denoiser.parameterization, denoiser.sigma_data)
@@ -120,19 +120,21 @@ def chosen(logits: Float[Tensor, "b classes"], cond: Cond | None) -> Float[Tenso
 
 
 @guidance
-def middle(denoise: Denoiser, reader: Classifier, scale: Scale = 1.0, interval: Interval = ALWAYS) -> Denoise:
+def feature_guidance(
+    denoise: Denoiser, classifier: Classifier, scale: Scale = 1.0, interval: Interval = ALWAYS
+) -> Denoise:
     """Classifier guidance by the model's own middle: the way down serves both, the way up needs no gradient.
 
-    ``guidance.classifier`` of a model that is not told its labels, with ``reader.log_prob``, at a smaller price.
+    ``guidance.classifier`` of a model that is not told its labels, with ``classifier.log_prob``, at a smaller price.
 
     Args:
         denoise: A bare denoiser with a U-Net. Labels only guide it.
-        reader: ``Classifier.reading(denoise, classes)``, trained. Raises InputError for a reader of another model.
+        classifier: ``Classifier.reading(denoise, classes)``, trained. Raises InputError for a reader of another model.
         scale: As for ``guidance.classifier``; 0 is off.
         interval: Guide only where low < sigma <= high.
     """
     net = denoise.net
-    if not isinstance(net, UNet) or denoise.self_condition or not reader.reads(denoise):
+    if not isinstance(net, UNet) or denoise.self_condition or not classifier.shares_trunk(denoise):
         raise InputError("This classifier does not read the middle of this model. Train one: train_classifier(model=).")
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
@@ -142,11 +144,11 @@ def middle(denoise: Denoiser, reader: Classifier, scale: Scale = 1.0, interval: 
         c = scaling(denoise.parameterization, expand(sigma, x), denoise.sigma_data)
 
         def forward(at: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor], Tensor]]:
-            h, seen, emb = net.encode(c.c_in * at, c.c_noise.flatten(), untold)
-            return chosen(reader.head(h, emb), cond), (h, seen, emb)
+            h, skips, emb = net.encode(c.c_in * at, c.c_noise.flatten(), untold)
+            return chosen(classifier.head(h, emb), cond), (h, skips, emb)
 
-        push, (h, seen, emb) = gradient(forward, x)
-        x0 = c.c_skip * x + c.c_out * net.decode(h, seen, emb, c.c_in * x, untold)
+        push, (h, skips, emb) = gradient(forward, x)
+        x0 = c.c_skip * x + c.c_out * net.decode(h, skips, emb, c.c_in * x, untold)
         return x0 + now * expand(sigma, x).square() * push
 
     return guided

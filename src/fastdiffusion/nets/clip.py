@@ -90,39 +90,41 @@ class Clip(nn.Module):
         """Length of the vectors."""
         return self.project.out_features
 
-    def see(self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b d"]:
+    def encode_image(
+        self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b d"]:
         """Pictures in [-1, 1] as unit vectors."""
         if self.side and x.shape[-2:] != (self.side, self.side):
             x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
         return self.image(x, sigma)
 
-    def read(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
+    def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
         """Words as unit vectors."""
         _, _, pooled = self.text(self.text.tokens(list(texts)).to(self.project.weight.device))
         return F.normalize(self.project(pooled).float(), dim=1)
 
 
 def matches(
-    clip: Clip, words: Sequence[str] | Tensor, others: Sequence[str] | None = None
+    clip: Clip, texts: Sequence[str] | Tensor, others: Sequence[str] | None = None
 ) -> Callable[..., Float[Tensor, " b"]]:
-    """log p(words | x; sigma) among ``words`` and ``others``: what guidance takes.
+    """log p(text | x; sigma) among ``texts`` and ``others``: what guidance takes.
 
         guidance.classifier(denoise, matches(noisy, ["a red car"]))                   # of the noisy picture
         guidance.steer(denoise, lambda x0: -matches(clip, ["a red car"])(x0))         # of the clean estimate
 
     Args:
         clip: An encoder that reads what the denoiser works on.
-        words: One text for all images, or one for each; or unit vectors, of pictures or from the prior.
+        texts: One for all images, or one for each; or unit vectors, of pictures or from the prior.
         others: What it is to be told from; by default what the encoder knows.
     """
     with torch.no_grad():
-        said = words if isinstance(words, Tensor) else clip.read(words)
-        rest = clip.read(clip.known if others is None else others)
+        text_vectors = texts if isinstance(texts, Tensor) else clip.encode_text(texts)
+        rest = clip.encode_text(clip.known if others is None else others)
 
     def log_prob(x: Tensor, sigma: Tensor | None = None, cond: Cond | None = None) -> Tensor:
-        seen, scale = clip.see(x, sigma), clip.log_scale.exp().clamp(max=100)
-        own = scale * (seen * said[torch.arange(len(x)) % len(said)]).sum(1)
-        return own - torch.cat([own[:, None], scale * seen @ rest.T], 1).logsumexp(1)
+        image_vectors, scale = clip.encode_image(x, sigma), clip.log_scale.exp().clamp(max=100)
+        own = scale * (image_vectors * text_vectors[torch.arange(len(x)) % len(text_vectors)]).sum(1)
+        return own - torch.cat([own[:, None], scale * image_vectors @ rest.T], 1).logsumexp(1)
 
     return log_prob
 
@@ -130,22 +132,27 @@ def matches(
 # ---- losses ---------------------------------------------------------------------------------------------------------
 
 
-def infonce(seen: Tensor, said: Tensor, scale: Tensor, same: Bool[Tensor, "b b"]) -> Float[Tensor, ""]:
+def infonce(image_vectors: Tensor, text_vectors: Tensor, scale: Tensor, same: Bool[Tensor, "b b"]) -> Float[Tensor, ""]:
     """Which words belong to each picture, and which picture to the words (van den Oord et al. 2018; Radford, fig. 3).
 
     Args:
-        seen: Unit vectors of pictures (b, d).
-        said: Unit vectors of their words.
+        image_vectors: Unit vectors of pictures (b, d).
+        text_vectors: Unit vectors of their words.
         scale: Inverse temperature; learned.
         same: Pairs off the diagonal that belong together too; they count neither way.
     """
-    logits = (scale * seen @ said.T).masked_fill(same, -math.inf)
-    target = torch.arange(len(seen), device=seen.device)
+    logits = (scale * image_vectors @ text_vectors.T).masked_fill(same, -math.inf)
+    target = torch.arange(len(image_vectors), device=image_vectors.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def cloob(
-    seen: Tensor, said: Tensor, scale: Tensor, same: Bool[Tensor, "b b"], beta: float = 8.0, sharp: float = 30.0
+    image_vectors: Tensor,
+    text_vectors: Tensor,
+    scale: Tensor,
+    same: Bool[Tensor, "b b"],
+    beta: float = 8.0,
+    sharp: float = 30.0,
 ) -> Float[Tensor, ""]:
     """InfoLOOB of what Hopfield networks retrieve (Fürst et al. 2022, arXiv:2110.11316, eq. 6 to 8).
 
@@ -153,10 +160,13 @@ def cloob(
     ``beta``: what pairs share in many ways is kept, what one pair has alone is not. In InfoLOOB the right pair is
     left out of the denominator, so that the loss goes on after it has won; its temperature ``1 / sharp`` is fixed.
     """
-    value = seen.new_zeros(())
-    eye = torch.eye(len(seen), dtype=torch.bool, device=seen.device)
-    for stored, turned in ((seen, False), (said, True)):
-        retrieved = [F.normalize((beta * asking @ stored.T).softmax(1) @ stored, dim=1) for asking in (seen, said)]
+    value = image_vectors.new_zeros(())
+    eye = torch.eye(len(image_vectors), dtype=torch.bool, device=image_vectors.device)
+    for stored, turned in ((image_vectors, False), (text_vectors, True)):
+        retrieved = [
+            F.normalize((beta * asking @ stored.T).softmax(1) @ stored, dim=1)
+            for asking in (image_vectors, text_vectors)
+        ]
         logits = sharp * (retrieved[0] @ retrieved[1].T)
         logits = logits.T if turned else logits
         others = logits.masked_fill(eye | (same.T if turned else same), -math.inf)
@@ -185,7 +195,7 @@ class Prior(nn.Module):
         self.config = keywords(locals())
         super().__init__()
         self.embed = nn.Linear(64, width)
-        self.inside, self.told = nn.Linear(dim, width), nn.Linear(dim, width, bias=False)
+        self.inside, self.condition = nn.Linear(dim, width), nn.Linear(dim, width, bias=False)
         self.blocks = nn.ModuleList(
             nn.ModuleDict({
                 "norm": nn.LayerNorm(width, elementwise_affine=False), "adapt": nn.Linear(width, 2 * width),
@@ -201,7 +211,7 @@ class Prior(nn.Module):
         """The network's answer."""
         emb = self.embed(fourier(c_noise, 64))
         if cond is not None and cond.pooled is not None:
-            emb = emb + self.told(cond.pooled)
+            emb = emb + self.condition(cond.pooled)
         h, emb = self.inside(x) + emb, F.silu(emb)
         for block in self.blocks:
             scale, shift = block["adapt"](emb).chunk(2, 1)  # pyright: ignore[reportIndexIssue]

@@ -13,7 +13,7 @@ from .layers import keywords
 from .text import Layer
 
 
-class Masked(nn.Module):
+class MaskedTokens(nn.Module):
     """A transformer over a grid of words of which some are hidden (MaskGIT, Chang et al. 2022, arXiv:2202.04200).
 
     Args:
@@ -36,9 +36,9 @@ class Masked(nn.Module):
         self.norm, self.out = nn.LayerNorm(width), nn.Linear(width, codebook)
         nn.init.normal_(self.embed.weight, std=1 / 8)
 
-    def forward(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b k H W"]:
+    def forward(self, tokens: Int64[Tensor, "b H W"]) -> Float[Tensor, "b k H W"]:
         """Logits of the word at each place."""
-        x = self.embed(codes.flatten(1)) + self.place
+        x = self.embed(tokens.flatten(1)) + self.place
         every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         for layer in self.layers:
             x = layer(x, every)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..types import Cond
-from .layers import Attention, Embed, Stem, Tail, keywords, picture, tokens, zero
+from .layers import Attention, Embed, Stem, Tail, keywords, to_image, tokens, zero
 
 
 def positions(size: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n d"]:
@@ -33,8 +33,8 @@ class Block(nn.Module):
         self.merge = nn.Linear(2 * dim, dim) if long_skip else None
         self.adapt = zero(nn.Linear(emb, 6 * dim))
         self.attention = Attention(dim, head, linear=linear, start_at_zero=False)
-        self.words_norm = nn.LayerNorm(dim) if context else nn.Identity()
-        self.words = Attention(dim, head, context) if context else None
+        self.cross_norm = nn.LayerNorm(dim) if context else nn.Identity()
+        self.cross_attention = Attention(dim, head, context) if context else None
         self.mlp_in, self.mlp_out = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)
 
     def forward(self, x: Float[Tensor, "b n d"], emb: Tensor, cond: Cond | None, skip: Tensor | None = None) -> Tensor:
@@ -43,8 +43,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adapt(emb)[:, None].chunk(6, -1)
         h = torch.addcmul(shift1, F.layer_norm(x, x.shape[-1:]), 1 + scale1)
         x = torch.addcmul(x, gate1, self.attention(h))
-        if self.words is not None and cond is not None and cond.emb is not None:
-            x = x + self.words(self.words_norm(x), cond.emb, cond.mask)
+        if self.cross_attention is not None and cond is not None and cond.emb is not None:
+            x = x + self.cross_attention(self.cross_norm(x), cond.emb, cond.mask)
         h = torch.addcmul(shift2, F.layer_norm(x, x.shape[-1:]), 1 + scale2)
         h = F.dropout(F.gelu(self.mlp_in(h), approximate="tanh"), self.dropout, self.training)
         return torch.addcmul(x, gate2, self.mlp_out(h))
@@ -102,4 +102,4 @@ class DiT(nn.Module):
             h = block(h, emb, cond, skips.pop() if block.merge is not None else None)
             if i < len(self.blocks) // 2:
                 skips.append(h)
-        return self.tail(picture(h, size), x, emb)
+        return self.tail(to_image(h, size), x, emb)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 def parts(name: str) -> list[str]:
     """What a name is made of: words, pairs of neighboring words (their order), and triples of letters (spelling)."""
-    words = name.lower().replace("-", " ").replace(":", " ").replace(",", " ").split()
-    pairs = [f"{a} {b}" for a, b in pairwise(["<", *words, ">"])]
-    triples = [f"#{padded[i : i + 3]}" for word in words for padded in [f"<{word}>"] for i in range(len(padded) - 2)]
-    return words + pairs + triples
+    terms = name.lower().replace("-", " ").replace(":", " ").replace(",", " ").split()
+    pairs = [f"{a} {b}" for a, b in pairwise(["<", *terms, ">"])]
+    triples = [f"#{padded[i : i + 3]}" for term in terms for padded in [f"<{term}>"] for i in range(len(padded) - 2)]
+    return terms + pairs + triples
 
 
 class Residual(nn.Module):
@@ -40,7 +40,7 @@ def _conv(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False), nn.BatchNorm2d(n_out), nn.ReLU())
 
 
-class Judge(nn.Module):
+class Evaluator(nn.Module):
     """Pictures in [-1, 1] and names as unit vectors; their product says how well they go together.
 
     Args:
@@ -82,22 +82,22 @@ class Judge(nn.Module):
         """What the last maps see on average, in units of its standard deviation over the data: for distances."""
         return self._maps(images).mean((2, 3)) / self.unit
 
-    def see(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Pictures as unit vectors."""
         return F.normalize(self.place(self._maps(images)), dim=1)
 
-    def read(self, names: Sequence[str]) -> Float[Tensor, "n d"]:
+    def encode_text(self, names: Sequence[str]) -> Float[Tensor, "n d"]:
         """Names as unit vectors."""
-        return self.hear(*self.rows(names))
+        return self.encode_rows(*self.rows(names))
 
     def rows(self, names: Sequence[str]) -> tuple[Tensor, Tensor]:
         """The hashed parts of all names in one list, and where each name's begin."""
-        bags = [[zlib.crc32(f"{turn}{part}".encode()) % self.buckets for part in parts(n) for turn in "ab"] or [0]
+        bags = [[zlib.crc32(f"{salt}{part}".encode()) % self.buckets for part in parts(n) for salt in "ab"] or [0]
                 for n in names]  # fmt: skip
         starts = torch.tensor([0, *map(len, bags)]).cumsum(0)[:-1]
         return torch.tensor([row for bag in bags for row in bag]), starts
 
-    def hear(self, rows: Tensor, starts: Tensor) -> Float[Tensor, "n d"]:
+    def encode_rows(self, rows: Tensor, starts: Tensor) -> Float[Tensor, "n d"]:
         """What :meth:`rows` gave, as unit vectors."""
         return F.normalize(self.mind(self.ear(rows, starts)), dim=1)
 

@@ -66,7 +66,7 @@ def tokens(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
     return x.flatten(2).transpose(1, 2)
 
 
-def picture(x: Float[Tensor, "b n c"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
+def to_image(x: Float[Tensor, "b n c"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
     """Tokens as a picture (a channels-last view)."""
     return x.transpose(1, 2).unflatten(2, size)
 

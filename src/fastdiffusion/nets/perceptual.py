@@ -80,9 +80,9 @@ def features() -> Features:
 
 def maps(net: Maps | None, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
     """What ``net`` (None: the bundled one) sees in pictures of one or three channels, as a list of maps."""
-    seen = (net or features().to(x.device))(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3])
-    seen = list(seen.values()) if isinstance(seen, Mapping) else seen
-    return [seen] if isinstance(seen, Tensor) else list(seen)
+    outputs = (net or features().to(x.device))(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3])
+    outputs = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 # ---- content --------------------------------------------------------------------------------------------------

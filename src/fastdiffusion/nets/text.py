@@ -22,13 +22,13 @@ from .layers import Attention, keywords
 
 def normalized(text: str) -> str:
     """How a caption is read: compatibility forms folded, lower case, no hyphens, one space before every word."""
-    return "".join(f" {word}" for word in unicodedata.normalize("NFKC", text).casefold().replace("-", " ").split())
+    return "".join(f" {term}" for term in unicodedata.normalize("NFKC", text).casefold().replace("-", " ").split())
 
 
-def words(texts: Iterable[str]) -> list[int]:
+def vocabulary_ids(texts: Iterable[str]) -> list[int]:
     """The distinct words of texts as they will be read, each as a number, in order."""
-    found = {word for text in texts for word in re.findall(r"[^\W\d_]+", normalized(text))}
-    return sorted({zlib.crc32(word.encode()) for word in found})
+    distinct = {term for text in texts for term in re.findall(r"[^\W\d_]+", normalized(text))}
+    return sorted({zlib.crc32(term.encode()) for term in distinct})
 
 
 class Layer(nn.Module):
@@ -83,14 +83,14 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.5)
         self.layers = nn.ModuleList(Layer(width, head) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
-        self.foreign: TextEncoder | None = None
+        self.student_encoder: TextEncoder | None = None
         self._tokenizer: Tokenizer | None = None
-        self._words: frozenset[int] | None = None
+        self._known_ids: frozenset[int] | None = None
 
     merges: Tensor
     known: Tensor
 
-    def learn_words(self, tokenizer: Tokenizer, texts: Sequence[str] = ()) -> None:
+    def set_vocabulary(self, tokenizer: Tokenizer, texts: Sequence[str] = ()) -> None:
         """Take over a tokenizer of at most ``vocabulary`` tokens, and list the ``known`` words of the texts."""
         if len(tokenizer) > self.config["vocabulary"]:
             raise InputError(
@@ -98,9 +98,9 @@ class TextEncoder(nn.Module):
             )
         self.merges.zero_()
         self.merges[: len(tokenizer.merges)] = torch.tensor(tokenizer.merges, dtype=torch.int32).reshape(-1, 2)
-        self._tokenizer, self._words = tokenizer, None
+        self._tokenizer, self._known_ids = tokenizer, None
         if self.config["known"]:
-            self.known.copy_(torch.tensor(words(texts)))
+            self.known.copy_(torch.tensor(vocabulary_ids(texts)))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -109,31 +109,31 @@ class TextEncoder(nn.Module):
             self._tokenizer = Tokenizer([pair for pair in self.merges.tolist() if pair[0]])
         return self._tokenizer
 
-    def knows(self, word: str) -> bool:
+    def knows(self, term: str) -> bool:
         """Whether a word was in the captions; without a list, or a script of its own, whether it looks like theirs.
 
         Known words are one token, or few for their length. Scripts without spaces have no words to list. What another
         encoder beside this one knows is for that one to say: see :meth:`reader`.
         """
-        if self.config["known"] and not any(unicodedata.east_asian_width(letter) in "WF" for letter in word):
-            return self.lists(word)
-        return len(self.tokenizer.encode(normalized(word))) <= max(3, (len(word) + 1) // 2)
+        if self.config["known"] and not any(unicodedata.east_asian_width(letter) in "WF" for letter in term):
+            return self.lists(term)
+        return len(self.tokenizer.encode(normalized(term))) <= max(3, (len(term) + 1) // 2)
 
-    def reader(self, text: str) -> TextEncoder:
+    def encoder_of(self, text: str) -> TextEncoder:
         """Who reads a text: this encoder if it lists every word or has none beside it, else the other one."""
-        return self if self.foreign is None or self.lists(text) else self.foreign
+        return self if self.student_encoder is None or self.lists(text) else self.student_encoder
 
     def lists(self, text: str) -> bool:
         """Whether every word of a text was in the captions, of an encoder that lists its words."""
         if not self.config["known"]:
             return False
-        if self._words is None:
-            self._words = frozenset(self.known.tolist())
-        return self._words.issuperset(words([text]))
+        if self._known_ids is None:
+            self._known_ids = frozenset(self.known.tolist())
+        return self._known_ids.issuperset(vocabulary_ids([text]))
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token stands in the text as it is read (:func:`normalized`)."""
-        return self.reader(text).tokenizer.spans(text)
+        return self.encoder_of(text).tokenizer.spans(text)
 
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "b n"]:
         """Token numbers, padded with 0; an empty text is all padding, which is "nothing said"."""
@@ -144,17 +144,17 @@ class TextEncoder(nn.Module):
     def _numbers(self, text: str) -> list[int]:
         if not text.strip():
             return []
-        other = self.reader(text)
+        other = self.encoder_of(text)
         if other is not self:
             return [self.config["vocabulary"] + token for token in other._numbers(text)]
         return self.tokenizer.encode(normalized(text))[: self.length]
 
     def forward(self, tokens: Int64[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:
         """(token states (b, n, d), mask (b, n), the mean state of each caption (b, d); 0 where nothing is said)."""
-        if self.foreign is not None:
+        if self.student_encoder is not None:
             strange = (tokens > self.config["vocabulary"]).any(1)
             if bool(strange.any()):
-                theirs = self.foreign((tokens[strange] - self.config["vocabulary"]).clamp(min=PAD))
+                theirs = self.student_encoder((tokens[strange] - self.config["vocabulary"]).clamp(min=PAD))
                 return _joined(strange, theirs, self._understood(tokens[~strange][:, : self.length]))
         return self._understood(tokens)
 
@@ -181,7 +181,7 @@ def _joined(
     return joined[0], joined[1], joined[2]
 
 
-class Draft(nn.Module):
+class CaptionMean(nn.Module):
     """What words alone say of a picture: a small map of it, made from the caption's one vector.
 
     From pure noise the best answer to a caption is the mean of the pictures that it may mean, E[x0 | words]. A denoiser
@@ -208,38 +208,38 @@ class Draft(nn.Module):
         return self.layers(pooled)
 
 
-class Worded(nn.Module):
+class TextConditioned(nn.Module):
     """A network with the text encoder that is trained with it: ``Cond.tokens`` become ``emb``, ``mask`` and ``pooled``.
 
     With a draft, the network sees what the words alone say beside its noisy input, as more channels. A condition that
     was read before (``read``) passes as it is, so sampling reads its words once.
     """
 
-    def __init__(self, net: nn.Module, words: TextEncoder, draft: Draft | None = None):
+    def __init__(self, net: nn.Module, text_encoder: TextEncoder, caption_mean: CaptionMean | None = None):
         super().__init__()
-        self.net, self.words, self.draft = net, words, draft
+        self.net, self.text_encoder, self.caption_mean = net, text_encoder, caption_mean
 
     @property
     def config(self) -> dict[str, Any]:
         """The inner network's keywords; under "words", "foreign" and "draft" those of the other parts."""
-        others = {"foreign": self.words.foreign, "draft": self.draft}
-        config = {**cast("dict[str, Any]", self.net.config), "words": self.words.config}
+        others = {"foreign": self.text_encoder.student_encoder, "draft": self.caption_mean}
+        config = {**cast("dict[str, Any]", self.net.config), "words": self.text_encoder.config}
         return config | {name: part.config for name, part in others.items() if part is not None}
 
-    def read(self, cond: Cond) -> Cond:
+    def encode_prompt(self, cond: Cond) -> Cond:
         """The condition with its words understood."""
         if cond.tokens is None:
             return cond
-        emb, mask, pooled = self.words(cond.tokens)
+        emb, mask, pooled = self.text_encoder(cond.tokens)
         return replace(cond, tokens=None, emb=emb, mask=mask, pooled=pooled)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, "b o h w"]:
         """The inner network's answer."""
-        cond = None if cond is None else self.read(cond)
-        if self.draft is not None:
-            said = None if cond is None else cond.pooled
-            drawn = self.draft(x.new_zeros(len(x), self.words.width) if said is None else said)
+        cond = None if cond is None else self.encode_prompt(cond)
+        if self.caption_mean is not None:
+            pooled = None if cond is None else cond.pooled
+            drawn = self.caption_mean(x.new_zeros(len(x), self.text_encoder.width) if pooled is None else pooled)
             x = torch.cat([x, drawn if drawn.shape[2:] == x.shape[2:] else F.interpolate(drawn, x.shape[2:])], 1)
         return self.net(x, c_noise, cond)

@@ -52,7 +52,7 @@ class Translator(nn.Module):
         self.method, self.shape = method, (shape[0], shape[1], shape[2])
         channels, several = shape[0], method in ("diffusion", "bridge")
         core = UNet(**{**net, "in_channels": (1 + several) * channels, "out_channels": channels})
-        self.denoiser = Denoiser(core, "edm", sigma_data, picture=channels if several else 0)
+        self.denoiser = Denoiser(core, "edm", sigma_data, cond_channels=channels if several else 0)
 
     def forward(self, x: Float[Tensor, "b c h w"], level: Float[Tensor, " b"], cond: Cond | None = None) -> Tensor:
         """The counterpart of ``cond.image``, given it with noise, or a place on the way to it, ``x`` at ``level``."""
@@ -79,11 +79,11 @@ class Cycle(nn.Module):
         self.config = {"net": dict(net), "shape": list(shape), "domains": list(domains)}
         self.shape, self.domains = (shape[0], shape[1], shape[2]), tuple(domains)
         spec = {**net, "in_channels": shape[0], "out_channels": shape[0]}
-        self.there, self.back = UNet(**spec), UNet(**spec)
+        self.there, self.reverse = UNet(**spec), UNet(**spec)
 
-    def forward(self, x: Float[Tensor, "b c h w"], back: bool = False) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], reverse: bool = False) -> Float[Tensor, "b c h w"]:
         """From the first pile's kind to the second's, or back."""
-        return x + (self.back if back else self.there)(x, x.new_zeros(len(x)), None)
+        return x + (self.reverse if reverse else self.there)(x, x.new_zeros(len(x)), None)
 
 
 # ---- a source that every picture has -----------------------------------------------------------------------------

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..types import Cond
-from .layers import Attention, Down, Embed, Stem, Tail, conv, keywords, modulate, norm, picture, tokens, zero
+from .layers import Attention, Down, Embed, Stem, Tail, conv, keywords, modulate, norm, to_image, tokens, zero
 
 
-class Words(nn.Module):
+class CrossAttention(nn.Module):
     """Attention from the pixels to the words of ``Cond.emb``."""
 
     def __init__(self, dim: int, head: int, context: int):
@@ -26,7 +26,7 @@ class Words(nn.Module):
     def forward(self, x: Tensor, cond: Cond | None) -> Tensor:
         if cond is None or cond.emb is None:
             return x
-        return x + picture(self.attention(tokens(self.norm(x)), cond.emb, cond.mask), x.shape[-2:])
+        return x + to_image(self.attention(tokens(self.norm(x)), cond.emb, cond.mask), x.shape[-2:])
 
 
 class Resize(nn.Module):
@@ -83,7 +83,7 @@ class Block(nn.Module):
         self.skip = conv(n_in, n_out, 1) if n_in != n_out else nn.Identity()
         self.attention = Attention(n_out, head, linear=linear) if attention else None
         self.norm3 = norm(n_out) if attention else nn.Identity()
-        self.words = Words(n_out, head, context) if attention and context else None
+        self.cross_attention = CrossAttention(n_out, head, context) if attention and context else None
 
     def forward(self, x: Tensor, emb: Tensor, cond: Cond | None = None, size: Sequence[int] | None = None) -> Tensor:
         """``size`` is the height and width to go "up" to (twice the input's, or one less)."""
@@ -92,13 +92,13 @@ class Block(nn.Module):
             x, h = self.down(x), self.down(h)
         elif self.resize == "up":
             x, h = F.interpolate(x, size), F.interpolate(h, size)
-        h, told = self.conv1(h), self.adapt(emb)
-        h = modulate(self.norm2(h), told) if self.scale_shift else self.norm2(h + told[:, :, None, None])
+        h, modulation = self.conv1(h), self.adapt(emb)
+        h = modulate(self.norm2(h), modulation) if self.scale_shift else self.norm2(h + modulation[:, :, None, None])
         h = self.conv2(F.dropout(F.silu(h), self.dropout, self.training))
         x = (self.skip(x) + h) * self.gain
         if self.attention is not None:
-            x = (x + picture(self.attention(tokens(self.norm3(x))), x.shape[-2:])) * self.gain
-        return x if self.words is None else self.words(x, cond)
+            x = (x + to_image(self.attention(tokens(self.norm3(x))), x.shape[-2:])) * self.gain
+        return x if self.cross_attention is None else self.cross_attention(x, cond)
 
 
 class UNet(nn.Module):
@@ -166,28 +166,28 @@ class UNet(nn.Module):
         def block(n_in: int, level: int) -> Block:
             return Block(n_in, width * multiples[level], emb, **switches, **(attends if level in attention else {}))
 
-        def resize(n: int, way: str, **blurs: Any) -> nn.Module:
-            return Block(n, n, emb, resize=way, **switches, **blurs) if updown else Resize(n, way, **blurs)
+        def resize(n: int, direction: str, **blurs: Any) -> nn.Module:
+            return Block(n, n, emb, resize=direction, **switches, **blurs) if updown else Resize(n, direction, **blurs)
 
         self.skips = skips
         self.embed = Embed(emb, classes, augment, pooled)
         self.stem = Stem(in_channels, width, patch)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        n, seen = width, [width]
+        n, skip_widths = width, [width]
         for level, multiple in enumerate(multiples):
             if level:
                 self.encoder.append(resize(n, "down", blur=blur, learn_blur=learn_blur))
-                seen.append(n)
+                skip_widths.append(n)
             for _ in range(blocks[level]):
                 self.encoder.append(block(n, level))
-                seen.append(n := width * multiple)
-        middle = Block(n, n, emb, **switches, **(attends if attention else {}))
-        self.middle = nn.ModuleList([middle, Block(n, n, emb, **switches)])
+                skip_widths.append(n := width * multiple)
+        mid = Block(n, n, emb, **switches, **(attends if attention else {}))
+        self.mid = nn.ModuleList([mid, Block(n, n, emb, **switches)])
         for level in range(last, -1, -1):
             if level < last:
                 self.decoder.append(resize(n, "up"))
             for _ in range(blocks[level] + 1):
-                self.decoder.append(block(n + seen.pop() * skips, level))
+                self.decoder.append(block(n + skip_widths.pop() * skips, level))
                 n = width * multiples[level]
         self.tail = Tail(n, out_channels, patch, refine, in_channels, emb, local)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -196,34 +196,34 @@ class UNet(nn.Module):
         self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, "b o h w"]:
         """The network's answer; ``c_noise`` is ln(sigma) / 4 or flow's time. Unused parts of ``cond`` are ignored."""
-        h, seen, emb = self.encode(x, c_noise, cond)
-        return self.decode(h, seen, emb, x, cond)
+        h, skips, emb = self.encode(x, c_noise, cond)
+        return self.decode(h, skips, emb, x, cond)
 
     def encode(
         self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
     ) -> tuple[Float[Tensor, "b m hm wm"], list[Tensor], Float[Tensor, "b e"]]:
         """The way down: the middle's features, what the way up will see of the way down, and the embedding."""
         emb = self.embed(c_noise, cond)
-        seen = [h := self.stem(x)]
+        skips = [h := self.stem(x)]
         for block in self.encoder:
-            seen.append(h := block(h, emb, cond))
-        for block in self.middle:
+            skips.append(h := block(h, emb, cond))
+        for block in self.mid:
             h = block(h, emb, cond)
-        return h, seen, emb
+        return h, skips, emb
 
     def decode(
         self,
         h: Float[Tensor, "b m hm wm"],
-        seen: list[Tensor],
+        skips: list[Tensor],
         emb: Float[Tensor, "b e"],
         x: Float[Tensor, "b c h w"],
         cond: Cond | None = None,
     ) -> Float[Tensor, "b o h w"]:
-        """The way up from what :meth:`encode` returned for ``x``; ``seen`` is used up, which saves its memory."""
+        """The way up from what :meth:`encode` returned for ``x``; ``skips`` is used up, which saves its memory."""
         for block in self.decoder:
             if block.resize == "up":
-                h = block(h, emb, cond, seen[-1].shape[-2:])
+                h = block(h, emb, cond, skips[-1].shape[-2:])
             else:
-                skip = seen.pop()
+                skip = skips.pop()
                 h = block(torch.cat([h, skip], 1) if self.skips else h, emb, cond)
         return self.tail(h, x, emb)

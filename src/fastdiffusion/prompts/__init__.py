@@ -22,14 +22,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .language import (
+    Alternation,
     Line,
     Node,
     Part,
     Prompt,
     Switch,
-    Turns,
+    Text,
     Weighted,
-    Words,
     at,
     choose,
     moments,
@@ -44,15 +44,15 @@ if TYPE_CHECKING:
     from .conditions import Compiled, aligned, compile
 
 __all__ = [
+    "Alternation",
     "Compiled",
     "Line",
     "Node",
     "Part",
     "Prompt",
     "Switch",
-    "Turns",
+    "Text",
     "Weighted",
-    "Words",
     "aligned",
     "at",
     "choose",

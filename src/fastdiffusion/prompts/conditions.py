@@ -61,21 +61,21 @@ class Compiled:
         """
         guide = guide or guidance.cfg
         now = list(self.stages[:1])
-        told = guide(denoise, scale, self.negative) if self.single else _composed(denoise, now, scale, self.negative)
-        return _paced(around(told), self, now)
+        guided = guide(denoise, scale, self.negative) if self.single else _composed(denoise, now, scale, self.negative)
+        return _paced(around(guided), self, now)
 
 
 @guidance.guidance
-def _paced(denoise: Denoise, words: Compiled, now: list[Stage]) -> Denoise:
+def _paced(denoise: Denoise, compiled: Compiled, now: list[Stage]) -> Denoise:
     """Counts the calls of a run, so that ``now`` holds the stage of each, and tells its words if it is one text."""
     call = -1
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         nonlocal call
-        call = _next(words.sigmas, call, float(sigma[0]))
-        now[0] = [stage for stage in words.stages if stage.call <= call][-1]
-        if words.single:
-            cond = guidance.instead(cond or now[0].conds[0], now[0].conds[0], len(x))
+        call = _next(compiled.sigmas, call, float(sigma[0]))
+        now[0] = [stage for stage in compiled.stages if stage.call <= call][-1]
+        if compiled.single:
+            cond = guidance.replace_text(cond or now[0].conds[0], now[0].conds[0], len(x))
         return denoise(x, sigma, cond)
 
     return guided
@@ -121,36 +121,37 @@ def compile(
     Raises:
         InputError: A prompt that cannot be read, or that says what this encoder cannot do.
     """
-    read = [parse(text) if text.strip() else Prompt((Part(((),)),)) for text in prompts]
+    parsed = [parse(text) if text.strip() else Prompt((Part(((),)),)) for text in prompts]
     without = parse(negative) if negative.strip() else None
     if without and (len(without.parts) > 1 or moments(without, 12) != [0]):
         raise InputError("A negative prompt takes weights and BREAK, but neither AND nor changes during the run.")
     made = _Maker(encode, spans, limit)
-    calls, most = len(sigmas), max(len(prompt.parts) for prompt in read)
-    said: dict[int, list[list[tuple[Line, ...]]]] = {}  # by call, part and prompt
-    for call in sorted({call for prompt in read for call in moments(prompt, calls)}):
-        rows = [[tuple(at(items, call, calls) for items in part.texts) for part in prompt.parts] for prompt in read]
-        said[call] = [[row[k] if k < len(row) else row[0] for row in rows] for k in range(most)]  # [0]: at weight 0
+    total, most = len(sigmas), max(len(prompt.parts) for prompt in parsed)
+    by_call: dict[int, list[list[tuple[Line, ...]]]] = {}  # by call, part and prompt
+    for call in sorted({call for prompt in parsed for call in moments(prompt, total)}):
+        rows = [[tuple(at(items, call, total) for items in part.texts) for part in prompt.parts] for prompt in parsed]
+        by_call[call] = [[row[k] if k < len(row) else row[0] for row in rows] for k in range(most)]  # [0]: at weight 0
     away = None if without is None else tuple(at(items, 0, 1) for part in without.parts for items in part.texts)
-    made.prepare([lines for parts in said.values() for part in parts for lines in part] + ([away] if away else []))
-    weights = [torch.tensor([p.parts[k].weight if k < len(p.parts) else 0.0 for p in read]) for k in range(most)]
-    stages = [Stage(call, tuple(map(made.conds, parts)), tuple(weights)) for call, parts in said.items()]
+    wanted = [segments for parts in by_call.values() for part in parts for segments in part]
+    made.prepare(wanted + ([away] if away else []))
+    weights = [torch.tensor([p.parts[k].weight if k < len(p.parts) else 0.0 for p in parsed]) for k in range(most)]
+    stages = [Stage(call, tuple(map(made.conds, parts)), tuple(weights)) for call, parts in by_call.items()]
     return Compiled(tuple(stages), None if away is None else made.conds([away]), tuple(sigmas))
 
 
 def aligned(spans: Spans, normalize: Callable[[str], str]) -> Spans:
     """Spans of the raw text, where a tokenizer reads ``normalize(text)`` (folded case, other white space)."""
 
-    def found(text: str) -> list[tuple[int, int]]:
-        read = spans(normalize(text))
+    def raw_spans(text: str) -> list[tuple[int, int]]:
+        token_spans = spans(normalize(text))
         ends = [len(normalize(text[:i])) for i in range(len(text) + 1)]  # of what has become of the first i letters
 
-        def back(position: int) -> int:
+        def raw_index(position: int) -> int:
             return next((i for i, end in enumerate(ends) if end >= position), len(text))
 
-        return [(back(a + 1) - 1, back(b)) for a, b in read]
+        return [(raw_index(a + 1) - 1, raw_index(b)) for a, b in token_spans]
 
-    return found
+    return raw_spans
 
 
 class _Maker:
@@ -165,25 +166,25 @@ class _Maker:
     def prepare(self, wanted: Sequence[tuple[Line, ...]]) -> None:
         """Encode all that the lines need."""
         texts: dict[str, None] = {}
-        for lines in wanted:
-            for line in lines:
+        for segments in wanted:
+            for line in segments:
                 self.cut[line.text] = self._cuts(line.text)
-                pieces = [line.text[a:b] for a, b in self.cut[line.text]]
+                chunks = [line.text[a:b] for a, b in self.cut[line.text]]
                 for text in _without(line).values():
                     self.cut[text] = self._cuts(text)
-                    pieces += [text[a:b] for a, b in self.cut[text]]
-                texts.update(dict.fromkeys(pieces))
+                    chunks += [text[a:b] for a, b in self.cut[text]]
+                texts.update(dict.fromkeys(chunks))
                 if line.spans and self.spans is None:
                     raise InputError("This model's text encoder tells no tokens apart, so its words take no weights.")
         encoded = self.encode(list(texts))
         self.rows = {text: encoded[i : i + 1] for i, text in enumerate(texts)}
-        self.longest = max(self._length(lines) for lines in wanted)
+        self.longest = max(self._length(segments) for segments in wanted)
 
-    def _length(self, lines: tuple[Line, ...]) -> int:
-        return sum(self._tokens(text[a:b]) for text, _ in lines for a, b in self.cut[text])
+    def _length(self, segments: tuple[Line, ...]) -> int:
+        return sum(self._tokens(text[a:b]) for text, _ in segments for a, b in self.cut[text])
 
-    def _tokens(self, piece: str) -> int:
-        emb = self.rows[piece].emb
+    def _tokens(self, chunk: str) -> int:
+        emb = self.rows[chunk].emb
         return 0 if emb is None else emb.shape[1]
 
     def _cuts(self, text: str) -> list[tuple[int, int]]:
@@ -191,38 +192,38 @@ class _Maker:
         if self.spans is None or self.limit is None:
             return [(0, len(text))]
         spans = self.spans(text)
-        room = self.limit - sum(a == b for a, b in spans)
+        capacity = self.limit - sum(a == b for a, b in spans)
         spans = [(a, b) for a, b in spans if a != b]
         starts, first = [0], 0
-        while len(spans) - first > room:
-            last = first + room  # the first token that has no room
+        while len(spans) - first > capacity:
+            last = first + capacity  # the first token that has no room
             while last > first and not (spans[last][0] == 0 or text[spans[last][0]].isspace()
                                         or text[spans[last][0] - 1].isspace()):  # fmt: skip
                 last -= 1
-            first = last if last > first else first + room  # a word longer than the room is cut where it must be
+            first = last if last > first else first + capacity  # a word longer than the room is cut where it must be
             starts.append(spans[first][0])
         return list(zip(starts, [*starts[1:], len(text)], strict=True))
 
     def conds(self, batch: Sequence[tuple[Line, ...]]) -> Cond:
         """One row per item, all of one length."""
-        return Cond.cat([self._cond(lines) for lines in batch])
+        return Cond.cat([self._cond(segments) for segments in batch])
 
-    def _cond(self, lines: tuple[Line, ...]) -> Cond:
+    def _cond(self, segments: tuple[Line, ...]) -> Cond:
         rows: list[Any] = []
         factors: list[Tensor] = []
         pooled: list[Tensor | None] = []
-        for line in lines:
+        for line in segments:
             for a, b in self.cut[line.text]:
-                piece = line.text[a:b]
-                rows.append(self.rows[piece])
-                factors.append(self._factors(piece, a, line.spans))
+                chunk = line.text[a:b]
+                rows.append(self.rows[chunk])
+                factors.append(self._factors(chunk, a, line.spans))
             pooled.append(self._pooled(line))
         first = rows[0]
         if first.emb is None:
             return replace(first, pooled=_mean(pooled))
         emb = torch.cat([row.emb for row in rows], 1)
-        given = [torch.ones(row.emb.shape[:2], dtype=torch.bool) if row.mask is None else row.mask for row in rows]
-        mask = torch.cat(given, 1).to(emb.device)
+        masks = [torch.ones(row.emb.shape[:2], dtype=torch.bool) if row.mask is None else row.mask for row in rows]
+        mask = torch.cat(masks, 1).to(emb.device)
         factor = torch.cat(factors).to(emb)
         if bool((factor != 1).any()):
             mean = (emb * mask[..., None]).sum(1, keepdim=True) / mask.sum().clamp(min=1)
@@ -231,16 +232,16 @@ class _Maker:
         emb, mask = functional.pad(emb, (0, 0, 0, more)), functional.pad(mask, (0, more), value=False)
         return replace(first, emb=emb, mask=mask, pooled=_mean(pooled))
 
-    def _factors(self, piece: str, start: int, spans: Sequence[tuple[int, int, float]]) -> Tensor:
+    def _factors(self, chunk: str, start: int, spans: Sequence[tuple[int, int, float]]) -> Tensor:
         """The weight of each token: that of its letters, on average."""
-        factors = torch.ones(self._tokens(piece))
-        weights = [1.0] * len(piece)
+        factors = torch.ones(self._tokens(chunk))
+        weights = [1.0] * len(chunk)
         for a, b, weight in spans:
-            for i in range(max(a - start, 0), min(b - start, len(piece))):
+            for i in range(max(a - start, 0), min(b - start, len(chunk))):
                 weights[i] = weight
         if spans and self.spans is not None and len(factors):
-            for i, (a, b) in enumerate(self.spans(piece)):
-                own = [w for w, sign in zip(weights[a:b], piece[a:b], strict=True) if not sign.isspace()]
+            for i, (a, b) in enumerate(self.spans(chunk)):
+                own = [w for w, sign in zip(weights[a:b], chunk[a:b], strict=True) if not sign.isspace()]
                 factors[i] = sum(own) / len(own) if own and any(w != 1 for w in own) else 1.0
         return factors
 
@@ -265,5 +266,5 @@ def _without(line: Line) -> dict[float, str]:
 
 
 def _mean(values: Sequence[Tensor | None]) -> Tensor | None:
-    found = [value for value in values if value is not None]
-    return sum(found[1:], found[0]) / len(found) if found else None
+    present = [value for value in values if value is not None]
+    return sum(present[1:], present[0]) / len(present) if present else None

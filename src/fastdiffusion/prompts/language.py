@@ -23,7 +23,7 @@ _TOKEN = re.compile(rf"\\.|:\s*{_NUMBER}\s*(?=\))|\b(?:AND|BREAK)\b|[()\[\]:|]|[
 
 
 @dataclass(frozen=True)
-class Words:
+class Text:
     """Plain text."""
 
     text: str
@@ -47,13 +47,13 @@ class Switch:
 
 
 @dataclass(frozen=True)
-class Turns:
+class Alternation:
     """One of ``options`` each call, round and round."""
 
     options: tuple[tuple[Node, ...], ...]
 
 
-Node = Words | Weighted | Switch | Turns
+Node = Text | Weighted | Switch | Alternation
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class Line(NamedTuple):
 
 def several(text: str | Iterable[str]) -> list[str]:
     """One prompt per line, or as given; empty lines are none."""
-    lines = text.split("\n") if isinstance(text, str) else list(text)
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
+    candidates = text.split("\n") if isinstance(text, str) else list(text)
+    prompts = [line.strip() for line in candidates if line.strip()]
+    if not prompts:
         raise InputError("The prompt is empty. Say what to draw, e.g. 'a cat with heart eyes'.")
-    return found
+    return prompts
 
 
 def choose(text: str, seed: int, wildcards: Mapping[str, Sequence[str]] | None = None) -> str:
@@ -127,8 +127,8 @@ def parse(text: str) -> Prompt:
     """
     if len(text.split()) > LONGEST or len(text) > 20 * LONGEST:
         raise InputError(f"The prompt has {len(text.split())} words; at most {LONGEST} are read. Say it shorter.")
-    reader = _Reader(text)
-    parts = reader.parts()
+    parser = _Parser(text)
+    parts = parser.parts()
     prompt = Prompt(tuple(parts))
     if not any(at(text, 0, 1).text or at(text, 1, 1).text for part in parts for text in part.texts):
         raise InputError("The prompt is empty. Say what to draw, e.g. 'a cat with heart eyes'.")
@@ -148,7 +148,7 @@ def _weight(text: str, of: str, low: float = 0.0) -> float:
     return value
 
 
-class _Reader:
+class _Parser:
     """Recursive descent over the signs of a prompt."""
 
     def __init__(self, text: str):
@@ -180,24 +180,24 @@ class _Reader:
     def _trailing(items: tuple[Node, ...]) -> tuple[tuple[Node, ...], float]:
         """Cut ``: number`` off the end of a part."""
         last = items[-1] if items else None
-        found = re.search(rf":\s*({_NUMBER})\s*$", last.text) if isinstance(last, Words) else None
-        if not isinstance(last, Words) or found is None:
+        match = re.search(rf":\s*({_NUMBER})\s*$", last.text) if isinstance(last, Text) else None
+        if not isinstance(last, Text) or match is None:
             return items, 1.0
-        left = last.text[: found.start()]
-        return (*items[:-1], *_words(left)), _weight(found[1], left.strip(), -HEAVIEST)
+        left = last.text[: match.start()]
+        return (*items[:-1], *_text(left)), _weight(match[1], left.strip(), -HEAVIEST)
 
     def items(self, depth: int, ends: tuple[str, ...]) -> tuple[Node, ...]:
         """What stands until one of ``ends`` or the end of the prompt, neither of which is taken."""
         if depth > DEEPEST:
             raise InputError(f"The prompt {_short(self.text)} has brackets more than {DEEPEST} deep. Write (word:1.5).")
-        found: list[Node] = []
+        nodes: list[Node] = []
         while (sign := self.peek()) and sign not in ends:
             start = self.signs[self.i][0]
             if sign.startswith(":") and len(sign) > 1 and ")" in ends:
                 break
             self.i += 1
             if sign in ("(", "["):
-                found.append(self.round(depth, start) if sign == "(" else self.square(depth, start))
+                nodes.append(self.round(depth, start) if sign == "(" else self.square(depth, start))
             elif sign in (")", "]"):
                 raise InputError(
                     f"The bracket {sign!r} at character {start + 1} of {_short(self.text)} closes nothing. "
@@ -207,10 +207,10 @@ class _Reader:
                 raise InputError(f"{sign} joins whole texts and cannot stand in brackets, as in {_short(self.text)}.")
             else:
                 text = sign[1:] if sign.startswith("\\") and len(sign) > 1 else sign
-                if found and isinstance(found[-1], Words):
-                    text = found.pop().text + text  # pyright: ignore[reportAttributeAccessIssue]
-                found.append(Words(text))
-        return tuple(found)
+                if nodes and isinstance(nodes[-1], Text):
+                    text = nodes.pop().text + text  # pyright: ignore[reportAttributeAccessIssue]
+                nodes.append(Text(text))
+        return tuple(nodes)
 
     def close(self, bracket: str, start: int) -> None:
         if not self.peek():
@@ -236,8 +236,8 @@ class _Reader:
             fields.append(self.items(depth + 1, (":", "|", "]")))
         self.close("[", start)
         if marks and set(marks) == {"|"}:
-            return Turns(tuple(fields))
-        last = "".join(node.text if isinstance(node, Words) else "?" for node in fields[-1]).strip()
+            return Alternation(tuple(fields))
+        last = "".join(node.text if isinstance(node, Text) else "?" for node in fields[-1]).strip()
         if marks in (":", "::") and re.fullmatch(_NUMBER, last):
             if not 0 <= float(last) <= 1:
                 raise InputError(
@@ -246,32 +246,32 @@ class _Reader:
             return Switch(() if marks == ":" else fields[0], fields[-2], float(last))
         joined = list(fields[0])
         for mark, field in zip(marks, fields[1:], strict=True):  # colons that mean nothing: text
-            joined += [Words(mark), *field]
+            joined += [Text(mark), *field]
         return Weighted(_merged(joined), 1 / UP)
 
 
 def _merged(nodes: Sequence[Node]) -> tuple[Node, ...]:
     """Neighboring texts as one."""
-    found: list[Node] = []
+    merged: list[Node] = []
     for node in nodes:
-        if found and isinstance(node, Words) and isinstance(last := found[-1], Words):
-            found[-1] = Words(last.text + node.text)
+        if merged and isinstance(node, Text) and isinstance(last := merged[-1], Text):
+            merged[-1] = Text(last.text + node.text)
         else:
-            found.append(node)
-    return tuple(found)
+            merged.append(node)
+    return tuple(merged)
 
 
 def _stripped(items: tuple[Node, ...]) -> tuple[Node, ...]:
     """Without the space round a text."""
-    if items and isinstance(items[0], Words):
-        items = (*_words(items[0].text.lstrip()), *items[1:])
-    if items and isinstance(items[-1], Words):
-        items = (*items[:-1], *_words(items[-1].text.rstrip()))
+    if items and isinstance(items[0], Text):
+        items = (*_text(items[0].text.lstrip()), *items[1:])
+    if items and isinstance(items[-1], Text):
+        items = (*items[:-1], *_text(items[-1].text.rstrip()))
     return items
 
 
-def _words(text: str) -> tuple[Node, ...]:
-    return (Words(text),) if text else ()
+def _text(text: str) -> tuple[Node, ...]:
+    return (Text(text),) if text else ()
 
 
 # ---- writing, and what is said at a moment ------------------------------------------------------------------------
@@ -295,13 +295,13 @@ def _written(items: Sequence[Node]) -> str:
     out = ""
     for node in items:
         match node:
-            case Words(text):
+            case Text(text):
                 out += plain(text)
             case Weighted(inner, weight):
                 out += f"({_written(inner)}:{weight!r})"
             case Switch(before, after, moment):
                 out += f"[{_written(before)}:{_written(after)}:{moment!r}]"
-            case Turns(options):
+            case Alternation(options):
                 out += f"[{'|'.join(map(_written, options))}]"
     return out
 
@@ -313,13 +313,13 @@ def at(items: Sequence[Node], call: int, of: int) -> Line:
     def walk(nodes: Sequence[Node], weight: float) -> None:
         for node in nodes:
             match node:
-                case Words(text):
+                case Text(text):
                     signs.extend((sign, weight) for sign in text)
                 case Weighted(inner, factor):
                     walk(inner, weight * factor)
                 case Switch(before, after, moment):
                     walk(after if call >= moment * of else before, weight)
-                case Turns(options):
+                case Alternation(options):
                     walk(options[call % len(options)], weight)
 
     walk(items, 1.0)
@@ -341,15 +341,15 @@ def at(items: Sequence[Node], call: int, of: int) -> Line:
     return Line(text, tuple(spans))
 
 
-def moments(prompt: Prompt, calls: int) -> list[int]:
+def moments(prompt: Prompt, total: int) -> list[int]:
     """The calls at which the words change, 0 first."""
-    said = [[at(items, call, calls) for part in prompt.parts for items in part.texts] for call in range(calls)]
-    return [call for call in range(calls) if call == 0 or said[call] != said[call - 1]]
+    texts = [[at(items, call, total) for part in prompt.parts for items in part.texts] for call in range(total)]
+    return [call for call in range(total) if call == 0 or texts[call] != texts[call - 1]]
 
 
-def warn_unknown(prompt: str, words: Callable[[str], bool]) -> None:
-    """Warn of words for which ``words(word)`` is False: those that no caption of the training data had."""
-    read = re.findall(r"[^\W\d_]+", re.sub(r"\b(?:AND|BREAK)\b", " ", prompt).lower())
-    strange = [word for word in read if not words(word)]
+def warn_unknown(prompt: str, knows: Callable[[str], bool]) -> None:
+    """Warn of words for which ``knows(word)`` is False: those that no caption of the training data had."""
+    tokens = re.findall(r"[^\W\d_]+", re.sub(r"\b(?:AND|BREAK)\b", " ", prompt).lower())
+    strange = [token for token in tokens if not knows(token)]
     if strange:
         warnings.warn(f"The model has never read {', '.join(dict.fromkeys(strange))}: it may ignore it.", stacklevel=3)

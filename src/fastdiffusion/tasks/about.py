@@ -25,8 +25,8 @@ def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
     return {
         "sampler": {**samplers.SAMPLERS, **formulas},
         "schedule": schedules.SCHEDULES,
-        "training density": schedules.DENSITIES,
-        "loss weight": losses.WEIGHTS,
+        "training density": schedules.SIGMA_DISTRIBUTIONS,
+        "loss weight": losses.LOSS_WEIGHTINGS,
         "parameterization": denoisers_.PARAMETERIZATIONS,
         "guidance": guidance.GUIDANCE,
         "net": nets.NETS,
@@ -46,13 +46,13 @@ def about(name: str | None = None) -> str:
         lists = [f"{kind}: {', '.join(table)}" for kind, table in registries().items()]
         presets = f"preset of a net: {', '.join(nets.PRESETS)}"
         return "\n".join([*lists, presets, "Ask for one: fastdiffusion about p2"])
-    parts = [_explain(kind, name, table[name]) for kind, table in registries().items() if name in table]
+    entries = [_explain(kind, name, table[name]) for kind, table in registries().items() if name in table]
     if name in nets.PRESETS:
         keywords = ", ".join(f"{key}={value!r}" for key, value in nets.PRESETS[name].items())
-        parts.append(f"{name}, a preset: {keywords}\nSee: fastdiffusion about {nets.PRESETS[name]['name']}")
-    if not parts:
+        entries.append(f"{name}, a preset: {keywords}\nSee: fastdiffusion about {nets.PRESETS[name]['name']}")
+    if not entries:
         raise unknown("part", name, {*nets.PRESETS, *(known for table in registries().values() for known in table)})
-    return "\n\n".join(parts)
+    return "\n\n".join(entries)
 
 
 def _explain(kind: str, name: str, thing: Callable[..., Any]) -> str:

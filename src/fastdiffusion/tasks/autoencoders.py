@@ -24,10 +24,10 @@ from .. import nets
 from ..checkpoints import fingerprint, save_tensors, stored
 from ..data import Dataset
 from ..errors import InputError, unknown
-from ..examples import Examples
+from ..examples import Batches
 from ..images import as_input, grid, save_png
 from ..nets.adversarial import LOSSES, PatchDiscriminator, adaptive_weight
-from ..nets.autoencoders import Codec, Discrete
+from ..nets.autoencoders import Autoencoder, Discrete
 from ..nets.perceptual import perceptual_distance
 from ..noise import generator
 from .loop import Part, train
@@ -49,12 +49,12 @@ def train_autoencoder(
     width: int = 32,
     blocks: int = 1,
     levels: int = 2,
-    codebook: int = 1024,
+    codebook_size: int = 1024,
     kl: float = 1e-4,
     free_bits: float = 0.0,
     perceptual: float = 0.0,
     adversarial: float = 0.0,
-    decoder_of: Codec | None = None,
+    decoder_of: Autoencoder | None = None,
     size: int | None = None,
     folder: str | Path | None = None,
     batch_size: int = 32,
@@ -64,7 +64,7 @@ def train_autoencoder(
     minutes: float | None = None,
     fresh: bool = False,
     seed: int = 0,
-) -> Codec:
+) -> Autoencoder:
     """An autoencoder for these pictures; the same call goes on where it stopped.
 
     One that ``minutes`` stopped can be used, but its file is written when it is finished.
@@ -97,8 +97,8 @@ def train_autoencoder(
         seed: Of everything.
     """
     data = datasets.load(data, size)
-    codec = (
-        _new(data.shape[0], kind, latent, width, blocks, levels, codebook, seed)
+    autoencoder = (
+        _new(data.shape[0], kind, latent, width, blocks, levels, codebook_size, seed)
         if decoder_of is None
         else deepcopy(decoder_of)
     )
@@ -106,58 +106,60 @@ def train_autoencoder(
         raise InputError(
             "kl, free_bits, perceptual and adversarial are weights: numbers that are not negative. 0 is off."
         )
-    train_part, held = data.split(holdout, seed)
-    config = {"codec": codec.config, "kl": kl, "free_bits": free_bits, "perceptual": perceptual, "lr": lr,
+    train_data, held = data.split(holdout, seed)
+    config = {"codec": autoencoder.config, "kl": kl, "free_bits": free_bits, "perceptual": perceptual, "lr": lr,
               "adversarial": adversarial, "batch_size": batch_size, "optimizer": optimizer,
-              "data": train_part.fingerprint,
+              "data": train_data.fingerprint,
               "decoder": None if decoder_of is None else fingerprint(decoder_of.state_dict())}  # fmt: skip
-    examples = Examples(train_part, min(batch_size, len(train_part)), seed)
-    codec.encoder.requires_grad_(decoder_of is None)
+    examples = Batches(train_data, min(batch_size, len(train_data)), seed)
+    autoencoder.encoder.requires_grad_(decoder_of is None)
     critic = _critic(data.shape[0], seed) if adversarial else None
-    begin, weight = steps // 4, kl if kind in ("kl", "gumbel") else COMMITMENT
+    critic_start, weight = steps // 4, kl if kind in ("kl", "gumbel") else COMMITMENT
     made = torch.empty(0)  # the generator's last pictures, for the critic's turn
 
-    def pictures(step: int) -> Tensor:
+    def images(step: int) -> Tensor:
         return examples.draw(step).x0.contiguous(memory_format=torch.channels_last)
 
     def loss(step: int) -> Tensor:
         nonlocal made
-        x = pictures(step)
-        side = [-(-n // codec.factor) for n in x.shape[2:]]
-        codec.anneal(step / steps)
-        y, penalty = codec(x, torch.randn(len(x), len(codec.mean), *side, generator=generator(seed, NOISE, step)))
+        x = images(step)
+        side = [-(-n // autoencoder.factor) for n in x.shape[2:]]
+        autoencoder.anneal(step / steps)
+        y, penalty = autoencoder(
+            x, torch.randn(len(x), len(autoencoder.mean), *side, generator=generator(seed, NOISE, step))
+        )
         y = y.float()
         made = y.detach()
         value = 4 * F.mse_loss(y, x) + F.l1_loss(y, x) + weight * penalty.mean(0).clamp(min=free_bits).mean()
         if perceptual:
             value = value + perceptual * perceptual_distance(y, x).mean()
-        if critic is not None and step >= begin:
+        if critic is not None and step >= critic_start:
             against = LOSSES["hinge"].generator(critic(y))
-            value = value + adversarial * adaptive_weight(value, against, codec.last) * against
+            value = value + adversarial * adaptive_weight(value, against, autoencoder.last) * against
         return value
 
-    def judge(step: int) -> Tensor:  # from the first step: the decoder is to follow a critic that knows something
-        return LOSSES["hinge"].discriminator(critic(pictures(step)), critic(made))  # pyright: ignore
+    def critic_loss(step: int) -> Tensor:  # from the first step: the decoder is to follow a critic that knows something
+        return LOSSES["hinge"].discriminator(critic(images(step)), critic(made))  # pyright: ignore
 
-    parts = {"codec": Part(codec if decoder_of is None else codec.decoder, loss, optimizer, lr)}
+    parts = {"autoencoder": Part(autoencoder if decoder_of is None else autoencoder.decoder, loss, optimizer, lr)}
     if critic is not None:
-        parts["critic"] = Part(critic, judge, "adamw", CRITIC_LR)
-    shown, step = held if len(held) else train_part, 0
+        parts["critic"] = Part(critic, critic_loss, "adamw", CRITIC_LR)
+    shown, step = held if len(held) else train_data, 0
     for step, *_ in train(parts, steps, config, folder, seed, 100, 0.5, minutes, fresh):
         if folder is not None and (step % PREVIEW_EVERY == 0 or step == steps):
-            preview(codec.eval(), shown, Path(folder) / "preview.png")
-            codec.train(decoder_of is None)
-    codec.eval().requires_grad_(True)
+            preview(autoencoder.eval(), shown, Path(folder) / "preview.png")
+            autoencoder.train(decoder_of is None)
+    autoencoder.eval().requires_grad_(True)
     if decoder_of is None:
-        standardize(codec, train_part)
+        standardize(autoencoder, train_data)
     if folder is not None and step in (0, steps):  # finished: now, or before
-        save(codec, Path(folder) / FILE)
-    return codec
+        save(autoencoder, Path(folder) / FILE)
+    return autoencoder
 
 
 def _new(
-    channels: int, kind: str, latent: int, width: int, blocks: int, levels: int, codebook: int, seed: int
-) -> Codec:
+    channels: int, kind: str, latent: int, width: int, blocks: int, levels: int, codebook_size: int, seed: int
+) -> Autoencoder:
     """A codec with fresh weights."""
     if kind not in KINDS:
         raise unknown("kind of autoencoder", kind, KINDS)
@@ -166,16 +168,18 @@ def _new(
     spec = {"name": kind, "channels": channels, "width": width, "multiples": [2**i for i in range(levels)]}
     spec |= {"blocks": blocks}
     if kind == "fsq":
-        if codebook not in LEVELS:
-            raise InputError(f"fsq has codebooks of {', '.join(map(str, LEVELS))} words, got {codebook}. Try 1024.")
-        spec["levels"] = LEVELS[codebook]
+        if codebook_size not in LEVELS:
+            raise InputError(
+                f"fsq has codebooks of {', '.join(map(str, LEVELS))} words, got {codebook_size}. Try 1024."
+            )
+        spec["levels"] = LEVELS[codebook_size]
     else:
-        spec |= {"latent": latent} | ({} if kind == "kl" else {"codebook": codebook})
+        spec |= {"latent": latent} | ({} if kind == "kl" else {"codebook": codebook_size})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, NOISE).initial_seed() % 2**63)
-        codec = nets.build(spec)
-    assert isinstance(codec, Codec)
-    return codec
+        autoencoder = nets.build(spec)
+    assert isinstance(autoencoder, Autoencoder)
+    return autoencoder
 
 
 def _critic(channels: int, seed: int) -> PatchDiscriminator:
@@ -184,16 +188,18 @@ def _critic(channels: int, seed: int) -> PatchDiscriminator:
         return PatchDiscriminator(channels, width=32, depth=2)
 
 
-def fitting(codec: nn.Module, data: Dataset) -> Codec:
+def fitting(autoencoder: nn.Module, data: Dataset) -> Autoencoder:
     """The codec, if it is one for pictures of that many channels; InputError if not."""
-    if not isinstance(codec, Codec):
-        raise InputError(f"A {type(codec).__name__} is no autoencoder of this library. Train one: train-autoencoder.")
-    if codec.config["channels"] != data.shape[0]:
+    if not isinstance(autoencoder, Autoencoder):
         raise InputError(
-            f"This autoencoder takes pictures of {codec.config['channels']} channels, those of {data.name!r} have "
-            f"{data.shape[0]}. Use the data that it was trained on."
+            f"A {type(autoencoder).__name__} is no autoencoder of this library. Train one: train-autoencoder."
         )
-    return codec
+    if autoencoder.config["channels"] != data.shape[0]:
+        raise InputError(
+            f"This autoencoder takes pictures of {autoencoder.config['channels']} channels, those of {data.name!r} "
+            f"have {data.shape[0]}. Use the data that it was trained on."
+        )
+    return autoencoder
 
 
 def batches(data: Dataset, n: int | None = None, size: int = 32) -> Iterator[Tensor]:
@@ -212,14 +218,14 @@ def nets_input(data: Dataset, rows: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def standardize(codec: Codec, data: Dataset, n: int = 1024) -> None:
+def standardize(autoencoder: Autoencoder, data: Dataset, n: int = 1024) -> None:
     """Measure the latents of up to ``n`` pictures, so that ``encode`` gives each channel mean 0 and variance 1."""
     step = max(len(data) // n, 1)
     rows = [i for i in data.groups[0] if i % step == 0][:n] or data.groups[0][:n]
-    codec.mean.zero_()
-    codec.std.fill_(1)
-    z = torch.cat([codec.encode(nets_input(data, rows[i : i + 32])) for i in range(0, len(rows), 32)])
-    codec.standardize(z)
+    autoencoder.mean.zero_()
+    autoencoder.std.fill_(1)
+    z = torch.cat([autoencoder.encode(nets_input(data, rows[i : i + 32])) for i in range(0, len(rows), 32)])
+    autoencoder.standardize(z)
 
 
 class Quality(NamedTuple):
@@ -230,11 +236,11 @@ class Quality(NamedTuple):
 
 
 @torch.no_grad()
-def quality(codec: Codec, data: Dataset, n: int | None = None) -> Quality:
+def quality(autoencoder: Autoencoder, data: Dataset, n: int | None = None) -> Quality:
     """Measure a codec on pictures, best on some that it never saw."""
     decibels, mine, real = [], 0.0, 0.0
     for x in batches(data, n):
-        y = codec.decode(codec.encode(x)).clamp(-1, 1)[..., : x.shape[-2], : x.shape[-1]]
+        y = autoencoder.decode(autoencoder.encode(x)).clamp(-1, 1)[..., : x.shape[-2], : x.shape[-1]]
         decibels.append(-10 * ((y - x) / 2).square().flatten(1).mean(1).clamp(min=1e-10).log10())
         mine, real = mine + _gradients(y), real + _gradients(x)
     return Quality(float(torch.cat(decibels).mean()), mine / max(real, 1e-12))
@@ -245,21 +251,21 @@ def _gradients(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def use(codec: Discrete, data: Dataset, n: int | None = None) -> float:
+def use(autoencoder: Discrete, data: Dataset, n: int | None = None) -> float:
     """The part of the codebook that occurs in the pictures."""
-    seen = torch.cat([codec.codes(x).flatten() for x in batches(data, n)])
-    return len(seen.unique()) / codec.words
+    tokens = torch.cat([autoencoder.tokens(x).flatten() for x in batches(data, n)])
+    return len(tokens.unique()) / autoencoder.codebook_size
 
 
 @torch.no_grad()
-def preview(codec: Codec, data: Dataset, path: Path, n: int = 8) -> None:
+def preview(autoencoder: Autoencoder, data: Dataset, path: Path, n: int = 8) -> None:
     """A sheet: pictures above, what the codec makes of them below."""
     x = nets_input(data, data.groups[0][:: max(len(data.groups[0]) // n, 1)][:n])
-    y = codec.decode(codec.encode(x)).clamp(-1, 1)[..., : x.shape[-2], : x.shape[-1]]
+    y = autoencoder.decode(autoencoder.encode(x)).clamp(-1, 1)[..., : x.shape[-2], : x.shape[-1]]
     save_png(grid(torch.cat([x, y]), len(x), max(1, 64 // x.shape[-1])), path)
 
 
-def save(codec: Codec, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(autoencoder: Autoencoder, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it, torch.int8 quarters it."""
-    kind = next(name for name, known in nets.NETS.items() if type(codec) is known)
-    save_tensors(path, stored(codec.state_dict(), dtype), {"codec": {"name": kind, **codec.config}})
+    kind = next(name for name, known in nets.NETS.items() if type(autoencoder) is known)
+    save_tensors(path, stored(autoencoder.state_dict(), dtype), {"codec": {"name": kind, **autoencoder.config}})

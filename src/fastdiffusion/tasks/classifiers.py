@@ -22,7 +22,7 @@ from ..checkpoints import load_tensors, save_tensors
 from ..data import Dataset
 from ..denoisers import expand
 from ..errors import CheckpointError, DataError, unknown
-from ..examples import Example, Examples
+from ..examples import Batches, TrainingBatch
 from ..models import Model
 from ..nets.classifier import Classifier, NoiseLevel
 from ..noise import generator
@@ -69,11 +69,11 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
         if model is not None:
-            made = Classifier.reading(loaded(model).denoiser, len(data.classes))
+            made = Classifier.from_denoiser(loaded(model).denoiser, len(data.classes))
         else:
             made = Classifier(_keywords(net, data, dropout), len(data.classes), _sigma_data(data))
 
-    def loss(e: Example) -> Tensor:
+    def loss(e: TrainingBatch) -> Tensor:
         assert e.cond is not None and e.cond.label is not None
         logits = made(e.x0 + expand(e.sigma, e.x0) * e.noise, e.sigma)
         return nn.functional.cross_entropy(logits, e.cond.label, ignore_index=-1)
@@ -96,7 +96,7 @@ def train_noise_level(
         torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
         made = NoiseLevel(_keywords(net, data, 0.0))
 
-    def loss(e: Example) -> Tensor:
+    def loss(e: TrainingBatch) -> Tensor:
         error = made(e.x0 + expand(e.sigma, e.x0) * e.noise).log() - e.sigma.log()
         return nn.functional.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
 
@@ -108,7 +108,7 @@ def accuracy(
     net: Classifier, data: Dataset, sigmas: Sequence[float] = (0.1, 0.5, 1.0, 2.0, 5.0), n: int = 500, seed: int = 0
 ) -> dict[float, float]:
     """Part of ``n`` pictures whose class is told rightly, at each noise level."""
-    e = Examples(data, min(n, len(data)), seed).draw(0)
+    e = Batches(data, min(n, len(data)), seed).draw(0)
     assert e.cond is not None and e.cond.label is not None
     right = {}
     for sigma in sigmas:
@@ -122,7 +122,7 @@ def level_error(
     net: NoiseLevel, data: Dataset, sigmas: Sequence[float] = (0.02, 0.1, 0.5, 2.0, 10.0), n: int = 500, seed: int = 0
 ) -> dict[float, float]:
     """Root-mean-square relative error of the predicted noise level on ``n`` pictures, at each level."""
-    e = Examples(data, min(n, len(data)), seed).draw(0)
+    e = Batches(data, min(n, len(data)), seed).draw(0)
     return {s: float((net(e.x0 + s * e.noise) / s - 1).square().mean().sqrt()) for s in sigmas}
 
 
@@ -170,7 +170,7 @@ def _sigma_data(data: Dataset) -> float:
 def _trained(
     made: Net,
     data: Dataset,
-    loss: Callable[[Example], Tensor],
+    loss: Callable[[TrainingBatch], Tensor],
     steps: int,
     batch_size: int,
     lr: float,
@@ -178,7 +178,7 @@ def _trained(
     seed: int,
 ) -> Net:
     """Train what asks for gradients, at ``LEVELS``, evenly in log sigma; returns ``made`` in eval mode."""
-    examples = Examples(data, min(batch_size, len(data)), seed, "uniform", LEVELS)
+    examples = Batches(data, min(batch_size, len(data)), seed, "uniform", LEVELS)
     part = Part(made, lambda step: loss(examples.draw(step)), lr=lr, weight_decay=0.01)
     config = {**made.config, "data": data.fingerprint, "lr": lr}
     for _ in train({"net": part}, steps, config, folder, seed, decay=1.0, precision="float32"):

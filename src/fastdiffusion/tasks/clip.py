@@ -28,13 +28,13 @@ from ..checkpoints import Folder, fingerprint, load_tensors, save_tensors, store
 from ..data import Dataset, ImageFolder, augment
 from ..denoisers import expand
 from ..errors import CheckpointError, DataError, InputError, unknown
-from ..examples import Examples
-from ..images import flatten, read_named, to_tensor
+from ..examples import Batches
+from ..images import flatten, open_image, to_tensor
 from ..nets.clip import LOSSES, Clip
 from ..nets.text import normalized
 from ..noise import generator
 from ..schedules import uniform
-from .judging import recall_at_1
+from .judging import r_precision
 from .loop import Part, train
 
 FILE = "clip.safetensors"
@@ -131,36 +131,39 @@ def train_clip(
     for name, value, registry in (("CLIP size", net, SIZES), ("CLIP loss", loss, LOSSES)):
         if value not in registry:
             raise unknown(name, value, registry)
-    part, held = (_captioned(some) for some in data.split(holdout, seed))
-    texts = list(dict.fromkeys(part.texts()))
+    train_data, held = (_captioned(some) for some in data.split(holdout, seed))
+    texts = list(dict.fromkeys(train_data.texts()))
     if len(texts) < 2:
         raise DataError(
             f"{data.name} has no captions to learn from. Put a NAME.txt beside each NAME.png, or a metadata.jsonl with "
             "file_name and text."
         )
     channels, side = data.shape[0], data.shape[1] if data.shape[1] == data.shape[2] else 0
-    words = tokenizers.train(map(normalized, texts), vocabulary)
+    tokenizer = tokenizers.train(map(normalized, texts), vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
         clip = Clip(
-            {"net": {**SIZES[net], "in_channels": channels}, "sigma_data": round(datasets.measure_sigma_data(part), 4)},
-            {"vocabulary": len(words), "width": 128, "depth": 2, "head": 32, "length": 24},
+            {
+                "net": {**SIZES[net], "in_channels": channels},
+                "sigma_data": round(datasets.measure_sigma_data(train_data), 4),
+            },
+            {"vocabulary": len(tokenizer), "width": 128, "depth": 2, "head": 32, "length": 24},
             side,
             _spread(texts, KNOWN),
             loss,
         )
-    clip.text.learn_words(words)
-    examples = Examples(part, min(batch_size, len(part)), seed)
+    clip.text.set_vocabulary(tokenizer)
+    examples = Batches(train_data, min(batch_size, len(train_data)), seed)
 
     def step_loss(step: int) -> Tensor:
         rows = examples.order(step)
-        batch = part.batch(rows, generator(seed, CAPTION, step))
+        batch = train_data.batch(rows, generator(seed, CAPTION, step))
         plan = augment.draw(len(rows), generator(seed, AUGMENT, step), AUGMENTS, 0.5)
-        seen = clip.see(augment.apply(to_tensor(batch.images), plan))
-        return contrast(clip, seen, clip.read(batch.captions), batch.captions, batch.names)
+        image_vectors = clip.encode_image(augment.apply(to_tensor(batch.images), plan))
+        return contrast(clip, image_vectors, clip.encode_text(batch.captions), batch.captions, batch.names)
 
     config = {"net": net, "loss": loss, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
-              "vocabulary": vocabulary, "data": part.fingerprint}  # fmt: skip
+              "vocabulary": vocabulary, "data": train_data.fingerprint}  # fmt: skip
     _run(clip, {"clip": Part(clip, step_loss, optimizer, lr)}, steps, config, folder, seed, minutes, fresh)
     run = None if folder is None else Folder(folder)
     if run is not None and len(held) and run.finished(steps) and "recall" not in run.metrics()[-1]:
@@ -170,7 +173,9 @@ def train_clip(
 
 def _captioned(data: Dataset) -> Dataset:
     """The pictures of which something is said."""
-    rows = [i for i, text in enumerate(data.told(range(len(data))).captions) if text.strip()] if len(data) else []
+    rows = (
+        [i for i, text in enumerate(data.annotations(range(len(data))).captions) if text.strip()] if len(data) else []
+    )
     if 0 < len(rows) < len(data):
         warnings.warn(f"{len(data) - len(rows):,} of {len(data):,} pictures have no caption: left out.", stacklevel=3)
     return data if len(rows) == len(data) else datasets.Subset(data, rows)
@@ -179,7 +184,7 @@ def _captioned(data: Dataset) -> Dataset:
 def train_noisy(
     clip: Clip,
     data: Dataset,
-    pictures: Dataset | None = None,
+    images: Dataset | None = None,
     steps: int = 1000,
     folder: str | Path | None = None,
     batch_size: int = 256,
@@ -197,11 +202,11 @@ def train_noisy(
     Args:
         clip: A trained encoder; its text half is shared and stays as it is.
         data: Captioned pictures like those it was trained on, or their latents.
-        pictures: With latents, the pictures that they are of, row by row.
+        images: With latents, the pictures that they are of, row by row.
         steps: Of training. The encoder starts as the old one, or for latents anew, on a grid of the same size.
         folder, batch_size, lr, optimizer, minutes, fresh, seed: As for :func:`train_clip`.
     """
-    latent, old = pictures is not None, clip.image.config
+    latent, old = images is not None, clip.image.config
     sides = clip.side or data.shape[1] * old["net"]["patch"]
     patch = max(1, old["net"]["patch"] * data.shape[1] // sides) if latent else old["net"]["patch"]
     image = {**old, "net": {**old["net"], "in_channels": data.shape[0], "patch": patch}}
@@ -214,8 +219,8 @@ def train_noisy(
     own = {k: v for k, v in clip.state_dict().items() if not (latent and k.startswith("image."))}
     made.load_state_dict({**made.state_dict(), **own})
     made.requires_grad_(False).image.requires_grad_(True)
-    examples = Examples(data, min(batch_size, len(data)), seed)
-    seen = embedded(clip, pictures) if pictures is not None else None
+    examples = Batches(data, min(batch_size, len(data)), seed)
+    image_vectors = embedded(clip, images) if images is not None else None
 
     def step_loss(step: int) -> Tensor:
         rows = examples.order(step)
@@ -226,10 +231,13 @@ def train_noisy(
         sigma = uniform(torch.rand(len(rows), generator=generator(seed, LEVEL, step)), **LEVELS)
         noise = torch.randn(x.shape, generator=generator(seed, NOISE, step))
         with torch.no_grad():
-            said = clip.read(batch.captions)
-            target = clip.see(x) if seen is None else seen[rows]
-        found = made.see(x + expand(sigma, x) * noise, sigma)
-        return contrast(made, found, said, batch.captions, batch.names) + 2 * (1 - (found * target).sum(1)).mean()
+            text_vectors = clip.encode_text(batch.captions)
+            target = clip.encode_image(x) if image_vectors is None else image_vectors[rows]
+        noisy_vectors = made.encode_image(x + expand(sigma, x) * noise, sigma)
+        return (
+            contrast(made, noisy_vectors, text_vectors, batch.captions, batch.names)
+            + 2 * (1 - (noisy_vectors * target).sum(1)).mean()
+        )
 
     config = {"noisy": True, "clip": fingerprint(clip.state_dict()), "batch_size": batch_size, "lr": lr,
               "optimizer": optimizer, "data": data.fingerprint,
@@ -245,16 +253,20 @@ def embedded(clip: Clip, data: Dataset) -> Float[Tensor, "n d"]:
     for group in data.groups:
         for first in trange(0, len(group), 256, desc="embedding", disable=None, leave=False):
             rows = group[first : first + 256]
-            vectors[rows] = clip.see(to_tensor(data.batch(rows).images))
+            vectors[rows] = clip.encode_image(to_tensor(data.batch(rows).images))
     return vectors
 
 
-def contrast(clip: Clip, seen: Tensor, said: Tensor, captions: Sequence[str], names: Sequence[str]) -> Tensor:
+def contrast(
+    clip: Clip, image_vectors: Tensor, text_vectors: Tensor, captions: Sequence[str], names: Sequence[str]
+) -> Tensor:
     """The loss of a batch; equal captions, and equal pictures, are not told apart."""
     same = torch.tensor([[a == b for b in captions] for a in captions])
     same |= torch.tensor([[a == b for b in names] for a in names])
     same &= ~torch.eye(len(names), dtype=torch.bool)
-    return LOSSES[clip.config["loss"]](seen, said, clip.log_scale.exp().clamp(max=100), same.to(seen.device))
+    return LOSSES[clip.config["loss"]](
+        image_vectors, text_vectors, clip.log_scale.exp().clamp(max=100), same.to(image_vectors.device)
+    )
 
 
 def _run(
@@ -279,33 +291,33 @@ def _spread(texts: Sequence[str], n: int) -> list[str]:
     return [texts[i * len(texts) // n] for i in range(n)] if len(texts) > n else list(texts)
 
 
-class Seen:
+class EmbeddedImages:
     """An encoder whose pictures are vectors already, as :func:`embedded` gives them."""
 
     def __init__(self, clip: Clip):
-        self.read = clip.read
+        self.encode_text = clip.encode_text
 
     @staticmethod
-    def see(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    def encode_image(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         """The same."""
         return vectors
 
 
 def report(clip: Clip, held: Dataset, run: Folder, step: int, among: int = 100) -> None:
     """Add the recall on held-out pairs to ``metrics.jsonl``; chance is 1 / among."""
-    captions = held.told(range(len(held))).captions
+    captions = held.annotations(range(len(held))).captions
     pool = list(dict.fromkeys([*captions, *clip.known]))
     among = min(among, len(pool))
-    found = recall_at_1(Seen(clip), embedded(clip, held), captions, among, pool)
+    result = r_precision(EmbeddedImages(clip), embedded(clip, held), captions, among, pool)
     run.append(
-        {"step": step, "recall": found.value, "low": found.low, "high": found.high, "of": found.n, "among": among}
+        {"step": step, "recall": result.value, "low": result.low, "high": result.high, "of": result.n, "among": among}
     )
 
 
 # ---- what it is good for --------------------------------------------------------------------------------------------
 
 
-class Scored(NamedTuple):
+class ClipScore(NamedTuple):
     """How well words fit a picture.
 
     Attributes:
@@ -314,12 +326,12 @@ class Scored(NamedTuple):
         better_than: The part of the captions that the model knows which fit worse.
     """
 
-    words: str
+    prompt: str
     similarity: float
     better_than: float
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """A picture of a folder, by its path there, and how well it fits."""
 
     path: str
@@ -327,9 +339,9 @@ class Found(NamedTuple):
 
 
 @torch.no_grad()
-def score(
-    picture: str | Path | Image.Image | Tensor, words: str | Sequence[str], model: Clip | str | Path | None = None
-) -> list[Scored]:
+def clip_score(
+    image: str | Path | Image.Image | Tensor, prompt: str | Sequence[str], model: Clip | str | Path | None = None
+) -> list[ClipScore]:
     """How well do words fit a picture?
 
     Args:
@@ -341,21 +353,21 @@ def score(
         InputError: No words.
     """
     clip = model if isinstance(model, Clip) else load(model)
-    asked = [words] if isinstance(words, str) else list(words)
-    if not asked or not all(text.strip() for text in asked):
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not texts or not all(text.strip() for text in texts):
         raise InputError("There are no words to compare with. Say some, e.g. 'a cat with heart eyes'.")
-    seen = clip.see(as_input(clip, picture))[0]
-    similar, usual = clip.read(asked) @ seen, clip.read(clip.known) @ seen
+    vector = clip.encode_image(as_input(clip, image))[0]
+    similar, usual = clip.encode_text(texts) @ vector, clip.encode_text(clip.known) @ vector
     return [
-        Scored(text, float(value), float((usual < value).float().mean()))
-        for text, value in zip(asked, similar, strict=True)
+        ClipScore(text, float(value), float((usual < value).float().mean()))
+        for text, value in zip(texts, similar, strict=True)
     ]
 
 
 @torch.no_grad()
 def search(
-    folder: str | Path | Dataset, words: str, n: int = 16, model: Clip | str | Path | None = None
-) -> list[Found]:
+    folder: str | Path | Dataset, prompt: str, n: int = 16, model: Clip | str | Path | None = None
+) -> list[SearchResult]:
     """The ``n`` pictures of a folder that fit the words best, best first; unreadable files are passed over.
 
     Args:
@@ -364,26 +376,26 @@ def search(
         n: How many to name.
         model: As for :func:`score`.
     """
-    if not words.strip() or n < 1:
+    if not prompt.strip() or n < 1:
         raise InputError("Say what to look for and how many, e.g. search('photos/', 'a black cat', n=16).")
     clip = model if isinstance(model, Clip) else load(model)
     data = (
         folder if isinstance(folder, Dataset) else ImageFolder(folder, clip.side or 64, aspect="pad", mode=mode(clip))
     )
-    said, found = clip.read([words])[0], []
+    vector, results = clip.encode_text([prompt])[0], []
     for group in data.groups:
         for first in range(0, len(group), 256):
             batch = data.batch(group[first : first + 256])
-            similar = clip.see(to_tensor(batch.images)) @ said
-            found += [Found(name, float(value)) for name, value in zip(batch.names, similar, strict=True)]
-    return sorted(found, key=lambda f: -f.similarity)[:n]
+            similar = clip.encode_image(to_tensor(batch.images)) @ vector
+            results += [SearchResult(name, float(value)) for name, value in zip(batch.names, similar, strict=True)]
+    return sorted(results, key=lambda result: -result.similarity)[:n]
 
 
-def as_input(clip: Clip, picture: str | Path | Image.Image | Tensor) -> Float[Tensor, "1 c h w"]:
+def as_input(clip: Clip, image: str | Path | Image.Image | Tensor) -> Float[Tensor, "1 c h w"]:
     """A picture as the encoder takes it: in its proportions on a white square."""
-    if isinstance(picture, Tensor):
-        return picture[None] if picture.ndim == 3 else picture
-    whole = flatten(read_named(picture)).convert(mode(clip))
+    if isinstance(image, Tensor):
+        return image[None] if image.ndim == 3 else image
+    whole = flatten(open_image(image)).convert(mode(clip))
     longest, side = max(whole.size), clip.side or 64
     sheet = Image.new(whole.mode, (longest, longest), "white")
     sheet.paste(whole, ((longest - whole.width) // 2, (longest - whole.height) // 2))
@@ -408,14 +420,15 @@ def fits(clip: Clip, data: Dataset) -> None:
         )
 
 
-def gap(clip: Clip, pictures: Tensor, captions: Sequence[str]) -> tuple[float, float]:
+def gap(clip: Clip, images: Tensor, captions: Sequence[str]) -> tuple[float, float]:
     """The modality gap: distance of the mean picture from the mean words, before and after :func:`centered` closes it.
 
     Liang et al. 2022 (arXiv:2203.02053): pictures and words lie in two separate cones of the common sphere.
     """
-    seen, said = metrics.features(clip.see, pictures), clip.read(captions)
-    open_gap = float((seen.mean(0) - said.mean(0)).norm())
-    a, b = (centered(v[1::2], v[::2]) for v in (seen, said))  # the means are taken on one half, judged on the other
+    image_vectors, text_vectors = metrics.features(clip.encode_image, images), clip.encode_text(captions)
+    open_gap = float((image_vectors.mean(0) - text_vectors.mean(0)).norm())
+    # The means are taken on one half and evaluated on the other.
+    a, b = (centered(v[1::2], v[::2]) for v in (image_vectors, text_vectors))
     return open_gap, float((a.mean(0) - b.mean(0)).norm())
 
 

@@ -28,20 +28,20 @@ from ..checkpoints import fingerprint
 from ..data import Dataset
 from ..errors import InputError
 from ..images import grid, save_png
-from ..models import load_codec
+from ..models import load_autoencoder
 from ..nets.autoencoders import Discrete
-from ..nets.codes import Masked
+from ..nets.codes import MaskedTokens
 from ..noise import generator
 from . import parts
 from .autoencoders import batches, fitting
 from .loop import Part, train
 
 FILE = "codes.safetensors"
-ORDER, HIDDEN, WORDS, PLACES = range(61, 65)  # what a generator is for
+ORDER, HIDDEN, TOKENS, PLACES = range(61, 65)  # what a generator is for
 PREVIEW_EVERY = 500
 
 
-class Codes(nn.Module):
+class VQPrior(nn.Module):
     """A codec of words and their prior, complete in one file.
 
     Args:
@@ -51,29 +51,29 @@ class Codes(nn.Module):
         depth: Its layers.
     """
 
-    def __init__(self, codec: Mapping[str, Any], picture: Sequence[int], width: int = 128, depth: int = 4):
+    def __init__(self, autoencoder: Mapping[str, Any], image_size: Sequence[int], width: int = 128, depth: int = 4):
         super().__init__()
-        self.config = {"codec": dict(codec), "picture": list(picture), "width": width, "depth": depth}
-        made = nets.build(codec)
+        self.config = {"codec": dict(autoencoder), "picture": list(image_size), "width": width, "depth": depth}
+        made = nets.build(autoencoder)
         if not isinstance(made, Discrete):
             raise InputError("A prior over words needs a codec that has words. Train one with kind vq, fsq or gumbel.")
-        self.codec, self.picture = made, tuple(picture)
-        prior = {"name": "masked", "codebook": made.words, "width": width, "depth": depth}
-        self.prior = cast("Masked", nets.build({**prior, "size": [-(-n // made.factor) for n in picture]}))
+        self.autoencoder, self.image_size = made, tuple(image_size)
+        prior = {"name": "masked", "codebook": made.codebook_size, "width": width, "depth": depth}
+        self.prior = cast("MaskedTokens", nets.build({**prior, "size": [-(-n // made.factor) for n in image_size]}))
 
     @property
     def plain_bits(self) -> float:
         """Bits a picture whose words are all alike and independent."""
-        return math.prod(self.prior.size) * math.log2(self.codec.words)
+        return math.prod(self.prior.size) * math.log2(self.autoencoder.codebook_size)
 
-    def decode(self, codes: Int64[Tensor, "b H W"]) -> Float[Tensor, "b c h w"]:
+    def decode(self, tokens: Int64[Tensor, "b H W"]) -> Float[Tensor, "b c h w"]:
         """The pictures that words describe, in [-1, 1]."""
-        y = self.codec.decode(self.codec.vectors(codes))
-        return y[..., : self.picture[0], : self.picture[1]].clamp(-1, 1)
+        y = self.autoencoder.decode(self.autoencoder.vectors(tokens))
+        return y[..., : self.image_size[0], : self.image_size[1]].clamp(-1, 1)
 
 
-def train_codes(
-    codec: Discrete | str | Path,
+def train_token_prior(
+    autoencoder: Discrete | str | Path,
     data: Dataset | str,
     steps: int = 2000,
     width: int = 128,
@@ -87,7 +87,7 @@ def train_codes(
     minutes: float | None = None,
     fresh: bool = False,
     seed: int = 0,
-) -> Codes:
+) -> VQPrior:
     """A prior over a codec's words; the same call goes on where it stopped.
 
     Args:
@@ -106,30 +106,30 @@ def train_codes(
         fresh: Forget what the folder holds.
         seed: Of everything.
     """
-    pictures = datasets.load(data, size)
-    net = fitting(codec if isinstance(codec, nn.Module) else load_codec(codec), pictures)
+    images = datasets.load(data, size)
+    net = fitting(autoencoder if isinstance(autoencoder, nn.Module) else load_autoencoder(autoencoder), images)
     kind = next(name for name, known in nets.NETS.items() if type(net) is known)
-    if len(pictures.groups) != 1:
+    if len(images.groups) != 1:
         raise InputError("Words need pictures of one size. Load the folder with aspect='crop'.")
     spec = {"name": kind, **net.config}
-    side = pictures.batch(pictures.groups[0][:1]).images.shape[2:]
-    made: Codes = parts.drawn(lambda: Codes(spec, side, width, depth), seed)
-    made.codec.load_state_dict(net.state_dict())
-    made.codec.eval().requires_grad_(False)
-    learned = pictures.split(holdout, seed)[0]
-    known = read(made.codec, learned)
+    side = images.batch(images.groups[0][:1]).images.shape[2:]
+    made: VQPrior = parts.drawn(lambda: VQPrior(spec, side, width, depth), seed)
+    made.autoencoder.load_state_dict(net.state_dict())
+    made.autoencoder.eval().requires_grad_(False)
+    learned = images.split(holdout, seed)[0]
+    known = encode_dataset(made.autoencoder, learned)
 
     def loss(step: int) -> Tensor:
         rows = torch.randint(len(known), (batch_size,), generator=generator(seed, ORDER, step))
         return surprise(made.prior, known[rows], seed, step).mean()
 
     config = {**made.config, "data": learned.fingerprint, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
-              "weights": fingerprint(made.codec.state_dict())}  # fmt: skip
+              "weights": fingerprint(made.autoencoder.state_dict())}  # fmt: skip
     run, done = {"prior": Part(made.prior, loss, optimizer, lr)}, None
     for done in train(run, steps, config, folder, seed, 100, 0.5, minutes, fresh, "float32"):
         if folder is not None and (done.step % PREVIEW_EVERY == 0 or done.step == steps):
             made.prior.eval()
-            save_png(grid(sample_codes(made), 8, max(1, 48 // made.picture[1])), Path(folder) / "preview.png")
+            save_png(grid(sample_tokens(made), 8, max(1, 48 // made.image_size[1])), Path(folder) / "preview.png")
             made.prior.train()
     made.eval()
     if folder is not None and (done is None or done.step == steps):  # finished: before, or now
@@ -138,43 +138,45 @@ def train_codes(
 
 
 @torch.no_grad()
-def read(codec: Discrete, data: Dataset) -> Int64[Tensor, "n H W"]:
+def encode_dataset(autoencoder: Discrete, data: Dataset) -> Int64[Tensor, "n H W"]:
     """The words of all pictures."""
     bar = tqdm(batches(data), "reading", -(-len(data) // 32), disable=None, leave=False)
-    return torch.cat([codec.codes(x) for x in bar])
+    return torch.cat([autoencoder.tokens(x) for x in bar])
 
 
 # ---- what the prior learns, and how well ------------------------------------------------------------------------
 
 
-def hidden(codes: Int64[Tensor, "b H W"], source: torch.Generator) -> Bool[Tensor, "b H W"]:
+def hidden(tokens: Int64[Tensor, "b H W"], source: torch.Generator) -> Bool[Tensor, "b H W"]:
     """Which words to hide: of each picture a number drawn evenly from 1 to all, in places drawn evenly."""
-    b, n = len(codes), codes[0].numel()
+    b, n = len(tokens), tokens[0].numel()
     rank = torch.rand(b, n, generator=source).argsort(1).argsort(1)
-    return (rank < torch.randint(1, n + 1, (b, 1), generator=source)).view_as(codes)
+    return (rank < torch.randint(1, n + 1, (b, 1), generator=source)).view_as(tokens)
 
 
-def surprise(prior: Masked, codes: Int64[Tensor, "b H W"], seed: int, key: int) -> Float[Tensor, " b"]:
+def surprise(prior: MaskedTokens, tokens: Int64[Tensor, "b H W"], seed: int, key: int) -> Float[Tensor, " b"]:
     """Mean cross-entropy of the hidden words, in nats: in expectation at least -log p(codes) / places."""
-    mask = hidden(codes, generator(seed, HIDDEN, key)).to(codes.device)
-    logits = prior(codes.masked_fill(mask, prior.hidden)).float()
-    each = F.cross_entropy(logits, codes, reduction="none") * mask
+    mask = hidden(tokens, generator(seed, HIDDEN, key)).to(tokens.device)
+    logits = prior(tokens.masked_fill(mask, prior.hidden)).float()
+    each = F.cross_entropy(logits, tokens, reduction="none") * mask
     return each.flatten(1).sum(1) / mask.flatten(1).sum(1)
 
 
 @torch.no_grad()
-def bits(made: Codes, data: Dataset, draws: int = 16, seed: int = 0) -> float:
+def bits(made: VQPrior, data: Dataset, draws: int = 16, seed: int = 0) -> float:
     """Bits a picture that its words cost with this prior, at most; see ``plain_bits``."""
-    known = read(made.codec, data)
-    pieces = [p for k in range(draws) for p in [surprise(made.prior, part, seed, k) for part in known.split(256)]]
-    return float(torch.cat(pieces).mean()) * known[0].numel() / math.log(2)
+    known = encode_dataset(made.autoencoder, data)
+    losses = [p for k in range(draws) for p in [surprise(made.prior, rows, seed, k) for rows in known.split(256)]]
+    return float(torch.cat(losses).mean()) * known[0].numel() / math.log(2)
 
 
 # ---- new pictures -----------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def write(prior: Masked, seeds: Sequence[int], steps: int = 16, temperature: float = 1.0) -> Int64[Tensor, "b H W"]:
+def write(
+    prior: MaskedTokens, seeds: Sequence[int], steps: int = 16, temperature: float = 1.0
+) -> Int64[Tensor, "b H W"]:
     """New grids of words; grid i depends on seeds[i] alone.
 
     Words are written at random places, few at first and more as the picture takes shape: a cosine (Chang et al. 2022,
@@ -186,19 +188,19 @@ def write(prior: Masked, seeds: Sequence[int], steps: int = 16, temperature: flo
     steps = min(steps, places)
     written = [max(i, places - math.floor(places * math.cos(math.pi / 2 * i / steps))) for i in range(steps + 1)]
     order = torch.stack([torch.randperm(places, generator=generator(s, PLACES)) for s in seeds])
-    codes = torch.full((len(seeds), places), prior.hidden)
-    for step, (begin, end) in enumerate(pairwise(written)):
-        logits = prior(codes.view(-1, *prior.size)).flatten(2).float() / temperature
-        uniform = [torch.rand(logits.shape[1:], generator=generator(s, WORDS, step)) for s in seeds]
+    tokens = torch.full((len(seeds), places), prior.hidden)
+    for step, (start, stop) in enumerate(pairwise(written)):
+        logits = prior(tokens.view(-1, *prior.size)).flatten(2).float() / temperature
+        uniform = [torch.rand(logits.shape[1:], generator=generator(s, TOKENS, step)) for s in seeds]
         drawn = (logits - (-torch.stack(uniform).clamp(min=1e-20).log()).log()).argmax(1)  # Gumbel's trick
-        here = order[:, begin:end]
-        codes.scatter_(1, here, drawn.gather(1, here))
-    return codes.view(-1, *prior.size)
+        here = order[:, start:stop]
+        tokens.scatter_(1, here, drawn.gather(1, here))
+    return tokens.view(-1, *prior.size)
 
 
 @torch.no_grad()
-def sample_codes(
-    model: Codes | str | Path,
+def sample_tokens(
+    model: VQPrior | str | Path,
     n: int = 16,
     steps: int = 16,
     temperature: float = 1.0,
@@ -217,12 +219,16 @@ def sample_codes(
     """
     if min(n, batch_size) < 1:
         raise InputError(f"n and batch_size must be at least 1, got {n} and {batch_size}.")
-    made = model if isinstance(model, Codes) else load(model)
+    made = model if isinstance(model, VQPrior) else load(model)
     seeds = range(seed, seed + n)
     starts = tqdm(range(0, n, batch_size), "sampling", disable=None, leave=False)
     return torch.cat([made.decode(write(made.prior, seeds[i : i + batch_size], steps, temperature)) for i in starts])
 
 
-def load(path: str | Path) -> Codes:
+def load(path: str | Path) -> VQPrior:
     """Read a file that :func:`train_codes` wrote; raises CheckpointError for any other."""
-    return parts.load(path, {"codes": Codes}, "train-codes")
+
+    def built(codec: Any, picture: Any, width: int, depth: int) -> VQPrior:  # by their names in files
+        return VQPrior(codec, picture, width, depth)
+
+    return parts.load(path, {"codes": built}, "train-token-prior")

@@ -25,8 +25,8 @@ def luminance(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
 def in_gamut(x: Float[Tensor, "n 3 h w"], gray: Float[Tensor, "m 1 h w"]) -> Float[Tensor, "n 3 h w"]:
     """The colors of ``x`` at exactly the luminance of ``gray``, as saturated as a file can hold."""
     color = x - luminance(x)
-    room = torch.where(color > 0, (1 - gray) / color.clamp(min=1e-6), (-1 - gray) / color.clamp(max=-1e-6))
-    return gray + color * room.amin(1, keepdim=True).clamp(0, 1)
+    limit = torch.where(color > 0, (1 - gray) / color.clamp(min=1e-6), (-1 - gray) / color.clamp(max=-1e-6))
+    return gray + color * limit.amin(1, keepdim=True).clamp(0, 1)
 
 
 class Hints:
@@ -36,35 +36,35 @@ class Hints:
     et al. 2004 solve for), and at its own pixels it is obeyed.
 
     Args:
-        picture: Transparent but where it says a color.
+        image: Transparent but where it says a color.
         size: (height, width) of the picture to color.
         reach: How far a hint is felt, as a part of the longer side.
         like: Difference in luminance at which it is felt no more.
     """
 
-    def __init__(self, picture: Image.Image, size: tuple[int, int], reach: float = 0.15, like: float = 0.25):
-        if (picture.height, picture.width) != tuple(size):
+    def __init__(self, image: Image.Image, size: tuple[int, int], reach: float = 0.15, like: float = 0.25):
+        if (image.height, image.width) != tuple(size):
             raise InputError(
-                f"The hints have {picture.width}x{picture.height} pixels and the picture {size[1]}x{size[0]}. "
+                f"The hints have {image.width}x{image.height} pixels and the picture {size[1]}x{size[0]}. "
                 "Draw them on a transparent layer over the picture."
             )
-        if picture.mode != "RGBA":
+        if image.mode != "RGBA":
             raise InputError("hints need a transparent background (RGBA): else every pixel would be one.")
-        pixels = torch.from_numpy(to_array(picture))
-        self.told = pixels[3:] > 127
-        if not bool(self.told.any()):
+        pixels = torch.from_numpy(to_array(image))
+        self.hinted = pixels[3:] > 127
+        if not bool(self.hinted.any()):
             raise InputError("The hints are transparent everywhere. Draw some color.")
         self.colors = to_tensor(pixels[:3])
         self.reach, self.like = reach * max(size), like
-        where = self.told[0].nonzero()
+        where = self.hinted[0].nonzero()
         self.where = where[torch.linspace(0, len(where) - 1, min(len(where), MOST_HINTS)).long()]
-        self.asked = self.colors[:, self.where[:, 0], self.where[:, 1]]  # (3, k)
+        self.targets = self.colors[:, self.where[:, 0], self.where[:, 1]]  # (3, k)
 
     def pull(self, x: Float[Tensor, "n 3 h w"], tile: Tile) -> Float[Tensor, "n 3 h w"]:
         """A tile with its colors pulled to the hints."""
         light = luminance(x)
-        asked = self.asked.to(x)
-        color = asked - torch.einsum("c,ck->k", torch.tensor(LUMA).to(x), asked)
+        targets = self.targets.to(x)
+        color = targets - torch.einsum("c,ck->k", torch.tensor(LUMA).to(x), targets)
         down = torch.arange(tile.height, device=x.device)[:, None] + tile.top
         across = torch.arange(tile.width, device=x.device)[None, :] + tile.left
         total, mixed = torch.full_like(light, 0.02), 0.02 * (x - light)
@@ -75,11 +75,11 @@ class Hints:
             total, mixed = total + weight, mixed + weight * color[:, k, None, None]
         out = light + mixed / total
         window = (slice(None), slice(tile.top, tile.top + tile.height), slice(tile.left, tile.left + tile.width))
-        told, colors = self.told[window].to(x.device), self.colors[window].to(x)[None]
-        return torch.where(told, light + colors - luminance(colors), out)
+        hinted, colors = self.hinted[window].to(x.device), self.colors[window].to(x)[None]
+        return torch.where(hinted, light + colors - luminance(colors), out)
 
     def _light(self, k: int) -> float:
-        return float(self.asked[:, k] @ torch.tensor(LUMA))
+        return float(self.targets[:, k] @ torch.tensor(LUMA))
 
 
 class Palette:
@@ -102,7 +102,7 @@ class Palette:
     def pull(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         """Every pixel between the palette's colors, nearer to those that it was near to, its luminance kept."""
         light = luminance(x)
-        own, known = x - light, self.color.to(x)
-        far = torch.stack([(own - c[None, :, None, None]).square().sum(1) for c in known], 1)
+        own, hues = x - light, self.color.to(x)
+        far = torch.stack([(own - c[None, :, None, None]).square().sum(1) for c in hues], 1)
         far = far + 0.25 * torch.cat([(light - v).square() for v in self.light.flatten().tolist()], 1)
-        return light + torch.einsum("nkhw,kc->nchw", (-far / (2 * self.width**2)).softmax(1), known)
+        return light + torch.einsum("nkhw,kc->nchw", (-far / (2 * self.width**2)).softmax(1), hues)

@@ -21,17 +21,17 @@ MOST = 384  # side of the part that is looked at
 
 
 def estimate_kernel(
-    picture: Float[Tensor, "1 c h w"], size: int = 25, rounds: int = 3, simple: bool = True
+    image: Float[Tensor, "1 c h w"], size: int = 25, rounds: int = 3, simple: bool = True
 ) -> Float[Tensor, "{size} {size}"]:
     """The blur kernel of a picture, centred, with sum 1.
 
     Args:
-        picture: Blurred by one kernel all over.
+        image: Blurred by one kernel all over.
         size: Side of the kernel in pixels, odd.
         rounds: Turns of picture and kernel at each scale.
         simple: It is a Gaussian, a straight line or a disk, as most blurs are; otherwise of any shape.
     """
-    blurred = picture if picture.shape[1] == 1 else luminance(picture)
+    blurred = image if image.shape[1] == 1 else luminance(image)
     if min(blurred.shape[2:]) < 2 * size or float(blurred.std()) < 1 / 255:
         raise InputError(
             f"No kernel can be found in this picture: it has no edges, or is smaller than {2 * size}x{2 * size}. "
@@ -50,53 +50,53 @@ def estimate_kernel(
             kernel[side // 2, side // 2] = 1
         else:
             kernel = _clean(F.interpolate(kernel[None, None], (side, side), mode="bicubic")[0, 0])
-        for turn in range(rounds):
+        for iteration in range(rounds):
             sharp = _wiener(small, kernel, 0.02)
-            edges = _edges(_shock(sharp, 8), keep=0.15 - 0.02 * turn)
+            edges = _edges(_shock(sharp, 8), keep=0.15 - 0.02 * iteration)
             kernel = _clean(_fit(edges, small, side))
     assert kernel is not None
     kernel = _centred(kernel)
     return _simplest(kernel, blurred) if simple else kernel
 
 
-def _simplest(kernel: Tensor, picture: Tensor) -> Tensor:
+def _simplest(kernel: Tensor, image: Tensor) -> Tensor:
     """The Gaussian, line or disk that is most like ``kernel`` and explains the picture's spectrum best."""
     at = torch.arange(len(kernel), dtype=kernel.dtype) - len(kernel) // 2
     reach = len(kernel) // 2
     angles, lengths = torch.arange(0, 180, 7.5), torch.arange(3.0, 2 * reach, 1.0)
     widths = torch.arange(0.4, reach / 3, 0.2)[:, None, None]
     bells = torch.exp(-(at[:, None].square() + at.square()) / (2 * widths.square()))
-    lines = line(lengths.repeat_interleave(len(angles)), angles.repeat(len(lengths)))
+    streaks = line(lengths.repeat_interleave(len(angles)), angles.repeat(len(lengths)))
     disks = disk(torch.arange(1.0, reach - 0.5, 0.5))
-    known = torch.cat([_cut(kernels, reach) for kernels in (bells, lines, disks)])
-    known = known / known.sum((1, 2), keepdim=True)
-    like = (known * kernel).sum((1, 2)) / (known.square().sum((1, 2)).sqrt() * kernel.norm())
-    surprise = _surprise(known, picture)
-    return known[int((like - surprise + surprise.min()).argmax())]
+    candidates = torch.cat([_cut(kernels, reach) for kernels in (bells, streaks, disks)])
+    candidates = candidates / candidates.sum((1, 2), keepdim=True)
+    like = (candidates * kernel).sum((1, 2)) / (candidates.square().sum((1, 2)).sqrt() * kernel.norm())
+    surprise = _surprise(candidates, image)
+    return candidates[int((like - surprise + surprise.min()).argmax())]
 
 
-def _surprise(kernels: Float[Tensor, "n k k"], picture: Tensor, side: int = 64) -> Float[Tensor, " n"]:
+def _surprise(kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64) -> Float[Tensor, " n"]:
     """Negative log-likelihood per frequency (Whittle 1953) of each kernel.
 
     A sharp photograph's spectrum falls as a power of the frequency, the kernel's zeros cut valleys into it, and
     rounding fills them to a floor.
     """
-    side = min(side, *picture.shape[2:])
-    patches = picture[0, 0].unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(0, 1)
+    side = min(side, *image.shape[2:])
+    patches = image[0, 0].unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(0, 1)
     window = torch.hann_window(side)
     power = torch.fft.rfft2((patches - patches.mean((1, 2), keepdim=True)) * window[:, None] * window).abs().square()
     energy = power.sum((1, 2))
     lively = energy >= energy.median()
-    seen = (power[lively] / energy[lively, None, None].clamp(min=1e-6)).mean(0)
+    observed = (power[lively] / energy[lively, None, None].clamp(min=1e-6)).mean(0)
     frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
-    use, floor = frequency > 2.5 / side, seen.flatten().quantile(0.02)
+    use, floor = frequency > 2.5 / side, observed.flatten().quantile(0.02)
     passed = torch.fft.rfft2(kernels, (side, side)).abs().square()
     scores = []
     for slope in (2.0, 2.6, 3.2):
         shape = (frequency.clamp(min=1 / side) ** -slope * passed)[:, use]
-        height = (seen[use].log() - (shape + 1e-9).log()).median(1, keepdim=True).values.exp()
+        height = (observed[use].log() - (shape + 1e-9).log()).median(1, keepdim=True).values.exp()
         expected = height * shape + floor
-        scores.append((expected.log() + seen[use] / expected).mean(1))
+        scores.append((expected.log() + observed[use] / expected).mean(1))
     return torch.stack(scores).amin(0)
 
 
@@ -149,8 +149,8 @@ def _fit(edges: Tensor, blurred: Tensor, side: int, ridge: float = 2e-2) -> Tens
     size = blurred.shape[-2:]
     rise = (torch.arange(1, max(size) + 1) / side).clamp(max=1)  # the border knows nothing of what was beyond it
     window = [torch.minimum(rise[:n], rise[:n].flip(0)) for n in size]
-    seen = window[0][:, None] * window[1]
-    a, b = torch.fft.rfft2(edges * seen), torch.fft.rfft2(_gradients(blurred) * seen)
+    taper = window[0][:, None] * window[1]
+    a, b = torch.fft.rfft2(edges * taper), torch.fft.rfft2(_gradients(blurred) * taper)
     power = (a.conj() * a).real.sum(0)
     k = torch.fft.irfft2((a.conj() * b).sum(0) / (power + ridge * power.mean()), size)[0]
     half = side // 2

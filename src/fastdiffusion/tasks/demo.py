@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..callbacks import Callback, preview, say
+from ..callbacks import Callback, preview, report
 from ..data import digits
 from ..errors import InputError
 from ..learner import Learner, TrainStep
@@ -19,7 +19,7 @@ from .files import shipped
 from .generation import sample
 
 SHADES = " .:-=+*#%@"
-WORDS = (
+PROMPTS = (
     "grinning face", "a red apple", "smiling face with sunglasses", "flag of japan",
     "woman cook", "blue heart on a yellow background", "police car", "sun with face",
 )  # fmt: skip
@@ -35,14 +35,18 @@ def demo(folder: str | Path = "out/demo", seconds: float = 40.0) -> Report:
     """
     if not seconds > 0:
         raise InputError(f"seconds must be above 0, got {seconds}. Try 40.")
-    begun, folder, data = time.monotonic(), Path(folder), digits()
+    started, folder, data = time.monotonic(), Path(folder), digits()
     if shipped("emoji") is not None:
-        tell(f"0. First, pictures from words, by a model that comes with the package: {', '.join(WORDS)}.")
-        sample("emoji", WORDS, n=len(WORDS), seed=1).save_grid(folder / "words.png", columns=4, labels=True, zoom=2)
-        tell(f"They are in {folder / 'words.png'} after {time.monotonic() - begun:.0f} s. Now a model from nothing.")
-    tell(f"1. Data: {len(data):,} handwritten digits of 8x8 pixels, with their classes. They look like this:")
-    print(text_picture(data.batch(range(8)).images / 127.5 - 1))
-    tell(
+        print_paragraph(f"0. First, pictures from words, by a model that comes with the package: {', '.join(PROMPTS)}.")
+        sample("emoji", PROMPTS, n=len(PROMPTS), seed=1).save_grid(folder / "words.png", columns=4, labels=True, zoom=2)
+        print_paragraph(
+            f"They are in {folder / 'words.png'} after {time.monotonic() - started:.0f} s. Now a model from nothing."
+        )
+    print_paragraph(
+        f"1. Data: {len(data):,} handwritten digits of 8x8 pixels, with their classes. They look like this:"
+    )
+    print(text_image(data.batch(range(8)).images / 127.5 - 1))
+    print_paragraph(
         f"2. Train for {seconds:.0f} s. A picture gets noise of a random strength, and a network that is told the "
         "class learns to say what the picture was. That is all the training there is. At first it knows nothing:"
     )
@@ -51,13 +55,13 @@ def demo(folder: str | Path = "out/demo", seconds: float = 40.0) -> Report:
     torch.set_num_threads(faster_threads(learner))
     learner.fit(minutes=seconds / 60, fresh=True, callbacks=[Window()])
     model = learner.model
-    tell(
+    print_paragraph(
         "3. Sample: begin with pure noise, ask the network what the picture may be, go a little that way, ask again, "
         f"12 times, each time leaning {SCALE} times as far towards the class as the network says (guidance). "
         f"Picture i has seed i and class i mod 10, and depends on nothing else: {folder / 'grid.png'}"
     )
     sample(model, n=50, scale=SCALE).save_grid(folder / "grid.png", columns=10, labels=True)
-    tell(
+    print_paragraph(
         "4. Measure. A classifier that has only ever seen real digits judges the new ones; beside each number stands "
         "the same of real pictures, which no model can beat by much:"
     )
@@ -66,9 +70,9 @@ def demo(folder: str | Path = "out/demo", seconds: float = 40.0) -> Report:
     save(_with_numbers(model, report), folder / FILE)
     print(report)
     accuracy = report.numbers["label accuracy"].value
-    tell(
-        f"Done in {time.monotonic() - begun:.0f} s: {accuracy:.0%} of the pictures show the digit that they were asked "
-        f"for. Loss curve and previews: {folder / 'report.html'}. Nearest real digits, to see whether it copies: "
+    print_paragraph(
+        f"Done in {time.monotonic() - started:.0f} s: {accuracy:.0%} of the pictures show the digit that they were "
+        f"asked for. Loss curve and previews: {folder / 'report.html'}. Nearest real digits, to see whether it copies: "
         f"{folder / 'evaluation' / 'neighbors.png'}."
     )
     print(f"""
@@ -83,15 +87,15 @@ What to type next:
 
 def faster_threads(learner: Learner) -> int:
     """How many threads this small net trains fastest with: on a busy machine one, as several wait for each other."""
-    most, example = torch.get_num_threads(), learner.examples.draw(0)
+    most, example = torch.get_num_threads(), learner.batches.draw(0)
     spent = {1: 0.0, most: 0.0}
     for lap in range(7):  # in turns, so that what else the machine does falls on both alike
         for threads in spent:
             torch.set_num_threads(threads)
-            begun = time.perf_counter()
+            started = time.perf_counter()
             learner.objective(example).mean().backward()
             learner.objective.zero_grad(set_to_none=True)
-            spent[threads] += (time.perf_counter() - begun) * (lap > 0)  # the first warms up
+            spent[threads] += (time.perf_counter() - started) * (lap > 0)  # the first warms up
     return min(spent, key=spent.__getitem__)
 
 
@@ -107,17 +111,17 @@ class Window(Callback):
         part = step.seconds / (step.seconds + step.eta)
         if self.shown < 4 and part >= (0.02, 0.25, 0.5, 0.999)[self.shown]:
             self.shown += 1
-            say(learner, f"\n\n{text_picture(preview(learner, 8, 8))}\nstep {step.step:,}, loss {step.loss:.3f}")
+            report(learner, f"\n\n{text_image(preview(learner, 8, 8))}\nstep {step.step:,}, loss {step.loss:.3f}")
 
 
-def text_picture(images: torch.Tensor) -> str:
+def text_image(images: torch.Tensor) -> str:
     """Small grey pictures in [-1, 1] side by side, as characters."""
     cells = ((images[:, 0].clamp(-1, 1) + 1) / 2 * (len(SHADES) - 1)).round().long()
     rows = ("  ".join("".join(SHADES[v] for v in image[y].tolist()) for image in cells) for y in range(cells.shape[1]))
     return "\n".join(f"   {row}".rstrip() for row in rows)
 
 
-def tell(text: str) -> None:
+def print_paragraph(text: str) -> None:
     """One paragraph, as wide as it is easy to read."""
     print(f"\n{textwrap.fill(text, 88)}", flush=True)
 

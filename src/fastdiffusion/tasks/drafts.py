@@ -21,7 +21,7 @@ from ..errors import InputError, unknown
 from ..images import as_input
 from ..learner import Learner
 from ..models import Model, save
-from ..nets import PRESETS, Worded
+from ..nets import PRESETS, TextConditioned
 from ..noise import generator
 from .files import model_hash
 from .loop import Part, train
@@ -30,13 +30,13 @@ FILE = "draft.safetensors"
 ROWS, CAPTIONS = 96, 97  # what a generator is for
 
 
-def train_draft(
+def train_caption_mean(
     data: Dataset | str,
     steps: int = 3000,
     net: str | dict[str, Any] = "unet-latent",
-    codec: str | Path | nn.Module | None = None,
+    autoencoder: str | Path | nn.Module | None = None,
     folder: str | Path | None = None,
-    begin: str | Path | None = None,
+    init_from: str | Path | None = None,
     side: int = 16,
     batch_size: int = 256,
     lr: float = 1e-2,
@@ -72,13 +72,13 @@ def train_draft(
         raise unknown("net", net, PRESETS)
     spec = dict(PRESETS[net] if isinstance(net, str) else net)
     learner = Learner(
-        datasets.load(data) if isinstance(data, str) else data, net={**spec, "draft": {"side": side}}, text=True,
-        codec=codec, begin=begin, holdout=holdout, seed=seed, verbose=False,
+        datasets.load(data) if isinstance(data, str) else data, net={**spec, "draft": {"side": side}}, captions=True,
+        autoencoder=autoencoder, init_from=init_from, holdout=holdout, seed=seed, verbose=False,
     )  # fmt: skip
-    worded = learner.objective.denoiser.net
-    if not isinstance(worded, Worded) or worded.draft is None:
-        raise InputError(f"{Path(begin or '').name} has no draft to go on from. Leave begin out.")
-    words, draft = worded.words, worded.draft
+    conditioned = learner.objective.denoiser.net
+    if not isinstance(conditioned, TextConditioned) or conditioned.caption_mean is None:
+        raise InputError(f"{Path(init_from or '').name} has no draft to go on from. Leave begin out.")
+    text_encoder, caption_mean = conditioned.text_encoder, conditioned.caption_mean
     rows, scale = learner.train, learner.measured_sigma_data
     if len(rows.groups) != 1:
         raise InputError("A draft needs pictures of one size. Load the folder with aspect='crop'.")
@@ -86,17 +86,18 @@ def train_draft(
     def loss(step: int) -> Tensor:
         some = torch.randint(len(rows), (batch_size,), generator=generator(seed, ROWS, step)).tolist()
         batch = rows.batch(some, generator(seed, CAPTIONS, step))
-        drawn = draft(words(words.tokens(batch.captions))[2])
-        wanted = as_input(batch.images) / scale
-        return (drawn - F.adaptive_avg_pool2d(wanted, drawn.shape[2:])).square().mean()
+        mean = caption_mean(text_encoder(text_encoder.tokens(batch.captions))[2])
+        target = as_input(batch.images) / scale
+        return (mean - F.adaptive_avg_pool2d(target, mean.shape[2:])).square().mean()
 
     config = {
-        "data": rows.fingerprint, "words": words.config, "draft": draft.config, "batch_size": batch_size, "lr": lr,
+        "data": rows.fingerprint, "words": text_encoder.config, "draft": caption_mean.config,
+        "batch_size": batch_size, "lr": lr,
         "begin": None if learner.base is None else model_hash(learner.base)[:16],
     }  # fmt: skip
-    both = nn.ModuleDict({"words": words, "draft": draft})
+    both = nn.ModuleDict({"text_encoder": text_encoder, "caption_mean": caption_mean})
     part = Part(both, loss, optimizer=learner.optimizer, lr=lr)
-    for _ in train({"draft": part}, steps, config, folder, seed, 50, 0.5, minutes, fresh, precision):
+    for _ in train({"caption_mean": part}, steps, config, folder, seed, 50, 0.5, minutes, fresh, precision):
         pass
     model = learner.averaged(None)
     if folder is not None:

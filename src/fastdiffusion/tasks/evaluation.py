@@ -88,14 +88,14 @@ class Report:
 
     def __str__(self) -> str:
         width = max(map(len, self.numbers))
-        lines = [f"{self.n} generated against {self.n} real pictures of {self.name}"]
-        lines.append(f"{'':{width}}  {'value':>7}  {'95 % interval':>16}  {'real':>7}")
+        rows = [f"{self.n} generated against {self.n} real pictures of {self.name}"]
+        rows.append(f"{'':{width}}  {'value':>7}  {'95 % interval':>16}  {'real':>7}")
         for name, x in self.numbers.items():
             span = f"{x.low:.3f} to {x.high:.3f}"
-            lines.append(f"{name:{width}}  {x.value:7.3f}  {span:>16}  {x.floor:7.3f}  {x.better}".rstrip())
+            rows.append(f"{name:{width}}  {x.value:7.3f}  {span:>16}  {x.floor:7.3f}  {x.better}".rstrip())
         about = "a classifier of {of} with accuracy {accuracy}" if "accuracy" in self.features else "the net {name}"
-        lines.append(f"Features of {about.format(**self.features)}.")
-        return "\n".join(lines)
+        rows.append(f"Features of {about.format(**self.features)}.")
+        return "\n".join(rows)
 
 
 def evaluate(
@@ -105,7 +105,7 @@ def evaluate(
     steps: int = 12,
     seed: int = 0,
     scale: float = 1.0,
-    guide: Guide | Sequence[Guide] | None = None,
+    guidance: Guide | Sequence[Guide] | None = None,
     sampler: str | None = None,
     schedule: str | None = None,
     batch_size: int = 64,
@@ -134,28 +134,39 @@ def evaluate(
         device: See ``sample``.
     """
     file, model = model, loaded(model, device)
-    _, height, width = model.picture
-    said = model.info.get("options") if isinstance(data, str | Path) and Path(data).is_dir() else None
-    again = {key: said[key] for key in ("aspect", "mode", "labels") if key in said} if isinstance(said, dict) else {}
-    data = datasets.load(data, size=height if height == width else None, **again)  # as the training read it
+    _, height, width = model.image_shape
+    options = model.info.get("options") if isinstance(data, str | Path) and Path(data).is_dir() else None
+    loading = (
+        {key: options[key] for key in ("aspect", "mode", "labels") if key in options}
+        if isinstance(options, dict)
+        else {}
+    )
+    data = datasets.load(data, size=height if height == width else None, **loading)  # as the training read it
     n = _count(n, data)
-    labels = data_labels = words = None
-    told = data.told(metrics.choose(data, n, seed))
+    labels = data_labels = captions = None
+    conditions = data.annotations(metrics.choose(data, n, seed))
     if model.classes and model.classes == tuple(data.classes):
-        data_labels = told.labels.tolist()
-    if model.words is not None and any(told.captions):
-        words = [prompts.plain(caption) for caption in told.captions]
-    sampling = {"steps": steps, "seed": seed, "scale": scale, "guide": guide, "sampler": sampler, "schedule": schedule}
-    made = sample(model, words, n=n, classes=data_labels, batch_size=batch_size, **sampling)
+        data_labels = conditions.labels.tolist()
+    if model.text_encoder is not None and any(conditions.captions):
+        captions = [prompts.plain(caption) for caption in conditions.captions]
+    sampling = {
+        "steps": steps,
+        "seed": seed,
+        "scale": scale,
+        "guidance": guidance,
+        "sampler": sampler,
+        "schedule": schedule,
+    }
+    made = sample(model, captions, n=n, classes=data_labels, batch_size=batch_size, **sampling)
     if data_labels is not None:
         labels = [data.classes.index(name) if name else -1 for name in made.labels]
     report = measure(made.images, data, labels, features, seed, rounds, made)
     if note and not isinstance(file, Model):
-        remember(report, Path(file))
+        record_metrics(report, Path(file))
     return report
 
 
-def remember(report: Report, path: Path) -> None:
+def record_metrics(report: Report, path: Path) -> None:
     """Write a report's numbers into a model's file (or its run's folder), where ``cards.card`` finds them.
 
     A file that cannot be written is left as it is, with a warning: the report is what was asked for.
@@ -164,17 +175,17 @@ def remember(report: Report, path: Path) -> None:
     if not path.is_file():  # one that ships with the package
         return
     made = report.samples
-    how = "" if made is None else ", {steps} calls, scale {scale:g}".format(**made.recipe["parameters"])
-    numbers = {f"{name} (n={report.n:,}{how})": [x.low, x.value, x.high] for name, x in report.numbers.items()}
+    settings = "" if made is None else ", {steps} calls, scale {scale:g}".format(**made.recipe["parameters"])
+    numbers = {f"{name} (n={report.n:,}{settings})": [x.low, x.value, x.high] for name, x in report.numbers.items()}
 
-    def noted(config: dict[str, Any]) -> dict[str, Any]:
+    def with_metrics(config: dict[str, Any]) -> dict[str, Any]:
         info = config.get("info", {})
         return {**config, "info": {**info, "metrics": {**info.get("metrics", {}), **numbers}}}
 
     try:
         if made is not None and digest(path) != made.recipe["model"]["sha256"]:
             raise CheckpointError("It has been trained on in the meantime.")
-        annotate(path, noted)
+        annotate(path, with_metrics)
     except CheckpointError as error:
         warnings.warn(f"The numbers were not noted in the model. {error}", stacklevel=3)
 
@@ -200,9 +211,9 @@ def measure(
     fake, chosen = to_uint8(images[:n]), metrics.choose(data, 2 * n, seed)
     net = features or metrics.classifier(data)
     name, about = _described(net)
-    (real, _), (other, other_labels) = (metrics.pictures(data, part) for part in (chosen[:n], chosen[n:]))
-    seen = metrics.features(net, fake)
-    near, far = (_remembered(net, data, part, x) for part, x in ((chosen[:n], real), (chosen[n:], other)))
+    (real, _), (other, other_labels) = (metrics.load_images(data, part) for part in (chosen[:n], chosen[n:]))
+    generated = metrics.features(net, fake)
+    near, far = (_cached_features(net, data, part, x) for part, x in ((chosen[:n], real), (chosen[n:], other)))
     numbers: dict[str, Number] = {}
 
     def add(key: str, better: str, statistic: Callable[..., float], ours: Sequence[Tensor], theirs: Sequence[Tensor]):
@@ -213,11 +224,11 @@ def measure(
     def mean(values: Tensor) -> float:
         return float(values.double().mean())
 
-    add(f"fd_{name}", "lower", metrics.frechet, (near, seen), (near, far))
-    add(f"kd_{name}", "lower", metrics.kernel_distance, (near, seen), (near, far))
+    add(f"fd_{name}", "lower", metrics.frechet, (near, generated), (near, far))
+    add(f"kd_{name}", "lower", metrics.kernel_distance, (near, generated), (near, far))
     pairs = ((metrics.precision_recall, "precision", "recall"), (metrics.density_coverage, "density", "coverage"))
     for manifold, *keys in pairs:
-        for key, ours, theirs in zip(keys, manifold(near, seen), manifold(near, far), strict=True):
+        for key, ours, theirs in zip(keys, manifold(near, generated), manifold(near, far), strict=True):
             add(key, "higher", mean, [ours], [theirs])
     if labels is not None and isinstance(net, metrics.Classifier) and net.info.get("of") == "labels":
         right = [_right(net, x, y) for x, y in ((fake, torch.as_tensor(labels[:n])), (other, other_labels))]
@@ -261,7 +272,7 @@ def _hash(net: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def _remembered(net: Callable[[Tensor], Tensor], data: Dataset, indices: list[int], images: Tensor) -> Tensor:
+def _cached_features(net: Callable[[Tensor], Tensor], data: Dataset, indices: list[int], images: Tensor) -> Tensor:
     """Features of real pictures, from the cache where the same net has seen the same ones."""
     if not isinstance(net, nn.Module):
         return metrics.features(net, images)
@@ -270,9 +281,9 @@ def _remembered(net: Callable[[Tensor], Tensor], data: Dataset, indices: list[in
     try:
         return load_tensors(path)[1]["features"]
     except (CheckpointError, KeyError):
-        seen = metrics.features(net, images)
-        save_tensors(path, {"features": seen}, {"data": data.fingerprint})
-        return seen
+        features = metrics.features(net, images)
+        save_tensors(path, {"features": features}, {"data": data.fingerprint})
+        return features
 
 
 @torch.no_grad()
@@ -289,13 +300,13 @@ def _neighbors(fake: Tensor, other: Tensor, data: Dataset, held: list[int]) -> t
     counted as their own neighbors.
     """
     every = metrics.choose(data, 60_000)
-    everything, _ = metrics.pictures(data, every)
+    everything, _ = metrics.load_images(data, every)
     fake, other, held = fake[:1000], other[:1000], held[:1000]
 
     def pixels(images: Tensor) -> Tensor:
         size = (min(images.shape[-2], 16), min(images.shape[-1], 16))
-        parts = (functional.adaptive_avg_pool2d(to_tensor(part), size).flatten(1) for part in images.split(1024))
-        return torch.cat(list(parts))
+        pooled = (functional.adaptive_avg_pool2d(to_tensor(part), size).flatten(1) for part in images.split(1024))
+        return torch.cat(list(pooled))
 
     points = pixels(everything)
     distances, indices = metrics.nearest(pixels(fake), points, 5)

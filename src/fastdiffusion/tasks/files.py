@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checkpoints import fingerprint
 from ..errors import CheckpointError, DataError, InputError
-from ..images import flatten, read_named, safe_name, to_tensor
+from ..images import flatten, open_image, safe_name, to_tensor
 from ..models import FILE, Model, load
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -45,13 +45,13 @@ def shipped(name: str) -> Path | None:
     return path if name in SHIPPED and path.is_file() and not _exists(Path(name)) else None
 
 
-def names_a_model(word: str) -> bool:
+def names_a_model(text: str) -> bool:
     """Whether a word is meant as a model and not as a prompt: a file or folder, there or not, or one that ships."""
-    path = Path(word)
-    if not word.strip():
+    path = Path(text)
+    if not text.strip():
         return False  # and not the folder here
-    place = "/" in word and (" " not in word or _exists(Path(path.parts[0])))
-    return word in SHIPPED or path.suffix == ".safetensors" or place or _exists(path)
+    place = "/" in text and (" " not in text or _exists(Path(path.parts[0])))
+    return text in SHIPPED or path.suffix == ".safetensors" or place or _exists(path)
 
 
 def _exists(path: Path) -> bool:
@@ -94,30 +94,32 @@ def locate(name: str, sha256: str, near: Path) -> Path | None:
     return None
 
 
-def named(word: str, near: Path | None = None) -> tuple[Path, str]:
+def named(name_or_path: str, near: Path | None = None) -> tuple[Path, str]:
     """A file by the word for it: (where it is, the word that a recipe keeps).
 
     Args:
-        word: A path; or what a recipe kept of it, if ``near`` is given.
+        name_or_path: A path; or what a recipe kept of it, if ``near`` is given.
         near: The picture that carries the recipe.
     """
     if near is None:
-        path = Path(word).expanduser()
+        path = Path(name_or_path).expanduser()
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
-            raise DataError(f"There is no file {word!r}. Give the path of one.")
+            raise DataError(f"There is no file {name_or_path!r}. Give the path of one.")
         return path, f"{path.name}@{digest(path)}"
-    name, _, sha256 = word.rpartition("@")
-    found = locate(name, sha256, near)
-    if found is None:
-        raise DataError(f"{near.name!r} was made with the file {name or word!r}, which is not near it. Put it there.")
-    return found, word
+    name, _, sha256 = name_or_path.rpartition("@")
+    match = locate(name, sha256, near)
+    if match is None:
+        raise DataError(
+            f"{near.name!r} was made with the file {name or name_or_path!r}, which is not near it. Put it there."
+        )
+    return match, name_or_path
 
 
-def picture(source: str | Path | Image.Image, shape: tuple[int, int, int]) -> Tensor:
+def fit_image(source: str | Path | Image.Image, shape: tuple[int, int, int]) -> Tensor:
     """A picture as (c, h, w) in [-1, 1], of the model's channels and size: scaled to cover it, and cut."""
     channels, height, width = shape
-    whole = read_named(source)
+    whole = open_image(source)
     if channels not in _MODES:
         raise InputError(f"A picture cannot be given to a model of {channels} channels.")
     whole = (whole if channels in (2, 4) else flatten(whole)).convert(_MODES[channels])

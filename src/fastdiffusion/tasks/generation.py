@@ -31,17 +31,18 @@ from ..guidance import cfg
 from ..images import grid, inner_recipe, read_recipe, safe_name, save_png, save_sidecar, to_pil
 from ..models import Model
 from ..nets.text import normalized
-from ..noise import resized, vary
-from ..recipes import told
+from ..noise import resized, toward_seeds
+from ..recipes import summarize
 from ..samplers import Table, run
 from ..types import Denoise
 from . import guides
-from .files import loaded, locate, model_hash, named, picture, short_name
+from .files import fit_image, loaded, locate, model_hash, named, short_name
 from .guides import Guide
 
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
+_NOW = {"negative": "negative_prompt", "guide": "guidance"}  # parameters of the first version's recipes
 FORMATS = ("png", "webp")  # of pictures
-BY_WORDS = {"cfg", "apg", "negative"}  # guides that compare what is told with something else, as ``scale`` does
+LABEL_GUIDANCE = {"cfg", "apg", "negative"}  # guides that compare what is told with something else, as ``scale`` does
 AWAY = 2.0  # the scale by default where negative words are given and the model has none of its own
 LARGEST = 2**33  # values that one run may hold: a recipe may come from a stranger
 
@@ -119,9 +120,9 @@ class Samples:
         return Path(path)
 
     def _repr_png_(self) -> bytes:
-        memory = io.BytesIO()
-        self.grid().save(memory, "PNG")
-        return memory.getvalue()
+        buffer = io.BytesIO()
+        self.grid().save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 class SampleStep(NamedTuple):
@@ -148,8 +149,8 @@ def sample(
     steps: int = 12,
     seed: int = 0,
     scale: float | None = None,
-    negative: str = "",
-    guide: Guide | Sequence[Guide] | None = None,
+    negative_prompt: str = "",
+    guidance: Guide | Sequence[Guide] | None = None,
     image: str | Path | Image.Image | None = None,
     strength: float = 0.5,
     sampler: str | None = None,
@@ -193,7 +194,7 @@ def sample(
     """
     plan = _plan(**locals())
     images = torch.empty(0)
-    for step in tqdm(_run(plan), "sampling", plan.calls, disable=None, leave=False):
+    for step in tqdm(_run(plan), "sampling", plan.nfe, disable=None, leave=False):
         images = step.images
     return plan.samples(images, range(n))
 
@@ -203,7 +204,7 @@ def sample_steps(model: Model | str | Path = "emoji", **parameters: Any) -> Iter
     return _run(_plan(model, **parameters), shown=True)
 
 
-def again(picture: str | Path, model: Model | str | Path | None = None) -> Samples:
+def reproduce(image: str | Path, model: Model | str | Path | None = None) -> Samples:
     """Make a saved picture anew from the recipe in it: on the same machine, the same bytes.
 
     Args:
@@ -214,10 +215,11 @@ def again(picture: str | Path, model: Model | str | Path | None = None) -> Sampl
         DataError: No recipe in the picture, or one that cannot be followed.
         CheckpointError: The model is not found, or is another one than the recipe names.
     """
-    name, recipe = Path(picture).name, read_recipe(picture)
+    name, recipe = Path(image).name, read_recipe(image)
     if "made_by" in recipe:
         raise DataError(
-            f"{name!r} was made by {recipe['made_by']}, whose models are not ours to run. What it says: {told(recipe)}."
+            f"{name!r} was made by {recipe['made_by']}, whose models are not ours to run. "
+            f"What it says: {summarize(recipe)}."
         )
     if recipe.get("verb") != "sample":
         raise DataError(f"{name!r} was not made by fastdiffusion's sample. What it says of itself: {str(recipe)[:300]}")
@@ -228,13 +230,19 @@ def again(picture: str | Path, model: Model | str | Path | None = None) -> Sampl
             )
         table = None if recipe["table"] is None else Table.from_json(json.dumps(recipe["table"]))
         index = None if "grid" in recipe else int(recipe["index"])
-        found = _find(recipe["model"], Path(picture)) if model is None else loaded(model)
-        if model_hash(found) != recipe["model"]["sha256"]:
+        ready = _find(recipe["model"], Path(image)) if model is None else loaded(model)
+        if model_hash(ready) != recipe["model"]["sha256"]:
             raise CheckpointError(
                 f"{name!r} was made by another model, {recipe['model']['name']!r} with sha256 "
                 f"{recipe['model']['sha256'][:12]}.... Name the right one with --model."
             )
-        plan = _plan(found, table, recipe["model"]["name"], Path(picture), **recipe["parameters"])
+        plan = _plan(
+            ready,
+            table,
+            recipe["model"]["name"],
+            Path(image),
+            **{_NOW.get(key, str(key)): value for key, value in recipe["parameters"].items()},
+        )
         whole = range(plan.n)
         wanted, rows = (whole, whole) if index is None else (range(index, index + 1), _batch_of(plan, index))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
@@ -243,17 +251,17 @@ def again(picture: str | Path, model: Model | str | Path | None = None) -> Sampl
     return plan.samples(last.images[wanted.start - rows.start :][: len(wanted)], wanted)
 
 
-def remake(picture: str | Path, path: str | Path, model: Model | str | Path | None = None) -> Samples:
+def reproduce_file(image: str | Path, path: str | Path, model: Model | str | Path | None = None) -> Samples:
     """Write what :func:`again` makes, in the form of ``picture``: single or a whole grid, its recipe inside or not."""
-    made, recipe = again(picture, model), read_recipe(picture)
-    inside = inner_recipe(picture) is not None
+    made, recipe = reproduce(image, model), read_recipe(image)
+    inside = inner_recipe(image) is not None
     if "grid" not in recipe:
         save_png(made.images[0], path, made.recipe_of(0) if inside else None)
         return made
     try:
         made.save_grid(path, inside, **recipe["grid"])
     except (TypeError, ValueError) as error:
-        raise DataError(f"The recipe in {Path(picture).name!r} cannot be followed ({error}).") from None
+        raise DataError(f"The recipe in {Path(image).name!r} cannot be followed ({error}).") from None
     return made
 
 
@@ -281,8 +289,8 @@ class _Plan:
         return self.parameters["batch_size"]
 
     @property
-    def calls(self) -> int:
-        return self.table.calls * len(_batches(self)) if self.table else 0
+    def nfe(self) -> int:
+        return self.table.nfe * len(_batches(self)) if self.table else 0
 
     def samples(self, images: Tensor, indices: range) -> Samples:
         if not bool(images.isfinite().all()):
@@ -326,30 +334,30 @@ def _plan(
     ready = loaded(model, bound.arguments["device"])
     if p["size"] is not None and p["size"] % ready.factor:
         raise InputError(
-            f"This model makes sizes that divide by {ready.factor}, got {p['size']}. Try {ready.picture[1]}."
+            f"This model makes sizes that divide by {ready.factor}, got {p['size']}. Try {ready.image_shape[1]}."
         )
     side = None if p["size"] is None else p["size"] // ready.factor
     shape = ready.shape if side is None else (ready.shape[0], side, side)
     if p["n"] * math.prod(shape) > LARGEST:
         raise InputError(f"{p['n']} pictures of {shape[1]}x{shape[2]} are too many for one run. Make fewer at a time.")
     labels = _labels(ready, p["classes"], p["n"])
-    prompts = _prompts(ready, p["prompt"], p["negative"], p["n"], p["seed"])
+    prompts = _prompts(ready, p["prompt"], p["negative_prompt"], p["n"], p["seed"])
     p["prompt"] = p["prompt"] if p["prompt"] is None or isinstance(p["prompt"], str) else list(p["prompt"])
     p["classes"] = p["classes"] if p["classes"] is None or isinstance(p["classes"], str | int) else list(p["classes"])
-    guided, p["guide"] = guides.read(p["guide"], guides.Setting(ready, shape, near))
-    by_guide = bool(BY_WORDS & set(guides.names(p["guide"])))
+    guided, p["guidance"] = guides.parse_guidance(p["guidance"], guides.Setting(ready, shape, near))
+    by_guide = bool(LABEL_GUIDANCE & set(guides.names(p["guidance"])))
     if p["prompt"] is not None and p["classes"] is not None:
         raise InputError("Give words or classes, not both.")
     if p["scale"] is None:
         own = 1.0 if p["prompt"] is None else float(ready.info.get("scale", 1.0))
-        p["scale"] = 1.0 if by_guide else AWAY if p["negative"] and own == 1 else own
+        p["scale"] = 1.0 if by_guide else AWAY if p["negative_prompt"] and own == 1 else own
     if not math.isfinite(p["scale"]):
         raise InputError(f"scale must be finite, got {p['scale']!r}. 1 is off, 2 to 4 is usual.")
-    if p["scale"] == 1 and p["negative"] and not by_guide:
+    if p["scale"] == 1 and p["negative_prompt"] and not by_guide:
         warnings.warn("Negative words do nothing at scale 1: it turns guidance off. Try scale=3.", stacklevel=4)
     if p["scale"] != 1 and by_guide:
         raise InputError("scale and this guide would both guide by the label. Put the scale into the guide.")
-    image, p["image"] = (None, None) if p["image"] is None else _picture(p["image"], ready, shape, near)
+    image, p["image"] = (None, None) if p["image"] is None else _start_image(p["image"], ready, shape, near)
     start = ready if image is None else _from(ready, p["strength"])
     if table is None and start is not None:
         table = start.table(p["steps"], p["sampler"], p["schedule"])
@@ -362,26 +370,33 @@ def _from(model: Model, strength: float) -> Model | None:
     return replace(model, sigma_min=min(model.sigma_min, sigma / 10), sigma_max=sigma, tables={}) if sigma else None
 
 
-def _picture(
+def _start_image(
     image: str | Path | Image.Image, model: Model, shape: tuple[int, int, int], near: Path | None
 ) -> tuple[Tensor, str]:
     """The picture to start from, and how a recipe names it."""
-    path, said = (image, "a picture given in Python") if isinstance(image, Image.Image) else named(str(image), near)
-    return picture(path, (model.picture[0], shape[1] * model.factor, shape[2] * model.factor)), said
+    path, description = (
+        (image, "a picture given in Python") if isinstance(image, Image.Image) else named(str(image), near)
+    )
+    channels, height, width = model.image_shape[0], shape[1] * model.factor, shape[2] * model.factor
+    return fit_image(path, (channels, height, width)), description
 
 
-def _prompts(model: Model, prompt: str | Sequence[str] | None, negative: str, n: int, seed: int) -> list[str] | None:
+def _prompts(
+    model: Model, prompt: str | Sequence[str] | None, negative_prompt: str, n: int, seed: int
+) -> list[str] | None:
     """The words of each of n images, their choices made; warns of words that the model cannot know."""
-    if prompt is None and not negative:
+    if prompt is None and not negative_prompt:
         return None
-    if model.words is None:
+    if model.text_encoder is None:
         raise InputError("This model was trained without words. Leave the prompt out, or take model='emoji'.")
-    given = [""] if prompt is None else prompts.several(prompt)
-    if negative and prompts.choose(negative, 0) != negative.replace("\\{", "{").replace("\\}", "}"):
+    texts = [""] if prompt is None else prompts.several(prompt)
+    if negative_prompt and prompts.choose(negative_prompt, 0) != negative_prompt.replace("\\{", "{").replace(
+        "\\}", "}"
+    ):
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
-    for text in dict.fromkeys((*given, negative)):
-        prompts.warn_unknown(text, model.words.reader(text).knows)
-    return [prompts.choose(given[i % len(given)], seed + i) for i in range(n)]
+    for text in dict.fromkeys((*texts, negative_prompt)):
+        prompts.warn_unknown(text, model.text_encoder.encoder_of(text).knows)
+    return [prompts.choose(texts[i % len(texts)], seed + i) for i in range(n)]
 
 
 def _labels(model: Model, classes: str | int | Sequence[str | int] | None, n: int) -> list[int] | None:
@@ -423,7 +438,7 @@ def _run(plan: _Plan, only: range | None = None, shown: bool = False) -> Iterato
     rows = only or range(plan.n)
     batches = [batch for batch in _batches(plan) if rows.start <= batch.start < rows.stop]
     size = [side * plan.model.factor for side in plan.shape[1:]]
-    images = torch.zeros(len(rows), plan.model.picture[0], *size)
+    images = torch.zeros(len(rows), plan.model.image_shape[0], *size)
     if plan.image is not None:
         images += plan.image
     if plan.table is None:
@@ -433,12 +448,12 @@ def _run(plan: _Plan, only: range | None = None, shown: bool = False) -> Iterato
     for k, batch in enumerate(batches):
         seeds = [p["seed"] + i for i in batch]
         start = resized(seeds, plan.shape, plan.model.shape)
-        start = vary(start, [p["variation_seed"] + i for i in batch], p["variation_strength"])
+        start = toward_seeds(start, [p["variation_seed"] + i for i in batch], p["variation_strength"])
         cond = None if plan.labels is None else plan.model.cond([plan.labels[i] for i in batch])
         place = images[batch.start - rows.start : batch.stop - rows.start]
         x = (plan.table.sigmas[0] * start).to(device)
         x = x if known is None else known + x
-        guided = _told(plan, batch)
+        guided = _conditioned(plan, batch)
         for step in run(guided, x, plan.table, cond, seeds):
             last = step.index + 1 == step.of
             if last or shown:
@@ -446,41 +461,41 @@ def _run(plan: _Plan, only: range | None = None, shown: bool = False) -> Iterato
             yield SampleStep(k * step.of + step.index + 1, len(batches) * step.of, step.sigma, images)
 
 
-def _told(plan: _Plan, batch: range) -> Denoise:
+def _conditioned(plan: _Plan, batch: range) -> Denoise:
     """The model's denoiser, told its words and guided: by scale, and as the guides say, which see the words too."""
     p, model = plan.parameters, plan.model
-    if plan.prompts is None or model.words is None or plan.table is None:
+    if plan.prompts is None or model.text_encoder is None or plan.table is None:
         return plan.guided(cfg(model.denoise, p["scale"]) if p["scale"] != 1 else model.denoise)
     compiled = prompts.compile(
         [plan.prompts[i] for i in batch],
-        model.read,
+        model.encode_prompt,
         [row.sigma for row in plan.table.rows],
-        p["negative"],
-        prompts.aligned(model.words.spans, normalized),
-        model.words.length,
+        p["negative_prompt"],
+        prompts.aligned(model.text_encoder.spans, normalized),
+        model.text_encoder.length,
     )
-    if not compiled.single and BY_WORDS & set(guides.names(p["guide"])):
+    if not compiled.single and LABEL_GUIDANCE & set(guides.names(p["guidance"])):
         raise InputError("Parts that AND joins are guided by scale alone: leave cfg, apg and negative out.")
     return compiled.guide(model.denoise, p["scale"], around=plan.guided)
 
 
-def _find(wanted: Mapping[str, str], picture: Path) -> Model:
+def _find(wanted: Mapping[str, str], image: Path) -> Model:
     """The model file that a recipe names: by its name in the likely places, and by its hash."""
-    hint = f"Name it: fastdiffusion again {picture.name} --model MODEL"
+    hint = f"Name it: fastdiffusion again {image.name} --model MODEL"
     try:
-        path = locate(wanted["name"], wanted["sha256"], picture)
+        path = locate(wanted["name"], wanted["sha256"], image)
     except CheckpointError as error:
         raise CheckpointError(f"{error} {hint}") from None
     if path is None:
-        raise CheckpointError(f"The model {wanted['name']!r} of {picture.name!r} is not near the picture. {hint}")
+        raise CheckpointError(f"The model {wanted['name']!r} of {image.name!r} is not near the picture. {hint}")
     return loaded(path)
 
 
-def _captioned(picture: Image.Image, text: str, zoom: int) -> Image.Image:
+def _captioned(image: Image.Image, text: str, zoom: int) -> Image.Image:
     """A picture enlarged, with a line of text under it."""
-    width, height = picture.width * zoom, picture.height * zoom
+    width, height = image.width * zoom, image.height * zoom
     sheet = Image.new("RGB", (width, height + 14), "white")
-    sheet.paste(picture.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
+    sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     tofu = _drawn("\uffff", font)
     text = "".join(letter if _drawn(letter, font) != tofu else normalize("NFKD", letter)[0] for letter in text)

@@ -25,7 +25,7 @@ from .. import guidance
 from ..errors import InputError, unknown
 from ..guidance import Guided, Interval
 from ..models import Model
-from ..nets.classifier import Classifier, middle
+from ..nets.classifier import Classifier, feature_guidance
 from ..nets.clip import matches
 from ..types import Cond, Denoise
 from . import classifiers, files
@@ -49,80 +49,82 @@ class Setting:
     model: Model
     shape: tuple[int, int, int]
     near: Path | None = None
-    said: list[str] = field(default_factory=list)
+    recorded: list[str] = field(default_factory=list)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the pictures."""
         return self.shape[1] * self.model.factor, self.shape[2] * self.model.factor
 
-    def file(self, word: str) -> Path:
+    def file(self, text: str) -> Path:
         """The file that a word names; in the recipe it stands by name and content."""
-        path, self.said[-1] = files.named(word, self.near)
+        path, self.recorded[-1] = files.named(text, self.near)
         return path
 
 
 # ---- how a word is read -------------------------------------------------------------------------------------------
 
 
-def _number(word: str, at: Setting) -> float:
-    value = float(word)
+def _number(text: str, at: Setting) -> float:
+    value = float(text)
     if value != value:
         raise ValueError
     return value
 
 
-def _interval(word: str, at: Setting) -> Interval:
-    low, dots, high = word.partition("..")
+def _interval(text: str, at: Setting) -> Interval:
+    low, dots, high = text.partition("..")
     if not dots:
         raise ValueError
     return (float(low or 0), float(high or "inf"))
 
 
-def _label(word: str, at: Setting) -> Cond | None:
-    return at.model.cond([word])
+def _label(text: str, at: Setting) -> Cond | None:
+    return at.model.cond([text])
 
 
-def _picture(word: str, at: Setting) -> Tensor:
-    pixels = files.picture(at.file(word), (at.model.picture[0], *at.size))
+def _image(text: str, at: Setting) -> Tensor:
+    channels = at.model.image_shape[0]
+    pixels = files.fit_image(at.file(text), (channels, *at.size))
     return at.model.encode(pixels[None].to(at.model.device))
 
 
-def _mask(word: str, at: Setting) -> Tensor:
-    painted = (files.picture(at.file(word), (1, *at.size))[None] + 1) / 2
+def _mask(text: str, at: Setting) -> Tensor:
+    painted = (files.fit_image(at.file(text), (1, *at.size))[None] + 1) / 2
     return functional.avg_pool2d(painted, at.model.factor)  # of latents, each covers a square of pixels
 
 
-def _model(word: str, at: Setting) -> Denoise:
-    weak = files.loaded(at.file(word), str(at.model.device))
+def _model(text: str, at: Setting) -> Denoise:
+    weak = files.loaded(at.file(text), str(at.model.device))
     if (weak.shape, weak.classes) != (at.model.shape, at.model.classes):
-        raise InputError(f"{word!r} makes other pictures or knows other classes than the model that it should guide.")
+        raise InputError(f"{text!r} makes other pictures or knows other classes than the model that it should guide.")
     return weak.denoise
 
 
-def _classifier(word: str, at: Setting) -> Classifier:
-    net = classifiers.load(at.file(word))
+def _classifier(text: str, at: Setting) -> Classifier:
+    net = classifiers.load(at.file(text))
     if not isinstance(net, Classifier) or net.config["classes"] != len(at.model.classes):
-        raise InputError(f"{word!r} is no classifier of the {len(at.model.classes)} classes of this model.")
+        raise InputError(f"{text!r} is no classifier of the {len(at.model.classes)} classes of this model.")
     return net.to(at.model.device).requires_grad_(False)
 
 
-def _text(word: str, at: Setting) -> str:
-    return word
+def _text(text: str, at: Setting) -> str:
+    return text
 
 
-def _clip(word: str, at: Setting) -> Callable[..., Guided]:
+def _clip(text: str, at: Setting) -> Callable[..., Guided]:
     """How an encoder of ``train-clip`` guides this model: a noisy one on what the denoiser sees, others on its x0."""
-    net, codec = clips.load(at.file(word)).to(at.model.device), at.model.codec
-    channels = at.model.shape[0] if net.noisy else at.model.picture[0]
+    net, autoencoder = clips.load(at.file(text)).to(at.model.device), at.model.autoencoder
+    channels = at.model.shape[0] if net.noisy else at.model.image_shape[0]
     if net.image.config["net"]["in_channels"] != channels:
-        raise InputError(f"{word!r} reads other pictures than this model makes. Train one on the same data or latents.")
+        raise InputError(f"{text!r} reads other pictures than this model makes. Train one on the same data or latents.")
 
-    def by(denoise: Denoise, words: str, scale: float, **options: Any) -> Guided:
-        verdict = matches(net, [words])
+    def by(denoise: Denoise, prompt: str, scale: float, **options: Any) -> Guided:
+        similarity = matches(net, [prompt])
         if net.noisy:
-            return guidance.classifier(denoise, verdict, scale, **options)
-        return guidance.steer(denoise, lambda x0: -verdict(x0 if codec is None else codec.decode(x0)), scale, **options)  # pyright: ignore[reportCallIssue]
+            return guidance.classifier(denoise, similarity, scale, **options)
+        decode = (lambda x0: x0) if autoencoder is None else autoencoder.decode
+        return guidance.loss_guidance(denoise, lambda x0: -similarity(decode(x0)), scale, **options)  # pyright: ignore[reportCallIssue]
 
     return by
 
@@ -138,11 +140,11 @@ def _by_classifier(denoise: Denoise, net: Classifier, scale: float = 1.0, **opti
     return guidance.classifier(denoise, net.log_prob, scale, **options)
 
 
-def _by_words(denoise: Denoise, by: Callable[..., Guided], words: str, scale: float = 1.0, **options: Any) -> Guided:
-    return by(denoise, words, scale, **options)
+def _by_prompt(denoise: Denoise, by: Callable[..., Guided], prompt: str, scale: float = 1.0, **options: Any) -> Guided:
+    return by(denoise, prompt, scale, **options)
 
 
-Reader = Callable[[str, Setting], Any]
+Parser = Callable[[str, Setting], Any]
 
 
 class Entry(NamedTuple):
@@ -156,12 +158,12 @@ class Entry(NamedTuple):
     """
 
     factory: Callable[..., Denoise]
-    words: dict[str, Reader]
-    options: dict[str, Reader]
+    arguments: dict[str, Parser]
+    options: dict[str, Parser]
     example: str
 
 
-_SCALE: dict[str, Reader] = {"scale": _number, "interval": _interval}
+_SCALE: dict[str, Parser] = {"scale": _number, "interval": _interval}
 GUIDES: dict[str, Entry] = {
     "cfg": Entry(guidance.cfg, {}, {**_SCALE, "rescale": _number}, "cfg scale=3 interval=0.3..5 rescale=0.7"),
     "apg": Entry(
@@ -170,29 +172,31 @@ GUIDES: dict[str, Entry] = {
     "negative": Entry(_negative, {"class": _label}, {**_SCALE, "rescale": _number}, "negative dog scale=2"),
     "autoguidance": Entry(guidance.autoguidance, {"model": _model}, _SCALE, "autoguidance weak.safetensors scale=2"),
     "classifier": Entry(_by_classifier, {"file": _classifier}, _SCALE, "classifier classifier.safetensors scale=2"),
-    "middle": Entry(middle, {"file": _classifier}, _SCALE, "middle reader.safetensors scale=2"),
-    "clip": Entry(_by_words, {"file": _clip, "words": _text}, _SCALE, "clip noisy.safetensors 'a red car' scale=2"),
-    "inpaint": Entry(guidance.inpaint, {"picture": _picture, "mask": _mask}, {}, "inpaint photo.png mask.png"),
+    "middle": Entry(feature_guidance, {"file": _classifier}, _SCALE, "middle reader.safetensors scale=2"),
+    "clip": Entry(_by_prompt, {"file": _clip, "words": _text}, _SCALE, "clip noisy.safetensors 'a red car' scale=2"),
+    "inpaint": Entry(guidance.inpaint, {"picture": _image, "mask": _mask}, {}, "inpaint photo.png mask.png"),
 }
 
 
-def read(guide: Guide | Sequence[Guide] | None, at: Setting) -> tuple[Callable[[Denoise], Denoise], str | None]:
+def parse_guidance(
+    value: Guide | Sequence[Guide] | None, at: Setting
+) -> tuple[Callable[[Denoise], Denoise], str | None]:
     """What a guide does to a denoiser, and the words that a recipe keeps of it (None if there are none).
 
     Raises InputError for words that do not make a guide, DataError and CheckpointError for files that cannot be used.
     """
-    given = [] if guide is None else [guide] if isinstance(guide, str) or callable(guide) else list(guide)
+    specs = [] if value is None else [value] if isinstance(value, str) or callable(value) else list(value)
     steps: list[Callable[[Denoise], Denoise]] = []
     kept: list[str] = []
-    for part in given:
-        if callable(part):
-            steps.append(part)
+    for spec in specs:
+        if callable(spec):
+            steps.append(spec)
             kept.append(FUNCTION)
             continue
-        for words in _split(part):
-            at.said.clear()
-            steps.append(_step(words, at))
-            kept.append(shlex.join(at.said))
+        for tokens in _split(spec):
+            at.recorded.clear()
+            steps.append(_step(tokens, at))
+            kept.append(shlex.join(at.recorded))
 
     def apply(denoise: Denoise) -> Denoise:
         for step in steps:
@@ -202,9 +206,9 @@ def read(guide: Guide | Sequence[Guide] | None, at: Setting) -> tuple[Callable[[
     return apply, " >> ".join(kept) or None
 
 
-def names(guide: str | None) -> list[str]:
+def names(text: str | None) -> list[str]:
     """The names in what :func:`read` kept."""
-    return [words[0] for words in _split(guide)] if guide else []
+    return [tokens[0] for tokens in _split(text)] if text else []
 
 
 def _split(text: str) -> list[list[str]]:
@@ -212,36 +216,36 @@ def _split(text: str) -> list[list[str]]:
     lexer = shlex.shlex(text, posix=True, punctuation_chars=">")
     lexer.whitespace_split, lexer.commenters = True, ""
     try:
-        parts: list[list[str]] = [[]]
-        for word in lexer:
-            if word == ">>":
-                parts.append([])
+        specs: list[list[str]] = [[]]
+        for token in lexer:
+            if token == ">>":
+                specs.append([])
             else:
-                parts[-1].append(word)
+                specs[-1].append(token)
     except ValueError as error:
         raise InputError(f"A guide has a quote without its other half ({error}): {text!r}.") from None
-    if not all(parts):
+    if not all(specs):
         raise InputError(f"A guide is missing in {text!r}. Example: {GUIDES['cfg'].example}")
-    return parts
+    return specs
 
 
-def _step(words: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
+def _step(tokens: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
     """One guide of its words."""
-    name, *rest = words
+    name, *rest = tokens
     if name == FUNCTION:
         raise InputError("This was guided by a Python function, which no recipe can hold. Give it as guide= again.")
     if name not in GUIDES:
         raise unknown("guide", name, GUIDES)
     entry = GUIDES[name]
-    needed = list(entry.words)
-    at.said.append(name)
-    given: list[Any] = []
+    needed = list(entry.arguments)
+    at.recorded.append(name)
+    arguments: list[Any] = []
     options: dict[str, Any] = {}
-    for word in rest:
-        key, equals, value = word.partition("=")
-        if len(given) < len(needed):
-            key, reader, value = needed[len(given)], entry.words[needed[len(given)]], word
-            given.append(_value(name, key, reader, value, at))
+    for token in rest:
+        key, equals, value = token.partition("=")
+        if len(arguments) < len(needed):
+            key, parse, value = needed[len(arguments)], entry.arguments[needed[len(arguments)]], token
+            arguments.append(_value(name, key, parse, value, at))
         elif equals and key in entry.options:
             if key in options:
                 raise InputError(f"{key} of {name} is said twice. Example: {entry.example}")
@@ -249,23 +253,23 @@ def _step(words: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
         elif equals or entry.options:
             raise unknown(f"option of {name}", key, entry.options)
         else:
-            raise InputError(f"{name} takes no {word!r}. Example: {entry.example}")
-    if len(given) < len(needed):
+            raise InputError(f"{name} takes no {token!r}. Example: {entry.example}")
+    if len(arguments) < len(needed):
         raise InputError(f"{name} needs its {' and '.join(needed)}. Example: {entry.example}")
     parameters = inspect.signature(entry.factory).parameters
     if "scale" in entry.options and "scale" not in options and parameters["scale"].default is inspect.Parameter.empty:
         raise InputError(f"{name} needs its scale. Example: {entry.example}")
-    return lambda denoise: entry.factory(denoise, *given, **options)
+    return lambda denoise: entry.factory(denoise, *arguments, **options)
 
 
-def _value(name: str, key: str, reader: Reader, word: str, at: Setting, before: str = "") -> Any:
+def _value(name: str, key: str, parse: Parser, text: str, at: Setting, before: str = "") -> Any:
     """What a word means; ``before`` stands before it in the text."""
-    at.said.append(word)
+    at.recorded.append(text)
     try:
-        value = reader(word, at)
+        value = parse(text, at)
     except InputError:
         raise
     except ValueError:
-        raise InputError(f"{key} of {name} cannot be {word!r}. Example: {GUIDES[name].example}") from None
-    at.said[-1] = before + at.said[-1]
+        raise InputError(f"{key} of {name} cannot be {text!r}. Example: {GUIDES[name].example}") from None
+    at.recorded[-1] = before + at.recorded[-1]
     return value

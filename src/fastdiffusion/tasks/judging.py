@@ -29,7 +29,7 @@ from ..checkpoints import save_tensors
 from ..data.reserved import COLORS
 from ..errors import InputError
 from ..images import to_array, to_pil, to_tensor
-from ..nets.judge import Judge
+from ..nets.judge import Evaluator
 from ..noise import generator
 from . import parts
 
@@ -42,11 +42,11 @@ SHIPPED = "judge.safetensors"
 class Encoders(Protocol):
     """What can be asked: the judge, or a ``Clip``. Both answer in unit vectors."""
 
-    def see(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b d"]: ...
-    def read(self, texts: Sequence[str], /) -> Float[Tensor, "b d"]: ...
+    def encode_image(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b d"]: ...
+    def encode_text(self, texts: Sequence[str], /) -> Float[Tensor, "b d"]: ...
 
 
-class Recall(NamedTuple):
+class RPrecision(NamedTuple):
     """How often the right name won, and its 95 % bootstrap interval over the pictures."""
 
     value: float
@@ -60,7 +60,7 @@ class Recall(NamedTuple):
 
 @torch.no_grad()
 def chances(
-    judge: Encoders, pictures: Tensor, names: Sequence[str], among: int = 100, pool: Sequence[str] | None = None
+    evaluator: Encoders, images: Tensor, names: Sequence[str], among: int = 100, pool: Sequence[str] | None = None
 ) -> Float[Tensor, " n"]:
     """For each picture the probability that its name wins among ``among``, the others drawn from ``pool``.
 
@@ -68,56 +68,56 @@ def chances(
     C(M - r, k) / C(M, k), which is exact.
 
     Args:
-        judge: Who compares.
-        pictures: (n, 3, h, w), in [-1, 1] or uint8.
+        evaluator: Who compares.
+        images: (n, 3, h, w), in [-1, 1] or uint8.
         names: What each shows.
         among: Size of the choice; chance is 1 / among.
         pool: Where the wrong names come from; by default all that the judge was taught (for a ``Clip``: ``names``).
     """
     if pool is None:
-        pool = judge.names if isinstance(judge, Judge) else names
+        pool = evaluator.names if isinstance(evaluator, Evaluator) else names
     pool = list(dict.fromkeys(pool))
-    if len(pictures) != len(names) or not names:
-        raise InputError(f"The judge needs one name per picture, got {len(names)} for {len(pictures)}.")
+    if len(images) != len(names) or not names:
+        raise InputError(f"The judge needs one name per picture, got {len(names)} for {len(images)}.")
     if not 2 <= among <= len(pool):
         raise InputError(f"among must be from 2 to the {len(pool)} names of the pool, got {among}. Try among=100.")
-    seen = metrics.features(judge.see, pictures)
-    wanted, others = judge.read(names), judge.read(pool)
-    right = (seen * wanted).sum(1, keepdim=True)
+    image_vectors = metrics.features(evaluator.encode_image, images)
+    wanted, others = evaluator.encode_text(names), evaluator.encode_text(pool)
+    right = (image_vectors * wanted).sum(1, keepdim=True)
     same = torch.tensor([[own == other for other in pool] for own in names])
-    better = (~(seen @ others.T < right) & ~same).sum(1).double()
+    better = (~(image_vectors @ others.T < right) & ~same).sum(1).double()
     total, k = len(pool) - same.sum(1).double(), among - 1
-    ways = torch.lgamma(total - better + 1) - torch.lgamma(total - better - k + 1)
-    every = torch.lgamma(total + 1) - torch.lgamma(total - k + 1)
-    return torch.where(total - better >= k, (ways - every).exp(), 0.0)
+    log_favorable = torch.lgamma(total - better + 1) - torch.lgamma(total - better - k + 1)
+    log_total = torch.lgamma(total + 1) - torch.lgamma(total - k + 1)
+    return torch.where(total - better >= k, (log_favorable - log_total).exp(), 0.0)
 
 
-def recall_at_1(
-    judge: Encoders, pictures: Tensor, names: Sequence[str], among: int = 100, pool: Sequence[str] | None = None
-) -> Recall:
+def r_precision(
+    evaluator: Encoders, images: Tensor, names: Sequence[str], among: int = 100, pool: Sequence[str] | None = None
+) -> RPrecision:
     """Part of the pictures whose own name fits best among ``among``; arguments as of :func:`chances`."""
-    won = chances(judge, pictures, names, among, pool)
+    won = chances(evaluator, images, names, among, pool)
     low, high = metrics.interval(lambda rows: float(rows.mean()), won, rounds=1000)
-    return Recall(float(won.mean()), max(low, 0.0), min(high, 1.0), len(won))
+    return RPrecision(float(won.mean()), max(low, 0.0), min(high, 1.0), len(won))
 
 
 @torch.no_grad()
-def tell(judge: Judge, pictures: Tensor, k: int = 1, pool: Sequence[str] | None = None) -> list[list[str]]:
+def best_names(evaluator: Evaluator, images: Tensor, k: int = 1, pool: Sequence[str] | None = None) -> list[list[str]]:
     """The ``k`` names that fit each picture best, best first."""
-    pool = list(judge.names if pool is None else pool)
-    best = (metrics.features(judge.see, pictures) @ judge.read(pool).T).topk(k).indices
+    pool = list(evaluator.names if pool is None else pool)
+    best = (metrics.features(evaluator.encode_image, images) @ evaluator.encode_text(pool).T).topk(k).indices
     return [[pool[i] for i in row] for row in best.tolist()]
 
 
-def ground(pictures: Tensor, colors: Mapping[str, tuple[int, int, int]] = COLORS) -> list[str]:
+def background_color(images: Tensor, colors: Mapping[str, tuple[int, int, int]] = COLORS) -> list[str]:
     """The color that each picture (n, 3, h, w) stands on: the nearest, in CIELAB, to the median of its rim."""
-    x = to_tensor(pictures) if pictures.dtype == torch.uint8 else pictures.clamp(-1, 1)
+    x = to_tensor(images) if images.dtype == torch.uint8 else images.clamp(-1, 1)
     rim = max(x.shape[-1] // 24, 1)
     inside = torch.zeros(x.shape[-2:], dtype=torch.bool)
     inside[rim:-rim, rim:-rim] = True
-    seen = x[:, :, ~inside].median(2).values
+    edge_colors = x[:, :, ~inside].median(2).values
     known = torch.tensor(list(colors.values())) / 127.5 - 1
-    nearest = torch.cdist(_lab(seen), _lab(known)).argmin(1)
+    nearest = torch.cdist(_lab(edge_colors), _lab(known)).argmin(1)
     return [list(colors)[i] for i in nearest.tolist()]
 
 
@@ -132,31 +132,31 @@ def _lab(color: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
 
 
-def fd_judge(judge: Judge, real: Tensor, fake: Tensor) -> float:
+def fd_evaluator(evaluator: Evaluator, real: Tensor, fake: Tensor) -> float:
     """Frechet distance of two sets of pictures in the judge's features; compare at equal numbers of pictures only."""
-    return metrics.frechet(metrics.features(judge, real), metrics.features(judge, fake))
+    return metrics.frechet(metrics.features(evaluator, real), metrics.features(evaluator, fake))
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
 
 
-def save(judge: Judge, path: str | Path) -> None:
+def save(evaluator: Evaluator, path: str | Path) -> None:
     """Write one safetensors file in half precision, atomically."""
-    tensors = {k: v.half() if v.is_floating_point() else v for k, v in judge.state_dict().items()}
-    save_tensors(path, tensors, {"kind": "judge", **judge.config})
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in evaluator.state_dict().items()}
+    save_tensors(path, tensors, {"kind": "judge", **evaluator.config})
 
 
-def load(path: str | Path | None = None) -> Judge:
+def load(path: str | Path | None = None) -> Evaluator:
     """The shipped judge of emoji, or a file of :func:`save`, frozen; raises CheckpointError for any other."""
     place = Path(str(files("fastdiffusion") / "weights" / SHIPPED)) if path is None else path
-    return parts.load(place, {"judge": Judge}, "scripts/train-judge").float()
+    return parts.load(place, {"judge": Evaluator}, "scripts/train-judge").float()
 
 
 # ---- how it learns ------------------------------------------------------------------------------------------------
 
 
 def train(
-    pictures: Tensor,
+    images: Tensor,
     names: Sequence[Sequence[str]],
     keys: Sequence[str] | None = None,
     steps: int = 2000,
@@ -164,11 +164,11 @@ def train(
     lr: float = 3e-3,
     seed: int = 0,
     watch: Callable[[int, float], None] | None = None,
-) -> Judge:
+) -> Evaluator:
     """Teach a judge: each step, which of *all* names belongs to each picture (InfoNCE with every name in the sum).
 
     Args:
-        pictures: uint8, (n, 3 or 4, 64, 64); a fourth channel is alpha, and backgrounds then vary.
+        images: uint8, (n, 3 or 4, 64, 64); a fourth channel is alpha, and backgrounds then vary.
         names: All names of each picture.
         keys: Pictures of equal keys (skin tones of one design) share one design's part of the steps.
         steps: Of training.
@@ -177,71 +177,71 @@ def train(
         seed: Of everything.
         watch: Told each step and its loss.
     """
-    said = [(i, name) for i, own in enumerate(names) for name in own]
-    owner = torch.tensor([i for i, _ in said])
+    named = [(i, name) for i, own in enumerate(names) for name in own]
+    owner = torch.tensor([i for i, _ in named])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
-        judge = Judge([own[0] for own in names])
-    judge.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    rows, starts = judge.rows([name for _, name in said])
-    designs: dict[str, list[int]] = {}
-    for i, key in enumerate(keys or map(str, range(len(pictures)))):
-        designs.setdefault(key, []).append(i)
-    share = torch.zeros(len(pictures))
-    for members in designs.values():
+        evaluator = Evaluator([own[0] for own in names])
+    evaluator.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    rows, starts = evaluator.rows([name for _, name in named])
+    glyphs: dict[str, list[int]] = {}
+    for i, key in enumerate(keys or map(str, range(len(images)))):
+        glyphs.setdefault(key, []).append(i)
+    share = torch.zeros(len(images))
+    for members in glyphs.values():
         share[members] = len(members) ** -0.5  # between one share per design and one per picture
-    decayed = [p for p in judge.parameters() if p.ndim > 1]
-    plain = [p for p in judge.parameters() if p.ndim <= 1]
+    decayed = [p for p in evaluator.parameters() if p.ndim > 1]
+    plain = [p for p in evaluator.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0}], lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
     for step in trange(steps, desc="teaching the judge", disable=None, leave=False):
         draw = generator(seed, 2, step)
-        chosen = torch.multinomial(share, batch_size, replacement=len(pictures) < 4 * batch_size, generator=draw)
-        seen = judge.see(distort(pictures[chosen], draw))
-        logits = judge.log_scale.exp().clamp(max=60) * seen @ judge.hear(rows, starts).T
+        chosen = torch.multinomial(share, batch_size, replacement=len(images) < 4 * batch_size, generator=draw)
+        image_vectors = evaluator.encode_image(distort(images[chosen], draw))
+        logits = evaluator.log_scale.exp().clamp(max=60) * image_vectors @ evaluator.encode_rows(rows, starts).T
         own = owner[None, :] == chosen[:, None]
         target = torch.multinomial(own.float(), 1, generator=draw)  # a picture with two names: one, and not the other
         loss = F.cross_entropy(logits.masked_fill(own.scatter(1, target, False), -math.inf), target[:, 0])
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(evaluator.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if watch is not None:
             watch(step, loss.item())
-    judge.eval().requires_grad_(False)
-    some = pictures[torch.randperm(len(pictures), generator=generator(seed, 3))[:1000]]
-    judge.unit.copy_(metrics.features(judge, on_background(some)).var(0).mean().sqrt())
-    return judge
+    evaluator.eval().requires_grad_(False)
+    some = images[torch.randperm(len(images), generator=generator(seed, 3))[:1000]]
+    evaluator.unit.copy_(metrics.features(evaluator, on_background(some)).var(0).mean().sqrt())
+    return evaluator
 
 
-def on_background(pictures: Tensor, colors: Tensor | None = None) -> Float[Tensor, "b 3 h w"]:
+def on_background(images: Tensor, colors: Tensor | None = None) -> Float[Tensor, "b 3 h w"]:
     """uint8 pictures, with or without alpha, in [-1, 1] on flat ``colors`` (b, 3); white by default."""
-    x = to_tensor(pictures)
+    x = to_tensor(images)
     if x.shape[1] == 3:
         return x
     alpha = (x[:, 3:] + 1) / 2
-    ground = torch.ones(len(x), 3) if colors is None else colors
-    return x[:, :3] * alpha + ground[:, :, None, None] * (1 - alpha)
+    background = torch.ones(len(x), 3) if colors is None else colors
+    return x[:, :3] * alpha + background[:, :, None, None] * (1 - alpha)
 
 
-def distort(pictures: Tensor, draw: torch.Generator, strength: float = 1.0) -> Float[Tensor, "b 3 h w"]:
+def distort(images: Tensor, draw: torch.Generator, strength: float = 1.0) -> Float[Tensor, "b 3 h w"]:
     """The same things drawn otherwise: what a picture means stays, nearly every pixel changes.
 
     Background, shift, size, slight turn, wobbling outlines, colors, blur, noise, JPEG. Never mirrored: arrows, clocks
     and flags would say something else. ``strength`` 0.3 is what the judge's ceiling is measured at.
     """
-    n, s = len(pictures), strength
+    n, s = len(images), strength
 
     def uniform(*size: int) -> Tensor:
         return 2 * torch.rand(size, generator=draw) - 1
 
     white = torch.rand(n, 1, generator=draw) < 0.5
-    x = on_background(pictures, torch.where(white, 1.0, uniform(n, 3)))
+    x = on_background(images, torch.where(white, 1.0, uniform(n, 3)))
     # Where an output pixel comes from: turn, size and shift, and a smooth field of displacements.
     angle, size = 0.2 * s * uniform(n), 1.2 ** (s * uniform(n))
-    turn = torch.stack([angle.cos() * size, -angle.sin() * size, angle.sin() * size, angle.cos() * size], 1)
-    theta = torch.cat([turn.view(n, 2, 2), 0.12 * s * uniform(n, 2, 1)], 2)
+    rotation = torch.stack([angle.cos() * size, -angle.sin() * size, angle.sin() * size, angle.cos() * size], 1)
+    theta = torch.cat([rotation.view(n, 2, 2), 0.12 * s * uniform(n, 2, 1)], 2)
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     wobble = 0.04 * s * torch.randn(n, 2, 5, 5, generator=draw) * torch.rand(n, 1, 1, 1, generator=draw)
     grid = grid + F.interpolate(wobble, x.shape[-2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
@@ -272,6 +272,6 @@ def _blurred(x: Tensor, width: Float[Tensor, " b"]) -> Tensor:
 
 
 def _jpeg(image: Tensor, quality: int) -> Tensor:
-    memory = io.BytesIO()
-    to_pil(image).save(memory, "JPEG", quality=quality)
-    return to_tensor(to_array(Image.open(memory).convert("RGB")))
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, "JPEG", quality=quality)
+    return to_tensor(to_array(Image.open(buffer).convert("RGB")))

@@ -31,7 +31,7 @@ from ..errors import DataError, InputError
 from ..guidance import cfg
 from ..models import Model
 from ..nets.layers import Attention
-from ..nets.text import TextEncoder, Worded, normalized, words
+from ..nets.text import TextConditioned, TextEncoder, normalized, vocabulary_ids
 from ..noise import generator, initial
 from .files import model_hash
 from .loop import Part, train
@@ -40,7 +40,7 @@ PAIRS, QUERIES = 41, 42  # purposes of generators
 SHOWN = 8  # queries that a batch is compared at, drawn anew at every step
 
 
-def teach(
+def add_language(
     model: Model,
     pairs: Sequence[Pair],
     steps: int = 3000,
@@ -51,7 +51,7 @@ def teach(
     batch_size: int = 128,
     lr: float = 1e-2,
     minutes: float | None = None,
-    further: bool = False,
+    resume_languages: bool = False,
     fresh: bool = False,
     seed: int = 0,
 ) -> Model:
@@ -81,14 +81,14 @@ def teach(
         DataError: No pair whose known side the model has read.
     """
     net = model.denoiser.net
-    if not isinstance(net, Worded):
+    if not isinstance(net, TextConditioned):
         raise InputError("This model was trained without words: there is nothing to teach it words by.")
-    second = net.words.foreign
-    if further and second is None:
+    second = net.text_encoder.student_encoder
+    if resume_languages and second is None:
         raise InputError("This model has no other languages to go on with. Leave further out.")
     if not 0 <= keep < 1:
         raise InputError(f"keep is a part of each batch, from 0 to below 1, got {keep}. Try 0.2.")
-    if second is not None and not further:
+    if second is not None and not resume_languages:
         warnings.warn(
             "This model was taught before: its other languages are replaced. Name all at once, or go further.",
             stacklevel=2,
@@ -96,73 +96,84 @@ def teach(
     for key, value in (("batch_size", batch_size), ("depth", depth), ("steps", steps)):
         if type(value) is not int or value < 1:
             raise InputError(f"{key} must be a whole number of at least 1, got {value!r}.")
-    own = _alone(net.words, [pair.known for pair in pairs])
-    given, pairs = pairs, [pair for pair in pairs if own.lists(pair.known)]
+    own = _alone(net.text_encoder, [pair.known for pair in pairs])
+    all_pairs, pairs = pairs, [pair for pair in pairs if own.lists(pair.known)]
     if not pairs:
-        example = f", e.g. of {given[0].known!r}" if given else ""
+        example = f", e.g. of {all_pairs[0].known!r}" if all_pairs else ""
         raise DataError(
-            f"No pairs to learn from: the model has read the known side of none of the {len(given)} that were given"
+            f"No pairs to learn from: the model has read the known side of none of the {len(all_pairs)} that were given"
             f"{example}. Each is the new text and the known one; are they exchanged?"
         )
-    if len(pairs) < len(given):
-        left = next(pair for pair in given if not own.lists(pair.known))
+    if len(pairs) < len(all_pairs):
+        left = next(pair for pair in all_pairs if not own.lists(pair.known))
         warnings.warn(
-            f"{len(given) - len(pairs):,} of {len(given):,} pairs are left out: the model has never read "
+            f"{len(all_pairs) - len(pairs):,} of {len(all_pairs):,} pairs are left out: the model has never read "
             f"their known side, e.g. {left.known!r}.", stacklevel=2,
         )  # fmt: skip
     known = list(dict.fromkeys(pair.known for pair in pairs))
     texts = [normalized(text) for text in (*(pair.text for pair in pairs), *known)]
-    new = _further(second, texts) if further and second is not None else _second(own, texts, vocabulary, depth, seed)
+    new = (
+        _extended(second, texts)
+        if resume_languages and second is not None
+        else _second(own, texts, vocabulary, depth, seed)
+    )
     kept = round(keep * batch_size)
     alike = _of_one_length(pairs, [len(new.tokens([pair.text])[0]) for pair in pairs])
     shares = torch.tensor([weights[-1] for _, weights in alike])
 
-    def rows(g: torch.Generator) -> tuple[Told, list[str]]:
+    def rows(g: torch.Generator) -> tuple[Encoded, list[str]]:
         some, often = alike[int(torch.multinomial(shares, 1, generator=g))]
         drawn = torch.searchsorted(often, often[-1] * torch.rand(batch_size, generator=g, dtype=torch.float64))
         chosen = [some[min(i, len(some) - 1)] for i in drawn.tolist()]
         asked = [pair.known if i < kept else pair.text for i, pair in enumerate(chosen)]
         return new(new.tokens(asked)), [pair.known for pair in chosen]
 
-    told = hashlib.sha256(repr([tuple(pair) for pair in pairs]).encode()).hexdigest()[:16]
+    pairs_hash = hashlib.sha256(repr([tuple(pair) for pair in pairs]).encode()).hexdigest()[:16]
     described = {
-        "words": new.config, "pairs": told, "model": model_hash(model)[:16], "batch_size": batch_size, "lr": lr,
+        "words": new.config, "pairs": pairs_hash, "model": model_hash(model)[:16], "batch_size": batch_size, "lr": lr,
         "keep": keep,
     }  # fmt: skip
     distill(model, new, rows, known, steps, described, folder, lr, minutes, fresh, seed)
-    own.foreign = new
+    own.student_encoder = new
     its = model.denoiser
-    denoiser = Denoiser(Worded(net.net, own, net.draft), its.parameterization, its.sigma_data, its.self_condition)
+    denoiser = Denoiser(
+        TextConditioned(net.net, own, net.caption_mean), its.parameterization, its.sigma_data, its.self_condition
+    )
     return replace(model, denoiser=denoiser.eval())
 
 
 def _second(own: TextEncoder, texts: Sequence[str], vocabulary: int, depth: int, seed: int) -> TextEncoder:
     """An encoder for these texts with weights of its own, as wide as the model's."""
     tokenizer, config = tokenizers.train(texts, vocabulary), own.config
-    changed = {"vocabulary": len(tokenizer), "depth": depth, "length": 2 * config["length"], "known": len(words(texts))}
+    changed = {
+        "vocabulary": len(tokenizer),
+        "depth": depth,
+        "length": 2 * config["length"],
+        "known": len(vocabulary_ids(texts)),
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, PAIRS).initial_seed() % 2**63)
         new = cast("TextEncoder", nets.build({**config, **changed, "name": "text"}))  # within what a file may ask for
-    new.learn_words(tokenizer, texts)
+    new.set_vocabulary(tokenizer, texts)
     if depth == config["depth"]:
         new.layers.load_state_dict(own.layers.state_dict())  # what words do to one another is alike everywhere
     return new
 
 
-def _further(second: TextEncoder, texts: Sequence[str]) -> TextEncoder:
+def _extended(second: TextEncoder, texts: Sequence[str]) -> TextEncoder:
     """A copy of an encoder that was taught, with the words of more texts in its list."""
-    listed = sorted({*words(texts), *(second.known.tolist() if second.config["known"] else ())})
+    listed = sorted({*vocabulary_ids(texts), *(second.known.tolist() if second.config["known"] else ())})
     new = cast("TextEncoder", nets.build({**second.config, "known": len(listed), "name": "text"}))
     new.load_state_dict({**second.state_dict(), "known": torch.tensor(listed)})
     return new
 
 
-def _of_one_length(pairs: Sequence[Pair], lengths: Sequence[int], parts: int = 8) -> list[tuple[list[Pair], Tensor]]:
-    """The pairs in ``parts`` of about equal length, with their summed weights: batches of one have little padding."""
+def _of_one_length(pairs: Sequence[Pair], lengths: Sequence[int], groups: int = 8) -> list[tuple[list[Pair], Tensor]]:
+    """The pairs in ``groups`` of about equal length, with their summed weights: batches of one have little padding."""
     order = sorted(range(len(pairs)), key=lambda i: lengths[i])
-    size = -(-len(pairs) // parts)
+    size = -(-len(pairs) // groups)
     some = [[pairs[i] for i in order[first : first + size]] for first in range(0, len(pairs), size)]
-    return [(part, torch.tensor([pair.weight for pair in part], dtype=torch.float64).cumsum(0)) for part in some]
+    return [(group, torch.tensor([pair.weight for pair in group], dtype=torch.float64).cumsum(0)) for group in some]
 
 
 def _alone(encoder: TextEncoder, texts: Sequence[str]) -> TextEncoder:
@@ -170,22 +181,24 @@ def _alone(encoder: TextEncoder, texts: Sequence[str]) -> TextEncoder:
 
     One that lists no words takes those of ``texts`` that look known to it: it will read such texts alone.
     """
-    texts = [text for text in texts if all(encoder.knows(word) for word in normalized(text).split())]
-    config = encoder.config if encoder.config["known"] else {**encoder.config, "known": len(words(texts))}
+    texts = [text for text in texts if all(encoder.knows(token) for token in normalized(text).split())]
+    config = encoder.config if encoder.config["known"] else {**encoder.config, "known": len(vocabulary_ids(texts))}
     alone = TextEncoder(**config)
-    alone.load_state_dict({k: v for k, v in encoder.state_dict().items() if not k.startswith("foreign.")}, strict=False)
+    alone.load_state_dict(
+        {k: v for k, v in encoder.state_dict().items() if not k.startswith("student_encoder.")}, strict=False
+    )
     if not encoder.config["known"]:
-        alone.learn_words(encoder.tokenizer, texts)
+        alone.set_vocabulary(encoder.tokenizer, texts)
     return alone.eval().requires_grad_(False)
 
 
-Told = tuple[Tensor, Tensor, Tensor]  # token states, mask and pooled vector, as a text encoder gives them
+Encoded = tuple[Tensor, Tensor, Tensor]  # token states, mask and pooled vector, as a text encoder gives them
 
 
 def distill(
     model: Model,
     student: nn.Module,
-    rows: Callable[[torch.Generator], tuple[Told, list[str]]],
+    rows: Callable[[torch.Generator], tuple[Encoded, list[str]]],
     known: Sequence[str],
     steps: int,
     config: Mapping[str, Any],
@@ -206,9 +219,9 @@ def distill(
         lr: Highest learning rate.
     """
     net = model.denoiser.net
-    if not isinstance(net, Worded):
+    if not isinstance(net, TextConditioned):
         raise InputError("This model was trained without words: there is nothing to teach by.")
-    old = net.words
+    old = net.text_encoder
     layers, bank = _queries(model, known, seed)
 
     def loss(step: int) -> Tensor:
@@ -217,10 +230,10 @@ def distill(
         with torch.no_grad():
             theirs = old(old.tokens(texts))
         total = _apart(mine[2], theirs[2])
-        if net.draft is not None:  # what the vector is most used for
+        if net.caption_mean is not None:  # what the vector is most used for
             with torch.no_grad():
-                wanted = net.draft(theirs[2])
-            total = (total + _apart(net.draft(mine[2]), wanted)) / 2
+                wanted = net.caption_mean(theirs[2])
+            total = (total + _apart(net.caption_mean(mine[2]), wanted)) / 2
         for layer, queries in zip(layers, bank, strict=True):
             x = queries[torch.randint(len(queries), (SHOWN,), generator=g)].expand(len(texts), -1, -1)
             with torch.no_grad():
@@ -242,13 +255,13 @@ def _queries(
     model: Model, texts: Sequence[str], seed: int, runs: int = 64, steps: int = 12
 ) -> tuple[list, list[Tensor]]:
     """The denoiser's cross-attention layers, and for each some of what it was asked in runs with these texts."""
-    calls: dict[nn.Module, list[Tensor]] = {}
+    inputs: dict[nn.Module, list[Tensor]] = {}
     g = generator(seed, QUERIES)
 
-    def note(module: nn.Module, given: tuple) -> None:
-        if len(given) > 1 and given[1] is not None:
-            x = given[0].detach().flatten(0, 1)
-            calls.setdefault(module, []).append(x[torch.randint(len(x), (128,), generator=g)])
+    def note(module: nn.Module, args: tuple) -> None:
+        if len(args) > 1 and args[1] is not None:
+            x = args[0].detach().flatten(0, 1)
+            inputs.setdefault(module, []).append(x[torch.randint(len(x), (128,), generator=g)])
 
     net = model.denoiser.net
     hooks = [m.register_forward_pre_hook(note) for m in net.modules() if isinstance(m, Attention)]
@@ -257,10 +270,10 @@ def _queries(
         table = model.table(steps, "dpmpp_2m")
         with torch.no_grad():
             x = table.sigmas[0] * initial(range(runs), model.shape)
-            samplers.final(samplers.run(cfg(model.denoise, 2.0), x, table, model.read(chosen), range(runs)))
+            samplers.final(samplers.run(cfg(model.denoise, 2.0), x, table, model.encode_prompt(chosen), range(runs)))
     finally:
         for hook in hooks:
             hook.remove()
-    if not calls:
+    if not inputs:
         raise InputError("This model's net has no attention to words.")
-    return list(calls), [torch.cat(seen) for seen in calls.values()]
+    return list(inputs), [torch.cat(rows) for rows in inputs.values()]

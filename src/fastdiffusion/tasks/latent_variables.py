@@ -37,9 +37,9 @@ BATCH = 32
 # ---- bounds on the likelihood -----------------------------------------------------------------------------------
 
 
-def _decoded(codec: KL, z: Float[Tensor, "b d H W"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
+def _decoded(autoencoder: KL, z: Float[Tensor, "b d H W"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
     """The picture of latents as they are, not standardized."""
-    return codec.decoder(z)[..., : size[0], : size[1]].float()
+    return autoencoder.decoder(z)[..., : size[0], : size[1]].float()
 
 
 def _draw(mean: Tensor, log_var: Tensor, seed: int, k: int) -> tuple[Tensor, Tensor]:
@@ -49,125 +49,125 @@ def _draw(mean: Tensor, log_var: Tensor, seed: int, k: int) -> tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def spread(codec: KL, x: Float[Tensor, "b c h w"], seed: int = 0) -> float:
+def spread(autoencoder: KL, x: Float[Tensor, "b c h w"], seed: int = 0) -> float:
     """Standard deviation of pixels about the decoder's answer: the likeliest, which is the root mean square error.
 
     Rybkin et al. 2021 (arXiv:2006.13202). With it, bounds of models trained with any weights can be compared.
     """
     errors = []
     for k, part in enumerate(x.split(BATCH)):
-        z, _ = _draw(*codec.posterior(part), seed, k)
-        errors.append((_decoded(codec, z, x.shape[2:]) - part).square().flatten(1).mean(1))
+        z, _ = _draw(*autoencoder.posterior(part), seed, k)
+        errors.append((_decoded(autoencoder, z, x.shape[2:]) - part).square().flatten(1).mean(1))
     return float(torch.cat(errors).mean().sqrt().clamp(min=1e-6))
 
 
 @torch.no_grad()
 def log_weights(
-    codec: KL, x: Float[Tensor, "b c h w"], spread: float, samples: int = 64, seed: int = 0
+    autoencoder: KL, x: Float[Tensor, "b c h w"], spread: float, samples: int = 64, seed: int = 0
 ) -> Float[Tensor, "k b"]:
     """log p(x | z) + log p(z) - log q(z | x) in nats, for ``samples`` draws of z from the posterior q."""
     if samples < 1 or not spread > 0:
         raise InputError(f"samples must be at least 1 and spread above 0, got {samples} and {spread:g}.")
-    mean, log_var = codec.posterior(x)
+    mean, log_var = autoencoder.posterior(x)
     constant = math.log(spread) + math.log(2 * math.pi) / 2
     rows = []
     for k in range(samples):
         z, drawn = _draw(mean, log_var, seed, k)
-        pixels = -((x - _decoded(codec, z, x.shape[2:])) / spread).square() / 2 - constant
+        pixels = -((x - _decoded(autoencoder, z, x.shape[2:])) / spread).square() / 2 - constant
         latents = (drawn.square() + log_var - z.square()) / 2  # log p - log q, whose 2 pi cancel
         rows.append(pixels.flatten(1).sum(1) + latents.flatten(1).sum(1))
     return torch.stack(rows)
 
 
 def elbo(
-    codec: KL, x: Float[Tensor, "b c h w"], spread: float, samples: int = 64, seed: int = 0
+    autoencoder: KL, x: Float[Tensor, "b c h w"], spread: float, samples: int = 64, seed: int = 0
 ) -> Float[Tensor, " b"]:
     """The evidence lower bound on log p(x) in nats, estimated (Kingma & Welling 2014, eq. 2)."""
-    return log_weights(codec, x, spread, samples, seed).mean(0)
+    return log_weights(autoencoder, x, spread, samples, seed).mean(0)
 
 
 def iwae(
-    codec: KL, x: Float[Tensor, "b c h w"], spread: float, samples: int = 64, seed: int = 0
+    autoencoder: KL, x: Float[Tensor, "b c h w"], spread: float, samples: int = 64, seed: int = 0
 ) -> Float[Tensor, " b"]:
     """The importance-weighted bound on log p(x) in nats: between the ELBO of the same draws and, in the mean, log p(x).
 
     Burda et al. 2016 (arXiv:1509.00519, eq. 8): tighter with every sample.
     """
-    return log_weights(codec, x, spread, samples, seed).logsumexp(0) - math.log(samples)
+    return log_weights(autoencoder, x, spread, samples, seed).logsumexp(0) - math.log(samples)
 
 
 # ---- what each latent says --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def activity(codec: KL, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "d H W"]:
+def activity(autoencoder: KL, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "d H W"]:
     """Variance over the pictures of each latent's posterior mean: 0 where it says nothing, 1 where it says all.
 
     A collapsed latent has the prior as its posterior, whatever the picture (Burda et al. 2016).
     """
-    return torch.cat([codec.posterior(part)[0].float() for part in x.split(BATCH)]).var(0)
+    return torch.cat([autoencoder.posterior(part)[0].float() for part in x.split(BATCH)]).var(0)
 
 
-def most_active(codec: KL, x: Float[Tensor, "b c h w"], n: int = SHOWN) -> list[int]:
+def most_active(autoencoder: KL, x: Float[Tensor, "b c h w"], n: int = SHOWN) -> list[int]:
     """The ``n`` channels that say most, in the mean over their places, best first."""
-    variance = activity(codec, x).mean((1, 2))
+    variance = activity(autoencoder, x).mean((1, 2))
     return variance.topk(min(n, len(variance))).indices.tolist()
 
 
 @torch.no_grad()
 def traverse(
-    codec: KL, x: Float[Tensor, "1 c h w"], channels: Sequence[int], reach: float = 3.0, steps: int = SHOWN
+    autoencoder: KL, x: Float[Tensor, "1 c h w"], channels: Sequence[int], reach: float = 3.0, steps: int = SHOWN
 ) -> Float[Tensor, "k s c h w"]:
     """What one channel at a time moves: it is shifted in all its places, the others stay as they are.
 
     Args:
-        codec: Trained.
+        autoencoder: Trained.
         x: The picture to begin with.
         channels: Which, see :func:`most_active`.
         reach: How far to either side, in the channel's standard deviations over the data.
         steps: Pictures of each.
     """
-    z = codec.posterior(x)[0].repeat(len(channels), steps, 1, 1, 1)
+    z = autoencoder.posterior(x)[0].repeat(len(channels), steps, 1, 1, 1)
     for row, channel in zip(z, channels, strict=True):
-        row[:, channel] += codec.std[channel] * torch.linspace(-reach, reach, steps)[:, None, None].to(row)
-    return _decoded(codec, z.flatten(0, 1), x.shape[2:]).clamp(-1, 1).unflatten(0, (len(channels), steps))
+        row[:, channel] += autoencoder.std[channel] * torch.linspace(-reach, reach, steps)[:, None, None].to(row)
+    return _decoded(autoencoder, z.flatten(0, 1), x.shape[2:]).clamp(-1, 1).unflatten(0, (len(channels), steps))
 
 
 @torch.no_grad()
-def imagine(codec: KL, seeds: Sequence[int], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
+def imagine(autoencoder: KL, seeds: Sequence[int], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
     """New pictures: the decoder's answers to latents from the prior; picture i depends on seeds[i] alone."""
-    grid_size = [-(-n // codec.factor) for n in size]
-    return _decoded(codec, noise.initial(seeds, (len(codec.mean), *grid_size)), size).clamp(-1, 1)
+    grid_size = [-(-n // autoencoder.factor) for n in size]
+    return _decoded(autoencoder, noise.initial(seeds, (len(autoencoder.mean), *grid_size)), size).clamp(-1, 1)
 
 
 # ---- all of it --------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def describe(codec: nn.Module, data: Dataset, n: int = 256, samples: int = 64, seed: int = 0) -> dict[str, float]:
+def describe(autoencoder: nn.Module, data: Dataset, n: int = 256, samples: int = 64, seed: int = 0) -> dict[str, float]:
     """All that can be measured of a codec, by name, on the first ``n`` pictures.
 
     ``psnr``, ``gradient_energy`` and ``bits`` a picture (of words: places times log2 of their number; of a variational
     one the divergence, which an ideal coder of latents reaches); ``used``, the part of the words that occur; ``elbo``
     and ``iwae`` in nats a picture at the likeliest ``spread``, and how many ``latents`` are ``active``.
     """
-    codec = fitting(codec, data)
+    autoencoder = fitting(autoencoder, data)
     if len(data.groups) != 1:
         raise InputError("A codec is measured on pictures of one size. Load the folder with aspect='crop'.")
     if min(n, len(data)) < 2:
         raise InputError(f"A codec is measured on at least 2 pictures, got {min(n, len(data))}. Try holdout=0.")
-    found = quality(codec, data, n)._asdict()
+    measured = quality(autoencoder, data, n)._asdict()
     x = torch.cat(list(batches(data, n)))
-    if isinstance(codec, Discrete):
-        places = codec.codes(x[:1]).numel()  # a picture's
-        return found | {"bits": places * math.log2(codec.words), "used": use(codec, data, n)}
-    if not isinstance(codec, KL):
-        return found
-    rate = torch.cat([divergence(*codec.posterior(part)).flatten(1).sum(1) for part in x.split(BATCH)])
-    s, alive = spread(codec, x, seed), activity(codec, x)
-    parts = tqdm(x.split(BATCH), "bounds", disable=None, leave=False)
-    w = torch.cat([log_weights(codec, part, s, samples, seed + i) for i, part in enumerate(parts)], 1)
-    return found | {
+    if isinstance(autoencoder, Discrete):
+        places = autoencoder.tokens(x[:1]).numel()  # a picture's
+        return measured | {"bits": places * math.log2(autoencoder.codebook_size), "used": use(autoencoder, data, n)}
+    if not isinstance(autoencoder, KL):
+        return measured
+    rate = torch.cat([divergence(*autoencoder.posterior(part)).flatten(1).sum(1) for part in x.split(BATCH)])
+    s, alive = spread(autoencoder, x, seed), activity(autoencoder, x)
+    chunks = tqdm(x.split(BATCH), "bounds", disable=None, leave=False)
+    w = torch.cat([log_weights(autoencoder, part, s, samples, seed + i) for i, part in enumerate(chunks)], 1)
+    return measured | {
         "bits": float(rate.mean()) / math.log(2),
         "spread": s,
         "elbo": float(w.mean()),
@@ -178,12 +178,12 @@ def describe(codec: nn.Module, data: Dataset, n: int = 256, samples: int = 64, s
 
 
 @torch.no_grad()
-def sheet(codec: nn.Module, data: Dataset, seed: int = 0) -> Image.Image:
+def sheet(autoencoder: nn.Module, data: Dataset, seed: int = 0) -> Image.Image:
     """Pictures above, what the codec makes of them below; of a variational one then traversals and prior samples."""
-    codec, some = fitting(codec, data), torch.cat(list(batches(data, 256)))
+    autoencoder, some = fitting(autoencoder, data), torch.cat(list(batches(data, 256)))
     x = some[:: max(len(some) // SHOWN, 1)][:SHOWN]
-    rows = [x, codec.decode(codec.encode(x))[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)]
-    if isinstance(codec, KL):
-        rows += [traverse(codec, x[:1], most_active(codec, some)).flatten(0, 1)]
-        rows += [imagine(codec, range(seed, seed + 2 * SHOWN), x.shape[2:])]
+    rows = [x, autoencoder.decode(autoencoder.encode(x))[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)]
+    if isinstance(autoencoder, KL):
+        rows += [traverse(autoencoder, x[:1], most_active(autoencoder, some)).flatten(0, 1)]
+        rows += [imagine(autoencoder, range(seed, seed + 2 * SHOWN), x.shape[2:])]
     return grid(torch.cat(rows), len(x), max(1, 48 // x.shape[-1]))

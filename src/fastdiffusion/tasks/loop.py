@@ -1,6 +1,6 @@
 """The loop for everything that is not a denoiser: autoencoders, dual encoders, classifiers, translators.
 
-    for step in train(Run(folder, config), {"codec": Part(codec, loss)}, steps=2000): ...
+    for step in train(Run(folder, config), {"autoencoder": Part(autoencoder, loss)}, steps=2000): ...
 
 A loss is a function of the step's number alone (and of the weights), so that a run which was cut goes on from its
 folder's last checkpoint bit for bit. Several parts with a loss each are trained in turns, as a generator and its
@@ -97,28 +97,28 @@ def train(
         name: optimizers.build(p.optimizer, _learned(p.module), p.lr, p.weight_decay) for name, p in parts.items()
     }
     run = None if folder is None else Folder(folder)
-    begin, state = 0, {"precision": None if precision == "auto" else precision}
+    first, state = 0, {"precision": None if precision == "auto" else precision}
     bad = 0
     with ExitStack() as held, torch.random.fork_rng(devices=[]):
-        got = held.enter_context(stop_signals())
+        stopped = held.enter_context(stop_signals())
         if run is not None:
             held.enter_context(run.lock())
             if fresh:
                 run.clear()
-            if (found := run.latest()) is not None:
-                begin = found[0]
-                state = _resume(parts, optimize, found, config, run)
+            if (checkpoint := run.latest()) is not None:
+                first = checkpoint[0]
+                state = _resume(parts, optimize, checkpoint, config, run)
         for p in parts.values():
             p.module.train()
         if state["precision"] is None:
-            state["precision"] = _faster(parts, begin)
+            state["precision"] = _faster(parts, first)
         autocast = torch.autocast("cpu", torch.bfloat16) if state["precision"] == "bfloat16" else nullcontext()
-        saved, done = (begun := time.perf_counter()), begin
-        bar = held.enter_context(tqdm(total=steps, initial=begin, desc="training", disable=None, leave=False))
-        for step in range(begin, steps):
+        saved, done = (started := time.perf_counter()), first
+        bar = held.enter_context(tqdm(total=steps, initial=first, desc="training", disable=None, leave=False))
+        for step in range(first, steps):
             torch.manual_seed(generator(seed, DROPOUT, step).initial_seed() % 2**63)
             factor = optimizers.rate(step, 0, warmup, int(steps * (1 - decay)), steps)
-            losses, fine = {}, True
+            losses, all_finite = {}, True
             for name, p in parts.items():
                 for optimizer in optimize[name]:
                     optimizer.zero_grad(set_to_none=True)
@@ -127,14 +127,14 @@ def train(
                 loss.backward()
                 losses[name] = float(loss.detach())
                 norm = nn.utils.clip_grad_norm_(p.module.parameters(), 1.0)
-                here = math.isfinite(losses[name]) and math.isfinite(float(norm))
-                fine &= here
-                if here:
+                finite = math.isfinite(losses[name]) and math.isfinite(float(norm))
+                all_finite &= finite
+                if finite:
                     for optimizer in optimize[name]:
                         for group in optimizer.param_groups:
                             group["lr"] = p.lr * factor
                         optimizer.step()
-            bad = 0 if fine else bad + 1
+            bad = 0 if all_finite else bad + 1
             if bad >= BAD_IN_A_ROW:
                 raise FastdiffusionError(
                     f"{bad} losses or gradients in a row were not numbers, at step {step + 1}. Try a lower lr."
@@ -143,12 +143,12 @@ def train(
             bar.set_postfix({k: f"{v:.4g}" for k, v in losses.items()}, refresh=False)
             last = step + 1 == steps
             if run is not None and ((step + 1) % LOG_EVERY == 0 or last):
-                seconds = round(time.perf_counter() - begun, 1)
+                seconds = round(time.perf_counter() - started, 1)
                 run.append({"step": step + 1, "seconds": seconds, **{k: round(v, 6) for k, v in losses.items()}})
             done = step + 1
             yield Done(done, steps, losses)
             now = time.perf_counter()
-            over = bool(got) or (minutes is not None and now - begun > 60 * minutes)
+            over = bool(stopped) or (minutes is not None and now - started > 60 * minutes)
             if run is not None and (last or over or now - saved > SAVE_EVERY) and not bad:
                 run.save(step + 1, _tensors(parts, optimize), {"run": config, **state, **_settings(optimize)})
                 saved = now
@@ -156,7 +156,7 @@ def train(
                 break
         for p in parts.values():
             p.module.eval()
-    if got:
+    if stopped:
         if run is not None:
             print(f"Stopped at step {done:,}. The same command goes on from here.", file=sys.stderr)
         raise KeyboardInterrupt
@@ -182,12 +182,12 @@ def _settings(optimize: Mapping[str, list[Any]]) -> dict[str, Any]:
 def _resume(
     parts: Mapping[str, Part],
     optimize: Mapping[str, list[Any]],
-    found: tuple[int, dict[str, Any], dict[str, Tensor]],
+    checkpoint: tuple[int, dict[str, Any], dict[str, Tensor]],
     config: Mapping[str, Any],
     run: Folder,
 ) -> dict[str, Any]:
     """Put a checkpoint back in place."""
-    _, old, tensors = found
+    _, old, tensors = checkpoint
     then = old.get("run", {})
     changed = sorted(k for k in config.keys() | then.keys() if config.get(k) != then.get(k))
     if changed:
@@ -214,11 +214,11 @@ def _faster(parts: Mapping[str, Part], step: int) -> str:
     times = [math.inf, math.inf]
     for _ in range(3):
         for i in range(2):
-            begun = time.perf_counter()
+            started = time.perf_counter()
             with torch.autocast("cpu", torch.bfloat16, enabled=bool(i)):
                 total = sum((loss(step) for loss in losses), torch.zeros(()))
             total.backward()
-            times[i] = min(times[i], time.perf_counter() - begun)
+            times[i] = min(times[i], time.perf_counter() - started)
     for p in parts.values():
         p.module.zero_grad(set_to_none=True)
     for buffer, before in kept:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from .. import nets
 from ..checkpoints import load_tensors, save_tensors, write_bytes
 from ..errors import CheckpointError, InputError, unknown
-from ..images import flatten, grid, plain, read_named, to_pil, to_tensor
+from ..images import flatten, grid, open_image, plain, to_pil, to_tensor
 from ..noise import generator
 
-Picture = str | PathLike[str] | Image.Image | Tensor
+ImageLike = str | PathLike[str] | Image.Image | Tensor
 LEAST = 16  # pixels of the shorter side
 
 
@@ -64,28 +64,28 @@ def load(path: str | Path, kinds: Mapping[str, Callable[..., nn.Module]], made_b
     return made.eval().requires_grad_(False)
 
 
-def sheet(pictures: Float[Tensor, "n c h w"], path: str | Path, columns: int) -> None:
+def sheet(images: Float[Tensor, "n c h w"], path: str | Path, columns: int) -> None:
     """A grid of pictures as a PNG, enlarged where they are small."""
-    memory = io.BytesIO()
-    grid(pictures.clamp(-1, 1), columns, max(1, 96 // max(pictures.shape[-2:]))).save(memory, "PNG")
-    write_bytes(path, memory.getvalue())
+    buffer = io.BytesIO()
+    grid(images.clamp(-1, 1), columns, max(1, 96 // max(images.shape[-2:]))).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
 
 
 # ---- pictures in and out ------------------------------------------------------------------------------------------
 
 
-def opened(picture: Picture, role: str, least: int = LEAST) -> Image.Image:
+def opened(image: ImageLike, role: str, least: int = LEAST) -> Image.Image:
     """A file, tensor or picture as L, LA, RGB or RGBA, of ``least`` pixels a side; errors name its ``role``."""
-    given = isinstance(picture, Image.Image | Tensor)
-    found = plain(to_pil(picture)) if given else read_named(picture, role)
-    if min(found.size) < least:
-        raise InputError(f"The {role} is {found.width}x{found.height} pixels; at least {least}x{least} are needed.")
-    return found
+    is_object = isinstance(image, Image.Image | Tensor)
+    result = plain(to_pil(image)) if is_object else open_image(image, role)
+    if min(result.size) < least:
+        raise InputError(f"The {role} is {result.width}x{result.height} pixels; at least {least}x{least} are needed.")
+    return result
 
 
-def as_tensor(picture: Image.Image) -> Float[Tensor, "1 3 h w"]:
+def as_tensor(image: Image.Image) -> Float[Tensor, "1 3 h w"]:
     """In color, on white, in [-1, 1]."""
-    return to_tensor(flatten(picture).convert("RGB"))[None]
+    return to_tensor(flatten(image).convert("RGB"))[None]
 
 
 def scaled(x: Tensor, factor: float) -> Tensor:

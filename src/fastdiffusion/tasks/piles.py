@@ -23,7 +23,7 @@ from ..noise import generator
 ROWS = 70  # what a generator is for
 
 
-class Piles(NamedTuple):
+class Domains(NamedTuple):
     """Pictures of two kinds, the last ``held`` of each kept to look at.
 
     Attributes:
@@ -40,7 +40,7 @@ class Piles(NamedTuple):
     held: int
     paired: bool
     fingerprint: str
-    domains: tuple[str, str]
+    names: tuple[str, str]
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -73,7 +73,7 @@ class Piles(NamedTuple):
         return self.batch(self.sizes[0] + rows, self.sizes[1] + rows)
 
 
-def piles(
+def domains(
     source: Dataset | str,
     target: Dataset | str | None = None,
     paired: bool = True,
@@ -81,7 +81,7 @@ def piles(
     size: int | None = None,
     holdout: float = 0.05,
     seed: int = 0,
-) -> Piles:
+) -> Domains:
     """The two kinds of pictures that a translation is learned between.
 
     Args:
@@ -107,7 +107,7 @@ def piles(
         b = squares(target, size)
         mark, names = f"{a.fingerprint} {b.fingerprint}", (a.name, b.name)
         rows = _pairs(a, b, seed) if paired else (metrics.choose(a, len(a), seed), metrics.choose(b, len(b), seed))
-        one, two = (metrics.pictures(d, r)[0] for d, r in zip((a, b), rows, strict=True))
+        one, two = (metrics.load_images(d, r)[0] for d, r in zip((a, b), rows, strict=True))
     elif paired:
         learned, held = a.split(holdout, seed)
         if not len(held) or len(learned) < 2:
@@ -115,14 +115,14 @@ def piles(
                 f"{len(learned)} pictures to learn from and {len(held)} held out: give more, or a holdout of 0.05."
             )
         mark = learned.fingerprint
-        pictures = metrics.pictures(a, [*learned.indices, *held.indices])[0]
-        return Piles(None, pictures, len(held), True, mark, ("edges", a.name))
+        pixels = metrics.load_images(a, [*learned.indices, *held.indices])[0]
+        return Domains(None, pixels, len(held), True, mark, ("edges", a.name))
     else:
         raise InputError("Unpaired translation needs a second pile: another folder, or two classes of this one.")
     least = min(len(one), len(two))
     if least < 2:
         raise DataError(f"There are {len(one)} and {len(two)} pictures to learn from; at least 2 of each are needed.")
-    return Piles(one, two, max(int(holdout * least), 1), paired, mark, names)
+    return Domains(one, two, max(int(holdout * least), 1), paired, mark, names)
 
 
 def squares(data: Dataset | str, size: int | None) -> Dataset:
@@ -138,7 +138,7 @@ def _of_classes(a: Dataset, classes: str | Sequence[str], seed: int) -> tuple[Te
         raise InputError(f"classes must be two of {a.name!r}, got {', '.join(names)}. Known: {known}.")
     order = metrics.choose(a, len(a), seed)
     label = {i: int(v) for group in a.groups for i, v in zip(group, a.batch(group).labels.tolist(), strict=True)}
-    one, two = (metrics.pictures(a, [i for i in order if label[i] == a.classes.index(n)])[0] for n in names)
+    one, two = (metrics.load_images(a, [i for i in order if label[i] == a.classes.index(n)])[0] for n in names)
     return one, two, (names[0], names[1])
 
 
@@ -167,20 +167,20 @@ def _pairs(a: Dataset, b: Dataset, seed: int) -> tuple[list[int], list[int]]:
 
 def _stems(data: Dataset) -> dict[str, int]:
     """Row by name without its ending; of two files that differ in that alone, the first."""
-    found: dict[str, int] = {}
+    rows: dict[str, int] = {}
     twice = []
     for i, name in _named(data):
-        if found.setdefault(str(Path(name).with_suffix("")), i) != i:
+        if rows.setdefault(str(Path(name).with_suffix("")), i) != i:
             twice.append(name)
     if twice:
         some = f"{len(twice)} pictures of {data.name!r}"
         warnings.warn(f"{some} share their name with another and are left out, {twice[0]!r} first.", stacklevel=5)
-    return found
+    return rows
 
 
 def _sides(data: Dataset) -> dict[str, tuple[int, int]]:
     """Width and height of each file, where pictures come from files."""
-    facts = data.report.pictures if data.report is not None else ()
+    facts = data.report.images if data.report is not None else ()
     return {str(Path(fact.name).with_suffix("")): (fact.width, fact.height) for fact in facts}
 
 

@@ -62,24 +62,24 @@ def train_prior(
         seed: Of everything.
         fresh: Forget what the folder holds.
     """
-    seen, said = embeddings(clip, data, draws, seed)
+    image_vectors, text_vectors = embeddings(clip, data, draws, seed)
     unit = clip.dim**0.5  # unit vectors have numbers of about 1 / unit
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
         prior = Denoiser(Prior(clip.dim), "edm", sigma_data=1.0)
 
     def loss(step: int) -> Tensor:
-        rows = torch.randint(len(seen), (batch_size,), generator=generator(seed, ORDER, step))
+        rows = torch.randint(len(image_vectors), (batch_size,), generator=generator(seed, ORDER, step))
         which = torch.randint(draws, (batch_size,), generator=generator(seed, DRAWS, step))
-        told = said[which, rows]
-        told = told + blur * torch.randn(told.shape, generator=generator(seed, BLUR, step))
+        text = text_vectors[which, rows]
+        text = text + blur * torch.randn(text.shape, generator=generator(seed, BLUR, step))
         source = generator(seed, SIGMA, step)
         sigma = schedules.lognormal(torch.rand(batch_size, generator=source), 0.0, 1.4)
-        cond = Cond(pooled=unit * told).drop(torch.rand(batch_size, generator=source) < dropout)
-        x0 = unit * seen[rows]
-        drawn = torch.randn(x0.shape, generator=generator(seed, NOISE, step))
+        cond = Cond(pooled=unit * text).drop(torch.rand(batch_size, generator=source) < dropout)
+        x0 = unit * image_vectors[rows]
+        unit_noise = torch.randn(x0.shape, generator=generator(seed, NOISE, step))
         weight = lambda s: losses.weight("edm", s, sigma_data=1.0)  # noqa: E731
-        return losses.denoising_loss(prior, x0, sigma, drawn, cond, weight).mean()
+        return losses.denoising_loss(prior, x0, sigma, unit_noise, cond, weight).mean()
 
     config = {
         "prior": clip.dim,
@@ -92,8 +92,8 @@ def train_prior(
         "optimizer": optimizer,
         "blur": blur,
     }
-    parts = {"prior": Part(prior, loss, optimizer, lr)}
-    for _ in train(parts, steps, config, folder, seed, fresh=fresh, precision="float32"):
+    trained = {"prior": Part(prior, loss, optimizer, lr)}
+    for _ in train(trained, steps, config, folder, seed, fresh=fresh, precision="float32"):
         pass
     prior.eval().requires_grad_(False)
     if folder is not None:
@@ -106,19 +106,19 @@ def embeddings(
     clip: Clip, data: Dataset, draws: int = 1, seed: int = 0
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "k n d"]]:
     """The vectors of all pictures, and of ``draws`` captions of each (of one draw: the first caption)."""
-    said = torch.zeros(draws, len(data), clip.dim)
+    text_vectors = torch.zeros(draws, len(data), clip.dim)
     sources = [generator(seed, DRAWS, k) if draws > 1 else None for k in range(draws)]
     for group in data.groups:
         for first in range(0, len(group), 256):
             rows = group[first : first + 256]
             for k, source in enumerate(sources):
-                said[k, rows] = clip.read(data.told(rows, source).captions)
-    return embedded(clip, data), said
+                text_vectors[k, rows] = clip.encode_text(data.annotations(rows, source).captions)
+    return embedded(clip, data), text_vectors
 
 
 @torch.no_grad()
 def imagine(
-    prior: Denoiser, said: Float[Tensor, "b d"], seeds: Sequence[int], steps: int = 8, scale: float = 1.0
+    prior: Denoiser, text_vectors: Float[Tensor, "b d"], seeds: Sequence[int], steps: int = 8, scale: float = 1.0
 ) -> Float[Tensor, "b d"]:
     """Image embeddings, unit vectors, for the embeddings of words; picture i depends on seeds[i] alone.
 
@@ -126,10 +126,10 @@ def imagine(
     """
     from ..guidance import cfg
 
-    unit = said.shape[1] ** 0.5
+    unit = text_vectors.shape[1] ** 0.5
     table = samplers.table("dpmpp_2m", schedules.exponential(steps, 0.02, 20.0))
-    x = table.sigmas[0] * noise.initial(seeds, (said.shape[1],))
-    made = samplers.final(samplers.run(cfg(prior, scale), x, table, Cond(pooled=unit * said), list(seeds)))
+    x = table.sigmas[0] * noise.initial(seeds, (text_vectors.shape[1],))
+    made = samplers.final(samplers.run(cfg(prior, scale), x, table, Cond(pooled=unit * text_vectors), list(seeds)))
     return F.normalize(made, dim=1)
 
 

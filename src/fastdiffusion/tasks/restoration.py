@@ -27,14 +27,14 @@ from ..corruptions import Chain, Corruption, Operator, Step, after
 from ..corruptions.blurs import reach
 from ..corruptions.marks import filled
 from ..errors import CheckpointError, InputError, unknown
-from ..images import flatten, read_named, to_array, to_tensor, to_uint8
+from ..images import flatten, open_image, to_array, to_tensor, to_uint8
 from ..models import Model, load
 from ..tiles import Tile
 from ..types import Cond, Denoise
 from .coloring import Hints, Palette, in_gamut
 from .files import best_device, loaded, model_hash
-from .restored import NOTE, Restored
-from .ways import PLACED, WAYS, as_written, chosen_way, operator_of, shrinking, strongest_noise, undoing, weakened
+from .restored import NOTE, RestorationResult
+from .ways import METHODS, PLACED, as_written, choose_method, operator_of, shrinking, strongest_noise, undoing, weakened
 
 ANSWERS = ("auto", "mean", "sample")
 ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
@@ -51,22 +51,22 @@ COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or
 
 
 def restore(
-    picture: str | os.PathLike[str] | Image.Image,
-    by: str | Corruption,
+    image: str | os.PathLike[str] | Image.Image,
+    corruption: str | Corruption,
     model: Model | str | Path | None = None,
     n: int = 1,
-    way: str = "auto",
+    method: str = "auto",
     answer: str = "auto",
     steps: int = 12,
     seed: int = 0,
-    method: str = "ddnm",
+    posterior: str = "ddnm",
     hints: str | os.PathLike[str] | Image.Image | None = None,
     palette: str | None = None,
-    ensemble: bool = False,
+    self_ensemble: bool = False,
     tile: int = 256,
     overlap: int = 64,
     device: str | None = None,
-) -> Restored:
+) -> RestorationResult:
     """Undo what happened to a picture.
 
     Args:
@@ -93,59 +93,63 @@ def restore(
         DataError: A picture that cannot be read.
     """
     for kind, name, known in (
-        ("way", way, WAYS), ("answer", answer, ANSWERS), ("method", method, inverse.INVERSE),
+        ("method", method, METHODS), ("answer", answer, ANSWERS), ("posterior", posterior, inverse.INVERSE),
     ):  # fmt: skip
         if name not in known:
             raise unknown(kind, name, known)
     for key, value, least in (("n", n, 1), ("steps", steps, 1), ("tile", tile, 64), ("overlap", overlap, 0)):
         if type(value) is not int or value < least:
             raise InputError(f"{key} must be a whole number of at least {least}, got {value!r}.")
-    given, transparent = _read(picture)
+    source, transparent = _open(image)
     kernel = None
-    if isinstance(by, str) and " ".join(by.split()) in ("deblur blind", "blind"):
+    if isinstance(corruption, str) and " ".join(corruption.split()) in ("deblur blind", "blind"):
         from .deblurring import estimate_kernel
 
-        kernel = estimate_kernel(to_tensor(given)[None])
-        by = Step("kernel", (kernel,))
-    what = Chain(()) if by == "pairs" else undoing(by)
+        kernel = estimate_kernel(to_tensor(source)[None])
+        corruption = Step("kernel", (kernel,))
+    what = Chain(()) if corruption == "pairs" else undoing(corruption)
     ready = loaded(bundled(), device or best_device()) if model is None else loaded(model, device)
-    if by == "pairs" and ready.corruption != "pairs":
+    if corruption == "pairs" and ready.corruption != "pairs":
         raise InputError("by='pairs' is for models that learned from pairs. Say what happened, e.g. by='jpeg 30'.")
-    chosen = chosen_way(way, what, ready, model, method)
+    chosen = choose_method(method, what, ready, model, posterior)
     label = str(what) or "pairs"
-    if isinstance(picture, str | os.PathLike):
-        what = as_written(what, picture)
-    job = _Job(what, ready, chosen, n, answer, steps, seed, method, given, hints, palette, ensemble)
-    del given  # the job has its pixels: a large picture is not held twice
+    if isinstance(image, str | os.PathLike):
+        what = as_written(what, image)
+    job = _Job(what, ready, chosen, n, answer, steps, seed, posterior, source, hints, palette, self_ensemble)
+    del source  # the job has its pixels: a large picture is not held twice
     tile, overlap = job.windows(tile, overlap)
-    pictures = job.run(tile, overlap)
-    notes = (NOTE,) if any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(by) else ()
+    images = job.run(tile, overlap)
+    notes = (
+        (NOTE,)
+        if any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(corruption)
+        else ()
+    )
     if transparent:
         notes += (OPAQUE,)
-    if job.colorless(pictures):
+    if job.colorless(images):
         notes += (COLORLESS,)
     recipe = {
         "fastdiffusion": __version__,
         "verb": "restore",
-        "by": label,
-        "way": chosen,
+        "corruption": label,
+        "method": chosen,
         "model": model_hash(ready)[:16],
         "parameters": {
             "n": n,
             "answer": answer,
             "steps": steps,
             "seed": seed,
-            "method": method,
+            "posterior": posterior,
             "tile": tile,
             "overlap": overlap,
-            **({"ensemble": True} if ensemble else {}),
+            **({"self_ensemble": True} if self_ensemble else {}),
         },
     }
-    uncertainty = torch.zeros(pictures.shape[2:])
+    uncertainty = torch.zeros(images.shape[2:])
     if n > 1:
-        uncertainty = torch.cat([rows.float().std(0).mean(0) for rows in pictures.split(256, 2)])
-    error = job.error(pictures, tile, overlap)
-    return Restored(pictures, job.given, label, chosen, error, uncertainty, notes, recipe, kernel)
+        uncertainty = torch.cat([rows.float().std(0).mean(0) for rows in images.split(256, 2)])
+    error = job.error(images, tile, overlap)
+    return RestorationResult(images, job.source, label, chosen, error, uncertainty, notes, recipe, kernel)
 
 
 def bundled() -> Model:
@@ -160,17 +164,17 @@ def bundled() -> Model:
         return load(path)
 
 
-def _read(picture: str | os.PathLike[str] | Image.Image) -> tuple[Image.Image, bool]:
+def _open(image: str | os.PathLike[str] | Image.Image) -> tuple[Image.Image, bool]:
     """A picture in L or RGB, and whether some of it shone through."""
-    whole = read_named(picture)
-    found = flatten(whole)
-    transparent = found is not whole and int(to_array(whole)[-1].min()) < 255
-    if min(found.size) < SMALLEST:
+    whole = open_image(image)
+    flat = flatten(whole)
+    transparent = flat is not whole and int(to_array(whole)[-1].min()) < 255
+    if min(flat.size) < SMALLEST:
         raise InputError(
-            f"A picture of {found.width}x{found.height} pixels is too small to restore: give one of at least "
+            f"A picture of {flat.width}x{flat.height} pixels is too small to restore: give one of at least "
             f"{SMALLEST}x{SMALLEST}."
         )
-    return (found if found.mode in ("L", "RGB") else found.convert("RGB")), transparent
+    return (flat if flat.mode in ("L", "RGB") else flat.convert("RGB")), transparent
 
 
 # ---- a job: one picture, all choices made -------------------------------------------------------------------------
@@ -178,18 +182,18 @@ def _read(picture: str | os.PathLike[str] | Image.Image) -> tuple[Image.Image, b
 
 class _Job:
     def __init__(
-        self, what: Corruption, model: Model, way: str, n: int, answer: str, steps: int, seed: int, method: str,
-        given: Image.Image, hints: Any, palette: str | None, ensemble: bool,
+        self, what: Corruption, model: Model, method: str, n: int, answer: str, steps: int, seed: int, posterior: str,
+        source: Image.Image, hints: Any, palette: str | None, self_ensemble: bool,
     ):  # fmt: skip
-        self.what, self.model, self.way, self.n, self.steps, self.seed = what, model, way, n, steps, seed
-        self.method = method
-        self.denoise: Denoise = guidance.symmetric(model.denoise) if ensemble else model.denoise
+        self.what, self.model, self.method, self.n, self.steps, self.seed = what, model, method, n, steps, seed
+        self.posterior = posterior
+        self.denoise: Denoise = guidance.self_ensemble(model.denoise) if self_ensemble else model.denoise
         self.mean = answer == "mean" or (answer == "auto" and n == 1)
-        if n > 1 and (self.mean or way == "cold"):
+        if n > 1 and (self.mean or method == "cold"):
             raise InputError(
-                f"The {'mean' if self.mean else 'cold way'} is one answer, {n} were asked for. Leave n at 1."
+                f"The {'mean' if self.mean else 'cold method'} is one answer, {n} were asked for. Leave n at 1."
             )
-        if answer == "mean" and way == "zero-shot" and not any(step.name in BLURS for step in what.steps):
+        if answer == "mean" and method == "zero-shot" and not any(step.name in BLURS for step in what.steps):
             raise InputError(
                 "Zero-shot answers are samples: leave answer out, or take a model that was trained for it."
             )
@@ -200,14 +204,14 @@ class _Job:
         self.held = what.known and model.corruption != "pairs"  # whether it is known what to hold the answer to
         gray = any(step.name == "gray" for step in what.steps)
         mode = "L" if gray or self.channels == 1 else "RGB"
-        self.given = torch.from_numpy(to_array(given if given.mode == mode else given.convert(mode)))
-        self.height, self.width = self.given.shape[1:]
+        self.source = torch.from_numpy(to_array(source if source.mode == mode else source.convert(mode)))
+        self.height, self.width = self.source.shape[1:]
         self.shape = (self.channels, self.height * self.factor, self.width * self.factor)
         self.maps = self._locate()
         self.far = self._far()
         if (hints or palette) and not (gray and self.channels == 3):
             raise InputError("hints and palette are for colorizing: say by='colorize', or leave them out.")
-        self.hints = None if hints is None else Hints(read_named(hints, "hints"), self.shape[1:])
+        self.hints = None if hints is None else Hints(open_image(hints, "hints"), self.shape[1:])
         self.palette = None if palette is None else Palette(palette)
 
     @property
@@ -219,7 +223,7 @@ class _Job:
     @property
     def step(self) -> int:
         """Tiles begin at multiples of this: of JPEG's squares, and of those that were made of pixels."""
-        blocks = [int(step.values[0]) for step in self.what.steps if step.name == "pixelate" and step.said]
+        blocks = [int(step.values[0]) for step in self.what.steps if step.name == "pixelate" and step.fixed]
         return math.lcm(16, *blocks)
 
     def windows(self, tile: int, overlap: int) -> tuple[int, int]:
@@ -237,22 +241,22 @@ class _Job:
             if step.name in PLACED:
                 operator = step.on((1 if step.name != "logo" else shape[0], *shape[1:]), [0])
                 offset = operator.mean(torch.zeros(1, *operator.shape))
-                seen = operator.mean(torch.ones(1, *operator.shape)) - offset
-                maps[i] = (seen, offset, scale)
+                gain = operator.mean(torch.ones(1, *operator.shape)) - offset
+                maps[i] = (gain, offset, scale)
             factor = shrinking(step)
             scale, shape = scale // factor, (shape[0], shape[1] // factor, shape[2] // factor)
         return maps
 
     def _far(self) -> dict[int, Tensor]:
         """For each mask the whole picture, small, its hole filled from around: what a tile in the hole cannot see."""
-        found = {}
-        for i, (seen, _, scale) in self.maps.items():
+        fills = {}
+        for i, (gain, _, scale) in self.maps.items():
             if self.what.steps[i].name == "mask" and scale == 1:
                 every = math.ceil(max(self.height, self.width) / SMALL)
-                known = (seen[:1, :1, ::every, ::every] > 0).float()
-                small = to_tensor(self.given[:, ::every, ::every])[None]
-                found[i] = filled(small * known, known)
-        return found
+                known = (gain[:1, :1, ::every, ::every] > 0).float()
+                small = to_tensor(self.source[:, ::every, ::every])[None]
+                fills[i] = filled(small * known, known)
+        return fills
 
     def _around(self, i: int, tile: Tile) -> Tensor | None:
         """The part of that which a tile covers, enlarged."""
@@ -271,12 +275,12 @@ class _Job:
         made = Chain(()).on(shape, [0] * rows)
         for i, step in enumerate(self.what.steps):
             if i in self.maps:
-                seen, offset, s = self.maps[i]
-                seen, offset = (
+                gain, offset, s = self.maps[i]
+                gain, offset = (
                     m[:, :, tile.top * s : (tile.top + tile.height) * s, tile.left * s : (tile.left + tile.width) * s]
-                    for m in (seen, offset)
+                    for m in (gain, offset)
                 )
-                then = _affine(made.out, seen, offset, step.name, rows, self._around(i, tile))
+                then = _affine(made.out, gain, offset, step.name, rows, self._around(i, tile))
             else:
                 then = step.on(made.out, [0] * rows)
             made = after(made, then)
@@ -284,7 +288,7 @@ class _Job:
 
     def measured(self, tile: Tile, operator: Operator) -> Float[Tensor, "1 k p q"]:
         """The input of a tile; what lies in a hole is not looked at."""
-        y = self.given[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
+        y = self.source[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
         y = to_tensor(y)[None].to(self.model.device)
         if self.maps and any(self.what.steps[i].name == "mask" for i in self.maps):
             ones = torch.ones(self.n, *operator.shape, device=y.device)
@@ -297,9 +301,9 @@ class _Job:
     def run(self, tile: int, overlap: int) -> UInt8[Tensor, "n c h w"]:
         """All answers, tile by tile."""
         total = tiles.count(self.height, self.width, tile, overlap, self.step)
-        calls = 1 if self.mean and self.way == "supervised" else self.steps
+        evaluations = 1 if self.mean and self.method == "supervised" else self.steps
         out = torch.empty(self.n, *self.shape, dtype=torch.uint8)
-        with tqdm(total=total * calls, desc="restoring", disable=None, leave=False) as bar:
+        with tqdm(total=total * evaluations, desc="restoring", disable=None, leave=False) as bar:
 
             def work(place: Tile) -> Tensor:
                 return self.answers(place, bar.update)
@@ -317,12 +321,17 @@ class _Job:
         y = self.measured(tile, operator)
         rows = y.expand(self.n, -1, -1, -1)
         base = operator.lift(rows)
-        if self.way == "zero-shot" and self.mean and self._blurs(operator) and strongest_noise(self.model) is not None:
+        if (
+            self.method == "zero-shot"
+            and self.mean
+            and self._blurs(operator)
+            and strongest_noise(self.model) is not None
+        ):
             x = self._denoiser(self._sharpened(base, rows, operator), base.new_empty(0))  # takes away what rings
             tick(self.steps)
-        elif self.way == "zero-shot":
+        elif self.method == "zero-shot":
             x = self._zero_shot(operator, rows, base, tile, tick)
-        elif self.way == "cold":
+        elif self.method == "cold":
             x = self._cold(base, tick)
         elif self.mean:
             x = self._restorer(base)(base, self._level(base, self.model.sigma_max), None)
@@ -378,8 +387,8 @@ class _Job:
 
     def _denoiser(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         """A restorer that undoes noise is a denoiser of any picture: it sees for itself how noisy that is."""
-        given = x.clamp(-1, 1)  # as files hold it
-        return self.denoise(given, self._level(x, self.model.sigma_max), Cond(image=given))
+        clamped = x.clamp(-1, 1)  # as files hold it
+        return self.denoise(clamped, self._level(x, self.model.sigma_max), Cond(image=clamped))
 
     def _noise(self, tile: Tile) -> Tensor:
         scaled = Tile(*(v * self.factor for v in tile))
@@ -399,7 +408,7 @@ class _Job:
 
     def _zero_shot(self, operator: Operator, y: Tensor, base: Tensor, tile: Tile, tick: Callable[[int], Any]) -> Tensor:
         """Any model as the prior, led by the measurement."""
-        options: dict[str, Any] = {} if self.method in ("diffpir", "tmpd") else {"sigma_data": DATA}
+        options: dict[str, Any] = {} if self.posterior in ("diffpir", "tmpd") else {"sigma_data": DATA}
         std = float(operator.std.max()) if operator.std is not None else 0.0
         options["std"] = math.hypot(std, ROUNDING) if operator.linear else None
         if self.model.corruption is None:
@@ -410,7 +419,7 @@ class _Job:
             prior, top, start = self._restorer(torch.zeros_like(base)), START, base
         # fresh noise at each step makes good what the methods' covariance is wrong about (see docs/restore.md)
         table = samplers.table("ddpm", schedules.exponential(self.steps, self.model.sigma_min, top))
-        guided = inverse.INVERSE[self.method](prior, operator, y, **options)
+        guided = inverse.INVERSE[self.posterior](prior, operator, y, **options)
         return self._sampled(guided, start, table, tile, tick)
 
     def _cold(self, base: Tensor, tick: Callable[[int], Any]) -> Tensor:
@@ -432,14 +441,14 @@ class _Job:
 
     # ---- and how well they agree with the input -------------------------------------------------------------------
 
-    def colorless(self, pictures: UInt8[Tensor, "n c h w"]) -> bool:
+    def colorless(self, images: UInt8[Tensor, "n c h w"]) -> bool:
         """Whether colors were asked for and hardly any came."""
         if self.channels != 3 or all(step.name != "gray" for step in self.what.steps):
             return False
-        some = pictures[..., ::4, ::4].float()
+        some = images[..., ::4, ::4].float()
         return float((some - some.mean(1, keepdim=True)).square().mean().sqrt()) < 4
 
-    def error(self, pictures: UInt8[Tensor, "n c h w"], tile: int, overlap: int) -> tuple[float, float] | None:
+    def error(self, images: UInt8[Tensor, "n c h w"], tile: int, overlap: int) -> tuple[float, float] | None:
         """(root mean square, largest) difference between the input and the answers degraded again, of 255."""
         if not self.held or operator_of(self.what, self.channels).std is not None:
             return None
@@ -447,7 +456,7 @@ class _Job:
         squares, numbers, largest = 0.0, 0, 0.0
         for place in _windows(self.height, self.width, tile, 2 * halo, self.step):
             s = self.factor
-            x = pictures[..., place.top * s : (place.top + place.height) * s, place.left * s :][..., : place.width * s]
+            x = images[..., place.top * s : (place.top + place.height) * s, place.left * s :][..., : place.width * s]
             operator = self.operator(place, self.n)
             y = self.measured(place, operator)
             difference = (operator.mean(to_tensor(x).to(y)).clamp(-1, 1) - y) * 127.5
@@ -470,22 +479,22 @@ def _rows(x: Tensor, value: float) -> Tensor:
 
 
 def _affine(
-    shape: tuple[int, int, int], seen: Tensor, offset: Tensor, name: str, rows: int, far: Tensor | None
+    shape: tuple[int, int, int], gain: Tensor, offset: Tensor, name: str, rows: int, far: Tensor | None
 ) -> Operator:
-    """x * seen + offset, pixel by pixel: what a mark or a hole does to a tile; ``far`` is what lies around the hole."""
+    """x * gain + offset, pixel by pixel: what a mark or a hole does to a tile; ``far`` is what lies around the hole."""
 
     def inverse(y: Tensor) -> Tensor:
-        return torch.where(seen.to(y) > 1e-3, y / seen.to(y).clamp(min=1e-3), 0)
+        return torch.where(gain.to(y) > 1e-3, y / gain.to(y).clamp(min=1e-3), 0)
 
     def lift(y: Tensor) -> Tensor:
         if name != "mask":
             return y
-        known = (seen[:, :1] > 0).to(y).expand(len(y), -1, -1, -1)
+        known = (gain[:, :1] > 0).to(y).expand(len(y), -1, -1, -1)
         if far is not None:  # far from all that the tile knows, what the whole picture says
             deep = F.max_pool2d(known, 2 * DEEP + 1, 1, DEEP) == 0
             y, known = torch.where(deep, far.to(y), y), torch.where(deep, 1.0, known)
         return filled(y, known)
 
     return Operator(
-        shape, shape, lambda x: x * seen.to(x) + offset.to(x), inverse=inverse, lift=lift, text=(name,) * rows
+        shape, shape, lambda x: x * gain.to(x) + offset.to(x), inverse=inverse, lift=lift, text=(name,) * rows
     )

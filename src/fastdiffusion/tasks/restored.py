@@ -24,7 +24,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestorationResult:
     """What came out. In a notebook it shows itself.
 
     Attributes:
@@ -41,9 +41,9 @@ class Restored:
     """
 
     images: UInt8[Tensor, "n c h w"]
-    given: UInt8[Tensor, "k p q"]
-    by: str
-    way: str
+    degraded: UInt8[Tensor, "k p q"]
+    corruption: str
+    method: str
     error: tuple[float, float] | None
     uncertainty: Float[Tensor, "h w"]
     notes: tuple[str, ...] = ()
@@ -56,8 +56,8 @@ class Restored:
     def comparison(self, side: int = 900) -> Image.Image:
         """Before, after and their difference (grey is none, four times enlarged), each at most ``side`` pixels."""
         after = self.images[0]
-        before = to_tensor(self.given)[None]
-        before = before.expand(1, after.shape[0], *before.shape[2:]) if len(self.given) == 1 else before
+        before = to_tensor(self.degraded)[None]
+        before = before.expand(1, after.shape[0], *before.shape[2:]) if len(self.degraded) == 1 else before
         before = torch.nn.functional.interpolate(before, after.shape[1:], mode="nearest")[0]
         difference = 2 * (to_tensor(after) - before)
         panels = [to_pil(panel) for panel in (before, after, difference)]
@@ -96,17 +96,18 @@ class Restored:
 
     def __str__(self) -> str:
         size = f"{self.images.shape[3]}x{self.images.shape[2]}"
-        lines = [f"{self.by} undone ({self.way}): {size}" + (f", {len(self)} answers" if len(self) > 1 else "")]
+        undone, how = self.corruption, self.method
+        report = [f"{undone} undone ({how}): {size}" + (f", {len(self)} answers" if len(self) > 1 else "")]
         if self.error is not None:
-            lines.append(
+            report.append(
                 f"degraded again, it differs from the input by {self.error[0]:.2f} (at most {self.error[1]:.1f}) of 255"
             )
-        return "\n".join([*lines, *self.notes])
+        return "\n".join([*report, *self.notes])
 
     def _repr_png_(self) -> bytes:
-        memory = io.BytesIO()
-        to_pil(self.images[0]).save(memory, "PNG")
-        return memory.getvalue()
+        buffer = io.BytesIO()
+        to_pil(self.images[0]).save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 def checked_out(path: str | os.PathLike[str]) -> Path:

@@ -39,7 +39,7 @@ def export(
         seed: Of the first.
     """
     ready = loaded(model)
-    given = {"name": name, "license": license, "data_license": data_license}
-    ready = replace(ready, info={**ready.info, **{key: value for key, value in given.items() if value is not None}})
+    notes = {"name": name, "license": license, "data_license": data_license}
+    ready = replace(ready, info={**ready.info, **{key: value for key, value in notes.items() if value is not None}})
     shown = sample(ready, prompt, n=n, steps=steps, scale=scale, seed=seed)
     return export_folder(ready, folder, card(ready), shown._repr_png_())

@@ -42,13 +42,13 @@ class Study:
         cells: One ``Samples`` per combination, in the order of ``itertools.product(*vary.values())``.
     """
 
-    vary: Mapping[str, Sequence[Any]]
+    sweep: Mapping[str, Sequence[Any]]
     cells: Sequence[Samples]
 
     def __getitem__(self, knobs: Mapping[str, Any]) -> Samples:
         """The cell where the knobs have these values: ``study[{"scale": 3, "steps": 8}]``."""
         index = 0
-        for name, values in self.vary.items():
+        for name, values in self.sweep.items():
             if knobs.get(name) not in values:
                 raise InputError(f"{name} was {list(values)} in this study, got {knobs.get(name)!r}.")
             index = index * len(values) + list(values).index(knobs[name])
@@ -66,24 +66,24 @@ class Study:
         if len({cell.images.shape for cell in self.cells}) > 1:
             raise InputError("Pictures of different sizes cannot be compared. Leave size out of vary.")
         rows = [cell.images.flatten(1) if features is None else features(cell.images).flatten(1) for cell in self.cells]
-        change = torch.stack(rows).double().reshape(*map(len, self.vary.values()), -1)
+        change = torch.stack(rows).double().reshape(*map(len, self.sweep.values()), -1)
         axes = range(change.ndim - 1)
         change = change - change.mean(tuple(axes), keepdim=True)
         total = float(change.square().sum())
-        parts = {}
-        for axis, name in enumerate(self.vary):
+        shares = {}
+        for axis, name in enumerate(self.sweep):
             others = tuple(a for a in axes if a != axis)
             effect = change.mean(others, keepdim=True) if others else change
-            parts[name] = float(effect.expand_as(change).square().sum()) / total if total else 0.0
-        return parts | {"together": max(1 - sum(parts.values()), 0.0) if total else 0.0}
+            shares[name] = float(effect.expand_as(change).square().sum()) / total if total else 0.0
+        return shares | {"together": max(1 - sum(shares.values()), 0.0) if total else 0.0}
 
-    def picture(self, zoom: int | None = None) -> Image.Image:
+    def to_image(self, zoom: int | None = None) -> Image.Image:
         """All cells on one labelled sheet."""
-        (across, columns), (down, rows), *further = [*self.vary.items(), ("", [""]), ("", [""])][
-            : max(len(self.vary), 2)
+        (across, columns), (down, rows), *rest = [*self.sweep.items(), ("", [""]), ("", [""])][
+            : max(len(self.sweep), 2)
         ]
-        names = [name for name, _ in further]
-        blocks = list(product(*(values for _, values in further)))
+        names = [name for name, _ in rest]
+        blocks = list(product(*(values for _, values in rest)))
         shots = [cell.grid(ceil(len(cell) ** 0.5), zoom) for cell in self.cells]
         w, h = (max(shot.size[k] for shot in shots) + 4 for k in (0, 1))
         texts = [f"{down}={value}" for value in rows] if down else [""]
@@ -108,20 +108,20 @@ class Study:
     def save(self, folder: str | Path) -> Path:
         """Write every picture with its recipe, the sheet ``study.png`` and ``study.json`` with what explains what."""
         folder = Path(folder)
-        for values, cell in zip(product(*self.vary.values()), self.cells, strict=True):
-            cell.save(folder, safe_name("-".join(f"{k}={v}" for k, v in zip(self.vary, values, strict=True))))
-        save_png(self.picture(), folder / "study.png", None)
+        for values, cell in zip(product(*self.sweep.values()), self.cells, strict=True):
+            cell.save(folder, safe_name("-".join(f"{k}={v}" for k, v in zip(self.sweep, values, strict=True))))
+        save_png(self.to_image(), folder / "study.png", None)
         same = len({cell.images.shape for cell in self.cells}) == 1
-        vary = {name: list(values) for name, values in self.vary.items()}
-        write_json(folder / "study.json", {"vary": vary, "explained": self.explained() if same else None})
+        values_of = {name: list(values) for name, values in self.sweep.items()}
+        write_json(folder / "study.json", {"vary": values_of, "explained": self.explained() if same else None})
         return folder
 
     def _repr_png_(self) -> bytes:
-        return _png(self.picture())
+        return _png(self.to_image())
 
 
 def study(
-    model: Model | str | Path, vary: Mapping[str, Sequence[Any]] | Sequence[str], n: int = 4, **parameters: Any
+    model: Model | str | Path, sweep: Mapping[str, Sequence[Any]] | Sequence[str], n: int = 4, **parameters: Any
 ) -> Study:
     """Sample every combination of the knobs in ``vary``, all else equal.
 
@@ -131,7 +131,7 @@ def study(
         n: Pictures per cell.
         parameters: What ``sample`` takes, held fixed.
     """
-    knobs = dict(vary.items() if isinstance(vary, Mapping) else map(knob, vary))
+    knobs = dict(sweep.items() if isinstance(sweep, Mapping) else map(knob, sweep))
     for name, values in knobs.items():
         if name not in KNOBS:
             raise unknown("knob", name, KNOBS)
@@ -178,7 +178,7 @@ class Trajectory:
         flat = torch.nn.functional.normalize(flat - flat.mean(2, keepdim=True), dim=2)
         return tuple((flat * flat[-1]).sum(2).mean(1).tolist())
 
-    def picture(self, zoom: int | None = None) -> Image.Image:
+    def to_image(self, zoom: int | None = None) -> Image.Image:
         """A strip per picture, from noise to finished, with the noise levels above."""
         steps = len(self.images)
         zoom = zoom or max(1, 64 // max(self.images.shape[-2:]))
@@ -191,17 +191,19 @@ class Trajectory:
         return sheet
 
     def _repr_png_(self) -> bytes:
-        return _png(self.picture())
+        return _png(self.to_image())
 
 
 def trajectory(model: Model | str | Path, n: int = 1, seed: int = 0, steps: int = 12, **parameters: Any) -> Trajectory:
     """The estimates of every call of the run ``sample(model, n, seed=seed, steps=steps, **parameters)``."""
     run = sample_steps(model, n=n, seed=seed, steps=steps, **{**parameters, "batch_size": n})
-    seen = [(step.sigma, step.images.clone()) for step in run]
-    return Trajectory(tuple(sigma for sigma, _ in seen), torch.stack([images for _, images in seen]).clamp(-1, 1))
+    estimates = [(step.sigma, step.images.clone()) for step in run]
+    return Trajectory(
+        tuple(sigma for sigma, _ in estimates), torch.stack([images for _, images in estimates]).clamp(-1, 1)
+    )
 
 
-def _png(picture: Image.Image) -> bytes:
-    memory = io.BytesIO()
-    picture.save(memory, "PNG")
-    return memory.getvalue()
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

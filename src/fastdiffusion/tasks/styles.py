@@ -47,8 +47,8 @@ def recolored(x: Float[Tensor, "1 c h w"], to: Colors, part: float) -> Float[Ten
     return torch.lerp(rows, moved, part).to(x).clamp(-1, 1).reshape(x.shape)
 
 
-def _power(symmetric: Tensor, exponent: float) -> Tensor:
-    values, vectors = torch.linalg.eigh(symmetric)
+def _power(matrix: Tensor, exponent: float) -> Tensor:
+    values, vectors = torch.linalg.eigh(matrix)
     return vectors * values.clamp(min=1e-12) ** exponent @ vectors.T
 
 
@@ -72,9 +72,9 @@ class Statistics(NamedTuple):
 
     def distance(self, goal: Statistics) -> Float[Tensor, ""]:
         """Between the styles, averaged over the maps: of the Gram matrices and of the profiles."""
-        parts = [gram_distance(a, b) for a, b in zip(self.grams, goal.grams, strict=True)]
-        parts += [sliced_distance(a, b) for a, b in zip(self.profiles, goal.profiles, strict=True)]
-        return torch.cat(parts).sum() / len(self.grams)
+        distances = [gram_distance(a, b) for a, b in zip(self.grams, goal.grams, strict=True)]
+        distances += [sliced_distance(a, b) for a, b in zip(self.profiles, goal.profiles, strict=True)]
+        return torch.cat(distances).sum() / len(self.grams)
 
 
 def statistics(
@@ -88,48 +88,48 @@ def statistics(
     h, w = x.shape[-2:]
     tiles = [(rows, columns) for rows in _spans(h) for columns in _spans(w)]
 
-    def see(piece: Tensor, like: Tensor | None, core: tuple[slice, slice], place: int) -> tuple[Tensor, ...]:
+    def measure(crop: Tensor, like: Tensor | None, core: tuple[slice, slice], place: int) -> tuple[Tensor, ...]:
         """Gram matrices (weighted by the tile's share), some of the features, and the distance from ``like``."""
         share = (core[0].stop - core[0].start) * (core[1].stop - core[1].start) / (h * w)
-        here, places = [_inner(f, core, piece) for f in seen_in(piece, net)], []
+        here, places = [_inner(f, core, crop) for f in feature_maps(crop, net)], []
         for i, f in enumerate(here):
             kept = torch.randperm(f[0, 0].numel(), generator=generator(place, i))[: math.ceil(PLACES * share)]
             places.append(f.flatten(2)[..., kept])
         away = x.new_zeros(1)
         if like is not None:
             with torch.no_grad():
-                wanted = [_inner(f, core, piece) for f in maps(net, like)]
-            away = share * map_distance(here[1:], wanted)
+                target = [_inner(f, core, crop) for f in maps(net, like)]
+            away = share * map_distance(here[1:], target)
         return (*(share * gram(f) for f in here), *places, away)
 
-    seen = []
+    measured = []
     for place, (rows, columns) in enumerate(tiles):
         core, around = zip(*(_cut(span, n) for span, n in ((rows, h), (columns, w))), strict=True)
-        piece, like = x[(..., *around)], None if content is None else content[(..., *around)]
+        crop, like = x[(..., *around)], None if content is None else content[(..., *around)]
         if len(tiles) == 1:
-            seen.append(see(piece, like, core, place))
+            measured.append(measure(crop, like, core, place))
         else:
-            seen.append(checkpoint(see, piece, like, core, place, use_reentrant=False))
+            measured.append(checkpoint(measure, crop, like, core, place, use_reentrant=False))
     n = len(along)
-    parts = list(zip(*seen, strict=True))
-    profiles = [profile(torch.cat(c, -1)[:, :, None], d) for c, d in zip(parts[n : 2 * n], along, strict=True)]
-    return Statistics([torch.stack(c).sum(0) for c in parts[:n]], profiles, torch.cat(parts[-1]).sum())
+    gathered = list(zip(*measured, strict=True))
+    profiles = [profile(torch.cat(c, -1)[:, :, None], d) for c, d in zip(gathered[n : 2 * n], along, strict=True)]
+    return Statistics([torch.stack(c).sum(0) for c in gathered[:n]], profiles, torch.cat(gathered[-1]).sum())
 
 
-def _inner(f: Tensor, core: tuple[slice, slice], piece: Tensor) -> Tensor:
+def _inner(f: Tensor, core: tuple[slice, slice], crop: Tensor) -> Tensor:
     """The part of a map that is of a tile itself and not of its surroundings."""
-    shrink = piece.shape[-1] / f.shape[-1]
+    shrink = crop.shape[-1] / f.shape[-1]
     return f[(..., *(slice(round(s.start / shrink), max(round(s.stop / shrink), 1)) for s in core))]
 
 
-def seen_in(x: Tensor, net: Maps | None) -> list[Tensor]:
+def feature_maps(x: Tensor, net: Maps | None) -> list[Tensor]:
     """The colors themselves, 0 to 1, and what the net makes of them."""
     return [(x + 1) / 2, *maps(net, x)]
 
 
 def directions(x: Tensor, net: Maps | None, seed: int) -> list[Tensor]:
     """To look along in each map that ``net`` makes of pictures like x."""
-    widths = [f.shape[1] for f in seen_in(x[..., :16, :16], net)]
+    widths = [f.shape[1] for f in feature_maps(x[..., :16, :16], net)]
     return [perceptual.directions(n, ALONG, generator(seed, i)) for i, n in enumerate(widths)]
 
 
@@ -142,8 +142,8 @@ def _spans(n: int) -> list[tuple[int, int]]:
 
 def _cut(span: tuple[int, int], n: int) -> tuple[slice, slice]:
     """Of a tile along an axis of n pixels: itself within its surroundings, and these."""
-    begin = max(span[0] - HALO, 0)
-    return slice(span[0] - begin, span[1] - begin), slice(begin, min(span[1] + HALO, n))
+    start = max(span[0] - HALO, 0)
+    return slice(span[0] - start, span[1] - start), slice(start, min(span[1] + HALO, n))
 
 
 def edge_similarity(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:

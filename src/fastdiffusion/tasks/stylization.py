@@ -39,12 +39,12 @@ from ..nets.unet import UNet
 from ..noise import generator, initial
 from ..types import Cond, Denoise
 from . import parts
-from .files import loaded, picture
+from .files import fit_image, loaded
 from .loop import Part, train
-from .parts import LEAST, Picture, as_tensor, opened, scaled
+from .parts import LEAST, ImageLike, as_tensor, opened, scaled
 from .piles import squares
 from .styles import Colors, colors, directions, recolored, statistics
-from .translation import flow_up
+from .translation import invert
 
 COARSE = 96  # longest side of the coarsest level: there a feature sees two thirds of the picture
 NET = {
@@ -56,7 +56,7 @@ NET = {
     "attention": [],
     "updown": False,
 }
-PICTURES, PREVIEW = 80, 100  # what a generator is for; steps between previews
+ROWS, PREVIEW = 80, 100  # what a generator is for; steps between previews
 RATE, OCTAVES = 0.01, 5  # Adam's: how far a layer of the pyramid moves in a step; how many layers
 
 
@@ -69,8 +69,8 @@ class StyleStep(NamedTuple):
 
 
 def stylize(
-    content: Picture,
-    style: Picture | Stylizer,
+    content: ImageLike,
+    style: ImageLike | Stylizer,
     strength: float = 0.6,
     size: int = 768,
     steps: int = 80,
@@ -102,10 +102,11 @@ def stylize(
     if isinstance(style, str | PathLike) and str(style).endswith(".safetensors"):
         style = load(style)
     if isinstance(style, Stylizer):
-        return _in_one_call(original, style, strength, size)
+        return _feed_forward(original, style, strength, size)
     if model is not None:
         ready = loaded(model)
-        x, like = (picture(p, ready.picture)[None] for p in (original, opened(style, "style")))
+        shape = ready.image_shape
+        x, like = (fit_image(p, shape)[None] for p in (original, opened(style, "style")))
         return images.to_pil(stylize_inside(ready, x, like, strength, steps, seed=seed)[0])
     run = stylize_steps(original, style, strength, size, steps, keep, net, seed)
     for step in (bar := tqdm(run, "stylizing", disable=None, leave=False)):
@@ -115,8 +116,8 @@ def stylize(
 
 
 def stylize_steps(
-    content: Picture,
-    style: Picture,
+    content: ImageLike,
+    style: ImageLike,
     strength: float = 0.6,
     size: int = 768,
     steps: int = 80,
@@ -223,7 +224,7 @@ class Stylizer(nn.Module):
 
 
 def train_style(
-    style: Picture,
+    style: ImageLike,
     data: Dataset | str,
     steps: int = 400,
     size: int = 128,
@@ -251,7 +252,7 @@ def train_style(
     pattern = as_tensor(opened(style, "style"))
     pattern = scaled(pattern, size / min(pattern.shape[-2:]))
     data = squares(data, size)
-    pictures = metrics.pictures(data, range(len(data)), (size, size))[0]
+    photos = metrics.load_images(data, range(len(data)), (size, size))[0]
     made: Stylizer = parts.drawn(lambda: Stylizer(NET, size), seed)
     made.mean, made.covariance = colors(pattern)
     with torch.no_grad():
@@ -259,18 +260,18 @@ def train_style(
         goal = statistics(pattern, along)
 
     def loss(step: int) -> Tensor:
-        draw = generator(seed, PICTURES, step)
+        draw = generator(seed, ROWS, step)
         total = torch.zeros(())
-        for row in torch.randint(len(pictures), (batch_size,), generator=draw).tolist():
+        for row in torch.randint(len(photos), (batch_size,), generator=draw).tolist():
             x, strength = (
-                images.to_tensor(pictures[row : row + 1]).expand(-1, 3, -1, -1),
+                images.to_tensor(photos[row : row + 1]).expand(-1, 3, -1, -1),
                 float(torch.rand((), generator=draw)),
             )
             with torch.no_grad():
                 base = recolored(x, colors(pattern), strength)
-                wanted = statistics(x, along).towards(goal, strength)
+                target = statistics(x, along).towards(goal, strength)
             now = statistics(made(x, strength), along, None, base)
-            total = total + (now.distance(wanted) + keep * now.away) / batch_size
+            total = total + (now.distance(target) + keep * now.away) / batch_size
         return total
 
     mark = hashlib.sha256(images.to_uint8(pattern).numpy().tobytes()).hexdigest()[:16]
@@ -279,7 +280,7 @@ def train_style(
     for done in run:
         if folder is not None and (done.step % PREVIEW == 0 or done.step == steps):
             with torch.no_grad():
-                x = images.to_tensor(pictures[:4]).expand(-1, 3, -1, -1)
+                x = images.to_tensor(photos[:4]).expand(-1, 3, -1, -1)
                 rows = [x, *(torch.cat([made(v, s) for v in x.split(1)]) for s in (0.3, 0.6, 1.0))]
                 parts.sheet(torch.cat(rows), Path(folder) / "preview.png", len(x))
     made.eval().requires_grad_(False)
@@ -289,7 +290,7 @@ def train_style(
 
 
 @torch.no_grad()
-def _in_one_call(original: Image.Image, stylizer: Stylizer, strength: float, size: int) -> Image.Image:
+def _feed_forward(original: Image.Image, stylizer: Stylizer, strength: float, size: int) -> Image.Image:
     _check(strength)
     x = as_tensor(original)
     x = scaled(x, size / max(x.shape[-2:])) if max(x.shape[-2:]) > size else x
@@ -356,11 +357,11 @@ def stylize_inside(
     looking makes, so that at ``strength`` 0 it comes back exactly, whatever inversion and codec lost.
     """
     _check(strength)
-    if not any(isinstance(part, layers.Attention) for part in model.denoiser.modules()):
+    if not any(isinstance(module, layers.Attention) for module in model.denoiser.modules()):
         raise InputError("This model has no attention to share. Leave model out, or take one with attention.")
     sigmas = schedules.exponential(steps, model.sigma_min, model.sigma_max)
-    noisy, table = flow_up(model.denoise, model.encode(content), sigmas, cond), samplers.table("dpmpp_2m", sigmas)
-    guides = (shared_attention(model.denoise, model.encode(style), part, seed=seed) for part in (strength, 0.0))
+    noisy, table = invert(model.denoise, model.encode(content), sigmas, cond), samplers.table("dpmpp_2m", sigmas)
+    guides = (shared_attention(model.denoise, model.encode(style), share, seed=seed) for share in (strength, 0.0))
     looking, alone = (model.decode(samplers.final(samplers.run(guide, noisy, table, cond))) for guide in guides)
     return (content + (looking - alone)).clamp(-1, 1)
 
@@ -374,10 +375,10 @@ def _sharing(n: int, strength: float) -> Iterator[None]:
         out = plain(q, k, v, mask)
         if mask is not None or len(q) != 2 * n or q.shape[-2] != k.shape[-2]:
             return out
-        asked, there = q[:n], q[n:]
-        asked = (asked - asked.mean(-2, keepdim=True)) / (asked.std(-2, keepdim=True) + 1e-6)
-        asked = asked * there.std(-2, keepdim=True) + there.mean(-2, keepdim=True)
-        return torch.cat([torch.lerp(out[:n], plain(asked, k[n:], v[n:], None), strength), out[n:]])
+        queries, there = q[:n], q[n:]
+        queries = (queries - queries.mean(-2, keepdim=True)) / (queries.std(-2, keepdim=True) + 1e-6)
+        queries = queries * there.std(-2, keepdim=True) + there.mean(-2, keepdim=True)
+        return torch.cat([torch.lerp(out[:n], plain(queries, k[n:], v[n:], None), strength), out[n:]])
 
     layers.attend = attend
     try:

@@ -34,11 +34,14 @@ from ..nets.translators import PAIRED, Cycle, Translator, edges
 from ..noise import generator
 from ..types import Cond, Step
 from . import parts
+from .files import fit_image as shown
 from .files import loaded, shipped
-from .files import picture as shown
 from .loop import Part, train
-from .parts import Picture, as_tensor, opened, scaled
-from .piles import Piles, piles
+from .parts import ImageLike, as_tensor, opened, scaled
+from .piles import (
+    Domains,
+    domains,
+)
 
 KINDS: dict[str, Callable[..., nn.Module]] = {"translator": Translator, "cycle": Cycle}
 METHODS = (*PAIRED, "cyclegan")
@@ -94,11 +97,11 @@ def train_translation(
     """
     if method not in METHODS:
         raise InputError(f"No method named {method!r}. Known: {', '.join(METHODS)}.")
-    data = piles(source, target, method != "cyclegan", classes, size, holdout, seed)
+    data = domains(source, target, method != "cyclegan", classes, size, holdout, seed)
     spec, (a, b) = parts.unet(net), data.kept(64)
     shape = (b.shape[1], b.shape[2], b.shape[3])
     if method == "cyclegan":
-        made: Translator | Cycle = parts.drawn(lambda: Cycle(spec, shape, data.domains), seed)
+        made: Translator | Cycle = parts.drawn(lambda: Cycle(spec, shape, data.names), seed)
     else:
         difference = max(round(float((b - a).std()), 4), 0.05)
         made = parts.drawn(lambda: Translator(method, spec, shape, difference), seed)
@@ -170,11 +173,11 @@ def _cycle(made: Cycle, batch: Callable, seed: int) -> tuple[Loss, dict[str, Par
 
     def generator_loss(step: int) -> Tensor:
         a, b = batch(step)
-        like_b, like_a = made(a), made(b, back=True)
+        like_b, like_a = made(a), made(b, reverse=True)
         shown[0] = (a, b, like_a.detach(), like_b.detach())
-        cycle = (made(like_b, back=True) - a).abs().mean() + (made(like_a) - b).abs().mean()
+        cycle = (made(like_b, reverse=True) - a).abs().mean() + (made(like_a) - b).abs().mean()
         some = math.ceil(len(a) / 4)  # enough to learn that what is there stays, at a quarter of the time
-        same = (made(b[:some]) - b[:some]).abs().mean() + (made(a[:some], back=True) - a[:some]).abs().mean()
+        same = (made(b[:some]) - b[:some]).abs().mean() + (made(a[:some], reverse=True) - a[:some]).abs().mean()
         # Half of the paper's weight on the way back, a tenth on what stays: nets that begin as identities dare little
         return game.generator(of_b(like_b)) + game.generator(of_a(like_a)) + 5 * cycle + 0.5 * same
 
@@ -191,13 +194,13 @@ def _depth(shape: tuple[int, int, int]) -> int:
     return 2 if max(shape[1:]) <= 48 else 3
 
 
-def _preview(made: Translator | Cycle, data: Piles, path: Path) -> None:
+def _preview(made: Translator | Cycle, data: Domains, path: Path) -> None:
     """Held-out sources and answers, and what they should be, or the way back."""
     training, (a, b) = made.training, data.kept(8)
     made.eval()
     if isinstance(made, Cycle):
         with torch.no_grad():
-            rows = [a, made(a), made(made(a), back=True), b, made(b, back=True)]
+            rows = [a, made(a), made(made(a), reverse=True), b, made(b, reverse=True)]
     else:
         rows = [a, answer(made, a, steps=10), b]
     made.train(training)
@@ -208,16 +211,16 @@ def _preview(made: Translator | Cycle, data: Piles, path: Path) -> None:
 
 
 def translate(
-    picture: Picture,
+    image: ImageLike,
     net: Translator | Cycle | Model | str | Path,
     steps: int = 20,
     n: int = 1,
     seed: int = 0,
     size: int | None = None,
-    lines: bool = False,
-    back: bool = False,
-    to: str | None = None,
-    origin: str | None = None,
+    from_edges: bool = False,
+    reverse: bool = False,
+    prompt: str | None = None,
+    source_prompt: str | None = None,
     strength: float = 0.9,
     scale: float = 2.0,
 ) -> list[Image.Image]:
@@ -243,52 +246,55 @@ def translate(
     """
     if n < 1:
         raise InputError(f"n must be at least 1, got {n}.")
-    if to is not None:
+    if prompt is not None:
         if isinstance(net, Translator | Cycle):
             raise InputError("Only a diffusion model has classes to turn into. Leave `to` out.")
-        return [to_pil(image) for image in _by_model(loaded(net), picture, steps, n, seed, to, origin, strength, scale)]
+        made = _by_model(loaded(net), image, steps, n, seed, prompt, source_prompt, strength, scale)
+        return [to_pil(x) for x in made]
     if isinstance(net, Model) or (isinstance(net, str | Path) and shipped(str(net))):
         net = loaded(net)
         raise InputError(
-            f"A diffusion model needs a class or words to turn into, such as to={(*net.classes, 'a cat')[0]!r}."
+            f"A diffusion model needs a class or words to turn into, such as prompt={(*net.classes, 'a cat')[0]!r}."
         )
     ready = load(net) if isinstance(net, str | Path) else net
     several = isinstance(ready, Translator) and ready.method in ("diffusion", "bridge")
     if n > 1 and not several:
         raise InputError(f"This net has one answer to a picture, {n} were asked for. Leave n at 1.")
-    if back and not isinstance(ready, Cycle):
+    if reverse and not isinstance(ready, Cycle):
         raise InputError("This net has learned one way only. Train the other with source and target exchanged.")
-    source = _prepared(opened(picture, "picture", 4), ready.shape, size, lines)
+    source = _prepared(opened(image, "picture", 4), ready.shape, size, from_edges)
     if isinstance(ready, Cycle):
         with torch.no_grad():
-            made = ready(source, back)
+            made = ready(source, reverse)
     else:
         run = answer_steps(ready, source.expand(n, -1, -1, -1), steps, range(seed, seed + n))
         with torch.no_grad():
             made = samplers.final(iter(tqdm(run, "translating", steps if several else 1, disable=None, leave=False)))
-    return [to_pil(image) for image in made.clamp(-1, 1)]
+    return [to_pil(x) for x in made.clamp(-1, 1)]
 
 
 def _by_model(
-    model: Model, picture: Picture, steps: int, n: int, seed: int, to: str, origin: str | None, strength: float,
+    model: Model, image: ImageLike, steps: int, n: int, seed: int, prompt: str,
+    source_prompt: str | None, strength: float,
     scale: float,
 ) -> Tensor:  # fmt: skip
     """Answers of a diffusion model at its own size."""
-    source = shown(opened(picture, "picture", 4), model.picture)[None]
-    means = model.cond if model.classes else model.read
-    if origin is None:
+    shape = model.image_shape
+    source = shown(opened(image, "picture", 4), shape)[None]
+    means = model.cond if model.classes else model.encode_prompt
+    if source_prompt is None:
         many = source.expand(n, -1, -1, -1)
-        return sdedit(model, many, strength, means([to] * n), steps, range(seed, seed + n), scale)
+        return sdedit(model, many, strength, means([prompt] * n), steps, range(seed, seed + n), scale)
     if n > 1:
         raise InputError(f"With an origin there is one answer, {n} were asked for. Leave n at 1, or origin out.")
-    return dual(model, model, source, means([origin]), means([to]), steps, strength, scale)
+    return ddib(model, model, source, means([source_prompt]), means([prompt]), steps, strength, scale)
 
 
-def _prepared(picture: Image.Image, shape: tuple[int, int, int], size: int | None, lines: bool) -> Tensor:
+def _prepared(image: Image.Image, shape: tuple[int, int, int], size: int | None, from_edges: bool) -> Tensor:
     """As the net knows them: its channels, its shorter side."""
-    x = as_tensor(picture)
+    x = as_tensor(image)
     x = scaled(x, (size or min(shape[1:])) / min(x.shape[-2:]))
-    if lines:
+    if from_edges:
         return edges(x).expand(-1, shape[0], -1, -1)
     return x if shape[0] == 3 else x.mean(1, keepdim=True)
 
@@ -363,7 +369,7 @@ def sdedit(
 
 
 @torch.no_grad()
-def dual(
+def ddib(
     source_model: Model,
     target_model: Model,
     source: Float[Tensor, "b c h w"],
@@ -389,12 +395,12 @@ def dual(
         return source.clone()
     sigmas = schedules.exponential(steps, low, high)
     here, there = (cfg(model.denoise, scale) for model in (source_model, target_model))
-    x = flow_up(here, source_model.encode(source), sigmas, source_cond)
+    x = invert(here, source_model.encode(source), sigmas, source_cond)
     made = samplers.final(samplers.run(there, x, samplers.table("dpmpp_2m", sigmas), target_cond))
     return target_model.decode(made).clamp(-1, 1)
 
 
-def flow_up(denoise: Callable[..., Tensor], x: Tensor, sigmas: Tensor, cond: Cond | None = None) -> Tensor:
+def invert(denoise: Callable[..., Tensor], x: Tensor, sigmas: Tensor, cond: Cond | None = None) -> Tensor:
     """The noise that a picture comes from: Heun's method on the probability flow, from the lowest sigma up.
 
     dx / dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 3). The picture is taken for x at the lowest sigma.

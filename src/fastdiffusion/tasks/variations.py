@@ -33,13 +33,13 @@ from ..prompts import plain
 from . import clip as clips
 from . import generation
 
-RECALL = 43  # purpose of a generator
+RETRIEVAL = 43  # purpose of a generator
 FILE = "memory.safetensors"
 ALIKE = 0.95  # cosine of two vectors by one encoder, rounded differently: far above those of two encoders
 
 
 @dataclass(frozen=True)
-class Memory:
+class RetrievalIndex:
     """Vectors of pictures, and what is said of each.
 
     Attributes:
@@ -52,22 +52,22 @@ class Memory:
     captions: Sequence[str]
     probe: Float[Tensor, " d"] | None = None
 
-    def recall(self, seen: Float[Tensor, " d"], seeds: Sequence[int], temperature: float = 0.02) -> list[str]:
-        """What is said of pictures that are near to ``seen``: for each seed one, drawn by exp(cosine / temperature).
+    def retrieve(self, vector: Float[Tensor, " d"], seeds: Sequence[int], temperature: float = 0.02) -> list[str]:
+        """What is said of pictures that are near to ``vector``: for each seed one, drawn by exp(cosine / temperature).
 
         The temperature is positive, or 0 for the nearest.
         """
         if not temperature >= 0:
             raise InputError(f"temperature must be at least 0, got {temperature!r}. Try 0.02.")
-        near = self.vectors @ torch.nn.functional.normalize(seen, dim=0)
+        near = self.vectors @ torch.nn.functional.normalize(vector, dim=0)
         if temperature == 0:
             return [self.captions[int(near.argmax())]] * len(seeds)
-        chances = ((near - near.max()) / max(temperature, 1e-6)).softmax(0)
-        drawn = [int(torch.multinomial(chances, 1, generator=generator(seed, RECALL))) for seed in seeds]
+        probabilities = ((near - near.max()) / max(temperature, 1e-6)).softmax(0)
+        drawn = [int(torch.multinomial(probabilities, 1, generator=generator(seed, RETRIEVAL))) for seed in seeds]
         return [self.captions[i] for i in drawn]
 
 
-def remember(clip: Clip | str | Path, data: Dataset | str | Path, size: int | None = None) -> Memory:
+def build_index(clip: Clip | str | Path, data: Dataset | str | Path, size: int | None = None) -> RetrievalIndex:
     """The vectors and captions of a data set, each picture once.
 
     Args:
@@ -81,30 +81,30 @@ def remember(clip: Clip | str | Path, data: Dataset | str | Path, size: int | No
     net = clip if isinstance(clip, Clip) else clips.load(clip)
     data = datasets.load(data, size)
     clips.fits(net, data)
-    told = data.told(range(len(data))).captions
-    first = sorted({data.source(i) for i in range(len(data)) if told[i]})
+    captions = data.annotations(range(len(data))).captions
+    first = sorted({data.source(i) for i in range(len(data)) if captions[i]})
     if not first:
         raise DataError(f"{data.name} has no captions to remember. Put a NAME.txt beside each NAME.png.")
-    return Memory(clips.embedded(net, datasets.Subset(data, first)), [told[i] for i in first], _probe(net))
+    return RetrievalIndex(clips.embedded(net, datasets.Subset(data, first)), [captions[i] for i in first], _probe(net))
 
 
 @torch.no_grad()
 def _probe(clip: Clip) -> Float[Tensor, " d"]:
     """What an encoder sees in a picture of noise."""
     side = clip.side or 64
-    noise = torch.rand(1, clip.image.config["net"]["in_channels"], side, side, generator=generator(0, RECALL))
-    return torch.nn.functional.normalize(clip.see(2 * noise - 1), dim=1)[0]
+    noise = torch.rand(1, clip.image.config["net"]["in_channels"], side, side, generator=generator(0, RETRIEVAL))
+    return torch.nn.functional.normalize(clip.encode_image(2 * noise - 1), dim=1)[0]
 
 
-def save(memory: Memory, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def save(index: RetrievalIndex, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file, atomically."""
-    tensors = stored({"vectors": memory.vectors}, dtype)
-    if memory.probe is not None:
-        tensors["probe"] = memory.probe
-    save_tensors(path, tensors, {"kind": "memory", "captions": list(memory.captions)})
+    tensors = stored({"vectors": index.vectors}, dtype)
+    if index.probe is not None:
+        tensors["probe"] = index.probe
+    save_tensors(path, tensors, {"kind": "memory", "captions": list(index.captions)})
 
 
-def load(path: str | Path | None = None) -> Memory:
+def load(path: str | Path | None = None) -> RetrievalIndex:
     """Read a file of :func:`save`, by default the package's; raises CheckpointError for any other."""
     place = Path(__file__).parents[1] / "weights" / FILE if path is None else Path(path)
     config, tensors = load_tensors(place)
@@ -113,17 +113,17 @@ def load(path: str | Path | None = None) -> Memory:
         raise CheckpointError(f"{place} holds no memory of pictures. Make one: fastdiffusion remember photos/.")
     if len(captions) != len(vectors) or not all(isinstance(caption, str) for caption in captions):
         raise CheckpointError(f"{place} has not one caption for each vector.")
-    return Memory(torch.nn.functional.normalize(vectors.float(), dim=1), captions, tensors.get("probe"))
+    return RetrievalIndex(torch.nn.functional.normalize(vectors.float(), dim=1), captions, tensors.get("probe"))
 
 
-def vary(
-    picture: str | Path,
-    words: str = "",
+def variations(
+    image: str | Path,
+    prompt: str = "",
     n: int = 16,
     model: Model | str | Path = "emoji",
     strength: float = 1.0,
     temperature: float = 0.02,
-    memory: Memory | str | Path | None = None,
+    index: RetrievalIndex | str | Path | None = None,
     clip: Clip | str | Path | None = None,
     scale: float | None = None,
     steps: int = 12,
@@ -147,19 +147,19 @@ def vary(
         scale: Of classifier-free guidance; by default the model's own.
         steps, seed, size, batch_size, device: As of ``sample``.
     """
-    known = memory if isinstance(memory, Memory) else load(memory)
+    ready = index if isinstance(index, RetrievalIndex) else load(index)
     net = clip if isinstance(clip, Clip) else clips.load(clip)
-    if net.dim != known.vectors.shape[1]:
-        raise InputError(f"The memory holds vectors of {known.vectors.shape[1]} numbers, the encoder makes {net.dim}.")
-    strange = known.probe is not None and float(known.probe.float() @ _probe(net)) < ALIKE
-    if strange or (memory is None and clip is not None):
+    if net.dim != ready.vectors.shape[1]:
+        raise InputError(f"The memory holds vectors of {ready.vectors.shape[1]} numbers, the encoder makes {net.dim}.")
+    other_encoder = ready.probe is not None and float(ready.probe.float() @ _probe(net)) < ALIKE
+    if other_encoder or (index is None and clip is not None):
         raise InputError(
             "The memory was made with another encoder. Give both, as remember was told: --memory and --clip."
         )
     with torch.no_grad():
-        seen = net.see(clips.as_input(net, picture))[0]
-    recalled = known.recall(seen, range(seed, seed + n), temperature)
+        vector = net.encode_image(clips.as_input(net, image))[0]
+    captions = ready.retrieve(vector, range(seed, seed + n), temperature)
     return generation.sample(
-        model, [f"{plain(caption)} {words}".strip() for caption in recalled], n=n, steps=steps, seed=seed, scale=scale,
-        image=None if strength == 1 else picture, strength=strength, size=size, batch_size=batch_size, device=device,
+        model, [f"{plain(caption)} {prompt}".strip() for caption in captions], n=n, steps=steps, seed=seed, scale=scale,
+        image=None if strength == 1 else image, strength=strength, size=size, batch_size=batch_size, device=device,
     )  # fmt: skip

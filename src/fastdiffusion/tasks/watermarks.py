@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..corruptions.blurs import gaussian, radius_of, taps
 from ..errors import InputError
-from ..images import flatten, grid, read_named, safe_name, save_png, to_pil, to_tensor, to_uint8
+from ..images import flatten, grid, open_image, safe_name, save_png, to_pil, to_tensor, to_uint8
 from ..models import Model
 from .restoration import restore
 from .restored import NOTE
@@ -32,7 +32,7 @@ FAINT = 0.08  # opacity below which there is no mark
 
 
 @dataclass(frozen=True)
-class Unmarked:
+class WatermarkResult:
     """The pictures without the mark, and the mark: opacity (h, w) and color (3, h, w)."""
 
     images: Float[Tensor, "n 3 h w"]
@@ -50,8 +50,8 @@ class Unmarked:
         return [*paths, mark]
 
     def __str__(self) -> str:
-        part = float((self.opacity > 0).float().mean())
-        return f"The mark covers {part:.1%} of the picture, opacity up to {float(self.opacity.max()):.2f}.\n{NOTE}"
+        share = float((self.opacity > 0).float().mean())
+        return f"The mark covers {share:.1%} of the picture, opacity up to {float(self.opacity.max()):.2f}.\n{NOTE}"
 
 
 def written(names: Sequence[str], folder: str | os.PathLike[str]) -> list[Path]:
@@ -63,11 +63,11 @@ def written(names: Sequence[str], folder: str | os.PathLike[str]) -> list[Path]:
     return list(taken.values())
 
 
-def unmark(
-    pictures: Sequence[str | os.PathLike[str] | Image.Image],
+def remove_watermark(
+    images: Sequence[str | os.PathLike[str] | Image.Image],
     model: Model | str | Path | None = None,
     device: str | None = None,
-) -> Unmarked:
+) -> WatermarkResult:
     """Find the mark that pictures of one size share, and remove it; pixels without it stay exactly as they are.
 
     Args:
@@ -78,12 +78,13 @@ def unmark(
     Raises:
         InputError: Too few pictures, unlike sizes, or no mark in them.
     """
-    if len(pictures) < 3:
-        raise InputError(f"A mark shows in three or more pictures, got {len(pictures)}. For one: by='inpaint MASK'.")
+    n = len(images)
+    if n < 3:
+        raise InputError(f"A mark shows in three or more pictures, got {n}. For one: by='inpaint MASK'.")
     names, loaded = [], []
-    for i, picture in enumerate(pictures):
-        loaded.append(to_tensor(flatten(read_named(picture)).convert("RGB")))
-        names.append(f"picture-{i}" if isinstance(picture, Image.Image) else Path(picture).stem)
+    for i, source in enumerate(images):
+        loaded.append(to_tensor(flatten(open_image(source)).convert("RGB")))
+        names.append(f"picture-{i}" if isinstance(source, Image.Image) else Path(source).stem)
     if len({tuple(image.shape) for image in loaded}) > 1:
         sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in loaded})
         raise InputError(f"The pictures must be of one size, got {' and '.join(sizes)}. Crop them alike.")
@@ -101,7 +102,7 @@ def unmark(
         for i, image in enumerate(clear):
             painted = restore(to_pil(image), mask(hole), model=model, device=device).images[0]
             clear[i] = torch.where(hole[0] > 0, to_tensor(painted), image)
-    return Unmarked(clear, tuple(names), opacity, color)
+    return WatermarkResult(clear, tuple(names), opacity, color)
 
 
 def find_mark(y: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "h w"], Float[Tensor, "3 h w"]]:

@@ -12,7 +12,7 @@ from ..images import jpeg_tables
 from ..models import Model
 from ..processes import graded, weaker
 
-WAYS = ("auto", "supervised", "zero-shot", "cold")
+METHODS = ("auto", "supervised", "zero-shot", "cold")
 UNDOES = {  # the verbs of restoration and what they undo
     "upscale": "downscale",
     "colorize": "gray",
@@ -27,57 +27,57 @@ SIDE = 64  # of a picture that stands for any, after all that makes it smaller
 HIDDEN = parse("mask 1")  # nothing is left of the picture
 
 
-def undoing(by: str | Corruption) -> Corruption:
+def undoing(corruption: str | Corruption) -> Corruption:
     """What happened, from what happened or from what to do about it ("upscale x2")."""
-    if isinstance(by, Corruption):
-        return by
-    verbs = "|".join(UNDOES)
-    text = re.sub(rf"(^|[,|(])(\s*)({verbs})\s+(?=({'|'.join(CORRUPTIONS)})\b)", r"\1\2", by)
-    return parse(re.sub(rf"(^|[,|(])(\s*)({verbs})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
+    if isinstance(corruption, Corruption):
+        return corruption
+    commands = "|".join(UNDOES)
+    text = re.sub(rf"(^|[,|(])(\s*)({commands})\s+(?=({'|'.join(CORRUPTIONS)})\b)", r"\1\2", corruption)
+    return parse(re.sub(rf"(^|[,|(])(\s*)({commands})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
 
 
 def as_written(what: Corruption, path: str | os.PathLike[str]) -> Corruption:
     """A JPEG file says itself how it was rounded: where its quality was left open, the file's own steps are taken."""
     last = what.steps[-1] if what.steps else None
-    if not isinstance(what, Step | Chain) or last is None or last.name != "jpeg" or last.said:
+    if not isinstance(what, Step | Chain) or last is None or last.name != "jpeg" or last.fixed:
         return what
-    found = jpeg_tables(path)
-    if found is None:
+    tables = jpeg_tables(path)
+    if tables is None:
         return what
-    return Chain((*what.steps[:-1], Step("jpeg", (found[0], "420" if found[1] else "444"))))
+    return Chain((*what.steps[:-1], Step("jpeg", (tables[0], "420" if tables[1] else "444"))))
 
 
-def chosen_way(way: str, what: Corruption, model: Model, named: object, method: str) -> str:
+def choose_method(method: str, what: Corruption, model: Model, named: object, posterior: str) -> str:
     """The way to go: supervised where the model learned this, else zero-shot where it can be a prior.
 
     Args:
-        way: What was asked for, one of ``WAYS``.
+        method: What was asked for, one of ``METHODS``.
         what: What happened.
         model: What is to undo it.
         named: None if the model is the package's own.
-        method: Of zero-shot; "dps" needs no projection.
+        posterior: Of zero-shot; "dps" needs no projection.
 
     Raises InputError if there is no way, and says what would help.
     """
-    if any(step.name == "mask" and not step.said for step in what.steps):
+    if any(step.name == "mask" and not step.fixed for step in what.steps):
         raise InputError("Where is the hole? Give a picture of the same size, white there: --by 'inpaint hole.png'.")
     name = "The restorer of this package" if named is None else "This model"
     learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
     trained = model.corruption == "pairs" or (learned is not None and covers(learned, what))
-    known = what.known and (operator_of(what, model.shape[0]).projects or method == "dps")
+    known = what.known and (operator_of(what, model.shape[0]).projects or posterior == "dps")
     prior = learned is None or covers(learned, HIDDEN) or strongest_noise(model) is not None
-    if way == "supervised" and learned is None and not trained:
+    if method == "supervised" and learned is None and not trained:
         raise InputError(f"{name} was not trained to restore. Use way='zero-shot' (--way zero-shot).")
-    asked = way in ("supervised", "cold") or (way == "auto" and named is not None and learned is not None)
-    if asked and not trained:
+    required = method in ("supervised", "cold") or (method == "auto" and named is not None and learned is not None)
+    if required and not trained:
         offer = " Use way='zero-shot' (--way zero-shot), where it serves as the prior." if known and prior else ""
         raise InputError(
-            f"{name} undoes {_parts(model.corruption)!r}, not {str(what)!r}.{offer} Or train one: "
+            f"{name} undoes {_mixture(model.corruption)!r}, not {str(what)!r}.{offer} Or train one: "
             f'fastdiffusion train photos/ --restore "{what}".'
         )
-    if way == "zero-shot" or (way == "auto" and not trained):
+    if method == "zero-shot" or (method == "auto" and not trained):
         if not known:
-            unsaid = [step.name for step in what.steps if not step.said and CORRUPTIONS[step.name].parameters]
+            unsaid = [step.name for step in what.steps if not step.fixed and CORRUPTIONS[step.name].parameters]
             hint = f"Say all of {unsaid[0]}: {', '.join(CORRUPTIONS[unsaid[0]].parameters)}. Else " if unsaid else ""
             raise InputError(
                 f"{hint}{str(what)!r} can only be undone by a model that was trained for it, since not all is said or "
@@ -86,10 +86,10 @@ def chosen_way(way: str, what: Corruption, model: Model, named: object, method: 
         if not prior:
             raise InputError(f"{name} knows pictures only together with a degraded one: it is no prior. Name another.")
         return "zero-shot"
-    return "supervised" if way == "auto" else way
+    return "supervised" if method == "auto" else method
 
 
-def _parts(corruption: str | None) -> str:
+def _mixture(corruption: str | None) -> str:
     """A mixture, each part said once."""
     return " | ".join(dict.fromkeys((corruption or "nothing").split(" | ")))
 
@@ -104,8 +104,8 @@ def operator_of(what: Corruption, channels: int) -> Operator:
 def strongest_noise(model: Model) -> float | None:
     """The largest standard deviation of noise that a restorer undoes by itself: from there on it can be a prior."""
     learned = parse(model.corruption) if model.corruption not in (None, "pairs") else Chain(())
-    parts = learned.parts if isinstance(learned, OneOf) else (learned,)
-    ranges = [part.values[0] for part in parts if isinstance(part, Step) and part.name == "noise" and part.values]
+    corruptions = learned.parts if isinstance(learned, OneOf) else (learned,)
+    ranges = [one.values[0] for one in corruptions if isinstance(one, Step) and one.name == "noise" and one.values]
     return max((float(r[1]) for r in ranges if isinstance(r, tuple) and r[1] >= 0.5), default=None)
 
 

@@ -1,0 +1,440 @@
+"""What people do that nobody planned: odd masks, odd files, odd names. Either it works, or a sentence says why not.
+
+A mark ``wrong`` says what goes wrong today. Whoever mends it takes the mark away.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pictures
+import pytest
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from fastdiffusion import data, nets, prompts, sample
+from fastdiffusion.cli import main
+from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.errors import InputError
+from fastdiffusion.models import Model, save
+
+NFC, NFD = (lambda text, form=form: unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+
+
+def wrong(reason: str) -> Any:
+    """Known to be wrong: only a failed assertion counts as that, and none at all is an error."""
+    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
+
+
+class Misused(Exception):
+    """The test itself typed a command or an option that there is not."""
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Everything is written to a folder of the test's own, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Type a command; the exit code, and all that was printed."""
+
+    def typed(*words: object, options_may_lack: bool = False) -> tuple[int, str]:
+        capfd.readouterr()
+        code = main([str(word) for word in words])
+        printed = "".join(capfd.readouterr())
+        if not options_may_lack and re.search(r"No such (option|command)|Usage:", printed):
+            raise Misused(printed)
+        return code, printed
+
+    return typed
+
+
+def noise(seed: int, width: int = 40, height: int | None = None) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 255, (height or width, width, 3), dtype=np.uint8))
+
+
+def folder_of(n: int, name: str = "d", width: int = 40, height: int | None = None, first: int = 0) -> Path:
+    """A folder of ``n`` images, all different."""
+    folder = Path(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        noise(first + i, width, height).save(folder / f"p{i}.png")
+    return folder
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB")).astype(int)
+
+
+def made(folder: str) -> list[Path]:
+    """The images of a folder, without its sheet."""
+    return sorted(path for path in Path(folder).glob("*.png") if path.stem != "grid")
+
+
+def untrained(classes: tuple[str, ...], path: str = "model.safetensors", side: int = 8) -> str:
+    """A small model that knows some classes by name and nothing else."""
+    torch.manual_seed(0)
+    spec = {"name": "unet", "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": []}
+    net = nets.build({**spec, "in_channels": 1, "out_channels": 1, "classes": len(classes)})
+    save(Model(Denoiser(net), (1, side, side), classes), Path(path))
+    return path
+
+
+# ---- masks ------------------------------------------------------------------------------------------------------
+
+
+def _zero_and_one(box: tuple[int, int, int, int]) -> Image.Image:
+    mask = Image.new("L", (64, 48))
+    ImageDraw.Draw(mask).rectangle(box, fill=1)
+    return mask
+
+
+def _ink(box: tuple[int, int, int, int], color: tuple[int, int, int]) -> Image.Image:
+    layer = Image.new("RGBA", (64, 48), (0, 0, 0, 0))
+    ImageDraw.Draw(layer).rectangle(box, fill=(*color, 255))
+    return layer
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        pytest.param(_zero_and_one, id="segmentation of 0 and 1"),
+        pytest.param(lambda box: _ink(box, (0, 0, 0)), id="black strokes on nothing"),
+        pytest.param(lambda box: _ink(box, (255, 0, 0)), id="red strokes on nothing"),
+    ],
+)
+@wrong("A mask without white is taken for one that marks nothing, and the unchanged image is called restored.")
+def test_every_usual_kind_of_mask_marks_something(run, draw):
+    """What is marked is filled and all else stays; or the mask is refused."""
+    pictures.photo(64, 48).save("p.png")
+    draw((20, 12, 43, 35)).save("hole.png")
+    code, printed = run("restore", "p.png", "--corruption", "inpaint hole.png", "-o", "o.png")
+    if code != 0:
+        assert "mask" in printed.lower() and "hole.png" in printed
+    else:
+        changed = np.abs(pixels("p.png") - pixels("o.png")).max(2) > 0
+        inside = np.zeros_like(changed)
+        inside[12:36, 20:44] = True
+        assert changed[inside].mean() > 0.5
+        assert not changed[~inside].any()
+
+
+@wrong("The mask of a model in latents is coarser than the image, and the kept part goes through the autoencoder.")
+def test_inpainting_keeps_what_the_mask_keeps(run):
+    image = Image.new("RGB", (64, 64), (200, 220, 255))
+    ImageDraw.Draw(image).rectangle((40, 16, 56, 48), fill=(200, 30, 30))
+    image.save("photo.png")
+    mask = Image.new("L", (64, 64))
+    ImageDraw.Draw(mask).rectangle((4, 8, 28, 56), fill=255)
+    mask.save("mask.png")
+    words = ("a cat", "-n", 1, "--steps", 2, "--guidance", "inpaint photo.png mask.png", "-o", "o")
+    assert run("sample", *words)[0] == 0
+    keep = np.ones((64, 64), bool)
+    keep[4:61, :33] = False  # with a margin of 4 pixels
+    assert np.abs(pixels("photo.png") - pixels(made("o")[0])).max(2)[keep].max() <= 2
+
+
+# ---- files that hold more than 8 bits of three colors -------------------------------------------------------------
+
+
+@wrong("Of 16 bits a channel 8 are kept, which nothing says.")
+def test_restoring_sixteen_bits_gives_sixteen_bits_or_says_what_is_lost(run):
+    Image.fromarray(np.linspace(20000, 24000, 48 * 32).reshape(32, 48).astype(np.uint16)).save("g16.png")
+    code, printed = run("restore", "g16.png", "--corruption", "upscale x2", "-o", "o.png")
+    assert code == 0
+    before, after = (len(np.unique(np.asarray(Image.open(name)))) for name in ("g16.png", "o.png"))
+    assert after > before // 2 or re.search("16.?bit|8.?bit|depth", printed.lower())
+
+
+def transparent(seed: int) -> Image.Image:
+    """A photograph with a mark over it, whose upper edge is transparent."""
+    layer = Image.new("RGBA", (96, 72), (0, 0, 0, 0))
+    ImageDraw.Draw(layer).text((8, 24), "SAMPLE", fill=(255, 255, 255, 128), font=ImageFont.load_default(22))
+    image = np.array(Image.alpha_composite(pictures.photo(96, 72, seed).convert("RGBA"), layer))
+    image[:12, :, 3] = 0
+    return Image.fromarray(image)
+
+
+@pytest.mark.parametrize("command", [
+    pytest.param("remove-watermark", marks=wrong("Transparency is dropped, and nothing says so.")),
+    "restore",
+])  # fmt: skip
+def test_transparency_is_kept_or_its_loss_is_said(run, command):
+    for i in range(3):
+        transparent(i).save(f"a{i}.png")
+    if command == "restore":
+        code, printed = run("restore", "a0.png", "--corruption", "upscale x2", "-o", "o/a0.png")
+    else:
+        code, printed = run("remove-watermark", "a0.png", "a1.png", "a2.png", "-o", "o")
+    assert code == 0
+    after = Image.open("o/a0.png")
+    kept = after.mode == "RGBA" and after.getpixel((5, 5))[3] == 0  # type: ignore[index]
+    assert kept or re.search("transparen|alpha", printed.lower())
+
+
+@wrong("The brightest of 4096 values is taken for 16 of 255, and nothing says that the images are nearly black.")
+def test_twelve_bits_in_a_file_of_sixteen_are_not_black():
+    """As microscopes, X-ray and depth cameras write them."""
+    Path("d").mkdir()
+    for i in range(4):
+        values = np.random.default_rng(i).integers(0, 4096, (40, 40)).astype(np.uint16)
+        Image.fromarray(values).save(f"d/p{i}.png")
+    images = data.ImageFolder("d", size=32)
+    assert images.arrays[0].max() > 100 or images.report.remarks
+
+
+# ---- captions and tables ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("encoding", "text"), [
+    ("utf-8-sig", "a café by the sea"),
+    pytest.param("utf-16", "a café by the sea", marks=wrong("A caption in UTF-16 is read as UTF-8.")),
+    pytest.param("cp1252", "the artist’s café", marks=wrong("A caption in Windows-1252 is read as UTF-8.")),
+    pytest.param("utf-16-le", "a cat", marks=wrong("A caption in UTF-16 without its mark is read as UTF-8.")),
+])  # fmt: skip
+def test_captions_in_the_encodings_of_windows_are_read_or_named(encoding, text):
+    folder = folder_of(1)
+    (folder / "p0.txt").write_bytes(text.encode(encoding))
+    images = data.ImageFolder(folder, size=32)
+    assert images.captions[0] == (text,) or "p0" in " ".join(images.report.remarks)
+
+
+UNREAD = "The table is not understood: none of its rows finds its image."
+
+
+@pytest.mark.parametrize(("table", "encoding", "below", "name"), [
+    pytest.param("file_name,text\n{}img\\{},caption {}\n", "utf-8", "img", "p{}.png", id="paths of Windows"),
+    pytest.param("file_name;text\n{}{};caption {}, red\n", "utf-8", "", "p{}.png", id="semicolons"),
+    pytest.param("file_name\ttext\n{}{}\tcaption {}\n", "utf-8", "", "p{}.png", id="tabs"),
+    pytest.param("file_name,text\n{}{},caption {}\n", "utf-16", "", "p{}.png", id="UTF-16"),
+    pytest.param("file_name,text\n{}{},caption {}\n", "utf-8", "", "é{}.png", id="names of a Mac"),
+])  # fmt: skip
+@wrong(UNREAD)
+def test_tables_of_other_programs_name_their_images(table, encoding, below, name):
+    """As Windows, a European Excel and a Mac write them (whose file names are decomposed)."""
+    folder = Path("d")
+    (folder / below).mkdir(parents=True)
+    head, _, row = table.partition("{}")
+    for i in range(3):
+        noise(i).save(folder / below / NFD(name.format(i)))
+    rows = "".join(row.format(NFC(name.format(i)), i) for i in range(3))
+    (folder / "metadata.csv").write_bytes((head + rows).encode(encoding))
+    captions = data.ImageFolder(folder, size=32).captions
+    assert all(len(texts) == 1 and f"caption {i}" in texts[0] for i, texts in enumerate(captions))
+
+
+# ---- classes ----------------------------------------------------------------------------------------------------
+
+
+@wrong("A name in two Unicode forms makes two classes.")
+def test_one_name_in_two_unicode_forms_is_one_class():
+    for j, name in enumerate((NFC("café"), NFD("café"), NFD("thé"))):
+        folder_of(2, f"d/{name}", first=10 * j)
+    if len(os.listdir("d")) < 3:
+        pytest.skip("This file system joins the two forms itself.")
+    assert len(data.ImageFolder("d", size=16).classes) == 2
+
+
+@wrong("A class is found by the Unicode form of its folder's name only.")
+def test_a_class_can_be_asked_for_in_either_unicode_form(run):
+    model = untrained((NFD("thé"), "café"))
+    assert run("sample", model, "--classes", NFC("thé"), "-n", 1, "--steps", 1, "-o", "o")[0] == 0
+
+
+@wrong("Commas always part classes, and such a name cannot be given.")
+def test_classes_whose_names_hold_commas_can_be_asked_for(run):
+    model = untrained(("cats, big", "cats, small", "dogs"))
+    code, _ = run("sample", model, "--classes", "cats, small,dogs", "-n", 2, "--steps", 1, "-o", "o")
+    assert code == 0
+    assert [path.name for path in made("o")] == ["0000-cats-small.png", "0001-dogs.png"]
+
+
+def split_folders() -> None:
+    for i, name in enumerate(("train/cat", "train/dog", "val/cat", "val/dog")):
+        folder_of(4, f"d/{name}", first=10 * i)
+
+
+@wrong("The folders train and val are taken for the classes.")
+def test_folders_of_a_split_are_no_classes(run):
+    split_folders()
+    code, printed = run("scan", "d", "--size", 32)
+    assert code == 0
+    assert "cat" in printed or "note" in printed
+
+
+@wrong("The command train has no option --labels, which scan has.")
+def test_train_takes_the_labels_that_scan_takes(run):
+    split_folders()
+    words = ("--labels", "none", "--net", "unet-tiny", "--cpu", "--size", 16, "--steps", 1, "--batch-size", 4)
+    assert run("train", "d", *words, "-o", "r", options_may_lack=True)[0] == 0
+
+
+# ---- folders ----------------------------------------------------------------------------------------------------
+
+
+@wrong("Files of kinds that are not read are counted and not named.")
+def test_images_of_kinds_that_are_not_read_are_listed():
+    """HEIC of telephones, RAW of cameras, JPEG XL."""
+    folder = folder_of(3)
+    for i in range(5):
+        (folder / f"IMG_{i}.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    for name in ("IMG_9.CR2", "IMG_9.DNG"):
+        (folder / name).write_bytes(b"II*\0" + bytes(99))
+    (folder / "a.jxl").write_bytes(b"\xff\x0a" + bytes(99))
+    assert len(data.scan(folder).skipped) == 8
+
+
+@wrong("Only copies are kept together when data are split, mirror images are not.")
+def test_an_image_and_its_mirror_image_stay_on_one_side_of_the_split():
+    Path("d").mkdir()
+    for i in range(40):
+        image = pictures.photo(60, 60, seed=i)
+        image.save(f"d/p{i}.png")
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(f"d/p{i}-mirrored.png")
+    images = data.ImageFolder("d", size=32)
+    train, held = ({re.split("[-.]", images.names[i])[0] for i in part.indices} for part in images.split(0.2))
+    assert held and not train & held
+
+
+# ---- sampling ---------------------------------------------------------------------------------------------------
+
+
+@wrong("A model samples squares by default, whatever shapes it was trained on.")
+def test_a_model_of_portraits_makes_portraits(run):
+    folder_of(8, width=16, height=32)
+    words = ("--net", "unet-tiny", "--cpu", "--size", 16, "--steps", 1, "--batch-size", 8)
+    assert run("train", "d", *words, "-o", "r")[0] == 0
+    assert run("sample", "r", "-n", 1, "--steps", 1, "-o", "o")[0] == 0
+    width, height = Image.open(made("o")[0]).size
+    assert height > width
+
+
+LONG = "a very long description of a grinning face with many many words that go on and on, at the end it is"
+
+
+@pytest.mark.parametrize(("first", "second"), [
+    pytest.param(("--steps", 1), ("--steps", 2, "--scale", 5), id="other settings"),
+    pytest.param((f"{LONG} red",), (f"{LONG} blue",), id="prompts alike for 80 letters"),
+    pytest.param(("--seed", 1000), ("--seed", -1000), id="seeds 1000 and -1000"),
+])  # fmt: skip
+@wrong("The second image gets the first one's name, and silently replaces it.")
+def test_sampling_anew_replaces_no_other_image(run, first, second):
+    model = () if str(first[0]).startswith(LONG) else (untrained(("heart",)),)
+    assert run("sample", *model, *first, "-n", 1, *(() if "--steps" in first else ("--steps", 1)), "-o", "o")[0] == 0
+    before = {path.name: path.read_bytes() for path in made("o")}
+    code, _ = run("sample", *model, *second, "-n", 1, *(() if "--steps" in second else ("--steps", 1)), "-o", "o")
+    assert {path.name: path.read_bytes() for path in made("o")}.items() >= before.items()
+    assert code != 0 or len(made("o")) == 2
+
+
+COMMANDS = {
+    "sample": ("sample", "a red heart", "-n", 1, "--steps", 1),
+    "restore": ("restore", "p.png", "--corruption", "upscale x2", "--self-ensemble"),
+    "stylize": ("stylize", "p.png", "p.png", "--size", 64, "--steps", 1),
+}
+LATE = "The folder for the result is looked at only when the result is there."
+
+
+@pytest.mark.parametrize("command", [
+    "sample",
+    pytest.param("restore", marks=wrong(LATE)),
+    pytest.param("stylize", marks=wrong(LATE)),
+])  # fmt: skip
+def test_a_result_that_cannot_be_written_is_refused_before_a_model_is_opened(run, monkeypatch, command):
+    opened: Counter[str] = Counter()
+    plain = torch.nn.Module.load_state_dict
+
+    def counted(module: torch.nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        opened[type(module).__name__] += 1
+        return plain(module, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", counted)
+    pictures.photo(32, 32).save("p.png")
+    Path("notdir").touch()
+    end = "" if command == "sample" else "/x.png"
+    code, printed = run(*COMMANDS[command], "-o", f"notdir/x{end}")
+    assert not opened
+    assert code == 2 and "notdir" in printed
+    assert run(*COMMANDS[command], "-o", f"o{end}")[0] == 0
+    assert opened  # by the same command where it can write: the count sees what it is to see
+
+
+@wrong("All images are written when the last one is done.")
+def test_an_interrupt_leaves_what_is_finished_on_the_disk(run, monkeypatch):
+    evaluations = 0
+    plain = Denoiser.forward
+
+    def interrupted(self: Denoiser, *arguments: Any) -> torch.Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations > 14:  # two batches are done, and the third begins its third step
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Denoiser, "forward", interrupted)
+    model = untrained(("heart",))
+    words = ("-n", 40, "--batch-size", 4, "--steps", 6, "--sampler", "euler", "-o", "o")
+    assert run("sample", model, *words)[0] == 130
+    assert evaluations == 15
+    assert len(made("o")) >= 8
+
+
+# ---- what is written --------------------------------------------------------------------------------------------
+
+
+def drawn(prompt: str) -> tuple[torch.Tensor, int]:
+    """An image of the prompt, and how many warnings there were."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return sample("emoji", prompt, n=1, steps=1).images, len(caught)
+
+
+UNSEEN = "A letter that nobody sees changes the image, and nothing says so."
+
+
+@pytest.mark.parametrize("prompt", [
+    pytest.param("\ufeffa red heart", id="byte order mark", marks=wrong(UNSEEN)),
+    pytest.param("a red\u200b heart", id="zero-width space", marks=wrong(UNSEEN)),
+    pytest.param("a red hea\u00adrt", id="soft hyphen"),
+    pytest.param("a red heart\u200f", id="direction mark", marks=wrong(UNSEEN)),
+    pytest.param("a red\u2060 heart", id="word joiner", marks=wrong(UNSEEN)),
+    pytest.param("a\u00a0red heart", id="no-break space"),
+])  # fmt: skip
+def test_letters_that_nobody_sees_change_nothing_or_are_named(prompt):
+    """As they come with what is copied from web pages."""
+    image, warned = drawn(prompt)
+    assert warned or torch.equal(image, drawn("a red heart")[0])
+
+
+@pytest.mark.parametrize("prompt", ["(cat:1,3)", "(cat:1.2:1.3)", "[cat:dog:50%]", "[cat:dog:0,5]", "(cat:1.3x)"])
+@wrong("What is no number is taken for words to draw, and nothing says so.")
+def test_weights_and_moments_that_are_no_numbers_are_refused_or_named(prompt):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            prompts.parse(prompt)
+        except InputError:
+            return
+    assert caught
+
+
+@wrong("The factor is read as a whole number, and its rest as another word.")
+def test_a_factor_may_be_written_with_a_point(run):
+    """x2.0 is x2; x1.5 is done, or refused in words about the factor."""
+    pictures.photo(32, 32).save("p.png")
+    assert run("restore", "p.png", "--corruption", "upscale x2.0", "-o", "a.png")[0] == 0
+    assert Image.open("a.png").size == (64, 64)
+    code, printed = run("restore", "p.png", "--corruption", "upscale x1.5", "-o", "b.png")
+    assert code == 0 or "bicubic, area" not in printed
