@@ -22,11 +22,13 @@ from typing import Any
 import seeds
 import torch
 
-from fastdiffusion import data, metrics, nets, samplers, schedules
-from fastdiffusion.images import to_tensor, to_uint8
-from fastdiffusion.learner import Learner
+from fastdiffusion import data, metrics, samplers, schedules
+from fastdiffusion.data import selection
+from fastdiffusion.io.images import to_tensor, to_uint8
 from fastdiffusion.models import Model
+from fastdiffusion.nets import presets
 from fastdiffusion.noise import initial
+from fastdiffusion.training.learner import Learner
 
 OUT = Path("out/ablations")
 AUGMENT = ("scale", "rotate", "stretch", "shift")  # no flips: a mirrored digit is none
@@ -34,7 +36,7 @@ AUGMENT = ("scale", "rotate", "stretch", "shift")  # no flips: a mirrored digit 
 
 def net(**switches: Any) -> dict[str, Any]:
     """The tiny U-Net with some switches turned."""
-    return {**nets.PRESETS["unet-tiny"], **switches}
+    return {**presets.PRESETS["unet-tiny"], **switches}
 
 
 DIGITS = {"data": "digits", "net": "unet-tiny", "steps": 400}
@@ -113,7 +115,7 @@ def quality(model: Model, name: str, n: int = 1000, steps: int = 12) -> dict[str
     """Frechet distance and label accuracy of ``n`` samples."""
     real_data = data.load(name)
     evaluator = metrics.classifier(real_data)
-    real, _ = metrics.load_images(real_data, metrics.choose(real_data, min(len(real_data), 10_000)))
+    real, _ = selection.load_images(real_data, selection.choose(real_data, min(len(real_data), 10_000)))
     table = samplers.table("dpmpp_3m", schedules.exponential(steps))
     labels = torch.arange(n) % len(real_data.classes)
     parts = []

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor
 
 from fastdiffusion import data, metrics
-from fastdiffusion.data import Dataset
-from fastdiffusion.images import grid, save_png, to_tensor
+from fastdiffusion.data import Dataset, selection
+from fastdiffusion.io.images import grid, save_png, to_tensor
 from fastdiffusion.nets.autoencoders import KL, Autoencoder, Discrete
-from fastdiffusion.tasks.autoencoders import batches, train_autoencoder, use
-from fastdiffusion.tasks.codes import bits, sample_tokens, train_token_prior
-from fastdiffusion.tasks.latent_variables import describe, imagine, sheet
+from fastdiffusion.tasks.autoencoding.analysis import describe, imagine, sheet
+from fastdiffusion.tasks.autoencoding.token_prior import bits, sample_tokens, train_token_prior
+from fastdiffusion.tasks.autoencoding.train import batches, train_autoencoder, use
 
 EMOJI: dict[str, dict[str, Any]] = {
     "kl": {"kl": 1e-4},
@@ -132,7 +132,7 @@ class DigitEvaluator:
 
     def __init__(self, images: Dataset):
         self.net, n = metrics.classifier(images), min(len(images) // 2, 1000)
-        both = to_tensor(metrics.load_images(images, metrics.choose(images, 2 * n))[0])
+        both = to_tensor(selection.load_images(images, selection.choose(images, 2 * n))[0])
         self.n, self.real = n, metrics.features(self.net, both[:n])
         self.floor = self(both[n:])
 

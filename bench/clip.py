@@ -17,16 +17,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastdiffusion import data, metrics
-from fastdiffusion.data import reserved
-from fastdiffusion.data.emoji import LANGUAGES
-from fastdiffusion.data.scenes import composite, scenes
-from fastdiffusion.images import to_tensor
+from fastdiffusion.data.emoji import holdout
+from fastdiffusion.data.emoji.font import LANGUAGES
+from fastdiffusion.data.emoji.scenes import composite, scenes
+from fastdiffusion.io.images import to_tensor
+from fastdiffusion.metrics.retrieval import r_precision
 from fastdiffusion.models import load
 from fastdiffusion.nets.clip import Clip
 from fastdiffusion.noise import generator
-from fastdiffusion.tasks import clip as clips
-from fastdiffusion.tasks import prior as priors
-from fastdiffusion.tasks.judging import r_precision
+from fastdiffusion.tasks.text_image import clip as clips
+from fastdiffusion.tasks.text_image import prior as priors
 
 SIGMAS = (0.02, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 
@@ -36,7 +36,7 @@ class Emoji:
 
     def __init__(self) -> None:
         self.all = data.load("emoji", alpha=True)
-        self.plain = [i for i, name in enumerate(self.all.names) if not reserved.skins(name)]
+        self.plain = [i for i, name in enumerate(self.all.names) if not holdout.skins(name)]
         self.names = {
             language: [own[0] for own in data.load("emoji", languages=[language], alpha=True).captions]
             for language in LANGUAGES
@@ -47,8 +47,8 @@ class Emoji:
 
     def chosen(self, part: str, language: str = "en") -> list[int]:
         """Plain designs: trained on; held out; or trained on, but not with their name in this language."""
-        held = {i for i in self.plain if reserved.reserved(self.all.names[i])}
-        pairs = {i for i in self.plain if reserved.pair(self.all.names[i], language)}
+        held = {i for i in self.plain if holdout.reserved(self.all.names[i])}
+        pairs = {i for i in self.plain if holdout.pair(self.all.names[i], language)}
         kinds = {"seen": set(self.plain) - held - pairs, "pairs": pairs - held, "designs": held}
         return sorted(kinds[part])
 

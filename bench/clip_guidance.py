@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from fastdiffusion import guidance, noise, samplers
-from fastdiffusion.data.scenes import scenes
-from fastdiffusion.images import grid
+from fastdiffusion.data.emoji.scenes import scenes
+from fastdiffusion.io.images import grid
+from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import Model, load
 from fastdiffusion.nets.clip import Clip, matches
-from fastdiffusion.tasks import clip as clips
-from fastdiffusion.tasks import judging
+from fastdiffusion.tasks.evaluation import evaluator
+from fastdiffusion.tasks.text_image import clip as clips
 from fastdiffusion.types import Cond, Denoise
 
 
@@ -33,7 +34,7 @@ class Bench:
     """The generator without words, the names to guide to, and the judge."""
 
     def __init__(self, model: Model, n: int, steps: int, batch: int = 16):
-        self.model, self.batch, self.evaluator = model, batch, judging.load()
+        self.model, self.batch, self.evaluator = model, batch, evaluator.load()
         self.table = model.table(steps)
         train = scenes()
         plain = [i for i, row in enumerate(train.rows) if row.color == "white"]
@@ -91,8 +92,8 @@ def main() -> None:
     table, sheets = [], []
 
     def note(method: str, scale: float, made: Tensor, seconds: float) -> float:
-        recall = judging.r_precision(bench.evaluator, made, bench.own)
-        distance = judging.fd_evaluator(bench.evaluator, bench.real, made)
+        recall = retrieval.r_precision(bench.evaluator, made, bench.own)
+        distance = evaluator.fd_evaluator(bench.evaluator, bench.real, made)
         table.append({"way": method, "scale": scale, "recall": str(recall), "fd_judge": round(distance, 1),
                       "ms per call and picture": round(1000 * seconds, 1)})  # fmt: skip
         print(table[-1], flush=True)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from fastdiffusion import data as datasets
 from fastdiffusion import metrics, noise
-from fastdiffusion.images import grid, safe_name, to_tensor
-from fastdiffusion.tasks import cold
+from fastdiffusion.data import selection
+from fastdiffusion.io.images import grid, safe_name, to_tensor
+from fastdiffusion.tasks.restoration import cold_diffusion
 
 PROCESSES = ("gaussian", "blur_noise", "heat", "soft", "pixelate 4", "blur 2")
 HELD = 0.3
@@ -50,9 +51,9 @@ def main() -> None:
     args = parser.parse_args()
     data = datasets.load(args.data, args.size)
     learned, held = data.split(HELD, 0)
-    x0 = to_tensor(metrics.load_images(held, metrics.choose(held, min(args.n, len(held))))[0])
+    x0 = to_tensor(selection.load_images(held, selection.choose(held, min(args.n, len(held))))[0])
     classifier = metrics.classifier(data)
-    other = metrics.load_images(learned, metrics.choose(learned, len(x0)))[0]
+    other = selection.load_images(learned, selection.choose(learned, len(x0)))[0]
     real = metrics.features(classifier, other)
 
     def fd(x: Tensor) -> float:
@@ -67,7 +68,7 @@ def main() -> None:
     for name in args.processes:
         folder = args.runs / f"{safe_name(args.data)}-{safe_name(name)}"
         begun = time.process_time()
-        net = cold.train_cold(data, name, args.steps, args.net, holdout=HELD, folder=folder)
+        net = cold_diffusion.train_cold(data, name, args.steps, args.net, holdout=HELD, folder=folder)
         seconds = time.process_time() - begun
         start = net.process.degrade(x0, 1.0, noise.initial(range(len(x0)), x0.shape[1:]))
         row: dict = {"training": round(seconds), "input": {"fd": round(fd(start), 2), "psnr": mean(psnr(start, x0))}}
@@ -75,7 +76,7 @@ def main() -> None:
         features_of: dict[int, Tensor] = {}
         for nfe in args.evaluations:
             eta = 1.0 if name in ("gaussian", "blur_noise") else 0.0
-            made = cold.restore(net, start, nfe, eta=eta, seeds=range(len(x0)))
+            made = cold_diffusion.restore(net, start, nfe, eta=eta, seeds=range(len(x0)))
             features_of[nfe] = metrics.features(classifier, made.clamp(-1, 1))
             row[f"{nfe} calls"] = {
                 "fd": round(metrics.frechet(real, features_of[nfe]), 2),

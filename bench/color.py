@@ -18,22 +18,24 @@ import torch
 from torch import Tensor
 
 from fastdiffusion import data, metrics
-from fastdiffusion.data import Dataset, Subset, reserved
-from fastdiffusion.images import grid, to_pil, to_tensor, to_uint8
-from fastdiffusion.learner import Learner
+from fastdiffusion.data import Dataset, Subset
+from fastdiffusion.data.emoji import holdout
+from fastdiffusion.io.images import grid, to_pil, to_tensor, to_uint8
+from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import Model
-from fastdiffusion.tasks import judging
-from fastdiffusion.tasks.coloring import luminance
-from fastdiffusion.tasks.restoration import restore
+from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
+from fastdiffusion.tasks.restoration.colorization import luminance
+from fastdiffusion.tasks.restoration.restore import restore
+from fastdiffusion.training.learner import Learner
 
 SIZE = 32
 
 
 def parts(emoji: Dataset) -> dict[str, list[int]]:
     """Rows that are learned from, and two kinds that are not."""
-    held = {"designs": reserved.glyph, "compositions": reserved.composition}
+    held = {"designs": holdout.glyph, "compositions": holdout.composition}
     groups = {part: [i for i, name in enumerate(emoji.names) if rule(name)] for part, rule in held.items()}
-    groups["taught"] = [i for i, name in enumerate(emoji.names) if not reserved.reserved(name)]
+    groups["taught"] = [i for i, name in enumerate(emoji.names) if not holdout.reserved(name)]
     return groups
 
 
@@ -51,7 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    emoji, evaluator = data.emoji(SIZE), judging.load()
+    emoji, evaluator = data.emoji(SIZE), judging_evaluator.load()
     rows = parts(emoji)
     learner = Learner(Subset(emoji, rows["taught"]), net="unet-small", restore="gray", holdout=0.0, folder=args.runs)
     model = learner.fit(steps=args.steps).model
@@ -64,7 +66,7 @@ def main() -> None:
 
 
 def measured(
-    model: Model, evaluator: judging.Evaluator, emoji: Dataset, rows: list[int], sheet: Path
+    model: Model, evaluator: judging_evaluator.Evaluator, emoji: Dataset, rows: list[int], sheet: Path
 ) -> dict[str, object]:
     batch = emoji.batch(rows)
     real, names = to_tensor(batch.images), [emoji.captions[i][0] for i in rows]
@@ -78,7 +80,7 @@ def measured(
     right = {}
     result: dict[str, object] = {"n": len(rows)}
     for name, x in made.items():
-        recall = judging.r_precision(evaluator, x, names, 100, pool)
+        recall = retrieval.r_precision(evaluator, x, names, 100, pool)
         right[name] = recall.value
         low, high = metrics.interval(lambda v: float(v.mean()), chroma(x, real))
         off = float((luminance(x) - shades).abs().max()) * 127.5

@@ -22,9 +22,11 @@ from subject import Subject, arguments, subject
 from torch import Tensor
 
 from fastdiffusion import guidance, metrics, noise, samplers
-from fastdiffusion.images import grid, to_tensor
-from fastdiffusion.nets.classifier import Classifier, feature_guidance
-from fastdiffusion.tasks.classifiers import accuracy, train_classifier
+from fastdiffusion.data import selection
+from fastdiffusion.guidance.features import feature_guidance
+from fastdiffusion.io.images import grid, to_tensor
+from fastdiffusion.nets.classifier import Classifier
+from fastdiffusion.tasks.classification import accuracy, train_classifier
 from fastdiffusion.types import Cond, Denoise
 
 COLUMNS = ("accuracy", "fd", "precision", "recall", "spread")
@@ -42,7 +44,7 @@ class Bench:
     def __init__(self, of: Subject, n: int, steps: int):
         model, data = of.model, of.data
         self.model, self.classifier, self.n, self.table = model, of.classifier, n, model.table(steps)
-        images, self.real_labels = metrics.load_images(data, metrics.choose(data, max(n, 1000)))
+        images, self.real_labels = selection.load_images(data, selection.choose(data, max(n, 1000)))
         self.real = metrics.features(self.classifier, images)
         self.real_pixels = to_tensor(images).flatten(1)
         self.labels = torch.arange(n) % len(model.classes)

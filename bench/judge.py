@@ -15,11 +15,12 @@ from pathlib import Path
 import torch
 
 from fastdiffusion import data
-from fastdiffusion.data import reserved
-from fastdiffusion.data.scenes import composite, scenes
-from fastdiffusion.images import grid, to_tensor
+from fastdiffusion.data.emoji import holdout
+from fastdiffusion.data.emoji.scenes import composite, scenes
+from fastdiffusion.io.images import grid, to_tensor
+from fastdiffusion.metrics import retrieval
 from fastdiffusion.noise import generator
-from fastdiffusion.tasks import judging
+from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
 
 
 def main() -> None:
@@ -27,42 +28,42 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    evaluator, emoji = judging.load(), data.load("emoji", alpha=True)
+    evaluator, emoji = judging_evaluator.load(), data.load("emoji", alpha=True)
     images, names = emoji.batch(range(len(emoji))).images, [own[0] for own in emoji.captions]
-    plain = [i for i, name in enumerate(emoji.names) if not reserved.skins(name)]
+    plain = [i for i, name in enumerate(emoji.names) if not holdout.skins(name)]
     results: dict[str, object] = {}
 
     def note(what: str, value: object) -> None:
         results[what] = str(value)
         print(f"{what}: {value}", flush=True)
 
-    white = judging.on_background(images)
-    light = judging.distort(images, generator(100), 0.3)
-    heavy = judging.distort(images, generator(101), 1.0)
+    white = judging_evaluator.on_background(images)
+    light = judging_evaluator.distort(images, generator(100), 0.3)
+    heavy = judging_evaluator.distort(images, generator(101), 1.0)
     for what, shown in (("as they are", white), ("distorted 0.3 (the ceiling)", light), ("distorted 1", heavy)):
-        note(f"recall@1 among 100, {what}", judging.r_precision(evaluator, shown, names))
-        note(f"recall@1 among all {len(names)}, {what}", judging.r_precision(evaluator, shown, names, len(names)))
+        note(f"recall@1 among 100, {what}", retrieval.r_precision(evaluator, shown, names))
+        note(f"recall@1 among all {len(names)}, {what}", retrieval.r_precision(evaluator, shown, names, len(names)))
         some = [names[i] for i in plain]
         note(f"recall@1 among all {len(plain)} without skin tones, {what}",
-             judging.r_precision(evaluator, shown[plain], some, len(plain), some))  # fmt: skip
+             retrieval.r_precision(evaluator, shown[plain], some, len(plain), some))  # fmt: skip
     for what in ("designs", "compositions"):
         held = scenes(part=what)
         batch = held.batch(range(len(held)))
         own = [names[held.rows[i].image] for i in range(len(held))]
-        note(f"recall@1 among 100, reserved {what} as they are", judging.r_precision(evaluator, batch.images, own))
+        note(f"recall@1 among 100, reserved {what} as they are", retrieval.r_precision(evaluator, batch.images, own))
 
     # what it makes of pictures that show nothing, or something else
     order = torch.randperm(len(names), generator=generator(102)).tolist()
     shuffled = [names[i] for i in order]
-    note("recall@1 among 100, names of other pictures", judging.r_precision(evaluator, white, shuffled))
+    note("recall@1 among 100, names of other pictures", retrieval.r_precision(evaluator, white, shuffled))
     noise = torch.randn(500, 3, 64, 64, generator=generator(103)).clamp(-1, 1)
-    note("recall@1 among 100, noise", judging.r_precision(evaluator, noise, shuffled[:500]))
+    note("recall@1 among 100, noise", retrieval.r_precision(evaluator, noise, shuffled[:500]))
     small = torch.nn.functional.avg_pool2d(white, 8)
     small = torch.nn.functional.interpolate(small, (64, 64), mode="bicubic").clamp(-1, 1)
-    note("recall@1 among 100, 8x8 pixels enlarged", judging.r_precision(evaluator, small, names))
+    note("recall@1 among 100, 8x8 pixels enlarged", retrieval.r_precision(evaluator, small, names))
 
     # mistakes, among all names, of lightly distorted pictures
-    answers = [row[0] for row in judging.best_names(evaluator, light)]
+    answers = [row[0] for row in judging_evaluator.best_names(evaluator, light)]
     wrong = [i for i in range(len(names)) if answers[i] != names[i]]
     place = {name: i for i, name in enumerate(names)}
     kinds = Counter(
@@ -82,19 +83,22 @@ def main() -> None:
     # distances: the floor, and what harm does
     a, b = order[: len(order) // 2], order[len(order) // 2 :]
     n = min(len(a), len(b))
-    note(f"fd_judge, real against real, n={n}", round(judging.fd_evaluator(evaluator, white[a[:n]], white[b[:n]]), 3))
+    note(
+        f"fd_judge, real against real, n={n}",
+        round(judging_evaluator.fd_evaluator(evaluator, white[a[:n]], white[b[:n]]), 3),
+    )
     for what, harmed in (("distorted 0.3", light), ("distorted 1", heavy), ("8x8 pixels enlarged", small)):
         note(
             f"fd_judge, real against {what}, n={n}",
-            round(judging.fd_evaluator(evaluator, white[a[:n]], harmed[b[:n]]), 3),
+            round(judging_evaluator.fd_evaluator(evaluator, white[a[:n]], harmed[b[:n]]), 3),
         )
 
     # grounds
     right, total = 0, 0
-    for k, (color, rgb) in enumerate(reserved.COLORS.items()):
+    for k, (color, rgb) in enumerate(holdout.COLORS.items()):
         background = torch.tensor([rgb] * len(plain), dtype=torch.uint8)
         x = to_tensor(composite(images[plain], background))
-        shown = judging.background_color(x + 0.1 * torch.randn(x.shape, generator=generator(104, k)))
+        shown = judging_evaluator.background_color(x + 0.1 * torch.randn(x.shape, generator=generator(104, k)))
         right, total = right + sum(s == color for s in shown), total + len(shown)
     note("the ground's color told rightly, noise 0.1", f"{right / total:.1%}, n={total}")
     for text in ("cat with hearts in its eyes", "a fast red car", "somebody is sleeping", "spooky", "birthday"):

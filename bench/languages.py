@@ -19,18 +19,19 @@ from typing import Any
 from torch import Tensor
 
 from fastdiffusion import sample
-from fastdiffusion.data import bilingual
-from fastdiffusion.images import grid
-from fastdiffusion.learner import Learner
-from fastdiffusion.tasks import judging
-from fastdiffusion.tasks.files import loaded
+from fastdiffusion.data.emoji import translations
+from fastdiffusion.io.images import grid
+from fastdiffusion.metrics import retrieval
+from fastdiffusion.models.registry import loaded
+from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
+from fastdiffusion.training.learner import Learner
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji")
     parser.add_argument(
-        "--languages", nargs="+", default=list(bilingual.BACKGROUNDS), choices=list(bilingual.BACKGROUNDS)
+        "--languages", nargs="+", default=list(translations.BACKGROUNDS), choices=list(translations.BACKGROUNDS)
     )
     parser.add_argument("--only", nargs="+", default=["taught", "held_out"], choices=["taught", "held_out"])
     parser.add_argument("--joint", type=float, help="minutes of training denoiser and words together, on all languages")
@@ -47,7 +48,7 @@ def main() -> None:
             sigma_distribution_options={"mean": -0.4, "std": 1.4}, precision="float32",
         ).fit(minutes=args.joint)  # fmt: skip
         args.model = folder
-    evaluator, model = judging.load(), loaded(args.model)
+    evaluator, model = judging_evaluator.load(), loaded(args.model)
     assert model.text_encoder is not None
 
     def draw(texts: list[str]) -> Tensor:
@@ -58,22 +59,22 @@ def main() -> None:
     results = {}
     for language in args.languages:
         for part in args.only:
-            pairs = bilingual.emoji_pairs([language], held_out=part == "held_out")
+            pairs = translations.emoji_pairs([language], held_out=part == "held_out")
             random.Random(0).shuffle(pairs)
             pairs = pairs[: args.n]
             names = [pair.known.removeprefix("flag of ") for pair in pairs]
             texts = [pair.text for pair in pairs]
             theirs, english = draw(texts), draw([pair.known for pair in pairs])
             row: dict[str, Any] = {
-                "recall": judging.r_precision(evaluator, theirs, names),
-                "english": judging.r_precision(evaluator, english, names),
+                "recall": retrieval.r_precision(evaluator, theirs, names),
+                "english": retrieval.r_precision(evaluator, english, names),
                 "tokens": sum(int((model.text_encoder.tokens([text]) > 0).sum()) for text in texts) / len(texts),
                 "bytes": sum(len(text.encode()) for text in texts) / len(texts),
             }
             if language == "ja" and part == "held_out":
-                defined = {pair.text for pair in bilingual.translations("edict")}
+                defined = {pair.text for pair in translations.translations("edict")}
                 rest = [i for i, text in enumerate(texts) if text not in defined]
-                row["undefined"] = judging.r_precision(evaluator, theirs[rest], [names[i] for i in rest])
+                row["undefined"] = retrieval.r_precision(evaluator, theirs[rest], [names[i] for i in rest])
             results[f"{language} {part}"] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
             print(language, part, {k: str(v) for k, v in row.items()}, flush=True)
             grid(theirs[:24], 12).save(args.out / f"{language}-{part}.png")

@@ -21,12 +21,14 @@ import torch
 from text_to_image import evaluator_names, images_of, known
 
 from fastdiffusion import data, sample
-from fastdiffusion.images import grid
-from fastdiffusion.learner import Learner
+from fastdiffusion.io.images import grid
+from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import load_autoencoder
-from fastdiffusion.nets import PRESETS
-from fastdiffusion.tasks import drafts, judging
-from fastdiffusion.tasks.files import shipped
+from fastdiffusion.models.registry import shipped
+from fastdiffusion.nets.presets import PRESETS
+from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
+from fastdiffusion.tasks.text_image import caption_mean
+from fastdiffusion.training.learner import Learner
 
 WORDS = {"words": {"width": 128, "depth": 3, "head": 32}}
 NETS = {
@@ -38,7 +40,8 @@ NETS = {
 def denoiser(space: str, out: Path, folder: Path | None = None) -> Learner:
     """The run of a denoiser that begins with its draft."""
     return Learner(
-        "emoji-scenes", init_from=out / space / "draft" / drafts.FILE, captions=True, autoencoder=autoencoder_of(space),
+        "emoji-scenes",
+        init_from=out / space / "draft" / caption_mean.FILE, captions=True, autoencoder=autoencoder_of(space),
         batch_size=64, holdout=0.01, decay=0.6, sigma_distribution_options={"mean": -0.4, "std": 1.4},
         precision="float32",
         lr=6e-3, folder=folder, save_every=60, verbose=False,
@@ -78,7 +81,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     for space, net in NETS.items():
         begun = time.process_time()
-        drafts.train_caption_mean(
+        caption_mean.train_caption_mean(
             "emoji-scenes",
             args.draft,
             net,
@@ -92,7 +95,7 @@ def main() -> None:
     if not timing.exists():
         timing.write_text(json.dumps(seconds_a_step(args.out)))
     seconds = json.loads(timing.read_text())
-    train, evaluator = data.load("emoji-scenes"), judging.load()
+    train, evaluator = data.load("emoji-scenes"), judging_evaluator.load()
     _, named = known(train)
     names = list(named)[-args.n :]
     real = images_of(train, [named[name] for name in names])
@@ -103,8 +106,8 @@ def main() -> None:
         grid(made[:48], 12).save(args.out / f"{space}.png")
         results[space] |= {
             "seconds a step": round(seconds[space], 3), "steps": steps,
-            "recall": str(judging.r_precision(evaluator, made, evaluator_names(names))),
-            "fd_judge": round(judging.fd_evaluator(evaluator, real, made), 2),
+            "recall": str(retrieval.r_precision(evaluator, made, evaluator_names(names))),
+            "fd_judge": round(judging_evaluator.fd_evaluator(evaluator, real, made), 2),
         }  # fmt: skip
         print(space, results[space], flush=True)
     (args.out / "latents.json").write_text(json.dumps(results, indent=1) + "\n")

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from fastdiffusion import metrics
-from fastdiffusion.data import Dataset, Images, augment, digits
-from fastdiffusion.images import grid, to_tensor, to_uint8
-from fastdiffusion.learner import Learner
+from fastdiffusion.data import Dataset, Images, augment, digits, selection
+from fastdiffusion.io.images import grid, to_tensor, to_uint8
 from fastdiffusion.noise import generator
-from fastdiffusion.tasks.generation import sample
+from fastdiffusion.tasks.generation.sample import sample
+from fastdiffusion.training.learner import Learner
 
 NAMES = ("flip_x", "flip_y", "rotate")
 
@@ -35,7 +35,7 @@ def augmented(images: Tensor, seed: int, p: float) -> tuple[Tensor, Tensor]:
 
 def discriminator(data: Dataset) -> tuple[metrics.Classifier, float]:
     """(a classifier of "plain" and "augmented", the threshold that 1 % of real pictures pass)."""
-    images, _ = metrics.load_images(data, range(len(data)))
+    images, _ = selection.load_images(data, range(len(data)))
     half = len(images) // 2
     shown = [augmented(images[:half], seed, 1.0) for seed in range(4)]
     changed = torch.cat([x[which] for x, which in shown])
@@ -66,7 +66,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     data = digits()
     net, threshold = discriminator(data)
-    images, labels = metrics.load_images(data, range(len(data)))
+    images, labels = selection.load_images(data, range(len(data)))
     changed, which = augmented(images, 99, args.p)
     caught = float((suspicion(net, changed[which]) > threshold).float().mean())
     print(f"judge: accuracy {net.info['accuracy']}, catches {caught:.1%} of augmented pictures at 1 % of real ones")

@@ -28,8 +28,8 @@ def flat(steps: int) -> None:
     """Train a tiny net, with checkpoints, previews and validation as usual, and look every 200 steps."""
     import tempfile
 
-    from fastdiffusion.callbacks import Callback
-    from fastdiffusion.learner import Learner
+    from fastdiffusion.training.callback import Callback
+    from fastdiffusion.training.learner import Learner
 
     resident_mb: list[float] = []
 
@@ -50,7 +50,7 @@ def flat(steps: int) -> None:
 def one(seconds: float, keep: bool) -> None:
     """Train for some seconds; print images/s and what the kernel was asked for."""
     from fastdiffusion.cli import tune_malloc
-    from fastdiffusion.learner import Learner
+    from fastdiffusion.training.learner import Learner
 
     if keep:
         tune_malloc()

@@ -20,8 +20,10 @@ import torch
 from subject import arguments, subject
 from torch import Tensor
 
-from fastdiffusion import guidance, metrics, noise, optimizing, samplers
-from fastdiffusion.tasks.classifiers import level_error, train_noise_level
+from fastdiffusion import guidance, metrics, noise, samplers
+from fastdiffusion.data import selection
+from fastdiffusion.samplers import optimization
+from fastdiffusion.tasks.classification import level_error, train_noise_level
 
 
 @torch.no_grad()
@@ -41,7 +43,7 @@ def main() -> None:
 
     n, cond = args.n, model.cond(torch.arange(args.n) % len(model.classes))
     start = model.sigma_max * noise.initial(range(n), model.shape)
-    real = metrics.features(classifier, metrics.load_images(data, metrics.choose(data, 2 * n))[0])
+    real = metrics.features(classifier, selection.load_images(data, selection.choose(data, 2 * n))[0])
     print(f"floor, real against real: fd {metrics.frechet(real[:n], real[n:]):.3f}")
 
     def table(name: str, evaluations: int) -> samplers.Table:
@@ -49,7 +51,7 @@ def main() -> None:
 
     def by_optimizer(update: str, blind: bool, **options: float) -> Callable[[int], Tensor]:
         eye = level if blind else None
-        return lambda evaluations: samplers.final(optimizing.optimize(
+        return lambda evaluations: samplers.final(optimization.optimize(
             model.denoise, start, model.sigma_max, evaluations, update, model.sigma_min, eye, cond, **options
         ))  # fmt: skip
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from fastdiffusion import metrics, sample
-from fastdiffusion.images import grid
+from fastdiffusion.io.images import grid
 from fastdiffusion.models import load
-from fastdiffusion.tasks import judging
+from fastdiffusion.tasks.evaluation import evaluator
 
 THINGS = ("cat face", "red heart", "rocket", "tree", "crown", "fish", "pizza", "sunflower", "dog face", "bear", "ghost",
           "key", "apple", "house", "star", "mushroom")  # fmt: skip
@@ -44,7 +44,7 @@ def main() -> None:
     for name, form in FORMS.items():
         asked = [form.format(*[THINGS[i % len(THINGS)]] * form.count("{}")) for i in range(args.n)]
         made = sample(model, n=args.n, prompt=asked, steps=args.steps, scale=args.scale).images
-        backgrounds = judging.background_color(made)
+        backgrounds = evaluator.background_color(made)
         blue = torch.tensor([float(color == "blue") for color in backgrounds])
         low, high = metrics.interval(lambda v: float(v.mean()), blue)
         rows[name] = {"blue": f"{float(blue.mean()):.0%} [{max(low, 0):.0%}, {min(high, 1):.0%}]",

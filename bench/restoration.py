@@ -27,13 +27,13 @@ from torch import Tensor
 
 from fastdiffusion.corruptions import parse
 from fastdiffusion.data.crops import reduced
-from fastdiffusion.images import read_image, save_png, to_array, to_pil, to_tensor, to_uint8
+from fastdiffusion.io.images import read_image, save_png, to_array, to_pil, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.nets.perceptual import perceptual_distance
-from fastdiffusion.tasks.coloring import luminance
-from fastdiffusion.tasks.deblurring import estimate_kernel, richardson_lucy, wiener
-from fastdiffusion.tasks.restoration import bundled, restore
-from fastdiffusion.tasks.watermarks import remove_watermark
+from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel, richardson_lucy, wiener
+from fastdiffusion.tasks.restoration.colorization import luminance
+from fastdiffusion.tasks.restoration.restore import bundled, restore
+from fastdiffusion.tasks.restoration.watermarks import remove_watermark
 
 SIZE = 128
 MARGIN = 32  # pixels around what is blurred
@@ -128,7 +128,7 @@ def measure(
         if len(rows) < 8 * len(made) + 8 and len(scores[key]) % max(len(photos) // 8, 1) == 0:
             rows += [*made.values(), x]
     if show is not None:
-        from fastdiffusion.images import grid
+        from fastdiffusion.io.images import grid
 
         save_png(grid([v.clamp(-1, 1) for v in rows], len(answers) + 1), show / f"{name}.png")
     first = next(iter(scores))

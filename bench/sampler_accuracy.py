@@ -24,9 +24,10 @@ from unittest.mock import MagicMock
 import torch
 from torch import Tensor, nn
 
-from fastdiffusion import fitting, losses, noise, samplers, schedules
+from fastdiffusion import losses, noise, samplers, schedules
 from fastdiffusion.data import oracles
 from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.samplers import fitting
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 EVALUATIONS = (5, 8, 10, 12, 20, 50)

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from fastdiffusion import data as datasets
 from fastdiffusion import metrics, noise, samplers, schedules
-from fastdiffusion.checkpoints import load_tensors, save_tensors
-from fastdiffusion.fitting import fit_sampler
-from fastdiffusion.images import safe_name, to_tensor, to_uint8
+from fastdiffusion.data import selection
+from fastdiffusion.io.checkpoints import load_tensors, save_tensors
+from fastdiffusion.io.images import safe_name, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.samplers import Table
+from fastdiffusion.samplers.fitting import fit_sampler
 
 TEXTBOOK = ("dpmpp_3m", "dpmpp_2m", "unipc", "deis", "gam", "lms", "heun", "euler")
 FIRST = 10_000_000  # seeds from here on: no table was fitted to them
@@ -68,7 +69,7 @@ def main() -> None:
     data = datasets.load(args.data, size=model.shape[1])
     test = datasets.load(args.data, size=model.shape[1], part="test") if args.data == "fashion-mnist" else data
     classifier = metrics.classifier(data)
-    real = metrics.features(classifier, metrics.load_images(test, range(len(test)))[0])
+    real = metrics.features(classifier, selection.load_images(test, range(len(test)))[0])
     wanted = torch.arange(args.n) % len(model.classes)
 
     tables = {"dpmpp_3m, 100": samplers.table("dpmpp_3m", schedules.exponential(100, model.sigma_min, model.sigma_max))}

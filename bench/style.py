@@ -22,12 +22,12 @@ from PIL import Image
 from torch import Tensor
 
 from fastdiffusion import metrics
-from fastdiffusion.images import grid, plain
+from fastdiffusion.io.images import grid, plain
+from fastdiffusion.io.inputs import as_tensor
 from fastdiffusion.nets.perceptual import style_distance
-from fastdiffusion.tasks import judging
-from fastdiffusion.tasks.parts import as_tensor
-from fastdiffusion.tasks.styles import edge_similarity
-from fastdiffusion.tasks.stylization import stylize
+from fastdiffusion.tasks.evaluation import evaluator
+from fastdiffusion.tasks.stylization.statistics import edge_similarity
+from fastdiffusion.tasks.stylization.stylize import stylize
 
 PAIRS = [
     ("chelsea.png", "ihc.png"), ("astronaut.png", "flower.jpg"), ("china.jpg", "ihc.png"), ("coffee.png", "flower.jpg"),
@@ -49,7 +49,7 @@ def photograph(name: str, size: int) -> Image.Image:
 
 def evaluator_maps():
     """The stages of the shipped judge as feature maps; it takes sides that divide by 16."""
-    eye = judging.load().eye
+    eye = evaluator.load().eye
 
     def look(x: Tensor) -> list[Tensor]:
         x, maps = x[..., : x.shape[-2] // 16 * 16, : x.shape[-1] // 16 * 16], []

@@ -10,9 +10,9 @@ import torch
 
 from fastdiffusion import metrics
 from fastdiffusion.data import Dataset, load
-from fastdiffusion.learner import Learner
 from fastdiffusion.models import Model, save
 from fastdiffusion.models import load as load_model
+from fastdiffusion.training.learner import Learner
 
 
 class Subject(NamedTuple):

@@ -20,13 +20,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastdiffusion import data, tokenizers
-from fastdiffusion.latents import Latents
+from fastdiffusion import data
+from fastdiffusion.data.latents import Latents
 from fastdiffusion.models import load_autoencoder
+from fastdiffusion.models.registry import shipped
+from fastdiffusion.nets import tokenizer as tokenizers
 from fastdiffusion.nets.text import CaptionMean, Layer, TextEncoder, normalized
 from fastdiffusion.noise import generator
-from fastdiffusion.tasks.files import shipped
-from fastdiffusion.tasks.loop import Part, train
+from fastdiffusion.training.trainer import Part, train
 
 WIDTH, HEAD, DEPTH = 128, 32, 3
 

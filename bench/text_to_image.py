@@ -21,12 +21,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastdiffusion import data, metrics, sample
-from fastdiffusion.data import augment, reserved
-from fastdiffusion.images import grid, save_png, to_tensor
+from fastdiffusion.data import augment
+from fastdiffusion.data.emoji import holdout
+from fastdiffusion.io.images import grid, save_png, to_tensor
+from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import Model
+from fastdiffusion.models.registry import loaded
 from fastdiffusion.noise import generator
-from fastdiffusion.tasks import judging
-from fastdiffusion.tasks.files import loaded
+from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
 from fastdiffusion.tasks.variations import variations
 
 PROMPTS = (
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/emoji-bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    evaluator, model = judging.load(), loaded(args.model)
+    evaluator, model = judging_evaluator.load(), loaded(args.model)
     train = data.load("emoji-scenes")
     plain, named = known(train)
     order = list(named)
@@ -71,8 +73,8 @@ def main() -> None:
         for s in args.scales:
             images = draw(choosing, s, 1000)
             real = images_of(train, [named[name] for name in choosing])
-            curve[s] = {"recall": judging.r_precision(evaluator, images, choosing)[:3],
-                        "fd_judge": judging.fd_evaluator(evaluator, real, images)}  # fmt: skip
+            curve[s] = {"recall": retrieval.r_precision(evaluator, images, choosing)[:3],
+                        "fd_judge": judging_evaluator.fd_evaluator(evaluator, real, images)}  # fmt: skip
             print("scale", s, curve[s], flush=True)
         scale = max(curve, key=lambda s: curve[s]["recall"][0])
         results["guidance"] = curve
@@ -93,14 +95,14 @@ def main() -> None:
         seconds = time.perf_counter() - begun
         away = names[1:] + names[:1]
         row = {
-            "recall": judging.r_precision(evaluator, images, evaluator_names(names)),
-            "ceiling": judging.r_precision(evaluator, real, evaluator_names(names)),
-            "through_codec": judging.r_precision(
+            "recall": retrieval.r_precision(evaluator, images, evaluator_names(names)),
+            "ceiling": retrieval.r_precision(evaluator, real, evaluator_names(names)),
+            "through_codec": retrieval.r_precision(
                 evaluator, model.decode(model.encode(real)).clamp(-1, 1), evaluator_names(names)
             ),
-            "baseline": judging.r_precision(evaluator, images, evaluator_names(away)),
-            "fd_judge": judging.fd_evaluator(evaluator, real, images),
-            "fd_codec": judging.fd_evaluator(evaluator, real, model.decode(model.encode(real)).clamp(-1, 1)),
+            "baseline": retrieval.r_precision(evaluator, images, evaluator_names(away)),
+            "fd_judge": judging_evaluator.fd_evaluator(evaluator, real, images),
+            "fd_codec": judging_evaluator.fd_evaluator(evaluator, real, model.decode(model.encode(real)).clamp(-1, 1)),
             "pictures_per_second": len(images) / seconds,
         }
         if (
@@ -118,7 +120,7 @@ def main() -> None:
         if part == "grounds":
             colors = [scenes.rows[i].color for i in rows]
             row["ground_right"] = sum(
-                a == b for a, b in zip(judging.background_color(images), colors, strict=True)
+                a == b for a, b in zip(judging_evaluator.background_color(images), colors, strict=True)
             ) / len(rows)
         results[part] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
         print(part, {k: str(v) for k, v in row.items()}, flush=True)
@@ -136,7 +138,7 @@ def main() -> None:
 
 
 def varied(
-    model: Model, evaluator: judging.Evaluator, sets: dict, train, args: argparse.Namespace
+    model: Model, evaluator: judging_evaluator.Evaluator, sets: dict, train, args: argparse.Namespace
 ) -> dict[str, object]:
     """Real pictures in, pictures of the same things out: as the font draws them, moved within their frame, and unseen.
 
@@ -163,7 +165,7 @@ def varied(
                 images = torch.cat(made)
                 a, b = ((x - x.mean((1, 2, 3), keepdim=True)).flatten(1) for x in (shown, images))
                 row: dict[str, object] = {
-                    "recall": None if kind == "never seen" else str(judging.r_precision(evaluator, images, names)),
+                    "recall": None if kind == "never seen" else str(retrieval.r_precision(evaluator, images, names)),
                     "pixel_correlation": round(float(torch.cosine_similarity(a, b).mean()), 3),
                     "likeness": round(
                         float((evaluator.encode_image(shown) * evaluator.encode_image(images)).sum(1).mean()), 3
@@ -181,7 +183,7 @@ def varied(
 def known(train) -> tuple[list[int], dict[str, int]]:
     """Rows of the plain pictures, and of those without skin tones by name, in an order that says nothing."""
     plain = [i for i, row in enumerate(train.rows) if row.color == "white" and train.source(i) == i]
-    named = {train.phrases[train.rows[i].image].name: i for i in plain if not reserved.skins(name_of(train, i))}
+    named = {train.phrases[train.rows[i].image].name: i for i in plain if not holdout.skins(name_of(train, i))}
     order = sorted(named)
     random.Random(0).shuffle(order)
     return plain, {name: named[name] for name in order}

@@ -27,7 +27,8 @@ import torch
 from peers import _without_torchvision
 from torch import Tensor, nn
 
-from fastdiffusion.nets import PRESETS, build
+from fastdiffusion.nets import build
+from fastdiffusion.nets.presets import PRESETS
 from fastdiffusion.types import Cond
 
 CLASSES = 10

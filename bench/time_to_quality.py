@@ -23,11 +23,12 @@ import torch
 from peers import PEERS
 
 from fastdiffusion import data, metrics, sample
-from fastdiffusion.checkpoints import load_tensors, save_tensors
-from fastdiffusion.images import grid, save_png, to_tensor, to_uint8
-from fastdiffusion.learner import Learner
+from fastdiffusion.data import selection
+from fastdiffusion.io.checkpoints import load_tensors, save_tensors
+from fastdiffusion.io.images import grid, save_png, to_tensor, to_uint8
 from fastdiffusion.models import load
 from fastdiffusion.noise import generator
+from fastdiffusion.training.learner import Learner
 
 OUT = Path("out/time_to_quality")
 SYSTEMS = ("fastdiffusion", *PEERS)
@@ -126,12 +127,12 @@ def measure(fake: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """Distances to the test pictures, and the floor: as many training pictures of the same labels."""
     net = metrics.classifier(data.load("fashion-mnist", size=32))
     test = data.load("fashion-mnist", size=32, part="test")
-    real, _ = metrics.load_images(test, range(len(test)))
+    real, _ = selection.load_images(test, range(len(test)))
     a, b = metrics.features(net, real), metrics.features(net, fake)
     x, y = metrics.gradient_statistics(to_tensor(real)), metrics.gradient_statistics(to_tensor(fake))
     accuracy = (net(to_tensor(fake)).argmax(1) == labels).float().mean()
     train = data.load("fashion-mnist", size=32)
-    floor, _ = metrics.load_images(train, metrics.choose(train, len(fake)))
+    floor, _ = selection.load_images(train, selection.choose(train, len(fake)))
     z = metrics.gradient_statistics(to_tensor(floor))
     return {
         "fd_fashion_mnist": metrics.frechet(a, b),

@@ -36,15 +36,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiffusion import data, metrics
-from fastdiffusion.data import reserved
-from fastdiffusion.data.scenes import composite
-from fastdiffusion.images import grid, to_tensor
+from fastdiffusion.data.emoji import holdout
+from fastdiffusion.data.emoji.scenes import composite
+from fastdiffusion.io.images import grid, to_tensor
 from fastdiffusion.models import Model
 from fastdiffusion.models import load as load_model
-from fastdiffusion.tasks import judging, translation
-from fastdiffusion.tasks.files import loaded
-from fastdiffusion.tasks.piles import Domains, domains
-from fastdiffusion.tasks.styles import edge_similarity
+from fastdiffusion.models.registry import loaded
+from fastdiffusion.tasks.evaluation import evaluator as judging
+from fastdiffusion.tasks.stylization.statistics import edge_similarity
+from fastdiffusion.tasks.translation import paired as translation_paired
+from fastdiffusion.tasks.translation import training_free
+from fastdiffusion.tasks.translation.domains import Domains, domains
 from fastdiffusion.types import Cond
 
 STEPS = {"regression": 1036, "gan": 556, "diffusion": 960, "bridge": 960, "cyclegan": 400}  # about 2.5 CPU minutes
@@ -65,11 +67,11 @@ def trained(method: str, runs: Path, name: str = "emoji", *data: object, **optio
         begun = time.process_time()
         options = {"batch_size": 16, "mirror": True, "steps": STEPS[method], **options}
         try:
-            translation.train_translation(*data, method=method, folder=where, **options)  # type: ignore[arg-type]
+            translation_paired.train_translation(*data, method=method, folder=where, **options)  # type: ignore[arg-type]
         finally:  # a session that is cut counts, too
             with clock.open("a") as file:
                 file.write(f"{time.process_time() - begun:.1f}\n")
-    return translation.load(where), sum(map(float, clock.read_text().split())) / 60
+    return translation_paired.load(where), sum(map(float, clock.read_text().split())) / 60
 
 
 def mean(values: Tensor) -> str:
@@ -124,7 +126,7 @@ def paired(runs: Path, n: int, out: Path, methods: list[str]) -> dict:
         for name, walked, evaluations in walks:
             begun = time.process_time()
             answers[name] = [
-                translation.answer(walked, a, steps=evaluations, seeds=range(1000 * seed, 1000 * seed + len(a)))
+                translation_paired.answer(walked, a, steps=evaluations, seeds=range(1000 * seed, 1000 * seed + len(a)))
                 for seed in range(SEEDS if evaluations > 1 else 1)
             ]
             seconds[name] = (time.process_time() - begun) / len(a) / len(answers[name])
@@ -186,12 +188,12 @@ def carried(
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What a diffusion model makes of pictures, there and back again: by noise and by flow, at each strength."""
     for strength in noises if "sdedit" in methods else ():
-        moved = translation.sdedit(model, a, strength, to, 12, scale=3.0)
-        yield f"sdedit {strength}", moved, translation.sdedit(model, moved, strength, fro, 12, scale=3.0)
+        moved = training_free.sdedit(model, a, strength, to, 12, scale=3.0)
+        yield f"sdedit {strength}", moved, training_free.sdedit(model, moved, strength, fro, 12, scale=3.0)
     for strength, scale in flows if "ddib" in methods else ():
         keywords = {"steps": 10, "scale": scale, "strength": strength}
-        moved = translation.ddib(model, model, a, fro, to, **keywords)
-        yield f"ddib {strength:g}, scale {scale:g}", moved, translation.ddib(model, model, moved, to, fro, **keywords)
+        moved = training_free.ddib(model, model, a, fro, to, **keywords)
+        yield f"ddib {strength:g}, scale {scale:g}", moved, training_free.ddib(model, model, moved, to, fro, **keywords)
 
 
 def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Path, methods: list[str]) -> dict:
@@ -244,12 +246,12 @@ def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Pat
 def grounds(runs: Path, n: int, out: Path, methods: list[str], color: str = "blue") -> dict:
     emoji, evaluator = data.scenes(64).images, judging.load()
     names = data.scenes(64).phrases
-    plain = [i for i, name in enumerate(emoji.names) if not reserved.skins(name)]
-    known = [i for i in plain if not reserved.glyph(emoji.names[i])]
-    asked = [i for i in plain if reserved.glyph(emoji.names[i])][:n]
+    plain = [i for i, name in enumerate(emoji.names) if not holdout.skins(name)]
+    known = [i for i in plain if not holdout.glyph(emoji.names[i])]
+    asked = [i for i in plain if holdout.glyph(emoji.names[i])][:n]
 
     def on(rows: list[int], color: str) -> Tensor:
-        grounds = torch.tensor(reserved.COLORS[color], dtype=torch.uint8).expand(len(rows), 3)
+        grounds = torch.tensor(holdout.COLORS[color], dtype=torch.uint8).expand(len(rows), 3)
         return composite(emoji.batch(rows).images, grounds)
 
     a, b = to_tensor(on(asked, "white")), to_tensor(on(asked, color))

@@ -14,9 +14,9 @@ from collections import Counter
 from statistics import mean
 
 from fastdiffusion import data
+from fastdiffusion.models.registry import loaded
 from fastdiffusion.nets.text import normalized
-from fastdiffusion.tasks.files import loaded
-from fastdiffusion.tokenizers import BYTES
+from fastdiffusion.nets.tokenizer import BYTES
 
 THINGS = """
 admiral algebra almanac amber anchovy apron armchair asphalt attic avalanche axle ballot bamboozle barn barrister

@@ -1,4 +1,4 @@
-"""Zero-shot restoration with a trained prior: every method of fastdiffusion.inverse, at few calls and at many.
+"""Zero-shot restoration with a trained prior: all of fastdiffusion.guidance.posterior, at few calls and at many.
 
     python bench/zero_shot.py runs/fashion-mnist                    # a model of Fashion-MNIST
     python bench/zero_shot.py runs/fashion-mnist --restorer runs/x  # and a supervised restorer beside it
@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastdiffusion import data, inverse, load, noise, samplers, schedules
+from fastdiffusion import data, load, noise, samplers, schedules
 from fastdiffusion.corruptions import parse
-from fastdiffusion.examples import degraded
-from fastdiffusion.guidance import cfg
-from fastdiffusion.images import grid, save_png, to_tensor
+from fastdiffusion.guidance import cfg, posterior
+from fastdiffusion.io.images import grid, save_png, to_tensor
+from fastdiffusion.training.batches import degraded
 from fastdiffusion.types import Cond
 
 TEXTS = ("downscale 2, noise 0.02", "downscale 4, noise 0.02", "blur 1.5, noise 0.02", "mask 0.4", "noise 0.3")
@@ -64,7 +64,7 @@ def main() -> None:
         for method in args.methods.split(","):
             for evaluations in map(int, args.evaluations.split(",")):
                 options = {} if method in ("diffpir", "tmpd") else {"sigma_data": model.denoiser.sigma_data}
-                guided = inverse.INVERSE[method](cfg(model.denoise, 1.0), operator, y, **options)
+                guided = posterior.INVERSE[method](cfg(model.denoise, 1.0), operator, y, **options)
                 table = samplers.table(
                     args.sampler, schedules.exponential(evaluations, model.sigma_min, model.sigma_max)
                 )

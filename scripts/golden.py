@@ -9,8 +9,9 @@ from pathlib import Path
 
 import torch
 
-from fastdiffusion import checkpoints, models, nets, noise
+from fastdiffusion import models, nets, noise
 from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.io import checkpoints
 
 
 def main() -> None:

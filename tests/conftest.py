@@ -32,7 +32,7 @@ def seeded():
 @pytest.fixture(autouse=True)
 def one_precision(monkeypatch):
     """precision="auto" measures which is faster: on a busy machine two equal runs could choose differently."""
-    monkeypatch.setattr("fastdiffusion.tasks.loop._faster", lambda losses, step: "float32")
+    monkeypatch.setattr("fastdiffusion.training.trainer._faster", lambda losses, step: "float32")
 
 
 @pytest.fixture(autouse=True)

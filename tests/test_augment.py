@@ -7,9 +7,9 @@ import pictures
 import pytest
 import torch
 
-from fastdiffusion import images
 from fastdiffusion.data import augment
 from fastdiffusion.errors import InputError
+from fastdiffusion.io import images
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -17,9 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from fastdiffusion import checkpoints
-from fastdiffusion.checkpoints import Folder, load_tensors, save_tensors, stored, write_bytes, write_json, write_text
 from fastdiffusion.errors import CheckpointError
+from fastdiffusion.io import atomic, checkpoints
+from fastdiffusion.io.atomic import write_bytes, write_json, write_text
+from fastdiffusion.io.checkpoints import load_tensors, save_tensors, stored
+from fastdiffusion.io.run_folder import Folder
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(7)}
 CONFIG = {"name": "thing", "sizes": [1, 2]}
@@ -162,7 +164,7 @@ def test_a_file_that_grows_past_the_limit_leaves_the_old_one(file):
 
 
 def test_an_interrupt_while_writing_leaves_the_old_file(file):
-    writing = checkpoints.replacing(file)
+    writing = atomic.replacing(file)
     writing.__enter__().write_bytes(b"half")
     assert not writing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None), "and the interrupt goes on"
     assert names(file.parent) == [file.name]

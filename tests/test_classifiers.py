@@ -9,11 +9,14 @@ from fastdiffusion import data, guidance, nets
 from fastdiffusion.data import Images
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
-from fastdiffusion.examples import Batches
+from fastdiffusion.guidance.features import feature_guidance
 from fastdiffusion.models import Model
-from fastdiffusion.nets.classifier import Classifier, NoiseLevel, feature_guidance
-from fastdiffusion.tasks import classifiers, loop
-from fastdiffusion.tasks.classifiers import accuracy, level_error, train_classifier, train_noise_level
+from fastdiffusion.nets import presets
+from fastdiffusion.nets.classifier import Classifier, NoiseLevel
+from fastdiffusion.tasks import classification
+from fastdiffusion.tasks.classification import accuracy, level_error, train_classifier, train_noise_level
+from fastdiffusion.training import trainer
+from fastdiffusion.training.batches import Batches
 from fastdiffusion.types import Cond
 
 
@@ -25,7 +28,7 @@ def digits():
 @pytest.fixture(scope="module")
 def model() -> Model:
     torch.manual_seed(0)
-    spec = {**nets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10}
+    spec = {**presets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10}
     return Model(Denoiser(nets.build(spec)), (1, 8, 8), classes=tuple("0123456789"))
 
 
@@ -60,7 +63,7 @@ def test_it_reads_the_middle_of_a_model_and_leaves_it_alone(digits, model):
     assert all(torch.equal(value, before[name]) for name, value in model.denoiser.net.state_dict().items())
     assert all(torch.equal(value, before[name]) for name, value in reader.trunk.state_dict().items())
     assert {name.split(".")[0] for name, p in reader.named_parameters() if p.requires_grad} == {"head"}
-    dit = nets.build({**nets.PRESETS["dit-tiny"], "in_channels": 1, "out_channels": 1})
+    dit = nets.build({**presets.PRESETS["dit-tiny"], "in_channels": 1, "out_channels": 1})
     with pytest.raises(InputError, match="Only a U-Net has a middle to read, got a DiT"):
         Classifier.from_denoiser(Denoiser(dit), 10)
 
@@ -69,7 +72,7 @@ def test_it_reads_the_middle_of_a_model_and_leaves_it_alone(digits, model):
 def test_the_middle_guides_like_the_whole_classifier(width):
     """One way down for model and classifier is the sum of both, and the identity at scale 0."""
     torch.manual_seed(1)
-    spec = {**nets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 3}
+    spec = {**presets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 3}
     denoiser = Denoiser(nets.build(spec))
     for p in denoiser.parameters():
         torch.nn.init.normal_(p, std=0.1)
@@ -92,7 +95,7 @@ def test_the_middle_guides_like_the_whole_classifier(width):
 def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, monkeypatch):
     options = {"steps": 6, "batch_size": 16, "dropout": 0.3}
     whole = train_classifier(digits[0], **options)
-    monkeypatch.setattr(loop, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", 0.0)
     draw = Batches.draw
 
     def cut(self, step):
@@ -112,24 +115,24 @@ def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, monkeypatch):
 
 def test_saved_and_loaded_it_is_the_same(judge, tmp_path):
     x, sigma = torch.randn(4, 1, 8, 8), torch.ones(4)
-    classifiers.save(judge, tmp_path / "judge.safetensors")
-    read = classifiers.load(tmp_path / "judge.safetensors")
+    classification.save(judge, tmp_path / "judge.safetensors")
+    read = classification.load(tmp_path / "judge.safetensors")
     assert isinstance(read, Classifier) and torch.equal(read(x, sigma), judge(x, sigma))
 
 
 def test_foreign_files_are_refused(model, tmp_path):
-    from fastdiffusion.checkpoints import load_tensors, save_tensors
+    from fastdiffusion.io.checkpoints import load_tensors, save_tensors
     from fastdiffusion.models import save
 
     save(model, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="not a classifier"):
-        classifiers.load(tmp_path / "model.safetensors")
-    classifiers.save(NoiseLevel({"width": 8}), tmp_path / "level.safetensors")
+        classification.load(tmp_path / "model.safetensors")
+    classification.save(NoiseLevel({"width": 8}), tmp_path / "level.safetensors")
     config, tensors = load_tensors(tmp_path / "level.safetensors")
     for wrong in ({"kind": "classifier"}, {"net": {"width": 16}}, {"net": {"depth": 3}}, {"net": [1]}, {"more": 1}):
         save_tensors(tmp_path / "wrong.safetensors", tensors, {**config, **wrong})
         with pytest.raises(CheckpointError):
-            classifiers.load(tmp_path / "wrong.safetensors")
+            classification.load(tmp_path / "wrong.safetensors")
 
 
 def test_bad_data_and_options_are_told(digits):

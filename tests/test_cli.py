@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from fastdiffusion import metrics, nets
+from fastdiffusion.cli import demo as demo_
 from fastdiffusion.cli import main
 from fastdiffusion.data import digits
 from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.metrics import feature_nets
 from fastdiffusion.models import Model, load, save
-from fastdiffusion.tasks import demo as demo_
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_no_metadata(model, here):
 
 def test_evaluate(model, here, capsys, monkeypatch):
     judge = metrics.train_classifier(digits(), passes=1)
-    monkeypatch.setattr(metrics, "classifier", lambda data: judge)
+    monkeypatch.setattr(feature_nets, "classifier", lambda data: judge)
     assert main(["evaluate", str(model), "digits", "-n", "60", "--steps", "1", "--rounds", "5", "-o", "e"]) == 0
     printed = capsys.readouterr().out
     report = json.loads(Path("e/report.json").read_text())
@@ -266,7 +267,7 @@ def test_train_goes_on(here, monkeypatch, capsys):
 def test_demo(here, monkeypatch, capsys):
     """The whole way in two seconds of training; how good it becomes in forty is measured in bench/."""
     judge = metrics.train_classifier(digits(), passes=1)
-    monkeypatch.setattr(metrics, "classifier", lambda data: judge)
+    monkeypatch.setattr(feature_nets, "classifier", lambda data: judge)
     evaluate = demo_.evaluate
     monkeypatch.setattr(demo_, "evaluate", lambda *a, n, **o: evaluate(*a, n=40, rounds=3, **o))
     assert main(["demo", "--out", "d", "--seconds", "2"]) == 0

@@ -10,19 +10,21 @@ import torch.nn.functional as F
 
 import fastdiffusion
 from fastdiffusion import guidance, nets
-from fastdiffusion.checkpoints import Folder
 from fastdiffusion.cli import main
 from fastdiffusion.data import Images
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
-from fastdiffusion.images import save_png, to_tensor
+from fastdiffusion.io.images import save_png, to_tensor
+from fastdiffusion.io.run_folder import Folder
+from fastdiffusion.metrics.retrieval import r_precision
 from fastdiffusion.models import Model
+from fastdiffusion.nets import presets
 from fastdiffusion.nets.clip import CLEAN, Clip, cloob, infonce, matches
 from fastdiffusion.noise import generator
-from fastdiffusion.tasks import clip as clips
-from fastdiffusion.tasks import guides
-from fastdiffusion.tasks import prior as priors
-from fastdiffusion.tasks.judging import r_precision
+from fastdiffusion.tasks.generation import guidance_spec
+from fastdiffusion.tasks.text_image import clip as clips_clip
+from fastdiffusion.tasks.text_image import prior as priors
+from fastdiffusion.tasks.text_image import scoring
 
 COLORS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 220), "yellow": (240, 220, 40)}
 SHAPES = ("square", "stripe", "frame")
@@ -64,7 +66,7 @@ def data() -> Images:
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> tuple[Clip, Folder]:
     folder = tmp_path_factory.mktemp("clip")
-    return clips.train_clip(data, steps=100, folder=folder, **OPTIONS), Folder(folder)
+    return clips_clip.train_clip(data, steps=100, folder=folder, **OPTIONS), Folder(folder)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_the_run_writes_its_recall_beside_chance(trained):
 
 @pytest.mark.parametrize("loss", ["infonce", "cloob"])
 def test_a_cut_run_goes_on_bit_for_bit(data, tmp_path, loss, monkeypatch):
-    whole = clips.train_clip(data, steps=6, loss=loss, folder=tmp_path / "whole", **OPTIONS)
+    whole = clips_clip.train_clip(data, steps=6, loss=loss, folder=tmp_path / "whole", **OPTIONS)
     batch, calls = Images.batch, 0
 
     def cut(self, *arguments):
@@ -151,45 +153,45 @@ def test_a_cut_run_goes_on_bit_for_bit(data, tmp_path, loss, monkeypatch):
             raise KeyboardInterrupt
         return batch(self, *arguments)
 
-    monkeypatch.setattr("fastdiffusion.tasks.loop.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("fastdiffusion.training.trainer.SAVE_EVERY", 0.0)
     monkeypatch.setattr(Images, "batch", cut)
     with pytest.raises(KeyboardInterrupt):
-        clips.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
+        clips_clip.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
     monkeypatch.setattr(Images, "batch", batch)
-    resumed = clips.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
+    resumed = clips_clip.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     with pytest.raises(CheckpointError, match="holds a run with"):
-        clips.train_clip(data, steps=7, loss=loss, folder=tmp_path / "cut", **OPTIONS)
+        clips_clip.train_clip(data, steps=7, loss=loss, folder=tmp_path / "cut", **OPTIONS)
 
 
 def test_saved_and_loaded_it_is_the_same(clip, trained, data, tmp_path):
     pictures = to_tensor(data.batch(range(4)).images)
-    read = clips.load(trained[1].path)
+    read = clips_clip.load(trained[1].path)
     assert torch.equal(read.encode_image(pictures), clip.encode_image(pictures)) and torch.equal(
         read.read(NAMES), clip.read(NAMES)
     )
-    clips.save(clip, tmp_path / "half.safetensors", torch.float16)
-    half = clips.load(tmp_path / "half.safetensors")
+    clips_clip.save(clip, tmp_path / "half.safetensors", torch.float16)
+    half = clips_clip.load(tmp_path / "half.safetensors")
     torch.testing.assert_close(half.encode_image(pictures), clip.encode_image(pictures), atol=0.02, rtol=0)
 
 
 def test_foreign_files_are_refused(tmp_path):
-    from fastdiffusion.checkpoints import save_tensors
+    from fastdiffusion.io.checkpoints import save_tensors
 
     for config in ({"kind": "classifier"}, {"kind": "clip"}, {"kind": "clip", "image": {"net": {}}, "text": {}}):
         save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, config)
         with pytest.raises(CheckpointError, match="does not hold a CLIP"):
-            clips.load(tmp_path / "other.safetensors")
+            clips_clip.load(tmp_path / "other.safetensors")
 
 
 def test_bad_data_and_options_are_told(data):
     silent = Images("photos", [torch.zeros(8, 3, 16, 16, dtype=torch.uint8).numpy()])
     with pytest.raises(DataError, match="photos has no captions"):
-        clips.train_clip(silent)
+        clips_clip.train_clip(silent)
     with pytest.raises(InputError, match=r"No CLIP size named 'smal'\. Did you mean 'small'"):
-        clips.train_clip(data, net="smal")
+        clips_clip.train_clip(data, net="smal")
     with pytest.raises(InputError, match="No CLIP loss named"):
-        clips.train_clip(data, loss="triplet")
+        clips_clip.train_clip(data, loss="triplet")
 
 
 # ---- what it is good for ----------------------------------------------------------------------------------------
@@ -200,17 +202,17 @@ def test_a_picture_is_scored(clip, tmp_path):
     red, blue = fastdiffusion.clip_score(tmp_path / "picture.png", ["a red square", "a blue square"], clip)
     assert red.similarity > blue.similarity and red.better_than > blue.better_than
     with pytest.raises(InputError, match="no words"):
-        clips.clip_score(tmp_path / "picture.png", " ", clip)
+        scoring.clip_score(tmp_path / "picture.png", " ", clip)
 
 
 def test_gray_pictures_and_latents(tmp_path):
     text = {"vocabulary": 260, "width": 32, "depth": 1, "head": 16}
-    gray, latent = (Clip({"net": {**clips.SIZES["tiny"], "in_channels": n}}, text, 16, ["a"]) for n in (1, 4))
+    gray, latent = (Clip({"net": {**clips_clip.SIZES["tiny"], "in_channels": n}}, text, 16, ["a"]) for n in (1, 4))
     save_png(drawn("red", "square", 1), tmp_path / "picture.png")
-    assert len(clips.clip_score(tmp_path / "picture.png", ["a", "b"], gray)) == 2
-    assert clips.search(tmp_path, "a", model=gray)[0].path == "picture.png"
+    assert len(scoring.clip_score(tmp_path / "picture.png", ["a", "b"], gray)) == 2
+    assert scoring.search(tmp_path, "a", model=gray)[0].path == "picture.png"
     with pytest.raises(InputError, match="reads latents of 4 channels"):
-        clips.clip_score(tmp_path / "picture.png", "a", latent)
+        scoring.clip_score(tmp_path / "picture.png", "a", latent)
 
 
 def test_a_folder_is_searched(clip, trained, tmp_path, capsys):
@@ -231,11 +233,11 @@ def test_pictures_without_captions_are_left_out(data, tmp_path):
     half = [said if i % 2 else () for i, said in enumerate(data.captions[:40])]
     mixed = Images("mixed", [data.arrays[0][:40]], captions=half)
     with pytest.warns(UserWarning, match="have no caption: left out"):
-        clips.train_clip(mixed, steps=2, net="tiny", batch_size=8, folder=tmp_path, holdout=0.2)
+        clips_clip.train_clip(mixed, steps=2, net="tiny", batch_size=8, folder=tmp_path, holdout=0.2)
     assert "recall" in Folder(tmp_path).metrics()[-1]
     lines = len(Folder(tmp_path).metrics())
     with pytest.warns(UserWarning, match="left out"):
-        clips.train_clip(mixed, steps=2, net="tiny", batch_size=8, folder=tmp_path, holdout=0.2)
+        clips_clip.train_clip(mixed, steps=2, net="tiny", batch_size=8, folder=tmp_path, holdout=0.2)
     assert len(Folder(tmp_path).metrics()) == lines  # what is finished is not reported again
 
 
@@ -252,7 +254,7 @@ def test_the_command_trains(tmp_path, capsys):
 
 def test_the_gap_closes(clip, data):
     batch = data.batch(range(96))
-    before, after = clips.gap(clip, to_tensor(batch.images), batch.captions)
+    before, after = clips_clip.gap(clip, to_tensor(batch.images), batch.captions)
     assert after < before
 
 
@@ -261,7 +263,7 @@ def test_the_gap_closes(clip, data):
 
 @pytest.fixture(scope="module")
 def noisy(clip, data) -> Clip:
-    return clips.train_noisy(clip, data, steps=60, batch_size=32, lr=2e-3, optimizer="adamw")
+    return clips_clip.train_noisy(clip, data, steps=60, batch_size=32, lr=2e-3, optimizer="adamw")
 
 
 def recall_in_noise(clip: Clip, sigma: float, told: bool) -> float:
@@ -304,7 +306,7 @@ def test_latents_have_an_encoder_too(clip, data):
             return found._replace(images=F.pixel_unshuffle(to_tensor(found.images), 2))
 
     latents = Halved("latents", data.arrays, captions=data.captions, shape=(12, 8, 8))
-    made = clips.train_noisy(clip, latents, data, steps=30, batch_size=32)
+    made = clips_clip.train_noisy(clip, latents, data, steps=30, batch_size=32)
     fresh = shapes(48, seed=40_000).batch(range(48))
     x = F.pixel_unshuffle(to_tensor(fresh.images), 2)
     found = r_precision(made, x, fresh.captions, among=len(NAMES), pool=NAMES)
@@ -314,13 +316,13 @@ def test_latents_have_an_encoder_too(clip, data):
 def test_words_guide_a_model_that_was_told_none(clip, noisy, tmp_path):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        spec = {**nets.PRESETS["unet-tiny"], "in_channels": 3, "out_channels": 3}
+        spec = {**presets.PRESETS["unet-tiny"], "in_channels": 3, "out_channels": 3}
         model = Model(Denoiser(nets.build(spec)), (3, 16, 16))
     x, sigma = torch.randn(4, 3, 16, 16, generator=generator(11)), torch.full((4,), 2.0)
     for name, encoder in (("noisy", noisy), ("clean", clip)):
-        clips.save(encoder, tmp_path / f"{name}.safetensors")
+        clips_clip.save(encoder, tmp_path / f"{name}.safetensors")
         guide = f"clip {tmp_path}/{name}.safetensors 'red square' scale=0.5"
-        guided, said = guides.parse_guidance(guide, guides.Setting(model, model.shape))
+        guided, said = guidance_spec.parse_guidance(guide, guidance_spec.Setting(model, model.shape))
         verdict = matches(encoder, ["red square"])
         by_hand = (
             guidance.classifier(model.denoise, verdict, 0.5)
@@ -331,7 +333,7 @@ def test_words_guide_a_model_that_was_told_none(clip, noisy, tmp_path):
         assert said is not None and said.startswith(f"clip {name}.safetensors@") and said.endswith("scale=0.5")
     gray = Model(Denoiser(nets.build({**spec, "in_channels": 1, "out_channels": 1})), (1, 16, 16))
     with pytest.raises(InputError, match="reads other pictures"):
-        guides.parse_guidance(guide, guides.Setting(gray, gray.shape))
+        guidance_spec.parse_guidance(guide, guidance_spec.Setting(gray, gray.shape))
 
 
 # ---- the prior --------------------------------------------------------------------------------------------------
@@ -350,6 +352,6 @@ def test_the_prior_crosses_the_gap(clip, data, tmp_path):
     torch.testing.assert_close(one[0], made[7], atol=1e-4, rtol=0)
     read = priors.load(tmp_path / priors.FILE)
     torch.testing.assert_close(priors.imagine(read, said[0], range(48)), made, atol=0.05, rtol=0)
-    clips.save(clip, tmp_path / "clip.safetensors")
+    clips_clip.save(clip, tmp_path / "clip.safetensors")
     with pytest.raises(CheckpointError, match="train_prior"):
         priors.load(tmp_path / "clip.safetensors")

@@ -8,15 +8,16 @@ import torch
 
 from fastdiffusion import cli, data, nets
 from fastdiffusion.errors import CheckpointError, InputError
-from fastdiffusion.images import read_image, to_tensor
+from fastdiffusion.io.images import read_image, to_tensor
 from fastdiffusion.models import load_autoencoder
 from fastdiffusion.nets.autoencoders import FSQ, KL, VQ, Gumbel
-from fastdiffusion.nets.codes import MaskedTokens
-from fastdiffusion.tasks import autoencoders, codes
-from fastdiffusion.tasks.autoencoders import train_autoencoder
-from fastdiffusion.tasks.codes import hidden, sample_tokens, surprise, train_token_prior, write
-from fastdiffusion.tasks.latent_variables import describe
-from fastdiffusion.tasks.loop import Part, _faster, train
+from fastdiffusion.nets.vq_prior import MaskedTokens
+from fastdiffusion.tasks.autoencoding import token_prior
+from fastdiffusion.tasks.autoencoding import train as autoencoders
+from fastdiffusion.tasks.autoencoding.analysis import describe
+from fastdiffusion.tasks.autoencoding.token_prior import hidden, sample_tokens, surprise, train_token_prior, write
+from fastdiffusion.tasks.autoencoding.train import train_autoencoder
+from fastdiffusion.training.trainer import Part, _faster, train
 
 TINY = {"steps": 20, "levels": 2, "width": 8, "codebook": 64, "optimizer": "adamw", "lr": 3e-3}
 PRIOR = {"steps": 6, "width": 32, "depth": 1, "batch_size": 8}
@@ -141,9 +142,9 @@ def test_a_grid_depends_on_its_seed_alone():
 def test_a_cut_run_goes_on_bit_for_bit(autoencoder, tmp_path):
     whole = train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path / "whole")
     train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path / "cut", minutes=1e-9)
-    assert not (tmp_path / "cut" / codes.FILE).exists()
+    assert not (tmp_path / "cut" / token_prior.FILE).exists()
     train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path / "cut")
-    resumed = codes.load(tmp_path / "cut" / codes.FILE)
+    resumed = token_prior.load(tmp_path / "cut" / token_prior.FILE)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     made = sample_tokens(resumed, 3, steps=2)
@@ -160,7 +161,7 @@ def test_what_does_not_fit_is_refused(autoencoder, tmp_path):
         describe(KL(3, width=8), data.load("digits"))
     autoencoders.save(autoencoder, tmp_path / "codec.safetensors")
     with pytest.raises(CheckpointError, match="train-codes"):
-        codes.load(tmp_path / "codec.safetensors")
+        token_prior.load(tmp_path / "codec.safetensors")
     with pytest.raises(InputError, match="codebook"):
         nets.build({"name": "masked", "codebook": 10**9})
 
@@ -207,7 +208,7 @@ def test_from_the_command_line(autoencoder, tmp_path, capsys):
     assert said["bits"] == 24 and "used" in capsys.readouterr().out and read_image(tmp_path / "codec.png").size[1] > 90
     order = ["train-codes", str(file), "digits", "--steps", "3", "--width", "32", "--depth", "1", "-o", str(tmp_path)]
     assert cli.main(order) == 0 and "24 without the prior" in capsys.readouterr().out
-    prior = tmp_path / codes.FILE
+    prior = tmp_path / token_prior.FILE
     assert cli.main(["sample-codes", str(prior), "-n", "2", "--seed", "5", "-o", str(tmp_path / "a")]) == 0
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0005.png", "0006.png", "grid.png"]
     first = to_tensor(read_image(tmp_path / "a" / "0005.png"))

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from fastdiffusion import cli, data, processes, samplers
-from fastdiffusion.checkpoints import save_tensors
+from fastdiffusion import cli, data, samplers
 from fastdiffusion.corruptions import parse
 from fastdiffusion.errors import CheckpointError, InputError
-from fastdiffusion.images import to_tensor
-from fastdiffusion.processes import PROCESSES, Bridge, process, weaker
-from fastdiffusion.tasks import cold
+from fastdiffusion.io.checkpoints import save_tensors
+from fastdiffusion.io.images import to_tensor
+from fastdiffusion.samplers import processes
+from fastdiffusion.samplers.processes import PROCESSES, Bridge, process, weaker
+from fastdiffusion.tasks.restoration import cold_diffusion
 
 COLD = ["blur 2", "pixelate 4", "fade 0.9", "posterize 3", "jpeg 10", "gray", "blur 1, fade 0.5"]
 TINY = {"width": 8, "multiples": [1], "blocks": [1], "attention": []}
@@ -90,57 +91,63 @@ def test_a_bridge_begins_at_its_end():
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(cold.parts, "unet", lambda name: TINY)
+    monkeypatch.setattr(cold_diffusion.parts, "unet", lambda name: TINY)
 
 
 @pytest.mark.parametrize("name", ["pixelate 4", "blur_noise"])
 def test_a_small_training_restores(name, tmp_path):
     digits = data.load("digits")
-    made = cold.train_cold(digits, name, steps=60, batch_size=32, lr=5e-3, folder=tmp_path / "run")
+    made = cold_diffusion.train_cold(digits, name, steps=60, batch_size=32, lr=5e-3, folder=tmp_path / "run")
     x0 = to_tensor(digits.batch(range(64)).images)
     level = 1.0 if name == "pixelate 4" else 0.4
     x = made.process.degrade(x0, level, torch.randn_like(x0))
-    error = [float((v - x0).square().mean()) for v in (x, cold.restore(made, x, 1, level=level))]
+    error = [float((v - x0).square().mean()) for v in (x, cold_diffusion.restore(made, x, 1, level=level))]
     assert error[1] < 0.7 * error[0]
     assert (tmp_path / "run" / "preview.png").exists()
-    again = cold.load(tmp_path / "run" / "cold.safetensors")
-    assert torch.equal(cold.restore(again, x, 3, level=level), cold.restore(made, x, 3, level=level))
+    again = cold_diffusion.load(tmp_path / "run" / "cold.safetensors")
+    assert torch.equal(
+        cold_diffusion.restore(again, x, 3, level=level), cold_diffusion.restore(made, x, 3, level=level)
+    )
 
 
 def test_new_pictures_need_noise():
     torch.manual_seed(0)
-    made = cold.Restorer("blur_noise", TINY, (1, 8, 8)).eval()
-    one, both = cold.sample(made, [4], steps=3), cold.sample(made, [3, 4], steps=3)
+    made = cold_diffusion.Restorer("blur_noise", TINY, (1, 8, 8)).eval()
+    one, both = cold_diffusion.sample(made, [4], steps=3), cold_diffusion.sample(made, [3, 4], steps=3)
     torch.testing.assert_close(one[0], both[1], rtol=0, atol=1e-4)
     for name in ("pixelate 4", "heat"):
         with pytest.raises(InputError, match="nothing to start from"):
-            cold.sample(cold.Restorer(name, TINY, (1, 8, 8)), [0])
+            cold_diffusion.sample(cold_diffusion.Restorer(name, TINY, (1, 8, 8)), [0])
 
 
 def test_bad_input(tmp_path, capsys):
     with pytest.raises(InputError, match="level above 0"):
-        next(cold.restore_steps(cold.Restorer("gray", TINY, (1, 8, 8)), torch.zeros(1, 1, 8, 8), level=0.0))
+        next(
+            cold_diffusion.restore_steps(
+                cold_diffusion.Restorer("gray", TINY, (1, 8, 8)), torch.zeros(1, 1, 8, 8), level=0.0
+            )
+        )
     save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"kind": "cycle"})
     with pytest.raises(CheckpointError, match="not a file that train-cold wrote"):
-        cold.load(tmp_path / "x.safetensors")
+        cold_diffusion.load(tmp_path / "x.safetensors")
     assert cli.main(["train-cold", "digits", "--process", "blurr 3", "--folder", str(tmp_path / "r")]) == 2
     assert "Did you mean 'blur'" in capsys.readouterr().err and not (tmp_path / "r").exists()
 
 
 @pytest.mark.parametrize("size", [3, 4, 9, 12, 20])
 def test_every_part_of_the_way_is_trained_on(size, monkeypatch):
-    seen, forward = [], cold.Restorer.forward
+    seen, forward = [], cold_diffusion.Restorer.forward
 
     def watched(self, x, level, cond=None):
         seen.append(level)
         return forward(self, x, level, cond)
 
-    monkeypatch.setattr(cold.Restorer, "forward", watched)
-    cold.train_cold(data.load("digits"), "blur 2", steps=1, batch_size=size)
-    (levels,), parts = seen, min(size, cold.LEVELS)
+    monkeypatch.setattr(cold_diffusion.Restorer, "forward", watched)
+    cold_diffusion.train_cold(data.load("digits"), "blur 2", steps=1, batch_size=size)
+    (levels,), parts = seen, min(size, cold_diffusion.LEVELS)
     assert len(levels) == size and float(levels.max()) > 1 - 1 / parts and float(levels.min()) < 1 / parts
 
 
 def test_nothing_held_out_is_no_reason_to_lose_the_work(tmp_path):
-    cold.train_cold(data.load("digits"), "blur 1", steps=2, batch_size=4, holdout=0.0, folder=tmp_path)
+    cold_diffusion.train_cold(data.load("digits"), "blur 1", steps=2, batch_size=4, holdout=0.0, folder=tmp_path)
     assert (tmp_path / "cold.safetensors").exists() and (tmp_path / "preview.png").exists()

@@ -16,39 +16,29 @@ import torch
 import typer
 
 import fastdiffusion
-from fastdiffusion import cli, images, nets
+from fastdiffusion import cli, nets
+from fastdiffusion.cli import about, demo, doctor
+from fastdiffusion.cli.options import OLD_COMMANDS
 from fastdiffusion.data import ImageFolder
 from fastdiffusion.denoisers import Denoiser
-from fastdiffusion.fitting import fit_sampler
-from fastdiffusion.learner import Learner
-from fastdiffusion.models import Model
-from fastdiffusion.tasks import (
-    about,
-    autoencoders,
-    classifiers,
-    clip,
-    codes,
-    cold,
-    demo,
-    doctor,
-    drafts,
-    evaluation,
-    files,
-    generation,
-    languages,
-    latent_variables,
-    restoration,
-    sharing,
-    study,
-    stylization,
-    translation,
-    variations,
-    watermarks,
-)
+from fastdiffusion.io import images
+from fastdiffusion.models import Model, registry
+from fastdiffusion.nets import presets
+from fastdiffusion.samplers.fitting import fit_sampler
+from fastdiffusion.tasks import classification, export, variations
+from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
+from fastdiffusion.tasks.evaluation import evaluate, study
+from fastdiffusion.tasks.generation import recipe, sample
+from fastdiffusion.tasks.restoration import cold_diffusion, restore, watermarks
+from fastdiffusion.tasks.stylization import network, stylize
+from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, scoring
+from fastdiffusion.tasks.translation import paired
+from fastdiffusion.training.learner import Learner
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 required = inspect.Parameter.empty
-COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+EVERY = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+COMMANDS = {name: command for name, command in EVERY.items() if not command.hidden}
 
 
 def imported_by(code: str) -> tuple[set[str], float]:
@@ -117,45 +107,45 @@ def verb(*functions: Callable[..., Any], flags: str = "", parameters: str = "", 
 VERBS = {
     "train": verb(
         Learner, Learner.fit,
-        flags="size aspect given procs",
-        parameters="callbacks clip compile decay density_options ema save_every sigma_data uncertainty verbose warmup "
-        "weight_decay weight_options",
+        flags="size aspect inputs procs",
+        parameters="callbacks compile decay ema grad_clip loss_weighting_options save_every sigma_data "
+        "sigma_distribution_options uncertainty verbose warmup weight_decay",
         net=(None, "unet-small"), augment=("", ()),
     ),
     "scan": verb(ImageFolder),
     "fit": verb(
         fit_sampler, flags="prompt device", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
     ),
-    "train-classifier": verb(classifiers.train_classifier, flags="size"),
-    "train-autoencoder": verb(autoencoders.train_autoencoder, flags="aspect", parameters="decoder_of"),
-    "codec": verb(latent_variables.describe, flags="file size aspect holdout out", parameters="codec"),
-    "train-codes": verb(codes.train_token_prior, flags="aspect"),
-    "sample-codes": verb(codes.sample_tokens, flags="out"),
-    "sample": verb(generation.sample, flags="out format metadata sidecar", model=(None, "emoji")),
-    "again": verb(generation.reproduce, flags="out"),
-    "evaluate": verb(evaluation.evaluate, flags="out", parameters="features"),
+    "train-classifier": verb(classification.train_classifier, flags="size"),
+    "train-autoencoder": verb(train.train_autoencoder, flags="aspect", parameters="decoder_of"),
+    "evaluate-autoencoder": verb(analysis.describe, flags="size aspect holdout out"),
+    "train-token-prior": verb(token_prior.train_token_prior, flags="aspect"),
+    "sample-tokens": verb(token_prior.sample_tokens, flags="out"),
+    "sample": verb(sample.sample, flags="out format metadata sidecar", model=(None, "emoji")),
+    "reproduce": verb(recipe.reproduce, flags="out"),
+    "evaluate": verb(evaluate.evaluate, flags="out", parameters="features"),
     "study": verb(  # these can be varied, with one value or several
-        study.study, generation.sample, flags="out",
-        parameters="batch_size device negative prompt sampler schedule size variation_seed variation_strength",
+        study.study, sample.sample, flags="out",
+        parameters="batch_size device negative_prompt prompt sampler schedule size variation_seed variation_strength",
     ),
-    "export": verb(sharing.export),
-    "vary": verb(variations.variations, flags="out"),
-    "remember": verb(variations.build_index, flags="out aspect"),
-    "teach": verb(languages.add_language, flags="out"),
-    "restore": verb(restoration.restore, flags="out compare metadata"),
-    "unmark": verb(watermarks.remove_watermark, flags="out"),
+    "export": verb(export.export),
+    "variations": verb(variations.variations, flags="out"),
+    "index": verb(variations.build_index, flags="out aspect"),
+    "add-language": verb(multilingual.add_language, flags="out"),
+    "restore": verb(restore.restore, flags="out compare metadata"),
+    "remove-watermark": verb(watermarks.remove_watermark, flags="out"),
     "train-clip": verb(clip.train_clip, flags="aspect"),
-    "train-draft": verb(drafts.train_caption_mean, flags="size aspect"),
-    "score": verb(clip.clip_score),
-    "search": verb(clip.search),
-    "stylize": verb(stylization.stylize, flags="out", parameters="net"),
-    "train-style": verb(stylization.train_style),
-    "train-translation": verb(translation.train_translation),
-    "translate": verb(translation.translate, flags="out"),
-    "train-cold": verb(cold.train_cold),
-    "samplers": verb(),
+    "train-caption-mean": verb(caption_mean.train_caption_mean, flags="size aspect"),
+    "clip-score": verb(scoring.clip_score),
+    "search": verb(scoring.search),
+    "stylize": verb(stylize.stylize, flags="out", parameters="net"),
+    "train-style": verb(network.train_style),
+    "train-translation": verb(paired.train_translation),
+    "translate": verb(paired.translate, flags="out"),
+    "train-cold": verb(cold_diffusion.train_cold),
+    "list-samplers": verb(),
     "about": verb(about.about),
-    "recipe": verb(images.read_recipe, flags="picture", parameters="path"),
+    "recipe": verb(images.read_recipe, flags="image", parameters="path"),
     "demo": verb(demo.demo, flags="out", parameters="folder"),
     "doctor": verb(doctor.doctor),
 }  # fmt: skip
@@ -200,6 +190,13 @@ def test_every_command_has_its_function():
     assert set(VERBS) == set(COMMANDS)
 
 
+@pytest.mark.parametrize(("old", "new"), OLD_COMMANDS.items())
+def test_an_old_name_is_the_same_command(old, new):
+    assert old not in COMMANDS and new in COMMANDS
+    assert EVERY[old].callback is EVERY[new].callback
+    assert [flag.to_info_dict() for flag in EVERY[old].params] == [flag.to_info_dict() for flag in EVERY[new].params]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_flags_are_parameters_and_parameters_are_flags(command):
     """Same names and same defaults as in Python, in both directions, whatever is added on purpose."""
@@ -224,16 +221,16 @@ def test_every_command_says_what_it_does():
 
 def test_the_hash_of_a_model_is_of_what_decides_its_images(monkeypatch, tmp_path):
     """One bit of one weight changes it, notes and tables do not; a run is hashed once, however many images it has."""
-    net = nets.build({**nets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1})
+    net = nets.build({**presets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1})
     model = Model(Denoiser(net), (1, 8, 8))
-    before = files.model_hash(model)
-    assert files.model_hash(replace(model, info={"note": "a"})) == before
+    before = registry.model_hash(model)
+    assert registry.model_hash(replace(model, info={"note": "a"})) == before
     hashed = []
-    monkeypatch.setattr(generation, "model_hash", lambda model: hashed.append(1) or before)
-    samples = generation.sample(model, n=3, steps=1)
+    monkeypatch.setattr(sample, "model_hash", lambda model: hashed.append(1) or before)
+    samples = sample.sample(model, n=3, steps=1)
     samples.save(tmp_path)
     assert len(hashed) == 1
     assert samples.recipe_of(2)["model"]["sha256"] == before
     with torch.no_grad():
         next(iter(net.parameters())).view(torch.int32).flatten()[0] ^= 1
-    assert files.model_hash(model) != before
+    assert registry.model_hash(model) != before

@@ -14,7 +14,7 @@ from fastdiffusion.corruptions import CORRUPTIONS, LearnedBlur, covers, parse
 from fastdiffusion.corruptions.blurs import disk, line, taps, transfer
 from fastdiffusion.corruptions.marks import filled
 from fastdiffusion.errors import DataError, InputError
-from fastdiffusion.images import save_png, to_tensor
+from fastdiffusion.io.images import save_png, to_tensor
 from fastdiffusion.noise import dct_matrix
 
 SHAPE = (3, 24, 32)

@@ -17,9 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiffusion import data, images
+from fastdiffusion import data
 from fastdiffusion.data import cache, captions, folders
 from fastdiffusion.errors import DataError, InputError
+from fastdiffusion.io import images
 
 # Functions of the package stand before these modules of the same names.
 emoji, fashion_mnist, scan = (

@@ -13,10 +13,10 @@ import pytest
 import torch
 from test_learner import TINY, Toy, learner
 
-from fastdiffusion.checkpoints import Folder
-from fastdiffusion.distributed import ASKED, fingerprint, launch
 from fastdiffusion.errors import FastdiffusionError, InputError
-from fastdiffusion.learner import Learner
+from fastdiffusion.io.run_folder import Folder
+from fastdiffusion.training.distributed import ASKED, fingerprint, launch
+from fastdiffusion.training.learner import Learner
 
 SOURCE = str(Path(__file__).parent.parent / "src")
 
@@ -161,7 +161,7 @@ class Tell(Callback):
 Learner("digits", {TINY!r}, precision="float32", folder=sys.argv[1], cpu=True, save_every=0.5).fit(
     steps=int(sys.argv[2]), callbacks=[Tell()])
 """
-START = "import sys; from fastdiffusion.distributed import launch; sys.exit(launch(2, sys.argv[1:]))"
+START = "import sys; from fastdiffusion.training.distributed import launch; sys.exit(launch(2, sys.argv[1:]))"
 
 
 def start(folder, steps):

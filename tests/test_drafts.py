@@ -9,13 +9,13 @@ import torch
 
 from fastdiffusion.cli import main
 from fastdiffusion.data import Images
-from fastdiffusion.data.bilingual import Pair
+from fastdiffusion.data.emoji.translations import Pair
 from fastdiffusion.errors import CheckpointError, InputError
-from fastdiffusion.images import to_tensor
-from fastdiffusion.learner import Learner
+from fastdiffusion.io.images import to_tensor
 from fastdiffusion.models import Model, load, save
-from fastdiffusion.tasks.drafts import FILE, train_caption_mean
-from fastdiffusion.tasks.languages import add_language
+from fastdiffusion.tasks.text_image.caption_mean import FILE, train_caption_mean
+from fastdiffusion.tasks.text_image.multilingual import add_language
+from fastdiffusion.training.learner import Learner
 from fastdiffusion.types import Cond
 
 NET = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 32, "words": {"width": 32, "depth": 1, "head": 32}}
@@ -113,7 +113,7 @@ def test_a_model_without_a_draft_is_refused(data, tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    from fastdiffusion.images import save_png
+    from fastdiffusion.io.images import save_png
 
     folder: Path = tmp_path / "photos"
     folder.mkdir()

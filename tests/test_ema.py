@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastdiffusion.checkpoints import load_tensors, save_tensors
-from fastdiffusion.ema import LONGEST, Ema, gamma_of, length_of, mix, posthoc, snapshots, warmup_decay
 from fastdiffusion.errors import CheckpointError, InputError
+from fastdiffusion.io.checkpoints import load_tensors, save_tensors
+from fastdiffusion.training.ema import LONGEST, Ema, gamma_of, length_of, mix, posthoc, snapshots, warmup_decay
 
 
 def walk(steps, n=50):

@@ -7,16 +7,18 @@ import pytest
 import torch
 
 from fastdiffusion import metrics, nets
-from fastdiffusion.cards import card
-from fastdiffusion.checkpoints import load_tensors
-from fastdiffusion.data import Images, cache_folder, digits
+from fastdiffusion.data import Images, cache_folder, digits, selection
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
-from fastdiffusion.images import to_tensor
+from fastdiffusion.io.checkpoints import load_tensors
+from fastdiffusion.io.images import to_tensor
+from fastdiffusion.metrics import feature_nets
 from fastdiffusion.models import Model, load, save
-from fastdiffusion.tasks import evaluation
-from fastdiffusion.tasks.evaluation import evaluate, measure
-from fastdiffusion.tasks.generation import model_hash
+from fastdiffusion.models.card import card
+from fastdiffusion.nets import presets
+from fastdiffusion.tasks.evaluation import evaluate as evaluation
+from fastdiffusion.tasks.evaluation.evaluate import evaluate, measure
+from fastdiffusion.tasks.generation.sample import model_hash
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def report(half, images, labels=None):
 
 
 def test_real_pictures_score_as_real_pictures(half):
-    images, labels = metrics.load_images(half[1], range(400))
+    images, labels = selection.load_images(half[1], range(400))
     found = report(half, to_tensor(images), labels.tolist())
     for name, number in found.numbers.items():
         assert number.low <= number.value <= number.high, name
@@ -41,12 +43,12 @@ def test_real_pictures_score_as_real_pictures(half):
 
 
 def test_copies_are_told_by_their_nearness(half):
-    images, _ = metrics.load_images(half[0], metrics.choose(half[0], 300, 5))
+    images, _ = selection.load_images(half[0], selection.choose(half[0], 300, 5))
     assert report(half, to_tensor(images)).numbers["nearness"].value == 0
 
 
 def test_spoiled_pictures_are_farther(half):
-    images, labels = metrics.load_images(half[1], range(400))
+    images, labels = selection.load_images(half[1], range(400))
     clean, wrong = to_tensor(images), torch.roll(labels, 1).tolist()
     found = report(half, (clean + 0.5 * torch.randn(clean.shape)).clamp(-1, 1), wrong)
     for name in ("fd_digits", "kd_digits", "gradients", "nearness"):
@@ -56,7 +58,7 @@ def test_spoiled_pictures_are_farther(half):
 
 
 def test_one_kind_only_is_precise_and_covers_little(half):
-    images, labels = metrics.load_images(half[1], range(len(half[1])))
+    images, labels = selection.load_images(half[1], range(len(half[1])))
     found = report(half, to_tensor(images[labels == 3]))
     assert found.numbers["precision"].value > 0.6
     assert found.numbers["coverage"].value < 0.4
@@ -64,7 +66,7 @@ def test_one_kind_only_is_precise_and_covers_little(half):
 
 
 def test_features_of_any_net_and_their_cache(half, monkeypatch):
-    images, _ = metrics.load_images(half[1], range(60))
+    images, _ = selection.load_images(half[1], range(60))
     net = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU())
     found = measure(to_tensor(images), half[0], features=net, rounds=3)
     assert "fd_sequential" in found.numbers
@@ -72,14 +74,14 @@ def test_features_of_any_net_and_their_cache(half, monkeypatch):
     assert list((cache_folder() / "features").iterdir())
     looked = []
     features = metrics.features
-    monkeypatch.setattr(metrics, "features", lambda n, x: looked.append(len(x)) or features(n, x))
+    monkeypatch.setattr(feature_nets, "features", lambda n, x: looked.append(len(x)) or features(n, x))
     again = measure(to_tensor(images), half[0], features=net, rounds=3)
     assert again.to_dict() == found.to_dict()
     assert looked == [60]  # the generated ones only
 
 
 def test_the_sheet_and_the_files(half, tmp_path):
-    images, _ = metrics.load_images(half[1], range(50))
+    images, _ = selection.load_images(half[1], range(50))
     found = report(half, to_tensor(images))
     assert found.neighbors.size == (6 * 66 + 2, evaluation.SHOWN * 66 + 2)
     assert {path.name for path in found.save(tmp_path / "e").iterdir()} == {"report.json", "neighbors.png"}
@@ -98,7 +100,7 @@ def test_what_cannot_be_measured(half):
 def test_the_numbers_are_noted_in_the_model(half, tmp_path):
     """They come into the card, they change no picture and no tensor, and a file that is not ours to write is left."""
     torch.manual_seed(0)
-    net = nets.build({**nets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10})
+    net = nets.build({**presets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10})
     model = Model(Denoiser(net), (1, 8, 8), half[0].classes)
     save(model, tmp_path / "model.safetensors", dtype=torch.bfloat16)
     before = load_tensors(tmp_path / "model.safetensors")

@@ -5,9 +5,10 @@ import time
 import pytest
 import torch
 
-from fastdiffusion import fitting, guidance, noise, samplers, schedules
+from fastdiffusion import guidance, noise, samplers, schedules
 from fastdiffusion.data import oracles
 from fastdiffusion.errors import InputError
+from fastdiffusion.samplers import fitting
 from fastdiffusion.types import Cond
 
 RING = oracles.blobs(8)

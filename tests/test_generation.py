@@ -12,10 +12,11 @@ from PIL import Image
 from fastdiffusion import nets
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
-from fastdiffusion.images import read_recipe, save_png
+from fastdiffusion.io.images import read_recipe, save_png
 from fastdiffusion.models import Model, save
-from fastdiffusion.tasks import generation
-from fastdiffusion.tasks.generation import model_hash, reproduce, sample, sample_steps
+from fastdiffusion.tasks.generation import samples as generation
+from fastdiffusion.tasks.generation.recipe import reproduce
+from fastdiffusion.tasks.generation.sample import model_hash, sample, sample_steps
 
 
 @pytest.fixture(scope="module")

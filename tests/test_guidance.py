@@ -89,7 +89,7 @@ def shifted(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
 
 @guidance.guidance
 def pictured(d):
-    """``symmetric`` of rows that are taken for pictures of one line."""
+    """``self_ensemble`` of rows that are taken for images of one line."""
 
     def shaped(cond: Cond | None, to) -> Cond | None:
         return cond if cond is None or cond.estimate is None else replace(cond, estimate=to(cond.estimate))
@@ -110,10 +110,10 @@ CASES = {
     "compose": lambda d: compose(d, [Cond(label=torch.tensor([0])), Cond(label=torch.tensor([1]))], [1.0, 0.5]),
     "scheduled": lambda d: scheduled(d, [(1.0, Cond(label=torch.tensor([2])))]),
     "classifier": lambda d: classifier(d, log_prob, 2.0),
-    "steer": lambda d: loss_guidance(d, energy, 1.0),
+    "loss_guidance": lambda d: loss_guidance(d, energy, 1.0),
     "inpaint": lambda d: inpaint(d, IMAGE, HALF),
     "blind": lambda d: blind(d, lambda x: x.norm(dim=1)),
-    "symmetric": pictured,
+    "self_ensemble": pictured,
     "self_conditioned": self_conditioned,
 }
 OFF = {
@@ -122,7 +122,7 @@ OFF = {
     "apg": lambda d: apg(d, 1),
     "autoguidance": lambda d: autoguidance(d, d, 1.0),
     "classifier": lambda d: classifier(d, log_prob, 0.0),
-    "steer": lambda d: loss_guidance(d, energy, lambda sigma: 0.0),
+    "loss_guidance": lambda d: loss_guidance(d, energy, lambda sigma: 0.0),
     "scheduled": lambda d: scheduled(d, []),
     "inpaint": lambda d: inpaint(d, IMAGE, torch.ones(2)),
 }
@@ -230,7 +230,7 @@ def like_classifier(d):
     return guided
 
 
-def like_steer(d):
+def like_loss_guidance(d):
     def guided(x, sigma, cond):
         leaf = x if x.requires_grad else x.detach().requires_grad_()
         with torch.enable_grad():
@@ -250,7 +250,7 @@ def like_blind(d):
     return lambda x, sigma, cond: d(x, x.norm(dim=1), cond)
 
 
-def like_symmetric(*runs):
+def like_self_ensemble(*runs):
     """Of images of one line and two pixels: as it is, mirrored, turned by half, both. Each is a run of its own."""
 
     def guided(x, sigma, cond):
@@ -280,15 +280,15 @@ FORMULAS = dict(
     zip(
         CASES,
         (
-            like_cfg, like_apg, like_autoguidance, like_compose, like_scheduled, like_classifier, like_steer,
-            like_inpaint, like_blind, like_symmetric, like_self_conditioned,
+            like_cfg, like_apg, like_autoguidance, like_compose, like_scheduled, like_classifier, like_loss_guidance,
+            like_inpaint, like_blind, like_self_ensemble, like_self_conditioned,
         ),
         strict=True,
     )
 )  # fmt: skip
 
 
-RUNS = {"symmetric": 4}  # of what is inside, where several go on side by side
+RUNS = {"self_ensemble": 4}  # of what is inside, where several go on side by side
 
 
 def by_formula(name: str, inside):
@@ -302,7 +302,7 @@ MIXED = pytest.mark.xfail(strict=True, reason="What is remembered of one orienta
 @pytest.mark.parametrize(
     ("outer", "inner"),
     [
-        pytest.param(a, b, marks=MIXED if a == "symmetric" and b in ("apg", "self_conditioned") else ())
+        pytest.param(a, b, marks=MIXED if a == "self_ensemble" and b in ("apg", "self_conditioned") else ())
         for a in CASES
         for b in CASES
     ],

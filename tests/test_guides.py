@@ -12,13 +12,15 @@ from fastdiffusion import guidance, nets
 from fastdiffusion.data import oracles
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, FastdiffusionError, InputError
-from fastdiffusion.images import read_image, read_recipe, save_png, to_tensor
+from fastdiffusion.guidance import core
+from fastdiffusion.io.images import read_image, read_recipe, save_png, to_tensor
 from fastdiffusion.models import Model, save
 from fastdiffusion.nets.classifier import Classifier
-from fastdiffusion.tasks import classifiers
-from fastdiffusion.tasks.generation import reproduce, reproduce_file, sample, sample_steps
-from fastdiffusion.tasks.guides import GUIDES
-from fastdiffusion.tasks.study import study
+from fastdiffusion.tasks import classification
+from fastdiffusion.tasks.evaluation.study import study
+from fastdiffusion.tasks.generation.guidance_spec import GUIDES
+from fastdiffusion.tasks.generation.recipe import reproduce, reproduce_file
+from fastdiffusion.tasks.generation.sample import sample, sample_steps
 
 CLASSES = ("cat", "dog", "7")
 NET = {"width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [1], "head": 8}
@@ -48,7 +50,7 @@ def folder(model, tmp_path_factory):
     for net, name in ((reader, "reader"), (Classifier({**NET, "in_channels": 1}, 3), "judge")):
         for p in net.head.parameters():
             torch.nn.init.normal_(p, std=0.3)
-        classifiers.save(net, where / f"{name}.safetensors")
+        classification.save(net, where / f"{name}.safetensors")
     save_png(torch.linspace(-1, 1, 64).reshape(1, 8, 8), where / "my photo.png", {"verb": "drawn"})
     save_png(torch.cat([torch.full((1, 8, 4), -1.0), torch.ones(1, 8, 4)], 2), where / "mask.png")
     return where
@@ -99,8 +101,8 @@ def test_words_are_the_functions(model, folder):
 def test_a_study_takes_guides(model):
     result = study(model, {"guide": ["cfg scale=2", "apg scale=2"]}, n=2, steps=2, classes="cat")
     for guidance in ("cfg scale=2", "apg scale=2"):
-        alone = sample(model, n=2, classes="cat", steps=2, guidance=guidance)
-        assert torch.equal(result[{"guide": guidance}].images, alone.images)
+        alone = sample(model, n=2, classes="cat", steps=2, guidance=core)
+        assert torch.equal(result[{"guide": core}].images, alone.images)
 
 
 @pytest.mark.parametrize(("guide", "match"), [
@@ -114,7 +116,7 @@ def test_a_study_takes_guides(model):
 ])  # fmt: skip
 def test_wrong_words_are_told(model, guidance, match):
     with pytest.raises(FastdiffusionError, match=match):
-        sample(model, n=1, steps=1, guidance=guidance)
+        sample(model, n=1, steps=1, guidance=core)
 
 
 def test_wrong_files_are_told(model, folder, tmp_path):

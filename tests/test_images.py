@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from fastdiffusion import images, recipes
 from fastdiffusion.errors import DataError, InputError
+from fastdiffusion.io import images, metadata
 
 PNG_TEXT = (b"tEXt", b"iTXt", b"zTXt", b"eXIf", b"iCCP", b"tIME", b"pHYs")
 
@@ -241,13 +241,13 @@ GRAPH = {
 
 
 def test_a_graph_is_told_in_our_words():
-    recipe = recipes.parse({"prompt": json.dumps(GRAPH), "workflow": "{}"})
+    recipe = metadata.parse({"prompt": json.dumps(GRAPH), "workflow": "{}"})
     assert recipe == {
         "made_by": "ComfyUI", "prompt": "a castle", "negative_prompt": "text, watermark", "model": "sd15.safetensors",
         "sampler": "euler", "schedule": "normal", "steps": 20, "cfg_scale": 8.0, "strength": 1.0, "seed": 7,
         "size": "512x768", "comfyui": GRAPH,
     }  # fmt: skip
-    assert "model 'sd15.safetensors', prompt 'a castle'" in recipes.summarize(recipe)
+    assert "model 'sd15.safetensors', prompt 'a castle'" in metadata.summarize(recipe)
 
 
 def test_a_hostile_graph_ends(tmp_path):
@@ -256,13 +256,13 @@ def test_a_hostile_graph_ends(tmp_path):
             for i in range(5000)}  # fmt: skip
     bare = {"made_by": "ComfyUI", "seed": 1, "steps": 2, "comfyui": loop}
     loop["4000"]["inputs"]["text"] = "far"
-    assert recipes.comfyui(loop) == bare
+    assert metadata.comfyui(loop) == bare
     loop["20"]["inputs"]["text"] = "near"
-    assert recipes.comfyui(loop) == bare | {"prompt": "near"}
+    assert metadata.comfyui(loop) == bare | {"prompt": "near"}
     for nothing in ([], {}, {"1": 3}, {"1": {"inputs": [1]}}, "text", None):
-        assert recipes.comfyui(nothing) is None
+        assert metadata.comfyui(nothing) is None
     odd = {"1": {"inputs": {"seed": [[1]], "positive": [[]]}}}
-    assert recipes.comfyui(odd) == {"made_by": "ComfyUI", "comfyui": odd}
+    assert metadata.comfyui(odd) == {"made_by": "ComfyUI", "comfyui": odd}
 
 
 def test_other_programs_write_into_exif_too(tmp_path):

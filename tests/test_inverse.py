@@ -9,7 +9,7 @@ from fastdiffusion import samplers, schedules
 from fastdiffusion.corruptions import parse
 from fastdiffusion.data.oracles import Gaussian, Mixture
 from fastdiffusion.errors import InputError
-from fastdiffusion.inverse import INVERSE, ddnm, dps, laplacian, pigdm, smoothly, tmpd
+from fastdiffusion.guidance.posterior import INVERSE, ddnm, dps, laplacian, pigdm, smoothly, tmpd
 
 N = 36
 SHAPE = (1, 6, 6)

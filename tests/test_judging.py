@@ -8,27 +8,21 @@ import pytest
 import torch
 
 from fastdiffusion import data
-from fastdiffusion.checkpoints import save_tensors
-from fastdiffusion.data.emoji import find_font
-from fastdiffusion.data.reserved import COLORS
+from fastdiffusion.data.emoji.font import find_font
+from fastdiffusion.data.emoji.holdout import COLORS
 from fastdiffusion.errors import CheckpointError, InputError, MissingExtra
-from fastdiffusion.nets.judge import Evaluator, parts
+from fastdiffusion.io.checkpoints import save_tensors
+from fastdiffusion.metrics import retrieval
+from fastdiffusion.metrics.retrieval import chances, r_precision
+from fastdiffusion.nets.evaluator import Evaluator, parts
 from fastdiffusion.noise import generator
-from fastdiffusion.tasks import judging
-from fastdiffusion.tasks.judging import (
-    background_color,
-    best_names,
-    chances,
-    distort,
-    fd_evaluator,
-    on_background,
-    r_precision,
-)
+from fastdiffusion.tasks.evaluation import evaluator
+from fastdiffusion.tasks.evaluation.evaluator import background_color, best_names, distort, fd_evaluator, on_background
 
 
 @pytest.fixture(scope="module")
 def judge() -> Evaluator:
-    return judging.load()
+    return evaluator.load()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +75,7 @@ def test_bad_questions_are_told(judge):
 
 
 def test_pictures_that_are_no_numbers_win_nothing(judge):
-    assert judging.r_precision(judge, torch.full((2, 3, 64, 64), torch.nan), judge.names[:2]).value == 0
+    assert retrieval.r_precision(judge, torch.full((2, 3, 64, 64), torch.nan), judge.names[:2]).value == 0
 
 
 def test_it_tells_real_pictures_and_no_others(judge, emoji):
@@ -137,7 +131,7 @@ def test_it_can_be_taught_other_things():
     colors = list(COLORS.items())
     pictures = torch.stack([torch.tensor(rgb, dtype=torch.uint8)[:, None, None].expand(3, 64, 64) for _, rgb in colors])
     losses: list[float] = []
-    made = judging.train(
+    made = evaluator.train(
         *(pictures.repeat(4, 1, 1, 1), [[f"{name} {i}"] for i in range(4) for name, _ in colors]),
         steps=25,
         batch_size=18,
@@ -152,13 +146,13 @@ def test_it_can_be_taught_other_things():
 def test_only_a_judge_is_loaded(judge, tmp_path):
     from importlib.resources import files
 
-    assert (files("fastdiffusion") / "weights" / judging.SHIPPED).stat().st_size < 3e6  # type: ignore[attr-defined]
-    judging.save(judge, tmp_path / "judge.safetensors")
-    again, x = judging.load(tmp_path / "judge.safetensors"), torch.zeros(1, 3, 64, 64)
+    assert (files("fastdiffusion") / "weights" / evaluator.SHIPPED).stat().st_size < 3e6  # type: ignore[attr-defined]
+    evaluator.save(judge, tmp_path / "judge.safetensors")
+    again, x = evaluator.load(tmp_path / "judge.safetensors"), torch.zeros(1, 3, 64, 64)
     assert torch.equal(again.encode_image(x), judge.encode_image(x)) and not any(
         p.requires_grad for p in again.parameters()
     )
     for config in ({"kind": "clip"}, {"kind": "judge"}, {"kind": "judge", "names": ["a"], "width": 3}):
         save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, config)
         with pytest.raises(CheckpointError, match=r"judge|does not fit"):
-            judging.load(tmp_path / "other.safetensors")
+            evaluator.load(tmp_path / "other.safetensors")

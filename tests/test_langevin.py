@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastdiffusion import langevin, noise, optimizing, samplers, schedules
+from fastdiffusion import noise, samplers, schedules
 from fastdiffusion.data import oracles
 from fastdiffusion.errors import InputError
+from fastdiffusion.samplers import langevin, optimization
 
 BLOBS = oracles.blobs(8)
 N = 4_000
@@ -112,29 +113,29 @@ def test_vp_preserves_variance_and_sub_vp_stays_below() -> None:
 
 def optimized(n: int = 12, **options) -> Tensor:
     x = 10 * noise.initial(range(64), (2,)).double()
-    return samplers.final(optimizing.optimize(BLOBS, x, 10.0, n, sigma_min=0.01, **options))
+    return samplers.final(optimization.optimize(BLOBS, x, 10.0, n, sigma_min=0.01, **options))
 
 
 @pytest.mark.parametrize(("update", "sampler"), [("descent", "euler"), ("extrapolation", "gam")])
 def test_descent_is_a_known_sampler(update: str, sampler: str) -> None:
     table = samplers.table(sampler, schedules.exponential(12, 0.01, 10))
     x = 10 * noise.initial(range(64), (2,)).double()
-    ours = optimizing.optimize(BLOBS, x, 10.0, 12, update, sigma_min=0.01)
+    ours = optimization.optimize(BLOBS, x, 10.0, 12, update, sigma_min=0.01)
     for mine, known in list(zip(ours, samplers.run(BLOBS, x, table), strict=True))[:-1]:  # the last takes D's word
         torch.testing.assert_close(mine.x, known.x)
 
 
-@pytest.mark.parametrize("update", optimizing.UPDATES)
+@pytest.mark.parametrize("update", optimization.UPDATES)
 def test_every_optimizer_reaches_the_data(update: str) -> None:
     distance = torch.cdist(optimized(60, update=update), BLOBS.means).min(1).values
     assert float(distance.median()) < 3 * 0.1
 
 
-@pytest.mark.parametrize("update", optimizing.UPDATES)
+@pytest.mark.parametrize("update", optimization.UPDATES)
 def test_a_perfect_model_is_returned(update: str) -> None:
     for n in (1, 2, 7):
         x = torch.randn(2, 3, dtype=torch.float64)
-        out = samplers.final(optimizing.optimize(lambda x, sigma, cond=None: torch.ones_like(x), x, 5.0, n, update))
+        out = samplers.final(optimization.optimize(lambda x, sigma, cond=None: torch.ones_like(x), x, 5.0, n, update))
         assert torch.equal(out, torch.ones_like(x))
 
 

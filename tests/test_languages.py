@@ -6,23 +6,32 @@ import pytest
 import torch
 from pictures import photo
 
-from fastdiffusion import nets, sample, tokenizers
+from fastdiffusion import nets, sample
 from fastdiffusion.cli import main
-from fastdiffusion.data import reserved
-from fastdiffusion.data.bilingual import BACKGROUNDS, Pair, edict, emoji_pairs, emoji_phrases, held_out, translations
 from fastdiffusion.data.dataset import Images
-from fastdiffusion.data.emoji import LANGUAGES
-from fastdiffusion.data.scenes import CLDR
+from fastdiffusion.data.emoji import holdout
+from fastdiffusion.data.emoji.font import LANGUAGES
+from fastdiffusion.data.emoji.scenes import CLDR
+from fastdiffusion.data.emoji.translations import (
+    BACKGROUNDS,
+    Pair,
+    edict,
+    emoji_pairs,
+    emoji_phrases,
+    held_out,
+    translations,
+)
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError, MissingExtra
-from fastdiffusion.images import save_png
+from fastdiffusion.io.images import save_png
 from fastdiffusion.models import Model, load, save
+from fastdiffusion.nets import tokenizer
 from fastdiffusion.nets.clip import Clip
 from fastdiffusion.nets.text import TextConditioned, normalized
 from fastdiffusion.nets.text import vocabulary_ids as listed
-from fastdiffusion.tasks import clip as clips
 from fastdiffusion.tasks import variations
-from fastdiffusion.tasks.languages import add_language
+from fastdiffusion.tasks.text_image import clip as clips
+from fastdiffusion.tasks.text_image.multilingual import add_language
 
 NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 PAIRS = [
@@ -42,7 +51,7 @@ def model() -> Model:
     for p in net.parameters():  # what begins at zero says nothing yet
         if p.ndim >= 2 and not p.any():
             torch.nn.init.normal_(p, std=0.2)
-    net.text_encoder.set_vocabulary(tokenizers.train([p.known for p in PAIRS], 300))
+    net.text_encoder.set_vocabulary(tokenizer.train([p.known for p in PAIRS], 300))
     return Model(Denoiser(net).eval(), (3, 8, 8))
 
 
@@ -144,7 +153,7 @@ def test_pairs_come_from_a_dictionary(tmp_path, monkeypatch):
     path.write_text("nothing here")
     with pytest.raises(DataError, match="no dictionary"):
         translations(path)
-    monkeypatch.setattr("fastdiffusion.data.bilingual.EDICT", tmp_path / "absent")
+    monkeypatch.setattr("fastdiffusion.data.emoji.translations.EDICT", tmp_path / "absent")
     with pytest.raises(MissingExtra, match="apt install edict"):
         translations("edict")
 
@@ -168,7 +177,7 @@ def test_pairs_come_from_emoji_without_what_is_held_out():
 def test_every_language_says_every_ground():
     assert set(BACKGROUNDS) == set(LANGUAGES) - {"en"}
     for saying, colors in BACKGROUNDS.values():
-        assert len(set(colors.split())) == len(reserved.COLORS)
+        assert len(set(colors.split())) == len(holdout.COLORS)
         assert "{name}" in saying and "{color}" in saying
 
 

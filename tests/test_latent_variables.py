@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastdiffusion.nets.autoencoders import KL
-from fastdiffusion.tasks.latent_variables import (
+from fastdiffusion.tasks.autoencoding.analysis import (
     ACTIVE,
     activity,
     elbo,

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from fastdiffusion import nets
-from fastdiffusion.checkpoints import save_tensors
 from fastdiffusion.data.dataset import Images
+from fastdiffusion.data.latents import Latents
 from fastdiffusion.errors import CheckpointError, InputError
-from fastdiffusion.images import to_tensor
-from fastdiffusion.latents import Latents
-from fastdiffusion.learner import Learner
+from fastdiffusion.io.checkpoints import save_tensors
+from fastdiffusion.io.images import to_tensor
 from fastdiffusion.models import load, load_autoencoder, save
 from fastdiffusion.nets.autoencoders import FSQ, KL, VQ, divergence
-from fastdiffusion.tasks import autoencoders
-from fastdiffusion.tasks.autoencoders import quality, standardize, train_autoencoder, use
+from fastdiffusion.tasks.autoencoding import train
+from fastdiffusion.tasks.autoencoding.train import quality, standardize, train_autoencoder, use
+from fastdiffusion.training.learner import Learner
 
 SMALL = {"latent": 4, "width": 16, "batch_size": 16, "optimizer": "adamw", "lr": 3e-3}
 
@@ -107,7 +107,7 @@ def test_a_latent_model_trains_and_its_file_holds_the_codec(autoencoder, monkeyp
 
 
 def test_files_that_are_no_codec_are_refused(autoencoder, tmp_path):
-    autoencoders.save(autoencoder, tmp_path / "codec.safetensors")
+    train.save(autoencoder, tmp_path / "codec.safetensors")
     same = load_autoencoder(tmp_path / "codec.safetensors")
     assert all(
         torch.equal(a, b) for a, b in zip(same.state_dict().values(), autoencoder.state_dict().values(), strict=True)

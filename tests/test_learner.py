@@ -14,18 +14,20 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiffusion import losses, optimizers
-from fastdiffusion.budgets import State
-from fastdiffusion.callbacks import Snapshots, Validation
-from fastdiffusion.checkpoints import Folder, load_tensors
+from fastdiffusion import losses
 from fastdiffusion.data import Batch, Dataset, Images, digits
-from fastdiffusion.distributed import like
-from fastdiffusion.ema import posthoc, snapshots
 from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError, MissingExtra
-from fastdiffusion.examples import Batches
-from fastdiffusion.learner import Learner
+from fastdiffusion.io.checkpoints import load_tensors
+from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
 from fastdiffusion.schedules import SIGMA_DISTRIBUTIONS
+from fastdiffusion.training import lr_finder, optimizers
+from fastdiffusion.training.batches import Batches
+from fastdiffusion.training.budget import State
+from fastdiffusion.training.callbacks import Snapshots, Validation
+from fastdiffusion.training.distributed import like
+from fastdiffusion.training.ema import posthoc, snapshots
+from fastdiffusion.training.learner import Learner
 
 TINY = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 16}
 
@@ -152,14 +154,14 @@ COUNTS = {  # what a squared error of x0 counts at noise level s, of data of sta
 }
 
 
-@pytest.mark.parametrize("weight", losses.LOSS_WEIGHTINGS)
+@pytest.mark.parametrize("loss_weighting", losses.LOSS_WEIGHTINGS)
 def test_every_weight_trains_on_the_error_times_what_it_counts(loss_weighting):
     learn = learner(loss_weighting=loss_weighting)
     (batch,) = learn.draw(0)
     with torch.no_grad():
         s = batch.sigma[:, None, None, None]
         error = learn.objective.denoiser(batch.x0 + s * batch.noise, batch.sigma, batch.cond) - batch.x0
-        counts = COUNTS[weight](batch.sigma, learn.measured_sigma_data)
+        counts = COUNTS[loss_weighting](batch.sigma, learn.measured_sigma_data)
         expected = (counts * error.square().mean((1, 2, 3))).mean()
     before = weights(learn)
     assert next(learn.steps(1)).loss == pytest.approx(float(expected), rel=1e-4)
@@ -175,7 +177,7 @@ def test_p2_with_gamma_0_is_the_plain_loss_and_with_1_another():
     )
 
 
-@pytest.mark.parametrize(("weight", "options", "reason"), [
+@pytest.mark.parametrize(("loss_weighting", "options", "reason"), [
     ("p3", {}, "Did you mean 'p2'"),
     ("p2", {"gama": 0.0}, "p2 does not take these options.*gama"),
     ("p2", {"gamma": "x"}, "p2 does not take these options"),
@@ -329,7 +331,7 @@ def test_the_learning_rate_finder_leaves_no_trace_and_finds_a_sane_rate():
     learn = learner()
     list(learn.steps(2))
     before, state = weights(learn), replace(learn.state)
-    found = optimizers.find_lr(learn, n=40)
+    found = lr_finder.find_lr(learn, n=40)
     assert torch.equal(before, weights(learn))
     assert learn.state == state
     assert 1e-5 < found.lr < 0.1

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from fastdiffusion import adaptive, likelihood, noise
+from fastdiffusion import noise
 from fastdiffusion.data import oracles
 from fastdiffusion.errors import InputError
+from fastdiffusion.samplers import adaptive, probability_flow
 
 DTYPE = torch.float64
 
@@ -48,14 +49,14 @@ def test_adaptive_solvers_refuse_zero():
 def test_inversion_is_exact():
     d = oracles.blobs(8)
     x0 = d.sample(16, noise.generator(1))
-    back = likelihood.generate(d, likelihood.invert(d, x0, tolerance=1e-7), tolerance=1e-7)
+    back = probability_flow.generate(d, probability_flow.invert(d, x0, tolerance=1e-7), tolerance=1e-7)
     torch.testing.assert_close(back, x0, rtol=0, atol=1e-4)
 
 
 def test_interpolation_ends_at_its_ends():
     d = oracles.blobs(8)
     a, b = d.means[:1], d.means[3:4] + 0.05
-    path = likelihood.interpolate(d, a, b, n=5, tolerance=1e-6)
+    path = probability_flow.interpolate(d, a, b, n=5, tolerance=1e-6)
     assert path.shape == (5, 2)
     torch.testing.assert_close(path[[0, -1]], torch.cat([a, b]), rtol=0, atol=1e-3)
 
@@ -65,7 +66,7 @@ def test_likelihood_of_a_gaussian(trace):
     g = gaussian()
     x0 = g.sample(16, noise.generator(2))
     seeds = range(20) if trace == "hutchinson" else (0,)
-    found = likelihood.log_likelihood(g, x0, 0.002, 80.0, trace=trace, seeds=seeds)
+    found = probability_flow.log_likelihood(g, x0, 0.002, 80.0, trace=trace, seeds=seeds)
     exact = g.log_prob(x0, 0.002)
     per_dim = (found - exact).abs() / 3
     assert float((found - exact).mean().abs()) / 3 < (0.005 if trace == "exact" else 0.3)
@@ -75,7 +76,7 @@ def test_likelihood_of_a_gaussian(trace):
 def test_likelihood_of_a_mixture():
     d = oracles.blobs(8)
     x0 = d.sample(64, noise.generator(3))
-    found = likelihood.log_likelihood(d, x0, trace="exact")
+    found = probability_flow.log_likelihood(d, x0, trace="exact")
     exact = d.log_prob(x0, 0.002)
     assert float((found.mean() - exact.mean()).abs()) / 2 < 0.02  # nats a dimension
     assert float((found - exact).abs().max()) < 0.05
@@ -84,8 +85,8 @@ def test_likelihood_of_a_mixture():
 def test_hutchinson_is_unbiased():
     d = oracles.blobs(8)
     x0 = d.sample(1, noise.generator(3)).expand(200, 2)
-    found = likelihood.log_likelihood(d, x0.contiguous(), seeds=(0, 1), tolerance=1e-3)
-    exact = likelihood.log_likelihood(d, x0[:1], trace="exact", tolerance=1e-3)
+    found = probability_flow.log_likelihood(d, x0.contiguous(), seeds=(0, 1), tolerance=1e-3)
+    exact = probability_flow.log_likelihood(d, x0[:1], trace="exact", tolerance=1e-3)
     assert float((found - exact).mean()) == pytest.approx(0, abs=4 * float(found.std()) / math.sqrt(200) + 0.02)
 
 
@@ -94,7 +95,7 @@ def test_bits_per_dim_of_noise():
     std = 0.2
     flat = oracles.Gaussian(torch.zeros(4, dtype=DTYPE), torch.eye(4, dtype=DTYPE), torch.full((4,), std, dtype=DTYPE))
     levels = (flat.sample(400, noise.generator(4)).clamp(-1, 1) * 127.5).round() / 127.5
-    bits = likelihood.bits_per_dim(flat, levels, trace="exact", tolerance=1e-3)
+    bits = probability_flow.bits_per_dim(flat, levels, trace="exact", tolerance=1e-3)
     entropy = (0.5 * math.log(2 * math.pi * math.e * std**2) - math.log(2 / 255)) / math.log(2)
     assert float(bits.mean()) == pytest.approx(entropy, abs=0.05)
 

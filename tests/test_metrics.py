@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from fastdiffusion import metrics
-from fastdiffusion.data import Images, digits
+from fastdiffusion.data import Images, digits, selection
 from fastdiffusion.errors import CheckpointError, DataError, InputError
-from fastdiffusion.images import to_tensor
+from fastdiffusion.io.images import to_tensor
+from fastdiffusion.metrics import distances, feature_nets
 from fastdiffusion.noise import generator
 
 
@@ -51,7 +52,7 @@ def test_kernel_distance_in_blocks_keeps_its_mean():
 
 
 def test_nearest_against_brute_force(monkeypatch):
-    monkeypatch.setattr(metrics, "ROWS", 7)
+    monkeypatch.setattr(distances, "ROWS", 7)
     points = normal(40, 3, 0).double()
     distance = torch.cdist(points, points).fill_diagonal_(math.inf)
     values, indices = metrics.nearest(points, points, 3, exclude_self=True)
@@ -166,7 +167,7 @@ def test_classifier_of_the_digits(judge):
 
 
 def test_features_have_unit_variance(judge):
-    images, _ = metrics.load_images(digits(), range(500))
+    images, _ = selection.load_images(digits(), range(500))
     seen = metrics.features(judge, images)
     assert seen.shape == (500, 64)
     assert 0.8 < seen.var(0).mean() < 1.2
@@ -182,10 +183,10 @@ def test_classifier_is_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = []
     train = metrics.train_classifier
-    monkeypatch.setattr(metrics, "train_classifier", lambda data: made.append(1) or train(data, passes=0.5))
+    monkeypatch.setattr(feature_nets, "train_classifier", lambda data: made.append(1) or train(data, passes=0.5))
     data = digits()
     one, two = metrics.classifier(data), metrics.classifier(data)
-    x = to_tensor(metrics.load_images(data, [3, 1])[0])
+    x = to_tensor(selection.load_images(data, [3, 1])[0])
     assert len(made) == 1
     assert torch.equal(one(x), two(x))
     assert one.info == two.info
@@ -210,7 +211,7 @@ def test_classifier_without_labels_learns_quarter_turns():
 def test_pictures_keep_their_order_and_come_to_one_size():
     a, b = np.full((3, 1, 8, 8), 10, np.uint8), np.full((2, 1, 8, 16), 200, np.uint8)
     data = Images("two sizes", [a, b], labels=[0, 1, 0, 1, 1], classes=["x", "y"])
-    images, labels = metrics.load_images(data, [4, 0, 3, 1])
+    images, labels = selection.load_images(data, [4, 0, 3, 1])
     assert images.shape == (4, 1, 8, 8)
     assert images[:, 0, 0, 0].tolist() == [200, 10, 200, 10]
     assert labels.tolist() == [1, 0, 1, 1]

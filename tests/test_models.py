@@ -13,10 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from fastdiffusion import cards, checkpoints, models, nets, noise, samplers
+from fastdiffusion import models, nets, noise, samplers
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, InputError
+from fastdiffusion.io import checkpoints, run_folder
 from fastdiffusion.models import Model, load, save
+from fastdiffusion.models import card as cards
+from fastdiffusion.models import model as models_model
+from fastdiffusion.nets import presets
 
 SMALL = {
     "unet": {"name": "unet", "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [1], "head": 8},
@@ -72,10 +76,10 @@ def test_saved_loaded_and_sampled_is_bit_equal(name, self_condition, tmp_path):
     assert torch.equal(pictures(back), pictures(model))
 
 
-@pytest.mark.parametrize("preset", nets.PRESETS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 def test_presets_can_be_described_and_built_without_memory(preset):
     """No net has parts that only a real device can build, or that its file would lack."""
-    spec = {**nets.PRESETS[preset], "in_channels": 3, "out_channels": 3}
+    spec = {**presets.PRESETS[preset], "in_channels": 3, "out_channels": 3}
     with torch.device("meta"):
         net = nets.build(spec)
         again = nets.build(Model(Denoiser(net), (3, 32, 32)).spec()["net"])
@@ -137,14 +141,14 @@ def test_a_net_that_is_not_in_the_table_cannot_be_saved(tmp_path):
 
 
 def test_a_checkpoint_of_training_is_not_a_model(tmp_path):
-    folder = checkpoints.Folder(tmp_path)
+    folder = run_folder.Folder(tmp_path)
     with pytest.raises(CheckpointError, match="is not a model file"):
         load(folder.save(3, {"a": torch.ones(2)}, {}))
 
 
 def test_loading_does_not_import_the_compiler(file):
     """torch._dynamo alone takes longer than loading a model; the meta device asks for it easily."""
-    source = str(Path(models.__file__).parents[1])
+    source = str(Path(models_model.__file__).parents[1])
     code = f"""
 import sys
 import torch
@@ -368,5 +372,5 @@ def test_a_card_has_no_paths():
 def test_a_card_tells_what_kind_of_model_it_is():
     card = cards.card(make(classes=(), corruption="blur 0.5..3 | jpeg 10..60"))
     assert "A restoration diffusion model" in card and "restore photo.jpg --by 'blur 0.5..3' --model" in card
-    words = cards.card(models.load(models.__file__.replace("models.py", "weights/emoji.safetensors")))
+    words = cards.card(models.load(models_model.__file__.replace("models.py", "weights/emoji.safetensors")))
     assert "A text-to-image diffusion model" in words and "3x64x64" in words and "'some words'" in words

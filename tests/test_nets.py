@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from fastdiffusion.errors import InputError
-from fastdiffusion.nets import NETS, PRESETS, adopt, build
+from fastdiffusion.nets import NETS, adopt, build
 from fastdiffusion.nets.layers import Attention, Down, Shuffle, attend, attend_linear, fourier, icnr_
+from fastdiffusion.nets.presets import PRESETS
 from fastdiffusion.types import Cond
 
 SIZES = [(4, 4), (5, 9), (7, 4), (8, 8), (13, 27)]

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from fastdiffusion import data
-from fastdiffusion.images import to_tensor
+from fastdiffusion.io.images import to_tensor
 from fastdiffusion.nets import perceptual
 from fastdiffusion.nets.perceptual import Features, directions, gram, gram_distance, perceptual_distance, profile
 from fastdiffusion.noise import generator
@@ -119,7 +119,7 @@ def test_style_tells_textures_apart_and_not_their_parts():
 
 
 def test_a_written_net_reads_back(tmp_path):
-    from fastdiffusion.checkpoints import save_tensors
+    from fastdiffusion.io.checkpoints import save_tensors
 
     torch.manual_seed(0)
     net = Features([4, 6])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fastdiffusion import noise, processes, samplers, schedules
+from fastdiffusion import noise, samplers, schedules
 from fastdiffusion.errors import InputError
-from fastdiffusion.processes import BlurNoise, Cold
+from fastdiffusion.samplers import processes
+from fastdiffusion.samplers.processes import BlurNoise, Cold
 
 DTYPE = torch.float64
 BLUR = BlurNoise(width=lambda level: 0.5 * level**0.5)

@@ -13,8 +13,8 @@ import torch
 from fastdiffusion import guidance, prompts, samplers, schedules
 from fastdiffusion.errors import InputError
 from fastdiffusion.nets.text import normalized
+from fastdiffusion.nets.tokenizer import train
 from fastdiffusion.prompts import Alternation, Part, Prompt, Switch, Text, Weighted, at, choose, parse, write
-from fastdiffusion.tokenizers import train
 from fastdiffusion.types import Cond
 
 # ---- an encoder that can be checked by eye: a token per word, its state drawn from the word -------------------------

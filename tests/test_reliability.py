@@ -15,10 +15,10 @@ import pytest
 import torch
 from test_learner import TINY, StopAt, Toy, learner, weights
 
-from fastdiffusion.callbacks import Callback
-from fastdiffusion.checkpoints import Folder
 from fastdiffusion.errors import CheckpointError, FastdiffusionError
+from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
+from fastdiffusion.training.callback import Callback
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -202,7 +202,9 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_loads(tmp_path):
 
 
 def test_a_preview_that_fails_does_not_stop_training(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("fastdiffusion.callbacks.save_png", lambda *a, **k: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        "fastdiffusion.training.callbacks.save_png", lambda *a, **k: (_ for _ in ()).throw(OSError("full"))
+    )
     learn = learner(folder=tmp_path, verbose=True).fit(steps=3)
     assert learn.state.finished
     assert "No preview" in capsys.readouterr().err
@@ -212,9 +214,7 @@ def test_a_preview_that_fails_does_not_stop_training(tmp_path, monkeypatch, caps
 
 
 def test_no_home_no_locale_no_terminal_forty_columns(tmp_path):
-    script = (
-        f"from fastdiffusion.learner import Learner; Learner('digits', {TINY!r}, folder='out', cpu=True).fit(steps=3)"
-    )
+    script = f"from fastdiffusion import Learner; Learner('digits', {TINY!r}, folder='out', cpu=True).fit(steps=3)"
     source = str(Path(__file__).parent.parent / "src")
     environment = {
         "PATH": os.environ["PATH"],
@@ -230,8 +230,8 @@ def test_no_home_no_locale_no_terminal_forty_columns(tmp_path):
 
 
 def test_the_moving_line_keeps_what_matters_in_forty_columns():
-    from fastdiffusion.callbacks import line
-    from fastdiffusion.learner import TrainStep
+    from fastdiffusion.training.console import line
+    from fastdiffusion.training.learner import TrainStep
 
     text = line(TrainStep(12_345, 100_000, 0.1234, 1.0, 1e-3, 812.0, 60.0, 3725.0), 0.1234)
     assert text[:39].startswith("loss 0.1234  1:02:05 left  812 img/s")

@@ -10,20 +10,22 @@ import torch
 from pictures import encoded, photo, png, transparent
 from PIL import Image
 
-from fastdiffusion import Learner, nets, restore, sample, save, tiles
+from fastdiffusion import Learner, nets, restore, sample, save
 from fastdiffusion.cli import main
 from fastdiffusion.corruptions import jpeg, mask, parse
 from fastdiffusion.data import Crops, Pairs
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
-from fastdiffusion.images import jpeg_tables, read_recipe, to_pil, to_tensor, to_uint8
+from fastdiffusion.io.images import jpeg_tables, read_recipe, to_pil, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
-from fastdiffusion.tasks.coloring import in_gamut, luminance
-from fastdiffusion.tasks.deblurring import estimate_kernel
-from fastdiffusion.tasks.restoration import _Job, bundled
-from fastdiffusion.tasks.restored import NOTE
-from fastdiffusion.tasks.watermarks import remove_watermark, written
-from fastdiffusion.tasks.ways import undoing, weakened
+from fastdiffusion.tasks.restoration import tiles
+from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel
+from fastdiffusion.tasks.restoration.colorization import in_gamut, luminance
+from fastdiffusion.tasks.restoration.method import undoing, weakened
+from fastdiffusion.tasks.restoration.restore import bundled
+from fastdiffusion.tasks.restoration.result import NOTE
+from fastdiffusion.tasks.restoration.tiled import _Job
+from fastdiffusion.tasks.restoration.watermarks import remove_watermark, written
 
 SMALL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [],
          "updown": False, "local": True}  # fmt: skip

@@ -8,9 +8,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from fastdiffusion import noise, samplers, schedules, solvers
+from fastdiffusion import noise, samplers, schedules
 from fastdiffusion.data import oracles
 from fastdiffusion.errors import InputError
+from fastdiffusion.samplers import solvers
 
 ODE = [name for name, method in solvers.METHODS.items() if not method.stochastic]
 SDE = [name for name in samplers.SAMPLERS if name not in ODE and name != "jump"]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from fastdiffusion import data
-from fastdiffusion.data import reserved
-from fastdiffusion.data.bilingual import describe_background
-from fastdiffusion.data.scenes import CLDR, composite
+from fastdiffusion.data.emoji import holdout
+from fastdiffusion.data.emoji.scenes import CLDR, composite
+from fastdiffusion.data.emoji.translations import describe_background
 from fastdiffusion.errors import InputError, MissingExtra
 
 ROOT = Path(__file__).parent.parent
@@ -35,9 +35,9 @@ def test_the_list_in_the_docs_is_what_the_rule_says(parts):
 
 def test_no_part_shares_a_picture_with_training(parts):
     seen = shown(parts["train"])
-    designs = {reserved.skinless(name) for name, _ in seen}
+    designs = {holdout.skinless(name) for name, _ in seen}
     for name, _ in shown(parts["designs"]):
-        assert reserved.skinless(name) not in designs
+        assert holdout.skinless(name) not in designs
     for name, _ in shown(parts["compositions"]):
         assert not any(other == name for other, _ in seen)
     assert not shown(parts["grounds"]) & seen
@@ -46,9 +46,9 @@ def test_no_part_shares_a_picture_with_training(parts):
 
 def test_the_parts_of_a_held_out_skin_are_seen_elsewhere(parts):
     seen = {name for name, _ in shown(parts["train"])}
-    designs = {reserved.skinless(name) for name in seen}
-    skins = [name for name, _ in shown(parts["compositions"]) if reserved.skinless(name) not in reserved.COMPOSITIONS]
-    assert len(skins) > 100 and all(reserved.skinless(name) in designs for name in skins)
+    designs = {holdout.skinless(name) for name in seen}
+    skins = [name for name, _ in shown(parts["compositions"]) if holdout.skinless(name) not in holdout.COMPOSITIONS]
+    assert len(skins) > 100 and all(holdout.skinless(name) in designs for name in skins)
 
 
 def test_captions_say_the_color_and_never_a_held_out_name(parts):
@@ -60,7 +60,7 @@ def test_captions_say_the_color_and_never_a_held_out_name(parts):
         color = train.rows[row].color
         assert color == "white" or caption.endswith((f"on {color}", f"{color} background"))
     assert len(set(captions)) > 0.8 * len({train.caption(row) for row in rows})
-    assert all(not reserved.phrase(other) for phrases in train.phrases for other in phrases.others)
+    assert all(not holdout.phrase(other) for phrases in train.phrases for other in phrases.others)
     assert train.batch(rows, torch.Generator().manual_seed(0)).captions == captions
 
 
@@ -79,7 +79,7 @@ def test_scenes_are_named_in_many_languages_without_what_is_held_out(parts):
     assert own["de"][colored].endswith("auf blauem Hintergrund")
     parts_of = {k: sum(text == names[i] for i, text in zip(rows, said, strict=True)) for k, names in own.items()}
     assert all(0.2 < count / len(rows) < 0.4 for count in parts_of.values())
-    held = [i for i in rows if reserved.pair(train.images.names[train.rows[i].image], "ja")]
+    held = [i for i in rows if holdout.pair(train.images.names[train.rows[i].image], "ja")]
     assert held and not {own["ja"][i] for i in held} & set(named.texts(rows))
     alone = data.load("emoji-polyglot", english=1.0)
     g = [torch.Generator().manual_seed(0) for _ in range(2)]
@@ -112,9 +112,9 @@ def test_a_ground_is_what_shines_through():
 
 
 def test_skins_and_designs():
-    assert reserved.skinless("1f469-1f3fb-200d-1f373") == "1f469-200d-1f373"
-    assert reserved.skins("1f469-1f3fb-200d-2764-fe0f-200d-1f469-1f3ff") == ["1f3fb", "1f3ff"]
-    assert not reserved.reserved("1f63b")  # the cat with heart eyes, which the README asks for
+    assert holdout.skinless("1f469-1f3fb-200d-1f373") == "1f469-200d-1f373"
+    assert holdout.skins("1f469-1f3fb-200d-2764-fe0f-200d-1f469-1f3ff") == ["1f3fb", "1f3ff"]
+    assert not holdout.reserved("1f63b")  # the cat with heart eyes, which the README asks for
 
 
 def test_bad_input():

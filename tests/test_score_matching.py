@@ -9,9 +9,11 @@ import torch
 from test_langevin import sliced_w2
 from torch import Tensor
 
-from fastdiffusion import langevin, losses, noise, samplers, schedules, score_matching
+from fastdiffusion import losses, noise, samplers, schedules, score_matching
 from fastdiffusion.data import oracles
 from fastdiffusion.denoisers import Denoiser, score_of
+from fastdiffusion.nets import mlp
+from fastdiffusion.samplers import langevin
 
 BLOBS = oracles.blobs(3, std=0.3)
 TRUTH = score_of(BLOBS)
@@ -34,7 +36,7 @@ def signs(n: int, seed: int) -> Tensor:
 def learned(loss: str, batch: int) -> Denoiser:
     """A small net trained for seconds at noise levels from 0.07 to 4."""
     torch.manual_seed(0)
-    net = Denoiser(score_matching.PointNet(2, 64), sigma_data=0.75)
+    net = Denoiser(mlp.PointNet(2, 64), sigma_data=0.75)
     score, optimizer, steps = score_of(net), torch.optim.Adam(net.parameters()), 1600
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, steps)
     for step in range(steps):

@@ -11,8 +11,10 @@ from fastdiffusion import nets
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.models import Model
-from fastdiffusion.tasks.generation import Samples, reproduce, sample
-from fastdiffusion.tasks.study import KNOBS, Study, knob, study, trajectory
+from fastdiffusion.tasks.evaluation.study import KNOBS, Study, knob, study, trajectory
+from fastdiffusion.tasks.generation.recipe import reproduce
+from fastdiffusion.tasks.generation.sample import sample
+from fastdiffusion.tasks.generation.samples import Samples
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,18 @@ from torch import nn
 from fastdiffusion import cli, nets
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
-from fastdiffusion.images import to_pil
+from fastdiffusion.guidance.attention import shared_attention
+from fastdiffusion.io.images import to_pil
+from fastdiffusion.io.inputs import as_tensor
 from fastdiffusion.models import Model
 from fastdiffusion.nets import layers
 from fastdiffusion.nets.autoencoders import KL
 from fastdiffusion.nets.perceptual import style_distance
 from fastdiffusion.noise import generator
-from fastdiffusion.tasks import styles, stylization
-from fastdiffusion.tasks.parts import as_tensor
-from fastdiffusion.tasks.stylization import Stylizer, shared_attention, stylize, stylize_inside, stylize_steps
+from fastdiffusion.tasks.stylization import network, statistics
+from fastdiffusion.tasks.stylization import stylize as stylization_stylize
+from fastdiffusion.tasks.stylization.network import Stylizer
+from fastdiffusion.tasks.stylization.stylize import stylize, stylize_inside, stylize_steps
 
 
 def waves(h, w, across, color):
@@ -50,7 +53,7 @@ def test_strength_0_is_the_input_and_the_rest_is_monotone():
 def test_steps_count_and_sizes():
     steps = list(stylize_steps(CONTENT, STYLE, size=64, steps=3, net=small_net))
     assert [s.done for s in steps] == list(range(1, 4)) and {s.of for s in steps} == {3}
-    levels = stylization.pyramid(torch.zeros(1, 3, 300, 640), 512)
+    levels = stylization_stylize.pyramid(torch.zeros(1, 3, 300, 640), 512)
     assert [tuple(x.shape[-2:]) for x in levels] == [(60, 128), (120, 256), (240, 512)]
     assert stylize(to_pil(CONTENT), STYLE, size=32, steps=1, net=small_net).size == (64, 48)
 
@@ -70,15 +73,15 @@ def test_tiles_have_the_gradient_of_the_whole(monkeypatch):
     def net(v):
         return [torch.relu(nn.functional.conv2d(v, kernel, padding=1))]
 
-    along = styles.directions(x, net, 1)
-    goal = styles.statistics(x.flip(-1) * 0.5, along, net)
+    along = statistics.directions(x, net, 1)
+    goal = statistics.statistics(x.flip(-1) * 0.5, along, net)
     values, gradients = [], []
     for tile in (64, 16):
-        monkeypatch.setattr(styles, "TILE", tile)
-        monkeypatch.setattr(styles, "HALO", 4)
-        monkeypatch.setattr(styles, "PLACES", 1 << 20)
+        monkeypatch.setattr(statistics, "TILE", tile)
+        monkeypatch.setattr(statistics, "HALO", 4)
+        monkeypatch.setattr(statistics, "PLACES", 1 << 20)
         at = x.clone().requires_grad_()
-        now = styles.statistics(at, along, net, x * 0.9)
+        now = statistics.statistics(at, along, net, x * 0.9)
         value = now.distance(goal) + now.away
         value.backward()
         values.append(value.detach())
@@ -89,18 +92,18 @@ def test_tiles_have_the_gradient_of_the_whole(monkeypatch):
 
 def test_colors_are_moved_exactly_and_least():
     x, y = CONTENT[None] + 0.1 * torch.randn(1, 3, 48, 64), 0.3 * torch.randn(1, 3, 56, 56) - 0.1
-    moved = styles.recolored(0.2 * x, styles.colors(0.2 * y), 1.0)
-    mine, wanted = styles.colors(moved), styles.colors(0.2 * y)
+    moved = statistics.recolored(0.2 * x, statistics.colors(0.2 * y), 1.0)
+    mine, wanted = statistics.colors(moved), statistics.colors(0.2 * y)
     torch.testing.assert_close(mine.mean, wanted.mean, rtol=0, atol=1e-5)
     torch.testing.assert_close(mine.covariance, wanted.covariance, rtol=0, atol=1e-4)
-    torch.testing.assert_close(styles.recolored(x, styles.colors(x), 1.0), x.clamp(-1, 1), rtol=0, atol=1e-5)
-    assert torch.equal(styles.recolored(CONTENT[None], wanted, 0.0), CONTENT[None])
+    torch.testing.assert_close(statistics.recolored(x, statistics.colors(x), 1.0), x.clamp(-1, 1), rtol=0, atol=1e-5)
+    assert torch.equal(statistics.recolored(CONTENT[None], wanted, 0.0), CONTENT[None])
 
 
 def test_edges_are_blind_to_contrast_and_not_to_places():
     x = CONTENT[None]
-    assert styles.edge_similarity(x, 0.4 * x + 0.1) > 0.99
-    assert styles.edge_similarity(x, x.roll(9, -1)) < 0.7
+    assert statistics.edge_similarity(x, 0.4 * x + 0.1) > 0.99
+    assert statistics.edge_similarity(x, x.roll(9, -1)) < 0.7
 
 
 def test_a_net_learns_a_style_and_resumes(tmp_path):
@@ -108,8 +111,8 @@ def test_a_net_learns_a_style_and_resumes(tmp_path):
     for i in range(3):
         to_pil(waves(32, 32, i + 1, (0.5, 0.3, 0.1 * i))).save(tmp_path / "photos" / f"{i}.png")
     call = {"data": str(tmp_path / "photos"), "size": 32, "batch_size": 1, "folder": tmp_path / "run"}
-    made = stylization.train_style(to_pil(STYLE), steps=3, **call)
-    again = stylization.load(tmp_path / "run" / "style.safetensors")
+    made = network.train_style(to_pil(STYLE), steps=3, **call)
+    again = network.load(tmp_path / "run" / "style.safetensors")
     x = CONTENT[None]
     assert torch.equal(made(x, 0.0), x)
     assert torch.equal(made(x, 0.7), again(x, 0.7)) and not torch.equal(made(x, 0.7), x)
@@ -117,7 +120,7 @@ def test_a_net_learns_a_style_and_resumes(tmp_path):
     picture = stylize(to_pil(CONTENT), tmp_path / "run" / "style.safetensors", 0.5, size=32)
     assert picture.size == (64, 48)
     with pytest.raises(CheckpointError, match="holds a run with"):
-        stylization.train_style(to_pil(STYLE), steps=4, **call)
+        network.train_style(to_pil(STYLE), steps=4, **call)
 
 
 # ---- inside a model -----------------------------------------------------------------------------------------------
@@ -169,10 +172,10 @@ def test_inside_a_model_of_latents():
 
 @pytest.mark.parametrize("rest", [1, 4, 7, 12])
 def test_a_rest_beyond_the_tiles_is_no_tile_of_its_own(rest, monkeypatch):
-    monkeypatch.setattr(styles, "TILE", 64)
+    monkeypatch.setattr(statistics, "TILE", 64)
     x = torch.rand(1, 3, 64 + rest, 32, generator=generator(0)) * 2 - 1
-    along = styles.directions(x, None, 0)
-    found = styles.statistics(x, along, None, x.flip(-1))
+    along = statistics.directions(x, None, 0)
+    found = statistics.statistics(x, along, None, x.flip(-1))
     assert bool(found.away.isfinite()) and all(bool(g.isfinite().all()) for g in found.grams)
 
 
@@ -204,7 +207,7 @@ def test_bad_pictures(tmp_path, capsys):
 
 
 def test_a_foreign_file_is_no_style(tmp_path):
-    from fastdiffusion.checkpoints import save_tensors
+    from fastdiffusion.io.checkpoints import save_tensors
 
     save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"kind": "judge"})
     with pytest.raises(CheckpointError, match="not a file that train-style wrote"):
@@ -212,4 +215,4 @@ def test_a_foreign_file_is_no_style(tmp_path):
     net = Stylizer()
     save_tensors(tmp_path / "y.safetensors", {"mean": net.mean}, {"kind": "stylizer", **net.config})
     with pytest.raises(CheckpointError, match="does not fit its configuration"):
-        stylization.load(tmp_path / "y.safetensors")
+        network.load(tmp_path / "y.safetensors")

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
-from fastdiffusion import nets, tokenizers
+from fastdiffusion import nets
 from fastdiffusion.data.dataset import Images
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import DataError, InputError
-from fastdiffusion.learner import Learner
 from fastdiffusion.models import Model, load, save
+from fastdiffusion.nets import tokenizer
 from fastdiffusion.nets.text import TextEncoder, normalized
+from fastdiffusion.training.learner import Learner
 from fastdiffusion.types import Cond
 
 CAPTIONS = ["red square", "blue square", "red circle", "blue circle", "a tall-ish red tree"]
@@ -20,7 +21,7 @@ NET = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 32, "words": 
 def encoder() -> TextEncoder:
     torch.manual_seed(0)
     made = TextEncoder(vocabulary=300, width=32, depth=2, head=16, length=8)
-    made.set_vocabulary(tokenizers.train([normalized(c) for c in CAPTIONS], 300))
+    made.set_vocabulary(tokenizer.train([normalized(c) for c in CAPTIONS], 300))
     for layer in made.layers:  # out of their first state, in which attention adds nothing
         torch.nn.init.normal_(layer.attention.out.weight, std=0.2)
     torch.nn.init.normal_(made.position)
@@ -57,7 +58,7 @@ def test_saying_nothing_equals_being_dropped():
     net = nets.build({**NET, "in_channels": 3, "out_channels": 3, "words": {**NET["words"], "vocabulary": 300}}).eval()
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.1)
-    net.text_encoder.set_vocabulary(tokenizers.train(CAPTIONS, 300))
+    net.text_encoder.set_vocabulary(tokenizer.train(CAPTIONS, 300))
     x, c_noise = torch.randn(2, 3, 16, 16), torch.zeros(2)
     said = Cond(tokens=net.text_encoder.tokens(["red square", "blue circle"]))
     nothing = net(x, c_noise, Cond(tokens=net.text_encoder.tokens(["", ""])))
@@ -96,7 +97,7 @@ def test_words_are_refused_where_there_are_none(tmp_path):
         Learner(silent, net=NET, captions=True, verbose=False)
     encoder = TextEncoder(vocabulary=300)
     with pytest.raises(InputError, match="room for 300"):
-        encoder.set_vocabulary(tokenizers.Tokenizer([(1, 2)] * 100))
+        encoder.set_vocabulary(tokenizer.Tokenizer([(1, 2)] * 100))
 
 
 def test_a_run_may_begin_with_a_trained_model(tmp_path):
@@ -114,12 +115,12 @@ def test_a_run_may_begin_with_a_trained_model(tmp_path):
 def test_words_are_known_from_the_captions():
     texts = [normalized(c) for c in CAPTIONS]
     encoder = TextEncoder(vocabulary=300, width=32, depth=1, head=16, known=8)
-    encoder.set_vocabulary(tokenizers.train(texts, 300), texts)
+    encoder.set_vocabulary(tokenizer.train(texts, 300), texts)
     assert all(map(encoder.knows, ["red", "Tall", "circle", "ish", "a"]))
     assert not any(map(encoder.knows, ["re", "rede", "squares", "xylophone"]))
 
 
 def test_a_tokenizer_without_merges_is_taken_over():
     made = TextEncoder(vocabulary=300, width=32, depth=1, head=16)
-    made.set_vocabulary(tokenizers.train(["a", "b"], 300))
+    made.set_vocabulary(tokenizer.train(["a", "b"], 300))
     assert made.tokens(["ab"]).shape == (1, 3)

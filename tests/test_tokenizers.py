@@ -3,7 +3,7 @@
 import pytest
 
 from fastdiffusion.errors import InputError
-from fastdiffusion.tokenizers import BYTES, Tokenizer, train
+from fastdiffusion.nets.tokenizer import BYTES, Tokenizer, train
 
 TEXTS = ["a cat with heart eyes", "a cat face", "heart eyes", "black cat", "猫の顔", "黒猫の顔", "ハート目の猫の顔"]
 STRANGE = [

@@ -4,19 +4,21 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from fastdiffusion import cli, data, models, nets, processes
-from fastdiffusion.checkpoints import save_tensors
+from fastdiffusion import cli, data, models, nets
 from fastdiffusion.data.pairs import Pairs
 from fastdiffusion.denoisers import Denoiser, expand
 from fastdiffusion.errors import CheckpointError, DataError, InputError
-from fastdiffusion.images import to_array, to_pil, to_tensor
+from fastdiffusion.io.checkpoints import save_tensors
+from fastdiffusion.io.images import to_array, to_pil, to_tensor
 from fastdiffusion.models import Model
+from fastdiffusion.models.registry import loaded
 from fastdiffusion.nets.translators import PAIRED, Cycle, Translator, edges
 from fastdiffusion.noise import generator
-from fastdiffusion.tasks import translation
-from fastdiffusion.tasks.files import loaded
-from fastdiffusion.tasks.piles import domains
-from fastdiffusion.tasks.translation import answer, ddib, invert, sdedit, train_translation, translate
+from fastdiffusion.samplers import processes
+from fastdiffusion.tasks.translation import paired
+from fastdiffusion.tasks.translation.domains import domains
+from fastdiffusion.tasks.translation.paired import answer, train_translation, translate
+from fastdiffusion.tasks.translation.training_free import ddib, invert, sdedit
 from fastdiffusion.types import Cond
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a partner")
@@ -38,7 +40,7 @@ def folders(tmp_path):
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """A net that trains in a moment."""
-    monkeypatch.setattr(translation.parts, "unet", lambda name: TINY)
+    monkeypatch.setattr(paired.parts, "unet", lambda name: TINY)
 
 
 # ---- what is learned from -----------------------------------------------------------------------------------------
@@ -116,14 +118,14 @@ def test_edges_are_thin_lines_where_something_changes():
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", translation.METHODS)
+@pytest.mark.parametrize("method", paired.METHODS)
 def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
-    from fastdiffusion.tasks import loop
+    from fastdiffusion.training import trainer
 
     call = {"method": method, "steps": 4, "size": 16, "batch_size": 2, "mirror": True}
     whole = train_translation(*folders, **call)
-    monkeypatch.setattr(loop, "SAVE_EVERY", -1.0)  # at every step
-    monkeypatch.setattr(translation, "PREVIEW", 1)
+    monkeypatch.setattr(trainer, "SAVE_EVERY", -1.0)  # at every step
+    monkeypatch.setattr(paired, "PREVIEW", 1)
     shown = []
 
     def cut(pictures, path, columns):
@@ -131,14 +133,14 @@ def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
         if len(shown) == 2:
             raise RuntimeError("the power is gone")
 
-    monkeypatch.setattr(translation.parts, "sheet", cut)
+    monkeypatch.setattr(paired.parts, "sheet", cut)
     with pytest.raises(RuntimeError):
         train_translation(*folders, **call, folder=tmp_path / "run")
     made = train_translation(*folders, **call, folder=tmp_path / "run")
     assert len(shown) > 2 and shown[-1].isfinite().all()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, made.state_dict()[name]), name
-    read = translation.load(tmp_path / "run")
+    read = paired.load(tmp_path / "run")
     assert all(torch.equal(value, read.state_dict()[name]) for name, value in made.state_dict().items())
 
 
@@ -196,11 +198,11 @@ def test_the_mean_is_one_call():
         net, x = translator(method), torch.rand(2, 3, 16, 16, generator=generator(0)) * 2 - 1
         first, other = (answer(net, x, steps=1, seeds=seeds) for seeds in ([0, 1], [2, 3]))
         assert (first - other).abs().max() < 0.2
-        assert sum(1 for _ in translation.answer_steps(net, x, steps=1)) == 1
+        assert sum(1 for _ in paired.answer_steps(net, x, steps=1)) == 1
 
 
 def test_translate_on_the_command_line(tmp_path, capsys):
-    translation.save(translator("bridge"), tmp_path / "translation.safetensors")
+    paired.save(translator("bridge"), tmp_path / "translation.safetensors")
     to_pil(torch.rand(3, 20, 40) * 2 - 1).save(tmp_path / "in.png")
     words = ["translate", str(tmp_path / "in.png"), str(tmp_path), "--steps", "2"]
     assert cli.main([*words, "-n", "2", "--lines", "-o", str(tmp_path / "out.png")]) == 0
@@ -276,7 +278,7 @@ def test_bad_input(tmp_path):
         translate(Image.new("RGB", (1, 1)), translator("gan"))
     save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"kind": "cold"})
     with pytest.raises(CheckpointError, match="not a file that train-translation wrote"):
-        translation.load(tmp_path / "x.safetensors")
+        paired.load(tmp_path / "x.safetensors")
 
 
 # ---- without training: two Gaussians, whose flow is known ------------------------------------------------------

@@ -6,7 +6,7 @@ from pictures import photo
 from PIL import Image
 
 from fastdiffusion.cli import main
-from fastdiffusion.images import read_recipe
+from fastdiffusion.io.images import read_recipe
 
 
 @pytest.fixture(scope="module")
@@ -106,14 +106,15 @@ def test_the_shipped_model_draws_what_words_say(tmp_path, monkeypatch, capsys):
     assert main(["again", "out/0000-a-grinning-face.png"]) == 0
     assert "the same bytes" in capsys.readouterr().out
     from fastdiffusion import sample
-    from fastdiffusion.tasks import judging
+    from fastdiffusion.metrics import retrieval
+    from fastdiffusion.tasks.evaluation import evaluator
 
     names = ["grinning face", "woman cook", "flag of france", "blue heart"]
     images = sample(prompt=names * 4, n=16, seed=7).images
-    judge = judging.load()
+    judge = evaluator.load()
     told = [name.removeprefix("flag of ") for name in names * 4]
-    assert judging.r_precision(judge, images, told).value > 0.3  # chance is 0.01
-    assert judging.r_precision(judge, images, told[1:] + told[:1]).value < 0.2
+    assert retrieval.r_precision(judge, images, told).value > 0.3  # chance is 0.01
+    assert retrieval.r_precision(judge, images, told[1:] + told[:1]).value < 0.2
 
 
 def test_a_picture_is_drawn_anew(tmp_path, monkeypatch):
@@ -169,7 +170,7 @@ def test_every_command_takes_photographs_of_several_shapes(mixed, tmp_path_facto
 
 
 def test_a_model_of_words_is_evaluated_on_what_the_captions_say(place):
-    from fastdiffusion.tasks.evaluation import evaluate
+    from fastdiffusion.tasks.evaluation.evaluate import evaluate
 
     found = evaluate(place / "run", place / "photos", n=10, steps=1, features=torch.nn.Flatten(), rounds=2, note=False)
     assert found.samples is not None

@@ -10,22 +10,25 @@ The names below are loaded when they are first used; the modules are the theory'
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__
+
 if TYPE_CHECKING:
     from .data import ImageFolder
     from .errors import FastdiffusionError
-    from .learner import Learner
     from .models import Model, load, save
-    from .tasks.clip import clip_score, search
-    from .tasks.evaluation import Report, evaluate, measure
-    from .tasks.generation import Samples, reproduce, sample, sample_steps
-    from .tasks.restoration import restore
-    from .tasks.restored import RestorationResult
-    from .tasks.sharing import export
-    from .tasks.study import study
-    from .tasks.stylization import stylize
-    from .tasks.translation import translate
+    from .tasks.evaluation.evaluate import Report, evaluate, measure
+    from .tasks.evaluation.study import study
+    from .tasks.export import export
+    from .tasks.generation.recipe import reproduce
+    from .tasks.generation.sample import sample, sample_steps
+    from .tasks.generation.samples import Samples
+    from .tasks.restoration.restore import restore
+    from .tasks.restoration.result import RestorationResult
+    from .tasks.stylization.stylize import stylize
+    from .tasks.text_image.scoring import clip_score, search
+    from .tasks.translation.paired import translate
+    from .training.learner import Learner
 
-__version__ = "0.1.0"
 
 __all__ = [
     "FastdiffusionError",
@@ -35,6 +38,7 @@ __all__ = [
     "Report",
     "RestorationResult",
     "Samples",
+    "__version__",
     "clip_score",
     "evaluate",
     "export",
@@ -54,17 +58,19 @@ __all__ = [
 _MODULES = {
     "data": ["ImageFolder"],
     "errors": ["FastdiffusionError"],
-    "learner": ["Learner"],
+    "training.learner": ["Learner"],
     "models": ["Model", "load", "save"],
-    "tasks.clip": ["clip_score", "search"],
-    "tasks.evaluation": ["Report", "evaluate", "measure"],
-    "tasks.generation": ["Samples", "reproduce", "sample", "sample_steps"],
-    "tasks.restoration": ["restore"],
-    "tasks.restored": ["RestorationResult"],
-    "tasks.sharing": ["export"],
-    "tasks.study": ["study"],
-    "tasks.stylization": ["stylize"],
-    "tasks.translation": ["translate"],
+    "tasks.text_image.scoring": ["clip_score", "search"],
+    "tasks.evaluation.evaluate": ["Report", "evaluate", "measure"],
+    "tasks.generation.recipe": ["reproduce"],
+    "tasks.generation.sample": ["sample", "sample_steps"],
+    "tasks.generation.samples": ["Samples"],
+    "tasks.restoration.restore": ["restore"],
+    "tasks.restoration.result": ["RestorationResult"],
+    "tasks.export": ["export"],
+    "tasks.evaluation.study": ["study"],
+    "tasks.stylization.stylize": ["stylize"],
+    "tasks.translation.paired": ["translate"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

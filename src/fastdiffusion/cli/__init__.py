@@ -16,12 +16,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from .. import __version__
 from ..errors import DataError, FastdiffusionError, InputError
+from ..version import __version__
 from .options import app, register_old_names
 
 # Each registers its commands, in the order of the help.
-from . import training, codecs, sampling, teaching, restoring, words, styling, looking  # noqa: F401 # isort: skip
+from . import training, autoencoding, sampling, languages, restoration, text_image, stylization, info  # noqa: F401 # isort: skip
+
 
 register_old_names()
 

@@ -15,6 +15,7 @@ from ..errors import InputError
 if TYPE_CHECKING:
     from ..data import Dataset
 
+
 app = typer.Typer(
     name="fastdiffusion",
     help="Train diffusion models, sample from them, measure what comes out.",
@@ -107,7 +108,7 @@ def load_data(
 
 def unfinished(folder: Path, steps: int) -> bool:
     """Whether a training was stopped before its last step, which is then printed."""
-    from ..checkpoints import Folder
+    from ..io.run_folder import Folder
 
     stopped = not Folder(folder).finished(steps)
     if stopped:

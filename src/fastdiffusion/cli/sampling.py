@@ -63,14 +63,16 @@ def sample(
     One file each, and a sheet. A prompt alone is drawn by the model that ships: fastdiffusion sample "a red heart".
     """
     options = {key: value for key, value in locals().items() if key not in ("out", "format", "metadata", "sidecar")}
-    from ..tasks import files, generation
+    from ..models import registry
+    from ..tasks.generation import sample as generation_sample
+    from ..tasks.generation import samples
 
-    if format not in generation.FORMATS:
-        raise unknown("format", format, generation.FORMATS)
-    if prompt is None and not files.names_a_model(model):
+    if format not in samples.FORMATS:
+        raise unknown("format", format, samples.FORMATS)
+    if prompt is None and not registry.names_a_model(model):
         options |= {"model": "emoji", "prompt": model}
 
-    made = generation.sample(**options)
+    made = generation_sample.sample(**options)
     paths = made.save(out, metadata=metadata, format=format, sidecar=sidecar)
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
     print(f"{len(paths)} images in {out}, from {paths[0].name} on, and {sheet.name}.")
@@ -88,12 +90,12 @@ def reproduce(
 
     On the same machine it has the same bytes; a message tells if not.
     """
-    from ..images import checked_name
-    from ..tasks import generation
+    from ..io.images import checked_name
+    from ..tasks.generation import recipe
 
     copy = checked_name(out or image.with_name(f"{image.stem}-reproduced{image.suffix}"))
     before = image.read_bytes() if image.is_file() else b""  # it may be written over
-    generation.reproduce_file(image, copy, model)
+    recipe.reproduce_file(image, copy, model)
     if copy.suffix.lower() != image.suffix.lower():
         print(f"{copy}: the same image in another format.")
         return
@@ -125,7 +127,7 @@ def evaluate(
     data to measure with.
     """
     options = {key: value for key, value in locals().items() if key != "out"}
-    from ..tasks import evaluation
+    from ..tasks.evaluation import evaluate as evaluation
 
     report = evaluation.evaluate(**options)
     report.save(out)
@@ -152,7 +154,7 @@ def study(
     of fastdiffusion sample with its settings.
     """
     fixed = {key: value for key, value in locals().items() if key not in ("model", "sweep", "n", "out")}
-    from ..tasks import study as studies
+    from ..tasks.evaluation import study as studies
 
     names = {studies.knob(text)[0] for text in sweep}
     done = studies.study(model, sweep, n, **{key: value for key, value in fixed.items() if key not in names})
@@ -180,6 +182,6 @@ def export(
     The card says what the run measured. The folder can be pushed to a model hub as it is.
     """
     options = dict(locals())
-    from ..tasks.sharing import export as write
+    from ..tasks.export import export as write
 
     print(f"{write(**options)}: model.safetensors, README.md, config.json, preview.png.")

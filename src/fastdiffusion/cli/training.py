@@ -85,14 +85,14 @@ def train(
     """
     arguments = dict(locals())
     if procs > 1:
-        from ..distributed import launch, rank_and_world
+        from ..training.distributed import launch, rank_and_world
 
         if rank_and_world()[1] == 1:
             raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
     from .. import data as datasets
-    from ..distributed import rank_and_world
-    from ..images import safe_name
-    from ..learner import Learner
+    from ..io.images import safe_name
+    from ..training.distributed import rank_and_world
+    from ..training.learner import Learner
 
     crops = inputs is None and restore is not None and Path(data).is_dir()
     if aspect is not None and (crops or inputs is not None):
@@ -169,10 +169,10 @@ def fit(
         raise InputError(f"noises must be at least 1, got {noises}. Try 64.")
     if not model.exists():
         raise InputError(f"There is no file {str(model)!r} to fit samplers into. Give the path of your model.")
-    from ..checkpoints import annotate
-    from ..fitting import fit_sampler
+    from ..io.checkpoints import annotate
     from ..models import FILE
-    from ..tasks.generation import loaded
+    from ..samplers.fitting import fit_sampler
+    from ..tasks.generation.sample import loaded
 
     ready = loaded(model, device)
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None
@@ -216,11 +216,11 @@ def train_classifier(
     """
     options = {key: value for key, value in locals().items() if key not in ("data", "size")}
     from .. import data as datasets
-    from ..tasks import classifiers
+    from ..tasks import classification
 
     images = datasets.load(data, size)
-    made = classifiers.train_classifier(images, **options)
-    classifiers.save(made, folder / "classifier.safetensors")
-    for sigma, right in classifiers.accuracy(made, images).items():
+    made = classification.train_classifier(images, **options)
+    classification.save(made, folder / "classifier.safetensors")
+    for sigma, right in classification.accuracy(made, images).items():
         print(f"sigma {sigma:5.2f}: {right:.1%} of training images classified correctly")
     print(f"{folder / 'classifier.safetensors'} is there.")

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..images import open_image, to_tensor
+from ..io.images import open_image, to_tensor
 from ..noise import dct2, idct2
 from .core import Draw, Number, Operator, Shape, corruption
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..images import lettering, open_image, to_tensor
+from ..io.images import lettering, open_image, to_tensor
 from .core import Draw, Number, Operator, Shape, Text, corruption
 from .pixels import rows
 

@@ -16,16 +16,14 @@ from .cache import cache_folder
 from .crops import Crops
 from .dataset import Batch, Dataset, Images, Subset, measure_sigma_data
 from .digits import digits
-from .emoji import emoji
+from .emoji.font import emoji
+from .emoji.multilingual import multilingual
+from .emoji.scenes import scenes
 from .fashion_mnist import fashion_mnist
 from .folders import ImageFolder, scan
 from .hub import hub
 from .pairs import Pairs
-from .polyglot import (
-    multilingual,
-)
 from .scan import Scan
-from .scenes import scenes
 
 __all__ = [
     "DATASETS",

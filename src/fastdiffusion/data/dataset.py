@@ -16,7 +16,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from ..errors import DataError, InputError
-from ..images import to_tensor
+from ..io.images import to_tensor
 
 if TYPE_CHECKING:
     from .scan import Scan

@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from .. import images
 from ..errors import DataError, InputError, unknown
+from ..io import images
 from .cache import decode_once
 from .captions import Notes, read_notes
 from .dataset import Images, digest

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from .. import images
 from ..errors import DataError, InputError, missing
+from ..io import images
 from .cache import decode_once
 from .captions import LABEL, TEXT
 from .dataset import Images, digest

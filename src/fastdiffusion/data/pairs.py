@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from .. import images
 from ..errors import DataError, unknown
+from ..io import images
 from .cache import decode_once
 from .dataset import Batch, Images, digest
 from .folders import CHANNELS, checked_folder, checked_size, fit

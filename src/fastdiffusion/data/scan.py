@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .. import images
 from ..errors import DataError
+from ..io import images
 
 _CHECKPOINT = re.compile(r"step-[0-9]{9}\.safetensors")  # as a run's folder holds
 SUFFIXES = {

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from ..denoisers import Denoiser, expand, scaling
 from ..errors import InputError
-from ..guidance import ALWAYS, Interval, Scale, gradient, guidance, scale_at
-from ..types import Cond, Denoise
+from ..types import Cond
 from .layers import norm, zero
 from .unet import Block, UNet
 
@@ -117,41 +116,6 @@ def chosen(logits: Float[Tensor, "b classes"], cond: Cond | None) -> Float[Tenso
         raise InputError("Classifier guidance needs labels. Pass cond=Cond(label=...), or name classes.")
     own = logits.log_softmax(1).gather(1, cond.label.clamp(min=0)[:, None])[:, 0]
     return torch.where(cond.label < 0, torch.zeros_like(own), own)
-
-
-@guidance
-def feature_guidance(
-    denoise: Denoiser, classifier: Classifier, scale: Scale = 1.0, interval: Interval = ALWAYS
-) -> Denoise:
-    """Classifier guidance by the model's own middle: the way down serves both, the way up needs no gradient.
-
-    ``guidance.classifier`` of a model that is not told its labels, with ``classifier.log_prob``, at a smaller price.
-
-    Args:
-        denoise: A bare denoiser with a U-Net. Labels only guide it.
-        classifier: ``Classifier.reading(denoise, classes)``, trained. Raises InputError for a reader of another model.
-        scale: As for ``guidance.classifier``; 0 is off.
-        interval: Guide only where low < sigma <= high.
-    """
-    net = denoise.net
-    if not isinstance(net, UNet) or denoise.self_condition or not classifier.shares_trunk(denoise):
-        raise InputError("This classifier does not read the middle of this model. Train one: train_classifier(model=).")
-
-    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        untold, now = cond.null() if cond is not None else None, scale_at(scale, sigma, interval, off=0.0)
-        if now == 0:
-            return denoise(x, sigma, untold)
-        c = scaling(denoise.parameterization, expand(sigma, x), denoise.sigma_data)
-
-        def forward(at: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor], Tensor]]:
-            h, skips, emb = net.encode(c.c_in * at, c.c_noise.flatten(), untold)
-            return chosen(classifier.head(h, emb), cond), (h, skips, emb)
-
-        push, (h, skips, emb) = gradient(forward, x)
-        x0 = c.c_skip * x + c.c_out * net.decode(h, skips, emb, c.c_in * x, untold)
-        return x0 + now * expand(sigma, x).square() * push
-
-    return guided
 
 
 class NoiseLevel(nn.Module):

@@ -7,7 +7,7 @@ views of the same numbers. No layer fixes a size: what must be even is padded by
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..noise import generator
 from ..types import Cond
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -264,3 +265,10 @@ class Attention(nn.Module):
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         y = (attend_linear if self.linear else attend)(q, k, v, mask)
         return self.out(y.transpose(1, 2).flatten(2))
+
+
+def drawn(make: Callable[[], nn.Module], seed: int) -> Any:
+    """What ``make`` builds, its first weights from ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed).initial_seed() % 2**63)
+        return make()

@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..tokenizers import BYTES, PAD, Tokenizer
 from ..types import Cond
 from .layers import Attention, keywords
+from .tokenizer import BYTES, PAD, Tokenizer
 
 
 def normalized(text: str) -> str:

@@ -43,6 +43,7 @@ from .language import (
 if TYPE_CHECKING:
     from .conditions import Compiled, aligned, compile
 
+
 __all__ = [
     "Alternation",
     "Compiled",

@@ -23,15 +23,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from .. import data as datasets
-from ..checkpoints import load_tensors, save_tensors, stored
 from ..data import Dataset
 from ..errors import CheckpointError, DataError, InputError
+from ..io.checkpoints import load_tensors, save_tensors, stored
 from ..models import Model
 from ..nets.clip import Clip
 from ..noise import generator
 from ..prompts import plain
-from . import clip as clips
-from . import generation
+from .generation import sample, samples
+from .text_image import clip as clips
 
 RETRIEVAL = 43  # purpose of a generator
 FILE = "memory.safetensors"
@@ -131,7 +131,7 @@ def variations(
     size: int | None = None,
     batch_size: int = 16,
     device: str | None = None,
-) -> generation.Samples:
+) -> samples.Samples:
     """What a picture shows, drawn anew; the recipes of the results hold words, and need the picture no more.
 
     Args:
@@ -159,7 +159,7 @@ def variations(
     with torch.no_grad():
         vector = net.encode_image(clips.as_input(net, image))[0]
     captions = ready.retrieve(vector, range(seed, seed + n), temperature)
-    return generation.sample(
+    return sample.sample(
         model, [f"{plain(caption)} {prompt}".strip() for caption in captions], n=n, steps=steps, seed=seed, scale=scale,
         image=None if strength == 1 else image, strength=strength, size=size, batch_size=batch_size, device=device,
     )  # fmt: skip

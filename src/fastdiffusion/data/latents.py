@@ -1,0 +1,94 @@
+"""Pictures as a codec sees them, encoded once: what a latent diffusion model is trained on (Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import CheckpointError, InputError
+from ..io.checkpoints import fingerprint, load_tensors, save_tensors
+from ..io.images import as_input
+from . import Batch, Dataset, cache_folder
+from .dataset import Annotations, digest
+
+BATCH = 32
+
+
+class Latents(Dataset):
+    """Another data set in the latents of a codec, which the user's cache keeps; labels, captions and names stay.
+
+    Args:
+        parent: Pictures of one size.
+        autoencoder: A net with ``encode``, in eval mode.
+
+    Raises:
+        InputError: Pictures of several sizes, or pairs.
+    """
+
+    def __init__(self, parent: Dataset, autoencoder: nn.Module):
+        if len(parent.groups) != 1:
+            raise InputError("Latents need pictures of one size. Load the folder with aspect='crop'.")
+        if parent.cond_channels:
+            raise InputError(f"{parent.name} is made of pairs: a model learns these from pixels. Leave out codec.")
+        channels = getattr(autoencoder, "config", {}).get("channels", parent.shape[0])
+        if channels != parent.shape[0]:
+            raise InputError(
+                f"This autoencoder takes pictures of {channels} channels, those of {parent.name} have "
+                f"{parent.shape[0]}. Load the folder with mode={'L' if channels == 1 else 'RGB'!r}, or train another."
+            )
+        self.parent, self.name, self.classes, self.report = parent, parent.name, parent.classes, parent.report
+        self.options = parent.options
+        self.fingerprint = digest("latents", parent.fingerprint, fingerprint(autoencoder.state_dict()))
+        self.rows = [parent.source(i) for i in range(len(parent))]  # a picture that is listed twice is encoded once
+        self.values = self._cached(autoencoder.eval())
+        _, c, h, w = self.values.shape
+        self.shape = (c, h, w)
+        at = {row: i for i, row in enumerate(sorted(set(self.rows)))}
+        self.place = torch.tensor([at[row] for row in self.rows])
+
+    def _cached(self, autoencoder: nn.Module) -> Tensor:
+        path = cache_folder() / "latents" / f"{self.fingerprint}.safetensors"
+        try:
+            return load_tensors(path)[1]["latents"]
+        except (CheckpointError, KeyError):
+            values = self._encoded(autoencoder)
+            save_tensors(path, {"latents": values}, {})
+            return values
+
+    @torch.no_grad()
+    def _encoded(self, autoencoder: nn.Module) -> Tensor:
+        rows, device = sorted(set(self.rows)), next(autoencoder.parameters()).device
+        parts = []
+        for start in tqdm(range(0, len(rows), BATCH), "encoding", disable=None, leave=False):
+            images = self.parent.batch(rows[start : start + BATCH]).images
+            x = as_input(images).to(device)
+            parts.append(autoencoder.encode(x.contiguous(memory_format=torch.channels_last)).cpu())  # pyright: ignore[reportCallIssue]
+        return torch.cat(parts).contiguous()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
+        """See :meth:`Dataset.batch`; the images are latents in float32."""
+        return Batch(self.values[self.place[list(indices)]], *self.parent.annotations(indices, generator))
+
+    def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
+        """See :meth:`Dataset.told`."""
+        return self.parent.annotations(indices, generator)
+
+    def texts(self, indices: Sequence[int] | None = None) -> list[str]:
+        """See :meth:`Dataset.texts`."""
+        return self.parent.texts(indices)
+
+    def key(self, index: int) -> str:
+        """See :meth:`Dataset.key`."""
+        return self.parent.key(index)
+
+    @cached_property
+    def groups(self) -> list[list[int]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """See :attr:`Dataset.groups`."""
+        return [list(range(len(self)))]

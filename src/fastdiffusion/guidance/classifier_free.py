@@ -1,0 +1,154 @@
+"""Guidance by comparison with what the model says without the condition, or with a weaker model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import InputError
+from ..types import Cond, Denoise
+from .core import ALWAYS, SLACK, Interval, Scale, guidance, scale_at
+
+
+def replace_text(cond: Cond, other: Cond | None, rows: int) -> Cond:
+    """``other`` in place of the label and words of ``cond``, whose rest is kept; None means "nothing"."""
+    specified = {name: value for name, value in vars(other).items() if value is not None} if other is not None else {}
+    merged = {name: value for name, value in (vars(cond.null()) | specified).items() if value is not None}
+    return Cond(**{name: value.expand(rows, *value.shape[1:]) for name, value in merged.items()})
+
+
+def _stacked(denoise: Denoise, x: Tensor, sigma: Tensor, conds: Sequence[Cond]) -> tuple[Tensor, ...]:
+    """The estimates under several conditions, in one call."""
+    n = len(conds)
+    return denoise(x.repeat(n, *[1] * (x.ndim - 1)), sigma.repeat(n), Cond.cat(conds)).chunk(n)
+
+
+@guidance
+def cfg(
+    denoise: Denoise, scale: Scale, uncond: Cond | None = None, interval: Interval = ALWAYS, rescale: float = 0.0
+) -> Denoise:
+    """Classifier-free guidance: uncond + scale * (cond - uncond) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
+
+    Args:
+        denoise: A model trained with dropped conditions.
+        scale: 1 is off and costs one call; 0 is unconditional.
+        uncond: What stands for "nothing" (a negative prompt; one row serves all images); by default the condition
+            with label and words dropped.
+        interval: Guide only where low < sigma <= high (Kynkäänniemi et al. 2024, arXiv:2404.07724).
+        rescale: 0 to 1, how far to pull each image's standard deviation back to that of the conditional estimate,
+            against over-exposure (Lin et al. 2023, arXiv:2305.08891, eq. 15 and 16).
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        now = scale_at(scale, sigma, interval)
+        if now == 1 or cond is None:
+            return denoise(x, sigma, cond)
+        negative = replace_text(cond, uncond, len(x))
+        if now == 0 and rescale == 0:
+            return denoise(x, sigma, negative)
+        positive, without = _stacked(denoise, x, sigma, [cond, negative])
+        x0 = torch.lerp(without, positive, now)
+        if rescale == 0:
+            return x0
+        ratio = positive.flatten(1).std(1) / x0.flatten(1).std(1).clamp(min=1e-8)
+        return x0 * torch.lerp(torch.ones_like(ratio), ratio, rescale).reshape(-1, *[1] * (x.ndim - 1))
+
+    return guided
+
+
+@guidance
+def apg(
+    denoise: Denoise,
+    scale: Scale,
+    uncond: Cond | None = None,
+    interval: Interval = ALWAYS,
+    parallel: float = 0.0,
+    momentum: float = -0.5,
+    norm: float = float("inf"),
+) -> Denoise:
+    """Adaptive projected guidance: high scales without over-saturation (Sadat et al. 2024, arXiv:2410.02416, alg. 1).
+
+    The difference of the two estimates is averaged over the steps, limited in length, and loses its part along the
+    conditional estimate. ``parallel=1, momentum=0, norm=inf`` is :func:`cfg`.
+
+    Args:
+        denoise, scale, uncond, interval: As for :func:`cfg`.
+        parallel: How much of the part along the estimate is kept (the paper's eta).
+        momentum: Weight of the earlier differences; negative pushes away from them (beta).
+        norm: Longest difference allowed, in Euclidean norm over an image (r; the paper uses 2.5 to 15 on latents).
+    """
+    average: Tensor | float = 0.0
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        nonlocal average
+        now = scale_at(scale, sigma, interval)
+        if now == 1 or cond is None:
+            return denoise(x, sigma, cond)
+        positive, without = _stacked(denoise, x, sigma, [cond, replace_text(cond, uncond, len(x))])
+        average = positive - without + momentum * average
+        push, along = average.flatten(1), positive.flatten(1)
+        if norm < math.inf:
+            push = push * (norm / push.norm(dim=1, keepdim=True).clamp(min=1e-12)).clamp(max=1)
+        along = functional.normalize(along, dim=1)
+        push = push + (parallel - 1) * (push * along).sum(1, keepdim=True) * along
+        return positive + (now - 1) * push.reshape(x.shape)
+
+    return guided
+
+
+@guidance
+def autoguidance(denoise: Denoise, weak: Denoise, scale: Scale, interval: Interval = ALWAYS) -> Denoise:
+    """Guide by a worse version of the model: weak + scale * (D - weak) (Karras et al. 2024, arXiv:2406.02507, eq. 5).
+
+    ``weak`` is smaller or trained for less long, and told the same condition; the errors that both make are pushed
+    away without narrowing to the condition. 1 is off and costs one call.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        now = scale_at(scale, sigma, interval)
+        strong = denoise(x, sigma, cond)
+        return strong if now == 1 else torch.lerp(weak(x, sigma, cond), strong, now)
+
+    return guided
+
+
+@guidance
+def compose(denoise: Denoise, conds: Sequence[Cond], scales: Sequence[float], uncond: Cond | None = None) -> Denoise:
+    """Several conditions at once ("a AND b"): uncond + sum of scale_i * (cond_i - uncond).
+
+    Concept conjunction (Liu et al. 2022, arXiv:2206.01714, eq. 11); a negative scale is concept negation. The
+    condition given at the call only says what else is known (picture, estimate). One call on a larger batch.
+    """
+    if len(conds) != len(scales):
+        raise InputError(
+            f"compose needs one scale per condition, got {len(scales)} scales for {len(conds)} conditions."
+        )
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        base = cond or conds[0]
+        negative = replace_text(base, uncond, len(x))
+        wanted = [replace_text(base, c, len(x)) for c in conds]
+        *positives, without = _stacked(denoise, x, sigma, [*wanted, negative])
+        return without + sum(s * (p - without) for s, p in zip(scales, positives, strict=True))
+
+    return guided
+
+
+@guidance
+def scheduled(denoise: Denoise, conds: Sequence[tuple[float, Cond]]) -> Denoise:
+    """Change the condition on the way ("[a:b:0.4]"): pairs (sigma, cond), each used where the level is <= its sigma.
+
+    Pairs fall in sigma; above the first the condition of the call is used. What a pair does not say is kept.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        for level, other in conds:
+            if float(sigma[0]) <= level * SLACK:
+                cond = replace_text(cond or other, other, len(x))
+        return denoise(x, sigma, cond)
+
+    return guided

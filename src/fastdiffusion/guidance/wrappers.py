@@ -1,0 +1,82 @@
+"""Wrappers by what is known: pixels, the noise level, a symmetry, the previous estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..types import Cond, Denoise
+from .core import _rows, guidance
+
+
+@guidance
+def self_conditioned(denoise: Denoise) -> Denoise:
+    """Feed each estimate back into the next call (Chen et al. 2022, arXiv:2208.04202, algorithm 2)."""
+    estimate: Tensor | None = None
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        nonlocal estimate
+        previous = torch.zeros_like(x) if estimate is None else _rows(estimate, x)
+        estimate = denoise(x, sigma, replace(cond or Cond(), estimate=previous))
+        return estimate
+
+    return guided
+
+
+@guidance
+def inpaint(denoise: Denoise, image: Float[Tensor, "b *d"], mask: Tensor) -> Denoise:
+    """Paint where ``mask`` is 1 and keep ``image`` where it is 0; between is a mix.
+
+    Replacement (Song et al. 2021b, app. I.2; Lugmayr et al. 2022, RePaint): the sampler re-degrades the known pixels
+    with the run's own noise, and the result holds them exactly. ``image`` and ``mask`` broadcast to the batch.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        return torch.lerp(_rows(image, x), denoise(x, sigma, cond), _rows(mask, x))
+
+    return guided
+
+
+@guidance
+def blind(denoise: Denoise, level: Callable[[Tensor], Tensor]) -> Denoise:
+    """Tell the denoiser the noise level that ``level(x)`` sees in each image, instead of the one that is given.
+
+    ``fastdiffusion.tasks.classification.train_noise_level`` trains one. The sampler's own steps stay as planned.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        return denoise(x, level(x).to(sigma), cond)
+
+    return guided
+
+
+@guidance
+def self_ensemble(denoise: Denoise) -> Denoise:
+    """The mean of the answers to all eight turns and mirror images, each turned back; eight calls for one.
+
+    Timofte et al. 2016 (arXiv:1511.02228, sec. 3.6; "self-ensemble"). The best denoiser of data that look alike in all
+    eight ways turns with its input; a learned one nearly does, and the squared error of the mean is at most the mean of
+    the eight (Jensen). For pictures (b, c, h, w); a square one turns by quarters, any other by halves.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        images = {} if cond is None else {"image": cond.image, "estimate": cond.estimate}
+
+        def answer(rotations: int, mirror: bool) -> Tensor:
+            def there(v: Tensor) -> Tensor:
+                v = torch.rot90(v, rotations, (2, 3))
+                return v.flip(3) if mirror else v
+
+            moved = cond and replace(cond, **{k: there(v) for k, v in images.items() if v is not None})
+            output = denoise(there(x), sigma, moved)
+            return torch.rot90(output.flip(3) if mirror else output, -rotations, (2, 3))
+
+        rotations = range(0, 4, 1 if x.shape[2] == x.shape[3] else 2)
+        answers = [answer(t, mirror) for t in rotations for mirror in (False, True)]
+        return torch.stack(answers).mean(0)
+
+    return guided

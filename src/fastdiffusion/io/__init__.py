@@ -1,0 +1,1 @@
+"""Bytes and images: files that survive, images in and out, recipes inside them."""

@@ -1,0 +1,64 @@
+"""What translation, style and cold diffusion share: a U-Net by name, files of small nets, pictures in and out."""
+
+from __future__ import annotations
+
+import io
+from os import PathLike
+from pathlib import Path
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from ..errors import InputError
+from .atomic import write_bytes
+from .images import flatten, grid, open_image, plain, to_pil, to_tensor
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+
+
+def fit_image(source: str | Path | Image.Image, shape: tuple[int, int, int]) -> Tensor:
+    """A picture as (c, h, w) in [-1, 1], of the model's channels and size: scaled to cover it, and cut."""
+    channels, height, width = shape
+    whole = open_image(source)
+    if channels not in _MODES:
+        raise InputError(f"A picture cannot be given to a model of {channels} channels.")
+    whole = (whole if channels in (2, 4) else flatten(whole)).convert(_MODES[channels])
+    if whole.size != (width, height):
+        whole = ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS)
+    return to_tensor(whole)
+
+
+ImageLike = str | PathLike[str] | Image.Image | Tensor
+LEAST = 16  # pixels of the shorter side
+
+
+def sheet(images: Float[Tensor, "n c h w"], path: str | Path, columns: int) -> None:
+    """A grid of pictures as a PNG, enlarged where they are small."""
+    buffer = io.BytesIO()
+    grid(images.clamp(-1, 1), columns, max(1, 96 // max(images.shape[-2:]))).save(buffer, "PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+# ---- pictures in and out ------------------------------------------------------------------------------------------
+
+
+def opened(image: ImageLike, role: str, least: int = LEAST) -> Image.Image:
+    """A file, tensor or picture as L, LA, RGB or RGBA, of ``least`` pixels a side; errors name its ``role``."""
+    is_object = isinstance(image, Image.Image | Tensor)
+    result = plain(to_pil(image)) if is_object else open_image(image, role)
+    if min(result.size) < least:
+        raise InputError(f"The {role} is {result.width}x{result.height} pixels; at least {least}x{least} are needed.")
+    return result
+
+
+def as_tensor(image: Image.Image) -> Float[Tensor, "1 3 h w"]:
+    """In color, on white, in [-1, 1]."""
+    return to_tensor(flatten(image).convert("RGB"))[None]
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """Resized by a factor, to at least 16 pixels a side."""
+    h, w = (max(round(n * factor), LEAST) for n in x.shape[-2:])
+    return F.interpolate(x, (h, w), mode="bicubic", antialias=True).clamp(-1, 1)

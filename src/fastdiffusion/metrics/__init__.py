@@ -1,0 +1,35 @@
+"""How good images are: distances between sets, features to measure in, statistics of gradients."""
+
+from .distances import (
+    ROWS,
+    Features,
+    Others,
+    density_coverage,
+    frechet,
+    interval,
+    kernel_distance,
+    nearest,
+    precision_recall,
+)
+from .feature_nets import Classifier, classifier, features, load_classifier, train_classifier
+from .gradients import THRESHOLDS, gradient_distance, gradient_statistics
+
+__all__ = [
+    "ROWS",
+    "THRESHOLDS",
+    "Classifier",
+    "Features",
+    "Others",
+    "classifier",
+    "density_coverage",
+    "features",
+    "frechet",
+    "gradient_distance",
+    "gradient_statistics",
+    "interval",
+    "kernel_distance",
+    "load_classifier",
+    "nearest",
+    "precision_recall",
+    "train_classifier",
+]

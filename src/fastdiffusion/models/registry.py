@@ -1,0 +1,120 @@
+"""Files that a recipe names: read ready for use, and found again by name and content.
+
+In a recipe a file is ``name@sha256``, never a path: a recipe may travel, and may come from a stranger.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from ..errors import CheckpointError, DataError, InputError
+from ..io.checkpoints import fingerprint
+from ..io.images import safe_name
+from .model import FILE, Model, load
+
+WEIGHTS = Path(__file__).parents[1] / "weights"
+SHIPPED = ("emoji",)
+
+
+def best_device() -> str:
+    """Where to compute if nobody says."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def loaded(model: Model | str | Path, device: str | None = None) -> Model:
+    """The model itself, or the one in a file or run folder, ready to sample from; see ``sample``."""
+    if not isinstance(model, Model):
+        model, device = load(shipped(str(model)) or model), device or best_device()
+    model.denoiser.eval()  # dropout would draw from a global state, and seeds would mean nothing
+    try:
+        return model if device is None else model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"No device {device!r} here ({str(error).splitlines()[0][:100]}). Try device='cpu'.") from None
+
+
+def shipped(name: str) -> Path | None:
+    """The file of a model that comes with the package, by its name; a file or folder of that name goes before it."""
+    path = WEIGHTS / f"{name}.safetensors"
+    return path if name in SHIPPED and path.is_file() and not _exists(Path(name)) else None
+
+
+def names_a_model(text: str) -> bool:
+    """Whether a word is meant as a model and not as a prompt: a file or folder, there or not, or one that ships."""
+    path = Path(text)
+    if not text.strip():
+        return False  # and not the folder here
+    place = "/" in text and (" " not in text or _exists(Path(path.parts[0])))
+    return text in SHIPPED or path.suffix == ".safetensors" or place or _exists(path)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a prompt too long for a name
+        return False
+
+
+def model_hash(model: Model) -> str:
+    """sha256 over what decides a model's pictures: its configuration without tables and notes, and its tensors."""
+    spec = {key: value for key, value in model.spec().items() if key not in ("tables", "info")}
+    return fingerprint(model.tensors(), spec)
+
+
+def digest(path: Path) -> str:
+    """sha256 of a model's content, whatever was noted in the file since; of any other file, of its bytes."""
+    with suppress(CheckpointError):
+        return model_hash(load(path))
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def locate(name: str, sha256: str, near: Path) -> Path | None:
+    """A file of that name and content: in the package, beside the picture ``near``, above it, here, or in a run here.
+
+    None if there is no file of that name. Raises CheckpointError if those that there are have other contents.
+    """
+    name = Path(name).name  # a recipe may come from a stranger: never a path
+    own = shipped(name)
+    if own is not None and digest(own) == sha256:
+        return own
+    folders = [near.resolve().parent, *near.resolve().parents[1:3], Path.cwd(), Path.cwd() / "runs"]
+    places = [folder / name for folder in folders] + [p for folder in folders for p in sorted(folder.glob(f"*/{FILE}"))]
+    present = [path for path in dict.fromkeys(places) if path.is_file()]
+    for path in present:
+        if digest(path) == sha256:
+            return path
+    if any(path.name == name for path in present):
+        raise CheckpointError(f"{name!r} was not found; files of that name and other contents were.")
+    return None
+
+
+def named(name_or_path: str, near: Path | None = None) -> tuple[Path, str]:
+    """A file by the word for it: (where it is, the word that a recipe keeps).
+
+    Args:
+        name_or_path: A path; or what a recipe kept of it, if ``near`` is given.
+        near: The picture that carries the recipe.
+    """
+    if near is None:
+        path = Path(name_or_path).expanduser()
+        path = path / FILE if path.is_dir() else path
+        if not path.is_file():
+            raise DataError(f"There is no file {name_or_path!r}. Give the path of one.")
+        return path, f"{path.name}@{digest(path)}"
+    name, _, sha256 = name_or_path.rpartition("@")
+    match = locate(name, sha256, near)
+    if match is None:
+        raise DataError(
+            f"{near.name!r} was made with the file {name or name_or_path!r}, which is not near it. Put it there."
+        )
+    return match, name_or_path
+
+
+def short_name(model: Model | str | Path) -> str:
+    """How a recipe calls a model: its file's name, or the one that it was given."""
+    if isinstance(model, Model):
+        return safe_name(str(model.info.get("name", "model")))
+    return FILE if Path(model).is_dir() else Path(model).name

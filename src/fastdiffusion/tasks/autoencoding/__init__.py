@@ -1,0 +1,1 @@
+"""Autoencoders: trained, measured, and priors over their tokens."""

@@ -1,0 +1,1 @@
+"""Measuring models: against data, by an evaluator, over a grid of settings."""

@@ -1,0 +1,210 @@
+"""The judge: does a picture show what its words say? Asked in tests and measurements, never optimized against.
+
+    judge = judging.load()
+    judging.recall_at_1(judge, pictures, names)   # among 100 names, which is the picture's? with a 95 % interval
+
+It was trained on all emoji, those included that the bundled generator never saw, with another seed, another
+architecture and other augmentations than anything that it judges. What it is for: comparing models of these pictures.
+What it is not: a measure of quality for pictures of another kind.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from tqdm import trange
+
+from ... import metrics
+from ...data.emoji.holdout import COLORS
+from ...io import guarded
+from ...io.checkpoints import save_tensors
+from ...io.images import to_array, to_pil, to_tensor
+from ...nets.evaluator import Evaluator
+from ...noise import generator
+
+SHIPPED = "judge.safetensors"
+
+
+@torch.no_grad()
+def best_names(evaluator: Evaluator, images: Tensor, k: int = 1, pool: Sequence[str] | None = None) -> list[list[str]]:
+    """The ``k`` names that fit each picture best, best first."""
+    pool = list(evaluator.names if pool is None else pool)
+    best = (metrics.features(evaluator.encode_image, images) @ evaluator.encode_text(pool).T).topk(k).indices
+    return [[pool[i] for i in row] for row in best.tolist()]
+
+
+def background_color(images: Tensor, colors: Mapping[str, tuple[int, int, int]] = COLORS) -> list[str]:
+    """The color that each picture (n, 3, h, w) stands on: the nearest, in CIELAB, to the median of its rim."""
+    x = to_tensor(images) if images.dtype == torch.uint8 else images.clamp(-1, 1)
+    rim = max(x.shape[-1] // 24, 1)
+    inside = torch.zeros(x.shape[-2:], dtype=torch.bool)
+    inside[rim:-rim, rim:-rim] = True
+    edge_colors = x[:, :, ~inside].median(2).values
+    known = torch.tensor(list(colors.values())) / 127.5 - 1
+    nearest = torch.cdist(_lab(edge_colors), _lab(known)).argmin(1)
+    return [list(colors)[i] for i in nearest.tolist()]
+
+
+def _lab(color: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+    """sRGB in [-1, 1] to CIELAB (D65), where distance is about as eyes see it."""
+    srgb = (color + 1) / 2
+    linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    to_xyz = torch.tensor([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    t = linear @ to_xyz.T / torch.tensor([0.9505, 1.0, 1.089])
+    f = torch.where(t > (6 / 29) ** 3, t ** (1 / 3), t / (3 * (6 / 29) ** 2) + 4 / 29)
+    x, y, z = f.unbind(1)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], 1)
+
+
+def fd_evaluator(evaluator: Evaluator, real: Tensor, fake: Tensor) -> float:
+    """Frechet distance of two sets of pictures in the judge's features; compare at equal numbers of pictures only."""
+    return metrics.frechet(metrics.features(evaluator, real), metrics.features(evaluator, fake))
+
+
+# ---- files --------------------------------------------------------------------------------------------------------
+
+
+def save(evaluator: Evaluator, path: str | Path) -> None:
+    """Write one safetensors file in half precision, atomically."""
+    tensors = {k: v.half() if v.is_floating_point() else v for k, v in evaluator.state_dict().items()}
+    save_tensors(path, tensors, {"kind": "judge", **evaluator.config})
+
+
+def load(path: str | Path | None = None) -> Evaluator:
+    """The shipped judge of emoji, or a file of :func:`save`, frozen; raises CheckpointError for any other."""
+    place = Path(str(files("fastdiffusion") / "weights" / SHIPPED)) if path is None else path
+    return guarded.load(place, {"judge": Evaluator}, "scripts/train-judge").float()
+
+
+# ---- how it learns ------------------------------------------------------------------------------------------------
+
+
+def train(
+    images: Tensor,
+    names: Sequence[Sequence[str]],
+    keys: Sequence[str] | None = None,
+    steps: int = 2000,
+    batch_size: int = 128,
+    lr: float = 3e-3,
+    seed: int = 0,
+    watch: Callable[[int, float], None] | None = None,
+) -> Evaluator:
+    """Teach a judge: each step, which of *all* names belongs to each picture (InfoNCE with every name in the sum).
+
+    Args:
+        images: uint8, (n, 3 or 4, 64, 64); a fourth channel is alpha, and backgrounds then vary.
+        names: All names of each picture.
+        keys: Pictures of equal keys (skin tones of one design) share one design's part of the steps.
+        steps: Of training.
+        batch_size: Pictures a step.
+        lr: Highest learning rate; it rises for a tenth of the steps and falls to 0.
+        seed: Of everything.
+        watch: Told each step and its loss.
+    """
+    named = [(i, name) for i, own in enumerate(names) for name in own]
+    owner = torch.tensor([i for i, _ in named])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
+        evaluator = Evaluator([own[0] for own in names])
+    evaluator.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    rows, starts = evaluator.rows([name for _, name in named])
+    glyphs: dict[str, list[int]] = {}
+    for i, key in enumerate(keys or map(str, range(len(images)))):
+        glyphs.setdefault(key, []).append(i)
+    share = torch.zeros(len(images))
+    for members in glyphs.values():
+        share[members] = len(members) ** -0.5  # between one share per design and one per picture
+    decayed = [p for p in evaluator.parameters() if p.ndim > 1]
+    plain = [p for p in evaluator.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0}], lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    for step in trange(steps, desc="teaching the judge", disable=None, leave=False):
+        draw = generator(seed, 2, step)
+        chosen = torch.multinomial(share, batch_size, replacement=len(images) < 4 * batch_size, generator=draw)
+        image_vectors = evaluator.encode_image(distort(images[chosen], draw))
+        logits = evaluator.log_scale.exp().clamp(max=60) * image_vectors @ evaluator.encode_rows(rows, starts).T
+        own = owner[None, :] == chosen[:, None]
+        target = torch.multinomial(own.float(), 1, generator=draw)  # a picture with two names: one, and not the other
+        loss = F.cross_entropy(logits.masked_fill(own.scatter(1, target, False), -math.inf), target[:, 0])
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(evaluator.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if watch is not None:
+            watch(step, loss.item())
+    evaluator.eval().requires_grad_(False)
+    some = images[torch.randperm(len(images), generator=generator(seed, 3))[:1000]]
+    evaluator.unit.copy_(metrics.features(evaluator, on_background(some)).var(0).mean().sqrt())
+    return evaluator
+
+
+def on_background(images: Tensor, colors: Tensor | None = None) -> Float[Tensor, "b 3 h w"]:
+    """uint8 pictures, with or without alpha, in [-1, 1] on flat ``colors`` (b, 3); white by default."""
+    x = to_tensor(images)
+    if x.shape[1] == 3:
+        return x
+    alpha = (x[:, 3:] + 1) / 2
+    background = torch.ones(len(x), 3) if colors is None else colors
+    return x[:, :3] * alpha + background[:, :, None, None] * (1 - alpha)
+
+
+def distort(images: Tensor, draw: torch.Generator, strength: float = 1.0) -> Float[Tensor, "b 3 h w"]:
+    """The same things drawn otherwise: what a picture means stays, nearly every pixel changes.
+
+    Background, shift, size, slight turn, wobbling outlines, colors, blur, noise, JPEG. Never mirrored: arrows, clocks
+    and flags would say something else. ``strength`` 0.3 is what the judge's ceiling is measured at.
+    """
+    n, s = len(images), strength
+
+    def uniform(*size: int) -> Tensor:
+        return 2 * torch.rand(size, generator=draw) - 1
+
+    white = torch.rand(n, 1, generator=draw) < 0.5
+    x = on_background(images, torch.where(white, 1.0, uniform(n, 3)))
+    # Where an output pixel comes from: turn, size and shift, and a smooth field of displacements.
+    angle, size = 0.2 * s * uniform(n), 1.2 ** (s * uniform(n))
+    rotation = torch.stack([angle.cos() * size, -angle.sin() * size, angle.sin() * size, angle.cos() * size], 1)
+    theta = torch.cat([rotation.view(n, 2, 2), 0.12 * s * uniform(n, 2, 1)], 2)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    wobble = 0.04 * s * torch.randn(n, 2, 5, 5, generator=draw) * torch.rand(n, 1, 1, 1, generator=draw)
+    grid = grid + F.interpolate(wobble, x.shape[-2:], mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    # Colors: a random matrix near 1 turns and fades them, then contrast and brightness.
+    colors = torch.eye(3) + 0.08 * s * torch.randn(n, 3, 3, generator=draw)
+    x = torch.einsum("bij,bjhw->bihw", colors * 1.25 ** (s * uniform(n, 1, 1)), x)
+    x = x + 0.12 * s * uniform(n, 3, 1, 1) + 0.12 * s * uniform(n, 1, 1, 1)
+    # Blur, in half of the pictures; noise in the half of all.
+    width = 1.6 * s * torch.rand(n, generator=draw) * (torch.rand(n, generator=draw) < 0.5)
+    x = _blurred(x, width)
+    level = 0.2 * s * torch.rand(n, 1, 1, 1, generator=draw) * (torch.rand(n, 1, 1, 1, generator=draw) < 0.5)
+    x = (x + level * torch.randn(x.shape, generator=draw)).clamp(-1, 1)
+    quality = torch.randint(25, 90, (n,), generator=draw).tolist()
+    for i in (torch.rand(n, generator=draw) < 0.15 * min(s, 1)).nonzero().flatten().tolist():
+        x[i] = _jpeg(x[i], quality[i])
+    return x
+
+
+def _blurred(x: Tensor, width: Float[Tensor, " b"]) -> Tensor:
+    """A Gaussian of each picture's own standard deviation, in pixels."""
+    n, c, h, w = x.shape
+    at = torch.arange(-4, 5.0)
+    taps = (-at.square() / (2 * width.clamp(min=0.05).square()[:, None])).softmax(1).repeat_interleave(c, 0)
+    flat = F.pad(x, (4, 4, 4, 4), mode="replicate").reshape(1, n * c, h + 8, w + 8)
+    flat = F.conv2d(flat, taps[:, None, :, None], groups=n * c)
+    return F.conv2d(flat, taps[:, None, None, :], groups=n * c).reshape(n, c, h, w)
+
+
+def _jpeg(image: Tensor, quality: int) -> Tensor:
+    buffer = io.BytesIO()
+    to_pil(image).save(buffer, "JPEG", quality=quality)
+    return to_tensor(to_array(Image.open(buffer).convert("RGB")))

@@ -1,0 +1,210 @@
+"""Look into sampling: what a knob does (``study``), and how a picture comes about (``trajectory``).
+
+    result = study(model, vary={"scale": [1, 3, 7], "steps": [5, 8, 12]}, n=4, classes="3")
+    result.picture().show()
+    result.explained()          # {"scale": 0.71, "steps": 0.18, "together": 0.11}
+
+Every cell is a run of ``sample`` with nothing shared, so it equals the stand-alone run byte for byte.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import ceil, prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from ...errors import InputError, unknown
+from ...io.atomic import write_json
+from ...io.images import grid, safe_name, save_png, to_pil
+from ...models import Model
+from ..generation.sample import loaded, sample, sample_steps
+from ..generation.samples import Samples
+
+KNOBS = tuple(name for name in inspect.signature(sample).parameters if name not in ("model", "n", "batch_size"))
+LARGEST = 1000  # cells of a study
+
+
+@dataclass(frozen=True)
+class Study:
+    """The pictures of every combination of knobs.
+
+    Attributes:
+        vary: Each knob's values. The first runs along columns, the second along rows, further ones over blocks.
+        cells: One ``Samples`` per combination, in the order of ``itertools.product(*vary.values())``.
+    """
+
+    sweep: Mapping[str, Sequence[Any]]
+    cells: Sequence[Samples]
+
+    def __getitem__(self, knobs: Mapping[str, Any]) -> Samples:
+        """The cell where the knobs have these values: ``study[{"scale": 3, "steps": 8}]``."""
+        index = 0
+        for name, values in self.sweep.items():
+            if knobs.get(name) not in values:
+                raise InputError(f"{name} was {list(values)} in this study, got {knobs.get(name)!r}.")
+            index = index * len(values) + list(values).index(knobs[name])
+        return self.cells[index]
+
+    def explained(self, features: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
+        """How much of the change in the pictures each knob explains by itself; "together" is what only several do.
+
+        The main effects of a balanced analysis of variance, image by image (seeds are not compared with each other),
+        as parts of the whole change; they sum to 1.
+
+        Args:
+            features: What to measure change in, from (n, c, h, w) to (n, d); by default the pixels.
+        """
+        if len({cell.images.shape for cell in self.cells}) > 1:
+            raise InputError("Pictures of different sizes cannot be compared. Leave size out of vary.")
+        rows = [cell.images.flatten(1) if features is None else features(cell.images).flatten(1) for cell in self.cells]
+        change = torch.stack(rows).double().reshape(*map(len, self.sweep.values()), -1)
+        axes = range(change.ndim - 1)
+        change = change - change.mean(tuple(axes), keepdim=True)
+        total = float(change.square().sum())
+        shares = {}
+        for axis, name in enumerate(self.sweep):
+            others = tuple(a for a in axes if a != axis)
+            effect = change.mean(others, keepdim=True) if others else change
+            shares[name] = float(effect.expand_as(change).square().sum()) / total if total else 0.0
+        return shares | {"together": max(1 - sum(shares.values()), 0.0) if total else 0.0}
+
+    def to_image(self, zoom: int | None = None) -> Image.Image:
+        """All cells on one labelled sheet."""
+        (across, columns), (down, rows), *rest = [*self.sweep.items(), ("", [""]), ("", [""])][
+            : max(len(self.sweep), 2)
+        ]
+        names = [name for name, _ in rest]
+        blocks = list(product(*(values for _, values in rest)))
+        shots = [cell.grid(ceil(len(cell) ** 0.5), zoom) for cell in self.cells]
+        w, h = (max(shot.size[k] for shot in shots) + 4 for k in (0, 1))
+        texts = [f"{down}={value}" for value in rows] if down else [""]
+        title, margin = 16, 8 * max(map(len, texts)) + 4 if down else 4
+        block_height = title + len(rows) * h + (title if names else 0)
+        sheet = Image.new("RGB", (max(margin + len(columns) * w, 80), len(blocks) * block_height), "white")
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+        for b, block in enumerate(blocks):
+            top = b * block_height
+            if names:
+                text = ", ".join(f"{name}={value}" for name, value in zip(names, block, strict=True))
+                draw.text((4, top), text, "black", font)
+                top += title
+            for i, column in enumerate(columns):
+                draw.text((margin + i * w, top), f"{across}={column}", "black", font)
+                for j, text in enumerate(texts):
+                    at = top + title + j * h
+                    draw.text((4, at + h // 2 - 8), text, "black", font)
+                    sheet.paste(shots[(i * len(rows) + j) * len(blocks) + b], (margin + i * w, at))
+        return sheet
+
+    def save(self, folder: str | Path) -> Path:
+        """Write every picture with its recipe, the sheet ``study.png`` and ``study.json`` with what explains what."""
+        folder = Path(folder)
+        for values, cell in zip(product(*self.sweep.values()), self.cells, strict=True):
+            cell.save(folder, safe_name("-".join(f"{k}={v}" for k, v in zip(self.sweep, values, strict=True))))
+        save_png(self.to_image(), folder / "study.png", None)
+        same = len({cell.images.shape for cell in self.cells}) == 1
+        values_of = {name: list(values) for name, values in self.sweep.items()}
+        write_json(folder / "study.json", {"vary": values_of, "explained": self.explained() if same else None})
+        return folder
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.to_image())
+
+
+def study(
+    model: Model | str | Path, sweep: Mapping[str, Sequence[Any]] | Sequence[str], n: int = 4, **parameters: Any
+) -> Study:
+    """Sample every combination of the knobs in ``vary``, all else equal.
+
+    Args:
+        model: As for ``sample``.
+        vary: Values by knob, or texts like "scale=1,3,7". A knob is any parameter of ``sample`` but n and batch_size.
+        n: Pictures per cell.
+        parameters: What ``sample`` takes, held fixed.
+    """
+    knobs = dict(sweep.items() if isinstance(sweep, Mapping) else map(knob, sweep))
+    for name, values in knobs.items():
+        if name not in KNOBS:
+            raise unknown("knob", name, KNOBS)
+        if isinstance(values, str) or not values:
+            raise InputError(f"{name} needs a list of values, got {values!r}. Example: vary={{'scale': [1, 3, 7]}}.")
+    cells = prod(map(len, knobs.values()))
+    if not knobs or cells > LARGEST:
+        raise InputError(f"a study needs 1 to {LARGEST} cells, these knobs make {cells if knobs else 0}.")
+    ready = loaded(model)
+    runs = (dict(zip(knobs, values, strict=True)) for values in product(*knobs.values()))
+    return Study(knobs, [sample(ready, n=n, **{**parameters, **run}) for run in runs])
+
+
+def knob(text: str) -> tuple[str, list[Any]]:
+    """ "scale=1,3,7" as ("scale", [1.0, 3.0, 7.0]): each value in the type that ``sample`` takes."""
+    name, _, values = text.partition("=")
+    name = name.strip()
+    if name not in KNOBS:
+        raise unknown("knob", name, KNOBS)
+    hint = str(inspect.signature(sample).parameters[name].annotation)
+    kind = float if hint.startswith("float") else int if hint.startswith("int") else str
+    try:
+        return name, [kind(value.strip()) for value in values.split(",")]
+    except ValueError:
+        raise InputError(f"Not values of {name}: {values!r}. Example: --vary scale=1,3,7") from None
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """How pictures come about: the model's estimate of the clean picture at every call.
+
+    Attributes:
+        sigmas: Noise level of each call.
+        images: The estimates; the last are the finished pictures.
+    """
+
+    sigmas: tuple[float, ...]
+    images: Float[Tensor, "steps n c h w"]
+
+    @property
+    def agreement(self) -> tuple[float, ...]:
+        """Correlation of each call's estimates with the finished pictures, mean over the pictures."""
+        flat = self.images.flatten(2).double()
+        flat = torch.nn.functional.normalize(flat - flat.mean(2, keepdim=True), dim=2)
+        return tuple((flat * flat[-1]).sum(2).mean(1).tolist())
+
+    def to_image(self, zoom: int | None = None) -> Image.Image:
+        """A strip per picture, from noise to finished, with the noise levels above."""
+        steps = len(self.images)
+        zoom = zoom or max(1, 64 // max(self.images.shape[-2:]))
+        strip = grid([to_pil(image) for image in self.images.transpose(0, 1).flatten(0, 1)], steps, zoom)
+        sheet = Image.new("RGB", (strip.width, strip.height + 16), "white")
+        sheet.paste(strip, (0, 16))
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+        for i, sigma in enumerate(self.sigmas):
+            draw.text((i * strip.width // steps + 2, 1), f"{sigma:.2g}", "black", font)
+        return sheet
+
+    def _repr_png_(self) -> bytes:
+        return _png(self.to_image())
+
+
+def trajectory(model: Model | str | Path, n: int = 1, seed: int = 0, steps: int = 12, **parameters: Any) -> Trajectory:
+    """The estimates of every call of the run ``sample(model, n, seed=seed, steps=steps, **parameters)``."""
+    run = sample_steps(model, n=n, seed=seed, steps=steps, **{**parameters, "batch_size": n})
+    estimates = [(step.sigma, step.images.clone()) for step in run]
+    return Trajectory(
+        tuple(sigma for sigma, _ in estimates), torch.stack([images for _, images in estimates]).clamp(-1, 1)
+    )
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

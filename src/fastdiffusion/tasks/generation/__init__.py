@@ -1,0 +1,1 @@
+"""New images from a model, their recipes, and the guidance that a person asks for."""

@@ -1,0 +1,1 @@
+"""Undoing what happened to an image: supervised, zero-shot, cold."""

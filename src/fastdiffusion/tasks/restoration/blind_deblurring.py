@@ -1,0 +1,196 @@
+"""Blind deblurring: which kernel blurred a photograph?
+
+Edges of photographs are sharp, so the blurred picture's own edges, sharpened by a shock filter, tell what it was before
+the blur; the kernel is then a least-squares problem (Cho & Lee 2009, "Fast Motion Deblurring"), solved anew with every
+better picture, from coarse to fine. What is found so is hazy; where the blur may be taken for a simple one, the
+picture's spectrum tells which.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ...corruptions.blurs import convolve, disk, gaussian, line, taps
+from ...errors import InputError
+from .colorization import luminance
+
+MOST = 384  # side of the part that is looked at
+
+
+def estimate_kernel(
+    image: Float[Tensor, "1 c h w"], size: int = 25, rounds: int = 3, simple: bool = True
+) -> Float[Tensor, "{size} {size}"]:
+    """The blur kernel of a picture, centred, with sum 1.
+
+    Args:
+        image: Blurred by one kernel all over.
+        size: Side of the kernel in pixels, odd.
+        rounds: Turns of picture and kernel at each scale.
+        simple: It is a Gaussian, a straight line or a disk, as most blurs are; otherwise of any shape.
+    """
+    blurred = image if image.shape[1] == 1 else luminance(image)
+    if min(blurred.shape[2:]) < 2 * size or float(blurred.std()) < 1 / 255:
+        raise InputError(
+            f"No kernel can be found in this picture: it has no edges, or is smaller than {2 * size}x{2 * size}. "
+            "Say what happened, e.g. by='deblur motion 9 30'."
+        )
+    blurred = _liveliest(blurred)
+    sizes = [size]
+    while sizes[-1] > 5:
+        sizes.append(max(5, int(sizes[-1] / 1.6) // 2 * 2 + 1))
+    kernel = None
+    for side in reversed(sizes):
+        scale = side / size
+        small = blurred if side == size else F.interpolate(blurred, scale_factor=scale, mode="area")
+        if kernel is None:
+            kernel = torch.zeros(side, side)
+            kernel[side // 2, side // 2] = 1
+        else:
+            kernel = _clean(F.interpolate(kernel[None, None], (side, side), mode="bicubic")[0, 0])
+        for iteration in range(rounds):
+            sharp = _wiener(small, kernel, 0.02)
+            edges = _edges(_shock(sharp, 8), keep=0.15 - 0.02 * iteration)
+            kernel = _clean(_fit(edges, small, side))
+    assert kernel is not None
+    kernel = _centred(kernel)
+    return _simplest(kernel, blurred) if simple else kernel
+
+
+def _simplest(kernel: Tensor, image: Tensor) -> Tensor:
+    """The Gaussian, line or disk that is most like ``kernel`` and explains the picture's spectrum best."""
+    at = torch.arange(len(kernel), dtype=kernel.dtype) - len(kernel) // 2
+    reach = len(kernel) // 2
+    angles, lengths = torch.arange(0, 180, 7.5), torch.arange(3.0, 2 * reach, 1.0)
+    widths = torch.arange(0.4, reach / 3, 0.2)[:, None, None]
+    bells = torch.exp(-(at[:, None].square() + at.square()) / (2 * widths.square()))
+    streaks = line(lengths.repeat_interleave(len(angles)), angles.repeat(len(lengths)))
+    disks = disk(torch.arange(1.0, reach - 0.5, 0.5))
+    candidates = torch.cat([_cut(kernels, reach) for kernels in (bells, streaks, disks)])
+    candidates = candidates / candidates.sum((1, 2), keepdim=True)
+    like = (candidates * kernel).sum((1, 2)) / (candidates.square().sum((1, 2)).sqrt() * kernel.norm())
+    surprise = _surprise(candidates, image)
+    return candidates[int((like - surprise + surprise.min()).argmax())]
+
+
+def _surprise(kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64) -> Float[Tensor, " n"]:
+    """Negative log-likelihood per frequency (Whittle 1953) of each kernel.
+
+    A sharp photograph's spectrum falls as a power of the frequency, the kernel's zeros cut valleys into it, and
+    rounding fills them to a floor.
+    """
+    side = min(side, *image.shape[2:])
+    patches = image[0, 0].unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(0, 1)
+    window = torch.hann_window(side)
+    power = torch.fft.rfft2((patches - patches.mean((1, 2), keepdim=True)) * window[:, None] * window).abs().square()
+    energy = power.sum((1, 2))
+    lively = energy >= energy.median()
+    observed = (power[lively] / energy[lively, None, None].clamp(min=1e-6)).mean(0)
+    frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
+    use, floor = frequency > 2.5 / side, observed.flatten().quantile(0.02)
+    passed = torch.fft.rfft2(kernels, (side, side)).abs().square()
+    scores = []
+    for slope in (2.0, 2.6, 3.2):
+        shape = (frequency.clamp(min=1 / side) ** -slope * passed)[:, use]
+        height = (observed[use].log() - (shape + 1e-9).log()).median(1, keepdim=True).values.exp()
+        expected = height * shape + floor
+        scores.append((expected.log() + observed[use] / expected).mean(1))
+    return torch.stack(scores).amin(0)
+
+
+def _cut(kernels: Tensor, reach: int) -> Tensor:
+    """Brought to sides of 2 * reach + 1."""
+    pad = reach - kernels.shape[1] // 2
+    return F.pad(kernels, (pad,) * 4)
+
+
+def _liveliest(x: Tensor) -> Tensor:
+    """The part with the most edges: what is out of focus by itself tells nothing of the blur."""
+    h, w = (min(n, MOST) for n in x.shape[2:])
+    energy = F.avg_pool2d(_gradients(x).square().sum(0, keepdim=True), (h, w), stride=16)[0, 0]
+    place = int(energy.argmax())
+    top, left = 16 * (place // energy.shape[1]), 16 * (place % energy.shape[1])
+    return x[:, :, top : top + h, left : left + w]
+
+
+def _gradients(x: Tensor) -> Float[Tensor, "2 1 h w"]:
+    across = F.pad(x, (1, 1, 0, 0), mode="replicate")
+    down = F.pad(x, (0, 0, 1, 1), mode="replicate")
+    return torch.cat([(across[..., 2:] - across[..., :-2]) / 2, (down[..., 2:, :] - down[..., :-2, :]) / 2])
+
+
+def _shock(x: Tensor, steps: int) -> Tensor:
+    """Sharpen edges to steps (Osher & Rudin 1990; Alvarez & Mazorra 1994): against the curvature along the gradient."""
+    x = gaussian(x, taps(torch.tensor([1.0]), 4))
+    for _ in range(steps):
+        smooth = gaussian(x, taps(torch.tensor([0.7]), 3))
+        p = F.pad(smooth, (1, 1, 1, 1), mode="replicate")
+        across, down = _gradients(smooth).split(1)
+        xx = p[..., 1:-1, 2:] + p[..., 1:-1, :-2] - 2 * smooth
+        yy = p[..., 2:, 1:-1] + p[..., :-2, 1:-1] - 2 * smooth
+        xy = (p[..., 2:, 2:] + p[..., :-2, :-2] - p[..., 2:, :-2] - p[..., :-2, 2:]) / 4
+        curve = across.square() * xx + 2 * across * down * xy + down.square() * yy
+        x = x - 0.3 * curve.sign() * _gradients(x).square().sum(0, keepdim=True).sqrt()
+    return x
+
+
+def _edges(x: Tensor, keep: float) -> Float[Tensor, "2 1 h w"]:
+    """Gradients of the strongest edges alone, ``keep`` of all pixels."""
+    gradients = _gradients(x)
+    size = gradients.square().sum(0, keepdim=True).sqrt()
+    least = size.flatten().kthvalue(max(1, int(size.numel() * (1 - keep)))).values
+    return gradients * (size >= least)
+
+
+def _fit(edges: Tensor, blurred: Tensor, side: int, ridge: float = 2e-2) -> Tensor:
+    """The kernel that turns the edges into the blurred picture's gradients: least squares in the Fourier basis."""
+    size = blurred.shape[-2:]
+    rise = (torch.arange(1, max(size) + 1) / side).clamp(max=1)  # the border knows nothing of what was beyond it
+    window = [torch.minimum(rise[:n], rise[:n].flip(0)) for n in size]
+    taper = window[0][:, None] * window[1]
+    a, b = torch.fft.rfft2(edges * taper), torch.fft.rfft2(_gradients(blurred) * taper)
+    power = (a.conj() * a).real.sum(0)
+    k = torch.fft.irfft2((a.conj() * b).sum(0) / (power + ridge * power.mean()), size)[0]
+    half = side // 2
+    return torch.roll(k, (half, half), (0, 1))[:side, :side]
+
+
+def _clean(kernel: Tensor) -> Tensor:
+    """Nothing negative or far below the top, sum 1."""
+    kernel = torch.where(kernel > 0.1 * kernel.max(), kernel, 0)
+    return kernel / kernel.sum()
+
+
+def _centred(kernel: Tensor) -> Tensor:
+    """Its centre of mass in the middle, to a whole pixel: a shift of kernel and picture cannot be told from none."""
+    at = torch.arange(len(kernel), dtype=kernel.dtype) - len(kernel) // 2
+    shift = [-round(float((kernel.sum(1 - axis) * at).sum())) for axis in (0, 1)]
+    return torch.roll(kernel, shift, (0, 1))
+
+
+def _wiener(y: Tensor, kernel: Tensor, noise: float) -> Tensor:
+    """Deconvolved, with mirrored borders."""
+    pad = len(kernel)
+    wide = F.pad(y, (pad, pad, pad, pad), mode="reflect")
+    big = torch.zeros(wide.shape[-2:])
+    big[: len(kernel), : len(kernel)] = kernel
+    transfer = torch.fft.rfft2(torch.roll(big, (-(len(kernel) // 2),) * 2, (0, 1)))
+    x = torch.fft.irfft2(torch.fft.rfft2(wide) * transfer.conj() / (transfer.abs().square() + noise), wide.shape[-2:])
+    return x[..., pad:-pad, pad:-pad]
+
+
+def wiener(y: Float[Tensor, "b c h w"], kernel: Float[Tensor, "k k"], noise: float = 1e-3) -> Tensor:
+    """Wiener's filter with a flat spectrum of the signal; ``noise`` is its ratio of noise to signal. A baseline."""
+    return _wiener(y, kernel, noise)
+
+
+def richardson_lucy(y: Float[Tensor, "b c h w"], kernel: Float[Tensor, "k k"], steps: int = 30) -> Tensor:
+    """Richardson (1972) and Lucy's (1974) deconvolution of light. A baseline."""
+    light = (y + 1) / 2
+    x = torch.full_like(light, 0.5)
+    kernels = kernel[None].expand(len(y), -1, -1)
+    for _ in range(steps):
+        x = x * convolve(light / convolve(x, kernels).clamp(min=1e-4), kernels.flip(1, 2))
+    return 2 * x - 1

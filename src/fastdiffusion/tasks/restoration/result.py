@@ -1,0 +1,118 @@
+"""What a restoration gives back: answers, how sure they are, how well they agree with the input; and their files."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image
+from torch import Tensor
+
+from ...errors import InputError
+from ...io.images import grid, save_png, to_pil, to_tensor
+
+NOTE = (
+    "You removed a mark from a picture. Marks often say whose it is: only remove one from pictures that are yours, or "
+    "that you may change, and do not pass the result off as somebody else's original."
+)
+
+
+@dataclass(frozen=True)
+class RestorationResult:
+    """What came out. In a notebook it shows itself.
+
+    Attributes:
+        images: The answers, (n, c, h, w).
+        given: The input, on its own grid.
+        by: What was undone.
+        way: How.
+        error: Root mean square and largest difference, in units of 1/255, between the input and the answers degraded
+            again; None where what happened is not known exactly.
+        uncertainty: Standard deviation of the answers at each pixel, in units of 1/255; zeros for one answer.
+        notes: What a person should know.
+        recipe: What was done, as JSON values.
+        kernel: The blur kernel that was found, if it was looked for.
+    """
+
+    images: UInt8[Tensor, "n c h w"]
+    degraded: UInt8[Tensor, "k p q"]
+    corruption: str
+    method: str
+    error: tuple[float, float] | None
+    uncertainty: Float[Tensor, "h w"]
+    notes: tuple[str, ...] = ()
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    kernel: Float[Tensor, "k l"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def comparison(self, side: int = 900) -> Image.Image:
+        """Before, after and their difference (grey is none, four times enlarged), each at most ``side`` pixels."""
+        after = self.images[0]
+        before = to_tensor(self.degraded)[None]
+        before = before.expand(1, after.shape[0], *before.shape[2:]) if len(self.degraded) == 1 else before
+        before = torch.nn.functional.interpolate(before, after.shape[1:], mode="nearest")[0]
+        difference = 2 * (to_tensor(after) - before)
+        panels = [to_pil(panel) for panel in (before, after, difference)]
+        for panel in panels:
+            panel.thumbnail((side, side), Image.Resampling.LANCZOS)
+        return grid(panels, columns=3)
+
+    def save(self, path: str | os.PathLike[str], compare: bool = False, metadata: bool = True) -> list[Path]:
+        """Write the answers: ``path``, or NAME-1.png and so on if there are several, with NAME-uncertainty.png.
+
+        Args:
+            path: Ends in .png.
+            compare: Write NAME-compare.png as well: before, after, difference.
+            metadata: Keep the recipe in the files.
+        """
+        path = checked_out(path)
+
+        def named(end: str) -> Path:
+            return path.with_name(f"{path.stem}-{end}.png")
+
+        written = []
+        for i, image in enumerate(self.images):
+            written.append(path if len(self) == 1 else named(str(i + 1)))
+            save_png(image, written[-1], {**self.recipe, "index": i} if metadata else None)
+        extra: dict[str, Any] = {}
+        if len(self) > 1:
+            extra["uncertainty"] = (2 * self.uncertainty / float(self.uncertainty.max().clamp(min=1)) - 1)[None]
+        if self.kernel is not None:
+            extra["kernel"] = grid([(2 * self.kernel / self.kernel.max() - 1)[None]], zoom=8)
+        if compare:
+            extra["compare"] = self.comparison()
+        for end, image in extra.items():
+            save_png(image, named(end))
+            written.append(named(end))
+        return written
+
+    def __str__(self) -> str:
+        size = f"{self.images.shape[3]}x{self.images.shape[2]}"
+        undone, how = self.corruption, self.method
+        report = [f"{undone} undone ({how}): {size}" + (f", {len(self)} answers" if len(self) > 1 else "")]
+        if self.error is not None:
+            report.append(
+                f"degraded again, it differs from the input by {self.error[0]:.2f} (at most {self.error[1]:.1f}) of 255"
+            )
+        return "\n".join([*report, *self.notes])
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        to_pil(self.images[0]).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def checked_out(path: str | os.PathLike[str]) -> Path:
+    """A name that the result can be written under; raises InputError before any work is done."""
+    path = Path(path)
+    if path.suffix.lower() != ".png":
+        raise InputError(f"Pictures are written as PNG, got {path.name!r}. Try {path.with_suffix('.png').name}.")
+    return path

@@ -1,0 +1,157 @@
+"""The mark that several pictures share: found, and removed.
+
+A mark is laid over: ``y = (1 - a) x + a c`` with the same opacity a and color c in every picture. At each pixel that is
+a straight line through the pictures: what varies among them is (1 - a) times what varied before (Dekel et al. 2017, "On
+the Effectiveness of Visible Watermarks"). So the spread of the pictures' values at a pixel, against that of its
+unmarked surroundings, tells a; their mean then tells c, one color for the whole mark, and a again. Of a mark in two
+colors, such as white letters with a dark shadow, the second stays. Where it is opaque, the hole is painted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from ...corruptions.blurs import gaussian, radius_of, taps
+from ...errors import InputError
+from ...io.images import flatten, grid, open_image, safe_name, save_png, to_pil, to_tensor, to_uint8
+from ...models import Model
+from .restore import restore
+from .result import NOTE
+
+OPAQUE = 0.85  # opacity from which on too little shines through
+FAINT = 0.08  # opacity below which there is no mark
+
+
+@dataclass(frozen=True)
+class WatermarkResult:
+    """The pictures without the mark, and the mark: opacity (h, w) and color (3, h, w)."""
+
+    images: Float[Tensor, "n 3 h w"]
+    names: tuple[str, ...]
+    opacity: Float[Tensor, "h w"]
+    color: Float[Tensor, "3 h w"]
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write one PNG each, and mark.png: opacity and color."""
+        *paths, mark = written(self.names, folder)
+        for image, path in zip(self.images, paths, strict=True):
+            save_png(image, path)
+        shown = torch.where(self.opacity > 0, self.color, -1)
+        save_png(grid([(2 * self.opacity - 1).expand(3, -1, -1), shown]), mark)
+        return [*paths, mark]
+
+    def __str__(self) -> str:
+        share = float((self.opacity > 0).float().mean())
+        return f"The mark covers {share:.1%} of the picture, opacity up to {float(self.opacity.max()):.2f}.\n{NOTE}"
+
+
+def written(names: Sequence[str], folder: str | os.PathLike[str]) -> list[Path]:
+    """The files of pictures of these names, and of their mark; equal names are numbered."""
+    taken: dict[str, Path] = {}
+    for name in (*map(safe_name, names), "mark"):
+        free = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(names) + 3))) if n not in taken)
+        taken[free] = Path(folder) / f"{free}.png"
+    return list(taken.values())
+
+
+def remove_watermark(
+    images: Sequence[str | os.PathLike[str] | Image.Image],
+    model: Model | str | Path | None = None,
+    device: str | None = None,
+) -> WatermarkResult:
+    """Find the mark that pictures of one size share, and remove it; pixels without it stay exactly as they are.
+
+    Args:
+        pictures: Three or more; the more, the better it is found (eight are good).
+        model: The restorer that paints where the mark is opaque; see :func:`restoration.restore`.
+        device: Where to compute.
+
+    Raises:
+        InputError: Too few pictures, unlike sizes, or no mark in them.
+    """
+    n = len(images)
+    if n < 3:
+        raise InputError(f"A mark shows in three or more pictures, got {n}. For one: by='inpaint MASK'.")
+    names, loaded = [], []
+    for i, source in enumerate(images):
+        loaded.append(to_tensor(flatten(open_image(source)).convert("RGB")))
+        names.append(f"picture-{i}" if isinstance(source, Image.Image) else Path(source).stem)
+    if len({tuple(image.shape) for image in loaded}) > 1:
+        sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in loaded})
+        raise InputError(f"The pictures must be of one size, got {' and '.join(sizes)}. Crop them alike.")
+    y = torch.stack(loaded)
+    opacity, color = find_mark(y)
+    if not bool((opacity > 0).any()):
+        raise InputError("No mark was found that all pictures share. Give more pictures, or a mask: by='inpaint MASK'.")
+    clear = (y - opacity * color) / (1 - opacity).clamp(min=1 - OPAQUE)
+    clear = to_tensor(to_uint8(torch.where(opacity > 0, clear, y)))
+    hole = opacity > OPAQUE
+    if bool(hole.any()):
+        from ...corruptions import mask
+
+        hole = F.max_pool2d(hole[None, None].float(), 3, 1, 1) * (opacity > 0)
+        for i, image in enumerate(clear):
+            painted = restore(to_pil(image), mask(hole), model=model, device=device).images[0]
+            clear[i] = torch.where(hole[0] > 0, to_tensor(painted), image)
+    return WatermarkResult(clear, tuple(names), opacity, color)
+
+
+def find_mark(y: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "h w"], Float[Tensor, "3 h w"]]:
+    """(opacity, color) of the mark that all share; opacity 0 where there is none."""
+    mean = y.mean(0)
+    # what a mark adds is a sharp structure that stays when the pictures are averaged by their gradients' median
+    edges = torch.stack([_gradients(y).median(1).values.abs().amax(0).amax(0)])[None]
+    near = _smooth(edges, 1.0)
+    rough = near > 6 * near.median() + 0.01
+    inside = _filled(rough)
+    spread = y.std(0).mean(0)
+    around = _around(spread, ~inside)
+    opacity = (1 - spread / around.clamp(min=1e-3)).clamp(0, 1) * inside
+    opacity = _smooth(opacity[None, None], 0.7)[0, 0] * inside
+    base = torch.stack([_around(channel, ~inside) for channel in mean])
+    # opacity and color trade off at a pixel; where the color is one for the whole mark, the mean decides between them
+    strong = opacity > 0.5 * opacity.max().clamp(min=FAINT)
+    if not bool(strong.any()):
+        return torch.zeros_like(opacity), mean
+    a = opacity[strong]
+    one = ((mean - (1 - opacity) * base)[:, strong] * a).sum(1) / a.square().sum().clamp(min=1e-6)
+    one = one.clamp(-1, 1)
+    gap = one[:, None, None] - base
+    by_mean = ((mean - base) * gap).sum(0) / gap.square().sum(0).clamp(min=1e-3)
+    opacity = torch.where(inside, by_mean, 0).clamp(0, 1)
+    return torch.where(opacity > FAINT, opacity, 0), one[:, None, None].expand_as(mean)
+
+
+def _gradients(y: Tensor) -> Float[Tensor, "2 n c h w"]:
+    across = F.pad(y[..., 1:] - y[..., :-1], (0, 1))
+    down = F.pad(y[..., 1:, :] - y[..., :-1, :], (0, 0, 0, 1))
+    return torch.stack([across, down])
+
+
+def _smooth(x: Float[Tensor, "b c h w"], sigma: float) -> Tensor:
+    return gaussian(x, taps(torch.tensor([sigma]).expand(len(x)), radius_of(sigma)))
+
+
+def _filled(rough: Tensor) -> Tensor:
+    """The marked region: its edges grown, and what they enclose."""
+    return F.max_pool2d(rough.float(), 9, 1, 4)[0, 0] > 0
+
+
+def _around(values: Float[Tensor, "h w"], known: Tensor) -> Float[Tensor, "h w"]:
+    """Values of unmarked pixels carried into the marked ones, by normalized blurs of growing width."""
+    out, left = torch.where(known, values, 0), ~known
+    for sigma in (4.0, 8.0, 16.0, 32.0):
+        weight = _smooth(known.float()[None, None], sigma)[0, 0]
+        mean = _smooth((values * known)[None, None], sigma)[0, 0] / weight.clamp(min=1e-6)
+        take = left & (weight > 0.05)
+        out, left = torch.where(take, mean, out), left & ~take
+    return torch.where(left, values[known].mean() if bool(known.any()) else values.mean(), out)

@@ -1,0 +1,1 @@
+"""Giving one image another one's style."""

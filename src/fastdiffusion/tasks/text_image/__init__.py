@@ -1,0 +1,1 @@
+"""Between text and images: dual encoders, search, priors, languages."""

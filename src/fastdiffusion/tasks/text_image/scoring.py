@@ -1,0 +1,91 @@
+"""How well text fits an image, and which images of a folder fit a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...data import Dataset, ImageFolder
+from ...errors import InputError
+from ...io.images import to_tensor
+from ...nets.clip import Clip
+from .clip import as_input, load, mode
+
+
+class ClipScore(NamedTuple):
+    """How well words fit a picture.
+
+    Attributes:
+        words: What was asked.
+        similarity: Cosine, -1 to 1; what is high differs from one model to another, hence:
+        better_than: The part of the captions that the model knows which fit worse.
+    """
+
+    prompt: str
+    similarity: float
+    better_than: float
+
+
+class SearchResult(NamedTuple):
+    """A picture of a folder, by its path there, and how well it fits."""
+
+    path: str
+    similarity: float
+
+
+@torch.no_grad()
+def clip_score(
+    image: str | Path | Image.Image | Tensor, prompt: str | Sequence[str], model: Clip | str | Path | None = None
+) -> list[ClipScore]:
+    """How well do words fit a picture?
+
+    Args:
+        picture: A file, a PIL picture, or a tensor (3, h, w) in [-1, 1].
+        words: One text or several.
+        model: An encoder, its file or folder; by default the emoji's, in fourteen languages.
+
+    Raises:
+        InputError: No words.
+    """
+    clip = model if isinstance(model, Clip) else load(model)
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not texts or not all(text.strip() for text in texts):
+        raise InputError("There are no words to compare with. Say some, e.g. 'a cat with heart eyes'.")
+    vector = clip.encode_image(as_input(clip, image))[0]
+    similar, usual = clip.encode_text(texts) @ vector, clip.encode_text(clip.known) @ vector
+    return [
+        ClipScore(text, float(value), float((usual < value).float().mean()))
+        for text, value in zip(texts, similar, strict=True)
+    ]
+
+
+@torch.no_grad()
+def search(
+    folder: str | Path | Dataset, prompt: str, n: int = 16, model: Clip | str | Path | None = None
+) -> list[SearchResult]:
+    """The ``n`` pictures of a folder that fit the words best, best first; unreadable files are passed over.
+
+    Args:
+        folder: Pictures in any depth, or a data set.
+        words: What to look for.
+        n: How many to name.
+        model: As for :func:`score`.
+    """
+    if not prompt.strip() or n < 1:
+        raise InputError("Say what to look for and how many, e.g. search('photos/', 'a black cat', n=16).")
+    clip = model if isinstance(model, Clip) else load(model)
+    data = (
+        folder if isinstance(folder, Dataset) else ImageFolder(folder, clip.side or 64, aspect="pad", mode=mode(clip))
+    )
+    vector, results = clip.encode_text([prompt])[0], []
+    for group in data.groups:
+        for first in range(0, len(group), 256):
+            batch = data.batch(group[first : first + 256])
+            similar = clip.encode_image(to_tensor(batch.images)) @ vector
+            results += [SearchResult(name, float(value)) for name, value in zip(batch.names, similar, strict=True)]
+    return sorted(results, key=lambda result: -result.similarity)[:n]

@@ -1,0 +1,1 @@
+"""One trainer: configuration, batches, optimizers, averages, callbacks and reports."""

@@ -1,0 +1,149 @@
+"""Several processes as one: starting them, agreeing, and stopping all at the same step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+ASKED = "FASTDIFFUSION_PROCS"  # how many processes `launch` was asked for
+QUIETLY = """
+import sys
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+try:
+    main()
+except ChildFailedError as error:  # the process has said what was wrong
+    code = error.get_first_failure()[1].exitcode
+    sys.exit(code if code >= 0 else 128 - code)
+"""  # torchrun, without a page about the process that failed
+
+
+def rank_and_world() -> tuple[int, int]:
+    """(number of this process, how many there are), as torchrun tells them; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def check_world() -> None:
+    """Refuse to train alone where several processes were asked for: some launchers silently start only one."""
+    asked, (_, world) = int(os.environ.get(ASKED, 0)), rank_and_world()
+    if asked and asked != world:
+        raise InputError(f"{asked} processes were asked for, {world} runs. Start with --procs {asked} or torchrun.")
+
+
+def launch(procs: int, command: Sequence[str]) -> int:
+    """Run ``python <command>`` in ``procs`` processes under torchrun on this machine; the exit code.
+
+    The processes are in a session of their own, so that Ctrl-C reaches them once, through torchrun. When one dies,
+    torchrun ends the others.
+
+    Args:
+        procs: At least 2.
+        command: A script and its arguments, or ``["-m", "package.module", ...]``.
+    """
+    if procs < 2:
+        raise InputError(f"procs must be at least 2, got {procs}. Leave it out to train in one process.")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torchrun = [sys.executable, "-c", QUIETLY, f"--nproc-per-node={procs}"]
+    torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // procs))
+    environment = {"LOGLEVEL": "CRITICAL", **os.environ, ASKED: str(procs), "OMP_NUM_THREADS": threads}
+    child = subprocess.Popen([*torchrun, *command], env=environment, start_new_session=True)
+    got: list[int] = []
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        child.send_signal(signal.SIGKILL if got else number)
+        got.append(number)
+
+    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 128 + got[0] if got else code
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the first SIGINT or SIGTERM instead of dying of it; a second one ends the process at once.
+
+    Outside the main thread, where Python delivers no signals, the list stays empty.
+    """
+    got: list[int] = []
+    when = 0.0
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal when
+        if not got:
+            got.append(number)
+            when = time.monotonic()
+        elif time.monotonic() - when > 0.3:  # sooner, it is the same event reaching us by a second way
+            os._exit(128 + number)
+
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    try:
+        yield got
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def total(values: Sequence[float], device: torch.device) -> list[float]:
+    """The sums of some numbers over all processes: the one message of a training step."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return list(values)
+    summed = torch.tensor(values, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    dist.all_reduce(summed)
+    return summed.tolist()
+
+
+def shard(module: nn.Module) -> None:
+    """Divide a module's weights among the processes, in place (FSDP2)."""
+    from torch.distributed.fsdp import fully_shard
+
+    for p in module.parameters():
+        p.data = p.data.contiguous()  # FSDP takes no other order
+    fully_shard(module)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor in one piece: the parts of a sharded one are gathered from all processes."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def like(target: Tensor, value: Tensor) -> Tensor:
+    """``value`` on the device, in the memory order and sharding of ``target``."""
+    if hasattr(target, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(target, DTensor)
+        return distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+    if target.shape != value.shape:
+        raise ValueError(f"{tuple(value.shape)} is not {tuple(target.shape)}")
+    return torch.empty_like(target).copy_(value)
+
+
+def fingerprint(tensors: Iterable[Tensor]) -> str:
+    """A hash of tensors' values: equal on all processes, if training is right."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(whole(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
