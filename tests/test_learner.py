@@ -236,7 +236,8 @@ from torch._dynamo.utils import counters
 from fastdiffusion import Learner
 
 def losses(compile):
-    learn = Learner("digits", {TINY}, optimizer="adamw", precision="float32", compile=compile, device='cpu', verbose=False)
+    options = dict(optimizer="adamw", precision="float32", device="cpu", verbose=False)
+    learn = Learner("digits", {TINY}, compile=compile, **options)
     return [s.loss for s in learn.steps(5)]
 
 print(json.dumps([losses(False), losses(True), counters["stats"]["unique_graphs"]]))

@@ -232,8 +232,8 @@ def test_no_home_no_locale_no_terminal_forty_columns(tmp_path):
 
 
 def test_the_moving_line_keeps_what_matters_in_forty_columns():
-    from fastdiffusion.training.console import line
     from fastdiffusion.training.budget import TrainStep
+    from fastdiffusion.training.console import line
 
     text = line(TrainStep(12_345, 100_000, 0.1234, 1.0, 1e-3, 812.0, 60.0, 3725.0), 0.1234)
     assert text[:39].startswith("loss 0.1234  1:02:05 left  812 img/s")

@@ -21,7 +21,6 @@ from ..data import Dataset
 from ..denoisers import expand
 from ..errors import CheckpointError, DataError, unknown
 from ..io.checkpoints import load_tensors, save_tensors
-from ..models import Model
 from ..models.registry import loaded
 from ..nets import presets
 from ..nets.classifier import Classifier, NoiseLevel
