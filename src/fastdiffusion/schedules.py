@@ -152,9 +152,9 @@ def schedule(name: str, n: int, **options: float) -> Sigmas:
 def strength_sigma(strength: float, sigma_data: float, sigma_max: float = math.inf) -> float:
     """The noise level that image to image starts from: ``strength`` is the part of noise in the mix.
 
-    sigma = sigma_data * s / (1 - s), so that s = sigma / (sigma + sigma_data), the time of a rectified flow. 0 keeps the
-    image, 1 forgets it: a run then starts from ``sigma_max``, which no strength goes beyond. Raises InputError outside
-    of 0 to 1.
+    sigma = sigma_data * s / (1 - s), so that s = sigma / (sigma + sigma_data), the time of a rectified flow. 0 keeps
+    the image, 1 forgets it: a run then starts from ``sigma_max``, which no strength goes beyond. Raises InputError
+    outside of 0 to 1.
     """
     if not 0 <= strength <= 1:
         raise InputError(f"strength must be from 0 to 1, got {strength!r}. Try 0.5.")

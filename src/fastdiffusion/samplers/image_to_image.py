@@ -1,6 +1,6 @@
 """Image to image: noise on an image, and a denoiser takes it away (SDEdit, Meng et al. 2022, arXiv:2108.01073).
 
-    table = strength_table(0.6, steps=12, schedule=lambda n: schedules.karras(n, 0.002, 80), sigma_data=0.5, sigma_max=80)
+    table = strength_table(0.6, 12, lambda n: schedules.karras(n, 0.002, 80), sigma_data=0.5, sigma_max=80)
     x = x0 + table.sigmas[0] * noise          # at strength 0 there is no table: the image stays
     result = final(run(denoise, x, table, cond))
 
@@ -48,8 +48,8 @@ def strength_table(
 def below(start: float, steps: int, schedule: Callable[[int], Sigmas]) -> Sigmas:
     """The levels of a schedule from ``start`` down: as even in the schedule's own time as the whole ones are.
 
-    For the schedules in ``SCHEDULES`` that is, to within 0.1 %, the schedule with sigma_max = start. Where ``start`` lies close to the
-    schedule's lowest level or under it, the levels go on below it, down to a tenth of ``start``.
+    For the schedules in ``SCHEDULES`` that is, to within 0.1 %, the schedule with sigma_max = start. Where ``start``
+    lies close to the schedule's lowest level or under it, the levels go on below it, down to a tenth of ``start``.
     """
     whole, fine = schedule(steps), schedule(FINE)[:-1].double()
     if start >= float(whole[0]):
