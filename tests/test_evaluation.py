@@ -18,7 +18,7 @@ from fastdiffusion.models.card import card
 from fastdiffusion.nets import presets
 from fastdiffusion.tasks.evaluation import evaluate as evaluation
 from fastdiffusion.tasks.evaluation.evaluate import evaluate, measure
-from fastdiffusion.tasks.generation.sample import model_hash
+from fastdiffusion.models.registry import model_hash
 
 
 @pytest.fixture(scope="module")

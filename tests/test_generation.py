@@ -14,9 +14,10 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.io.images import read_recipe, save_png
 from fastdiffusion.models import Model, save
+from fastdiffusion.models.registry import model_hash
 from fastdiffusion.tasks.generation import samples as generation
 from fastdiffusion.tasks.generation.recipe import reproduce
-from fastdiffusion.tasks.generation.sample import model_hash, sample, sample_steps
+from fastdiffusion.tasks.generation.sample import sample, sample_steps
 
 
 @pytest.fixture(scope="module")

@@ -172,7 +172,7 @@ def fit(
     from ..io.checkpoints import annotate
     from ..models import FILE
     from ..samplers.fitting import fit_sampler
-    from ..tasks.generation.sample import loaded
+    from ..models.registry import loaded
 
     ready = loaded(model, device)
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None
