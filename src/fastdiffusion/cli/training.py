@@ -171,8 +171,8 @@ def fit(
         raise InputError(f"There is no file {str(model)!r} to fit samplers into. Give the path of your model.")
     from ..io.checkpoints import annotate
     from ..models import FILE
-    from ..samplers.fitting import fit_sampler
     from ..models.registry import loaded
+    from ..samplers.fitting import fit_sampler
 
     ready = loaded(model, device)
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None

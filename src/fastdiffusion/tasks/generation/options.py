@@ -81,7 +81,7 @@ class SampleOptions(RunOptions):
             seed keeps its layout.
     """
 
-    prompt: str | Sequence[str] | None = option(None, 'What to draw: "a red heart".', "[PROMPT]", kind=str | None)
+    prompt: str | Sequence[str] | None = option(None, 'What to draw: "a red heart".', "PROMPT", kind=str | None)
     classes: str | int | Sequence[str | int] | None = option(
         None, "Names or indices, e.g. 3,7; all in turn by default.", kind=str | None
     )
