@@ -1,4 +1,4 @@
-"""Diffusion models from theory to pictures: train, sample, measure.
+"""Diffusion models from theory to images: train, sample, measure.
 
 >>> from fastdiffusion import Learner, sample
 >>> learner = Learner("digits", net="unet-tiny").fit(minutes=1)  # doctest: +SKIP
@@ -9,6 +9,7 @@ The names below are loaded when they are first used; the modules are the theory'
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+from warnings import warn
 
 from .version import __version__
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .tasks.stylization.stylize import stylize
     from .tasks.text_image.scoring import clip_score, search
     from .tasks.translation.paired import translate
+    from .tasks.variations import variations
     from .training.learner import Learner
 
 
@@ -53,6 +55,7 @@ __all__ = [
     "study",
     "stylize",
     "translate",
+    "variations",
 ]
 
 _MODULES = {
@@ -71,12 +74,19 @@ _MODULES = {
     "tasks.evaluation.study": ["study"],
     "tasks.stylization.stylize": ["stylize"],
     "tasks.translation.paired": ["translate"],
+    "tasks.variations": ["variations"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
 
+_OLD = {"Restored": "RestorationResult", "again": "reproduce", "score": "clip_score"}  # go on working for one release
+
+
 def __getattr__(name: str) -> Any:
     """Load a public name on first use (PEP 562), so that importing the package costs nothing."""
+    if name in _OLD:
+        warn(f"fastdiffusion.{name} is now fastdiffusion.{_OLD[name]}.", DeprecationWarning, stacklevel=2)
+        return __getattr__(_OLD[name])
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
