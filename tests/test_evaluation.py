@@ -111,10 +111,10 @@ def test_the_numbers_are_noted_in_the_model(half, tmp_path):
     config, tensors = load_tensors(tmp_path / "model.safetensors")
     assert all(torch.equal(tensors[name], tensor) for name, tensor in before[1].items())
     noted, number = config["info"].pop("metrics"), found.numbers["fd_digits"]
-    assert noted["fd_digits (n=20, 1 calls, scale 1)"] == [number.low, number.value, number.high]
+    assert noted["fd_digits (n=20, 1 steps, scale 1)"] == [number.low, number.value, number.high]
     assert config == before[0]
     ready = load(tmp_path)
-    assert "fd\\_digits (n=20, 1 calls, scale 1)" in card(ready)
+    assert "fd\\_digits (n=20, 1 steps, scale 1)" in card(ready)
     assert model_hash(ready) == model_hash(Model.from_spec(*before))
     assert evaluate(ready, half[0], **options).numbers == found.numbers
     (tmp_path / "broken.safetensors").write_bytes(b"no model")
