@@ -119,7 +119,7 @@ def test_fit_keeps_its_table_in_the_file(model, here, capsys):
     copy = here / "copy.safetensors"
     copy.write_bytes(model.read_bytes())
     assert main(["fit", str(copy), "--steps", "2", "--noises", "4", "--seconds", "1"]) == 0
-    assert "2 calls: error" in capsys.readouterr().out
+    assert "2 evaluations: error" in capsys.readouterr().out
     assert list(load(copy).tables) == ["2"]
     save(load(copy), copy, torch.int8)
     size = copy.stat().st_size

@@ -12,13 +12,12 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.io.checkpoints import load_tensors
 from fastdiffusion.io.images import to_tensor
-from fastdiffusion.metrics import feature_nets
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.models.card import card
+from fastdiffusion.models.registry import model_hash
 from fastdiffusion.nets import presets
 from fastdiffusion.tasks.evaluation import evaluate as evaluation
 from fastdiffusion.tasks.evaluation.evaluate import evaluate, measure
-from fastdiffusion.models.registry import model_hash
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +73,7 @@ def test_features_of_any_net_and_their_cache(half, monkeypatch):
     assert list((cache_folder() / "features").iterdir())
     looked = []
     features = metrics.features
-    monkeypatch.setattr(feature_nets, "features", lambda n, x: looked.append(len(x)) or features(n, x))
+    monkeypatch.setattr(metrics, "features", lambda n, x: looked.append(len(x)) or features(n, x))
     again = measure(to_tensor(images), half[0], features=net, rounds=3)
     assert again.to_dict() == found.to_dict()
     assert looked == [60]  # the generated ones only
@@ -88,7 +87,7 @@ def test_the_sheet_and_the_files(half, tmp_path):
 
 
 def test_what_cannot_be_measured(half):
-    with pytest.raises(InputError, match="The model makes 1x4x4 pictures, the data has 1x8x8"):
+    with pytest.raises(InputError, match="The model makes 1x4x4 images, the data has 1x8x8"):
         report(half, torch.zeros(50, 1, 4, 4))
     with pytest.raises(InputError, match="at least 10"):
         report(half, torch.zeros(5, 1, 8, 8))

@@ -59,8 +59,8 @@ def test_the_batches_do_not_matter(model, sampler, batch_size):
 
 
 @pytest.mark.parametrize("options", [
-    {"scale": 2.5}, {"sampler": "euler_ancestral", "schedule": "karras"}, {"size": 12}, {"size": "16x8"}, {"classes": [2, "cat"]},
-    {"variation_seed": 5, "variation_strength": 0.3}, {"classes": "none"}, {"seed": -3},
+    {"scale": 2.5}, {"sampler": "euler_ancestral", "schedule": "karras"}, {"size": 12}, {"size": "16x8"},
+    {"classes": [2, "cat"]}, {"variation_seed": 5, "variation_strength": 0.3}, {"classes": "none"}, {"seed": -3},
 ])  # fmt: skip
 def test_reproduce_makes_the_same_bytes(folder, tmp_path, options):
     made = sample(folder / "pets.safetensors", n=7, steps=3, batch_size=3, **options)

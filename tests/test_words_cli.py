@@ -7,6 +7,7 @@ from PIL import Image
 
 from fastdiffusion.cli import main
 from fastdiffusion.io.images import read_recipe
+from fastdiffusion.tasks.text_image import caption_mean
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +94,8 @@ def test_words_for_a_model_without_words(place, tmp_path, capsys):
 def test_training_on_words_needs_captions(tmp_path, capsys):
     for i in range(4):
         Image.new("L", (16, 16), 60 * i).save(tmp_path / f"{i}.png")
-    assert (
-        main(["train", str(tmp_path), "--captions", "--size", "16", "--steps", "1", "--folder", str(tmp_path / "r")]) == 2
-    )
+    train = ["train", str(tmp_path), "--captions", "--size", "16", "--steps", "1"]
+    assert main([*train, "--folder", str(tmp_path / "r")]) == 2
     assert "no captions" in capsys.readouterr().err
 
 
@@ -155,18 +155,20 @@ def test_every_command_takes_photographs_of_several_shapes(mixed, tmp_path_facto
     small, codec = ["--size", "16", "--steps", "2"], str(out / "codec" / "codec.safetensors")
     autoencoder = ["train-autoencoder", photos, *small, "--width", "4", "--batch-size", "4"]
     assert main([*autoencoder, "--folder", str(out / "codec")]) == 0
-    assert main(["codec", codec, photos, "--size", "16", "--samples", "2", "--holdout", "0", "-o", str(out / "c")]) == 0
-    draft = ["train-draft", photos, "--codec", codec, *small, "--batch-size", "4", "--folder", str(out / "draft")]
-    assert main(draft) == 0
-    train = ["train", photos, "--captions", "--codec", codec, "--begin", str(out / "draft" / "draft.safetensors"), *small]
+    report = ["evaluate-autoencoder", codec, photos, "--size", "16", "--samples", "2", "--holdout", "0"]
+    assert main([*report, "-o", str(out / "c")]) == 0
+    mean = ["train-caption-mean", photos, "--autoencoder", codec, *small, "--batch-size", "4"]
+    assert main([*mean, "--folder", str(out / "mean")]) == 0
+    start = out / "mean" / caption_mean.FILE
+    train = ["train", photos, "--captions", "--autoencoder", codec, "--init-from", str(start), *small]
     assert main([*train, "--batch-size", "4", "--holdout", "0.01", "--folder", str(out / "model")]) == 0
     clip = ["train-clip", photos, *small, "--net", "tiny", "--batch-size", "4", "--folder", str(out / "clip")]
     assert main(clip) == 0
     assert "the right caption among" in capsys.readouterr().out
-    words = ["train-autoencoder", photos, *small, "--kind", "fsq", "--codebook", "64", "--width", "4"]
+    words = ["train-autoencoder", photos, *small, "--kind", "fsq", "--codebook-size", "64", "--width", "4"]
     assert main([*words, "--batch-size", "4", "--folder", str(out / "vq")]) == 0
-    codes = ["train-codes", str(out / "vq" / "codec.safetensors"), photos, *small, "--width", "32", "--depth", "1"]
-    assert main([*codes, "--batch-size", "4", "--folder", str(out / "codes")]) == 0
+    prior = ["train-token-prior", str(out / "vq" / "codec.safetensors"), photos, *small, "--width", "32"]
+    assert main([*prior, "--depth", "1", "--batch-size", "4", "--folder", str(out / "prior")]) == 0
 
 
 def test_a_model_of_words_is_evaluated_on_what_the_captions_say(place):

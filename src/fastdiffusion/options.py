@@ -60,10 +60,10 @@ def option(
     return field(default=default, metadata={"flag": flag})
 
 
-def fill(options: type[Options], **given: Any) -> Options:
-    """``options(**given)``; raises InputError with the nearest name for one that there is not."""
+def fill(options: type[Options], **values: Any) -> Options:
+    """``options(**values)``; raises InputError with the nearest name for one that there is not."""
     known = [f.name for f in fields(options)]  # type: ignore[arg-type]
-    for name in given:
+    for name in values:
         if name not in known:
             raise unknown(f"option of {options.__name__.removesuffix('Options').lower()}", name, known)
-    return options(**given)
+    return options(**values)

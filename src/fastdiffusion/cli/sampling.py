@@ -29,16 +29,16 @@ def sample(
     One file each, and a sheet. A prompt alone is drawn by the model that ships: fastdiffusion sample "a red heart".
     """
     from ..models import registry
-    from ..tasks.generation import sample as verbs
-    from ..tasks.generation import samples
+    from ..tasks.generation import sample as generation
+    from ..tasks.generation.samples import FORMATS
 
-    if format not in samples.FORMATS:
-        raise unknown("format", format, samples.FORMATS)
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
     options = dict(vars(chosen))
     if chosen.prompt is None and not registry.names_a_model(model):
         model, options["prompt"] = "emoji", model
 
-    made = verbs.sample(model, **options)
+    made = generation.sample(model, **options)
     paths = made.save(out, metadata=metadata, format=format, sidecar=sidecar)
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
     print(f"{len(paths)} images in {out}, from {paths[0].name} on, and {sheet.name}.")
@@ -78,9 +78,9 @@ def evaluate(chosen: EvaluateOptions, model: ModelPath, data: DataName, out: Out
     Distances, precision and recall, coverage, and whether it copies. The first time, a classifier is trained on the
     data to measure with.
     """
-    from ..tasks.evaluation import evaluate as verbs
+    from ..tasks.evaluation.evaluate import evaluate as measure
 
-    report = verbs.evaluate(model, data, **vars(chosen))
+    report = measure(model, data, **vars(chosen))
     report.save(out)
     print(f"{report}\nIn {out}: report.json, samples.png, and neighbors.png, the samples nearest to a real image.")
 
@@ -97,9 +97,9 @@ def study(
     Writes all images, a labelled sheet, and which option explains how much of the differences. A cell equals the run
     of fastdiffusion sample with its settings.
     """
-    from ..tasks.evaluation import study as verbs
+    from ..tasks.evaluation.study import study as sweep_over
 
-    done = verbs.study(model, sweep, **vars(chosen))
+    done = sweep_over(model, sweep, **vars(chosen))
     done.save(out)
     for name, part in done.explained().items():
         print(f"{name:14} explains {part:5.1%} of the differences")

@@ -48,7 +48,7 @@ class Plan:
         model: What makes the images.
         name: Of the model, as the recipe calls it.
         options: Of ``sample``, as the recipe keeps them: files and guidance by name and content, the scale filled in.
-        table: The sampler's; None at strength 0, where the images are the given one.
+        table: The sampler's; None at strength 0, where the result is the image itself.
         labels: One per image, -1 is unconditional; None without classes.
         prompts: One per image; None without prompts.
         shape: Of what the denoiser works on.
@@ -129,7 +129,7 @@ class Plan:
         names = tuple(self.model.classes[label] if label >= 0 else "" for label in labels)
         names = names if self.prompts is None else tuple(self.prompts[i] for i in indices)
         seeds = tuple(self.options.seed + i for i in indices)
-        return Samples(images.clamp(-1, 1), seeds, names, tuple(indices), recipe)
+        return Samples(images.detach().clamp(-1, 1), seeds, names, tuple(indices), recipe)
 
 
 @torch.no_grad()
@@ -276,17 +276,17 @@ def _prompts(model: Model, chosen: SampleOptions) -> list[str] | None:
 
 
 def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:
-    """The class of each image: the given ones, or all, round and round."""
+    """The class of each image: those that were asked for, or all, round and round."""
     classes = chosen.classes
     if classes is None:
-        given: Sequence[Any] = range(len(model.classes))
+        wanted: Sequence[Any] = range(len(model.classes))
     elif isinstance(classes, str) and classes not in model.classes:
-        given = [part.strip() for part in classes.split(",") if part.strip()]
+        wanted = [part.strip() for part in classes.split(",") if part.strip()]
     else:
-        given = [classes] if isinstance(classes, str | int) else classes
-    given = [-1 if label == "none" and "none" not in model.classes else label for label in given]
-    if not given or (not model.classes and set(given) == {-1}):
+        wanted = [classes] if isinstance(classes, str | int) else classes
+    wanted = [-1 if label == "none" and "none" not in model.classes else label for label in wanted]
+    if not wanted or (not model.classes and set(wanted) == {-1}):
         return None
-    cond = model.cond(given)
+    cond = model.cond(wanted)
     indices = [] if cond is None or cond.label is None else cond.label.tolist()
     return [indices[i % len(indices)] for i in range(chosen.n)]
