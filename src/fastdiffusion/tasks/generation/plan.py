@@ -142,7 +142,7 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
     if plan.table is None:
         yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), model.decode)
         return
-    known = 0.0 if plan.image is None else model.encode(plan.image[None].to(model.device))
+    known = 0.0 if plan.image is None or p.strength == 1 else model.encode(plan.image[None].to(model.device))
     finished: list[Tensor] = []
     for k, batch in enumerate(batches):
         seeds = [p.seed + i for i in batch]
