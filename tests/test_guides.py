@@ -12,7 +12,6 @@ from fastdiffusion import guidance, nets
 from fastdiffusion.data import oracles
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, FastdiffusionError, InputError
-from fastdiffusion.guidance import core
 from fastdiffusion.io.images import read_image, read_recipe, save_png, to_tensor
 from fastdiffusion.models import Model, save
 from fastdiffusion.nets.classifier import Classifier
@@ -74,7 +73,7 @@ def test_every_guide_guides_and_comes_back(name, folder, tmp_path):
     samples = sample(folder / "pets.safetensors", n=3, classes="cat", steps=3, guidance=text)
     assert not torch.equal(samples.images, sample(folder / "pets.safetensors", n=3, classes="cat", steps=3).images)
     path = samples.save(folder, name)[1]
-    recipe = read_recipe(path)["parameters"]["guide"]
+    recipe = read_recipe(path)["parameters"]["guidance"]
     assert str(folder) not in recipe and "/" not in recipe
     (copy,) = reproduce(path).save(tmp_path, name)
     assert copy.read_bytes() == path.read_bytes()
@@ -99,13 +98,13 @@ def test_words_are_the_functions(model, folder):
 
 
 def test_a_study_takes_guides(model):
-    result = study(model, {"guide": ["cfg scale=2", "apg scale=2"]}, n=2, steps=2, classes="cat")
-    for guidance in ("cfg scale=2", "apg scale=2"):
-        alone = sample(model, n=2, classes="cat", steps=2, guidance=core)
-        assert torch.equal(result[{"guide": core}].images, alone.images)
+    result = study(model, {"guidance": ["cfg scale=2", "apg scale=2"]}, n=2, steps=2, classes="cat")
+    for text in ("cfg scale=2", "apg scale=2"):
+        alone = sample(model, n=2, classes="cat", steps=2, guidance=text)
+        assert torch.equal(result[{"guidance": text}].images, alone.images)
 
 
-@pytest.mark.parametrize(("guide", "match"), [
+@pytest.mark.parametrize(("guidance", "match"), [
     ("cgf scale=3", "No guide named 'cgf'. Did you mean 'cfg'"), ("cfg", "cfg needs its scale. Example: cfg scale=3"),
     ("cfg scale=x", "scale of cfg cannot be 'x'"), ("cfg scale=nan", "cannot be 'nan'"),
     ("cfg scale=2 scale=3", "said twice"), ("cfg scale=3 resale=1", "Did you mean 'rescale'"),
@@ -116,7 +115,7 @@ def test_a_study_takes_guides(model):
 ])  # fmt: skip
 def test_wrong_words_are_told(model, guidance, match):
     with pytest.raises(FastdiffusionError, match=match):
-        sample(model, n=1, steps=1, guidance=core)
+        sample(model, n=1, steps=1, guidance=guidance)
 
 
 def test_wrong_files_are_told(model, folder, tmp_path):

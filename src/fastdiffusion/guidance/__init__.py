@@ -1,7 +1,7 @@
 """Guidance is a function from denoiser to denoiser. Wrappers compose freely, because none of them knows the sampler."""
 
-from .classifier_free import apg, autoguidance, cfg, compose, replace_text, scheduled
-from .core import ALWAYS, SLACK, Guided, Interval, Other, Scale, guidance, scale_at, start
+from .classifier_free import apg, autoguidance, cfg, compose, replace_text
+from .core import ALWAYS, Guided, Interval, Other, Scale, guidance, scale_at, start
 from .gradient import LogProb, classifier, gradient, loss_guidance
 from .registry import GUIDANCE
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
@@ -9,7 +9,6 @@ from .wrappers import blind, inpaint, self_conditioned, self_ensemble
 __all__ = [
     "ALWAYS",
     "GUIDANCE",
-    "SLACK",
     "Guided",
     "Interval",
     "LogProb",
@@ -27,7 +26,6 @@ __all__ = [
     "loss_guidance",
     "replace_text",
     "scale_at",
-    "scheduled",
     "self_conditioned",
     "self_ensemble",
     "start",

@@ -8,14 +8,14 @@ from ..denoisers import Denoiser, expand, scaling
 from ..errors import InputError
 from ..nets.classifier import Classifier, chosen
 from ..nets.unet import UNet
-from ..types import Cond, Denoise
+from ..types import Cond, Denoise, Run
 from .core import ALWAYS, Interval, Scale, guidance, scale_at
 from .gradient import gradient
 
 
 @guidance
 def feature_guidance(
-    denoise: Denoiser, classifier: Classifier, scale: Scale = 1.0, interval: Interval = ALWAYS
+    denoise: Denoiser, classifier: Classifier, scale: Scale = 1.0, interval: Interval = ALWAYS, *, run: Run
 ) -> Denoise:
     """Classifier guidance by the model's own middle: the way down serves both, the way up needs no gradient.
 
@@ -32,17 +32,17 @@ def feature_guidance(
         raise InputError("This classifier does not read the middle of this model. Train one: train_classifier(model=).")
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        untold, now = cond.null() if cond is not None else None, scale_at(scale, sigma, interval, off=0.0)
+        uncond, now = cond.null() if cond is not None else None, scale_at(scale, run, interval, off=0.0)
         if now == 0:
-            return denoise(x, sigma, untold)
+            return denoise(x, sigma, uncond)
         c = scaling(denoise.parameterization, expand(sigma, x), denoise.sigma_data)
 
         def forward(at: Tensor) -> tuple[Tensor, tuple[Tensor, list[Tensor], Tensor]]:
-            h, skips, emb = net.encode(c.c_in * at, c.c_noise.flatten(), untold)
+            h, skips, emb = net.encode(c.c_in * at, c.c_noise.flatten(), uncond)
             return chosen(classifier.head(h, emb), cond), (h, skips, emb)
 
         push, (h, skips, emb) = gradient(forward, x)
-        x0 = c.c_skip * x + c.c_out * net.decode(h, skips, emb, c.c_in * x, untold)
+        x0 = c.c_skip * x + c.c_out * net.decode(h, skips, emb, c.c_in * x, uncond)
         return x0 + now * expand(sigma, x).square() * push
 
     return guided

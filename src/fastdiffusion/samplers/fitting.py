@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import noise, schedules
 from ..errors import InputError
 from ..guidance import cfg, start
-from ..types import Cond, Denoise
+from ..types import Cond, Denoise, Run
 from . import registry, solvers, tables
 from .tables import Row, Table, move
 
@@ -176,8 +176,10 @@ def reference(
 ) -> tuple[Flow, Flow]:
     """Fine trajectories to fit to, and half as many to choose with; fewer if the model is slow or its samples large."""
 
+    high = sigmas[0].item()
+
     def draw(first: int, n: int) -> tuple[Tensor, Cond | None]:
-        x = sigmas[0].item() * noise.initial(range(seed + first, seed + first + n), shape)
+        x = high * noise.initial(range(seed + first, seed + first + n), shape)
         if cond is None:
             return x, None
         rows = next(len(v) for v in vars(cond).values() if v is not None)
@@ -188,7 +190,7 @@ def reference(
     each = math.inf
     for _ in range(3):  # the first call may have to warm up
         clock = time.monotonic()
-        start(denoise)(probe, probe.new_full((len(probe),), sigmas[0].item()), x_cond)
+        start(denoise, Run((high,), 1, 0, high))(probe, probe.new_full((len(probe),), high), x_cond)
         each = min(each, (time.monotonic() - clock) / len(probe))
     noises = max(min(most, int(seconds / (1.5 * len(sigmas) * each))), 8)
     (x, x_cond), (y, y_cond) = draw(0, noises), draw(noises, noises // 2)
@@ -223,10 +225,12 @@ def fit_rows(flow: Flow, sigmas: Sequence[float], ridge: float = 1e-4) -> tuple[
     Ridge regression of the older estimates' weights towards those of ``dpmpp_3m``; the row's ratio is given by the
     levels, and a row sums to 1 by its form, so that a perfect model still gets its x0 back.
     """
-    denoise, x = start(flow.denoise), flow.start
+    now, x = Run(tuple(sigmas[:-1]), len(sigmas) - 1), flow.start
+    denoise = start(flow.denoise, now)
     history: list[Tensor] = []
     rows: list[Row] = []
-    for s, t in pairwise(sigmas):
+    for i, (s, t) in enumerate(pairwise(sigmas)):
+        now.index, now.sigma = i, s
         x0 = denoise(x, x.new_full((len(x),), s), flow.cond)
         ratio = t / s
         x = torch.lerp(x0, x, ratio) if t > 0 else x0
@@ -315,10 +319,13 @@ def polished(table: Table, training: Flow, validation: Flow, until: float) -> It
         table: Table, evaluations: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The result, and (x, x0) of every call, of which the first ones may be given."""
-        evaluations, x, denoise = list(evaluations), training.start, start(training.denoise)
+        evaluations, x = list(evaluations), training.start
+        now = Run(tuple(row.sigma for row in table.rows), len(table.rows))
+        denoise = start(training.denoise, now)
         for i in range(max(len(evaluations) - 1, 0), len(table.rows)):
             if i == len(evaluations):
-                evaluations.append((x, denoise(x, x.new_full((len(x),), table.rows[i].sigma), training.cond)))
+                now.index, now.sigma = i, now.sigmas[i]
+                evaluations.append((x, denoise(x, x.new_full((len(x),), now.sigma), training.cond)))
             x, x0 = evaluations[i]
             x = move(table.rows[i], x, x0, [older for _, older in evaluations[i - 1 :: -1]] if i else [])
         return x, evaluations

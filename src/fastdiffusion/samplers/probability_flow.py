@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .. import noise as noises
 from ..errors import unknown
-from ..guidance import start
+from ..guidance import guidance
 from ..types import Cond, Denoise
 from .adaptive import rk45
 
@@ -89,21 +89,33 @@ def log_likelihood(
     """
     if trace not in ("hutchinson", "exact"):
         raise unknown("trace", trace, ("hutchinson", "exact"))
-    denoise = start(denoise)
     dim = x0[0].numel()
     if trace == "exact":
         probes = torch.eye(dim, dtype=x0.dtype, device=x0.device).reshape(dim, 1, *x0.shape[1:]).expand(-1, *x0.shape)
-        share = 1.0
     else:
         signs = [
             [torch.randn(x0.shape[1:], generator=noises.generator(s, 4, i)) for i in range(len(x0))] for s in seeds
         ]
-        probes, share = torch.stack([torch.stack(row).sign() for row in signs]).to(x0), 1 / len(seeds)
+        probes = torch.stack([torch.stack(row).sign() for row in signs]).to(x0)
+    augmented = _with_trace(denoise, probes, 1.0 if trace == "exact" else 1 / len(seeds))
+    state = torch.cat([x0.flatten(1), x0.new_zeros(len(x0), 1)], 1)
+    state = _last(rk45(augmented, state, sigma_min, sigma_max, cond, tolerance, tolerance))
+    noise, volume = state[:, :-1] / sigma_max, dim * state[:, -1]
+    prior = -(noise.square().sum(1) + dim * math.log(2 * math.pi * sigma_max**2)) / 2
+    return prior + volume
+
+
+@guidance
+def _with_trace(denoise: Denoise, probes: Float[Tensor, "k b *d"], share: float) -> Denoise:
+    """D and its trace side by side, so that the solver integrates both: the last number's slope is x - D of it.
+
+    The trace is ``share`` times the sum over all probes v of v' (dD/dx) v.
+    """
+    dim = probes[0, 0].numel()
 
     def augmented(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        """D and its trace side by side, so that the solver integrates both: the last number's slope is x - D of it."""
         with torch.enable_grad():
-            image = x[:, :-1].reshape(x0.shape).detach().requires_grad_()
+            image = x[:, :-1].reshape(probes[0].shape).detach().requires_grad_()
             estimate = denoise(image, sigma, cond)
             total = x.new_zeros(len(x))
             for i, probe in enumerate(probes):
@@ -112,11 +124,7 @@ def log_likelihood(
         growth = (dim - total) / dim  # of log volume per log sigma and number, kept near 1 for the solver's tolerance
         return torch.cat([estimate.detach().flatten(1), (x[:, -1] - growth)[:, None]], 1)
 
-    state = torch.cat([x0.flatten(1), x0.new_zeros(len(x0), 1)], 1)
-    state = _last(rk45(augmented, state, sigma_min, sigma_max, cond, tolerance, tolerance))
-    noise, volume = state[:, :-1] / sigma_max, dim * state[:, -1]
-    prior = -(noise.square().sum(1) + dim * math.log(2 * math.pi * sigma_max**2)) / 2
-    return prior + volume
+    return augmented
 
 
 def bits_per_dim(

@@ -308,7 +308,7 @@ def _conditioned(plan: _Plan, batch: range) -> Denoise:
     compiled = prompts.compile(
         [plan.prompts[i] for i in batch],
         model.encode_prompt,
-        [row.sigma for row in plan.table.rows],
+        plan.table.nfe,
         p["negative_prompt"],
         prompts.aligned(model.text_encoder.spans, normalized),
         model.text_encoder.length,
