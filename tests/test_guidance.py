@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -127,7 +128,17 @@ OFF = {
 
 
 def test_every_guidance_is_enrolled() -> None:
-    assert set(CASES) == set(guidance.GUIDANCE)
+    elsewhere = {"feature_guidance", "clip_guidance"}  # test_classifiers and test_clip
+    assert {*CASES, *elsewhere} == {entry.factory.__name__ for entry in guidance.GUIDANCE.values()}
+
+
+def test_what_is_registered_is_in_the_signature() -> None:
+    for name, entry in guidance.GUIDANCE.items():
+        parameters = inspect.signature(entry.factory).parameters
+        assert {*entry.arguments, *entry.options} <= parameters.keys(), name
+        assert not entry.example or entry.example.split()[0] == name
+        needed = {p.name for p in list(parameters.values())[1:] if p.default is p.empty} - {"run"}
+        assert not entry.example or needed <= {*entry.arguments, *entry.options}, name
 
 
 @pytest.mark.parametrize("name", OFF)

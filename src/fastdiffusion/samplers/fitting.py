@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .. import noise, schedules
 from ..errors import InputError
-from ..guidance import cfg, start
+from ..guidance import Guided, cfg, start
 from ..types import Cond, Denoise, Run
 from . import registry, solvers, tables
 from .tables import Row, Table, move
@@ -113,6 +113,7 @@ def fit_sampler(
     polish: bool = True,
     scale: float = 1.0,
     seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> Table:
     """The best table of ``steps`` calls for this model, by the RMS distance from its own probability flow.
 
@@ -128,6 +129,7 @@ def fit_sampler(
         polish: Spend the second half of the time on turning all numbers together.
         scale: Guidance scale to fit for (needs ``cond``).
         seed: Of the noises.
+        device: Where to compute; by default where the model is.
 
     Returns:
         A table whose ``info`` holds ``error`` and ``textbook_error``, both on noises that were not fitted to, and what
@@ -141,12 +143,14 @@ def fit_sampler(
         shape, sigma_max, sigma_min = shape or model.shape, sigma_max or model.sigma_max, sigma_min or model.sigma_min
     if shape is None or sigma_max is None or sigma_min is None:
         raise InputError("A bare denoiser needs shape, sigma_max and sigma_min, e.g. shape=(3, 64, 64), 80, 0.002.")
+    device = _device_of(model, cond) if device is None else torch.device(device)
+    cond = None if cond is None else cond.to(device)
     if scale != 1:
         denoise = cfg(denoise, scale)
 
     with torch.no_grad():
         levels = schedules.exponential(max(100, 6 * steps), sigma_min, sigma_max)
-        training, validation = reference(denoise, tuple(shape), levels, cond, noises, 0.3 * seconds, seed)
+        training, validation = reference(denoise, tuple(shape), levels, cond, noises, 0.3 * seconds, seed, device)
         textbook = best_textbook(validation, steps, sigma_min, sigma_max, began + 0.5 * seconds)
         candidates = [textbook]
         if steps > 1:
@@ -171,18 +175,36 @@ def fit_sampler(
     return replace(best, info={**best.info, **info})
 
 
+def _device_of(model: Any, cond: Cond | None) -> torch.device:
+    """Where a model computes: what it says itself, or where its parameters are, or the condition."""
+    while isinstance(model, Guided):
+        model = model.denoise
+    if (device := getattr(model, "device", None)) is not None:
+        return torch.device(device)
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    known = (v for v in vars(cond or Cond()).values() if isinstance(v, Tensor))
+    return next((v.device for v in (*parameters, *known)), torch.device("cpu"))
+
+
 def reference(
-    denoise: Denoise, shape: tuple[int, ...], sigmas: Tensor, cond: Cond | None, noises: int, seconds: float, seed: int
+    denoise: Denoise,
+    shape: tuple[int, ...],
+    sigmas: Tensor,
+    cond: Cond | None,
+    noises: int,
+    seconds: float,
+    seed: int,
+    device: torch.device,
 ) -> tuple[Flow, Flow]:
     """Fine trajectories to fit to, and half as many to choose with; fewer if the model is slow or its samples large."""
 
     high = sigmas[0].item()
 
     def draw(first: int, n: int) -> tuple[Tensor, Cond | None]:
-        x = high * noise.initial(range(seed + first, seed + first + n), shape)
+        x = high * noise.initial(range(seed + first, seed + first + n), shape).to(device)
         if cond is None:
             return x, None
-        rows = next(len(v) for v in vars(cond).values() if v is not None)
+        rows = next(len(v) for v in vars(cond).values() if isinstance(v, Tensor))
         return x, cond[[(first + i) % rows for i in range(n)]]
 
     most = max(int(min(noises, NUMBERS / math.prod(shape))), 8)
@@ -344,7 +366,7 @@ def polished(table: Table, training: Flow, validation: Flow, until: float) -> It
         gram, slope = jacobian @ jacobian.T, jacobian @ miss
         scale = torch.diag(gram.diagonal() + 1e-9 * gram.diagonal().max() + 1e-12)
         while failures < 8:
-            turned = (torch.tensor(free).double() - torch.linalg.solve(gram + damping * scale, slope)).tolist()
+            turned = (gram.new_tensor(free) - torch.linalg.solve(gram + damping * scale, slope)).tolist()
             falling = all(a > b for a, b in pairwise([math.log(table.sigmas[0]), *turned[:levels]]))
             if falling and (trial := perform(build(turned), []))[0] is not None and training.error(trial[0]) < error:
                 (x, evaluations), free, damping = trial, turned, damping / 4

@@ -75,7 +75,7 @@ def sample(
         scale: Classifier-free guidance; 1 is off. By default what the model's card says for words, else 1.
         negative: What to guide away from, in words.
         guide: More guidance, in words such as "cfg scale=3 interval=0.3..5" or "inpaint photo.png mask.png"
-            (``tasks.guides.GUIDES`` has them all), or a function from denoiser to denoiser. Each goes around the last.
+            (``guidance.GUIDANCE`` has them all), or a function from denoiser to denoiser. Each goes around the last.
         image: A picture to start from instead of noise alone; scaled and cut to the model's size.
         strength: How far to go from ``image``: the part of noise in the mix that is started from, in standard
             deviations, sigma / (sigma + sigma_data). 0 returns the picture, 1 starts from noise. All ``steps`` are
