@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
@@ -19,11 +20,11 @@ from fastdiffusion.guidance import (
     compose,
     inpaint,
     loss_guidance,
-    scheduled,
     self_conditioned,
     self_ensemble,
 )
-from fastdiffusion.types import Cond
+from fastdiffusion.samplers import adaptive, fitting, optimization, probability_flow, processes
+from fastdiffusion.types import Cond, Run
 
 MEANS = torch.tensor([[-1.0, 0.5], [0.8, 1.0], [0.2, -0.9]], dtype=torch.float64)
 STD, B = 0.3, 6
@@ -88,7 +89,7 @@ def shifted(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
 
 
 @guidance.guidance
-def pictured(d):
+def of_one_line(d, *, run: Run):
     """``self_ensemble`` of rows that are taken for images of one line."""
 
     def shaped(cond: Cond | None, to) -> Cond | None:
@@ -97,7 +98,7 @@ def pictured(d):
     def flat(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         return d(x[:, 0, 0], sigma, shaped(cond, lambda v: v[:, 0, 0]))[:, None, None]
 
-    guided = guidance.start(self_ensemble(flat))
+    guided = guidance.start(self_ensemble(flat), run)
     return lambda x, sigma, cond=None: guided(x[:, None, None], sigma, shaped(cond, lambda v: v[:, None, None]))[
         :, 0, 0
     ]
@@ -108,12 +109,11 @@ CASES = {
     "apg": lambda d: apg(d, 3.0, norm=1.0),
     "autoguidance": lambda d: autoguidance(d, shifted, 2.0),
     "compose": lambda d: compose(d, [Cond(label=torch.tensor([0])), Cond(label=torch.tensor([1]))], [1.0, 0.5]),
-    "scheduled": lambda d: scheduled(d, [(1.0, Cond(label=torch.tensor([2])))]),
     "classifier": lambda d: classifier(d, log_prob, 2.0),
     "loss_guidance": lambda d: loss_guidance(d, energy, 1.0),
     "inpaint": lambda d: inpaint(d, IMAGE, HALF),
     "blind": lambda d: blind(d, lambda x: x.norm(dim=1)),
-    "self_ensemble": pictured,
+    "self_ensemble": of_one_line,
     "self_conditioned": self_conditioned,
 }
 OFF = {
@@ -123,13 +123,22 @@ OFF = {
     "autoguidance": lambda d: autoguidance(d, d, 1.0),
     "classifier": lambda d: classifier(d, log_prob, 0.0),
     "loss_guidance": lambda d: loss_guidance(d, energy, lambda sigma: 0.0),
-    "scheduled": lambda d: scheduled(d, []),
     "inpaint": lambda d: inpaint(d, IMAGE, torch.ones(2)),
 }
 
 
 def test_every_guidance_is_enrolled() -> None:
-    assert set(CASES) == set(guidance.GUIDANCE)
+    elsewhere = {"feature_guidance", "clip_guidance"}  # test_classifiers and test_clip
+    assert {*CASES, *elsewhere} == {entry.factory.__name__ for entry in guidance.GUIDANCE.values()}
+
+
+def test_what_is_registered_is_in_the_signature() -> None:
+    for name, entry in guidance.GUIDANCE.items():
+        parameters = inspect.signature(entry.factory).parameters
+        assert {*entry.arguments, *entry.options} <= parameters.keys(), name
+        assert not entry.example or entry.example.split()[0] == name
+        needed = {p.name for p in list(parameters.values())[1:] if p.default is p.empty} - {"run"}
+        assert not entry.example or needed <= {*entry.arguments, *entry.options}, name
 
 
 @pytest.mark.parametrize("name", OFF)
@@ -215,11 +224,6 @@ def like_compose(d):
     return guided
 
 
-def like_scheduled(d):
-    late = torch.tensor([2])
-    return lambda x, sigma, cond: d(x, sigma, labelled(cond, late, x) if float(sigma[0]) <= 1 else cond)
-
-
 def like_classifier(d):
     def guided(x, sigma, cond):
         variance = (STD**2 + sigma**2)[:, None]
@@ -280,7 +284,7 @@ FORMULAS = dict(
     zip(
         CASES,
         (
-            like_cfg, like_apg, like_autoguidance, like_compose, like_scheduled, like_classifier, like_loss_guidance,
+            like_cfg, like_apg, like_autoguidance, like_compose, like_classifier, like_loss_guidance,
             like_inpaint, like_blind, like_self_ensemble, like_self_conditioned,
         ),
         strict=True,
@@ -319,6 +323,73 @@ def test_a_guided_denoiser_runs_under_no_grad_and_leaves_no_graph() -> None:
     with torch.no_grad():
         for make in CASES.values():
             assert not result(make(Mixture()), Cond(label=LABELS)).requires_grad
+
+
+# ---- where a run is -----------------------------------------------------------------------------------------------
+
+
+@guidance.guidance
+def probe(d, seen: list, *, run: Run):
+    """Notes where the run is at each evaluation, and what the denoiser's tensor has there."""
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        seen.append((run, run.index, run.sigma, float(sigma[0])))
+        return d(x, sigma, cond)
+
+    return guided
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_guidance_knows_where_the_run_is(name: str) -> None:
+    table, seen, outside, weak = samplers.table(name, SIGMAS), [], [], []
+    nested = autoguidance(cfg(probe(Mixture(), seen), 2.0), probe(shifted, weak), 2.0)
+    result(probe(nested, outside), Cond(label=LABELS), table)
+    levels = tuple(row.sigma for row in table.rows)
+    assert [(i, s) for _, i, s, _ in seen] == list(enumerate(levels))
+    assert seen == outside == weak  # guidance in guidance, and the weak model, get the same run
+    assert len({id(run) for run, *_ in seen}) == 1 and seen[0][0].sigmas == levels
+    assert seen[0][0].steps == len(table.sigmas) - 1
+    assert all(there == s for _, _, s, there in seen)  # in float64 the tensor is the table's number
+
+
+@pytest.mark.parametrize("solver", [adaptive.rk45, adaptive.dpm_23])
+def test_guidance_knows_where_an_adaptive_solver_is(solver) -> None:
+    seen: list = []
+    *_, last = solver(probe(Mixture(), seen), START, 80.0, 0.1, Cond(label=LABELS))
+    assert [i for _, i, *_ in seen] == list(range(last.index + 1))
+    assert seen[0][0].sigmas == () and seen[0][0].steps == 0
+    assert [s for *_, s, _ in seen] == pytest.approx([there for *_, there in seen])
+
+
+def test_guidance_knows_where_every_other_loop_is() -> None:
+    seen: list = []
+    probed, cond = probe(Mixture(), seen), Cond(label=LABELS)
+    list(optimization.optimize(probed, START, 80.0, 5, "descent"))
+    assert [i for _, i, *_ in seen] == [0, 1, 2, 3, 4] and seen[0][0].sigmas == tuple(s for *_, s, _ in seen)
+    assert [s for *_, s, _ in seen] == pytest.approx([there for *_, there in seen])
+    seen.clear()
+    process = processes.Cold(lambda x0, level: x0 * (1 - level / 100))
+    table = samplers.table("unipc", SIGMAS)
+    samplers.final(processes.run(probed, START, table, process, cond))
+    assert [(i, s) for _, i, s, _ in seen] == list(enumerate(table.sigmas[:-1])) and seen[0][0].sigmas == table.sigmas[
+        :-1
+    ]
+    seen.clear()
+    probability_flow.log_likelihood(probed, START, 0.1, 80.0, cond)
+    assert [i for _, i, *_ in seen] == list(range(len(seen))) and len(seen) > 12
+    seen.clear()
+    flow = fitting.Flow(probed, cond, SIGMAS[:-1].log(), START[None].expand(8, -1, -1), START[None].expand(8, -1, -1))
+    fitting.fit_rows(flow, [3.0, 1.0, 0.0])
+    assert [(i, s, run.sigmas) for run, i, s, _ in seen] == [(0, 3.0, (3.0, 1.0)), (1, 1.0, (3.0, 1.0))]
+
+
+def test_a_direct_call_is_a_run_of_one_evaluation(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+    seen: list = []
+    guided = probe(Mixture(), seen)
+    guided(x, sigma, cond), guided(x, 2 * sigma, cond)
+    assert [(i, s) for _, i, s, _ in seen] == [(0, 0.7), (0, 1.4)]
+    assert [(run.sigmas, run.steps) for run, *_ in seen] == [((0.7,), 1), ((1.4,), 1)]
 
 
 # ---- two estimates ----------------------------------------------------------------------------------------------
@@ -363,9 +434,18 @@ def test_rescale_restores_the_spread_of_the_conditional_estimate(at: tuple[Tenso
 
 
 def test_interval_bounds_the_levels_that_are_guided() -> None:
-    model = Mixture()
-    result(cfg(model, 3.0, interval=(0.05, 1.0)), Cond(label=LABELS))
-    assert model.batches == [2 * B if 0.05 < s <= 1 else B for s in SIGMAS[:-1]]
+    """The bounds are compared with the table's own numbers, whatever a float32 tensor rounds these to."""
+    levels, batches = SIGMAS[:-1].tolist(), []
+
+    def model(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        batches.append(len(x))
+        return 0.5 * x
+
+    assert any(float(torch.tensor(s)) != s for s in levels)
+    for low, high in ((0.05, 1.0), *((levels[j], levels[i]) for i in range(8) for j in range(i, 8))):
+        batches.clear()
+        samplers.final(samplers.run(cfg(model, 3.0, interval=(low, high)), START.float(), TABLE, Cond(label=LABELS)))
+        assert batches == [2 * B if low < s <= high else B for s in levels]
 
 
 def test_apg_without_its_three_ideas_is_cfg() -> None:
@@ -413,14 +493,6 @@ def test_compose_of_one_is_cfg_and_of_two_the_product_of_gaussians(at: tuple[Ten
     parts = [Mixture()(x, sigma, Cond(label=torch.full((B,), k))) - Mixture()(x, sigma) for k in (0, 2)]
     expected = Mixture()(x, sigma) + parts[0] - 0.5 * parts[1]
     assert torch.allclose(compose(Mixture(), two, [1.0, -0.5])(x, sigma), expected)
-
-
-def test_scheduled_switches_at_its_level(at: tuple[Tensor, Tensor, Cond]) -> None:
-    x, _, cond = at
-    guided = scheduled(Mixture(), [(1.0, Cond(label=torch.tensor([1]))), (0.1, Cond(label=torch.tensor([2])))])
-    for level, label in ((5.0, LABELS), (1.0, torch.full((B,), 1)), (0.05, torch.full((B,), 2))):
-        sigma = torch.full((B,), level, dtype=torch.float64)
-        assert torch.equal(guided(x, sigma, cond), Mixture()(x, sigma, Cond(label=label)))
 
 
 # ---- gradients --------------------------------------------------------------------------------------------------
@@ -524,7 +596,7 @@ def test_symmetric_leaves_what_turns_anyway() -> None:
 
 
 def test_inpaint_refuses_a_wrong_number_of_images(at: tuple[Tensor, Tensor, Cond]) -> None:
-    with pytest.raises(InputError, match="4 images were given for a batch of 6"):
+    with pytest.raises(InputError, match="4 rows were given for a batch of 6"):
         inpaint(Mixture(), torch.zeros(4, 2), HALF)(at[0], at[1])
 
 

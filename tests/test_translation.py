@@ -14,11 +14,11 @@ from fastdiffusion.models import Model
 from fastdiffusion.models.registry import loaded
 from fastdiffusion.nets.translators import PAIRED, Cycle, Translator, edges
 from fastdiffusion.noise import generator
-from fastdiffusion.samplers import processes
+from fastdiffusion.samplers import probability_flow, processes
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.domains import domains
 from fastdiffusion.tasks.translation.paired import answer, train_translation, translate
-from fastdiffusion.tasks.translation.training_free import ddib, invert, sdedit
+from fastdiffusion.tasks.translation.training_free import ddib, sdedit
 from fastdiffusion.types import Cond
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a partner")
@@ -308,7 +308,7 @@ def test_dual_moves_one_gaussian_onto_the_other():
 
 def test_the_way_up_ends_where_the_flow_says():
     x, sigmas = torch.tensor([[[[0.7]]]]), torch.linspace(2.0, 0.01, 80, dtype=torch.float64)
-    up = invert(normal(-0.3).denoiser, x, torch.cat([sigmas, torch.zeros(1)]))
+    up = probability_flow.invert(normal(-0.3).denoiser, x, torch.cat([sigmas, torch.zeros(1)]))
     exact = -0.3 + 1.0 * ((0.4**2 + 4) / (0.4**2 + 1e-4)) ** 0.5
     assert float(up) == pytest.approx(exact, rel=0.01)
 

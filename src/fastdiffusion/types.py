@@ -6,6 +6,7 @@ A *denoiser* is any callable ``denoise(x, sigma, cond=None) -> x0`` where ``x = 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Protocol
@@ -95,3 +96,22 @@ class Step(NamedTuple):
     sigma: float
     x0: Tensor
     x: Tensor
+
+
+@dataclass
+class Run:
+    """Where a sampling run is. The loop sets ``index`` and ``sigma`` before each evaluation of the denoiser.
+
+    Plain numbers: what depends on them (``guidance.start``) never waits for a device.
+
+    Attributes:
+        sigmas: Noise level of each evaluation, in order; empty where an adaptive solver chooses them on the way.
+        steps: Intervals of the table; 0 where an adaptive solver chooses.
+        index: Of the present evaluation, from 0.
+        sigma: Its noise level, exactly the table's number.
+    """
+
+    sigmas: tuple[float, ...]
+    steps: int
+    index: int = 0
+    sigma: float = math.nan

@@ -31,7 +31,7 @@ def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
         "noise distribution": schedules.SIGMA_DISTRIBUTIONS,
         "loss weighting": losses.LOSS_WEIGHTINGS,
         "parameterization": denoisers_.PARAMETERIZATIONS,
-        "guidance": guidance.GUIDANCE,
+        "guidance": {name: entry.factory for name, entry in guidance.GUIDANCE.items()},
         "net": nets.NETS,
         "optimizer": optimizers.OPTIMIZERS,
         "data set": data.DATASETS,

@@ -247,7 +247,7 @@ def tmpd(denoise: Denoise, operator: Operator, y: Measured, std: float | None = 
         _check(x, y, operator)
         x0, pull = _with_pullback(denoise, x, sigma, cond)
         offset, noise = operator.mean(torch.zeros_like(x0)), _noise(operator, std, x)
-        ridge = noise.clamp(min=1e-6 * float(expand(sigma, x).square().max().clamp(max=1)))
+        ridge = torch.maximum(noise, 1e-6 * expand(sigma, x).square().clamp(max=1))
         z = solve(
             lambda v: operator.mean(pull(operator.adjoint(v))) - offset + ridge * v,
             y.to(x) - operator.mean(x0),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..guidance import start
-from ..types import Cond, Denoise, Step
+from ..types import Cond, Denoise, Run, Step
 
 # Dormand & Prince 1980: nodes, stages, and the weights of order 5 and of the difference to order 4.
 _C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -46,13 +46,12 @@ def rk45(
     ``atol + rtol * max(|x|, sigma)``, the worst image counts.
     """
     _check(sigma, to)
-    denoise = start(denoise)
-    index = 0
+    now = Run((), 0, -1)
+    denoise = start(denoise, now)
 
     def slope(x: Tensor, u: float) -> tuple[Tensor, Tensor]:
-        nonlocal index
-        index += 1
-        x0 = denoise(x, x.new_full((len(x),), math.exp(u)), cond)
+        now.index, now.sigma = now.index + 1, math.exp(u)
+        x0 = denoise(x, x.new_full((len(x),), now.sigma), cond)
         return x - x0, x0
 
     u, end = math.log(sigma), math.log(to)
@@ -69,7 +68,7 @@ def rk45(
         if ratio <= 1:
             u = end if abs(end - u - h) < 1e-12 else u + h
             x, x0, first = ahead, newest, slopes[-1]  # first same as last
-            yield Step(index - 1, 0, math.exp(u), x0, x)
+            yield Step(now.index, 0, math.exp(u), x0, x)
         h = _next(h, ratio, 5, end - u)
 
 
@@ -89,13 +88,12 @@ def dpm_23(
     _check(sigma, to)
     if to > sigma:
         raise InputError(f"dpm_23 goes from a high sigma to a low one, got {sigma:g} to {to:g}. Use rk45 to go up.")
-    denoise = start(denoise)
-    index = 0
+    now = Run((), 0, -1)
+    denoise = start(denoise, now)
 
     def estimate(x: Tensor, lam: float) -> Tensor:
-        nonlocal index
-        index += 1
-        return denoise(x, x.new_full((len(x),), math.exp(-lam)), cond)
+        now.index, now.sigma = now.index + 1, math.exp(-lam)
+        return denoise(x, x.new_full((len(x),), now.sigma), cond)
 
     lam, end = -math.log(sigma), -math.log(to)
     h = min(0.2, end - lam)
@@ -113,7 +111,7 @@ def dpm_23(
             lam = end if abs(end - lam - h) < 1e-12 else lam + h
             x = high
             x0 = estimate(x, lam)
-            yield Step(index - 1, 0, math.exp(-lam), x0, x)
+            yield Step(now.index, 0, math.exp(-lam), x0, x)
         h = _next(h, ratio, 3, end - lam)
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,8 +28,8 @@ from torch import Tensor
 
 from .. import noise, schedules
 from ..errors import InputError
-from ..guidance import cfg, start
-from ..types import Cond, Denoise
+from ..guidance import Guided, cfg, start
+from ..types import Cond, Denoise, Run
 from . import registry, solvers, tables
 from .tables import Row, Table, move
 
@@ -113,6 +113,7 @@ def fit_sampler(
     polish: bool = True,
     scale: float = 1.0,
     seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> Table:
     """The best table of ``steps`` calls for this model, by the RMS distance from its own probability flow.
 
@@ -128,6 +129,7 @@ def fit_sampler(
         polish: Spend the second half of the time on turning all numbers together.
         scale: Guidance scale to fit for (needs ``cond``).
         seed: Of the noises.
+        device: Where to compute; by default where the model is.
 
     Returns:
         A table whose ``info`` holds ``error`` and ``textbook_error``, both on noises that were not fitted to, and what
@@ -141,12 +143,14 @@ def fit_sampler(
         shape, sigma_max, sigma_min = shape or model.shape, sigma_max or model.sigma_max, sigma_min or model.sigma_min
     if shape is None or sigma_max is None or sigma_min is None:
         raise InputError("A bare denoiser needs shape, sigma_max and sigma_min, e.g. shape=(3, 64, 64), 80, 0.002.")
+    device = _device_of(model, cond) if device is None else torch.device(device)
+    cond = None if cond is None else cond.to(device)
     if scale != 1:
         denoise = cfg(denoise, scale)
 
     with torch.no_grad():
         levels = schedules.exponential(max(100, 6 * steps), sigma_min, sigma_max)
-        training, validation = reference(denoise, tuple(shape), levels, cond, noises, 0.3 * seconds, seed)
+        training, validation = reference(denoise, tuple(shape), levels, cond, noises, 0.3 * seconds, seed, device)
         textbook = best_textbook(validation, steps, sigma_min, sigma_max, began + 0.5 * seconds)
         candidates = [textbook]
         if steps > 1:
@@ -171,16 +175,36 @@ def fit_sampler(
     return replace(best, info={**best.info, **info})
 
 
+def _device_of(model: Any, cond: Cond | None) -> torch.device:
+    """Where a model computes: what it says itself, or where its parameters are, or the condition."""
+    while isinstance(model, Guided):
+        model = model.denoise
+    if (device := getattr(model, "device", None)) is not None:
+        return torch.device(device)
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    known = (v for v in vars(cond or Cond()).values() if isinstance(v, Tensor))
+    return next((v.device for v in (*parameters, *known)), torch.device("cpu"))
+
+
 def reference(
-    denoise: Denoise, shape: tuple[int, ...], sigmas: Tensor, cond: Cond | None, noises: int, seconds: float, seed: int
+    denoise: Denoise,
+    shape: tuple[int, ...],
+    sigmas: Tensor,
+    cond: Cond | None,
+    noises: int,
+    seconds: float,
+    seed: int,
+    device: torch.device,
 ) -> tuple[Flow, Flow]:
     """Fine trajectories to fit to, and half as many to choose with; fewer if the model is slow or its samples large."""
 
+    high = sigmas[0].item()
+
     def draw(first: int, n: int) -> tuple[Tensor, Cond | None]:
-        x = sigmas[0].item() * noise.initial(range(seed + first, seed + first + n), shape)
+        x = high * noise.initial(range(seed + first, seed + first + n), shape).to(device)
         if cond is None:
             return x, None
-        rows = next(len(v) for v in vars(cond).values() if v is not None)
+        rows = next(len(v) for v in vars(cond).values() if isinstance(v, Tensor))
         return x, cond[[(first + i) % rows for i in range(n)]]
 
     most = max(int(min(noises, NUMBERS / math.prod(shape))), 8)
@@ -188,7 +212,7 @@ def reference(
     each = math.inf
     for _ in range(3):  # the first call may have to warm up
         clock = time.monotonic()
-        start(denoise)(probe, probe.new_full((len(probe),), sigmas[0].item()), x_cond)
+        start(denoise, Run((high,), 1, 0, high))(probe, probe.new_full((len(probe),), high), x_cond)
         each = min(each, (time.monotonic() - clock) / len(probe))
     noises = max(min(most, int(seconds / (1.5 * len(sigmas) * each))), 8)
     (x, x_cond), (y, y_cond) = draw(0, noises), draw(noises, noises // 2)
@@ -223,10 +247,12 @@ def fit_rows(flow: Flow, sigmas: Sequence[float], ridge: float = 1e-4) -> tuple[
     Ridge regression of the older estimates' weights towards those of ``dpmpp_3m``; the row's ratio is given by the
     levels, and a row sums to 1 by its form, so that a perfect model still gets its x0 back.
     """
-    denoise, x = start(flow.denoise), flow.start
+    now, x = Run(tuple(sigmas[:-1]), len(sigmas) - 1), flow.start
+    denoise = start(flow.denoise, now)
     history: list[Tensor] = []
     rows: list[Row] = []
-    for s, t in pairwise(sigmas):
+    for i, (s, t) in enumerate(pairwise(sigmas)):
+        now.index, now.sigma = i, s
         x0 = denoise(x, x.new_full((len(x),), s), flow.cond)
         ratio = t / s
         x = torch.lerp(x0, x, ratio) if t > 0 else x0
@@ -315,10 +341,13 @@ def polished(table: Table, training: Flow, validation: Flow, until: float) -> It
         table: Table, evaluations: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """The result, and (x, x0) of every call, of which the first ones may be given."""
-        evaluations, x, denoise = list(evaluations), training.start, start(training.denoise)
+        evaluations, x = list(evaluations), training.start
+        now = Run(tuple(row.sigma for row in table.rows), len(table.rows))
+        denoise = start(training.denoise, now)
         for i in range(max(len(evaluations) - 1, 0), len(table.rows)):
             if i == len(evaluations):
-                evaluations.append((x, denoise(x, x.new_full((len(x),), table.rows[i].sigma), training.cond)))
+                now.index, now.sigma = i, now.sigmas[i]
+                evaluations.append((x, denoise(x, x.new_full((len(x),), now.sigma), training.cond)))
             x, x0 = evaluations[i]
             x = move(table.rows[i], x, x0, [older for _, older in evaluations[i - 1 :: -1]] if i else [])
         return x, evaluations
@@ -337,7 +366,7 @@ def polished(table: Table, training: Flow, validation: Flow, until: float) -> It
         gram, slope = jacobian @ jacobian.T, jacobian @ miss
         scale = torch.diag(gram.diagonal() + 1e-9 * gram.diagonal().max() + 1e-12)
         while failures < 8:
-            turned = (torch.tensor(free).double() - torch.linalg.solve(gram + damping * scale, slope)).tolist()
+            turned = (gram.new_tensor(free) - torch.linalg.solve(gram + damping * scale, slope)).tolist()
             falling = all(a > b for a, b in pairwise([math.log(table.sigmas[0]), *turned[:levels]]))
             if falling and (trial := perform(build(turned), []))[0] is not None and training.error(trial[0]) < error:
                 (x, evaluations), free, damping = trial, turned, damping / 4

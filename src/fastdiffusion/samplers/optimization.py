@@ -20,7 +20,7 @@ from torch import Tensor
 from ..denoisers import expand
 from ..errors import InputError, unknown
 from ..guidance import start
-from ..types import Cond, Denoise, Step
+from ..types import Cond, Denoise, Run, Step
 
 Update = Callable[[Tensor], Tensor]  # from a gradient to a direction; remembers what it must
 
@@ -100,14 +100,14 @@ def optimize(
         raise InputError(f"need steps >= 1 and 0 < sigma_min < sigma_max, got {steps}, {sigma_min}, {sigma_max}.")
     if update not in UPDATES:
         raise unknown("update", update, UPDATES)
-    denoise, direction = start(denoise), UPDATES[update](**options)
     keep = (sigma_min / sigma_max) ** (1 / (steps - 1)) if steps > 1 else 0.0
-    planned = sigma_max
-    for i in range(steps):
+    now = Run(tuple(sigma_max * keep**i for i in range(steps)), steps)
+    denoise, direction = start(denoise, now), UPDATES[update](**options)
+    for i, planned in enumerate(now.sigmas):
+        now.index, now.sigma = i, planned
         sigma = x.new_full((len(x),), planned) if level is None else level(x).to(x)
         x0 = denoise(x, sigma, cond)
         s = expand(sigma, x)
         move = direction((x - x0) / s)
         x = x - (1 - keep) * s * move if i < steps - 1 else x0.clone()
-        planned *= keep
-        yield Step(i, steps, float(sigma.mean()), x0, x)
+        yield Step(i, steps, planned if level is None else float(sigma.mean()), x0, x)

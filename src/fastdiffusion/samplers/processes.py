@@ -23,7 +23,7 @@ from ..corruptions import Step as Damage
 from ..corruptions.core import sequence
 from ..errors import InputError
 from ..guidance import start
-from ..types import Cond, Denoise, Step
+from ..types import Cond, Denoise, Run, Step
 from .tables import Table
 
 
@@ -240,17 +240,19 @@ def run(
         eta: How much noise to renew at each step (see :class:`Process`); needs ``seeds``.
         seeds: One per image.
     """
-    levels = [row.sigma for row in table.rows]
-    if table.stochastic or levels != list(table.sigmas[:-1]):
+    levels = tuple(row.sigma for row in table.rows)
+    if table.stochastic or levels != table.sigmas[:-1]:
         raise InputError(
             f"Sampler {table.name!r} cannot follow a process: it must call once a level and draw no noise. "
             "Use euler, dpmpp_2m or unipc, and eta= for fresh noise."
         )
     if eta > 0 and (seeds is None or len(seeds) != len(x)):
         raise InputError(f"eta={eta:g} draws noise and needs one seed per image. Pass seeds=range({len(x)}).")
-    denoise = start(denoise)
+    now = Run(levels, len(levels))
+    denoise = start(denoise, now)
     history: deque[Tensor] = deque(maxlen=table.depth + 1)
     for i, (row, (s, t)) in enumerate(zip(table.rows, pairwise(table.sigmas), strict=True)):
+        now.index, now.sigma = i, s
         x0 = estimate = denoise(x, x.new_full((len(x),), s), cond)
         for w, older in zip(row.weights, history, strict=False):
             estimate = estimate + w / (1 - row.ratio) * (older - x0)

@@ -43,7 +43,7 @@ def ancestral_split(s: float, t: float, eta: float = 1.0) -> tuple[float, float]
 
     eta = 1 is DDPM's posterior variance, t^2 (s^2 - t^2) / s^2 (Ho et al. 2020, eq. 7); eta = 0 is deterministic.
     """
-    up = min(t, eta * t * math.sqrt(s * s - t * t) / s)
+    up = min(t, eta * t * math.sqrt(s * s - t * t) / s) if eta else 0.0
     return math.sqrt(t * t - up * up), up
 
 

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..guidance import start
 from ..noise import Fresh, Paths
 from ..schedules import check_sigmas
-from ..types import Cond, Denoise, Step
+from ..types import Cond, Denoise, Run, Step
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,14 @@ def run(
         raise InputError(
             f"Sampler {table.name!r} draws noise and needs one seed per image, got {got}. Pass seeds=range({len(x)})."
         )
-    denoise = start(denoise)
+    now = Run(tuple(row.sigma for row in table.rows), len(table.sigmas) - 1)
+    denoise = start(denoise, now)
     if paths is None and table.stochastic and seeds is not None:
         paths = Paths(seeds, x)
     sigmas = torch.tensor([[row.sigma] for row in table.rows], dtype=x.dtype, device=x.device).expand(-1, len(x))
     history: deque[Tensor] = deque(maxlen=table.depth + 1)
     for i, row in enumerate(table.rows):
+        now.index, now.sigma = i, row.sigma
         x0 = denoise(x, sigmas[i], cond)
         x = move(row, x, x0, history)
         for b, sigma, to in row.noise:

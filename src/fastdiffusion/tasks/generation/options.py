@@ -31,7 +31,7 @@ class RunOptions:
         seed: Of image 0; image i has seed + i.
         scale: The model's guidance; 1 is off. By default the model's own.
         guidance: Further guidance: specifications such as "cfg scale=3 interval=0.3..5" or
-            "inpaint photo.png mask.png" (``tasks.generation.guidance_spec`` lists them), or functions from denoiser to
+            "inpaint photo.png mask.png" (``guidance.GUIDANCE`` has them all), or functions from denoiser to
             denoiser. Of several, each wraps the one before.
         sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else ``dpmpp_2m``.
         schedule: A name in ``schedules.SCHEDULES``; by default the model's own.

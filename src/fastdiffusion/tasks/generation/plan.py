@@ -95,13 +95,12 @@ class Plan:
         compiled = prompts.compile(
             [self.prompts[i] for i in batch],
             model.encode_prompt,
-            [row.sigma for row in self.table.rows],
+            self.table.nfe,
             p.negative_prompt,
             prompts.aligned(model.text_encoder.spans, normalized),
             model.text_encoder.length,
+            null,
         )
-        if compiled.negative is None and null is not None:
-            compiled = replace(compiled, negative=null)
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(p.guidance)):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
         return compiled.guide(model.denoise, p.scale, around=self.guided), None
@@ -245,7 +244,7 @@ def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     if scale == 1 and chosen.negative_prompt and not guided:
         warnings.warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.", stacklevel=4)
     if scale != 1 and guided:
-        raise InputError("scale and this guidance would both compare with the unconditional model. Leave scale out.")
+        raise InputError("scale and this guidance would both guide by the label. Leave scale out.")
     return scale
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,6 +13,7 @@ from ... import noise, samplers, schedules
 from ...errors import InputError
 from ...guidance import cfg
 from ...models import Model
+from ...samplers import probability_flow
 from ...types import Cond
 
 
@@ -78,22 +78,6 @@ def ddib(
         return source.clone()
     sigmas = schedules.exponential(steps, low, high)
     here, there = (cfg(model.denoise, scale) for model in (source_model, target_model))
-    x = invert(here, source_model.encode(source), sigmas, source_cond)
+    x = probability_flow.invert(here, source_model.encode(source), sigmas, source_cond)
     made = samplers.final(samplers.run(there, x, samplers.table("dpmpp_2m", sigmas), target_cond))
     return target_model.decode(made).clamp(-1, 1)
-
-
-def invert(denoise: Callable[..., Tensor], x: Tensor, sigmas: Tensor, cond: Cond | None = None) -> Tensor:
-    """The noise that a picture comes from: Heun's method on the probability flow, from the lowest sigma up.
-
-    dx / dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 3). The picture is taken for x at the lowest sigma.
-    """
-    levels = [float(s) for s in sigmas.tolist()[-2::-1]]
-
-    def slope(at: Tensor, sigma: float) -> Tensor:
-        return (at - denoise(at, at.new_full((len(at),), sigma), cond)) / sigma
-
-    for low, high in pairwise(levels):
-        first = slope(x, low)
-        x = x + (high - low) * (first + slope(x + (high - low) * first, high)) / 2
-    return x
