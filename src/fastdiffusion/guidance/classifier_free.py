@@ -16,7 +16,8 @@ from .core import ALWAYS, SLACK, Interval, Scale, guidance, scale_at
 
 def replace_text(cond: Cond, other: Cond | None, rows: int) -> Cond:
     """``other`` in place of the label and text of ``cond``, whose rest is kept; None means "nothing"."""
-    return (cond.null() if other is None else cond.null().with_text(other)).expand(rows)
+    without = cond.null().expand(rows)
+    return without if other is None else without.with_text(other.expand(rows))
 
 
 def _stacked(denoise: Denoise, x: Tensor, sigma: Tensor, conds: Sequence[Cond]) -> tuple[Tensor, ...]:

@@ -134,9 +134,14 @@ def load(path: str | Path, kinds: Mapping[str, Callable[..., nn.Module]], made_b
     kind = config.pop("kind", None)
     if not isinstance(kind, str) or kind not in kinds:
         raise CheckpointError(f"{path} is not a file that {made_by} wrote.")
+    return module(path, config, kinds[kind], tensors)
+
+
+def module(path: str | Path, config: Any, make: Callable[..., Made], tensors: Mapping[str, Tensor]) -> Made:
+    """The module that a file's keywords and tensors describe, frozen; raises CheckpointError if they do not fit."""
     try:
         check_config(config)
-        made = build(lambda: kinds[kind](**config), tensors)
+        made = build(lambda: make(**config), tensors)
     except InputError as error:
         raise CheckpointError(f"{path} does not fit its configuration. {error}") from None
-    return made.requires_grad_(False)
+    return cast("nn.Module", made).requires_grad_(False)  # type: ignore[return-value]

@@ -50,6 +50,7 @@ class Fittable(Protocol):
     def sigma_min(self) -> float: ...
     @property
     def sigma_max(self) -> float: ...
+    def null(self, n: int = 1) -> Cond | None: ...
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,8 @@ def fit_sampler(
         shape, sigma_max, sigma_min = shape or model.shape, sigma_max or model.sigma_max, sigma_min or model.sigma_min
     if shape is None or sigma_max is None or sigma_min is None:
         raise InputError("A bare denoiser needs shape, sigma_max and sigma_min, e.g. shape=(3, 64, 64), 80, 0.002.")
-    if scale != 1:
-        denoise = cfg(denoise, scale)
+    if scale != 1:  # a model says itself what it was trained to take for "no condition"
+        denoise = cfg(denoise, scale, model.null() if isinstance(model, Fittable) else None)
 
     with torch.no_grad():
         levels = schedules.exponential(max(100, 6 * steps), sigma_min, sigma_max)

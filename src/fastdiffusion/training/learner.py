@@ -22,7 +22,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ class Learner:
         self.data = datasets.load(self.data) if isinstance(self.data, str) else self.data
         self.base = None if self.init_from is None else load(self.init_from)
         if self.base is not None and self.autoencoder is None:
-            self.autoencoder = self.base.autoencoder
+            self.autoencoder = self.base.modules.get("autoencoder")
         if self.autoencoder is not None:
             self.autoencoder = (
                 load_autoencoder(self.autoencoder) if isinstance(self.autoencoder, str | Path) else self.autoencoder
@@ -239,7 +239,7 @@ class Learner:
         frame = Model(
             denoiser, self.train.shape, self.train.classes, 0.002 * self.unit, 80.0 * self.unit,
             info=self.info | {"ema": length},
-            autoencoder=self.autoencoder if isinstance(self.autoencoder, nn.Module) else None,
+            autoencoder=cast("Any", self.autoencoder),
             corruption="pairs" if self.train.cond_channels else self.corruption and str(self.corruption),
         )  # fmt: skip
         tensors = {name: whole(t.detach()) for name, t in models.tensors(frame).items()}

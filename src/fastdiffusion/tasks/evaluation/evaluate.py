@@ -20,7 +20,7 @@ from ... import metrics, prompts
 from ...data import Dataset, cache_folder, selection
 from ...errors import CheckpointError, InputError
 from ...io.atomic import write_json
-from ...io.checkpoints import annotate, load_tensors, save_tensors
+from ...io.checkpoints import annotate, fingerprint, load_tensors, save_tensors
 from ...io.images import grid, safe_name, save_png, to_tensor, to_uint8
 from ...models import FILE, Model
 from ...models.registry import digest
@@ -268,10 +268,7 @@ def _described(net: Callable[[Tensor], Tensor]) -> tuple[str, dict[str, Any]]:
 
 def _hash(net: nn.Module) -> str:
     """Of the structure and the tensors."""
-    sha = hashlib.sha256(repr(net).encode())
-    for tensor in net.state_dict().values():
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+    return fingerprint(net.state_dict(), {"net": repr(net)})
 
 
 def _cached_features(net: Callable[[Tensor], Tensor], data: Dataset, indices: list[int], images: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ class Setting:
     """
 
     model: Model
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     near: Path | None = None
     recorded: list[str] = field(default_factory=list)
 

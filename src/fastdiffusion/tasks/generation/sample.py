@@ -113,7 +113,7 @@ class _Plan:
     table: Table | None  # None: no call at all, the picture itself
     labels: list[int] | None  # one per image; -1 is unconditional
     prompts: list[str] | None  # one per image
-    shape: tuple[int, int, int]  # of what the denoiser works on
+    shape: tuple[int, ...]  # of what the denoiser works on
     guided: Callable[[Denoise], Denoise]
     image: Tensor | None  # what is started from
     parameters: dict[str, Any]  # of ``sample``, all of them
@@ -209,7 +209,7 @@ def _from(model: Model, strength: float) -> Model | None:
 
 
 def _start_image(
-    image: str | Path | Image.Image, model: Model, shape: tuple[int, int, int], near: Path | None
+    image: str | Path | Image.Image, model: Model, shape: tuple[int, ...], near: Path | None
 ) -> tuple[Tensor, str]:
     """The picture to start from, and how a recipe names it."""
     path, description = (
