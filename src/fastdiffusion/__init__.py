@@ -16,13 +16,14 @@ from .version import __version__
 if TYPE_CHECKING:
     from .data import ImageFolder
     from .errors import FastdiffusionError
-    from .models import Model, load, save
+    from .models import Model, save
     from .tasks.evaluation.evaluate import Report, evaluate, measure
     from .tasks.evaluation.study import study
     from .tasks.export import export
     from .tasks.generation.recipe import reproduce
     from .tasks.generation.sample import sample, sample_steps
     from .tasks.generation.samples import Samples
+    from .tasks.loading import load
     from .tasks.restoration.restore import restore
     from .tasks.restoration.result import RestorationResult
     from .tasks.stylization.stylize import stylize
@@ -62,12 +63,13 @@ _MODULES = {
     "data": ["ImageFolder"],
     "errors": ["FastdiffusionError"],
     "training.learner": ["Learner"],
-    "models": ["Model", "load", "save"],
+    "models": ["Model", "save"],
     "tasks.text_image.scoring": ["clip_score", "search"],
     "tasks.evaluation.evaluate": ["Report", "evaluate", "measure"],
     "tasks.generation.recipe": ["reproduce"],
     "tasks.generation.sample": ["sample", "sample_steps"],
     "tasks.generation.samples": ["Samples"],
+    "tasks.loading": ["load"],
     "tasks.restoration.restore": ["restore"],
     "tasks.restoration.result": ["RestorationResult"],
     "tasks.export": ["export"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,24 +13,14 @@ from ..errors import InputError
 from ..types import Cond, Denoise, Run
 from .core import ALWAYS, Interval, Scale, guidance, scale_at, to_rows
 
-_TEXT = frozenset(("tokens", "emb", "mask"))  # one unit: no emb with another text's mask
-
 
 def replace_text(cond: Cond, other: Cond | None, rows: int) -> Cond:
     """``other`` in place of the label and the text of ``cond``, all else of which is kept; None is no label, no text.
 
     Each may have one row, or one row per image (see :func:`~fastdiffusion.guidance.core.to_rows`).
     """
-    merged = dict(vars(cond.null()))
-    if other is not None:
-        specified = {name: value for name, value in vars(other).items() if value is not None}
-        if _TEXT & specified.keys():
-            merged |= dict.fromkeys(_TEXT)
-        for name, value in specified.items():
-            merged[name] = {**(merged[name] or {}), **value} if isinstance(value, Mapping) else value
-        if other.emb is not None and other.mask is None and cond.mask is not None:
-            merged["mask"] = torch.ones(other.emb.shape[:2], dtype=torch.bool, device=other.emb.device)
-    return Cond(**{name: to_rows(value, rows) for name, value in merged.items()})
+    without = cond.null().map(lambda v: to_rows(v, rows))
+    return without if other is None else without.with_text(other.map(lambda v: to_rows(v, rows)))
 
 
 def _stacked(denoise: Denoise, x: Tensor, sigma: Tensor, conds: Sequence[Cond]) -> tuple[Tensor, ...]:

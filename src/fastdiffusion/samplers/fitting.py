@@ -50,6 +50,7 @@ class Fittable(Protocol):
     def sigma_min(self) -> float: ...
     @property
     def sigma_max(self) -> float: ...
+    def null(self, n: int = 1) -> Cond | None: ...
 
 
 @dataclass(frozen=True)
@@ -145,8 +146,8 @@ def fit_sampler(
         raise InputError("A bare denoiser needs shape, sigma_max and sigma_min, e.g. shape=(3, 64, 64), 80, 0.002.")
     device = _device_of(model, cond) if device is None else torch.device(device)
     cond = None if cond is None else cond.to(device)
-    if scale != 1:
-        denoise = cfg(denoise, scale)
+    if scale != 1:  # a model says itself what it was trained to take for "no condition"
+        denoise = cfg(denoise, scale, model.null() if isinstance(model, Fittable) else None)
 
     with torch.no_grad():
         levels = schedules.exponential(max(100, 6 * steps), sigma_min, sigma_max)
@@ -204,8 +205,7 @@ def reference(
         x = high * noise.initial(range(seed + first, seed + first + n), shape).to(device)
         if cond is None:
             return x, None
-        rows = next(len(v) for v in vars(cond).values() if isinstance(v, Tensor))
-        return x, cond[[(first + i) % rows for i in range(n)]]
+        return x, cond[[(first + i) % len(cond) for i in range(n)]]
 
     most = max(int(min(noises, NUMBERS / math.prod(shape))), 8)
     probe, x_cond = draw(0, min(most, 16))

@@ -20,7 +20,7 @@ from ... import metrics, prompts
 from ...data import Dataset, cache_folder, selection
 from ...errors import CheckpointError, InputError
 from ...io.atomic import write_json
-from ...io.checkpoints import annotate, load_tensors, save_tensors
+from ...io.checkpoints import annotate, fingerprint, load_tensors, save_tensors
 from ...io.images import grid, safe_name, save_png, to_tensor, to_uint8
 from ...models import FILE, Model
 from ...models.registry import digest, loaded
@@ -123,7 +123,7 @@ def evaluate(model: Model | str | Path, data: Dataset | str | Path, **options: A
     conditions = data.annotations(selection.choose(data, n, chosen.seed))
     if ready.classes and ready.classes == tuple(data.classes):
         classes = conditions.labels.tolist()
-    if ready.text_encoder is not None and any(conditions.captions):
+    if ready.conditioner is not None and any(conditions.captions):
         captions = [prompts.plain(caption) for caption in conditions.captions]
     shared = {f.name: getattr(chosen, f.name) for f in fields(RunOptions)}
     made = sample(ready, captions, classes=classes, **{**shared, "n": n})
@@ -235,10 +235,7 @@ def _described(net: Callable[[Tensor], Tensor]) -> tuple[str, dict[str, Any]]:
 
 def _hash(net: nn.Module) -> str:
     """Of the structure and the tensors."""
-    sha = hashlib.sha256(repr(net).encode())
-    for tensor in net.state_dict().values():
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+    return fingerprint(net.state_dict(), {"net": repr(net)})
 
 
 def _cached_features(net: Callable[[Tensor], Tensor], data: Dataset, indices: list[int], images: Tensor) -> Tensor:

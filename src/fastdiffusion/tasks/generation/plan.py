@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from ... import prompts, schedules
 from ...errors import CheckpointError, InputError
 from ...guidance import cfg
 from ...io.inputs import fit_image
-from ...models import Model
-from ...models.registry import loaded, model_hash, named, short_name
-from ...nets.text import normalized
+from ...models import Model, Size
+from ...models.registry import loaded, named, short_name
 from ...noise import resized, toward_seeds
 from ...samplers import Table, run, strength_table
 from ...schedules import Sigmas
@@ -86,19 +86,19 @@ class Plan:
     def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
         """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
         p, model = self.options, self.model
-        conditioner: Any = getattr(model, "conditioner", None)
+        conditioner = model.conditioner
         null = None if conditioner is None else conditioner.null(len(batch), self.size)
-        if self.prompts is None or model.text_encoder is None or self.table is None:
+        if self.prompts is None or conditioner is None or self.table is None:
             denoise = cfg(model.denoise, p.scale) if p.scale != 1 else model.denoise
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guided(denoise), cond
         compiled = prompts.compile(
             [self.prompts[i] for i in batch],
-            model.encode_prompt,
+            partial(model.encode_prompt, size=self.size),
             self.table.nfe,
             p.negative_prompt,
-            prompts.aligned(model.text_encoder.spans, normalized),
-            model.text_encoder.length,
+            conditioner.token_spans,
+            conditioner.max_tokens,
             null,
         )
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(p.guidance)):
@@ -106,9 +106,9 @@ class Plan:
         return compiled.guide(model.denoise, p.scale, around=self.guided), None
 
     @property
-    def size(self) -> tuple[int, ...]:
-        """Height and width of the images in pixels."""
-        return tuple(side * self.model.factor for side in self.shape[1:])
+    def size(self) -> Size | None:
+        """Height and width of the images in pixels; None where the samples are no images."""
+        return _pixels(self.model, self.shape)
 
     def samples(self, images: Tensor, indices: range) -> Samples:
         """The images of a run that was performed, with its recipe; raises CheckpointError if they are not finite."""
@@ -120,7 +120,7 @@ class Plan:
             "fastdiffusion": __version__,
             "recipe": RECIPE,
             "verb": "sample",
-            "model": {"name": self.name, "sha256": model_hash(self.model)},
+            "model": {"name": self.name, "sha256": self.model.id},
             "parameters": {name: value for name, value in vars(self.options).items() if name != "device"},
             "table": None if self.table is None else json.loads(self.table.to_json()),
         }
@@ -137,7 +137,8 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
     p, model = plan.options, plan.model
     rows = only or range(p.n)
     batches = [batch for batch in plan.batches if rows.start <= batch.start < rows.stop]
-    blank = torch.zeros(model.image_shape[0], *plan.size) if plan.image is None else plan.image
+    blank = torch.zeros(*model.image_shape[:-2], *(plan.size or model.image_shape[-2:]))
+    blank = blank if plan.image is None else plan.image
     if plan.table is None:
         yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), model.decode)
         return
@@ -196,7 +197,7 @@ def plan(
         image=description,
     )
     if table is None:
-        table = _table(ready, chosen, tuple(side * ready.factor for side in shape[1:]))
+        table = _table(ready, chosen, _pixels(ready, shape))
     return Plan(ready, name or short_name(model), options, table, labels, texts, shape, guided, image)
 
 
@@ -217,27 +218,29 @@ def _shape(model: Model, chosen: SampleOptions) -> tuple[int, ...]:
     return shape
 
 
-def _table(model: Model, chosen: SampleOptions, size: tuple[int, ...]) -> Table | None:
+def _pixels(model: Model, shape: tuple[int, ...]) -> Size | None:
+    return (shape[-2] * model.factor, shape[-1] * model.factor) if len(shape) > 2 else None
+
+
+def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | None:
     """The sampler's table: all the way, or from the noise level that ``strength`` names; None where that is 0."""
     if chosen.image is None:
-        return model.table(chosen.steps, chosen.sampler, chosen.schedule)
+        return model.table(chosen.steps, chosen.sampler, chosen.schedule, size)
 
     def schedule(n: int) -> Sigmas:
-        if chosen.schedule is None and hasattr(model, "schedule"):
+        if chosen.schedule is None:
             return model.schedule(n, size)
-        name = chosen.schedule or "exponential"
-        return schedules.schedule(name, n, sigma_min=model.sigma_min, sigma_max=model.sigma_max)
+        return schedules.schedule(chosen.schedule, n, sigma_min=model.sigma_min, sigma_max=model.sigma_max)
 
-    sigma_data = getattr(model, "sigma_data", None) or model.denoiser.sigma_data
     sampler = chosen.sampler or "dpmpp_2m"
-    return strength_table(chosen.strength, chosen.steps, schedule, sigma_data, model.sigma_max, sampler)
+    return strength_table(chosen.strength, chosen.steps, schedule, model.sigma_data, model.sigma_max, sampler)
 
 
 def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     """The scale of a run; ``guided`` says that the guidance compares with and without the condition itself."""
     scale = chosen.scale
     if scale is None:
-        own = 1.0 if chosen.prompt is None else float(getattr(model, "scale", model.info.get("scale", 1.0)))
+        own = 1.0 if chosen.prompt is None else model.scale
         scale = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
     if not math.isfinite(scale):
         raise InputError(f"scale must be finite, got {scale!r}. 1 is off, 2 to 4 is usual.")
@@ -264,13 +267,14 @@ def _prompts(model: Model, chosen: SampleOptions) -> list[str] | None:
     prompt, negative = chosen.prompt, chosen.negative_prompt
     if prompt is None and not negative:
         return None
-    if model.text_encoder is None:
+    if model.conditioner is None:
         raise InputError("This model was trained without captions. Leave the prompt out, or take model='emoji'.")
     texts = [""] if prompt is None else prompts.several(prompt)
     if negative and prompts.choose(negative, 0) != negative.replace("\\{", "{").replace("\\}", "}"):
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
     for text in dict.fromkeys((*texts, negative)):
-        prompts.warn_unknown(text, model.text_encoder.encoder_of(text).knows)
+        unknown_words = frozenset(model.conditioner.unknown_words(text))
+        prompts.warn_unknown(text, lambda word, unknown_words=unknown_words: word not in unknown_words)
     return [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
 
 

@@ -10,7 +10,7 @@ from ...errors import CheckpointError, DataError
 from ...io.images import inner_recipe, read_recipe, save_png
 from ...io.metadata import summarize
 from ...models import Model
-from ...models.registry import loaded, locate, model_hash
+from ...models.registry import loaded, locate
 from ...options import fill
 from ...samplers import Table
 from .options import SampleOptions
@@ -47,9 +47,8 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
             )
         table = None if recipe["table"] is None else Table.from_json(json.dumps(recipe["table"]))
         index = None if "grid" in recipe else int(recipe["index"])
-        ready = _find(recipe["model"], Path(image)) if model is None else model
-        ready = loaded(ready, device)
-        if model_hash(ready) != recipe["model"]["sha256"]:
+        ready = loaded(_find(recipe["model"], Path(image)) if model is None else model, device)
+        if ready.id != recipe["model"]["sha256"]:
             raise CheckpointError(
                 f"{name!r} was made by another model, {recipe['model']['name']!r} with sha256 "
                 f"{recipe['model']['sha256'][:12]}.... Name the right one with --model."

@@ -20,7 +20,7 @@ from ...errors import CheckpointError, InputError, unknown
 from ...guidance import posterior as inverse
 from ...io.images import flatten, open_image, to_array, to_tensor
 from ...models import Model, load
-from ...models.registry import best_device, loaded, model_hash
+from ...models.registry import best_device, loaded
 from ...version import __version__
 from .method import (
     METHODS,
@@ -120,7 +120,7 @@ def restore(
         "verb": "restore",
         "corruption": label,
         "method": chosen,
-        "model": model_hash(ready)[:16],
+        "model": ready.id[:16],
         "parameters": {
             "n": n,
             "answer": answer,

@@ -41,7 +41,7 @@ def sdedit(
     """
     if not 0 <= strength <= 1:
         raise InputError(f"strength must be from 0 to 1, got {strength:g}. Try 0.5.")
-    high = min(model.denoiser.sigma_data * math.tan(strength * math.pi / 2), model.sigma_max)
+    high = min(model.sigma_data * math.tan(strength * math.pi / 2), model.sigma_max)
     if high <= model.sigma_min:
         return source.clone()
     sigmas = schedules.exponential(steps, model.sigma_min, high)
@@ -73,7 +73,7 @@ def ddib(
         raise InputError(f"strength must be from 0 to 1, got {strength:g}. Try 0.8.")
     low = max(source_model.sigma_min, target_model.sigma_min)
     high = min(source_model.sigma_max, target_model.sigma_max)
-    high = min(high, source_model.denoiser.sigma_data * math.tan(strength * math.pi / 2) if strength < 1 else high)
+    high = min(high, source_model.sigma_data * math.tan(strength * math.pi / 2) if strength < 1 else high)
     if high <= low:
         return source.clone()
     sigmas = schedules.exponential(steps, low, high)
