@@ -24,6 +24,7 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.io import images
 from fastdiffusion.models import Model
+from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import presets
 from fastdiffusion.samplers.fitting import fit_sampler
 from fastdiffusion.tasks import classification, export, variations
@@ -117,7 +118,7 @@ VERBS = {
     ),
     "scan": verb(ImageFolder),
     "fit": verb(
-        fit_sampler, flags="prompt device", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
+        fit_sampler, flags="prompt", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
     ),
     "train-classifier": verb(classification.train_classifier, flags="size"),
     "train-autoencoder": verb(train.train_autoencoder, flags="aspect", parameters="decoder_of"),
