@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fastdiffusion import guidance, noise, samplers, schedules
 from fastdiffusion.errors import InputError
@@ -390,6 +391,52 @@ def test_a_direct_call_is_a_run_of_one_evaluation(at: tuple[Tensor, Tensor, Cond
     guided(x, sigma, cond), guided(x, 2 * sigma, cond)
     assert [(i, s) for _, i, s, _ in seen] == [(0, 0.7), (0, 1.4)]
     assert [(run.sigmas, run.steps) for run, *_ in seen] == [((0.7,), 1), ((1.4,), 1)]
+
+
+class NothingRead(TorchFunctionMode):
+    """Refuses to turn a tensor into a number: on a GPU that waits until all that was started is done."""
+
+    READS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.cpu, Tensor.numpy)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func not in self.READS, f"{func} in the loop"
+        return func(*args, **(kwargs or {}))
+
+
+def of_all_kinds(d: guidance.Denoise, name: str) -> guidance.Denoise:
+    return CASES[name](apg(d, 2.0, interval=(0.1, 5.0)))
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_loop_reads_no_tensor(name: str, sampler: str) -> None:
+    table = samplers.table(sampler, SIGMAS)
+    with NothingRead():
+        result(of_all_kinds(Mixture(), name), Cond(label=LABELS), table)
+    with pytest.raises(AssertionError, match="in the loop"), NothingRead():
+        result(lambda x, sigma, cond=None: x * float(sigma[0]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["cfg", "apg", "loss_guidance", "self_conditioned", "blind"])
+def test_the_loop_never_waits_for_the_gpu(name: str) -> None:
+    def denoise(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None and cond.label is not None
+        return (x + cond.label[:, None]) / (1 + sigma[:, None].square())
+
+    def steps(device: str):
+        x, cond = START.float().to(device), Cond(label=LABELS.to(device))
+        return samplers.run(of_all_kinds(denoise, name), x, TABLE, cond)
+
+    there = steps("cuda")
+    next(there)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        last = samplers.final(there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(last.cpu(), samplers.final(steps("cpu")), rtol=1e-4, atol=1e-5)
 
 
 # ---- two estimates ----------------------------------------------------------------------------------------------

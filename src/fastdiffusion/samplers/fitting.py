@@ -186,6 +186,11 @@ def _device_of(model: Any, cond: Cond | None) -> torch.device:
     return next((v.device for v in (*parameters, *known)), torch.device("cpu"))
 
 
+def _like(tensor: Tensor, numbers: Sequence[float]) -> Tensor:
+    """Numbers where a tensor is, and of its type."""
+    return torch.tensor(numbers, dtype=tensor.dtype, device=tensor.device)
+
+
 def reference(
     denoise: Denoise,
     shape: tuple[int, ...],
@@ -259,7 +264,7 @@ def fit_rows(flow: Flow, sigmas: Sequence[float], ridge: float = 1e-4) -> tuple[
         weights: tuple[float, ...] = ()
         if history:
             known = torch.stack([older - x0 for older in history]).flatten(1).double()
-            prior = known.new_tensor(textbook_weights(sigmas[: len(rows) + 1], t, len(history)))
+            prior = _like(known, textbook_weights(sigmas[: len(rows) + 1], t, len(history)))
             gram = known @ known.T
             gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
             missing = (flow.at(t) - x).flatten().double() - prior @ known
@@ -366,7 +371,7 @@ def polished(table: Table, training: Flow, validation: Flow, until: float) -> It
         gram, slope = jacobian @ jacobian.T, jacobian @ miss
         scale = torch.diag(gram.diagonal() + 1e-9 * gram.diagonal().max() + 1e-12)
         while failures < 8:
-            turned = (gram.new_tensor(free) - torch.linalg.solve(gram + damping * scale, slope)).tolist()
+            turned = (_like(gram, free) - torch.linalg.solve(gram + damping * scale, slope)).tolist()
             falling = all(a > b for a, b in pairwise([math.log(table.sigmas[0]), *turned[:levels]]))
             if falling and (trial := perform(build(turned), []))[0] is not None and training.error(trial[0]) < error:
                 (x, evaluations), free, damping = trial, turned, damping / 4

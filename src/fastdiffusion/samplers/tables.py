@@ -136,15 +136,15 @@ def run(
     denoise = start(denoise, now)
     if paths is None and table.stochastic and seeds is not None:
         paths = Paths(seeds, x)
-    sigmas = torch.tensor([[row.sigma] for row in table.rows], dtype=x.dtype, device=x.device).expand(-1, len(x))
+    sigmas = torch.tensor(now.sigmas, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x)).unbind()
     history: deque[Tensor] = deque(maxlen=table.depth + 1)
-    for i, row in enumerate(table.rows):
+    for i, (row, sigma) in enumerate(zip(table.rows, sigmas, strict=True)):
         now.index, now.sigma = i, row.sigma
-        x0 = denoise(x, sigmas[i], cond)
+        x0 = denoise(x, sigma, cond)
         x = move(row, x, x0, history)
-        for b, sigma, to in row.noise:
+        for b, level, to in row.noise:
             assert paths is not None
-            x.add_(paths.draw(sigma, to), alpha=b)
+            x.add_(paths.draw(level, to), alpha=b)
         history.appendleft(x0)
         yield Step(i, table.nfe, row.sigma, x0, x)
 
