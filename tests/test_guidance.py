@@ -474,6 +474,36 @@ def test_cfg_keeps_what_the_negative_does_not_say() -> None:
     assert seen[0].image is not None and torch.equal(seen[0].image[2:], picture)
 
 
+def test_a_text_and_its_mask_are_replaced_as_one() -> None:
+    """No states of one text under the mask of another: not of a text without a mask, and not of an absent one."""
+    full, short = torch.tensor([[True, True, True]]), torch.tensor([[True, False, False]])
+    cond = Cond(emb=torch.ones(2, 3, 4), mask=full.expand(2, 3), pooled=torch.ones(2, 5), label=torch.tensor([1, 2]))
+    bare = guidance.replace_text(cond, Cond(emb=torch.zeros(1, 3, 4)), 2)
+    assert bare.mask is not None and bare.mask.all() and bare.emb is not None and not bare.emb.any()
+    masked = guidance.replace_text(cond, Cond(emb=torch.zeros(1, 3, 4), mask=short), 2)
+    assert masked.mask is not None and torch.equal(masked.mask, short.expand(2, 3))
+    absent = guidance.replace_text(cond, Cond(label=torch.tensor([0])), 2)
+    assert absent.mask is not None and not absent.mask.any() and torch.equal(absent.emb, cond.emb)
+    assert absent.label.tolist() == [0, 0] and not absent.pooled.any()
+    assert bare.label.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("guide", [cfg, apg])
+@pytest.mark.parametrize("rows", [1, B])
+def test_unconditional_may_have_one_row_or_one_per_image(guide, rows: int, at: tuple[Tensor, Tensor, Cond]) -> None:
+    """Also inside a guidance that stacks several conditions for each image."""
+    x, sigma, cond = at
+    away = Cond(label=LABELS.flip(0)[:rows])
+    without, positive = Mixture()(x, sigma, Cond(label=LABELS.flip(0)[:rows].expand(B))), Mixture()(x, sigma, cond)
+    guided = guide(Mixture(), 3.0, away, **({"parallel": 1.0} if guide is apg else {}))
+    expected = without + 3 * (positive - without)
+    assert torch.allclose(guided(x, sigma, cond), expected)
+    stacked = compose(guided, [cond, cond], [0.5, 0.5], uncond=cond)
+    assert torch.allclose(stacked(x, sigma, cond), expected)
+    with pytest.raises(InputError, match="4 rows were given for a batch of 6"):
+        guide(Mixture(), 3.0, Cond(label=LABELS[:4]))(x, sigma, cond)
+
+
 def test_rescale_restores_the_spread_of_the_conditional_estimate(at: tuple[Tensor, Tensor, Cond]) -> None:
     x, sigma, cond = at
     guided = cfg(Mixture(), 5.0, rescale=1.0)(x, sigma, cond)
