@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fastdiffusion import guidance, noise, samplers, schedules
 from fastdiffusion.errors import InputError
@@ -392,6 +393,52 @@ def test_a_direct_call_is_a_run_of_one_evaluation(at: tuple[Tensor, Tensor, Cond
     assert [(run.sigmas, run.steps) for run, *_ in seen] == [((0.7,), 1), ((1.4,), 1)]
 
 
+class NothingRead(TorchFunctionMode):
+    """Refuses to turn a tensor into a number: on a GPU that waits until all that was started is done."""
+
+    READS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.cpu, Tensor.numpy)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func not in self.READS, f"{func} in the loop"
+        return func(*args, **(kwargs or {}))
+
+
+def of_all_kinds(d: guidance.Denoise, name: str) -> guidance.Denoise:
+    return CASES[name](apg(d, 2.0, interval=(0.1, 5.0)))
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_loop_reads_no_tensor(name: str, sampler: str) -> None:
+    table = samplers.table(sampler, SIGMAS)
+    with NothingRead():
+        result(of_all_kinds(Mixture(), name), Cond(label=LABELS), table)
+    with pytest.raises(AssertionError, match="in the loop"), NothingRead():
+        result(lambda x, sigma, cond=None: x * float(sigma[0]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["cfg", "apg", "loss_guidance", "self_conditioned", "blind"])
+def test_the_loop_never_waits_for_the_gpu(name: str) -> None:
+    def denoise(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None and cond.label is not None
+        return (x + cond.label[:, None]) / (1 + sigma[:, None].square())
+
+    def steps(device: str):
+        x, cond = START.float().to(device), Cond(label=LABELS.to(device))
+        return samplers.run(of_all_kinds(denoise, name), x, TABLE, cond)
+
+    there = steps("cuda")
+    next(there)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        last = samplers.final(there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(last.cpu(), samplers.final(steps("cpu")), rtol=1e-4, atol=1e-5)
+
+
 # ---- two estimates ----------------------------------------------------------------------------------------------
 
 
@@ -425,6 +472,36 @@ def test_cfg_keeps_what_the_negative_does_not_say() -> None:
     cfg(model, 2.0, uncond=Cond(label=torch.tensor([0])))(torch.zeros(2, 3, 4, 4), torch.ones(2), cond)
     assert seen[0].label is not None and seen[0].label.tolist() == [1, 2, 0, 0]
     assert seen[0].image is not None and torch.equal(seen[0].image[2:], picture)
+
+
+def test_a_text_and_its_mask_are_replaced_as_one() -> None:
+    """No states of one text under the mask of another: not of a text without a mask, and not of an absent one."""
+    full, short = torch.tensor([[True, True, True]]), torch.tensor([[True, False, False]])
+    cond = Cond(emb=torch.ones(2, 3, 4), mask=full.expand(2, 3), pooled=torch.ones(2, 5), label=torch.tensor([1, 2]))
+    bare = guidance.replace_text(cond, Cond(emb=torch.zeros(1, 3, 4)), 2)
+    assert bare.mask is not None and bare.mask.all() and bare.emb is not None and not bare.emb.any()
+    masked = guidance.replace_text(cond, Cond(emb=torch.zeros(1, 3, 4), mask=short), 2)
+    assert masked.mask is not None and torch.equal(masked.mask, short.expand(2, 3))
+    absent = guidance.replace_text(cond, Cond(label=torch.tensor([0])), 2)
+    assert absent.mask is not None and not absent.mask.any() and torch.equal(absent.emb, cond.emb)
+    assert absent.label.tolist() == [0, 0] and not absent.pooled.any()
+    assert bare.label.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("guide", [cfg, apg])
+@pytest.mark.parametrize("rows", [1, B])
+def test_unconditional_may_have_one_row_or_one_per_image(guide, rows: int, at: tuple[Tensor, Tensor, Cond]) -> None:
+    """Also inside a guidance that stacks several conditions for each image."""
+    x, sigma, cond = at
+    away = Cond(label=LABELS.flip(0)[:rows])
+    without, positive = Mixture()(x, sigma, Cond(label=LABELS.flip(0)[:rows].expand(B))), Mixture()(x, sigma, cond)
+    guided = guide(Mixture(), 3.0, away, **({"parallel": 1.0} if guide is apg else {}))
+    expected = without + 3 * (positive - without)
+    assert torch.allclose(guided(x, sigma, cond), expected)
+    stacked = compose(guided, [cond, cond], [0.5, 0.5], uncond=cond)
+    assert torch.allclose(stacked(x, sigma, cond), expected)
+    with pytest.raises(InputError, match="4 rows were given for a batch of 6"):
+        guide(Mixture(), 3.0, Cond(label=LABELS[:4]))(x, sigma, cond)
 
 
 def test_rescale_restores_the_spread_of_the_conditional_estimate(at: tuple[Tensor, Tensor, Cond]) -> None:

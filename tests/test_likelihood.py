@@ -57,7 +57,7 @@ def test_there_and_back_is_the_same_place(sampler):
 
 @pytest.mark.parametrize("name", [name for name, method in solvers.METHODS.items() if not method.stochastic])
 def test_an_inversion_follows_the_flow_with_the_order_of_its_method(name):
-    """On a Gaussian's closed-form flow. Multistep methods begin with a step of order 1, which here does harm: 2 at most."""
+    """On a Gaussian's closed-form flow; at most 2, since multistep methods begin with a step of order 1."""
     g, order, errors = gaussian(), min(samplers.about(name).order, 2), []
     x0 = g.mean + 0.5 * noise.initial(range(8), (3,)).double()
     for n in (64, 128):

@@ -1,8 +1,8 @@
 """Noise levels: where to sample, and where to train.
 
 ``schedules.<name>(n, ...)`` gives the n + 1 decreasing sigmas of an n-step run, the last one 0 (float64).
-``DENSITIES[name](u, ...)`` turns u, uniform in (0, 1), into the sigma of a training picture: an inverse distribution
-function, so that a stratified u makes a stratified sigma and a quantile is one call.
+``SIGMA_DISTRIBUTIONS[name](u, ...)`` turns u, uniform in (0, 1), into the sigma of a training image: an inverse
+distribution function, so that a stratified u makes a stratified sigma and a quantile is one evaluation.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from .gradient import LogProb, classifier, gradient, loss_guidance
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
 
 if TYPE_CHECKING:
-    from .features import clip_guidance, feature_guidance
     from .registry import GUIDANCE
 
 __all__ = [
@@ -26,9 +25,7 @@ __all__ = [
     "blind",
     "cfg",
     "classifier",
-    "clip_guidance",
     "compose",
-    "feature_guidance",
     "gradient",
     "guidance",
     "inpaint",
@@ -42,9 +39,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load what needs the networks on first use: samplers import this package."""
-    if name not in ("GUIDANCE", "clip_guidance", "feature_guidance"):
+    """Load the registry on first use: it needs the networks, and samplers import this package."""
+    if name != "GUIDANCE":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import features, registry
+    from .registry import GUIDANCE
 
-    return registry.GUIDANCE if name == "GUIDANCE" else getattr(features, name)
+    return GUIDANCE

@@ -192,7 +192,9 @@ class _Maker:
                     chunks += [text[a:b] for a, b in self.cut[text]]
                 texts.update(dict.fromkeys(chunks))
                 if line.spans and self.spans is None:
-                    raise InputError("This model's text encoder tells no tokens apart, so its words take no weights.")
+                    raise InputError(
+                        "This model's text encoder has no token spans: its words take no weights. Leave (a:1.2) out."
+                    )
         encoded = self.encode(list(texts))
         self.rows = {text: encoded[i : i + 1] for i, text in enumerate(texts)}
         self.longest = max(self._length(segments) for segments in wanted)

@@ -1,7 +1,7 @@
 """Solvers of the probability flow that choose their own steps, to a tolerance.
 
 In u = log sigma the flow is dx/du = x - D(x, exp(u)): smooth, and free of the stiffness at sigma = 0. Both solvers are
-generators of steps like ``samplers.run``; the number of calls is not known beforehand, so ``Step.of`` is 0.
+generators of steps like ``samplers.run``; the number of evaluations is not known beforehand, so ``Step.of`` is 0.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rk45(
     rtol: float = 1e-4,
     atol: float = 1e-4,
 ) -> Iterator[Step]:
-    """Dormand and Prince's pair of orders 5 and 4, from ``sigma`` to ``to``, up or down; six calls a step.
+    """Dormand and Prince's pair of orders 5 and 4, from ``sigma`` to ``to``, up or down; six evaluations a step.
 
     Every accepted step is shown; the last one's ``x`` is at ``to``. The error of a step is measured per number against
     ``atol + rtol * max(|x|, sigma)``, the worst image counts.
@@ -81,7 +81,7 @@ def dpm_23(
     rtol: float = 1e-3,
     atol: float = 1e-3,
 ) -> Iterator[Step]:
-    """DPM-Solver-23 with error control (Lu et al. 2022a, arXiv:2206.00927, app. C): three calls a step, down only.
+    """DPM-Solver-23 with error control (Lu et al. 2022a, arXiv:2206.00927, app. C): three evaluations a step; down.
 
     Written for the data form, whose exact part makes the steps at high sigma long.
     """
@@ -137,7 +137,7 @@ def _next(h: float, ratio: float, order: int, left: float) -> float:
     """The next step's length: the longest that should pass, but not past the end."""
     if not math.isfinite(ratio):
         if abs(h) < 1e-9:
-            raise InputError("The denoiser's estimates are not finite. Look at what it is given, and at the model.")
+            raise InputError("The denoiser's estimates are not finite. Look at its input, and at the model.")
         return h / 4
     h *= min(max(0.9 * max(ratio, 1e-9) ** (-1 / order), 0.2), 5.0)
     return math.copysign(min(abs(h), abs(left)), h)
