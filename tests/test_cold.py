@@ -91,7 +91,7 @@ def test_a_bridge_begins_at_its_end():
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(cold_diffusion.parts, "unet", lambda name: TINY)
+    monkeypatch.setattr(cold_diffusion.presets, "unet", lambda name: TINY)
 
 
 @pytest.mark.parametrize("name", ["pixelate 4", "blur_noise"])

@@ -21,10 +21,12 @@ from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.restoration import tiles
 from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel
 from fastdiffusion.tasks.restoration.colorization import in_gamut, luminance
-from fastdiffusion.tasks.restoration.method import undoing, weakened
+from fastdiffusion.tasks.restoration.measurement import Measurement
+from fastdiffusion.tasks.restoration.method import parse_task, weakened
+from fastdiffusion.tasks.restoration.options import RestoreOptions
 from fastdiffusion.tasks.restoration.restore import bundled
 from fastdiffusion.tasks.restoration.result import NOTE
-from fastdiffusion.tasks.restoration.tiled import _Job
+from fastdiffusion.tasks.restoration.tiled import TiledRestoration
 from fastdiffusion.tasks.restoration.watermarks import remove_watermark, written
 
 SMALL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [],
@@ -53,7 +55,7 @@ def trembling(restorer):
 def degraded(picture, text):
     """A picture file's content after a corruption."""
     x = to_tensor(picture)[None]
-    return to_pil(undoing(text).on(x.shape[1:], [0]).forward(x)[0])
+    return to_pil(parse_task(text).on(x.shape[1:], [0]).forward(x)[0])
 
 
 def error(a, b):
@@ -112,7 +114,7 @@ def test_upscaling_is_held_to_the_input(restorer, text):
     method = "zero-shot" if "area" in text else "auto"
     done = restore(small, text, restorer, method=method, steps=3)
     assert done.images.shape[1:] == (3, 64, 96)
-    again = undoing(text).on((3, 64, 96), [0]).mean(to_tensor(done.images))
+    again = parse_task(text).on((3, 64, 96), [0]).mean(to_tensor(done.images))
     assert float((again - to_tensor(small)).abs().max()) <= 2.02 / 255  # a step of 255, in [-1, 1]
     assert done.error is not None and done.error[1] <= 1.01
 
@@ -377,10 +379,10 @@ def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
     ("file", "by", "options", "told"),
     [
         ("a.png", "blurr 2", [], "Did you mean 'blur'"),
-        ("a.png", "inpaint small.png", [], "The mask has 20x20 pixels and the picture 40x30"),
+        ("a.png", "inpaint small.png", [], "The mask has 20x20 pixels and the image 40x30"),
         ("a.png", "inpaint", [], "Where is the hole"),
         ("a.png", "defocus 3..5", [], "Or train one"),
-        ("a.png", "motion 9 30", [], "Use way='zero-shot'"),
+        ("a.png", "motion 9 30", [], "Use method='zero-shot'"),
         ("a.png", "watermark", [], "fastdiffusion train photos/ --restore"),
         ("dot.png", "jpeg 10", [], "1x1 pixels is too small"),
         ("bomb.png", "jpeg 10", [], "megapixels"),
@@ -475,8 +477,9 @@ def test_squares_lie_on_their_own_grid_in_every_tile(plain, block):
 def test_samples_of_overlapping_tiles_are_one_picture(plain):
     """Fresh noise hangs on the place, too: what two tiles make of the same pixels differs by what they cannot see."""
     what = parse("downscale 2")
-    job = _Job(what, plain, "zero-shot", 1, "auto", 4, 0, "ddnm", photo(96, 64, seed=1), None, None, False)
-    one, other = (job.answers(tiles.Tile(0, left, 64, 64), lambda n: None)[0] for left in (0, 32))
+    measurement = Measurement(photo(96, 64, seed=1), what, channels=3, exact=True)
+    work = TiledRestoration(measurement, plain, "zero-shot", RestoreOptions(steps=4)).worker(lambda n: None)
+    one, other = (work(tiles.Tile(0, left, 64, 64))[0] for left in (0, 32))
     shared = one[:, 32:-32, 96:112], other[:, 32:-32, 32:48]  # 16 pixels of the input from the borders
     apart = float((shared[0] - shared[1]).square().mean().sqrt())
     assert apart < 0.1 * float((shared[0] - to_tensor(photo(96, 64, seed=1)).mean()).square().mean().sqrt())
@@ -484,7 +487,7 @@ def test_samples_of_overlapping_tiles_are_one_picture(plain):
 
 @pytest.mark.parametrize(("options", "told"), [
     ({"corruption": "noise 0.1", "answer": "mean", "n": 3}, "one answer"),
-    ({"corruption": "noise 0.1", "method": "cold", "n": 2}, "cold way"),
+    ({"corruption": "noise 0.1", "method": "cold", "n": 2}, "cold method"),
     ({"corruption": "downscale 2", "method": "zero-shot", "answer": "mean"}, "samples"),
     ({"corruption": "logo mark.png", "method": "zero-shot"}, "Say all of logo"),
 ])  # fmt: skip

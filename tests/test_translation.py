@@ -40,7 +40,7 @@ def folders(tmp_path):
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """A net that trains in a moment."""
-    monkeypatch.setattr(paired.parts, "unet", lambda name: TINY)
+    monkeypatch.setattr(paired.presets, "unet", lambda name: TINY)
 
 
 # ---- what is learned from -----------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def test_pairs_are_files_of_one_name(folders):
 
 
 def test_a_pair_has_one_shape(folders, tmp_path):
-    with pytest.warns(UserWarning, match="2 pictures without a partner are left out, 'only-a' first"):
+    with pytest.warns(UserWarning, match="2 images without a partner are left out, 'only-a' first"):
         domains(*folders, size=16)
     Image.new("RGB", (40, 32)).save(tmp_path / "b" / "03.png")  # twice the size does not matter
     assert len(Pairs(*folders, size=16)) == 12
@@ -91,7 +91,7 @@ def test_two_classes_are_two_piles():
         domains("digits", classes="3,11", paired=False)
     with pytest.raises(InputError, match="method='cyclegan'"):
         domains("digits", classes="3,8")
-    with pytest.raises(InputError, match="needs a second pile"):
+    with pytest.raises(InputError, match="needs a second domain"):
         domains("digits", paired=False)
 
 
@@ -133,7 +133,7 @@ def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
         if len(shown) == 2:
             raise RuntimeError("the power is gone")
 
-    monkeypatch.setattr(paired.parts, "sheet", cut)
+    monkeypatch.setattr(paired.inputs, "sheet", cut)
     with pytest.raises(RuntimeError):
         train_translation(*folders, **call, folder=tmp_path / "run")
     made = train_translation(*folders, **call, folder=tmp_path / "run")
@@ -147,7 +147,7 @@ def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
 def test_a_regression_learns_the_mean():
     x = to_tensor(data.load("digits").batch(range(64)).images)
     pictures = data.Images("t", [data.load("digits").batch(range(64)).images.numpy()])
-    net = train_translation(pictures, pictures, "regression", steps=60, batch_size=16, lr=5e-3)
+    net = train_translation(pictures, pictures, method="regression", steps=60, batch_size=16, lr=5e-3)
     assert isinstance(net, Translator)
     assert (answer(net, x) - x).square().mean() < 0.01
 
@@ -227,8 +227,8 @@ def test_a_diffusion_model_translates_between_its_classes(tmp_path, capsys):
     assert cli.main([*words, "--to", "boat", "-o", str(tmp_path / "no.png")]) == 2
     assert "Did you mean 'boot'" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
     assert cli.main([*words, "--to", "boot", "--origin", "shoe", "-n", "2", "-o", str(tmp_path / "no.png")]) == 2
-    assert "With an origin there is one answer" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
-    with pytest.raises(InputError, match="needs a class or words to turn into, such as prompt='shoe'"):
+    assert "With a source prompt there is one answer" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
+    with pytest.raises(InputError, match="needs a class or prompt to turn into, such as prompt='shoe'"):
         translate(tmp_path / "in.png", model)
 
 
