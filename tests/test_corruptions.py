@@ -223,7 +223,7 @@ def test_a_file_that_is_not_there_is_named(name):
 
 
 def test_a_mask_of_another_size_is_told(files):
-    with pytest.raises(InputError, match="The mask has 32x24 pixels and the picture 40x24"):
+    with pytest.raises(InputError, match="The mask has 32x24 pixels and the image 40x24"):
         parse(f"mask '{files / 'hole.png'}'").on((3, 24, 40), [0])
 
 

@@ -93,9 +93,9 @@ def _sigma_data(model: Model) -> float:
 
 
 def invert(denoise: Callable[..., Tensor], x: Tensor, sigmas: Tensor, cond: Cond | None = None) -> Tensor:
-    """The noise that a picture comes from: Heun's method on the probability flow, from the lowest sigma up.
+    """The noise that an image comes from: Heun's method on the probability flow, from the lowest sigma up.
 
-    dx / dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 3). The picture is taken for x at the lowest sigma.
+    dx / dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 3). The image is taken for x at the lowest sigma.
     """
     levels = [float(s) for s in sigmas.tolist()[-2::-1]]
 
