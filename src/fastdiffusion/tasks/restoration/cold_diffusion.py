@@ -71,7 +71,8 @@ class Restorer(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         """The estimate of x0. Against the noise at this level stands EDM's preconditioning; without noise it adds."""
         std = [self.process.std(t) if isinstance(self.process, BlurNoise) else 0.0 for t in level.tolist()]
-        c = edm(x.new_tensor(std)[:, None, None, None].clamp(min=0.1), self.sigma_data)
+        sigma = torch.tensor(std, dtype=x.dtype, device=x.device)[:, None, None, None]
+        c = edm(sigma.clamp(min=0.1), self.sigma_data)
         return c.c_skip * x + c.c_out.clamp(min=0.1) * self.net(c.c_in * x, level.clamp(min=1e-3).log() / 4, None)
 
 
@@ -89,7 +90,7 @@ def train_cold(data: Dataset | str, process: str = "blur 4", **options: Any) -> 
     made: Restorer = layers.drawn(lambda: Restorer(process, spec, data.shape, sigma_data), chosen.seed)
     learned, held = data.split(chosen.holdout, chosen.seed)
     config = {**made.config, "data": learned.fingerprint, "lr": chosen.lr, "batch_size": chosen.batch_size}
-    part = Part(made, _loss(made, learned, chosen.batch_size, chosen.seed), chosen.optimizer, chosen.lr)
+    part = Part(made.to(chosen.place), _loss(made, learned, chosen.batch_size, chosen.seed), chosen.optimizer, chosen.lr)
     folder = None if chosen.folder is None else Path(chosen.folder)
     for done in train({"net": part}, config=config, **chosen.run()):
         if folder is not None and (done.step % PREVIEW == 0 or done.step == chosen.steps):

@@ -116,7 +116,10 @@ def _parts(
         loss, critics = _gan(made, batch, options.seed)
     else:
         loss = partial(_loss, made, batch, options.seed)
-    return {"net": Part(made, loss, optimizer, lr), **critics}
+    parts = {"net": Part(made, loss, optimizer, lr), **critics}
+    for part in parts.values():
+        part.module.to(options.place)
+    return parts
 
 
 def _device(net: nn.Module) -> torch.device:
