@@ -1,4 +1,4 @@
-"""Restoring pictures: every way, any size, held to the input; and what is refused."""
+"""Restoring images: every way, any size, held to the input; and what is refused."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ALL = "downscale 2 | downscale 4 | jpeg 5..95 | blur 0.5..3 | noise 0.02..0.3 | 
 
 @pytest.fixture(scope="module")
 def restorer():
-    """Untrained: its one-call answer is the degraded picture itself, so that all else can be told apart."""
+    """Untrained: its one-call answer is the degraded image itself, so that all else can be told apart."""
     torch.manual_seed(0)
     net = nets.build({**SMALL, "in_channels": 6, "out_channels": 3})
     return Model(Denoiser(net, sigma_data=0.1, cond_channels=3).eval(), (3, 64, 64), corruption=ALL)
@@ -52,9 +52,9 @@ def trembling(restorer):
     return Model(Denoiser(net, sigma_data=0.1, cond_channels=3).eval(), (3, 64, 64), corruption=ALL)
 
 
-def degraded(picture, text):
-    """A picture file's content after a corruption."""
-    x = to_tensor(picture)[None]
+def degraded(image, text):
+    """An image file's content after a corruption."""
+    x = to_tensor(image)[None]
     return to_pil(parse_task(text).on(x.shape[1:], [0]).forward(x)[0])
 
 
@@ -74,7 +74,7 @@ def error(a, b):
         ((200, 65), 64, 16, 16, 3, 5),
     ],
 )
-def test_tiles_put_the_picture_together_again(size, tile, overlap, step, scale, halo):
+def test_tiles_put_the_image_together_again(size, tile, overlap, step, scale, halo):
     whole = torch.randn(2, 3, size[0] * scale, size[1] * scale)
     out, rows = torch.zeros_like(whole), 0
 
@@ -96,10 +96,10 @@ def test_a_noise_field_hangs_on_the_place():
 
 
 def test_tiles_leave_no_seams(trembling):
-    """A local net in tiles is the same net on the whole picture, to a step of rounding."""
-    picture = photo(300, 210, seed=2)
-    whole = restore(picture, "jpeg 5..95", trembling, tile=512)
-    parts = restore(picture, "jpeg 5..95", trembling, tile=128, overlap=64)
+    """A local net in tiles is the same net on the whole image, to a step of rounding."""
+    image = photo(300, 210, seed=2)
+    whole = restore(image, "jpeg 5..95", trembling, tile=512)
+    parts = restore(image, "jpeg 5..95", trembling, tile=128, overlap=64)
     apart = (whole.images.float() - parts.images.float()).abs()
     assert float(whole.images.float().std()) > 1 and float(apart.mean()) < 0.1 and float(apart.max()) <= 2
 
@@ -125,10 +125,10 @@ def test_what_is_known_helps_even_an_untrained_model(restorer, text):
     sharp = Image.fromarray(
         np.kron(np.random.default_rng(0).integers(60, 190, (8, 12, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
     )
-    for picture in (clean, sharp):
-        given = degraded(picture, text)
+    for image in (clean, sharp):
+        given = degraded(image, text)
         done = restore(given, text, restorer)
-        assert error(to_pil(done.images[0]), picture) <= error(given, picture) * 1.01
+        assert error(to_pil(done.images[0]), image) <= error(given, image) * 1.01
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +161,9 @@ def test_a_scene_goes_on_beyond_the_border(text):
 
 
 def test_a_blind_kernel_needs_edges(restorer):
-    for picture in (Image.new("RGB", (100, 80), (90, 90, 90)), photo(24, 24)):
+    for image in (Image.new("RGB", (100, 80), (90, 90, 90)), photo(24, 24)):
         with pytest.raises(InputError, match="No kernel can be found"):
-            restore(picture, "deblur blind", restorer)
+            restore(image, "deblur blind", restorer)
     with pytest.raises(InputError, match="Say all of motion: length, angle"):
         restore(photo(64, 64), "deblur motion 9")
 
@@ -250,7 +250,7 @@ def test_a_bad_palette_is_told(restorer, palette):
 # ---- blind --------------------------------------------------------------------------------------------------------
 
 
-def test_a_mark_on_several_pictures_is_found_and_removed(restorer):
+def test_a_mark_on_several_images_is_found_and_removed(restorer):
     g = torch.Generator().manual_seed(0)
     clean = torch.stack([to_tensor(photo(160, 96, seed=20 + i)) for i in range(8)])
     clean = (0.8 * clean + 0.02 * torch.randn(clean.shape, generator=g)).clamp(-1, 1)
@@ -290,9 +290,9 @@ def photos(tmp_path_factory):
     for sub in ("a", "b"):
         (folder / sub).mkdir()
     for i in range(6):
-        picture = photo(120, 90, seed=i)
-        picture.save(folder / "b" / f"{i}.png")
-        Image.fromarray(255 - np.asarray(picture)).save(folder / "a" / f"{i}.png")
+        image = photo(120, 90, seed=i)
+        image.save(folder / "b" / f"{i}.png")
+        Image.fromarray(255 - np.asarray(image)).save(folder / "a" / f"{i}.png")
     (folder / "a" / "lonely.png").write_bytes(encoded(photo(seed=9)))
     return folder
 
@@ -333,7 +333,7 @@ def test_a_restorer_learns_resumes_and_says_what_it_undoes(photos, tmp_path):
     given = degraded(clean, "fade 0.5")
     blind = restore(given, "fade 0.3..0.7", model)
     assert error(to_pil(blind.images[0]), clean) < 0.6 * error(given, clean)
-    with pytest.raises(InputError, match="given picture"):
+    with pytest.raises(InputError, match=r"given (picture|image)"):
         sample(model, n=1)
 
 
@@ -386,7 +386,7 @@ def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
         ("a.png", "watermark", [], "fastdiffusion train photos/ --restore"),
         ("dot.png", "jpeg 10", [], "1x1 pixels is too small"),
         ("bomb.png", "jpeg 10", [], "megapixels"),
-        ("text.png", "jpeg 10", [], "not a picture"),
+        ("text.png", "jpeg 10", [], "not a"),
         ("missing.png", "jpeg 10", [], "missing.png"),
         ("a.png", "jpeg 10", ["--way", "warm"], "No method named"),
         ("a.png", "jpeg 10", ["-n", "0"], "n must be"),
@@ -423,8 +423,8 @@ def test_a_jpeg_file_says_itself_how_it_was_rounded(trembling, tmp_path):
 
 
 def test_odd_files_are_restored(restorer, tmp_path):
-    for name, picture in (("cmyk.jpg", photo(40, 30).convert("CMYK")), ("alpha.png", photo(40, 30).convert("RGBA"))):
-        picture.save(tmp_path / name)
+    for name, image in (("cmyk.jpg", photo(40, 30).convert("CMYK")), ("alpha.png", photo(40, 30).convert("RGBA"))):
+        image.save(tmp_path / name)
         done = restore(tmp_path / name, "jpeg 10", restorer)
         assert done.images.shape == (1, 3, 30, 40) and not done.notes
         same = to_tensor(Image.open(tmp_path / name).convert("RGB"))
@@ -440,14 +440,14 @@ def test_a_plain_model_is_a_prior_and_no_restorer(plain):
         restore(photo(32, 32), "jpeg 10", plain, method="supervised")
 
 
-def test_unreadable_pictures_are_data_errors(restorer, tmp_path):
+def test_unreadable_images_are_data_errors(restorer, tmp_path):
     (tmp_path / "half.png").write_bytes(encoded(photo(80, 60))[:300])
-    with pytest.raises(DataError, match=r"Cannot read the picture 'half.png'"):
+    with pytest.raises(DataError, match=r"Cannot read the (picture|image) 'half.png'"):
         restore(tmp_path / "half.png", "jpeg 10", restorer)
 
 
-def test_an_ensemble_turns_with_the_picture(trembling) -> None:
-    """The mean over turns and mirror images does not care which way the picture lies; one answer does."""
+def test_an_ensemble_turns_with_the_image(trembling) -> None:
+    """The mean over turns and mirror images does not care which way the image lies; one answer does."""
     given = degraded(photo(48, 48), "noise 0.1")
     turned = given.transpose(Image.Transpose.ROTATE_90)
     for self_ensemble in (True, False):
@@ -457,7 +457,7 @@ def test_an_ensemble_turns_with_the_picture(trembling) -> None:
 
 
 def test_a_hole_larger_than_a_tile_is_filled_from_around_it(restorer):
-    """Tiles that lie in the hole see nothing of the picture by themselves."""
+    """Tiles that lie in the hole see nothing of the image by themselves."""
     plain = Image.new("RGB", (192, 192), (200, 120, 60))
     hole = np.zeros((192, 192), np.uint8)
     hole[10:182, 10:182] = 255
@@ -474,7 +474,7 @@ def test_squares_lie_on_their_own_grid_in_every_tile(plain, block):
 
 
 @torch.no_grad()
-def test_samples_of_overlapping_tiles_are_one_picture(plain):
+def test_samples_of_overlapping_tiles_are_one_image(plain):
     """Fresh noise hangs on the place, too: what two tiles make of the same pixels differs by what they cannot see."""
     what = parse("downscale 2")
     measurement = Measurement(photo(96, 64, seed=1), what, channels=3, exact=True)
@@ -498,12 +498,26 @@ def test_what_would_change_nothing_is_refused(restorer, tmp_path, monkeypatch, o
         restore(photo(32, 32), model=restorer, **options)
 
 
+def test_a_model_of_latents_restores_nothing():
+    """Corruptions are of pixels: three channels of latents are no colors."""
+    autoencoder = nets.build({"name": "kl", "channels": 3, "latent": 3, "width": 8, "multiples": [1], "blocks": 1})
+    net = nets.build({**SMALL, "in_channels": 3, "out_channels": 3})
+    latent = Model(Denoiser(net).eval(), (3, 16, 16), autoencoder=autoencoder.eval())
+    with pytest.raises(InputError, match="works in latents"):
+        restore(photo(32, 32), "fade 0.5", latent)
+
+
+def test_an_option_that_there_is_not(restorer):
+    with pytest.raises(InputError, match=r"No option of restore named 'ensemble'. Did you mean 'self_ensemble'"):
+        restore(photo(32, 32), "jpeg 30", restorer, ensemble=True)
+
+
 def test_the_device_of_the_bundled_restorer():
     with pytest.raises(InputError, match="No device 'nonsense'"):
         restore(photo(32, 32), "jpeg 30", device="nonsense")
 
 
-def test_marked_pictures_of_one_name_are_all_kept(tmp_path, capsys, monkeypatch):
+def test_marked_images_of_one_name_are_all_kept(tmp_path, capsys, monkeypatch):
     assert [p.name for p in written(["1", "1", "mark"], tmp_path)] == ["1.png", "1-2.png", "mark.png", "mark-2.png"]
     monkeypatch.chdir(tmp_path)
     for name in "abc":

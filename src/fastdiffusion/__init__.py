@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from .tasks.generation.recipe import reproduce
     from .tasks.generation.sample import sample, sample_steps
     from .tasks.generation.samples import Samples
+    from .tasks.restoration.cold_diffusion import train_cold
     from .tasks.restoration.restore import restore
     from .tasks.restoration.result import RestorationResult
+    from .tasks.restoration.watermarks import remove_watermark
     from .tasks.stylization.stylize import stylize
     from .tasks.text_image.scoring import clip_score, search
-    from .tasks.translation.paired import translate
+    from .tasks.translation.paired import train_translation, translate
     from .training.learner import Learner
 
 
@@ -44,6 +46,7 @@ __all__ = [
     "export",
     "load",
     "measure",
+    "remove_watermark",
     "reproduce",
     "restore",
     "sample",
@@ -52,6 +55,8 @@ __all__ = [
     "search",
     "study",
     "stylize",
+    "train_cold",
+    "train_translation",
     "translate",
 ]
 
@@ -65,12 +70,14 @@ _MODULES = {
     "tasks.generation.recipe": ["reproduce"],
     "tasks.generation.sample": ["sample", "sample_steps"],
     "tasks.generation.samples": ["Samples"],
+    "tasks.restoration.cold_diffusion": ["train_cold"],
     "tasks.restoration.restore": ["restore"],
     "tasks.restoration.result": ["RestorationResult"],
+    "tasks.restoration.watermarks": ["remove_watermark"],
     "tasks.export": ["export"],
     "tasks.evaluation.study": ["study"],
     "tasks.stylization.stylize": ["stylize"],
-    "tasks.translation.paired": ["translate"],
+    "tasks.translation.paired": ["train_translation", "translate"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -25,7 +25,7 @@ _TOKEN = re.compile(
 
 
 def parse(text: str | Corruption) -> Corruption:
-    """The corruption that ``text`` describes; raises InputError that names the nearest one, or where the text broke off."""
+    """The corruption that ``text`` describes; raises InputError that names the nearest one, or where the text breaks."""
     if isinstance(text, Corruption):
         return text
     tokens = _tokens(text)

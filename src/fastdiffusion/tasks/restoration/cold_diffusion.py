@@ -90,7 +90,9 @@ def train_cold(data: Dataset | str, process: str = "blur 4", **options: Any) -> 
     made: Restorer = layers.drawn(lambda: Restorer(process, spec, data.shape, sigma_data), chosen.seed)
     learned, held = data.split(chosen.holdout, chosen.seed)
     config = {**made.config, "data": learned.fingerprint, "lr": chosen.lr, "batch_size": chosen.batch_size}
-    part = Part(made.to(chosen.place), _loss(made, learned, chosen.batch_size, chosen.seed), chosen.optimizer, chosen.lr)
+    part = Part(
+        made.to(chosen.place), _loss(made, learned, chosen.batch_size, chosen.seed), chosen.optimizer, chosen.lr
+    )
     folder = None if chosen.folder is None else Path(chosen.folder)
     for done in train({"net": part}, config=config, **chosen.run()):
         if folder is not None and (done.step % PREVIEW == 0 or done.step == chosen.steps):
