@@ -25,7 +25,7 @@ _TOKEN = re.compile(
 
 
 def parse(text: str | Corruption) -> Corruption:
-    """The corruption that ``text`` describes; raises InputError that names the nearest one, or where the text breaks."""
+    """The corruption that ``text`` describes; raises InputError that names the nearest one, or where it breaks off."""
     if isinstance(text, Corruption):
         return text
     tokens = _tokens(text)
