@@ -21,7 +21,7 @@ class TrainTranslationOptions(ImageTrainingOptions):
         classes: Two classes of the source as the domains, "sneaker,bag".
         net: A U-Net's name in ``nets.PRESETS``.
         lr: Highest learning rate; by default the optimizer's, and half of it for gan and cyclegan.
-        optimizer: A name in ``optimizers.OPTIMIZERS``; by default Muon, or AdamW where torch does not have it.
+        optimizer: A name in ``optimizers.OPTIMIZERS``, or "auto": Muon, and AdamW where torch does not have it.
         mirror: Whether mirrored images belong to their domain, too.
     """
 
@@ -32,8 +32,8 @@ class TrainTranslationOptions(ImageTrainingOptions):
     net: str = option("unet-small", "A U-Net: unet-tiny, unet-small, unet-base.")
     steps: int = default("steps", 2000)
     batch_size: int = default("batch_size", 32)
-    lr: float | None = default("lr", None, help="Highest learning rate; by default the method's.")
-    optimizer: str | None = default("optimizer", None, help="muon or adamw; by default muon where torch has it.")
+    lr: float = default("lr", None, help="Highest learning rate; by default the method's.", kind=float | None)
+    optimizer: str = default("optimizer", "auto", help="muon, adamw, or auto: muon where torch has it.")
     mirror: bool = option(False, "Mirrored images belong to their domain, too.")
 
 

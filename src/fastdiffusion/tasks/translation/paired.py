@@ -75,8 +75,8 @@ def train_translation(source: Dataset | str, target: Dataset | str | None = None
         source, target, chosen.method != "cyclegan", chosen.classes, chosen.size, chosen.holdout, chosen.seed
     )
     made = _drawn(chosen, data)
-    optimizer = chosen.optimizer or optimizers.default()
-    lr = chosen.lr or optimizers.RATES[optimizer] * SHARE.get(chosen.method, 1.0)
+    optimizer = optimizers.default() if chosen.optimizer == "auto" else chosen.optimizer
+    lr = chosen.lr or optimizers.RATES.get(optimizer, 0) * SHARE.get(chosen.method, 1.0)
     learned = _parts(made, data, chosen, optimizer, lr)
     config = {**made.config, "data": data.fingerprint, "lr": lr, "batch_size": chosen.batch_size}
     config |= {"mirror": chosen.mirror, "optimizer": optimizer}
