@@ -25,6 +25,7 @@ from fastdiffusion import guidance, metrics, noise, samplers
 from fastdiffusion.data import selection
 from fastdiffusion.guidance.features import feature_guidance
 from fastdiffusion.io.images import grid, to_tensor
+from fastdiffusion.models import native_denoiser
 from fastdiffusion.nets.classifier import Classifier
 from fastdiffusion.tasks.classification import accuracy, train_classifier
 from fastdiffusion.types import Cond, Denoise
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace, seed: int) -> list[dict[str, float | str]]:
         return (
             guidance.classifier(plain, guide.log_prob, scale)
             if whole
-            else feature_guidance(model.denoiser, guide, scale)
+            else feature_guidance(native_denoiser(model), guide, scale)
         )
 
     for name in guides:

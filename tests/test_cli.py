@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiffusion import metrics, nets
+from fastdiffusion import metrics, models, nets
 from fastdiffusion.cli import demo as demo_
 from fastdiffusion.cli import main
 from fastdiffusion.data import digits
@@ -222,7 +222,7 @@ def test_doctor_names_a_broken_torchvision(monkeypatch, tmp_path):
 def test_poor_surroundings(model, tmp_path):
     """Locale C, no HOME, no terminal, 40 columns, a class name that ASCII does not have."""
     loaded = load(model)
-    save(Model(loaded.denoiser, loaded.shape, ("Käse", *"123456789")), tmp_path / "m.safetensors")
+    save(Model(models.native_denoiser(loaded), loaded.shape, ("Käse", *"123456789")), tmp_path / "m.safetensors")
     poor = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "COLUMNS": "40"}
     poor["PYTHONPATH"] = str(Path(__file__).parent.parent / "src")
     made = run("sample", "m.safetensors", "-n", "2", "--steps", "1", cwd=tmp_path, env=poor)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiffusion import metrics, nets
+from fastdiffusion import metrics, models, nets
 from fastdiffusion.data import Images, cache_folder, digits, selection
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
@@ -18,7 +18,6 @@ from fastdiffusion.models.card import card
 from fastdiffusion.nets import presets
 from fastdiffusion.tasks.evaluation import evaluate as evaluation
 from fastdiffusion.tasks.evaluation.evaluate import evaluate, measure
-from fastdiffusion.tasks.generation.sample import model_hash
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +114,7 @@ def test_the_numbers_are_noted_in_the_model(half, tmp_path):
     assert config == before[0]
     ready = load(tmp_path)
     assert "fd\\_digits (n=20, 1 calls, scale 1)" in card(ready)
-    assert model_hash(ready) == model_hash(Model.from_spec(*before))
+    assert ready.id == models.from_spec(*before).id
     assert evaluate(ready, half[0], **options).numbers == found.numbers
     (tmp_path / "broken.safetensors").write_bytes(b"no model")
     with pytest.warns(UserWarning, match="were not noted"):

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiffusion import nets
+from fastdiffusion import models, nets
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.io.images import read_recipe, save_png
 from fastdiffusion.models import Model, save
 from fastdiffusion.tasks.generation import samples as generation
 from fastdiffusion.tasks.generation.recipe import reproduce
-from fastdiffusion.tasks.generation.sample import model_hash, sample, sample_steps
+from fastdiffusion.tasks.generation.sample import sample, sample_steps
 
 
 @pytest.fixture(scope="module")
@@ -170,13 +170,13 @@ def test_bad_input(model, options, match):
 def test_a_model_that_makes_nan(model):
     broken = Model(Denoiser(nets.build(nets_spec(model))), (1, 8, 8))
     with torch.no_grad():
-        next(broken.denoiser.parameters()).fill_(float("nan"))
+        next(models.native_denoiser(broken).parameters()).fill_(float("nan"))
     with pytest.raises(CheckpointError, match="not finite"):
         sample(broken, n=1, steps=1)
 
 
 def nets_spec(model: Model) -> dict:
-    return {**model.spec()["net"], "classes": 0}
+    return {**models.spec(model)["net"], "classes": 0}
 
 
 def test_again_refuses_what_it_cannot_follow(folder, model, tmp_path):
@@ -206,8 +206,8 @@ def test_again_refuses_what_it_cannot_follow(folder, model, tmp_path):
 
 
 def test_the_hash_is_of_what_decides_the_pictures(model):
-    assert model_hash(model) == model_hash(model.with_table(5, model.table(5)))
-    assert model_hash(model) != model_hash(Model(model.denoiser, (1, 8, 8), ("cat", "dog", "8")))
+    assert model.id == model.with_table(5, model.table(5)).id
+    assert model.id != Model(models.native_denoiser(model), (1, 8, 8), ("cat", "dog", "8")).id
 
 
 def test_a_script_that_the_font_lacks_is_left_out_of_the_label():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdiffusion import guidance, nets
+from fastdiffusion import guidance, models, nets
 from fastdiffusion.data import oracles
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, FastdiffusionError, InputError
@@ -46,7 +46,7 @@ def folder(model, tmp_path_factory):
     save(model, where / "pets.safetensors")
     save(made(1), where / "weak.safetensors")
     torch.manual_seed(2)
-    reader = Classifier.from_denoiser(model.denoiser, 3)
+    reader = Classifier.from_denoiser(models.native_denoiser(model), 3)
     for net, name in ((reader, "reader"), (Classifier({**NET, "in_channels": 1}, 3), "judge")):
         for p in net.head.parameters():
             torch.nn.init.normal_(p, std=0.3)

@@ -10,7 +10,7 @@ import torch
 from pictures import encoded, photo, png, transparent
 from PIL import Image
 
-from fastdiffusion import Learner, nets, restore, sample, save
+from fastdiffusion import Learner, models, nets, restore, sample, save
 from fastdiffusion.cli import main
 from fastdiffusion.corruptions import jpeg, mask, parse
 from fastdiffusion.data import Crops, Pairs
@@ -326,9 +326,9 @@ def test_a_restorer_learns_resumes_and_says_what_it_undoes(photos, tmp_path):
             break
     Learner(data, restore="fade 0.3..0.7", folder=tmp_path / "run", **options).fit(steps=60)
     model = load(tmp_path / "run")
-    assert model.corruption == "fade 0.3..0.7" and model.denoiser.cond_channels == 3
-    for name, tensor in whole.model.tensors().items():
-        assert torch.equal(tensor, model.tensors()[name]), name
+    assert model.corruption == "fade 0.3..0.7" and models.native_denoiser(model).cond_channels == 3
+    for name, tensor in models.tensors(whole.model).items():
+        assert torch.equal(tensor, models.tensors(model)[name]), name
     clean = photo(64, 64, seed=40)
     given = degraded(clean, "fade 0.5")
     blind = restore(given, "fade 0.3..0.7", model)

@@ -296,10 +296,7 @@ def normal(mean, std=0.4):
             s = expand(sigma, x).square()
             return (std**2 * x + s * mean) / (std**2 + s)
 
-    made = Model(Denoiser(torch.nn.Identity(), sigma_data=std), (1, 4, 4))
-    object.__setattr__(made, "denoiser", Exact())
-    made.denoiser.sigma_data, made.denoiser.self_condition = std, False
-    return made
+    return Model(Exact(), (1, 4, 4), sigma_data=std)
 
 
 def test_dual_moves_one_gaussian_onto_the_other():
@@ -312,7 +309,7 @@ def test_dual_moves_one_gaussian_onto_the_other():
 
 def test_the_way_up_ends_where_the_flow_says():
     x, sigmas = torch.tensor([[[[0.7]]]]), torch.linspace(2.0, 0.01, 80, dtype=torch.float64)
-    up = invert(normal(-0.3).denoiser, x, torch.cat([sigmas, torch.zeros(1)]))
+    up = invert(normal(-0.3).denoise, x, torch.cat([sigmas, torch.zeros(1)]))
     exact = -0.3 + 1.0 * ((0.4**2 + 4) / (0.4**2 + 1e-4)) ** 0.5
     assert float(up) == pytest.approx(exact, rel=0.01)
 
@@ -332,8 +329,8 @@ def test_sdedit_goes_from_the_source_to_the_model():
 def test_one_strength_is_one_noise_level(translated, monkeypatch):
     """The part of noise in the mix, as everywhere: the highest level that is evaluated, whatever the method."""
     model, levels = normal(0.4), []
-    exact = model.denoiser.forward
-    monkeypatch.setattr(model.denoiser, "forward", lambda x, s, c=None: levels.append(float(s[0])) or exact(x, s, c))
+    exact = model.denoise.forward
+    monkeypatch.setattr(model.denoise, "forward", lambda x, s, c=None: levels.append(float(s[0])) or exact(x, s, c))
     for strength in (0.3, 0.6, 0.9):
         levels.clear()
         translated(model, torch.zeros(1, 1, 4, 4), strength)

@@ -15,10 +15,8 @@ from .core import ALWAYS, SLACK, Interval, Scale, guidance, scale_at
 
 
 def replace_text(cond: Cond, other: Cond | None, rows: int) -> Cond:
-    """``other`` in place of the label and words of ``cond``, whose rest is kept; None means "nothing"."""
-    specified = {name: value for name, value in vars(other).items() if value is not None} if other is not None else {}
-    merged = {name: value for name, value in (vars(cond.null()) | specified).items() if value is not None}
-    return Cond(**{name: value.expand(rows, *value.shape[1:]) for name, value in merged.items()})
+    """``other`` in place of the label and text of ``cond``, whose rest is kept; None means "nothing"."""
+    return (cond.null() if other is None else cond.null().with_text(other)).expand(rows)
 
 
 def _stacked(denoise: Denoise, x: Tensor, sigma: Tensor, conds: Sequence[Cond]) -> tuple[Tensor, ...]:

@@ -36,6 +36,7 @@ from .language import (
     parse,
     plain,
     several,
+    unknown_words,
     warn_unknown,
     write,
 )
@@ -62,6 +63,7 @@ __all__ = [
     "parse",
     "plain",
     "several",
+    "unknown_words",
     "warn_unknown",
     "write",
 ]

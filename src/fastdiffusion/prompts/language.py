@@ -347,9 +347,13 @@ def moments(prompt: Prompt, total: int) -> list[int]:
     return [call for call in range(total) if call == 0 or texts[call] != texts[call - 1]]
 
 
+def unknown_words(prompt: str, knows: Callable[[str], bool]) -> list[str]:
+    """The words of a prompt for which ``knows(word)`` is False, each once."""
+    tokens = re.findall(r"[^\W\d_]+", re.sub(r"\b(?:AND|BREAK)\b", " ", prompt).lower())
+    return list(dict.fromkeys(token for token in tokens if not knows(token)))
+
+
 def warn_unknown(prompt: str, knows: Callable[[str], bool]) -> None:
     """Warn of words for which ``knows(word)`` is False: those that no caption of the training data had."""
-    tokens = re.findall(r"[^\W\d_]+", re.sub(r"\b(?:AND|BREAK)\b", " ", prompt).lower())
-    strange = [token for token in tokens if not knows(token)]
-    if strange:
-        warnings.warn(f"The model has never read {', '.join(dict.fromkeys(strange))}: it may ignore it.", stacklevel=3)
+    if strange := unknown_words(prompt, knows):
+        warnings.warn(f"The model has never read {', '.join(strange)}: it may ignore it.", stacklevel=3)

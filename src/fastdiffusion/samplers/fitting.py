@@ -180,8 +180,7 @@ def reference(
         x = sigmas[0].item() * noise.initial(range(seed + first, seed + first + n), shape)
         if cond is None:
             return x, None
-        rows = next(len(v) for v in vars(cond).values() if v is not None)
-        return x, cond[[(first + i) % rows for i in range(n)]]
+        return x, cond[[(first + i) % len(cond) for i in range(n)]]
 
     most = max(int(min(noises, NUMBERS / math.prod(shape))), 8)
     probe, x_cond = draw(0, min(most, 16))

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import data as datasets
+from .. import models
 from ..corruptions import parse
 from ..data import Dataset
 from ..data.latents import Latents
@@ -157,7 +158,7 @@ class Learner:
             self.data = Latents(self.data, self.autoencoder)
         self.train, self.held_out = self.data.split(self.holdout, self.seed)
         self.corruption = None if self.restore is None else parse(self.restore)
-        inherited = None if self.base is None else self.base.denoiser.sigma_data
+        inherited = None if self.base is None else self.base.sigma_data
         self.measured_sigma_data, self.unit = setup.scale(self.train, self.corruption, self.sigma_data, inherited)
         self.levels = setup.levels(self)
         self.run = Folder(self.folder) if self.folder is not None else None
@@ -241,10 +242,10 @@ class Learner:
             autoencoder=self.autoencoder if isinstance(self.autoencoder, nn.Module) else None,
             corruption="pairs" if self.train.cond_channels else self.corruption and str(self.corruption),
         )  # fmt: skip
-        tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
+        tensors = {name: whole(t.detach()) for name, t in models.tensors(frame).items()}
         if length is not None:
             tensors |= {f"net.{name}": whole(t) for name, t in self.average.weights(length).items()}
-        return Model.from_spec(frame.spec(), tensors).to(self.device)
+        return models.from_spec(models.spec(frame), tensors).to(self.device)
 
     # ---- one step ---------------------------------------------------------------------------------------------
 

@@ -149,7 +149,7 @@ def evaluate(
     conditions = data.annotations(selection.choose(data, n, seed))
     if model.classes and model.classes == tuple(data.classes):
         data_labels = conditions.labels.tolist()
-    if model.text_encoder is not None and any(conditions.captions):
+    if model.conditioner is not None and any(conditions.captions):
         captions = [prompts.plain(caption) for caption in conditions.captions]
     sampling = {
         "steps": steps,

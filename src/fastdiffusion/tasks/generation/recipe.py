@@ -10,7 +10,7 @@ from ...errors import CheckpointError, DataError
 from ...io.images import inner_recipe, read_recipe, save_png
 from ...io.metadata import summarize
 from ...models import Model
-from ...models.registry import loaded, locate, model_hash
+from ...models.registry import loaded, locate
 from ...samplers import Table
 from .sample import _batch_of, _plan, _run
 from .samples import RECIPE, Samples
@@ -45,7 +45,7 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None) -> Sam
         table = None if recipe["table"] is None else Table.from_json(json.dumps(recipe["table"]))
         index = None if "grid" in recipe else int(recipe["index"])
         ready = _find(recipe["model"], Path(image)) if model is None else loaded(model)
-        if model_hash(ready) != recipe["model"]["sha256"]:
+        if ready.id != recipe["model"]["sha256"]:
             raise CheckpointError(
                 f"{name!r} was made by another model, {recipe['model']['name']!r} with sha256 "
                 f"{recipe['model']['sha256'][:12]}.... Name the right one with --model."

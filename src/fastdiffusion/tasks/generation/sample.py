@@ -26,8 +26,7 @@ from ...errors import CheckpointError, InputError
 from ...guidance import cfg
 from ...io.inputs import fit_image
 from ...models import Model
-from ...models.registry import loaded, model_hash, named, short_name
-from ...nets.text import normalized
+from ...models.registry import loaded, named, short_name
 from ...noise import resized, toward_seeds
 from ...samplers import Table, run
 from ...types import Denoise
@@ -140,7 +139,7 @@ class _Plan:
             "fastdiffusion": __version__,
             "recipe": RECIPE,
             "verb": "sample",
-            "model": {"name": self.name, "sha256": model_hash(self.model)},
+            "model": {"name": self.name, "sha256": self.model.id},
             "parameters": self.parameters,
             "table": None if self.table is None else json.loads(self.table.to_json()),
         }
@@ -188,7 +187,7 @@ def _plan(
     if p["prompt"] is not None and p["classes"] is not None:
         raise InputError("Give words or classes, not both.")
     if p["scale"] is None:
-        own = 1.0 if p["prompt"] is None else float(ready.info.get("scale", 1.0))
+        own = 1.0 if p["prompt"] is None else ready.scale
         p["scale"] = 1.0 if by_guide else AWAY if p["negative_prompt"] and own == 1 else own
     if not math.isfinite(p["scale"]):
         raise InputError(f"scale must be finite, got {p['scale']!r}. 1 is off, 2 to 4 is usual.")
@@ -205,7 +204,7 @@ def _plan(
 
 def _from(model: Model, strength: float) -> Model | None:
     """The model with the noise level that ``strength`` names as its highest, and no fitted tables; None at 0."""
-    sigma = min(model.denoiser.sigma_data * strength / max(1 - strength, 1e-9), model.sigma_max)
+    sigma = min(model.sigma_data * strength / max(1 - strength, 1e-9), model.sigma_max)
     return replace(model, sigma_min=min(model.sigma_min, sigma / 10), sigma_max=sigma, tables={}) if sigma else None
 
 
@@ -226,7 +225,7 @@ def _prompts(
     """The words of each of n images, their choices made; warns of words that the model cannot know."""
     if prompt is None and not negative_prompt:
         return None
-    if model.text_encoder is None:
+    if model.conditioner is None:
         raise InputError("This model was trained without words. Leave the prompt out, or take model='emoji'.")
     texts = [""] if prompt is None else prompts.several(prompt)
     if negative_prompt and prompts.choose(negative_prompt, 0) != negative_prompt.replace("\\{", "{").replace(
@@ -234,7 +233,8 @@ def _prompts(
     ):
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
     for text in dict.fromkeys((*texts, negative_prompt)):
-        prompts.warn_unknown(text, model.text_encoder.encoder_of(text).knows)
+        strange = set(model.conditioner.unknown_words(text))
+        prompts.warn_unknown(text, lambda word, strange=strange: word not in strange)
     return [prompts.choose(texts[i % len(texts)], seed + i) for i in range(n)]
 
 
@@ -303,15 +303,15 @@ def _run(plan: _Plan, only: range | None = None, shown: bool = False) -> Iterato
 def _conditioned(plan: _Plan, batch: range) -> Denoise:
     """The model's denoiser, told its words and guided: by scale, and as the guides say, which see the words too."""
     p, model = plan.parameters, plan.model
-    if plan.prompts is None or model.text_encoder is None or plan.table is None:
+    if plan.prompts is None or model.conditioner is None or plan.table is None:
         return plan.guided(cfg(model.denoise, p["scale"]) if p["scale"] != 1 else model.denoise)
     compiled = prompts.compile(
         [plan.prompts[i] for i in batch],
         model.encode_prompt,
         [row.sigma for row in plan.table.rows],
         p["negative_prompt"],
-        prompts.aligned(model.text_encoder.spans, normalized),
-        model.text_encoder.length,
+        model.conditioner.token_spans,
+        model.conditioner.max_tokens,
     )
     if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(p["guidance"])):
         raise InputError("Parts that AND joins are guided by scale alone: leave cfg, apg and negative out.")

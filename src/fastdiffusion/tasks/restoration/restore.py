@@ -22,7 +22,7 @@ from ...device import best_device
 from ...errors import CheckpointError, InputError
 from ...io.images import flatten, open_image, to_array, to_tensor
 from ...models import Model, load
-from ...models.registry import loaded, model_hash
+from ...models.registry import loaded
 from ...options import fill
 from ...version import __version__
 from .measurement import Measurement
@@ -129,8 +129,10 @@ def _channels(model: Model) -> int:
     """1 or 3, of a model of pixels."""
     if model.autoencoder is not None:
         raise InputError("This model works in latents, where corruptions of pixels are unknown. Use a model of pixels.")
-    if model.shape[0] not in (1, 3):
-        raise InputError(f"The model makes images of {model.shape[0]} channels: it cannot restore files.")
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+        raise InputError(
+            f"The model makes samples of shape {model.shape}, no images of 1 or 3 channels: it cannot restore files."
+        )
     return model.shape[0]
 
 
@@ -150,6 +152,6 @@ def _recipe(options: RestoreOptions, model: Model, label: str, method: str, tile
         "verb": "restore",
         "corruption": label,
         "method": method,
-        "model": model_hash(model)[:16],
+        "model": model.id[:16],
         "parameters": {**kept, "tile": tile, "overlap": overlap, **ensemble},
     }

@@ -176,7 +176,7 @@ def stylize_inside(
     looking makes, so that at ``strength`` 0 it comes back exactly, whatever inversion and codec lost.
     """
     _check(strength)
-    if not any(isinstance(module, layers.Attention) for module in model.denoiser.modules()):
+    if not any(isinstance(m, layers.Attention) for net in model.modules.values() for m in net.modules()):
         raise InputError("This model has no attention to share. Leave model out, or take one with attention.")
     sigmas = schedules.exponential(steps, model.sigma_min, model.sigma_max)
     noisy, table = invert(model.denoise, model.encode(content), sigmas, cond), samplers.table("dpmpp_2m", sigmas)

@@ -76,7 +76,7 @@ def train_translation(source: Dataset | str, target: Dataset | str | None = None
     )
     made = _drawn(chosen, data)
     optimizer = optimizers.default() if chosen.optimizer == "auto" else chosen.optimizer
-    lr = chosen.lr or optimizers.RATES.get(optimizer, 0) * SHARE.get(chosen.method, 1.0)
+    lr = chosen.lr or optimizers.RATES.get(optimizer, 1e-3) * SHARE.get(chosen.method, 1.0)
     learned = _parts(made, data, chosen, optimizer, lr)
     config = {**made.config, "data": data.fingerprint, "lr": lr, "batch_size": chosen.batch_size}
     config |= {"mirror": chosen.mirror, "optimizer": optimizer}
@@ -260,7 +260,10 @@ def _by_net(net: Translator | Cycle, image: ImageLike, options: TranslateOptions
 
 def _by_model(model: Model, image: ImageLike, options: TranslateOptions, prompt: str) -> Tensor:
     """The results of a diffusion model at its own size."""
-    source = fit_image(opened(image, "image", 4), model.image_shape)[None]
+    if len(model.image_shape) != 3:
+        raise InputError(f"This model makes samples of shape {model.image_shape}, no images: it cannot translate one.")
+    channels, height, width = model.image_shape
+    source = fit_image(opened(image, "image", 4), (channels, height, width))[None]
     condition = model.cond if model.classes else model.encode_prompt
     strength, steps, scale = options.strength, options.steps, options.scale
     if options.source_prompt is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -13,8 +12,8 @@ from torch import Tensor
 from ... import noise, samplers, schedules
 from ...guidance import cfg
 from ...models import Model
-from ...schedules import Sigmas, strength_sigma
-from ...types import Cond
+from ...schedules import strength_sigma
+from ...types import Cond, Denoise
 
 
 @torch.no_grad()
@@ -42,14 +41,14 @@ def sdedit(
     Returns images in [-1, 1], on the device of ``source``.
     """
     table = samplers.strength_table(
-        strength, steps, lambda n: _exponential(n, model), _sigma_data(model), model.sigma_max
+        strength, steps, lambda n: model.schedule(n, None), model.sigma_data, model.sigma_max
     )
     if table is None:
         return source.clone()
     x0 = model.encode(source.to(model.device))
     drawn = noise.initial(range(len(x0)) if seeds is None else seeds, x0.shape[1:]).to(x0)
     x = (x0 if strength < 1 else 0) + table.sigmas[0] * drawn
-    made = samplers.final(samplers.run(cfg(model.denoise, scale), x, table, cond))
+    made = samplers.final(samplers.run(_guided(model, scale), x, table, cond))
     return model.decode(made).clamp(-1, 1).to(source.device)
 
 
@@ -71,25 +70,20 @@ def ddib(
     round earlier, at the noise level where :func:`sdedit` would start. ``scale`` is classifier-free guidance, both up
     and down: further away from the source's domain, and further into the target's.
     """
-    start = strength_sigma(strength, _sigma_data(source_model), min(m.sigma_max for m in (source_model, target_model)))
-    if start <= max(m.sigma_min for m in (source_model, target_model)):
+    low = max(source_model.sigma_min, target_model.sigma_min)
+    high = strength_sigma(strength, source_model.sigma_data, min(source_model.sigma_max, target_model.sigma_max))
+    if high <= low:
         return source.clone()
-    sigmas = _exponential(steps, source_model, target_model, start=start)
-    here, there = (cfg(model.denoise, scale) for model in (source_model, target_model))
+    sigmas = schedules.exponential(steps, low, high)
+    here, there = _guided(source_model, scale), _guided(target_model, scale)
     x = invert(here, source_model.encode(source.to(source_model.device)), sigmas, source_cond).to(target_model.device)
     made = samplers.final(samplers.run(there, x, samplers.table("dpmpp_2m", sigmas), target_cond))
     return target_model.decode(made).clamp(-1, 1).to(source.device)
 
 
-def _exponential(steps: int, *models: Model, start: float = math.inf) -> Sigmas:
-    """The noise levels that all models know, from ``start`` down."""
-    low, high = max(model.sigma_min for model in models), min(model.sigma_max for model in models)
-    return schedules.exponential(steps, low, min(high, start))
-
-
-def _sigma_data(model: Model) -> float:
-    """Standard deviation of the data that the model was trained on."""
-    return model.denoiser.sigma_data
+def _guided(model: Model, scale: float) -> Denoise:
+    """Classifier-free guidance, away from what "unconditional" is for this model."""
+    return cfg(model.denoise, scale, None if model.conditioner is None else model.conditioner.null(1))
 
 
 def invert(denoise: Callable[..., Tensor], x: Tensor, sigmas: Tensor, cond: Cond | None = None) -> Tensor:
