@@ -48,7 +48,7 @@ class RestorationResult:
     uncertainty: Float[Tensor, "h w"]
     notes: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    kernel: Float[Tensor, "k l"] | None = None
+    kernel: Float[Tensor, "s t"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
