@@ -34,9 +34,11 @@ from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, sample
 from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions, StudyOptions, VariationsOptions
 from fastdiffusion.tasks.restoration import cold_diffusion, restore, watermarks
+from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from fastdiffusion.tasks.stylization import network, stylize
 from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, scoring
 from fastdiffusion.tasks.translation import paired
+from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
 from fastdiffusion.training.learner import Learner
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
@@ -133,17 +135,17 @@ VERBS = {
     "variations": verb(variations.variations, VariationsOptions, flags="out"),
     "index": verb(variations.build_index, flags="out aspect"),
     "add-language": verb(multilingual.add_language, flags="out"),
-    "restore": verb(restore.restore, flags="out compare metadata"),
-    "remove-watermark": verb(watermarks.remove_watermark, flags="out"),
+    "restore": verb(restore.restore, RestoreOptions, flags="out compare metadata"),
+    "remove-watermark": verb(watermarks.remove_watermark, RemoveWatermarkOptions, flags="out"),
     "train-clip": verb(clip.train_clip, flags="aspect"),
     "train-caption-mean": verb(caption_mean.train_caption_mean, flags="size aspect"),
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, flags="out", parameters="net"),
     "train-style": verb(network.train_style),
-    "train-translation": verb(paired.train_translation),
-    "translate": verb(paired.translate, flags="out"),
-    "train-cold": verb(cold_diffusion.train_cold),
+    "train-translation": verb(paired.train_translation, TrainTranslationOptions),
+    "translate": verb(paired.translate, TranslateOptions, flags="out"),
+    "train-cold": verb(cold_diffusion.train_cold, TrainColdOptions),
     "list-samplers": verb(),
     "about": verb(about.about),
     "recipe": verb(images.read_recipe, flags="image", parameters="path"),

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     from .tasks.generation.sample import sample, sample_steps
     from .tasks.generation.samples import Samples
     from .tasks.loading import load
+    from .tasks.restoration.cold_diffusion import train_cold
     from .tasks.restoration.restore import restore
     from .tasks.restoration.result import RestorationResult
+    from .tasks.restoration.watermarks import remove_watermark
     from .tasks.stylization.stylize import stylize
     from .tasks.text_image.scoring import clip_score, search
-    from .tasks.translation.paired import translate
+    from .tasks.translation.paired import train_translation, translate
     from .tasks.variations import variations
     from .training.learner import Learner
 
@@ -47,6 +49,7 @@ __all__ = [
     "export",
     "load",
     "measure",
+    "remove_watermark",
     "reproduce",
     "restore",
     "sample",
@@ -55,6 +58,8 @@ __all__ = [
     "search",
     "study",
     "stylize",
+    "train_cold",
+    "train_translation",
     "translate",
     "variations",
 ]
@@ -70,12 +75,14 @@ _MODULES = {
     "tasks.generation.sample": ["sample", "sample_steps"],
     "tasks.generation.samples": ["Samples"],
     "tasks.loading": ["load"],
+    "tasks.restoration.cold_diffusion": ["train_cold"],
     "tasks.restoration.restore": ["restore"],
     "tasks.restoration.result": ["RestorationResult"],
+    "tasks.restoration.watermarks": ["remove_watermark"],
     "tasks.export": ["export"],
     "tasks.evaluation.study": ["study"],
     "tasks.stylization.stylize": ["stylize"],
-    "tasks.translation.paired": ["translate"],
+    "tasks.translation.paired": ["train_translation", "translate"],
     "tasks.variations": ["variations"],
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
