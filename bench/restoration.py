@@ -26,11 +26,12 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from fastdiffusion.corruptions import parse
+from fastdiffusion.corruptions.blurs import convolve
 from fastdiffusion.data.crops import reduced
 from fastdiffusion.io.images import read_image, save_png, to_array, to_pil, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.nets.perceptual import perceptual_distance
-from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel, richardson_lucy, wiener
+from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel, wiener
 from fastdiffusion.tasks.restoration.colorization import luminance
 from fastdiffusion.tasks.restoration.restore import bundled, restore
 from fastdiffusion.tasks.restoration.watermarks import remove_watermark
@@ -150,6 +151,16 @@ def measure(
         out[key]["behind " + ours] = interval(ahead, names)
         print(f"{name:18} {ours} over {key}: {{:+.2f}} [{{:+.2f}}, {{:+.2f}}]".format(*out[key]["behind " + ours]))
     return out
+
+
+def richardson_lucy(y: Tensor, kernel: Tensor, steps: int = 30) -> Tensor:
+    """Richardson (1972) and Lucy's (1974) deconvolution of light."""
+    light = (y + 1) / 2
+    x = torch.full_like(light, 0.5)
+    kernels = kernel[None].expand(len(y), -1, -1)
+    for _ in range(steps):
+        x = x * convolve(light / convolve(x, kernels).clamp(min=1e-4), kernels.flip(1, 2))
+    return 2 * x - 1
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ...corruptions.blurs import convolve, disk, gaussian, line, taps
+from ...corruptions.blurs import disk, gaussian, line, taps
 from ...errors import InputError
 from .colorization import luminance
 
@@ -52,7 +52,7 @@ def estimate_kernel(
         else:
             kernel = _clean(F.interpolate(kernel[None, None], (side, side), mode="bicubic")[0, 0])
         for iteration in range(rounds):
-            sharp = _wiener(small, kernel, 0.02)
+            sharp = wiener(small, kernel, 0.02)
             edges = _edges(_shock(sharp, 8), keep=0.15 - 0.02 * iteration)
             kernel = _clean(_fit(edges, small, side))
     assert kernel is not None
@@ -171,8 +171,8 @@ def _centred(kernel: Tensor) -> Tensor:
     return torch.roll(kernel, shift, (0, 1))
 
 
-def _wiener(y: Tensor, kernel: Tensor, noise: float) -> Tensor:
-    """Deconvolved, with mirrored borders."""
+def wiener(y: Float[Tensor, "b c h w"], kernel: Float[Tensor, "k k"], noise: float = 1e-3) -> Tensor:
+    """Wiener's filter for a flat spectrum, with mirrored borders; ``noise`` is the ratio of noise to signal."""
     pad = len(kernel)
     wide = F.pad(y, (pad, pad, pad, pad), mode="reflect")
     big = wide.new_zeros(wide.shape[-2:])
@@ -180,18 +180,3 @@ def _wiener(y: Tensor, kernel: Tensor, noise: float) -> Tensor:
     transfer = torch.fft.rfft2(torch.roll(big, (-(len(kernel) // 2),) * 2, (0, 1)))
     x = torch.fft.irfft2(torch.fft.rfft2(wide) * transfer.conj() / (transfer.abs().square() + noise), wide.shape[-2:])
     return x[..., pad:-pad, pad:-pad]
-
-
-def wiener(y: Float[Tensor, "b c h w"], kernel: Float[Tensor, "k k"], noise: float = 1e-3) -> Tensor:
-    """Wiener's filter with a flat spectrum of the signal; ``noise`` is its ratio of noise to signal. A baseline."""
-    return _wiener(y, kernel, noise)
-
-
-def richardson_lucy(y: Float[Tensor, "b c h w"], kernel: Float[Tensor, "k k"], steps: int = 30) -> Tensor:
-    """Richardson (1972) and Lucy's (1974) deconvolution of light. A baseline."""
-    light = (y + 1) / 2
-    x = torch.full_like(light, 0.5)
-    kernels = kernel[None].expand(len(y), -1, -1)
-    for _ in range(steps):
-        x = x * convolve(light / convolve(x, kernels).clamp(min=1e-4), kernels.flip(1, 2))
-    return 2 * x - 1
