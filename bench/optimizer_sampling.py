@@ -36,7 +36,7 @@ def main() -> None:
 
     model, data, train, held_out, classifier = subject(args)
     with torch.enable_grad():
-        level = train_noise_level(train, args.level_steps)
+        level = train_noise_level(train, steps=args.level_steps)
     errors = level_error(level, held_out)
     print("noise level predictor, relative RMS error on held-out pictures by level:",
           {sigma: round(error, 3) for sigma, error in errors.items()})  # fmt: skip

@@ -39,7 +39,9 @@ from fastdiffusion.tasks.stylization import network, stylize
 from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, scoring
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
+from fastdiffusion.training.config import Budget, TrainingConfig
 from fastdiffusion.training.learner import Learner
+from fastdiffusion.training.options import ClassifierOptions
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 required = inspect.Parameter.empty
@@ -112,17 +114,16 @@ def verb(*functions: Callable[..., Any], flags: str = "", parameters: str = "", 
 
 VERBS = {
     "train": verb(
-        Learner, Learner.fit,
-        flags="size aspect inputs procs",
+        Learner, TrainingConfig, Learner.fit, Budget,
+        flags="size aspect inputs procs cpu",
         parameters="callbacks compile decay ema grad_clip loss_weighting_options save_every sigma_data "
         "sigma_distribution_options uncertainty verbose warmup weight_decay",
-        net=(None, "unet-small"), augment=("", ()),
     ),
     "scan": verb(ImageFolder),
     "fit": verb(
         fit_sampler, flags="prompt", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
     ),
-    "train-classifier": verb(classification.train_classifier, flags="size"),
+    "train-classifier": verb(classification.train_classifier, ClassifierOptions, flags="size"),
     "train-autoencoder": verb(train.train_autoencoder, flags="aspect", parameters="decoder_of"),
     "evaluate-autoencoder": verb(analysis.describe, flags="size aspect holdout out"),
     "train-token-prior": verb(token_prior.train_token_prior, flags="aspect"),

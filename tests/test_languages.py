@@ -10,6 +10,7 @@ from fastdiffusion import models, nets, sample
 from fastdiffusion.cli import main
 from fastdiffusion.data.dataset import Images
 from fastdiffusion.data.emoji import holdout
+from fastdiffusion.data.emoji import translations as dictionaries
 from fastdiffusion.data.emoji.font import LANGUAGES
 from fastdiffusion.data.emoji.scenes import CLDR
 from fastdiffusion.data.emoji.translations import (
@@ -164,7 +165,7 @@ def test_pairs_come_from_a_dictionary(tmp_path, monkeypatch):
     path.write_text("nothing here")
     with pytest.raises(DataError, match="no dictionary"):
         translations(path)
-    monkeypatch.setattr("fastdiffusion.data.emoji.translations.EDICT", tmp_path / "absent")
+    monkeypatch.setattr(dictionaries, "EDICT", tmp_path / "absent")
     with pytest.raises(MissingExtra, match="apt install edict"):
         translations("edict")
 

@@ -58,7 +58,7 @@ def test_nearest_against_brute_force(monkeypatch):
     values, indices = metrics.nearest(points, points, 3, exclude_self=True)
     torch.testing.assert_close(values, distance.sort(1).values[:, :3])
     assert torch.equal(indices, distance.sort(1).indices[:, :3])
-    with pytest.raises(InputError, match="40 pictures do not have 40 neighbors"):
+    with pytest.raises(InputError, match="40 images do not have 40 neighbors"):
         metrics.nearest(points, points, 40, exclude_self=True)
 
 
@@ -183,7 +183,7 @@ def test_classifier_is_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = []
     train = metrics.train_classifier
-    monkeypatch.setattr(feature_nets, "train_classifier", lambda data: made.append(1) or train(data, passes=0.5))
+    monkeypatch.setattr(feature_nets, "train_classifier", lambda data, **_: made.append(1) or train(data, passes=0.5))
     data = digits()
     one, two = metrics.classifier(data), metrics.classifier(data)
     x = to_tensor(selection.load_images(data, [3, 1])[0])

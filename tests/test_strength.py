@@ -40,7 +40,9 @@ def by_variations(recorded: Recorded, strength: float) -> torch.Tensor:
     """With a retrieval that finds nothing to draw, as the model takes no prompts."""
     options = {"n": 1, "steps": 5, "image": IMAGE, "strength": strength}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(variations.sample, "sample", lambda model, prompts, **given: sample(model, **{**given, **options}))
+        patch.setattr(
+            variations.sample, "sample", lambda model, prompts, **given: sample(model, **{**given, **options})
+        )
         patch.setattr(variations.clips, "as_input", lambda net, image: torch.zeros(1, 3, 64, 64))
         return variations.variations("nothing.png", model=recorded.model, strength=strength, n=1).images
 
@@ -92,7 +94,9 @@ def test_the_shorter_way_is_the_schedule_from_there(name, start, steps):
         return schedules.schedule(name, n, sigma_min=0.02, sigma_max=14.0)
 
     shorter = below(start, steps, schedule)
-    torch.testing.assert_close(shorter, schedules.schedule(name, steps, sigma_min=0.02, sigma_max=start), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        shorter, schedules.schedule(name, steps, sigma_min=0.02, sigma_max=start), rtol=1e-3, atol=0
+    )
     assert shorter[0] == start
 
 

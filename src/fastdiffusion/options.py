@@ -65,5 +65,6 @@ def fill(options: type[Options], **values: Any) -> Options:
     known = [f.name for f in fields(options)]  # type: ignore[arg-type]
     for name in values:
         if name not in known:
-            raise unknown(f"option of {options.__name__.removesuffix('Options').lower()}", name, known)
+            kind = options.__name__.removesuffix("Options").removesuffix("Config").lower()
+            raise unknown(f"option of {kind}", name, known)
     return options(**values)

@@ -22,7 +22,7 @@ class TrainingOptions:
         batch_size: Training examples a step.
         lr: Highest learning rate.
         optimizer: A name in ``optimizers.OPTIMIZERS``.
-        precision: "float32", "bfloat16", or "auto": the faster one, measured.
+        precision: "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, else float32.
         minutes: End this session after so long; the same call goes on.
         fresh: Forget what the folder holds.
         seed: Of everything.
@@ -41,7 +41,7 @@ class TrainingOptions:
     batch_size: int = option(64, "Images a step.")
     lr: float = option(1e-2, "Highest learning rate.")
     optimizer: str = option("muon", "muon or adamw.")
-    precision: str = option("float32", "float32, bfloat16, or auto: the faster one, measured.")
+    precision: str = option("float32", "float32, bfloat16, or auto: bfloat16 on a GPU that has it.")
     minutes: float | None = option(None, "End this session after so long; the same command goes on.")
     fresh: bool = option(False, "Forget what the folder holds and start anew.")
     seed: int = option(0, "Of everything.")
@@ -77,3 +77,34 @@ def default(name: str, value: Any, **shown: Any) -> Any:
     """The shared option ``name`` with another default, and where ``shown`` says so, another help or spelling."""
     known = ImageTrainingOptions.__dataclass_fields__[name].metadata["flag"]
     return field(default=value, metadata={"flag": replace(known, **shown)})
+
+
+@dataclass(frozen=True)
+class NoiseLevelOptions(TrainingOptions):
+    """Of ``train_noise_level``.
+
+    Attributes:
+        net: A U-Net's name in ``nets.PRESETS``, of which half is taken.
+        dropout: Against memorizing.
+    """
+
+    steps: int = default("steps", 500)
+    batch_size: int = default("batch_size", 128)
+    lr: float = default("lr", 1e-3)
+    optimizer: str = default("optimizer", "adamw")
+    net: str = option("unet-tiny", "A U-Net, of which half is taken.")
+    dropout: float = option(0.0, "Against memorizing.")
+
+
+@dataclass(frozen=True)
+class ClassifierOptions(NoiseLevelOptions):
+    """Of ``train_classifier``.
+
+    Attributes:
+        model: Instead of the noisy images, classify the features of this model's U-Net and train only the head: cheap,
+            often as good, and what feature guidance takes.
+    """
+
+    steps: int = default("steps", 1000)
+    dropout: float = option(0.1, "Against memorizing.")
+    model: Any = option(None, "Classify the features of this model instead, for feature guidance.", kind=Path)

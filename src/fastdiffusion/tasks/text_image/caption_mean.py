@@ -79,7 +79,7 @@ def train_caption_mean(
     if not isinstance(conditioned, TextConditioned) or conditioned.caption_mean is None:
         raise InputError(f"{Path(init_from or '').name} has no draft to go on from. Leave begin out.")
     text_encoder, caption_mean = conditioned.text_encoder, conditioned.caption_mean
-    rows, scale = learner.train, learner.measured_sigma_data
+    rows, scale = learner.setup.train, learner.setup.sigma_data
     if len(rows.groups) != 1:
         raise InputError("A draft needs pictures of one size. Load the folder with aspect='crop'.")
 
@@ -93,10 +93,10 @@ def train_caption_mean(
     config = {
         "data": rows.fingerprint, "words": text_encoder.config, "draft": caption_mean.config,
         "batch_size": batch_size, "lr": lr,
-        "begin": None if learner.base is None else learner.base.id[:16],
+        "begin": None if learner.setup.base is None else learner.setup.base.id[:16],
     }  # fmt: skip
     both = nn.ModuleDict({"text_encoder": text_encoder, "caption_mean": caption_mean})
-    part = Part(both, loss, optimizer=learner.optimizer, lr=lr)
+    part = Part(both, loss, optimizer=learner.config.optimizer, lr=lr)
     for _ in train({"caption_mean": part}, steps, config, folder, seed, 50, 0.5, minutes, fresh, precision):
         pass
     model = learner.averaged(None)
