@@ -313,6 +313,7 @@ def _conditioned(plan: _Plan, batch: range) -> Denoise:
         model.conditioner.token_spans,
         model.conditioner.max_tokens,
     )
+    compiled = replace(compiled, negative=model.null() if compiled.negative is None else compiled.negative)
     if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(p["guidance"])):
         raise InputError("Parts that AND joins are guided by scale alone: leave cfg, apg and negative out.")
     return compiled.guide(model.denoise, p["scale"], around=plan.guided)
