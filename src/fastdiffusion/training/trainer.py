@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import CheckpointError, FastdiffusionError, InputError, unknown
+from ..io.checkpoints import on_disk
 from ..io.run_folder import Folder
 from ..noise import generator
 from . import optimizers
@@ -176,7 +177,7 @@ def _tensors(parts: Mapping[str, Part], optimize: Mapping[str, list[Any]]) -> di
 
 
 def _settings(optimize: Mapping[str, list[Any]]) -> dict[str, Any]:
-    return {"optimizer": {name: optimizers.pack(o)[1] for name, o in optimize.items()}}
+    return {"optimizer": {on_disk(name): optimizers.pack(o)[1] for name, o in optimize.items()}}
 
 
 def _resume(
@@ -198,7 +199,7 @@ def _resume(
         p.module.load_state_dict({k: like(own[k], tensors[f"{name}.{k}"]) for k in own})
         prefix = f"optimizer.{name}."
         inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        optimizers.unpack(optimize[name], inner, old["optimizer"][name])
+        optimizers.unpack(optimize[name], inner, old["optimizer"][on_disk(name)])
     return {"precision": old["precision"]}
 
 
