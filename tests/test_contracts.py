@@ -23,6 +23,7 @@ from fastdiffusion.data import ImageFolder
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.io import images
 from fastdiffusion.models import Model
+from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import presets
 from fastdiffusion.samplers.fitting import fit_sampler
 from fastdiffusion.tasks import classification, export, variations

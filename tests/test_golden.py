@@ -108,8 +108,8 @@ def test_every_kind_of_file_loads_and_computes_the_same(kind):
 def test_no_loader_takes_a_file_of_another_kind(path):
     loaders = {
         "codec": models.load_autoencoder, "classifier": classification.load, "clip": clip.load,
-        "memory": variations.load, "prior": prior.load, "codes": token_prior.load, "style": network.load, "translation": paired.load,
-        "cold": cold_diffusion.load, "judge": evaluator.load, "text": models.load,
+        "memory": variations.load, "prior": prior.load, "codes": token_prior.load, "style": network.load,
+        "translation": paired.load, "cold": cold_diffusion.load, "judge": evaluator.load, "text": models.load,
     }  # fmt: skip
     own = {"restorer": {"text"}, "cycle": {"translation"}, "text": {"text", "codec"}}.get(path.stem, {path.stem})
     for kind, load in loaders.items():

@@ -17,10 +17,9 @@ from fastdiffusion import models, nets, noise, samplers
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.io import checkpoints, run_folder
-from fastdiffusion.models import Model, load, save
+from fastdiffusion.models import Model, load, registry, save
 from fastdiffusion.models import card as cards
 from fastdiffusion.models import model as models_model
-from fastdiffusion.models import registry
 from fastdiffusion.nets import presets
 
 SMALL = {
