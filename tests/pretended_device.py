@@ -52,12 +52,13 @@ class PretendedDevice:
 
     Attributes:
         waits: How often the program waited for the device, by reason ("item", "cpu", "tolist", "nonzero", ...).
-        places: The same, by the line of this repository that waited ("src/.../sample.py:12 item").
+        places: The same, by the line that waited ("tasks/generation/sample.py:12 item").
+        operations: How many operations there were on the device.
     """
 
     def __init__(self) -> None:
         self.table: dict[int, tuple[StorageWeakRef, bool | None]] = {}  # True: on the device; None: on either side
-        self.limit, self.active = 4096, True
+        self.limit, self.active, self.operations = 4096, True, 0
         self.waits: Counter[str] = Counter()
         self.places: Counter[str] = Counter()
 
@@ -128,6 +129,7 @@ class Watch(TorchDispatchMode):
         sides = [device.side(x) for x in operands]
         on = True in sides
         if on:
+            device.operations += 1
             check(device, func, name, args, kwargs, operands, sides)
             if name in WAITS or (name in INDEXED and any(x.dtype == torch.bool for x in tensors(args[1]))):
                 device.wait(WAITS.get(name, "nonzero"))
@@ -353,6 +355,8 @@ def _patches(device: PretendedDevice) -> Iterator[Any]:
         yield mock.patch.object(torch.cuda, name, function)
     yield mock.patch.object(torch.accelerator, "is_available", lambda: True)
     yield mock.patch.object(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
+    stream = SimpleNamespace(is_capturing=lambda: False, synchronize=lambda: None)  # what optimizers ask
+    yield mock.patch.object(torch.accelerator, "current_stream", lambda *_, **__: stream)
     for room in (torch, torch.amp, torch.amp.autocast_mode):
         yield mock.patch.object(room, "autocast", Autocast)
     for name in ("is_autocast_enabled", "get_autocast_dtype"):
