@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-from pictures import photo
 from PIL import Image
+from pictures import photo
 from pretended_device import forget_accelerator, pretended
 from torch import Tensor, nn
 
 import fastdiffusion
 from fastdiffusion import Learner, data, nets
-from fastdiffusion.corruptions import parse
 from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.corruptions import parse
 from fastdiffusion.io.images import to_pil, to_tensor
 from fastdiffusion.models import Model, save
 
@@ -34,6 +34,7 @@ LOCAL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1], 
 WORDS = {"vocabulary": 300, "width": 16, "depth": 1, "head": 8}
 COLORS = ("red", "green", "blue", "yellow")
 TINY = {"steps": 2, "batch_size": 4}
+EXACT = {**TINY, "precision": "float32"}
 
 # Commands that do not compute with a net, or that compute through a verb of the table alone.
 EXEMPT = {"scan", "list-samplers", "about", "recipe", "doctor", "demo", "names"}
@@ -114,11 +115,7 @@ def desk(tmp_path_factory) -> SimpleNamespace:
     gray = {**NET, "in_channels": 1, "out_channels": 1}
     classes = write("classes", nets.build({**gray, "classes": 10}), (1, 8, 8), classes=tuple("0123456789"))
     plain = write("plain", nets.build({**NET, "in_channels": 3, "out_channels": 3}), (3, 16, 16))
-    restoring = {
-        "sigma_data": 0.1,
-        "cond_channels": 3,
-        "corruption": "blur 0.5..2 | downscale 2 | gray | mask 0.05..0.4",
-    }
+    restoring = {"sigma_data": 0.1, "cond_channels": 3, "corruption": "blur 0.5..2 | downscale 2 | gray | mask 0.05..0.4"}
     restorer = write("restorer", nets.build({**LOCAL, "in_channels": 6, "out_channels": 3}), (3, 64, 64), **restoring)
     text_net = nets.build({**NET, "in_channels": 3, "out_channels": 3, "words": WORDS})
     captions = [f"a {color} square" for color in COLORS]
@@ -160,7 +157,8 @@ def verb(name: str) -> Callable[..., Any]:
     known = inspect.signature(found).parameters.values()
     if any(p.name == "device" or p.kind is p.VAR_KEYWORD for p in known):
         return found
-    return lambda *args, device=None, **options: found(*args, **options)  # it cannot be told where to compute
+    options = {p.name for p in known}  # it cannot be told where to compute
+    return lambda *args, **given: found(*args, **{name: value for name, value in given.items() if name in options})
 
 
 # ---- generation ---------------------------------------------------------------------------------------------------
@@ -190,7 +188,9 @@ def sample_from_image(desk, device, folder):
 
 @row("sample")
 def sample_inpaint(desk, device, folder):
-    return verb("sample")(desk.plain, guidance=f"inpaint {desk.small} {desk.small_hole}", n=1, steps=3, device=device)
+    return verb("sample")(
+        desk.plain, guidance=f"inpaint {desk.small} {desk.small_hole}", n=1, steps=3, device=device
+    )
 
 
 @row("sample")
@@ -200,7 +200,9 @@ def sample_latents(desk, device, folder):
 
 @row("sample")
 def sample_stochastic(desk, device, folder):
-    return verb("sample")(desk.classes, n=2, steps=3, sampler="euler_ancestral", variation_strength=0.2, device=device)
+    return verb("sample")(
+        desk.classes, n=2, steps=3, sampler="euler_ancestral", variation_strength=0.2, device=device
+    )
 
 
 @row("sample")
@@ -233,7 +235,9 @@ def export(desk, device, folder):
 @row("variations")
 def variations(desk, device, folder):
     index = made(desk, "index.safetensors", lambda path: _index(desk, path))
-    return verb("variations")(desk.small, n=2, model=desk.text, index=index, clip=_clip(desk), steps=2, device=device)
+    return verb("variations")(
+        desk.small, n=2, model=desk.text, index=index, clip=_clip(desk), steps=2, device=device
+    )
 
 
 @row("index")
@@ -413,10 +417,19 @@ for _method in ("regression", "gan", "diffusion", "bridge", "cyclegan"):
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
+def net_of(model):
+    return model.modules["net"] if hasattr(model, "modules") else model.denoiser.net
+
+
+def begun(source, device, **options):
+    where = {"device": device} if "device" in {f.name for f in fields(Learner)} else {"cpu": device == "cpu"}
+    return Learner(source, **where, **options)
+
+
 def learned(source, device, **options):
     quiet = {"net": NET, "batch_size": 4, "precision": "float32", "verbose": False}
-    learner = Learner(source, device=device, **{**quiet, **options}).fit(steps=2)
-    return learner.model.denoiser.net, learner.state.validation
+    learner = begun(source, device, **{**quiet, **options}).fit(steps=2)
+    return net_of(learner.model), learner.state.validation
 
 
 @row("train")
@@ -447,8 +460,8 @@ def train_restorer(desk, device, folder):
 @row("train")
 def train_continued(desk, device, folder):
     options = {"net": NET, "batch_size": 4, "precision": "float32", "verbose": False, "folder": folder / "run"}
-    Learner("digits", device="cpu", **options).fit(steps=1)
-    return Learner("digits", device=device, **options).fit(steps=2).model.denoiser.net
+    begun("digits", "cpu", **options).fit(steps=1)
+    return net_of(begun("digits", device, **options).fit(steps=2).model)
 
 
 @row("train-classifier")
@@ -459,7 +472,7 @@ def train_classifier(desk, device, folder):
 def _autoencoder(kind):
     def training(desk, device, folder):
         options = {"kind": kind, "width": 8, "levels": 1, "adversarial": 0.1, "perceptual": 0.1, "codebook_size": 64}
-        return verb("train_autoencoder")("digits", device=device, **options, **TINY)
+        return verb("train_autoencoder")("digits", device=device, **options, **EXACT)
 
     training.__name__ = f"train_autoencoder_{kind}"
     row("train-autoencoder")(training)
@@ -481,7 +494,7 @@ def evaluate_autoencoder(desk, device, folder):
 def _tokens(desk):
     def make(path):
         options = {"kind": "fsq", "width": 8, "levels": 1, "codebook_size": 64, "folder": path, "device": "cpu"}
-        verb("train_autoencoder")("digits", **options, **TINY)
+        verb("train_autoencoder")("digits", **options, **EXACT)
 
     return made(desk, "tokens", make) / "codec.safetensors"
 
@@ -513,7 +526,7 @@ def train_clip(desk, device, folder):
 def train_caption_mean(desk, device, folder):
     options = {"net": {**NET, "words": WORDS}, "side": 8, "precision": "float32"}
     made = verb("train_caption_mean")(data.load(str(desk.photos), 16), device=device, **options, **TINY)
-    return made.denoiser.net if isinstance(made, Model) else made
+    return net_of(made) if isinstance(made, Model) else made
 
 
 @row("add-language")
@@ -522,9 +535,9 @@ def add_language(desk, device, folder):
 
     words = ("rojo", "verde", "azul", "amarillo")
     pairs = [Pair(f"un cuadro {word}", known) for word, known in zip(words, desk.captions, strict=True)]
-    options = {"vocabulary": 300, "depth": 1, **TINY}
+    options = {"vocabulary": 300, "depth": 1, **EXACT}
     model = fastdiffusion.load(desk.text)
-    return verb("add_language")(model, pairs, device=device, **options).denoiser.net.text_encoder.student_encoder
+    return net_of(verb("add_language")(model, pairs, device=device, **options)).text_encoder.student_encoder
 
 
 @row("clip-score")
