@@ -7,7 +7,9 @@ views of the same numbers. No layer fixes a size: what must be even is padded by
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -221,7 +223,7 @@ class Tail(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention over (b, heads, n, d): the one place that every self- and cross-attention passes through."""
+    """Softmax attention over (b, heads, n, d)."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -232,11 +234,94 @@ def attend_linear(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -
     return q.softmax(-1) @ (k.softmax(-2).transpose(-1, -2) @ v)
 
 
+def softmax_probabilities(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Float[Tensor, "b heads n m"]:
+    """The matrix that :func:`attend` multiplies the values by, in float32 or better; its rows sum to 1."""
+    q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
+
+
+def linear_probabilities(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Float[Tensor, "b heads n m"]:
+    """The matrix that :func:`attend_linear` multiplies the values by without ever building it."""
+    if mask is not None:
+        k = k.masked_fill(~mask.transpose(-1, -2), float("-inf"))
+    return q.softmax(-1) @ k.softmax(-2).transpose(-1, -2)
+
+
+@dataclass(eq=False)
+class AttentionCall:
+    """One evaluation of one attention layer: what a controller (``guidance.attention``) sees, and may change.
+
+    Attributes:
+        module: The layer itself.
+        query, key, value: (b, heads, n or m, d).
+        mask: True (or 0, if added) where a key is visible; broadcasts to (b, heads, n, m).
+        tokens: The keys that are the prompt's tokens, in cross-attention; None in self-attention.
+        attend: From query, key, value and mask to the output: the layer's own way to compute it.
+        weigh: From query, key and mask to the probabilities that ``attend`` uses.
+        name: The layer's name in its net, such as "encoder.3.cross_attention"; filled in by the hook.
+        progress: Where the run is, from 0 to below 1; None outside a run. Filled in by the hook.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    tokens: slice | None = None
+    attend: Callable[..., Tensor] = attend
+    weigh: Callable[..., Tensor] = softmax_probabilities
+    name: str = ""
+    progress: float | None = None
+    _probabilities: Tensor | None = field(default=None, init=False)
+    _output: Tensor | None = field(default=None, init=False)
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return self.query.shape[1]
+
+    @property
+    def probabilities(self) -> Float[Tensor, "b heads n m"]:
+        """What each query attends to. Reading them changes nothing; setting them decides the output."""
+        if self._probabilities is None:
+            self._probabilities = self.weigh(self.query, self.key, self.mask)
+        return self._probabilities
+
+    @probabilities.setter
+    def probabilities(self, edited: Float[Tensor, "b heads n m"]) -> None:
+        self._probabilities, self._output = edited, edited.to(self.value) @ self.value
+
+    @property
+    def output(self) -> Float[Tensor, "b heads n d"]:
+        """What the layer returns, before its output projection."""
+        if self._output is None:
+            self._output = self.attend(self.query, self.key, self.value, self.mask)
+        return self._output
+
+    @output.setter
+    def output(self, edited: Float[Tensor, "b heads n d"]) -> None:
+        self._output = edited
+
+
+class _Hooks(threading.local):
+    """Who looks into the attention layers of this thread's forward passes, outermost first."""
+
+    def __init__(self) -> None:
+        self.stack: list[Callable[[AttentionCall], None]] = []
+
+
+HOOKS = _Hooks()
+
+
 class Attention(nn.Module):
     """Multi-head attention among tokens, or from tokens to a context of width ``context`` if that is above 0.
 
-    A context gets one more key and value, all zeros and always visible, so a row whose mask hides every word adds
-    exactly 0 (and never NaN): it equals a call without words.
+    A context gets one more key and value, all zeros and always visible, so a row whose mask hides every token adds
+    exactly 0 (and never NaN): it equals a call without a context. Each call can be seen and changed by the hooks of
+    ``guidance.attention``.
     """
 
     def __init__(self, dim: int, head: int = 64, context: int = 0, linear: bool = False, start_at_zero: bool = True):
@@ -263,7 +348,15 @@ class Attention(nn.Module):
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         mask = None if mask is None else mask[:, None, None, :]
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        y = (attend_linear if self.linear else attend)(q, k, v, mask)
+        kernel = attend_linear if self.linear else attend
+        if HOOKS.stack:
+            weigh = linear_probabilities if self.linear else softmax_probabilities
+            call = AttentionCall(self, q, k, v, mask, None if context is None else slice(1, None), kernel, weigh)
+            for hook in HOOKS.stack:
+                hook(call)
+            y = call.output
+        else:
+            y = kernel(q, k, v, mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
 

@@ -27,12 +27,11 @@ from tqdm import tqdm
 
 from ... import samplers, schedules
 from ...errors import InputError
-from ...guidance.attention import shared_attention
+from ...guidance.attention import attention_layers, shared_attention
 from ...io import images
 from ...io.inputs import LEAST, ImageLike, as_tensor, fit_image, opened, scaled
 from ...models import Model
 from ...models.registry import loaded
-from ...nets import layers
 from ...nets.perceptual import Maps
 from ...types import Cond
 from ..translation.training_free import invert
@@ -176,10 +175,10 @@ def stylize_inside(
     looking makes, so that at ``strength`` 0 it comes back exactly, whatever inversion and codec lost.
     """
     _check(strength)
-    if not any(isinstance(module, layers.Attention) for module in model.denoiser.modules()):
-        raise InputError("This model has no attention to share. Leave model out, or take one with attention.")
+    net = model.denoiser.net
+    attention_layers(net)  # InputError without any, before all the work
     sigmas = schedules.exponential(steps, model.sigma_min, model.sigma_max)
     noisy, table = invert(model.denoise, model.encode(content), sigmas, cond), samplers.table("dpmpp_2m", sigmas)
-    guides = (shared_attention(model.denoise, model.encode(style), share, seed=seed) for share in (strength, 0.0))
-    looking, alone = (model.decode(samplers.final(samplers.run(guide, noisy, table, cond))) for guide in guides)
-    return (content + (looking - alone)).clamp(-1, 1)
+    guides = (shared_attention(model.denoise, net, model.encode(style), share, seed=seed) for share in (strength, 0.0))
+    shared, alone = (model.decode(samplers.final(samplers.run(guide, noisy, table, cond))) for guide in guides)
+    return (content + (shared - alone)).clamp(-1, 1)
