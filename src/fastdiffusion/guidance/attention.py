@@ -275,7 +275,7 @@ def shared_attention(
     style_cond: Cond | None = None,
     seed: int = 0,
 ) -> Denoise:
-    """Let every self-attention of a model look at a style image, which is denoised along with x at the same noise level.
+    """Let every self-attention of a model look at a style image, denoised along with x at the same noise level.
 
     See :class:`Share`. Attention to a prompt is left alone.
 

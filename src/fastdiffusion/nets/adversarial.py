@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .layers import Down, keywords, norm
+from .layers import Down, norm, records_config
 
 
 class PatchDiscriminator(nn.Module):
@@ -33,8 +33,10 @@ class PatchDiscriminator(nn.Module):
         depth: Halvings; a logit sees 9 * 2**depth - 4 pixels a side: 32 at 2, 68 at 3 (the paper's has 70).
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, channels: int = 3, condition: int = 0, width: int = 64, depth: int = 3):
-        self.config = keywords(locals())
         super().__init__()
         wide = [width * min(2**i, 8) for i in range(depth + 1)]
         layers: list[nn.Module] = [nn.Conv2d(channels + condition, width, 3, padding=1), nn.LeakyReLU(0.2)]

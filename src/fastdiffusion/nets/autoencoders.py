@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .layers import Shuffle, conv, keywords, norm, pad_to, zero
+from .layers import Shuffle, conv, norm, pad_to, records_config, zero
 
 
 class Residual(nn.Module):
@@ -116,10 +116,10 @@ class KL(Autoencoder):
         blocks: Residual blocks of each level, on either side.
     """
 
+    @records_config
     def __init__(
         self, channels: int = 3, latent: int = 4, width: int = 32, multiples: Sequence[int] = (1, 2), blocks: int = 1
     ):
-        self.config = keywords(locals())
         super().__init__(latent)
         self.factor = 2 ** len(multiples)
         self.encoder = Encoder(channels, 2 * latent, width, multiples, blocks)
@@ -197,6 +197,7 @@ class VQ(Discrete):
         decay: Of the moving averages.
     """
 
+    @records_config
     def __init__(
         self,
         channels: int = 3,
@@ -207,7 +208,6 @@ class VQ(Discrete):
         codebook: int = 1024,
         decay: float = 0.99,
     ):
-        self.config = keywords(locals())
         super().__init__(latent)
         self.factor, self.codebook_size, self.decay = 2 ** len(multiples), codebook, decay
         self.encoder = Encoder(channels, latent, width, multiples, blocks)
@@ -251,6 +251,7 @@ class FSQ(Discrete):
         levels: Number of values of each latent channel; their product is the number of words.
     """
 
+    @records_config
     def __init__(
         self,
         channels: int = 3,
@@ -259,7 +260,6 @@ class FSQ(Discrete):
         blocks: int = 1,
         levels: Sequence[int] = (8, 5, 5, 5),
     ):
-        self.config = keywords(locals())
         super().__init__(len(levels))
         self.factor, self.codebook_size = 2 ** len(multiples), math.prod(levels)
         self.encoder = Encoder(channels, len(levels), width, multiples, blocks)
@@ -316,6 +316,7 @@ class Gumbel(Discrete):
         codebook: Number of words.
     """
 
+    @records_config
     def __init__(
         self,
         channels: int = 3,
@@ -325,7 +326,6 @@ class Gumbel(Discrete):
         blocks: int = 1,
         codebook: int = 1024,
     ):
-        self.config = keywords(locals())
         super().__init__(latent)
         self.factor, self.codebook_size, self.temperature = 2 ** len(multiples), codebook, 1.0
         self.encoder = Encoder(channels, latent, width, multiples, blocks)

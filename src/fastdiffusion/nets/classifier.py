@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..denoisers import Denoiser, expand, scaling
 from ..errors import InputError
 from ..types import Cond
-from .layers import norm, zero
+from .layers import norm, records_config, zero
 from .unet import Block, UNet
 
 
@@ -64,14 +64,11 @@ class Classifier(nn.Module):
         parameterization: How noise level and input are presented to the net, as in ``Denoiser``.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, net: Mapping[str, Any], classes: int, sigma_data: float = 0.5, parameterization: str = "edm"):
         super().__init__()
-        self.config = {
-            "net": dict(net),
-            "classes": classes,
-            "sigma_data": sigma_data,
-            "parameterization": parameterization,
-        }
         self.trunk = Half(net)
         self.head = Head(self.trunk, classes)
 
@@ -128,9 +125,11 @@ class NoiseLevel(nn.Module):
         net: Keywords of ``UNet``, of which half is built.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, net: Mapping[str, Any]):
         super().__init__()
-        self.config = {"net": dict(net)}
         self.trunk = Half(net)
         self.head = Head(self.trunk, 1)
 

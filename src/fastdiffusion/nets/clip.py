@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..denoisers import expand, scaling
 from ..types import Cond
 from .classifier import Half, Head
-from .layers import fourier, keywords, zero
+from .layers import fourier, records_config, zero
 from .text import TextEncoder
 
 CLEAN = 0.02  # the noise level that a picture without noise is said to have: less than the eye sees
@@ -33,9 +33,11 @@ class ImageEncoder(nn.Module):
         sigma_data: Standard deviation of the data.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, net: Mapping[str, Any], dim: int = 192, sigma_data: float = 0.5):
         super().__init__()
-        self.config: dict[str, Any] = {"net": dict(net), "dim": dim, "sigma_data": sigma_data}
         self.trunk = Half(net)
         self.head = Head(self.trunk, dim)
         nn.init.normal_(self.head.out.weight, std=self.trunk.features**-0.5)  # a zero vector has no direction
@@ -61,6 +63,9 @@ class Clip(nn.Module):
         noisy: Whether it was trained on noisy pictures (or latents).
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(
         self,
         image: Mapping[str, Any],
@@ -71,14 +76,6 @@ class Clip(nn.Module):
         noisy: bool = False,
     ):
         super().__init__()
-        self.config: dict[str, Any] = {
-            "image": dict(image),
-            "text": dict(text),
-            "side": side,
-            "known": list(known),
-            "loss": loss,
-            "noisy": noisy,
-        }
         self.noisy = noisy
         self.side, self.known = side, tuple(known)
         self.image, self.text = ImageEncoder(**image), TextEncoder(**text)
@@ -191,8 +188,10 @@ class Prior(nn.Module):
         depth: Residual blocks.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, dim: int = 192, width: int = 256, depth: int = 4):
-        self.config = keywords(locals())
         super().__init__()
         self.embed = nn.Linear(64, width)
         self.inside, self.condition = nn.Linear(dim, width), nn.Linear(dim, width, bias=False)

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .layers import records_config
+
 
 def parts(name: str) -> list[str]:
     """What a name is made of: words, pairs of neighboring words (their order), and triples of letters (spelling)."""
@@ -53,11 +55,11 @@ class Evaluator(nn.Module):
 
     unit: Tensor
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, names: Sequence[str], side: int = 64, width: int = 24, dim: int = 256, buckets: int = 4096):
         super().__init__()
-        self.config: dict[str, Any] = {
-            "names": list(names), "side": side, "width": width, "dim": dim, "buckets": buckets
-        }  # fmt: skip
         self.names, self.side, self.buckets = tuple(names), side, buckets
         w = width
         self.eye = nn.Sequential(

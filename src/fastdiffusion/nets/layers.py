@@ -6,11 +6,13 @@ views of the same numbers. No layer fixes a size: what must be even is padded by
 
 from __future__ import annotations
 
+import inspect
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,12 +24,28 @@ from ..noise import generator
 from ..types import Cond
 
 Module = TypeVar("Module", bound=nn.Module)
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
-def keywords(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A constructor's ``locals()`` as the JSON keywords that it was called with."""
-    own = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}
+def as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A constructor's arguments as JSON keywords: tuples are lists there."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+
+
+def records_config(init: Init) -> Init:
+    """Let a constructor keep its arguments in ``self.config``, as the JSON keywords that build the same net again."""
+    signature = inspect.signature(init)
+
+    @wraps(init)
+    def recording(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        _, *arguments = bound.arguments.items()
+        self.config = as_json(dict(arguments))  # type: ignore[assignment]
+        init(self, *args, **kwargs)
+
+    return cast("Init", recording)
 
 
 def zero(module: Module) -> Module:

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..types import Cond
+from .layers import records_config
 
 
 class PointNet(nn.Module):
@@ -20,9 +21,11 @@ class PointNet(nn.Module):
         depth: Hidden layers.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, dim: int = 2, width: int = 128, depth: int = 3):
         super().__init__()
-        self.config: dict[str, Any] = {"dim": dim, "width": width, "depth": depth}
         self.first = nn.Linear(dim + 4, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, dim)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .layers import conv, keywords
+from .layers import conv, records_config
 
 Maps = Callable[[Tensor], Any]  # (b, 3, h, w) in [-1, 1] to a feature map, a list of them, or a dict
 WEIGHTS = Path(__file__).parents[1] / "weights" / "features.safetensors"
@@ -34,8 +34,10 @@ class Features(nn.Module):
         widths: Channels of the stages.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, widths: Sequence[int] = (32, 64, 96, 128)):
-        self.config = keywords(locals())
         super().__init__()
         inputs = (3, *widths)
         self.stages = nn.ModuleList(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..denoisers import Denoiser, expand
 from ..errors import unknown
 from ..types import Cond
+from .layers import records_config
 from .unet import UNet
 
 PAIRED = ("regression", "gan", "diffusion", "bridge")
@@ -44,11 +45,13 @@ class Translator(nn.Module):
         sigma_data: Standard deviation of the difference between source and target.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, method: str, net: Mapping[str, Any], shape: tuple[int, int, int], sigma_data: float = 0.5):
         super().__init__()
         if method not in PAIRED:
             raise unknown("method of translation", method, PAIRED)
-        self.config = {"method": method, "net": dict(net), "shape": list(shape), "sigma_data": sigma_data}
         self.method, self.shape = method, (shape[0], shape[1], shape[2])
         channels, several = shape[0], method in ("diffusion", "bridge")
         core = UNet(**{**net, "in_channels": (1 + several) * channels, "out_channels": channels})
@@ -74,9 +77,11 @@ class Cycle(nn.Module):
         domains: Names of the two piles.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, net: Mapping[str, Any], shape: tuple[int, int, int], domains: tuple[str, str] = ("a", "b")):
         super().__init__()
-        self.config = {"net": dict(net), "shape": list(shape), "domains": list(domains)}
         self.shape, self.domains = (shape[0], shape[1], shape[2]), tuple(domains)
         spec = {**net, "in_channels": shape[0], "out_channels": shape[0]}
         self.there, self.reverse = UNet(**spec), UNet(**spec)

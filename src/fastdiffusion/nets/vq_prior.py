@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .layers import keywords
+from .layers import records_config
 from .text import Layer
 
 
@@ -24,10 +25,12 @@ class MaskedTokens(nn.Module):
         head: Channels of an attention head.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(
         self, codebook: int = 1024, size: Sequence[int] = (16, 16), width: int = 128, depth: int = 4, head: int = 32
     ):
-        self.config = keywords(locals())
         super().__init__()
         self.hidden, self.size = codebook, tuple(size)
         self.embed = nn.Embedding(codebook + 1, width)

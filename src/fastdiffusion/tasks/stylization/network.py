@@ -18,7 +18,7 @@ from ...data import Dataset, selection
 from ...errors import InputError
 from ...io import guarded, images, inputs
 from ...io.inputs import ImageLike, as_tensor, opened, scaled
-from ...nets import layers as parts_layers
+from ...nets.layers import drawn, records_config
 from ...nets.unet import UNet
 from ...noise import generator
 from ...training.trainer import Part, train
@@ -66,12 +66,13 @@ class Stylizer(nn.Module):
         size: Side of the pictures that it learned on.
     """
 
+    config: dict[str, Any]
     mean: Tensor
     covariance: Tensor
 
+    @records_config
     def __init__(self, net: Mapping[str, Any] = NET, size: int = 128):
         super().__init__()
-        self.config = {"net": dict(net), "size": size}
         self.net = UNet(**{**net, "in_channels": 3, "out_channels": 3})
         self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("covariance", torch.eye(3, dtype=torch.float64))
@@ -112,7 +113,7 @@ def train_style(
     pattern = scaled(pattern, size / min(pattern.shape[-2:]))
     data = squares(data, size)
     photos = selection.load_images(data, range(len(data)), (size, size))[0]
-    made: Stylizer = parts_layers.drawn(lambda: Stylizer(NET, size), seed)
+    made: Stylizer = drawn(lambda: Stylizer(NET, size), seed)
     made.mean, made.covariance = colors(pattern)
     with torch.no_grad():
         along = directions(pattern, None, seed)
