@@ -31,6 +31,7 @@ from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.generation import recipe, sample
 from fastdiffusion.tasks.restoration import cold_diffusion, restore, watermarks
 from fastdiffusion.tasks.stylization import network, stylize
+from fastdiffusion.tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, scoring
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.training.learner import Learner
@@ -138,8 +139,8 @@ VERBS = {
     "train-caption-mean": verb(caption_mean.train_caption_mean, flags="size aspect"),
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
-    "stylize": verb(stylize.stylize, flags="out", parameters="net"),
-    "train-style": verb(network.train_style),
+    "stylize": verb(stylize.stylize, StylizeOptions, flags="out", parameters="net"),
+    "train-style": verb(network.train_style, TrainStyleOptions),
     "train-translation": verb(paired.train_translation),
     "translate": verb(paired.translate, flags="out"),
     "train-cold": verb(cold_diffusion.train_cold),

@@ -74,15 +74,19 @@ def load(path: str | Path) -> Features:
     return net.eval().requires_grad_(False)
 
 
+def features(device: torch.device | str = "cpu") -> Features:
+    """The bundled net; one object on each device for all who ask."""
+    return _opened(str(device)).to(device)
+
+
 @cache
-def features() -> Features:
-    """The bundled net; one object for all who ask."""
+def _opened(device: str) -> Features:
     return load(WEIGHTS)
 
 
 def maps(net: Maps | None, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
     """What ``net`` (None: the bundled one) sees in pictures of one or three channels, as a list of maps."""
-    outputs = (net or features().to(x.device))(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3])
+    outputs = (net or features(x.device))(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3])
     outputs = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
