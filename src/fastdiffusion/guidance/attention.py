@@ -60,12 +60,11 @@ def control(net: nn.Module, *controllers: Controller, run: Any = None) -> Iterat
         controllers: Each gets what those before it have left.
         run: The sampling run (``types.Run``), for controllers with a window.
     """
-    names = {layer: name for name, layer in attention_layers(net).items()}
+    names: dict[nn.Module, str] = {layer: name for name, layer in attention_layers(net).items()}
 
     def hook(call: AttentionCall) -> None:
         if call.module in names:
-            total = 0 if run is None else len(run.sigmas) or run.steps
-            call.name, call.progress = names[call.module], min(run.index / total, BELOW_1) if total else None
+            call.name, call.progress = names[call.module], _progress(run)
             for controller in controllers:
                 if controller.sees(call):
                     controller(call)
@@ -76,6 +75,11 @@ def control(net: nn.Module, *controllers: Controller, run: Any = None) -> Iterat
         yield
     finally:
         stack.remove(hook)
+
+
+def _progress(run: Any) -> float | None:
+    """The part of the evaluations that is done; where an adaptive solver chooses their number, of the steps."""
+    return None if run is None else min(run.index / max(len(run.sigmas) or run.steps, 1), BELOW_1)
 
 
 @guidance

@@ -16,7 +16,7 @@ from .layers import Attention, Embed, Stem, Tail, records_config, to_image, toke
 def positions(size: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n d"]:
     """Sines and cosines of row and column (Vaswani et al. 2017, in two dimensions): ``dim`` numbers for each pixel.
 
-    Coordinates count from the middle, so that a larger or odd picture extends a smaller one on all sides.
+    Coordinates count from the middle, so that a larger or odd image extends a smaller one on all sides.
     """
     frequencies = torch.logspace(0, -2, dim // 4, device=device)
     angles = [(torch.arange(n, device=device) - (n - 1) / 2)[:, None] * frequencies for n in size]

@@ -1,6 +1,6 @@
 """The parts that the networks are made of.
 
-Pictures travel in channels-last memory, so that a picture ``(b, c, h, w)`` and its tokens ``(b, h * w, c)`` are two
+Images travel in channels-last memory, so that an image ``(b, c, h, w)`` and its tokens ``(b, h * w, c)`` are two
 views of the same numbers. No layer fixes a size: what must be even is padded by its own edge and cut back.
 """
 
@@ -69,7 +69,7 @@ class Scale(nn.Module):
 def norm(channels: int, local: bool = False) -> nn.GroupNorm | Scale:
     """Group norm (Wu & He 2018) of at most 32 groups, each of at least 4 channels where that divides.
 
-    Its statistics are the whole picture's; a ``local`` net does without.
+    Its statistics are the whole image's; a ``local`` net does without.
     """
     if local:
         return Scale(channels)
@@ -83,12 +83,12 @@ def conv(n_in: int, n_out: int, kernel: int = 3) -> nn.Conv2d:
 
 
 def tokens(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
-    """A picture as tokens, row by row (a view, when channels-last)."""
+    """An image as tokens, row by row (a view, when channels-last)."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_image(x: Float[Tensor, "b n c"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
-    """Tokens as a picture (a channels-last view)."""
+    """Tokens as an image (a channels-last view)."""
     return x.transpose(1, 2).unflatten(2, size)
 
 
@@ -98,7 +98,7 @@ def pad_to(x: Float[Tensor, "b c h w"], multiple: int) -> Float[Tensor, "b c H W
     return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate") if h % multiple or w % multiple else x
 
 
-# ---- what the network is told ---------------------------------------------------------------------------------
+# ---- conditioning ---------------------------------------------------------------------------------------------
 
 
 def fourier(c_noise: Float[Tensor, " b"], features: int, low: float = 0.125, high: float = 8.0) -> Tensor:
@@ -115,7 +115,7 @@ def fourier(c_noise: Float[Tensor, " b"], features: int, low: float = 0.125, hig
 class Embed(nn.Module):
     """Noise level, class, augmentation and a pooled condition in one vector of length ``dim``.
 
-    Label -1 ("no class") and a pooled vector of zeros ("nothing said") add nothing.
+    Label -1 ("no class") and a pooled vector of zeros (no caption) add nothing.
     """
 
     def __init__(self, dim: int, classes: int, augment: int, pooled: int = 0, features: int = 64):

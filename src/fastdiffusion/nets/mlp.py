@@ -1,4 +1,4 @@
-"""A small perceptron for points, for the lessons on score matching."""
+"""A small perceptron for points, for the examples of score matching."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from .layers import records_config
 
 
 class PointNet(nn.Module):
-    """A small network for points (b, dim): a residual MLP told the noise level. ``Denoiser(PointNet(2))`` trains.
+    """A small network for points (b, dim): a residual MLP conditioned on the noise level.
+
+    ``Denoiser(PointNet(2))`` trains.
 
     Args:
         dim: Numbers per point.

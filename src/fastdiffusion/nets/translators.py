@@ -1,4 +1,4 @@
-"""Networks from pictures to pictures: one that learned from pairs, and two that learned from two piles."""
+"""Networks from images to images: one trained on pairs, and two trained on two unpaired domains."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ def sigma(level: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
 
 
 class Translator(nn.Module):
-    """A picture in, its counterpart out. The method says what the network has learned to answer.
+    """An image in, its counterpart out. The method says what the network predicts.
 
-    - ``regression`` and ``gan``: the counterpart itself, in one call (Isola et al. 2017, arXiv:1611.07004);
-    - ``diffusion``: a denoiser that is shown the source (Saharia et al. 2022, "Palette", arXiv:2111.05826);
-    - ``bridge``: the end of a Brownian bridge from the source, seen from a place on its way (Liu et al. 2023, "I2SB",
-      arXiv:2302.05872; Li et al. 2023, "BBDM", arXiv:2205.07680). ``processes.Bridge`` walks it.
+    - ``regression`` and ``gan``: the counterpart itself, in one evaluation (Isola et al. 2017, arXiv:1611.07004);
+    - ``diffusion``: a denoiser conditioned on the source (Saharia et al. 2022, "Palette", arXiv:2111.05826);
+    - ``bridge``: the end of a Brownian bridge from the source, predicted from a place on its way (Liu et al. 2023,
+      "I2SB", arXiv:2302.05872; Li et al. 2023, "BBDM", arXiv:2205.07680). ``processes.Bridge`` walks it.
 
-    Where the source is shown along with it, a place x on the bridge at t tells nothing else than a diffusion does: with
+    Given the source too, a place x on the bridge at t has the same information as a diffusion: with
     d the difference between target and source, (x - source) / (1 - t) = d + sigma * noise at :func:`sigma`. So a bridge
-    is the same network, which learns at other levels and is walked on another path.
+    is the same network, trained at other levels and sampled along another path.
 
     Args:
         method: One of these.
         net: Keywords of ``UNet``, without channels.
-        shape: (channels, height, width) that it learned at; other sizes may be given.
+        shape: (channels, height, width) that it was trained at; other sizes may be given.
         sigma_data: Standard deviation of the difference between source and target.
     """
 
@@ -73,8 +73,8 @@ class Cycle(nn.Module):
 
     Args:
         net: Keywords of ``UNet``, without channels.
-        shape: (channels, height, width) that they learned at.
-        domains: Names of the two piles.
+        shape: (channels, height, width) that they were trained at.
+        domains: Names of the two domains.
     """
 
     config: dict[str, Any]
@@ -87,11 +87,11 @@ class Cycle(nn.Module):
         self.there, self.reverse = UNet(**spec), UNet(**spec)
 
     def forward(self, x: Float[Tensor, "b c h w"], reverse: bool = False) -> Float[Tensor, "b c h w"]:
-        """From the first pile's kind to the second's, or back."""
+        """From the first domain to the second, or back."""
         return x + (self.reverse if reverse else self.there)(x, x.new_zeros(len(x)), None)
 
 
-# ---- a source that every picture has -----------------------------------------------------------------------------
+# ---- a source that every image has -------------------------------------------------------------------------------
 
 
 @torch.no_grad()

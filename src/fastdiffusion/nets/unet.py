@@ -19,7 +19,7 @@ from .layers import Attention, Down, Embed, Stem, Tail, as_json, conv, modulate,
 
 
 class CrossAttention(nn.Module):
-    """Attention from the pixels to the words of ``Cond.emb``."""
+    """Attention from the pixels to the tokens of ``Cond.emb``."""
 
     def __init__(self, dim: int, head: int, context: int):
         super().__init__()
@@ -44,13 +44,13 @@ class Resize(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions told the noise level, beside the identity; then attention, if ``attention`` says so.
+    """Two convolutions conditioned on the noise level, beside the identity; then attention, if ``attention`` says so.
 
     Args:
         n_in, n_out: Channels.
         emb: Length of the embedding.
         resize: "down" halves and "up" doubles the size between the convolutions (ADM's up/down residual blocks).
-        attention: Whether self-attention follows, and attention to the words if there is a ``context``.
+        attention: Whether self-attention follows, and cross-attention if there is a ``context``.
         scale_shift: The second norm is scaled and shifted by the embedding (adaptive group norm); otherwise the
             embedding is added before it.
         rescale: Sums of two paths are divided by sqrt(2): the variance does not grow with depth (Song et al. 2021).

@@ -53,7 +53,7 @@ def enlarged(original: Image.Image, image: Float[Tensor, "3 h w"]) -> Image.Imag
 
 
 class Stylizer(nn.Module):
-    """One style, any strength, in one call (Johnson et al. 2016, arXiv:1603.08155, with the strength as an input).
+    """One style, any strength, in one evaluation (Johnson et al. 2016, arXiv:1603.08155, with strength as an input).
 
     The colors are moved in closed form and the net adds the rest, ``strength`` times: at 0 nothing happens.
 

@@ -1,13 +1,13 @@
-"""Style transfer: one picture's content in another one's colors and textures.
+"""Style transfer: one image's content in another one's colors and textures.
 
     stylize("photo.jpg", "painting.jpg", strength=0.6).save("out.png")
 
-A style is what remains of a picture's features when their places are forgotten: their Gram matrices (Gatys et al.
+A style is what remains of an image's features when their places are forgotten: their Gram matrices (Gatys et al.
 2016) and their distribution (Heitz et al. 2021). ``strength`` is a place on the way, in both, from the content's own
 style to the other one: at 0 the content itself is the optimum, and the result.
 
-Three ways: optimization of the pixels, for any two pictures; a net that has learned one style (:func:`train_style`), in
-one call; and attention to the style picture inside a diffusion model (:func:`shared_attention`).
+Three ways: optimization of the pixels, for any two images; a net that has learned one style (:func:`train_style`), in
+one evaluation; and attention to the style image inside a diffusion model (:func:`shared_attention`).
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from .network import Stylizer, enlarged, feed_forward, load
 from .options import StylizeOptions, check_strength
 from .statistics import colors, device_for, directions, recolored, statistics
 
-COARSE = 96  # longest side of the coarsest level: there a feature sees two thirds of the picture
+COARSE = 96  # longest side of the coarsest level: there a feature sees two thirds of the image
 RATE, OCTAVES = 0.01, 5  # Adam's: how far a layer of the pyramid moves in a step; how many layers
 
 
 class StyleStep(NamedTuple):
-    """Where a run is: ``done`` of ``of`` steps, and the picture so far in [-1, 1], at the size of its level."""
+    """Where a run is: ``done`` of ``of`` steps, and the image so far in [-1, 1], at the size of its level."""
 
     done: int
     of: int
@@ -125,7 +125,7 @@ def _optimized(
 
 
 def pyramid(x: Tensor, size: int) -> list[Tensor]:
-    """The picture at most ``size`` on its longest side, and before it its halves down to about ``COARSE``."""
+    """The image at most ``size`` on its longest side, and before it its halves down to about ``COARSE``."""
     finest = min(size / max(x.shape[-2:]), 1.0)
     count = max(round(math.log2(finest * max(x.shape[-2:]) / COARSE)), 0) + 1
     factors = [finest / 2**i for i in reversed(range(count))]
@@ -142,10 +142,11 @@ def stylize_inside(
     cond: Cond | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "b c h w"]:
-    """Content walked up a model's probability flow, and down again looking at the style (:func:`shared_attention`).
+    """Content inverted by a model's probability flow, and sampled again with attention to the style.
 
-    Both are pictures in [-1, 1]; a model of latents encodes them. What is added to the content is the difference that
-    looking makes, so that at ``strength`` 0 it comes back exactly, whatever inversion and codec lost.
+    See :func:`shared_attention`. Both are images in [-1, 1]; a model of latents encodes them. What is added to the
+    content is the difference that this attention makes, so that at ``strength`` 0 it comes back exactly, whatever
+    inversion and autoencoder lost.
     """
     check_strength(strength)
     net = model.denoiser.net
