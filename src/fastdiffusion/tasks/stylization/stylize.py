@@ -34,8 +34,8 @@ from ...models import Model
 from ...models.registry import loaded
 from ...nets import layers
 from ...nets.perceptual import Maps
+from ...samplers import probability_flow
 from ...types import Cond
-from ..translation.training_free import invert
 from .network import Stylizer, _check, _feed_forward, enlarged, load
 from .statistics import colors, directions, recolored, statistics
 
@@ -176,10 +176,11 @@ def stylize_inside(
     looking makes, so that at ``strength`` 0 it comes back exactly, whatever inversion and codec lost.
     """
     _check(strength)
-    if not any(isinstance(module, layers.Attention) for module in model.denoiser.modules()):
+    if not any(isinstance(m, layers.Attention) for net in model.modules.values() for m in net.modules()):
         raise InputError("This model has no attention to share. Leave model out, or take one with attention.")
     sigmas = schedules.exponential(steps, model.sigma_min, model.sigma_max)
-    noisy, table = invert(model.denoise, model.encode(content), sigmas, cond), samplers.table("dpmpp_2m", sigmas)
+    noisy = probability_flow.invert(model.denoise, model.encode(content), sigmas, cond)
+    table = samplers.table("dpmpp_2m", sigmas)
     guides = (shared_attention(model.denoise, model.encode(style), share, seed=seed) for share in (strength, 0.0))
     looking, alone = (model.decode(samplers.final(samplers.run(guide, noisy, table, cond))) for guide in guides)
     return (content + (looking - alone)).clamp(-1, 1)
