@@ -2,7 +2,7 @@
 
     python bench/restoration.py photographs/ --model src/fastdiffusion/weights/restorer.safetensors
 
-``photographs/``: a folder of photographs that the restorer did not learn from, e.g. the "nature" pictures of Debian's
+``photographs/``: a folder of photographs that the restorer did not learn from, e.g. the "nature" images of Debian's
 mate-backgrounds. "waifu2x" is a published network of 0.55 million parameters for photographs (``make peers`` gets it);
 "features" is 1,000 times the distance in the eyes of the bundled features. Crops are cut after each photograph is
 reduced to one megapixel; intervals are of the mean over crops, bootstrapped by photograph.
@@ -157,7 +157,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--each", type=int, default=6, help="crops of each photograph")
-    parser.add_argument("--zero-shot", action=argparse.BooleanOptionalAction, default=True, help="its 20 calls a crop")
+    parser.add_argument(
+        "--zero-shot", action=argparse.BooleanOptionalAction, default=True, help="its 20 evaluations a crop"
+    )
     parser.add_argument("--only", default="", help="parts, with commas")
     parser.add_argument("--out", type=Path, default=Path("out/restoration"))
     args = parser.parse_args()
@@ -248,7 +250,7 @@ def kernels(folder: Path) -> dict:
 
 
 def marks(folder: Path, model: Model) -> dict:
-    """Several pictures with one mark: error inside the mark before and after; and whether anything else changed."""
+    """Several images with one mark: error inside the mark before and after; and whether anything else changed."""
     out = {}
     x = torch.stack([
         to_tensor(reduced(read_image(p).convert("RGB"), 400_000))[:, :360, :480]
@@ -297,7 +299,7 @@ def seams(folder: Path, model: Model) -> dict:
         plain = x.diff(dim=2).abs().mean((0, 1))
         borders = [2 * c - 1 for c in range(64, y.width - 64, 64)]
         ratios.append(1 + float(extra[borders].mean() / plain[borders].mean()))
-    print(f"gradient at tile borders, against the same picture in one piece: {sum(ratios) / len(ratios):.4f}")
+    print(f"gradient at tile borders, against the same image in one piece: {sum(ratios) / len(ratios):.4f}")
     return {"ratio": ratios}
 
 

@@ -1,13 +1,12 @@
 """The attention hook: exact where nothing is changed, gone afterwards, and private to its thread."""
 
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from fastdiffusion import nets
+from fastdiffusion import nets, samplers
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.guidance.attention import (
@@ -20,8 +19,9 @@ from fastdiffusion.guidance.attention import (
     attention_layers,
     control,
 )  # fmt: skip
+from fastdiffusion.guidance.core import start
 from fastdiffusion.nets.layers import HOOKS, Attention, AttentionCall
-from fastdiffusion.types import Cond
+from fastdiffusion.types import Cond, Run
 
 SPECS = {
     "unet": {
@@ -278,13 +278,23 @@ def test_windows_are_parts_of_the_run():
     net, inputs = attentive()
     with torch.no_grad():
         plain = net(*inputs)
-        run, changed = SimpleNamespace(index=0, sigmas=(4.0, 3.0, 2.0, 1.0, 0.5), steps=5), []
-        guided = attention_control(lambda *a: net(*a), net, Reweight({1: 3.0}, window=(0.2, 0.6)), run=run)
+        run, changed = Run((4.0, 3.0, 2.0, 1.0, 0.5), 5), []
+        guided = start(attention_control(net, net, Reweight({1: 3.0}, window=(0.2, 0.6))), run)
         for run.index in range(5):
             changed.append(not torch.equal(guided(*inputs), plain))
     assert changed == [False, True, True, False, False]
-    with pytest.raises(InputError, match="where the run is"), control(net, Store(window=(0.0, 0.5))):
-        net(*inputs)
+    for unknown in (None, Run((), 0)):
+        with pytest.raises(InputError, match="where the run is"), control(net, Store(window=(0.0, 0.5)), run=unknown):
+            net(*inputs)
+    index = []
+
+    class Notes(Controller):
+        def __call__(self, call):
+            index.append(call.progress)
+
+    denoiser, table = Denoiser(net), samplers.table("heun", torch.tensor([4.0, 1.0, 0.0]))
+    samplers.final(samplers.run(attention_control(denoiser, net, Notes(layers="mid.0.attention")), inputs[0], table))
+    assert index == [0, 1 / 3, 2 / 3]
 
 
 class Pair(nn.Module):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastdiffusion import models
 from fastdiffusion.cli import main
 from fastdiffusion.data import Images
 from fastdiffusion.data.emoji.translations import Pair
@@ -41,7 +42,7 @@ def drafted(data: Images) -> Model:
 def drawn(model: Model, captions: list[str]) -> torch.Tensor:
     with torch.no_grad():
         pooled = model.encode_prompt(captions).pooled
-        return model.denoiser.net.caption_mean(pooled) * model.denoiser.sigma_data
+        return models.native_denoiser(model).net.caption_mean(pooled) * models.native_denoiser(model).sigma_data
 
 
 def test_it_is_the_mean_of_the_pictures_of_a_caption(data, drafted):
@@ -54,7 +55,7 @@ def test_it_is_the_mean_of_the_pictures_of_a_caption(data, drafted):
 def test_the_denoiser_sees_it(data, drafted):
     """Its last input channels are the draft, enlarged; without words, that of no words."""
     seen = []
-    net = drafted.denoiser.net
+    net = models.native_denoiser(drafted).net
     hook = net.net.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     x, sigma = torch.randn(2, 3, 16, 16), torch.ones(2)
     with torch.no_grad():
@@ -62,7 +63,7 @@ def test_the_denoiser_sees_it(data, drafted):
         drafted.denoise(x, sigma, Cond())
         drafted.denoise(x, sigma, drafted.encode_prompt(["", ""]))
     hook.remove()
-    wanted = drawn(drafted, CAPTIONS[:2]) / drafted.denoiser.sigma_data
+    wanted = drawn(drafted, CAPTIONS[:2]) / models.native_denoiser(drafted).sigma_data
     torch.testing.assert_close(seen[0][:, 3:], torch.nn.functional.interpolate(wanted, (16, 16)))
     assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0][:, 3:], seen[1][:, 3:])
 
@@ -89,9 +90,10 @@ def test_another_language_keeps_it(drafted):
     taught = add_language(drafted, pairs, 2, vocabulary=320, batch_size=8)
     assert (
         torch.equal(
-            taught.denoiser.net.caption_mean.layers[0].weight, drafted.denoiser.net.caption_mean.layers[0].weight
+            models.native_denoiser(taught).net.caption_mean.layers[0].weight,
+            models.native_denoiser(drafted).net.caption_mean.layers[0].weight,
         )
-        and taught.denoiser.net.config["draft"]["side"] == 4
+        and models.native_denoiser(taught).net.config["draft"]["side"] == 4
     )
 
 
@@ -123,4 +125,4 @@ def test_the_command(tmp_path, capsys):
     out = tmp_path / "draft"
     main(["train-draft", str(folder), "--steps", "2", "--net", "dit-tiny", "--batch-size", "4", "-o", str(out)])
     assert f"--begin {out / FILE}" in capsys.readouterr().out
-    assert load(out / FILE).text_encoder is not None
+    assert load(out / FILE).conditioner is not None

@@ -140,10 +140,10 @@ def test_shared_attention_is_off_at_0_and_leaves_no_trace():
     style = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         plain = model.denoise(x, sigma)
-        assert torch.equal(shared_attention(model.denoise, model.denoiser, style, 0.0)(x, sigma), plain)
-        looking = shared_attention(model.denoise, model.denoiser, style, 1.0)(x, sigma)
+        assert torch.equal(shared_attention(model.denoise, model.modules["net"], style, 0.0)(x, sigma), plain)
+        looking = shared_attention(model.denoise, model.modules["net"], style, 1.0)(x, sigma)
         assert (looking - plain).abs().max() > 1e-3
-        near = shared_attention(model.denoise, model.denoiser, style, 1e-4)(x, sigma)
+        near = shared_attention(model.denoise, model.modules["net"], style, 1e-4)(x, sigma)
         torch.testing.assert_close(near, plain, rtol=0, atol=1e-3)
         assert torch.equal(model.denoise(x, sigma), plain)
 

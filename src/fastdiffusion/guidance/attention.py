@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import inf
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -28,10 +28,8 @@ from ..errors import InputError
 from ..nets.layers import HOOKS, Attention, AttentionCall
 from ..nets.text import TextConditioned
 from ..noise import initial
-from ..types import Cond, Denoise
+from ..types import Cond, Denoise, Run
 from .core import Interval, guidance
-
-BELOW_1 = 1 - 1e-9  # an adaptive solver may need more evaluations than were planned
 
 
 def attention_layers(net: nn.Module) -> dict[str, Attention]:
@@ -51,14 +49,14 @@ def attention_layers(net: nn.Module) -> dict[str, Attention]:
 
 
 @contextmanager
-def control(net: nn.Module, *controllers: Controller, run: Any = None) -> Iterator[None]:
+def control(net: nn.Module, *controllers: Controller, run: Run | None = None) -> Iterator[None]:
     """Let controllers see and change every attention layer of ``net``, in this thread, until the context is left.
 
     Args:
         net: A U-Net or transformer, or the ``Denoiser`` around it. Contexts nest: the outer one's controllers are
             first, and contexts of different nets do not meet.
         controllers: Each gets what those before it have left.
-        run: The sampling run (``types.Run``), for controllers with a window.
+        run: The sampling run that it is part of, for controllers with a window.
     """
     names: dict[nn.Module, str] = {layer: name for name, layer in attention_layers(net).items()}
 
@@ -77,13 +75,13 @@ def control(net: nn.Module, *controllers: Controller, run: Any = None) -> Iterat
         stack.remove(hook)
 
 
-def _progress(run: Any) -> float | None:
-    """The part of the evaluations that is done; where an adaptive solver chooses their number, of the steps."""
-    return None if run is None else min(run.index / max(len(run.sigmas) or run.steps, 1), BELOW_1)
+def _progress(run: Run | None) -> float | None:
+    """The part of the evaluations that is done; None where their number is not known."""
+    return run.index / len(run.sigmas) if run is not None and run.sigmas else None
 
 
 @guidance
-def attention_control(denoise: Denoise, net: nn.Module, *controllers: Controller, run: Any = None) -> Denoise:
+def attention_control(denoise: Denoise, net: nn.Module, *controllers: Controller, run: Run) -> Denoise:
     """:func:`control` of ``net`` during each evaluation of ``denoise``."""
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
@@ -124,7 +122,10 @@ class Controller:
         if tuple(self.window) == (0.0, 1.0):
             return True
         if call.progress is None:
-            raise InputError(f"A window of {self.window} needs to know where the run is. Pass run=.")
+            raise InputError(
+                f"A window of {self.window} needs to know where the run is. Pass run=, and take a sampler that is not "
+                "adaptive."
+            )
         return self.window[0] <= call.progress < self.window[1]
 
     def __call__(self, call: AttentionCall) -> None:

@@ -9,31 +9,22 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
-from ..errors import CheckpointError, DataError, InputError
-from ..io.checkpoints import fingerprint
+from ..device import best_device, device_of
+from ..errors import CheckpointError, DataError
 from ..io.images import safe_name
-from .model import FILE, Model, load
+from .model import Model
+from .serialization import FILE, load
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 SHIPPED = ("emoji",)
-
-
-def best_device() -> str:
-    """Where to compute if nobody says."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def loaded(model: Model | str | Path, device: str | None = None) -> Model:
     """The model itself, or the one in a file or run folder, ready to sample from; see ``sample``."""
     if not isinstance(model, Model):
         model, device = load(shipped(str(model)) or model), device or best_device()
-    model.denoiser.eval()  # dropout would draw from a global state, and seeds would mean nothing
-    try:
-        return model if device is None else model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"No device {device!r} here ({str(error).splitlines()[0][:100]}). Try device='cpu'.") from None
+    model.eval()  # dropout would draw from a global state, and seeds would mean nothing
+    return model if device is None else model.to(device_of(device))
 
 
 def shipped(name: str) -> Path | None:
@@ -58,16 +49,10 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def model_hash(model: Model) -> str:
-    """sha256 over what decides a model's pictures: its configuration without tables and notes, and its tensors."""
-    spec = {key: value for key, value in model.spec().items() if key not in ("tables", "info")}
-    return fingerprint(model.tensors(), spec)
-
-
 def digest(path: Path) -> str:
     """sha256 of a model's content, whatever was noted in the file since; of any other file, of its bytes."""
     with suppress(CheckpointError):
-        return model_hash(load(path))
+        return load(path).id
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -77,6 +77,16 @@ class Autoencoder(nn.Module):
         self.register_buffer("mean", torch.zeros(latent))
         self.register_buffer("std", torch.ones(latent))
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of an image."""
+        return self.config["channels"]
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of its latents."""
+        return len(self.mean)
+
     def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
         """The standardized latents of images."""
         raise NotImplementedError

@@ -7,7 +7,6 @@ gives one feature map or several, for example a pretrained one of torchvision's 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..io import guarded
+from ..io.checkpoints import load_tensors
 from .layers import conv, records_config
 
 Maps = Callable[[Tensor], Any]  # (b, 3, h, w) in [-1, 1] to a feature map, a list of them, or a dict
@@ -66,12 +67,8 @@ class Features(nn.Module):
 
 def load(path: str | Path) -> Features:
     """The net of a file that ``scripts/train-features`` wrote, frozen."""
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        net = Features(**json.loads(file.metadata()["config"])["net"])
-        net.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118 (not a dict)
-    return net.eval().requires_grad_(False)
+    config, tensors = load_tensors(path)
+    return guarded.module(path, config.get("net"), Features, tensors)
 
 
 def features(device: torch.device | str = "cpu") -> Features:

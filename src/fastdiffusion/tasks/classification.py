@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from .. import data as datasets
 from ..data import Dataset
 from ..denoisers import expand
-from ..errors import CheckpointError, DataError, unknown
-from ..io.checkpoints import load_tensors, save_tensors
-from ..models import Model
+from ..errors import DataError, unknown
+from ..io import guarded
+from ..models import Model, native_denoiser
 from ..models.registry import loaded
 from ..nets import presets
 from ..nets.classifier import Classifier, NoiseLevel
@@ -69,7 +69,9 @@ def train_classifier(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
         if model is not None:
-            made = Classifier.from_denoiser(loaded(model).denoiser, len(data.classes))
+            made = Classifier.from_denoiser(
+                native_denoiser(loaded(model), "A classifier on features"), len(data.classes)
+            )
         else:
             made = Classifier(_keywords(net, data, dropout), len(data.classes), _sigma_data(data))
 
@@ -128,26 +130,12 @@ def level_error(
 
 def save(net: Classifier | NoiseLevel, path: str | Path) -> None:
     """Write one safetensors file, atomically."""
-    kind = next(name for name, known in KINDS.items() if type(net) is known)
-    save_tensors(path, net.state_dict(), {"kind": kind, **net.config})
+    guarded.save(next(name for name, known in KINDS.items() if type(net) is known), net, path)
 
 
 def load(path: str | Path) -> Classifier | NoiseLevel:
     """Read a file of :func:`save`; raises CheckpointError for any other."""
-    config, tensors = load_tensors(path)
-    kind = config.pop("kind", None)
-    if kind not in KINDS:
-        raise CheckpointError(f"{path} is not a classifier that train_classifier or train_noise_level made.")
-    try:
-        with torch.device("meta"):  # costs nothing, whatever the configuration asks for
-            made = KINDS[kind](**config)
-        if {name: t.shape for name, t in made.state_dict().items()} != {name: t.shape for name, t in tensors.items()}:
-            raise ValueError("its tensors have other names or shapes")
-        made.to_empty(device="cpu").load_state_dict(tensors)
-    except (TypeError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} does not fit its configuration ({str(error)[:200]}).") from None
-    assert isinstance(made, Classifier | NoiseLevel)
-    return made.eval()
+    return guarded.load(path, KINDS, "train-classifier").requires_grad_(True)
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------------

@@ -22,12 +22,13 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import data as datasets
+from .. import models
 from ..corruptions import parse
 from ..data import Dataset
 from ..data.latents import Latents
@@ -149,7 +150,7 @@ class Learner:
         self.data = datasets.load(self.data) if isinstance(self.data, str) else self.data
         self.base = None if self.init_from is None else load(self.init_from)
         if self.base is not None and self.autoencoder is None:
-            self.autoencoder = self.base.autoencoder
+            self.autoencoder = self.base.modules.get("autoencoder")
         if self.autoencoder is not None:
             self.autoencoder = (
                 load_autoencoder(self.autoencoder) if isinstance(self.autoencoder, str | Path) else self.autoencoder
@@ -157,7 +158,7 @@ class Learner:
             self.data = Latents(self.data, self.autoencoder)
         self.train, self.held_out = self.data.split(self.holdout, self.seed)
         self.corruption = None if self.restore is None else parse(self.restore)
-        inherited = None if self.base is None else self.base.denoiser.sigma_data
+        inherited = None if self.base is None else self.base.sigma_data
         self.measured_sigma_data, self.unit = setup.scale(self.train, self.corruption, self.sigma_data, inherited)
         self.levels = setup.levels(self)
         self.run = Folder(self.folder) if self.folder is not None else None
@@ -238,13 +239,13 @@ class Learner:
         frame = Model(
             denoiser, self.train.shape, self.train.classes, 0.002 * self.unit, 80.0 * self.unit,
             info=self.info | {"ema": length},
-            autoencoder=self.autoencoder if isinstance(self.autoencoder, nn.Module) else None,
+            autoencoder=cast("Any", self.autoencoder),
             corruption="pairs" if self.train.cond_channels else self.corruption and str(self.corruption),
         )  # fmt: skip
-        tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
+        tensors = {name: whole(t.detach()) for name, t in models.tensors(frame).items()}
         if length is not None:
             tensors |= {f"net.{name}": whole(t) for name, t in self.average.weights(length).items()}
-        return Model.from_spec(frame.spec(), tensors).to(self.device)
+        return models.from_spec(models.spec(frame), tensors).to(self.device)
 
     # ---- one step ---------------------------------------------------------------------------------------------
 

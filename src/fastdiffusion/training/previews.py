@@ -47,7 +47,7 @@ def preview(learner: Learner, n: int = PREVIEWS, steps: int = STEPS) -> torch.Te
     cond, denoise = None, model.denoise
     if model.corruption is not None:
         return restoration_preview(learner, n)
-    if model.text_encoder is not None:  # captions of training pictures, with the guidance that words need
+    if model.conditioner is not None:  # captions of training pictures, with the guidance that words need
         rows = [i * len(learner.train) // n for i in range(n)]
         cond, denoise = model.encode_prompt(learner.train.annotations(rows).captions), cfg(denoise, TEXT_SCALE)
     elif model.classes:

@@ -16,7 +16,7 @@ from ..corruptions import Corruption
 from ..data import Dataset, augment, measure_sigma_data
 from ..denoisers import Denoiser
 from ..errors import DataError, InputError
-from ..models import Model
+from ..models import Model, native_denoiser
 from ..nets import presets
 from ..nets import tokenizer as tokenizers
 from ..nets.layers import Embed
@@ -106,14 +106,14 @@ def _fresh(learner: Learner, cond_channels: int) -> nn.Module:
 
 def _taken(learner: Learner, base: Model, cond_channels: int) -> nn.Module:
     """The net of a trained model, if it is one of such data."""
-    data, its = learner.train, base.denoiser
+    data, its = learner.train, native_denoiser(base, "Going on from a model")
     augment_length = max(
         (m.augment.in_features for m in its.net.modules() if isinstance(m, Embed) and m.augment), default=0
     )
     has = (
         base.shape[0],
         base.classes,
-        base.text_encoder is not None,
+        base.conditioner is not None,
         its.cond_channels,
         its.self_condition,
         augment_length,

@@ -31,8 +31,8 @@ from ...io.inputs import ImageLike, as_tensor, fit_image, opened, scaled
 from ...models import Model
 from ...models.registry import loaded
 from ...options import fill
+from ...samplers import probability_flow
 from ...types import Cond
-from ..translation.training_free import invert
 from .network import Stylizer, enlarged, feed_forward, load
 from .options import StylizeOptions, check_strength
 from .statistics import colors, device_for, directions, recolored, statistics
@@ -149,12 +149,13 @@ def stylize_inside(
     inversion and autoencoder lost.
     """
     check_strength(strength)
-    net = model.denoiser.net
+    net = model.modules.get("net", nn.Identity())
     attention_layers(net)  # InputError without any, before all the work
     start, device = content.device, model.device
     content, style = content.to(device), style.to(device)
     sigmas = schedules.exponential(steps, model.sigma_min, model.sigma_max)
-    noisy, table = invert(model.denoise, model.encode(content), sigmas, cond), samplers.table("dpmpp_2m", sigmas)
+    noisy = probability_flow.invert(model.denoise, model.encode(content), sigmas, cond)
+    table = samplers.table("dpmpp_2m", sigmas)
     guides = (shared_attention(model.denoise, net, model.encode(style), share, seed=seed) for share in (strength, 0.0))
     shared, alone = (model.decode(samplers.final(samplers.run(guide, noisy, table, cond))) for guide in guides)
     return (content + (shared - alone)).clamp(-1, 1).to(start)

@@ -20,7 +20,6 @@ from ...data import Dataset
 from ...errors import InputError, unknown
 from ...io.images import as_input
 from ...models import Model, save
-from ...models.registry import model_hash
 from ...nets import TextConditioned
 from ...nets.presets import PRESETS
 from ...noise import generator
@@ -94,7 +93,7 @@ def train_caption_mean(
     config = {
         "data": rows.fingerprint, "words": text_encoder.config, "draft": caption_mean.config,
         "batch_size": batch_size, "lr": lr,
-        "begin": None if learner.base is None else model_hash(learner.base)[:16],
+        "begin": None if learner.base is None else learner.base.id[:16],
     }  # fmt: skip
     both = nn.ModuleDict({"text_encoder": text_encoder, "caption_mean": caption_mean})
     part = Part(both, loss, optimizer=learner.optimizer, lr=lr)

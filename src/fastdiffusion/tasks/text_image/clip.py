@@ -26,8 +26,9 @@ from ... import data as datasets
 from ... import metrics
 from ...data import Dataset, augment
 from ...denoisers import expand
-from ...errors import CheckpointError, DataError, InputError, unknown
-from ...io.checkpoints import fingerprint, load_tensors, save_tensors, stored
+from ...errors import DataError, InputError, unknown
+from ...io import guarded
+from ...io.checkpoints import fingerprint
 from ...io.images import flatten, open_image, to_tensor
 from ...io.run_folder import Folder
 from ...metrics.retrieval import r_precision
@@ -67,25 +68,14 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def save(clip: Clip, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it, torch.int8 quarters it."""
-    save_tensors(path, stored(clip.state_dict(), dtype), {"kind": "clip", **clip.config})
+    guarded.save("clip", clip, path, dtype)
 
 
 def load(path: str | Path | None = None) -> Clip:
     """The encoder in the package, a file of :func:`save`, or a run's folder; raises CheckpointError for any other."""
     place = Path(str(files("fastdiffusion") / "weights" / FILE)) if path is None else Path(path)
     place = place / FILE if place.is_dir() else place
-    config, tensors = load_tensors(place)
-    try:
-        if config.pop("kind") != "clip":
-            raise ValueError("it is something else")
-        with torch.device("meta"):  # costs nothing, whatever the configuration asks for
-            clip = Clip(**config)
-        if {k: t.shape for k, t in clip.state_dict().items()} != {k: t.shape for k, t in tensors.items()}:
-            raise ValueError("its tensors have other names or shapes")
-        clip.to_empty(device="cpu").load_state_dict(tensors)  # copied: in the memory format that it was trained in
-    except (TypeError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{place} does not hold a CLIP of fastdiffusion ({str(error)[:200]}).") from None
-    return clip.eval().requires_grad_(False)
+    return guarded.load(place, {"clip": Clip}, "train-clip")
 
 
 # ---- training -------------------------------------------------------------------------------------------------------

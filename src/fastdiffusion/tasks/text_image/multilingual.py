@@ -29,8 +29,7 @@ from ...data.emoji.translations import Pair
 from ...denoisers import Denoiser
 from ...errors import DataError, InputError
 from ...guidance import cfg
-from ...models import Model
-from ...models.registry import model_hash
+from ...models import Model, native_denoiser
 from ...nets import tokenizer as tokenizers
 from ...nets.layers import Attention
 from ...nets.text import TextConditioned, TextEncoder, normalized, vocabulary_ids
@@ -39,6 +38,7 @@ from ...training import optimizers
 from ...training.trainer import Part, train
 
 PAIRS, QUERIES = 41, 42  # purposes of generators
+PURPOSE = "Adding languages"
 SHOWN = 8  # queries that a batch is compared at, drawn anew at every step
 
 
@@ -82,7 +82,7 @@ def add_language(
         InputError: A model without words, or without a second encoder to go on with; numbers out of range.
         DataError: No pair whose known side the model has read.
     """
-    net = model.denoiser.net
+    net = native_denoiser(model, PURPOSE).net
     if not isinstance(net, TextConditioned):
         raise InputError("This model was trained without words: there is nothing to teach it words by.")
     second = net.text_encoder.student_encoder
@@ -132,16 +132,16 @@ def add_language(
 
     pairs_hash = hashlib.sha256(repr([tuple(pair) for pair in pairs]).encode()).hexdigest()[:16]
     described = {
-        "words": new.config, "pairs": pairs_hash, "model": model_hash(model)[:16], "batch_size": batch_size, "lr": lr,
+        "words": new.config, "pairs": pairs_hash, "model": model.id[:16], "batch_size": batch_size, "lr": lr,
         "keep": keep,
     }  # fmt: skip
     distill(model, new, rows, known, steps, described, folder, lr, minutes, fresh, seed)
     own.student_encoder = new
-    its = model.denoiser
+    its = native_denoiser(model)
     denoiser = Denoiser(
         TextConditioned(net.net, own, net.caption_mean), its.parameterization, its.sigma_data, its.self_condition
     )
-    return replace(model, denoiser=denoiser.eval())
+    return replace(model, denoise=denoiser.eval())
 
 
 def _second(own: TextEncoder, texts: Sequence[str], vocabulary: int, depth: int, seed: int) -> TextEncoder:
@@ -220,7 +220,7 @@ def distill(
         steps, config, folder, minutes, fresh, seed: See ``loop.train``.
         lr: Highest learning rate.
     """
-    net = model.denoiser.net
+    net = native_denoiser(model, PURPOSE).net
     if not isinstance(net, TextConditioned):
         raise InputError("This model was trained without words: there is nothing to teach by.")
     old = net.text_encoder
@@ -265,7 +265,7 @@ def _queries(
             x = args[0].detach().flatten(0, 1)
             inputs.setdefault(module, []).append(x[torch.randint(len(x), (128,), generator=g)])
 
-    net = model.denoiser.net
+    net = native_denoiser(model, PURPOSE).net
     hooks = [m.register_forward_pre_hook(note) for m in net.modules() if isinstance(m, Attention)]
     try:
         chosen = [str(texts[i]) for i in torch.randint(len(texts), (runs,), generator=g).tolist()]
