@@ -36,6 +36,7 @@ from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions,
 from fastdiffusion.tasks.restoration import cold_diffusion, restore, watermarks
 from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from fastdiffusion.tasks.stylization import network, stylize
+from fastdiffusion.tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, scoring
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
@@ -142,8 +143,8 @@ VERBS = {
     "train-caption-mean": verb(caption_mean.train_caption_mean, flags="size aspect"),
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
-    "stylize": verb(stylize.stylize, flags="out", parameters="net"),
-    "train-style": verb(network.train_style),
+    "stylize": verb(stylize.stylize, StylizeOptions, flags="out", parameters="net"),
+    "train-style": verb(network.train_style, TrainStyleOptions),
     "train-translation": verb(paired.train_translation, TrainTranslationOptions),
     "translate": verb(paired.translate, TranslateOptions, flags="out"),
     "train-cold": verb(cold_diffusion.train_cold, TrainColdOptions),

@@ -280,6 +280,8 @@ def checked_name(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() not in ENDS:
         raise InputError(f"Pictures are written as .png, .webp or .jpg, not {path.suffix!r}. Try {path.stem}.png.")
+    if (obstacle := next((p for p in path.parents if p.exists() and not p.is_dir()), None)) is not None:
+        raise InputError(f"{path} cannot be written: {str(obstacle)!r} is a file and not a folder.")
     return path
 
 
