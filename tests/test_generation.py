@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from fastdiffusion.models import Model, save
 from fastdiffusion.tasks.generation import samples as generation
 from fastdiffusion.tasks.generation.recipe import reproduce
 from fastdiffusion.tasks.generation.sample import sample, sample_steps
+from fastdiffusion.types import Cond
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +147,114 @@ def test_two_interleaved_runs_equal_two_in_turn(model):
             images.clamp(-1, 1), sample(model, n=2, steps=4, seed=seed, sampler="euler_ancestral").images
         )
     assert torch.is_grad_enabled()
+
+
+def test_two_runs_in_two_threads_equal_two_in_turn(model):
+    """On one model, each with its own guidance, which holds state while a run lasts."""
+    options = [
+        {"seed": seed, "guidance": "apg scale=2", "sampler": "euler_ancestral", "classes": "cat"} for seed in (0, 9)
+    ]
+    alone = [sample(model, n=2, steps=6, **o).images for o in options]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda o: sample(model, n=2, steps=6, **o).images, options * 4))
+    assert all(torch.equal(images, alone[i % 2]) for i, images in enumerate(together))
+
+
+class Halves:
+    """An autoencoder that keeps every other pixel, and counts what it decodes."""
+
+    factor, image_channels, latent_channels = 2, 1, 1
+
+    def __init__(self) -> None:
+        self.decoded = 0
+
+    def encode(self, x):
+        return x[..., ::2, ::2]
+
+    def decode(self, z):
+        self.decoded += len(z)
+        return z.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def gaussian(x, sigma, cond=None):
+    """The exact denoiser of data that are unit normal."""
+    return x / (1 + sigma.reshape(-1, *[1] * (x.ndim - 1)) ** 2)
+
+
+def test_only_what_is_looked_at_is_decoded():
+    autoencoder = Halves()
+    model = Model(gaussian, (1, 4, 4), autoencoder=autoencoder)
+    made = sample(model, n=5, steps=3, batch_size=2)
+    assert made.images.shape == (5, 1, 8, 8) and autoencoder.decoded == 5  # each once, at its end
+    autoencoder.decoded = 0
+    steps = list(sample_steps(model, n=5, steps=3, batch_size=2))
+    assert autoencoder.decoded == 5
+    assert steps[3].images.shape == (5, 1, 8, 8) and autoencoder.decoded == 7  # two estimates of the second batch
+    assert steps[3].images is steps[3].images and autoencoder.decoded == 7
+    assert torch.equal(steps[3].images[:2], steps[-1].images[:2]) and not steps[3].images[4:].any()
+    assert torch.equal(steps[-1].images.clamp(-1, 1), made.images) and autoencoder.decoded == 7
+
+
+@pytest.mark.parametrize("size", ["24x16", (16, 24), "24X16 "])
+def test_sizes_are_width_times_height_in_text_and_height_first_in_python(size):
+    model = Model(gaussian, (1, 4, 4), autoencoder=Halves())
+    made = sample(model, n=1, steps=2, size=size)
+    assert made.images.shape == (1, 1, 16, 24) and made.recipe["parameters"]["size"] == "24x16"
+    assert sample(model, n=1, steps=2, size="16").recipe["parameters"]["size"] == 16
+    assert torch.equal(sample(model, n=1, steps=2, size=(8, 8)).images, sample(model, n=1, steps=2).images)
+
+
+@pytest.mark.parametrize("size", ["", "x", "8x", "0x8", (8,), (8, 8, 8), (8.0, 8), "8x8x8", -8, [0, 8]])
+def test_sizes_that_are_none(model, size):
+    with pytest.raises(InputError, match='size must be a whole number of at least 1, "WIDTHxHEIGHT" or'):
+        sample(model, size=size)
+    with pytest.raises(InputError, match="divide by 2, got 9x8"):
+        sample(Model(gaussian, (1, 4, 4), autoencoder=Halves()), size="9x8")
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 4, 4)])
+def test_samples_of_any_number_of_axes(shape):
+    images = sample(Model(gaussian, shape, sigma_data=1.0), n=8, steps=20).images
+    assert images.shape == (8, *shape) and images.std() > 0.3
+    assert (images.abs().max() > 1) == (len(shape) < 3)  # images end at 1, other samples where they are
+
+
+class Texts:
+    """A conditioner that says by numbers what it was asked for, the images' size included."""
+
+    max_tokens = None
+
+    def encode(self, prompts, size=None):
+        return Cond(pooled=torch.tensor([[float(len(text)), *map(float, size)] for text in prompts]))
+
+    def null(self, n, size=None):
+        return Cond(pooled=torch.tensor([[-1.0, *map(float, size)]] * n))
+
+    def token_spans(self, text):
+        return []
+
+    def unknown_words(self, text):
+        return ["blue"] if "blue" in text else []
+
+
+def test_what_a_model_takes_for_no_prompt_is_its_conditioners_business():
+    """Without a prompt every row is the null condition. Guidance compares with it, or with a negative prompt."""
+    conds = []
+
+    def denoise(x, sigma, cond=None):
+        conds.append(cond.pooled.tolist())
+        return torch.zeros_like(x) + cond.pooled[:, :1, None, None]
+
+    model = Model(denoise, (1, 4, 4), conditioner=Texts(), scale=3.0)
+    sample(model, n=2, steps=1)
+    assert conds.pop() == [[-1.0, 4.0, 4.0]] * 2
+    made = sample(model, "abc", n=2, steps=1, size="8x4")
+    assert sorted(conds.pop()) == [[-1.0, 4.0, 8.0]] * 2 + [[3.0, 4.0, 8.0]] * 2
+    assert made.recipe["parameters"]["scale"] == 3.0  # the model's own
+    sample(model, "abc", n=1, steps=1, negative_prompt="ab")
+    assert sorted(conds.pop()) == [[2.0, 4.0, 4.0], [3.0, 4.0, 4.0]]
+    with pytest.warns(UserWarning, match="never read blue"):
+        sample(model, "a blue cat", n=1, steps=1)
 
 
 def test_images_show_themselves(model):

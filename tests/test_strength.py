@@ -36,17 +36,6 @@ def by_sample(recorded: Recorded, strength: float) -> torch.Tensor:
     return sample(recorded.model, n=1, steps=5, image=IMAGE, strength=strength).images
 
 
-def by_variations(recorded: Recorded, strength: float) -> torch.Tensor:
-    """With a retrieval that finds nothing to draw, as the model takes no prompts."""
-    options = {"n": 1, "steps": 5, "image": IMAGE, "strength": strength}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            variations.sample, "sample", lambda model, prompts, **given: sample(model, **{**given, **options})
-        )
-        patch.setattr(variations.clips, "as_input", lambda net, image: torch.zeros(1, 3, 64, 64))
-        return variations.variations("nothing.png", model=recorded.model, strength=strength, n=1).images
-
-
 def by_sdedit(recorded: Recorded, strength: float) -> torch.Tensor:
     return sdedit(recorded.model, to_tensor(IMAGE)[None], strength, steps=5)
 
@@ -79,6 +68,16 @@ def test_strength_is_from_0_to_1(caller, strength):
         caller(Recorded(), strength)
 
 
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_variations_pass_it_on(strength, tmp_path, monkeypatch):
+    IMAGE.save(tmp_path / "x.png")
+    passed: dict = {}
+    monkeypatch.setattr(variations.sample, "sample", lambda model, prompts, **options: passed.update(options))
+    variations.variations(tmp_path / "x.png", n=2, strength=strength)
+    assert passed["strength"] == strength and passed["n"] == 2
+    assert passed["image"] == (None if strength == 1 else tmp_path / "x.png")
+
+
 def test_strength_1_starts_from_noise_alone():
     """Which image it was makes no difference: the run is the one without an image."""
     model = Model(lambda x, sigma, cond=None: x / (1 + sigma.reshape(-1, 1, 1, 1) ** 2), (1, 8, 8), sigma_data=1.0)
@@ -94,9 +93,8 @@ def test_the_shorter_way_is_the_schedule_from_there(name, start, steps):
         return schedules.schedule(name, n, sigma_min=0.02, sigma_max=14.0)
 
     shorter = below(start, steps, schedule)
-    torch.testing.assert_close(
-        shorter, schedules.schedule(name, steps, sigma_min=0.02, sigma_max=start), rtol=1e-3, atol=0
-    )
+    expected = schedules.schedule(name, steps, sigma_min=0.02, sigma_max=start)
+    torch.testing.assert_close(shorter, expected, rtol=1e-3, atol=0)
     assert shorter[0] == start
 
 
@@ -105,6 +103,6 @@ def test_strengths_below_the_schedule_and_above_it():
         return schedules.karras(n, 0.02, 14.0)
 
     low = below(0.01, 4, schedule)
-    assert schedules.check_sigmas(low)[0] == 0.01 and len(low) == 5
+    assert float(schedules.check_sigmas(low)[0]) == pytest.approx(0.01) and len(low) == 5
     assert torch.equal(below(20.0, 4, schedule), schedule(4))
     assert strength_table(0.0, 4, schedule, 0.5, 14.0) is None

@@ -128,7 +128,8 @@ class Plan:
         names = tuple(self.model.classes[label] if label >= 0 else "" for label in labels)
         names = names if self.prompts is None else tuple(self.prompts[i] for i in indices)
         seeds = tuple(self.options.seed + i for i in indices)
-        return Samples(images.detach().clamp(-1, 1), seeds, names, tuple(indices), recipe)
+        images = images.detach() if self.size is None else images.detach().clamp(-1, 1)
+        return Samples(images, seeds, names, tuple(indices), recipe)
 
 
 @torch.no_grad()

@@ -27,14 +27,15 @@ class Samples:
     """Images with all that it takes to make them again. In a notebook they show themselves.
 
     Attributes:
-        images: In [-1, 1], on the CPU.
+        images: (n, channels, height, width) in [-1, 1], on the CPU; of a model of other things than images, its
+            samples as they are.
         seeds: One per image.
         labels: Class names, "" where there is none.
         indices: Each image's number in the run that ``recipe`` describes.
         recipe: Model, parameters and sampler table, as JSON values: no path, no user, no time of day.
     """
 
-    images: Float[Tensor, "n c h w"]
+    images: Float[Tensor, "n *d"]
     seeds: tuple[int, ...]
     labels: tuple[str, ...]
     indices: tuple[int, ...]
@@ -123,7 +124,7 @@ class SampleStep:
     decode: Callable[[Tensor], Tensor]
 
     @cached_property
-    def images(self) -> Float[Tensor, "n c h w"]:
+    def images(self) -> Float[Tensor, "n *d"]:
         """All images: finished ones, the current estimates of those in work, and the rest. Decoded when first asked."""
         with no_grad():
             work = [] if self.estimate is None else [self.decode(self.estimate).cpu()]
