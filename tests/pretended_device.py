@@ -149,7 +149,13 @@ class Watch(TorchDispatchMode):
 
 
 def check(
-    device: PretendedDevice, func: Any, name: str, args: Any, kwargs: Any, operands: list[Tensor], sides: list[bool | None]
+    device: PretendedDevice,
+    func: Any,
+    name: str,
+    args: Any,
+    kwargs: Any,
+    operands: list[Tensor],
+    sides: list[bool | None],
 ) -> None:
     """Raise RuntimeError if operands on the device and on the CPU must not meet in an operation."""
     generator = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Generator)), None)
@@ -319,7 +325,14 @@ def _cuda() -> dict[str, Any]:
         "is_bf16_supported": False, "device": nullcontext(), "is_initialized": True,
     }  # fmt: skip
     answers |= dict.fromkeys(("max_memory_allocated", "memory_allocated", "memory_reserved", "max_memory_reserved"), 0)
-    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "set_device", "manual_seed", "manual_seed_all"):
+    for name in (
+        "synchronize",
+        "empty_cache",
+        "reset_peak_memory_stats",
+        "set_device",
+        "manual_seed",
+        "manual_seed_all",
+    ):
         answers[name] = None
     functions = {name: functools.partial(lambda value, *_, **__: value, value) for name, value in answers.items()}
     # its random numbers are those of the CPU's generator
@@ -363,7 +376,10 @@ def _patches(device: PretendedDevice) -> Iterator[Any]:
     for name in ("is_autocast_enabled", "get_autocast_dtype"):
         ask = getattr(torch, name)
         yield mock.patch.object(torch, name, lambda kind="cuda", ask=ask: ask("cpu" if kind == "cuda" else kind))
-    for room in (torch.utils._foreach_utils, sys.modules["torch.optim.optimizer"]):  # many tensors at once round otherwise
+    for room in (
+        torch.utils._foreach_utils,
+        sys.modules["torch.optim.optimizer"],
+    ):  # many tensors at once round otherwise
         yield mock.patch.object(room, "_get_foreach_kernels_supported_devices", list)
     run = threading.Thread.run
 

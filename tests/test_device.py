@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from pictures import photo
+from PIL import Image
 from pretended_device import forget_accelerator, pretended
 from torch import Tensor, nn
 
 import fastdiffusion
 from fastdiffusion import Learner, data, nets
-from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.corruptions import parse
+from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.io.images import to_pil, to_tensor
 from fastdiffusion.models import Model, save
 
@@ -115,7 +115,11 @@ def desk(tmp_path_factory) -> SimpleNamespace:
     gray = {**NET, "in_channels": 1, "out_channels": 1}
     classes = write("classes", nets.build({**gray, "classes": 10}), (1, 8, 8), classes=tuple("0123456789"))
     plain = write("plain", nets.build({**NET, "in_channels": 3, "out_channels": 3}), (3, 16, 16))
-    restoring = {"sigma_data": 0.1, "cond_channels": 3, "corruption": "blur 0.5..2 | downscale 2 | gray | mask 0.05..0.4"}
+    restoring = {
+        "sigma_data": 0.1,
+        "cond_channels": 3,
+        "corruption": "blur 0.5..2 | downscale 2 | gray | mask 0.05..0.4",
+    }
     restorer = write("restorer", nets.build({**LOCAL, "in_channels": 6, "out_channels": 3}), (3, 64, 64), **restoring)
     text_net = nets.build({**NET, "in_channels": 3, "out_channels": 3, "words": WORDS})
     captions = [f"a {color} square" for color in COLORS]
@@ -188,9 +192,7 @@ def sample_from_image(desk, device, folder):
 
 @row("sample")
 def sample_inpaint(desk, device, folder):
-    return verb("sample")(
-        desk.plain, guidance=f"inpaint {desk.small} {desk.small_hole}", n=1, steps=3, device=device
-    )
+    return verb("sample")(desk.plain, guidance=f"inpaint {desk.small} {desk.small_hole}", n=1, steps=3, device=device)
 
 
 @row("sample")
@@ -200,9 +202,7 @@ def sample_latents(desk, device, folder):
 
 @row("sample")
 def sample_stochastic(desk, device, folder):
-    return verb("sample")(
-        desk.classes, n=2, steps=3, sampler="euler_ancestral", variation_strength=0.2, device=device
-    )
+    return verb("sample")(desk.classes, n=2, steps=3, sampler="euler_ancestral", variation_strength=0.2, device=device)
 
 
 @row("sample")
@@ -235,9 +235,7 @@ def export(desk, device, folder):
 @row("variations")
 def variations(desk, device, folder):
     index = made(desk, "index.safetensors", lambda path: _index(desk, path))
-    return verb("variations")(
-        desk.small, n=2, model=desk.text, index=index, clip=_clip(desk), steps=2, device=device
-    )
+    return verb("variations")(desk.small, n=2, model=desk.text, index=index, clip=_clip(desk), steps=2, device=device)
 
 
 @row("index")

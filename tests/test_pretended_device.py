@@ -177,9 +177,7 @@ def test_gradients_travel_to_and_fro():
         x, scale = torch.randn(5, requires_grad=True), torch.randn(5, requires_grad=True)
         there = (x.to(side) * scale.to(side)).sin()
         ((there.to("cpu") * x).sum() + there.square().sum().cpu()).backward()
-        (second,) = torch.autograd.grad(
-            torch.autograd.grad((x.to(side) ** 3).sum(), x, create_graph=True)[0].sum(), x
-        )
+        (second,) = torch.autograd.grad(torch.autograd.grad((x.to(side) ** 3).sum(), x, create_graph=True)[0].sum(), x)
         return x.grad, scale.grad, second
 
     with pretended():
