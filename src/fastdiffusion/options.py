@@ -28,7 +28,8 @@ class Flag:
 
     Attributes:
         help: One short sentence.
-        names: Spellings, such as ("-n", "--n"); by default ``--`` and the field's name with hyphens.
+        names: Spellings, such as ("-n", "--n"); by default ``--`` and the field's name with hyphens. One without a
+            hyphen, such as "[PROMPT]", makes it a positional argument that is shown so.
         hidden: Old spellings that are still understood.
         kind: Its type there, where that differs from Python's: a ``Path`` for what may also be an image.
         metavar: What stands for the value in the help.

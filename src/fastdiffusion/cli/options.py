@@ -72,7 +72,8 @@ class Command(TyperCommand):
     def make_parser(self, ctx: Any) -> Any:
         parser = super().make_parser(ctx)
         known = parser._long_opt
-        known.update({old: known[new] for old, new in OLD_FLAGS.items() if new in known and old not in known})
+        old_flags = {**OLD_FLAGS, **getattr(self.callback, "old_flags", {})}
+        known.update({old: known[new] for old, new in old_flags.items() if new in known and old not in known})
         return parser
 
 
