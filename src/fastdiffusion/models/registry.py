@@ -9,9 +9,8 @@ import hashlib
 from contextlib import suppress
 from pathlib import Path
 
-import torch
-
-from ..errors import CheckpointError, DataError, InputError
+from ..device import best_device, device_of
+from ..errors import CheckpointError, DataError
 from ..io.checkpoints import fingerprint
 from ..io.images import safe_name
 from .model import FILE, Model, load
@@ -20,20 +19,12 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 SHIPPED = ("emoji",)
 
 
-def best_device() -> str:
-    """Where to compute if nobody says."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def loaded(model: Model | str | Path, device: str | None = None) -> Model:
     """The model itself, or the one in a file or run folder, ready to sample from; see ``sample``."""
     if not isinstance(model, Model):
         model, device = load(shipped(str(model)) or model), device or best_device()
     model.denoiser.eval()  # dropout would draw from a global state, and seeds would mean nothing
-    try:
-        return model if device is None else model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"No device {device!r} here ({str(error).splitlines()[0][:100]}). Try device='cpu'.") from None
+    return model if device is None else model.to(device_of(device))
 
 
 def shipped(name: str) -> Path | None:
