@@ -1,0 +1,74 @@
+"""The settings that all training runs share. A verb's own options extend them; nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..options import option
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What every training run can be given.
+
+    Attributes:
+        steps: Of the whole run; the same call goes on where it stopped.
+        folder: Where checkpoints, metrics and the finished file go; None keeps all in memory.
+        batch_size: Training examples a step.
+        lr: Highest learning rate.
+        optimizer: A name in ``optimizers.OPTIMIZERS``.
+        precision: "float32", "bfloat16", or "auto": the faster one, measured.
+        minutes: End this session after so long; the same call goes on.
+        fresh: Forget what the folder holds.
+        seed: Of everything.
+        device: Where to train, "cpu", "cuda" or "mps"; by default the best there is. The result is on the CPU.
+    """
+
+    steps: int = option(1000, "Of training.")
+    folder: str | Path | None = option(
+        None, "Where the run lives, by default in runs/; again, to go on.", "--folder", "-o", hidden=["--out"], kind=Path
+    )
+    batch_size: int = option(64, "Images a step.")
+    lr: float = option(1e-2, "Highest learning rate.")
+    optimizer: str = option("muon", "muon or adamw.")
+    precision: str = option("float32", "float32, bfloat16, or auto: the faster one, measured.")
+    minutes: float | None = option(None, "End this session after so long; the same command goes on.")
+    fresh: bool = option(False, "Forget what the folder holds and start anew.")
+    seed: int = option(0, "Of everything.")
+    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+
+    @property
+    def place(self) -> torch.device:
+        """Where to train."""
+        from ..device import device_of
+
+        return device_of(self.device)
+
+    def run(self) -> dict[str, Any]:
+        """What ``trainer.train`` is given of them, by name."""
+        names = ("steps", "folder", "seed", "minutes", "fresh", "precision")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class ImageTrainingOptions(TrainingOptions):
+    """Of runs on images, some of which are kept.
+
+    Attributes:
+        size: Side of the images in pixels, if the data are named and not given.
+        holdout: Part of the images that is never trained on, to measure with.
+    """
+
+    size: int | None = option(None, "Side of the images in pixels.")
+    holdout: float = option(0.05, "Part of the images kept to measure with.")
+
+
+def default(name: str, value: Any, **shown: Any) -> Any:
+    """The shared option ``name`` with another default, and where ``shown`` says so, another help or spelling."""
+    known = ImageTrainingOptions.__dataclass_fields__[name].metadata["flag"]
+    return field(default=value, metadata={"flag": replace(known, **shown)})
