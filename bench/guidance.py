@@ -26,7 +26,7 @@ from fastdiffusion.data import selection
 from fastdiffusion.guidance.features import feature_guidance
 from fastdiffusion.io.images import grid, to_tensor
 from fastdiffusion.nets.classifier import Classifier
-from fastdiffusion.tasks.classification import accuracy, train_classifier
+from fastdiffusion.tasks.classification.train import accuracy, train_classifier
 from fastdiffusion.types import Cond, Denoise
 
 COLUMNS = ("accuracy", "fd", "precision", "recall", "spread")
@@ -111,8 +111,8 @@ def run(args: argparse.Namespace, seed: int) -> list[dict[str, float | str]]:
     of = subject(args, seed)
     model, train = of.model, of.train
     guides: dict[str, Classifier] = {
-        "classifier": train_classifier(train, args.classifier_steps, seed=1 + seed),
-        "middle of the U-Net": train_classifier(train, args.classifier_steps, model, seed=1 + seed),
+        "classifier": train_classifier(train, steps=args.classifier_steps, seed=1 + seed),
+        "middle of the U-Net": train_classifier(train, steps=args.classifier_steps, model=model, seed=1 + seed),
     }
     bench = Bench(of, args.n, args.steps)
     for name, guide in guides.items():

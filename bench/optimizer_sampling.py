@@ -23,7 +23,7 @@ from torch import Tensor
 from fastdiffusion import guidance, metrics, noise, samplers
 from fastdiffusion.data import selection
 from fastdiffusion.samplers import optimization
-from fastdiffusion.tasks.classification import level_error, train_noise_level
+from fastdiffusion.tasks.classification.train import level_error, train_noise_level
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def main() -> None:
 
     model, data, train, held_out, classifier = subject(args)
     with torch.enable_grad():
-        level = train_noise_level(train, args.level_steps)
+        level = train_noise_level(train, steps=args.level_steps)
     errors = level_error(level, held_out)
     print("noise level predictor, relative RMS error on held-out pictures by level:",
           {sigma: round(error, 3) for sigma, error in errors.items()})  # fmt: skip

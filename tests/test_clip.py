@@ -168,7 +168,7 @@ def test_saved_and_loaded_it_is_the_same(clip, trained, data, tmp_path):
     pictures = to_tensor(data.batch(range(4)).images)
     read = clips_clip.load(trained[1].path)
     assert torch.equal(read.encode_image(pictures), clip.encode_image(pictures)) and torch.equal(
-        read.read(NAMES), clip.read(NAMES)
+        read.encode_text(NAMES), clip.encode_text(NAMES)
     )
     clips_clip.save(clip, tmp_path / "half.safetensors", torch.float16)
     half = clips_clip.load(tmp_path / "half.safetensors")
@@ -201,7 +201,7 @@ def test_a_picture_is_scored(clip, tmp_path):
     save_png(drawn("red", "square", 77_777), tmp_path / "picture.png")
     red, blue = fastdiffusion.clip_score(tmp_path / "picture.png", ["a red square", "a blue square"], clip)
     assert red.similarity > blue.similarity and red.better_than > blue.better_than
-    with pytest.raises(InputError, match="no words"):
+    with pytest.raises(InputError, match="no text"):
         scoring.clip_score(tmp_path / "picture.png", " ", clip)
 
 
@@ -211,7 +211,7 @@ def test_gray_pictures_and_latents(tmp_path):
     save_png(drawn("red", "square", 1), tmp_path / "picture.png")
     assert len(scoring.clip_score(tmp_path / "picture.png", ["a", "b"], gray)) == 2
     assert scoring.search(tmp_path, "a", model=gray)[0].path == "picture.png"
-    with pytest.raises(InputError, match="reads latents of 4 channels"):
+    with pytest.raises(InputError, match="takes latents of 4 channels"):
         scoring.clip_score(tmp_path / "picture.png", "a", latent)
 
 
@@ -272,7 +272,7 @@ def recall_in_noise(clip: Clip, sigma: float, told: bool) -> float:
     x = x + sigma * torch.randn(x.shape, generator=generator(5))
 
     class Looking:
-        read = staticmethod(clip.read)
+        encode_text = staticmethod(clip.encode_text)
 
         @staticmethod
         def encode_image(images):

@@ -1,4 +1,4 @@
-"""Commands that train: a model, a classifier, a sampler; and the look at the data before."""
+"""Commands that train: a model, a sampler; and the look at the data before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import typer
 
 from ..errors import InputError
 from .options import (
-    LR,
     Aspect,
     Autoencoder,
     DataName,
@@ -191,36 +190,3 @@ def fit(
         print(f"{count} evaluations: error {error:.4f}, the best textbook table has {textbook:.4f}", flush=True)
         tables = {"tables": ready.spec()["tables"]}  # each as it comes: Ctrl-C keeps what is done
         annotate(model / FILE if model.is_dir() else model, lambda config, tables=tables: {**config, **tables})
-
-
-@app.command("train-classifier")
-def train_classifier(
-    data: DataName,
-    steps: Annotated[int, typer.Option(help="Of training.")] = 1000,
-    model: Annotated[
-        Path | None, typer.Option(help="Classify the features of this model instead, for the guidance middle.")
-    ] = None,
-    net: Annotated[str, typer.Option(help="A U-Net, of which half is taken.")] = "unet-tiny",
-    size: Size = None,
-    folder: Annotated[Path, typer.Option("--folder", "-o", help="Where it goes; again, to go on.")] = Path(
-        "runs/classifier"
-    ),
-    batch_size: Annotated[int, typer.Option(help="Images a step.")] = 128,
-    lr: LR = 1e-3,
-    dropout: Annotated[float, typer.Option(help="Against memorizing.")] = 0.1,
-    seed: SeedOfAll = 0,
-) -> None:
-    """Train a classifier of noisy images, for guidance.
-
-    Afterwards: fastdiffusion sample MODEL --guidance "classifier FILE scale=2", or middle for a model's features.
-    """
-    options = {key: value for key, value in locals().items() if key not in ("data", "size")}
-    from .. import data as datasets
-    from ..tasks import classification
-
-    images = datasets.load(data, size)
-    made = classification.train_classifier(images, **options)
-    classification.save(made, folder / "classifier.safetensors")
-    for sigma, right in classification.accuracy(made, images).items():
-        print(f"sigma {sigma:5.2f}: {right:.1%} of training images classified correctly")
-    print(f"{folder / 'classifier.safetensors'} is there.")

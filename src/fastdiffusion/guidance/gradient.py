@@ -45,7 +45,7 @@ def classifier(denoise: Denoise, log_prob: LogProb, scale: Scale = 1.0, interval
     """Classifier guidance: D + scale * sigma^2 * grad_x log p(y | x; sigma) (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
     Their algorithm 2 in sigma. With the exact log-probability and scale 1 this is the exact conditional denoiser;
-    ``fastdiffusion.tasks.classification.train_classifier`` trains one. 0 is off.
+    ``fastdiffusion.tasks.classification.train.train_classifier`` trains one. 0 is off.
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:

@@ -45,7 +45,7 @@ def inpaint(denoise: Denoise, image: Float[Tensor, "b *d"], mask: Tensor) -> Den
 def blind(denoise: Denoise, level: Callable[[Tensor], Tensor]) -> Denoise:
     """Tell the denoiser the noise level that ``level(x)`` sees in each image, instead of the one that is given.
 
-    ``fastdiffusion.tasks.classification.train_noise_level`` trains one. The sampler's own steps stay as planned.
+    ``fastdiffusion.tasks.classification.train.train_noise_level`` trains one. The sampler's own steps stay as planned.
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:

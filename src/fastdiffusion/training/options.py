@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..options import option
 
@@ -48,6 +48,10 @@ class TrainingOptions:
         from ..device import device_of
 
         return device_of(self.device)
+
+    def in_runs(self, name: str) -> Self:
+        """The same, with a folder for the run: ``runs/name`` where none is given."""
+        return self if self.folder is not None else replace(self, folder=Path("runs") / name)
 
     def run(self) -> dict[str, Any]:
         """What ``trainer.train`` is given of them, by name."""
