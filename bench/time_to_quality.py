@@ -51,7 +51,7 @@ def rates(rounds: int = 5, seconds: float = 6.0) -> None:
         runs[name] = (lambda peer=peer: peer.step(images[: peer.batch], labels[: peer.batch]), peer.batch)
     learner = ours(0)
     steps = learner.steps(steps=100_000)
-    runs["fastdiffusion"] = (lambda: next(steps), learner.batch_size)
+    runs["fastdiffusion"] = (lambda: next(steps), learner.config.batch_size)
     for step, _ in runs.values():
         for _ in range(3):
             step()
@@ -76,7 +76,7 @@ def train(system: str, seed: int, minutes: float) -> None:
     start = time.perf_counter()
     if system == "fastdiffusion":
         learner = ours(seed, place)
-        learner.fit(steps=total // learner.batch_size)
+        learner.fit(steps=total // learner.config.batch_size)
     else:
         torch.manual_seed(seed)
         peer, trained, source = PEERS[system](total), 0, generator(seed)

@@ -30,12 +30,6 @@ def seeded():
 
 
 @pytest.fixture(autouse=True)
-def one_precision(monkeypatch):
-    """precision="auto" measures which is faster: on a busy machine two equal runs could choose differently."""
-    monkeypatch.setattr("fastdiffusion.training.trainer._faster", lambda losses, step: "float32")
-
-
-@pytest.fixture(autouse=True)
 def offline(monkeypatch):
     """A test that reaches for the network fails, even where the library would swallow the error."""
 

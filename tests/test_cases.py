@@ -11,6 +11,7 @@ import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.models import Model, save
 
-NFC, NFD = (lambda text, form=form: unicodedata.normalize(form, text) for form in ("NFC", "NFD"))
+NFC, NFD = partial(unicodedata.normalize, "NFC"), partial(unicodedata.normalize, "NFD")
 
 
 def wrong(reason: str) -> Any:
@@ -192,6 +193,7 @@ def test_twelve_bits_in_a_file_of_sixteen_are_not_black():
         values = np.random.default_rng(i).integers(0, 4096, (40, 40)).astype(np.uint16)
         Image.fromarray(values).save(f"d/p{i}.png")
     images = data.ImageFolder("d", size=32)
+    assert images.report is not None
     assert images.arrays[0].max() > 100 or images.report.remarks
 
 
@@ -208,6 +210,7 @@ def test_captions_in_the_encodings_of_windows_are_read_or_named(encoding, text):
     folder = folder_of(1)
     (folder / "p0.txt").write_bytes(text.encode(encoding))
     images = data.ImageFolder(folder, size=32)
+    assert images.report is not None
     assert images.captions[0] == (text,) or "p0" in " ".join(images.report.remarks)
 
 

@@ -15,10 +15,10 @@ import torch
 from PIL import ImageFont
 
 from fastdiffusion import data
+from fastdiffusion.data.emoji import font
 from fastdiffusion.errors import DataError, InputError, MissingExtra
 
-# Functions of the package stand before these modules of the same names.
-emoji, fashion_mnist = (import_module(f"fastdiffusion.data.{name}") for name in ("emoji", "fashion_mnist"))
+fashion_mnist = import_module("fastdiffusion.data.fashion_mnist")  # the function stands before the module of its name
 FMNIST = pytest.mark.skipif(not fashion_mnist.FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 
@@ -80,7 +80,7 @@ class TestEmoji:
     @pytest.fixture(autouse=True)
     def few(self, monkeypatch):
         names = {"😀": ["grin", "にこ"], "🏂": ["snowboarder"], "🏂🏽": ["snowboarder medium skin tone"]}
-        monkeypatch.setattr(emoji, "_names", lambda languages: {s: names.get(s, [f"name {s}"]) for s in self.SOME})
+        monkeypatch.setattr(font, "_names", lambda languages: {s: names.get(s, [f"name {s}"]) for s in self.SOME})
 
     def test_only_what_the_font_has(self):
         found = data.emoji(32)
@@ -99,26 +99,26 @@ class TestEmoji:
         assert (flat[:, clear[3] == 0] == 255).all() and (clear[3] == 255).any()
 
     def test_without_complex_layout_families_are_left_out(self, monkeypatch):
-        monkeypatch.setattr(emoji.features, "check", lambda name: False)
-        real = emoji.ImageFont.truetype
-        basic = emoji.ImageFont.Layout.BASIC
-        monkeypatch.setattr(emoji.ImageFont, "truetype", lambda *a: real(*a, layout_engine=basic))
+        monkeypatch.setattr(font.features, "check", lambda name: False)
+        real = font.ImageFont.truetype
+        basic = font.ImageFont.Layout.BASIC
+        monkeypatch.setattr(font.ImageFont, "truetype", lambda *a: real(*a, layout_engine=basic))
         with pytest.warns(UserWarning, match="lacks raqm"):
             found = data.emoji(32)
         assert set(found.names) == {"1f600", "1f44d", "2764-fe0f", "1f3c2"}
 
 
 def test_emoji_names_in_every_language():
-    for language in emoji.LANGUAGES:
-        names = emoji._names([language])
+    for language in font.LANGUAGES:
+        names = font._names([language])
         assert len(names) > 3500 and sum(map(len, names.values())) > 0.9 * len(names)
-    assert emoji._names(["en", "ja"])["👍"] == ["thumbs up", "サムズアップ"]
+    assert font._names(["en", "ja"])["👍"] == ["thumbs up", "サムズアップ"]
     with pytest.raises(InputError, match="got \\['xx'\\]"):
         data.emoji(languages=["en", "xx"])
 
 
 def test_fonts_that_cannot_be_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(emoji, "_FOLDERS", (str(tmp_path), "~/x"))
+    monkeypatch.setattr(font, "_FOLDERS", (str(tmp_path), "~/x"))
     with pytest.raises(MissingExtra, match="No color emoji font found"):
         data.emoji()
     broken = tmp_path / "NotoColorEmoji.ttf"
@@ -131,7 +131,7 @@ def test_fonts_that_cannot_be_used(tmp_path, monkeypatch):
     black.write_bytes(ImageFont.load_default(16).font_bytes)  # the one that Pillow carries
     with pytest.raises(DataError, match="draws no color here"):
         data.emoji(font=black)
-    monkeypatch.setattr(emoji.Pen, "draw", lambda self, sequence: None)
+    monkeypatch.setattr(font.Pen, "draw", lambda self, sequence: None)
     with pytest.raises(DataError, match="draws nothing here"):
         data.emoji(font=black)
 

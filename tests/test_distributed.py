@@ -63,7 +63,7 @@ def pair(work, world=2):
 
 # AdamW, because Muon takes no divided matrices and its bfloat16 enlarges the rounding of sums
 KEYWORDS = {
-    "self_condition": True, "augment": ("flip_x", "shift"), "label_dropout": 0.2, "optimizer": "adamw", "lr": 1e-3
+    "self_condition": True, "augment": ("flip_x", "shift"), "cond_dropout": 0.2, "optimizer": "adamw", "lr": 1e-3
 }  # fmt: skip
 
 
@@ -73,12 +73,12 @@ def train(folder=None, steps=8, **keywords):
     return learn, {"losses": losses, "hash": fingerprint(learn.objective.parameters())}
 
 
-WAYS = {"ddp": {}, "accumulate": {"accumulate": 2}, "fsdp2": {"shard": True}}
+METHODS = {"ddp": {}, "accumulate": {"grad_accumulation": 2}, "fsdp2": {"shard": True}}
 if not torch.accelerator.is_available():
-    WAYS["nobody said cpu"] = {"cpu": False}
+    METHODS["nobody said cpu"] = {"device": None}
 
 
-@pytest.mark.parametrize("keywords", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("keywords", METHODS.values(), ids=METHODS)
 def test_two_processes_have_one_loss_and_equal_hashes(keywords):
     def work(rank):
         return train(**keywords)[1]
@@ -147,8 +147,8 @@ def test_one_process_where_two_were_asked_for_is_refused(monkeypatch):
 SCRIPT = f"""
 import os, sys, time, torch
 torch.set_num_threads(1)
-from fastdiffusion.callbacks import Callback
-from fastdiffusion.learner import Learner
+from fastdiffusion.training.callback import Callback
+from fastdiffusion.training.learner import Learner
 class Tell(Callback):
     def step(self, learner, step):
         time.sleep(0.02)
@@ -158,7 +158,7 @@ class Tell(Callback):
             print("pids", flush=True)
     def start(self, learner):
         open(os.path.join(sys.argv[1], f"pid{{learner.rank}}"), "w").write(str(os.getpid()))
-Learner("digits", {TINY!r}, precision="float32", folder=sys.argv[1], cpu=True, save_every=0.5).fit(
+Learner("digits", {TINY!r}, precision="float32", folder=sys.argv[1], device="cpu", save_every=0.5).fit(
     steps=int(sys.argv[2]), callbacks=[Tell()])
 """
 START = "import sys; from fastdiffusion.training.distributed import launch; sys.exit(launch(2, sys.argv[1:]))"

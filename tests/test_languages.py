@@ -10,6 +10,7 @@ from fastdiffusion import nets, sample
 from fastdiffusion.cli import main
 from fastdiffusion.data.dataset import Images
 from fastdiffusion.data.emoji import holdout
+from fastdiffusion.data.emoji import translations as dictionaries
 from fastdiffusion.data.emoji.font import LANGUAGES
 from fastdiffusion.data.emoji.scenes import CLDR
 from fastdiffusion.data.emoji.translations import (
@@ -153,7 +154,7 @@ def test_pairs_come_from_a_dictionary(tmp_path, monkeypatch):
     path.write_text("nothing here")
     with pytest.raises(DataError, match="no dictionary"):
         translations(path)
-    monkeypatch.setattr("fastdiffusion.data.emoji.translations.EDICT", tmp_path / "absent")
+    monkeypatch.setattr(dictionaries, "EDICT", tmp_path / "absent")
     with pytest.raises(MissingExtra, match="apt install edict"):
         translations("edict")
 
@@ -232,7 +233,7 @@ def test_a_picture_is_varied_by_its_words(model, clip, flat, tmp_path):
         )
     with pytest.raises(DataError, match="no captions"):
         variations.build_index(clip, Images("silent", [flat.arrays[0]]))
-    with pytest.raises(DataError, match="1 channels, the encoder reads 3"):
+    with pytest.raises(DataError, match="1 channels, the encoder takes 3"):
         variations.build_index(clip, Images("gray", [flat.arrays[0][:, :1]], captions=flat.captions))
     torch.manual_seed(1)  # another encoder of the same form
     other = Clip(clip.config["image"], clip.config["text"], side=16).eval()
@@ -262,11 +263,11 @@ def test_a_memory_is_made_from_the_command_line(clip, tmp_path, capsys):
         photo(w, h, seed=i).save(tmp_path / "photos" / f"{i}.png")
         (tmp_path / "photos" / f"{i}.txt").write_text(f"thing {i}")
     out = str(tmp_path / "memory.safetensors")
-    given = ["remember", str(tmp_path / "photos"), "--clip", str(tmp_path / "clip.safetensors"), "--size", "16"]
+    given = ["index", str(tmp_path / "photos"), "--clip", str(tmp_path / "clip.safetensors"), "--size", "16"]
     assert main([*given, "--out", out]) == 0
-    assert "3 pictures" in capsys.readouterr().out
+    assert "3 images" in capsys.readouterr().out
     assert variations.load(out).captions == ["thing 0", "thing 1", "thing 2"]
-    with pytest.raises(CheckpointError, match="no memory"):
+    with pytest.raises(CheckpointError, match="no memory|no retrieval index"):
         variations.load(tmp_path / "clip.safetensors")
 
 
@@ -278,7 +279,7 @@ def test_bad_input(model, tmp_path):
         add_language(model, PAIRS, steps=1, resume_languages=True)
     with pytest.raises(DataError, match="No pairs"):
         add_language(model, [], steps=1)
-    with pytest.raises(DataError, match=r"of none of the 1 .*'chat'.*exchanged"):
+    with pytest.raises(DataError, match=r"of none of the 1, .*'chat'.*exchanged"):
         add_language(taught_twice := model_with_words(model), [Pair("a cat", "chat")], steps=1)
     with pytest.warns(UserWarning, match=r"1 of 10 pairs are left out.*'unread'"):
         add_language(taught_twice, [*PAIRS, Pair("x", "unread")], steps=1, vocabulary=320, depth=1, folder=tmp_path / "t")

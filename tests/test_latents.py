@@ -139,9 +139,9 @@ def test_standardize_takes_the_measure_of_the_data(autoencoder):
 def test_discrete_latents(kind):
     autoencoder = train_autoencoder(blobs(), steps=60, kind=kind, width=16, batch_size=16, optimizer="adamw", lr=3e-3)
     x = to_tensor(blobs().batch(list(range(32))).images)
-    codes, z = autoencoder.codes(x), autoencoder.encode(x)
-    assert codes.shape == (32, 4, 4) and int(codes.min()) >= 0 and int(codes.max()) < autoencoder.codebook_size
-    torch.testing.assert_close(autoencoder.vectors(codes), z)
+    tokens, z = autoencoder.tokens(x), autoencoder.encode(x)
+    assert tokens.shape == (32, 4, 4) and int(tokens.min()) >= 0 and int(tokens.max()) < autoencoder.codebook_size
+    torch.testing.assert_close(autoencoder.vectors(tokens), z)
     torch.testing.assert_close(
         autoencoder.decode(z + 1e-4 * torch.randn_like(z)), autoencoder.decode(z)
     )  # snaps to the words

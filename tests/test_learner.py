@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -33,7 +32,7 @@ TINY = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 16}
 
 
 def learner(data=None, **keywords):
-    keywords = {"net": TINY, "precision": "float32", "batch_size": 32, "verbose": False, "cpu": True} | keywords
+    keywords = {"net": TINY, "precision": "float32", "batch_size": 32, "verbose": False, "device": "cpu"} | keywords
     return Learner(data or digits(), **keywords)
 
 
@@ -99,10 +98,10 @@ def test_steps_are_drawn_in_any_order_the_same():
 
 
 def test_two_processes_draw_what_one_does():
-    keywords = {"label_dropout": 0.5, "self_condition": True, "augments": ("flip_x", "rotate")}
+    keywords = {"cond_dropout": 0.5, "self_condition": True, "augments": ("flip_x", "rotate")}
     whole = Batches(digits(), 16, **keywords).draw(7)
     halves = [Batches(digits(), 16, **keywords, rank=r, world=2).draw(7) for r in range(2)]
-    for name in ("x0", "sigma", "noise", "coin"):
+    for name in ("x0", "sigma", "noise", "self_condition_mask"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(h, name) for h in halves]))
     assert torch.equal(whole.cond.augment, torch.cat([h.cond.augment for h in halves]))
 
@@ -161,7 +160,7 @@ def test_every_weight_trains_on_the_error_times_what_it_counts(loss_weighting):
     with torch.no_grad():
         s = batch.sigma[:, None, None, None]
         error = learn.objective.denoiser(batch.x0 + s * batch.noise, batch.sigma, batch.cond) - batch.x0
-        counts = COUNTS[loss_weighting](batch.sigma, learn.measured_sigma_data)
+        counts = COUNTS[loss_weighting](batch.sigma, learn.setup.sigma_data)
         expected = (counts * error.square().mean((1, 2, 3))).mean()
     before = weights(learn)
     assert next(learn.steps(1)).loss == pytest.approx(float(expected), rel=1e-4)
@@ -198,7 +197,7 @@ def test_accumulated_parts_make_the_same_step():
 
 def test_data_ten_times_as_large_trains_alike():
     runs = [learner(Toy(scale=scale), lr=1e-3) for scale in (1.0, 8.0)]
-    assert runs[1].measured_sigma_data == pytest.approx(8 * runs[0].measured_sigma_data, rel=1e-3)
+    assert runs[1].setup.sigma_data == pytest.approx(8 * runs[0].setup.sigma_data, rel=1e-3)
     curves = [[s.loss for s in learn.steps(6)] for learn in runs]
     assert curves[0] == pytest.approx(curves[1], rel=1e-2)
 
@@ -237,7 +236,7 @@ from torch._dynamo.utils import counters
 from fastdiffusion import Learner
 
 def losses(compile):
-    learn = Learner("digits", {TINY}, optimizer="adamw", precision="float32", compile=compile, cpu=True, verbose=False)
+    learn = Learner("digits", {TINY}, optimizer="adamw", precision="float32", compile=compile, device='cpu', verbose=False)
     return [s.loss for s in learn.steps(5)]
 
 print(json.dumps([losses(False), losses(True), counters["stats"]["unique_graphs"]]))
@@ -440,7 +439,7 @@ class StopAt:
 
     def step(self, learn, step):
         if step.step == self.at:
-            learn.stopped = signal.SIGINT
+            learn.stop()
 
     def end(self, learn):
         pass
@@ -498,12 +497,12 @@ def test_a_budget_of_less_than_a_step_is_recorded(tmp_path):
 def test_a_model_that_goes_on_keeps_its_scale_and_net(tmp_path):
     learner(folder=tmp_path, sigma_data=0.42).fit(steps=1)
     on = learner(init_from=tmp_path / "model.safetensors", net="unet-base")
-    assert on.measured_sigma_data == 0.42 and on.info["net"] == "dit"
+    assert on.setup.sigma_data == 0.42 and on.info["net"] == "dit"
 
 
 def test_parts_out_of_range_are_refused():
-    for wrong in ({"label_dropout": 7.0}, {"label_dropout": math.nan}, {"warmup": -1}, {"clip": math.nan}):
-        with pytest.raises(InputError, match=r"label_dropout|negative"):
+    for wrong in ({"cond_dropout": 7.0}, {"cond_dropout": math.nan}, {"warmup": -1}, {"grad_clip": math.nan}):
+        with pytest.raises(InputError, match=r"cond_dropout|negative"):
             learner(**wrong)
 
 
@@ -532,18 +531,20 @@ def test_fresh_in_memory_begins_anew():
     [
         ({"net": "unet-tyni"}, "unet-tiny"),
         ({"optimizer": "adam"}, "adamw"),
-        ({"density": "normal"}, "lognormal"),
-        ({"weight": "edn"}, "edm"),
+        ({"sigma_distribution": "normal"}, "lognormal"),
+        ({"loss_weighting": "edn"}, "edm"),
         ({"precision": "fp16"}, "float"),
         ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 10, "accumulate": 3}, "multiple"),
+        ({"batch_size": 10, "grad_accumulation": 3}, "multiple"),
         ({"lr": -1.0}, "lr must be"),
         ({"decay": 1.0}, "decay"),
         ({"track": "tensorbord"}, "tensorboard"),
         ({"ema": ()}, "ema"),
         ({"lr": 0.0}, "lr"),
-        ({"weight_options": {"gama": 1.0}}, "gama"),
-        ({"density_options": {"mu": 1.0}}, "mu"),
+        ({"device": "abacus"}, "No device 'abacus' here"),
+        ({"cond_drpout": 0.1}, "cond_dropout"),
+        ({"loss_weighting_options": {"gama": 1.0}}, "gama"),
+        ({"sigma_distribution_options": {"mu": 1.0}}, "mu"),
     ],
 )
 def test_bad_settings_are_refused_with_a_sentence(keywords, message):
@@ -561,7 +562,7 @@ def test_the_validation_noise_depends_on_neither_run_nor_time():
     for one, two in zip(*batches, strict=True):
         assert torch.equal(one.x0, two.x0)
         assert torch.equal(one.noise, two.noise)
-    assert set(learn.held_out.indices).isdisjoint(learn.train.indices)
+    assert set(learn.setup.held_out.indices).isdisjoint(learn.setup.train.indices)
 
 
 def test_an_unreadable_checkpoint_is_named(tmp_path):
@@ -621,7 +622,7 @@ def test_both_pictures_of_a_pair_are_moved_alike():
     assert moved.cond is not None
     assert torch.equal(moved.x0, moved.cond.image)
     assert not torch.equal(moved.x0, Batches(pairs, 32).draw(0).x0)
-    with pytest.raises(InputError, match="contrast would change the answers"):
+    with pytest.raises(InputError, match="contrast would change the targets"):
         learner(pairs, augment=("contrast",))
 
 

@@ -183,7 +183,7 @@ def test_classifier_is_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = []
     train = metrics.train_classifier
-    monkeypatch.setattr(feature_nets, "train_classifier", lambda data: made.append(1) or train(data, passes=0.5))
+    monkeypatch.setattr(feature_nets, "train_classifier", lambda data, **_: made.append(1) or train(data, passes=0.5))
     data = digits()
     one, two = metrics.classifier(data), metrics.classifier(data)
     x = to_tensor(selection.load_images(data, [3, 1])[0])

@@ -18,6 +18,7 @@ from test_learner import TINY, StopAt, Toy, learner, weights
 from fastdiffusion.errors import CheckpointError, FastdiffusionError
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
+from fastdiffusion.training import previews
 from fastdiffusion.training.callback import Callback
 
 
@@ -166,7 +167,7 @@ def test_three_in_a_row_restore_the_last_good_state_and_stop(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         good.fit(steps=20, callbacks=[StopAt(5)])
     bad = learner(Toy(64), folder=tmp_path, batch_size=8, holdout=0.0, save_every=1e9)
-    bad.train.parent.broken = set(range(64))
+    bad.setup.train.parent.broken = set(range(64))
     with pytest.raises(FastdiffusionError, match=r"3 batches in a row.*picture-.*step 5"):
         bad.fit(steps=20)
     assert bad.state.step == 5
@@ -202,9 +203,10 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_loads(tmp_path):
 
 
 def test_a_preview_that_fails_does_not_stop_training(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "fastdiffusion.training.callbacks.save_png", lambda *a, **k: (_ for _ in ()).throw(OSError("full"))
-    )
+    def full(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr(previews, "save_png", full)
     learn = learner(folder=tmp_path, verbose=True).fit(steps=3)
     assert learn.state.finished
     assert "No preview" in capsys.readouterr().err
@@ -214,7 +216,7 @@ def test_a_preview_that_fails_does_not_stop_training(tmp_path, monkeypatch, caps
 
 
 def test_no_home_no_locale_no_terminal_forty_columns(tmp_path):
-    script = f"from fastdiffusion import Learner; Learner('digits', {TINY!r}, folder='out', cpu=True).fit(steps=3)"
+    script = f"from fastdiffusion import Learner; Learner('digits', {TINY!r}, folder='out', device='cpu').fit(steps=3)"
     source = str(Path(__file__).parent.parent / "src")
     environment = {
         "PATH": os.environ["PATH"],
@@ -231,7 +233,7 @@ def test_no_home_no_locale_no_terminal_forty_columns(tmp_path):
 
 def test_the_moving_line_keeps_what_matters_in_forty_columns():
     from fastdiffusion.training.console import line
-    from fastdiffusion.training.learner import TrainStep
+    from fastdiffusion.training.budget import TrainStep
 
     text = line(TrainStep(12_345, 100_000, 0.1234, 1.0, 1e-3, 812.0, 60.0, 3725.0), 0.1234)
     assert text[:39].startswith("loss 0.1234  1:02:05 left  812 img/s")

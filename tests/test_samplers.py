@@ -14,7 +14,7 @@ from fastdiffusion.errors import InputError
 from fastdiffusion.samplers import solvers
 
 ODE = [name for name, method in solvers.METHODS.items() if not method.stochastic]
-SDE = [name for name in samplers.SAMPLERS if name not in ODE and name != "jump"]
+SDE = [name for name in samplers.SAMPLERS if name not in ODE and name != "consistency"]
 DTYPE = torch.float64
 
 
@@ -104,7 +104,7 @@ def test_what_is_said_of_a_sampler_is_so(name):
     first, second = samplers.final(samplers.run(denoise, x, table, seeds=seeds))
     assert about.stochastic == (not torch.equal(first, second))
     falls = sum(low < high for high, low in pairwise(table.sigmas))
-    assert len(calls) == about.calls * falls - (about.calls - 1)  # the step to 0 needs one
+    assert len(calls) == about.nfe * falls - (about.nfe - 1)  # the step to 0 needs one
     assert about.name == name
     assert re.match(r"[A-Z`].{30,}\.$", about.summary), about.summary  # a whole sentence
     assert about.use and [samplers.about(other).use for other in samplers.SAMPLERS].count(about.use) == 1
@@ -128,7 +128,7 @@ def order_of(name, **options):
     errors = []
     for n in (128, 256):
         table = samplers.table(name, schedules.karras(n + 1, 0.1, 200.0), **options)
-        calls = solvers.METHODS[name].calls * n
+        calls = solvers.METHODS[name].nfe * n
         low = next(s.x for s in samplers.run(g, x, table) if s.index == calls - 1)
         errors.append(float((low - g.flow(x, 200.0, 0.1)).square().mean().sqrt()))
     return math.log2(errors[0] / errors[1])

@@ -108,7 +108,7 @@ def test_a_run_may_begin_with_a_trained_model(tmp_path):
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     assert going.fit(steps=2).model.text_encoder.tokenizer.merges == first.model.text_encoder.tokenizer.merges
     assert Learner(pictures(), folder=tmp_path / "b", **options).fit(steps=3).state.step == 3  # goes on as any other
-    with pytest.raises(InputError, match="cannot go on here"):
+    with pytest.raises(InputError, match="cannot be trained on here"):
         Learner(pictures(), **{**options, "text": False})
 
 

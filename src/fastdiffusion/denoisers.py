@@ -68,10 +68,10 @@ def x0(sigma: Tensor, sigma_data: float) -> Scaling:
 def flow(sigma: Tensor, sigma_data: float) -> Scaling:
     """The velocity noise - x0 of rectified flow (Lipman et al. 2023, Liu et al. 2023), x_t = (1 - t) x0 + t noise.
 
-    ``sigma_data`` plays no part in the path; it only scales nothing here, as in the original.
+    ``sigma_data`` plays no part in the path. 1 - t is computed as 1 / (1 + sigma), because t rounds to 1 in float32.
     """
-    t = sigma / (1 + sigma)
-    return Scaling(1 - t, -t, 1 - t, t)
+    t, rest = sigma / (1 + sigma), 1 / (1 + sigma)
+    return Scaling(rest, -t, rest, t)
 
 
 PARAMETERIZATIONS: dict[str, Callable[[Tensor, float], Scaling]] = {

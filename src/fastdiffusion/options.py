@@ -65,5 +65,5 @@ def fill(options: type[Options], **given: Any) -> Options:
     known = [f.name for f in fields(options)]  # type: ignore[arg-type]
     for name in given:
         if name not in known:
-            raise unknown(f"option of {options.__name__.removesuffix('Options').lower()}", name, known)
+            raise unknown(f"option of {options.__name__.removesuffix('Options').removesuffix('Config').lower()}", name, known)
     return options(**given)

@@ -15,8 +15,9 @@ from ..models import FILE, Model, save
 from ..models.registry import shipped
 from ..tasks.evaluation.evaluate import Report, evaluate
 from ..tasks.generation.sample import sample
-from ..training.callback import Callback, report
-from ..training.learner import Learner, TrainStep
+from ..training.budget import TrainStep
+from ..training.callback import Callback, TrainingView, report
+from ..training.learner import Learner
 from ..training.previews import preview
 
 SHADES = " .:-=+*#%@"
@@ -103,16 +104,16 @@ def faster_threads(learner: Learner) -> int:
 class Window(Callback):
     """Shows in the terminal what the model makes, four times while it learns."""
 
-    def start(self, learner: Learner) -> None:
+    def start(self, training: TrainingView) -> None:
         """Nothing was shown yet."""
         self.shown = 0
 
-    def step(self, learner: Learner, step: TrainStep) -> None:
+    def step(self, training: TrainingView, step: TrainStep) -> None:
         """Show eight pictures when another quarter is done."""
         part = step.seconds / (step.seconds + step.eta)
         if self.shown < 4 and part >= (0.02, 0.25, 0.5, 0.999)[self.shown]:
             self.shown += 1
-            report(learner, f"\n\n{text_image(preview(learner, 8, 8))}\nstep {step.step:,}, loss {step.loss:.3f}")
+            report(training, f"\n\n{text_image(preview(training, 8, 8))}\nstep {step.step:,}, loss {step.loss:.3f}")
 
 
 def text_image(images: torch.Tensor) -> str:

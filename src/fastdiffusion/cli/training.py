@@ -1,123 +1,65 @@
-"""Commands that train: a model, a sampler; and the look at the data before."""
+"""Commands that train a model or a sampler, and the one that looks at the data before."""
 
 from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import InputError
-from .options import (
-    Aspect,
-    Autoencoder,
-    DataName,
-    Device,
-    Fresh,
-    ModelPath,
-    Scale,
-    SeedOfAll,
-    Size,
-    app,
-    load_data,
-    next_command,
-)
+from ..training.config import Budget, TrainingConfig
+from .command import command
+from .options import Aspect, DataName, Device, ModelPath, Scale, Size, app, load_data, next_command
 
 
-@app.command()
+@command("train", TrainingConfig, Budget)
 def train(
+    config: TrainingConfig,
+    budget: Budget,
     data: DataName,
-    net: Annotated[
-        str | None,
-        typer.Option(
-            help="unet-tiny, unet-small (the usual), unet-base, unet-latent, dit-tiny, dit-small, dit-base, restorer."
-        ),
-    ] = None,
     size: Size = None,
     aspect: Aspect = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Time to train, of all sessions together; 10 by default.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps to train, instead of minutes.")] = None,
-    fresh: Fresh = False,
-    folder: Annotated[
-        Path | None, typer.Option("--folder", "--out", "-o", help="Where the run lives; by default runs/NAME.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per step, over all processes.")] = 64,
-    grad_accumulation: Annotated[
-        int, typer.Option(help="Microbatches that a batch is computed in, to save memory.")
-    ] = 1,
-    lr: Annotated[float | None, typer.Option(help="Highest learning rate; by default the optimizer's.")] = None,
-    optimizer: Annotated[str, typer.Option(help="muon, adamw, schedule_free, or auto.")] = "auto",
-    augment: Annotated[str, typer.Option(help="Names with commas, e.g. mirror,crop; see: about.")] = "",
-    augment_p: Annotated[float, typer.Option(help="Probability of each.")] = 0.12,
-    dropout: Annotated[float, typer.Option(help="Of the net.")] = 0.0,
-    cond_dropout: Annotated[float, typer.Option(help="Part trained without a condition, for guidance.")] = 0.1,
-    parameterization: Annotated[str, typer.Option(help="edm, v, noise, score, x0, flow.")] = "edm",
-    sigma_distribution: Annotated[
-        str, typer.Option(help="Noise levels to train at: lognormal, uniform, ...")
-    ] = "lognormal",
-    loss_weighting: Annotated[str, typer.Option(help="Of the loss: edm, min_snr, p2, ...")] = "edm",
-    captions: Annotated[bool, typer.Option("--captions", help="Condition on captions: a text-to-image model.")] = False,
-    autoencoder: Autoencoder = None,
-    restore: Annotated[
-        str | None, typer.Option(help='Learn to undo this, e.g. "blur 0.5..3, jpeg 10..60", from DATA\'s photographs.')
-    ] = None,
     inputs: Annotated[
         Path | None, typer.Option(help="Inputs of the same names as DATA's answers: learn pairs.")
     ] = None,
-    init_from: Annotated[Path | None, typer.Option(help="The file of a trained model to go on from.")] = None,
-    self_condition: Annotated[bool, typer.Option(help="Also condition the net on its own estimate.")] = False,
-    holdout: Annotated[float, typer.Option(help="Part of the data kept for the validation loss.")] = 0.05,
-    precision: Annotated[str, typer.Option(help="float32, bfloat16, or auto: measured.")] = "auto",
     procs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
-    shard: Annotated[bool, typer.Option(help="Divide the weights among the processes.")] = False,
-    track: Annotated[str | None, typer.Option(help="tensorboard, trackio or wandb, besides report.html.")] = None,
-    cpu: Annotated[bool, typer.Option("--cpu", help="Stay on the CPU.")] = False,
-    seed: SeedOfAll = 0,
+    cpu: Annotated[bool, typer.Option("--cpu", hidden=True, help="The old spelling of --device cpu.")] = False,
 ) -> None:
-    """Train a model on images; run it again to go on.
+    """Train a model on images; run it again to continue.
 
-    The same command goes on where the last one stopped, bit for bit.
+    The same command continues where the last one stopped, bit for bit.
     """
-    arguments = dict(locals())
-    if procs > 1:
-        from ..training.distributed import launch, rank_and_world
+    from ..training.distributed import launch, rank_and_world
 
-        if rank_and_world()[1] == 1:
-            raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
+    if procs > 1 and rank_and_world()[1] == 1:
+        raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
     from .. import data as datasets
     from ..io.images import safe_name
-    from ..training.distributed import rank_and_world
     from ..training.learner import Learner
 
-    crops = inputs is None and restore is not None and Path(data).is_dir()
+    crops = inputs is None and config.restore is not None and Path(data).is_dir()
     if aspect is not None and (crops or inputs is not None):
-        raise InputError("--aspect does nothing here: pairs and images to restore are cut. Leave it out.")
-    if init_from is not None and net is not None:
-        raise InputError("A model that goes on keeps its net. Leave out --net or --init-from.")
+        raise InputError("--aspect does nothing here: pairs and images to restore are cropped. Leave it out.")
+    if config.init_from is not None and config.net is not None:
+        raise InputError("A model that is trained further keeps its net. Leave out --net or --init-from.")
     if inputs is not None:
         images: datasets.Dataset = datasets.Pairs(inputs, data, 64 if size is None else size)
     elif crops:
         images = datasets.Crops(data, 64 if size is None else size)
     else:
-        images = load_data(data, size, aspect, "bucket" if autoencoder is None else "crop")
+        images = load_data(data, size, aspect, "bucket" if config.autoencoder is None else "crop")
     first = rank_and_world()[0] == 0
     if images.report is not None and first:
         print(images.report, file=sys.stderr)
-    budget = {key: arguments.pop(key) for key in ("minutes", "steps", "fresh")}
-    other = ("data", "size", "aspect", "procs", "folder", "inputs")
-    keywords = {key: value for key, value in arguments.items() if key not in other}
-    restores = restore is not None or inputs is not None
-    # a restorer never has the whole image, at which the usual net looks
-    keywords["net"] = net or ("restorer" if restores else "unet-small")
-    keywords["augment"] = tuple(name.strip() for name in augment.split(",") if name.strip())
-    folder = folder or Path("runs") / safe_name(images.name)
-    Learner(images, folder=folder, **keywords).fit(**budget)
-    if first and restores:
-        next_command("restore photo.jpg", corruption=restore or "pairs", model=folder)
+    folder = config.folder or Path("runs") / safe_name(images.name)
+    config = replace(config, folder=folder, device="cpu" if cpu else config.device)
+    Learner(images, **vars(config)).fit(**vars(budget))
+    if first and (config.restore is not None or inputs is not None):
+        next_command("restore photo.jpg", corruption=config.restore or "pairs", model=folder)
     elif first:
         next_command(f"sample {shlex.quote(str(folder))} -n 16", out="out")
 

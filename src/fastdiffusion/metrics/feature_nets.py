@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..data import Dataset, cache_folder
 from ..data.selection import _resized, choose, load_images
+from ..device import device_of
 from ..errors import CheckpointError, DataError
 from ..io.checkpoints import load_tensors, save_tensors
 from ..io.images import safe_name, to_tensor
@@ -23,14 +24,14 @@ from .distances import ROWS, Features
 
 
 class Classifier(nn.Module):
-    """A small convolutional classifier: the ruler of :func:`frechet`, and the judge of labels.
+    """A small convolutional classifier: features for :func:`frechet`, and predicted labels.
 
-    Takes pictures in [-1, 1] of any size and looks at them at ``side`` x ``side``.
+    Takes images in [-1, 1] of any size and resizes them to ``side`` x ``side``.
 
     Args:
-        channels: Of the pictures.
-        classes: How many it tells apart.
-        side: Pixels that it looks at, a power of two; at most 32 keeps its training in minutes on a CPU.
+        channels: Of the images.
+        classes: How many there are.
+        side: Pixels of the resized images, a power of two; at most 32 keeps its training in minutes on a CPU.
         width: Channels of the first stage; features are twice as wide.
     """
 
@@ -56,7 +57,7 @@ class Classifier(nn.Module):
         self.register_buffer("unit", torch.ones(()))
 
     def features(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d"]:
-        """What the last layer sees, averaged over the picture, scaled to unit variance on the training data."""
+        """Input of the last layer, averaged over the image and scaled to unit variance on the training data."""
         images = _resized(images, self.side, self.side)
         return self.body(self.stem(images)).mean((2, 3)) / self.unit
 
@@ -66,19 +67,27 @@ class Classifier(nn.Module):
 
 
 @torch.enable_grad()  # often first needed in the middle of a measurement, which is without
-def train_classifier(data: Dataset, passes: float | None = None, batch_size: int = 128, seed: int = 0) -> Classifier:
+def train_classifier(
+    data: Dataset,
+    passes: float | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str | None = None,
+) -> Classifier:
     """A classifier of ``data``'s labels, or where it has none, of quarter turns (Gidaris et al. 2018).
 
-    One tenth of the pictures is kept aside and gives ``info["accuracy"]``. Deterministic on one machine.
+    One tenth of the images is kept aside and gives ``info["accuracy"]``. Deterministic on one machine.
 
     Args:
-        data: At least 20 pictures; at most 100,000 are used.
-        passes: Over the data; by default 420,000 pictures' worth (2 CPU minutes at 32 pixels), but at most 40.
-        batch_size: Pictures per step.
+        data: At least 20 images; at most 100,000 are used.
+        passes: Over the data; by default 420,000 images' worth (2 CPU minutes at 32 pixels), but at most 40.
+        batch_size: Images per step.
         seed: Of the weights, the order and the shifts.
+        device: Where to train; by default the best there is. The result is on the CPU.
     """
     if len(data) < 20:
-        raise DataError(f"{data.name!r} has {len(data)} pictures; a classifier to measure with needs at least 20.")
+        raise DataError(f"{data.name!r} has {len(data)} images; a classifier to measure with needs at least 20.")
+    place = device_of(device)
     channels, h, w = data.shape
     side = min(32, max(8, 2 ** round(math.log2(max(h, w)))))
     images, labels = load_images(data, choose(data, 100_000, seed), (side, side))
@@ -92,7 +101,8 @@ def train_classifier(data: Dataset, passes: float | None = None, batch_size: int
     held = max(len(images) // 10, 2)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = Classifier(channels, kinds, side)
+        net = Classifier(channels, kinds, side).to(place)
+    images, labels = images.to(place), labels.to(place)
     passes = passes or min(420_000 / len(images), 40)
     steps = math.ceil(passes * (len(images) - held) / batch_size)
     optimizer = torch.optim.AdamW(net.parameters(), 3e-3, weight_decay=0.02)
@@ -102,7 +112,7 @@ def train_classifier(data: Dataset, passes: float | None = None, batch_size: int
         [held + torch.randperm(len(images) - held, generator=source) for _ in range(math.ceil(passes) + 1)]
     )
     reach = side // 32  # further, or at 8 pixels at all, the shifts cost more than they teach
-    for step in tqdm(range(steps), f"teaching a classifier of {data.name}", disable=None, leave=False):
+    for step in tqdm(range(steps), f"training a classifier of {data.name}", disable=None, leave=False):
         rows = order[step * batch_size : (step + 1) * batch_size]
         shift = torch.randint(-reach, reach + 1, (2,), generator=source).tolist()
         loss = functional.cross_entropy(net(to_tensor(images[rows]).roll(shift, (2, 3))), labels[rows])
@@ -121,13 +131,13 @@ def train_classifier(data: Dataset, passes: float | None = None, batch_size: int
         "accuracy": round(float(right.float().mean()), 4),
         "of": "labels" if len(data.classes) > 1 else "quarter turns",
     }
-    return net
+    return net.cpu()
 
 
-def classifier(data: Dataset, path: str | Path | None = None) -> Classifier:
-    """The frozen classifier of ``data``: read from the cache, or trained once and kept there.
+def classifier(data: Dataset, path: str | Path | None = None, device: str | None = None) -> Classifier:
+    """The frozen classifier of ``data``: read from the cache, or trained once (on ``device``) and kept there.
 
-    ``path`` is another place for the file; with it one machine's ruler can be used on another.
+    ``path`` is another place for the file; with it one machine's classifier can be used on another.
     """
     path = Path(path) if path else cache_folder() / f"fd_{safe_name(data.name)}-{data.fingerprint[:16]}.safetensors"
     if path.exists():
@@ -135,7 +145,7 @@ def classifier(data: Dataset, path: str | Path | None = None) -> Classifier:
             return load_classifier(path)
         except CheckpointError:
             pass  # cut short or of an older version: it can be made again
-    net = train_classifier(data)
+    net = train_classifier(data, device=device)
     save_tensors(path, net.state_dict(), {"classifier": net.config, "info": net.info})
     return net
 
@@ -154,11 +164,15 @@ def load_classifier(path: str | Path) -> Classifier:
 
 @torch.no_grad()
 def features(net: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 256) -> Features:
-    """What ``net`` sees in uint8 or [-1, 1] pictures; feature maps are averaged.
+    """Features of images (uint8, or [-1, 1]), on the CPU, computed where the net is; feature maps are averaged.
 
-    ``net`` is a :class:`Classifier`, or any module from (b, c, h, w) in [-1, 1] to (b, d) or (b, d, h, w).
+    ``net`` is a :class:`Classifier`, or any module (or method of one) from (b, c, h, w) in [-1, 1] to (b, d) or
+    (b, d, h, w).
     """
     look = net.features if isinstance(net, Classifier) else net
+    owner = net if isinstance(net, nn.Module) else getattr(net, "__self__", None)
+    if isinstance(owner, nn.Module):
+        images = images.to(next((t.device for t in owner.parameters()), images.device))
     rows = []
     for part in tqdm(images.split(batch_size), "features", disable=None, leave=False):
         values = look(to_tensor(part) if part.dtype == torch.uint8 else part)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,15 +21,13 @@ from ..io.images import as_input, to_tensor
 from ..noise import generator
 from ..schedules import SIGMA_DISTRIBUTIONS, stratified
 from ..types import Cond
-from .distributed import total
 
-ORDER, SIGMA, NOISE, LABEL, SELF_CONDITION, AUGMENT, DROPOUT, WEIGHTS, CAPTION, CORRUPTION = range(
-    16, 26
-)  # what a generator is for
+# what a generator is for
+ORDER, SIGMA, NOISE, LABEL, SELF_CONDITION, AUGMENT, DROPOUT, WEIGHTS, CAPTION, CORRUPTION = range(16, 26)
 
 
 class TrainingBatch(NamedTuple):
-    """A batch, or a part of one, with all that was drawn for it. ``coin``: where to self-condition."""
+    """A batch, or a part of one, with all that was drawn for it; ``names`` say which images they were."""
 
     x0: Float[Tensor, "b c h w"]
     sigma: Float[Tensor, " b"]
@@ -38,6 +35,11 @@ class TrainingBatch(NamedTuple):
     cond: Cond | None
     self_condition_mask: Bool[Tensor, " b"] | None
     names: Sequence[str]
+
+    def to(self, device: torch.device) -> TrainingBatch:
+        """All of it on a device."""
+        moved = {k: v.to(device) for k, v in self._asdict().items() if isinstance(v, Tensor | Cond)}
+        return self._replace(**moved)
 
     def split(self, count: int, device: torch.device) -> list[TrainingBatch]:
         """Equal parts, on a device."""
@@ -61,16 +63,16 @@ class Batches:
     """The endless stream of batches of a run: ``draw(step)``, in any order, always the same.
 
     Attributes:
-        data: Pictures in uint8, or floats of any scale.
+        data: Images in uint8, or floats of any scale.
         batch_size: Of all processes together.
         seed: Of the run.
-        density: A name in ``schedules.DENSITIES``, with ``sigma_distribution_options``.
-        unit: What noise levels are multiplied by: the scale of the data, 1 for pictures.
-        label_dropout: Part of the examples that lose their label.
+        sigma_distribution: A name in ``schedules.SIGMA_DISTRIBUTIONS``, with ``sigma_distribution_options``.
+        unit: What noise levels are multiplied by: the scale of the data, 1 for images.
+        cond_dropout: Part of the examples that lose their condition.
         augments: Names in ``augment.AUGMENTS``, each acting with probability ``augment_p``.
-        self_condition: Whether to toss the coin.
-        corruption: What happens to each picture: the model is given what comes of it and learns to undo it.
-        tokens: Turns captions into token numbers, where the net reads words.
+        self_condition: Whether to draw where the net is conditioned on its own estimate.
+        corruption: What happens to each image: the model is conditioned on the result and learns to undo it.
+        tokens: Turns captions into token numbers, where the net is conditioned on text.
         rank: Number of this process, of ``world``: each gets its part of the batch that one would get.
     """
 
@@ -91,7 +93,7 @@ class Batches:
 
     def __post_init__(self) -> None:
         if self.sigma_distribution not in SIGMA_DISTRIBUTIONS:
-            raise unknown("density", self.sigma_distribution, SIGMA_DISTRIBUTIONS)
+            raise unknown("noise level distribution", self.sigma_distribution, SIGMA_DISTRIBUTIONS)
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {self.batch_size}. Try 64.")
         self.groups = self.data.groups
@@ -99,10 +101,10 @@ class Batches:
         self._epoch: tuple[int, list[list[int]]] = (-1, [])
 
     def order(self, step: int) -> list[int]:
-        """Which pictures a step is about: of one size, each picture once an epoch but for rounding.
+        """The rows of a step: images of one size, each image once an epoch but for rounding.
 
-        The batches of an epoch are divided among groups of unlike picture sizes by systematic sampling, so that in the
-        mean every picture is seen equally often, however small its group.
+        The batches of an epoch are divided among groups of unlike image sizes by systematic sampling, so that in the
+        mean every image is seen equally often, however small its group.
         """
         epoch, place = divmod(step, self.per_epoch)
         if self._epoch[0] != epoch:
@@ -162,7 +164,7 @@ class Batches:
 
 
 def degraded(corruption: Corruption, x0: Float[Tensor, "b c h w"], seeds: Sequence[int]) -> Float[Tensor, "b c h w"]:
-    """What a restorer is given: the degraded pictures on the grid of the clean ones, as bright as a file can hold."""
+    """The inputs of a restorer: degraded images on the grid of the clean ones, in the range that a file can hold."""
     what = corruption.on(x0.shape[1:], seeds)
     return what.lift(what.forward(x0).clamp(-1, 1))
 
@@ -170,13 +172,13 @@ def degraded(corruption: Corruption, x0: Float[Tensor, "b c h w"], seeds: Sequen
 def damage(x0: Float[Tensor, "b c h w"], observed: Float[Tensor, "b k h w"]) -> Float[Tensor, " b"]:
     """Root mean square of what was lost, image by image, and at least 0.03.
 
-    Where less was lost, little can be found; weighed by less, such pictures drown all others (docs/lab-notes.md).
+    Where less was lost, little can be restored; weighted by less, such images drown all others (docs/lab-notes.md).
     """
     return (x0 - observed[:, : x0.shape[1]]).square().flatten(1).mean(1).sqrt().clamp(min=0.03)
 
 
 def measure_damage(data: Dataset, corruption: Corruption | None, n: int = 256) -> float:
-    """sigma_data of a restorer: the mean damage to ``n`` pictures spread over the data."""
+    """sigma_data of a restorer: the mean damage to ``n`` images spread over the data."""
     rows = data.groups[0]
     batch = data.batch(rows[:: math.ceil(len(rows) / n)])
     x0 = as_input(batch.images)
@@ -200,7 +202,7 @@ class Objective(nn.Module):
         self.uncertainty = losses.Uncertainty() if uncertainty else None
 
     def forward(self, e: TrainingBatch) -> Float[Tensor, " b"]:
-        """One loss per image; where the coin says so, the net is first asked for the estimate that it is then told."""
+        """One loss per image; where the mask is set, the net is conditioned on an estimate that it makes first."""
         cond = e.cond
         if e.self_condition_mask is not None and bool(e.self_condition_mask.any()):
             with torch.no_grad():
@@ -213,29 +215,9 @@ class Objective(nn.Module):
             cond = replace(cond or Cond(), estimate=estimate)
         weigh = self._weight
         if cond is not None and cond.image is not None and self.kind == "edm":
-            # a given picture leaves only the damage to be found: slight and heavy ones then count alike, as in decibels
+            # with the degraded image given, only the damage is unknown: slight and heavy damage count alike, as in decibels
             weigh = partial(self.weight, sigma_data=damage(e.x0, cond.image))
         return losses.denoising_loss(self.denoiser, e.x0, e.sigma, e.noise, cond, weigh, self.uncertainty)
 
     def _weight(self, sigma: Tensor) -> Tensor:
         return self.weight(sigma / self.unit) / self.unit**2
-
-
-def faster_precision(objective: Objective, batch: TrainingBatch) -> str:
-    """ "bfloat16" if that is clearly faster here, measured: without instructions for it, a CPU is ten times slower."""
-    device = batch.x0.device
-    if device.type == "cpu" and not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "float32"
-    times = [math.inf, math.inf]
-    for _ in range(4):  # in turns, so that a busy machine slows both alike
-        for i, kind in enumerate(("float32", "bfloat16")):
-            started = time.perf_counter()
-            with torch.autocast(device.type, torch.bfloat16, enabled=kind == "bfloat16"):
-                loss = objective(batch)
-            loss.mean().backward()
-            objective.zero_grad(set_to_none=True)
-            if device.type != "cpu":
-                torch.accelerator.synchronize()
-            times[i] = min(times[i], time.perf_counter() - started)
-    slow, fast = total(times, device)
-    return "bfloat16" if fast < 0.9 * slow else "float32"

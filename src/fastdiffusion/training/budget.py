@@ -23,7 +23,7 @@ class TrainStep(NamedTuple):
         images_per_second: Over the last steps.
         seconds: Training time so far, of all sessions.
         eta: Seconds left.
-        bad: Names of the pictures of a batch that was skipped, because its loss or gradient was not a number.
+        bad: Names of the images of a batch that was skipped, because its loss or gradient was not a number.
     """
 
     step: int
@@ -56,7 +56,7 @@ class State:
         budget: Seconds of the budget; None when it is given in steps.
         total: Last step; with a budget in time an estimate until the decay begins.
         decay_from: Step at which the learning rate begins to fall; None until known.
-        precision: "float32" or "bfloat16"; None until measured.
+        precision: "float32" or "bfloat16".
         bad: Skipped batches in a row.
         length: Of the average of the weights that is the model; None until chosen.
         validation: The last validation loss; None until measured.
@@ -69,7 +69,7 @@ class State:
     budget: float | None = None
     total: int | None = None
     decay_from: int | None = None
-    precision: str | None = None
+    precision: str | None = "float32"
     bad: int = 0
     length: float | None = None
     validation: float | None = None

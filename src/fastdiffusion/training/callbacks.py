@@ -1,14 +1,14 @@
 """What happens beside a training loop: small parts, called in order after every step.
 
-None of them changes the training. Those that compute (validation, previews) come so seldom that they take at most about
-2 % of it each, decided by counting and not by the clock, so that a run that was killed and went on does the same.
+None of them changes the training. Those that compute (validation, previews) run so rarely that each takes at most about
+2 % of the time, decided by counting and not by the clock, so that a run that was killed and resumed does the same.
 """
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import CheckpointError
 from ..io.checkpoints import load_tensors, save_tensors
@@ -16,77 +16,93 @@ from ..models import FILE, Model, save
 from . import report as reports
 from .batches import Batches
 from .budget import TrainStep
-from .distributed import whole
-
-if TYPE_CHECKING:
-    from .learner import Learner
-from .callback import Callback, is_due, report
+from .callback import Callback, TrainingView, is_due, report
 from .console import Console
+from .distributed import whole
 from .previews import PREVIEWS, STEPS, Preview
 
-HELD_OUT = 256  # pictures of the validation loss, at most
+HELD_OUT = 256  # images of the validation loss, at most
 VALUES = 2**25  # and numbers in them
 
 
-def defaults(learner: Learner) -> list[Callback]:
+def defaults(training: TrainingView) -> list[Callback]:
     """The usual callbacks in their order: measure, record, save, show."""
-    jobs: list[Callback] = [Validation(), Metrics()]
-    jobs += [Tracker()] if learner.track else []
-    jobs += [Checkpoint(), Preview(), Results()] if learner.run is not None else []
-    return [*jobs, Console()] if learner.verbose and learner.main else jobs
+    validation = Validation()
+    metrics = Metrics(validation)
+    jobs: list[Callback] = [validation, metrics]
+    jobs += [Tracker(metrics)] if training.config.track else []
+    jobs += [Checkpoint(validation), Preview(), Results()] if training.run is not None else []
+    return [*jobs, Console()] if training.config.verbose and training.main else jobs
 
 
 class Validation(Callback):
-    """The loss of the averaged model on held-out pictures, with noise and noise levels that never change."""
+    """The loss of the averaged model on held-out images, with noise and noise levels that never change.
 
-    def start(self, learner: Learner) -> None:
-        """Draw the pictures and their noise: the beginning of a stream that never goes on."""
-        n = min(64, learner.batch_size, len(learner.held_out))
+    Attributes:
+        loss: Of this step; None if it was not measured.
+        improved: Whether it is the best so far.
+    """
+
+    def start(self, training: TrainingView) -> None:
+        """Draw the images and their noise: the first batches of a stream that is never continued."""
+        config, setup = training.config, training.setup
+        n = min(64, config.batch_size, len(setup.held_out))
         stream = Batches(
-            learner.held_out, n, -1, learner.sigma_distribution, learner.levels, learner.unit,
-            self_condition=learner.self_condition, tokens=learner.batches.tokens,
-            corruption=learner.batches.corruption,
+            setup.held_out, n, -1, config.sigma_distribution, setup.levels, setup.unit,
+            self_condition=config.self_condition, tokens=training.batches.tokens, corruption=setup.corruption,
         ) if n else None  # fmt: skip
-        limit = max(VALUES // (n * math.prod(learner.train.shape)), 1) if n else 0  # all stay in memory
+        limit = max(VALUES // (n * math.prod(setup.train.shape)), 1) if n else 0  # all stay in memory
         count = min(stream.per_epoch, HELD_OUT // n, limit) if stream else 0
-        self.batches = [stream.draw(i).split(1, learner.device)[0] for i in range(count)] if stream else []
+        self.batches = [stream.draw(i).split(1, training.device)[0] for i in range(count)] if stream else []
         self.evaluations = count * n
-        past = learner.run.metrics() if learner.run is not None else []  # of a run that goes on
-        losses = [m["validation_loss"] for m in past if "validation_loss" in m and m["step"] < learner.state.step]
+        past = training.run.metrics() if training.run is not None else []  # of a run that is resumed
+        losses = [m["validation_loss"] for m in past if "validation_loss" in m and m["step"] < training.state.step]
         self.best = min(losses, default=math.inf)
+        self.loss: float | None = None
+        self.improved = False
 
-    def step(self, learner: Learner, step: TrainStep) -> None:
-        """Measure, seldom, and mark the best so far for the next checkpoint."""
-        learner.validation = None
-        if self.batches and is_due(step, learner.batch_size, self.evaluations):
-            learner.validation = learner.state.validation = learner.validate(self.batches)
-            learner.best = learner.validation <= self.best
-            self.best = min(learner.validation, self.best)
+    def step(self, training: TrainingView, step: TrainStep) -> None:
+        """Measure, rarely."""
+        self.loss, self.improved = None, False
+        if self.batches and is_due(step, training.config.batch_size, self.evaluations):
+            self.loss = training.validate(self.batches)
+            training.record_validation(self.loss)
+            self.improved = self.loss <= self.best
+            self.best = min(self.loss, self.best)
 
-    def end(self, learner: Learner) -> None:
-        """Choose the length of the average by the same pictures."""
-        if self.batches and not learner.stopped:
-            losses = {length: learner.validate(self.batches, length) for length in map(float, learner.ema)}
-            learner.state.length = min(losses, key=lambda length: losses[length])
-            learner.state.validation = losses[learner.state.length]
+    def end(self, training: TrainingView) -> None:
+        """Choose the length of the average by the same images."""
+        if self.batches and not training.stopped:
+            lengths = map(float, training.config.ema)
+            losses = {length: training.validate(self.batches, length) for length in lengths}
+            best = min(losses, key=lambda length: losses[length])
+            training.record_validation(losses[best], best)
 
 
 class Metrics(Callback):
-    """metrics.jsonl: one line for the steps since the last, at 10, 20, ... 1000, 1100, ... 10000, 11000, ..."""
+    """metrics.jsonl: one line for the steps since the last, at 10, 20, ... 1000, 1100, ... 10000, 11000, ...
 
-    def start(self, learner: Learner) -> None:
+    Attributes:
+        record: This step's line, if it has one.
+    """
+
+    def __init__(self, validation: Validation):
+        self.validation = validation
+        self.record: dict[str, Any] | None = None
+
+    def start(self, training: TrainingView) -> None:
         """Begin a mean."""
         self.losses: list[float] = []
 
-    def step(self, learner: Learner, step: TrainStep) -> None:
+    def step(self, training: TrainingView, step: TrainStep) -> None:
         """Add to the mean; write it when its turn has come, or when something else is worth a line."""
         record: dict[str, Any] = {"step": step.step}
         if step.bad:
             record["skipped"] = list(step.bad)
         else:
             self.losses.append(step.loss)
-        if learner.validation is not None:
-            record["validation_loss"] = round(learner.validation, 6)
+        if self.validation.loss is not None:
+            record["validation_loss"] = round(self.validation.loss, 6)
         due = step.step % 10 ** max(1, int(math.log10(step.step)) - 1) == 0
         if self.losses and (due or step.step == step.of):
             record |= {
@@ -94,41 +110,48 @@ class Metrics(Callback):
                 "images_per_second": round(step.images_per_second, 1), "seconds": round(step.seconds, 2),
             }  # fmt: skip
             self.losses = []
-        learner.record = record if len(record) > 1 else None
-        if learner.record and learner.run is not None and learner.main:
-            learner.run.append(learner.record)
+        self.record = record if len(record) > 1 else None
+        if self.record and training.run is not None and training.main:
+            training.run.append(self.record)
 
 
 class Tracker(Callback):
     """The same lines for TensorBoard, trackio or Weights & Biases, through Accelerate."""
 
-    def start(self, learner: Learner) -> None:
+    def __init__(self, metrics: Metrics):
+        self.metrics = metrics
+
+    def start(self, training: TrainingView) -> None:
         """Open the tracker."""
-        settings = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in learner.config.items()}
-        learner.accelerator.init_trackers("fastdiffusion", settings)
+        plain = (int, float, str, bool)
+        settings = {k: v if isinstance(v, plain) else str(v) for k, v in training.identity.items()}
+        training.accelerator.init_trackers("fastdiffusion", settings)
 
-    def step(self, learner: Learner, step: TrainStep) -> None:
+    def step(self, training: TrainingView, step: TrainStep) -> None:
         """Pass the line on."""
-        if learner.record:
-            numbers = {k: v for k, v in learner.record.items() if isinstance(v, (int, float)) and k != "step"}
-            learner.accelerator.log(numbers, step=step.step)
+        if record := self.metrics.record:
+            numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
+            training.accelerator.log(numbers, step=step.step)
 
-    def end(self, learner: Learner) -> None:
+    def end(self, training: TrainingView) -> None:
         """Close it."""
-        learner.accelerator.end_training()
+        training.accelerator.end_training()
 
 
 class Checkpoint(Callback):
-    """A checkpoint whenever the learner says that one is due, and at the end."""
+    """A checkpoint whenever the run says that one is due, and at the end."""
 
-    def step(self, learner: Learner, step: TrainStep) -> None:
+    def __init__(self, validation: Validation):
+        self.validation = validation
+
+    def step(self, training: TrainingView, step: TrainStep) -> None:
         """Save, if due, and the best so far at once."""
-        if learner.save_due or learner.best:
-            learner.save()
+        if training.save_due or self.validation.improved:
+            training.save(self.validation.improved)
 
-    def end(self, learner: Learner) -> None:
+    def end(self, training: TrainingView) -> None:
         """Save before anything else that could fail."""
-        learner.save()
+        training.save()
 
 
 class Snapshots(Callback):
@@ -141,13 +164,13 @@ class Snapshots(Callback):
     def __init__(self, every: int):
         self.every = every
 
-    def step(self, learner: Learner, step: TrainStep) -> None:
+    def step(self, training: TrainingView, step: TrainStep) -> None:
         """Store the averages as they are."""
-        if learner.run is None or (step.step % self.every and step.step != step.of):
+        if training.run is None or (step.step % self.every and step.step != step.of):
             return
-        state = {name: whole(t) for name, t in learner.average.state_dict().items()}
-        if learner.main:
-            save_tensors(learner.run.path / "ema" / f"{step.step:07d}.safetensors", state, learner.info)
+        state = {name: whole(t) for name, t in training.average.state_dict().items()}
+        if training.main:
+            save_tensors(training.run.path / "ema" / f"{step.step:07d}.safetensors", state, training.info)
 
 
 def complete(folder: Path, step: int) -> bool:
@@ -160,25 +183,25 @@ def complete(folder: Path, step: int) -> bool:
 
 
 class Results(Callback):
-    """model.safetensors as it stands, seldom and whenever the run ends; report.html beside it when it is done."""
+    """model.safetensors as it stands, rarely and whenever the run ends; report.html beside it when it is done."""
 
-    def step(self, learner: Learner, step: TrainStep) -> None:
-        """Write the model so far, so that one can sample from a run that goes on. A full disk is not worth a run."""
-        if step.step != step.of and is_due(step, learner.batch_size, PREVIEWS * STEPS):
+    def step(self, training: TrainingView, step: TrainStep) -> None:
+        """Write the model so far, so that one can sample from a run in progress. A full disk does not end the run."""
+        if step.step != step.of and is_due(step, training.config.batch_size, PREVIEWS * STEPS):
             try:
-                self.write(learner)
+                self.write(training)
             except CheckpointError as error:
-                report(learner, f"\nNo model at step {step.step:,}: {error}")
+                report(training, f"\nNo model at step {step.step:,}: {error}")
 
-    def end(self, learner: Learner) -> None:
-        """Write both; a run that was told to stop has a checkpoint by now, and no time for a report."""
-        model = self.write(learner)
-        if learner.main and learner.run is not None and not learner.stopped:
-            reports.write(learner.run, learner.config, model)
+    def end(self, training: TrainingView) -> None:
+        """Write both; a run that was stopped has a checkpoint by now, and no time for a report."""
+        model = self.write(training)
+        if training.main and training.run is not None and not training.stopped:
+            reports.write(training.run, training.identity, model)
 
-    def write(self, learner: Learner) -> Model:
+    def write(self, training: TrainingView) -> Model:
         """The averaged model, into the run's folder."""
-        model = learner.model
-        if learner.main and learner.run is not None:
-            save(model, learner.run.path / FILE)
+        model = training.model
+        if training.main and training.run is not None:
+            save(model, training.run.path / FILE)
         return model

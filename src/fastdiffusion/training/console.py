@@ -7,69 +7,65 @@ import os
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING
 
 import torch
 
 from ..models import FILE
 from .budget import TrainStep
-
-if TYPE_CHECKING:
-    from .learner import Learner
-from .callback import Callback
+from .callback import Callback, TrainingView
 
 
 class Console(Callback):
     """What a person sees: what it will cost, a line that moves, and where the results are."""
 
-    def start(self, learner: Learner) -> None:
+    def start(self, training: TrainingView) -> None:
         """Whether there is anybody to see a moving line."""
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.announced, self.shown, self.loss = False, 0.0, math.nan
-        if learner.state.step > 1:
-            print(f"Going on from step {learner.state.step - 1:,}.", file=sys.stderr)
+        if training.state.step > 1:
+            print(f"Resuming after step {training.state.step - 1:,}.", file=sys.stderr)
 
-    def step(self, learner: Learner, step: TrainStep) -> None:
+    def step(self, training: TrainingView, step: TrainStep) -> None:
         """Say once what is to be expected, then show the progress four times a second."""
         if step.bad:
             names = ", ".join(step.bad[:3]) + (f" and {len(step.bad) - 3} more" if len(step.bad) > 3 else "")
             print(f"\nStep {step.step:,} was skipped: its loss is not a number ({names}).", file=sys.stderr)
             return
         self.loss = step.loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * step.loss
-        if not self.announced and step.of is not None and step.step >= min(learner.start + 10, step.of):
+        if not self.announced and step.of is not None and step.step >= min(training.first_step + 10, step.of):
             self.announced = True
-            print(expectations(learner, step), file=sys.stderr)
+            print(expectations(training, step), file=sys.stderr)
         if self.live and time.monotonic() - self.shown > 0.25:
             self.shown = time.monotonic()
             width = shutil.get_terminal_size().columns - 1
             print("\r" + line(step, self.loss)[:width].ljust(width), end="", file=sys.stderr, flush=True)
 
-    def end(self, learner: Learner) -> None:
+    def end(self, training: TrainingView) -> None:
         """Say where things are."""
-        s = learner.state
-        text = "Stopped" if learner.stopped else "Done"
+        s = training.state
+        text = "Stopped" if training.stopped else "Done"
         text += f" at step {s.step:,} after {clock(s.seconds)}"
         text += "." if math.isnan(self.loss) else f", loss {self.loss:.4f}."
-        if learner.run is not None:
+        if training.run is not None:
             text += (
-                f" The same command goes on from here; {learner.run.path / FILE} is the model so far."
-                if learner.stopped
-                else f"\n{learner.run.path / FILE}, previews/ and report.html are there."
+                f" The same command continues it; {training.run.path / FILE} is the model so far."
+                if training.stopped
+                else f"\n{training.run.path / FILE}, previews/ and report.html are there."
             )
         print(("\n" if self.live else "") + text, file=sys.stderr, flush=True)
 
 
-def expectations(learner: Learner, step: TrainStep) -> str:
+def expectations(training: TrainingView, step: TrainStep) -> str:
     """Parameters, memory, speed and what the budget buys, in two lines."""
-    count = sum(p.numel() for p in learner.objective.denoiser.parameters())
-    size = "x".join(map(str, learner.train.shape))
-    images = (step.of or 0) * learner.batch_size
+    count = sum(p.numel() for p in training.objective.denoiser.parameters())
+    size = "x".join(map(str, training.setup.train.shape))
+    images = (step.of or 0) * training.config.batch_size
     return (
-        f"{learner.train.name}: {len(learner.train):,} pictures of {size}, {count / 1e6:.2f} M parameters, "
-        f"{footprint()}, {learner.state.precision} on {learner.device}"
-        + (f", {learner.world} processes" if learner.world > 1 else "")
+        f"{training.setup.train.name}: {len(training.setup.train):,} images of {size}, {count / 1e6:.2f} M parameters, "
+        f"{footprint()}, {training.state.precision} on {training.device}"
+        + (f", {training.world} processes" if training.world > 1 else "")
         + f"\n{step.images_per_second:,.0f} images/s: about {step.of:,} steps, {images:,} images, "
-        f"{images / len(learner.train):,.1f} epochs, {clock(step.seconds + step.eta)}"
+        f"{images / len(training.setup.train):,.1f} epochs, {clock(step.seconds + step.eta)}"
     )
 
 

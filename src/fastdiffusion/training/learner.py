@@ -1,17 +1,16 @@
 """Training: a loop that yields steps.
 
-    learn = Learner("digits", net="unet-tiny", folder="runs/digits").fit(minutes=1)
-    pictures = sample(learn.model, n=16)
+    learner = Learner("digits", net="unet-tiny", folder="runs/digits").fit(minutes=1)
+    images = sample(learner.model, n=16)
 
-Whatever is random in a step (which pictures, noise levels, noise, dropped labels, augmentation) is a function of the
+Whatever is random in a step (which images, noise levels, noise, dropped conditions, augmentation) is a function of the
 seed and the number of the step, and is drawn for the whole batch of all processes and then divided. So a checkpoint
-holds weights and a few numbers but no state of any random generator, a run that was killed goes on bit for bit as if it
-had not been, and two processes train as one does.
+holds weights and a few numbers but no state of any random generator, a run that was killed is resumed bit for bit, and
+two processes train as one does.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import time
@@ -19,188 +18,103 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, replace
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import data as datasets
-from ..corruptions import parse
 from ..data import Dataset
-from ..data.latents import Latents
+from ..device import device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
 from ..io.run_folder import Folder
-from ..models import Model, load, load_autoencoder
+from ..models import Model
 from ..nets import TextConditioned
 from ..noise import generator
-from . import budget, optimizers, setup
-from . import config as beginnings_config
-from .batches import DROPOUT, Batches, Objective, TrainingBatch, faster_precision
+from ..options import fill
+from . import budget, optimizers, precision, setup
+from .batches import DROPOUT, Batches, Objective, TrainingBatch
 from .budget import State, TrainStep
 from .callback import Callback, report
 from .callbacks import complete, defaults
+from .config import Budget, TrainingConfig, changes
 from .distributed import like, rank_and_world, shard, stop_signals, total, whole
 from .ema import Ema
 
-# what settings were called in the first version's runs, which are still continued
-_NOW = {
-    "density": "sigma_distribution", "density_options": "sigma_distribution_options", "weight": "loss_weighting",
-    "weight_options": "loss_weighting_options", "text": "captions", "begin": "init_from",
-    "label_dropout": "cond_dropout", "clip": "grad_clip",
-}  # fmt: skip
 BAD_IN_A_ROW = 3  # batches whose loss is not a number, after which training stops
 
 
-@dataclass(eq=False)
 class Learner:
-    """A training run. Its keywords are its configuration: a folder that holds another one is not continued.
+    """A training run. A folder that holds a run with other settings is not continued.
 
     Args:
-        data: A data set, or what ``data.load`` takes: "digits", "fashion-mnist", a folder of pictures.
-        net: A name in ``nets.PRESETS``, or a specification {"name": "unet", ...}.
-        parameterization: What the net predicts; a name in ``denoisers.PARAMETERIZATIONS``.
-        density: Which noise levels are trained; a name in ``schedules.DENSITIES``, with ``density_options``.
-        weight: What an error counts at each level; a name in ``losses.WEIGHTS``, with ``weight_options``.
-        uncertainty: Learn the weight's balance over the levels as well (EDM2, Karras et al. 2024, eq. 14).
-        text: Read the captions by a text encoder that is trained along, and take words when sampling.
-        codec: An autoencoder, or the file of one: train in its latents.
-        begin: The file of a trained model to go on from, with its net and words; its codec too, unless one is given.
-        restore: Learn to undo this, as ``corruptions.parse`` reads it: "blur 0.5..3, jpeg 10..60". Data sets of pairs
-            need no such word.
-        self_condition: Also tell the net its own estimate, in half of the cases (Chen et al. 2022).
-        sigma_data: Standard deviation of the data; by default measured.
-        label_dropout: Part of the pictures trained without their label, for guidance (Ho & Salimans 2022).
-        augment: Names in ``data.augment.AUGMENTS``, e.g. ``augment.EDM``; the net is told of them, so they do not leak.
-        augment_p: Probability of each.
-        dropout: The net's.
-        optimizer: A name in ``optimizers.OPTIMIZERS``.
-        lr: Highest learning rate, by default 0.001. ``optimizers.find_lr(learner)`` measures one.
-        weight_decay: Of AdamW or Muon.
-        batch_size: Pictures per step, over all processes and accumulated parts.
-        accumulate: Parts that a batch is computed in, one after the other, to save memory.
-        clip: Longest gradient; 0 is off.
-        warmup: Steps in which the learning rate rises.
-        decay: Last part of the run in which it falls to 0, up to 0.95.
-        ema: Lengths of the averages of the weights, as parts of the run (EDM2, sec. 3). The model is the last one; at
-            the end of the run it is the one with the lowest validation loss.
-        holdout: Part of the data kept for the validation loss.
-        precision: "float32", "bfloat16", or "auto": the faster of them, measured.
-        compile: Use torch.compile; "auto": on a GPU. It costs minutes before it gains.
-        shard: Divide weights and optimizer among the processes (FSDP2) instead of copying them (DDP).
-        folder: Where the run lives; None keeps it in memory.
-        seed: Of everything.
-        save_every: Seconds between checkpoints, or more, so that saving takes at most 2 % of the time.
-        track: "tensorboard", "trackio" or "wandb", through Accelerate, beside metrics.jsonl and report.html.
-        cpu: Stay on the CPU where there is a GPU.
-        verbose: Print what is going on.
+        data: A data set, or what ``data.load`` takes: "digits", "fashion-mnist", a folder of images.
+        net: See :class:`~fastdiffusion.training.config.TrainingConfig`.
+        options: All other settings of it, by name: ``batch_size=32, folder="runs/one"``.
+
+    Attributes:
+        config: The settings, with what "auto" stands for.
+        setup: What is trained on and started from; see :class:`~fastdiffusion.training.setup.Setup`.
+        state: Where the run is.
+        objective: The net in training, with its loss.
+        average: The averages of its weights.
     """
 
-    data: Dataset | str
-    net: str | dict[str, Any] = "unet-small"
-    parameterization: str = "edm"
-    sigma_distribution: str = "lognormal"
-    sigma_distribution_options: dict[str, float] = field(default_factory=dict)
-    loss_weighting: str = "edm"
-    loss_weighting_options: dict[str, float] = field(default_factory=dict)
-    uncertainty: bool = False
-    captions: bool = False
-    autoencoder: str | Path | nn.Module | None = None
-    init_from: str | Path | None = None
-    restore: str | None = None
-    self_condition: bool = False
-    sigma_data: float | None = None
-    cond_dropout: float = 0.1
-    augment: Sequence[str] = ()
-    augment_p: float = 0.12
-    dropout: float = 0.0
-    optimizer: str = "auto"
-    lr: float | None = None
-    weight_decay: float = 0.0
-    batch_size: int = 64
-    grad_accumulation: int = 1
-    grad_clip: float = 1.0
-    warmup: int = 100
-    decay: float = 0.5
-    ema: Sequence[float] = (0.05, 0.1)
-    holdout: float = 0.05
-    precision: str = "auto"
-    compile: bool | str = False
-    shard: bool = False
-    folder: str | Path | None = None
-    seed: int = 0
-    save_every: float = 30.0
-    track: str | None = None
-    cpu: bool = False
-    verbose: bool = True
-
-    # what may differ between two commands that continue one run
-    FREE = frozenset(
-        {"folder", "autoencoder", "save_every", "track", "cpu", "verbose", "compile", "shard", "grad_accumulation"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.optimizer == "auto":
-            self.optimizer = optimizers.default(self.shard)
-        beginnings_config.check(self)
+    def __init__(self, data: Dataset | str, net: str | dict[str, Any] | None = None, **options: Any):
+        config = fill(TrainingConfig, net=net, **options)
+        setup.check(config)
         self.rank, self.world = rank_and_world()
-        self.data = datasets.load(self.data) if isinstance(self.data, str) else self.data
-        self.base = None if self.init_from is None else load(self.init_from)
-        if self.base is not None and self.autoencoder is None:
-            self.autoencoder = self.base.autoencoder
-        if self.autoencoder is not None:
-            self.autoencoder = (
-                load_autoencoder(self.autoencoder) if isinstance(self.autoencoder, str | Path) else self.autoencoder
-            )
-            self.data = Latents(self.data, self.autoencoder)
-        self.train, self.held_out = self.data.split(self.holdout, self.seed)
-        self.corruption = None if self.restore is None else parse(self.restore)
-        inherited = None if self.base is None else self.base.denoiser.sigma_data
-        self.measured_sigma_data, self.unit = setup.scale(self.train, self.corruption, self.sigma_data, inherited)
-        self.levels = setup.levels(self)
-        self.run = Folder(self.folder) if self.folder is not None else None
+        self.device = device_of(config.device)
+        self.accelerator = self._accelerator(config) if self.world > 1 or config.track else None
+        if self.accelerator is not None and self.world > 1:
+            self.device = self.accelerator.device
+        self.setup = setup.prepare(config, data, self.device)
+        usual = "restorer" if self.setup.restores else "unet-small"
+        optimizer = optimizers.default(config.shard) if config.optimizer == "auto" else config.optimizer
+        self.config = replace(config, net=config.net or usual, optimizer=optimizer)
+        self.run = Folder(config.folder) if config.folder is not None else None
         self.stopped = 0  # the signal that asked for an end
-        self.save_due = self.best = False  # whether to save after this step, and whether as the best
-        self.validation: float | None = None  # of this step, if it was measured
-        self.record: dict[str, Any] | None = None  # this step's line of metrics.jsonl, if it has one
-        self.highest_lr = optimizers.RATES[self.optimizer] if self.lr is None else self.lr
+        self.save_due = False  # whether a checkpoint is due after this step
+        self.first_step = 0  # of this session
+        self.highest_lr = optimizers.RATES[optimizer] if config.lr is None else config.lr
         self._signals: list[int] = []
         self._saved = (0.0, 0.0)  # when and how long the last checkpoint took; the first step's tries out the disk
         self._build()
 
-    def _build(self) -> None:
-        """The net on its device, optimizers, averages and the stream of examples, all at step 0."""
+    def _accelerator(self, config: TrainingConfig) -> Any:
+        """Accelerate joins processes and knows trackers; a process alone has no need of it, nor of its global state."""
         from accelerate import Accelerator
 
-        self.state = State(precision=None if self.precision == "auto" else self.precision)
-        denoiser = setup.denoiser(self)
+        cpu = self.world == 1 or self.device.type == "cpu"  # it joins processes on CPUs only if told so
+        return Accelerator(cpu=cpu, log_with=config.track, project_dir=config.folder)
+
+    def _build(self) -> None:
+        """The net on its device, optimizers, averages and the stream of batches, all at step 0."""
+        config, data = self.config, self.setup
+        self.state = State(precision=precision.choose(config.precision, self.device))
+        denoiser = setup.denoiser(config, data)
         net = denoiser.net
         self.batches = Batches(
-            self.train, self.batch_size, self.seed, self.sigma_distribution, self.levels, self.unit,
-            self.cond_dropout, self.augment, self.augment_p, self.self_condition,
-            net.text_encoder.tokens if isinstance(net, TextConditioned) else None, self.corruption,
+            data.train, config.batch_size, config.seed, config.sigma_distribution, data.levels, data.unit,
+            config.cond_dropout, config.augment, config.augment_p, config.self_condition,
+            net.text_encoder.tokens if isinstance(net, TextConditioned) else None, data.corruption,
             self.rank, self.world,
         )  # fmt: skip
         self.objective = Objective(
-            denoiser, self.unit, self.loss_weighting, self.loss_weighting_options, self.uncertainty
-        )
-        cpu = self.cpu or not torch.accelerator.is_available()  # accelerate joins processes on CPUs only if told so
-        self.accelerator = Accelerator(cpu=cpu, log_with=self.track, project_dir=self.folder)
-        self.device = self.accelerator.device
-        self.objective.to(self.device)
-        if self.shard and self.world > 1:
+            denoiser, data.unit, config.loss_weighting, config.loss_weighting_options, config.uncertainty
+        ).to(self.device)
+        if config.shard and self.world > 1:
             shard(self.objective)
-        if self.compile is True or (self.compile == "auto" and self.device.type == "cuda"):
+        if config.compile is True or (config.compile == "auto" and self.device.type == "cuda"):
             net.compile()
         self.trained = self.objective
-        if self.world > 1 and not self.shard:
+        if self.accelerator is not None and self.world > 1 and not config.shard:
             self.trained = self.accelerator.prepare(self.objective)
             if self.trained is self.objective:
                 raise FastdiffusionError("The processes are not joined, and would train apart. Start them by --procs.")
-        self.optimizers = optimizers.build(self.optimizer, self.objective, self.highest_lr, self.weight_decay)
-        self.average = Ema(net, self.ema)  # both after the joining, which may lay the weights elsewhere
+        self.optimizers = optimizers.build(config.optimizer, self.objective, self.highest_lr, config.weight_decay)
+        self.average = Ema(net, config.ema)  # both after the joining, which may lay the weights elsewhere
 
     @property
     def main(self) -> bool:
@@ -208,38 +122,35 @@ class Learner:
         return self.rank == 0
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The configuration as JSON: what two runs must share to be one."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in self.FREE}
-        settings["init_from"] = None if self.init_from is None else Path(self.init_from).name
-        return json.loads(json.dumps({**settings, "data": self.train.fingerprint}))
+    def identity(self) -> dict[str, Any]:
+        """The settings that two runs must share to be one, as JSON."""
+        return self.config.identity(self.setup.train.fingerprint)
 
     @property
     def info(self) -> dict[str, Any]:
         """What the model file and the report say of the run."""
-        s = self.state
-        net = self.net if isinstance(self.net, str) else self.net["name"]
+        s, net, data, base = self.state, self.config.net, self.setup.train, self.setup.base
+        name = net["name"] if isinstance(net, dict) else net
         summary = {
-            "data": self.train.name, "net": net if self.base is None else self.base.info.get("net", "as it began"),
-            "pictures": len(self.train), "steps": s.step, "images_seen": s.step * self.batch_size,
-            "minutes": round(s.seconds / 60, 2), "sigma_data": self.measured_sigma_data,
+            "data": data.name, "net": name if base is None else base.info.get("net", "as it began"),
+            "pictures": len(data), "steps": s.step, "images_seen": s.step * self.config.batch_size,
+            "minutes": round(s.seconds / 60, 2), "sigma_data": self.setup.sigma_data,
         }  # fmt: skip
-        summary |= {"options": dict(self.train.options)} if self.train.options else {}
+        summary |= {"options": dict(data.options)} if data.options else {}
         return summary if s.validation is None else {**summary, "validation_loss": round(s.validation, 5)}
 
     @property
     def model(self) -> Model:
         """The averaged model as it stands, a copy of its own."""
-        return self.averaged(self.state.length or float(self.ema[-1]) if self.state.step else None)
+        return self.averaged(self.state.length or float(self.config.ema[-1]) if self.state.step else None)
 
     def averaged(self, length: float | None) -> Model:
         """The model with the weights averaged over ``length`` of the run; None: the last weights."""
-        denoiser = self.objective.denoiser
+        denoiser, data, unit = self.objective.denoiser, self.setup.train, self.setup.unit
         frame = Model(
-            denoiser, self.train.shape, self.train.classes, 0.002 * self.unit, 80.0 * self.unit,
-            info=self.info | {"ema": length},
-            autoencoder=self.autoencoder if isinstance(self.autoencoder, nn.Module) else None,
-            corruption="pairs" if self.train.cond_channels else self.corruption and str(self.corruption),
+            denoiser, data.shape, data.classes, 0.002 * unit, 80.0 * unit,
+            info=self.info | {"ema": length}, autoencoder=self.setup.autoencoder,
+            corruption="pairs" if data.cond_channels else self.setup.corruption and str(self.setup.corruption),
         )  # fmt: skip
         tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
         if length is not None:
@@ -249,22 +160,22 @@ class Learner:
     # ---- one step ---------------------------------------------------------------------------------------------
 
     def draw(self, step: int) -> list[TrainingBatch]:
-        """This process's part of a step's batch, on the device, in ``accumulate`` pieces."""
-        return self.batches.draw(step).split(self.grad_accumulation, self.device)
+        """This process's part of a step's batch, on the device, in ``grad_accumulation`` microbatches."""
+        return self.batches.draw(step).split(self.config.grad_accumulation, self.device)
 
     def update(self, microbatches: list[TrainingBatch], lr: float) -> tuple[float, float, Tensor]:
-        """Learn from one batch, if its gradient is finite: (loss, length of the gradient, each picture's loss)."""
-        if self.dropout:
-            torch.manual_seed(generator(self.seed, DROPOUT, self.state.step, self.rank).initial_seed() % 2**63)
+        """Learn from one batch, if its gradient is finite: (loss, norm of the gradient, each image's loss)."""
+        if self.config.dropout:
+            torch.manual_seed(generator(self.config.seed, DROPOUT, self.state.step, self.rank).initial_seed() % 2**63)
         each: list[Tensor] = []
         for i, microbatch in enumerate(microbatches):
             wait = i < len(microbatches) - 1 and self.trained is not self.objective
             with self.trained.no_sync() if wait else nullcontext():  # pyright: ignore
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.state.precision == "bfloat16"):
+                with precision.autocast(self.state.precision, self.device):
                     loss = self.trained(microbatch)
                 (loss.mean() / len(microbatches)).backward()
                 each.append(loss.detach())
-        norm = whole(nn.utils.clip_grad_norm_(self.objective.parameters(), self.grad_clip or math.inf))
+        norm = whole(nn.utils.clip_grad_norm_(self.objective.parameters(), self.config.grad_clip or math.inf))
         losses = torch.cat(each)
         value, length = torch.stack([losses.mean(), norm]).tolist()  # here alone the processor waits for the device
         if math.isfinite(length):  # the same number in all processes, unlike the loss
@@ -278,7 +189,7 @@ class Learner:
         return value, length, losses
 
     def _culprits(self, microbatches: list[TrainingBatch], each: Tensor) -> tuple[str, ...]:
-        """The pictures whose loss is not a number; the whole batch if it is only the gradient that is not."""
+        """The images whose loss is not a number; the whole batch if it is only the gradient that is not."""
         names = [name for microbatch in microbatches for name in microbatch.names]
         wrong = [name for name, finite in zip(names, each.isfinite().tolist(), strict=True) if not finite]
         if self.world > 1:
@@ -290,16 +201,14 @@ class Learner:
     # ---- the run ----------------------------------------------------------------------------------------------
 
     def steps(self, steps: int | None = None, minutes: float | None = None) -> Iterator[TrainStep]:
-        """Train, and show each step. To stop early is to stop iterating; the next call goes on from there.
+        """Train, and yield each step. To stop early is to stop iterating; the next call continues from there.
 
         Args:
             steps: Steps of the whole run, those already done included.
             minutes: Training time of the whole run, instead: the number of steps then follows from the speed.
         """
         s = self.state
-        s.plan(steps, minutes, self.decay)
-        if s.precision is None:
-            s.precision = faster_precision(self.objective, self.draw(s.step)[0])
+        s.plan(steps, minutes, self.config.decay)
         started = time.perf_counter() - s.seconds
         ends, settled = deque([time.perf_counter()], maxlen=101), s.step + 4
         with ThreadPoolExecutor(1) as ahead:
@@ -316,8 +225,9 @@ class Learner:
                 loss, pace = self._agree(loss, pace, started)
                 bad = () if math.isfinite(norm) else self._culprits(microbatches, each)
                 s.bad = s.bad + 1 if bad else 0
-                settles = s.settle(pace, self.decay)
-                yield TrainStep(s.step, s.total, loss, norm, lr, pace * self.batch_size, s.seconds, s.left(pace), bad)
+                settles = s.settle(pace, self.config.decay)
+                speed = pace * self.config.batch_size
+                yield TrainStep(s.step, s.total, loss, norm, lr, speed, s.seconds, s.left(pace), bad)
                 if s.bad >= BAD_IN_A_ROW:
                     self._abort(bad)
                 if settles:
@@ -325,15 +235,15 @@ class Learner:
 
     def _lr(self) -> float:
         """Learning rate at this step."""
-        s = self.state
-        warmup = self.warmup if s.decay_from is None else min(self.warmup, (s.decay_from - s.start) // 5)
-        decay_from = None if self.optimizer == "schedule_free" else s.decay_from
+        s, warmup = self.state, self.config.warmup
+        warmup = warmup if s.decay_from is None else min(warmup, (s.decay_from - s.start) // 5)
+        decay_from = None if self.config.optimizer == "schedule_free" else s.decay_from
         return self.highest_lr * optimizers.rate(s.step, s.start, warmup, decay_from, s.total)
 
     def _agree(self, loss: float, pace: float, started: float) -> tuple[float, float]:
         """What all processes must do alike: the mean loss, the speed, the clock, when to save, whether to stop."""
         now, got = time.perf_counter(), self._signals[0] if self._signals else 0
-        due = now - self._saved[0] > max(self.save_every, 50 * self._saved[1])
+        due = now - self._saved[0] > max(self.config.save_every, 50 * self._saved[1])
         mine = [now - started, float(due), pace] if self.main else [0.0, 0.0, 0.0]
         mine += [loss / self.world, float(got == signal.SIGINT), float(got == signal.SIGTERM)]
         self.state.seconds, due, pace, loss, interrupted, ended = total(mine, self.device)
@@ -348,17 +258,26 @@ class Learner:
             self.unpack(latest[2], latest[1])
         raise FastdiffusionError(
             f"{BAD_IN_A_ROW} batches in a row had a loss that is not a number, the last with {', '.join(names[:3])}. "
-            f"Training stopped at the last good state (step {self.state.step:,}). Look at these pictures, or lower lr."
+            f"Training stopped at the last good state (step {self.state.step:,}). Look at these images, or lower lr."
         )
 
     @torch.no_grad()
     def validate(self, microbatches: Sequence[TrainingBatch], length: float | None = None) -> float:
-        """Mean loss on examples of the averaged model, by default of the last length."""
-        with self.average.applied(length or float(self.ema[-1])):
+        """Mean loss of the averaged model on these examples, by default of the last length."""
+        with self.average.applied(length or float(self.config.ema[-1])):
             self.objective.eval()
             value = torch.cat([self.objective(microbatch) for microbatch in microbatches]).mean()
             self.objective.train()
         return float(value)
+
+    def record_validation(self, loss: float, length: float | None = None) -> None:
+        """Keep a validation loss with the run; with ``length``, the average of that length is the model."""
+        self.state.validation = loss
+        self.state.length = self.state.length if length is None else length
+
+    def stop(self, number: int = signal.SIGINT) -> None:
+        """End after this step, as the signal of that number would."""
+        self.stopped = number
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
 
@@ -367,7 +286,7 @@ class Learner:
         inner, settings = optimizers.pack(self.optimizers)
         groups = {"model": self.objective.state_dict(), "ema": self.average.state_dict(), "optimizer": inner}
         tensors = {f"{part}.{name}": whole(t.detach()) for part, named in groups.items() for name, t in named.items()}
-        return tensors, {"learner": self.config, "state": asdict(self.state), "optimizer": settings}
+        return tensors, {"learner": self.identity, "state": asdict(self.state), "optimizer": settings}
 
     def unpack(self, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
         """Become the run that :meth:`pack` saw."""
@@ -381,38 +300,35 @@ class Learner:
         optimizers.unpack(self.optimizers, part("optimizer"), config["optimizer"])
         self.state = State(**config["state"])
 
-    def save(self) -> None:
-        """Write a checkpoint into the run's folder, if it has one."""
+    def save(self, best: bool = False) -> None:
+        """Write a checkpoint into the run's folder, if it has one; ``best`` keeps it as the best so far too."""
         if self.run is None:
             return
         packed, started = self.pack(), time.perf_counter()
         if self.main:
-            self.run.save(self.state.step, *packed, best=self.best)
+            self.run.save(self.state.step, *packed, best=best)
             self._saved = (time.perf_counter(), time.perf_counter() - started)
-        self.save_due = self.best = False
+        self.save_due = False
 
     def resume(self, fresh: bool = False) -> None:
-        """Go on from the newest checkpoint in the folder; ``fresh`` forgets it and begins anew.
+        """Continue from the newest checkpoint in the folder; ``fresh`` forgets it and starts anew.
 
-        Raises InputError if the folder holds a run of another configuration.
+        Raises InputError if the folder holds a run of other settings.
         """
         if fresh:
             if self.state.step:
                 self._build()
             if self.run is not None and self.main:
                 self.run.clear()
-        self.accelerator.wait_for_everyone()
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
         latest = None if fresh or self.run is None else self.run.latest()
         if latest is None or latest[0] < self.state.step:
             return
         step, config, tensors = latest
-        then = {_NOW.get(name, name): value for name, value in config.get("learner", {}).items()}
-        now = self.config
-        changed = sorted(name for name in now if now[name] != then.get(name))
-        if changed:
-            what = ", ".join("other data" if n == "data" else f"{n}={then.get(n)!r} (now {now[n]!r})" for n in changed)
+        if changed := changes(self.identity, config.get("learner", {})):
             raise InputError(
-                f"{self.folder} holds a run with {what}. Give it as it was, choose another folder, "
+                f"{self.config.folder} holds a run with {changed}. Give it as it was, choose another folder, "
                 "or start anew with fresh=True (--fresh)."
             )
         try:
@@ -422,38 +338,32 @@ class Learner:
                 f"The checkpoint of step {step} does not fit this version ({error}). Use --fresh."
             ) from None
 
-    def fit(
-        self,
-        minutes: float | None = None,
-        steps: int | None = None,
-        fresh: bool = False,
-        callbacks: Sequence[Callback] = (),
-    ) -> Learner:
-        """Train until the budget of the run is used up, going on where its folder left off; ten minutes by default.
+    def fit(self, *, callbacks: Sequence[Callback] = (), **options: Any) -> Learner:
+        """Train until the budget of the run is used up, continuing what is in its folder; ten minutes by default.
 
         The first Ctrl-C or SIGTERM ends after the present step with a checkpoint, the second one at once.
 
         Args:
-            minutes: Budget in time, of all sessions together.
-            steps: Budget in steps, instead.
-            fresh: Forget what is in the folder.
             callbacks: Called after the usual ones (``callbacks.defaults``), in this order.
+            options: ``minutes`` or ``steps``, of all sessions together, and ``fresh``; see
+                :class:`~fastdiffusion.training.config.Budget`.
         """
-        minutes = 10.0 if minutes is None and steps is None else minutes
-        budget.check(steps, minutes)
+        chosen = fill(Budget, **options)
+        minutes = 10.0 if chosen.minutes is None and chosen.steps is None else chosen.minutes
+        budget.check(chosen.steps, minutes)
         with ExitStack() as stack:
             if self.run is not None and self.main:
                 stack.enter_context(self.run.lock())
             self._signals = stack.enter_context(stop_signals())
-            self.resume(fresh)
+            self.resume(chosen.fresh)
             jobs = [*defaults(self), *callbacks]
-            loop = self.steps(steps, minutes)
+            loop = self.steps(chosen.steps, minutes)
             first = next(loop, None)
             if first is None and (self.run is None or complete(self.run.path, self.state.step)):
                 spent = f"{self.state.step:,} steps, {self.state.seconds / 60:.1f} minutes"
                 report(self, f"This run has had its budget ({spent}). Give more --minutes or --steps, or --fresh.")
                 return self
-            self.start = self.state.step  # of this session; with no step left, its results were never written
+            self.first_step = self.state.step  # with no step left, its results were never written
             for job in jobs:
                 job.start(self)
             for step in loop if first is None else chain([first], loop):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from .learner import Learner
+from .learner import Learner
 
 
 class Range(NamedTuple):
-    """What the range test saw: ``lr`` is the suggestion, ``rates`` and ``losses`` are the curve."""
+    """The result of the range test: ``lr`` is the suggestion, ``rates`` and ``losses`` are the curve."""
 
     lr: float
     rates: list[float]

@@ -1,4 +1,4 @@
-"""Optimizers for training, the learning rate over a run, and a test that finds a good one."""
+"""Optimizers for training, and the learning rate over a run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from torch.optim import AdamW, Optimizer
 
 from ..errors import InputError, MissingExtra, missing, unknown
 from .distributed import like
-
-if TYPE_CHECKING:
-    pass
-
 
 HIDDEN = 32  # smallest side of a matrix that Muon takes: first and last layers of a net have few rows or columns
 
@@ -65,7 +61,7 @@ RATES = {"adamw": 2e-3, "muon": 1e-2, "schedule_free": 2.5e-3}  # learning rates
 
 
 def default(shard: bool = False) -> str:
-    """Muon, which needs about half of AdamW's pictures (docs/lab-notes.md), if torch has it and matrices stay whole."""
+    """Muon, which needs about half of AdamW's examples (docs/lab-notes.md), if torch has it and matrices stay whole."""
     return "muon" if hasattr(torch.optim, "Muon") and not shard else "adamw"
 
 

@@ -22,7 +22,7 @@ class TrainingOptions:
         batch_size: Training examples a step.
         lr: Highest learning rate.
         optimizer: A name in ``optimizers.OPTIMIZERS``.
-        precision: "float32", "bfloat16", or "auto": the faster one, measured.
+        precision: "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, else float32.
         minutes: End this session after so long; the same call goes on.
         fresh: Forget what the folder holds.
         seed: Of everything.
@@ -36,7 +36,7 @@ class TrainingOptions:
     batch_size: int = option(64, "Images a step.")
     lr: float = option(1e-2, "Highest learning rate.")
     optimizer: str = option("muon", "muon or adamw.")
-    precision: str = option("float32", "float32, bfloat16, or auto: the faster one, measured.")
+    precision: str = option("float32", "float32, bfloat16, or auto: bfloat16 on a GPU that has it.")
     minutes: float | None = option(None, "End this session after so long; the same command goes on.")
     fresh: bool = option(False, "Forget what the folder holds and start anew.")
     seed: int = option(0, "Of everything.")

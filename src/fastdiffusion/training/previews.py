@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 
 from .. import samplers
@@ -12,44 +10,39 @@ from ..io.images import grid, save_png
 from ..noise import initial
 from .batches import Batches
 from .budget import TrainStep
-
-if TYPE_CHECKING:
-    from .learner import Learner
-from .callback import Callback, is_due, report
+from .callback import Callback, TrainingView, is_due, report
 
 PREVIEWS, STEPS = 16, 12  # images in a preview, and solver steps for each
-
-
-TEXT_SCALE = 3.0  # guidance of previews that are made from words
+TEXT_SCALE = 3.0  # guidance of previews that are made from captions
 
 
 class Preview(Callback):
     """previews/<step>.png: the same noises and classes each time. Whatever goes wrong, training goes on."""
 
-    def step(self, learner: Learner, step: TrainStep) -> None:
-        """Sample a sheet, seldom."""
-        if not is_due(step, learner.batch_size, PREVIEWS * STEPS):
+    def step(self, training: TrainingView, step: TrainStep) -> None:
+        """Sample a sheet, rarely."""
+        if not is_due(step, training.config.batch_size, PREVIEWS * STEPS):
             return
         try:
-            images = preview(learner)
-            if learner.main:
+            images = preview(training)
+            if training.main:
                 zoom = max(1, 32 // images.shape[-1])
-                save_png(grid(images, 4, zoom), learner.run.path / "previews" / f"{step.step:07d}.png")  # pyright: ignore
+                save_png(grid(images, 4, zoom), training.run.path / "previews" / f"{step.step:07d}.png")  # pyright: ignore
         except Exception as error:  # a full disk, a sampler that diverges: not worth a run
-            report(learner, f"\nNo preview at step {step.step:,}: {error}")
+            report(training, f"\nNo preview at step {step.step:,}: {error}")
 
 
 @torch.no_grad()
-def preview(learner: Learner, n: int = PREVIEWS, steps: int = STEPS) -> torch.Tensor:
-    """Pictures of the averaged model from the seeds 0, 1, ... and its classes in turn."""
-    model = learner.model
+def preview(training: TrainingView, n: int = PREVIEWS, steps: int = STEPS) -> torch.Tensor:
+    """Images of the averaged model from the seeds 0, 1, ... and its classes in turn."""
+    model = training.model
     table = model.table(steps)
     cond, denoise = None, model.denoise
     if model.corruption is not None:
-        return restoration_preview(learner, n)
-    if model.text_encoder is not None:  # captions of training pictures, with the guidance that words need
-        rows = [i * len(learner.train) // n for i in range(n)]
-        cond, denoise = model.encode_prompt(learner.train.annotations(rows).captions), cfg(denoise, TEXT_SCALE)
+        return restoration_preview(training, n)
+    if model.text_encoder is not None:  # captions of training images, with the guidance that they need
+        rows = [i * len(training.setup.train) // n for i in range(n)]
+        cond, denoise = model.encode_prompt(training.setup.train.annotations(rows).captions), cfg(denoise, TEXT_SCALE)
     elif model.classes:
         cond = model.cond([i % len(model.classes) for i in range(n)])
     x = table.sigmas[0] * initial(range(n), model.shape).to(model.device)
@@ -57,11 +50,11 @@ def preview(learner: Learner, n: int = PREVIEWS, steps: int = STEPS) -> torch.Te
 
 
 @torch.no_grad()
-def restoration_preview(learner: Learner, n: int) -> torch.Tensor:
-    """Held-out pictures as they are given, and the one-call answers: two of each a row."""
-    data = learner.held_out if len(learner.held_out) else learner.train
-    stream = Batches(data, n // 2, -1, corruption=learner.batches.corruption)
-    batch, model = stream.draw(0).split(1, learner.device)[0], learner.model
+def restoration_preview(training: TrainingView, n: int) -> torch.Tensor:
+    """Held-out inputs, and the answers of one evaluation: two of each a row."""
+    data = training.setup.held_out if len(training.setup.held_out) else training.setup.train
+    stream = Batches(data, n // 2, -1, corruption=training.setup.corruption)
+    batch, model = stream.draw(0).split(1, training.device)[0], training.model
     assert batch.cond is not None and batch.cond.image is not None
     inputs = batch.cond.image[:, : model.shape[0]]
     answer = model.denoise(inputs, inputs.new_full((len(inputs),), model.sigma_max), batch.cond)

@@ -1,43 +1,149 @@
-"""What a run has before its first step: settings that go together, the scale of its data, and a denoiser."""
+"""What a run has before its first step: settings that go together, data and their scale, and a denoiser."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from .. import nets
-from ..corruptions import Corruption
+from .. import data as datasets
+from .. import losses, nets
+from ..corruptions import Corruption, parse
 from ..data import Dataset, augment, measure_sigma_data
-from ..denoisers import Denoiser
-from ..errors import DataError, InputError
-from ..models import Model
+from ..data.latents import Latents
+from ..denoisers import PARAMETERIZATIONS, Denoiser
+from ..errors import DataError, InputError, missing, unknown
+from ..models import Model, load, load_autoencoder
 from ..nets import presets
 from ..nets import tokenizer as tokenizers
 from ..nets.layers import Embed
 from ..nets.text import normalized, vocabulary_ids
 from ..noise import generator
+from ..schedules import SIGMA_DISTRIBUTIONS
+from . import optimizers, precision
 from .batches import WEIGHTS, measure_damage
+from .config import TrainingConfig
+from .distributed import check_world, rank_and_world
 
-if TYPE_CHECKING:
-    from .learner import Learner
-
+TRACKERS = ("tensorboard", "trackio", "wandb")
 VOCABULARY = 4096  # most tokens of a text encoder
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a run trains on and starts from.
+
+    Attributes:
+        train: What is trained on.
+        held_out: What the validation loss is measured on; may be empty.
+        base: The model that the run starts from.
+        autoencoder: In whose latents it trains.
+        corruption: What happens to each image, for a restorer.
+        sigma_data: Standard deviation of the data, or for a restorer the mean damage.
+        unit: What noise levels are multiplied by: 1 for images, for other data their own scale.
+        levels: Options of the distribution of noise levels.
+    """
+
+    train: Dataset
+    held_out: Dataset
+    base: Model | None
+    autoencoder: nn.Module | None
+    corruption: Corruption | None
+    sigma_data: float
+    unit: float
+    levels: dict[str, float]
+
+    @property
+    def restores(self) -> bool:
+        """Whether the model is given a degraded image to work from."""
+        return self.corruption is not None or self.train.cond_channels > 0
+
+
+def check(config: TrainingConfig) -> None:
+    """Refuse settings that cannot be trained, before anything is loaded."""
+    precision.check(config.precision)
+    for kind, name, known in (
+        ("parameterization", config.parameterization, PARAMETERIZATIONS),
+        ("noise level distribution", config.sigma_distribution, SIGMA_DISTRIBUTIONS),
+        ("loss weighting", config.loss_weighting, losses.LOSS_WEIGHTINGS),
+        ("optimizer", config.optimizer, ("auto", *optimizers.OPTIMIZERS)),
+        ("tracker", config.track or "tensorboard", TRACKERS),
+    ):
+        if name not in known:
+            raise unknown(kind, name, known)
+    if isinstance(config.net, str) and config.net not in presets.PRESETS:
+        raise unknown("net", config.net, presets.PRESETS)
+    for kind, options, f in (
+        ("loss_weighting", config.loss_weighting_options, losses.LOSS_WEIGHTINGS[config.loss_weighting]),
+        ("sigma_distribution", config.sigma_distribution_options, SIGMA_DISTRIBUTIONS[config.sigma_distribution]),
+    ):
+        try:
+            f(torch.full((1,), 0.5), **options)
+        except TypeError as error:
+            name = getattr(config, kind)
+            raise InputError(f"{kind} {name} does not take these options ({error}).") from None
+    check_world()
+    size, splits = config.batch_size, rank_and_world()[1] * config.grad_accumulation
+    if size < 1 or splits < 1 or size % splits:
+        raise InputError(
+            f"batch_size must be a multiple of processes times grad_accumulation, here {splits}; got {size}."
+        )
+    if config.track and find_spec(config.track) is None:
+        raise missing(f"track={config.track!r}", config.track, "track")
+    if config.track and config.folder is None:
+        raise InputError(f"track={config.track!r} needs a place to write. Give folder='runs/one'.")
+    if not config.ema:
+        raise InputError("ema needs at least one length, e.g. ema=(0.1,).")
+    if config.restore is not None and config.autoencoder is not None:
+        raise InputError("Restoration works on images, not on latents. Leave out restore or autoencoder.")
+    if not 0 <= config.decay <= 0.95:
+        raise InputError(f"decay must be from 0 to 0.95, got {config.decay}. Try 0.5.")
+    if not 0 <= config.cond_dropout <= 1:
+        raise InputError(f"cond_dropout is a part of the examples, 0 to 1, got {config.cond_dropout}. Try 0.1.")
+    if config.warmup < 0 or not config.grad_clip >= 0:
+        raise InputError(
+            f"warmup and grad_clip cannot be negative, got {config.warmup} and {config.grad_clip}. 0 is off."
+        )
+    if config.shard and config.optimizer == "muon":
+        raise InputError("Muon needs whole matrices and cannot train with shard. Use optimizer='adamw'.")
+
+
+def prepare(config: TrainingConfig, data: Dataset | str, device: torch.device) -> Setup:
+    """Load what a run trains on and starts from, and measure the scale of its data."""
+    corruption = None if config.restore is None else parse(config.restore)
+    images = datasets.load(data)
+    base = None if config.init_from is None else load(config.init_from)
+    autoencoder = config.autoencoder
+    if base is not None and autoencoder is None:
+        autoencoder = base.autoencoder
+    elif isinstance(autoencoder, str | Path):
+        autoencoder = load_autoencoder(autoencoder).to(device)
+    if autoencoder is not None:
+        images = Latents(images, autoencoder)
+    train, held_out = images.split(config.holdout, config.seed)
+    inherited = None if base is None else base.denoiser.sigma_data
+    sigma_data, unit = scale(train, corruption, config.sigma_data, inherited)
+    setup = Setup(train, held_out, base, autoencoder, corruption, sigma_data, unit, config.sigma_distribution_options)
+    if setup.restores and (config.sigma_distribution, setup.levels) == ("lognormal", {}):
+        # a restorer gives its answer in one evaluation at the highest noise level: train much there
+        return replace(setup, levels={"mean": 1.5, "std": 2.2})
+    return setup
 
 
 def scale(
     data: Dataset, corruption: Corruption | None, sigma_data: float | None, init_sigma_data: float | None = None
 ) -> tuple[float, float]:
-    """sigma_data, and the unit in which noise levels are counted: 1 for pictures, for other data its own scale.
+    """sigma_data, and the unit in which noise levels are counted: 1 for images, for other data its own scale.
 
     Args:
         data: What is trained on.
-        corruption: What happens to each picture, for a restorer.
+        corruption: What happens to each image, for a restorer.
         sigma_data: By default measured. Warns if it is far from that.
         init_sigma_data: What the weights that the run starts from were made for; it overrides the measured value.
     """
@@ -57,46 +163,42 @@ def scale(
     return sigma_data, 1.0 if is_image else sigma_data / 0.5
 
 
-def levels(learner: Learner) -> dict[str, float]:
-    """Options of the density. A restorer gives its one-call answer at the highest noise level: train much there."""
-    restores = learner.corruption is not None or learner.train.cond_channels > 0
-    if restores and (learner.sigma_distribution, learner.sigma_distribution_options) == ("lognormal", {}):
-        return {"mean": 1.5, "std": 2.2}
-    return learner.sigma_distribution_options
-
-
-def denoiser(learner: Learner) -> Denoiser:
-    """The denoiser at step 0: its weights are fresh, or those of the model that the run begins with."""
-    data = learner.train
-    if data.cond_channels and learner.corruption is not None:
+def denoiser(config: TrainingConfig, setup: Setup) -> Denoiser:
+    """The denoiser at step 0: its weights are fresh, or those of the model that the run starts from."""
+    data = setup.train
+    if data.cond_channels and setup.corruption is not None:
         raise InputError(f"{data.name} is made of pairs, which say themselves what is to be undone. Leave out restore.")
-    if learner.augment and data.batch(data.groups[0][:1]).images.is_floating_point():
-        raise InputError("Augmentation works on pictures, not on latents. Leave out augment or codec.")
-    if data.cond_channels and (colors := set(learner.augment) & set(augment.COLOR)):
-        raise InputError(f"{', '.join(sorted(colors))} would change the answers and not what is given: leave it out.")
-    cond_channels = data.cond_channels or (0 if learner.corruption is None else data.shape[0])
-    net = _fresh(learner, cond_channels) if learner.base is None else _taken(learner, learner.base, cond_channels)
-    return Denoiser(net, learner.parameterization, learner.measured_sigma_data, learner.self_condition, cond_channels)
+    if config.augment and data.batch(data.groups[0][:1]).images.is_floating_point():
+        raise InputError("Augmentation works on images, not on latents. Leave out augment or autoencoder.")
+    if data.cond_channels and (colors := set(config.augment) & set(augment.COLOR)):
+        raise InputError(f"{', '.join(sorted(colors))} would change the targets and not the inputs: leave it out.")
+    cond_channels = data.cond_channels or (0 if setup.corruption is None else data.shape[0])
+    if setup.base is None:
+        net = _fresh_net(config, data, cond_channels)
+    else:
+        net = _net_of(setup.base, config, data, cond_channels)
+    return Denoiser(net, config.parameterization, setup.sigma_data, config.self_condition, cond_channels)
 
 
-def _fresh(learner: Learner, cond_channels: int) -> nn.Module:
-    """The net with random weights, and its words."""
-    data, channels = learner.train, learner.train.shape[0]
-    spec = presets.PRESETS[learner.net] if isinstance(learner.net, str) else learner.net
+def _fresh_net(config: TrainingConfig, data: Dataset, cond_channels: int) -> nn.Module:
+    """The net with random weights, and its vocabulary."""
+    channels = data.shape[0]
+    assert config.net is not None
+    spec = presets.PRESETS[config.net] if isinstance(config.net, str) else config.net
     spec = {
-        **spec, "in_channels": channels * (2 if learner.self_condition else 1) + cond_channels,
-        "out_channels": channels, "classes": len(data.classes), "dropout": learner.dropout,
-        "augment": augment.length(learner.augment),
+        **spec, "in_channels": channels * (2 if config.self_condition else 1) + cond_channels,
+        "out_channels": channels, "classes": len(data.classes), "dropout": config.dropout,
+        "augment": augment.length(config.augment),
     }  # fmt: skip
-    texts = _texts(data) if learner.captions else []
-    tokenizer = tokenizers.train(texts, VOCABULARY) if learner.captions else None
+    texts = _texts(data) if config.captions else []
+    tokenizer = tokenizers.train(texts, VOCABULARY) if config.captions else None
     if tokenizer is not None:
-        spec["words"] = {"vocabulary": len(tokenizer), **_listed(texts), **spec.get("words", {})}
-        if "draft" in spec:  # as many more channels beside the noisy picture
+        spec["words"] = {"vocabulary": len(tokenizer), **_known_words(texts), **spec.get("words", {})}
+        if "draft" in spec:  # as many more channels beside the noisy image
             spec["draft"] = {"channels": channels, **spec["draft"]}
             spec["in_channels"] += channels
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(learner.seed, WEIGHTS).initial_seed() % 2**63)
+        torch.manual_seed(generator(config.seed, WEIGHTS).initial_seed() % 2**63)
         net = nets.build(spec)
     if isinstance(net, nets.TextConditioned):
         assert tokenizer is not None
@@ -104,38 +206,34 @@ def _fresh(learner: Learner, cond_channels: int) -> nn.Module:
     return net
 
 
-def _taken(learner: Learner, base: Model, cond_channels: int) -> nn.Module:
-    """The net of a trained model, if it is one of such data."""
-    data, its = learner.train, base.denoiser
+def _net_of(base: Model, config: TrainingConfig, data: Dataset, cond_channels: int) -> nn.Module:
+    """A copy of a trained model's net, if it is one of such data."""
+    its = base.denoiser
     augment_length = max(
         (m.augment.in_features for m in its.net.modules() if isinstance(m, Embed) and m.augment), default=0
     )
     has = (
-        base.shape[0],
-        base.classes,
-        base.text_encoder is not None,
-        its.cond_channels,
-        its.self_condition,
+        base.shape[0], base.classes, base.text_encoder is not None, its.cond_channels, its.self_condition,
         augment_length,
-    )
-    wants = (
-        data.shape[0], data.classes, learner.captions, cond_channels, learner.self_condition,
-        augment.length(learner.augment),
     )  # fmt: skip
-    if has != wants or its.parameterization != learner.parameterization:
+    wants = (
+        data.shape[0], data.classes, config.captions, cond_channels, config.self_condition,
+        augment.length(config.augment),
+    )  # fmt: skip
+    if has != wants or its.parameterization != config.parameterization:
         raise InputError(
-            f"{Path(learner.init_from or '').name} cannot go on here. (channels, classes, words, given channels, "
-            f"self_condition, length of the augmentation vector) are {has} there and {wants} here, and it "
-            f"predicts {its.parameterization}."
+            f"{Path(config.init_from or '').name} cannot be trained on here. (channels, classes, captions, channels "
+            f"of the condition, self_condition, length of the augmentation vector) are {has} there and {wants} here, "
+            f"and it predicts {its.parameterization}."
         )
     net = deepcopy(its.net).train()
     for module in net.modules():
         if isinstance(getattr(module, "dropout", None), float):
-            module.dropout = learner.dropout  # pyright: ignore[reportArgumentType]
+            module.dropout = config.dropout  # pyright: ignore[reportArgumentType]
     return net
 
 
-def _listed(texts: list[str]) -> dict[str, int]:
+def _known_words(texts: list[str]) -> dict[str, int]:
     """How many words a text encoder lists, if they are not too many."""
     count = len(vocabulary_ids(texts))
     return {"known": count} if count <= nets.LIMITS["known"] else {}
@@ -146,7 +244,7 @@ def _texts(data: Dataset) -> list[str]:
     texts = [normalized(text) for text in data.texts()]
     if not texts:
         raise DataError(
-            f"{data.name} has no captions to learn words from. Put a NAME.txt beside each NAME.png, or a "
-            "metadata.jsonl with file_name and text; or leave out --text."
+            f"{data.name} has no captions to learn from. Put a NAME.txt beside each NAME.png, or a "
+            "metadata.jsonl with file_name and text; or leave out --captions."
         )
     return texts

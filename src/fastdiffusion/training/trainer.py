@@ -1,8 +1,8 @@
 """The loop for everything that is not a denoiser: autoencoders, dual encoders, classifiers, translators.
 
-    for step in train(Run(folder, config), {"autoencoder": Part(autoencoder, loss)}, steps=2000): ...
+    for step in train({"autoencoder": Part(autoencoder, loss)}, 2000, config, folder): ...
 
-A loss is a function of the step's number alone (and of the weights), so that a run which was cut goes on from its
+A loss is a function of the step's number alone (and of the weights), so that a run that was cut is resumed from its
 folder's last checkpoint bit for bit. Several parts with a loss each are trained in turns, as a generator and its
 discriminator are.
 """
@@ -14,7 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,21 +22,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import CheckpointError, FastdiffusionError, InputError, unknown
+from ..device import device_of
+from ..errors import CheckpointError, FastdiffusionError, InputError
 from ..io.run_folder import Folder
 from ..noise import generator
 from . import optimizers
+from . import precision as precisions
 from .batches import DROPOUT
 from .distributed import like, stop_signals
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
 LOG_EVERY = 50  # steps between lines of metrics.jsonl
 BAD_IN_A_ROW = 3
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 class Part(NamedTuple):
-    """What is trained, and by which loss: ``loss(step)``, one number."""
+    """What is trained, and by which loss: ``loss(step)``, one number, on the device of the run."""
 
     module: nn.Module
     loss: Callable[[int], Tensor]
@@ -64,6 +65,7 @@ def train(
     minutes: float | None = None,
     fresh: bool = False,
     precision: str = "auto",
+    device: str | torch.device | None = None,
 ) -> Iterator[Done]:
     """Train ``parts`` in place, in their order within each step; they are in eval mode at the end.
 
@@ -75,82 +77,56 @@ def train(
         seed: Of dropout, beside what ``config`` says.
         warmup: Steps in which the learning rate rises.
         decay: Last part of the run in which it falls to 0.
-        minutes: End this session after so long; the same call goes on.
+        minutes: End this session after so long; the same call continues it.
         fresh: Forget what the folder holds.
-        precision: "float32", "bfloat16", or "auto": the faster one, measured.
+        precision: "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, else float32.
+        device: Where the parts are moved before the first step, and stay; by default they are trained where they are.
+            A loss puts what it draws there. What is random is drawn on the CPU, so that a device changes no batch.
 
     Raises:
         CheckpointError: The folder holds another run.
         FastdiffusionError: Three losses in a row that are not numbers.
     """
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}. Try steps=1000.")
-    if config.get("batch_size", 1) < 1:
-        raise InputError(f"batch_size must be at least 1, got {config['batch_size']}. Try 64.")
-    if precision not in PRECISIONS:
-        raise unknown("precision", precision, PRECISIONS)
-    for part in parts.values():
-        if not 0 < part.lr < math.inf:
-            raise InputError(f"lr must be a positive number, got {part.lr}. Try 1e-3.")
+    _check(parts, steps, config, precision)
     config = json.loads(json.dumps({**config, "steps": steps, "seed": seed}))
-    optimize = {
-        name: optimizers.build(p.optimizer, _learned(p.module), p.lr, p.weight_decay) for name, p in parts.items()
-    }
+    place = _moved(parts, device)
+    optimize = {n: optimizers.build(p.optimizer, _learned(p.module), p.lr, p.weight_decay) for n, p in parts.items()}
     run = None if folder is None else Folder(folder)
-    first, state = 0, {"precision": None if precision == "auto" else precision}
-    bad = 0
-    with ExitStack() as held, torch.random.fork_rng(devices=[]):
+    first, bad, state = 0, 0, {"precision": precisions.choose(precision, place)}
+    with ExitStack() as held, torch.random.fork_rng([place] if place.type == "cuda" else []):
         stopped = held.enter_context(stop_signals())
         if run is not None:
             held.enter_context(run.lock())
             if fresh:
                 run.clear()
             if (checkpoint := run.latest()) is not None:
-                first = checkpoint[0]
-                state = _resume(parts, optimize, checkpoint, config, run)
+                first, state = checkpoint[0], _resume(parts, optimize, checkpoint, config, run)
         for p in parts.values():
             p.module.train()
-        if state["precision"] is None:
-            state["precision"] = _faster(parts, first)
-        autocast = torch.autocast("cpu", torch.bfloat16) if state["precision"] == "bfloat16" else nullcontext()
+        context = precisions.autocast(state["precision"], place)
         saved, done = (started := time.perf_counter()), first
         bar = held.enter_context(tqdm(total=steps, initial=first, desc="training", disable=None, leave=False))
         for step in range(first, steps):
             torch.manual_seed(generator(seed, DROPOUT, step).initial_seed() % 2**63)
             factor = optimizers.rate(step, 0, warmup, int(steps * (1 - decay)), steps)
-            losses, all_finite = {}, True
-            for name, p in parts.items():
-                for optimizer in optimize[name]:
-                    optimizer.zero_grad(set_to_none=True)
-                with autocast:
-                    loss = p.loss(step)
-                loss.backward()
-                losses[name] = float(loss.detach())
-                norm = nn.utils.clip_grad_norm_(p.module.parameters(), 1.0)
-                finite = math.isfinite(losses[name]) and math.isfinite(float(norm))
-                all_finite &= finite
-                if finite:
-                    for optimizer in optimize[name]:
-                        for group in optimizer.param_groups:
-                            group["lr"] = p.lr * factor
-                        optimizer.step()
-            bad = 0 if all_finite else bad + 1
+            updates = {n: _update(p, optimize[n], step, p.lr * factor, context) for n, p in parts.items()}
+            losses = {name: loss for name, (loss, _) in updates.items()}
+            bad = 0 if all(finite for _, finite in updates.values()) else bad + 1
             if bad >= BAD_IN_A_ROW:
                 raise FastdiffusionError(
                     f"{bad} losses or gradients in a row were not numbers, at step {step + 1}. Try a lower lr."
                 )
             bar.update()
             bar.set_postfix({k: f"{v:.4g}" for k, v in losses.items()}, refresh=False)
-            last = step + 1 == steps
-            if run is not None and ((step + 1) % LOG_EVERY == 0 or last):
+            last, done = step + 1 == steps, step + 1
+            if run is not None and (done % LOG_EVERY == 0 or last):
                 seconds = round(time.perf_counter() - started, 1)
-                run.append({"step": step + 1, "seconds": seconds, **{k: round(v, 6) for k, v in losses.items()}})
-            done = step + 1
+                run.append({"step": done, "seconds": seconds, **{k: round(v, 6) for k, v in losses.items()}})
             yield Done(done, steps, losses)
             now = time.perf_counter()
             over = bool(stopped) or (minutes is not None and now - started > 60 * minutes)
             if run is not None and (last or over or now - saved > SAVE_EVERY) and not bad:
-                run.save(step + 1, _tensors(parts, optimize), {"run": config, **state, **_settings(optimize)})
+                run.save(done, _tensors(parts, optimize), {"run": config, **state, **_settings(optimize)})
                 saved = now
             if over:
                 break
@@ -158,8 +134,47 @@ def train(
             p.module.eval()
     if stopped:
         if run is not None:
-            print(f"Stopped at step {done:,}. The same command goes on from here.", file=sys.stderr)
+            print(f"Stopped at step {done:,}. The same command continues from here.", file=sys.stderr)
         raise KeyboardInterrupt
+
+
+def _check(parts: Mapping[str, Part], steps: int, config: Mapping[str, Any], precision: str) -> None:
+    """Refuse what cannot be trained."""
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, got {steps}. Try steps=1000.")
+    if config.get("batch_size", 1) < 1:
+        raise InputError(f"batch_size must be at least 1, got {config['batch_size']}. Try 64.")
+    precisions.check(precision)
+    for part in parts.values():
+        if not 0 < part.lr < math.inf:
+            raise InputError(f"lr must be a positive number, got {part.lr}. Try 1e-3.")
+
+
+def _moved(parts: Mapping[str, Part], device: str | torch.device | None) -> torch.device:
+    """Put the parts on the device; where they are."""
+    if device is not None:
+        place = device_of(device) if isinstance(device, str) else device
+        for part in parts.values():
+            part.module.to(place)
+    return next(p.device for part in parts.values() for p in part.module.parameters())
+
+
+def _update(part: Part, optimize: list[Any], step: int, lr: float, context: torch.autocast) -> tuple[float, bool]:
+    """Learn from one loss, if it and its gradient are finite: (loss, whether they are)."""
+    for optimizer in optimize:
+        optimizer.zero_grad(set_to_none=True)
+    with context:
+        loss = part.loss(step)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(part.module.parameters(), 1.0)
+    value, length = torch.stack([loss.detach().float(), norm.float()]).tolist()  # the processor waits here alone
+    finite = math.isfinite(value) and math.isfinite(length)
+    if finite:
+        for optimizer in optimize:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+    return value, finite
 
 
 def _learned(module: nn.Module) -> nn.Module:
@@ -200,27 +215,3 @@ def _resume(
         inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         optimizers.unpack(optimize[name], inner, old["optimizer"][name])
     return {"precision": old["precision"]}
-
-
-def _faster(parts: Mapping[str, Part], step: int) -> str:
-    """ "bfloat16" where that is clearly faster, measured in turns; see ``examples.faster_precision``.
-
-    What the steps change in passing, such as a codebook that follows, is put back.
-    """
-    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
-        return "float32"
-    losses = [p.loss for p in parts.values()]
-    kept = [(buffer, buffer.clone()) for p in parts.values() for buffer in p.module.buffers()]
-    times = [math.inf, math.inf]
-    for _ in range(3):
-        for i in range(2):
-            started = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bool(i)):
-                total = sum((loss(step) for loss in losses), torch.zeros(()))
-            total.backward()
-            times[i] = min(times[i], time.perf_counter() - started)
-    for p in parts.values():
-        p.module.zero_grad(set_to_none=True)
-    for buffer, before in kept:
-        buffer.copy_(before)
-    return "bfloat16" if times[1] < 0.9 * times[0] else "float32"

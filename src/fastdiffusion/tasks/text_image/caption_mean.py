@@ -51,11 +51,11 @@ def train_caption_mean(data: Dataset | str, **options: Any) -> Model:
     text_encoder, caption_mean = _parts(learner, chosen)
     both = nn.ModuleDict({"text_encoder": text_encoder, "caption_mean": caption_mean}).to(chosen.place)
     config = {
-        "data": learner.train.fingerprint, "words": text_encoder.config, "draft": caption_mean.config,
+        "data": learner.setup.train.fingerprint, "words": text_encoder.config, "draft": caption_mean.config,
         "batch_size": chosen.batch_size, "lr": chosen.lr,
-        "begin": None if learner.base is None else model_hash(learner.base)[:16],
+        "begin": None if learner.setup.base is None else model_hash(learner.setup.base)[:16],
     }  # fmt: skip
-    part = Part(both, _loss(learner, text_encoder, caption_mean, chosen), learner.optimizer, chosen.lr)
+    part = Part(both, _loss(learner, text_encoder, caption_mean, chosen), learner.config.optimizer, chosen.lr)
     for _ in train({"caption_mean": part}, config=config, **chosen.run()):
         pass
     model = learner.averaged(None).to("cpu")
@@ -72,7 +72,8 @@ def _learner(data: Dataset | str, chosen: TrainCaptionMeanOptions) -> Learner:
     spec = {**(PRESETS[net] if isinstance(net, str) else net), "draft": {"side": chosen.side}}
     return Learner(
         datasets.load(data, chosen.size), net=spec, captions=True, autoencoder=chosen.autoencoder,
-        init_from=chosen.init_from, holdout=chosen.holdout, seed=chosen.seed, optimizer=chosen.optimizer, verbose=False,
+        init_from=chosen.init_from, holdout=chosen.holdout, seed=chosen.seed, optimizer=chosen.optimizer,
+        device=chosen.device, verbose=False,
     )  # fmt: skip
 
 
@@ -81,7 +82,7 @@ def _parts(learner: Learner, chosen: TrainCaptionMeanOptions) -> tuple[TextEncod
     net = learner.objective.denoiser.net
     if not isinstance(net, TextConditioned) or net.caption_mean is None:
         raise InputError(f"{Path(chosen.init_from or '').name} has no caption mean to go on from. Leave init_from out.")
-    if len(learner.train.groups) != 1:
+    if len(learner.setup.train.groups) != 1:
         raise InputError("A caption mean needs images of one size. Load the folder with aspect='crop'.")
     return net.text_encoder, net.caption_mean
 
@@ -90,7 +91,7 @@ def _loss(
     learner: Learner, text_encoder: TextEncoder, caption_mean: CaptionMean, chosen: TrainCaptionMeanOptions
 ) -> Callable[[int], Tensor]:
     """Squared distance of the mean from images of each caption, in units of the data's standard deviation."""
-    rows, scale, seed, place = learner.train, learner.measured_sigma_data, chosen.seed, chosen.place
+    rows, scale, seed, place = learner.setup.train, learner.setup.sigma_data, chosen.seed, chosen.place
 
     def loss(step: int) -> Tensor:
         some = torch.randint(len(rows), (chosen.batch_size,), generator=generator(seed, ROWS, step)).tolist()

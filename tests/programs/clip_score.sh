@@ -1,0 +1,2 @@
+fastdiffusion clip-score photo.png "a red square" "a cat"
+fastdiffusion search photos "a red square" -n 2

@@ -1,0 +1,3 @@
+from fastdiffusion import sample
+
+sample("emoji", "a blue heart", image="photo.png", strength=0.6, n=1, steps=4).save("out/from-photo")

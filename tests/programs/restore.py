@@ -1,0 +1,3 @@
+from fastdiffusion import restore
+
+restore("photo.png", "upscale x2").save("out/upscaled.png")
