@@ -195,7 +195,11 @@ def test_from_the_command_line(autoencoder, tmp_path, capsys):
     autoencoders.save(autoencoder, file)
     assert cli.main(["codec", str(file), "digits", "-o", str(tmp_path)]) == 0
     said = json.loads((tmp_path / "autoencoder.json").read_text())
-    assert said["bits"] == 24 and "used" in capsys.readouterr().out and read_image(tmp_path / "autoencoder.png").size[1] > 90
+    assert (
+        said["bits"] == 24
+        and "used" in capsys.readouterr().out
+        and read_image(tmp_path / "autoencoder.png").size[1] > 90
+    )
     order = ["train-codes", str(file), "digits", "--steps", "3", "--width", "32", "--depth", "1", "-o", str(tmp_path)]
     assert cli.main(order) == 0 and "24 without the prior" in capsys.readouterr().out
     prior = tmp_path / token_prior.FILE

@@ -282,9 +282,13 @@ def test_bad_input(model, tmp_path):
     with pytest.raises(DataError, match=r"of none of the 1, .*'chat'.*exchanged"):
         add_language(taught_twice := model_with_words(model), [Pair("a cat", "chat")], steps=1)
     with pytest.warns(UserWarning, match=r"1 of 10 pairs are left out.*'unread'"):
-        add_language(taught_twice, [*PAIRS, Pair("x", "unread")], steps=1, vocabulary=320, depth=1, folder=tmp_path / "t")
+        add_language(
+            taught_twice, [*PAIRS, Pair("x", "unread")], steps=1, vocabulary=320, depth=1, folder=tmp_path / "t"
+        )
     with pytest.raises(CheckpointError, match="holds a run with"):  # corrected pairs are another run
-        add_language(taught_twice, [*PAIRS[:-1], Pair("x", "blue")], steps=1, vocabulary=320, depth=1, folder=tmp_path / "t")
+        add_language(
+            taught_twice, [*PAIRS[:-1], Pair("x", "blue")], steps=1, vocabulary=320, depth=1, folder=tmp_path / "t"
+        )
     with pytest.raises(InputError, match="batch_size"):
         add_language(model, PAIRS, steps=1, batch_size=0)
     with pytest.raises(InputError, match="keep"):

@@ -31,7 +31,12 @@ class TrainingOptions:
 
     steps: int = option(1000, "Of training.")
     folder: str | Path | None = option(
-        None, "Where the run lives, by default in runs/; again, to go on.", "--folder", "-o", hidden=["--out"], kind=Path
+        None,
+        "Where the run lives, by default in runs/; again, to go on.",
+        "--folder",
+        "-o",
+        hidden=["--out"],
+        kind=Path,
     )
     batch_size: int = option(64, "Images a step.")
     lr: float = option(1e-2, "Highest learning rate.")

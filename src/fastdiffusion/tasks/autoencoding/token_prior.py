@@ -60,7 +60,9 @@ class VQPrior(nn.Module):
         self.config = {"codec": dict(autoencoder), "picture": list(image_size), "width": width, "depth": depth}
         made = nets.build(autoencoder)
         if not isinstance(made, Discrete):
-            raise InputError("A prior over tokens needs an autoencoder that has some. Train one with kind vq, fsq or gumbel.")
+            raise InputError(
+                "A prior over tokens needs an autoencoder that has some. Train one with kind vq, fsq or gumbel."
+            )
         self.autoencoder, self.image_size = made, tuple(image_size)
         prior = {"name": "masked", "codebook": made.codebook_size, "width": width, "depth": depth}
         self.prior = cast("MaskedTokens", nets.build({**prior, "size": [-(-n // made.factor) for n in image_size]}))
@@ -124,7 +126,9 @@ def _new(autoencoder: Autoencoder, image_size: Sequence[int], chosen: TrainToken
 @torch.no_grad()
 def encode_dataset(autoencoder: Discrete, data: Dataset) -> Int64[Tensor, "n H W"]:
     """The tokens of all images, where the autoencoder is."""
-    bar = tqdm(batches(data, device=autoencoder.mean.device), "encoding", -(-len(data) // 32), disable=None, leave=False)
+    bar = tqdm(
+        batches(data, device=autoencoder.mean.device), "encoding", -(-len(data) // 32), disable=None, leave=False
+    )
     return torch.cat([autoencoder.tokens(x) for x in bar])
 
 

@@ -98,7 +98,11 @@ class AddLanguageOptions(TrainingOptions):
 
     steps: int = default("steps", 3000)
     folder: str | Path | None = default(
-        "folder", None, help="Where checkpoints go, by default in runs/; again, to go on.", names=("--folder",), hidden=()
+        "folder",
+        None,
+        help="Where checkpoints go, by default in runs/; again, to go on.",
+        names=("--folder",),
+        hidden=(),
     )
     vocabulary: int = option(8192, "Most tokens of the new tokenizer.")
     depth: int = option(3, "Layers of the new text encoder.")
