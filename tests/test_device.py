@@ -466,7 +466,7 @@ def train_classifier(desk, device, folder):
 def _autoencoder(kind):
     def training(desk, device, folder):
         options = {"kind": kind, "width": 8, "levels": 1, "adversarial": 0.1, "perceptual": 0.1, "codebook_size": 64}
-        return verb("train_autoencoder")("digits", device=device, **options, **TINY)
+        return verb("train_autoencoder")("digits", device=device, precision="float32", **options, **TINY)
 
     training.__name__ = f"train_autoencoder_{kind}"
     row("train-autoencoder")(training)
@@ -529,7 +529,7 @@ def add_language(desk, device, folder):
 
     words = ("rojo", "verde", "azul", "amarillo")
     pairs = [Pair(f"un cuadro {word}", known) for word, known in zip(words, desk.captions, strict=True)]
-    options = {"vocabulary": 300, "depth": 1, **TINY}
+    options = {"vocabulary": 300, "depth": 1, "precision": "float32", **TINY}
     model = fastdiffusion.load(desk.text)
     return verb("add_language")(model, pairs, device=device, **options).denoiser.net.text_encoder.student_encoder
 

@@ -63,13 +63,14 @@ def variations(
     print(f"{len(made)} images in {out}, and grid.png.")
 
 
-@app.command()
+@command("index")
 def index(
     data: DataName,
     clip: Annotated[Path | None, typer.Option(help="A file or folder of train-clip; by default the emoji's.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The index's file.")] = Path("out/index.safetensors"),
     size: Size = None,
     aspect: Aspect = None,
+    device: Device = None,
 ) -> None:
     """Build a retrieval index of captioned images, for variations.
 
@@ -78,9 +79,9 @@ def index(
     import torch
 
     from ..tasks import variations as module
-    from ..tasks.text_image.clip import load, mode
+    from ..tasks.text_image.clip import mode, ready
 
-    net = load(clip)
+    net = ready(clip, device)
     made = module.build_index(net, load_data(data, size, aspect, "pad", mode(net)))
     module.save(made, out, torch.float16)
     print(f"{out}: {len(made.captions):,} images.")

@@ -67,19 +67,21 @@ class RetrievalIndex:
         return [self.captions[i] for i in drawn]
 
 
-def build_index(clip: Clip | str | Path, data: Dataset | str | Path, size: int | None = None) -> RetrievalIndex:
+def build_index(
+    clip: Clip | str | Path, data: Dataset | str | Path, size: int | None = None, device: str | None = None
+) -> RetrievalIndex:
     """The vectors and captions of a data set, each picture once.
 
     Args:
         clip: An encoder, its file or the folder of its training.
         data: Captioned pictures, or what ``data.load`` takes.
         size: Side of the pictures, if ``data`` is a name or folder.
+        device: Where to compute; by default where the encoder is, or for a file the best there is.
 
     Raises:
         DataError: Pictures without captions.
     """
-    net = clip if isinstance(clip, Clip) else clips.load(clip)
-    data = datasets.load(data, size)
+    net, data = clips.ready(clip, device), datasets.load(data, size)
     clips.fits(net, data)
     captions = data.annotations(range(len(data))).captions
     first = sorted({data.source(i) for i in range(len(data)) if captions[i]})
@@ -93,7 +95,7 @@ def _probe(clip: Clip) -> Float[Tensor, " d"]:
     """What an encoder sees in a picture of noise."""
     side = clip.side or 64
     noise = torch.rand(1, clip.image.config["net"]["in_channels"], side, side, generator=generator(0, RETRIEVAL))
-    return torch.nn.functional.normalize(clip.encode_image(2 * noise - 1), dim=1)[0]
+    return torch.nn.functional.normalize(clip.encode_image((2 * noise - 1).to(clip.log_scale.device)), dim=1)[0].cpu()
 
 
 def save(index: RetrievalIndex, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -148,7 +150,7 @@ def variations(
         steps, seed, size, batch_size, device: As of ``sample``.
     """
     ready = index if isinstance(index, RetrievalIndex) else load(index)
-    net = clip if isinstance(clip, Clip) else clips.load(clip)
+    net = clips.ready(clip, device)
     if net.dim != ready.vectors.shape[1]:
         raise InputError(f"The memory holds vectors of {ready.vectors.shape[1]} numbers, the encoder makes {net.dim}.")
     other_encoder = ready.probe is not None and float(ready.probe.float() @ _probe(net)) < ALIKE
@@ -157,7 +159,7 @@ def variations(
             "The memory was made with another encoder. Give both, as remember was told: --memory and --clip."
         )
     with torch.no_grad():
-        vector = net.encode_image(clips.as_input(net, image))[0]
+        vector = net.encode_image(clips.as_input(net, image).to(net.log_scale.device))[0].cpu()
     captions = ready.retrieve(vector, range(seed, seed + n), temperature)
     return sample.sample(
         model, [f"{plain(caption)} {prompt}".strip() for caption in captions], n=n, steps=steps, seed=seed, scale=scale,
