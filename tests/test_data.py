@@ -133,6 +133,29 @@ def test_fingerprint_is_of_the_content():
     )
 
 
+def test_fingerprints_never_change(tmp_path):
+    """Runs and caches are recognized by them: another value would orphan every one that there is."""
+    for i in range(6):
+        place = tmp_path / "photos" / ("cat", "dog")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        y, x = np.mgrid[:20, : 24 + 4 * (i // 4)]
+        Image.fromarray(np.stack([x * 9 + i * 20, y * 11, (x + y) * 5], -1).astype(np.uint8)).save(place / f"{i}.png")
+        (place / f"{i}.txt").write_text(f"number {i}\nnumero {i}")
+    folder = tmp_path / "photos"
+    buckets, squares = data.ImageFolder(folder, 16), data.ImageFolder(folder, 16, aspect="crop", mode="L", labels="none")
+    digits = data.digits()
+    known = {
+        digits: "8b00f6794d449f1096fdd69387207d3c",
+        digits.split(0.1)[0]: "40648c520ea06aa789230360ae3f47d3",
+        buckets: "1a691daaefeeff84efe154418f2cb4cb",
+        buckets.split(0.3)[1]: "70c3c5f745c6e9094ca9d4565c5be73c",
+        squares: "82004c14f0f0fb84553fe2c737dffd7c",
+        data.Crops(folder, size=16): "28dc027536ccb80a97d9bbab8ed6539d",
+        data.Pairs(folder, folder, size=16): "8cd47feacb9fa7bb7385a901dfe5131f",
+    }
+    assert {dataset: dataset.fingerprint for dataset in known} == known
+
+
 def test_sigma_data():
     x = np.random.default_rng(0).integers(0, 256, (700, 1, 8, 8), dtype=np.uint8)
     flat = np.full((3, 1, 8, 8), 9, np.uint8)

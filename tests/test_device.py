@@ -415,15 +415,10 @@ for _method in ("regression", "gan", "diffusion", "bridge", "cyclegan"):
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-def begun(source, device, **options):
-    where = {"device": device} if "device" in {f.name for f in fields(Learner)} else {"cpu": device == "cpu"}
-    return Learner(source, **where, **options)
-
-
 def learned(source, device, **options):
     quiet = {"net": NET, "batch_size": 4, "precision": "float32", "verbose": False}
-    learner = begun(source, device, **{**quiet, **options}).fit(steps=2)
-    return learner.model.denoiser.net, learner.validation
+    learner = Learner(source, device=device, **{**quiet, **options}).fit(steps=2)
+    return learner.model.denoiser.net, learner.state.validation
 
 
 @row("train")
@@ -454,8 +449,8 @@ def train_restorer(desk, device, folder):
 @row("train")
 def train_continued(desk, device, folder):
     options = {"net": NET, "batch_size": 4, "precision": "float32", "verbose": False, "folder": folder / "run"}
-    begun("digits", "cpu", **options).fit(steps=1)
-    return begun("digits", device, **options).fit(steps=2).model.denoiser.net
+    Learner("digits", device="cpu", **options).fit(steps=1)
+    return Learner("digits", device=device, **options).fit(steps=2).model.denoiser.net
 
 
 @row("train-classifier")

@@ -1,0 +1,189 @@
+"""Settings of a training run: from Python and the command line, stored with it; what callbacks see; where it computes."""
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from test_learner import TINY, StopAt, learner, weights
+
+from fastdiffusion import cli
+from fastdiffusion.data import Images
+from fastdiffusion.errors import InputError
+from fastdiffusion.io.checkpoints import annotate, load_tensors
+from fastdiffusion.io.run_folder import Folder
+from fastdiffusion.models import load
+from fastdiffusion.training import learner as learners
+from fastdiffusion.training import precision
+from fastdiffusion.training.callback import TrainingView
+from fastdiffusion.training.callbacks import Snapshots, defaults
+from fastdiffusion.training.config import FREE, Budget, TrainingConfig
+from fastdiffusion.training.trainer import Part, train
+
+OLD = {
+    "sigma_distribution": "density", "sigma_distribution_options": "density_options", "loss_weighting": "weight",
+    "loss_weighting_options": "weight_options", "captions": "text", "init_from": "begin",
+    "cond_dropout": "label_dropout", "grad_clip": "clip",
+}  # fmt: skip
+
+
+def test_flags_become_keywords(monkeypatch, tmp_path):
+    given = []
+
+    class Recorded:
+        def __init__(self, data, **keywords):
+            given.append((data.name, keywords))
+
+        def fit(self, **budget):
+            given.append(budget)
+
+    monkeypatch.setattr(learners, "Learner", Recorded)
+    order = "train digits --net dit-tiny --augment mirror,crop --label-dropout 0.2 --batch-size 8 --cpu --steps 7"
+    assert cli.main([*order.split(), "--folder", str(tmp_path)]) == 0
+    (name, keywords), budget = given
+    usual = vars(TrainingConfig())
+    changed = {key: value for key, value in keywords.items() if value != usual[key]}
+    assert keywords.keys() == usual.keys() and name == "digits"
+    assert changed == {
+        "net": "dit-tiny", "augment": ("mirror", "crop"), "cond_dropout": 0.2, "batch_size": 8, "device": "cpu",
+        "folder": tmp_path,
+    }  # fmt: skip
+    assert budget == {"minutes": None, "steps": 7, "fresh": False}
+
+
+def test_every_setting_is_explained_and_told_apart():
+    for kind in (TrainingConfig, Budget):
+        for field in fields(kind):
+            assert field.metadata["flag"].help.endswith((".", "...")), field.name
+            assert f"    {field.name}: " in kind.__doc__, field.name
+    stored = set(TrainingConfig().identity("x"))
+    assert stored == {f.name for f in fields(TrainingConfig)} - FREE | {"data"}
+    assert set(FREE) <= {f.name for f in fields(TrainingConfig)}
+
+
+def test_a_run_of_the_first_version_is_continued_bit_for_bit_or_refused(tmp_path):
+    """Its settings have their old names."""
+    options = {"cond_dropout": 0.3, "grad_clip": 0.5, "loss_weighting": "p2", "loss_weighting_options": {"gamma": 0.5}}
+    whole = learner(folder=tmp_path / "whole", **options).fit(steps=8)
+    with pytest.raises(KeyboardInterrupt):
+        learner(folder=tmp_path / "cut", **options).fit(steps=8, callbacks=[StopAt(5)])
+
+    def renamed(stored):
+        now = stored["config"]["learner"]
+        assert OLD.keys() < now.keys()
+        then = {OLD.get(name, name): value for name, value in now.items()}
+        return {**stored, "config": {**stored["config"], "learner": then}}
+
+    for path in Folder(tmp_path / "cut").checkpoints():
+        annotate(path, renamed)
+    with pytest.raises(InputError, match=r"cond_dropout=0.3 \(now 0.2\).*--fresh"):
+        learner(folder=tmp_path / "cut", **{**options, "cond_dropout": 0.2}).fit(steps=8)
+    assert torch.equal(weights(learner(folder=tmp_path / "cut", **options).fit(steps=8)), weights(whole))
+
+
+def test_the_usual_net_is_one_for_the_task():
+    photos = Images("photos", [np.random.default_rng(0).integers(0, 256, (24, 1, 16, 16), dtype=np.uint8)])
+    assert learner(photos, net=None, restore="blur 1").config.net == "restorer"
+    assert learner(photos, net=None).config.net == "unet-small"
+
+
+# ---- callbacks --------------------------------------------------------------------------------------------------
+
+
+class Only:
+    """A run of which nothing can be seen but what the protocol promises, and nothing can be set."""
+
+    names = frozenset(name for name in vars(TrainingView) if not name.startswith("_"))
+
+    def __init__(self, run):
+        object.__setattr__(self, "_run", run)
+
+    def __getattr__(self, name):
+        assert name in Only.names, f"a callback looks at {name}"
+        return getattr(self._run, name)
+
+    def __setattr__(self, name, value):
+        raise AssertionError(f"a callback sets {name}")
+
+
+def test_callbacks_only_look(tmp_path):
+    pytest.importorskip("tensorboard")
+    run = learner(folder=tmp_path, track="tensorboard", verbose=True, holdout=0.1)
+    view = Only(run)
+    jobs = [*defaults(view), Snapshots(10)]
+    assert [type(job).__name__ for job in jobs] == [
+        "Validation", "Metrics", "Tracker", "Checkpoint", "Preview", "Results", "Console", "Snapshots"
+    ]  # fmt: skip
+    for job in jobs:
+        job.start(view)
+    for step in run.steps(20):
+        for job in jobs:
+            job.step(view, step)
+    for job in jobs:
+        job.end(view)
+    losses = [record["validation_loss"] for record in Folder(tmp_path).metrics() if "validation_loss" in record]
+    assert losses and load(tmp_path).info["validation_loss"] == round(run.state.validation, 5)
+    assert Folder(tmp_path).best() is not None and run.state.length in map(float, run.config.ema)
+    assert (tmp_path / "report.html").is_file() and list(tmp_path.glob("previews/*.png"))
+
+
+# ---- precision and device ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("asked", "device", "able", "chosen"), [
+    ("auto", "cpu", True, "float32"),
+    ("auto", "cuda", True, "bfloat16"),
+    ("auto", "cuda", False, "float32"),
+    ("auto", "mps", True, "float32"),
+    ("bfloat16", "cpu", False, "bfloat16"),
+    ("float32", "cuda", True, "float32"),
+])  # fmt: skip
+def test_precision_follows_from_the_device(monkeypatch, asked, device, able, chosen):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: able)
+    assert precision.choose(asked, torch.device(device)) == chosen
+
+
+def test_a_run_keeps_the_precision_that_it_began_in(tmp_path):
+    """A run that once measured which is faster, or that moved here from a GPU."""
+    learner(folder=tmp_path, precision="auto").fit(steps=2)
+    for path in Folder(tmp_path).checkpoints():
+        began = {"precision": "bfloat16"}
+        annotate(
+            path,
+            lambda stored: {**stored, "config": {**stored["config"], "state": stored["config"]["state"] | began}},
+        )
+    run = learner(folder=tmp_path, precision="auto")
+    assert run.state.precision == "float32"
+    seen = []
+    run.objective.denoiser.net.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    run.resume()
+    list(run.steps(3))
+    assert run.state.precision == "bfloat16" and seen == [True]
+
+
+def test_parts_are_trained_in_the_precision_that_is_asked_for_and_chance_is_left_alone(tmp_path):
+    kinds, net = [], torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
+
+    def loss(step):
+        made = net(torch.ones(8, 4))
+        kinds.append(made.dtype)
+        return made.float().square().mean()
+
+    before = torch.get_rng_state()
+    for kind in ("auto", "bfloat16"):
+        done = list(train({"net": Part(net, loss)}, 2, {}, tmp_path / kind, precision=kind, device="cpu"))
+        assert [step.step for step in done] == [1, 2] and not net.training
+    assert kinds == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert torch.equal(torch.get_rng_state(), before)
+    stored, _ = load_tensors(next((tmp_path / "bfloat16").glob("step-*")))
+    assert stored["config"]["precision"] == "bfloat16"
+    assert json.loads((tmp_path / "auto" / "metrics.jsonl").read_text())["step"] == 2
+    with pytest.raises(InputError, match="No device 'abacus' here"):
+        next(train({"net": Part(net, loss)}, 2, {}, device="abacus"))
+
+
+def test_tiny_is_what_is_stored(tmp_path):
+    learner(folder=tmp_path).fit(steps=1)
+    config, _ = load_tensors(next(tmp_path.glob("step-*")))
+    assert config["config"]["learner"]["net"] == TINY and "device" not in config["config"]["learner"]
