@@ -2,12 +2,15 @@
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastdiffusion import cli, data, nets
 from fastdiffusion.errors import CheckpointError, InputError
+from fastdiffusion.io.checkpoints import load_tensors
 from fastdiffusion.io.images import read_image, to_tensor
 from fastdiffusion.models import load_autoencoder
 from fastdiffusion.nets.autoencoders import FSQ, KL, VQ, Gumbel
@@ -150,6 +153,33 @@ def test_a_cut_run_goes_on_bit_for_bit(autoencoder, tmp_path):
     made = sample_tokens(resumed, n=3, steps=2)
     assert made.shape == (3, 1, 8, 8)
     torch.testing.assert_close(made, sample_tokens(whole, n=3, steps=2, batch_size=2))
+
+
+GOLDEN = Path(__file__).parent / "golden"
+FIRST = {"steps": 3, "kind": "fsq", "width": 4, "levels": 1, "codebook_size": 64, "batch_size": 4, "lr": 3e-3}
+
+
+def equal_files(made: Path, wanted: Path) -> None:
+    (config, tensors), (then, expected) = load_tensors(made), load_tensors(wanted)
+    assert config == then and tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_runs_of_the_first_version_go_on_as_they_would_have_there(tmp_path):
+    """Their checkpoints after one of three steps, and what became of them."""
+    for name in ("autoencoder", "token-prior"):
+        (tmp_path / name).mkdir()
+        shutil.copyfile(GOLDEN / f"{name}-run-v1.safetensors", tmp_path / name / "step-000000001.safetensors")
+    train_autoencoder("digits", folder=tmp_path / "autoencoder", optimizer="adamw", **FIRST)
+    equal_files(tmp_path / "autoencoder" / autoencoders.FILE, GOLDEN / "autoencoder-v1.safetensors")
+    options = {"steps": 3, "width": 16, "depth": 1, "batch_size": 4, "folder": tmp_path / "token-prior"}
+    train_token_prior(GOLDEN / "autoencoder-v1.safetensors", "digits", **options)
+    equal_files(tmp_path / "token-prior" / token_prior.FILE, GOLDEN / "token-prior-v1.safetensors")
+    images = sample_tokens(GOLDEN / "token-prior-v1.safetensors", n=2, device="cpu")
+    torch.testing.assert_close(images, sample_tokens(tmp_path / "token-prior" / token_prior.FILE, n=2, device="cpu"))
+    with pytest.raises(CheckpointError, match="holds a run with batch_size=4"):
+        train_autoencoder("digits", folder=tmp_path / "autoencoder", optimizer="adamw", **{**FIRST, "batch_size": 8})
 
 
 def test_what_does_not_fit_is_refused(autoencoder, tmp_path):

@@ -97,7 +97,7 @@ class _Game:
         self.made = torch.empty(0)  # the last reconstructions, for the critic's turn
 
     def images(self, step: int) -> Tensor:
-        return self.batches.draw(step).x0.to(self.place, memory_format=torch.channels_last)
+        return self.batches.draw(step).x0.to(self.place).contiguous(memory_format=torch.channels_last)
 
     def autoencoder_loss(self, step: int) -> Tensor:
         autoencoder, chosen, x = self.autoencoder, self.chosen, self.images(step)
@@ -173,7 +173,7 @@ def batches(
 
 def nets_input(data: Dataset, rows: list[int], device: torch.device | str) -> Tensor:
     """Images as a net takes them: in [-1, 1], channels-last, where it is."""
-    return as_input(data.batch(rows).images).to(device, memory_format=torch.channels_last)
+    return as_input(data.batch(rows).images).to(device).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
