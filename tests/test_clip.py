@@ -246,7 +246,7 @@ def test_the_command_trains(tmp_path, capsys):
         color, shape = KINDS[i % len(KINDS)]
         save_png(drawn(color, shape, i), tmp_path / "in" / f"{i}.png")
         (tmp_path / "in" / f"{i}.txt").write_text(f"{color} {shape}\nthe {color} {shape}\n")
-    command = f"train-clip {tmp_path}/in --size 16 --net tiny --steps 3 --batch-size 8 --folder {tmp_path}/run"
+    command = f"train-clip {tmp_path}/in --size 16 --net tiny --steps 3 --batch-size 8 --out {tmp_path}/run"
     assert main(command.split()) == 0
     assert "chance is" in capsys.readouterr().out
     assert (tmp_path / "run" / "clip.safetensors").exists()

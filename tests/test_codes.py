@@ -230,7 +230,19 @@ def test_from_the_command_line(autoencoder, tmp_path, capsys):
         and "used" in capsys.readouterr().out
         and read_image(tmp_path / "autoencoder.png").size[1] > 90
     )
-    order = ["train-codes", str(file), "digits", "--steps", "3", "--width", "32", "--depth", "1", "-o", str(tmp_path)]
+    order = [
+        "train-codes",
+        str(file),
+        "digits",
+        "--steps",
+        "3",
+        "--width",
+        "32",
+        "--depth",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.main(order) == 0 and "24 without the prior" in capsys.readouterr().out
     prior = tmp_path / token_prior.FILE
     assert cli.main(["sample-codes", str(prior), "-n", "2", "--seed", "5", "-o", str(tmp_path / "a")]) == 0

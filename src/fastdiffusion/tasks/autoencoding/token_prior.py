@@ -209,8 +209,10 @@ def sample_tokens(model: VQPrior | str | Path, **options: Any) -> Float[Tensor, 
 
 def load(path: str | Path) -> VQPrior:
     """Read a file that :func:`train_token_prior` wrote; raises CheckpointError for any other."""
+    return guarded.load(path, {"codes": _built}, "train-token-prior")
 
-    def built(codec: Any, picture: Any, width: int, depth: int) -> VQPrior:  # by their names in files
-        return VQPrior(codec, picture, width, depth)
 
-    return guarded.load(path, {"codes": built}, "train-token-prior")
+def _built(**config: Any) -> VQPrior:
+    """A prior by the keywords in its file, which have the names of the first files."""
+    current = {"codec": "autoencoder", "picture": "image_size"}
+    return VQPrior(**{current.get(name, name): value for name, value in config.items()})

@@ -188,7 +188,7 @@ def standardize(autoencoder: Autoencoder, data: Dataset, n: int = 1024) -> None:
 
 
 class Quality(NamedTuple):
-    """How faithful an autoencoder is: PSNR in dB (mean over images), and its gradients' energy as a part of the real one."""
+    """PSNR of the reconstructions in dB (mean over images), and their gradients' energy as a part of the real one."""
 
     psnr: float
     gradient_energy: float

@@ -3,7 +3,7 @@
     classifier = train_classifier("digits", steps=1000, folder="runs/classifier")
     guided = guidance.classifier(model.denoise, classifier.log_prob, scale=2)
 
-As in training a model, all that is random is a function of seed and step, so a run that was cut goes on from its
+As in training a model, all that is random is a function of seed and step, so a run that was cut is resumed from its
 folder's last checkpoint as if it had not been.
 """
 

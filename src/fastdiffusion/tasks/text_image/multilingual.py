@@ -205,7 +205,7 @@ def distill(
     config: Mapping[str, Any],
     chosen: TrainingOptions,
 ) -> None:
-    """Train ``student`` so that the denoiser's attention sees of its states what it sees of known texts' states.
+    """Train ``student`` so that the denoiser's attention responds to its states as to those of known texts.
 
     Args:
         model: A text-to-image model; frozen, and moved to the device of the run.
