@@ -121,8 +121,12 @@ VERBS = {
         fit_sampler, flags="prompt device", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
     ),
     "train-classifier": verb(classifiers.train_classifier, classification.TrainClassifierOptions),
-    "train-autoencoder": verb(train.train_autoencoder, autoencoding.TrainAutoencoderOptions, flags="aspect", parameters="decoder_of"),
-    "evaluate-autoencoder": verb(analysis.describe, autoencoding.EvaluateAutoencoderOptions, flags="size aspect holdout out"),
+    "train-autoencoder": verb(
+        train.train_autoencoder, autoencoding.TrainAutoencoderOptions, flags="aspect", parameters="decoder_of"
+    ),
+    "evaluate-autoencoder": verb(
+        analysis.describe, autoencoding.EvaluateAutoencoderOptions, flags="size aspect holdout out"
+    ),
     "train-token-prior": verb(token_prior.train_token_prior, autoencoding.TrainTokenPriorOptions, flags="aspect"),
     "sample-tokens": verb(token_prior.sample_tokens, autoencoding.SampleTokensOptions, flags="out"),
     "sample": verb(sample.sample, flags="out format metadata sidecar", model=(None, "emoji")),

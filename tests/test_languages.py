@@ -267,7 +267,7 @@ def test_a_memory_is_made_from_the_command_line(clip, tmp_path, capsys):
     assert main([*given, "--out", out]) == 0
     assert "3 images" in capsys.readouterr().out
     assert variations.load(out).captions == ["thing 0", "thing 1", "thing 2"]
-    with pytest.raises(CheckpointError, match="no memory|no retrieval index"):
+    with pytest.raises(CheckpointError, match=r"no memory|no retrieval index"):
         variations.load(tmp_path / "clip.safetensors")
 
 
