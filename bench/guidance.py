@@ -27,7 +27,7 @@ from fastdiffusion.guidance.features import feature_guidance
 from fastdiffusion.io.images import grid, to_tensor
 from fastdiffusion.models import native_denoiser
 from fastdiffusion.nets.classifier import Classifier
-from fastdiffusion.tasks.classification import accuracy, train_classifier
+from fastdiffusion.tasks.classification.train import accuracy, train_classifier
 from fastdiffusion.types import Cond, Denoise, Run
 
 COLUMNS = ("accuracy", "fd", "precision", "recall", "spread")

@@ -83,10 +83,10 @@ def main() -> None:
         begun = time.process_time()
         caption_mean.train_caption_mean(
             "emoji-scenes",
-            args.draft,
-            net,
-            autoencoder_of(space),
-            args.out / space / "draft",
+            steps=args.draft,
+            net=net,
+            autoencoder=autoencoder_of(space),
+            folder=args.out / space / "draft",
             holdout=0.01,
             precision="float32",
         )

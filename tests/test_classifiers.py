@@ -13,8 +13,8 @@ from fastdiffusion.guidance.features import feature_guidance
 from fastdiffusion.models import Model
 from fastdiffusion.nets import presets
 from fastdiffusion.nets.classifier import Classifier, NoiseLevel
-from fastdiffusion.tasks import classification
-from fastdiffusion.tasks.classification import accuracy, level_error, train_classifier, train_noise_level
+from fastdiffusion.tasks.classification import train as classification
+from fastdiffusion.tasks.classification.train import accuracy, level_error, train_classifier, train_noise_level
 from fastdiffusion.training import trainer
 from fastdiffusion.training.batches import Batches
 from fastdiffusion.types import Cond
@@ -119,7 +119,8 @@ def test_saved_and_loaded_it_is_the_same(judge, tmp_path):
     x, sigma = torch.randn(4, 1, 8, 8), torch.ones(4)
     classification.save(judge, tmp_path / "judge.safetensors")
     read = classification.load(tmp_path / "judge.safetensors")
-    assert isinstance(read, Classifier) and torch.equal(read(x, sigma), judge(x, sigma))
+    with torch.no_grad():
+        assert isinstance(read, Classifier) and torch.equal(read(x, sigma), judge(x, sigma))
 
 
 def test_foreign_files_are_refused(model, tmp_path):
@@ -127,7 +128,7 @@ def test_foreign_files_are_refused(model, tmp_path):
     from fastdiffusion.models import save
 
     save(model, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"is not a file that train-classifier wrote|does not fit"):
+    with pytest.raises(CheckpointError, match="not a file that train_classifier"):
         classification.load(tmp_path / "model.safetensors")
     classification.save(NoiseLevel({"width": 8}), tmp_path / "level.safetensors")
     config, tensors = load_tensors(tmp_path / "level.safetensors")

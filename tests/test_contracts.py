@@ -27,8 +27,11 @@ from fastdiffusion.models import Model
 from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import presets
 from fastdiffusion.samplers.fitting import fit_sampler
-from fastdiffusion.tasks import classification, export, variations
+from fastdiffusion.tasks import export, variations
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
+from fastdiffusion.tasks.autoencoding import options as autoencoding
+from fastdiffusion.tasks.classification import options as classification
+from fastdiffusion.tasks.classification import train as classifiers
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, sample
@@ -38,11 +41,11 @@ from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, Rest
 from fastdiffusion.tasks.stylization import network, stylize
 from fastdiffusion.tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, scoring
+from fastdiffusion.tasks.text_image import options as text_image
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
 from fastdiffusion.training.config import Budget, TrainingConfig
 from fastdiffusion.training.learner import Learner
-from fastdiffusion.training.options import ClassifierOptions
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 required = inspect.Parameter.empty
@@ -124,11 +127,15 @@ VERBS = {
     "fit": verb(
         fit_sampler, flags="prompt", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
     ),
-    "train-classifier": verb(classification.train_classifier, ClassifierOptions, flags="size"),
-    "train-autoencoder": verb(train.train_autoencoder, flags="aspect", parameters="decoder_of"),
-    "evaluate-autoencoder": verb(analysis.describe, flags="size aspect holdout out"),
-    "train-token-prior": verb(token_prior.train_token_prior, flags="aspect"),
-    "sample-tokens": verb(token_prior.sample_tokens, flags="out"),
+    "train-classifier": verb(classifiers.train_classifier, classification.TrainClassifierOptions),
+    "train-autoencoder": verb(
+        train.train_autoencoder, autoencoding.TrainAutoencoderOptions, flags="aspect", parameters="decoder_of"
+    ),
+    "evaluate-autoencoder": verb(
+        analysis.describe, autoencoding.EvaluateAutoencoderOptions, flags="size aspect holdout out"
+    ),
+    "train-token-prior": verb(token_prior.train_token_prior, autoencoding.TrainTokenPriorOptions, flags="aspect"),
+    "sample-tokens": verb(token_prior.sample_tokens, autoencoding.SampleTokensOptions, flags="out"),
     "sample": verb(sample.sample, SampleOptions, flags="out format metadata sidecar", model=(None, "emoji")),
     "reproduce": verb(recipe.reproduce, flags="out"),
     "evaluate": verb(evaluate.evaluate, EvaluateOptions, flags="out", parameters="features"),
@@ -136,11 +143,11 @@ VERBS = {
     "export": verb(export.export, ExportOptions),
     "variations": verb(variations.variations, VariationsOptions, flags="out"),
     "index": verb(variations.build_index, flags="out aspect"),
-    "add-language": verb(multilingual.add_language, flags="out"),
+    "add-language": verb(multilingual.add_language, text_image.AddLanguageOptions, flags="out"),
     "restore": verb(restore.restore, RestoreOptions, flags="out compare metadata"),
     "remove-watermark": verb(watermarks.remove_watermark, RemoveWatermarkOptions, flags="out"),
-    "train-clip": verb(clip.train_clip, flags="aspect"),
-    "train-caption-mean": verb(caption_mean.train_caption_mean, flags="size aspect"),
+    "train-clip": verb(clip.train_clip, text_image.TrainClipOptions, flags="aspect"),
+    "train-caption-mean": verb(caption_mean.train_caption_mean, text_image.TrainCaptionMeanOptions, flags="aspect"),
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, StylizeOptions, flags="out", parameters="net"),

@@ -145,7 +145,7 @@ def made(desk: SimpleNamespace, name: str, make: Callable[[Path], Any]) -> Path:
 
 
 WHERE = {
-    "train_classifier": "fastdiffusion.tasks.classification", "train_autoencoder": "fastdiffusion.tasks.autoencoding.train",
+    "train_classifier": "fastdiffusion.tasks.classification.train", "train_autoencoder": "fastdiffusion.tasks.autoencoding.train",
     "train_token_prior": "fastdiffusion.tasks.autoencoding.token_prior", "sample_tokens": "fastdiffusion.tasks.autoencoding.token_prior",
     "train_clip": "fastdiffusion.tasks.text_image.clip", "train_caption_mean": "fastdiffusion.tasks.text_image.caption_mean",
     "add_language": "fastdiffusion.tasks.text_image.multilingual", "variations": "fastdiffusion.tasks.variations",
@@ -486,7 +486,7 @@ def evaluate_autoencoder(desk, device, folder):
     from fastdiffusion.tasks.autoencoding import analysis
 
     images = data.Subset(data.load("digits"), range(16))
-    return list(analysis.describe(load_autoencoder(desk.latent).to(device), images, 8, 2).values())
+    return list(analysis.describe(load_autoencoder(desk.latent).to(device), images, n=8, samples=2).values())
 
 
 def _tokens(desk):

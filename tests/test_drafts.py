@@ -12,6 +12,7 @@ from fastdiffusion.cli import main
 from fastdiffusion.data import Images
 from fastdiffusion.data.emoji.translations import Pair
 from fastdiffusion.errors import CheckpointError, InputError
+from fastdiffusion.io.checkpoints import annotate
 from fastdiffusion.io.images import to_tensor
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.tasks.text_image.caption_mean import FILE, train_caption_mean
@@ -36,7 +37,7 @@ def data() -> Images:
 
 @pytest.fixture(scope="module")
 def drafted(data: Images) -> Model:
-    return train_caption_mean(data, 150, **SETTINGS)
+    return train_caption_mean(data, steps=150, **SETTINGS)
 
 
 def drawn(model: Model, captions: list[str]) -> torch.Tensor:
@@ -87,7 +88,7 @@ def test_a_file_keeps_it_and_training_goes_on_with_it(data, drafted, tmp_path):
 
 def test_another_language_keeps_it(drafted):
     pairs = [Pair(text[::-1], text) for text in CAPTIONS]
-    taught = add_language(drafted, pairs, 2, vocabulary=320, batch_size=8)
+    taught = add_language(drafted, pairs, steps=2, vocabulary=320, batch_size=8)
     assert (
         torch.equal(
             models.native_denoiser(taught).net.caption_mean.layers[0].weight,
@@ -98,20 +99,36 @@ def test_another_language_keeps_it(drafted):
 
 
 def test_it_goes_on_where_it_was_cut(data, tmp_path):
-    whole = train_caption_mean(data, 6, folder=tmp_path / "a", **SETTINGS)
-    train_caption_mean(data, 6, folder=tmp_path / "b", minutes=0, **SETTINGS)  # one step
-    cut = train_caption_mean(data, 6, folder=tmp_path / "b", **SETTINGS)
+    whole = train_caption_mean(data, steps=6, folder=tmp_path / "a", **SETTINGS)
+    train_caption_mean(data, steps=6, folder=tmp_path / "b", minutes=0, **SETTINGS)  # one step
+    cut = train_caption_mean(data, steps=6, folder=tmp_path / "b", **SETTINGS)
     assert torch.equal(drawn(cut, CAPTIONS), drawn(whole, CAPTIONS))
     assert torch.equal(drawn(load(tmp_path / "b" / FILE), CAPTIONS), drawn(whole, CAPTIONS))
     with pytest.raises(CheckpointError, match="Choose another folder"):
-        train_caption_mean(data, 7, folder=tmp_path / "b", **SETTINGS)
+        train_caption_mean(data, steps=7, folder=tmp_path / "b", **SETTINGS)
+
+
+def test_a_run_of_the_first_version_goes_on(data, tmp_path):
+    """In its checkpoints the optimizer's settings have the first name of what is trained."""
+    whole = train_caption_mean(data, steps=3, **SETTINGS)
+    train_caption_mean(data, steps=3, folder=tmp_path, minutes=0, **SETTINGS)
+    file = tmp_path / "step-000000001.safetensors"
+
+    def renamed(saved: dict) -> dict:
+        config = saved["config"]
+        return {**saved, "config": {**config, "optimizer": {"draft": config["optimizer"]["caption_mean"]}}}
+
+    annotate(file, renamed)
+    assert torch.equal(
+        drawn(train_caption_mean(data, steps=3, folder=tmp_path, **SETTINGS), CAPTIONS), drawn(whole, CAPTIONS)
+    )
 
 
 def test_a_model_without_a_draft_is_refused(data, tmp_path):
     model = Learner(data, net=NET, captions=True, verbose=False).model
     save(model, tmp_path / "plain.safetensors")
-    with pytest.raises(InputError, match="no draft"):
-        train_caption_mean(data, 2, init_from=tmp_path / "plain.safetensors", **SETTINGS)
+    with pytest.raises(InputError, match="no caption mean"):
+        train_caption_mean(data, steps=2, init_from=tmp_path / "plain.safetensors", **SETTINGS)
 
 
 def test_the_command(tmp_path, capsys):
@@ -124,5 +141,5 @@ def test_the_command(tmp_path, capsys):
         (folder / f"{i}.txt").write_text(CAPTIONS[i % 4])
     out = tmp_path / "draft"
     main(["train-draft", str(folder), "--steps", "2", "--net", "dit-tiny", "--batch-size", "4", "-o", str(out)])
-    assert f"--begin {out / FILE}" in capsys.readouterr().out
+    assert f"--init-from {out / FILE}" in capsys.readouterr().out
     assert load(out / FILE).conditioner is not None

@@ -15,7 +15,7 @@ from fastdiffusion.errors import CheckpointError, DataError, FastdiffusionError,
 from fastdiffusion.io.images import read_image, read_recipe, save_png, to_tensor
 from fastdiffusion.models import Model, save
 from fastdiffusion.nets.classifier import Classifier
-from fastdiffusion.tasks import classification
+from fastdiffusion.tasks.classification import train as classification
 from fastdiffusion.tasks.evaluation.study import study
 from fastdiffusion.tasks.generation.guidance_spec import WRITTEN
 from fastdiffusion.tasks.generation.recipe import reproduce, reproduce_file

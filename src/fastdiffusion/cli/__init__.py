@@ -21,7 +21,10 @@ from ..version import __version__
 from .options import app, register_old_names
 
 # Each registers its commands, in the order of the help.
-from . import training, autoencoding, sampling, languages, restoration, text_image, stylization, translation, info  # noqa: F401 # isort: skip
+from . import (  # noqa: F401 # isort: skip
+    training, classification, autoencoding, sampling, languages, restoration, text_image, stylization, translation,
+    info,
+)  # fmt: skip
 
 
 register_old_names()

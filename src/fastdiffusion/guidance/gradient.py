@@ -47,7 +47,7 @@ def classifier(
     """Classifier guidance: D + scale * sigma^2 * grad_x log p(y | x; sigma) (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
     Their algorithm 2 in sigma. With the exact log-probability and scale 1 this is the exact conditional denoiser;
-    ``fastdiffusion.tasks.classification.train_classifier`` trains one: a net whose ``log_prob`` is meant. 0 is off.
+    ``tasks.classification.train.train_classifier`` trains one: a net whose ``log_prob`` is meant. 0 is off.
     """
     log_prob = getattr(log_prob, "log_prob", log_prob)
 

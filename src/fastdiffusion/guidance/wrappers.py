@@ -45,7 +45,7 @@ def inpaint(denoise: Denoise, image: Float[Tensor, "b *d"], mask: Tensor) -> Den
 def blind(denoise: Denoise, level: Callable[[Tensor], Tensor]) -> Denoise:
     """Pass the denoiser the noise level that ``level(x)`` estimates for each image, instead of the sampler's.
 
-    ``fastdiffusion.tasks.classification.train_noise_level`` trains one. The sampler's own steps stay as planned.
+    ``fastdiffusion.tasks.classification.train.train_noise_level`` trains one. The sampler's own steps stay as planned.
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:

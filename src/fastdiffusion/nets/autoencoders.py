@@ -356,7 +356,9 @@ class Gumbel(Discrete):
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(reconstruction from a draw, divergence of the posterior from the uniform distribution, in nats a place)."""
         logits = self.logits(x)
-        y = self.decoder((F.gumbel_softmax(logits, self.temperature) @ self.book).permute(0, 3, 1, 2))
+        gumbels = -torch.empty(logits.shape).exponential_().log().to(logits)  # drawn on the CPU, whatever the device
+        soft = ((logits + gumbels) / self.temperature).softmax(-1)
+        y = self.decoder((soft @ self.book).permute(0, 3, 1, 2))
         log_q = logits.log_softmax(-1)
         penalty = (log_q.exp() * log_q).sum(-1) + math.log(self.codebook_size)
         return y[..., : x.shape[-2], : x.shape[-1]], penalty.flatten(1).mean(1)

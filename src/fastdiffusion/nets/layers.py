@@ -378,8 +378,8 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-def drawn(make: Callable[[], nn.Module], seed: int) -> Any:
-    """What ``make`` builds, its first weights from ``seed`` alone."""
+def drawn(make: Callable[[], nn.Module], seed: int, *keys: int) -> Any:
+    """What ``make`` builds, its first weights from ``seed`` (and ``keys``) alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed).initial_seed() % 2**63)
+        torch.manual_seed(generator(seed, *keys).initial_seed() % 2**63)
         return make()

@@ -70,19 +70,21 @@ class RetrievalIndex:
         return [self.captions[i] for i in drawn]
 
 
-def build_index(clip: Clip | str | Path, data: Dataset | str | Path, size: int | None = None) -> RetrievalIndex:
+def build_index(
+    clip: Clip | str | Path, data: Dataset | str | Path, size: int | None = None, device: str | None = None
+) -> RetrievalIndex:
     """The embeddings and captions of a data set, each image once.
 
     Args:
         clip: An encoder, its file or the folder of its training.
         data: Captioned images, or what ``data.load`` takes.
         size: Side of the images, if ``data`` is a name or folder.
+        device: Where to compute; by default where the encoder is, or for a file the best there is.
 
     Raises:
         DataError: Images without captions.
     """
-    net = clip if isinstance(clip, Clip) else clips.load(clip)
-    data = datasets.load(data, size)
+    net, data = clips.ready(clip, device), datasets.load(data, size)
     clips.fits(net, data)
     captions = data.annotations(range(len(data))).captions
     first = sorted({data.source(i) for i in range(len(data)) if captions[i]})
@@ -96,7 +98,7 @@ def _probe(clip: Clip) -> Float[Tensor, " d"]:
     """An encoder's embedding of an image of noise."""
     side = clip.side or 64
     noise = torch.rand(1, clip.image.config["net"]["in_channels"], side, side, generator=generator(0, RETRIEVAL))
-    return torch.nn.functional.normalize(clip.encode_image(2 * noise - 1), dim=1)[0]
+    return torch.nn.functional.normalize(clip.encode_image((2 * noise - 1).to(clip.log_scale.device)), dim=1)[0].cpu()
 
 
 def save(index: RetrievalIndex, path: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -134,7 +136,7 @@ def variations(
     chosen = fill(VariationsOptions, **options)
     index, clip = chosen.index, chosen.clip
     ready = index if isinstance(index, RetrievalIndex) else load(index)
-    net = clip if isinstance(clip, Clip) else clips.load(clip)
+    net = clips.ready(clip, chosen.device)
     if net.dim != ready.vectors.shape[1]:
         raise InputError(f"The index holds vectors of {ready.vectors.shape[1]} numbers, the encoder makes {net.dim}.")
     other_encoder = ready.probe is not None and float(ready.probe.float() @ _probe(net)) < ALIKE
@@ -143,7 +145,7 @@ def variations(
             "The index was built with another encoder. Give both as they belong together: --index, --clip."
         )
     with torch.no_grad():
-        vector = net.encode_image(clips.as_input(net, image))[0]
+        vector = net.encode_image(clips.as_input(net, image).to(net.log_scale.device))[0].cpu()
     captions = ready.retrieve(vector, range(chosen.seed, chosen.seed + chosen.n), chosen.temperature)
     rest = {key: value for key, value in vars(chosen).items() if key not in ("temperature", "index", "clip")}
     start = None if chosen.strength == 1 else image

@@ -29,7 +29,7 @@ from ...models import Model, registry
 from ...nets.classifier import Classifier
 from ...nets.clip import Clip
 from ...types import Cond, Denoise
-from .. import classification
+from ..classification import train as classification
 from ..text_image import clip as clips
 
 Guide = str | Callable[[Denoise], Denoise]

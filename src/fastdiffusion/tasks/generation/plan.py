@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -101,9 +101,9 @@ class Plan:
             conditioner.max_tokens,
             null,
         )
-        if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(p.guidance)):
+        if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(cast("str | None", p.guidance))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
-        return compiled.guide(model.denoise, p.scale, around=self.guided), None
+        return compiled.guide(model.denoise, cast("float", p.scale), around=self.guided), None
 
     @property
     def size(self) -> Size | None:
