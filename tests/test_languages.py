@@ -232,7 +232,7 @@ def test_a_picture_is_varied_by_its_words(model, clip, flat, tmp_path):
     made = variations.variations(tmp_path / "x.png", n=2, model=model, index=index, clip=clip, temperature=0, steps=2)
     said = PAIRS[4].known
     assert made.labels == (said, said)
-    assert torch.equal(made.images, sample(model, said, 2, steps=2).images)
+    assert torch.equal(made.images, sample(model, said, n=2, steps=2).images)
     more = variations.variations(
         tmp_path / "x.png", "house", n=1, model=model, index=index, clip=clip, temperature=0, steps=1
     )
