@@ -4,8 +4,8 @@
         sample("model.safetensors", device="cuda")  # RuntimeError where two devices meet, with real values elsewhere
     device.waits  # how often, and for what, the program waited for the device
 
-A device is a property of memory. So no tensor is wrapped: a table knows which *storages* are on the pretended device, and
-parameters, views, in-place steps, optimizers and autograd stay what they are. A dispatch mode sees every operation,
+A device is a property of memory. So no tensor is wrapped: a table knows which *storages* are on the pretended device,
+and parameters, views, in-place steps, optimizers and autograd stay what they are. A dispatch mode sees every operation,
 those of a backward pass too: it refuses mixtures and puts what is new beside what it was made from. ``.to``, ``.cuda``,
 ``.cpu`` and ``device=`` copy between the two sides, and gradients travel back across. Outside the block all tensors
 are on the CPU again, so results can be compared.
@@ -367,10 +367,10 @@ def _patches(device: PretendedDevice) -> Iterator[Any]:
         yield mock.patch.object(torch.Tensor, name, method, create=True)
     for name, function in _cuda().items():
         yield mock.patch.object(torch.cuda, name, function)
-    yield mock.patch.object(torch.accelerator, "is_available", lambda: True)
-    yield mock.patch.object(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
+    yield mock.patch.object(torch.accelerator, "is_available", return_value=True)
+    yield mock.patch.object(torch.accelerator, "current_accelerator", return_value=torch.device("cuda"))
     stream = SimpleNamespace(is_capturing=lambda: False, synchronize=lambda: None)  # what optimizers ask
-    yield mock.patch.object(torch.accelerator, "current_stream", lambda *_, **__: stream)
+    yield mock.patch.object(torch.accelerator, "current_stream", return_value=stream)
     for room in (torch, torch.amp, torch.amp.autocast_mode):
         yield mock.patch.object(room, "autocast", Autocast)
     for name in ("is_autocast_enabled", "get_autocast_dtype"):
