@@ -29,6 +29,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import torch.utils._foreach_utils
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import _get_current_function_mode_stack
@@ -315,7 +316,7 @@ def _cuda() -> dict[str, Any]:
     answers: dict[str, Any] = {
         "is_available": True, "device_count": 1, "current_device": 0, "get_device_name": "pretended",
         "get_device_capability": (9, 0), "get_device_properties": properties, "mem_get_info": (80 << 30, 80 << 30),
-        "is_bf16_supported": True, "device": nullcontext(), "is_initialized": True,
+        "is_bf16_supported": False, "device": nullcontext(), "is_initialized": True,
     }  # fmt: skip
     answers |= dict.fromkeys(("max_memory_allocated", "memory_allocated", "memory_reserved", "max_memory_reserved"), 0)
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "set_device", "manual_seed", "manual_seed_all"):
@@ -362,6 +363,8 @@ def _patches(device: PretendedDevice) -> Iterator[Any]:
     for name in ("is_autocast_enabled", "get_autocast_dtype"):
         ask = getattr(torch, name)
         yield mock.patch.object(torch, name, lambda kind="cuda", ask=ask: ask("cpu" if kind == "cuda" else kind))
+    for room in (torch.utils._foreach_utils, sys.modules["torch.optim.optimizer"]):  # many tensors at once round otherwise
+        yield mock.patch.object(room, "_get_foreach_kernels_supported_devices", list)
     run = threading.Thread.run
 
     def watched(thread: threading.Thread) -> None:

@@ -180,7 +180,7 @@ def test_foreign_files_are_refused(tmp_path):
 
     for config in ({"kind": "classifier"}, {"kind": "clip"}, {"kind": "clip", "image": {"net": {}}, "text": {}}):
         save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, config)
-        with pytest.raises(CheckpointError, match=r"train_clip wrote|does not fit"):
+        with pytest.raises(CheckpointError, match=r"is not a file that train-clip wrote|does not fit"):
             clips_clip.load(tmp_path / "other.safetensors")
 
 
@@ -332,7 +332,7 @@ def test_words_guide_a_model_that_was_told_none(clip, noisy, tmp_path):
         torch.testing.assert_close(guided(model.denoise)(x, sigma), by_hand(x, sigma))
         assert said is not None and said.startswith(f"clip {name}.safetensors@") and said.endswith("scale=0.5")
     gray = Model(Denoiser(nets.build({**spec, "in_channels": 1, "out_channels": 1})), (1, 16, 16))
-    with pytest.raises(InputError, match="reads other pictures"):
+    with pytest.raises(InputError, match="reads other images"):
         guidance_spec.parse_guidance(guide, guidance_spec.Setting(gray, gray.shape))
 
 

@@ -22,12 +22,7 @@ from fastdiffusion.data import cache, captions, folders
 from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.io import images
 
-# Functions of the package stand before these modules of the same names.
-emoji, fashion_mnist, scan = (
-    import_module(f"fastdiffusion.data.{name}") for name in ("emoji", "fashion_mnist", "scan")
-)
-FMNIST = pytest.mark.skipif(not fashion_mnist.FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+scan = import_module("fastdiffusion.data.scan")  # the function stands before the module of its name
 
 
 def album(folder: Path, n: int = 6, **options) -> Path:
@@ -76,7 +71,7 @@ def test_batches_refuse_what_is_not_there():
             digits.batch(wrong)
     with pytest.raises(InputError, match="Label 3"):
         data.Images("x", [np.zeros((2, 1, 8, 8), np.uint8)], labels=[0, 3], classes=["a"])
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         data.Images("x", [])
 
 
@@ -142,7 +137,10 @@ def test_fingerprints_never_change(tmp_path):
         Image.fromarray(np.stack([x * 9 + i * 20, y * 11, (x + y) * 5], -1).astype(np.uint8)).save(place / f"{i}.png")
         (place / f"{i}.txt").write_text(f"number {i}\nnumero {i}")
     folder = tmp_path / "photos"
-    buckets, squares = data.ImageFolder(folder, 16), data.ImageFolder(folder, 16, aspect="crop", mode="L", labels="none")
+    buckets, squares = (
+        data.ImageFolder(folder, 16),
+        data.ImageFolder(folder, 16, aspect="crop", mode="L", labels="none"),
+    )
     digits = data.digits()
     known = {
         digits: "8b00f6794d449f1096fdd69387207d3c",
@@ -233,10 +231,10 @@ def test_unreadable_files_are_skipped(tmp_path, monkeypatch):
 
 
 def test_nothing_to_train_on(tmp_path):
-    with pytest.raises(DataError, match=r"No pictures in .* \(0 other files\)\. Put PNG"):
+    with pytest.raises(DataError, match=r"No images in .* \(0 other files\)\. Put PNG"):
         data.load(tmp_path)
     pictures.write(tmp_path, {"readme.md": b"", "a.png": b"", "b.jpg": b"no"})
-    with pytest.raises(DataError, match=r"None of the 2 pictures(.|\n)*a.png: empty file(.|\n)*b.jpg: not a picture"):
+    with pytest.raises(DataError, match=r"None of the 2 images(.|\n)*a.png: empty file(.|\n)*b.jpg: not a picture"):
         data.load(tmp_path)
 
 
@@ -320,9 +318,7 @@ def test_class_folders(tmp_path):
     assert data.load(tmp_path, 16, labels="none").classes == ()
     album(tmp_path, 1)
     assert data.load(tmp_path, 16).classes == ()
-    with pytest.raises(
-        DataError, match=r"1 of 9 pictures have no label, e.g. '0.png': they need to lie in a subfolder"
-    ):
+    with pytest.raises(DataError, match=r"1 of 9 images have no label, e.g. '0.png': they need to lie in a subfolder"):
         data.load(tmp_path, 16, labels="folders")
     with pytest.raises(DataError, match="row with a label"):
         data.load(tmp_path, 16, labels="table")
@@ -361,7 +357,7 @@ def test_captions_of_every_kind(tmp_path):
     assert folder.report.captions == (7, 9, 1)
     remarks = " | ".join(folder.report.remarks)
     assert "broken.jsonl: cannot be read (line 2 is not a JSON object)" in remarks
-    assert "metadata.jsonl: 1 of 3 rows name no picture here" in remarks
+    assert "metadata.jsonl: 1 of 3 rows name no image here" in remarks
 
 
 def test_one_of_several_captions_is_drawn(tmp_path):

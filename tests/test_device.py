@@ -34,6 +34,7 @@ LOCAL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1], 
 WORDS = {"vocabulary": 300, "width": 16, "depth": 1, "head": 8}
 COLORS = ("red", "green", "blue", "yellow")
 TINY = {"steps": 2, "batch_size": 4}
+EXACT = {**TINY, "precision": "float32"}
 
 # Commands that do not compute with a net, or that compute through a verb of the table alone.
 EXEMPT = {"scan", "list-samplers", "about", "recipe", "doctor", "demo", "names"}
@@ -156,7 +157,8 @@ def verb(name: str) -> Callable[..., Any]:
     known = inspect.signature(found).parameters.values()
     if any(p.name == "device" or p.kind is p.VAR_KEYWORD for p in known):
         return found
-    return lambda *args, device=None, **options: found(*args, **options)  # it cannot be told where to compute
+    options = {p.name for p in known}  # it cannot be told where to compute
+    return lambda *args, **given: found(*args, **{name: value for name, value in given.items() if name in options})
 
 
 # ---- generation ---------------------------------------------------------------------------------------------------
@@ -415,10 +417,19 @@ for _method in ("regression", "gan", "diffusion", "bridge", "cyclegan"):
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
+def net_of(model):
+    return model.modules["net"] if hasattr(model, "modules") else model.denoiser.net
+
+
+def begun(source, device, **options):
+    where = {"device": device} if "device" in {f.name for f in fields(Learner)} else {"cpu": device == "cpu"}
+    return Learner(source, **where, **options)
+
+
 def learned(source, device, **options):
     quiet = {"net": NET, "batch_size": 4, "precision": "float32", "verbose": False}
-    learner = Learner(source, device=device, **{**quiet, **options}).fit(steps=2)
-    return learner.model.denoiser.net, learner.state.validation
+    learner = begun(source, device, **{**quiet, **options}).fit(steps=2)
+    return net_of(learner.model), learner.state.validation
 
 
 @row("train")
@@ -449,8 +460,8 @@ def train_restorer(desk, device, folder):
 @row("train")
 def train_continued(desk, device, folder):
     options = {"net": NET, "batch_size": 4, "precision": "float32", "verbose": False, "folder": folder / "run"}
-    Learner("digits", device="cpu", **options).fit(steps=1)
-    return Learner("digits", device=device, **options).fit(steps=2).model.denoiser.net
+    begun("digits", "cpu", **options).fit(steps=1)
+    return net_of(begun("digits", device, **options).fit(steps=2).model)
 
 
 @row("train-classifier")
@@ -461,7 +472,7 @@ def train_classifier(desk, device, folder):
 def _autoencoder(kind):
     def training(desk, device, folder):
         options = {"kind": kind, "width": 8, "levels": 1, "adversarial": 0.1, "perceptual": 0.1, "codebook_size": 64}
-        return verb("train_autoencoder")("digits", device=device, precision="float32", **options, **TINY)
+        return verb("train_autoencoder")("digits", device=device, **options, **EXACT)
 
     training.__name__ = f"train_autoencoder_{kind}"
     row("train-autoencoder")(training)
@@ -483,7 +494,7 @@ def evaluate_autoencoder(desk, device, folder):
 def _tokens(desk):
     def make(path):
         options = {"kind": "fsq", "width": 8, "levels": 1, "codebook_size": 64, "folder": path, "device": "cpu"}
-        verb("train_autoencoder")("digits", **options, **TINY)
+        verb("train_autoencoder")("digits", **options, **EXACT)
 
     return made(desk, "tokens", make) / "codec.safetensors"
 
@@ -515,7 +526,7 @@ def train_clip(desk, device, folder):
 def train_caption_mean(desk, device, folder):
     options = {"net": {**NET, "words": WORDS}, "side": 8, "precision": "float32"}
     made = verb("train_caption_mean")(data.load(str(desk.photos), 16), device=device, **options, **TINY)
-    return made.denoiser.net if isinstance(made, Model) else made
+    return net_of(made) if isinstance(made, Model) else made
 
 
 @row("add-language")
@@ -524,9 +535,9 @@ def add_language(desk, device, folder):
 
     words = ("rojo", "verde", "azul", "amarillo")
     pairs = [Pair(f"un cuadro {word}", known) for word, known in zip(words, desk.captions, strict=True)]
-    options = {"vocabulary": 300, "depth": 1, "precision": "float32", **TINY}
+    options = {"vocabulary": 300, "depth": 1, **EXACT}
     model = fastdiffusion.load(desk.text)
-    return verb("add_language")(model, pairs, device=device, **options).denoiser.net.text_encoder.student_encoder
+    return net_of(verb("add_language")(model, pairs, device=device, **options)).text_encoder.student_encoder
 
 
 @row("clip-score")

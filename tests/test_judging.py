@@ -68,7 +68,7 @@ def test_the_count_is_exact():
 
 def test_bad_questions_are_told(judge):
     x = torch.zeros(2, 3, 64, 64)
-    with pytest.raises(InputError, match="one name per picture, got 1 for 2"):
+    with pytest.raises(InputError, match="one name per image, got 1 for 2"):
         r_precision(judge, x, ["cat"])
     with pytest.raises(InputError, match="among must be from 2 to the 3 names"):
         r_precision(judge, x, ["cat", "dog"], pool=["cat", "dog", "cow"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pictures import photo
 
-from fastdiffusion import nets, sample
+from fastdiffusion import models, nets, sample
 from fastdiffusion.cli import main
 from fastdiffusion.data.dataset import Images
 from fastdiffusion.data.emoji import holdout
@@ -58,10 +58,10 @@ def model() -> Model:
 
 def model_with_words(model: Model) -> Model:
     """The same model, which lists its words."""
-    words = {**model.denoiser.net.text_encoder.config, "known": len(listed([p.known for p in PAIRS]))}
+    words = {**models.native_denoiser(model).net.text_encoder.config, "known": len(listed([p.known for p in PAIRS]))}
     encoder = nets.build({**words, "name": "text"})
-    encoder.set_vocabulary(model.denoiser.net.text_encoder.tokenizer, [p.known for p in PAIRS])
-    return Model(Denoiser(TextConditioned(model.denoiser.net.net, encoder)).eval(), model.shape)
+    encoder.set_vocabulary(models.native_denoiser(model).net.text_encoder.tokenizer, [p.known for p in PAIRS])
+    return Model(Denoiser(TextConditioned(models.native_denoiser(model).net.net, encoder)).eval(), model.shape)
 
 
 def answers(model: Model, texts: list[str]) -> torch.Tensor:
@@ -78,7 +78,11 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     before = (answers(model, new) - wanted).square().mean()
     assert (answers(taught, new) - wanted).square().mean() < 0.3 * before
     assert torch.equal(answers(taught, known), wanted)  # what was understood is understood as before, to the bit
-    inner = zip(model.denoiser.net.net.parameters(), taught.denoiser.net.net.parameters(), strict=True)
+    inner = zip(
+        models.native_denoiser(model).net.net.parameters(),
+        models.native_denoiser(taught).net.net.parameters(),
+        strict=True,
+    )
     assert all(torch.equal(a, b) for a, b in inner)  # the denoiser is as it was
     again = add_language(
         model, PAIRS, steps=120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path
@@ -88,15 +92,19 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     both = [new[0], known[1], "", new[2] + " " + known[3]]  # readers of a batch are chosen by row
     one_by_one = torch.cat([taught.encode_prompt([text]).pooled for text in both])
     assert torch.allclose(taught.encode_prompt(both).pooled, one_by_one, atol=1e-6)
-    other = taught.text_encoder.student_encoder
+    other = taught.conditioner.net.text_encoder.student_encoder
     assert (
-        taught.text_encoder.encoder_of(known[0]) is taught.text_encoder
-        and taught.text_encoder.encoder_of(new[0]) is other
+        taught.conditioner.net.text_encoder.encoder_of(known[0]) is taught.conditioner.net.text_encoder
+        and taught.conditioner.net.text_encoder.encoder_of(new[0]) is other
     )
-    assert other.knows("Quadrat") and taught.text_encoder.knows("square") and not taught.text_encoder.knows("Quadrat")
+    assert (
+        other.knows("Quadrat")
+        and taught.conditioner.net.text_encoder.knows("square")
+        and not taught.conditioner.net.text_encoder.knows("Quadrat")
+    )
     with pytest.warns(UserWarning, match="tall"):  # "tall" alone the first would read; here the other reads
         sample(taught, "rotes Quadrat tall", n=1, steps=2)
-    assert taught.text_encoder.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))
+    assert taught.conditioner.net.text_encoder.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))
 
     def drawn(prompt: str) -> torch.Tensor:
         return sample(taught, prompt, n=1, steps=6, scale=2.0).images
@@ -116,11 +124,14 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     on = add_language(
         same, more, steps=60, batch_size=16, resume_languages=True
     )  # the same tokenizer, more words, and nothing is forgotten
-    assert on.text_encoder.student_encoder.tokenizer.merges == taught.text_encoder.student_encoder.tokenizer.merges
     assert (
-        on.text_encoder.student_encoder.knows("carré")
+        on.conditioner.net.text_encoder.student_encoder.tokenizer.merges
+        == taught.conditioner.net.text_encoder.student_encoder.tokenizer.merges
+    )
+    assert (
+        on.conditioner.net.text_encoder.student_encoder.knows("carré")
         and not other.knows("carré")
-        and on.text_encoder.student_encoder.knows("Quadrat")
+        and on.conditioner.net.text_encoder.student_encoder.knows("Quadrat")
     )
     assert (answers(on, new) - wanted).square().mean() < 0.3 * before
     french = answers(model, ["blue square"])

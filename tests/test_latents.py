@@ -189,5 +189,5 @@ def test_neither_augmentation_nor_pairs_in_latents(autoencoder):
 
 def test_a_codec_of_other_channels_is_refused(autoencoder):
     gray = Images("gray", [torch.zeros(4, 1, 16, 16, dtype=torch.uint8).numpy()])
-    with pytest.raises(InputError, match=r"takes pictures of 3 channels.*mode='RGB'"):
+    with pytest.raises(InputError, match=r"takes images of 3 channels.*mode='RGB'"):
         Latents(gray, autoencoder)

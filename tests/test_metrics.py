@@ -58,7 +58,7 @@ def test_nearest_against_brute_force(monkeypatch):
     values, indices = metrics.nearest(points, points, 3, exclude_self=True)
     torch.testing.assert_close(values, distance.sort(1).values[:, :3])
     assert torch.equal(indices, distance.sort(1).indices[:, :3])
-    with pytest.raises(InputError, match="40 pictures do not have 40 neighbors"):
+    with pytest.raises(InputError, match="40 images do not have 40 neighbors"):
         metrics.nearest(points, points, 40, exclude_self=True)
 
 

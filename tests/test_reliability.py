@@ -15,6 +15,7 @@ import pytest
 import torch
 from test_learner import TINY, StopAt, Toy, learner, weights
 
+from fastdiffusion import models
 from fastdiffusion.errors import CheckpointError, FastdiffusionError
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
@@ -97,7 +98,7 @@ def test_killed_at_random_steps_it_ends_as_if_it_had_not_been(tmp_path):
     one, two = last_weights(tmp_path / "whole"), last_weights(tmp_path / "killed")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    a, b = (load(tmp_path / x / "model.safetensors").tensors() for x in ("whole", "killed"))
+    a, b = (models.tensors(load(tmp_path / x / "model.safetensors")) for x in ("whole", "killed"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     steps = [[r["step"] for r in Folder(tmp_path / x).metrics() if "loss" in r] for x in ("whole", "killed")]
     assert steps[0] == steps[1]
@@ -232,8 +233,8 @@ def test_no_home_no_locale_no_terminal_forty_columns(tmp_path):
 
 
 def test_the_moving_line_keeps_what_matters_in_forty_columns():
-    from fastdiffusion.training.console import line
     from fastdiffusion.training.budget import TrainStep
+    from fastdiffusion.training.console import line
 
     text = line(TrainStep(12_345, 100_000, 0.1234, 1.0, 1e-3, 812.0, 60.0, 3725.0), 0.1234)
     assert text[:39].startswith("loss 0.1234  1:02:05 left  812 img/s")

@@ -1,4 +1,4 @@
-"""Settings of a training run: from Python and the command line, stored with it; what callbacks see; where it computes."""
+"""Settings of a training run, from Python and the command line; what callbacks see; where and how it computes."""
 
 import json
 from dataclasses import fields
@@ -147,12 +147,13 @@ def test_precision_follows_from_the_device(monkeypatch, asked, device, able, cho
 def test_a_run_keeps_the_precision_that_it_began_in(tmp_path):
     """A run that once measured which is faster, or that moved here from a GPU."""
     learner(folder=tmp_path, precision="auto").fit(steps=2)
+
+    def began(stored):
+        stored["config"]["state"]["precision"] = "bfloat16"
+        return stored
+
     for path in Folder(tmp_path).checkpoints():
-        began = {"precision": "bfloat16"}
-        annotate(
-            path,
-            lambda stored: {**stored, "config": {**stored["config"], "state": stored["config"]["state"] | began}},
-        )
+        annotate(path, began)
     run = learner(folder=tmp_path, precision="auto")
     assert run.state.precision == "float32"
     seen = []

@@ -9,55 +9,27 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
+from ..tasks.generation.options import VariationsOptions
 from ..tasks.text_image.options import AddLanguageOptions
 from .command import command
-from .options import (
-    Aspect,
-    BatchSize,
-    DataName,
-    Device,
-    Out,
-    OwnScale,
-    Seed,
-    Size,
-    Steps,
-    app,
-    load_data,
-    next_command,
-    unfinished,
-)
+from .options import Aspect, DataName, Device, Out, Size, load_data, next_command, unfinished
 
 
-@app.command()
+@command("variations", VariationsOptions)
 def variations(
+    chosen: VariationsOptions,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="What to draw anew.")],
-    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="Added to it.")] = "",
-    n: Annotated[int, typer.Option("-n", "--n", help="How many images.")] = 16,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Added to it.")] = "",
     model: Annotated[str, typer.Option(help="emoji, or a model that shares its text encoder.")] = "emoji",
-    strength: Annotated[
-        float, typer.Option(help="How far from the image: 1 keeps what it shows, less its layout too, 0 all.")
-    ] = 1.0,
-    temperature: Annotated[float, typer.Option(help="How far afield: 0 is the nearest, 0.1 almost anything.")] = 0.02,
-    index: Annotated[
-        Path | None, typer.Option(help="What the command index wrote; by default the package's, of emoji.")
-    ] = None,
-    clip: Annotated[Path | None, typer.Option(help="The encoder that the index was built with.")] = None,
-    scale: OwnScale = None,
-    steps: Steps = 12,
-    seed: Seed = 0,
-    size: Size = None,
-    batch_size: BatchSize = 16,
     out: Out = Path("out"),
-    device: Device = None,
 ) -> None:
     """Draw variations of an image, with a prompt or without.
 
     One PNG each, and grid.png.
     """
-    options = {key: value for key, value in locals().items() if key != "out"}
     from ..tasks import variations as module
 
-    made = module.variations(**options)
+    made = module.variations(image, prompt, model, **vars(chosen))
     made.save(out, image.stem)
     made.save_grid(out / "grid.png")
     print(f"{len(made)} images in {out}, and grid.png.")

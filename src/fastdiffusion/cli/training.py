@@ -111,15 +111,15 @@ def fit(
     if not model.exists():
         raise InputError(f"There is no file {str(model)!r} to fit samplers into. Give the path of your model.")
     from ..io.checkpoints import annotate
-    from ..models import FILE
+    from ..models.registry import loaded
+    from ..models.serialization import FILE, notes
     from ..samplers.fitting import fit_sampler
-    from ..tasks.generation.sample import loaded
 
     ready = loaded(model, device)
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None
-    if ready.text_encoder is not None and prompt:
+    if ready.conditioner is not None and prompt:
         cond = ready.encode_prompt(prompt)
-    elif prompt or (ready.text_encoder is not None and scale != 1):
+    elif prompt or (ready.conditioner is not None and scale != 1):
         raise InputError(
             "--prompt is for text-to-image models, whose --scale needs some: add --prompt 'a cat' and others."
         )
@@ -130,5 +130,5 @@ def fit(
         ready = ready.with_table(count, table)
         error, textbook = table.info["error"], table.info["textbook_error"]
         print(f"{count} evaluations: error {error:.4f}, the best textbook table has {textbook:.4f}", flush=True)
-        tables = {"tables": ready.spec()["tables"]}  # each as it comes: Ctrl-C keeps what is done
+        tables = {"tables": notes(ready)["tables"]}  # each as it comes: Ctrl-C keeps what is done
         annotate(model / FILE if model.is_dir() else model, lambda config, tables=tables: {**config, **tables})

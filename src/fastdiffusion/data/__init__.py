@@ -1,6 +1,6 @@
-"""Data sets: a folder of pictures, the digits, Fashion-MNIST, the emoji, and Hugging Face's.
+"""Data sets: a folder of images, the digits, Fashion-MNIST, the emoji, and Hugging Face's.
 
-``data.load("photos/", size=64)`` takes a name or a folder; all give a :class:`Dataset` of numbered uint8 pictures.
+``data.load("photos/", size=64)`` takes a name or a folder; all give a :class:`Dataset` of numbered uint8 images.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 
 
 def load(source: str | os.PathLike[str] | Dataset, size: int | None = None, **options: Any) -> Dataset:
-    """A data set by name ("digits", "fashion-mnist", "emoji", "hf:owner/name") or the folder of your own pictures.
+    """A data set by name ("digits", "fashion-mnist", "emoji", "hf:owner/name") or the folder of your own images.
 
     Args:
         source: The name or folder; a folder goes before a name when it holds a slash. A Dataset is returned as it is.
-        size: Side of the pictures; by default the data set's own, 64 for folders.
+        size: Side of the images; by default the data set's own, 64 for folders.
         options: Of the data set, see ``DATASETS``, :class:`ImageFolder` and :func:`hub`.
 
     Raises:

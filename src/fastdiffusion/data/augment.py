@@ -1,8 +1,8 @@
-"""Augmentation that does not leak into the samples: the network is told how each picture was changed.
+"""Augmentation that does not leak into the samples: the network is conditioned on how each image was changed.
 
 Karras et al. 2022 (EDM), app. F.2: each transformation acts with a small probability and writes its parameters into the
-vector ``Cond.augment``. The zero vector means "not at all", so that a sampler who passes zeros gets unchanged pictures.
-A transformation with an empty vector (``mirror``, ``crop``) does leak: use it where its results are real pictures too.
+vector ``Cond.augment``. The zero vector means "not at all", so that a sampler who passes zeros gets unchanged images.
+A transformation with an empty vector (``mirror``, ``crop``) does leak: use it where its results are real images too.
 
 Everything random is drawn by :func:`draw` for the whole batch, and performed by :func:`apply` on any rows of it.
 """
@@ -23,12 +23,12 @@ from ..errors import InputError, unknown
 
 @dataclass(frozen=True)
 class Plan:
-    """How each picture of a batch is changed.
+    """How each image of a batch is changed.
 
     Attributes:
         space: Where an output pixel comes from, homogeneous, x right and y down in units of half the shorter side.
         color: Acts on (red, green, blue, 1), each in [-1, 1].
-        vector: What the network is told; zeros where nothing was done.
+        vector: What the network is conditioned on; zeros where nothing was done.
     """
 
     space: Float[Tensor, "b 3 3"]
@@ -36,7 +36,7 @@ class Plan:
     vector: Float[Tensor, "b a"]
 
     def __getitem__(self, rows: slice | Tensor | list[int]) -> Plan:
-        """The plan for some of the pictures (one process's share of the batch)."""
+        """The plan for some of the images (one process's share of the batch)."""
         return Plan(self.space[rows], self.color[rows], self.vector[rows])
 
 
@@ -54,26 +54,26 @@ def _rotation(angle: Tensor) -> Tensor:
 
 
 def mirror(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Left and right exchanged in half of the pictures. Not told: for data that has no left and right."""
+    """Left and right exchanged in half of the images. Not conditioned on: for data that has no left and right."""
     sign = torch.where(u[:, 0] < 0.5, -1.0, 1.0)
     return _affine([[sign, 0, 0], [0, 1, 0], [0, 0, 1]], sign), u[:, :0]
 
 
 def crop(u: Tensor, z: Tensor, least: float = 0.85) -> tuple[Tensor, Tensor]:
-    """A window of 85 to 100 % of each side, anywhere. Not told: for photographs, whose frame is chance."""
+    """A window of 85 to 100 % of each side, anywhere. Not conditioned on: for photographs, whose frame is chance."""
     side = least + (1 - least) * (z[:, 0] * 0.5**0.5).erf().abs()  # uniform
     x, y = ((1 - side) * (2 * u[:, i] - 1) for i in (0, 1))
     return _affine([[side, 0, x], [0, side, y], [0, 0, 1]], side), u[:, :0]
 
 
 def flip_x(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Left and right exchanged, in half of the pictures that it acts on."""
+    """Left and right exchanged, in half of the images that it acts on."""
     on = (u[:, 0] < 0.5).float()
     return _affine([[1 - 2 * on, 0, 0], [0, 1, 0], [0, 0, 1]], on), on[:, None]
 
 
 def flip_y(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Up and down exchanged, in half of the pictures that it acts on."""
+    """Up and down exchanged, in half of the images that it acts on."""
     on = (u[:, 0] < 0.5).float()
     return _affine([[1, 0, 0], [0, 1 - 2 * on, 0], [0, 0, 1]], on), on[:, None]
 
@@ -85,13 +85,13 @@ def scale(u: Tensor, z: Tensor, spread: float = 0.2) -> tuple[Tensor, Tensor]:
 
 
 def rotate(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Turned by any angle a; told as (cos a - 1, sin a)."""
+    """Turned by any angle a; conditioned on as (cos a - 1, sin a)."""
     angle = (2 * u[:, 0] - 1) * math.pi
     return _rotation(-angle), torch.stack([angle.cos() - 1, angle.sin()], 1)
 
 
 def stretch(u: Tensor, z: Tensor, spread: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Stretched 2^(0.2 z) times along a direction a and compressed across it; told as z (cos a, sin a)."""
+    """Stretched 2^(0.2 z) times along a direction a and compressed across it; conditioned on as z (cos a, sin a)."""
     angle = (2 * u[:, 0] - 1) * math.pi
     s = 2 ** (-spread * z[:, 0])
     matrix = _rotation(angle) @ _affine([[s, 0, 0], [0, 1 / s, 0], [0, 0, 1]], s) @ _rotation(-angle)
@@ -132,14 +132,14 @@ def contrast(u: Tensor, z: Tensor, spread: float = 0.5) -> tuple[Tensor, Tensor]
 
 
 def hue(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Colors turned about the grey axis by any angle a; told as (cos a - 1, sin a). Nothing on grey pictures."""
+    """Colors turned about the grey axis by any angle a, given as (cos a - 1, sin a). Grey images do not change."""
     angle = (2 * u[:, 0] - 1) * math.pi
     one = torch.ones_like(angle)
     return _along_gray(one, angle, one), torch.stack([angle.cos() - 1, angle.sin()], 1)
 
 
 def saturation(u: Tensor, z: Tensor, spread: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Colors 2^z times farther from the grey axis. Nothing on grey pictures."""
+    """Colors 2^z times farther from the grey axis. Nothing on grey images."""
     s = 2 ** (spread * z[:, 0])
     return _along_gray(torch.ones_like(s), torch.zeros_like(s), s), z[:, :1]
 
@@ -151,7 +151,7 @@ AUGMENTS: dict[str, Transformation] = {
 }
 EDM = ("flip_x", "flip_y", "scale", "rotate", "stretch", "shift")  # the paper's choice: a vector of 9
 COLOR = ("brightness", "contrast", "hue", "saturation")  # 5 more
-_ALWAYS = ("mirror", "crop", "flip_x")  # act on every picture, whatever p (EDM, app. F.2 does so with flip_x)
+_ALWAYS = ("mirror", "crop", "flip_x")  # act on every image, whatever p (EDM, app. F.2 does so with flip_x)
 
 
 def _checked(names: Sequence[str]) -> list[Transformation]:
@@ -168,7 +168,7 @@ def length(names: Sequence[str] = EDM) -> int:
 
 
 def draw(n: int, generator: torch.Generator, names: Sequence[str] = EDM, p: float = 0.12) -> Plan:
-    """Decide how ``n`` pictures are changed; each of ``names``, in this order, with probability ``p``.
+    """Decide how ``n`` images are changed; each of ``names``, in this order, with probability ``p``.
 
     ``mirror``, ``crop`` and ``flip_x`` do not wait for ``p``.
     """
@@ -189,22 +189,22 @@ def draw(n: int, generator: torch.Generator, names: Sequence[str] = EDM, p: floa
 
 
 def apply(images: Float[Tensor, "b c h w"], plan: Plan) -> Float[Tensor, "b c h w"]:
-    """Perform a plan on pictures in [-1, 1]. An untouched row comes back bit for bit, a mirrored one exactly.
+    """Perform a plan on images in [-1, 1]. An untouched row comes back bit for bit, a mirrored one exactly.
 
-    Outside its frame a picture goes on as its mirror image. Colors are clipped to [-1, 1]; alpha channels only move.
+    Outside its frame an image goes on as its mirror image. Colors are clipped to [-1, 1]; alpha channels only move.
     """
     return _colored(move(images, plan), plan.color.to(images.device))
 
 
 def move(images: Float[Tensor, "b c h w"], plan: Plan) -> Float[Tensor, "b c h w"]:
-    """What a plan does to places alone: for the other picture of a pair, whose colors are its own."""
+    """What a plan does to places alone: for the other image of a pair, whose colors are its own."""
     return _moved(images, plan.space.to(images.device))
 
 
 def augment(
     images: Float[Tensor, "b c h w"], generator: torch.Generator, names: Sequence[str] = EDM, p: float = 0.12
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b a"]]:
-    """:func:`draw` and :func:`apply` in one: the changed pictures and the vectors for ``Cond.augment``."""
+    """:func:`draw` and :func:`apply` in one: the changed images and the vectors for ``Cond.augment``."""
     plan = draw(len(images), generator, names, p)
     return apply(images, plan), plan.vector.to(images.device)
 

@@ -1,4 +1,4 @@
-"""Decode once: pictures, kept as raw uint8 in the user's cache folder under a hash of where they came from."""
+"""Decode once: images, kept as raw uint8 in the user's cache folder under a hash of where they came from."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def cache_folder() -> Path:
 
 
 class Decoded(NamedTuple):
-    """Pictures by size, each row with its facts, and what could not be read."""
+    """Images by size, each row with its facts, and what could not be read."""
 
     arrays: list[np.ndarray]
     facts: list[list[dict[str, Any]]]
@@ -50,12 +50,12 @@ class Decoded(NamedTuple):
 
 
 def decode_once(family: str, key: str, items: Iterable[tuple[np.ndarray | None, dict[str, Any]]]) -> Decoded:
-    """The pictures that ``items`` yields, from the cache if they are there.
+    """The images that ``items`` yields, from the cache if they are there.
 
     Args:
-        family: What the pictures are (a folder and options); a new key replaces the old one of the same family.
-        key: Their state: changes whenever the pictures would.
-        items: Pairs of a picture, uint8 (c, h, w), and its facts (JSON); None instead of a picture that was skipped.
+        family: What the images are (a folder and options); a new key replaces the old one of the same family.
+        key: Their state: changes whenever the images would.
+        items: Pairs of an image, uint8 (c, h, w), and its facts (JSON); None instead of an image that was skipped.
             Not touched when the cache answers.
     """
     place = cache_folder() / "data" / family
@@ -68,7 +68,7 @@ def decode_once(family: str, key: str, items: Iterable[tuple[np.ndarray | None, 
         temporary = Path(tempfile.mkdtemp(prefix=".", dir=place))
         try:
             _write(temporary, items)
-            with suppress(OSError):  # another process was faster, with the same pictures
+            with suppress(OSError):  # another process was faster, with the same images
                 temporary.rename(place / key)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -79,13 +79,11 @@ def decode_once(family: str, key: str, items: Iterable[tuple[np.ndarray | None, 
                 shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise DataError(
-            f"Cannot keep the decoded pictures in {str(place.parent)!r}: {error.strerror}. "
+            f"Cannot keep the decoded images in {str(place.parent)!r}: {error.strerror}. "
             "Name a folder with more room: XDG_CACHE_HOME=/some/folder."
         ) from None
     if decoded is None:
-        raise DataError(
-            f"The decoded pictures in {str(place)!r} cannot be read back. Remove that folder and try again."
-        )
+        raise DataError(f"The decoded images in {str(place)!r} cannot be read back. Remove that folder and try again.")
     return decoded
 
 

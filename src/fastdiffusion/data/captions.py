@@ -1,4 +1,4 @@
-"""Captions and labels from the files beside the pictures: .txt, .json, metadata.jsonl, CSV and TSV tables."""
+"""Captions and labels from the files beside the images: .txt, .json, metadata.jsonl, CSV and TSV tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LIMIT = 1 << 30  # bytes of one caption file
 
 
 class Notes(NamedTuple):
-    """What is written about pictures: captions and label by picture name, and what was odd about the files."""
+    """What is written about images: captions and label by image name, and what was odd about the files."""
 
     captions: dict[str, tuple[str, ...]]
     labels: dict[str, str]
@@ -31,9 +31,9 @@ class Notes(NamedTuple):
 def read_notes(root: Path, images: Iterable[str], others: Iterable[str]) -> Notes:
     """Find the captions and labels of ``images`` in the ``others`` of a folder (names relative to ``root``).
 
-    A table (metadata.jsonl, any .csv or .tsv) names pictures relative to its own folder, with or without their suffix;
-    a .txt or .json file speaks of the picture that it is named like, every line of a .txt being a caption. Sources add
-    up: several captions of a picture are all kept, each once.
+    A table (metadata.jsonl, any .csv or .tsv) names images relative to its own folder, with or without their suffix;
+    a .txt or .json file speaks of the image that it is named like, every line of a .txt being a caption. Sources add
+    up: several captions of an image are all kept, each once.
     """
     names = set(images)
     stems: dict[str, list[str]] = {}
@@ -64,7 +64,7 @@ def read_notes(root: Path, images: Iterable[str], others: Iterable[str]) -> Note
                 if isinstance(label, str | int) and str(label).strip():
                     labels[name] = str(label).strip()
         if absent:
-            remarks.append(f"{other}: {absent} of {len(rows)} rows name no picture here (in a column {FILE[0]!r})")
+            remarks.append(f"{other}: {absent} of {len(rows)} rows name no image here (in a column {FILE[0]!r})")
     return Notes({name: tuple(texts) for name, texts in captions.items() if texts}, labels, remarks)
 
 
@@ -124,7 +124,7 @@ def augment_captions(
     """Captions for one training step: emptied with probability ``dropout``, comma-separated tags in random order.
 
     Args:
-        captions: One per picture.
+        captions: One per image.
         generator: All randomness.
         dropout: Share of empty captions, for classifier-free guidance.
         shuffle: Whether to shuffle tags ("cat, red, small").

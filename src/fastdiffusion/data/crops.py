@@ -45,7 +45,7 @@ class Crops(Images):
         root, size = checked_folder(path), checked_size(size)
         files, skipped, others = find(root)
         if not files:
-            raise DataError(f"No pictures in {str(path)!r}. Put PNG, JPEG or WebP files there.")
+            raise DataError(f"No images in {str(path)!r}. Put PNG, JPEG or WebP files there.")
         options = [_VERSION, size, most, CHANNELS[mode]]
         family, key = digest("crops", str(root.resolve()), options), digest(files)
         decoded = decode_once(family, key, _cut(root, files, size, max(most // len(files), 1), CHANNELS[mode]))
@@ -54,7 +54,7 @@ class Crops(Images):
         facts = {row["name"]: Fact(**{k: row[k] for k in Fact._fields}) for row in rows}
         report = Scan(root.resolve().name, tuple(facts.values()), tuple(skipped), len(others))
         if not rows:
-            raise DataError(f"None of the {len(skipped)} pictures in {str(path)!r} can be used:\n{report}")
+            raise DataError(f"None of the {len(skipped)} images in {str(path)!r} can be used:\n{report}")
         first_alike = dict(zip(facts, alike([fact.dhash for fact in facts.values()]), strict=True))
         first = [fact.sha256 for fact in facts.values()]
         gray = mode == "auto" and all(fact.gray for fact in facts.values())
@@ -89,7 +89,7 @@ def _cut(root: Path, files: list[File], size: int, most: int, mode: str) -> Iter
 
 
 def reduced(image: Image.Image, pixels: int) -> Image.Image:
-    """A picture of at most about so many pixels."""
+    """An image of at most about so many pixels."""
     scale = math.sqrt(pixels / (image.width * image.height))
     if scale >= 1:
         return image

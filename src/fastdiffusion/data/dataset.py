@@ -1,4 +1,4 @@
-"""What a data set is: numbered pictures, each with a label, captions and a name; and the one kind that holds them."""
+"""What a data set is: numbered images, each with a label, captions and a name; and the one kind that holds them."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """Pictures of one size.
+    """Images of one size.
 
     Attributes:
         images: 0..255; ``images.to_tensor`` makes them [-1, 1].
         labels: Index into ``Dataset.classes``; -1 where there is none.
-        captions: One per picture, "" where there is none.
-        names: File names (or numbers), to say which picture it was.
-        given: What each picture is to be made from, in data sets of pairs.
+        captions: One per image, "" where there is none.
+        names: File names (or numbers), to say which image it was.
+        inputs: What each image is to be made from, in data sets of pairs.
     """
 
     images: UInt8[Tensor, "b c h w"]
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class Annotations(NamedTuple):
-    """What is known of pictures besides the pictures; see :class:`Batch`."""
+    """What is known of images besides the images; see :class:`Batch`."""
 
     labels: Int64[Tensor, " b"]
     captions: list[str]
@@ -49,15 +49,15 @@ class Annotations(NamedTuple):
 
 
 class Dataset(ABC):
-    """Numbered pictures. ``batch`` must depend on its arguments alone, so that a run can be resumed bit for bit.
+    """Numbered images. ``batch`` must depend on its arguments alone, so that a run can be resumed bit for bit.
 
     Attributes:
         name: What the person called it, without folders.
         shape: (channels, height, width) that a model of this data makes.
         classes: Names of the labels; empty when there are none.
-        fingerprint: A hash of the content: the same pictures, labels and captions give the same string.
+        fingerprint: A hash of the content: the same images, labels and captions give the same string.
         report: What a scan of the folder found, if there was one.
-        given: Channels of ``Batch.given`` in a data set of pairs, else 0.
+        cond_channels: Channels of ``Batch.inputs`` in a data set of pairs, else 0.
     """
 
     cond_channels: int = 0
@@ -73,37 +73,37 @@ class Dataset(ABC):
 
     @abstractmethod
     def batch(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Batch:
-        """The pictures at ``indices``, which must be of one group.
+        """The images at ``indices``, which must be of one group.
 
-        With a ``generator``, one of each picture's captions is drawn; without, it is the first.
+        With a ``generator``, one of each image's captions is drawn; without, it is the first.
         """
 
     def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
-        """What :meth:`batch` says of these pictures, where it can be had without them."""
+        """What :meth:`batch` says of these images, where it can be had without them."""
         return Annotations(*self.batch(indices, generator)[1:4])
 
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:
-        """All that captions of some pictures, or of all, may say: what a tokenizer learns from. Empty without any."""
+        """All that captions of some images, or of all, may say: what a tokenizer learns from. Empty without any."""
         return [text for text in self.annotations(range(len(self)) if indices is None else indices).captions if text]
 
     def source(self, index: int) -> int:
-        """The first row with the same picture: itself, unless a data set lists pictures several times."""
+        """The first row with the same image: itself, unless a data set lists images several times."""
         return index
 
     @property
     def groups(self) -> list[list[int]]:
-        """Indices of pictures of equal size: what may be batched together."""
+        """Indices of images of equal size: what may be batched together."""
         return [list(range(len(self)))]
 
     def key(self, index: int) -> str:
-        """What decides on which side of a split a picture falls; equal for copies of one picture."""
+        """What decides on which side of a split an image falls; equal for copies of one image."""
         return str(index)
 
     def split(self, holdout: float = 0.05, seed: int = 0) -> tuple[Subset, Subset]:
-        """(training, validation) parts. Stable: more pictures move few others; copies stay on one side.
+        """(training, validation) parts. Stable: more images move few others; copies stay on one side.
 
         Args:
-            holdout: The validation part, 0 to below 1; at least one picture when above 0 and there are two, unless a
+            holdout: The validation part, 0 to below 1; at least one image when above 0 and there are two, unless a
                 class would lose all of its own.
             seed: Another split.
         """
@@ -133,11 +133,11 @@ class Dataset(ABC):
     def __repr__(self) -> str:
         size = "x".join(map(str, self.shape))
         classes = f", {len(self.classes)} classes" if self.classes else ""
-        return f"{type(self).__name__}({self.name!r}: {len(self):,} pictures of {size}{classes})"
+        return f"{type(self).__name__}({self.name!r}: {len(self):,} images of {size}{classes})"
 
 
 class Subset(Dataset):
-    """Some pictures of another data set."""
+    """Some images of another data set."""
 
     def __init__(self, parent: Dataset, indices: Sequence[int]):
         self.parent, self.indices = parent, list(indices)
@@ -152,11 +152,11 @@ class Subset(Dataset):
         return self.parent.batch([self.indices[i] for i in indices], generator)
 
     def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
-        """See :meth:`Dataset.told`."""
+        """See :meth:`Dataset.annotations`."""
         return self.parent.annotations([self.indices[i] for i in indices], generator)
 
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:
-        """See :meth:`Dataset.texts`: nothing that is said of the parent's other pictures."""
+        """See :meth:`Dataset.texts`: nothing of the parent's other images."""
         return self.parent.texts(self.indices if indices is None else [self.indices[i] for i in indices])
 
     @cached_property
@@ -185,14 +185,14 @@ class Subset(Dataset):
 
 
 class Images(Dataset):
-    """Pictures held in memory or in a memory map, one uint8 array (n, c, h, w) for each size.
+    """Images held in memory or in a memory map, one uint8 array (n, c, h, w) for each size.
 
     Args:
         name: See :class:`Dataset`.
-        arrays: The pictures; item i is the i-th row of all arrays in turn.
-        labels: One per picture, -1 for none.
-        captions: All captions of each picture.
-        names: One per picture.
+        arrays: The images; item i is the i-th row of all arrays in turn.
+        labels: One per image, -1 for none.
+        captions: All captions of each image.
+        names: One per image.
         classes: Names of the labels.
         keys: See :meth:`Dataset.key`; by default the names.
         shape: By default that of the first array.
@@ -215,7 +215,7 @@ class Images(Dataset):
     ):
         n = sum(map(len, arrays))
         if n == 0:
-            raise DataError(f"{name!r} holds no pictures. Give a folder with PNG, JPEG or WebP files.")
+            raise DataError(f"{name!r} holds no images. Give a folder with PNG, JPEG or WebP files.")
         self.name, self.classes, self.report = name, tuple(classes), report
         self.shape = shape or tuple(arrays[0].shape[1:])
         self.arrays = list(arrays)
@@ -227,7 +227,7 @@ class Images(Dataset):
         self._fingerprint = fingerprint
         if not len(self.labels) == len(self.captions) == len(self.names) == len(self.keys) == n:
             raise InputError(
-                f"{n} pictures need as many labels, captions and names, got {len(self.labels)}, "
+                f"{n} images need as many labels, captions and names, got {len(self.labels)}, "
                 f"{len(self.captions)} and {len(self.names)}."
             )
         if n and int(self.labels.max()) >= max(len(self.classes), 1):
@@ -259,12 +259,12 @@ class Images(Dataset):
         rows = self._rows(indices)
         group = np.searchsorted(self._starts, rows, side="right") - 1
         if (group != group[0]).any():
-            raise InputError("These pictures differ in size. Take the indices of a batch from one of dataset.groups.")
+            raise InputError("These images differ in size. Take the indices of a batch from one of dataset.groups.")
         images = torch.from_numpy(self.arrays[group[0]][rows - self._starts[group[0]]])
         return Batch(images, *self.annotations(indices, generator))
 
     def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
-        """See :meth:`Dataset.told`."""
+        """See :meth:`Dataset.annotations`."""
         rows = self._rows(indices)
         choice = torch.rand(len(rows), generator=generator).tolist() if generator is not None else [0.0] * len(rows)
         captions = [
@@ -295,7 +295,7 @@ def digest(*values: object) -> str:
 
 
 def measure_sigma_data(dataset: Dataset, n: int = 512) -> float:
-    """Standard deviation of the pixels in [-1, 1]: EDM's sigma_data, from ``n`` pictures spread over the data."""
+    """Standard deviation of the pixels in [-1, 1]: EDM's sigma_data, from ``n`` images spread over the data."""
     count, total, squares = 0, 0.0, 0.0
     chosen = (
         {round(i * (len(dataset) - 1) / max(n - 1, 1)) for i in range(min(n, len(dataset)))}
@@ -309,5 +309,5 @@ def measure_sigma_data(dataset: Dataset, n: int = 512) -> float:
             count, total, squares = count + x.numel(), total + float(x.sum()), squares + float(x.square().sum())
     std = max(squares / count - (total / count) ** 2, 0.0) ** 0.5
     if std < 1e-3:
-        raise DataError(f"All pictures of {dataset.name!r} are one flat color. There is nothing to learn from them.")
+        raise DataError(f"All images of {dataset.name!r} are one flat color. There is nothing to learn from them.")
     return std

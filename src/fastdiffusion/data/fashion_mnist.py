@@ -20,7 +20,7 @@ _LIMIT = 1 << 28  # bytes of an unpacked file; the real ones have 47 million
 
 
 def fashion_mnist(size: int | None = None, part: str = "train", folder: str | os.PathLike[str] | None = None) -> Images:
-    """60,000 training or 10,000 test pictures of clothes, grey, white on black.
+    """60,000 training or 10,000 test images of clothes, grey, white on black.
 
     Args:
         size: 28, or 32 to pad with black.
@@ -36,7 +36,7 @@ def fashion_mnist(size: int | None = None, part: str = "train", folder: str | os
     labels = read_idx(where, f"{_PARTS[part]}-labels-idx1-ubyte")
     if images.shape[1:] != (1, 28, 28) or len(images) != len(labels) or labels.max(initial=0) > 9:
         raise DataError(
-            f"{where.name!r} does not hold Fashion-MNIST: got {images.shape} pictures, {labels.shape} labels."
+            f"{where.name!r} does not hold Fashion-MNIST: got {images.shape} images, {labels.shape} labels."
         )
     if size == 32:
         images = np.pad(images, ((0, 0), (0, 0), (2, 2), (2, 2)))

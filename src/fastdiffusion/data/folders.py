@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set: any formats, sizes and shapes; labels from subfolders or tables; captions."""
+"""A folder of images as a data set: any formats, sizes and shapes; labels from subfolders or tables; captions."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ CHANNELS = {"auto": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGBA"}
 LABELS = ("auto", "folders", "table", "none")
 MAX_RATIO = 4.0  # of the longer to the shorter side
 _VERSION = 1  # of the decoding below: a change of what it makes must not meet an old cache
-_CHUNK = 256  # files in flight: bounds the memory of decoded pictures
+_CHUNK = 256  # files in flight: bounds the memory of decoded images
 
 
 class ImageFolder(Images):
-    """All pictures under a folder. They are decoded once and kept in the cache folder until a file changes.
+    """All images under a folder. They are decoded once and kept in the cache folder until a file changes.
 
     Args:
         path: The folder; subfolders and links are followed, hidden files left out.
-        size: Side of a square picture; other shapes have about as many pixels.
-        aspect: "bucket" keeps shapes: each picture goes to the nearest of up to 17 shapes and loses at most 10 % at
+        size: Side of a square image; other shapes have about as many pixels.
+        aspect: "bucket" keeps shapes: each image goes to the nearest of up to 17 shapes and loses at most 10 % at
             its edges (from size 28 on); batches come from one of ``groups``. "crop" cuts squares, "pad" adds white.
-        mode: "auto" is grey if all pictures are, else RGB; or "L", "RGB", "RGBA". Alpha is laid on white unless kept.
+        mode: "auto" is grey if all images are, else RGB; or "L", "RGB", "RGBA". Alpha is laid on white unless kept.
         labels: "folders" makes a class of each first-level subfolder, "table" of the label column of metadata.jsonl
-            or a CSV; "auto" takes the table's, else the folders' where no picture lies outside one; "none".
+            or a CSV; "auto" takes the table's, else the folders' where no image lies outside one; "none".
 
     Raises:
         InputError: an option that is not one of these.
-        DataError: no folder, no pictures, or labels that some pictures lack; single bad files are only skipped, see
+        DataError: no folder, no images, or labels that some images lack; single bad files are only skipped, see
             ``report``.
     """
 
@@ -68,7 +68,7 @@ class ImageFolder(Images):
         files, skipped, others = find(root)
         if not files and not skipped:
             raise DataError(
-                f"No pictures in {str(path)!r} ({len(others)} other files). Put PNG, JPEG or WebP files there."
+                f"No images in {str(path)!r} ({len(others)} other files). Put PNG, JPEG or WebP files there."
             )
         options = [_VERSION, size, aspect, CHANNELS[mode]]
         family, key = digest(str(root.resolve()), options), digest(files)
@@ -77,7 +77,7 @@ class ImageFolder(Images):
         skipped = [*skipped, *(Skipped(**skip) for skip in decoded.skipped)]
         report = Scan(root.resolve().name, tuple(facts), tuple(sorted(skipped)), len(others))
         if not facts:
-            raise DataError(f"None of the {len(skipped)} pictures in {str(path)!r} can be used:\n{report}")
+            raise DataError(f"None of the {len(skipped)} images in {str(path)!r} can be used:\n{report}")
 
         notes = read_notes(root, [file.name for file in files], others)
         chosen = _labels(labels, facts, notes)
@@ -86,7 +86,7 @@ class ImageFolder(Images):
         number = {name: i for i, name in enumerate(classes)} | {"": -1}
         captions = [notes.captions.get(fact.name, ()) for fact in facts]
         small = sum(min(fact.width, fact.height) < size for fact in facts)
-        remarks = [*notes.remarks] + [f"smaller than {size} and enlarged: {small:,} pictures"] * (small > 0)
+        remarks = [*notes.remarks] + [f"smaller than {size} and enlarged: {small:,} images"] * (small > 0)
         gray = mode == "auto" and all(fact.gray for fact in facts)
         arrays = [array[:, :1] if gray else array for array in decoded.arrays]
         first_alike = alike([fact.dhash for fact in facts])
@@ -111,7 +111,7 @@ class ImageFolder(Images):
 
 
 def scan(path: str | os.PathLike[str], size: int = 64, **options: Any) -> Scan:
-    """The report on a folder of pictures, see :class:`ImageFolder` for the options."""
+    """The report on a folder of images, see :class:`ImageFolder` for the options."""
     report = ImageFolder(path, size, **options).report
     assert report is not None
     return report
@@ -130,7 +130,7 @@ def checked_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def checked_size(size: object, least: int = 8, most: int = 4096) -> int:
-    """A usable picture size; raises InputError."""
+    """A usable image size; raises InputError."""
     if not isinstance(size, int) or isinstance(size, bool) or not least <= size <= most:
         raise InputError(f"size must be a whole number from {least} to {most}, got {size!r}. Try size=64.")
     return size
@@ -143,7 +143,7 @@ def checked_size(size: object, least: int = 8, most: int = 4096) -> int:
 def buckets(size: int) -> tuple[tuple[int, int], ...]:
     """Shapes (height, width) of about size^2 pixels, from 1:4 to 4:1, sides as round as the 10 % rule allows.
 
-    Cropping a picture to the nearest shape costs at most 1 - sqrt(1/q) where q is the largest ratio of neighbouring
+    Cropping an image to the nearest shape costs at most 1 - sqrt(1/q) where q is the largest ratio of neighbouring
     aspect ratios: q <= 1/0.81 keeps it at 10 %. The shapes are a geometric grid of ratios, its sides rounded to
     multiples of the largest power of two that keeps this (networks halve sides several times). Below size 28 whole
     pixels are too coarse for the rule: up to 17 % is lost at 8.
@@ -161,13 +161,13 @@ def buckets(size: int) -> tuple[tuple[int, int], ...]:
 
 
 def crop_loss(width: int, height: int, shape: tuple[int, int]) -> float:
-    """Share of a picture that is cut off to give it the aspect ratio of ``shape`` (height, width)."""
+    """Share of an image that is cut off to give it the aspect ratio of ``shape`` (height, width)."""
     ratio = (width / height) / (shape[1] / shape[0])
     return 1 - min(ratio, 1 / ratio)
 
 
 def fit(image: Image.Image, size: int, aspect: str, mode: str) -> np.ndarray:
-    """A picture brought to its shape and mode: uint8 (c, h, w); raises DataError where it does not fit."""
+    """An image brought to its shape and mode: uint8 (c, h, w); raises DataError where it does not fit."""
     width, height = image.size
     if min(width, height) < max(size // 8, 2):
         raise DataError(f"{width}x{height} pixels is too small for size {size}")
@@ -192,7 +192,7 @@ def fit(image: Image.Image, size: int, aspect: str, mode: str) -> np.ndarray:
 def _decode(
     root: Path, files: list[File], size: int, aspect: str, mode: str
 ) -> Iterator[tuple[np.ndarray | None, dict]]:
-    """Each file's picture at its shape and its facts, or None and the reason; in the order of ``files``."""
+    """Each file's image at its shape and its facts, or None and the reason; in the order of ``files``."""
 
     def one(file: File) -> tuple[np.ndarray | None, dict]:
         try:
@@ -212,7 +212,7 @@ def _decode(
 
 
 def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
-    """The class name of each picture; "" for none."""
+    """The class name of each image; "" for none."""
     table = [notes.labels.get(fact.name, "") for fact in facts]
     folders = [fact.name.split("/")[0] if "/" in fact.name else "" for fact in facts]
     if how == "auto":
@@ -229,7 +229,7 @@ def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
             else "to lie in a subfolder named for their class"
         )
         raise DataError(
-            f"{len(lacking)} of {len(facts)} pictures have no label, e.g. {lacking[0]!r}: they need {need}. "
+            f"{len(lacking)} of {len(facts)} images have no label, e.g. {lacking[0]!r}: they need {need}. "
             "Or train without classes: labels='none'."
         )
     return chosen

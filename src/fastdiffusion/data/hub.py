@@ -35,10 +35,10 @@ def hub(
 
     Args:
         name: As in ``datasets.load_dataset``: "owner/name", or a builder such as "webdataset" with ``data_files=``.
-        size: Side of the pictures, 64 by default.
+        size: Side of the images, 64 by default.
         split: Which part.
         streaming: Read shard after shard instead of downloading all first; the cache keeps what was read.
-        limit: At most so many pictures.
+        limit: At most so many images.
         aspect: See :class:`ImageFolder`.
         mode: "L", "RGB" or "RGBA".
         columns: Which columns hold "image", "label" and "text", where their names do not tell.
@@ -46,7 +46,7 @@ def hub(
 
     Raises:
         MissingExtra: ``datasets`` is not installed.
-        DataError: the data set cannot be loaded, or has no pictures.
+        DataError: the data set cannot be loaded, or has no images.
     """
     size = checked_size(size if size is not None else 64)
     try:
@@ -73,7 +73,7 @@ def hub(
     decoded = decode_once(family, state, _decode(rows, column, classes, size, aspect, mode))
     facts = [fact for group in decoded.facts for fact in group]
     if not facts:
-        raise DataError(f"None of the {len(decoded.skipped)} rows of 'hf:{name}' holds a picture that can be used.")
+        raise DataError(f"None of the {len(decoded.skipped)} rows of 'hf:{name}' holds an image that can be used.")
     classes = classes or sorted({fact["label"] for fact in facts} - {""}, key=natural)
     return Images(
         name.split("/")[-1],
@@ -119,7 +119,7 @@ def _decode(
 
 
 def _opened(value: Any) -> Any:
-    """A cell of the table as a PIL picture: {"bytes", "path"}, bytes, or already a picture."""
+    """A cell of the table as a PIL image: {"bytes", "path"}, bytes, or already an image."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if value is None:

@@ -1,4 +1,4 @@
-"""Pictures as a codec sees them, encoded once: what a latent diffusion model is trained on (Rombach et al. 2022)."""
+"""Images as latents of an autoencoder, encoded once, for latent diffusion models (Rombach et al. 2022)."""
 
 from __future__ import annotations
 
@@ -19,31 +19,33 @@ BATCH = 32
 
 
 class Latents(Dataset):
-    """Another data set in the latents of a codec, which the user's cache keeps; labels, captions and names stay.
+    """Another data set in the latents of an autoencoder, kept in the user's cache; labels, captions and names stay.
 
     Args:
-        parent: Pictures of one size.
+        parent: Images of one size.
         autoencoder: A net with ``encode``, in eval mode.
 
     Raises:
-        InputError: Pictures of several sizes, or pairs.
+        InputError: Images of several sizes, or pairs.
     """
 
     def __init__(self, parent: Dataset, autoencoder: nn.Module):
         if len(parent.groups) != 1:
-            raise InputError("Latents need pictures of one size. Load the folder with aspect='crop'.")
+            raise InputError("Latents need images of one size. Load the folder with aspect='crop'.")
         if parent.cond_channels:
-            raise InputError(f"{parent.name} is made of pairs: a model learns these from pixels. Leave out codec.")
+            raise InputError(
+                f"{parent.name} is made of pairs: a model learns these from pixels. Leave out autoencoder."
+            )
         channels = getattr(autoencoder, "config", {}).get("channels", parent.shape[0])
         if channels != parent.shape[0]:
             raise InputError(
-                f"This autoencoder takes pictures of {channels} channels, those of {parent.name} have "
+                f"This autoencoder takes images of {channels} channels, those of {parent.name} have "
                 f"{parent.shape[0]}. Load the folder with mode={'L' if channels == 1 else 'RGB'!r}, or train another."
             )
         self.parent, self.name, self.classes, self.report = parent, parent.name, parent.classes, parent.report
         self.options = parent.options
         self.fingerprint = digest("latents", parent.fingerprint, fingerprint(autoencoder.state_dict()))
-        self.rows = [parent.source(i) for i in range(len(parent))]  # a picture that is listed twice is encoded once
+        self.rows = [parent.source(i) for i in range(len(parent))]  # an image that is listed twice is encoded once
         self.values = self._cached(autoencoder.eval())
         _, c, h, w = self.values.shape
         self.shape = (c, h, w)
@@ -77,7 +79,7 @@ class Latents(Dataset):
         return Batch(self.values[self.place[list(indices)]], *self.parent.annotations(indices, generator))
 
     def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
-        """See :meth:`Dataset.told`."""
+        """See :meth:`Dataset.annotations`."""
         return self.parent.annotations(indices, generator)
 
     def texts(self, indices: Sequence[int] | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""Pairs of pictures: what is given, and what shall come of it. Two folders with the same names, or one cut in half."""
+"""Pairs of images: what is given, and what shall come of it. Two folders with the same names, or one cut in half."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _VERSION = 2  # of the decoding below: a change of what it makes must not meet a
 
 
 class Pairs(Images):
-    """Pictures with, for each, the picture that it is to be made from (``Batch.given``).
+    """Images with, for each, the image that it is to be made from (``Batch.inputs``).
 
-    A :class:`~fastdiffusion.Learner` on pairs trains a model that works from the given picture: any restoration or
+    A :class:`~fastdiffusion.Learner` on pairs trains a model that works from the given image: any restoration or
     translation of which there are examples.
 
     Args:
-        given: The folder of inputs; or of pictures that hold input and answer side by side, input on the left.
+        given: The folder of inputs; or of images that hold input and answer side by side, input on the left.
         answers: The folder of answers, under the same names (the endings may differ).
         size: Both are brought to squares of this side.
         mode: "RGB" or "L".
@@ -87,7 +87,7 @@ def _decode(
     for by_stem, some in zip(stems, files, strict=True):
         for file in some:
             if by_stem.setdefault(str(Path(file.name).with_suffix("")), file) is not file:
-                yield None, Skipped(file.name, "has the name of another picture, but for its end")._asdict()
+                yield None, Skipped(file.name, "has the name of another image, but for its end")._asdict()
     for stem, file in tqdm(stems[-1].items(), "reading", unit="", disable=None, delay=1, leave=False):
         try:
             after, fact = inspect(roots[-1], file)
@@ -110,7 +110,7 @@ def _decode(
 
 
 def same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two sizes have one ratio, to a pixel of either: only then do the pictures lie on each other."""
+    """Whether two sizes have one ratio, to a pixel of either: only then do the images lie on each other."""
     (w, h), (v, g) = one, other
     return abs(w * g - v * h) < max(w, h, v, g)
 

@@ -1,4 +1,4 @@
-"""Look at a folder before training: which pictures, of what sizes, which are copies, which cannot be read and why."""
+"""Look at a folder before training: which images, of what sizes, which are copies, which cannot be read and why."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Skipped(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """What is known of a picture: upright size, mode as stored, and two hashes (of the file; of what it looks like)."""
+    """What is known of an image: upright size, mode as stored, and two hashes (of the file; of what it looks like)."""
 
     name: str
     width: int
@@ -75,7 +75,7 @@ class Fact(NamedTuple):
 
 
 class CaptionCounts(NamedTuple):
-    """Pictures that have captions, captions in all, and the median of their words."""
+    """Images that have captions, captions in all, and the median of their words."""
 
     images: int = 0
     captions: int = 0
@@ -88,13 +88,13 @@ class Scan:
 
     Attributes:
         name: The folder's name.
-        pictures: What can be used.
+        images: What can be used.
         skipped: What cannot, with the reason.
-        others: How many files are no pictures (captions, hidden files, ...).
-        sizes: How many pictures were brought to which (height, width).
-        classes: How many pictures each class has.
-        captions: How many pictures have some, how many there are, and of how many words.
-        remarks: What was odd: caption files that name nothing, pictures that were enlarged.
+        others: How many files are no images (captions, hidden files, ...).
+        sizes: How many images were brought to which (height, width).
+        classes: How many images each class has.
+        captions: How many images have some, how many there are, and of how many words.
+        remarks: What was odd: caption files that name nothing, images that were enlarged.
     """
 
     name: str
@@ -108,7 +108,7 @@ class Scan:
 
     @property
     def duplicates(self) -> list[list[str]]:
-        """Names of pictures whose files are equal, byte for byte."""
+        """Names of images whose files are equal, byte for byte."""
         groups: dict[str, list[str]] = {}
         for fact in self.images:
             groups.setdefault(fact.sha256, []).append(fact.name)
@@ -116,7 +116,7 @@ class Scan:
 
     @property
     def near_duplicates(self) -> list[list[str]]:
-        """Names of pictures that look the same (resized, recompressed), exact copies not counted."""
+        """Names of images that look the same (resized, recompressed), exact copies not counted."""
         groups: dict[int, dict[str, str]] = {}
         for fact, root in zip(self.images, alike([f.dhash for f in self.images]), strict=True):
             groups.setdefault(root, {}).setdefault(fact.sha256, fact.name)
@@ -141,7 +141,7 @@ class Scan:
         """The report in lines of at most ``width`` columns (the terminal's), with ``most`` names in each list."""
         width = max(min(width or shutil.get_terminal_size().columns, 100), 30)
         n = len(self.images)
-        report = [f"{printable(self.name)}: {n:,} pictures, {len(self.skipped):,} skipped"]
+        report = [f"{printable(self.name)}: {n:,} images, {len(self.skipped):,} skipped"]
 
         def row(title: str, text: str) -> None:
             report.extend(textwrap.wrap(f"{title:<9}{text}", width, subsequent_indent=" " * 9) if text else [])
@@ -162,10 +162,10 @@ class Scan:
             row("used as", _counts({f"{w}x{h}": n for (h, w), n in self.sizes.items()}))
             row("classes", _counts(self.classes) if self.classes else "none")
             n, captions, length = self.captions
-            row("captions", f"{captions:,} for {n:,} pictures, median {length} words" if captions else "none")
+            row("captions", f"{captions:,} for {n:,} images, median {length} words" if captions else "none")
             names("copies", self.duplicates)
             names("alike", self.near_duplicates)
-        row("others", f"{self.others:,} files that are no pictures" if self.others else "")
+        row("others", f"{self.others:,} files that are no images" if self.others else "")
         for remark in self.remarks[:most]:
             row("note", printable(remark))
         for skip in self.skipped[:most]:
@@ -191,7 +191,7 @@ def printable(text: str) -> str:
 
 
 def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
-    """Walk a folder: files that may be pictures, entries that cannot be opened, and names of all other files.
+    """Walk a folder: files that may be images, entries that cannot be opened, and names of all other files.
 
     Links are followed, each real folder once; hidden files and folders are left out.
     """
@@ -245,7 +245,7 @@ def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
 
 
 def inspect(root: Path, file: File, near: int | None = None) -> tuple[Image.Image, Fact]:
-    """Decode one file: the picture and its facts; raises DataError with the reason.
+    """Decode one file: the image and its facts; raises DataError with the reason.
 
     ``near`` lets a JPEG be decoded at a fraction of its size, its shorter side at least that long.
     """
@@ -273,7 +273,7 @@ def _is_gray(image: Image.Image) -> bool:
 
 
 def dhash(image: Image.Image) -> str:
-    """128 bits of what a picture looks like: is each cell of an 8x8 grid brighter than its neighbour (Krawetz 2013)?
+    """128 bits of what an image looks like: is each cell of an 8x8 grid brighter than its neighbour (Krawetz 2013)?
 
     A margin of two grey levels keeps flat areas (sky, white paper) from answering with noise.
     """
@@ -291,7 +291,7 @@ def alike(hashes: list[str]) -> list[int]:
     first: dict[str, int] = {}
     for i, h in enumerate(hashes):
         first.setdefault(h, i)
-    unique = [h for h in first if int(h, 16).bit_count() >= 8]  # fewer: a picture without structure is like nothing
+    unique = [h for h in first if int(h, 16).bit_count() >= 8]  # fewer: an image without structure is like nothing
     parent = list(range(len(hashes)))
 
     def root(i: int) -> int:

@@ -17,7 +17,7 @@ from . import Dataset
 def load_images(
     data: Dataset, indices: Sequence[int], size: tuple[int, int] | None = None
 ) -> tuple[UInt8[Tensor, "n c h w"], Int[Tensor, " n"]]:
-    """The pictures at ``indices``, in that order and of one size (by default the data's), and their labels."""
+    """The images at ``indices``, in that order and of one size (by default the data's), and their labels."""
     c, *nominal = data.shape
     h, w = size or nominal
     images, labels = torch.empty(len(indices), c, h, w, dtype=torch.uint8), torch.full((len(indices),), -1)
@@ -38,7 +38,7 @@ def choose(data: Dataset, n: int, seed: int = 0) -> list[int]:
 
 
 def _cropped(images: Tensor, h: int, w: int) -> Tensor:
-    """The middle of pictures from an aspect bucket, in the shape h:w; squeezed, they would be of another kind."""
+    """The middle of images from an aspect bucket, in the shape h:w; squeezed, they would be of another kind."""
     height, width = images.shape[-2:]
     tall, wide = min(height, round(width * h / w)), min(width, round(height * w / h))
     top, left = (height - tall) // 2, (width - wide) // 2

@@ -50,12 +50,12 @@ def _digest(version: str, config: str, tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _on_disk(name: str) -> str:
+def on_disk(name: str) -> str:
     """The name in files of what the code calls ``name``."""
     return _PART.sub(lambda part: _DISK.get(part[0], part[0]), name)
 
 
-def in_code(name: str) -> str:
+def _in_code(name: str) -> str:
     """What the code calls a tensor of that name in a file: behind a layer's number, "words" is its cross-attention."""
     name = re.sub(r"(?<=\d\.)words(?=\.)", "cross_attention", name)
     return _PART.sub(lambda part: _CODE.get(part[0], part[0]), name)
@@ -64,7 +64,7 @@ def in_code(name: str) -> str:
 def fingerprint(tensors: Mapping[str, Tensor], spec: Mapping[str, Any] | None = None) -> str:
     """sha256 of names and numbers, and of what JSON can hold: for runs that build on trained weights."""
     sha = hashlib.sha256(b"" if spec is None else json.dumps(spec, sort_keys=True).encode())
-    for name, tensor in sorted((_on_disk(name), tensor) for name, tensor in tensors.items()):
+    for name, tensor in sorted((on_disk(name), tensor) for name, tensor in tensors.items()):
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
@@ -111,7 +111,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mappin
         raise CheckpointError(
             f"The configuration for {path} has {len(text)} characters; at most {CONFIG_LIMIT} are allowed."
         )
-    dense = {_on_disk(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    dense = {on_disk(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     version = str(VERSION)
     metadata = {"format": "fastdiffusion", "version": version, "config": text, "sha256": _digest(version, text, dense)}
     write_bytes(path, safetensors.torch.save(dense, metadata))
@@ -160,7 +160,7 @@ def load_tensors(
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({str(error)[:200]}).") from None
     if not intact:
         raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another copy of it.")
-    return config, {in_code(name): tensor for name, tensor in tensors.items()}
+    return config, {_in_code(name): tensor for name, tensor in tensors.items()}
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from .images import flatten, grid, open_image, plain, to_pil, to_tensor
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
-def fit_image(source: str | Path | Image.Image, shape: tuple[int, int, int]) -> Tensor:
+def fit_image(source: str | Path | Image.Image, shape: tuple[int, ...]) -> Tensor:
     """A picture as (c, h, w) in [-1, 1], of the model's channels and size: scaled to cover it, and cut."""
     channels, height, width = shape
     whole = open_image(source)

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 KEY = "fastdiffusion"  # of the text in a picture that holds our recipe
 _LINKS = 50  # nodes of a graph that are followed for one answer
+
+
+def without_paths(value: Any, existing: bool = False) -> Any:
+    """The same JSON with every absolute path cut to its last name: who made it, and where, is nobody's business.
+
+    With ``existing``, only paths that are there: a prompt may begin with a slash.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): without_paths(item, existing) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(item, existing) for item in value]
+    if isinstance(value, os.PathLike):
+        return Path(value).name
+    if isinstance(value, str) and existing:
+        return Path(value).name if os.path.isabs(value) and os.path.exists(value) else value
+    if isinstance(value, str) and (value.startswith("~") or PurePosixPath(value).is_absolute()):
+        return PurePosixPath(value).name
+    if isinstance(value, str) and PureWindowsPath(value).is_absolute():
+        return PureWindowsPath(value).name
+    return value
 
 
 def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:

@@ -1,11 +1,11 @@
-"""How near are pictures to real ones? Numbers, each with what it sees and what it is blind to.
+"""How near are images to real ones? Numbers, each sensitive to something and blind to something else.
 
 Distances in the features of a net (:func:`frechet`, :func:`kernel_distance`) see content; :func:`precision_recall` and
-:func:`density_coverage` tell wrong pictures from missing kinds; :func:`gradient_distance` sees what such features
+:func:`density_coverage` tell wrong images from missing kinds; :func:`gradient_distance` sees what such features
 forgive: patch seams, broken edges, blur and grain. The net is a small :class:`Classifier`, trained once on the data
 itself, and the numbers carry its name (``fd_fashion_mnist``): they compare models of one data set, and are not "FID".
 
-Every distance of finitely many pictures has a floor above 0. Print it: the same number, real against real.
+Every distance of finitely many images has a floor above 0. Print it: the same number, real against real.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _check(real: Features, fake: Others, least: int = 2) -> tuple[Tensor, Tensor
 def frechet(real: Features, fake: Others) -> float:
     """The squared Frechet distance of the two Gaussians through the features (Heusel et al. 2017, eq. 6).
 
-    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)). It falls with the number of pictures: compare at equal n only.
+    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)). It falls with the number of images: compare at equal n only.
     """
     real, fake = _check(real, fake)
     a, b = torch.cov(real.T).reshape(real.shape[1], -1), torch.cov(fake.T).reshape(real.shape[1], -1)
@@ -76,7 +76,7 @@ def nearest(
     queries, points = _check(queries, points, 1)
     skip = int(exclude_self)
     if not 0 < k <= len(points) - skip:
-        raise InputError(f"{len(points)} pictures do not have {k} neighbors. Use more pictures, or a smaller k.")
+        raise InputError(f"{len(points)} images do not have {k} neighbors. Use more images, or a smaller k.")
     distances, indices = [], []
     for first in range(0, len(queries), ROWS):
         d = torch.cdist(queries[first : first + ROWS], points)
@@ -96,19 +96,19 @@ def _covered(queries: Tensor, centers: Tensor, k: int) -> Float[Tensor, " q"]:
 
 
 def precision_recall(real: Features, fake: Others, k: int = 3) -> tuple[Float[Tensor, " m"], Float[Tensor, " n"]]:
-    """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2): one 0 or 1 per picture; take the means.
+    """Improved precision and recall (Kynkaanniemi et al. 2019, eq. 1 and 2): one 0 or 1 per image; take the means.
 
-    Precision: the share of generated pictures inside the manifold of the real ones. Recall: the other way round.
+    Precision: the share of generated images inside the manifold of the real ones. Recall: the other way round.
     """
     real, fake = _check(real, fake)
     return (_covered(fake, real, k) > 0).double(), (_covered(real, fake, k) > 0).double()
 
 
 def density_coverage(real: Features, fake: Others, k: int = 5) -> tuple[Float[Tensor, " m"], Float[Tensor, " n"]]:
-    """Density and coverage (Naeem et al. 2020, eq. 3 and 4): one value per picture; take the means.
+    """Density and coverage (Naeem et al. 2020, eq. 3 and 4): one value per image; take the means.
 
-    Density counts the real balls round a generated picture, so that one outlier among the real ones does not bless
-    everything near it; it may exceed 1. Coverage: the share of real pictures with a generated one in their ball.
+    Density counts the real balls round a generated image, so that one outlier among the real ones does not bless
+    everything near it; it may exceed 1. Coverage: the share of real images with a generated one in their ball.
     """
     real, fake = _check(real, fake)
     radii = nearest(real, real, k, exclude_self=True)[0][:, -1]
@@ -118,9 +118,9 @@ def density_coverage(real: Features, fake: Others, k: int = 5) -> tuple[Float[Te
 def interval(
     statistic: Callable[..., float], *samples: Tensor, rounds: int = 200, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
-    """Bootstrap interval of ``statistic(*samples)``: between what values would it fall with other pictures, as many?
+    """Bootstrap interval of ``statistic(*samples)``: between what values would it fall with other images, as many?
 
-    Rows are redrawn within each sample. Redrawing repeats pictures, which raises distances; the interval is therefore
+    Rows are redrawn within each sample. Redrawing repeats images, which raises distances; the interval is therefore
     the spread of the redrawn values round their mean, put round the value itself.
     """
     source, values = generator(seed), []

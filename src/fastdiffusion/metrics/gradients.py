@@ -14,7 +14,7 @@ THRESHOLDS = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8)  # of a difference between neighbo
 
 
 def gradient_statistics(images: Float[Tensor, "n c h w"]) -> dict[str, Features]:
-    """Four families of numbers per picture, in [-1, 1] pixel units, that content leaves nearly alone.
+    """Four families of numbers per image, in [-1, 1] pixel units, that content leaves nearly alone.
 
     - ``seams``: gradient strength by position modulo 2, 4 and 8, over its mean: nets that work in patches leave a comb;
     - ``edges``: the share of neighboring pixels that differ by more than each of ``THRESHOLDS``: blur, ringing;
@@ -23,7 +23,7 @@ def gradient_statistics(images: Float[Tensor, "n c h w"]) -> dict[str, Features]
       weighted by energy): broken and frayed edges disagree.
     """
     if images.ndim != 4 or min(images.shape[-2:]) < 4:
-        raise InputError(f"gradients need pictures of at least 4x4 pixels, got shape {tuple(images.shape)}.")
+        raise InputError(f"gradients need images of at least 4x4 pixels, got shape {tuple(images.shape)}.")
     chunks = [_gradient_statistics(part) for part in images.float().split(ROWS)]
     return {name: torch.cat([p[name] for p in chunks]) for name in chunks[0]}
 
@@ -34,7 +34,7 @@ def _gradient_statistics(x: Tensor) -> dict[str, Tensor]:
     bends = [v.diff(n=2, dim=-1).abs() for v in both]
     seams = []
     for slope in slopes:
-        profile = slope.mean((1, 2)) + 1e-3  # by position; the 1e-3 keeps blank pictures finite
+        profile = slope.mean((1, 2)) + 1e-3  # by position; the 1e-3 keeps blank images finite
         profile = profile / profile.mean(1, keepdim=True)
         for period in (2, 4, 8):
             if profile.shape[1] > period:
@@ -50,7 +50,7 @@ def _gradient_statistics(x: Tensor) -> dict[str, Tensor]:
             xx, yy, xy = functional.avg_pool2d(tensor, window, stride=1).unbind(1)
             anisotropy = ((xx - yy).square() + 4 * xy.square()).sqrt()
             coherence.append((anisotropy.sum((1, 2)) + 1e-6) / ((xx + yy).sum((1, 2)) + 1e-6))
-    if not coherence:  # a 2x2 tensor of a tiny picture: one window over all of it
+    if not coherence:  # a 2x2 tensor of a tiny image: one window over all of it
         xx, yy, xy = tensor.mean((2, 3)).unbind(1)
         coherence.append((((xx - yy).square() + 4 * xy.square()).sqrt() + 1e-6) / (xx + yy + 1e-6))
     return {
@@ -64,7 +64,7 @@ def _gradient_statistics(x: Tensor) -> dict[str, Tensor]:
 def gradient_distance(real: dict[str, Features], fake: dict[str, Features]) -> dict[str, float]:
     """Frechet distance in each family of :func:`gradient_statistics`, and their mean as ``all``.
 
-    The unit is the variance among the real pictures: 1 means that the sets are as far apart as single pictures are.
+    The unit is the variance among the real images: 1 means that the sets are as far apart as single images are.
     """
     result = {}
     for name, values in real.items():

@@ -15,14 +15,14 @@ from . import distances, feature_nets
 
 
 class Encoders(Protocol):
-    """What can be asked: the judge, or a ``Clip``. Both answer in unit vectors."""
+    """What can rank: the evaluator, or a ``Clip``. Both give unit vectors."""
 
     def encode_image(self, x: Float[Tensor, "b c h w"], /) -> Float[Tensor, "b d"]: ...
     def encode_text(self, texts: Sequence[str], /) -> Float[Tensor, "b d"]: ...
 
 
 class RPrecision(NamedTuple):
-    """How often the right name won, and its 95 % bootstrap interval over the pictures."""
+    """How often the right name won, and its 95 % bootstrap interval over the images."""
 
     value: float
     low: float
@@ -37,7 +37,7 @@ class RPrecision(NamedTuple):
 def chances(
     evaluator: Encoders, images: Tensor, names: Sequence[str], among: int = 100, pool: Sequence[str] | None = None
 ) -> Float[Tensor, " n"]:
-    """For each picture the probability that its name wins among ``among``, the others drawn from ``pool``.
+    """For each image the probability that its name wins among ``among``, the others drawn from ``pool``.
 
     Not by drawing: of M other names r fit better, and none of them is among the k = among - 1 drawn with probability
     C(M - r, k) / C(M, k), which is exact.
@@ -47,13 +47,13 @@ def chances(
         images: (n, 3, h, w), in [-1, 1] or uint8.
         names: What each shows.
         among: Size of the choice; chance is 1 / among.
-        pool: Where the wrong names come from; by default all that the judge was taught (for a ``Clip``: ``names``).
+        pool: Where the wrong names come from; by default all that the evaluator knows (for a ``Clip``: ``names``).
     """
     if pool is None:
         pool = evaluator.names if isinstance(evaluator, Evaluator) else names
     pool = list(dict.fromkeys(pool))
     if len(images) != len(names) or not names:
-        raise InputError(f"The judge needs one name per picture, got {len(names)} for {len(images)}.")
+        raise InputError(f"The evaluator needs one name per image, got {len(names)} for {len(images)}.")
     if not 2 <= among <= len(pool):
         raise InputError(f"among must be from 2 to the {len(pool)} names of the pool, got {among}. Try among=100.")
     image_vectors = feature_nets.features(evaluator.encode_image, images)
@@ -70,7 +70,7 @@ def chances(
 def r_precision(
     evaluator: Encoders, images: Tensor, names: Sequence[str], among: int = 100, pool: Sequence[str] | None = None
 ) -> RPrecision:
-    """Part of the pictures whose own name fits best among ``among``; arguments as of :func:`chances`."""
+    """Part of the images whose own name fits best among ``among``; arguments as of :func:`chances`."""
     won = chances(evaluator, images, names, among, pool)
     low, high = distances.interval(lambda rows: float(rows.mean()), won, rounds=1000)
     return RPrecision(float(won.mean()), max(low, 0.0), min(high, 1.0), len(won))

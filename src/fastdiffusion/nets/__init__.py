@@ -95,6 +95,21 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     return NETS[name](**options)
 
 
+def is_listed(net: nn.Module) -> bool:
+    """Whether a network, or the one within a text-conditioned one, is of a kind in NETS."""
+    return type(net.net if isinstance(net, TextConditioned) else net) in NETS.values()
+
+
+def describe(net: nn.Module) -> dict[str, Any]:
+    """The inverse of :func:`build`: a network's name in NETS and its keywords; of another, the name of its class."""
+    if isinstance(net, TextConditioned):
+        return {**describe(net.net), **net.config}
+    for name, kind in NETS.items():
+        if type(net) is kind:
+            return {"name": name, **cast("dict[str, Any]", net.config)}
+    return {"name": type(net).__name__}
+
+
 class Matched(NamedTuple):
     """What :func:`adopt` did, as names: ``taken`` over, of another ``shape``, ``left`` as they were, and ``unused``."""
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..types import Cond
-from .layers import Attention, keywords
+from .layers import Attention, records_config
 from .tokenizer import BYTES, PAD, Tokenizer
 
 
@@ -62,6 +62,9 @@ class TextEncoder(nn.Module):
         known: Number of distinct words that it was taught; 0 = they are not listed.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(
         self,
         vocabulary: int = 4096,
@@ -71,7 +74,6 @@ class TextEncoder(nn.Module):
         length: int = 24,
         known: int = 0,
     ):
-        self.config = keywords(locals())
         super().__init__()
         if vocabulary <= BYTES:
             raise InputError(f"vocabulary must be above {BYTES}, got {vocabulary}. Try 4096.")
@@ -195,8 +197,10 @@ class CaptionMean(nn.Module):
         hidden: Width of the two layers between.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, width: int = 128, channels: int = 4, side: int = 16, hidden: int = 512):
-        self.config = keywords(locals())
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),

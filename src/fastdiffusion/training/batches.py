@@ -215,7 +215,7 @@ class Objective(nn.Module):
             cond = replace(cond or Cond(), estimate=estimate)
         weigh = self._weight
         if cond is not None and cond.image is not None and self.kind == "edm":
-            # with the degraded image given, only the damage is unknown: slight and heavy damage count alike, as in decibels
+            # beside the degraded image only the damage is unknown: slight and heavy damage count alike, as in decibels
             weigh = partial(self.weight, sigma_data=damage(e.x0, cond.image))
         return losses.denoising_loss(self.denoiser, e.x0, e.sigma, e.noise, cond, weigh, self.uncertainty)
 

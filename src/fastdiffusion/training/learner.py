@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import models
 from ..data import Dataset
 from ..device import device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
@@ -152,10 +153,10 @@ class Learner:
             info=self.info | {"ema": length}, autoencoder=self.setup.autoencoder,
             corruption="pairs" if data.cond_channels else self.setup.corruption and str(self.setup.corruption),
         )  # fmt: skip
-        tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
+        tensors = {name: whole(t.detach()) for name, t in models.tensors(frame).items()}
         if length is not None:
             tensors |= {f"net.{name}": whole(t) for name, t in self.average.weights(length).items()}
-        return Model.from_spec(frame.spec(), tensors).to(self.device)
+        return models.from_spec(models.spec(frame), tensors).to(self.device)
 
     # ---- one step ---------------------------------------------------------------------------------------------
 

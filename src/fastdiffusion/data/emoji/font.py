@@ -1,8 +1,8 @@
-"""The emoji of an installed color font as pictures, with their names in fourteen languages as captions.
+"""The emoji of an installed color font as images, with their names in fourteen languages as captions.
 
 A sequence that the font lacks would be drawn as an empty box, as nothing, as a flag with a question mark, or as several
-pictures side by side: all are recognised by drawing them, and left out. Two sequences that look the same become one
-picture with the names of both.
+images side by side: all are recognised by drawing them, and left out. Two sequences that look the same become one
+image with the names of both.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def emoji(
     alpha: bool = False,
     font: str | os.PathLike[str] | None = None,
 ) -> Images:
-    """About 3,700 emoji, each a centred picture with its names as captions.
+    """About 3,700 emoji, each a centred image with its names as captions.
 
     Args:
         size: Side in pixels, 64 by default; 32 is still legible.
@@ -168,7 +168,7 @@ class Pen:
 
 
 def _render(pen: Pen, sequences: list[str], size: int, alpha: bool) -> Iterator[tuple[np.ndarray, dict]]:
-    """Each distinct picture and the sequences that give it."""
+    """Each distinct image and the sequences that give it."""
     distinct: dict[bytes, tuple[Image.Image, list[str]]] = {}
     colored = False
     for sequence in sequences:

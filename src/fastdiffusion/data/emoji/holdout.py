@@ -1,7 +1,7 @@
 """What the emoji generator never sees: decided by rule before anything was trained, so that nobody can choose later.
 
 Every decision is a hash of the thing itself, or one of a few combinations listed by hand. What comes out is written in
-``docs/emoji-reserved.json``; a test compares the two. The judge, which is not a generator, sees everything.
+``docs/emoji-reserved.json``; a test compares the two. The evaluator is trained on everything.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def background(name: str, color: str) -> bool:
 
 
 def phrase(text: str) -> bool:
-    """Whether these words are held out as a second name of a picture: a tenth of them."""
+    """Whether these words are held out as a second name of an image: a tenth of them."""
     return share("name", text.casefold()) < 0.1
 
 
@@ -80,5 +80,5 @@ def pair(name: str, language: str) -> bool:
 
 
 def reserved(name: str) -> bool:
-    """Whether the generator may not see this picture at all."""
+    """Whether the generator may not see this image at all."""
     return glyph(name) or composition(name)

@@ -1,4 +1,4 @@
-"""The emoji's scenes, named in fourteen languages: for encoders of pictures and words, and to train a model further."""
+"""The emoji's scenes, named in fourteen languages: for encoders of images and words, and to train a model further."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Multilingual(Dataset):
         return batch._replace(captions=self._captions(indices, batch.captions, generator))
 
     def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
-        """See :meth:`Dataset.told`."""
+        """See :meth:`Dataset.annotations`."""
         english = self.scenes.annotations(indices, generator)
         return english._replace(captions=self._captions(indices, english.captions, generator))
 

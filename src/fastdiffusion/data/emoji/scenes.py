@@ -1,4 +1,4 @@
-"""Emoji as scenes: each on white and on a few colored grounds, told in many ways; the text-to-image model's data.
+"""Emoji as scenes: each on white and a few colored backgrounds, with captions in many forms, for text-to-image models.
 
 What ``data.reserved`` holds out is left out, unless asked for.
 """
@@ -28,7 +28,7 @@ _VERSION = 1
 
 
 class Phrases(NamedTuple):
-    """What may be said of a picture: its name, other names, and words that belong to it."""
+    """What a caption may name: the emoji's name, other names, and words that belong to it."""
 
     name: str
     others: tuple[str, ...]
@@ -36,7 +36,7 @@ class Phrases(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A row: which picture, on which color."""
+    """A row: which image, on which color."""
 
     image: int
     color: str
@@ -113,7 +113,7 @@ def _others(name: str, title: str, captions: Sequence[str]) -> tuple[str, ...]:
 
 
 def _rows(names: Sequence[str], part: str) -> list[Scene]:
-    """Which pictures on which grounds: in training, plain designs often, skin tones less, pairs of tones least."""
+    """Which images on which grounds: in training, plain designs often, skin tones less, pairs of tones least."""
     rows: list[Scene] = []
     colors = [color for color in holdout.COLORS if color != "white"]
     for i, name in enumerate(names):
@@ -135,7 +135,7 @@ def _rows(names: Sequence[str], part: str) -> list[Scene]:
 
 
 class Scenes(Dataset):
-    """Pictures with transparency on grounds; see :func:`scenes`. A generator given to ``batch`` varies the captions."""
+    """Images with transparency on grounds; see :func:`scenes`. A generator given to ``batch`` varies the captions."""
 
     classes = ()
 
@@ -164,7 +164,7 @@ class Scenes(Dataset):
         return Batch(composite(images, colors), *self.annotations(indices, generator))
 
     def annotations(self, indices: Sequence[int], generator: torch.Generator | None = None) -> Annotations:
-        """See :meth:`Dataset.told`."""
+        """See :meth:`Dataset.annotations`."""
         rows = [self.rows[i] for i in indices]
         names = [" on ".join((self.images.names[row.image], row.color)) for row in rows]
         return Annotations(torch.full((len(names),), -1), [self.caption(i, generator) for i in indices], names)
@@ -210,7 +210,7 @@ def _an(text: str) -> str:
 
 
 def composite(images: Tensor, colors: Tensor) -> Tensor:
-    """Pictures with alpha (b, 4, h, w) over one color each (b, 3), all uint8, rounded."""
+    """Images with alpha (b, 4, h, w) over one color each (b, 3), all uint8, rounded."""
     alpha = images[:, 3:].float() / 255
     mixed = images[:, :3].float() * alpha + colors[:, :, None, None].float() * (1 - alpha)
     return mixed.round().to(torch.uint8)

@@ -85,7 +85,7 @@ def emoji_pairs(languages: Sequence[str] = LANGUAGES[1:], held_out: bool = False
 
 
 def emoji_phrases(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
-    """What else is said of the same emoji: CLDR's search words, names on the grounds that were trained on, countries.
+    """Other phrases for the same emoji: CLDR's search words, names on the grounds that were trained on, countries.
 
     A search word belongs to many emoji; what it comes to mean is the mean of them. A country's name, which is no
     emoji's, stands for its flag.
@@ -161,7 +161,7 @@ def edict(path: Path = EDICT, most: int = 2, names: Collection[str] = ()) -> lis
     """Japanese words with their English glosses of at most ``most`` words, from a dictionary in EDICT's form.
 
     A line is "word;other spelling [reading] /(part of speech) gloss/another gloss/(P)/"; (P) marks common words.
-    Words that mean first one of ``names``, what the pictures are called, count as much as names do.
+    Words that mean first one of ``names``, what the images are called, count as much as names do.
 
     Raises MissingExtra without the file, DataError for one of another form.
     """

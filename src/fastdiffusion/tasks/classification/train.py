@@ -21,7 +21,7 @@ from ...data import Dataset
 from ...denoisers import Denoiser, expand
 from ...errors import DataError, unknown
 from ...io import guarded
-from ...models import Model
+from ...models import Model, native_denoiser
 from ...models.registry import loaded
 from ...nets import layers, presets
 from ...nets.classifier import Classifier, NoiseLevel
@@ -84,7 +84,7 @@ def train_noise_level(data: Dataset | str, **options: Any) -> NoiseLevel:
 
 def _denoiser(model: Model | str | Path) -> Denoiser:
     """The net whose features are classified."""
-    return loaded(model).denoiser
+    return native_denoiser(loaded(model), "A classifier on features")
 
 
 def _learned(data: Dataset, chosen: TrainNoiseLevelOptions) -> Dataset:
@@ -127,7 +127,7 @@ def save(net: Classifier | NoiseLevel, path: str | Path) -> None:
 
 def load(path: str | Path) -> Classifier | NoiseLevel:
     """Read a file of :func:`save`; raises CheckpointError for any other."""
-    return guarded.load(path, KINDS, "train_classifier or train_noise_level")
+    return guarded.load(path, KINDS, "train-classifier").requires_grad_(True)
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from ...data import Dataset
 from ...errors import InputError, unknown
 from ...io.images import as_input
 from ...models import Model, save
-from ...models.registry import model_hash
 from ...nets import TextConditioned
 from ...nets.presets import PRESETS
 from ...nets.text import CaptionMean, TextEncoder
@@ -53,7 +52,7 @@ def train_caption_mean(data: Dataset | str, **options: Any) -> Model:
     config = {
         "data": learner.setup.train.fingerprint, "words": text_encoder.config, "draft": caption_mean.config,
         "batch_size": chosen.batch_size, "lr": chosen.lr,
-        "begin": None if learner.setup.base is None else model_hash(learner.setup.base)[:16],
+        "begin": None if learner.setup.base is None else learner.setup.base.id[:16],
     }  # fmt: skip
     part = Part(both, _loss(learner, text_encoder, caption_mean, chosen), learner.config.optimizer, chosen.lr)
     for _ in train({"caption_mean": part}, config=config, **chosen.run()):

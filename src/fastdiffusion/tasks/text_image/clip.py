@@ -29,7 +29,7 @@ from ...denoisers import expand
 from ...device import device_of
 from ...errors import DataError, InputError, unknown
 from ...io import guarded
-from ...io.checkpoints import fingerprint, save_tensors, stored
+from ...io.checkpoints import fingerprint
 from ...io.images import flatten, open_image, to_tensor
 from ...io.run_folder import Folder
 from ...metrics.retrieval import r_precision
@@ -73,13 +73,13 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def save(clip: Clip, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it, torch.int8 quarters it."""
-    save_tensors(path, stored(clip.state_dict(), dtype), {"kind": "clip", **clip.config})
+    guarded.save("clip", clip, path, dtype)
 
 
 def load(path: str | Path | None = None) -> Clip:
     """The encoder in the package, a file of :func:`save`, or a run's folder; raises CheckpointError for any other."""
     place = Path(str(files("fastdiffusion") / "weights" / FILE)) if path is None else Path(path)
-    return guarded.load(place / FILE if place.is_dir() else place, {"clip": Clip}, "train_clip")
+    return guarded.load(place / FILE if place.is_dir() else place, {"clip": Clip}, "train-clip")
 
 
 def ready(model: Clip | str | Path | None, device: str | None = None) -> Clip:

@@ -28,8 +28,7 @@ from ...data.emoji.translations import Pair
 from ...denoisers import Denoiser
 from ...errors import DataError, InputError
 from ...guidance import cfg
-from ...models import Model
-from ...models.registry import model_hash
+from ...models import Model, native_denoiser
 from ...nets import tokenizer as tokenizers
 from ...nets.layers import Attention, drawn
 from ...nets.text import TextConditioned, TextEncoder, normalized, vocabulary_ids
@@ -74,7 +73,7 @@ def add_language(model: Model, pairs: Sequence[Pair], **options: Any) -> Model:
         new = _second(own, texts, chosen.vocabulary, chosen.depth, chosen.seed)
     pairs_hash = hashlib.sha256(repr([tuple(pair) for pair in pairs]).encode()).hexdigest()[:16]
     config = {
-        "words": new.config, "pairs": pairs_hash, "model": model_hash(model)[:16], "batch_size": chosen.batch_size,
+        "words": new.config, "pairs": pairs_hash, "model": model.id[:16], "batch_size": chosen.batch_size,
         "lr": chosen.lr, "keep": chosen.keep,
     }  # fmt: skip
     before = model.device
@@ -84,15 +83,16 @@ def add_language(model: Model, pairs: Sequence[Pair], **options: Any) -> Model:
         TextConditioned(net.net, own, net.caption_mean), denoiser.parameterization, denoiser.sigma_data,
         denoiser.self_condition,
     )  # fmt: skip
-    return replace(model, denoiser=extended.eval()).to(before)
+    return replace(model, denoise=extended.eval()).to(before)
 
 
 def _native(model: Model) -> tuple[Denoiser, TextConditioned]:
     """A text-to-image model's denoiser and its net; InputError for any other model."""
-    net = model.denoiser.net
+    denoiser = native_denoiser(model, "Adding languages")
+    net = denoiser.net
     if not isinstance(net, TextConditioned):
         raise InputError("This model was trained without captions: it has no text encoder to add languages to.")
-    return model.denoiser, net
+    return denoiser, net
 
 
 def _check(chosen: AddLanguageOptions, second: TextEncoder | None) -> None:
