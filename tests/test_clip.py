@@ -180,7 +180,7 @@ def test_foreign_files_are_refused(tmp_path):
 
     for config in ({"kind": "classifier"}, {"kind": "clip"}, {"kind": "clip", "image": {"net": {}}, "text": {}}):
         save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, config)
-        with pytest.raises(CheckpointError, match=r"train_clip wrote|does not fit"):
+        with pytest.raises(CheckpointError, match=r"is not a file that train-clip wrote|does not fit"):
             clips_clip.load(tmp_path / "other.safetensors")
 
 

@@ -15,8 +15,9 @@ from fastdiffusion import models
 from fastdiffusion.data.dataset import Images
 from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.io.images import read_image, read_recipe, to_tensor
-from fastdiffusion.tasks import classification, variations
+from fastdiffusion.tasks import variations
 from fastdiffusion.tasks.autoencoding import token_prior
+from fastdiffusion.tasks.classification import train as classification
 from fastdiffusion.tasks.evaluation import evaluator
 from fastdiffusion.tasks.generation.recipe import reproduce
 from fastdiffusion.tasks.restoration import cold_diffusion
@@ -83,7 +84,7 @@ KINDS = {
     "memory": lambda: variations.load(file("memory")).vectors,
     "prior": lambda: prior.load(file("prior"))(ramp(2, 8), S, Cond(pooled=ramp(2, 8).flip(1))),
     "codes": tokens,
-    "codes sample": lambda: token_prior.sample_tokens(token_prior.load(file("codes")), 1, 2, seed=0),
+    "codes sample": lambda: token_prior.sample_tokens(token_prior.load(file("codes")), n=1, steps=2, seed=0),
     "style": lambda: network.load(file("style"))(ramp(1, 3, 8, 8), 0.5),
     "translation": translator,
     "cycle": lambda: torch.cat([p.flatten()[:8] for p in paired.load(file("cycle")).parameters()]),

@@ -102,7 +102,10 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
         and taught.conditioner.net.text_encoder.knows("square")
         and not taught.conditioner.net.text_encoder.knows("Quadrat")
     )
+<<<<<<< HEAD
     assert other.knows("Quadrat") and taught.text_encoder.knows("square") and not taught.text_encoder.knows("Quadrat")
+=======
+>>>>>>> text_image
     with pytest.warns(UserWarning, match="tall"):  # "tall" alone the first would read; here the other reads
         sample(taught, "rotes Quadrat tall", n=1, steps=2)
     assert taught.conditioner.net.text_encoder.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))

@@ -21,10 +21,8 @@ from ..version import __version__
 from .options import app, register_old_names
 
 # Each registers its commands, in the order of the help.
-from . import (  # noqa: F401 # isort: skip
-    training, classification, autoencoding, sampling, languages, restoration, text_image, stylization, translation,
-    info,
-)  # fmt: skip
+from . import training, classification, autoencoding, sampling, languages, restoration, text_image  # noqa: F401 # isort: skip
+from . import stylization, translation, info  # noqa: F401 # isort: skip
 
 
 register_old_names()

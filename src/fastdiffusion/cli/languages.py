@@ -12,16 +12,7 @@ from ..errors import InputError
 from ..tasks.generation.options import VariationsOptions
 from ..tasks.text_image.options import AddLanguageOptions
 from .command import command
-from .options import (
-    Aspect,
-    DataName,
-    Device,
-    Out,
-    Size,
-    load_data,
-    next_command,
-    unfinished,
-)
+from .options import Aspect, DataName, Device, Out, Size, load_data, next_command, unfinished
 
 
 @command("variations", VariationsOptions)

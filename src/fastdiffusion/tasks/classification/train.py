@@ -127,7 +127,7 @@ def save(net: Classifier | NoiseLevel, path: str | Path) -> None:
 
 def load(path: str | Path) -> Classifier | NoiseLevel:
     """Read a file of :func:`save`; raises CheckpointError for any other."""
-    return guarded.load(path, KINDS, "train_classifier or train_noise_level")
+    return guarded.load(path, KINDS, "train-classifier").requires_grad_(True)
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def save(clip: Clip, path: str | Path, dtype: torch.dtype | None = None) -> None
 def load(path: str | Path | None = None) -> Clip:
     """The encoder in the package, a file of :func:`save`, or a run's folder; raises CheckpointError for any other."""
     place = Path(str(files("fastdiffusion") / "weights" / FILE)) if path is None else Path(path)
-    return guarded.load(place / FILE if place.is_dir() else place, {"clip": Clip}, "train_clip")
+    return guarded.load(place / FILE if place.is_dir() else place, {"clip": Clip}, "train-clip")
 
 
 def ready(model: Clip | str | Path | None, device: str | None = None) -> Clip:
