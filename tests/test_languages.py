@@ -102,10 +102,6 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
         and taught.conditioner.net.text_encoder.knows("square")
         and not taught.conditioner.net.text_encoder.knows("Quadrat")
     )
-<<<<<<< HEAD
-    assert other.knows("Quadrat") and taught.text_encoder.knows("square") and not taught.text_encoder.knows("Quadrat")
-=======
->>>>>>> text_image
     with pytest.warns(UserWarning, match="tall"):  # "tall" alone the first would read; here the other reads
         sample(taught, "rotes Quadrat tall", n=1, steps=2)
     assert taught.conditioner.net.text_encoder.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))
@@ -235,7 +231,7 @@ def test_a_picture_is_varied_by_its_words(model, clip, flat, tmp_path):
     made = variations.variations(tmp_path / "x.png", n=2, model=model, index=index, clip=clip, temperature=0, steps=2)
     said = PAIRS[4].known
     assert made.labels == (said, said)
-    assert torch.equal(made.images, sample(model, said, n=2, steps=2).images)
+    assert torch.equal(made.images, sample(model, said, 2, steps=2).images)
     more = variations.variations(
         tmp_path / "x.png", "house", n=1, model=model, index=index, clip=clip, temperature=0, steps=1
     )

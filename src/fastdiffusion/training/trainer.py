@@ -209,6 +209,7 @@ def _resume(
     if changed:
         what = ", ".join(f"{k}={str(then.get(k))[:40]} (now {str(config.get(k))[:40]})" for k in changed)
         raise CheckpointError(f"{run.path} holds a run with {what}. Choose another folder, or start anew with --fresh.")
+    settings = {in_code(name): kept for name, kept in old["optimizer"].items()}  # the first files have other names
     for name, p in parts.items():
         own = p.module.state_dict()
         p.module.load_state_dict({k: like(own[k], tensors[f"{name}.{k}"]) for k in own})
