@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..device import device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
-from ..io.checkpoints import on_disk
+from ..io.checkpoints import in_code, on_disk
 from ..io.run_folder import Folder
 from ..noise import generator
 from . import optimizers
