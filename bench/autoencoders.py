@@ -53,13 +53,13 @@ COLLAPSE: dict[str, dict[str, Any]] = {
 PRIORS: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {  # one vector a picture, or four words
         "kl": {"levels": 3, "latent": 16, "kl": 0.1, "steps": 1000},
-        "vq": {"kind": "vq", "levels": 2, "latent": 8, "codebook": 128},
-        "fsq": {"kind": "fsq", "levels": 2, "codebook": 256},
-        "gumbel": {"kind": "gumbel", "levels": 2, "latent": 8, "codebook": 128},
+        "vq": {"kind": "vq", "levels": 2, "latent": 8, "codebook_size": 128},
+        "fsq": {"kind": "fsq", "levels": 2, "codebook_size": 256},
+        "gumbel": {"kind": "gumbel", "levels": 2, "latent": 8, "codebook_size": 128},
     },
     "fashion-mnist": {  # one vector, or sixteen words
         "kl": {"levels": 5, "latent": 32, "kl": 0.02, "steps": 800},
-        "vq": {"kind": "vq", "levels": 3, "latent": 8, "codebook": 256},
+        "vq": {"kind": "vq", "levels": 3, "latent": 8, "codebook_size": 256},
     },
 }
 SMALL = {"width": 16, "lr": 3e-3}
@@ -99,9 +99,9 @@ def at_equal_bits(curve: list[Path], bits: float) -> float | None:
 
 
 def emoji(row: str, steps: int, out: Path) -> dict[str, Any]:
-    autoencoder = train_autoencoder("emoji-scenes", steps, folder=out / row, **EMOJI[row])
+    autoencoder = train_autoencoder("emoji-scenes", steps=steps, folder=out / row, **EMOJI[row])
     held = data.load("emoji-scenes", part="designs")
-    results: dict[str, Any] = describe(autoencoder, held, 144, samples=4)
+    results: dict[str, Any] = describe(autoencoder, held, n=144, samples=4)
     save_png(sheet(autoencoder, held), out / f"{row}.png")
     if isinstance(autoencoder, Discrete):
         train = data.load("emoji-scenes")
@@ -117,7 +117,7 @@ def collapse(out: Path) -> dict[str, Any]:
     evaluator, held = DigitEvaluator(digits), digits.split(0.05, 0)[1]
     for row, options in COLLAPSE.items():
         autoencoder = train_autoencoder(
-            digits, 500, levels=3, latent=16, **SMALL, **options, folder=out / f"digits-{row}"
+            digits, steps=500, levels=3, latent=16, **SMALL, **options, folder=out / f"digits-{row}"
         )
         assert isinstance(autoencoder, KL)
         results[row] = describe(autoencoder, held) | {"psnr_drawn": drawn(autoencoder, held, len(held))}
@@ -160,7 +160,7 @@ def priors(name: str, kinds: list[str], seeds: list[int], prior_steps: int, out:
             else:
                 assert isinstance(autoencoder, Discrete)
                 tokens = train_token_prior(
-                    autoencoder, images, prior_steps, width=96, depth=3, lr=1e-2, seed=seed, folder=folder / "prior"
+                    autoencoder, images, steps=prior_steps, width=96, depth=3, seed=seed, folder=folder / "prior"
                 )
                 row = describe(autoencoder, held) | {
                     "bits, prior": bits(tokens, held),
@@ -169,7 +169,7 @@ def priors(name: str, kinds: list[str], seeds: list[int], prior_steps: int, out:
                 row["kl at equal bits"] = (
                     at_equal_bits([out / "collapse.json"], row["bits"]) if name == "digits" else None
                 )
-                x = sample_tokens(tokens, evaluator.n)
+                x = sample_tokens(tokens, n=evaluator.n)
             made[kind, seed] = x
             results[f"{kind}, seed {seed}"] = evaluator(x) | row
             print(kind, seed, results[f"{kind}, seed {seed}"], flush=True)

@@ -58,7 +58,7 @@ class Bench:
         return torch.cat(made), seconds / self.table.nfe / len(self.names)
 
     def nothing(self, n: int) -> Cond | None:
-        return self.model.encode_prompt([""] * n) if self.model.text_encoder is not None else None
+        return self.model.encode_prompt([""] * n) if self.model.conditioner is not None else None
 
     def ways(self, clip: Clip, noisy: Clip) -> dict[str, tuple[Callable[..., Callable], tuple[float, ...]]]:
         """From a scale to (names -> denoiser), and the scales to try."""
@@ -104,7 +104,7 @@ def main() -> None:
     for method, (make, scales) in bench.methods(clip, noisy).items():
         for scale in scales:
             note(method, scale, *bench.sample(make(scale)))
-    if bench.model.text_encoder is not None:
+    if bench.model.conditioner is not None:
         cfg = guidance.cfg
 
         def cond_on(names: list[str]) -> Denoise:

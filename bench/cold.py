@@ -1,9 +1,9 @@
-"""Diffusion along blur and other corruptions: is it worth to ask more than once?
+"""Diffusion along blur and other corruptions: is it worth evaluating the net more than once?
 
-Held-out pictures are degraded to a process's highest level and restored, in one call and in several. ``fd`` is the
-Frechet distance from other real pictures in the features of a classifier of the data, which no net here was trained
-against; beside it stand the degraded pictures themselves, and the floor: real pictures of the same number. ``psnr`` is
-nearness to the very picture that was degraded, which favors the blurred mean of all answers, and so one call.
+Held-out images are degraded to a process's highest level and restored, in one evaluation and in several. ``fd`` is the
+Frechet distance from other real images in the features of a classifier of the data, which no net here was trained
+against; beside it stand the degraded images themselves, and the floor: real images of the same number. ``psnr`` is
+nearness to the very image that was degraded, which favors the blurred mean of all answers, and so one evaluation.
 
     python bench/cold.py [--data digits] [--size 8] [--steps 200] [--processes heat "pixelate 4"] [--out out/bench]
 """
@@ -63,12 +63,14 @@ def main() -> None:
         return metrics.frechet(real, one) - metrics.frechet(real, many)
 
     result: dict = {"floor": round(fd(x0), 3)}
-    print(f"{len(x0)} held-out pictures of {data.name}; fd of as many real ones: {result['floor']}")
+    print(f"{len(x0)} held-out images of {data.name}; fd of as many real ones: {result['floor']}")
     sheet = [x0[:12]]
     for name in args.processes:
         folder = args.runs / f"{safe_name(args.data)}-{safe_name(name)}"
         begun = time.process_time()
-        net = cold_diffusion.train_cold(data, name, args.steps, args.net, holdout=HELD, folder=folder)
+        net = cold_diffusion.train_cold(
+            data, name, steps=args.steps, net=args.net, holdout=HELD, folder=folder, device="cpu"
+        )
         seconds = time.process_time() - begun
         start = net.process.degrade(x0, 1.0, noise.initial(range(len(x0)), x0.shape[1:]))
         row: dict = {"training": round(seconds), "input": {"fd": round(fd(start), 2), "psnr": mean(psnr(start, x0))}}
@@ -78,14 +80,14 @@ def main() -> None:
             eta = 1.0 if name in ("gaussian", "blur_noise") else 0.0
             made = cold_diffusion.restore(net, start, nfe, eta=eta, seeds=range(len(x0)))
             features_of[nfe] = metrics.features(classifier, made.clamp(-1, 1))
-            row[f"{nfe} calls"] = {
+            row[f"{nfe} evaluations"] = {
                 "fd": round(metrics.frechet(real, features_of[nfe]), 2),
                 "psnr": mean(psnr(made, x0)),
             }
             if nfe in (1, max(args.evaluations)):
                 sheet.append(made[:12])
         low, high = metrics.interval(gain, real, features_of[1], features_of[max(args.evaluations)], rounds=100)
-        row["fd gained by many calls"] = (
+        row["fd gained by many evaluations"] = (
             f"{gain(real, features_of[1], features_of[max(args.evaluations)]):.2f} [{low:.2f}, {high:.2f}]"
         )
         print(f"{name:12}", json.dumps(row), flush=True)

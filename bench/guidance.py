@@ -25,9 +25,10 @@ from fastdiffusion import guidance, metrics, noise, samplers
 from fastdiffusion.data import selection
 from fastdiffusion.guidance.features import feature_guidance
 from fastdiffusion.io.images import grid, to_tensor
+from fastdiffusion.models import native_denoiser
 from fastdiffusion.nets.classifier import Classifier
-from fastdiffusion.tasks.classification import accuracy, train_classifier
-from fastdiffusion.types import Cond, Denoise
+from fastdiffusion.tasks.classification.train import accuracy, train_classifier
+from fastdiffusion.types import Cond, Denoise, Run
 
 COLUMNS = ("accuracy", "fd", "precision", "recall", "spread")
 SCALES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -83,7 +84,7 @@ def unlabelled(denoise: Denoise) -> Denoise:
 def cost(make: Callable[[], Denoise], bench: Bench, evaluations: int = 30) -> float:
     """CPU milliseconds of a guided call on 16 pictures, the least of many."""
     x, sigma, cond = torch.randn(16, *bench.model.shape), torch.ones(16), bench.model.cond(bench.labels[:16])
-    denoise, times = guidance.start(make()), []
+    denoise, times = guidance.start(make(), Run((1.0,), 1, 0, 1.0)), []
     for _ in range(evaluations):
         started = time.process_time()
         with torch.no_grad():
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace, seed: int) -> list[dict[str, float | str]]:
         return (
             guidance.classifier(plain, guide.log_prob, scale)
             if whole
-            else feature_guidance(model.denoiser, guide, scale)
+            else feature_guidance(native_denoiser(model), guide, scale)
         )
 
     for name in guides:

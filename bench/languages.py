@@ -14,7 +14,7 @@ import argparse
 import json
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -22,7 +22,9 @@ from fastdiffusion import sample
 from fastdiffusion.data.emoji import translations
 from fastdiffusion.io.images import grid
 from fastdiffusion.metrics import retrieval
+from fastdiffusion.models import native_denoiser
 from fastdiffusion.models.registry import loaded
+from fastdiffusion.nets import TextConditioned
 from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
 from fastdiffusion.training.learner import Learner
 
@@ -49,12 +51,10 @@ def main() -> None:
         ).fit(minutes=args.joint)  # fmt: skip
         args.model = folder
     evaluator, model = judging_evaluator.load(), loaded(args.model)
-    assert model.text_encoder is not None
+    text_encoder = cast("TextConditioned", native_denoiser(model).net).text_encoder
 
     def draw(texts: list[str]) -> Tensor:
-        return sample(
-            model, texts, len(texts), steps=args.steps, scale=model.info.get("scale", 1.5), batch_size=32
-        ).images
+        return sample(model, texts, n=len(texts), steps=args.steps, scale=model.scale, batch_size=32).images
 
     results = {}
     for language in args.languages:
@@ -68,7 +68,7 @@ def main() -> None:
             row: dict[str, Any] = {
                 "recall": retrieval.r_precision(evaluator, theirs, names),
                 "english": retrieval.r_precision(evaluator, english, names),
-                "tokens": sum(int((model.text_encoder.tokens([text]) > 0).sum()) for text in texts) / len(texts),
+                "tokens": sum(int((text_encoder.tokens([text]) > 0).sum()) for text in texts) / len(texts),
                 "bytes": sum(len(text.encode()) for text in texts) / len(texts),
             }
             if language == "ja" and part == "held_out":

@@ -23,7 +23,7 @@ from torch import Tensor
 from fastdiffusion import guidance, metrics, noise, samplers
 from fastdiffusion.data import selection
 from fastdiffusion.samplers import optimization
-from fastdiffusion.tasks.classification import level_error, train_noise_level
+from fastdiffusion.tasks.classification.train import level_error, train_noise_level
 
 
 @torch.no_grad()

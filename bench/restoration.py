@@ -2,7 +2,7 @@
 
     python bench/restoration.py photographs/ --model src/fastdiffusion/weights/restorer.safetensors
 
-``photographs/``: a folder of photographs that the restorer did not learn from, e.g. the "nature" pictures of Debian's
+``photographs/``: a folder of photographs that the restorer did not learn from, e.g. the "nature" images of Debian's
 mate-backgrounds. "waifu2x" is a published network of 0.55 million parameters for photographs (``make peers`` gets it);
 "features" is 1,000 times the distance in the eyes of the bundled features. Crops are cut after each photograph is
 reduced to one megapixel; intervals are of the mean over crops, bootstrapped by photograph.
@@ -26,11 +26,12 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from fastdiffusion.corruptions import parse
+from fastdiffusion.corruptions.blurs import convolve
 from fastdiffusion.data.crops import reduced
 from fastdiffusion.io.images import read_image, save_png, to_array, to_pil, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.nets.perceptual import perceptual_distance
-from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel, richardson_lucy, wiener
+from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel, wiener
 from fastdiffusion.tasks.restoration.colorization import luminance
 from fastdiffusion.tasks.restoration.restore import bundled, restore
 from fastdiffusion.tasks.restoration.watermarks import remove_watermark
@@ -152,12 +153,24 @@ def measure(
     return out
 
 
+def richardson_lucy(y: Tensor, kernel: Tensor, steps: int = 30) -> Tensor:
+    """Richardson (1972) and Lucy's (1974) deconvolution of light."""
+    light = (y + 1) / 2
+    x = torch.full_like(light, 0.5)
+    kernels = kernel[None].expand(len(y), -1, -1)
+    for _ in range(steps):
+        x = x * convolve(light / convolve(x, kernels).clamp(min=1e-4), kernels.flip(1, 2))
+    return 2 * x - 1
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", type=Path)
     parser.add_argument("--each", type=int, default=6, help="crops of each photograph")
-    parser.add_argument("--zero-shot", action=argparse.BooleanOptionalAction, default=True, help="its 20 calls a crop")
+    parser.add_argument(
+        "--zero-shot", action=argparse.BooleanOptionalAction, default=True, help="its 20 evaluations a crop"
+    )
     parser.add_argument("--only", default="", help="parts, with commas")
     parser.add_argument("--out", type=Path, default=Path("out/restoration"))
     args = parser.parse_args()
@@ -248,7 +261,7 @@ def kernels(folder: Path) -> dict:
 
 
 def marks(folder: Path, model: Model) -> dict:
-    """Several pictures with one mark: error inside the mark before and after; and whether anything else changed."""
+    """Several images with one mark: error inside the mark before and after; and whether anything else changed."""
     out = {}
     x = torch.stack([
         to_tensor(reduced(read_image(p).convert("RGB"), 400_000))[:, :360, :480]
@@ -297,7 +310,7 @@ def seams(folder: Path, model: Model) -> dict:
         plain = x.diff(dim=2).abs().mean((0, 1))
         borders = [2 * c - 1 for c in range(64, y.width - 64, 64)]
         ratios.append(1 + float(extra[borders].mean() / plain[borders].mean()))
-    print(f"gradient at tile borders, against the same picture in one piece: {sum(ratios) / len(ratios):.4f}")
+    print(f"gradient at tile borders, against the same image in one piece: {sum(ratios) / len(ratios):.4f}")
     return {"ratio": ratios}
 
 

@@ -43,5 +43,5 @@ def subject(args: argparse.Namespace, seed: int = 0) -> Subject:
     if args.model is None or not path.exists():
         save(Learner(train, net="unet-tiny", seed=seed, verbose=False).fit(minutes=args.minutes).model, path)
     model = load_model(path)
-    model.denoiser.eval().requires_grad_(False)
+    model.eval().modules["net"].requires_grad_(False)
     return Subject(model, data, train, held_out, metrics.train_classifier(data, seed=77))

@@ -14,7 +14,9 @@ from collections import Counter
 from statistics import mean
 
 from fastdiffusion import data
+from fastdiffusion.models import native_denoiser
 from fastdiffusion.models.registry import loaded
+from fastdiffusion.nets import TextConditioned
 from fastdiffusion.nets.text import normalized
 from fastdiffusion.nets.tokenizer import BYTES
 
@@ -54,8 +56,9 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--data", default="emoji-scenes")
     args = parser.parse_args()
-    vocabulary = loaded(args.model).text_encoder
-    assert vocabulary is not None, "a model without words"
+    net = native_denoiser(loaded(args.model)).net
+    assert isinstance(net, TextConditioned), "a model without a text encoder"
+    vocabulary = net.text_encoder
     texts = {normalized(text) for text in data.load(args.data).texts()}
     counts = Counter(word for text in texts for word in set(text.split()) if word.isalpha() and len(word) > 1)
     draw, framed = random.Random(0), [f"^^{word}$" for word in counts if word.isascii()]

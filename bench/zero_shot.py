@@ -63,7 +63,7 @@ def main() -> None:
             rows["supervised"] = restorer.denoise(measured, level, Cond(image=measured))
         for method in args.methods.split(","):
             for evaluations in map(int, args.evaluations.split(",")):
-                options = {} if method in ("diffpir", "tmpd") else {"sigma_data": model.denoiser.sigma_data}
+                options = {} if method in ("diffpir", "tmpd") else {"sigma_data": model.sigma_data}
                 guided = posterior.INVERSE[method](cfg(model.denoise, 1.0), operator, y, **options)
                 table = samplers.table(
                     args.sampler, schedules.exponential(evaluations, model.sigma_min, model.sigma_max)

@@ -446,7 +446,7 @@ def test_a_place_that_cannot_be_a_run_folder(tmp_path):
 
 SAVER = """
 import os, sys, torch
-from fastdiffusion.checkpoints import Folder
+from fastdiffusion.io.run_folder import Folder
 torch.set_num_threads(1)
 def main(path):
     with Folder(path).lock() as folder:
@@ -494,7 +494,7 @@ print(best)
 
 
 def python(code, *args, **options):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(checkpoints.__file__).parents[1])}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(checkpoints.__file__).parents[2])}
     return subprocess.Popen(
         [sys.executable, "-W", "error::UserWarning", "-c", code, *map(str, args)], env=env, text=True, **options
     )

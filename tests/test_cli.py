@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiffusion import metrics, nets
+from fastdiffusion import metrics, models, nets
 from fastdiffusion.cli import demo as demo_
 from fastdiffusion.cli import main
 from fastdiffusion.data import digits
@@ -43,45 +43,45 @@ def run(*words: str | Path, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
 
 
-def test_sample_and_again(model, here, capsys):
+def test_sample_and_reproduce(model, here, capsys):
     assert main(["sample", str(model), "--classes", "3,7", "-n", "3", "--steps", "2", "--seed", "5", "-o", "out"]) == 0
     names = sorted(path.name for path in Path("out").iterdir())
     assert names == ["0005-3.png", "0006-7.png", "0007-3.png", "grid.png"]
     for name in names:
-        assert main(["again", f"out/{name}", "--model", str(model)]) == 0
+        assert main(["reproduce", f"out/{name}", "--model", str(model)]) == 0
         assert "the same bytes" in capsys.readouterr().out
-        copy = Path("out") / f"{Path(name).stem}-again.png"
+        copy = Path("out") / f"{Path(name).stem}-reproduced.png"
         assert copy.read_bytes() == (Path("out") / name).read_bytes()
 
 
-def test_guided_from_a_picture_in_webp(model, here, capsys):
-    """Words of guidance, a start, another format, the recipe beside: all of it comes back by name, and can be shown."""
+def test_guided_from_an_image_in_webp(model, here, capsys):
+    """Guidance, an image to start from, another format, the recipe beside: all comes back by name, and can be shown."""
     Image.linear_gradient("L").save("in.png")
     Path("mask.png").write_bytes(Path("in.png").read_bytes())
-    options = ["--guide", "negative 8 scale=2", "--guide", "inpaint in.png mask.png", "--image", "in.png"]
+    options = ["--guidance", "negative 8 scale=2", "--guidance", "inpaint in.png mask.png", "--image", "in.png"]
     command = ["sample", str(model), "--classes", "3", "-n", "1", "--steps", "3", "--strength", "0.4", *options]
     assert main([*command, "--format", "webp", "--sidecar"]) == 0
-    assert main(["again", "out/0000-3.webp", "--model", str(model)]) == 0
+    assert main(["reproduce", "out/0000-3.webp", "--model", str(model)]) == 0
     assert "the same bytes" in capsys.readouterr().out
     recipe = json.loads(Path("out/0000-3.json").read_text())
     assert main(["recipe", "out/0000-3.webp"]) == 0
     assert json.loads(capsys.readouterr().out) == recipe
-    assert recipe["parameters"]["guide"].startswith("negative 8 scale=2 >> inpaint in.png@")
-    assert main(["study", str(model), "--vary", "strength=0,0.5", "-n", "1", "--steps", "1", "--image", "in.png"]) == 0
+    assert recipe["parameters"]["guidance"].startswith("negative 8 scale=2 >> inpaint in.png@")
+    assert main(["study", str(model), "--sweep", "strength=0,0.5", "-n", "1", "--steps", "1", "--image", "in.png"]) == 0
     assert "strength" in capsys.readouterr().out
 
 
-def test_a_classifier_of_the_models_middle(model, here, capsys):
+def test_a_classifier_of_the_models_features(model, here, capsys):
     assert main(["train-classifier", "digits", "--model", str(model), "--steps", "2", "-o", "c"]) == 0
-    guide = ["--guide", "middle c/classifier.safetensors scale=2"]
+    guide = ["--guidance", "middle c/classifier.safetensors scale=2"]
     assert main(["sample", str(model), "-n", "1", "--steps", "1", *guide]) == 0
 
 
-def test_again_finds_the_model_of_a_run(model, here):
+def test_reproduce_finds_the_model_of_a_run(model, here):
     Path("runs/digits").mkdir(parents=True)
     Path("runs/digits/model.safetensors").write_bytes(model.read_bytes())
     assert main(["sample", "runs/digits", "-n", "1", "--steps", "1"]) == 0
-    assert main(["again", "out/0000-0.png"]) == 0
+    assert main(["reproduce", "out/0000-0.png"]) == 0
 
 
 def test_no_metadata(model, here):
@@ -119,7 +119,7 @@ def test_fit_keeps_its_table_in_the_file(model, here, capsys):
     copy = here / "copy.safetensors"
     copy.write_bytes(model.read_bytes())
     assert main(["fit", str(copy), "--steps", "2", "--noises", "4", "--seconds", "1"]) == 0
-    assert "2 calls: error" in capsys.readouterr().out
+    assert "2 evaluations: error" in capsys.readouterr().out
     assert list(load(copy).tables) == ["2"]
     save(load(copy), copy, torch.int8)
     size = copy.stat().st_size
@@ -127,14 +127,14 @@ def test_fit_keeps_its_table_in_the_file(model, here, capsys):
     assert list(load(copy).tables) == ["2", "3"] and copy.stat().st_size < 1.2 * size  # its weights stay as stored
 
 
-def test_again_over_the_picture_itself_and_in_another_format(model, here, capsys):
+def test_reproduce_over_the_image_itself_and_in_another_format(model, here, capsys):
     assert main(["sample", str(model), "-n", "1", "--steps", "1", "-o", "out"]) == 0
     name = next(path for path in Path("out").iterdir() if path.name != "grid.png")
-    assert main(["again", str(name), "--model", str(model), "--out", str(name)]) == 0
+    assert main(["reproduce", str(name), "--model", str(model), "--out", str(name)]) == 0
     assert "the same bytes" in capsys.readouterr().out
-    assert main(["again", str(name), "--model", str(model), "--out", "out/x.jpg"]) == 0
+    assert main(["reproduce", str(name), "--model", str(model), "--out", "out/x.jpg"]) == 0
     assert "another format" in capsys.readouterr().out
-    assert main(["again", str(name), "--model", str(model), "--out", "out/x.gif"]) == 2
+    assert main(["reproduce", str(name), "--model", str(model), "--out", "out/x.gif"]) == 2
 
 
 @pytest.mark.parametrize(("words", "says"), [
@@ -147,8 +147,8 @@ def test_again_over_the_picture_itself_and_in_another_format(model, here, capsys
     (["sample", "pickle.pt"], "pickle"),
     (["sample", "cut.safetensors"], "damaged"),
     (["sample", "MODEL", "-n", "1", "--steps", "1", "-o", "file"], "is a file. Try --out out"),
-    (["again", "plain.png"], "no recipe"),
-    (["again", "none.png"], "none.png"),
+    (["reproduce", "plain.png"], "no recipe"),
+    (["reproduce", "none.png"], "none.png"),
     (["train", "empty"], "No pictures"),
     (["train", "nowhere"], "nowhere"),
     (["train", "digits", "--net", "unet-smal", "--steps", "1"], "Did you mean 'unet-small'"),
@@ -157,7 +157,7 @@ def test_again_over_the_picture_itself_and_in_another_format(model, here, capsys
     (["train", "digits", "--steps", "0"], "steps"),
     (["train", "x" * 300], "name too long"),
     (["train", "empty", "--restore", "noise 0.1", "--aspect", "crop"], "--aspect does nothing here"),
-    (["train", "digits", "--begin", "MODEL", "--net", "unet-base"], "keeps its net"),
+    (["train", "digits", "--init-from", "MODEL", "--net", "unet-base"], "keeps its net"),
     (["sample", "MODEL", "--format", "gif"], "No format named 'gif'"),
     (["fit", "emoji", "--steps", "2"], "There is no file 'emoji'"),
     (["fit", "MODEL", "--noises", "0"], "noises must be"),
@@ -165,7 +165,7 @@ def test_again_over_the_picture_itself_and_in_another_format(model, here, capsys
     (["evaluate", "MODEL", "fashion-mnis"], "Did you mean 'fashion-mnist'"),
     (["fit", "MODEL", "--steps", "some"], "whole numbers"),
     (["about", "p3"], "Did you mean 'p2'"),
-    (["sample", "MODEL", "--guide", "cgf scale=3"], "Did you mean 'cfg'"),
+    (["sample", "MODEL", "--guidance", "cgf scale=3"], "Did you mean 'cfg'"),
     (["sample", "MODEL", "--image", "none.png"], "There is no file 'none.png'"),
     (["sample", "MODEL", "--image", "plain.png", "--strength", "2"], "strength must be from 0 to 1"),
     (["recipe", "plain.png"], "carries no recipe"),
@@ -199,7 +199,7 @@ def test_usage_errors(words, capsys):
 
 
 @pytest.mark.parametrize(
-    "words", [["--version"], ["--help"], ["samplers"], ["about"], ["about", "edm"], ["about", "unet"], ["doctor"]]
+    "words", [["--version"], ["--help"], ["list-samplers"], ["about"], ["about", "edm"], ["about", "unet"], ["doctor"]]
 )
 def test_what_only_tells(words, capsys):
     assert main(words) == 0
@@ -222,13 +222,13 @@ def test_doctor_names_a_broken_torchvision(monkeypatch, tmp_path):
 def test_poor_surroundings(model, tmp_path):
     """Locale C, no HOME, no terminal, 40 columns, a class name that ASCII does not have."""
     loaded = load(model)
-    save(Model(loaded.denoiser, loaded.shape, ("Käse", *"123456789")), tmp_path / "m.safetensors")
+    save(Model(models.native_denoiser(loaded), loaded.shape, ("Käse", *"123456789")), tmp_path / "m.safetensors")
     poor = {"PATH": os.environ["PATH"], "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "COLUMNS": "40"}
     poor["PYTHONPATH"] = str(Path(__file__).parent.parent / "src")
     made = run("sample", "m.safetensors", "-n", "2", "--steps", "1", cwd=tmp_path, env=poor)
     assert made.returncode == 0, made.stderr
     assert {"0001-1.png", "grid.png"} < {path.name for path in (tmp_path / "out").iterdir()}
-    for words in (["doctor"], ["--help"], ["samplers"]):
+    for words in (["doctor"], ["--help"], ["list-samplers"]):
         assert run(*words, cwd=tmp_path, env=poor).returncode == 0
 
 
@@ -236,13 +236,13 @@ def test_ctrl_c_is_130():
     program = """
 import signal, sys, time
 from fastdiffusion import cli
-from fastdiffusion.tasks import generation
+from fastdiffusion.tasks.generation import sample
 
-def busy(**given):
+def busy(*given, **options):
     print("go", flush=True)
     time.sleep(600)
 
-generation.sample = busy
+sample.sample = busy
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 sys.exit(cli.main(["sample", "any"]))
 """
@@ -254,7 +254,7 @@ sys.exit(cli.main(["sample", "any"]))
     assert child.returncode == 130
 
 
-def test_train_goes_on(here, monkeypatch, capsys):
+def test_train_resumes(here, monkeypatch, capsys):
     words = ["train", "digits", "--net", "unet-tiny", "--steps", "3", "--batch-size", "8", "--cpu"]
     assert main(words) == 0
     assert (here / "runs/digits/model.safetensors").exists()
@@ -274,6 +274,6 @@ def test_demo(here, monkeypatch, capsys):
     names = {str(path.relative_to("d")) for path in Path("d").rglob("*") if path.is_file()}
     assert {"grid.png", "model.safetensors", "report.html", "evaluation/report.json"} < names
     lines = capsys.readouterr().out.split("What to type next:")[1].strip().splitlines()
-    for line in lines[:3]:  # all but the one with YOUR-PICTURES
+    for line in lines[:3]:  # all but the one with YOUR-IMAGES
         assert main(line.split()[1:]) == 0, capsys.readouterr().err
     assert "label accuracy" in load("d").info["metrics"]

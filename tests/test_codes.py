@@ -1,13 +1,16 @@
-"""Words of a codebook: a posterior that hardens, files of every kind, and a prior over which words stand together."""
+"""Tokens of a codebook: a posterior that hardens, files of every kind, and a prior over which tokens stand together."""
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
 from fastdiffusion import cli, data, nets
 from fastdiffusion.errors import CheckpointError, InputError
+from fastdiffusion.io.checkpoints import load_tensors
 from fastdiffusion.io.images import read_image, to_tensor
 from fastdiffusion.models import load_autoencoder
 from fastdiffusion.nets.autoencoders import FSQ, KL, VQ, Gumbel
@@ -19,7 +22,7 @@ from fastdiffusion.tasks.autoencoding.token_prior import hidden, sample_tokens, 
 from fastdiffusion.tasks.autoencoding.train import train_autoencoder
 from fastdiffusion.training.trainer import Part, train
 
-TINY = {"steps": 20, "levels": 2, "width": 8, "codebook": 64, "optimizer": "adamw", "lr": 3e-3}
+TINY = {"steps": 20, "levels": 2, "width": 8, "codebook_size": 64, "optimizer": "adamw", "lr": 3e-3}
 PRIOR = {"steps": 6, "width": 32, "depth": 1, "batch_size": 8}
 TWO = torch.stack([torch.arange(9).view(3, 3) % 5, torch.arange(9).view(3, 3) % 4 + 1])  # two grids, both likely
 
@@ -29,7 +32,7 @@ def autoencoder():
     return train_autoencoder("digits", kind="fsq", **TINY)
 
 
-# ---- a posterior over words -------------------------------------------------------------------------------------
+# ---- a posterior over tokens ------------------------------------------------------------------------------------
 
 
 def gumbels(autoencoder, x):
@@ -39,7 +42,7 @@ def gumbels(autoencoder, x):
         return -torch.empty(shape).exponential_().log()
 
 
-def test_a_cold_draw_is_the_word_that_wins():
+def test_a_cold_draw_is_the_token_that_wins():
     autoencoder = Gumbel(3, 4, 8, codebook=32).train()
     x = torch.rand(2, 3, 8, 8)
     autoencoder.temperature = 1e-4
@@ -51,7 +54,7 @@ def test_a_cold_draw_is_the_word_that_wins():
     assert not torch.equal(winner, autoencoder.tokens(x))  # the draw is one of the posterior, not its likeliest
 
 
-def test_a_sure_posterior_draws_its_likeliest_word():
+def test_a_sure_posterior_draws_its_likeliest_token():
     autoencoder = Gumbel(3, 4, 8, codebook=32).train()
     x = torch.rand(2, 3, 8, 8)
     torch.nn.init.constant_(autoencoder.log_precision, 12.0)
@@ -71,19 +74,19 @@ def test_the_temperature_falls_and_stays():
     assert seen[0] == 1 and seen[-3:] == [1 / 16] * 3 and seen == sorted(seen, reverse=True)
 
 
-def test_a_posterior_of_all_words_alike_costs_nothing():
+def test_a_posterior_of_all_tokens_alike_costs_nothing():
     autoencoder = Gumbel(3, 4, 8, codebook=32)
     torch.nn.init.constant_(autoencoder.log_precision, -20.0)
     assert autoencoder(torch.rand(2, 3, 8, 8))[1].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("make", [VQ, Gumbel, FSQ])
-def test_words_survive_being_read_again(make):
+def test_tokens_survive_being_quantized_again(make):
     autoencoder = make(3, width=8).eval()
     autoencoder.standardize(torch.randn(4, len(autoencoder.mean), 5, 5) * 3 + 1)
-    words = torch.randint(autoencoder.words, (2, 5, 6))
-    vectors = autoencoder.vectors(words)
-    assert torch.equal(autoencoder.quantize(autoencoder._out(vectors))[1], words)
+    tokens = torch.randint(autoencoder.codebook_size, (2, 5, 6))
+    vectors = autoencoder.vectors(tokens)
+    assert torch.equal(autoencoder.quantize(autoencoder._out(vectors))[1], tokens)
 
 
 @pytest.mark.parametrize("make", [KL, VQ, Gumbel, FSQ])
@@ -95,16 +98,16 @@ def test_files_of_every_kind(make, tmp_path):
 
 
 def test_fsq_has_the_codebooks_of_its_paper():
-    made = train_autoencoder("digits", 1, "fsq", width=8, codebook_size=256)
+    made = train_autoencoder("digits", steps=1, kind="fsq", width=8, codebook_size=256)
     assert made.config["levels"] == [8, 6, 5]
     with pytest.raises(InputError, match="codebooks of 64, 256"):
-        train_autoencoder("digits", 1, "fsq", codebook_size=300)
+        train_autoencoder("digits", steps=1, kind="fsq", codebook_size=300)
 
 
 # ---- their prior ------------------------------------------------------------------------------------------------
 
 
-def test_as_many_words_are_hidden_as_evenly_drawn():
+def test_as_many_tokens_are_masked_as_evenly_drawn():
     mask = hidden(torch.zeros(8000, 2, 3, dtype=torch.long), torch.Generator().manual_seed(0))
     counts = mask.flatten(1).sum(1).bincount(minlength=7)
     assert counts[0] == 0 and (counts[1:] / 8000 - 1 / 6).abs().max() < 0.02
@@ -118,7 +121,7 @@ def test_an_untaught_prior_needs_the_plain_bits():
 
 
 def test_it_learns_what_stands_together():
-    """Of two grids either is drawn: one bit a picture, whatever the words, and nothing else is ever written."""
+    """Of two grids either is drawn: one bit an image, whatever the tokens, and nothing else is ever written."""
     prior = MaskedTokens(5, (3, 3), 32, 2)
     part = Part(prior, lambda step: surprise(prior, TWO.repeat(32, 1, 1), 0, step).mean(), lr=1e-2)
     list(train({"prior": part}, 250, {}, precision="float32"))
@@ -147,20 +150,47 @@ def test_a_cut_run_goes_on_bit_for_bit(autoencoder, tmp_path):
     resumed = token_prior.load(tmp_path / "cut" / token_prior.FILE)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    made = sample_tokens(resumed, 3, steps=2)
+    made = sample_tokens(resumed, n=3, steps=2)
     assert made.shape == (3, 1, 8, 8)
-    torch.testing.assert_close(made, sample_tokens(whole, 3, steps=2, batch_size=2))
+    torch.testing.assert_close(made, sample_tokens(whole, n=3, steps=2, batch_size=2))
+
+
+GOLDEN = Path(__file__).parent / "golden"
+FIRST = {"steps": 3, "kind": "fsq", "width": 4, "levels": 1, "codebook_size": 64, "batch_size": 4, "lr": 3e-3}
+
+
+def equal_files(made: Path, wanted: Path) -> None:
+    (config, tensors), (then, expected) = load_tensors(made), load_tensors(wanted)
+    assert config == then and tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_runs_of_the_first_version_go_on_as_they_would_have_there(tmp_path):
+    """Their checkpoints after one of three steps, and what became of them."""
+    for name in ("autoencoder", "token-prior"):
+        (tmp_path / name).mkdir()
+        shutil.copyfile(GOLDEN / f"{name}-run-v1.safetensors", tmp_path / name / "step-000000001.safetensors")
+    train_autoencoder("digits", folder=tmp_path / "autoencoder", optimizer="adamw", **FIRST)
+    equal_files(tmp_path / "autoencoder" / autoencoders.FILE, GOLDEN / "autoencoder-v1.safetensors")
+    options = {"steps": 3, "width": 16, "depth": 1, "batch_size": 4, "folder": tmp_path / "token-prior"}
+    train_token_prior(GOLDEN / "autoencoder-v1.safetensors", "digits", **options)
+    equal_files(tmp_path / "token-prior" / token_prior.FILE, GOLDEN / "token-prior-v1.safetensors")
+    images = sample_tokens(GOLDEN / "token-prior-v1.safetensors", n=2, device="cpu")
+    torch.testing.assert_close(images, sample_tokens(tmp_path / "token-prior" / token_prior.FILE, n=2, device="cpu"))
+    with pytest.raises(CheckpointError, match="holds a run with batch_size=4"):
+        train_autoencoder("digits", folder=tmp_path / "autoencoder", optimizer="adamw", **{**FIRST, "batch_size": 8})
 
 
 def test_what_does_not_fit_is_refused(autoencoder, tmp_path):
-    with pytest.raises(InputError, match="has words"):
+    with pytest.raises(InputError, match="has some"):
         train_token_prior(KL(1, width=8), "digits")
     with pytest.raises(InputError, match="3 channels"):
         train_token_prior(FSQ(3, width=8), "digits")
     with pytest.raises(InputError, match="3 channels"):
         describe(KL(3, width=8), data.load("digits"))
     autoencoders.save(autoencoder, tmp_path / "codec.safetensors")
-    with pytest.raises(CheckpointError, match="train-codes"):
+    with pytest.raises(CheckpointError, match="train-token-prior"):
         token_prior.load(tmp_path / "codec.safetensors")
     with pytest.raises(InputError, match="codebook"):
         nets.build({"name": "masked", "codebook": 10**9})
@@ -194,33 +224,49 @@ def test_from_the_command_line(autoencoder, tmp_path, capsys):
     file = tmp_path / "codec.safetensors"
     autoencoders.save(autoencoder, file)
     assert cli.main(["codec", str(file), "digits", "-o", str(tmp_path)]) == 0
-    said = json.loads((tmp_path / "codec.json").read_text())
-    assert said["bits"] == 24 and "used" in capsys.readouterr().out and read_image(tmp_path / "codec.png").size[1] > 90
-    order = ["train-codes", str(file), "digits", "--steps", "3", "--width", "32", "--depth", "1", "-o", str(tmp_path)]
+    said = json.loads((tmp_path / "autoencoder.json").read_text())
+    assert (
+        said["bits"] == 24
+        and "used" in capsys.readouterr().out
+        and read_image(tmp_path / "autoencoder.png").size[1] > 90
+    )
+    order = [
+        "train-codes",
+        str(file),
+        "digits",
+        "--steps",
+        "3",
+        "--width",
+        "32",
+        "--depth",
+        "1",
+        "--out",
+        str(tmp_path),
+    ]
     assert cli.main(order) == 0 and "24 without the prior" in capsys.readouterr().out
     prior = tmp_path / token_prior.FILE
     assert cli.main(["sample-codes", str(prior), "-n", "2", "--seed", "5", "-o", str(tmp_path / "a")]) == 0
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0005.png", "0006.png", "grid.png"]
     first = to_tensor(read_image(tmp_path / "a" / "0005.png"))
-    torch.testing.assert_close(first, sample_tokens(prior, 1, seed=5)[0], atol=1 / 127, rtol=0)
+    torch.testing.assert_close(first, sample_tokens(prior, n=1, seed=5)[0], atol=1 / 127, rtol=0)
     assert cli.main(["sample-codes", str(file), "-o", str(tmp_path / "b")]) == 2
 
 
 def test_a_variational_codec_from_the_command_line(tmp_path):
-    made = train_autoencoder("digits", 10, latent=4, levels=3, width=8, free_bits=0.1)
+    made = train_autoencoder("digits", steps=10, latent=4, levels=3, width=8, free_bits=0.1)
     autoencoders.save(made, tmp_path / "kl.safetensors")
     run = ["codec", str(tmp_path / "kl.safetensors"), "digits", "-n", "20", "--samples", "8", "-o", str(tmp_path)]
     assert cli.main(run) == 0
-    said = json.loads((tmp_path / "codec.json").read_text())
+    said = json.loads((tmp_path / "autoencoder.json").read_text())
     assert said["latents"] == 4 and said["elbo"] <= said["iwae"] and 0 <= said["active"] <= 4
 
 
 @pytest.mark.slow
 def test_free_bits_cure_a_collapse():
-    """Under a heavy weight all latents fall silent; with half a nat free, they speak."""
+    """Under a heavy weight all latents collapse; with half a nat free, they do not."""
     given = {"latent": 8, "levels": 3, "width": 8, "lr": 3e-3, "kl": 4.0, "optimizer": "adamw"}
     held = data.load("digits").split(0.05, 0)[1]
-    silent, cured = (describe(train_autoencoder("digits", 250, **given, free_bits=f), held) for f in (0, 0.5))
+    silent, cured = (describe(train_autoencoder("digits", steps=250, **given, free_bits=f), held) for f in (0, 0.5))
     assert silent["active"] <= 1 and cured["active"] >= 6
     assert cured["psnr"] > silent["psnr"] + 0.5 and cured["iwae"] > silent["iwae"]
 

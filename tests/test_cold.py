@@ -16,14 +16,14 @@ COLD = ["blur 2", "pixelate 4", "fade 0.9", "posterize 3", "jpeg 10", "gray", "b
 TINY = {"width": 8, "multiples": [1], "blocks": [1], "attention": []}
 
 
-def pictures(n=4):
+def images(n=4):
     return torch.rand(n, 3, 16, 16) * 2 - 1
 
 
 @pytest.mark.parametrize("name", [*PROCESSES, *COLD])
-def test_level_0_is_the_picture_and_more_is_further(name):
+def test_level_0_is_the_image_and_more_is_further(name):
     torch.manual_seed(0)
-    x0, walk = pictures(), process(name, 16)
+    x0, walk = images(), process(name, 16)
     torch.testing.assert_close(walk.degrade(x0, 0.0, torch.zeros_like(x0)), x0, rtol=0, atol=1e-5)
     noise = torch.randn_like(x0)
     away = [float((walk.degrade(x0, t, noise) - x0).square().mean()) for t in (0.1, 0.5, 1.0)]
@@ -31,8 +31,8 @@ def test_level_0_is_the_picture_and_more_is_further(name):
 
 
 @pytest.mark.parametrize("name", [*PROCESSES, *COLD])
-def test_a_perfect_restorer_gets_the_picture_back(name):
-    x0, walk = pictures(), process(name, 16)
+def test_a_perfect_restorer_gets_the_image_back(name):
+    x0, walk = images(), process(name, 16)
     table = samplers.table("euler", torch.linspace(1, 0, 6, dtype=torch.float64))
     start = walk.degrade(x0, 1.0, torch.randn_like(x0))
     out = samplers.final(processes.run(lambda x, s, c=None: x0, start, table, walk))
@@ -80,10 +80,10 @@ def test_the_bridges_posterior_is_brownian():
 
 
 def test_a_bridge_begins_at_its_end():
-    end = pictures()
+    end = images()
     bridge = Bridge(end)
-    torch.testing.assert_close(bridge.degrade(pictures(), 1.0, torch.randn_like(end)), end)
-    assert bridge.step(end, pictures(), 1.0, 0.5).isfinite().all()
+    torch.testing.assert_close(bridge.degrade(images(), 1.0, torch.randn_like(end)), end)
+    assert bridge.step(end, images(), 1.0, 0.5).isfinite().all()
 
 
 # ---- training -----------------------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_a_bridge_begins_at_its_end():
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    monkeypatch.setattr(cold_diffusion.parts, "unet", lambda name: TINY)
+    monkeypatch.setattr(cold_diffusion.presets, "unet", lambda name: TINY)
 
 
 @pytest.mark.parametrize("name", ["pixelate 4", "blur_noise"])
@@ -110,7 +110,7 @@ def test_a_small_training_restores(name, tmp_path):
     )
 
 
-def test_new_pictures_need_noise():
+def test_new_images_need_noise():
     torch.manual_seed(0)
     made = cold_diffusion.Restorer("blur_noise", TINY, (1, 8, 8)).eval()
     one, both = cold_diffusion.sample(made, [4], steps=3), cold_diffusion.sample(made, [3, 4], steps=3)

@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,21 +21,30 @@ from fastdiffusion.cli import about, demo, doctor
 from fastdiffusion.cli.options import OLD_COMMANDS
 from fastdiffusion.data import ImageFolder
 from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.errors import InputError
 from fastdiffusion.io import images
-from fastdiffusion.models import Model, registry
+from fastdiffusion.models import Model
+from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import presets
 from fastdiffusion.samplers.fitting import fit_sampler
-from fastdiffusion.tasks import classification, export, variations
+from fastdiffusion.tasks import export, variations
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
+from fastdiffusion.tasks.autoencoding import options as autoencoding
+from fastdiffusion.tasks.classification import options as classification
+from fastdiffusion.tasks.classification import train as classifiers
 from fastdiffusion.tasks.evaluation import evaluate, study
+from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, sample
+from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions, StudyOptions, VariationsOptions
 from fastdiffusion.tasks.restoration import cold_diffusion, restore, watermarks
+from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from fastdiffusion.tasks.stylization import network, stylize
+from fastdiffusion.tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, scoring
 from fastdiffusion.tasks.translation import paired
+from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
 from fastdiffusion.training.config import Budget, TrainingConfig
 from fastdiffusion.training.learner import Learner
-from fastdiffusion.training.options import ClassifierOptions
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 required = inspect.Parameter.empty
@@ -89,7 +98,7 @@ class Verb(NamedTuple):
     """What a command calls, and where the two differ on purpose; all else is derived from both signatures.
 
     Attributes:
-        functions: Whose parameters the flags are.
+        functions: Whose parameters the flags are: of functions, and the fields of options dataclasses.
         flags: That only the command line has: where results go and in which form, and how data are named and opened.
         parameters: That only Python has: what cannot be typed.
         defaults: Flags whose default is written in another way, or chosen by the command: the default on the command
@@ -115,35 +124,36 @@ VERBS = {
     ),
     "scan": verb(ImageFolder),
     "fit": verb(
-        fit_sampler, flags="prompt device", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
+        fit_sampler, flags="prompt", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
     ),
-    "train-classifier": verb(classification.train_classifier, ClassifierOptions, flags="size"),
-    "train-autoencoder": verb(train.train_autoencoder, flags="aspect", parameters="decoder_of"),
-    "evaluate-autoencoder": verb(analysis.describe, flags="size aspect holdout out"),
-    "train-token-prior": verb(token_prior.train_token_prior, flags="aspect"),
-    "sample-tokens": verb(token_prior.sample_tokens, flags="out"),
-    "sample": verb(sample.sample, flags="out format metadata sidecar", model=(None, "emoji")),
+    "train-classifier": verb(classifiers.train_classifier, classification.TrainClassifierOptions),
+    "train-autoencoder": verb(
+        train.train_autoencoder, autoencoding.TrainAutoencoderOptions, flags="aspect", parameters="decoder_of"
+    ),
+    "evaluate-autoencoder": verb(
+        analysis.describe, autoencoding.EvaluateAutoencoderOptions, flags="size aspect holdout out"
+    ),
+    "train-token-prior": verb(token_prior.train_token_prior, autoencoding.TrainTokenPriorOptions, flags="aspect"),
+    "sample-tokens": verb(token_prior.sample_tokens, autoencoding.SampleTokensOptions, flags="out"),
+    "sample": verb(sample.sample, SampleOptions, flags="out format metadata sidecar", model=(None, "emoji")),
     "reproduce": verb(recipe.reproduce, flags="out"),
-    "evaluate": verb(evaluate.evaluate, flags="out", parameters="features"),
-    "study": verb(  # these can be varied, with one value or several
-        study.study, sample.sample, flags="out",
-        parameters="batch_size device negative_prompt prompt sampler schedule size variation_seed variation_strength",
-    ),
-    "export": verb(export.export),
-    "variations": verb(variations.variations, flags="out"),
+    "evaluate": verb(evaluate.evaluate, EvaluateOptions, flags="out", parameters="features"),
+    "study": verb(study.study, StudyOptions, flags="out"),
+    "export": verb(export.export, ExportOptions),
+    "variations": verb(variations.variations, VariationsOptions, flags="out"),
     "index": verb(variations.build_index, flags="out aspect"),
-    "add-language": verb(multilingual.add_language, flags="out"),
-    "restore": verb(restore.restore, flags="out compare metadata"),
-    "remove-watermark": verb(watermarks.remove_watermark, flags="out"),
-    "train-clip": verb(clip.train_clip, flags="aspect"),
-    "train-caption-mean": verb(caption_mean.train_caption_mean, flags="size aspect"),
+    "add-language": verb(multilingual.add_language, text_image.AddLanguageOptions, flags="out"),
+    "restore": verb(restore.restore, RestoreOptions, flags="out compare metadata"),
+    "remove-watermark": verb(watermarks.remove_watermark, RemoveWatermarkOptions, flags="out"),
+    "train-clip": verb(clip.train_clip, text_image.TrainClipOptions, flags="aspect"),
+    "train-caption-mean": verb(caption_mean.train_caption_mean, text_image.TrainCaptionMeanOptions, flags="aspect"),
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
-    "stylize": verb(stylize.stylize, flags="out", parameters="net"),
-    "train-style": verb(network.train_style),
-    "train-translation": verb(paired.train_translation),
-    "translate": verb(paired.translate, flags="out"),
-    "train-cold": verb(cold_diffusion.train_cold),
+    "stylize": verb(stylize.stylize, StylizeOptions, flags="out", parameters="net"),
+    "train-style": verb(network.train_style, TrainStyleOptions),
+    "train-translation": verb(paired.train_translation, TrainTranslationOptions),
+    "translate": verb(paired.translate, TranslateOptions, flags="out"),
+    "train-cold": verb(cold_diffusion.train_cold, TrainColdOptions),
     "list-samplers": verb(),
     "about": verb(about.about),
     "recipe": verb(images.read_recipe, flags="image", parameters="path"),
@@ -215,6 +225,32 @@ def test_a_changed_flag_is_noticed(command):
         assert differences({**flags, name: "another"}, known) or name in {"folder", *known.flags}, name
 
 
+def test_options_are_described_one_by_one():
+    """Each field of an options dataclass has an entry of its own in the docstring of the class that declares it."""
+    for options in {
+        f for known in VERBS.values() for f in known.functions if is_dataclass(f) and hasattr(f, "__mro__")
+    }:
+        described = "".join(kind.__doc__ or "" for kind in options.__mro__[:-1])  # type: ignore[attr-defined]
+        for option in fields(options):
+            assert not option.metadata or f"\n        {option.name}: " in described, f"{options.__name__}.{option.name}"
+
+
+@pytest.mark.parametrize("command", ["sample", "reproduce", "evaluate", "study", "export", "variations", "demo", "fit"])
+def test_what_computes_takes_a_device(command):
+    assert "device" in flags_of(command)
+
+
+def test_a_misspelled_option_is_named():
+    with pytest.raises(InputError, match=r"No option of sample named 'stepz'. Did you mean 'steps'"):
+        sample.sample("emoji", "a red heart", stepz=3)
+
+
+@pytest.mark.parametrize(("old", "new"), fastdiffusion._OLD.items())
+def test_an_old_public_name_forwards_with_a_warning(old, new):
+    with pytest.warns(DeprecationWarning, match=f"is now fastdiffusion.{new}"):
+        assert getattr(fastdiffusion, old) is getattr(fastdiffusion, new)
+
+
 def test_every_command_says_what_it_does():
     for name, command in COMMANDS.items():
         assert command.help, name
@@ -225,14 +261,16 @@ def test_the_hash_of_a_model_is_of_what_decides_its_images(monkeypatch, tmp_path
     """One bit of one weight changes it, notes and tables do not; a run is hashed once, however many images it has."""
     net = nets.build({**presets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1})
     model = Model(Denoiser(net), (1, 8, 8))
-    before = registry.model_hash(model)
-    assert registry.model_hash(replace(model, info={"note": "a"})) == before
+    before = model.id
+    assert replace(model, info={"note": "a"}).id == before
     hashed = []
-    monkeypatch.setattr(sample, "model_hash", lambda model: hashed.append(1) or before)
+    monkeypatch.setattr(models_model, "fingerprint", lambda *args: hashed.append(1) or before)
+    model = replace(model)
     samples = sample.sample(model, n=3, steps=1)
     samples.save(tmp_path)
     assert len(hashed) == 1
     assert samples.recipe_of(2)["model"]["sha256"] == before
     with torch.no_grad():
         next(iter(net.parameters())).view(torch.int32).flatten()[0] ^= 1
-    assert registry.model_hash(model) != before
+    monkeypatch.undo()
+    assert replace(model).id != before

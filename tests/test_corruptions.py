@@ -92,7 +92,7 @@ def test_a_blur_is_diagonal_in_the_cosine_basis():
     assert torch.allclose(d @ blurred[0, 0], transfer(kernel, 9)[0, :, None] * (d @ x[0, 0]), atol=1e-12)
 
 
-def test_blurs_keep_flat_pictures_and_their_kernels_sum_to_one(files):
+def test_blurs_keep_flat_images_and_their_kernels_sum_to_one(files):
     flat = torch.full((1, 3, 24, 32), 0.3)
     for text in ("blur 3", "motion 15 30", "defocus 5", f"kernel '{files / 'kernel.png'}'"):
         assert torch.allclose(parse(text).on(SHAPE, [0])(flat), flat, atol=1e-5), text
@@ -114,10 +114,10 @@ def test_large_kernels_by_fourier_equal_small_ones_by_hand():
 @pytest.mark.parametrize("colors", ["420", "444"])
 @pytest.mark.parametrize("quality", [5, 10, 30, 50, 90])
 def test_jpeg_is_libjpegs(quality, colors):
-    picture = photo(83, 61, seed=3)
+    image = photo(83, 61, seed=3)
     memory = io.BytesIO()
-    picture.save(memory, "JPEG", quality=quality, subsampling=2 if colors == "420" else 0)
-    wanted, x = to_tensor(Image.open(memory))[None], to_tensor(picture)[None]
+    image.save(memory, "JPEG", quality=quality, subsampling=2 if colors == "420" else 0)
+    wanted, x = to_tensor(Image.open(memory))[None], to_tensor(image)[None]
     got = corruptions.jpeg(quality, colors)(x)
     assert float((got - wanted).abs().mean()) * 127.5 < 1.5
     assert float((got - x).square().mean()) == pytest.approx(float((wanted - x).square().mean()), rel=0.05, abs=3e-5)
@@ -223,7 +223,7 @@ def test_a_file_that_is_not_there_is_named(name):
 
 
 def test_a_mask_of_another_size_is_told(files):
-    with pytest.raises(InputError, match="The mask has 32x24 pixels and the picture 40x24"):
+    with pytest.raises(InputError, match="The mask has 32x24 pixels and the image 40x24"):
         parse(f"mask '{files / 'hole.png'}'").on((3, 24, 40), [0])
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastdiffusion import models
 from fastdiffusion.cli import main
 from fastdiffusion.data import Images
 from fastdiffusion.data.emoji.translations import Pair
 from fastdiffusion.errors import CheckpointError, InputError
+from fastdiffusion.io.checkpoints import load_tensors
 from fastdiffusion.io.images import to_tensor
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.tasks.text_image.caption_mean import FILE, train_caption_mean
@@ -35,13 +37,13 @@ def data() -> Images:
 
 @pytest.fixture(scope="module")
 def drafted(data: Images) -> Model:
-    return train_caption_mean(data, 150, **SETTINGS)
+    return train_caption_mean(data, steps=150, **SETTINGS)
 
 
 def drawn(model: Model, captions: list[str]) -> torch.Tensor:
     with torch.no_grad():
         pooled = model.encode_prompt(captions).pooled
-        return model.denoiser.net.caption_mean(pooled) * model.denoiser.sigma_data
+        return models.native_denoiser(model).net.caption_mean(pooled) * models.native_denoiser(model).sigma_data
 
 
 def test_it_is_the_mean_of_the_pictures_of_a_caption(data, drafted):
@@ -54,7 +56,7 @@ def test_it_is_the_mean_of_the_pictures_of_a_caption(data, drafted):
 def test_the_denoiser_sees_it(data, drafted):
     """Its last input channels are the draft, enlarged; without words, that of no words."""
     seen = []
-    net = drafted.denoiser.net
+    net = models.native_denoiser(drafted).net
     hook = net.net.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     x, sigma = torch.randn(2, 3, 16, 16), torch.ones(2)
     with torch.no_grad():
@@ -62,7 +64,7 @@ def test_the_denoiser_sees_it(data, drafted):
         drafted.denoise(x, sigma, Cond())
         drafted.denoise(x, sigma, drafted.encode_prompt(["", ""]))
     hook.remove()
-    wanted = drawn(drafted, CAPTIONS[:2]) / drafted.denoiser.sigma_data
+    wanted = drawn(drafted, CAPTIONS[:2]) / models.native_denoiser(drafted).sigma_data
     torch.testing.assert_close(seen[0][:, 3:], torch.nn.functional.interpolate(wanted, (16, 16)))
     assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0][:, 3:], seen[1][:, 3:])
 
@@ -86,30 +88,35 @@ def test_a_file_keeps_it_and_training_goes_on_with_it(data, drafted, tmp_path):
 
 def test_another_language_keeps_it(drafted):
     pairs = [Pair(text[::-1], text) for text in CAPTIONS]
-    taught = add_language(drafted, pairs, 2, vocabulary=320, batch_size=8)
+    taught = add_language(drafted, pairs, steps=2, vocabulary=320, batch_size=8)
     assert (
         torch.equal(
-            taught.denoiser.net.caption_mean.layers[0].weight, drafted.denoiser.net.caption_mean.layers[0].weight
+            models.native_denoiser(taught).net.caption_mean.layers[0].weight,
+            models.native_denoiser(drafted).net.caption_mean.layers[0].weight,
         )
-        and taught.denoiser.net.config["draft"]["side"] == 4
+        and models.native_denoiser(taught).net.config["draft"]["side"] == 4
     )
 
 
 def test_it_goes_on_where_it_was_cut(data, tmp_path):
-    whole = train_caption_mean(data, 6, folder=tmp_path / "a", **SETTINGS)
-    train_caption_mean(data, 6, folder=tmp_path / "b", minutes=0, **SETTINGS)  # one step
-    cut = train_caption_mean(data, 6, folder=tmp_path / "b", **SETTINGS)
+    whole = train_caption_mean(data, steps=6, folder=tmp_path / "a", **SETTINGS)
+    train_caption_mean(data, steps=6, folder=tmp_path / "b", minutes=0, **SETTINGS)  # one step
+    saved = load_tensors(tmp_path / "b" / "step-000000001.safetensors")[0]["config"]
+    assert (
+        list(saved["optimizer"]) == ["draft"] and {"words", "draft", "begin"} < saved["run"].keys()
+    )  # as ever in files
+    cut = train_caption_mean(data, steps=6, folder=tmp_path / "b", **SETTINGS)
     assert torch.equal(drawn(cut, CAPTIONS), drawn(whole, CAPTIONS))
     assert torch.equal(drawn(load(tmp_path / "b" / FILE), CAPTIONS), drawn(whole, CAPTIONS))
     with pytest.raises(CheckpointError, match="Choose another folder"):
-        train_caption_mean(data, 7, folder=tmp_path / "b", **SETTINGS)
+        train_caption_mean(data, steps=7, folder=tmp_path / "b", **SETTINGS)
 
 
 def test_a_model_without_a_draft_is_refused(data, tmp_path):
     model = Learner(data, net=NET, captions=True, verbose=False).model
     save(model, tmp_path / "plain.safetensors")
-    with pytest.raises(InputError, match="no draft"):
-        train_caption_mean(data, 2, init_from=tmp_path / "plain.safetensors", **SETTINGS)
+    with pytest.raises(InputError, match="no caption mean"):
+        train_caption_mean(data, steps=2, init_from=tmp_path / "plain.safetensors", **SETTINGS)
 
 
 def test_the_command(tmp_path, capsys):
@@ -122,5 +129,5 @@ def test_the_command(tmp_path, capsys):
         (folder / f"{i}.txt").write_text(CAPTIONS[i % 4])
     out = tmp_path / "draft"
     main(["train-draft", str(folder), "--steps", "2", "--net", "dit-tiny", "--batch-size", "4", "-o", str(out)])
-    assert f"--begin {out / FILE}" in capsys.readouterr().out
-    assert load(out / FILE).text_encoder is not None
+    assert f"--init-from {out / FILE}" in capsys.readouterr().out
+    assert load(out / FILE).conditioner is not None

@@ -6,19 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiffusion import metrics, nets
+from fastdiffusion import metrics, models, nets
 from fastdiffusion.data import Images, cache_folder, digits, selection
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.io.checkpoints import load_tensors
 from fastdiffusion.io.images import to_tensor
-from fastdiffusion.metrics import feature_nets
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.models.card import card
 from fastdiffusion.nets import presets
 from fastdiffusion.tasks.evaluation import evaluate as evaluation
 from fastdiffusion.tasks.evaluation.evaluate import evaluate, measure
-from fastdiffusion.tasks.generation.sample import model_hash
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +72,7 @@ def test_features_of_any_net_and_their_cache(half, monkeypatch):
     assert list((cache_folder() / "features").iterdir())
     looked = []
     features = metrics.features
-    monkeypatch.setattr(feature_nets, "features", lambda n, x: looked.append(len(x)) or features(n, x))
+    monkeypatch.setattr(metrics, "features", lambda n, x: looked.append(len(x)) or features(n, x))
     again = measure(to_tensor(images), half[0], features=net, rounds=3)
     assert again.to_dict() == found.to_dict()
     assert looked == [60]  # the generated ones only
@@ -88,7 +86,7 @@ def test_the_sheet_and_the_files(half, tmp_path):
 
 
 def test_what_cannot_be_measured(half):
-    with pytest.raises(InputError, match="The model makes 1x4x4 pictures, the data has 1x8x8"):
+    with pytest.raises(InputError, match="The model makes 1x4x4 images, the data has 1x8x8"):
         report(half, torch.zeros(50, 1, 4, 4))
     with pytest.raises(InputError, match="at least 10"):
         report(half, torch.zeros(5, 1, 8, 8))
@@ -111,11 +109,11 @@ def test_the_numbers_are_noted_in_the_model(half, tmp_path):
     config, tensors = load_tensors(tmp_path / "model.safetensors")
     assert all(torch.equal(tensors[name], tensor) for name, tensor in before[1].items())
     noted, number = config["info"].pop("metrics"), found.numbers["fd_digits"]
-    assert noted["fd_digits (n=20, 1 calls, scale 1)"] == [number.low, number.value, number.high]
+    assert noted["fd_digits (n=20, 1 steps, scale 1)"] == [number.low, number.value, number.high]
     assert config == before[0]
     ready = load(tmp_path)
-    assert "fd\\_digits (n=20, 1 calls, scale 1)" in card(ready)
-    assert model_hash(ready) == model_hash(Model.from_spec(*before))
+    assert "fd\\_digits (n=20, 1 steps, scale 1)" in card(ready)
+    assert ready.id == models.from_spec(*before).id
     assert evaluate(ready, half[0], **options).numbers == found.numbers
     (tmp_path / "broken.safetensors").write_bytes(b"no model")
     with pytest.warns(UserWarning, match="were not noted"):

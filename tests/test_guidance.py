@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fastdiffusion import guidance, noise, samplers, schedules
 from fastdiffusion.errors import InputError
@@ -19,11 +21,11 @@ from fastdiffusion.guidance import (
     compose,
     inpaint,
     loss_guidance,
-    scheduled,
     self_conditioned,
     self_ensemble,
 )
-from fastdiffusion.types import Cond
+from fastdiffusion.samplers import adaptive, fitting, optimization, probability_flow, processes
+from fastdiffusion.types import Cond, Run
 
 MEANS = torch.tensor([[-1.0, 0.5], [0.8, 1.0], [0.2, -0.9]], dtype=torch.float64)
 STD, B = 0.3, 6
@@ -88,7 +90,7 @@ def shifted(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
 
 
 @guidance.guidance
-def pictured(d):
+def of_one_line(d, *, run: Run):
     """``self_ensemble`` of rows that are taken for images of one line."""
 
     def shaped(cond: Cond | None, to) -> Cond | None:
@@ -97,7 +99,7 @@ def pictured(d):
     def flat(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         return d(x[:, 0, 0], sigma, shaped(cond, lambda v: v[:, 0, 0]))[:, None, None]
 
-    guided = guidance.start(self_ensemble(flat))
+    guided = guidance.start(self_ensemble(flat), run)
     return lambda x, sigma, cond=None: guided(x[:, None, None], sigma, shaped(cond, lambda v: v[:, None, None]))[
         :, 0, 0
     ]
@@ -108,12 +110,11 @@ CASES = {
     "apg": lambda d: apg(d, 3.0, norm=1.0),
     "autoguidance": lambda d: autoguidance(d, shifted, 2.0),
     "compose": lambda d: compose(d, [Cond(label=torch.tensor([0])), Cond(label=torch.tensor([1]))], [1.0, 0.5]),
-    "scheduled": lambda d: scheduled(d, [(1.0, Cond(label=torch.tensor([2])))]),
     "classifier": lambda d: classifier(d, log_prob, 2.0),
     "loss_guidance": lambda d: loss_guidance(d, energy, 1.0),
     "inpaint": lambda d: inpaint(d, IMAGE, HALF),
     "blind": lambda d: blind(d, lambda x: x.norm(dim=1)),
-    "self_ensemble": pictured,
+    "self_ensemble": of_one_line,
     "self_conditioned": self_conditioned,
 }
 OFF = {
@@ -123,13 +124,22 @@ OFF = {
     "autoguidance": lambda d: autoguidance(d, d, 1.0),
     "classifier": lambda d: classifier(d, log_prob, 0.0),
     "loss_guidance": lambda d: loss_guidance(d, energy, lambda sigma: 0.0),
-    "scheduled": lambda d: scheduled(d, []),
     "inpaint": lambda d: inpaint(d, IMAGE, torch.ones(2)),
 }
 
 
 def test_every_guidance_is_enrolled() -> None:
-    assert set(CASES) == set(guidance.GUIDANCE)
+    elsewhere = {"feature_guidance", "clip_guidance"}  # test_classifiers and test_clip
+    assert {*CASES, *elsewhere} == {entry.factory.__name__ for entry in guidance.GUIDANCE.values()}
+
+
+def test_what_is_registered_is_in_the_signature() -> None:
+    for name, entry in guidance.GUIDANCE.items():
+        parameters = inspect.signature(entry.factory).parameters
+        assert {*entry.arguments, *entry.options} <= parameters.keys(), name
+        assert not entry.example or entry.example.split()[0] == name
+        needed = {p.name for p in list(parameters.values())[1:] if p.default is p.empty} - {"run"}
+        assert not entry.example or needed <= {*entry.arguments, *entry.options}, name
 
 
 @pytest.mark.parametrize("name", OFF)
@@ -215,11 +225,6 @@ def like_compose(d):
     return guided
 
 
-def like_scheduled(d):
-    late = torch.tensor([2])
-    return lambda x, sigma, cond: d(x, sigma, labelled(cond, late, x) if float(sigma[0]) <= 1 else cond)
-
-
 def like_classifier(d):
     def guided(x, sigma, cond):
         variance = (STD**2 + sigma**2)[:, None]
@@ -280,7 +285,7 @@ FORMULAS = dict(
     zip(
         CASES,
         (
-            like_cfg, like_apg, like_autoguidance, like_compose, like_scheduled, like_classifier, like_loss_guidance,
+            like_cfg, like_apg, like_autoguidance, like_compose, like_classifier, like_loss_guidance,
             like_inpaint, like_blind, like_self_ensemble, like_self_conditioned,
         ),
         strict=True,
@@ -321,6 +326,119 @@ def test_a_guided_denoiser_runs_under_no_grad_and_leaves_no_graph() -> None:
             assert not result(make(Mixture()), Cond(label=LABELS)).requires_grad
 
 
+# ---- where a run is -----------------------------------------------------------------------------------------------
+
+
+@guidance.guidance
+def probe(d, seen: list, *, run: Run):
+    """Notes where the run is at each evaluation, and what the denoiser's tensor has there."""
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        seen.append((run, run.index, run.sigma, float(sigma[0])))
+        return d(x, sigma, cond)
+
+    return guided
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_guidance_knows_where_the_run_is(name: str) -> None:
+    table, seen, outside, weak = samplers.table(name, SIGMAS), [], [], []
+    nested = autoguidance(cfg(probe(Mixture(), seen), 2.0), probe(shifted, weak), 2.0)
+    result(probe(nested, outside), Cond(label=LABELS), table)
+    levels = tuple(row.sigma for row in table.rows)
+    assert [(i, s) for _, i, s, _ in seen] == list(enumerate(levels))
+    assert seen == outside == weak  # guidance in guidance, and the weak model, get the same run
+    assert len({id(run) for run, *_ in seen}) == 1 and seen[0][0].sigmas == levels
+    assert seen[0][0].steps == len(table.sigmas) - 1
+    assert all(there == s for _, _, s, there in seen)  # in float64 the tensor is the table's number
+
+
+@pytest.mark.parametrize("solver", [adaptive.rk45, adaptive.dpm_23])
+def test_guidance_knows_where_an_adaptive_solver_is(solver) -> None:
+    seen: list = []
+    *_, last = solver(probe(Mixture(), seen), START, 80.0, 0.1, Cond(label=LABELS))
+    assert [i for _, i, *_ in seen] == list(range(last.index + 1))
+    assert seen[0][0].sigmas == () and seen[0][0].steps == 0
+    assert [s for *_, s, _ in seen] == pytest.approx([there for *_, there in seen])
+
+
+def test_guidance_knows_where_every_other_loop_is() -> None:
+    seen: list = []
+    probed, cond = probe(Mixture(), seen), Cond(label=LABELS)
+    list(optimization.optimize(probed, START, 80.0, 5, "descent"))
+    assert [i for _, i, *_ in seen] == [0, 1, 2, 3, 4] and seen[0][0].sigmas == tuple(s for *_, s, _ in seen)
+    assert [s for *_, s, _ in seen] == pytest.approx([there for *_, there in seen])
+    seen.clear()
+    process = processes.Cold(lambda x0, level: x0 * (1 - level / 100))
+    table = samplers.table("unipc", SIGMAS)
+    samplers.final(processes.run(probed, START, table, process, cond))
+    assert [(i, s) for _, i, s, _ in seen] == list(enumerate(table.sigmas[:-1])) and seen[0][0].sigmas == table.sigmas[
+        :-1
+    ]
+    seen.clear()
+    probability_flow.log_likelihood(probed, START, 0.1, 80.0, cond)
+    assert [i for _, i, *_ in seen] == list(range(len(seen))) and len(seen) > 12
+    seen.clear()
+    flow = fitting.Flow(probed, cond, SIGMAS[:-1].log(), START[None].expand(8, -1, -1), START[None].expand(8, -1, -1))
+    fitting.fit_rows(flow, [3.0, 1.0, 0.0])
+    assert [(i, s, run.sigmas) for run, i, s, _ in seen] == [(0, 3.0, (3.0, 1.0)), (1, 1.0, (3.0, 1.0))]
+
+
+def test_a_direct_call_is_a_run_of_one_evaluation(at: tuple[Tensor, Tensor, Cond]) -> None:
+    x, sigma, cond = at
+    seen: list = []
+    guided = probe(Mixture(), seen)
+    guided(x, sigma, cond), guided(x, 2 * sigma, cond)
+    assert [(i, s) for _, i, s, _ in seen] == [(0, 0.7), (0, 1.4)]
+    assert [(run.sigmas, run.steps) for run, *_ in seen] == [((0.7,), 1), ((1.4,), 1)]
+
+
+class NothingRead(TorchFunctionMode):
+    """Refuses to turn a tensor into a number: on a GPU that waits until all that was started is done."""
+
+    READS = (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__int__, Tensor.__bool__, Tensor.cpu, Tensor.numpy)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        assert func not in self.READS, f"{func} in the loop"
+        return func(*args, **(kwargs or {}))
+
+
+def of_all_kinds(d: guidance.Denoise, name: str) -> guidance.Denoise:
+    return CASES[name](apg(d, 2.0, interval=(0.1, 5.0)))
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "heun", "euler_ancestral"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_loop_reads_no_tensor(name: str, sampler: str) -> None:
+    table = samplers.table(sampler, SIGMAS)
+    with NothingRead():
+        result(of_all_kinds(Mixture(), name), Cond(label=LABELS), table)
+    with pytest.raises(AssertionError, match="in the loop"), NothingRead():
+        result(lambda x, sigma, cond=None: x * float(sigma[0]))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["cfg", "apg", "loss_guidance", "self_conditioned", "blind"])
+def test_the_loop_never_waits_for_the_gpu(name: str) -> None:
+    def denoise(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None and cond.label is not None
+        return (x + cond.label[:, None]) / (1 + sigma[:, None].square())
+
+    def steps(device: str):
+        x, cond = START.float().to(device), Cond(label=LABELS.to(device))
+        return samplers.run(of_all_kinds(denoise, name), x, TABLE, cond)
+
+    there = steps("cuda")
+    next(there)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        last = samplers.final(there)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.testing.assert_close(last.cpu(), samplers.final(steps("cpu")), rtol=1e-4, atol=1e-5)
+
+
 # ---- two estimates ----------------------------------------------------------------------------------------------
 
 
@@ -356,6 +474,52 @@ def test_cfg_keeps_what_the_negative_does_not_say() -> None:
     assert seen[0].image is not None and torch.equal(seen[0].image[2:], picture)
 
 
+def test_a_text_and_its_mask_are_replaced_as_one() -> None:
+    """No states of one text under the mask of another: not of a text without a mask, and not of an absent one."""
+    full, short = torch.tensor([[True, True, True]]), torch.tensor([[True, False, False]])
+    cond = Cond(emb=torch.ones(2, 3, 4), mask=full.expand(2, 3), pooled=torch.ones(2, 5), label=torch.tensor([1, 2]))
+    bare = guidance.replace_text(cond, Cond(emb=torch.zeros(1, 3, 4)), 2)
+    assert bare.mask is not None and bare.mask.all() and bare.emb is not None and not bare.emb.any()
+    masked = guidance.replace_text(cond, Cond(emb=torch.zeros(1, 3, 4), mask=short), 2)
+    assert masked.mask is not None and torch.equal(masked.mask, short.expand(2, 3))
+    absent = guidance.replace_text(cond, Cond(label=torch.tensor([0])), 2)
+    assert absent.mask is not None and not absent.mask.any() and torch.equal(absent.emb, cond.emb)
+    assert absent.label.tolist() == [0, 0] and not absent.pooled.any()
+    assert bare.label.tolist() == [-1, -1]
+
+
+@pytest.mark.skipif("extra" not in vars(Cond()), reason="Cond has no open part yet")
+def test_the_open_part_of_a_condition_is_kept_where_it_is_not_replaced() -> None:
+    seen: list[Cond] = []
+
+    def model(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None
+        seen.append(cond)
+        return x
+
+    cond = Cond(pooled=torch.ones(2, 4), extra={"size": torch.tensor([[8], [9]]), "second": torch.ones(2, 1)})
+    uncond = Cond(pooled=torch.zeros(1, 4), extra={"second": torch.zeros(1, 1)})
+    cfg(model, 2.0, uncond)(torch.zeros(2, 3), torch.ones(2), cond)
+    assert seen[0].extra["size"][:, 0].tolist() == [8, 9, 8, 9]
+    assert seen[0].extra["second"][:, 0].tolist() == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize("guide", [cfg, apg])
+@pytest.mark.parametrize("rows", [1, B])
+def test_unconditional_may_have_one_row_or_one_per_image(guide, rows: int, at: tuple[Tensor, Tensor, Cond]) -> None:
+    """Also inside a guidance that stacks several conditions for each image."""
+    x, sigma, cond = at
+    away = Cond(label=LABELS.flip(0)[:rows])
+    without, positive = Mixture()(x, sigma, Cond(label=LABELS.flip(0)[:rows].expand(B))), Mixture()(x, sigma, cond)
+    guided = guide(Mixture(), 3.0, away, **({"parallel": 1.0} if guide is apg else {}))
+    expected = without + 3 * (positive - without)
+    assert torch.allclose(guided(x, sigma, cond), expected)
+    stacked = compose(guided, [cond, cond], [0.5, 0.5], uncond=cond)
+    assert torch.allclose(stacked(x, sigma, cond), expected)
+    with pytest.raises(InputError, match="4 rows were given for a batch of 6"):
+        guide(Mixture(), 3.0, Cond(label=LABELS[:4]))(x, sigma, cond)
+
+
 def test_rescale_restores_the_spread_of_the_conditional_estimate(at: tuple[Tensor, Tensor, Cond]) -> None:
     x, sigma, cond = at
     guided = cfg(Mixture(), 5.0, rescale=1.0)(x, sigma, cond)
@@ -363,9 +527,18 @@ def test_rescale_restores_the_spread_of_the_conditional_estimate(at: tuple[Tenso
 
 
 def test_interval_bounds_the_levels_that_are_guided() -> None:
-    model = Mixture()
-    result(cfg(model, 3.0, interval=(0.05, 1.0)), Cond(label=LABELS))
-    assert model.batches == [2 * B if 0.05 < s <= 1 else B for s in SIGMAS[:-1]]
+    """The bounds are compared with the table's own numbers, whatever a float32 tensor rounds these to."""
+    levels, batches = SIGMAS[:-1].tolist(), []
+
+    def model(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        batches.append(len(x))
+        return 0.5 * x
+
+    assert any(float(torch.tensor(s)) != s for s in levels)
+    for low, high in ((0.05, 1.0), *((levels[j], levels[i]) for i in range(8) for j in range(i, 8))):
+        batches.clear()
+        samplers.final(samplers.run(cfg(model, 3.0, interval=(low, high)), START.float(), TABLE, Cond(label=LABELS)))
+        assert batches == [2 * B if low < s <= high else B for s in levels]
 
 
 def test_apg_without_its_three_ideas_is_cfg() -> None:
@@ -413,14 +586,6 @@ def test_compose_of_one_is_cfg_and_of_two_the_product_of_gaussians(at: tuple[Ten
     parts = [Mixture()(x, sigma, Cond(label=torch.full((B,), k))) - Mixture()(x, sigma) for k in (0, 2)]
     expected = Mixture()(x, sigma) + parts[0] - 0.5 * parts[1]
     assert torch.allclose(compose(Mixture(), two, [1.0, -0.5])(x, sigma), expected)
-
-
-def test_scheduled_switches_at_its_level(at: tuple[Tensor, Tensor, Cond]) -> None:
-    x, _, cond = at
-    guided = scheduled(Mixture(), [(1.0, Cond(label=torch.tensor([1]))), (0.1, Cond(label=torch.tensor([2])))])
-    for level, label in ((5.0, LABELS), (1.0, torch.full((B,), 1)), (0.05, torch.full((B,), 2))):
-        sigma = torch.full((B,), level, dtype=torch.float64)
-        assert torch.equal(guided(x, sigma, cond), Mixture()(x, sigma, Cond(label=label)))
 
 
 # ---- gradients --------------------------------------------------------------------------------------------------
@@ -524,7 +689,7 @@ def test_symmetric_leaves_what_turns_anyway() -> None:
 
 
 def test_inpaint_refuses_a_wrong_number_of_images(at: tuple[Tensor, Tensor, Cond]) -> None:
-    with pytest.raises(InputError, match="4 images were given for a batch of 6"):
+    with pytest.raises(InputError, match="4 rows were given for a batch of 6"):
         inpaint(Mixture(), torch.zeros(4, 2), HALF)(at[0], at[1])
 
 

@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastdiffusion import guidance, nets
+from fastdiffusion import guidance, models, nets
 from fastdiffusion.data import oracles
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, FastdiffusionError, InputError
-from fastdiffusion.guidance import core
 from fastdiffusion.io.images import read_image, read_recipe, save_png, to_tensor
 from fastdiffusion.models import Model, save
 from fastdiffusion.nets.classifier import Classifier
-from fastdiffusion.tasks import classification
+from fastdiffusion.tasks.classification import train as classification
 from fastdiffusion.tasks.evaluation.study import study
-from fastdiffusion.tasks.generation.guidance_spec import GUIDES
+from fastdiffusion.tasks.generation.guidance_spec import WRITTEN
 from fastdiffusion.tasks.generation.recipe import reproduce, reproduce_file
 from fastdiffusion.tasks.generation.sample import sample, sample_steps
 
@@ -46,7 +45,7 @@ def folder(model, tmp_path_factory):
     save(model, where / "pets.safetensors")
     save(made(1), where / "weak.safetensors")
     torch.manual_seed(2)
-    reader = Classifier.from_denoiser(model.denoiser, 3)
+    reader = Classifier.from_denoiser(models.native_denoiser(model), 3)
     for net, name in ((reader, "reader"), (Classifier({**NET, "in_channels": 1}, 3), "judge")):
         for p in net.head.parameters():
             torch.nn.init.normal_(p, std=0.3)
@@ -63,20 +62,30 @@ def words(folder) -> dict[str, str]:
         "negative": "negative dog scale=2",
         "autoguidance": f"autoguidance {folder}/weak.safetensors scale=2",
         "classifier": f"classifier {folder}/judge.safetensors scale=2",
-        "middle": f"middle {folder}/reader.safetensors scale=2",
+        "feature_guidance": f"feature_guidance {folder}/reader.safetensors scale=2",
         "inpaint": f"inpaint '{folder}/my photo.png' {folder}/mask.png",
     }
 
 
-@pytest.mark.parametrize("name", sorted(GUIDES.keys() - {"clip"}))  # see test_clip
+@pytest.mark.parametrize("name", sorted(WRITTEN.keys() - {"clip"}))  # see test_clip
 def test_every_guide_guides_and_comes_back(name, folder, tmp_path):
     text = words(folder)[name]
     samples = sample(folder / "pets.safetensors", n=3, classes="cat", steps=3, guidance=text)
     assert not torch.equal(samples.images, sample(folder / "pets.safetensors", n=3, classes="cat", steps=3).images)
     path = samples.save(folder, name)[1]
-    recipe = read_recipe(path)["parameters"]["guide"]
+    recipe = read_recipe(path)["parameters"]["guidance"]
     assert str(folder) not in recipe and "/" not in recipe
     (copy,) = reproduce(path).save(tmp_path, name)
+    assert copy.read_bytes() == path.read_bytes()
+
+
+def test_recipes_of_the_first_version_come_back(folder, tmp_path):
+    old, new = (f"{name} {folder}/reader.safetensors scale=2" for name in ("middle", "feature_guidance"))
+    options = {"n": 1, "classes": "cat", "steps": 2}
+    first, second = (sample(folder / "pets.safetensors", guidance=text, **options) for text in (old, new))
+    assert torch.equal(first.images, second.images)
+    (path,) = first.save(folder, "first")
+    (copy,) = reproduce(path).save(tmp_path)
     assert copy.read_bytes() == path.read_bytes()
 
 
@@ -99,24 +108,26 @@ def test_words_are_the_functions(model, folder):
 
 
 def test_a_study_takes_guides(model):
-    result = study(model, {"guide": ["cfg scale=2", "apg scale=2"]}, n=2, steps=2, classes="cat")
-    for guidance in ("cfg scale=2", "apg scale=2"):
-        alone = sample(model, n=2, classes="cat", steps=2, guidance=core)
-        assert torch.equal(result[{"guide": core}].images, alone.images)
+    result = study(model, {"guidance": ["cfg scale=2", "apg scale=2"]}, n=2, steps=2, classes="cat")
+    for text in ("cfg scale=2", "apg scale=2"):
+        alone = sample(model, n=2, classes="cat", steps=2, guidance=text)
+        assert torch.equal(result[{"guidance": text}].images, alone.images)
 
 
-@pytest.mark.parametrize(("guide", "match"), [
-    ("cgf scale=3", "No guide named 'cgf'. Did you mean 'cfg'"), ("cfg", "cfg needs its scale. Example: cfg scale=3"),
+@pytest.mark.parametrize(("guidance", "match"), [
+    ("cgf scale=3", "No guidance named 'cgf'. Did you mean 'cfg'"),
+    ("cfg", "cfg needs its scale. Example: cfg scale=3"),
     ("cfg scale=x", "scale of cfg cannot be 'x'"), ("cfg scale=nan", "cannot be 'nan'"),
-    ("cfg scale=2 scale=3", "said twice"), ("cfg scale=3 resale=1", "Did you mean 'rescale'"),
+    ("cfg scale=2 scale=3", "given twice"), ("cfg scale=3 resale=1", "Did you mean 'rescale'"),
     ("cfg scale=3 interval=2", "interval of cfg cannot be '2'"), ("cfg 3", "No option of cfg named '3'"),
-    ("cfg scale=3 >>", "A guide is missing"), ("", "A guide is missing"), ("inpaint a.png", "There is no file 'a.png'"),
-    ("inpaint", "inpaint needs its picture and mask"), ("negative dgo scale=2", "No class named 'dgo'. Did you mean"),
+    ("cfg scale=3 >>", "A guidance is missing"), ("", "A guidance is missing"),
+    ("inpaint a.png", "There is no file 'a.png'"),
+    ("inpaint", "inpaint needs its image and mask"), ("negative dgo scale=2", "No class named 'dgo'. Did you mean"),
     ("negative 'dog", "without its other half"), ("autoguidance nowhere scale=2", "There is no file 'nowhere'"),
 ])  # fmt: skip
 def test_wrong_words_are_told(model, guidance, match):
     with pytest.raises(FastdiffusionError, match=match):
-        sample(model, n=1, steps=1, guidance=core)
+        sample(model, n=1, steps=1, guidance=guidance)
 
 
 def test_wrong_files_are_told(model, folder, tmp_path):
@@ -127,7 +138,7 @@ def test_wrong_files_are_told(model, folder, tmp_path):
         sample(model, n=1, classes="cat", steps=1, guidance=f"middle {folder}/judge.safetensors")
     small = Model(Denoiser(nets.build({"name": "unet", **NET, "in_channels": 1, "out_channels": 1})), (1, 8, 8))
     save(small, tmp_path / "small.safetensors")
-    with pytest.raises(InputError, match="other pictures or knows other classes"):
+    with pytest.raises(InputError, match="other images or has other classes"):
         sample(model, n=1, steps=1, guidance=f"autoguidance {tmp_path}/small.safetensors scale=2")
     with pytest.raises(InputError, match="would both guide by the label"):
         sample(model, n=1, steps=1, scale=2, guidance="cfg scale=3")
@@ -255,5 +266,5 @@ def test_a_picture_of_another_program_is_told(model, tmp_path):
 
 def test_the_page_shows_every_guide():
     page = (Path(__file__).parents[1] / "docs" / "guidance.md").read_text()
-    assert all(f"`{entry.example}`" in page for name, entry in GUIDES.items() if name != "clip")
+    assert all(f"`{entry.example}`" in page for name, entry in WRITTEN.items() if name != "clip")
     assert "`clip`" in page

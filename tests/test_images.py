@@ -337,7 +337,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(DataError, match=r"Cannot write 'x.png': No space left on device"):
+    with pytest.raises(DataError, match=r"Cannot write .*x.png: No space left on device"):
         images.save_png(torch.ones(1, 8, 8), tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes() == before and os.listdir(tmp_path) == ["x.png"]
 

@@ -127,7 +127,7 @@ def test_dps_takes_what_is_not_linear():
 def test_shapes_that_do_not_go_together_are_told():
     _, denoise = prior("round")
     operator = parse("downscale 2").on(SHAPE, [0])
-    with pytest.raises(InputError, match="one measurement per picture"):
+    with pytest.raises(InputError, match="one measurement per image"):
         ddnm(denoise, operator, torch.zeros(1, 1, 6, 6))(torch.zeros(1, *SHAPE), torch.ones(1))
 
 

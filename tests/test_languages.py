@@ -6,7 +6,7 @@ import pytest
 import torch
 from pictures import photo
 
-from fastdiffusion import nets, sample
+from fastdiffusion import models, nets, sample
 from fastdiffusion.cli import main
 from fastdiffusion.data.dataset import Images
 from fastdiffusion.data.emoji import holdout
@@ -58,10 +58,10 @@ def model() -> Model:
 
 def model_with_words(model: Model) -> Model:
     """The same model, which lists its words."""
-    words = {**model.denoiser.net.text_encoder.config, "known": len(listed([p.known for p in PAIRS]))}
+    words = {**models.native_denoiser(model).net.text_encoder.config, "known": len(listed([p.known for p in PAIRS]))}
     encoder = nets.build({**words, "name": "text"})
-    encoder.set_vocabulary(model.denoiser.net.text_encoder.tokenizer, [p.known for p in PAIRS])
-    return Model(Denoiser(TextConditioned(model.denoiser.net.net, encoder)).eval(), model.shape)
+    encoder.set_vocabulary(models.native_denoiser(model).net.text_encoder.tokenizer, [p.known for p in PAIRS])
+    return Model(Denoiser(TextConditioned(models.native_denoiser(model).net.net, encoder)).eval(), model.shape)
 
 
 def answers(model: Model, texts: list[str]) -> torch.Tensor:
@@ -72,31 +72,39 @@ def answers(model: Model, texts: list[str]) -> torch.Tensor:
 
 
 def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, tmp_path):
-    taught = add_language(model, PAIRS, 120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path)
+    taught = add_language(model, PAIRS, steps=120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path)
     known, new = [p.known for p in PAIRS], [p.text for p in PAIRS]
     wanted = answers(model, known)
     before = (answers(model, new) - wanted).square().mean()
     assert (answers(taught, new) - wanted).square().mean() < 0.3 * before
     assert torch.equal(answers(taught, known), wanted)  # what was understood is understood as before, to the bit
-    inner = zip(model.denoiser.net.net.parameters(), taught.denoiser.net.net.parameters(), strict=True)
+    inner = zip(
+        models.native_denoiser(model).net.net.parameters(),
+        models.native_denoiser(taught).net.net.parameters(),
+        strict=True,
+    )
     assert all(torch.equal(a, b) for a, b in inner)  # the denoiser is as it was
     again = add_language(
-        model, PAIRS, 120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path
+        model, PAIRS, steps=120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path
     )  # is finished already
     assert torch.equal(answers(again, new), answers(taught, new))
 
     both = [new[0], known[1], "", new[2] + " " + known[3]]  # readers of a batch are chosen by row
     one_by_one = torch.cat([taught.encode_prompt([text]).pooled for text in both])
     assert torch.allclose(taught.encode_prompt(both).pooled, one_by_one, atol=1e-6)
-    other = taught.text_encoder.student_encoder
+    other = taught.conditioner.net.text_encoder.student_encoder
     assert (
-        taught.text_encoder.encoder_of(known[0]) is taught.text_encoder
-        and taught.text_encoder.encoder_of(new[0]) is other
+        taught.conditioner.net.text_encoder.encoder_of(known[0]) is taught.conditioner.net.text_encoder
+        and taught.conditioner.net.text_encoder.encoder_of(new[0]) is other
     )
-    assert other.knows("Quadrat") and taught.text_encoder.knows("square") and not taught.text_encoder.knows("Quadrat")
-    with pytest.warns(UserWarning, match="never read tall:"):  # "tall" alone the first would read; here the other reads
+    assert (
+        other.knows("Quadrat")
+        and taught.conditioner.net.text_encoder.knows("square")
+        and not taught.conditioner.net.text_encoder.knows("Quadrat")
+    )
+    with pytest.warns(UserWarning, match="tall"):  # "tall" alone the first would read; here the other reads
         sample(taught, "rotes Quadrat tall", n=1, steps=2)
-    assert taught.text_encoder.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))
+    assert taught.conditioner.net.text_encoder.spans(normalized(new[0]))[-1][1] == len(normalized(new[0]))
 
     def drawn(prompt: str) -> torch.Tensor:
         return sample(taught, prompt, n=1, steps=6, scale=2.0).images
@@ -108,19 +116,22 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     save(taught, tmp_path / "taught.safetensors")
     same = load(tmp_path / "taught.safetensors")
     assert torch.equal(answers(same, both), answers(taught, both))
-    with pytest.warns(UserWarning, match="taught before"):  # another language takes the first one's place
-        anew = add_language(same, PAIRS, 2, vocabulary=320, depth=1, batch_size=16)
+    with pytest.warns(UserWarning, match="other languages already"):  # another language takes the first one's place
+        anew = add_language(same, PAIRS, steps=2, vocabulary=320, depth=1, batch_size=16)
     assert torch.equal(answers(anew, known), wanted) and not torch.equal(answers(anew, new), answers(taught, new))
 
     more = [*PAIRS, Pair("carré bleu", "blue square")]
     on = add_language(
-        same, more, 60, batch_size=16, resume_languages=True
+        same, more, steps=60, batch_size=16, resume_languages=True
     )  # the same tokenizer, more words, and nothing is forgotten
-    assert on.text_encoder.student_encoder.tokenizer.merges == taught.text_encoder.student_encoder.tokenizer.merges
     assert (
-        on.text_encoder.student_encoder.knows("carré")
+        on.conditioner.net.text_encoder.student_encoder.tokenizer.merges
+        == taught.conditioner.net.text_encoder.student_encoder.tokenizer.merges
+    )
+    assert (
+        on.conditioner.net.text_encoder.student_encoder.knows("carré")
         and not other.knows("carré")
-        and on.text_encoder.student_encoder.knows("Quadrat")
+        and on.conditioner.net.text_encoder.student_encoder.knows("Quadrat")
     )
     assert (answers(on, new) - wanted).square().mean() < 0.3 * before
     french = answers(model, ["blue square"])
@@ -233,7 +244,7 @@ def test_a_picture_is_varied_by_its_words(model, clip, flat, tmp_path):
         )
     with pytest.raises(DataError, match="no captions"):
         variations.build_index(clip, Images("silent", [flat.arrays[0]]))
-    with pytest.raises(DataError, match="1 channels, the encoder reads 3"):
+    with pytest.raises(DataError, match="1 channels, the encoder takes 3"):
         variations.build_index(clip, Images("gray", [flat.arrays[0][:, :1]], captions=flat.captions))
     torch.manual_seed(1)  # another encoder of the same form
     other = Clip(clip.config["image"], clip.config["text"], side=16).eval()
@@ -263,32 +274,36 @@ def test_a_memory_is_made_from_the_command_line(clip, tmp_path, capsys):
         photo(w, h, seed=i).save(tmp_path / "photos" / f"{i}.png")
         (tmp_path / "photos" / f"{i}.txt").write_text(f"thing {i}")
     out = str(tmp_path / "memory.safetensors")
-    given = ["remember", str(tmp_path / "photos"), "--clip", str(tmp_path / "clip.safetensors"), "--size", "16"]
+    given = ["index", str(tmp_path / "photos"), "--clip", str(tmp_path / "clip.safetensors"), "--size", "16"]
     assert main([*given, "--out", out]) == 0
-    assert "3 pictures" in capsys.readouterr().out
+    assert "3 images" in capsys.readouterr().out
     assert variations.load(out).captions == ["thing 0", "thing 1", "thing 2"]
-    with pytest.raises(CheckpointError, match="no memory"):
+    with pytest.raises(CheckpointError, match=r"no memory|no retrieval index"):
         variations.load(tmp_path / "clip.safetensors")
 
 
 def test_bad_input(model, tmp_path):
     plain = Model(Denoiser(nets.build({"name": "dit", "width": 32, "depth": 1, "head": 32})), (3, 8, 8))
-    with pytest.raises(InputError, match="without words"):
-        add_language(plain, PAIRS, 1)
+    with pytest.raises(InputError, match="without captions"):
+        add_language(plain, PAIRS, steps=1)
     with pytest.raises(InputError, match="no other languages"):
-        add_language(model, PAIRS, 1, resume_languages=True)
+        add_language(model, PAIRS, steps=1, resume_languages=True)
     with pytest.raises(DataError, match="No pairs"):
-        add_language(model, [], 1)
-    with pytest.raises(DataError, match=r"of none of the 1 .*'chat'.*exchanged"):
-        add_language(taught_twice := model_with_words(model), [Pair("a cat", "chat")], 1)
+        add_language(model, [], steps=1)
+    with pytest.raises(DataError, match=r"of none of the 1, .*'chat'.*exchanged"):
+        add_language(taught_twice := model_with_words(model), [Pair("a cat", "chat")], steps=1)
     with pytest.warns(UserWarning, match=r"1 of 10 pairs are left out.*'unread'"):
-        add_language(taught_twice, [*PAIRS, Pair("x", "unread")], 1, vocabulary=320, depth=1, folder=tmp_path / "t")
+        add_language(
+            taught_twice, [*PAIRS, Pair("x", "unread")], steps=1, vocabulary=320, depth=1, folder=tmp_path / "t"
+        )
     with pytest.raises(CheckpointError, match="holds a run with"):  # corrected pairs are another run
-        add_language(taught_twice, [*PAIRS[:-1], Pair("x", "blue")], 1, vocabulary=320, depth=1, folder=tmp_path / "t")
+        add_language(
+            taught_twice, [*PAIRS[:-1], Pair("x", "blue")], steps=1, vocabulary=320, depth=1, folder=tmp_path / "t"
+        )
     with pytest.raises(InputError, match="batch_size"):
-        add_language(model, PAIRS, 1, batch_size=0)
+        add_language(model, PAIRS, steps=1, batch_size=0)
     with pytest.raises(InputError, match="keep"):
-        add_language(model, PAIRS, 1, keep=1.0)
+        add_language(model, PAIRS, steps=1, keep=1.0)
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError):
         variations.load(tmp_path / "no.safetensors")

@@ -32,7 +32,7 @@ def blobs(n: int = 96, size: int = 16) -> Images:
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
-    return train_autoencoder(blobs(), 200, folder=tmp_path_factory.mktemp("codec"), **SMALL)
+    return train_autoencoder(blobs(), steps=200, folder=tmp_path_factory.mktemp("codec"), **SMALL)
 
 
 def test_the_divergence_is_the_closed_form_against_monte_carlo():
@@ -120,9 +120,9 @@ def test_files_that_are_no_codec_are_refused(autoencoder, tmp_path):
 
 def test_bad_input(autoencoder):
     with pytest.raises(InputError, match="at least 1"):
-        train_autoencoder(blobs(), 1, latent=0)
+        train_autoencoder(blobs(), steps=1, latent=0)
     with pytest.raises(InputError, match="steps"):
-        train_autoencoder(blobs(), 0)
+        train_autoencoder(blobs(), steps=0)
     two = Images("two", [blobs(4).arrays[0], blobs(4, 24).arrays[0]])
     with pytest.raises(InputError, match="one size"):
         Latents(two, autoencoder)
@@ -137,11 +137,11 @@ def test_standardize_takes_the_measure_of_the_data(autoencoder):
 
 @pytest.mark.parametrize("kind", ["vq", "fsq"])
 def test_discrete_latents(kind):
-    autoencoder = train_autoencoder(blobs(), 60, kind, width=16, batch_size=16, optimizer="adamw", lr=3e-3)
+    autoencoder = train_autoencoder(blobs(), steps=60, kind=kind, width=16, batch_size=16, optimizer="adamw", lr=3e-3)
     x = to_tensor(blobs().batch(list(range(32))).images)
-    codes, z = autoencoder.codes(x), autoencoder.encode(x)
-    assert codes.shape == (32, 4, 4) and int(codes.min()) >= 0 and int(codes.max()) < autoencoder.codebook_size
-    torch.testing.assert_close(autoencoder.vectors(codes), z)
+    tokens, z = autoencoder.tokens(x), autoencoder.encode(x)
+    assert tokens.shape == (32, 4, 4) and int(tokens.min()) >= 0 and int(tokens.max()) < autoencoder.codebook_size
+    torch.testing.assert_close(autoencoder.vectors(tokens), z)
     torch.testing.assert_close(
         autoencoder.decode(z + 1e-4 * torch.randn_like(z)), autoencoder.decode(z)
     )  # snaps to the words
@@ -170,11 +170,11 @@ def test_words_that_nobody_uses_start_again():
 
 def test_a_critic_and_features_teach_a_decoder_alone(autoencoder, tmp_path):
     options = {"perceptual": 0.1, "adversarial": 0.1, "decoder_of": autoencoder, "batch_size": 8, "lr": 1e-3}
-    tuned = train_autoencoder(blobs(), 8, folder=tmp_path, optimizer="adamw", **options)
+    tuned = train_autoencoder(blobs(), steps=8, folder=tmp_path, optimizer="adamw", **options)
     x = to_tensor(blobs().batch([1, 2]).images)
     assert torch.equal(tuned.encode(x), autoencoder.encode(x))
     assert not torch.equal(tuned.decode(autoencoder.encode(x)), autoencoder.decode(autoencoder.encode(x)))
-    same = train_autoencoder(blobs(), 8, folder=tmp_path, optimizer="adamw", **options)  # is finished already
+    same = train_autoencoder(blobs(), steps=8, folder=tmp_path, optimizer="adamw", **options)  # is finished already
     assert torch.equal(same.decode(autoencoder.encode(x)), tuned.decode(autoencoder.encode(x)))
 
 

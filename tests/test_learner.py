@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastdiffusion import losses
+from fastdiffusion import losses, models
 from fastdiffusion.data import Batch, Dataset, Images, digits
 from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError, MissingExtra
 from fastdiffusion.io.checkpoints import load_tensors
@@ -419,7 +419,7 @@ def test_a_folder_holds_everything_and_goes_on_bit_for_bit(tmp_path):
     again = learner(folder=tmp_path / "b").fit(steps=12)
     assert torch.equal(weights(whole), weights(again))
     a, b = ((tmp_path / x / "model.safetensors") for x in "ab")
-    for one, two in zip(load(a).tensors().values(), load(b).tensors().values(), strict=True):
+    for one, two in zip(models.tensors(load(a)).values(), models.tensors(load(b)).values(), strict=True):
         assert torch.equal(one, two)
     records = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert any("loss" in r for r in records)
@@ -474,12 +474,12 @@ def test_a_wrong_budget_forgets_nothing(tmp_path):
 @pytest.mark.parametrize("lost", ["model.safetensors", "report.html"])
 def test_results_that_were_lost_are_written_by_the_same_command(tmp_path, lost, capsys):
     made = learner(folder=tmp_path).fit(steps=3)
-    whole = load(tmp_path / "model.safetensors").tensors()
+    whole = models.tensors(load(tmp_path / "model.safetensors"))
     (tmp_path / lost).unlink()  # as if it had been cut between the last checkpoint and its results
     again = learner(folder=tmp_path, verbose=True).fit(steps=3)
     assert (tmp_path / lost).is_file() and "has had its budget" not in capsys.readouterr().err
     assert torch.equal(weights(again), weights(made))
-    assert all(torch.equal(v, whole[k]) for k, v in load(tmp_path / "model.safetensors").tensors().items())
+    assert all(torch.equal(v, whole[k]) for k, v in models.tensors(load(tmp_path / "model.safetensors")).items())
 
 
 def test_ctrl_c_in_the_last_step_costs_nothing(tmp_path):

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from fastdiffusion import noise
+from fastdiffusion import noise, samplers, schedules
 from fastdiffusion.data import oracles
 from fastdiffusion.errors import InputError
-from fastdiffusion.samplers import adaptive, probability_flow
+from fastdiffusion.samplers import adaptive, probability_flow, solvers
 
 DTYPE = torch.float64
 
@@ -46,17 +46,45 @@ def test_adaptive_solvers_refuse_zero():
         next(adaptive.dpm_23(gaussian(), torch.zeros(1, 3), 1.0, 2.0))
 
 
-def test_inversion_is_exact():
-    d = oracles.blobs(8)
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_3m", "heun"])
+def test_there_and_back_is_the_same_place(sampler):
+    d, sigmas = oracles.blobs(8), schedules.exponential(320)
     x0 = d.sample(16, noise.generator(1))
-    back = probability_flow.generate(d, probability_flow.invert(d, x0, tolerance=1e-7), tolerance=1e-7)
-    torch.testing.assert_close(back, x0, rtol=0, atol=1e-4)
+    noisy = probability_flow.invert(d, x0, sigmas, sampler=sampler)
+    back = samplers.final(samplers.run(d, noisy, samplers.table(sampler, sigmas)))
+    torch.testing.assert_close(back, x0, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", [name for name, method in solvers.METHODS.items() if not method.stochastic])
+def test_an_inversion_follows_the_flow_with_the_order_of_its_method(name):
+    """On a Gaussian's closed-form flow; at most 2, since multistep methods begin with a step of order 1."""
+    g, order, errors = gaussian(), min(samplers.about(name).order, 2), []
+    x0 = g.mean + 0.5 * noise.initial(range(8), (3,)).double()
+    for n in (64, 128):
+        noisy = probability_flow.invert(g, x0, schedules.karras(n + 1, 0.1, 5.0), sampler=name)
+        errors.append(float((noisy - g.flow(x0, 0.1, 5.0)).square().mean().sqrt()))
+    assert order - 0.2 < math.log2(errors[0] / errors[1]) < order + 0.5
+
+
+def test_an_inversion_takes_one_evaluation_a_step_and_no_random_numbers():
+    calls = []
+
+    def denoise(x, sigma, cond=None):
+        calls.append(float(sigma[0]))
+        return 0.5 * x
+
+    probability_flow.invert(denoise, torch.ones(1, 2), [8.0, 4.0, 2.0, 1.0, 0.0])
+    assert calls == [1.0, 2.0, 4.0]
+    with pytest.raises(InputError, match="No deterministic sampler named 'ddpm'"):
+        probability_flow.invert(denoise, torch.ones(1, 2), [2.0, 1.0, 0.0], sampler="ddpm")
+    with pytest.raises(InputError, match="at least 2 steps, got 1"):
+        probability_flow.invert(denoise, torch.ones(1, 2), [2.0, 0.0])
 
 
 def test_interpolation_ends_at_its_ends():
     d = oracles.blobs(8)
     a, b = d.means[:1], d.means[3:4] + 0.05
-    path = probability_flow.interpolate(d, a, b, n=5, tolerance=1e-6)
+    path = probability_flow.interpolate(d, a, b, schedules.exponential(160), n=5, sampler="dpmpp_3m")
     assert path.shape == (5, 2)
     torch.testing.assert_close(path[[0, -1]], torch.cat([a, b]), rtol=0, atol=1e-3)
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+import fastdiffusion
 from fastdiffusion import models, nets, noise, samplers
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.io import checkpoints, run_folder
-from fastdiffusion.models import Model, load, save
+from fastdiffusion.models import Model, load, registry, save
 from fastdiffusion.models import card as cards
 from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import presets
@@ -71,7 +72,7 @@ def test_saved_loaded_and_sampled_is_bit_equal(name, self_condition, tmp_path):
     stream = torch.random.get_rng_state()
     back = load(tmp_path / "m.safetensors")
     assert torch.equal(torch.random.get_rng_state(), stream), "loading draws nothing from the user's random numbers"
-    assert back.spec() == model.spec()
+    assert models.spec(back) == models.spec(model)
     assert back.parameters_count == model.parameters_count
     assert torch.equal(pictures(back), pictures(model))
 
@@ -82,7 +83,7 @@ def test_presets_can_be_described_and_built_without_memory(preset):
     spec = {**presets.PRESETS[preset], "in_channels": 3, "out_channels": 3}
     with torch.device("meta"):
         net = nets.build(spec)
-        again = nets.build(Model(Denoiser(net), (3, 32, 32)).spec()["net"])
+        again = nets.build(models.spec(Model(Denoiser(net), (3, 32, 32)))["net"])
     assert {n: t.shape for n, t in net.state_dict().items()} == {n: t.shape for n, t in again.state_dict().items()}
     assert json.dumps(again.config) == json.dumps(net.config)
 
@@ -90,9 +91,9 @@ def test_presets_can_be_described_and_built_without_memory(preset):
 def test_half_precision_halves_the_file_and_loads_as_float32(model, file, tmp_path):
     save(model, tmp_path / "half.safetensors", dtype=torch.bfloat16)
     half = load(tmp_path / "half.safetensors")
-    assert all(t.dtype == torch.float32 for t in half.tensors().values())
+    assert all(t.dtype == torch.float32 for t in models.tensors(half).values())
     assert (
-        sum(t.numel() for t in half.tensors().values()) * 1.5
+        sum(t.numel() for t in models.tensors(half).values()) * 1.5
         < file.stat().st_size - (tmp_path / "half.safetensors").stat().st_size
     )
     assert (pictures(half) - pictures(model)).abs().max() < 0.05
@@ -124,7 +125,7 @@ def test_golden_files_of_every_version_load():
 
 def test_a_run_folder_is_its_model_and_a_wrong_path_is_a_sentence(model, tmp_path):
     save(model, tmp_path / models.FILE)
-    assert load(tmp_path).spec() == model.spec()
+    assert models.spec(load(tmp_path)) == models.spec(model)
     (tmp_path / "empty").mkdir()
     for path, says in [("empty", "without model.safetensors"), ("none.safetensors", "No such file")]:
         with pytest.raises(CheckpointError, match=says):
@@ -148,18 +149,19 @@ def test_a_checkpoint_of_training_is_not_a_model(tmp_path):
 
 def test_loading_does_not_import_the_compiler(file):
     """torch._dynamo alone takes longer than loading a model; the meta device asks for it easily."""
-    source = str(Path(models_model.__file__).parents[1])
+    source = str(Path(models_model.__file__).parents[2])
     code = f"""
 import sys
 import torch
 from fastdiffusion import models, nets
+from fastdiffusion.nets import presets
 from fastdiffusion.denoisers import Denoiser
 before = "torch._dynamo" in sys.modules, "sympy" in sys.modules
 models.load({str(file)!r})
-for preset in nets.PRESETS.values():
-    if preset["name"] in ("unet", "dit") and "tiny" in str([k for k, v in nets.PRESETS.items() if v is preset]):
+for preset in presets.PRESETS.values():
+    if preset["name"] in ("unet", "dit") and "tiny" in str([k for k, v in presets.PRESETS.items() if v is preset]):
         model = models.Model(Denoiser(nets.build(preset)), (3, 16, 16))
-        models.Model.from_spec(model.spec(), model.tensors())
+        models.from_spec(models.spec(model), models.tensors(model))
 assert ("torch._dynamo" in sys.modules, "sympy" in sys.modules) == before
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": source})
@@ -179,6 +181,32 @@ def test_classes_by_name_and_by_index(model):
         model.cond([3])
     with pytest.raises(InputError, match="trained without classes"):
         make(classes=()).cond([1])
+
+
+def test_the_loss_of_an_untrained_net_is_one_at_every_noise_level():
+    """EDM's weight undoes c_out, whose target has unit variance (Karras et al. 2022, table 1)."""
+    zero = nets.build({**SMALL["dit"], "in_channels": 1, "out_channels": 1})
+    model = Model(Denoiser(zero, "edm", 0.4), (1, 8, 8))
+    x0, noises = 0.4 * torch.randn(256, 1, 8, 8), torch.randn(256, 1, 8, 8)
+    for sigma in (0.01, 0.5, 20.0):
+        assert float(model.loss(x0, torch.full((256,), sigma), noises).mean()) == pytest.approx(1, rel=0.05)
+
+
+def test_the_ids_of_the_shipped_models_do_not_change():
+    """Recipes in people's images name them by it."""
+    emoji, restorer = (load(registry.WEIGHTS / f"{name}.safetensors") for name in ("emoji", "restorer"))
+    assert emoji.id == "49537c842fb080b4b4fe244c0e9e4f48389d39d558e681ca9eceb4ad60c35a0f"
+    assert restorer.id == "e417cc11d2e31b633f8ef2b2718f73ef2c9c8feaf192d6b6eb9b6e1bd53faf12"
+
+
+def test_load_takes_a_name_a_file_or_a_folder(model, tmp_path):
+    save(model, tmp_path / models.FILE)
+    assert fastdiffusion.load(tmp_path).id == fastdiffusion.load(tmp_path / models.FILE, device="cpu").id == model.id
+    assert fastdiffusion.load().image_shape == fastdiffusion.load("emoji").image_shape == (3, 64, 64)
+    with pytest.raises(InputError, match=r"No option of load named 'devise'\. Did you mean 'device'"):
+        fastdiffusion.load("emoji", devise="cpu")
+    with pytest.raises(InputError, match="No device 'cuda:99' here"):
+        fastdiffusion.load("emoji", device="cuda:99")
 
 
 def test_a_fitted_table_is_the_default_unless_something_is_named(model):
@@ -264,9 +292,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_configurations_are_refused_before_they_cost_anything(model, tmp_path, what):
-    spec = model.spec()
+    spec = models.spec(model)
     HOSTILE[what](spec)
-    checkpoints.save_tensors(tmp_path / "m.safetensors", model.tensors(), spec)
+    checkpoints.save_tensors(tmp_path / "m.safetensors", models.tensors(model), spec)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(CheckpointError, match="is not a model file") as error:
         load(tmp_path / "m.safetensors")
@@ -276,7 +304,7 @@ def test_hostile_configurations_are_refused_before_they_cost_anything(model, tmp
 
 @pytest.mark.parametrize("wrong", ["missing", "extra", "shape", "renamed"])
 def test_tensors_that_do_not_belong_to_the_configuration(model, tmp_path, wrong):
-    tensors = model.tensors()
+    tensors = models.tensors(model)
     name = sorted(tensors)[0]
     if wrong == "shape":
         tensors[name] = torch.zeros(*tensors[name].shape, 2)
@@ -285,7 +313,7 @@ def test_tensors_that_do_not_belong_to_the_configuration(model, tmp_path, wrong)
     else:
         value = tensors.pop(name)
         tensors |= {"net.\x1b[2J": value} if wrong == "renamed" else {}
-    checkpoints.save_tensors(tmp_path / "m.safetensors", tensors, model.spec())
+    checkpoints.save_tensors(tmp_path / "m.safetensors", tensors, models.spec(model))
     with pytest.raises(CheckpointError, match="is not a model file"):
         load(tmp_path / "m.safetensors")
 
@@ -325,8 +353,8 @@ def test_an_exported_folder_has_all_that_a_hub_wants(model, tmp_path):
     model = replace(model, info=info)
     folder = models.export_folder(model, tmp_path / "out", cards.card(model), preview=b"\x89PNG")
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors", "preview.png"]
-    assert json.loads((folder / "config.json").read_text()) == model.spec()
-    assert load(folder).spec() == model.spec()
+    assert json.loads((folder / "config.json").read_text()) == models.spec(model)
+    assert models.spec(load(folder)) == models.spec(model)
     card = (folder / "README.md").read_text()
     for part in (
         'license: "apache-2.0"',
@@ -372,5 +400,5 @@ def test_a_card_has_no_paths():
 def test_a_card_tells_what_kind_of_model_it_is():
     card = cards.card(make(classes=(), corruption="blur 0.5..3 | jpeg 10..60"))
     assert "A restoration diffusion model" in card and "restore photo.jpg --by 'blur 0.5..3' --model" in card
-    words = cards.card(models.load(models_model.__file__.replace("models.py", "weights/emoji.safetensors")))
+    words = cards.card(models.load(registry.WEIGHTS / "emoji.safetensors"))
     assert "A text-to-image diffusion model" in words and "3x64x64" in words and "'some words'" in words

@@ -6,6 +6,8 @@ import random
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from fastdiffusion.errors import InputError
 from fastdiffusion.nets.text import normalized
 from fastdiffusion.nets.tokenizer import train
 from fastdiffusion.prompts import Alternation, Part, Prompt, Switch, Text, Weighted, at, choose, parse, write
-from fastdiffusion.types import Cond
+from fastdiffusion.samplers import adaptive
+from fastdiffusion.types import Cond, Run
 
 # ---- an encoder that can be checked by eye: a token per word, its state drawn from the word -------------------------
 
@@ -251,6 +254,16 @@ def linear(x: torch.Tensor, sigma: torch.Tensor, cond: Cond | None = None) -> to
 X, SIGMA = torch.zeros(2, 3), torch.full((2,), 4.0)
 
 
+def estimates(guided, x: torch.Tensor, evaluations: int = 4) -> list[torch.Tensor]:
+    """Of each evaluation of a run, all at the same x and noise level."""
+    now = Run((4.0,) * evaluations, evaluations)
+    started, out = guidance.start(guided, now), []
+    for now.index in range(evaluations):
+        now.sigma = 4.0
+        out.append(started(x, torch.full((len(x),), 4.0)))
+    return out
+
+
 def test_one_plain_prompt_is_classifier_free_guidance():
     made = compiled(["a cat", "two dogs here"], negative="bad (thing:1.2)")
     told = Cond(pooled=encode(["a cat", "two dogs here"]).pooled)
@@ -275,28 +288,25 @@ def test_prompts_joined_by_and_are_composed():
 
 def test_a_batch_of_unlike_prompts_is_each_alone():
     texts = ["a cat AND [rain:snow:0.5]:0.5", "(two:1.2) dogs BREAK on a mat"]
-    sigmas = (8.0, 4.0, 2.0, 1.0)
-    together = compiled(texts, sigmas=sigmas, negative="bad").guide(linear, 2.0)
+    together = estimates(compiled(texts, evaluations=4, negative="bad").guide(linear, 2.0), X)
     for i, text in enumerate(texts):
-        alone = compiled(text, sigmas=sigmas, negative="bad").guide(linear, 2.0)
-        for sigma in sigmas:
-            a, b = together(X, torch.full((2,), sigma))[i : i + 1], alone(X[:1], torch.full((1,), sigma))
-            torch.testing.assert_close(a, b)
+        alone = estimates(compiled(text, evaluations=4, negative="bad").guide(linear, 2.0), X[:1])
+        for a, b in zip(together, alone, strict=True):
+            torch.testing.assert_close(a[i : i + 1], b)
 
 
-def test_a_switch_happens_at_its_call():
-    guided = compiled("[cat:dog:0.5]", sigmas=(8.0, 4.0, 2.0, 1.0)).guide(linear, 1.0)
-    for sigma, word in ((8.0, "cat"), (4.0, "cat"), (2.0, "dog"), (1.0, "dog")):
-        got = guided(X[:1], torch.full((1,), sigma))
-        assert torch.equal(got, linear(X[:1], SIGMA[:1], encode([word])))
+@pytest.mark.parametrize(("evaluations", "first"), [(4, 2), (8, 4), (2, 1), (1, 1)])
+def test_a_switch_happens_at_its_share_of_the_run(evaluations: int, first: int):
+    """Where the run is as long as the prompt was compiled for, and where it is not."""
+    guided = compiled("[cat:dog:0.5]", evaluations=4).guide(linear, 1.0)
+    for i, estimate in enumerate(estimates(guided, X[:1], evaluations)):
+        assert torch.equal(estimate, linear(X[:1], SIGMA[:1], encode(["cat" if i < first else "dog"])))
 
 
-@pytest.mark.parametrize("name", ["heun", "dpmpp_2s_ancestral", "restart"])
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
 @pytest.mark.parametrize("text", ["a [cat|dog]", "[cat:dog:0.5]", "a [cat|dog] AND hat"])
-def test_samplers_that_return_to_a_level_still_change_call_by_call(name: str, text: str):
+def test_prompts_change_evaluation_by_evaluation_with_every_sampler(name: str, text: str):
     table = samplers.table(name, schedules.exponential(6))
-    sigmas = [row.sigma for row in table.rows]
-    assert len({f"{sigma:.6g}" for sigma in sigmas}) < len(sigmas)  # some level comes again
     heard: list[torch.Tensor] = []
 
     def listening(x, sigma, cond=None):
@@ -304,12 +314,51 @@ def test_samplers_that_return_to_a_level_still_change_call_by_call(name: str, te
         heard.append(cond.pooled[0])
         return 0.5 * x
 
-    guided = compiled(text, sigmas=sigmas).guide(listening, 1.0)
+    guided = compiled(text, evaluations=table.nfe).guide(listening, 1.0)
     for _ in samplers.run(guided, X[:1], table, seeds=[0]):
         pass
     tree = parse(text).parts[0]
-    wanted = [encode([at(tree.texts[0], call, len(sigmas)).text]).pooled[0] for call in range(len(sigmas))]
+    wanted = [encode([at(tree.texts[0], i, table.nfe).text]).pooled[0] for i in range(table.nfe)]
     assert len(heard) == len(wanted) and all(map(torch.equal, heard, wanted))
+
+
+def test_two_runs_in_two_threads_do_not_disturb_each_other():
+    """One guided model, with prompts that change, momentum and a weak model, is walked through twice at once."""
+    table, meeting = samplers.table("heun", schedules.exponential(6)), threading.Barrier(2)
+    together = False
+
+    def denoise(x, sigma, cond=None):
+        if together:
+            meeting.wait(20)  # each evaluation of one run falls between two of the other
+        return (x + cond.pooled.sum(1)[:, None]) / (1 + sigma[:, None].square())
+
+    def around(d):
+        return guidance.autoguidance(d, guidance.apg(weak, 2.0, Cond(pooled=encode(["fog"]).pooled)), 1.5)
+
+    def weak(x, sigma, cond=None):
+        return 0.9 * denoise(x, sigma, cond)
+
+    for text in ("a [cat|dog] on [a:the:0.3] mat", "a [cat|dog] AND rain:0.5"):
+        made = compiled(text, evaluations=table.nfe, negative="bad")
+        guided = made.guide(denoise, 3.0, guidance.apg, around if made.single else lambda d: d)
+
+        def final(k, guided=guided):
+            return samplers.final(samplers.run(guided, k * torch.ones(1, 3), table, seeds=[k]))
+
+        together = False
+        alone = [final(k) for k in (1, 2)]
+        together = True
+        with ThreadPoolExecutor(2) as pool:
+            assert all(map(torch.equal, pool.map(final, (1, 2)), alone))
+
+
+def test_a_prompt_that_changes_needs_to_know_how_long_the_run_is():
+    with pytest.raises(InputError, match="evaluations=12"):
+        compiled("[cat:dog:0.5]")
+    guided = compiled("[cat:dog:0.5]", evaluations=4).guide(linear, 1.0)
+    with pytest.raises(InputError, match="adaptive solver"):
+        next(adaptive.rk45(guided, X[:1], 4.0, 1.0))
+    next(adaptive.rk45(compiled("cat").guide(linear, 1.0), X[:1], 4.0, 1.0))
 
 
 def test_a_weight_on_several_words_is_one_weight():
@@ -317,15 +366,6 @@ def test_a_weight_on_several_words_is_one_weight():
     torch.testing.assert_close(gone.pooled, cond_of("on a mat").pooled)
     heavy = cond_of("(red cat:1.5) on a mat")
     torch.testing.assert_close(heavy.pooled, plain.pooled + 0.5 * (plain.pooled - gone.pooled))
-
-
-def test_a_switch_happens_at_a_level_that_was_rounded_up():
-    levels = tuple(samplers.table("dpmpp_2m", schedules.exponential(20)).sigmas[:-1])
-    for k in range(1, 20):
-        guided = compiled(f"[cat:dog:{k / 20}]", sigmas=levels).guide(linear, 1.0)
-        for i in (k - 1, k):  # as samplers.run says it: in float32
-            got = guided(X[:1], torch.full((1,), levels[i]))
-            assert torch.equal(got, linear(X[:1], SIGMA[:1], encode(["cat" if i < k else "dog"])))
 
 
 def test_guidance_around_the_words_is_told_them():

@@ -15,6 +15,7 @@ import pytest
 import torch
 from test_learner import TINY, StopAt, Toy, learner, weights
 
+from fastdiffusion import models
 from fastdiffusion.errors import CheckpointError, FastdiffusionError
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
@@ -97,7 +98,7 @@ def test_killed_at_random_steps_it_ends_as_if_it_had_not_been(tmp_path):
     one, two = last_weights(tmp_path / "whole"), last_weights(tmp_path / "killed")
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
-    a, b = (load(tmp_path / x / "model.safetensors").tensors() for x in ("whole", "killed"))
+    a, b = (models.tensors(load(tmp_path / x / "model.safetensors")) for x in ("whole", "killed"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     steps = [[r["step"] for r in Folder(tmp_path / x).metrics() if "loss" in r] for x in ("whole", "killed")]
     assert steps[0] == steps[1]

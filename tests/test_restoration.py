@@ -1,4 +1,4 @@
-"""Restoring pictures: every way, any size, held to the input; and what is refused."""
+"""Restoring images: every way, any size, held to the input; and what is refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from pictures import encoded, photo, png, transparent
 from PIL import Image
 
-from fastdiffusion import Learner, nets, restore, sample, save
+from fastdiffusion import Learner, models, nets, restore, sample, save
 from fastdiffusion.cli import main
 from fastdiffusion.corruptions import jpeg, mask, parse
 from fastdiffusion.data import Crops, Pairs
@@ -21,10 +21,12 @@ from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.restoration import tiles
 from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel
 from fastdiffusion.tasks.restoration.colorization import in_gamut, luminance
-from fastdiffusion.tasks.restoration.method import undoing, weakened
+from fastdiffusion.tasks.restoration.measurement import Measurement
+from fastdiffusion.tasks.restoration.method import parse_task, weakened
+from fastdiffusion.tasks.restoration.options import RestoreOptions
 from fastdiffusion.tasks.restoration.restore import bundled
 from fastdiffusion.tasks.restoration.result import NOTE
-from fastdiffusion.tasks.restoration.tiled import _Job
+from fastdiffusion.tasks.restoration.tiled import TiledRestoration
 from fastdiffusion.tasks.restoration.watermarks import remove_watermark, written
 
 SMALL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [],
@@ -34,7 +36,7 @@ ALL = "downscale 2 | downscale 4 | jpeg 5..95 | blur 0.5..3 | noise 0.02..0.3 | 
 
 @pytest.fixture(scope="module")
 def restorer():
-    """Untrained: its one-call answer is the degraded picture itself, so that all else can be told apart."""
+    """Untrained: its one-call answer is the degraded image itself, so that all else can be told apart."""
     torch.manual_seed(0)
     net = nets.build({**SMALL, "in_channels": 6, "out_channels": 3})
     return Model(Denoiser(net, sigma_data=0.1, cond_channels=3).eval(), (3, 64, 64), corruption=ALL)
@@ -50,10 +52,10 @@ def trembling(restorer):
     return Model(Denoiser(net, sigma_data=0.1, cond_channels=3).eval(), (3, 64, 64), corruption=ALL)
 
 
-def degraded(picture, text):
-    """A picture file's content after a corruption."""
-    x = to_tensor(picture)[None]
-    return to_pil(undoing(text).on(x.shape[1:], [0]).forward(x)[0])
+def degraded(image, text):
+    """An image file's content after a corruption."""
+    x = to_tensor(image)[None]
+    return to_pil(parse_task(text).on(x.shape[1:], [0]).forward(x)[0])
 
 
 def error(a, b):
@@ -72,7 +74,7 @@ def error(a, b):
         ((200, 65), 64, 16, 16, 3, 5),
     ],
 )
-def test_tiles_put_the_picture_together_again(size, tile, overlap, step, scale, halo):
+def test_tiles_put_the_image_together_again(size, tile, overlap, step, scale, halo):
     whole = torch.randn(2, 3, size[0] * scale, size[1] * scale)
     out, rows = torch.zeros_like(whole), 0
 
@@ -88,16 +90,16 @@ def test_tiles_put_the_picture_together_again(size, tile, overlap, step, scale, 
 
 def test_a_noise_field_hangs_on_the_place():
     whole = tiles.field(3, 2, tiles.Tile(0, 0, 200, 200))
-    assert torch.equal(whole[:, 50:150, 70:160], tiles.field(3, 2, tiles.Tile(50, 70, 100, 90)))
+    assert torch.equal(whole[:, 80:150, 70:160], tiles.field(3, 2, tiles.Tile(80, 70, 70, 90)))
     assert not torch.equal(whole, tiles.field(4, 2, tiles.Tile(0, 0, 200, 200)))
     assert float(whole.std()) == pytest.approx(1, abs=0.02)
 
 
 def test_tiles_leave_no_seams(trembling):
-    """A local net in tiles is the same net on the whole picture, to a step of rounding."""
-    picture = photo(300, 210, seed=2)
-    whole = restore(picture, "jpeg 5..95", trembling, tile=512)
-    parts = restore(picture, "jpeg 5..95", trembling, tile=128, overlap=64)
+    """A local net in tiles is the same net on the whole image, to a step of rounding."""
+    image = photo(300, 210, seed=2)
+    whole = restore(image, "jpeg 5..95", trembling, tile=512)
+    parts = restore(image, "jpeg 5..95", trembling, tile=128, overlap=64)
     apart = (whole.images.float() - parts.images.float()).abs()
     assert float(whole.images.float().std()) > 1 and float(apart.mean()) < 0.1 and float(apart.max()) <= 2
 
@@ -112,7 +114,7 @@ def test_upscaling_is_held_to_the_input(restorer, text):
     method = "zero-shot" if "area" in text else "auto"
     done = restore(small, text, restorer, method=method, steps=3)
     assert done.images.shape[1:] == (3, 64, 96)
-    again = undoing(text).on((3, 64, 96), [0]).mean(to_tensor(done.images))
+    again = parse_task(text).on((3, 64, 96), [0]).mean(to_tensor(done.images))
     assert float((again - to_tensor(small)).abs().max()) <= 2.02 / 255  # a step of 255, in [-1, 1]
     assert done.error is not None and done.error[1] <= 1.01
 
@@ -123,10 +125,10 @@ def test_what_is_known_helps_even_an_untrained_model(restorer, text):
     sharp = Image.fromarray(
         np.kron(np.random.default_rng(0).integers(60, 190, (8, 12, 3), np.uint8), np.ones((8, 8, 1), np.uint8))
     )
-    for picture in (clean, sharp):
-        given = degraded(picture, text)
+    for image in (clean, sharp):
+        given = degraded(image, text)
         done = restore(given, text, restorer)
-        assert error(to_pil(done.images[0]), picture) <= error(given, picture) * 1.01
+        assert error(to_pil(done.images[0]), image) <= error(given, image) * 1.01
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +161,9 @@ def test_a_scene_goes_on_beyond_the_border(text):
 
 
 def test_a_blind_kernel_needs_edges(restorer):
-    for picture in (Image.new("RGB", (100, 80), (90, 90, 90)), photo(24, 24)):
+    for image in (Image.new("RGB", (100, 80), (90, 90, 90)), photo(24, 24)):
         with pytest.raises(InputError, match="No kernel can be found"):
-            restore(picture, "deblur blind", restorer)
+            restore(image, "deblur blind", restorer)
     with pytest.raises(InputError, match="Say all of motion: length, angle"):
         restore(photo(64, 64), "deblur motion 9")
 
@@ -248,7 +250,7 @@ def test_a_bad_palette_is_told(restorer, palette):
 # ---- blind --------------------------------------------------------------------------------------------------------
 
 
-def test_a_mark_on_several_pictures_is_found_and_removed(restorer):
+def test_a_mark_on_several_images_is_found_and_removed(restorer):
     g = torch.Generator().manual_seed(0)
     clean = torch.stack([to_tensor(photo(160, 96, seed=20 + i)) for i in range(8)])
     clean = (0.8 * clean + 0.02 * torch.randn(clean.shape, generator=g)).clamp(-1, 1)
@@ -288,9 +290,9 @@ def photos(tmp_path_factory):
     for sub in ("a", "b"):
         (folder / sub).mkdir()
     for i in range(6):
-        picture = photo(120, 90, seed=i)
-        picture.save(folder / "b" / f"{i}.png")
-        Image.fromarray(255 - np.asarray(picture)).save(folder / "a" / f"{i}.png")
+        image = photo(120, 90, seed=i)
+        image.save(folder / "b" / f"{i}.png")
+        Image.fromarray(255 - np.asarray(image)).save(folder / "a" / f"{i}.png")
     (folder / "a" / "lonely.png").write_bytes(encoded(photo(seed=9)))
     return folder
 
@@ -324,14 +326,14 @@ def test_a_restorer_learns_resumes_and_says_what_it_undoes(photos, tmp_path):
             break
     Learner(data, restore="fade 0.3..0.7", folder=tmp_path / "run", **options).fit(steps=60)
     model = load(tmp_path / "run")
-    assert model.corruption == "fade 0.3..0.7" and model.denoiser.cond_channels == 3
-    for name, tensor in whole.model.tensors().items():
-        assert torch.equal(tensor, model.tensors()[name]), name
+    assert model.corruption == "fade 0.3..0.7" and models.native_denoiser(model).cond_channels == 3
+    for name, tensor in models.tensors(whole.model).items():
+        assert torch.equal(tensor, models.tensors(model)[name]), name
     clean = photo(64, 64, seed=40)
     given = degraded(clean, "fade 0.5")
     blind = restore(given, "fade 0.3..0.7", model)
     assert error(to_pil(blind.images[0]), clean) < 0.6 * error(given, clean)
-    with pytest.raises(InputError, match="given picture"):
+    with pytest.raises(InputError, match=r"given (picture|image)"):
         sample(model, n=1)
 
 
@@ -377,14 +379,14 @@ def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
     ("file", "by", "options", "told"),
     [
         ("a.png", "blurr 2", [], "Did you mean 'blur'"),
-        ("a.png", "inpaint small.png", [], "The mask has 20x20 pixels and the picture 40x30"),
+        ("a.png", "inpaint small.png", [], "The mask has 20x20 pixels and the image 40x30"),
         ("a.png", "inpaint", [], "Where is the hole"),
         ("a.png", "defocus 3..5", [], "Or train one"),
-        ("a.png", "motion 9 30", [], "Use way='zero-shot'"),
+        ("a.png", "motion 9 30", [], "Use method='zero-shot'"),
         ("a.png", "watermark", [], "fastdiffusion train photos/ --restore"),
         ("dot.png", "jpeg 10", [], "1x1 pixels is too small"),
         ("bomb.png", "jpeg 10", [], "megapixels"),
-        ("text.png", "jpeg 10", [], "not a picture"),
+        ("text.png", "jpeg 10", [], "not a"),
         ("missing.png", "jpeg 10", [], "missing.png"),
         ("a.png", "jpeg 10", ["--way", "warm"], "No method named"),
         ("a.png", "jpeg 10", ["-n", "0"], "n must be"),
@@ -421,8 +423,8 @@ def test_a_jpeg_file_says_itself_how_it_was_rounded(trembling, tmp_path):
 
 
 def test_odd_files_are_restored(restorer, tmp_path):
-    for name, picture in (("cmyk.jpg", photo(40, 30).convert("CMYK")), ("alpha.png", photo(40, 30).convert("RGBA"))):
-        picture.save(tmp_path / name)
+    for name, image in (("cmyk.jpg", photo(40, 30).convert("CMYK")), ("alpha.png", photo(40, 30).convert("RGBA"))):
+        image.save(tmp_path / name)
         done = restore(tmp_path / name, "jpeg 10", restorer)
         assert done.images.shape == (1, 3, 30, 40) and not done.notes
         same = to_tensor(Image.open(tmp_path / name).convert("RGB"))
@@ -438,14 +440,14 @@ def test_a_plain_model_is_a_prior_and_no_restorer(plain):
         restore(photo(32, 32), "jpeg 10", plain, method="supervised")
 
 
-def test_unreadable_pictures_are_data_errors(restorer, tmp_path):
+def test_unreadable_images_are_data_errors(restorer, tmp_path):
     (tmp_path / "half.png").write_bytes(encoded(photo(80, 60))[:300])
-    with pytest.raises(DataError, match=r"Cannot read the picture 'half.png'"):
+    with pytest.raises(DataError, match=r"Cannot read the (picture|image) 'half.png'"):
         restore(tmp_path / "half.png", "jpeg 10", restorer)
 
 
-def test_an_ensemble_turns_with_the_picture(trembling) -> None:
-    """The mean over turns and mirror images does not care which way the picture lies; one answer does."""
+def test_an_ensemble_turns_with_the_image(trembling) -> None:
+    """The mean over turns and mirror images does not care which way the image lies; one answer does."""
     given = degraded(photo(48, 48), "noise 0.1")
     turned = given.transpose(Image.Transpose.ROTATE_90)
     for self_ensemble in (True, False):
@@ -455,7 +457,7 @@ def test_an_ensemble_turns_with_the_picture(trembling) -> None:
 
 
 def test_a_hole_larger_than_a_tile_is_filled_from_around_it(restorer):
-    """Tiles that lie in the hole see nothing of the picture by themselves."""
+    """Tiles that lie in the hole see nothing of the image by themselves."""
     plain = Image.new("RGB", (192, 192), (200, 120, 60))
     hole = np.zeros((192, 192), np.uint8)
     hole[10:182, 10:182] = 255
@@ -472,11 +474,12 @@ def test_squares_lie_on_their_own_grid_in_every_tile(plain, block):
 
 
 @torch.no_grad()
-def test_samples_of_overlapping_tiles_are_one_picture(plain):
+def test_samples_of_overlapping_tiles_are_one_image(plain):
     """Fresh noise hangs on the place, too: what two tiles make of the same pixels differs by what they cannot see."""
     what = parse("downscale 2")
-    job = _Job(what, plain, "zero-shot", 1, "auto", 4, 0, "ddnm", photo(96, 64, seed=1), None, None, False)
-    one, other = (job.answers(tiles.Tile(0, left, 64, 64), lambda n: None)[0] for left in (0, 32))
+    measurement = Measurement(photo(96, 64, seed=1), what, channels=3, exact=True)
+    work = TiledRestoration(measurement, plain, "zero-shot", RestoreOptions(steps=4)).worker(lambda n: None)
+    one, other = (work(tiles.Tile(0, left, 64, 64))[0] for left in (0, 32))
     shared = one[:, 32:-32, 96:112], other[:, 32:-32, 32:48]  # 16 pixels of the input from the borders
     apart = float((shared[0] - shared[1]).square().mean().sqrt())
     assert apart < 0.1 * float((shared[0] - to_tensor(photo(96, 64, seed=1)).mean()).square().mean().sqrt())
@@ -484,7 +487,7 @@ def test_samples_of_overlapping_tiles_are_one_picture(plain):
 
 @pytest.mark.parametrize(("options", "told"), [
     ({"corruption": "noise 0.1", "answer": "mean", "n": 3}, "one answer"),
-    ({"corruption": "noise 0.1", "method": "cold", "n": 2}, "cold way"),
+    ({"corruption": "noise 0.1", "method": "cold", "n": 2}, "cold method"),
     ({"corruption": "downscale 2", "method": "zero-shot", "answer": "mean"}, "samples"),
     ({"corruption": "logo mark.png", "method": "zero-shot"}, "Say all of logo"),
 ])  # fmt: skip
@@ -495,12 +498,26 @@ def test_what_would_change_nothing_is_refused(restorer, tmp_path, monkeypatch, o
         restore(photo(32, 32), model=restorer, **options)
 
 
+def test_a_model_of_latents_restores_nothing():
+    """Corruptions are of pixels: three channels of latents are no colors."""
+    autoencoder = nets.build({"name": "kl", "channels": 3, "latent": 3, "width": 8, "multiples": [1], "blocks": 1})
+    net = nets.build({**SMALL, "in_channels": 3, "out_channels": 3})
+    latent = Model(Denoiser(net).eval(), (3, 16, 16), autoencoder=autoencoder.eval())
+    with pytest.raises(InputError, match="works in latents"):
+        restore(photo(32, 32), "fade 0.5", latent)
+
+
+def test_an_option_that_there_is_not(restorer):
+    with pytest.raises(InputError, match=r"No option of restore named 'ensemble'. Did you mean 'self_ensemble'"):
+        restore(photo(32, 32), "jpeg 30", restorer, ensemble=True)
+
+
 def test_the_device_of_the_bundled_restorer():
     with pytest.raises(InputError, match="No device 'nonsense'"):
         restore(photo(32, 32), "jpeg 30", device="nonsense")
 
 
-def test_marked_pictures_of_one_name_are_all_kept(tmp_path, capsys, monkeypatch):
+def test_marked_images_of_one_name_are_all_kept(tmp_path, capsys, monkeypatch):
     assert [p.name for p in written(["1", "1", "mark"], tmp_path)] == ["1.png", "1-2.png", "mark.png", "mark-2.png"]
     monkeypatch.chdir(tmp_path)
     for name in "abc":

@@ -14,7 +14,6 @@ from fastdiffusion.guidance.attention import shared_attention
 from fastdiffusion.io.images import to_pil
 from fastdiffusion.io.inputs import as_tensor
 from fastdiffusion.models import Model
-from fastdiffusion.nets import layers
 from fastdiffusion.nets.autoencoders import KL
 from fastdiffusion.nets.perceptual import style_distance
 from fastdiffusion.noise import generator
@@ -41,10 +40,10 @@ def small_net(x):
 
 def test_strength_0_is_the_input_and_the_rest_is_monotone():
     picture = to_pil(CONTENT)
-    assert stylize(picture, STYLE, 0.0, steps=2).tobytes() == picture.tobytes()
+    assert stylize(picture, STYLE, strength=0.0, steps=2).tobytes() == picture.tobytes()
     away = []
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
-        *_, last = stylize_steps(CONTENT, STYLE, strength, steps=12, net=small_net)
+        *_, last = stylize_steps(CONTENT, STYLE, strength=strength, steps=12, net=small_net)
         away.append(float(style_distance(last.image[None], STYLE[None], small_net)))
     assert all(b < a for a, b in itertools.pairwise(away))
     assert away[-1] < 0.5 * away[0]
@@ -117,7 +116,7 @@ def test_a_net_learns_a_style_and_resumes(tmp_path):
     assert torch.equal(made(x, 0.0), x)
     assert torch.equal(made(x, 0.7), again(x, 0.7)) and not torch.equal(made(x, 0.7), x)
     assert (tmp_path / "run" / "preview.png").exists()
-    picture = stylize(to_pil(CONTENT), tmp_path / "run" / "style.safetensors", 0.5, size=32)
+    picture = stylize(to_pil(CONTENT), tmp_path / "run" / "style.safetensors", strength=0.5, size=32)
     assert picture.size == (64, 48)
     with pytest.raises(CheckpointError, match="holds a run with"):
         network.train_style(to_pil(STYLE), steps=4, **call)
@@ -141,13 +140,12 @@ def test_shared_attention_is_off_at_0_and_leaves_no_trace():
     style = torch.randn(1, 3, 16, 16)
     with torch.no_grad():
         plain = model.denoise(x, sigma)
-        assert torch.equal(shared_attention(model.denoise, style, 0.0)(x, sigma), plain)
-        looking = shared_attention(model.denoise, style, 1.0)(x, sigma)
+        assert torch.equal(shared_attention(model.denoise, model.modules["net"], style, 0.0)(x, sigma), plain)
+        looking = shared_attention(model.denoise, model.modules["net"], style, 1.0)(x, sigma)
         assert (looking - plain).abs().max() > 1e-3
-        near = shared_attention(model.denoise, style, 1e-4)(x, sigma)
+        near = shared_attention(model.denoise, model.modules["net"], style, 1e-4)(x, sigma)
         torch.testing.assert_close(near, plain, rtol=0, atol=1e-3)
         assert torch.equal(model.denoise(x, sigma), plain)
-    assert layers.attend.__module__ == "fastdiffusion.nets.layers"
 
 
 def test_inside_a_model():
@@ -156,7 +154,7 @@ def test_inside_a_model():
     assert torch.equal(stylize_inside(model, content, style, 0.0, steps=3), content)
     made = stylize_inside(model, content, style, 0.8, steps=3)
     assert made.isfinite().all() and not torch.equal(made, content)
-    assert stylize(to_pil(content[0]), to_pil(style[0]), 0.5, steps=2, model=model).size == (16, 16)
+    assert stylize(to_pil(content[0]), to_pil(style[0]), strength=0.5, steps=2, model=model).size == (16, 16)
     with pytest.raises(InputError, match="no attention"):
         stylize_inside(attentive(attention=()), content, style, 0.5)
 
@@ -166,7 +164,7 @@ def test_inside_a_model_of_latents():
     model = attentive(channels=4, shape=(4, 4, 4), autoencoder=KL(3, 4, 8).eval())
     content, style = (0.5 * torch.randn(1, 3, 16, 16).clamp(-1, 1) for _ in range(2))
     torch.testing.assert_close(stylize_inside(model, content, style, 0.0, steps=2), content, atol=1e-5, rtol=0)
-    made = stylize(to_pil(content[0]), to_pil(style[0]), 0.8, steps=2, model=model)
+    made = stylize(to_pil(content[0]), to_pil(style[0]), strength=0.8, steps=2, model=model)
     assert made.size == (16, 16) and made.mode == "RGB"
 
 
@@ -189,6 +187,16 @@ def test_a_rest_beyond_the_tiles_is_no_tile_of_its_own(rest, monkeypatch):
 def test_bad_numbers(change, sentence):
     with pytest.raises(InputError, match=sentence):
         next(stylize_steps(CONTENT, STYLE, **{"net": small_net, **change}))
+
+
+@pytest.mark.parametrize(("device", "sentence"), [("cuda:99", "No device 'cuda:99' here"), ("mps", "float64")])
+def test_a_device_that_there_is_not(device, sentence, tmp_path, capsys):
+    to_pil(CONTENT).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=sentence):
+        stylize(CONTENT, STYLE, device=device)
+    for words in (["stylize", str(tmp_path / "a.png")], ["train-style", "--data", str(tmp_path)]):
+        assert cli.main([*words, str(tmp_path / "a.png"), "--device", device]) == 2
+        assert sentence in capsys.readouterr().err
 
 
 def test_bad_pictures(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdiffusion import nets
+from fastdiffusion import models, nets
 from fastdiffusion.data.dataset import Images
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import DataError, InputError
@@ -78,10 +78,12 @@ def test_a_model_of_words_trains_resumes_and_is_saved_whole(tmp_path):
     run(tmp_path / "cut", 3)
     cut = run(tmp_path / "cut", 6).model
     # a budget of 3 steps decays sooner than one of 6, so only what does not depend on it is compared
-    assert cut.text_encoder.tokenizer.merges == whole.text_encoder.tokenizer.merges
+    assert cut.conditioner.net.text_encoder.tokenizer.merges == whole.conditioner.net.text_encoder.tokenizer.merges
     save(whole, tmp_path / "model.safetensors")
     again = load(tmp_path / "model.safetensors")
-    assert again.text_encoder.tokenizer.encode(" red square") == whole.text_encoder.tokenizer.encode(" red square")
+    assert again.conditioner.net.text_encoder.tokenizer.encode(
+        " red square"
+    ) == whole.conditioner.net.text_encoder.tokenizer.encode(" red square")
     a, b = (m.encode_prompt(["red square", ""]) for m in (whole, again))
     assert torch.equal(a.emb, b.emb) and torch.equal(a.mask, b.mask) and torch.equal(a.pooled, b.pooled)
     x, sigma = torch.randn(2, 3, 16, 16), torch.ones(2)
@@ -102,14 +104,20 @@ def test_words_are_refused_where_there_are_none(tmp_path):
 
 def test_a_run_may_begin_with_a_trained_model(tmp_path):
     first = Learner(pictures(), net=NET, captions=True, batch_size=8, verbose=False, folder=tmp_path / "a").fit(steps=2)
-    options = {"text": True, "batch_size": 8, "verbose": False, "begin": tmp_path / "a" / "model.safetensors"}
+    options = {"captions": True, "batch_size": 8, "verbose": False, "init_from": tmp_path / "a" / "model.safetensors"}
     going = Learner(pictures(), folder=tmp_path / "b", **options)
-    mine, theirs = going.objective.denoiser.net.state_dict(), load(tmp_path / "a").denoiser.net.state_dict()
+    mine, theirs = (
+        going.objective.denoiser.net.state_dict(),
+        models.native_denoiser(load(tmp_path / "a")).net.state_dict(),
+    )
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-    assert going.fit(steps=2).model.text_encoder.tokenizer.merges == first.model.text_encoder.tokenizer.merges
+    assert (
+        going.fit(steps=2).model.conditioner.net.text_encoder.tokenizer.merges
+        == first.model.conditioner.net.text_encoder.tokenizer.merges
+    )
     assert Learner(pictures(), folder=tmp_path / "b", **options).fit(steps=3).state.step == 3  # goes on as any other
     with pytest.raises(InputError, match="cannot be trained on here"):
-        Learner(pictures(), **{**options, "text": False})
+        Learner(pictures(), **{**options, "captions": False})
 
 
 def test_words_are_known_from_the_captions():

@@ -14,11 +14,11 @@ from fastdiffusion.models import Model
 from fastdiffusion.models.registry import loaded
 from fastdiffusion.nets.translators import PAIRED, Cycle, Translator, edges
 from fastdiffusion.noise import generator
-from fastdiffusion.samplers import processes
+from fastdiffusion.samplers import probability_flow, processes
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.domains import domains
 from fastdiffusion.tasks.translation.paired import answer, train_translation, translate
-from fastdiffusion.tasks.translation.training_free import ddib, invert, sdedit
+from fastdiffusion.tasks.translation.training_free import ddib, sdedit
 from fastdiffusion.types import Cond
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a partner")
@@ -40,7 +40,7 @@ def folders(tmp_path):
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
     """A net that trains in a moment."""
-    monkeypatch.setattr(paired.parts, "unet", lambda name: TINY)
+    monkeypatch.setattr(paired.presets, "unet", lambda name: TINY)
 
 
 # ---- what is learned from -----------------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def test_pairs_are_files_of_one_name(folders):
 
 
 def test_a_pair_has_one_shape(folders, tmp_path):
-    with pytest.warns(UserWarning, match="2 pictures without a partner are left out, 'only-a' first"):
+    with pytest.warns(UserWarning, match="2 images without a partner are left out, 'only-a' first"):
         domains(*folders, size=16)
     Image.new("RGB", (40, 32)).save(tmp_path / "b" / "03.png")  # twice the size does not matter
     assert len(Pairs(*folders, size=16)) == 12
@@ -91,7 +91,7 @@ def test_two_classes_are_two_piles():
         domains("digits", classes="3,11", paired=False)
     with pytest.raises(InputError, match="method='cyclegan'"):
         domains("digits", classes="3,8")
-    with pytest.raises(InputError, match="needs a second pile"):
+    with pytest.raises(InputError, match="needs a second domain"):
         domains("digits", paired=False)
 
 
@@ -128,12 +128,12 @@ def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
     monkeypatch.setattr(paired, "PREVIEW", 1)
     shown = []
 
-    def cut(pictures, path, columns):
-        shown.append(pictures)
+    def cut(images, path, columns):
+        shown.append(images)
         if len(shown) == 2:
             raise RuntimeError("the power is gone")
 
-    monkeypatch.setattr(paired.parts, "sheet", cut)
+    monkeypatch.setattr(paired.inputs, "sheet", cut)
     with pytest.raises(RuntimeError):
         train_translation(*folders, **call, folder=tmp_path / "run")
     made = train_translation(*folders, **call, folder=tmp_path / "run")
@@ -146,8 +146,8 @@ def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
 
 def test_a_regression_learns_the_mean():
     x = to_tensor(data.load("digits").batch(range(64)).images)
-    pictures = data.Images("t", [data.load("digits").batch(range(64)).images.numpy()])
-    net = train_translation(pictures, pictures, "regression", steps=60, batch_size=16, lr=5e-3)
+    images = data.Images("t", [data.load("digits").batch(range(64)).images.numpy()])
+    net = train_translation(images, images, method="regression", steps=60, batch_size=16, lr=5e-3)
     assert isinstance(net, Translator)
     assert (answer(net, x) - x).square().mean() < 0.01
 
@@ -181,7 +181,7 @@ def test_an_untrained_net_answers_with_the_source(method):
     assert (made - x).abs().max() < (0.15 if method == "diffusion" else 1e-5)
 
 
-def test_a_bridge_to_a_picture_that_is_shown_is_a_diffusion_of_the_difference():
+def test_a_bridge_to_an_image_that_is_shown_is_a_diffusion_of_the_difference():
     """Its end seen from level t is what the same weights see through noise of sqrt(t / (1 - t))."""
     bridge, diffusion = translator("bridge"), translator("diffusion")
     a, b, noise = torch.rand(3, 2, 3, 16, 16, generator=generator(0)) * 2 - 1
@@ -206,8 +206,8 @@ def test_translate_on_the_command_line(tmp_path, capsys):
     to_pil(torch.rand(3, 20, 40) * 2 - 1).save(tmp_path / "in.png")
     words = ["translate", str(tmp_path / "in.png"), str(tmp_path), "--steps", "2"]
     assert cli.main([*words, "-n", "2", "--lines", "-o", str(tmp_path / "out.png")]) == 0
-    pictures = [Image.open(tmp_path / f"out-{i}.png") for i in range(2)]
-    assert pictures[0].size == (32, 16) and pictures[0].tobytes() != pictures[1].tobytes()
+    images = [Image.open(tmp_path / f"out-{i}.png") for i in range(2)]
+    assert images[0].size == (32, 16) and images[0].tobytes() != images[1].tobytes()
     assert (
         cli.main(["translate", str(tmp_path / "in.png"), str(tmp_path), "--back", "-o", str(tmp_path / "no.png")]) == 2
     )
@@ -227,8 +227,8 @@ def test_a_diffusion_model_translates_between_its_classes(tmp_path, capsys):
     assert cli.main([*words, "--to", "boat", "-o", str(tmp_path / "no.png")]) == 2
     assert "Did you mean 'boot'" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
     assert cli.main([*words, "--to", "boot", "--origin", "shoe", "-n", "2", "-o", str(tmp_path / "no.png")]) == 2
-    assert "With an origin there is one answer" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
-    with pytest.raises(InputError, match="needs a class or words to turn into, such as prompt='shoe'"):
+    assert "With a source prompt there is one answer" in capsys.readouterr().err and not (tmp_path / "no.png").exists()
+    with pytest.raises(InputError, match="needs a class or prompt to turn into, such as prompt='shoe'"):
         translate(tmp_path / "in.png", model)
 
 
@@ -270,6 +270,10 @@ def test_the_way_back_is_the_other_net():
 
 
 def test_bad_input(tmp_path):
+    with pytest.raises(InputError, match=r"No option of translate named 'steips'. Did you mean 'steps'"):
+        translate(Image.new("RGB", (20, 20)), translator("gan"), steips=2)
+    with pytest.raises(InputError, match="No device 'nonsense'"):
+        translate(Image.new("RGB", (20, 20)), translator("gan"), device="nonsense")
     with pytest.raises(InputError, match="No method named 'pix2pix'"):
         train_translation("digits", method="pix2pix")
     with pytest.raises(InputError, match="one answer"):
@@ -292,10 +296,7 @@ def normal(mean, std=0.4):
             s = expand(sigma, x).square()
             return (std**2 * x + s * mean) / (std**2 + s)
 
-    made = Model(Denoiser(torch.nn.Identity(), sigma_data=std), (1, 4, 4))
-    object.__setattr__(made, "denoiser", Exact())
-    made.denoiser.sigma_data, made.denoiser.self_condition = std, False
-    return made
+    return Model(Exact(), (1, 4, 4), sigma_data=std)
 
 
 def test_dual_moves_one_gaussian_onto_the_other():
@@ -308,7 +309,7 @@ def test_dual_moves_one_gaussian_onto_the_other():
 
 def test_the_way_up_ends_where_the_flow_says():
     x, sigmas = torch.tensor([[[[0.7]]]]), torch.linspace(2.0, 0.01, 80, dtype=torch.float64)
-    up = invert(normal(-0.3).denoiser, x, torch.cat([sigmas, torch.zeros(1)]))
+    up = probability_flow.invert(normal(-0.3).denoise, x, torch.cat([sigmas, torch.zeros(1)]))
     exact = -0.3 + 1.0 * ((0.4**2 + 4) / (0.4**2 + 1e-4)) ** 0.5
     assert float(up) == pytest.approx(exact, rel=0.01)
 
@@ -319,5 +320,18 @@ def test_sdedit_goes_from_the_source_to_the_model():
     means = [float(sdedit(model, x, s).mean()) for s in (0.2, 0.5, 0.8, 1.0)]
     assert -0.5 < means[0] < means[1] < means[2] <= means[3] + 0.01
     assert means[3] == pytest.approx(0.4, abs=0.02)
+    assert torch.equal(sdedit(model, x, 1.0), sdedit(model, -x, 1.0))  # nothing is left of the source
     with pytest.raises(InputError, match="from 0 to 1"):
         sdedit(model, x, 1.1)
+
+
+@pytest.mark.parametrize("translated", [sdedit, lambda model, x, s: ddib(model, model, x, strength=s)])
+def test_one_strength_is_one_noise_level(translated, monkeypatch):
+    """The part of noise in the mix, as everywhere: the highest level that is evaluated, whatever the method."""
+    model, levels = normal(0.4), []
+    exact = model.denoise.forward
+    monkeypatch.setattr(model.denoise, "forward", lambda x, s, c=None: levels.append(float(s[0])) or exact(x, s, c))
+    for strength in (0.3, 0.6, 0.9):
+        levels.clear()
+        translated(model, torch.zeros(1, 1, 4, 4), strength)
+        assert max(levels) == pytest.approx(0.4 * strength / (1 - strength), rel=1e-6)

@@ -1,6 +1,6 @@
-"""Random numbers: one generator per image, on the CPU, so that picture i depends on seeds[i] alone.
+"""Random numbers: one generator per image, on the CPU, so that image i depends on seeds[i] alone.
 
-Neither the batch it is drawn in, nor the device, nor the number of steps changes a seed's picture: the noise of
+Neither the batch it is drawn in, nor the device, nor the number of steps changes a seed's image: the noise of
 stochastic samplers is a Brownian path keyed by seed and noise level, and 20 and 40 steps walk along the same path.
 """
 
@@ -53,7 +53,7 @@ def toward_seeds(noise: Tensor, seeds: Sequence[int], strength: float) -> Tensor
 
 
 def resized(seeds: Sequence[int], shape: Sequence[int], base: Sequence[int]) -> Tensor:
-    """Noise of ``shape`` whose low frequencies are those of the same seeds at ``base``: the picture keeps its layout.
+    """Noise of ``shape`` whose low frequencies are those of the same seeds at ``base``: the image keeps its layout.
 
     White noise at ``shape`` with its orthonormal DCT coefficients below ``base`` replaced by the base noise's.
     """

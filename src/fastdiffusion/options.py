@@ -29,7 +29,7 @@ class Flag:
     Attributes:
         help: One short sentence.
         names: Spellings, such as ("-n", "--n"); by default ``--`` and the field's name with hyphens. One without a
-            hyphen, such as "[PROMPT]", makes it a positional argument that is shown so.
+            hyphen, such as "PROMPT", makes it a positional argument that is shown so.
         hidden: Old spellings that are still understood.
         kind: Its type there, where that differs from Python's: a ``Path`` for what may also be an image.
         metavar: What stands for the value in the help.
@@ -60,11 +60,11 @@ def option(
     return field(default=default, metadata={"flag": flag})
 
 
-def fill(options: type[Options], **given: Any) -> Options:
-    """``options(**given)``; raises InputError with the nearest name for one that there is not."""
+def fill(options: type[Options], **values: Any) -> Options:
+    """``options(**values)``; raises InputError with the nearest name for one that there is not."""
     known = [f.name for f in fields(options)]  # type: ignore[arg-type]
-    for name in given:
+    for name in values:
         if name not in known:
             kind = options.__name__.removesuffix("Options").removesuffix("Config").lower()
             raise unknown(f"option of {kind}", name, known)
-    return options(**given)
+    return options(**values)

@@ -1,8 +1,8 @@
 """Noise levels: where to sample, and where to train.
 
 ``schedules.<name>(n, ...)`` gives the n + 1 decreasing sigmas of an n-step run, the last one 0 (float64).
-``DENSITIES[name](u, ...)`` turns u, uniform in (0, 1), into the sigma of a training picture: an inverse distribution
-function, so that a stratified u makes a stratified sigma and a quantile is one call.
+``SIGMA_DISTRIBUTIONS[name](u, ...)`` turns u, uniform in (0, 1), into the sigma of a training image: an inverse
+distribution function, so that a stratified u makes a stratified sigma and a quantile is one evaluation.
 """
 
 from __future__ import annotations
@@ -147,6 +147,18 @@ def schedule(name: str, n: int, **options: float) -> Sigmas:
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
     return SCHEDULES[name](n, **options)
+
+
+def strength_sigma(strength: float, sigma_data: float, sigma_max: float = math.inf) -> float:
+    """The noise level that image to image starts from: ``strength`` is the part of noise in the mix.
+
+    sigma = sigma_data * s / (1 - s), so that s = sigma / (sigma + sigma_data), the time of a rectified flow. 0 keeps
+    the image, 1 forgets it: a run then starts from ``sigma_max``, which no strength goes beyond. Raises InputError
+    outside of 0 to 1.
+    """
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength must be from 0 to 1, got {strength!r}. Try 0.5.")
+    return min(sigma_data * strength / (1 - strength), sigma_max) if strength < 1 else sigma_max
 
 
 # ---- sigmas that rise on purpose ------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Learning the score, grad log p(x; sigma), from data alone: denoising and sliced score matching.
 
-Both losses have the true score of the noisy data as their minimum; neither ever sees it. Denoising score matching
+Both losses have the true score of the noisy data as their minimum; neither needs it. Denoising score matching
 (Vincent 2011) regresses on the noise that was added, and is the loss that all diffusion models train with
 (``losses.denoising_loss`` with the weight "noise" is the same numbers). Sliced score matching needs no noise to be
 known, only data and a derivative of the score along random directions: it also works at sigma = 0.

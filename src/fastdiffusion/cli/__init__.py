@@ -21,7 +21,8 @@ from ..version import __version__
 from .options import app, register_old_names
 
 # Each registers its commands, in the order of the help.
-from . import training, autoencoding, sampling, languages, restoration, text_image, stylization, info  # noqa: F401 # isort: skip
+from . import training, classification, autoencoding, sampling, languages, restoration, text_image  # noqa: F401 # isort: skip
+from . import stylization, translation, info  # noqa: F401 # isort: skip
 
 
 register_old_names()

@@ -1,4 +1,4 @@
-"""What a name means: its place, its options, its paper with the equation, and its code."""
+"""What a name stands for: its place, its options, its paper with the equation, and its code."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
     return {
         "sampler": {**samplers.SAMPLERS, **formulas},
         "schedule": schedules.SCHEDULES,
-        "training density": schedules.SIGMA_DISTRIBUTIONS,
-        "loss weight": losses.LOSS_WEIGHTINGS,
+        "noise distribution": schedules.SIGMA_DISTRIBUTIONS,
+        "loss weighting": losses.LOSS_WEIGHTINGS,
         "parameterization": denoisers_.PARAMETERIZATIONS,
-        "guidance": guidance.GUIDANCE,
+        "guidance": {name: entry.factory for name, entry in guidance.GUIDANCE.items()},
         "net": nets.NETS,
         "optimizer": optimizers.OPTIMIZERS,
         "data set": data.DATASETS,
@@ -41,7 +41,7 @@ def registries() -> dict[str, Mapping[str, Callable[..., Any]]]:
 
 
 def about(name: str | None = None) -> str:
-    """Text on every part of that name (``edm`` is a parameterisation and a weight); without a name, the list of all.
+    """Text on every entry of that name (``edm`` is a parameterization and a loss weighting), or the list of all.
 
     Raises InputError for an unknown name.
     """
@@ -55,7 +55,7 @@ def about(name: str | None = None) -> str:
         entries.append(f"{name}, a preset: {keywords}\nSee: fastdiffusion about {nets_presets.PRESETS[name]['name']}")
     if not entries:
         raise unknown(
-            "part", name, {*nets_presets.PRESETS, *(known for table in registries().values() for known in table)}
+            "entry", name, {*nets_presets.PRESETS, *(known for table in registries().values() for known in table)}
         )
     return "\n\n".join(entries)
 

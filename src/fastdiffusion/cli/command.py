@@ -9,6 +9,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
 from ..options import Flag
 from .options import app
@@ -59,8 +60,12 @@ def command(name: str, *options: Callable[..., Any]) -> Callable[[Callable[..., 
         hints = get_type_hints(function, include_extras=True)
         own = [p.replace(annotation=hints[p.name]) for p in list(inspect.signature(function).parameters.values())]
         made = [flag(f, kind_of(kind, f)) for kind, fs in zip(options, known, strict=True) for f in fs]  # type: ignore[arg-type]
-        arguments = [p.replace(kind=p.KEYWORD_ONLY) for p in own[len(options) :]]
-        run.__signature__ = inspect.Signature([*arguments, *made])  # type: ignore[attr-defined] # what typer reads
+        added = [p.replace(kind=p.KEYWORD_ONLY) for p in own[len(options) :]]
+        places = [
+            p for p in added if any(isinstance(m, ArgumentInfo) for m in getattr(p.annotation, "__metadata__", ()))
+        ]
+        ordered = [*places, *made, *(p for p in added if p not in places)]
+        run.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined] # what typer reads
         run.__name__, run.__doc__ = function.__name__, function.__doc__
         old = {old: f"--{f.name.replace('_', '-')}" for fs in known for f in fs for old in f.metadata["flag"].hidden}
         run.old_flags = old  # type: ignore[attr-defined] # understood by cli.options.Command

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import Out, app
+from .options import Device, Out, app
 
 
 @app.command("list-samplers")
@@ -23,7 +23,9 @@ def list_samplers() -> None:
 
 @app.command()
 def about(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="A sampler, schedule, weight, net, ...")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A sampler, schedule, loss weighting, net, ...")
+    ] = None,
 ) -> None:
     """Explain a name: equation, paper, code.
 
@@ -53,6 +55,7 @@ def recipe(
 def demo(
     out: Out = Path("out/demo"),
     seconds: Annotated[float, typer.Option(help="Time to train.")] = 40.0,
+    device: Device = None,
 ) -> None:
     """From nothing to measured images: a minute.
 
@@ -60,7 +63,7 @@ def demo(
     """
     from .demo import demo as show
 
-    show(out, seconds)
+    show(out, seconds, device)
 
 
 @app.command()

@@ -9,69 +9,40 @@ from typing import Annotated
 import typer
 
 from ..errors import InputError
-from .options import (
-    LR,
-    Aspect,
-    BatchSize,
-    DataName,
-    Device,
-    Fresh,
-    Minutes,
-    Out,
-    OwnScale,
-    Seed,
-    SeedOfAll,
-    Size,
-    Steps,
-    app,
-    load_data,
-    next_command,
-    unfinished,
-)
+from ..tasks.generation.options import VariationsOptions
+from ..tasks.text_image.options import AddLanguageOptions
+from .command import command
+from .options import Aspect, DataName, Device, Out, Size, load_data, next_command, unfinished
 
 
-@app.command()
+@command("variations", VariationsOptions)
 def variations(
+    chosen: VariationsOptions,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="What to draw anew.")],
-    prompt: Annotated[str, typer.Argument(metavar="[PROMPT]", help="Added to it.")] = "",
-    n: Annotated[int, typer.Option("-n", "--n", help="How many images.")] = 16,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Added to it.")] = "",
     model: Annotated[str, typer.Option(help="emoji, or a model that shares its text encoder.")] = "emoji",
-    strength: Annotated[
-        float, typer.Option(help="How far from the image: 1 keeps what it shows, less its layout too, 0 all.")
-    ] = 1.0,
-    temperature: Annotated[float, typer.Option(help="How far afield: 0 is the nearest, 0.1 almost anything.")] = 0.02,
-    index: Annotated[
-        Path | None, typer.Option(help="What the command index wrote; by default the package's, of emoji.")
-    ] = None,
-    clip: Annotated[Path | None, typer.Option(help="The encoder that the index was built with.")] = None,
-    scale: OwnScale = None,
-    steps: Steps = 12,
-    seed: Seed = 0,
-    size: Size = None,
-    batch_size: BatchSize = 16,
     out: Out = Path("out"),
-    device: Device = None,
 ) -> None:
     """Draw variations of an image, with a prompt or without.
 
     One PNG each, and grid.png.
     """
-    options = {key: value for key, value in locals().items() if key != "out"}
     from ..tasks import variations as module
 
-    made = module.variations(**options)
+    made = module.variations(image, prompt, model, **vars(chosen))
     made.save(out, image.stem)
     made.save_grid(out / "grid.png")
     print(f"{len(made)} images in {out}, and grid.png.")
 
 
-@app.command()
+@command("index")
 def index(
     data: DataName,
     clip: Annotated[Path | None, typer.Option(help="A file or folder of train-clip; by default the emoji's.")] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The index's file.")] = Path("out/index.safetensors"),
     size: Size = None,
     aspect: Aspect = None,
+    device: Device = None,
 ) -> None:
     """Build a retrieval index of captioned images, for variations.
 
@@ -80,17 +51,18 @@ def index(
     import torch
 
     from ..tasks import variations as module
-    from ..tasks.text_image.clip import load, mode
+    from ..tasks.text_image.clip import mode, ready
 
-    net = load(clip)
+    net = ready(clip, device)
     made = module.build_index(net, load_data(data, size, aspect, "pad", mode(net)))
     module.save(made, out, torch.float16)
     print(f"{out}: {len(made.captions):,} images.")
     next_command("variations photo.png --model MODEL", index=out, clip=clip)
 
 
-@app.command("add-language")
+@command("add-language", AddLanguageOptions)
 def add_language(
+    chosen: AddLanguageOptions,
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A text-to-image model.")],
     pairs: Annotated[
         list[str],
@@ -101,28 +73,11 @@ def add_language(
     out: Annotated[Path, typer.Option("--out", "-o", help="The new model's file.")] = Path(
         "out/multilingual.safetensors"
     ),
-    steps: Annotated[int, typer.Option(help="Of training.")] = 3000,
-    vocabulary: Annotated[int, typer.Option(help="Most tokens of the new tokenizer.")] = 8192,
-    depth: Annotated[int, typer.Option(help="Layers of the new text encoder.")] = 3,
-    keep: Annotated[float, typer.Option(help="Part of each batch that is known texts, for texts that mix.")] = 0.2,
-    folder: Annotated[Path, typer.Option("--folder", help="Where checkpoints go; again, to go on.")] = Path(
-        "runs/languages"
-    ),
-    batch_size: Annotated[int, typer.Option(help="Texts a step.")] = 128,
-    lr: LR = 1e-2,
-    minutes: Minutes = None,
-    resume_languages: Annotated[
-        bool,
-        typer.Option("--resume-languages", help="Go on with the languages that the model has; name their pairs too."),
-    ] = False,
-    fresh: Fresh = False,
-    seed: SeedOfAll = 0,
 ) -> None:
     """Add a language to a text-to-image model, by distillation.
 
     Its denoiser and its own text encoder stay as they are: a tokenizer and a text encoder beside them are trained.
     """
-    options = {key: value for key, value in locals().items() if key not in ("model", "pairs", "out")}
     if out.suffix != ".safetensors":
         raise InputError(f"A model file ends in .safetensors, got {str(out)!r}.")
     from ..data.emoji.translations import translations
@@ -130,11 +85,11 @@ def add_language(
     from ..models.registry import loaded
     from ..tasks.text_image import multilingual
 
-    loaded_pairs = [pair for source in pairs for pair in translations(source)]
+    loaded_pairs, chosen = [pair for source in pairs for pair in translations(source)], chosen.in_runs("languages")
     first = loaded_pairs[0]
     print(f"{len(loaded_pairs):,} pairs, for example {first.text!r} = {first.known!r}.")
-    extended = multilingual.add_language(loaded(model, "cpu"), loaded_pairs, **options)
-    if unfinished(folder, steps):
+    extended = multilingual.add_language(loaded(model, "cpu"), loaded_pairs, **vars(chosen))
+    if unfinished(Path(str(chosen.folder)), chosen.steps):
         return
     save(extended, out)
     next_command(f"sample {shlex.quote(str(out))} {shlex.quote(first.text)}")

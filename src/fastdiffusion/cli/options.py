@@ -113,7 +113,7 @@ def unfinished(folder: Path, steps: int) -> bool:
 
     stopped = not Folder(folder).finished(steps)
     if stopped:
-        print("Stopped. The same command goes on from here.")
+        print("Stopped. The same command resumes it.")
     return stopped
 
 
@@ -134,13 +134,8 @@ def folder(path: Path) -> Path:
 
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the results go.", callback=folder)]
-Steps = Annotated[int, typer.Option(help="Denoiser evaluations per image; guidance doubles them.")]
 Seed = Annotated[int, typer.Option(help="Of image 0; image i has seed + i.")]
-Classes = Annotated[str | None, typer.Option(help="Names or indices, e.g. 3,7; all in turn by default.")]
 Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")]
-OwnScale = Annotated[float | None, typer.Option(help="Guidance; 1 is off. By default the model's own.")]
-Sampler = Annotated[str | None, typer.Option(help="See: fastdiffusion list-samplers. By default the model's own.")]
-Schedule = Annotated[str | None, typer.Option(help="Of the noise levels: exponential, karras, ...")]
 BatchSize = Annotated[int, typer.Option(help="Images at once.")]
 LR = Annotated[float, typer.Option(help="Highest learning rate.")]
 Optimizer = Annotated[str, typer.Option(help="muon or adamw.")]
@@ -148,12 +143,6 @@ Minutes = Annotated[float | None, typer.Option(help="End this session after so l
 Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")]
 SeedOfAll = Annotated[int, typer.Option("--seed", help="Of everything.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
-Guidance = Annotated[
-    list[str] | None,
-    typer.Option(help='A specification, e.g. "cfg scale=3" or "inpaint photo.png mask.png"; repeated, they nest.'),
-]
-StartImage = Annotated[Path | None, typer.Option("--image", help="An image to start from.")]
 Autoencoder = Annotated[
     Path | None, typer.Option("--autoencoder", "--vae", help="An autoencoder's file: train in its latents.")
 ]
-Strength = Annotated[float, typer.Option(help="How far to go from --image: 0 keeps it, 1 forgets it.")]

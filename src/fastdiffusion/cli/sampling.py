@@ -9,70 +9,36 @@ from typing import Annotated
 import typer
 
 from ..errors import unknown
-from .options import (
-    BatchSize,
-    Classes,
-    DataName,
-    Device,
-    Guidance,
-    ModelPath,
-    Out,
-    OwnScale,
-    Sampler,
-    Scale,
-    Schedule,
-    Seed,
-    Size,
-    StartImage,
-    Steps,
-    Strength,
-    app,
-    next_command,
-)
+from ..tasks.evaluation.options import EvaluateOptions
+from ..tasks.generation.options import ExportOptions, SampleOptions, StudyOptions
+from .command import command
+from .options import DataName, Device, ModelPath, Out, app, next_command
 
 
-@app.command()
+@command("sample", SampleOptions)
 def sample(
-    model: Annotated[str, typer.Argument(metavar="[MODEL]", help="A model file, its run's folder, or: emoji.")],
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help='What to draw: "a red heart".')] = None,
-    n: Annotated[int, typer.Option("-n", "--n", help="How many images.")] = 16,
-    classes: Classes = None,
-    steps: Steps = 12,
-    seed: Seed = 0,
-    scale: OwnScale = None,
-    negative_prompt: Annotated[
-        str, typer.Option("--negative", "--negative-prompt", help="A prompt to guide away from.")
-    ] = "",
-    guidance: Guidance = None,
-    image: StartImage = None,
-    strength: Strength = 0.5,
-    sampler: Sampler = None,
-    schedule: Schedule = None,
-    variation_seed: Annotated[int, typer.Option(help="Move the noise towards this seed's.")] = 0,
-    variation_strength: Annotated[float, typer.Option(help="How far, 0 to 1.")] = 0.0,
-    size: Size = None,
-    batch_size: BatchSize = 16,
+    chosen: SampleOptions,
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, its run's folder, or: emoji.")],
     out: Out = Path("out"),
     format: Annotated[str, typer.Option(help="png or webp; both keep every pixel.")] = "png",
     metadata: Annotated[bool, typer.Option(help="Keep the recipe in each image.")] = True,
     sidecar: Annotated[bool, typer.Option("--sidecar", help="Also write it beside each image, as JSON.")] = False,
-    device: Device = None,
 ) -> None:
     """Make images that carry their recipe.
 
     One file each, and a sheet. A prompt alone is drawn by the model that ships: fastdiffusion sample "a red heart".
     """
-    options = {key: value for key, value in locals().items() if key not in ("out", "format", "metadata", "sidecar")}
     from ..models import registry
-    from ..tasks.generation import sample as generation_sample
-    from ..tasks.generation import samples
+    from ..tasks.generation import sample as generation
+    from ..tasks.generation.samples import FORMATS
 
-    if format not in samples.FORMATS:
-        raise unknown("format", format, samples.FORMATS)
-    if prompt is None and not registry.names_a_model(model):
-        options |= {"model": "emoji", "prompt": model}
+    if format not in FORMATS:
+        raise unknown("format", format, FORMATS)
+    options = dict(vars(chosen))
+    if chosen.prompt is None and not registry.names_a_model(model):
+        model, options["prompt"] = "emoji", model
 
-    made = generation_sample.sample(**options)
+    made = generation.sample(model, **options)
     paths = made.save(out, metadata=metadata, format=format, sidecar=sidecar)
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
     print(f"{len(paths)} images in {out}, from {paths[0].name} on, and {sheet.name}.")
@@ -84,6 +50,7 @@ def sample(
 def reproduce(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="It carries its recipe, or has it beside it.")],
     model: Annotated[Path | None, typer.Option(help="The model; by default looked for beside the image.")] = None,
+    device: Device = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="By default NAME-reproduced beside it.")] = None,
 ) -> None:
     """Reproduce an image from its recipe.
@@ -95,7 +62,7 @@ def reproduce(
 
     copy = checked_name(out or image.with_name(f"{image.stem}-reproduced{image.suffix}"))
     before = image.read_bytes() if image.is_file() else b""  # it may be written over
-    recipe.reproduce_file(image, copy, model)
+    recipe.reproduce_file(image, copy, model, device)
     if copy.suffix.lower() != image.suffix.lower():
         print(f"{copy}: the same image in another format.")
         return
@@ -104,84 +71,51 @@ def reproduce(
     print(f"{copy}: {note}.")
 
 
-@app.command()
-def evaluate(
-    model: ModelPath,
-    data: DataName,
-    n: Annotated[int, typer.Option("-n", "--n", help="Images on each side.")] = 1000,
-    steps: Steps = 12,
-    seed: Seed = 0,
-    scale: Scale = 1.0,
-    guidance: Guidance = None,
-    sampler: Sampler = None,
-    schedule: Schedule = None,
-    batch_size: BatchSize = 64,
-    rounds: Annotated[int, typer.Option(help="Of the bootstrap.")] = 100,
-    note: Annotated[bool, typer.Option(help="Write the numbers into the model's file, for its card.")] = True,
-    out: Out = Path("out/evaluation"),
-    device: Device = None,
-) -> None:
+@command("evaluate", EvaluateOptions)
+def evaluate(chosen: EvaluateOptions, model: ModelPath, data: DataName, out: Out = Path("out/evaluation")) -> None:
     """Measure a model against its data.
 
     Distances, precision and recall, coverage, and whether it copies. The first time, a classifier is trained on the
     data to measure with.
     """
-    options = {key: value for key, value in locals().items() if key != "out"}
-    from ..tasks.evaluation import evaluate as evaluation
+    from ..tasks.evaluation.evaluate import evaluate as measure
 
-    report = evaluation.evaluate(**options)
+    report = measure(model, data, **vars(chosen))
     report.save(out)
     print(f"{report}\nIn {out}: report.json, samples.png, and neighbors.png, the samples nearest to a real image.")
 
 
-@app.command()
+@command("study", StudyOptions)
 def study(
+    chosen: StudyOptions,
     model: ModelPath,
-    sweep: Annotated[list[str], typer.Option(help="A parameter and its values, e.g. scale=1,3,7; may be repeated.")],
-    n: Annotated[int, typer.Option("-n", "--n", help="Images in each cell.")] = 4,
-    steps: Steps = 12,
-    seed: Seed = 0,
-    scale: OwnScale = None,
-    classes: Classes = None,
-    guidance: Guidance = None,
-    image: StartImage = None,
-    strength: Strength = 0.5,
+    sweep: Annotated[list[str], typer.Option(help="An option and its values, e.g. scale=1,3,7; may be repeated.")],
     out: Out = Path("out/study"),
 ) -> None:
-    """Sample every combination of some parameters.
+    """Sample every combination of some options.
 
-    Writes all images, a labelled sheet, and which parameter explains how much of the differences. A cell equals the run
+    Writes all images, a labelled sheet, and which option explains how much of the differences. A cell equals the run
     of fastdiffusion sample with its settings.
     """
-    fixed = {key: value for key, value in locals().items() if key not in ("model", "sweep", "n", "out")}
-    from ..tasks.evaluation import study as studies
+    from ..tasks.evaluation.study import study as sweep_over
 
-    names = {studies.knob(text)[0] for text in sweep}
-    done = studies.study(model, sweep, n, **{key: value for key, value in fixed.items() if key not in names})
+    done = sweep_over(model, sweep, **vars(chosen))
     done.save(out)
     for name, part in done.explained().items():
         print(f"{name:14} explains {part:5.1%} of the differences")
-    print(f"{out / 'study.png'}: {len(done.cells)} cells of {n} images.")
+    print(f"{out / 'study.png'}: {len(done.cells)} cells of {chosen.n} images.")
 
 
-@app.command()
+@command("export", ExportOptions)
 def export(
+    chosen: ExportOptions,
     model: ModelPath,
     folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes.")] = Path("out/export"),
-    name: Annotated[str | None, typer.Option(help="Title of the card.")] = None,
-    license: Annotated[str | None, typer.Option(help="Of the model, e.g. apache-2.0.")] = None,
-    data_license: Annotated[str | None, typer.Option(help="Of the images it was trained on.")] = None,
-    n: Annotated[int, typer.Option("-n", "--n", help="Samples in the preview.")] = 32,
-    steps: Steps = 12,
-    scale: OwnScale = None,
-    prompt: Annotated[str | None, typer.Option(help="What the preview shows, for a text-to-image model.")] = None,
-    seed: Seed = 0,
 ) -> None:
     """Write a folder to share: model, card, preview.
 
     The card says what the run measured. The folder can be pushed to a model hub as it is.
     """
-    options = dict(locals())
     from ..tasks.export import export as write
 
-    print(f"{write(**options)}: model.safetensors, README.md, config.json, preview.png.")
+    print(f"{write(model, folder, **vars(chosen))}: model.safetensors, README.md, config.json, preview.png.")

@@ -1,4 +1,4 @@
-"""Commands that train a model, a classifier or a sampler, and the one that looks at the data before."""
+"""Commands that train a model or a sampler, and the one that looks at the data before."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import typer
 
 from ..errors import InputError
 from ..training.config import Budget, TrainingConfig
-from ..training.options import ClassifierOptions
 from .command import command
 from .options import Aspect, DataName, Device, ModelPath, Scale, Size, app, load_data, next_command
 
@@ -112,15 +111,15 @@ def fit(
     if not model.exists():
         raise InputError(f"There is no file {str(model)!r} to fit samplers into. Give the path of your model.")
     from ..io.checkpoints import annotate
-    from ..models import FILE
+    from ..models.registry import loaded
+    from ..models.serialization import FILE, notes
     from ..samplers.fitting import fit_sampler
-    from ..tasks.generation.sample import loaded
 
     ready = loaded(model, device)
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None
-    if ready.text_encoder is not None and prompt:
+    if ready.conditioner is not None and prompt:
         cond = ready.encode_prompt(prompt)
-    elif prompt or (ready.text_encoder is not None and scale != 1):
+    elif prompt or (ready.conditioner is not None and scale != 1):
         raise InputError(
             "--prompt is for text-to-image models, whose --scale needs some: add --prompt 'a cat' and others."
         )
@@ -131,23 +130,5 @@ def fit(
         ready = ready.with_table(count, table)
         error, textbook = table.info["error"], table.info["textbook_error"]
         print(f"{count} evaluations: error {error:.4f}, the best textbook table has {textbook:.4f}", flush=True)
-        tables = {"tables": ready.spec()["tables"]}  # each as it comes: Ctrl-C keeps what is done
+        tables = {"tables": notes(ready)["tables"]}  # each as it comes: Ctrl-C keeps what is done
         annotate(model / FILE if model.is_dir() else model, lambda config, tables=tables: {**config, **tables})
-
-
-@command("train-classifier", ClassifierOptions)
-def train_classifier(options: ClassifierOptions, data: DataName, size: Size = None) -> None:
-    """Train a classifier of noisy images, for guidance.
-
-    Afterwards: fastdiffusion sample MODEL --guidance "classifier FILE scale=2", or middle for a model's features.
-    """
-    from .. import data as datasets
-    from ..tasks import classification
-
-    images, options = datasets.load(data, size), replace(options, folder=options.folder or Path("runs/classifier"))
-    made = classification.train_classifier(images, **vars(options))
-    path = Path(options.folder or "") / "classifier.safetensors"
-    classification.save(made, path)
-    for sigma, right in classification.accuracy(made, images).items():
-        print(f"sigma {sigma:5.2f}: {right:.1%} of training images classified correctly")
-    print(f"{path} is there.")

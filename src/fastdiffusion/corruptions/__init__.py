@@ -1,10 +1,10 @@
-"""Whatever may happen to a picture, as one object with three uses.
+"""Whatever may happen to an image, as one object with three uses.
 
 It makes training pairs, it is the forward process of a cold diffusion, and it is the measurement that a restoration
 inverts:
 
     what = parse("gray, blur 0.5..3, jpeg 30")      # or  gray() >> blur((0.5, 3)) >> jpeg(30)
-    happened = what.on((3, 64, 64), seeds=range(8))  # the numbers are drawn, picture i's from seeds[i]
+    happened = what.on((3, 64, 64), seeds=range(8))  # the numbers are drawn, image i's from seeds[i]
     y = happened.forward(x)                          # and adjoint, pinv, project where it is linear
 
 To add one is to write a function of a batch of numbers in one of this package's modules, and to name it here.

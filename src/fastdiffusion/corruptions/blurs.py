@@ -1,6 +1,6 @@
 """Blurs: Gaussian, motion, defocus, any kernel, and one whose width is learned.
 
-Beyond its border a picture goes on as in a mirror (the border pixel twice), so that a blur never darkens an edge, and a
+Beyond its border an image goes on as in a mirror (the border pixel twice), so that a blur never darkens an edge, and a
 symmetric one is diagonal in the cosine basis: its pseudo-inverse then costs two transforms.
 """
 
@@ -29,7 +29,7 @@ def mirror(x: Tensor, before: int, after: int, dim: int) -> Tensor:
 
 
 def convolve(x: Float[Tensor, "b c h w"], kernel: Float[Tensor, "b k m"]) -> Float[Tensor, "b c h w"]:
-    """Each picture with its own kernel (odd sides, centred); by Fourier transforms where the kernel is large."""
+    """Each image with its own kernel (odd sides, centred); by Fourier transforms where the kernel is large."""
     (b, c, _, _), (k, m) = x.shape, kernel.shape[1:]
     padded, kernel = mirror(mirror(x, k // 2, k // 2, 2), m // 2, m // 2, 3), kernel.to(x)
     if min(k, m) > 3:
@@ -88,7 +88,7 @@ def motion(draw: Draw, shape: Shape, length: Tensor, angle: Tensor) -> Operator:
 def line(length: Float[Tensor, " b"], angle: Float[Tensor, " b"]) -> Float[Tensor, "b k k"]:
     """Kernels of straight lines, antialiased."""
     radius = math.ceil(float(length.max()) / 2)
-    along = torch.linspace(-0.5, 0.5, 16 * radius + 1)[None] * (length - 1)[:, None]
+    along = torch.linspace(-0.5, 0.5, 16 * radius + 1, device=length.device)[None] * (length - 1)[:, None]
     radians = torch.deg2rad(angle)[:, None]
     return splat(along * radians.cos(), -along * radians.sin(), radius)
 
@@ -96,9 +96,9 @@ def line(length: Float[Tensor, " b"], angle: Float[Tensor, " b"]) -> Float[Tenso
 def splat(x: Float[Tensor, "b n"], y: Float[Tensor, "b n"], radius: int) -> Float[Tensor, "b k k"]:
     """Kernels from the points of a path, each shared out among its four neighbours; they sum to 1."""
     side = 2 * radius + 1
-    at = torch.arange(-radius, radius + 1, dtype=x.dtype)
+    at = torch.arange(-radius, radius + 1, dtype=x.dtype, device=x.device)
     across, down = (F.relu(1 - (p[:, :, None] - at).abs()) for p in (x, y))
-    return torch.einsum("bnk,bnl->bkl", down, across) / x.shape[1] if side > 1 else torch.ones(len(x), 1, 1)
+    return torch.einsum("bnk,bnl->bkl", down, across) / x.shape[1] if side > 1 else x.new_ones(len(x), 1, 1)
 
 
 @corruption(radius=Number(1, 6, most=64, none=0))
@@ -110,7 +110,7 @@ def defocus(draw: Draw, shape: Shape, radius: Tensor) -> Operator:
 def disk(radius: Float[Tensor, " b"]) -> Float[Tensor, "b k k"]:
     """Kernels of disks with soft edges, one pixel wide."""
     r = math.ceil(float(radius.max())) + 1
-    at = torch.arange(-r, r + 1, dtype=radius.dtype)
+    at = torch.arange(-r, r + 1, dtype=radius.dtype, device=radius.device)
     distance = torch.hypot(at[:, None], at[None, :])
     inside = (radius[:, None, None] + 0.5 - distance).clamp(0, 1)
     return inside / inside.sum((1, 2), keepdim=True)
@@ -118,7 +118,7 @@ def disk(radius: Float[Tensor, " b"]) -> Float[Tensor, "b k k"]:
 
 @corruption(file=Number(0, 0, file=True))
 def kernel(draw: Draw, shape: Shape, file: str | Tensor) -> Operator:
-    """Any blur kernel: the file of its picture, or in Python a tensor; the middle is the centre, the sum is made 1."""
+    """Any blur kernel: the file of its image, or in Python a tensor; the middle is the centre, the sum is made 1."""
     return _filtered(shape, load_kernel(file).expand(len(draw), -1, -1))
 
 
@@ -129,7 +129,7 @@ def load_kernel(file: str | Tensor) -> Float[Tensor, "1 k l"]:
     elif isinstance(file, Tensor):
         values = file
     else:
-        raise InputError("kernel needs the file of a kernel's picture, e.g. kernel k.png.")
+        raise InputError("kernel needs the file of a kernel's image, e.g. kernel k.png.")
     values = values.reshape(1, *values.shape[-2:]).float()
     if float(values.sum()) <= 0 or not bool(values.isfinite().all()) or max(values.shape) > 255:
         raise InputError(f"A kernel has a sum above 0 and sides of at most 255, got {tuple(values.shape[1:])}.")
@@ -169,5 +169,5 @@ class LearnedBlur(nn.Module):
         return self.log_sigma.exp().clamp(max=self.most)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """Blurred pictures, differentiable in sigma too."""
+        """Blurred images, differentiable in sigma too."""
         return gaussian(x, taps(self.sigma.expand(1), radius_of(self.most)).expand(len(x), -1))

@@ -1,6 +1,6 @@
-"""What a corruption is: a saying with ranges in it, and what that does to one batch once its numbers are drawn.
+"""What a corruption is: a description with ranges in it, and its operator on one batch once its numbers are drawn.
 
-A :class:`Corruption` says what may happen to a picture ("blur 0.5..3"). Told the pictures' shape and a seed for each,
+A :class:`Corruption` describes what may happen to an image ("blur 0.5..3"). With the images' shape and a seed for each,
 it becomes an :class:`Operator`, whose numbers are fixed: ``y = forward(x)``. Where that is linear up to a constant and
 noise, ``y = A x + b + std * noise``, it has the adjoint of A and its pseudo-inverse as well.
 """
@@ -36,19 +36,19 @@ def _same(y: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Operator:
-    """A corruption of one batch, its numbers drawn. All tensors have one row per picture.
+    """A corruption of one batch, its numbers drawn. All tensors have one row per image.
 
     Attributes:
-        shape: (c, h, w) of the clean pictures.
+        shape: (c, h, w) of the clean images.
         out: The same of the degraded ones.
         mean: The degradation without its noise; A x + b where ``linear``.
         linear: Whether ``mean`` is linear up to a constant.
         std: Standard deviation of the noise that is added to it, (b,).
         noise: That noise as it was drawn.
         inverse: The pseudo-inverse of A where it has a closed form.
-        lift: The degraded picture brought back to the grid of the clean one, to be looked at or learned from.
-        nearest: ``nearest(x, y)`` is the picture nearest to x whose degradation is y, where that is not linear algebra.
-        text: What was drawn, one string per picture.
+        lift: The degraded image brought back to the grid of the clean one, to be looked at or learned from.
+        nearest: ``nearest(x, y)`` is the image nearest to x whose degradation is y, where that is not linear algebra.
+        text: What was drawn, one string per image.
     """
 
     shape: Shape
@@ -63,7 +63,7 @@ class Operator:
     text: tuple[str, ...] = ()
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o p q"]:
-        """The degraded pictures, noise included."""
+        """The degraded images, noise included."""
         y = self.mean(x)
         return y if self.noise is None else y + self.noise.to(y)
 
@@ -102,7 +102,7 @@ class Operator:
         return x
 
     def project(self, x: Float[Tensor, "b c h w"], y: Float[Tensor, "b o p q"]) -> Float[Tensor, "b c h w"]:
-        """The nearest picture to ``x`` that degrades to ``y``: x + A+ (y - A x - b) (Wang et al. 2022, DDNM, eq. 7).
+        """The nearest image to ``x`` that degrades to ``y``: x + A+ (y - A x - b) (Wang et al. 2022, DDNM, eq. 7).
 
         InputError where no such projection is known.
         """
@@ -121,7 +121,7 @@ class Operator:
         if not self.linear:
             raise InputError(
                 f"{self.text[0] if self.text else 'This corruption'} is not linear: it has no adjoint and no "
-                "pseudo-inverse. Restore it with a trained model (way='supervised') or a gradient (method='dps')."
+                "pseudo-inverse. Restore it with a trained model (method='supervised') or a gradient (posterior='dps')."
             )
 
 
@@ -168,7 +168,7 @@ def after(first: Operator, then: Operator) -> Operator:
 
 
 class Draw:
-    """Random numbers of a batch, each picture's from its own seed, so that picture i depends on seeds[i] alone."""
+    """Random numbers of a batch, each image's from its own seed, so that image i depends on seeds[i] alone."""
 
     def __init__(self, seeds: Sequence[int]):
         self.generators = [generator(seed, _PURPOSE) for seed in seeds]
@@ -177,7 +177,7 @@ class Draw:
         return len(self.generators)
 
     def uniform(self, low: float, high: float) -> Float[Tensor, " b"]:
-        """One number per picture."""
+        """One number per image."""
         return torch.cat([low + (high - low) * torch.rand(1, generator=g) for g in self.generators])
 
     def normal(self, *shape: int) -> Float[Tensor, "b *shape"]:
@@ -185,18 +185,18 @@ class Draw:
         return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
 
 
-# ---- what is said -----------------------------------------------------------------------------------------------
+# ---- descriptions -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Number:
-    """A parameter: drawn from ``low`` to ``high`` unless said; ``least`` and ``most`` are what may be said.
+    """A parameter: drawn from ``low`` to ``high`` unless it is specified, from ``least`` to ``most``.
 
     Attributes:
         whole: Only whole numbers.
         single: No ranges, since it decides the shape of what comes out.
         none: The value at which the corruption does nothing.
-        file: A file's name may be said instead.
+        file: A file's name may be given instead.
     """
 
     low: float
@@ -209,7 +209,7 @@ class Number:
     file: bool = False
 
     def check(self, where: str, value: Any) -> Value:
-        """The value, if it may be said."""
+        """The value, if it is allowed."""
         if self.file and isinstance(value, str | Tensor):
             return value
         ends = value if isinstance(value, tuple) else (value, value)
@@ -227,11 +227,11 @@ class Number:
 
     @property
     def example(self) -> str:
-        """Something that may be said."""
+        """An allowed value."""
         return show(self.low if self.single or self.low == self.high else (self.low, self.high))
 
     def draw(self, draw: Draw, value: Any) -> Any:
-        """One number per picture; one for all where ``single``; a file's name as it is."""
+        """One number per image; one for all where ``single``; a file's name as it is."""
         if isinstance(value, str | Tensor):
             return value
         low, high = (self.low, self.high) if value is None else value if isinstance(value, tuple) else (value, value)
@@ -250,7 +250,7 @@ class Text:
     default: str = ""
 
     def check(self, where: str, value: Any) -> str:
-        """The value, if it may be said."""
+        """The value, if it is allowed."""
         if not isinstance(value, str) or (self.known and value not in self.known):
             known = f"one of {', '.join(self.known)}" if self.known else "a text in quotes"
             raise InputError(f"{where} must be {known}, got {show(value)}.")
@@ -258,7 +258,7 @@ class Text:
 
     @property
     def example(self) -> str:
-        """Something that may be said."""
+        """An allowed value."""
         return show(self.known[0] if self.known else self.default)
 
     def draw(self, draw: Draw, value: Any) -> str:
@@ -284,9 +284,9 @@ def show(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """A row of the registry: how to make the operator of a step, and what may be said to it.
+    """A row of the registry: how to make the operator of a step, and its parameters.
 
-    ``chance``: numbers do not say all of it (the place of a hole).
+    ``chance``: numbers do not determine all of it (the place of a hole).
     """
 
     make: Callable[..., Operator]
@@ -303,7 +303,7 @@ def corruption(
 ) -> Callable[[Callable[..., Operator]], Callable[..., Step]]:
     """Register ``make(draw, shape, *numbers) -> Operator`` under its name; what comes back makes the step.
 
-    ``blur(1.5)`` says 1.5, ``blur((0.5, 3))`` a range, ``blur()`` leaves it to chance.
+    ``blur(1.5)`` is 1.5 pixels, ``blur((0.5, 3))`` a range, ``blur()`` its usual range.
     """
 
     def register(make: Callable[..., Operator]) -> Callable[..., Step]:
@@ -321,19 +321,19 @@ def corruption(
 
 
 class Corruption(ABC):
-    """What may happen to a picture. ``a >> b``: b after a. ``a | b``: one of them. ``str``: the grammar's text."""
+    """What may happen to an image. ``a >> b``: b after a. ``a | b``: one of them. ``str``: the grammar's text."""
 
     @abstractmethod
     def at(self, draw: Draw, shape: Shape) -> Operator:
-        """The operator for pictures of ``shape``, its numbers taken from ``draw``."""
+        """The operator for images of ``shape``, its numbers taken from ``draw``."""
 
     @property
     @abstractmethod
     def steps(self) -> tuple[Step, ...]:
-        """All steps that are said, in order."""
+        """All steps, in order."""
 
     def on(self, shape: Sequence[int], seeds: Sequence[int]) -> Operator:
-        """What happens to pictures of ``shape`` (c, h, w), one per seed.
+        """What happens to images of ``shape`` (c, h, w), one per seed.
 
         Raises InputError where the shape does not go with it.
         """
@@ -341,12 +341,12 @@ class Corruption(ABC):
         return self.at(Draw(seeds), (c, h, w))
 
     def __call__(self, x: Float[Tensor, "b c h w"], seed: int = 0) -> Float[Tensor, "b o p q"]:
-        """Degrade pictures; picture i has the seed ``seed + i``."""
+        """Degrade images; image i has the seed ``seed + i``."""
         return self.on(x.shape[1:], range(seed, seed + len(x))).forward(x)
 
     @property
     def known(self) -> bool:
-        """Whether all is said, so that the same is done to every picture (but for noise)."""
+        """Whether all is specified, so that the same is done to every image (except for noise)."""
         return all(step.fixed for step in self.steps)
 
     def __rshift__(self, other: Corruption) -> Corruption:
@@ -360,7 +360,7 @@ class Corruption(ABC):
 
 @dataclass(frozen=True)
 class Step(Corruption):
-    """One corruption of the registry, with what was said to it: numbers, ranges (low, high), words."""
+    """One corruption of the registry, with its values: numbers, ranges (low, high), names."""
 
     name: str
     values: tuple[Any, ...] = ()
@@ -394,7 +394,7 @@ class Step(Corruption):
         return (file or not kind.chance) and all(fixed)
 
     def _pairs(self) -> list[tuple[Number | Text, Any]]:
-        """Each parameter with what was said to it, or None."""
+        """Each parameter with its value, or None."""
         parameters = list(CORRUPTIONS[self.name].parameters.values())
         return list(zip(parameters, (*self.values, *[None] * (len(parameters) - len(self.values))), strict=True))
 
@@ -416,7 +416,7 @@ def _row(value: Any, i: int) -> Any:
 
 
 def example(name: str) -> str:
-    """How a corruption may be said, all its parameters spelled out."""
+    """An example of a corruption, all its parameters spelled out."""
     return " ".join([name, *(p.example for p in CORRUPTIONS[name].parameters.values())])
 
 
@@ -444,7 +444,7 @@ class Chain(Corruption):
 
 @dataclass(frozen=True)
 class OneOf(Corruption):
-    """One of several, drawn for each picture. What comes out is on the grid of the clean pictures, whichever it is."""
+    """One of several, drawn for each image. What comes out is on the grid of the clean images, whichever it is."""
 
     parts: tuple[Corruption, ...]
 

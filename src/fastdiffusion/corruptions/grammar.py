@@ -1,7 +1,7 @@
 """Corruptions as text, the same on the command line, in Python, in the app and in model files.
 
     gray, blur 1.5, jpeg 30          one after the other
-    blur 0.5..3                      a range: drawn for each picture
+    blur 0.5..3                      a range: drawn for each image
     blur                             its usual range
     (blur 1..3 | noise 0.1), jpeg 40 one of them
     watermark 'SAMPLE' 0.5           texts in quotes, or as they are if they are one word
@@ -25,7 +25,7 @@ _TOKEN = re.compile(
 
 
 def parse(text: str | Corruption) -> Corruption:
-    """The corruption that ``text`` says; raises InputError that names the nearest word, or where it broke off."""
+    """The corruption that ``text`` describes; raises InputError that names the nearest one, or where it breaks off."""
     if isinstance(text, Corruption):
         return text
     tokens = _tokens(text)

@@ -22,9 +22,9 @@ _YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -
 
 def tables(quality: Float[Tensor, " b"]) -> Float[Tensor, "b 2 8 8"]:
     """Quantization steps for luminance and colour at libjpeg's quality 1 to 100."""
-    luma = torch.tensor([float(n) for n in _LUMA.split()]).reshape(8, 8)
-    chroma = torch.full((8, 8), 99.0)
-    chroma[:4, :4] = torch.tensor(_CHROMA).reshape(4, 4)
+    luma = quality.new_tensor([float(n) for n in _LUMA.split()]).reshape(8, 8)
+    chroma = quality.new_full((8, 8), 99.0)
+    chroma[:4, :4] = quality.new_tensor(_CHROMA).reshape(4, 4)
     scale = torch.where(quality < 50, (5000 / quality).floor(), 200 - 2 * quality)[:, None, None, None]
     return ((torch.stack([luma, chroma]) * scale + 50) / 100).floor().clamp(1, 255)
 
@@ -44,7 +44,7 @@ def jpeg(draw: Draw, shape: Shape, quality: Tensor | str, colors: str) -> Operat
 def operator(shape: Shape, steps: Float[Tensor, "b 2 8 8"], halved: bool) -> Operator:
     """JPEG with given quantization steps, e.g. those that a file was written with."""
     if shape[0] not in (1, 3):
-        raise InputError(f"jpeg takes pictures of 1 or 3 channels, got {shape[0]}.")
+        raise InputError(f"jpeg takes images of 1 or 3 channels, got {shape[0]}.")
 
     def mean(x: Tensor) -> Tensor:
         planes = [_plane(rounded(c / q) * q, plane.shape) for plane, c, q in _coefficients(x, steps.to(x), halved)]
@@ -53,7 +53,7 @@ def operator(shape: Shape, steps: Float[Tensor, "b 2 8 8"], halved: bool) -> Ope
     def nearest(x: Tensor, y: Tensor) -> Tensor:
         """Every coefficient moved into the cell that the file's rounding leaves open.
 
-        Where colors were cut off at black or white, the file's own coefficients cannot be told: these stay free.
+        Where colors were cut off at black or white, the file's own coefficients are unknown: these stay free.
         """
         moves = []
         for (plane, c, q), (_, d, _) in zip(
@@ -93,7 +93,7 @@ def _plane(coefficients: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _joined(planes: list[Tensor], shape: torch.Size) -> Tensor:
-    """Planes to a picture in [-1, 1], cut off as a file cuts it off."""
+    """Planes to an image in [-1, 1], cut off as a file cuts it off."""
     return ((_colors(planes, shape) + 128) / 127.5 - 1).clamp(-1, 1)
 
 

@@ -1,4 +1,4 @@
-"""What lies over a picture: holes, scratches, lettering and logos."""
+"""What lies over an image: holes, scratches, lettering and logos."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .pixels import rows
 
 @corruption(chance=True, part=Number(0.05, 0.4, most=1, none=0, file=True))
 def mask(draw: Draw, shape: Shape, part: Tensor | str) -> Operator:
-    """Holes (grey): a ``part`` of the picture in blots of random shape, or what is white in a file of its size."""
+    """Holes (grey): a ``part`` of the image in blots of random shape, or what is white in a file of its size."""
     if isinstance(part, Tensor) and part.ndim == 1:
         hole = blots(draw, shape, part)
     else:
@@ -39,12 +39,12 @@ def filled(x: Float[Tensor, "b c h w"], known: Float[Tensor, "b 1 h w"]) -> Floa
 
 
 def load_mask(file: str | Tensor, shape: Shape) -> Float[Tensor, "1 1 h w"]:
-    """A mask of 0 and 1 from a picture's white and black; raises InputError where its size is another."""
+    """A mask of 0 and 1 from an image's white and black; raises InputError where its size is another."""
     values = (to_tensor(open_image(file, "mask").convert("L")) + 1) / 2 if isinstance(file, str) else file
     values = values.reshape(1, 1, *values.shape[-2:]).float()
     h, w = shape[1:]
     if values.shape[2:] != (h, w):
-        raise InputError(f"The mask has {values.shape[3]}x{values.shape[2]} pixels and the picture {w}x{h}. Resize it.")
+        raise InputError(f"The mask has {values.shape[3]}x{values.shape[2]} pixels and the image {w}x{h}. Resize it.")
     return (values > 0.5).float()
 
 
@@ -59,7 +59,7 @@ def blots(draw: Draw, shape: Shape, part: Float[Tensor, " b"]) -> Float[Tensor, 
 
 @corruption(chance=True, count=Number(3, 20, most=500, whole=True, none=0), width=Number(1, 2.5, least=0.5, most=50))
 def scratches(draw: Draw, shape: Shape, count: Tensor, width: Tensor) -> Operator:
-    """Straight white scratches through the picture; ``width`` in pixels."""
+    """Straight white scratches through the image; ``width`` in pixels."""
     h, w = shape[1:]
     most = max(int(count.max()), 1)
     x, y, angle = (torch.stack([draw.uniform(0, top) for _ in range(most)], 1) for top in (w, h, torch.pi))
@@ -95,9 +95,9 @@ def watermark(
 
 @corruption(file=Number(0, 0, file=True), opacity=Number(0.3, 0.8, most=1, none=0))
 def logo(draw: Draw, shape: Shape, file: str | Tensor, opacity: Tensor) -> Operator:
-    """A picture laid over (its transparency kept), fitted into the middle half of the width and height."""
+    """An image laid over (its transparency kept), fitted into the middle half of the width and height."""
     if not isinstance(file, str):
-        raise InputError("logo needs a picture's file, e.g. logo mark.png.")
+        raise InputError("logo needs an image's file, e.g. logo mark.png.")
     source = to_tensor(open_image(file, "logo").convert("RGBA"))[None]
     scale = min(shape[1] / 2 / source.shape[2], shape[2] / 2 / source.shape[3])
     size = [max(1, round(n * scale)) for n in source.shape[2:]]

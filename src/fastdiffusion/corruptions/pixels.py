@@ -14,7 +14,7 @@ LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as JPEG a
 
 
 def rows(values: Float[Tensor, " b"], like: Tensor) -> Float[Tensor, "b 1 1 1"]:
-    """One number per picture, to multiply pictures with."""
+    """One number per image, to multiply images with."""
     return values.to(like)[:, None, None, None]
 
 
@@ -26,7 +26,7 @@ def noise(draw: Draw, shape: Shape, std: Tensor) -> Operator:
 
 @corruption(amount=Number(0.05, 0.95, most=0.99, none=0))
 def mix(draw: Draw, shape: Shape, amount: Tensor) -> Operator:
-    """(1 - amount) of the picture and amount of unit noise: the forward step of the smallest diffusion there is."""
+    """(1 - amount) of the image and amount of unit noise: the forward step of the smallest diffusion there is."""
     keep = 1 - amount
     return Operator(
         shape, shape, lambda x: rows(keep, x) * x, std=amount, noise=rows(amount, amount) * draw.normal(*shape),
@@ -38,7 +38,7 @@ def mix(draw: Draw, shape: Shape, amount: Tensor) -> Operator:
 def gray(draw: Draw, shape: Shape) -> Operator:
     """Luminance alone, one channel."""
     if shape[0] not in (1, 3):
-        raise InputError(f"gray takes pictures of 3 channels, got {shape[0]}.")
+        raise InputError(f"gray takes images of 3 channels, got {shape[0]}.")
     weights = torch.tensor(LUMA if shape[0] == 3 else (1.0,))
     return Operator(
         shape,
@@ -80,11 +80,11 @@ def rounded(x: Tensor) -> Tensor:
 
 @corruption(factor=Number(2, 2, least=1, most=16, whole=True, single=True, none=1), how=Text(("bicubic", "area")))
 def downscale(draw: Draw, shape: Shape, factor: int, how: str) -> Operator:
-    """A factor-th of the width and height: "bicubic" as picture editors do it, or "area", the mean of each square."""
+    """A factor-th of the width and height: "bicubic" as image editors do it, or "area", the mean of each square."""
     c, h, w = shape
     if h % factor or w % factor:
         raise InputError(
-            f"{w}x{h} pixels do not divide by {factor}. Crop the picture to {w - w % factor}x{h - h % factor}."
+            f"{w}x{h} pixels do not divide by {factor}. Crop the image to {w - w % factor}x{h - h % factor}."
         )
     small, large = (h // factor, w // factor), (h, w)
 

@@ -1,15 +1,20 @@
 """Guidance is a function from denoiser to denoiser. Wrappers compose freely, because none of them knows the sampler."""
 
-from .classifier_free import apg, autoguidance, cfg, compose, replace_text, scheduled
-from .core import ALWAYS, SLACK, Guided, Interval, Other, Scale, guidance, scale_at, start
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .classifier_free import apg, autoguidance, cfg, compose, replace_text
+from .core import ALWAYS, Guided, Interval, Other, Scale, guidance, scale_at, start
 from .gradient import LogProb, classifier, gradient, loss_guidance
-from .registry import GUIDANCE
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
+
+if TYPE_CHECKING:
+    from .registry import GUIDANCE
 
 __all__ = [
     "ALWAYS",
     "GUIDANCE",
-    "SLACK",
     "Guided",
     "Interval",
     "LogProb",
@@ -27,8 +32,16 @@ __all__ = [
     "loss_guidance",
     "replace_text",
     "scale_at",
-    "scheduled",
     "self_conditioned",
     "self_ensemble",
     "start",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the registry on first use: it needs the networks, and samplers import this package."""
+    if name != "GUIDANCE":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .registry import GUIDANCE
+
+    return GUIDANCE

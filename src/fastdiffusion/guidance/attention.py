@@ -1,68 +1,306 @@
-"""Attention control: what the layers of a net attend to, changed while it runs."""
+"""Attention control: what the layers of a net attend to, seen and changed while it runs.
+
+    store = Store(kind="cross")
+    with control(net, store, Reweight({4: 2.0})):
+        model.denoise(x, sigma, cond)
+    store.probabilities["mid.0.cross_attention"]  # (b, pixels, tokens)
+
+Inside :func:`control` every attention layer of the net hands its call (``nets.layers.AttentionCall``) to the
+controllers, one after the other. What they see belongs to the thread that entered the context: other threads may use
+the same net meanwhile, and nothing is changed in the net itself. A controller that only reads changes no bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from math import inf
+from typing import Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..denoisers import expand
-from ..nets import layers
+from ..denoisers import Denoiser, expand
+from ..errors import InputError
+from ..nets.layers import HOOKS, Attention, AttentionCall
+from ..nets.text import TextConditioned
 from ..noise import initial
-from ..types import Cond, Denoise
-from .core import guidance
+from ..types import Cond, Denoise, Run
+from .core import Interval, guidance
+
+
+def attention_layers(net: nn.Module) -> dict[str, Attention]:
+    """The attention layers of a net by name, such as "encoder.3.attention" and "encoder.3.cross_attention".
+
+    Names are those within the U-Net or transformer, whatever stands around it; its text encoder's layers are left out.
+    Raises InputError for a net without attention, or one that is compiled.
+    """
+    while isinstance(net, Denoiser | TextConditioned):
+        net = net.net
+    if any(getattr(module, "_compiled_call_impl", None) for module in net.modules()):
+        raise InputError("Attention cannot be controlled in a compiled net. Load it anew from its file.")
+    layers = {name: module for name, module in net.named_modules() if isinstance(module, Attention)}
+    if not layers:
+        raise InputError("This net has no attention layers to control. Take one with attention.")
+    return {name.replace("cross_attention.attention", "cross_attention"): layer for name, layer in layers.items()}
+
+
+@contextmanager
+def control(net: nn.Module, *controllers: Controller, run: Run | None = None) -> Iterator[None]:
+    """Let controllers see and change every attention layer of ``net``, in this thread, until the context is left.
+
+    Args:
+        net: A U-Net or transformer, or the ``Denoiser`` around it. Contexts nest: the outer one's controllers are
+            first, and contexts of different nets do not meet.
+        controllers: Each gets what those before it have left.
+        run: The sampling run that it is part of, for controllers with a window.
+    """
+    names: dict[nn.Module, str] = {layer: name for name, layer in attention_layers(net).items()}
+
+    def hook(call: AttentionCall) -> None:
+        if call.module in names:
+            call.name, call.progress = names[call.module], _progress(run)
+            for controller in controllers:
+                if controller.sees(call):
+                    controller(call)
+
+    stack = HOOKS.stack  # this thread's, even if the context is left by another
+    stack.append(hook)
+    try:
+        yield
+    finally:
+        stack.remove(hook)
+
+
+def _progress(run: Run | None) -> float | None:
+    """The part of the evaluations that is done; None where their number is not known."""
+    return run.index / len(run.sigmas) if run is not None and run.sigmas else None
+
+
+@guidance
+def attention_control(denoise: Denoise, net: nn.Module, *controllers: Controller, run: Run) -> Denoise:
+    """:func:`control` of ``net`` during each evaluation of ``denoise``."""
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        with control(net, *controllers, run=run):
+            return denoise(x, sigma, cond)
+
+    return guided
+
+
+# ---- controllers ------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True, eq=False)
+class Controller:
+    """What is done with the calls of some attention layers; a subclass says what, in ``__call__``.
+
+    Attributes:
+        layers: Patterns of layer names, such as "decoder.*"; one of them must match.
+        kind: "self" or "cross"; by default both.
+        pixels: Least and most queries of a layer, which are the pixels of its map: 1024 where it is 32 x 32.
+        window: Part of the run, from start (included) to end (excluded), each from 0 to 1.
+    """
+
+    layers: str | Sequence[str] = "*"
+    kind: Literal["self", "cross"] | None = None
+    pixels: tuple[float, float] = (0, inf)
+    window: Interval = (0.0, 1.0)
+
+    def sees(self, call: AttentionCall) -> bool:
+        """Whether a call is one of those. Raises InputError for a window outside a run."""
+        patterns = [self.layers] if isinstance(self.layers, str) else self.layers
+        if self.kind not in (None, "self" if call.tokens is None else "cross"):
+            return False
+        if not self.pixels[0] <= call.query.shape[-2] <= self.pixels[1]:
+            return False
+        if not any(fnmatchcase(call.name, pattern) for pattern in patterns):
+            return False
+        if tuple(self.window) == (0.0, 1.0):
+            return True
+        if call.progress is None:
+            raise InputError(
+                f"A window of {self.window} needs to know where the run is. Pass run=, and take a sampler that is not "
+                "adaptive."
+            )
+        return self.window[0] <= call.progress < self.window[1]
+
+    def __call__(self, call: AttentionCall) -> None:
+        """See and change one call."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, eq=False)
+class Store(Controller):
+    """Keep the probabilities of each layer, averaged over heads and over calls: memory does not grow with the steps.
+
+    Attributes:
+        pixels: By default, layers of at most 32 x 32 pixels.
+        rows: Rows of the batch to keep; by default all. Of a guided model the conditional rows come first.
+        differentiable: Keep the graph, for a loss of the probabilities.
+        probabilities: By layer: (rows, pixels, pixels) of self-attention, (rows, pixels, tokens) of cross-attention.
+    """
+
+    pixels: tuple[float, float] = (0, 32 * 32)
+    rows: slice | None = None
+    differentiable: bool = False
+    probabilities: dict[str, Float[Tensor, "b n m"]] = field(default_factory=dict, init=False)
+    _calls: dict[str, int] = field(default_factory=dict, init=False)
+
+    def __call__(self, call: AttentionCall) -> None:
+        now = call.probabilities if self.differentiable else call.probabilities.detach()
+        now = now[self.rows or slice(None)].mean(1)[..., call.tokens or slice(None)]
+        count = self._calls[call.name] = self._calls.get(call.name, 0) + 1
+        before = self.probabilities.get(call.name, now)
+        if before.shape != now.shape:
+            raise InputError(
+                f"{call.name} attended in shape {tuple(before.shape)} and now {tuple(now.shape)}, which have no mean. "
+                "Choose rows that every call has, or another Store for each run."
+            )
+        self.probabilities[call.name] = torch.lerp(before, now, 1 / count)
+
+    def clear(self) -> None:
+        """Forget everything, for the next run."""
+        self.probabilities.clear()
+        self._calls.clear()
+
+
+@dataclass(kw_only=True, eq=False)
+class Replace(Controller):
+    """Let rows of the batch attend as another row does (prompt-to-prompt, Hertz et al. 2022, arXiv:2208.01626).
+
+    Attributes:
+        source: The row whose probabilities are taken.
+        target: The row or rows that get them.
+        columns: In cross-attention, for each token of the target the token of the source that it takes the column of,
+            or -1 to keep its own (sec. 3, "adding a new phrase"); by default the tokens correspond one to one.
+    """
+
+    source: int = 0
+    target: int | Sequence[int] = 1
+    columns: Sequence[int] | None = None
+
+    def __call__(self, call: AttentionCall) -> None:
+        rows = [self.target] if isinstance(self.target, int) else list(self.target)
+        _check_rows(call, self.source, *rows)
+        old = call.probabilities
+        taken = old[self.source].expand(len(rows), -1, -1, -1)
+        if call.tokens is not None and self.columns is not None:
+            start, count = call.tokens.start or 0, taken[..., call.tokens].shape[-1]
+            if len(self.columns) > count or max(self.columns, default=-1) >= count:
+                raise InputError(f"columns must be at most {count} tokens below {count}, got {list(self.columns)}.")
+            places = torch.tensor([*self.columns, *[-1] * (count - len(self.columns))], device=old.device)
+            column = torch.arange(taken.shape[-1], device=old.device)
+            column[call.tokens] = torch.where(places < 0, column[call.tokens], places + start)
+            own = torch.zeros_like(column, dtype=torch.bool)
+            own[call.tokens] = places < 0
+            taken = torch.where(own, old[rows], taken[..., column])
+        call.probabilities = old.index_copy(0, torch.tensor(rows, device=old.device) % len(old), taken)
+
+
+@dataclass(eq=False)
+class Reweight(Controller):
+    """Multiply the probabilities of chosen tokens (Hertz et al. 2022, sec. 3, "attention re-weighting").
+
+    They are not scaled back to a sum of 1. All weights 1 change nothing but the order of computation.
+
+    Attributes:
+        weights: Factors by the token's place in the prompt.
+        rows: Rows of the batch that are changed; by default all.
+    """
+
+    weights: Mapping[int, float]
+    rows: Sequence[int] | None = None
+
+    def sees(self, call: AttentionCall) -> bool:
+        return call.tokens is not None and super().sees(call)
+
+    def __call__(self, call: AttentionCall) -> None:
+        probabilities = call.probabilities
+        _check_rows(call, *(self.rows or ()))
+        columns = range(probabilities.shape[-1])[call.tokens or slice(None)]
+        factors = probabilities.new_ones(len(probabilities), 1, 1, probabilities.shape[-1])
+        for token, weight in self.weights.items():
+            if not -len(columns) <= token < len(columns):
+                raise InputError(f"There is no token {token} to reweight: the prompt has {len(columns)}.")
+            factors[slice(None) if self.rows is None else list(self.rows), ..., columns[token]] = weight
+        call.probabilities = probabilities * factors
+
+
+@dataclass(eq=False)
+class Share(Controller):
+    """Let the first half of a batch look at the second: queries from the one, keys and values from the other.
+
+    Hertz et al. 2024, "StyleAligned" (arXiv:2312.02133, sec. 4): the queries first get the mean and deviation of the
+    other's, so that they find its keys. Where a batch stacks several conditions, each ``2 * n`` rows are such halves.
+
+    Attributes:
+        n: Rows of a half.
+        strength: 0 is off, 1 attends to the other half alone.
+    """
+
+    n: int
+    strength: float = 1.0
+    kind: Literal["self", "cross"] | None = field(default="self", kw_only=True)
+
+    def __call__(self, call: AttentionCall) -> None:
+        if len(call.query) % (2 * self.n):
+            raise InputError(f"A batch of {len(call.query)} rows does not divide into two halves of {self.n}.")
+        queries, style = _halves(call.query, self.n)
+        queries = (queries - queries.mean(-2, keepdim=True)) / (queries.std(-2, keepdim=True) + 1e-6)
+        queries = queries * style.std(-2, keepdim=True) + style.mean(-2, keepdim=True)
+        keys, values = (_halves(t, self.n)[1] for t in (call.key, call.value))
+        own, other = _halves(call.output, self.n)
+        mask = call.mask if call.mask is None or len(call.mask) == 1 else _halves(call.mask, self.n)[1]
+        shared = torch.lerp(own, call.attend(queries, keys, values, mask), self.strength)
+        halves = [t.unflatten(0, (-1, self.n)) for t in (shared, other)]
+        call.output = torch.stack(halves, 1).flatten(0, 2)
+
+
+def _halves(t: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    first, second = t.unflatten(0, (-1, 2, n)).unbind(1)
+    return first.flatten(0, 1), second.flatten(0, 1)
+
+
+def _check_rows(call: AttentionCall, *rows: int) -> None:
+    n = len(call.query)
+    if not all(-n <= row < n for row in rows):
+        raise InputError(f"Rows {sorted(rows)} of the attention are asked for, and the batch has {n}.")
 
 
 @guidance
 def shared_attention(
-    denoise: Denoise, style: Float[Tensor, "1 c h w"], strength: float = 1.0, shown: Cond | None = None, seed: int = 0
+    denoise: Denoise,
+    net: nn.Module,
+    style: Float[Tensor, "1 c h w"],
+    strength: float = 1.0,
+    style_cond: Cond | None = None,
+    seed: int = 0,
 ) -> Denoise:
-    """Let every self-attention of a model look at another picture: queries from x, keys and values from ``style``.
+    """Let every self-attention of a model look at a style image, denoised along with x at the same noise level.
 
-    The style picture is denoised along with x, at the same noise level (Hertz et al. 2024, "StyleAligned",
-    arXiv:2312.02133, sec. 4: queries are first given the style's mean and deviation, so that they find its keys).
-    Attention to words is left alone.
+    See :class:`Share`. Attention to a prompt is left alone.
 
     Args:
-        denoise: A model whose attention goes through ``nets.layers.attend``.
-        style: In [-1, 1].
+        denoise: A denoiser of ``net``, guided or not.
+        net: The network whose layers look.
+        style: In [-1, 1] (or latents).
         strength: 0 is off, 1 looks at the style alone.
-        shown: What the style picture shows, one row.
-        seed: Of the style picture's noise.
+        style_cond: The condition of the style image, one row; by default none.
+        seed: Of the style image's noise.
     """
-    fresh = initial([seed], style.shape[1:]).to(style)
+    noise = initial([seed], style.shape[1:]).to(style)
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         if strength == 0:
             return denoise(x, sigma, cond)
         n = len(x)
-        other = (style + expand(sigma[:1], style) * fresh).expand(n, -1, -1, -1)
-        both = None if cond is None else Cond.cat([cond, cond.null() if shown is None else shown[[0] * n]])
-        with _sharing(n, strength):
+        other = (style + expand(sigma[:1], style) * noise).expand(n, -1, -1, -1)
+        both = None if cond is None else Cond.cat([cond, cond.null() if style_cond is None else style_cond[[0] * n]])
+        with control(net, Share(n, strength)):
             return denoise(torch.cat([x, other]), torch.cat([sigma, sigma]), both)[:n]
 
     return guided
-
-
-@contextmanager
-def _sharing(n: int, strength: float) -> Iterator[None]:
-    """The first n rows of every self-attention look at the last n as well."""
-    plain = layers.attend
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        out = plain(q, k, v, mask)
-        if mask is not None or len(q) != 2 * n or q.shape[-2] != k.shape[-2]:
-            return out
-        queries, there = q[:n], q[n:]
-        queries = (queries - queries.mean(-2, keepdim=True)) / (queries.std(-2, keepdim=True) + 1e-6)
-        queries = queries * there.std(-2, keepdim=True) + there.mean(-2, keepdim=True)
-        return torch.cat([torch.lerp(out[:n], plain(queries, k[n:], v[n:], None), strength), out[n:]])
-
-    layers.attend = attend
-    try:
-        yield
-    finally:
-        layers.attend = plain

@@ -1,4 +1,4 @@
-"""Guidance by comparison with what the model says without the condition, or with a weaker model."""
+"""Guidance by comparison with the estimate without the condition, or with that of a weaker model."""
 
 from __future__ import annotations
 
@@ -10,41 +10,49 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import InputError
-from ..types import Cond, Denoise
-from .core import ALWAYS, SLACK, Interval, Scale, guidance, scale_at
+from ..types import Cond, Denoise, Run
+from .core import ALWAYS, Interval, Scale, guidance, scale_at, to_rows
 
 
 def replace_text(cond: Cond, other: Cond | None, rows: int) -> Cond:
-    """``other`` in place of the label and words of ``cond``, whose rest is kept; None means "nothing"."""
-    specified = {name: value for name, value in vars(other).items() if value is not None} if other is not None else {}
-    merged = {name: value for name, value in (vars(cond.null()) | specified).items() if value is not None}
-    return Cond(**{name: value.expand(rows, *value.shape[1:]) for name, value in merged.items()})
+    """``other`` in place of the label and the text of ``cond``, all else of which is kept; None is no label, no text.
+
+    Each may have one row, or one row per image (see :func:`~fastdiffusion.guidance.core.to_rows`).
+    """
+    without = cond.null().map(lambda v: to_rows(v, rows))
+    return without if other is None else without.with_text(other.map(lambda v: to_rows(v, rows)))
 
 
 def _stacked(denoise: Denoise, x: Tensor, sigma: Tensor, conds: Sequence[Cond]) -> tuple[Tensor, ...]:
-    """The estimates under several conditions, in one call."""
+    """The estimates under several conditions, in one evaluation of a larger batch."""
     n = len(conds)
     return denoise(x.repeat(n, *[1] * (x.ndim - 1)), sigma.repeat(n), Cond.cat(conds)).chunk(n)
 
 
 @guidance
 def cfg(
-    denoise: Denoise, scale: Scale, uncond: Cond | None = None, interval: Interval = ALWAYS, rescale: float = 0.0
+    denoise: Denoise,
+    scale: Scale,
+    uncond: Cond | None = None,
+    interval: Interval = ALWAYS,
+    rescale: float = 0.0,
+    *,
+    run: Run,
 ) -> Denoise:
     """Classifier-free guidance: uncond + scale * (cond - uncond) (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
 
     Args:
         denoise: A model trained with dropped conditions.
-        scale: 1 is off and costs one call; 0 is unconditional.
-        uncond: What stands for "nothing" (a negative prompt; one row serves all images); by default the condition
-            with label and words dropped.
+        scale: 1 is off and costs one evaluation; 0 is unconditional.
+        uncond: What stands for "nothing": one row, or one per image. A negative prompt, or the model's own
+            unconditional case (``conditioner.null``); by default the condition with its label and text dropped.
         interval: Guide only where low < sigma <= high (Kynkäänniemi et al. 2024, arXiv:2404.07724).
         rescale: 0 to 1, how far to pull each image's standard deviation back to that of the conditional estimate,
             against over-exposure (Lin et al. 2023, arXiv:2305.08891, eq. 15 and 16).
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        now = scale_at(scale, sigma, interval)
+        now = scale_at(scale, run, interval)
         if now == 1 or cond is None:
             return denoise(x, sigma, cond)
         negative = replace_text(cond, uncond, len(x))
@@ -69,6 +77,8 @@ def apg(
     parallel: float = 0.0,
     momentum: float = -0.5,
     norm: float = float("inf"),
+    *,
+    run: Run,
 ) -> Denoise:
     """Adaptive projected guidance: high scales without over-saturation (Sadat et al. 2024, arXiv:2410.02416, alg. 1).
 
@@ -85,7 +95,7 @@ def apg(
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         nonlocal average
-        now = scale_at(scale, sigma, interval)
+        now = scale_at(scale, run, interval)
         if now == 1 or cond is None:
             return denoise(x, sigma, cond)
         positive, without = _stacked(denoise, x, sigma, [cond, replace_text(cond, uncond, len(x))])
@@ -101,15 +111,15 @@ def apg(
 
 
 @guidance
-def autoguidance(denoise: Denoise, weak: Denoise, scale: Scale, interval: Interval = ALWAYS) -> Denoise:
+def autoguidance(denoise: Denoise, weak: Denoise, scale: Scale, interval: Interval = ALWAYS, *, run: Run) -> Denoise:
     """Guide by a worse version of the model: weak + scale * (D - weak) (Karras et al. 2024, arXiv:2406.02507, eq. 5).
 
-    ``weak`` is smaller or trained for less long, and told the same condition; the errors that both make are pushed
-    away without narrowing to the condition. 1 is off and costs one call.
+    ``weak`` is smaller or trained for less long, and gets the same condition; the errors that both make are pushed
+    away without narrowing to the condition. 1 is off and costs one evaluation.
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        now = scale_at(scale, sigma, interval)
+        now = scale_at(scale, run, interval)
         strong = denoise(x, sigma, cond)
         return strong if now == 1 else torch.lerp(weak(x, sigma, cond), strong, now)
 
@@ -121,7 +131,7 @@ def compose(denoise: Denoise, conds: Sequence[Cond], scales: Sequence[float], un
     """Several conditions at once ("a AND b"): uncond + sum of scale_i * (cond_i - uncond).
 
     Concept conjunction (Liu et al. 2022, arXiv:2206.01714, eq. 11); a negative scale is concept negation. The
-    condition given at the call only says what else is known (picture, estimate). One call on a larger batch.
+    condition of the evaluation only adds what they leave open (image, estimate). One evaluation of a larger batch.
     """
     if len(conds) != len(scales):
         raise InputError(
@@ -134,21 +144,5 @@ def compose(denoise: Denoise, conds: Sequence[Cond], scales: Sequence[float], un
         wanted = [replace_text(base, c, len(x)) for c in conds]
         *positives, without = _stacked(denoise, x, sigma, [*wanted, negative])
         return without + sum(s * (p - without) for s, p in zip(scales, positives, strict=True))
-
-    return guided
-
-
-@guidance
-def scheduled(denoise: Denoise, conds: Sequence[tuple[float, Cond]]) -> Denoise:
-    """Change the condition on the way ("[a:b:0.4]"): pairs (sigma, cond), each used where the level is <= its sigma.
-
-    Pairs fall in sigma; above the first the condition of the call is used. What a pair does not say is kept.
-    """
-
-    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        for level, other in conds:
-            if float(sigma[0]) <= level * SLACK:
-                cond = replace_text(cond or other, other, len(x))
-        return denoise(x, sigma, cond)
 
     return guided

@@ -1,13 +1,18 @@
 """Guidance: a function from denoiser to denoiser. Wrappers nest freely, because none of them knows the sampler.
 
-    guided = inpaint(cfg(model.denoise, scale=3), picture, mask)
+    guided = inpaint(cfg(model.denoise, scale=3), image, mask)
 
-A guidance is written as a factory that returns the guided denoiser. What it remembers between calls (momentum, the
-previous estimate) lives in the factory's own variables, and the sampling loop calls the factory anew at the start of
-each run (:func:`start`): nothing survives a run, and two interleaved runs cannot disturb each other.
+A guidance is written as a factory that returns the guided denoiser. The sampling loop calls the factory anew at the
+start of each run (:func:`start`), so what it keeps between evaluations (momentum, the previous estimate) lives in the
+factory's own variables: nothing survives a run, and two runs in two threads cannot disturb each other. A factory that
+depends on where the run is takes ``run`` as a keyword:
 
-All of it rests on one identity. With Tweedie's formula D(x, sigma) = x + sigma^2 * grad log p(x; sigma), more
-knowledge y adds its own gradient (Bayes):
+    @guidance
+    def late(denoise, scale, *, run: Run):
+        return lambda x, sigma, cond=None: denoise(x, sigma, cond) * (scale if 2 * run.index > len(run.sigmas) else 1)
+
+All of it rests on one identity. With Tweedie's formula D(x, sigma) = x + sigma^2 * grad log p(x; sigma), a condition y
+adds its own gradient (Bayes):
 
     D(x, sigma | y) = D(x, sigma) + sigma^2 * grad_x log p(y | x; sigma)
 
@@ -18,72 +23,90 @@ gradient 0 is off; off costs nothing and changes no bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..types import Cond, Denoise
+from ..types import Cond, Denoise, Run
 
 Scale = float | Callable[[float], float]
 Interval = tuple[float, float]
 ALWAYS: Interval = (0.0, float("inf"))
 Other = TypeVar("Other")
-SLACK = 1 + 1e-6  # a level that is meant may arrive rounded up to float32
 
 
 @dataclass(frozen=True)
 class Guided:
-    """A denoiser under guidance, not yet started. Called directly, it is a run of one call."""
+    """A denoiser under guidance, not yet started. Called directly, it is a run of one evaluation."""
 
     factory: Callable[..., Denoise]
+    takes_run: bool
     denoise: Denoise
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def start(self) -> Denoise:
-        """A fresh guided denoiser for one run, everything inside it started too."""
-        kwargs = {name: start(value) for name, value in self.kwargs.items()}
-        return self.factory(start(self.denoise), *map(start, self.args), **kwargs)
+    def start(self, run: Run) -> Denoise:
+        """A fresh guided denoiser for one run; all guidance inside it is started with the same ``run``."""
+        args = [start(value, run) for value in (self.denoise, *self.args)]
+        kwargs = {name: start(value, run) for name, value in self.kwargs.items()}
+        return self.factory(*args, **kwargs, run=run) if self.takes_run else self.factory(*args, **kwargs)
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        return self.start()(x, sigma, cond)
+        level = float(sigma[0])
+        return self.start(Run((level,), 1, 0, level))(x, sigma, cond)
 
 
-def start(denoise: Any) -> Any:
-    """A denoiser ready for one run: guidance is built anew, a plain denoiser (or anything else) is itself."""
-    return denoise.start() if isinstance(denoise, Guided) else denoise
+def start(denoise: Any, run: Run) -> Any:
+    """A denoiser ready for one run: guidance is built anew, a plain denoiser (or anything else) is itself.
+
+    Whoever starts a denoiser sets ``run.index`` and ``run.sigma`` before each evaluation.
+    """
+    return denoise.start(run) if isinstance(denoise, Guided) else denoise
 
 
 def guidance(factory: Callable[..., Denoise]) -> Callable[..., Guided]:
-    """Make ``factory(denoise, ...) -> denoiser`` a guidance: started anew for each run."""
+    """Make ``factory(denoise, ...) -> denoiser`` a guidance, started anew for each run.
+
+    A factory with a parameter ``run`` is given the :class:`~fastdiffusion.types.Run` as a keyword.
+    """
+    takes_run = "run" in inspect.signature(factory).parameters
 
     @wraps(factory)
     def wrap(denoise: Denoise, *args: Any, **kwargs: Any) -> Guided:
-        return Guided(factory, denoise, args, kwargs)
+        return Guided(factory, takes_run, denoise, args, kwargs)
 
     return wrap
 
 
-def scale_at(scale: Scale, sigma: Tensor, interval: Interval = ALWAYS, off: float = 1.0) -> float:
-    """The scale at this noise level: ``off`` unless low < sigma <= high."""
-    level = float(sigma[0])
-    if not interval[0] * SLACK < level <= interval[1] * SLACK:
+def scale_at(scale: Scale, run: Run, interval: Interval = ALWAYS, off: float = 1.0) -> float:
+    """The scale at the present evaluation: ``off`` unless low < sigma <= high."""
+    if not interval[0] < run.sigma <= interval[1]:
         return off
-    return scale(level) if callable(scale) else scale
+    return scale(run.sigma) if callable(scale) else scale
 
 
-def _rows(value: Tensor, like: Tensor) -> Tensor:
-    """``value`` broadcast to ``like``; one row serves all, and b rows serve a batch of several conditions per image.
+def to_rows(value: Any, rows: int) -> Any:
+    """A tensor (or each tensor of a mapping) with ``rows`` rows.
 
-    A guidance outside may stack conditions in one call and not in the next; the images are then the same, cycled.
+    One row serves all; one row per image also serves a batch that stacks several conditions of the same images, and
+    the other way round: guidance outside may stack them at one evaluation and not at the next.
     """
-    if value.ndim == like.ndim:
-        if len(like) % len(value) and len(value) % len(like):
-            raise InputError(f"{len(value)} images were given for a batch of {len(like)}. Give one, or one per image.")
-        value = value[torch.arange(len(like), device=value.device) % len(value)]
-    return value.to(like).expand_as(like)
+    if isinstance(value, Mapping):
+        return {name: to_rows(each, rows) for name, each in value.items()}
+    if value is None or len(value) == rows:
+        return value
+    if len(value) == 1:
+        return value.expand(rows, *value.shape[1:])
+    if rows % len(value) and len(value) % rows:
+        raise InputError(f"{len(value)} rows were given for a batch of {rows}. Give one, or one per image.")
+    return value[:rows] if rows < len(value) else value.repeat(rows // len(value), *[1] * (value.ndim - 1))
+
+
+def rows_like(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` broadcast to ``like``, on its device."""
+    return (to_rows(value, len(like)) if value.ndim == like.ndim else value).to(like).expand_as(like)

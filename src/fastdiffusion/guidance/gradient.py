@@ -11,12 +11,12 @@ from torch import Tensor
 
 from ..denoisers import expand
 from ..errors import InputError
-from ..types import Cond, Denoise
+from ..types import Cond, Denoise, Run
 from .core import ALWAYS, Interval, Other, Scale, guidance, scale_at
 
 
 class LogProb(Protocol):
-    """log p(y | x; sigma) of noisy ``x``, one number per image, up to a constant; ``cond`` says which y."""
+    """log p(y | x; sigma) of noisy ``x``, one number per image, up to a constant; ``cond`` holds y."""
 
     def __call__(
         self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, " b"], cond: Cond | None = None
@@ -41,15 +41,18 @@ def gradient(f: Callable[[Tensor], tuple[Tensor, Other]], x: Tensor) -> tuple[Te
 
 
 @guidance
-def classifier(denoise: Denoise, log_prob: LogProb, scale: Scale = 1.0, interval: Interval = ALWAYS) -> Denoise:
+def classifier(
+    denoise: Denoise, log_prob: LogProb, scale: Scale = 1.0, interval: Interval = ALWAYS, *, run: Run
+) -> Denoise:
     """Classifier guidance: D + scale * sigma^2 * grad_x log p(y | x; sigma) (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
     Their algorithm 2 in sigma. With the exact log-probability and scale 1 this is the exact conditional denoiser;
-    ``fastdiffusion.tasks.classification.train_classifier`` trains one. 0 is off.
+    ``tasks.classification.train.train_classifier`` trains one: a net whose ``log_prob`` is meant. 0 is off.
     """
+    log_prob = getattr(log_prob, "log_prob", log_prob)
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        now = scale_at(scale, sigma, interval, off=0.0)
+        now = scale_at(scale, run, interval, off=0.0)
         x0 = denoise(x, sigma, cond)
         if now == 0:
             return x0
@@ -67,25 +70,28 @@ def loss_guidance(
     interval: Interval = ALWAYS,
     through: bool = True,
     sigma_data: float = 0.5,
+    *,
+    run: Run,
 ) -> Denoise:
     """Lower any Python ``loss`` on x0 while sampling, as if p(y | x0) were exp(-scale * loss(x0)).
 
     D' = D - scale * Cov(x0 | x) * grad loss(D): the posterior mean of x0 to first order in ``scale``. Cov / sigma^2
     is the denoiser's own Jacobian, so ``through=True`` differentiates through the denoiser (Chung et al. 2023, DPS,
-    arXiv:2209.14687; about three calls' time). ``through=False`` takes Cov of Gaussian data instead, sigma^2 *
-    sigma_data^2 / (sigma^2 + sigma_data^2) (Song et al. 2023, PGDM), and differentiates the loss alone. 0 is off.
+    arXiv:2209.14687; it takes about three times as long). ``through=False`` takes Cov of Gaussian data instead,
+    sigma^2 * sigma_data^2 / (sigma^2 + sigma_data^2) (Song et al. 2023, PGDM), and differentiates the loss alone.
+    0 is off.
 
     Args:
-        denoise: What to steer.
+        denoise: What to guide.
         loss: From x0 of shape (b, *d) to one number per image, shape (b,).
         scale: How strongly; in 1 / units of the loss.
-        interval: Steer only where low < sigma <= high.
+        interval: Guide only where low < sigma <= high.
         through: Whether to differentiate through the denoiser.
         sigma_data: Standard deviation of the data, for ``through=False`` only.
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        now = scale_at(scale, sigma, interval, off=0.0)
+        now = scale_at(scale, run, interval, off=0.0)
         if now == 0:
             return denoise(x, sigma, cond)
         variance = expand(sigma, x).square()

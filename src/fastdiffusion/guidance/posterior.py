@@ -8,7 +8,7 @@ estimate of the mean given x and y. All four are one formula,
 the posterior mean where x0 given x is normal with covariance C = R. They differ in what they take C and R for: a number
 (``ddnm``, ``diffpir``: no gradient, the cheapest), the denoiser's own covariance C = sigma^2 dD/dx on the left alone
 (``pigdm``), with the inverse replaced by a number, which any differentiable corruption allows (``dps``), or on both
-sides (``tmpd``: exact for every normal distribution, and the dearest).
+sides (``tmpd``: exact for every normal distribution, and the most expensive).
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def solve(
 def _check(x: Tensor, y: Tensor, operator: Operator) -> None:
     if len(y) != len(x) or tuple(y.shape[1:]) != operator.out or tuple(x.shape[1:]) != operator.shape:
         raise InputError(
-            f"The measurement has shape {tuple(y.shape)} and the pictures {tuple(x.shape)}; the corruption turns "
-            f"{operator.shape} into {operator.out}, and needs one measurement per picture."
+            f"The measurement has shape {tuple(y.shape)} and the images {tuple(x.shape)}; the corruption turns "
+            f"{operator.shape} into {operator.out}, and needs one measurement per image."
         )
 
 
@@ -96,10 +96,10 @@ def smoothly(
 ) -> Float[Tensor, "b c h w"]:
     """The likeliest x0 given y, where x0 is off by something smooth: its second differences are off by ``roughness``.
 
-    That is what a blurred picture lacks. A number as the variance (:func:`nearby`) makes ringing as likely as edges.
+    That is what a blurred image lacks. A number as the variance (:func:`nearby`) makes ringing as likely as edges.
     Minimizes |y - A x|^2 / noise + |L (x - x0)|^2 / roughness^2, L the Laplacian, by conjugate gradients.
 
-    With a ``margin`` the picture is a window of a larger scene, of which as many pixels more on each side are found too
+    With a ``margin`` the image is a window of a larger scene, of which as many pixels more on each side are found too
     and cut away: what lies beyond the border is blurred into it, and no mirror stands there.
 
     Args:
@@ -107,14 +107,14 @@ def smoothly(
         y: What was measured.
         operator: What happened; linear.
         noise: Variance of the measurement's noise (b, 1, 1, 1).
-        roughness: Standard deviation, in units of the picture.
+        roughness: Standard deviation, in units of the image.
         steps: Of conjugate gradients.
         margin: Pixels that ``operator`` takes beyond each side of ``y`` and ``x0``.
     """
     inner = (..., slice(margin, -margin or None), slice(margin, -margin or None))
     edge = (margin,) * 4
     for dim in (2, 3):
-        x0 = mirror(x0, margin, margin, dim)  # a beginning for what is not seen
+        x0 = mirror(x0, margin, margin, dim)  # a start for what lies outside
     offset, ridge = operator.mean(torch.zeros_like(x0)), noise / roughness**2
 
     def padded_adjoint(v: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def ddnm(
 
     Args:
         denoise: The prior.
-        operator: What happened, with one row per picture; linear, or with a projection of its own.
+        operator: What happened, with one row per image; linear, or with a projection of its own.
         y: What came of it.
         std: Of its noise; by default the operator's.
         sigma_data: Standard deviation of clean data.
@@ -247,7 +247,7 @@ def tmpd(denoise: Denoise, operator: Operator, y: Measured, std: float | None = 
         _check(x, y, operator)
         x0, pull = _with_pullback(denoise, x, sigma, cond)
         offset, noise = operator.mean(torch.zeros_like(x0)), _noise(operator, std, x)
-        ridge = noise.clamp(min=1e-6 * float(expand(sigma, x).square().max().clamp(max=1)))
+        ridge = torch.maximum(noise, 1e-6 * expand(sigma, x).square().clamp(max=1))
         z = solve(
             lambda v: operator.mean(pull(operator.adjoint(v))) - offset + ridge * v,
             y.to(x) - operator.mean(x0),

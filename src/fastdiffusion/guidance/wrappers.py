@@ -1,4 +1,4 @@
-"""Wrappers by what is known: pixels, the noise level, a symmetry, the previous estimate."""
+"""Guidance by known pixels, an estimated noise level, a symmetry of the data, or the previous estimate."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..types import Cond, Denoise
-from .core import _rows, guidance
+from .core import guidance, rows_like
 
 
 @guidance
 def self_conditioned(denoise: Denoise) -> Denoise:
-    """Feed each estimate back into the next call (Chen et al. 2022, arXiv:2208.04202, algorithm 2)."""
+    """Feed each estimate back into the next evaluation (Chen et al. 2022, arXiv:2208.04202, algorithm 2)."""
     estimate: Tensor | None = None
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         nonlocal estimate
-        previous = torch.zeros_like(x) if estimate is None else _rows(estimate, x)
+        previous = torch.zeros_like(x) if estimate is None else rows_like(estimate, x)
         estimate = denoise(x, sigma, replace(cond or Cond(), estimate=previous))
         return estimate
 
@@ -36,16 +36,16 @@ def inpaint(denoise: Denoise, image: Float[Tensor, "b *d"], mask: Tensor) -> Den
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        return torch.lerp(_rows(image, x), denoise(x, sigma, cond), _rows(mask, x))
+        return torch.lerp(rows_like(image, x), denoise(x, sigma, cond), rows_like(mask, x))
 
     return guided
 
 
 @guidance
 def blind(denoise: Denoise, level: Callable[[Tensor], Tensor]) -> Denoise:
-    """Tell the denoiser the noise level that ``level(x)`` sees in each image, instead of the one that is given.
+    """Pass the denoiser the noise level that ``level(x)`` estimates for each image, instead of the sampler's.
 
-    ``fastdiffusion.tasks.classification.train_noise_level`` trains one. The sampler's own steps stay as planned.
+    ``fastdiffusion.tasks.classification.train.train_noise_level`` trains one. The sampler's own steps stay as planned.
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
@@ -56,11 +56,11 @@ def blind(denoise: Denoise, level: Callable[[Tensor], Tensor]) -> Denoise:
 
 @guidance
 def self_ensemble(denoise: Denoise) -> Denoise:
-    """The mean of the answers to all eight turns and mirror images, each turned back; eight calls for one.
+    """The mean of the estimates of all eight rotations and mirror images, each turned back: eight evaluations for one.
 
-    Timofte et al. 2016 (arXiv:1511.02228, sec. 3.6; "self-ensemble"). The best denoiser of data that look alike in all
-    eight ways turns with its input; a learned one nearly does, and the squared error of the mean is at most the mean of
-    the eight (Jensen). For pictures (b, c, h, w); a square one turns by quarters, any other by halves.
+    Timofte et al. 2016 (arXiv:1511.02228, sec. 3.6). The best denoiser of data that look alike in all eight
+    orientations turns with its input; a learned one nearly does, and the squared error of the mean is at most the mean
+    of the eight (Jensen). For images (b, c, h, w); a square one turns by quarters, any other by halves.
     """
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:

@@ -10,26 +10,31 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, FastdiffusionError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str], error: type[FastdiffusionError] = CheckpointError, flush: bool = True
+) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place, whole and on the disk, when the block ends well.
 
-    On any error the temporary file is gone and the old one untouched; trouble with the disk is a CheckpointError.
+    On any error the temporary file is gone and the old one untouched; trouble with the disk is an ``error``. Without
+    ``flush`` the file is whole after a crash of the program, but not of the machine: for what can be made again.
     """
     path = Path(path)
     part = path.parent / f".{secrets.token_hex(6)}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        _flush(part)
+        if flush:
+            _flush(part)
         os.replace(part, path)
-        _flush(path.parent)
-    except OSError as error:
-        raise CheckpointError(
-            f"Cannot write {path}: {error.strerror}. What was there is unchanged; make room or choose another place."
+        if flush:
+            _flush(path.parent)
+    except OSError as trouble:
+        raise error(
+            f"Cannot write {path}: {trouble.strerror}. What was there is unchanged; make room or choose another place."
         ) from None
     finally:
         with suppress(OSError):
@@ -47,9 +52,14 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file atomically. Raises CheckpointError when the disk is full or the place cannot be written."""
-    with replacing(path) as part:
+def write_bytes(
+    path: str | os.PathLike[str],
+    data: bytes,
+    error: type[FastdiffusionError] = CheckpointError,
+    flush: bool = True,
+) -> None:
+    """Write a file atomically; raises ``error`` when the disk is full or the place cannot be written."""
+    with replacing(path, error, flush) as part:
         part.write_bytes(data)
 
 

@@ -1,4 +1,4 @@
-"""Bytes on disk that survive: kill -9, a full disk, a flipped bit, a stranger's file.
+"""Bytes on disk that survive: kill -9, a full disk, a flipped bit, an untrusted file.
 
 Every file is written beside its place, flushed to the disk and renamed over the old one, so that a reader finds the
 old file or the new one and never half of one. Tensors travel as safetensors with a JSON configuration and a sha256
@@ -50,7 +50,7 @@ def _digest(version: str, config: str, tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _on_disk(name: str) -> str:
+def on_disk(name: str) -> str:
     """The name in files of what the code calls ``name``."""
     return _PART.sub(lambda part: _DISK.get(part[0], part[0]), name)
 
@@ -64,7 +64,7 @@ def _in_code(name: str) -> str:
 def fingerprint(tensors: Mapping[str, Tensor], spec: Mapping[str, Any] | None = None) -> str:
     """sha256 of names and numbers, and of what JSON can hold: for runs that build on trained weights."""
     sha = hashlib.sha256(b"" if spec is None else json.dumps(spec, sort_keys=True).encode())
-    for name, tensor in sorted((_on_disk(name), tensor) for name, tensor in tensors.items()):
+    for name, tensor in sorted((on_disk(name), tensor) for name, tensor in tensors.items()):
         sha.update(name.encode())
         sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
@@ -111,7 +111,7 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mappin
         raise CheckpointError(
             f"The configuration for {path} has {len(text)} characters; at most {CONFIG_LIMIT} are allowed."
         )
-    dense = {_on_disk(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    dense = {on_disk(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     version = str(VERSION)
     metadata = {"format": "fastdiffusion", "version": version, "config": text, "sha256": _digest(version, text, dense)}
     write_bytes(path, safetensors.torch.save(dense, metadata))

@@ -1,11 +1,11 @@
-"""The loader of untrusted files: build on the meta device, compare, bound, and only then load."""
+"""The loader of untrusted files: build on the meta device, compare names and shapes, bound, and only then load."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,23 @@ from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
 from ..errors import CheckpointError, InputError
-from .checkpoints import load_tensors, save_tensors
+from .checkpoints import load_tensors, save_tensors, stored
+
+Made = TypeVar("Made")
+LONGEST = 1000  # characters of a text in a configuration
 
 
-def _check_numbers(value: Any, depth: int = 0) -> None:
+def check_config(value: Any, depth: int = 0) -> None:
     """Refuse keywords that are not small JSON: they size loops and tensors in the constructors."""
-    if isinstance(value, Mapping) and depth < 2:
+    if isinstance(value, Mapping) and depth < 4:
         value = list(value.values())
-    if isinstance(value, (list, tuple)) and len(value) <= 64 and depth < 4:
+    texts = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)  # names: any number
+    if isinstance(value, (list, tuple)) and (texts or len(value) <= 64) and depth < 6:
         for item in value:
-            _check_numbers(item, depth + 1)
+            check_config(item, depth + 1)
     elif not (
         value is None
-        or (isinstance(value, str) and len(value) <= 100)
+        or (isinstance(value, str) and len(value) <= LONGEST)
         or (isinstance(value, (int, float)) and abs(value) <= 1 << 20)
     ):
         raise InputError(f"The configuration has a value that no network takes: {str(value)[:40]}.")
@@ -53,7 +57,7 @@ def _at_most(count: int) -> Iterator[None]:
             hook.remove()
 
 
-class _Undrawn(TorchFunctionMode):
+class Undrawn(TorchFunctionMode):
     """Modules are built without drawing weights that are about to be replaced.
 
     On the meta device drawing, and ``empty_like``, would even import torch's compiler: two seconds.
@@ -67,26 +71,77 @@ class _Undrawn(TorchFunctionMode):
         return func(*args, **kwargs or {})
 
 
-def save(kind: str, module: nn.Module, path: str | Path) -> None:
-    """Write one safetensors file, atomically. ``module.config`` holds the keywords that it was made with."""
-    save_tensors(path, module.state_dict(), {"kind": kind, **module.config})  # type: ignore[dict-item]
+def build(
+    make: Callable[[], Made],
+    tensors: Mapping[str, Tensor],
+    modules: Callable[[Made], Mapping[str, nn.Module]] = lambda made: {"": cast("nn.Module", made)},
+) -> Made:
+    """What ``make`` builds, in float32 on the CPU and in eval mode, with these tensors in it.
+
+    Both may come from an untrusted source. It is first built on the meta device, where that costs nothing, and compared
+    with the tensors; only what matches is built for real. No random number is drawn.
+
+    Args:
+        make: Builds it; called twice.
+        tensors: By name.
+        modules: The modules of what was made, by what their tensors' names begin with.
+
+    Raises:
+        InputError: Anything that does not fit, in a sentence.
+    """
+    try:
+        with torch.device("meta"), Undrawn(), _at_most(2 * len(tensors) + 100):
+            _compare(modules(make()), tensors)
+        with torch.random.fork_rng(devices=[]), Undrawn():  # random buffers leave no trace in the user's stream
+            made = make()
+        for prefix, module in modules(made).items():
+            own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            module.eval().load_state_dict(own)
+    except InputError:
+        raise
+    except Exception as error:  # a constructor may fail in any way on hostile keywords
+        raise InputError(f"It cannot be built ({type(error).__name__}: {str(error)[:200]}).") from None
+    return made
+
+
+def _compare(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Compare names and shapes, and bound the buffers that are computed rather than stored."""
+    wanted = {prefix + name: t for prefix, module in modules.items() for name, t in module.state_dict().items()}
+    if wanted.keys() != tensors.keys():
+        odd = sorted(wanted.keys() ^ tensors.keys())[0]
+        raise InputError(f"The configuration and the tensors do not belong together: {odd[:100]!r} is in one only.")
+    for name, tensor in wanted.items():
+        if tensor.shape != tensors[name].shape:
+            raise InputError(
+                f"{name} should have shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}."
+            )
+    computed = sum(b.numel() for module in modules.values() for b in module.buffers())
+    if computed > (1 << 22) + sum(t.numel() for t in tensors.values()):
+        raise InputError("The configuration asks for buffers far larger than the model.")
+
+
+def save(kind: str, module: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write one safetensors file, atomically. ``module.config`` holds the keywords that it was made with.
+
+    ``dtype`` torch.float16 halves the file, torch.int8 quarters it.
+    """
+    save_tensors(path, stored(module.state_dict(), dtype), {"kind": kind, **cast("dict[str, Any]", module.config)})
 
 
 def load(path: str | Path, kinds: Mapping[str, Callable[..., nn.Module]], made_by: str) -> Any:
-    """Read a file of :func:`save`, of one of ``kinds``, frozen; raises CheckpointError for any other.
-
-    The file may be a stranger's: the module is built where that costs nothing, and compared with the tensors first.
-    """
+    """Read a file of :func:`save`, of one of ``kinds``, frozen; raises CheckpointError for any other."""
     config, tensors = load_tensors(path)
     kind = config.pop("kind", None)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise CheckpointError(f"{path} is not a file that {made_by} wrote.")
+    return module(path, config, kinds[kind], tensors)
+
+
+def module(path: str | Path, config: Any, make: Callable[..., Made], tensors: Mapping[str, Tensor]) -> Made:
+    """The module that a file's keywords and tensors describe, frozen; raises CheckpointError if they do not fit."""
     try:
-        with torch.device("meta"):
-            made = kinds[kind](**config)
-        if {name: t.shape for name, t in made.state_dict().items()} != {name: t.shape for name, t in tensors.items()}:
-            raise ValueError("its tensors have other names or shapes")
-        made.to_empty(device="cpu").load_state_dict(tensors)
-    except (TypeError, RuntimeError, ValueError, KeyError, IndexError) as error:
-        raise CheckpointError(f"{path} does not fit its configuration ({str(error)[:200]}).") from None
-    return made.eval().requires_grad_(False)
+        check_config(config)
+        made = build(lambda: make(**config), tensors)
+    except InputError as error:
+        raise CheckpointError(f"{path} does not fit its configuration. {error}") from None
+    return cast("nn.Module", made).requires_grad_(False)  # type: ignore[return-value]

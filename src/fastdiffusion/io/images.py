@@ -15,11 +15,9 @@ import threading
 import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -28,7 +26,7 @@ from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, JpegImagePlugin
 from torch import Tensor
 
 from ..errors import DataError, InputError
-from . import metadata
+from . import atomic, metadata
 
 # Not in the list on purpose: EPS and WMF (they start programs), PSD, FITS and other rare decoders (attack surface).
 FORMATS = (
@@ -219,7 +217,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
             return image
         mode = "RGB" if image.mode == "CMYK" else image.mode
         return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode=mode) or image
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile says nothing
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile is none
         return image
 
 
@@ -282,6 +280,8 @@ def checked_name(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     if path.suffix.lower() not in ENDS:
         raise InputError(f"Pictures are written as .png, .webp or .jpg, not {path.suffix!r}. Try {path.stem}.png.")
+    if (obstacle := next((p for p in path.parents if p.exists() and not p.is_dir()), None)) is not None:
+        raise InputError(f"{path} cannot be written: {str(obstacle)!r} is a file and not a folder.")
     return path
 
 
@@ -303,7 +303,7 @@ def save_png(
         InputError: Another end, or a recipe above the 64 KB that a JPEG has room for.
     """
     path, content = checked_name(path), plain(to_pil(image))  # without an input's comments, which Pillow would write on
-    text = None if recipe is None else json.dumps(_anonymous(dict(recipe)), sort_keys=True)
+    text = None if recipe is None else json.dumps(metadata.without_paths(dict(recipe), existing=True), sort_keys=True)
     chunks, exif, buffer = PngImagePlugin.PngInfo(), Image.Exif(), io.BytesIO()
     if text is not None:
         chunks.add_text(metadata.KEY, text)
@@ -323,35 +323,13 @@ def save_png(
 
 def save_sidecar(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
     """Write a picture's recipe as JSON beside it, under its name; :func:`read_recipe` finds it there."""
-    text = json.dumps(_anonymous(dict(recipe)), sort_keys=True, indent=1)
+    text = json.dumps(metadata.without_paths(dict(recipe), existing=True), sort_keys=True, indent=1)
     write_bytes(Path(path).with_suffix(".json"), text.encode() + b"\n")
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file, whole or not at all: a temporary file beside it, then a rename."""
-    target = Path(path)
-    temporary = target.with_name(f".{uuid4().hex}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(target)
-    except OSError as error:
-        with suppress(OSError):  # where the folder is a file, there is nothing to remove either
-            temporary.unlink(missing_ok=True)
-        raise DataError(f"Cannot write {target.name!r}: {error.strerror}. Choose another folder.") from None
-
-
-def _anonymous(value: Any) -> Any:
-    """A recipe without the folders and the user name of this machine."""
-    if isinstance(value, Mapping):
-        return {str(key): _anonymous(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_anonymous(v) for v in value]
-    if isinstance(value, os.PathLike):
-        return Path(value).name
-    if isinstance(value, str) and os.path.isabs(value) and os.path.exists(value):
-        return Path(value).name
-    return value
+    """Write a file, whole or not at all; raises DataError where that cannot be done."""
+    atomic.write_bytes(path, content, DataError, flush=False)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,18 +1,40 @@
-"""What a picture says of how it was made: our recipe, or another program's as far as it can be told in our words."""
+"""How an image was made, from its metadata: our recipe, or another program's, translated as far as possible."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-KEY = "fastdiffusion"  # of the text in a picture that holds our recipe
+KEY = "fastdiffusion"  # of the text in an image that holds our recipe
 _LINKS = 50  # nodes of a graph that are followed for one answer
 
 
+def without_paths(value: Any, existing: bool = False) -> Any:
+    """The same JSON with every absolute path cut to its last name, so that no user's name and no folder is published.
+
+    With ``existing``, only paths that are there: a prompt may begin with a slash.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): without_paths(item, existing) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_paths(item, existing) for item in value]
+    if isinstance(value, os.PathLike):
+        return Path(value).name
+    if isinstance(value, str) and existing:
+        return Path(value).name if os.path.isabs(value) and os.path.exists(value) else value
+    if isinstance(value, str) and (value.startswith("~") or PurePosixPath(value).is_absolute()):
+        return PurePosixPath(value).name
+    if isinstance(value, str) and PureWindowsPath(value).is_absolute():
+        return PureWindowsPath(value).name
+    return value
+
+
 def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:
-    """The recipe in the named texts of a picture; None if there is none.
+    """The recipe in the named texts of an image; None if there is none.
 
     Another program's says so in ``made_by`` and has, where they are known, ``prompt``, ``negative_prompt``, ``model``,
     ``sampler``, ``steps``, ``cfg_scale``, ``seed``, ``size``.

@@ -17,6 +17,7 @@ from ..data import Dataset, cache_folder
 from ..data.selection import _resized, choose, load_images
 from ..device import device_of
 from ..errors import CheckpointError, DataError
+from ..io import guarded
 from ..io.checkpoints import load_tensors, save_tensors
 from ..io.images import safe_name, to_tensor
 from ..noise import generator
@@ -153,13 +154,9 @@ def classifier(data: Dataset, path: str | Path | None = None, device: str | None
 def load_classifier(path: str | Path) -> Classifier:
     """A classifier that :func:`classifier` wrote; raises CheckpointError for any other file."""
     config, tensors = load_tensors(path)
-    try:
-        net = Classifier(**config["classifier"])
-        net.load_state_dict(tensors)
-        net.info = dict(config["info"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a classifier of fastdiffusion ({type(error).__name__}).") from None
-    return net.eval().requires_grad_(False)
+    net = guarded.module(path, config.get("classifier"), Classifier, tensors)
+    net.info = dict(config.get("info", {}))
+    return net
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def chances(
     if not 2 <= among <= len(pool):
         raise InputError(f"among must be from 2 to the {len(pool)} names of the pool, got {among}. Try among=100.")
     image_vectors = feature_nets.features(evaluator.encode_image, images)
-    wanted, others = evaluator.encode_text(names), evaluator.encode_text(pool)
+    wanted, others = evaluator.encode_text(names).cpu(), evaluator.encode_text(pool).cpu()  # as the images' vectors
     right = (image_vectors * wanted).sum(1, keepdim=True)
     same = torch.tensor([[own == other for other in pool] for own in names])
     better = (~(image_vectors @ others.T < right) & ~same).sum(1).double()

@@ -1,5 +1,22 @@
-"""A trained model as a frozen value, and the file that holds it."""
+"""A trained model as a frozen value, its parts, and the file that holds it."""
 
-from .model import FILE, Model, export_folder, load, load_autoencoder, save
+from .model import Model, native_denoiser
+from .protocols import Autoencoder, Conditioner, Schedule, Size
+from .serialization import FILE, export_folder, from_spec, load, load_autoencoder, save, spec, tensors
 
-__all__ = ["FILE", "Model", "export_folder", "load", "load_autoencoder", "save"]
+__all__ = [
+    "FILE",
+    "Autoencoder",
+    "Conditioner",
+    "Model",
+    "Schedule",
+    "Size",
+    "export_folder",
+    "from_spec",
+    "load",
+    "load_autoencoder",
+    "native_denoiser",
+    "save",
+    "spec",
+    "tensors",
+]

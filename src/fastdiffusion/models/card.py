@@ -6,11 +6,11 @@ import html
 import json
 import shlex
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .model import Model
-
+from .model import Model
+from .native import own_denoiser
+from .serialization import notes
 
 # what Model.info may say of training, and how the card calls it; any other entry is listed under its own name
 LABELS = {
@@ -36,9 +36,11 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     ``metrics`` (name to value, or to (low, value, high)), ``intended_use`` and ``limits`` (sentences). Nothing is
     claimed that is not there, and no text can bring markup of its own.
     """
-    info = {"sigma_data": model.denoiser.sigma_data, **model.spec()["info"]}  # the spec's has no paths
+    info = {"sigma_data": model.sigma_data, **notes(model)["info"]}
     name, data = info.get("name", "A fastdiffusion model"), info.get("data", "unnamed data")
-    channels, height, width = model.image_shape
+    shape, near = ("x".join(map(str, sides)) for sides in (model.image_shape, model.image_shape[1:]))
+    denoiser = own_denoiser(model.denoise)
+    predicts = "" if denoiser is None else f", parameterization {_text(denoiser.parameterization)}"
     classes = f", {len(model.classes)} classes" if model.classes else ", without classes"
     chosen = f" --classes {_shell(model.classes[:2])}" if model.classes else ""
     names = [*map(_text, model.classes[:20]), *(["..."] if len(model.classes) > 20 else [])]
@@ -47,7 +49,7 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     limits = _text(info["limits"]) if "limits" in info else "Limits were not studied beyond what stands above."
     kind = "class-conditional" if model.classes else "unconditional"
     classes, use = f"samples{classes}", f"sample model.safetensors -n 16 --steps 12 --seed 0{chosen}"
-    if model.text_encoder is not None:
+    if model.conditioner is not None:
         kind, listed, classes = "text-to-image", "It draws what words say, as its captions said it.", "samples"
         use = "sample model.safetensors 'some words' -n 16 --steps 12 --seed 0"
     elif model.corruption is not None:
@@ -57,8 +59,8 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     return f"""{_header(info, kind)}
 # {_text(name)}
 
-A {kind} diffusion model of {_text(data)}: {channels}x{height}x{width} {classes}, {model.parameters_count:,}
-parameters, parameterization {_text(model.denoiser.parameterization)}.
+A {kind} diffusion model of {_text(data)}: {shape} {classes}, {model.parameters_count:,}
+parameters{predicts}.
 
 {shown}
 
@@ -91,7 +93,7 @@ Noise levels: {model.sigma_min:g} to {model.sigma_max:g}.
 
 {limits}
 It knows only what its training data show, with their gaps and biases, and may reproduce single training pictures.
-It is made for pictures near {height}x{width}; other sizes, and noise levels outside of its range, were not measured.
+It is made for pictures near {near}; other sizes, and noise levels outside of its range, were not measured.
 Licence of the model: {_text(info.get("license", "not stated"))}.
 """
 

@@ -1,17 +1,15 @@
-"""A trained model: a denoiser with all that its users must know, frozen, and one safetensors file on disk.
+"""A trained model: a denoiser with all that its users must know, as a frozen value.
 
-The file's configuration names every part by a closed table (``nets.NETS``, ``denoisers.PARAMETERIZATIONS``) and JSON
-keywords: no class paths, no pickle. A configuration is first built on the meta device, where it costs nothing, and
-compared with the tensors that came along; only what matches is then built for real.
+Its parts are what ``protocols`` says, whoever made them: a model of this package and one of another family differ in
+their parts only. A ``Denoiser`` brings its parts itself (``native``); files are the business of ``serialization``.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -19,121 +17,145 @@ from torch import Tensor, nn
 
 from .. import nets, schedules
 from ..denoisers import Denoiser
-from ..errors import CheckpointError, InputError, unknown
-from ..guidance import self_conditioned
-from ..io.atomic import write_bytes, write_json, write_text
-from ..io.checkpoints import load_tensors, save_tensors, stored
-from ..io.guarded import _at_most, _check_numbers, _Undrawn
+from ..errors import InputError, unknown
+from ..io.checkpoints import fingerprint, on_disk
 from ..samplers import Table, table
 from ..types import Cond, Denoise
-from ..version import __version__
+from . import native
+from .protocols import Autoencoder, Conditioner, Schedule, Size
 
-FILE = "model.safetensors"  # the model's name in a run folder and in an exported one
+TEXTBOOK = cast("Schedule", None)  # left out: a ``Textbook`` of the model's own noise levels
+GUIDANCE = ("cfg", "embedded", "none")
 
 
 @dataclass(frozen=True)
+class Textbook:
+    """The schedule of a model without one of its own: sigmas even in their logarithm (docs/samplers.md)."""
+
+    sigma_min: float
+    sigma_max: float
+
+    def __call__(self, steps: int, size: Size | None = None) -> Tensor:
+        return schedules.exponential(steps, self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True, eq=False)
 class Model:
     """What every task starts from.
 
     Attributes:
-        denoiser: The network with its preconditioning.
-        shape: (channels, height, width) of one sample, in latent units where there is a ``codec``.
+        denoise: From noisy data, noise level and condition to the expected clean data. Of a ``Denoiser`` the fields
+            ``modules``, ``sigma_data`` and ``conditioner`` follow. Other callables may have the attributes ``loss``
+            and ``settings``: JSON that ``id`` covers, such as a family's name, LoRAs, what the network predicts.
+        shape: Of one sample: (channels, height, width) of an image, in latent units where there is an autoencoder;
+            any length from 1.
         classes: Names of the classes, in the order of their indices; empty when there are none.
         sigma_min: Lowest noise level that it was trained for.
         sigma_max: Highest noise level, where sampling starts.
+        sigma_data: Standard deviation of the data, in the units of ``x``.
         tables: Sampler tables fitted to this model, by number of steps.
         info: What the model card says: data, steps, losses, licence. JSON values; never a path or a user's name.
-        codec: Autoencoder between pictures and latents, if it works in latents.
+        modules: The networks by name ("net", "autoencoder", "text_encoder", ...): for devices, hooks and tuning.
+        schedule: The default sigmas of a run, ``schedule(steps, size)``.
+        scale: The default guidance scale; 1 is off.
+        guidance: What ``scale`` is: "cfg" (classifier-free), "embedded" (an input of the network), or "none".
+        autoencoder: Between images and latents, if it works in latents.
+        conditioner: From prompts to conditions, if it takes prompts.
         corruption: What it undoes, as ``corruptions.parse`` reads it ("pairs" if it learned from pairs), if it
-            restores pictures that are given to it as ``cond.image``.
+            restores images that are given to it as ``cond.image``.
     """
 
-    denoiser: Denoiser
-    shape: tuple[int, int, int]
+    denoise: Denoise
+    shape: tuple[int, ...]
     classes: tuple[str, ...] = ()
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    sigma_data: float = 0.0  # 0: what the denoiser says of itself, or 1
     tables: Mapping[str, Table] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
-    autoencoder: nn.Module | None = None
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    schedule: Schedule = TEXTBOOK
+    scale: float = 1.0
+    guidance: str = "cfg"
+    autoencoder: Autoencoder | None = None
+    conditioner: Conditioner | None = None
     corruption: str | None = None
 
     def __post_init__(self) -> None:
-        whole = len(self.shape) == 3 and all(type(n) is int and n > 0 for n in self.shape)
+        whole = len(self.shape) >= 1 and all(type(n) is int and n > 0 for n in self.shape)
         if not whole or math.prod(self.shape) > 1 << 28:
-            raise InputError(f"shape must be (channels, height, width), got {self.shape}. Example: (3, 64, 64).")
-        if not 0 < self.sigma_min < self.sigma_max < math.inf or self.denoiser.sigma_data == math.inf:
-            raise InputError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+            raise InputError(f"shape must be whole numbers above 0, got {self.shape}. Example: (3, 64, 64).")
         if len(set(self.classes)) < len(self.classes):
             raise InputError("Two classes have the same name. Give each its own.")
-        config = getattr(self.denoiser.net, "config", {})
-        made = (config.get("out_channels", self.shape[0]), config.get("classes", len(self.classes)))
-        if made != (self.shape[0], len(self.classes)):
-            wanted = f"{self.shape[0]} channels and {len(self.classes)} classes"
-            raise InputError(f"The net was built for {made[0]} channels and {made[1]} classes, the model has {wanted}.")
+        if self.guidance not in GUIDANCE:
+            raise unknown("kind of guidance", self.guidance, GUIDANCE)
+        values: dict[str, Any] = {"sigma_data": self.sigma_data or float(getattr(self.denoise, "sigma_data", 1.0))}
+        if (denoiser := native.own_denoiser(self.denoise)) is not None:
+            native.check(denoiser, self.shape, self.classes)
+            values |= native.parts(denoiser, self.autoencoder, self.conditioner)
+        if self.schedule is None or isinstance(self.schedule, Textbook):
+            values["schedule"] = Textbook(self.sigma_min, self.sigma_max)
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+        if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0 < self.sigma_data < math.inf:
+            raise InputError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 over what decides the model's samples: its configuration without tables and notes, and its tensors.
+
+        Computed when it is first asked for: what changes tensors in place afterwards needs a new model.
+        """
+        return fingerprint(tensors(self), configuration(self) | dict(getattr(self.denoise, "settings", {})))
 
     @property
-    def denoise(self) -> Denoise:
-        """The denoiser for sampling; a self-conditioned one is fed its last estimate."""
-        return self_conditioned(self.denoiser) if self.denoiser.self_condition else self.denoiser
+    def loss(self) -> Callable[..., Tensor] | None:
+        """``loss(x0, sigma, noise, cond)``, one number for each sample, for training; None if it cannot be trained."""
+        denoiser = native.own_denoiser(self.denoise)
+        return getattr(self.denoise, "loss", None) if denoiser is None else native.loss(denoiser)
+
+    # ---- devices ----------------------------------------------------------------------------------------------
 
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        return next(self.denoiser.parameters(), torch.empty(0)).device
+        return next((p.device for module in self.modules.values() for p in module.parameters()), torch.device("cpu"))
 
     @property
     def parameters_count(self) -> int:
-        """Number of trained parameters of the network (without the codec's)."""
-        return sum(p.numel() for p in self.denoiser.parameters())
+        """Number of trained parameters of the network (without the autoencoder's)."""
+        return sum(p.numel() for p in self.modules["net"].parameters()) if "net" in self.modules else 0
 
     def to(self, device: torch.device | str) -> Model:
-        """Move the model's parts to a device; returns the model."""
-        for part in self._components().values():
-            part.to(device)
+        """Move the model's modules to a device; returns the model."""
+        for module in self.modules.values():
+            module.to(device)
         return self
 
-    @property
-    def text_encoder(self) -> nets.TextEncoder | None:
-        """The text encoder, of a model that takes words."""
-        net = self.denoiser.net
-        return net.text_encoder if isinstance(net, nets.TextConditioned) else None
+    def eval(self) -> Model:
+        """Set the modules to evaluation (dropout would draw from a global state); returns the model."""
+        for module in self.modules.values():
+            module.eval()
+        return self
+
+    # ---- conditions -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str]) -> Cond:
-        """The condition for a batch of captions, understood once for a whole run; "" says nothing.
+    def encode_prompt(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
+        """The condition for a batch of prompts, encoded once for a whole run; raises InputError without a conditioner.
 
-        Raises InputError where the model takes no words.
+        ``size`` is the images' height and width, for families that are conditioned on it.
         """
-        net = self.denoiser.net
-        if not isinstance(net, nets.TextConditioned):
-            raise InputError("This model was trained without words. Leave the prompt out, or name classes.")
-        return net.encode_prompt(Cond(tokens=net.text_encoder.tokens(prompts).to(self.device)))
-
-    @property
-    def factor(self) -> int:
-        """Pixels per side of one latent number; 1 without a codec."""
-        return int(self.autoencoder.factor) if self.autoencoder is not None else 1  # pyright: ignore[reportArgumentType]
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the pictures that come out."""
-        if self.autoencoder is None:
-            return self.shape
-        channels = int(self.autoencoder.config["channels"])  # pyright: ignore
-        return (channels, self.shape[1] * self.factor, self.shape[2] * self.factor)
+        if self.conditioner is None:
+            raise InputError("This model was trained without words: it takes no prompt. Leave it out, or name classes.")
+        return self.conditioner.encode(prompts, size)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
-        """What the denoiser works on, of pictures in [-1, 1] whose sides divide by ``factor``."""
-        return images if self.autoencoder is None else self.autoencoder.encode(images)  # pyright: ignore[reportCallIssue]
-
-    @torch.no_grad()
-    def decode(self, x0: Tensor) -> Tensor:
-        """Pictures in about [-1, 1] of what the denoiser works on: latents go through the codec, 16 at a time."""
-        if self.autoencoder is None:
-            return x0
-        return torch.cat([self.autoencoder.decode(part) for part in x0.split(16)])  # pyright: ignore[reportCallIssue]
+    def null(self, n: int = 1, size: Size | None = None) -> Cond | None:
+        """``n`` rows of what "unconditional" is for this model; None where nothing conditions it."""
+        text = None if self.conditioner is None else self.conditioner.null(n, size)
+        label = self.cond([-1] * n) if self.classes else None
+        return label if text is None else text if label is None else replace(text, label=label.label)
 
     def cond(self, labels: Sequence[str | int] | Tensor | None) -> Cond | None:
         """The condition for a batch of class names or indices (-1 = no class); None stays None.
@@ -160,209 +182,76 @@ class Model:
             raise InputError(f"No class {index}: there are {len(self.classes)}, 0 to {len(self.classes) - 1}.")
         return index
 
-    def table(self, steps: int, sampler: str | None = None, schedule: str | None = None) -> Table:
+    # ---- images and latents -----------------------------------------------------------------------------------
+
+    @property
+    def factor(self) -> int:
+        """Pixels per side of one latent; 1 without an autoencoder."""
+        return 1 if self.autoencoder is None else self.autoencoder.factor
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of what comes out: (channels, height, width), or with more axes before the last two."""
+        if self.autoencoder is None:
+            return self.shape
+        height, width = self.shape[-2:]
+        return (self.autoencoder.image_channels, *self.shape[1:-2], height * self.factor, width * self.factor)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """What the denoiser works on, of images in [-1, 1] whose sides divide by ``factor``."""
+        return images if self.autoencoder is None else self.autoencoder.encode(images)
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images in about [-1, 1] of what the denoiser works on: latents go through the autoencoder, 16 at a time."""
+        if self.autoencoder is None:
+            return x0
+        return torch.cat([self.autoencoder.decode(part) for part in x0.split(16)])
+
+    # ---- sampling ---------------------------------------------------------------------------------------------
+
+    def table(
+        self, steps: int, sampler: str | None = None, schedule: str | None = None, size: Size | None = None
+    ) -> Table:
         """The table of a run: one fitted to this model unless a sampler or schedule is named, else the named one.
 
-        Without a fitted table the default is ``dpmpp_2m`` on ``exponential`` sigmas, the best textbook choice for
-        pictures at 5 to 12 calls (docs/samplers.md).
+        Without a fitted table the default is ``dpmpp_2m``, the best textbook choice for images at 5 to 12 evaluations
+        (docs/samplers.md), on the model's own schedule for images of ``size``.
         """
         if sampler is None and schedule is None and str(steps) in self.tables:
             return self.tables[str(steps)]
-        sigmas = schedules.schedule(
-            schedule or "exponential", steps, sigma_min=self.sigma_min, sigma_max=self.sigma_max
-        )
+        levels = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
+        sigmas = schedules.schedule(schedule, steps, **levels) if schedule else self.schedule(steps, size)
         return table(sampler or "dpmpp_2m", sigmas)
 
     def with_table(self, steps: int, fitted: Table) -> Model:
         """The same model with a table for runs of ``steps``."""
         return replace(self, tables={**self.tables, str(steps): fitted})
 
-    # ---- to and from a configuration --------------------------------------------------------------------------
 
-    def _components(self) -> dict[str, nn.Module]:
-        return {"net": self.denoiser.net} | ({} if self.autoencoder is None else {"autoencoder": self.autoencoder})
-
-    def tensors(self) -> dict[str, Tensor]:
-        """All parameters and buffers by name: ``net.*`` and ``autoencoder.*``."""
-        return {f"{part}.{name}": t for part, m in self._components().items() for name, t in m.state_dict().items()}
-
-    def spec(self) -> dict[str, Any]:
-        """The model as plain JSON, without its tensors; :meth:`from_spec` reads it."""
-        spec = {
-            **{_KEY.get(part, part): _net_spec(module) for part, module in self._components().items()},
-            **{
-                key: getattr(self.denoiser, name)
-                for key, name in _HEAD.items()
-                if key != "picture" or self.denoiser.cond_channels
-            },
-            "shape": self.shape,
-            "classes": self.classes,
-            "sigma_min": self.sigma_min,
-            "sigma_max": self.sigma_max,
-            "tables": {steps: asdict(table) for steps, table in self.tables.items()},
-            "info": _anonymous({"fastdiffusion": __version__, **self.info}),
-        } | ({} if self.corruption is None else {"corruption": self.corruption})
-        return json.loads(json.dumps(spec))
-
-    @staticmethod
-    def from_spec(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Model:
-        """The model that ``spec`` and ``tensors`` (of :meth:`tensors`) describe, in float32 on the CPU.
-
-        Both may come from a stranger: raises InputError for anything that is not of this form, or whose parts are not
-        exactly of the tensors' names and shapes, before memory is allocated for it.
-        """
-        try:
-            with torch.device("meta"), _Undrawn(), _at_most(2 * len(tensors) + 100):
-                _check_tensors(_build(spec), tensors)
-            with torch.random.fork_rng(devices=[]), _Undrawn():  # random buffers leave no trace in the user's stream
-                model = _build(spec)
-            for part, module in model._components().items():
-                own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
-                module.eval().load_state_dict(own)
-        except InputError:
-            raise
-        except Exception as error:  # a constructor may fail in any way on hostile keywords
-            reason = f"{type(error).__name__}: {str(error)[:200]}"
-            raise InputError(f"The configuration does not describe a model ({reason}).") from None
-        model.denoiser.eval()
-        return model
+def tensors(model: Model) -> dict[str, Tensor]:
+    """All parameters and buffers of a model's modules by name: ``net.*``, ``autoencoder.*``, ..."""
+    return {f"{part}.{name}": t for part, module in model.modules.items() for name, t in module.state_dict().items()}
 
 
-_KEY = {"autoencoder": "codec"}  # files keep their first names
-# the denoiser's own settings, by their names in files
-_HEAD = {name: name for name in ("parameterization", "sigma_data", "self_condition")} | {"picture": "cond_channels"}
-_KEYS = {"net", *_HEAD, *(_KEY.get(f.name, f.name) for f in fields(Model) if f.name != "denoiser")}
+def configuration(model: Model) -> dict[str, Any]:
+    """What decides a model's samples besides its tensors, as JSON with the keys of model files."""
+    denoiser, parts = native.own_denoiser(model.denoise), {}
+    if denoiser is not None:
+        parts = {on_disk(name): nets.describe(module) for name, module in model.modules.items()}
+        parts |= {key: getattr(denoiser, key) for key in ("parameterization", "self_condition")}
+        parts |= {"picture": denoiser.cond_channels} if denoiser.cond_channels else {}
+    own = {key: getattr(model, key) for key in ("shape", "classes", "sigma_min", "sigma_max", "sigma_data")}
+    return parts | own | ({} if model.corruption is None else {"corruption": model.corruption})
 
 
-def _build(spec: Mapping[str, Any]) -> Model:
-    """A model with fresh weights, on the default device."""
-    spec = dict(spec)
-    for key in spec:
-        if key not in _KEYS:
-            raise unknown("model setting", key, _KEYS)
-    net, autoencoder = spec.pop("net"), spec.pop("codec", None)
-    head = {name: spec.pop(key) for key, name in _HEAD.items() if key in spec}
-    _check_numbers(net)
-    _check_numbers(autoencoder)
-    spec["shape"] = tuple(spec["shape"])
-    spec["classes"] = tuple(str(name) for name in spec.get("classes", ()))
-    spec["tables"] = {str(int(steps)): Table.from_json(raw) for steps, raw in spec.get("tables", {}).items()}
-    spec["info"] = dict(spec.get("info", {}))
-    built = None if autoencoder is None else nets.build(autoencoder)
-    return Model(Denoiser(nets.build(net), **head), autoencoder=built, **spec)
-
-
-def _net_spec(net: nn.Module) -> dict[str, Any]:
-    """A network's name in the closed table and its constructor keywords."""
-    if isinstance(net, nets.TextConditioned):
-        return {**_net_spec(net.net), **net.config}
-    for name, kind in nets.NETS.items():
-        if type(net) is kind:
-            return {"name": name, **cast("dict[str, Any]", net.config)}
-    raise InputError(f"A {type(net).__name__} cannot be saved: only these nets can, {', '.join(nets.NETS)}.")
-
-
-def _check_tensors(skeleton: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Compare names and shapes, and bound the buffers that are computed rather than stored."""
-    wanted = skeleton.tensors()
-    if wanted.keys() != tensors.keys():
-        odd = sorted(wanted.keys() ^ tensors.keys())[0]
-        raise InputError(f"The configuration and the tensors do not belong together: {odd[:100]!r} is in one only.")
-    for name, tensor in wanted.items():
-        if tensor.shape != tensors[name].shape:
-            raise InputError(
-                f"{name} should have shape {tuple(tensor.shape)}, the file has {tuple(tensors[name].shape)}."
-            )
-    computed = sum(b.numel() for part in skeleton._components().values() for b in part.buffers())
-    if computed > (1 << 22) + sum(t.numel() for t in tensors.values()):
-        raise InputError("The configuration asks for buffers far larger than the model.")
-
-
-def _anonymous(value: Any) -> Any:
-    """The same JSON with every absolute path cut to its last name: who trained it, and where, is nobody's business."""
-    if isinstance(value, Mapping):
-        return {str(key): _anonymous(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_anonymous(item) for item in value]
-    if isinstance(value, str) and (value.startswith("~") or PurePosixPath(value).is_absolute()):
-        return PurePosixPath(value).name
-    if isinstance(value, str) and PureWindowsPath(value).is_absolute():
-        return PureWindowsPath(value).name
-    return value
-
-
-# ---- files ------------------------------------------------------------------------------------------------------
-
-
-def save(model: Model, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a model as one safetensors file, atomically.
-
-    Args:
-        model: What to save.
-        path: Must end in ``.safetensors``.
-        dtype: Store the parameters in this type; loaded they are float32 again. torch.float16 halves the file,
-            torch.int8 quarters it (a scale for each row of a matrix).
-    """
-    if Path(path).suffix != ".safetensors":
+def native_denoiser(model: Model, purpose: str = "This") -> Denoiser:
+    """The ``Denoiser`` of a model of this package; raises InputError for another's, for which ``purpose`` is not."""
+    denoiser = native.own_denoiser(model.denoise)
+    if denoiser is None:
         raise InputError(
-            f"A model file ends in .safetensors, got {str(path)!r}. Try {Path(path).with_suffix('.safetensors')}."
+            f"{purpose} needs a network that was built by fastdiffusion, and this model brings its own. "
+            "Take a model that fastdiffusion train made."
         )
-    save_tensors(path, stored(model.tensors(), dtype), model.spec())
-
-
-def load_autoencoder(path: str | Path) -> nn.Module:
-    """Read an autoencoder's file, or take the codec of a model's; raises CheckpointError for any other."""
-    config, tensors = load_tensors(path)
-    if "net" in config:
-        autoencoder = load(path).autoencoder
-        if autoencoder is None:
-            raise CheckpointError(f"{path} is a model of pixels: it has no codec.")
-        return autoencoder
-    try:
-        _check_numbers(config["codec"])
-        with torch.device("meta"), _Undrawn():
-            autoencoder = nets.build(config["codec"])
-        if {k: t.shape for k, t in autoencoder.state_dict().items()} != {k: t.shape for k, t in tensors.items()}:
-            raise ValueError("its tensors have other names or shapes")
-        autoencoder.to_empty(device="cpu").load_state_dict({k: t.float() for k, t in tensors.items()})
-    except Exception as error:  # a constructor may fail in any way on hostile keywords
-        raise CheckpointError(f"{path} is not an autoencoder that was trained here ({str(error)[:200]}).") from None
-    return autoencoder.eval()
-
-
-def load(path: str | Path, device: torch.device | str | None = None) -> Model:
-    """Read a model file, or the one in a run folder; bit-equal to what was saved.
-
-    Raises CheckpointError for a missing, damaged or foreign file, or one of a newer fastdiffusion.
-    """
-    path = Path(path)
-    if path.is_dir():
-        if not (path / FILE).is_file():
-            raise CheckpointError(
-                f"{path} is a folder without {FILE}. Give a model file, or a folder that training wrote."
-            )
-        path = path / FILE
-    config, tensors = load_tensors(path)
-    try:
-        model = Model.from_spec(config, tensors)
-    except InputError as error:
-        raise CheckpointError(f"{path} is not a model file. {error}") from None
-    return model if device is None else model.to(device)
-
-
-def export_folder(model: Model, path: str | Path, card: str, preview: bytes | None = None) -> Path:
-    """Write a folder that can be pushed to a hub as it is: model, card, configuration and preview picture.
-
-    Args:
-        model: What to share.
-        path: The folder; it is made if need be.
-        card: Markdown, usually ``fastdiffusion.models.card.card(model)``.
-        preview: A PNG file's bytes.
-    """
-    path = Path(path)
-    save(model, path / FILE)
-    write_json(path / "config.json", model.spec())
-    write_text(path / "README.md", card)
-    if preview is not None:
-        write_bytes(path / "preview.png", preview)
-    return path
+    return denoiser

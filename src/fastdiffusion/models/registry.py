@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ..device import best_device, device_of
 from ..errors import CheckpointError, DataError
-from ..io.checkpoints import fingerprint
 from ..io.images import safe_name
-from .model import FILE, Model, load
+from .model import Model
+from .serialization import FILE, load
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 SHIPPED = ("emoji",)
@@ -23,7 +23,7 @@ def loaded(model: Model | str | Path, device: str | None = None) -> Model:
     """The model itself, or the one in a file or run folder, ready to sample from; see ``sample``."""
     if not isinstance(model, Model):
         model, device = load(shipped(str(model)) or model), device or best_device()
-    model.denoiser.eval()  # dropout would draw from a global state, and seeds would mean nothing
+    model.eval()  # dropout would draw from a global state, and seeds would mean nothing
     return model if device is None else model.to(device_of(device))
 
 
@@ -49,16 +49,10 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def model_hash(model: Model) -> str:
-    """sha256 over what decides a model's pictures: its configuration without tables and notes, and its tensors."""
-    spec = {key: value for key, value in model.spec().items() if key not in ("tables", "info")}
-    return fingerprint(model.tensors(), spec)
-
-
 def digest(path: Path) -> str:
     """sha256 of a model's content, whatever was noted in the file since; of any other file, of its bytes."""
     with suppress(CheckpointError):
-        return model_hash(load(path))
+        return load(path).id
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -83,7 +77,7 @@ def locate(name: str, sha256: str, near: Path) -> Path | None:
 
 
 def named(name_or_path: str, near: Path | None = None) -> tuple[Path, str]:
-    """A file by the word for it: (where it is, the word that a recipe keeps).
+    """A file by its path or recorded name: (where it is, the word that a recipe keeps).
 
     Args:
         name_or_path: A path; or what a recipe kept of it, if ``near`` is given.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,24 +17,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .layers import Down, keywords, norm
+from .layers import Down, norm, records_config
 
 
 class PatchDiscriminator(nn.Module):
-    """One logit for each patch of a picture: real or made (Isola et al. 2017, arXiv:1611.07004, sec. 3.2.2).
+    """One logit for each patch of an image: real or made (Isola et al. 2017, arXiv:1611.07004, sec. 3.2.2).
 
-    Group norm instead of batch norm, so that a picture is judged alone; blur-pool instead of strides, so that the
+    Group norm instead of batch norm, so that each image is classified alone; blur-pool instead of strides, so that the
     gradient that the generator follows has no checkerboard.
 
     Args:
-        channels: Of the pictures.
-        condition: Channels of a picture that is judged along with them (pix2pix's input); 0 = none.
+        channels: Of the images.
+        condition: Channels of an image that they are conditioned on (pix2pix's input); 0 = none.
         width: Channels of the first layer; they double with each, up to eight times.
         depth: Halvings; a logit sees 9 * 2**depth - 4 pixels a side: 32 at 2, 68 at 3 (the paper's has 70).
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, channels: int = 3, condition: int = 0, width: int = 64, depth: int = 3):
-        self.config = keywords(locals())
         super().__init__()
         wide = [width * min(2**i, 8) for i in range(depth + 1)]
         layers: list[nn.Module] = [nn.Conv2d(channels + condition, width, 3, padding=1), nn.LeakyReLU(0.2)]
@@ -48,7 +50,7 @@ class PatchDiscriminator(nn.Module):
     ) -> Float[Tensor, "b 1 H W"]:
         """Logits, high for real."""
         if (condition is None) == (self.condition > 0):
-            raise InputError(f"This critic judges pictures {'with' if self.condition else 'without'} a condition.")
+            raise InputError(f"This critic takes images {'with' if self.condition else 'without'} a condition.")
         # contiguous: where the first norm is the first to learn, its backward in channels-last memory is broken
         return self.layers((x if condition is None else torch.cat([x, condition], 1)).contiguous())
 
@@ -69,7 +71,7 @@ LOSSES: dict[str, Losses] = {
         lambda real, fake: ((real - 1).square().mean() + fake.square().mean()) / 2,
         lambda fake: (fake - 1).square().mean(),
     ),
-    # Hinge (Lim & Ye 2017, arXiv:1705.02894): what is told apart by a margin teaches no more; VQGAN's choice
+    # Hinge (Lim & Ye 2017, arXiv:1705.02894): no gradient beyond the margin; VQGAN's choice
     "hinge": Losses(
         lambda real, fake: (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2,
         lambda fake: -fake.mean(),
@@ -83,7 +85,7 @@ LOSSES: dict[str, Losses] = {
 
 
 def r1(discriminator: Callable[[Tensor], Tensor], real: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
-    """R1 (Mescheder et al. 2018, arXiv:1801.04406, eq. 9): half the squared gradient of the logit at real pictures.
+    """R1 (Mescheder et al. 2018, arXiv:1801.04406, eq. 9): half the squared gradient of the logit at real images.
 
     Multiply by gamma, 0.1 to 10. Of the patches' logits the mean is taken, as in the losses.
     """
@@ -107,13 +109,13 @@ def adaptive_weight(
 
 
 class Pool(nn.Module):
-    """Pictures made earlier, shown to the critic again (Shrivastava et al. 2017; CycleGAN, Zhu et al. 2017, sec. 4).
+    """Images made earlier, given to the critic again (Shrivastava et al. 2017; CycleGAN, Zhu et al. 2017, sec. 4).
 
     A critic that only sees the newest forgets what it has learned, and the two chase each other in circles. The pool
     is a module for its buffers' sake: with the state dict, a resumed run goes on bit for bit.
 
     Args:
-        shape: (channels, height, width) of a picture.
+        shape: (channels, height, width) of an image.
         size: How many are kept.
     """
 

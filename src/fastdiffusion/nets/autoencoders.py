@@ -1,7 +1,7 @@
-"""Codecs between pictures and latents: a variational autoencoder, and three whose latents are words of a codebook.
+"""Autoencoders between images and latents: a variational one, and three whose latents are tokens of a codebook.
 
-All speak one language: ``encode(x) -> z`` gives standardized latents (mean 0, variance 1 over the data, by channel),
-``decode(z) -> x`` pictures in [-1, 1]; all are convolutions, so any height and width will do.
+All have one interface: ``encode(x) -> z`` gives standardized latents (mean 0, variance 1 over the data, by channel),
+``decode(z) -> x`` images in [-1, 1]; all are convolutions, so any height and width will do.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .layers import Shuffle, conv, keywords, norm, pad_to, zero
+from .layers import Shuffle, conv, norm, pad_to, records_config, zero
 
 
 class Residual(nn.Module):
@@ -77,16 +77,26 @@ class Autoencoder(nn.Module):
         self.register_buffer("mean", torch.zeros(latent))
         self.register_buffer("std", torch.ones(latent))
 
+    @property
+    def image_channels(self) -> int:
+        """Channels of an image."""
+        return self.config["channels"]
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of its latents."""
+        return len(self.mean)
+
     def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
-        """The standardized latents of pictures."""
+        """The standardized latents of images."""
         raise NotImplementedError
 
     def decode(self, z: Float[Tensor, "b d H W"]) -> Float[Tensor, "b c h w"]:
-        """The pictures of standardized latents."""
+        """The images of standardized latents."""
         raise NotImplementedError
 
     def anneal(self, progress: float) -> None:
-        """Hear how much of the training is done, 0 to 1, before each of its steps."""
+        """Take the progress of the training, 0 to 1, before each of its steps."""
 
     @property
     def last(self) -> Tensor:
@@ -109,17 +119,17 @@ class KL(Autoencoder):
     """A variational autoencoder (Kingma & Welling 2014) as latent diffusion uses it (Rombach et al. 2022).
 
     Args:
-        channels: Of the pictures.
+        channels: Of the images.
         latent: Channels of the latents.
         width: Channels of the first level.
         multiples: Channels of each level in units of ``width``; each level halves the size.
         blocks: Residual blocks of each level, on either side.
     """
 
+    @records_config
     def __init__(
         self, channels: int = 3, latent: int = 4, width: int = 32, multiples: Sequence[int] = (1, 2), blocks: int = 1
     ):
-        self.config = keywords(locals())
         super().__init__(latent)
         self.factor = 2 ** len(multiples)
         self.encoder = Encoder(channels, 2 * latent, width, multiples, blocks)
@@ -136,7 +146,7 @@ class KL(Autoencoder):
         return self._in(self.posterior(x)[0])
 
     def decode(self, z: Float[Tensor, "b d H W"]) -> Float[Tensor, "b c h w"]:
-        """The picture of standardized latents."""
+        """The image of standardized latents."""
         return self.decoder(self._out(z))
 
     def forward(
@@ -153,50 +163,51 @@ def divergence(mean: Float[Tensor, "b *d"], log_var: Float[Tensor, "b *d"]) -> F
     return (mean.square() + log_var.exp() - 1 - log_var) / 2
 
 
-# ---- latents that are words -------------------------------------------------------------------------------------
+# ---- latents that are tokens ------------------------------------------------------------------------------------
 
 
 class Discrete(Autoencoder):
-    """A codec whose latents are words of a codebook; ``decode`` goes to the nearest words first."""
+    """An autoencoder whose latents are tokens of a codebook; ``decode`` goes to the nearest tokens first."""
 
     codebook_size: int  # size of the codebook
     book: Tensor  # the vector of each
 
     def quantize(self, z: Float[Tensor, "b d H W"]) -> tuple[Float[Tensor, "b d H W"], Int64[Tensor, "b H W"]]:
-        """The words nearest to ``z``, as vectors and as numbers."""
+        """The tokens nearest to ``z``, as vectors and as numbers."""
         rows = z.permute(0, 2, 3, 1).float()
         tokens = (self.book.square().sum(1) - 2 * rows @ self.book.T).argmin(-1)
         return self.book[tokens].permute(0, 3, 1, 2), tokens
 
     def vectors(self, tokens: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
-        """The vectors of words, standardized as ``encode`` gives them."""
+        """The vectors of tokens, standardized as ``encode`` gives them."""
         return self._in(self.book[tokens].permute(0, 3, 1, 2))
 
     def tokens(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
-        """The words of pictures, as numbers below ``words``."""
+        """The tokens of images, as numbers below ``codebook_size``."""
         return self.quantize(self.encoder(pad_to(x, self.factor)))[1]
 
     def encode(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d H W"]:
-        """The words of pictures, as standardized vectors."""
+        """The tokens of images, as standardized vectors."""
         return self.vectors(self.tokens(x))
 
     def decode(self, z: Float[Tensor, "b d H W"]) -> Float[Tensor, "b c h w"]:
-        """The picture of standardized latents."""
+        """The image of standardized latents."""
         return self.decoder(self.quantize(self._out(z))[0])
 
 
 class VQ(Discrete):
     """VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937) with the codebook as moving averages (app. A.1).
 
-    Words that nobody uses start again at a random latent of the batch (Dhariwal et al. 2020, Jukebox, sec. 3.1).
+    Unused tokens start again at a random latent of the batch (Dhariwal et al. 2020, Jukebox, sec. 3.1).
 
     Args:
         channels, width, multiples, blocks: As in ``KL``.
-        latent: Length of a word's vector.
-        codebook: Number of words.
+        latent: Length of a token's vector.
+        codebook: Number of tokens.
         decay: Of the moving averages.
     """
 
+    @records_config
     def __init__(
         self,
         channels: int = 3,
@@ -207,7 +218,6 @@ class VQ(Discrete):
         codebook: int = 1024,
         decay: float = 0.99,
     ):
-        self.config = keywords(locals())
         super().__init__(latent)
         self.factor, self.codebook_size, self.decay = 2 ** len(multiples), codebook, decay
         self.encoder = Encoder(channels, latent, width, multiples, blocks)
@@ -221,7 +231,7 @@ class VQ(Discrete):
     uses: Tensor
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(reconstruction, commitment of the encoder to its words, eq. 3); in training the codebook follows."""
+        """(reconstruction, commitment of the encoder to its tokens, eq. 3); in training the codebook follows."""
         z = self.encoder(pad_to(x, self.factor)).float()
         q, tokens = self.quantize(z)
         if self.training:
@@ -248,9 +258,10 @@ class FSQ(Discrete):
 
     Args:
         channels, width, multiples, blocks: As in ``KL``.
-        levels: Number of values of each latent channel; their product is the number of words.
+        levels: Number of values of each latent channel; their product is the number of tokens.
     """
 
+    @records_config
     def __init__(
         self,
         channels: int = 3,
@@ -259,7 +270,6 @@ class FSQ(Discrete):
         blocks: int = 1,
         levels: Sequence[int] = (8, 5, 5, 5),
     ):
-        self.config = keywords(locals())
         super().__init__(len(levels))
         self.factor, self.codebook_size = 2 ** len(multiples), math.prod(levels)
         self.encoder = Encoder(channels, len(levels), width, multiples, blocks)
@@ -279,13 +289,13 @@ class FSQ(Discrete):
         return (z + (offset / half).atanh()).tanh() * half - offset
 
     def quantize(self, z: Float[Tensor, "b d H W"]) -> tuple[Float[Tensor, "b d H W"], Int64[Tensor, "b H W"]]:
-        """See :meth:`Discrete.quantize`; ``z`` is what the encoder said, or already rounded and scaled to [-1, 1]."""
+        """See :meth:`Discrete.quantize`; ``z`` is the encoder's output, or already rounded and scaled to [-1, 1]."""
         whole = torch.minimum((z * (self.levels // 2)).round(), (self.levels - 1) // 2).maximum(-(self.levels // 2))
         tokens = ((whole + self.levels // 2).long() * self.places).sum(1)
         return whole / (self.levels // 2), tokens
 
     def tokens(self, x: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b H W"]:
-        """See :meth:`Discrete.codes`."""
+        """See :meth:`Discrete.tokens`."""
         return self.quantize(self._bounded(x))[1]
 
     def vectors(self, tokens: Int64[Tensor, "b H W"]) -> Float[Tensor, "b d H W"]:
@@ -297,25 +307,26 @@ class FSQ(Discrete):
         return self.bound(self.encoder(pad_to(x, self.factor)).float()) / (self.levels // 2)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(reconstruction, 0): nothing but the picture teaches it."""
+        """(reconstruction, 0): there is no other loss."""
         z = self._bounded(x)
         y = self.decoder(z + (self.quantize(z)[0] - z).detach())
         return y[..., : x.shape[-2], : x.shape[-1]], torch.zeros(len(x), device=x.device)
 
 
 class Gumbel(Discrete):
-    """A discrete VAE (dVAE; Ramesh et al. 2021, arXiv:2102.12092, sec. 2.1): a posterior over the words of each place.
+    """A discrete VAE (dVAE; Ramesh et al. 2021, arXiv:2102.12092, sec. 2.1): a posterior over the tokens of each place.
 
-    In training, noise draws from it by the Gumbel-softmax (Jang et al. 2017; Maddison et al. 2017): a blend of words,
-    which hardens as the temperature falls. Afterwards the likeliest word is taken. Words are likely by how near their
-    vectors are (Takida et al. 2022, SQ-VAE, arXiv:2205.07547): with logits of their own, most words stay idle.
+    In training, noise draws from it by the Gumbel-softmax (Jang et al. 2017; Maddison et al. 2017): a blend of tokens,
+    which hardens as the temperature falls. Afterwards the likeliest token is taken. Tokens are likely by how near their
+    vectors are (Takida et al. 2022, SQ-VAE, arXiv:2205.07547): with logits of their own, most tokens stay idle.
 
     Args:
         channels, width, multiples, blocks: As in ``KL``.
-        latent: Length of a word's vector.
-        codebook: Number of words.
+        latent: Length of a token's vector.
+        codebook: Number of tokens.
     """
 
+    @records_config
     def __init__(
         self,
         channels: int = 3,
@@ -325,7 +336,6 @@ class Gumbel(Discrete):
         blocks: int = 1,
         codebook: int = 1024,
     ):
-        self.config = keywords(locals())
         super().__init__(latent)
         self.factor, self.codebook_size, self.temperature = 2 ** len(multiples), codebook, 1.0
         self.encoder = Encoder(channels, latent, width, multiples, blocks)
@@ -344,9 +354,11 @@ class Gumbel(Discrete):
         return self.log_precision.exp() * (rows @ self.book.T - self.book.square().sum(1) / 2)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(reconstruction from a draw, divergence of the posterior from all words alike, in nats a place)."""
+        """(reconstruction from a draw, divergence of the posterior from the uniform distribution, in nats a place)."""
         logits = self.logits(x)
-        y = self.decoder((F.gumbel_softmax(logits, self.temperature) @ self.book).permute(0, 3, 1, 2))
+        gumbels = -torch.empty(logits.shape).exponential_().log().to(logits)  # drawn on the CPU, whatever the device
+        soft = ((logits + gumbels) / self.temperature).softmax(-1)
+        y = self.decoder((soft @ self.book).permute(0, 3, 1, 2))
         log_q = logits.log_softmax(-1)
         penalty = (log_q.exp() * log_q).sum(-1) + math.log(self.codebook_size)
         return y[..., : x.shape[-2], : x.shape[-1]], penalty.flatten(1).mean(1)

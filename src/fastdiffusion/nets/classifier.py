@@ -1,4 +1,4 @@
-"""What can be read off a noisy picture: its class, and how noisy it is. Both look with half a U-Net."""
+"""Classifiers of noisy images, by class and by noise level; both are half a U-Net."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..denoisers import Denoiser, expand, scaling
 from ..errors import InputError
 from ..types import Cond
-from .layers import norm, zero
+from .layers import norm, records_config, zero
 from .unet import Block, UNet
 
 
@@ -38,7 +38,7 @@ class Half(nn.Module):
 
 
 class Head(nn.Module):
-    """Features to numbers, 0 at first: a block that sees the whole picture, then the mean over it."""
+    """Features to numbers, 0 at first: a block with attention over the whole image, then the mean over it."""
 
     def __init__(self, half: Half, n_out: int):
         super().__init__()
@@ -53,31 +53,28 @@ class Head(nn.Module):
 
 
 class Classifier(nn.Module):
-    """p(class | x; sigma) of noisy pictures or latents, for classifier guidance (Dhariwal & Nichol 2021, sec. 4).
+    """p(class | x; sigma) of noisy images or latents, for classifier guidance (Dhariwal & Nichol 2021, sec. 4).
 
     ``guidance.classifier(denoise, net.log_prob, scale)`` guides by it.
 
     Args:
         net: Keywords of ``UNet``, of which half is built.
-        classes: How many it tells apart.
+        classes: Number of classes.
         sigma_data: Standard deviation of the data.
-        parameterization: How noise level and input are presented to the net, as in ``Denoiser``.
+        parameterization: How noise level and input are scaled for the net, as in ``Denoiser``.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, net: Mapping[str, Any], classes: int, sigma_data: float = 0.5, parameterization: str = "edm"):
         super().__init__()
-        self.config = {
-            "net": dict(net),
-            "classes": classes,
-            "sigma_data": sigma_data,
-            "parameterization": parameterization,
-        }
         self.trunk = Half(net)
         self.head = Head(self.trunk, classes)
 
     @classmethod
     def from_denoiser(cls, denoiser: Denoiser, classes: int) -> Classifier:
-        """A classifier that reads the middle of a trained denoiser's U-Net: only its head has to learn.
+        """A classifier of the features in the middle of a trained denoiser's U-Net: only its head has to learn.
 
         After the mid-block guidance of the "Grokking Stable Diffusion" notebooks. Raises InputError for other nets.
         """
@@ -92,7 +89,7 @@ class Classifier(nn.Module):
         return made
 
     def shares_trunk(self, denoiser: Denoiser) -> bool:
-        """Whether this is a classifier that reads the middle of this very denoiser's U-Net."""
+        """Whether this is a classifier of the features of this very denoiser's U-Net."""
         own, net = self.trunk.state_dict(), denoiser.net.state_dict()
         asked = (denoiser.parameterization, denoiser.sigma_data)
         known = (self.config["parameterization"], self.config["sigma_data"])
@@ -119,22 +116,24 @@ def chosen(logits: Float[Tensor, "b classes"], cond: Cond | None) -> Float[Tenso
 
 
 class NoiseLevel(nn.Module):
-    """sigma of a noisy picture, by looking at it: what lets a sampler go blind (``guidance.blind``).
+    """sigma of a noisy image, estimated from it: for sampling without known noise levels (``guidance.blind``).
 
-    The net sees the picture at unit RMS, is told that RMS, and corrects it by a factor: the first guess, RMS itself, is
+    The net gets the image at unit RMS and that RMS, which it corrects by a factor: the first guess, RMS itself, is
     right where noise drowns the data.
 
     Args:
         net: Keywords of ``UNet``, of which half is built.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, net: Mapping[str, Any]):
         super().__init__()
-        self.config = {"net": dict(net)}
         self.trunk = Half(net)
         self.head = Head(self.trunk, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        """The noise level of each picture."""
+        """The noise level of each image."""
         rms = x.flatten(1).square().mean(1).sqrt().clamp(min=1e-8)
         return rms * self.head(*self.trunk(x / expand(rms, x), rms.log() / 4))[:, 0].exp()

@@ -1,7 +1,7 @@
-"""Pictures and words in one space: the two encoders, the losses that draw pairs together, and the prior between them.
+"""Images and captions in one space: the two encoders, the losses that draw pairs together, and the prior between them.
 
-An image encoder is half a U-Net, told the noise level like any denoiser: the same net reads clean pictures, noisy ones,
-and latents, whatever it was trained on.
+An image encoder is half a U-Net, conditioned on the noise level like any denoiser: one net for clean images, noisy
+ones, and latents, whatever it was trained on.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from ..denoisers import expand, scaling
 from ..types import Cond
 from .classifier import Half, Head
-from .layers import fourier, keywords, zero
+from .layers import fourier, records_config, zero
 from .text import TextEncoder
 
-CLEAN = 0.02  # the noise level that a picture without noise is said to have: less than the eye sees
+CLEAN = 0.02  # the noise level of an image without noise: less than the eye sees
 
 
 class ImageEncoder(nn.Module):
-    """Pictures or latents, clean or noisy, as unit vectors.
+    """Images or latents, clean or noisy, as unit vectors.
 
     Args:
         net: Keywords of ``UNet``, of which half is built.
@@ -33,16 +33,18 @@ class ImageEncoder(nn.Module):
         sigma_data: Standard deviation of the data.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, net: Mapping[str, Any], dim: int = 192, sigma_data: float = 0.5):
         super().__init__()
-        self.config: dict[str, Any] = {"net": dict(net), "dim": dim, "sigma_data": sigma_data}
         self.trunk = Half(net)
         self.head = Head(self.trunk, dim)
         nn.init.normal_(self.head.out.weight, std=self.trunk.features**-0.5)  # a zero vector has no direction
         self.sigma_data = sigma_data
 
     def forward(self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"] | None = None) -> Float[Tensor, "b d"]:
-        """Unit vectors; without ``sigma`` the pictures are clean."""
+        """Unit vectors; without ``sigma`` the images are clean."""
         sigma = x.new_full((len(x),), CLEAN) if sigma is None else sigma
         c = scaling("edm", expand(sigma, x), self.sigma_data)
         inputs = (c.c_in * x).contiguous(memory_format=torch.channels_last)
@@ -50,17 +52,20 @@ class ImageEncoder(nn.Module):
 
 
 class Clip(nn.Module):
-    """A dual encoder (Radford et al. 2021, arXiv:2103.00020): ``see`` pictures and ``read`` words, then compare.
+    """A dual encoder (Radford et al. 2021, arXiv:2103.00020): encode images and captions, then compare.
 
     Args:
         image: Keywords of :class:`ImageEncoder`.
         text: Keywords of ``TextEncoder``.
-        side: Pixels that the pictures are looked at; others are resized. 0 takes them (latents) as they come.
-        known: Captions that it was taught, some hundreds, as a measure for others.
+        side: Pixels of the images that it takes; others are resized. 0 takes them (latents) as they come.
+        known: Captions that it was trained on, some hundreds, to compare others with.
         loss: A name in ``LOSSES``: what it was trained with.
-        noisy: Whether it was trained on noisy pictures (or latents).
+        noisy: Whether it was trained on noisy images (or latents).
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(
         self,
         image: Mapping[str, Any],
@@ -71,14 +76,6 @@ class Clip(nn.Module):
         noisy: bool = False,
     ):
         super().__init__()
-        self.config: dict[str, Any] = {
-            "image": dict(image),
-            "text": dict(text),
-            "side": side,
-            "known": list(known),
-            "loss": loss,
-            "noisy": noisy,
-        }
         self.noisy = noisy
         self.side, self.known = side, tuple(known)
         self.image, self.text = ImageEncoder(**image), TextEncoder(**text)
@@ -93,13 +90,13 @@ class Clip(nn.Module):
     def encode_image(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"] | None = None
     ) -> Float[Tensor, "b d"]:
-        """Pictures in [-1, 1] as unit vectors."""
+        """Images in [-1, 1] as unit vectors."""
         if self.side and x.shape[-2:] != (self.side, self.side):
             x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
         return self.image(x, sigma)
 
     def encode_text(self, texts: Sequence[str]) -> Float[Tensor, "b d"]:
-        """Words as unit vectors."""
+        """Captions as unit vectors."""
         _, _, pooled = self.text(self.text.tokens(list(texts)).to(self.project.weight.device))
         return F.normalize(self.project(pooled).float(), dim=1)
 
@@ -109,13 +106,13 @@ def matches(
 ) -> Callable[..., Float[Tensor, " b"]]:
     """log p(text | x; sigma) among ``texts`` and ``others``: what guidance takes.
 
-        guidance.classifier(denoise, matches(noisy, ["a red car"]))                   # of the noisy picture
-        guidance.steer(denoise, lambda x0: -matches(clip, ["a red car"])(x0))         # of the clean estimate
+        guidance.classifier(denoise, matches(noisy, ["a red car"]))                   # of the noisy image
+        guidance.loss_guidance(denoise, lambda x0: -matches(clip, ["a red car"])(x0))         # of the clean estimate
 
     Args:
-        clip: An encoder that reads what the denoiser works on.
-        texts: One for all images, or one for each; or unit vectors, of pictures or from the prior.
-        others: What it is to be told from; by default what the encoder knows.
+        clip: An encoder of what the denoiser works on.
+        texts: One for all images, or one for each; or unit vectors, of images or from the prior.
+        others: What it is compared with; by default the captions that the encoder was trained on.
     """
     with torch.no_grad():
         text_vectors = texts if isinstance(texts, Tensor) else clip.encode_text(texts)
@@ -133,11 +130,11 @@ def matches(
 
 
 def infonce(image_vectors: Tensor, text_vectors: Tensor, scale: Tensor, same: Bool[Tensor, "b b"]) -> Float[Tensor, ""]:
-    """Which words belong to each picture, and which picture to the words (van den Oord et al. 2018; Radford, fig. 3).
+    """Which caption belongs to each image, and which image to each caption (van den Oord et al. 2018; Radford, fig. 3).
 
     Args:
-        image_vectors: Unit vectors of pictures (b, d).
-        text_vectors: Unit vectors of their words.
+        image_vectors: Unit vectors of images (b, d).
+        text_vectors: Unit vectors of their captions.
         scale: Inverse temperature; learned.
         same: Pairs off the diagonal that belong together too; they count neither way.
     """
@@ -156,7 +153,7 @@ def cloob(
 ) -> Float[Tensor, ""]:
     """InfoLOOB of what Hopfield networks retrieve (Fürst et al. 2022, arXiv:2110.11316, eq. 6 to 8).
 
-    Each vector is first replaced by a mean over the batch of pictures (then of words), weighted by a softmax with
+    Each vector is first replaced by a mean over the batch of images (then of captions), weighted by a softmax with
     ``beta``: what pairs share in many ways is kept, what one pair has alone is not. In InfoLOOB the right pair is
     left out of the denominator, so that the loss goes on after it has won; its temperature ``1 / sharp`` is fixed.
     """
@@ -177,11 +174,11 @@ def cloob(
 LOSSES: dict[str, Callable[..., Tensor]] = {"infonce": infonce, "cloob": cloob}
 
 
-# ---- from words to a picture's vector -------------------------------------------------------------------------------
+# ---- from a caption to an image's vector -----------------------------------------------------------------------------
 
 
 class Prior(nn.Module):
-    """The net of a denoiser of vectors: from the text embedding, ``Cond.pooled``, to the picture's.
+    """The net of a denoiser of vectors: from the text embedding, ``Cond.pooled``, to the image's.
 
     unCLIP's prior (Ramesh et al. 2022, arXiv:2204.06125, sec. 2.2) as a residual MLP.
 
@@ -191,8 +188,10 @@ class Prior(nn.Module):
         depth: Residual blocks.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, dim: int = 192, width: int = 256, depth: int = 4):
-        self.config = keywords(locals())
         super().__init__()
         self.embed = nn.Linear(64, width)
         self.inside, self.condition = nn.Linear(dim, width), nn.Linear(dim, width, bias=False)

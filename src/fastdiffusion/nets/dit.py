@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..types import Cond
-from .layers import Attention, Embed, Stem, Tail, keywords, to_image, tokens, zero
+from .layers import Attention, Embed, Stem, Tail, records_config, to_image, tokens, zero
 
 
 def positions(size: tuple[int, int], dim: int, device: torch.device) -> Float[Tensor, "n d"]:
     """Sines and cosines of row and column (Vaswani et al. 2017, in two dimensions): ``dim`` numbers for each pixel.
 
-    Coordinates count from the middle, so that a larger or odd picture extends a smaller one on all sides.
+    Coordinates count from the middle, so that a larger or odd image extends a smaller one on all sides.
     """
     frequencies = torch.logspace(0, -2, dim // 4, device=device)
     angles = [(torch.arange(n, device=device) - (n - 1) / 2)[:, None] * frequencies for n in size]
@@ -54,13 +56,16 @@ class DiT(nn.Module):
     """A transformer over patches, for any channels and any height and width from 4 pixels up.
 
     Args:
-        in_channels, out_channels, classes, augment, context, pooled, dropout: As in ``UNet``.
-        patch, refine, head, linear: As in ``UNet``.
+        in_channels, out_channels, classes, augment, context, pooled, dropout: As in ``UNetOptions``.
+        patch, refine, head, linear: As in ``UNetOptions``.
         width: Channels of a token.
         depth: Number of blocks.
         long_skips: Join block i to block depth - 1 - i (U-ViT).
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(
         self,
         in_channels: int = 3,
@@ -78,7 +83,6 @@ class DiT(nn.Module):
         linear: bool = False,
         long_skips: bool = False,
     ):
-        self.config = keywords(locals())
         super().__init__()
         self.embed = Embed(width, classes, augment, pooled)
         self.stem = Stem(in_channels, width, patch)

@@ -1,7 +1,7 @@
-"""The judge's eyes and ears: a residual net for pictures, hashed bags of letters for names, one space for both.
+"""The evaluator's encoders: a residual net for images, hashed bags of letters for names, one space for both.
 
-It shares no part with the nets that it judges (no U-Net, no attention, no tokenizer), so that what deceives them need
-not deceive it.
+It shares no part with the nets that it evaluates (no U-Net, no attention, no tokenizer), so that what deceives them
+need not deceive it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .layers import records_config
+
 
 def parts(name: str) -> list[str]:
     """What a name is made of: words, pairs of neighboring words (their order), and triples of letters (spelling)."""
@@ -26,7 +28,7 @@ def parts(name: str) -> list[str]:
 
 
 class Residual(nn.Module):
-    """Two convolutions around which the picture also passes unchanged (He et al. 2016)."""
+    """Two convolutions beside the identity (He et al. 2016)."""
 
     def __init__(self, n: int):
         super().__init__()
@@ -41,23 +43,23 @@ def _conv(n_in: int, n_out: int, stride: int = 1) -> nn.Sequential:
 
 
 class Evaluator(nn.Module):
-    """Pictures in [-1, 1] and names as unit vectors; their product says how well they go together.
+    """Images in [-1, 1] and names as unit vectors; their product says how well they go together.
 
     Args:
-        names: All names that it was taught, to draw the wrong ones from.
-        side: Pixels that it looks at; other sizes are resized.
+        names: All names that it was trained on, to draw the wrong ones from.
+        side: Pixels of the images that it takes; other sizes are resized.
         width: Channels of the first stage.
         dim: Of the common space.
-        buckets: Rows that the parts of names are hashed to; each part takes two, so that two parts seldom share both.
+        buckets: Rows that the parts of names are hashed to; each part takes two, so that two parts rarely share both.
     """
 
     unit: Tensor
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, names: Sequence[str], side: int = 64, width: int = 24, dim: int = 256, buckets: int = 4096):
         super().__init__()
-        self.config: dict[str, Any] = {
-            "names": list(names), "side": side, "width": width, "dim": dim, "buckets": buckets
-        }  # fmt: skip
         self.names, self.side, self.buckets = tuple(names), side, buckets
         w = width
         self.eye = nn.Sequential(
@@ -79,11 +81,11 @@ class Evaluator(nn.Module):
         return self.eye(images.contiguous(memory_format=torch.channels_last))
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b f"]:
-        """What the last maps see on average, in units of its standard deviation over the data: for distances."""
+        """The mean of the last maps, in units of its standard deviation over the data: for distances."""
         return self._maps(images).mean((2, 3)) / self.unit
 
     def encode_image(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Pictures as unit vectors."""
+        """Images as unit vectors."""
         return F.normalize(self.place(self._maps(images)), dim=1)
 
     def encode_text(self, names: Sequence[str]) -> Float[Tensor, "n d"]:

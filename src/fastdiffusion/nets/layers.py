@@ -1,14 +1,18 @@
 """The parts that the networks are made of.
 
-Pictures travel in channels-last memory, so that a picture ``(b, c, h, w)`` and its tokens ``(b, h * w, c)`` are two
+Images travel in channels-last memory, so that an image ``(b, c, h, w)`` and its tokens ``(b, h * w, c)`` are two
 views of the same numbers. No layer fixes a size: what must be even is padded by its own edge and cut back.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +24,28 @@ from ..noise import generator
 from ..types import Cond
 
 Module = TypeVar("Module", bound=nn.Module)
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
-def keywords(arguments: dict[str, Any]) -> dict[str, Any]:
-    """A constructor's ``locals()`` as the JSON keywords that it was called with."""
-    own = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}
+def as_json(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A constructor's arguments as JSON keywords: tuples are lists there."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}
+
+
+def records_config(init: Init) -> Init:
+    """Let a constructor keep its arguments in ``self.config``, as the JSON keywords that build the same net again."""
+    signature = inspect.signature(init)
+
+    @wraps(init)
+    def recording(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        _, *arguments = bound.arguments.items()
+        self.config = as_json(dict(arguments))  # type: ignore[assignment]
+        init(self, *args, **kwargs)
+
+    return cast("Init", recording)
 
 
 def zero(module: Module) -> Module:
@@ -49,7 +69,7 @@ class Scale(nn.Module):
 def norm(channels: int, local: bool = False) -> nn.GroupNorm | Scale:
     """Group norm (Wu & He 2018) of at most 32 groups, each of at least 4 channels where that divides.
 
-    Its statistics are the whole picture's; a ``local`` net does without.
+    Its statistics are the whole image's; a ``local`` net does without.
     """
     if local:
         return Scale(channels)
@@ -63,12 +83,12 @@ def conv(n_in: int, n_out: int, kernel: int = 3) -> nn.Conv2d:
 
 
 def tokens(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n c"]:
-    """A picture as tokens, row by row (a view, when channels-last)."""
+    """An image as tokens, row by row (a view, when channels-last)."""
     return x.flatten(2).transpose(1, 2)
 
 
 def to_image(x: Float[Tensor, "b n c"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
-    """Tokens as a picture (a channels-last view)."""
+    """Tokens as an image (a channels-last view)."""
     return x.transpose(1, 2).unflatten(2, size)
 
 
@@ -78,7 +98,7 @@ def pad_to(x: Float[Tensor, "b c h w"], multiple: int) -> Float[Tensor, "b c H W
     return F.pad(x, (0, -w % multiple, 0, -h % multiple), mode="replicate") if h % multiple or w % multiple else x
 
 
-# ---- what the network is told ---------------------------------------------------------------------------------
+# ---- conditioning ---------------------------------------------------------------------------------------------
 
 
 def fourier(c_noise: Float[Tensor, " b"], features: int, low: float = 0.125, high: float = 8.0) -> Tensor:
@@ -95,7 +115,7 @@ def fourier(c_noise: Float[Tensor, " b"], features: int, low: float = 0.125, hig
 class Embed(nn.Module):
     """Noise level, class, augmentation and a pooled condition in one vector of length ``dim``.
 
-    Label -1 ("no class") and a pooled vector of zeros ("nothing said") add nothing.
+    Label -1 ("no class") and a pooled vector of zeros (no caption) add nothing.
     """
 
     def __init__(self, dim: int, classes: int, augment: int, pooled: int = 0, features: int = 64):
@@ -221,7 +241,7 @@ class Tail(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention over (b, heads, n, d): the one place that every self- and cross-attention passes through."""
+    """Softmax attention over (b, heads, n, d)."""
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -232,11 +252,94 @@ def attend_linear(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -
     return q.softmax(-1) @ (k.softmax(-2).transpose(-1, -2) @ v)
 
 
+def softmax_probabilities(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Float[Tensor, "b heads n m"]:
+    """The matrix that :func:`attend` multiplies the values by, in float32 or better; its rows sum to 1."""
+    q, k = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (q, k))
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1)
+
+
+def linear_probabilities(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Float[Tensor, "b heads n m"]:
+    """The matrix that :func:`attend_linear` multiplies the values by without ever building it."""
+    if mask is not None:
+        k = k.masked_fill(~mask.transpose(-1, -2), float("-inf"))
+    return q.softmax(-1) @ k.softmax(-2).transpose(-1, -2)
+
+
+@dataclass(eq=False)
+class AttentionCall:
+    """One evaluation of one attention layer: what a controller (``guidance.attention``) sees, and may change.
+
+    Attributes:
+        module: The layer itself.
+        query, key, value: (b, heads, n or m, d).
+        mask: True (or 0, if added) where a key is visible; broadcasts to (b, heads, n, m).
+        tokens: The keys that are the prompt's tokens, in cross-attention; None in self-attention.
+        attend: From query, key, value and mask to the output: the layer's own way to compute it.
+        weigh: From query, key and mask to the probabilities that ``attend`` uses.
+        name: The layer's name in its net, such as "encoder.3.cross_attention"; filled in by the hook.
+        progress: Where the run is, from 0 to below 1; None outside a run. Filled in by the hook.
+    """
+
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    tokens: slice | None = None
+    attend: Callable[..., Tensor] = attend
+    weigh: Callable[..., Tensor] = softmax_probabilities
+    name: str = ""
+    progress: float | None = None
+    _probabilities: Tensor | None = field(default=None, init=False)
+    _output: Tensor | None = field(default=None, init=False)
+
+    @property
+    def heads(self) -> int:
+        """Number of heads."""
+        return self.query.shape[1]
+
+    @property
+    def probabilities(self) -> Float[Tensor, "b heads n m"]:
+        """What each query attends to. Reading them changes nothing; setting them decides the output."""
+        if self._probabilities is None:
+            self._probabilities = self.weigh(self.query, self.key, self.mask)
+        return self._probabilities
+
+    @probabilities.setter
+    def probabilities(self, edited: Float[Tensor, "b heads n m"]) -> None:
+        self._probabilities, self._output = edited, edited.to(self.value) @ self.value
+
+    @property
+    def output(self) -> Float[Tensor, "b heads n d"]:
+        """What the layer returns, before its output projection."""
+        if self._output is None:
+            self._output = self.attend(self.query, self.key, self.value, self.mask)
+        return self._output
+
+    @output.setter
+    def output(self, edited: Float[Tensor, "b heads n d"]) -> None:
+        self._output = edited
+
+
+class _Hooks(threading.local):
+    """Who looks into the attention layers of this thread's forward passes, outermost first."""
+
+    def __init__(self) -> None:
+        self.stack: list[Callable[[AttentionCall], None]] = []
+
+
+HOOKS = _Hooks()
+
+
 class Attention(nn.Module):
     """Multi-head attention among tokens, or from tokens to a context of width ``context`` if that is above 0.
 
-    A context gets one more key and value, all zeros and always visible, so a row whose mask hides every word adds
-    exactly 0 (and never NaN): it equals a call without words.
+    A context gets one more key and value, all zeros and always visible, so a row whose mask hides every token adds
+    exactly 0 (and never NaN): it equals a call without a context. Each call can be seen and changed by the hooks of
+    ``guidance.attention``.
     """
 
     def __init__(self, dim: int, head: int = 64, context: int = 0, linear: bool = False, start_at_zero: bool = True):
@@ -263,12 +366,20 @@ class Attention(nn.Module):
             mask = None if mask is None else F.pad(mask, (1, 0), value=True)
         mask = None if mask is None else mask[:, None, None, :]
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
-        y = (attend_linear if self.linear else attend)(q, k, v, mask)
+        kernel = attend_linear if self.linear else attend
+        if HOOKS.stack:
+            weigh = linear_probabilities if self.linear else softmax_probabilities
+            call = AttentionCall(self, q, k, v, mask, None if context is None else slice(1, None), kernel, weigh)
+            for hook in HOOKS.stack:
+                hook(call)
+            y = call.output
+        else:
+            y = kernel(q, k, v, mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-def drawn(make: Callable[[], nn.Module], seed: int) -> Any:
-    """What ``make`` builds, its first weights from ``seed`` alone."""
+def drawn(make: Callable[[], nn.Module], seed: int, *keys: int) -> Any:
+    """What ``make`` builds, its first weights from ``seed`` (and ``keys``) alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed).initial_seed() % 2**63)
+        torch.manual_seed(generator(seed, *keys).initial_seed() % 2**63)
         return make()

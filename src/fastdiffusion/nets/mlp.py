@@ -1,4 +1,4 @@
-"""A small perceptron for points, for the lessons on score matching."""
+"""A small perceptron for points, for the examples of score matching."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..types import Cond
+from .layers import records_config
 
 
 class PointNet(nn.Module):
-    """A small network for points (b, dim): a residual MLP told the noise level. ``Denoiser(PointNet(2))`` trains.
+    """A small network for points (b, dim): a residual MLP conditioned on the noise level.
+
+    ``Denoiser(PointNet(2))`` trains.
 
     Args:
         dim: Numbers per point.
@@ -20,9 +23,11 @@ class PointNet(nn.Module):
         depth: Hidden layers.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, dim: int = 2, width: int = 128, depth: int = 3):
         super().__init__()
-        self.config: dict[str, Any] = {"dim": dim, "width": width, "depth": depth}
         self.first = nn.Linear(dim + 4, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.last = nn.Linear(width, dim)

@@ -1,13 +1,12 @@
-"""What a small trained network sees in pictures, as a measure of likeness and of style.
+"""Distances of images in the features of a small trained network: perceptual, and of style.
 
-The network is our own (``scripts/train-features``; weights/README.md says from which pictures), so nothing is
+The network is our own (``scripts/train-features``; weights/README.md says from which images), so nothing is
 downloaded, and no number here is "LPIPS": a distance is named after what it is. Instead of it any module will do that
 gives one feature map or several, for example a pretrained one of torchvision's cut into stages.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .layers import conv, keywords
+from ..io import guarded
+from ..io.checkpoints import load_tensors
+from .layers import conv, records_config
 
 Maps = Callable[[Tensor], Any]  # (b, 3, h, w) in [-1, 1] to a feature map, a list of them, or a dict
 WEIGHTS = Path(__file__).parents[1] / "weights" / "features.safetensors"
@@ -27,15 +28,17 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "features.safetensors"
 class Features(nn.Module):
     """Stages of two convolutions, each half the size of the one before; the answer is every stage's map.
 
-    Without norms a map depends on nothing beyond its pixels' surroundings: pictures of any size, and tiles of one, are
-    seen alike. Each channel is scaled to a mean of 1 over the training pictures (Gatys et al. 2016, sec. 2).
+    Without norms a map depends on nothing beyond its pixels' surroundings: images of any size, and tiles of one, get
+    the same features. Each channel is scaled to a mean of 1 over the training images (Gatys et al. 2016, sec. 2).
 
     Args:
         widths: Channels of the stages.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, widths: Sequence[int] = (32, 64, 96, 128)):
-        self.config = keywords(locals())
         super().__init__()
         inputs = (3, *widths)
         self.stages = nn.ModuleList(
@@ -49,7 +52,7 @@ class Features(nn.Module):
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c H W"]]:
-        """The maps, finest first; of a picture too small to be halved again, as many as there are."""
+        """The maps, finest first; of an image too small to be halved again, as many as there are."""
         x = x.contiguous(memory_format=torch.channels_last)
         maps = []
         for stage, scale in zip(self.stages, self.scales, strict=True):
@@ -64,23 +67,23 @@ class Features(nn.Module):
 
 def load(path: str | Path) -> Features:
     """The net of a file that ``scripts/train-features`` wrote, frozen."""
-    from safetensors import safe_open
+    config, tensors = load_tensors(path)
+    return guarded.module(path, config.get("net"), Features, tensors)
 
-    with safe_open(path, "pt") as file:
-        net = Features(**json.loads(file.metadata()["config"])["net"])
-        net.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118 (not a dict)
-    return net.eval().requires_grad_(False)
+
+def features(device: torch.device | str = "cpu") -> Features:
+    """The bundled net; one object on each device for all who ask."""
+    return _opened(str(device)).to(device)
 
 
 @cache
-def features() -> Features:
-    """The bundled net; one object for all who ask."""
+def _opened(device: str) -> Features:
     return load(WEIGHTS)
 
 
 def maps(net: Maps | None, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
-    """What ``net`` (None: the bundled one) sees in pictures of one or three channels, as a list of maps."""
-    outputs = (net or features().to(x.device))(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3])
+    """The feature maps of ``net`` (None: the bundled one) for images of one or three channels, as a list."""
+    outputs = (net or features(x.device))(x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3])
     outputs = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
@@ -91,7 +94,7 @@ def maps(net: Maps | None, x: Float[Tensor, "b c h w"]) -> list[Tensor]:
 def perceptual_distance(
     x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"], net: Maps | None = None
 ) -> Float[Tensor, " b"]:
-    """How differently two pictures are seen: one number each, 0 for the same, differentiable.
+    """Perceptual distance of two images: one number each, 0 for the same, differentiable.
 
     At each place a map's channels are scaled to unit length, and the squared differences are averaged over places and
     maps (Zhang et al. 2018, arXiv:1801.03924, eq. 1, with all weights 1 and no human judgements learned).
@@ -104,7 +107,7 @@ def perceptual_distance(
 
 
 def map_distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> Float[Tensor, " b"]:
-    """:func:`perceptual_distance` of what has been seen already."""
+    """:func:`perceptual_distance` of feature maps."""
     parts = [(_unit(f) - _unit(g)).square().sum(1).flatten(1).mean(1) for f, g in zip(a, b, strict=True)]
     return torch.stack(parts).mean(0)
 
@@ -129,12 +132,12 @@ def gram_distance(a: Float[Tensor, "b c c"], b: Float[Tensor, "b c c"]) -> Float
 
 
 def directions(channels: int, n: int, source: torch.Generator) -> Float[Tensor, "n c"]:
-    """Random unit vectors to look along."""
+    """Random unit vectors to project features on."""
     return F.normalize(torch.randn(n, channels, generator=source), dim=1)
 
 
 def profile(f: Float[Tensor, "b c h w"], along: Float[Tensor, "n c"], levels: int = 256) -> Float[Tensor, "b n q"]:
-    """The quantiles of a map's features seen along each direction, ``levels`` of them: sizes may then differ."""
+    """The quantiles of a map's features along each direction, ``levels`` of them: sizes may then differ."""
     ordered = torch.einsum("nc,bcp->bnp", along.to(f), f.flatten(2)).sort(-1).values
     return F.interpolate(ordered, levels, mode="linear") if ordered.shape[-1] != levels else ordered
 
@@ -151,6 +154,6 @@ def sliced_distance(a: Float[Tensor, "b n q"], b: Float[Tensor, "b n q"]) -> Flo
 def style_distance(
     x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c H W"], net: Maps | None = None
 ) -> Float[Tensor, " b"]:
-    """The root of :func:`gram_distance`, averaged over the maps: how unlike are the textures of two pictures?"""
+    """The root of :func:`gram_distance`, averaged over the maps: how unlike two textures are."""
     pairs = zip(maps(net, x), maps(net, y), strict=True)
     return torch.stack([gram_distance(gram(a), gram(b)).clamp(min=1e-12).sqrt() for a, b in pairs]).mean(0)

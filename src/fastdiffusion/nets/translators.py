@@ -1,4 +1,4 @@
-"""Networks from pictures to pictures: one that learned from pairs, and two that learned from two piles."""
+"""Networks from images to images: one trained on pairs, and two trained on two unpaired domains."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..denoisers import Denoiser, expand
 from ..errors import unknown
 from ..types import Cond
+from .layers import records_config
 from .unet import UNet
 
 PAIRED = ("regression", "gan", "diffusion", "bridge")
@@ -26,29 +27,31 @@ def sigma(level: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
 
 
 class Translator(nn.Module):
-    """A picture in, its counterpart out. The method says what the network has learned to answer.
+    """An image in, its counterpart out. The method says what the network predicts.
 
-    - ``regression`` and ``gan``: the counterpart itself, in one call (Isola et al. 2017, arXiv:1611.07004);
-    - ``diffusion``: a denoiser that is shown the source (Saharia et al. 2022, "Palette", arXiv:2111.05826);
-    - ``bridge``: the end of a Brownian bridge from the source, seen from a place on its way (Liu et al. 2023, "I2SB",
-      arXiv:2302.05872; Li et al. 2023, "BBDM", arXiv:2205.07680). ``processes.Bridge`` walks it.
+    - ``regression`` and ``gan``: the counterpart itself, in one evaluation (Isola et al. 2017, arXiv:1611.07004);
+    - ``diffusion``: a denoiser conditioned on the source (Saharia et al. 2022, "Palette", arXiv:2111.05826);
+    - ``bridge``: the end of a Brownian bridge from the source, predicted from a place on its way (Liu et al. 2023,
+      "I2SB", arXiv:2302.05872; Li et al. 2023, "BBDM", arXiv:2205.07680). ``processes.Bridge`` walks it.
 
-    Where the source is shown along with it, a place x on the bridge at t tells nothing else than a diffusion does: with
+    Given the source too, a place x on the bridge at t has the same information as a diffusion: with
     d the difference between target and source, (x - source) / (1 - t) = d + sigma * noise at :func:`sigma`. So a bridge
-    is the same network, which learns at other levels and is walked on another path.
+    is the same network, trained at other levels and sampled along another path.
 
     Args:
         method: One of these.
         net: Keywords of ``UNet``, without channels.
-        shape: (channels, height, width) that it learned at; other sizes may be given.
+        shape: (channels, height, width) that it was trained at; other sizes may be given.
         sigma_data: Standard deviation of the difference between source and target.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, method: str, net: Mapping[str, Any], shape: tuple[int, int, int], sigma_data: float = 0.5):
         super().__init__()
         if method not in PAIRED:
             raise unknown("method of translation", method, PAIRED)
-        self.config = {"method": method, "net": dict(net), "shape": list(shape), "sigma_data": sigma_data}
         self.method, self.shape = method, (shape[0], shape[1], shape[2])
         channels, several = shape[0], method in ("diffusion", "bridge")
         core = UNet(**{**net, "in_channels": (1 + several) * channels, "out_channels": channels})
@@ -70,23 +73,25 @@ class Cycle(nn.Module):
 
     Args:
         net: Keywords of ``UNet``, without channels.
-        shape: (channels, height, width) that they learned at.
-        domains: Names of the two piles.
+        shape: (channels, height, width) that they were trained at.
+        domains: Names of the two domains.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(self, net: Mapping[str, Any], shape: tuple[int, int, int], domains: tuple[str, str] = ("a", "b")):
         super().__init__()
-        self.config = {"net": dict(net), "shape": list(shape), "domains": list(domains)}
         self.shape, self.domains = (shape[0], shape[1], shape[2]), tuple(domains)
         spec = {**net, "in_channels": shape[0], "out_channels": shape[0]}
         self.there, self.reverse = UNet(**spec), UNet(**spec)
 
     def forward(self, x: Float[Tensor, "b c h w"], reverse: bool = False) -> Float[Tensor, "b c h w"]:
-        """From the first pile's kind to the second's, or back."""
+        """From the first domain to the second, or back."""
         return x + (self.reverse if reverse else self.there)(x, x.new_zeros(len(x)), None)
 
 
-# ---- a source that every picture has -----------------------------------------------------------------------------
+# ---- a source that every image has -------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..options import option
 from ..types import Cond
-from .layers import Attention, Down, Embed, Stem, Tail, conv, keywords, modulate, norm, to_image, tokens, zero
+from .layers import Attention, Down, Embed, Stem, Tail, as_json, conv, modulate, norm, to_image, tokens, zero
 
 
 class CrossAttention(nn.Module):
-    """Attention from the pixels to the words of ``Cond.emb``."""
+    """Attention from the pixels to the tokens of ``Cond.emb``."""
 
     def __init__(self, dim: int, head: int, context: int):
         super().__init__()
@@ -42,17 +45,17 @@ class Resize(nn.Module):
 
 
 class Block(nn.Module):
-    """Two convolutions told the noise level, beside the identity; then attention, if ``attention`` says so.
+    """Two convolutions conditioned on the noise level, beside the identity; then attention, if ``attention`` says so.
 
     Args:
         n_in, n_out: Channels.
         emb: Length of the embedding.
         resize: "down" halves and "up" doubles the size between the convolutions (ADM's up/down residual blocks).
-        attention: Whether self-attention follows, and attention to the words if there is a ``context``.
+        attention: Whether self-attention follows, and cross-attention if there is a ``context``.
         scale_shift: The second norm is scaled and shifted by the embedding (adaptive group norm); otherwise the
             embedding is added before it.
         rescale: Sums of two paths are divided by sqrt(2): the variance does not grow with depth (Song et al. 2021).
-        dropout, head, context, linear, blur, learn_blur, local: As in ``UNet``.
+        dropout, head, context, linear, blur, learn_blur, local: As in ``UNetOptions``.
     """
 
     def __init__(
@@ -101,95 +104,85 @@ class Block(nn.Module):
         return x if self.cross_attention is None else self.cross_attention(x, cond)
 
 
+@dataclass(frozen=True)
+class UNetOptions:
+    """How a :class:`UNet` is built; every field says what it is for."""
+
+    in_channels: int = option(3, "Channels of the noisy input (with whatever is stacked to it).")
+    out_channels: int = option(3, "Channels of the output.")
+    classes: int = option(0, "Number of classes; 0 = none.")
+    augment: int = option(0, "Length of ``Cond.augment``; 0 = none.")
+    context: int = option(0, "Width of ``Cond.emb``, for cross-attention; 0 = none.")
+    pooled: int = option(0, "Length of ``Cond.pooled``; 0 = none.")
+    dropout: float = option(0.0, "Probability, inside the residual blocks.")
+    patch: int = option(1, "Pixels per side that the stem folds into one: 2 makes all else about four times as fast.")
+    refine: int = option(0, "Channels of the last two convolutions at full resolution, against patch seams; 0 = none.")
+    width: int = option(64, "Channels of the first level.")
+    multiples: Sequence[int] = option((1, 2, 2), "Channels of each level over ``width``; each level halves the size.")
+    blocks: Sequence[int] = option((1, 1, 1), "Residual blocks of each encoder level (in the decoder: one more).")
+    attention: Sequence[int] = option((1, 2), "Levels that have attention, counted from 0.")
+    head: int = option(64, "Channels per attention head.")
+    linear: bool = option(False, "Attention linear in the number of pixels.")
+    scale_shift: bool = option(True, "ADM's adaptive group norm; otherwise the embedding is added.")
+    rescale: bool = option(True, "Sums of two paths are divided by sqrt(2).")
+    updown: bool = option(True, "ADM's residual blocks that resize; otherwise one convolution does.")
+    skips: bool = option(True, "The decoder gets the encoder's features; without, the net is a plain autoencoder.")
+    blur: float = option(0.0, "Standard deviation of the blur before downsampling in pixels; 0 = the mean of 2x2.")
+    learn_blur: bool = option(False, "Whether that standard deviation is learned.")
+    # As suits restorers (Lim et al. 2017, sec. 3.1). Without attention, an output pixel then depends on its
+    # neighbourhood alone, and the tiles of a large image agree with the whole.
+    local: bool = option(False, "No normalization.")
+
+
 class UNet(nn.Module):
     """A U-Net for any channels and any height and width from 4 pixels up.
 
     Args:
-        in_channels: Channels of the noisy input (with whatever is stacked to it).
-        out_channels: Channels of the answer.
-        classes: Number of classes; 0 = none.
-        augment: Length of ``Cond.augment``; 0 = none.
-        context: Width of ``Cond.emb``, for cross-attention; 0 = none.
-        pooled: Length of ``Cond.pooled``; 0 = none.
-        dropout: Probability, inside the residual blocks.
-        patch: Pixels per side that the stem folds into one: 2 makes all else about four times as fast.
-        refine: Channels of the two last convolutions at full resolution, against patch seams; 0 = none.
-        width: Channels of the first level.
-        multiples: Channels of each level in units of ``width``; each level has half the size of the one before.
-        blocks: Residual blocks of each level on the way down (on the way up: one more).
-        attention: Levels that have attention, counted from 0.
-        head: Channels per attention head.
-        linear: Attention linear in the number of pixels.
-        scale_shift: ADM's adaptive group norm; otherwise the embedding is added.
-        rescale: Sums of two paths are divided by sqrt(2).
-        updown: ADM's residual blocks that resize; otherwise one convolution does.
-        skips: The way up sees the way down's features; without, the net is a plain autoencoder.
-        blur: Standard deviation of the blur before downsampling in pixels; 0 = the mean of 2x2.
-        learn_blur: Whether that standard deviation is learned.
-        local: No normalization, as suits restorers (Lim et al. 2017, sec. 3.1). Without attention, what a pixel becomes
-            then depends on its neighbourhood alone, and the tiles of a large picture agree with the whole.
+        options: The fields of :class:`UNetOptions`, as keywords.
     """
 
-    def __init__(
-        self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        classes: int = 0,
-        augment: int = 0,
-        context: int = 0,
-        pooled: int = 0,
-        dropout: float = 0.0,
-        patch: int = 1,
-        refine: int = 0,
-        width: int = 64,
-        multiples: Sequence[int] = (1, 2, 2),
-        blocks: Sequence[int] = (1, 1, 1),
-        attention: Sequence[int] = (1, 2),
-        head: int = 64,
-        linear: bool = False,
-        scale_shift: bool = True,
-        rescale: bool = True,
-        updown: bool = True,
-        skips: bool = True,
-        blur: float = 0.0,
-        learn_blur: bool = False,
-        local: bool = False,
-    ):
-        self.config = keywords(locals())
+    __signature__ = inspect.signature(UNetOptions)  # for help(), and for nets.build, which checks keywords by it
+
+    def __init__(self, **options: Any):
         super().__init__()
-        if len(blocks) != len(multiples) or min(multiples, default=0) < 1:
-            raise InputError(f"blocks and multiples need one number per level, got {blocks} and {multiples}.")
-        emb, last = 4 * width, len(multiples) - 1
-        switches: dict[str, Any] = {"scale_shift": scale_shift, "rescale": rescale, "dropout": dropout, "local": local}
-        attends = {"attention": True, "head": head, "context": context, "linear": linear}
+        o = UNetOptions(**options)
+        self.config = as_json(vars(o))
+        if len(o.blocks) != len(o.multiples) or min(o.multiples, default=0) < 1:
+            raise InputError(f"blocks and multiples need one number per level, got {o.blocks} and {o.multiples}.")
+        emb, last = 4 * o.width, len(o.multiples) - 1
+        switches: dict[str, Any] = {name: getattr(o, name) for name in ("scale_shift", "rescale", "dropout", "local")}
+        attends = {"attention": True, "head": o.head, "context": o.context, "linear": o.linear}
 
         def block(n_in: int, level: int) -> Block:
-            return Block(n_in, width * multiples[level], emb, **switches, **(attends if level in attention else {}))
+            extra = attends if level in o.attention else {}
+            return Block(n_in, o.width * o.multiples[level], emb, **switches, **extra)
 
         def resize(n: int, direction: str, **blurs: Any) -> nn.Module:
-            return Block(n, n, emb, resize=direction, **switches, **blurs) if updown else Resize(n, direction, **blurs)
+            return (
+                Block(n, n, emb, resize=direction, **switches, **blurs) if o.updown else Resize(n, direction, **blurs)
+            )
 
-        self.skips = skips
-        self.embed = Embed(emb, classes, augment, pooled)
-        self.stem = Stem(in_channels, width, patch)
+        self.skips = o.skips
+        self.embed = Embed(emb, o.classes, o.augment, o.pooled)
+        self.stem = Stem(o.in_channels, o.width, o.patch)
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        n, skip_widths = width, [width]
-        for level, multiple in enumerate(multiples):
+        n, skip_widths = o.width, [o.width]
+        for level, multiple in enumerate(o.multiples):
             if level:
-                self.encoder.append(resize(n, "down", blur=blur, learn_blur=learn_blur))
+                self.encoder.append(resize(n, "down", blur=o.blur, learn_blur=o.learn_blur))
                 skip_widths.append(n)
-            for _ in range(blocks[level]):
+            for _ in range(o.blocks[level]):
                 self.encoder.append(block(n, level))
-                skip_widths.append(n := width * multiple)
-        mid = Block(n, n, emb, **switches, **(attends if attention else {}))
+                skip_widths.append(n := o.width * multiple)
+        mid = Block(n, n, emb, **switches, **(attends if o.attention else {}))
         self.mid = nn.ModuleList([mid, Block(n, n, emb, **switches)])
         for level in range(last, -1, -1):
             if level < last:
                 self.decoder.append(resize(n, "up"))
-            for _ in range(blocks[level] + 1):
-                self.decoder.append(block(n + skip_widths.pop() * skips, level))
-                n = width * multiples[level]
-        self.tail = Tail(n, out_channels, patch, refine, in_channels, emb, local)
+            for _ in range(o.blocks[level] + 1):
+                self.decoder.append(block(n + skip_widths.pop() * o.skips, level))
+                n = o.width * o.multiples[level]
+        self.tail = Tail(n, o.out_channels, o.patch, o.refine, o.in_channels, emb, o.local)
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(

@@ -1,33 +1,36 @@
-"""A prior over words of a codebook: what stands where nothing is seen yet, given what is seen."""
+"""A prior over the tokens of a codebook: the hidden ones, given the visible ones."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from .layers import keywords
+from .layers import records_config
 from .text import Layer
 
 
 class MaskedTokens(nn.Module):
-    """A transformer over a grid of words of which some are hidden (MaskGIT, Chang et al. 2022, arXiv:2202.04200).
+    """A transformer over a grid of tokens of which some are hidden (MaskGIT, Chang et al. 2022, arXiv:2202.04200).
 
     Args:
-        codebook: Number of words; this number itself stands for "hidden".
+        codebook: Number of tokens; this number itself stands for "hidden".
         size: Rows and columns of the grid.
         width: Channels of a place.
         depth: Number of layers.
         head: Channels of an attention head.
     """
 
+    config: dict[str, Any]
+
+    @records_config
     def __init__(
         self, codebook: int = 1024, size: Sequence[int] = (16, 16), width: int = 128, depth: int = 4, head: int = 32
     ):
-        self.config = keywords(locals())
         super().__init__()
         self.hidden, self.size = codebook, tuple(size)
         self.embed = nn.Embedding(codebook + 1, width)
@@ -37,7 +40,7 @@ class MaskedTokens(nn.Module):
         nn.init.normal_(self.embed.weight, std=1 / 8)
 
     def forward(self, tokens: Int64[Tensor, "b H W"]) -> Float[Tensor, "b k H W"]:
-        """Logits of the word at each place."""
+        """Logits of the token at each place."""
         x = self.embed(tokens.flatten(1)) + self.place
         every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         for layer in self.layers:

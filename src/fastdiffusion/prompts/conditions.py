@@ -1,8 +1,7 @@
-"""Prompts as conditions: every text encoded once, weighed, and told to the denoiser at its noise levels."""
+"""Prompts as conditions: every text encoded once, weighted, and put in force at its evaluations of a run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,8 @@ from torch.nn import functional
 from .. import guidance
 from ..errors import InputError
 from ..guidance import Guided
-from ..types import Cond, Denoise
+from ..guidance.core import to_rows
+from ..types import Cond, Denoise, Run
 from .language import Line, Part, Prompt, at, moments, parse
 
 Encode = Callable[[list[str]], Any]  # texts to a Cond with one row each: emb, mask and pooled, whichever it has
@@ -23,25 +23,43 @@ Spans = Callable[[str], Sequence[tuple[int, int]]]  # of each token's letters in
 
 @dataclass(frozen=True)
 class Stage:
-    """What holds from this call of the run on: one condition and one weight (b,) for each part."""
+    """What holds from evaluation ``first`` of the run on: one condition and one weight (b,) for each part."""
 
-    call: int
+    first: int
     conds: tuple[Cond, ...]
     weights: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Prompts, one for each picture of a batch, as conditions. ``guide`` makes a denoiser that follows them."""
+    """Prompts, one for each image of a batch, as conditions. ``guide`` makes a denoiser that follows them.
+
+    Attributes:
+        stages: In order; the first holds from evaluation 0 on.
+        negative: What to guide away from; None is the condition without its text.
+        evaluations: Of the run that the stages were made for; in a longer one they hold proportionally longer.
+    """
 
     stages: tuple[Stage, ...]
     negative: Cond | None
-    sigmas: tuple[float, ...]  # of each call
+    evaluations: int
 
     @property
     def single(self) -> bool:
-        """Whether every picture is told one text at a time: no AND, and no weight of a whole part."""
+        """Whether every image has one text at a time: no AND, and no weight of a whole part."""
         return all(len(stage.conds) == 1 and bool((stage.weights[0] == 1).all()) for stage in self.stages)
+
+    def stage(self, run: Run) -> Stage:
+        """The stage that holds at the present evaluation."""
+        if len(self.stages) == 1:
+            return self.stages[0]
+        if not run.sigmas:
+            raise InputError(
+                "A prompt that changes during the run needs a sampler with a fixed number of evaluations, and an "
+                "adaptive solver has none. Take one of samplers.SAMPLERS, or a prompt without [a:b:0.5] and [a|b]."
+            )
+        index = run.index * self.evaluations // len(run.sigmas)
+        return next(stage for stage in reversed(self.stages) if stage.first <= index)
 
     def guide(
         self,
@@ -50,51 +68,42 @@ class Compiled:
         guide: Callable[..., Guided] | None = None,
         around: Callable[[Denoise], Denoise] = lambda denoise: denoise,
     ) -> Denoise:
-        """The denoiser that is told the prompts, under guidance.
+        """The denoiser conditioned on the prompts, under guidance.
 
         Args:
             denoise: The model's.
-            scale: Of the guidance; 1 is off, and negative words then do nothing.
+            scale: Of the guidance; 1 is off, and a negative prompt then does nothing.
             guide: ``guidance.cfg`` or another of its form, ``guide(denoise, scale, uncond)``; parts that AND joins are
                 always composed.
-            around: More guidance, which is told the words too (those of parts joined by AND are told within).
+            around: More guidance, which gets the prompts' condition too (parts joined by AND are composed inside it).
         """
         guide = guide or guidance.cfg
-        now = list(self.stages[:1])
-        guided = guide(denoise, scale, self.negative) if self.single else _composed(denoise, now, scale, self.negative)
-        return _paced(around(guided), self, now)
+        guided = guide(denoise, scale, self.negative) if self.single else _composed(denoise, self, scale)
+        guided = around(guided)
+        return _conditioned(guided, self) if self.single else guided
 
 
 @guidance.guidance
-def _paced(denoise: Denoise, compiled: Compiled, now: list[Stage]) -> Denoise:
-    """Counts the calls of a run, so that ``now`` holds the stage of each, and tells its words if it is one text."""
-    call = -1
+def _conditioned(denoise: Denoise, compiled: Compiled, *, run: Run) -> Denoise:
+    """Conditions on the one text of the stage that holds."""
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        nonlocal call
-        call = _next(compiled.sigmas, call, float(sigma[0]))
-        now[0] = [stage for stage in compiled.stages if stage.call <= call][-1]
-        if compiled.single:
-            cond = guidance.replace_text(cond or now[0].conds[0], now[0].conds[0], len(x))
-        return denoise(x, sigma, cond)
+        (text,) = compiled.stage(run).conds
+        return denoise(x, sigma, guidance.replace_text(cond or text, text, len(x)))
 
     return guided
 
 
-def _next(sigmas: Sequence[float], call: int, sigma: float) -> int:
-    """The first call after ``call`` at this noise level; of a level that no call has, the last one above it."""
-    same = (i for i in range(call + 1, len(sigmas)) if math.isclose(sigmas[i], sigma, rel_tol=2e-6))
-    above = (i for i in reversed(range(len(sigmas))) if sigmas[i] > sigma)
-    return next(same, next(above, 0))
-
-
 @guidance.guidance
-def _composed(denoise: Denoise, now: list[Stage], scale: float, negative: Cond | None) -> Denoise:
+def _composed(denoise: Denoise, compiled: Compiled, scale: float, *, run: Run) -> Denoise:
     """``guidance.compose`` with the parts of the stage that holds."""
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        scales: Any = [scale * w.to(x).reshape(-1, *[1] * (x.ndim - 1)) for w in now[0].weights]  # one per picture
-        return guidance.compose(denoise, now[0].conds, scales, negative)(x, sigma, cond)
+        stage = compiled.stage(run)
+        shape = (-1, *[1] * (x.ndim - 1))
+        scales: Any = [scale * to_rows(w, len(x)).to(x).reshape(shape) for w in stage.weights]  # one per image
+        composed = guidance.compose(denoise, stage.conds, scales, compiled.negative)
+        return guidance.start(composed, run)(x, sigma, cond)
 
     return guided
 
@@ -102,41 +111,49 @@ def _composed(denoise: Denoise, now: list[Stage], scale: float, negative: Cond |
 def compile(
     prompts: Sequence[str],
     encode: Encode,
-    sigmas: Sequence[float] = (1.0,),
+    evaluations: int | None = None,
     negative: str = "",
     spans: Spans | None = None,
     limit: int | None = None,
+    uncond: Cond | None = None,
 ) -> Compiled:
-    """Prompts, one for each picture, as conditions for each call of a run.
+    """Prompts, one for each image, as conditions for each evaluation of a run.
 
     Args:
-        prompts: Choices already made (:func:`choose`); "" says nothing.
+        prompts: Choices already made (:func:`choose`); "" is the empty text.
         encode: The model's text encoder.
-        sigmas: Noise level of each call, in order.
+        evaluations: How many the run makes (``table.nfe``); needed where a prompt changes on the way.
         negative: What to guide away from; weights and BREAK are understood, the rest is refused.
         spans: Which letters each of the encoder's tokens covers; without it weights are refused.
         limit: Most tokens that the encoder takes, its marks included. A longer text is cut between words and encoded
             piece by piece, so that nothing of it is lost.
+        uncond: The model's unconditional case (``conditioner.null``), used where ``negative`` is empty.
 
     Raises:
-        InputError: A prompt that cannot be read, or that says what this encoder cannot do.
+        InputError: A prompt that cannot be read, or that this encoder cannot follow.
     """
     parsed = [parse(text) if text.strip() else Prompt((Part(((),)),)) for text in prompts]
+    if evaluations is None and any(moments(prompt, 12) != [0] for prompt in parsed):
+        raise InputError("This prompt changes during the run. Say how many evaluations that has: evaluations=12.")
     without = parse(negative) if negative.strip() else None
     if without and (len(without.parts) > 1 or moments(without, 12) != [0]):
         raise InputError("A negative prompt takes weights and BREAK, but neither AND nor changes during the run.")
     made = _Maker(encode, spans, limit)
-    total, most = len(sigmas), max(len(prompt.parts) for prompt in parsed)
-    by_call: dict[int, list[list[tuple[Line, ...]]]] = {}  # by call, part and prompt
-    for call in sorted({call for prompt in parsed for call in moments(prompt, total)}):
-        rows = [[tuple(at(items, call, total) for items in part.texts) for part in prompt.parts] for prompt in parsed]
-        by_call[call] = [[row[k] if k < len(row) else row[0] for row in rows] for k in range(most)]  # [0]: at weight 0
+    total, most = evaluations or 1, max(len(prompt.parts) for prompt in parsed)
+    changes: dict[int, list[list[tuple[Line, ...]]]] = {}  # by evaluation, part and prompt
+    for i in sorted({i for prompt in parsed for i in moments(prompt, total)}):
+        rows = [[tuple(at(items, i, total) for items in part.texts) for part in prompt.parts] for prompt in parsed]
+        changes[i] = [[row[k] if k < len(row) else row[0] for row in rows] for k in range(most)]  # [0]: at weight 0
     away = None if without is None else tuple(at(items, 0, 1) for part in without.parts for items in part.texts)
-    wanted = [segments for parts in by_call.values() for part in parts for segments in part]
+    wanted = [segments for parts in changes.values() for part in parts for segments in part]
     made.prepare(wanted + ([away] if away else []))
     weights = [torch.tensor([p.parts[k].weight if k < len(p.parts) else 0.0 for p in parsed]) for k in range(most)]
-    stages = [Stage(call, tuple(map(made.conds, parts)), tuple(weights)) for call, parts in by_call.items()]
-    return Compiled(tuple(stages), None if away is None else made.conds([away]), tuple(sigmas))
+    stages = []
+    for i, parts in changes.items():
+        conds = tuple(map(made.conds, parts))
+        device = next((v.device for v in vars(conds[0]).values() if isinstance(v, Tensor)), None)
+        stages.append(Stage(i, conds, tuple(w.to(device) for w in weights)))
+    return Compiled(tuple(stages), uncond if away is None else made.conds([away]), total)
 
 
 def aligned(spans: Spans, normalize: Callable[[str], str]) -> Spans:
@@ -155,7 +172,7 @@ def aligned(spans: Spans, normalize: Callable[[str], str]) -> Spans:
 
 
 class _Maker:
-    """Encodes every text of a batch in one call, puts pieces together, and weighs their tokens."""
+    """Encodes every text of a batch at once, puts pieces together, and weights their tokens."""
 
     def __init__(self, encode: Encode, spans: Spans | None, limit: int | None):
         self.encode, self.spans, self.limit = encode, spans, limit
@@ -175,7 +192,9 @@ class _Maker:
                     chunks += [text[a:b] for a, b in self.cut[text]]
                 texts.update(dict.fromkeys(chunks))
                 if line.spans and self.spans is None:
-                    raise InputError("This model's text encoder tells no tokens apart, so its words take no weights.")
+                    raise InputError(
+                        "This model's text encoder has no token spans: its words take no weights. Leave (a:1.2) out."
+                    )
         encoded = self.encode(list(texts))
         self.rows = {text: encoded[i : i + 1] for i, text in enumerate(texts)}
         self.longest = max(self._length(segments) for segments in wanted)

@@ -1,4 +1,4 @@
-"""A prompt as a tree: read, checked, written, and what it says at each call of a run. Pure Python."""
+"""A prompt as a tree: read, checked, written, and its text at each evaluation of a run. Pure Python."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import NamedTuple
 from ..errors import InputError
 
 UP = 1.1  # what a pair of brackets multiplies by
-HEAVIEST = 10.0  # weights beyond it only break pictures
+HEAVIEST = 10.0  # weights beyond it only break images
 DEEPEST = 50  # brackets in brackets
-LONGEST = 500  # words; a caption of a picture has five to fifty
+LONGEST = 500  # words; a caption has five to fifty
 _NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _TOKEN = re.compile(rf"\\.|:\s*{_NUMBER}\s*(?=\))|\b(?:AND|BREAK)\b|[()\[\]:|]|[^\\()\[\]:|AB]+|.", re.DOTALL)
 
@@ -39,7 +39,7 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Switch:
-    """``before``, and from the part ``at`` (0 to 1) of the calls on ``after``."""
+    """``before``, and from the part ``at`` (0 to 1) of the evaluations on ``after``."""
 
     before: tuple[Node, ...]
     after: tuple[Node, ...]
@@ -48,7 +48,7 @@ class Switch:
 
 @dataclass(frozen=True)
 class Alternation:
-    """One of ``options`` each call, round and round."""
+    """One of ``options`` each evaluation, round and round."""
 
     options: tuple[tuple[Node, ...], ...]
 
@@ -126,7 +126,7 @@ def parse(text: str) -> Prompt:
         InputError: It is empty or too long, brackets do not match, or a weight or moment is out of range.
     """
     if len(text.split()) > LONGEST or len(text) > 20 * LONGEST:
-        raise InputError(f"The prompt has {len(text.split())} words; at most {LONGEST} are read. Say it shorter.")
+        raise InputError(f"The prompt has {len(text.split())} words; at most {LONGEST} are read. Shorten it.")
     parser = _Parser(text)
     parts = parser.parts()
     prompt = Prompt(tuple(parts))
@@ -274,7 +274,7 @@ def _text(text: str) -> tuple[Node, ...]:
     return (Text(text),) if text else ()
 
 
-# ---- writing, and what is said at a moment ------------------------------------------------------------------------
+# ---- writing, and the text at an evaluation -----------------------------------------------------------------------
 
 
 def write(prompt: Prompt) -> str:
@@ -306,8 +306,8 @@ def _written(items: Sequence[Node]) -> str:
     return out
 
 
-def at(items: Sequence[Node], call: int, of: int) -> Line:
-    """The words at a call of a run, white space made single, with their weights."""
+def at(items: Sequence[Node], index: int, of: int) -> Line:
+    """The words at evaluation ``index`` of a run of ``of``, white space made single, with their weights."""
     signs: list[tuple[str, float]] = []
 
     def walk(nodes: Sequence[Node], weight: float) -> None:
@@ -318,9 +318,9 @@ def at(items: Sequence[Node], call: int, of: int) -> Line:
                 case Weighted(inner, factor):
                     walk(inner, weight * factor)
                 case Switch(before, after, moment):
-                    walk(after if call >= moment * of else before, weight)
+                    walk(after if index >= moment * of else before, weight)
                 case Alternation(options):
-                    walk(options[call % len(options)], weight)
+                    walk(options[index % len(options)], weight)
 
     walk(items, 1.0)
     text, weights = "", list[float]()
@@ -342,14 +342,18 @@ def at(items: Sequence[Node], call: int, of: int) -> Line:
 
 
 def moments(prompt: Prompt, total: int) -> list[int]:
-    """The calls at which the words change, 0 first."""
-    texts = [[at(items, call, total) for part in prompt.parts for items in part.texts] for call in range(total)]
-    return [call for call in range(total) if call == 0 or texts[call] != texts[call - 1]]
+    """The evaluations at which the words change, 0 first."""
+    texts = [[at(items, i, total) for part in prompt.parts for items in part.texts] for i in range(total)]
+    return [i for i in range(total) if i == 0 or texts[i] != texts[i - 1]]
+
+
+def unknown_words(prompt: str, knows: Callable[[str], bool]) -> list[str]:
+    """The words of a prompt for which ``knows(word)`` is False, each once."""
+    tokens = re.findall(r"[^\W\d_]+", re.sub(r"\b(?:AND|BREAK)\b", " ", prompt).lower())
+    return list(dict.fromkeys(token for token in tokens if not knows(token)))
 
 
 def warn_unknown(prompt: str, knows: Callable[[str], bool]) -> None:
     """Warn of words for which ``knows(word)`` is False: those that no caption of the training data had."""
-    tokens = re.findall(r"[^\W\d_]+", re.sub(r"\b(?:AND|BREAK)\b", " ", prompt).lower())
-    strange = [token for token in tokens if not knows(token)]
-    if strange:
-        warnings.warn(f"The model has never read {', '.join(dict.fromkeys(strange))}: it may ignore it.", stacklevel=3)
+    if strange := unknown_words(prompt, knows):
+        warnings.warn(f"The model has never read {', '.join(strange)}: it may ignore it.", stacklevel=3)

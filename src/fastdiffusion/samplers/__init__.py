@@ -1,5 +1,6 @@
 """Every sampler is a table: the registry, the tables and the loop that performs them, and how a formula becomes one."""
 
+from .image_to_image import strength_table
 from .registry import METHODS, SAMPLERS, About, about, repaint, restart, table
 from .tables import Row, Table, final, move, run
 from .trace import Linear, Symbol, trace
@@ -18,6 +19,7 @@ __all__ = [
     "repaint",
     "restart",
     "run",
+    "strength_table",
     "table",
     "trace",
 ]

@@ -1,7 +1,7 @@
 """Solvers of the probability flow that choose their own steps, to a tolerance.
 
 In u = log sigma the flow is dx/du = x - D(x, exp(u)): smooth, and free of the stiffness at sigma = 0. Both solvers are
-generators of steps like ``samplers.run``; the number of calls is not known beforehand, so ``Step.of`` is 0.
+generators of steps like ``samplers.run``; the number of evaluations is not known beforehand, so ``Step.of`` is 0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..guidance import start
-from ..types import Cond, Denoise, Step
+from ..types import Cond, Denoise, Run, Step
 
 # Dormand & Prince 1980: nodes, stages, and the weights of order 5 and of the difference to order 4.
 _C = (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -40,19 +40,18 @@ def rk45(
     rtol: float = 1e-4,
     atol: float = 1e-4,
 ) -> Iterator[Step]:
-    """Dormand and Prince's pair of orders 5 and 4, from ``sigma`` to ``to``, up or down; six calls a step.
+    """Dormand and Prince's pair of orders 5 and 4, from ``sigma`` to ``to``, up or down; six evaluations a step.
 
     Every accepted step is shown; the last one's ``x`` is at ``to``. The error of a step is measured per number against
     ``atol + rtol * max(|x|, sigma)``, the worst image counts.
     """
     _check(sigma, to)
-    denoise = start(denoise)
-    index = 0
+    now = Run((), 0, -1)
+    denoise = start(denoise, now)
 
     def slope(x: Tensor, u: float) -> tuple[Tensor, Tensor]:
-        nonlocal index
-        index += 1
-        x0 = denoise(x, x.new_full((len(x),), math.exp(u)), cond)
+        now.index, now.sigma = now.index + 1, math.exp(u)
+        x0 = denoise(x, x.new_full((len(x),), now.sigma), cond)
         return x - x0, x0
 
     u, end = math.log(sigma), math.log(to)
@@ -69,7 +68,7 @@ def rk45(
         if ratio <= 1:
             u = end if abs(end - u - h) < 1e-12 else u + h
             x, x0, first = ahead, newest, slopes[-1]  # first same as last
-            yield Step(index - 1, 0, math.exp(u), x0, x)
+            yield Step(now.index, 0, math.exp(u), x0, x)
         h = _next(h, ratio, 5, end - u)
 
 
@@ -82,20 +81,19 @@ def dpm_23(
     rtol: float = 1e-3,
     atol: float = 1e-3,
 ) -> Iterator[Step]:
-    """DPM-Solver-23 with error control (Lu et al. 2022a, arXiv:2206.00927, app. C): three calls a step, down only.
+    """DPM-Solver-23 with error control (Lu et al. 2022a, arXiv:2206.00927, app. C): three evaluations a step; down.
 
     Written for the data form, whose exact part makes the steps at high sigma long.
     """
     _check(sigma, to)
     if to > sigma:
         raise InputError(f"dpm_23 goes from a high sigma to a low one, got {sigma:g} to {to:g}. Use rk45 to go up.")
-    denoise = start(denoise)
-    index = 0
+    now = Run((), 0, -1)
+    denoise = start(denoise, now)
 
     def estimate(x: Tensor, lam: float) -> Tensor:
-        nonlocal index
-        index += 1
-        return denoise(x, x.new_full((len(x),), math.exp(-lam)), cond)
+        now.index, now.sigma = now.index + 1, math.exp(-lam)
+        return denoise(x, x.new_full((len(x),), now.sigma), cond)
 
     lam, end = -math.log(sigma), -math.log(to)
     h = min(0.2, end - lam)
@@ -113,7 +111,7 @@ def dpm_23(
             lam = end if abs(end - lam - h) < 1e-12 else lam + h
             x = high
             x0 = estimate(x, lam)
-            yield Step(index - 1, 0, math.exp(-lam), x0, x)
+            yield Step(now.index, 0, math.exp(-lam), x0, x)
         h = _next(h, ratio, 3, end - lam)
 
 
@@ -139,7 +137,7 @@ def _next(h: float, ratio: float, order: int, left: float) -> float:
     """The next step's length: the longest that should pass, but not past the end."""
     if not math.isfinite(ratio):
         if abs(h) < 1e-9:
-            raise InputError("The denoiser's estimates are not finite. Look at what it is given, and at the model.")
+            raise InputError("The denoiser's estimates are not finite. Look at its input, and at the model.")
         return h / 4
     h *= min(max(0.9 * max(ratio, 1e-9) ** (-1 / order), 0.2), 5.0)
     return math.copysign(min(abs(h), abs(left)), h)

@@ -1,7 +1,7 @@
-"""A sampler fitted to a model: the table that follows this model's own flow most closely in so many calls.
+"""A sampler fitted to a model: the table that follows this model's own flow most closely in so many evaluations.
 
-A table's free numbers are the noise levels of its calls and the weights of the older estimates (``samplers``). A fine
-solve of the probability flow from a few dozen noises shows where each row should lead; given the levels, a row's
+A table's free numbers are the noise levels of its evaluations and the weights of the older estimates (``samplers``).
+A fine solve of the probability flow from a few dozen noises shows where each row should lead; given the levels, a row's
 weights are then a small least-squares problem, solved row by row as the table rolls out. The levels are searched along
 families of schedules, then one by one; ``polish`` at last turns all numbers together, and with them how much noise each
 row keeps (Levenberg-Marquardt on the error of the result). All of it takes forward passes only, so it works for any
@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,14 +28,14 @@ from torch import Tensor
 
 from .. import noise, schedules
 from ..errors import InputError
-from ..guidance import cfg, start
-from ..types import Cond, Denoise
+from ..guidance import Guided, cfg, start
+from ..types import Cond, Denoise, Run
 from . import registry, solvers, tables
 from .tables import Row, Table, move
 
 DEPTH = 6  # older estimates that a fitted row may use
 NUDGE = 1e-3  # of a number, to see what it does
-NUMBERS = 300_000  # of all trajectories' states together: more teaches nothing and costs memory
+NUMBERS = 300_000  # of all trajectories' states together: more gains nothing and costs memory
 
 
 @runtime_checkable
@@ -50,6 +50,7 @@ class Fittable(Protocol):
     def sigma_min(self) -> float: ...
     @property
     def sigma_max(self) -> float: ...
+    def null(self, n: int = 1) -> Cond | None: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Flow:
 
     @staticmethod
     def solve(denoise: Denoise, x: Tensor, sigmas: Tensor, cond: Cond | None) -> Flow:
-        """Follow the flow from ``x`` with DPM-Solver++(3M), one call at each of ``sigmas``."""
+        """Follow the flow from ``x`` with DPM-Solver++(3M), one evaluation at each of ``sigmas``."""
         steps = list(tables.run(denoise, x, registry.table("dpmpp_3m", sigmas), cond))
         states = torch.stack([x, *(step.x for step in steps[:-1])])
         return Flow(denoise, cond, sigmas[:-1].log(), states, torch.stack([step.x0 for step in steps]))
@@ -113,21 +114,23 @@ def fit_sampler(
     polish: bool = True,
     scale: float = 1.0,
     seed: int = 0,
+    device: torch.device | str | None = None,
 ) -> Table:
-    """The best table of ``steps`` calls for this model, by the RMS distance from its own probability flow.
+    """The best table of ``steps`` evaluations for this model, by the RMS distance from its own probability flow.
 
     Args:
         model: A ``Model``, or any denoiser (then ``shape``, ``sigma_max`` and ``sigma_min`` are needed).
-        steps: Denoiser calls of the table.
+        steps: Function evaluations of the table.
         shape: Shape of one sample.
         sigma_max: Noise level to start at.
         sigma_min: Lowest noise level of the reference.
-        cond: What the denoiser is told; its rows are used in turn.
+        cond: The denoiser's condition; its rows are used in turn.
         noises: How many noises to fit to; half as many more choose between candidates. Slow or large models get fewer.
         seconds: Time to spend, roughly. A slow model is searched less; a fast one is done earlier.
         polish: Spend the second half of the time on turning all numbers together.
         scale: Guidance scale to fit for (needs ``cond``).
         seed: Of the noises.
+        device: Of the noises and the linear algebra; by default where the model is.
 
     Returns:
         A table whose ``info`` holds ``error`` and ``textbook_error``, both on noises that were not fitted to, and what
@@ -141,12 +144,19 @@ def fit_sampler(
         shape, sigma_max, sigma_min = shape or model.shape, sigma_max or model.sigma_max, sigma_min or model.sigma_min
     if shape is None or sigma_max is None or sigma_min is None:
         raise InputError("A bare denoiser needs shape, sigma_max and sigma_min, e.g. shape=(3, 64, 64), 80, 0.002.")
-    if scale != 1:
-        denoise = cfg(denoise, scale)
+    device = _device_of(model, cond) if device is None else torch.device(device)
+    cond = None if cond is None else cond.to(device)
+    if scale != 1:  # a model says itself what it was trained to take for "no condition"
+        denoise = cfg(denoise, scale, model.null() if isinstance(model, Fittable) else None)
+
+    def draw(first: int, n: int) -> tuple[Tensor, Cond | None]:
+        x = sigma_max * noise.initial(range(seed + first, seed + first + n), shape).to(device)
+        return x, None if cond is None else cond[[(first + i) % len(cond) for i in range(n)]]
 
     with torch.no_grad():
         levels = schedules.exponential(max(100, 6 * steps), sigma_min, sigma_max)
-        training, validation = reference(denoise, tuple(shape), levels, cond, noises, 0.3 * seconds, seed)
+        most = max(int(min(noises, NUMBERS / math.prod(shape))), 8)
+        training, validation = reference(denoise, draw, levels, most, 0.3 * seconds)
         textbook = best_textbook(validation, steps, sigma_min, sigma_max, began + 0.5 * seconds)
         candidates = [textbook]
         if steps > 1:
@@ -171,32 +181,41 @@ def fit_sampler(
     return replace(best, info={**best.info, **info})
 
 
+def _device_of(model: Any, cond: Cond | None) -> torch.device:
+    """Where a model computes: its own ``device``, or its parameters', or the condition's."""
+    while isinstance(model, Guided):
+        model = model.denoise
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else iter(())
+    known = (v for v in vars(cond or Cond()).values() if isinstance(v, Tensor))
+    return getattr(model, "device", None) or next((v.device for v in (*parameters, *known)), torch.device("cpu"))
+
+
+def _like(tensor: Tensor, numbers: Sequence[float]) -> Tensor:
+    """Numbers where a tensor is, and of its type."""
+    return torch.tensor(numbers, dtype=tensor.dtype, device=tensor.device)
+
+
 def reference(
-    denoise: Denoise, shape: tuple[int, ...], sigmas: Tensor, cond: Cond | None, noises: int, seconds: float, seed: int
+    denoise: Denoise, draw: Callable[[int, int], tuple[Tensor, Cond | None]], sigmas: Tensor, most: int, seconds: float
 ) -> tuple[Flow, Flow]:
-    """Fine trajectories to fit to, and half as many to choose with; fewer if the model is slow or its samples large."""
+    """Fine trajectories to fit to, and half as many to choose with: at most ``most``, fewer if the model is slow.
 
-    def draw(first: int, n: int) -> tuple[Tensor, Cond | None]:
-        x = sigmas[0].item() * noise.initial(range(seed + first, seed + first + n), shape)
-        if cond is None:
-            return x, None
-        rows = next(len(v) for v in vars(cond).values() if v is not None)
-        return x, cond[[(first + i) % rows for i in range(n)]]
-
-    most = max(int(min(noises, NUMBERS / math.prod(shape))), 8)
-    probe, x_cond = draw(0, min(most, 16))
-    each = math.inf
-    for _ in range(3):  # the first call may have to warm up
+    ``draw(first, n)`` gives n starts at ``sigmas[0]``, and their conditions.
+    """
+    high, each = sigmas[0].item(), math.inf
+    probe, cond = draw(0, min(most, 16))
+    for _ in range(3):  # the first evaluation may have to warm up
         clock = time.monotonic()
-        start(denoise)(probe, probe.new_full((len(probe),), sigmas[0].item()), x_cond)
+        x0 = start(denoise, Run((high,), 1, 0, high))(probe, probe.new_full((len(probe),), high), cond)
+        float(x0.sum())  # a GPU is waited for
         each = min(each, (time.monotonic() - clock) / len(probe))
-    noises = max(min(most, int(seconds / (1.5 * len(sigmas) * each))), 8)
-    (x, x_cond), (y, y_cond) = draw(0, noises), draw(noises, noises // 2)
+    n = max(min(most, int(seconds / (1.5 * len(sigmas) * each))), 8)
+    (x, x_cond), (y, y_cond) = draw(0, n), draw(n, n // 2)
     return Flow.solve(denoise, x, sigmas, x_cond), Flow.solve(denoise, y, sigmas, y_cond)
 
 
 def best_textbook(flow: Flow, steps: int, sigma_min: float, sigma_max: float, until: float) -> Table:
-    """The textbook table of ``steps`` calls that is nearest to the flow; ``until`` stops the search."""
+    """The textbook table of ``steps`` evaluations that is nearest to the flow; ``until`` stops the search."""
     best, best_error = None, math.inf
     for schedule in ("exponential", "karras", "flow", "linear"):
         for name in ("dpmpp_3m", "unipc", "deis", "dpmpp_2m", "gam", "lms", "heun", "euler"):
@@ -223,17 +242,19 @@ def fit_rows(flow: Flow, sigmas: Sequence[float], ridge: float = 1e-4) -> tuple[
     Ridge regression of the older estimates' weights towards those of ``dpmpp_3m``; the row's ratio is given by the
     levels, and a row sums to 1 by its form, so that a perfect model still gets its x0 back.
     """
-    denoise, x = start(flow.denoise), flow.start
+    now, x = Run(tuple(sigmas[:-1]), len(sigmas) - 1), flow.start
+    denoise = start(flow.denoise, now)
     history: list[Tensor] = []
     rows: list[Row] = []
-    for s, t in pairwise(sigmas):
+    for i, (s, t) in enumerate(pairwise(sigmas)):
+        now.index, now.sigma = i, s
         x0 = denoise(x, x.new_full((len(x),), s), flow.cond)
         ratio = t / s
         x = torch.lerp(x0, x, ratio) if t > 0 else x0
         weights: tuple[float, ...] = ()
         if history:
             known = torch.stack([older - x0 for older in history]).flatten(1).double()
-            prior = known.new_tensor(textbook_weights(sigmas[: len(rows) + 1], t, len(history)))
+            prior = _like(known, textbook_weights(sigmas[: len(rows) + 1], t, len(history)))
             gram = known @ known.T
             gram.diagonal().add_(ridge * gram.diagonal().mean() + 1e-12)
             missing = (flow.at(t) - x).flatten().double() - prior @ known
@@ -292,7 +313,7 @@ def search_levels(flow: Flow, sigmas: list[float], until: float) -> list[float]:
 def polished(table: Table, training: Flow, validation: Flow, until: float) -> Iterator[Table]:
     """Turn all numbers together: Levenberg-Marquardt on the result's distance from the flow's.
 
-    Besides levels and weights that is how much noise a row keeps, so that a call may be told a level a little beside
+    Besides levels and weights that is how much noise a row keeps, so an evaluation may be at a level a little beside
     what is in x. The Jacobian is taken by differences, each a run from the row that changes on. Yields every table
     that is better on ``training``; ends when ``validation`` stops to gain, or ``until``.
     """
@@ -314,11 +335,14 @@ def polished(table: Table, training: Flow, validation: Flow, until: float) -> It
     def perform(
         table: Table, evaluations: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The result, and (x, x0) of every call, of which the first ones may be given."""
-        evaluations, x, denoise = list(evaluations), training.start, start(training.denoise)
+        """The result, and (x, x0) of every evaluation, of which the first ones may be known."""
+        evaluations, x = list(evaluations), training.start
+        now = Run(tuple(row.sigma for row in table.rows), len(table.rows))
+        denoise = start(training.denoise, now)
         for i in range(max(len(evaluations) - 1, 0), len(table.rows)):
             if i == len(evaluations):
-                evaluations.append((x, denoise(x, x.new_full((len(x),), table.rows[i].sigma), training.cond)))
+                now.index, now.sigma = i, now.sigmas[i]
+                evaluations.append((x, denoise(x, x.new_full((len(x),), now.sigma), training.cond)))
             x, x0 = evaluations[i]
             x = move(table.rows[i], x, x0, [older for _, older in evaluations[i - 1 :: -1]] if i else [])
         return x, evaluations
@@ -337,7 +361,7 @@ def polished(table: Table, training: Flow, validation: Flow, until: float) -> It
         gram, slope = jacobian @ jacobian.T, jacobian @ miss
         scale = torch.diag(gram.diagonal() + 1e-9 * gram.diagonal().max() + 1e-12)
         while failures < 8:
-            turned = (torch.tensor(free).double() - torch.linalg.solve(gram + damping * scale, slope)).tolist()
+            turned = (_like(gram, free) - torch.linalg.solve(gram + damping * scale, slope)).tolist()
             falling = all(a > b for a, b in pairwise([math.log(table.sigmas[0]), *turned[:levels]]))
             if falling and (trial := perform(build(turned), []))[0] is not None and training.error(trial[0]) < error:
                 (x, evaluations), free, damping = trial, turned, damping / 4

@@ -94,7 +94,7 @@ def predictor_corrector(
 
 
 METHODS: dict[str, Method] = {
-    "predictor_corrector": Method(predictor_corrector, 1, 2, True, "a poor model, 100 calls and more"),
+    "predictor_corrector": Method(predictor_corrector, 1, 2, True, "a poor model, 100 evaluations and more"),
 }
 
 

@@ -4,7 +4,7 @@ The distance of x to the data has the gradient x - D(x), so (x - D) / sigma, the
 size, and a learning rate is the part of the remaining noise that a step removes (Permenter & Yuan 2023,
 arXiv:2306.04848). Plain descent is then DDIM on exponential sigmas, exactly; momentum and Adam are something else.
 
-With ``level`` the noise level is seen rather than planned: blind sampling (Kadkhodaie & Simoncelli 2021,
+With ``level`` the noise level is estimated rather than planned: blind sampling (Kadkhodaie & Simoncelli 2021,
 arXiv:2007.13640). How they compare with a table is measured in ``bench/optimizer_sampling.py``.
 """
 
@@ -20,9 +20,9 @@ from torch import Tensor
 from ..denoisers import expand
 from ..errors import InputError, unknown
 from ..guidance import start
-from ..types import Cond, Denoise, Step
+from ..types import Cond, Denoise, Run, Step
 
-Update = Callable[[Tensor], Tensor]  # from a gradient to a direction; remembers what it must
+Update = Callable[[Tensor], Tensor]  # from a gradient to a direction; keeps what it must
 
 
 def descent() -> Update:
@@ -83,31 +83,31 @@ def optimize(
     cond: Cond | None = None,
     **options: Any,
 ) -> Iterator[Step]:
-    """Sample by an optimizer; yields steps like ``samplers.run``, one call each.
+    """Sample by an optimizer; yields steps like ``samplers.run``, one evaluation each.
 
     Args:
         denoise: A model, or a model under guidance.
         x: The start, at noise level ``sigma_max``.
         sigma_max: See ``x``.
-        steps: Calls. Each but the last removes the same part of the noise, so that ``sigma_min`` is left before the
-            last, which takes the denoiser's word.
+        steps: Evaluations. Each but the last removes the same part of the noise, so that ``sigma_min`` is left before
+            the last, whose result is the estimate itself.
         update: A name in ``UPDATES``; ``options`` are its own.
         sigma_min: See ``steps``.
-        level: The noise level of each image of a batch, seen from x alone: blind sampling. By default as planned.
+        level: The noise level of each image of a batch, estimated from x alone: blind sampling. By default as planned.
         cond: Passed on to the denoiser.
     """
     if steps < 1 or not 0 < sigma_min < sigma_max:
         raise InputError(f"need steps >= 1 and 0 < sigma_min < sigma_max, got {steps}, {sigma_min}, {sigma_max}.")
     if update not in UPDATES:
         raise unknown("update", update, UPDATES)
-    denoise, direction = start(denoise), UPDATES[update](**options)
     keep = (sigma_min / sigma_max) ** (1 / (steps - 1)) if steps > 1 else 0.0
-    planned = sigma_max
-    for i in range(steps):
+    now = Run(tuple(sigma_max * keep**i for i in range(steps)), steps)
+    denoise, direction = start(denoise, now), UPDATES[update](**options)
+    for i, planned in enumerate(now.sigmas):
+        now.index, now.sigma = i, planned
         sigma = x.new_full((len(x),), planned) if level is None else level(x).to(x)
         x0 = denoise(x, sigma, cond)
         s = expand(sigma, x)
         move = direction((x - x0) / s)
         x = x - (1 - keep) * s * move if i < steps - 1 else x0.clone()
-        planned *= keep
-        yield Step(i, steps, float(sigma.mean()), x0, x)
+        yield Step(i, steps, planned if level is None else float(sigma.mean()), x0, x)

@@ -23,7 +23,7 @@ from ..corruptions import Step as Damage
 from ..corruptions.core import sequence
 from ..errors import InputError
 from ..guidance import start
-from ..types import Cond, Denoise, Step
+from ..types import Cond, Denoise, Run, Step
 from .tables import Table
 
 
@@ -31,7 +31,7 @@ class Process(Protocol):
     """A way from data (level 0) to nothing (the highest level).
 
     ``degrade`` gives x at a level; ``step`` moves x from level s down to t, given an estimate of the clean data. Of the
-    noise, ``eta`` = 0 keeps what is in x, ``eta`` = 1 renews as much as the posterior q(x_t | x_s, x0) says.
+    noise, ``eta`` = 0 keeps what is in x, ``eta`` = 1 renews as much as the posterior q(x_t | x_s, x0) does.
     """
 
     def degrade(self, x0: Float[Tensor, "b *d"], level: float, noise: Float[Tensor, "b *d"]) -> Tensor: ...
@@ -112,13 +112,13 @@ class Cold:
 
 @dataclass(frozen=True)
 class Bridge:
-    """From data (level 0) to given pictures (level 1) instead of to noise: a Brownian bridge between the two.
+    """From data (level 0) to other images (level 1) instead of to noise: a Brownian bridge between the two.
 
     x_t = (1 - t) x0 + t end + std sqrt(t (1 - t)) n (Li et al. 2023, BBDM, arXiv:2205.07680, eq. 4; I2SB, Liu et al.
     2023, arXiv:2302.05872, eq. 11, with even time). It starts at ``end`` itself; ``eta`` = 1 is its posterior.
 
     Attributes:
-        end: The pictures that it comes from, one per row.
+        end: The images that it comes from, one per row.
         std: Twice the standard deviation of the noise in the middle.
     """
 
@@ -172,7 +172,7 @@ PROCESSES: dict[str, Callable[[int], BlurNoise]] = {f.__name__: f for f in (gaus
 
 
 def process(text: str, side: int) -> Process:
-    """A named process for pictures of ``side`` pixels, or the cold one of a corruption ("blur 4", "pixelate 8, gray").
+    """A named process for images of ``side`` pixels, or the cold one of a corruption ("blur 4", "pixelate 8, gray").
 
     Raises InputError for what is neither.
     """
@@ -187,7 +187,7 @@ def process(text: str, side: int) -> Process:
         if step.name in ("noise", "mix"):
             raise InputError(f"A cold process has no noise, got {text!r}. Take 'gaussian' for noise alone.")
         if graded(step) and not (step.values and isinstance(step.values[0], float)):
-            raise InputError(f"A cold process must say how far it goes, got {str(step)!r}. Example: 'blur 4'.")
+            raise InputError(f"A cold process needs a strength, got {str(step)!r}. Example: 'blur 4'.")
 
     def degradation(x0: Tensor, level: float) -> Tensor:
         if level <= 0:
@@ -207,7 +207,7 @@ def graded(step: Damage) -> bool:
 
 
 def weaker(damage: Corruption, level: float) -> Corruption:
-    """The same corruption at a part of its strength: at 0 it does nothing, at 1 all that was said."""
+    """The same corruption at a part of its strength: at 0 it does nothing, at 1 all of its own strength."""
     return sequence([Damage(step.name, tuple(_weaker(step, level))) for step in damage.steps])
 
 
@@ -234,23 +234,25 @@ def run(
     Args:
         denoise: ``denoise(x, level, cond) -> x0``.
         x: The start, at level ``table.sigmas[0]``.
-        table: One call a level, without noise of its own.
+        table: One evaluation a level, without noise of its own.
         process: How to move.
         cond: Passed on to the denoiser.
         eta: How much noise to renew at each step (see :class:`Process`); needs ``seeds``.
         seeds: One per image.
     """
-    levels = [row.sigma for row in table.rows]
-    if table.stochastic or levels != list(table.sigmas[:-1]):
+    levels = tuple(row.sigma for row in table.rows)
+    if table.stochastic or levels != table.sigmas[:-1]:
         raise InputError(
-            f"Sampler {table.name!r} cannot follow a process: it must call once a level and draw no noise. "
+            f"Sampler {table.name!r} cannot follow a process: it must evaluate once a level and draw no noise. "
             "Use euler, dpmpp_2m or unipc, and eta= for fresh noise."
         )
     if eta > 0 and (seeds is None or len(seeds) != len(x)):
         raise InputError(f"eta={eta:g} draws noise and needs one seed per image. Pass seeds=range({len(x)}).")
-    denoise = start(denoise)
+    now = Run(levels, len(levels))
+    denoise = start(denoise, now)
     history: deque[Tensor] = deque(maxlen=table.depth + 1)
     for i, (row, (s, t)) in enumerate(zip(table.rows, pairwise(table.sigmas), strict=True)):
+        now.index, now.sigma = i, s
         x0 = estimate = denoise(x, x.new_full((len(x),), s), cond)
         for w, older in zip(row.weights, history, strict=False):
             estimate = estimate + w / (1 - row.ratio) * (older - x0)

@@ -1,6 +1,6 @@
 """Every sampler is a table.
 
-A sampler moves noise to data by calling the denoiser D at falling noise levels. All that it does in between is linear:
+A sampler moves noise to data by evaluating the denoiser D at falling noise levels. What it does in between is linear:
 
     x' = D0 + ratio * (x - D0) + sum_j w_j * (D_j - D0) + b * noise
 
@@ -10,7 +10,7 @@ corrector, and every ancestral or SDE variant differ only in the numbers ratio, 
 and the numbers that come out are its :class:`Table`. One loop (:func:`run`) performs any table, and a table can be
 saved, printed, compared, and fitted to a model (``fastdiffusion.samplers.fitting``).
 
-Because D0 itself appears with weight one, a model that always knows x0 returns it exactly, from every table.
+Because D0 itself appears with weight one, a model whose estimate is always x0 returns it exactly, from every table.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ SAMPLERS: dict[str, Callable[..., Table]] = {name: _builder(name) for name in ME
     "repaint": repaint,
 }
 _NOW = {"jump": "consistency"}  # names of the first version, in saved recipes
-_COMPOSED = {  # samplers that are another one's table on rising sigmas: order, calls a step, use
-    "restart": (2, 2, "better pictures from a good model at 30 calls and more"),
+_COMPOSED = {  # samplers that are another one's table on rising sigmas: order, evaluations a step, use
+    "restart": (2, 2, "better images from a good model at 30 evaluations and more"),
     "repaint": (1, 1, "inpainting: harmonizes the filling with its surroundings, at a price"),
 }
 

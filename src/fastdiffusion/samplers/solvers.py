@@ -1,8 +1,8 @@
 """Samplers as their papers write them, in terms of D (the denoiser), x (the state) and the falling sigmas.
 
 Every method takes ``(D, noise, x, sigmas, **options)`` and returns the state at ``sigmas[-1]``, which is usually 0.
-``D(x, sigma)`` is a call, ``noise(s, t)`` a fresh unit normal that belongs to the move from s to t. Nothing here knows
-tensors: ``samplers.trace`` runs a method once on symbols, and the numbers that come out are its table.
+``D(x, sigma)`` is an evaluation, ``noise(s, t)`` a fresh unit normal that belongs to the move from s to t. Nothing here
+knows tensors: ``samplers.trace`` runs a method once on symbols, and the numbers that come out are its table.
 
 With x = x0 + sigma * noise the probability flow is dx/dsigma = (x - D) / sigma (Karras et al. 2022, eq. 1), and two
 changes of variable make the exact integrators below:
@@ -43,7 +43,7 @@ def ancestral_split(s: float, t: float, eta: float = 1.0) -> tuple[float, float]
 
     eta = 1 is DDPM's posterior variance, t^2 (s^2 - t^2) / s^2 (Ho et al. 2020, eq. 7); eta = 0 is deterministic.
     """
-    up = min(t, eta * t * math.sqrt(s * s - t * t) / s)
+    up = min(t, eta * t * math.sqrt(s * s - t * t) / s) if eta else 0.0
     return math.sqrt(t * t - up * up), up
 
 
@@ -120,7 +120,7 @@ def heun(
     churn_max: float = math.inf,
     churn_noise: float = 1.0,
 ) -> X:
-    """Heun's method (Karras et al. 2022, algorithms 1 and 2): two calls a step, one for the last.
+    """Heun's method (Karras et al. 2022, algorithms 1 and 2): two evaluations a step, one for the last.
 
     ``churn`` (S_churn) adds fresh noise before each step but the first, where x is nothing but noise already.
     """
@@ -149,7 +149,7 @@ def gam(D: Call, noise: Draw, x: X, sigmas: list[float], gam: float = 2.0) -> X:
 
 
 def lms(D: Call, noise: Draw, x: X, sigmas: list[float], order: int = 4) -> X:
-    """Linear multistep (Adams-Bashforth in sigma; k-diffusion's LMS, DEIS's rhoAB): one call a step."""
+    """Linear multistep (Adams-Bashforth in sigma; k-diffusion's LMS, DEIS's rhoAB): one evaluation a step."""
     past: Past = []
     for s, t in pairwise(sigmas):
         past = [(s, (x - D(x, s)) / s), *past][:order]
@@ -176,12 +176,12 @@ def deis(D: Call, noise: Draw, x: X, sigmas: list[float], order: int = 3, basis:
 
 
 def dpmpp_2m(D: Call, noise: Draw, x: X, sigmas: list[float]) -> X:
-    """DPM-Solver++(2M) (Lu et al. 2022b, arXiv:2211.01095, algorithm 2): one extrapolated estimate, one call a step."""
+    """DPM-Solver++(2M) (Lu et al. 2022b, arXiv:2211.01095, algorithm 2): an extrapolated estimate a step."""
     return dpmpp_2m_sde(D, noise, x, sigmas, eta=0.0)
 
 
 def dpmpp_3m(D: Call, noise: Draw, x: X, sigmas: list[float]) -> X:
-    """DPM-Solver++(3M): exact integration of the quadratic through the last three estimates, one call a step.
+    """DPM-Solver++(3M): exact integration of the quadratic through the last three estimates, one evaluation a step.
 
     The usual code (k-diffusion, diffusers) halves the second difference by mistake and so falls back to order 2.
     """
@@ -189,12 +189,12 @@ def dpmpp_3m(D: Call, noise: Draw, x: X, sigmas: list[float]) -> X:
 
 
 def dpmpp_2s(D: Call, noise: Draw, x: X, sigmas: list[float]) -> X:
-    """DPM-Solver++(2S) with r = 1/2 (Lu et al. 2022b, algorithm 1): two calls a step, one for the last."""
+    """DPM-Solver++(2S) with r = 1/2 (Lu et al. 2022b, algorithm 1): two evaluations a step, one for the last."""
     return dpmpp_2s_ancestral(D, noise, x, sigmas, eta=0.0)
 
 
 def dpm_2(D: Call, noise: Draw, x: X, sigmas: list[float]) -> X:
-    """The midpoint rule with its middle at the mean of log sigma (k-diffusion's DPM-2): two calls a step, one last.
+    """The midpoint rule with its middle at the mean of log sigma (k-diffusion's DPM-2): two evaluations a step.
 
     Close to DPM-Solver-2 (Lu et al. 2022a, arXiv:2206.00927, algorithm 1), and exact where the noise is constant.
     """
@@ -209,7 +209,7 @@ def dpm_2(D: Call, noise: Draw, x: X, sigmas: list[float]) -> X:
 
 
 def unipc(D: Call, noise: Draw, x: X, sigmas: list[float], order: int = 3, variant: str = "bh2") -> X:
-    """UniPC (Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8): each call also corrects the step that led to it.
+    """UniPC (Zhao et al. 2023, arXiv:2302.04867, algorithms 5 to 8): each evaluation also corrects the last step.
 
     The system of eq. 5 has the exact integral of the interpolating polynomial as its solution, so the choice of B(h),
     ``variant`` "bh1" or "bh2", is left only where the paper fixes the last coefficient to 1/2.
@@ -284,7 +284,7 @@ def ddpm(D: Call, noise: Draw, x: X, sigmas: list[float], variance: str = "small
 
 
 def dpmpp_2s_ancestral(D: Call, noise: Draw, x: X, sigmas: list[float], eta: float = 1.0) -> X:
-    """DPM-Solver++(2S) down to the ancestral level, then fresh noise (k-diffusion): two calls a step."""
+    """DPM-Solver++(2S) down to the ancestral level, then fresh noise (k-diffusion): two evaluations a step."""
     for s, t in pairwise(sigmas):
         down, up = ancestral_split(s, t, eta)
         estimate = D(x, s)
@@ -332,7 +332,7 @@ class Method(NamedTuple):
     Attributes:
         formula: The function.
         order: Its error falls as (1/steps)^order, measured in the tests (for an SDE, of the flow at eta = 0).
-        calls: Denoiser calls a step.
+        nfe: Function evaluations of the denoiser a step.
         stochastic: Whether it draws noise by default.
         use: When to use it.
     """
@@ -347,19 +347,19 @@ class Method(NamedTuple):
 METHODS: dict[str, Method] = {
     "euler": Method(euler, 1, 1, False, "the plainest; exact inversion back and forth; many steps"),
     "ddim": Method(ddim, 1, 1, False, "like euler; eta adds fresh noise"),
-    "heun": Method(heun, 2, 2, False, "40 calls and more; churn for EDM's stochastic sampling"),
-    "gam": Method(gam, 1, 1, False, "5 to 10 calls on simple data"),
-    "lms": Method(lms, 4, 1, False, "40 calls and more, when the flow must be followed closely"),
-    "deis": Method(deis, 3, 1, False, "5 to 12 calls"),
-    "dpmpp_2m": Method(dpmpp_2m, 2, 1, False, "10 to 20 calls; robust under strong guidance"),
-    "dpmpp_3m": Method(dpmpp_3m, 3, 1, False, "the default: 8 to 50 calls with exponential sigmas"),
+    "heun": Method(heun, 2, 2, False, "40 evaluations and more; churn for EDM's stochastic sampling"),
+    "gam": Method(gam, 1, 1, False, "5 to 10 evaluations on simple data"),
+    "lms": Method(lms, 4, 1, False, "40 evaluations and more, when the flow must be followed closely"),
+    "deis": Method(deis, 3, 1, False, "5 to 12 evaluations"),
+    "dpmpp_2m": Method(dpmpp_2m, 2, 1, False, "10 to 20 evaluations; robust under strong guidance"),
+    "dpmpp_3m": Method(dpmpp_3m, 3, 1, False, "the default: 8 to 50 evaluations with exponential sigmas"),
     "dpmpp_2s": Method(dpmpp_2s, 2, 2, False, "strong guidance, where multistep methods overshoot"),
-    "dpm_2": Method(dpm_2, 2, 2, False, "a denoiser with sharp turns, at 50 calls and more"),
-    "unipc": Method(unipc, 3, 1, False, "5 to 12 calls with exponential sigmas"),
-    "consistency": Method(consistency, 0, 1, True, "1 to 4 calls of a consistency model"),
-    "euler_ancestral": Method(euler_ancestral, 1, 1, True, "varied pictures, 30 calls and more"),
-    "ddpm": Method(ddpm, 1, 1, True, "the original; 100 calls and more"),
-    "dpmpp_2s_ancestral": Method(dpmpp_2s_ancestral, 2, 2, True, "varied pictures under strong guidance"),
-    "dpmpp_2m_sde": Method(dpmpp_2m_sde, 2, 1, True, "stochastic, 20 calls and more: forgives a model's errors"),
-    "dpmpp_3m_sde": Method(dpmpp_3m_sde, 3, 1, True, "stochastic, 30 calls and more"),
+    "dpm_2": Method(dpm_2, 2, 2, False, "a flow with sharp bends, at 50 evaluations and more"),
+    "unipc": Method(unipc, 3, 1, False, "5 to 12 evaluations with exponential sigmas"),
+    "consistency": Method(consistency, 0, 1, True, "1 to 4 evaluations of a consistency model"),
+    "euler_ancestral": Method(euler_ancestral, 1, 1, True, "varied images, 30 evaluations and more"),
+    "ddpm": Method(ddpm, 1, 1, True, "the original; 100 evaluations and more"),
+    "dpmpp_2s_ancestral": Method(dpmpp_2s_ancestral, 2, 2, True, "varied images under strong guidance"),
+    "dpmpp_2m_sde": Method(dpmpp_2m_sde, 2, 1, True, "stochastic, 20 evaluations and more: forgives a model's errors"),
+    "dpmpp_3m_sde": Method(dpmpp_3m_sde, 3, 1, True, "stochastic, 30 evaluations and more"),
 }

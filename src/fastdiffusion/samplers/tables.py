@@ -17,15 +17,15 @@ from ..errors import InputError
 from ..guidance import start
 from ..noise import Fresh, Paths
 from ..schedules import check_sigmas
-from ..types import Cond, Denoise, Step
+from ..types import Cond, Denoise, Run, Step
 
 
 @dataclass(frozen=True)
 class Row:
-    """One denoiser call and the move after it (the formula above).
+    """One evaluation of the denoiser and the move after it (the formula above).
 
     Attributes:
-        sigma: Noise level of the call.
+        sigma: Noise level of the evaluation.
         ratio: How much of x - D0 is kept; to/sigma for a deterministic step.
         weights: w_j of the older estimates, the most recent first.
         noise: Parts (b, from, to) of fresh noise: amplitude, and the noise levels that it belongs between.
@@ -48,12 +48,12 @@ class Table:
 
     @property
     def nfe(self) -> int:
-        """Number of denoiser calls of a run."""
+        """Number of function evaluations of a run."""
         return len(self.rows)
 
     @property
     def depth(self) -> int:
-        """How many older estimates the loop must remember."""
+        """How many older estimates the loop must keep."""
         return max((len(row.weights) for row in self.rows), default=0)
 
     @property
@@ -91,7 +91,7 @@ class Table:
         return table
 
     def __str__(self) -> str:
-        printed = [f"{self.name}: {self.nfe} calls from sigma {self.sigmas[0]:g}"]
+        printed = [f"{self.name}: {self.nfe} evaluations from sigma {self.sigmas[0]:g}"]
         for i, row in enumerate(self.rows):
             weights = " ".join(f"{w:+.4f}" for w in row.weights)
             noise = " ".join(f"+{b:.4f}n" for b, _, _ in row.noise)
@@ -100,7 +100,7 @@ class Table:
 
 
 def move(row: Row, x: Tensor, x0: Tensor, history: Iterable[Tensor]) -> Tensor:
-    """The state after a call, its fresh noise still to come. ``history``: older estimates, the most recent first."""
+    """The state after an evaluation, without its fresh noise. ``history``: older estimates, the most recent first."""
     x = torch.lerp(x0, x, row.ratio) if row.ratio != 0 else x0.clone()
     if row.weights:
         x.add_(x0, alpha=-sum(row.weights))
@@ -132,17 +132,19 @@ def run(
         raise InputError(
             f"Sampler {table.name!r} draws noise and needs one seed per image, got {got}. Pass seeds=range({len(x)})."
         )
-    denoise = start(denoise)
+    now = Run(tuple(row.sigma for row in table.rows), len(table.sigmas) - 1)
+    denoise = start(denoise, now)
     if paths is None and table.stochastic and seeds is not None:
         paths = Paths(seeds, x)
-    sigmas = torch.tensor([[row.sigma] for row in table.rows], dtype=x.dtype, device=x.device).expand(-1, len(x))
+    sigmas = torch.tensor(now.sigmas, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x)).unbind()
     history: deque[Tensor] = deque(maxlen=table.depth + 1)
-    for i, row in enumerate(table.rows):
-        x0 = denoise(x, sigmas[i], cond)
+    for i, (row, sigma) in enumerate(zip(table.rows, sigmas, strict=True)):
+        now.index, now.sigma = i, row.sigma
+        x0 = denoise(x, sigma, cond)
         x = move(row, x, x0, history)
-        for b, sigma, to in row.noise:
+        for b, level, to in row.noise:
             assert paths is not None
-            x.add_(paths.draw(sigma, to), alpha=b)
+            x.add_(paths.draw(level, to), alpha=b)
         history.appendleft(x0)
         yield Step(i, table.nfe, row.sigma, x0, x)
 

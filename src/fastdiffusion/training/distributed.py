@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
 import socket
@@ -10,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -139,11 +138,3 @@ def like(target: Tensor, value: Tensor) -> Tensor:
     if target.shape != value.shape:
         raise ValueError(f"{tuple(value.shape)} is not {tuple(target.shape)}")
     return torch.empty_like(target).copy_(value)
-
-
-def fingerprint(tensors: Iterable[Tensor]) -> str:
-    """A hash of tensors' values: equal on all processes, if training is right."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(whole(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()

@@ -20,16 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from .. import models
 from ..data import Dataset
 from ..device import device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
 from ..io.run_folder import Folder
-from ..models import Model
+from ..models import Autoencoder, Model
 from ..nets import TextConditioned
 from ..noise import generator
 from ..options import fill
@@ -149,13 +150,13 @@ class Learner:
         denoiser, data, unit = self.objective.denoiser, self.setup.train, self.setup.unit
         frame = Model(
             denoiser, data.shape, data.classes, 0.002 * unit, 80.0 * unit,
-            info=self.info | {"ema": length}, autoencoder=self.setup.autoencoder,
+            info=self.info | {"ema": length}, autoencoder=cast("Autoencoder | None", self.setup.autoencoder),
             corruption="pairs" if data.cond_channels else self.setup.corruption and str(self.setup.corruption),
         )  # fmt: skip
-        tensors = {name: whole(t.detach()) for name, t in frame.tensors().items()}
+        tensors = {name: whole(t.detach()) for name, t in models.tensors(frame).items()}
         if length is not None:
             tensors |= {f"net.{name}": whole(t) for name, t in self.average.weights(length).items()}
-        return Model.from_spec(frame.spec(), tensors).to(self.device)
+        return models.from_spec(models.spec(frame), tensors).to(self.device)
 
     # ---- one step ---------------------------------------------------------------------------------------------
 

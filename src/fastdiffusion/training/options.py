@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..options import option
 
@@ -54,6 +54,10 @@ class TrainingOptions:
 
         return device_of(self.device)
 
+    def in_runs(self, name: str) -> Self:
+        """The same, with a folder for the run: ``runs/name`` where none is given."""
+        return self if self.folder is not None else replace(self, folder=Path("runs") / name)
+
     def run(self) -> dict[str, Any]:
         """What ``trainer.train`` is given of them, by name."""
         names = ("steps", "folder", "seed", "minutes", "fresh", "precision")
@@ -77,34 +81,3 @@ def default(name: str, value: Any, **shown: Any) -> Any:
     """The shared option ``name`` with another default, and where ``shown`` says so, another help or spelling."""
     known = ImageTrainingOptions.__dataclass_fields__[name].metadata["flag"]
     return field(default=value, metadata={"flag": replace(known, **shown)})
-
-
-@dataclass(frozen=True)
-class NoiseLevelOptions(TrainingOptions):
-    """Of ``train_noise_level``.
-
-    Attributes:
-        net: A U-Net's name in ``nets.PRESETS``, of which half is taken.
-        dropout: Against memorizing.
-    """
-
-    steps: int = default("steps", 500)
-    batch_size: int = default("batch_size", 128)
-    lr: float = default("lr", 1e-3)
-    optimizer: str = default("optimizer", "adamw")
-    net: str = option("unet-tiny", "A U-Net, of which half is taken.")
-    dropout: float = option(0.0, "Against memorizing.")
-
-
-@dataclass(frozen=True)
-class ClassifierOptions(NoiseLevelOptions):
-    """Of ``train_classifier``.
-
-    Attributes:
-        model: Instead of the noisy images, classify the features of this model's U-Net and train only the head: cheap,
-            often as good, and what feature guidance takes.
-    """
-
-    steps: int = default("steps", 1000)
-    dropout: float = option(0.1, "Against memorizing.")
-    model: Any = option(None, "Classify the features of this model instead, for feature guidance.", kind=Path)

@@ -40,7 +40,7 @@ def preview(training: TrainingView, n: int = PREVIEWS, steps: int = STEPS) -> to
     cond, denoise = None, model.denoise
     if model.corruption is not None:
         return restoration_preview(training, n)
-    if model.text_encoder is not None:  # captions of training images, with the guidance that they need
+    if model.conditioner is not None:  # captions of training images, with the guidance that they need
         rows = [i * len(training.setup.train) // n for i in range(n)]
         cond, denoise = model.encode_prompt(training.setup.train.annotations(rows).captions), cfg(denoise, TEXT_SCALE)
     elif model.classes:

@@ -19,7 +19,7 @@ from ..data import Dataset, augment, measure_sigma_data
 from ..data.latents import Latents
 from ..denoisers import PARAMETERIZATIONS, Denoiser
 from ..errors import DataError, InputError, missing, unknown
-from ..models import Model, load, load_autoencoder
+from ..models import Model, load, load_autoencoder, native_denoiser
 from ..nets import presets
 from ..nets import tokenizer as tokenizers
 from ..nets.layers import Embed
@@ -121,13 +121,13 @@ def prepare(config: TrainingConfig, data: Dataset | str, device: torch.device) -
     base = None if config.init_from is None else load(config.init_from)
     autoencoder = config.autoencoder
     if base is not None and autoencoder is None:
-        autoencoder = base.autoencoder
+        autoencoder = base.modules.get("autoencoder")
     elif isinstance(autoencoder, str | Path):
         autoencoder = load_autoencoder(autoencoder).to(device)
     if autoencoder is not None:
         images = Latents(images, autoencoder)
     train, held_out = images.split(config.holdout, config.seed)
-    inherited = None if base is None else base.denoiser.sigma_data
+    inherited = None if base is None else base.sigma_data
     sigma_data, unit = scale(train, corruption, config.sigma_data, inherited)
     setup = Setup(train, held_out, base, autoencoder, corruption, sigma_data, unit, config.sigma_distribution_options)
     if setup.restores and (config.sigma_distribution, setup.levels) == ("lognormal", {}):
@@ -208,12 +208,12 @@ def _fresh_net(config: TrainingConfig, data: Dataset, cond_channels: int) -> nn.
 
 def _net_of(base: Model, config: TrainingConfig, data: Dataset, cond_channels: int) -> nn.Module:
     """A copy of a trained model's net, if it is one of such data."""
-    its = base.denoiser
+    its = native_denoiser(base, "Training from a model")
     augment_length = max(
         (m.augment.in_features for m in its.net.modules() if isinstance(m, Embed) and m.augment), default=0
     )
     has = (
-        base.shape[0], base.classes, base.text_encoder is not None, its.cond_channels, its.self_condition,
+        base.shape[0], base.classes, base.conditioner is not None, its.cond_channels, its.self_condition,
         augment_length,
     )  # fmt: skip
     wants = (

@@ -1,11 +1,11 @@
-"""What the latents of a codec say, measured: bounds on log p(x), latents that are alive, what each of them moves.
+"""What the latents of an autoencoder encode, measured: bounds on log p(x), active latents, what each of them changes.
 
-    s = spread(codec, pictures)
-    elbo(codec, pictures, s), iwae(codec, pictures, s)     # in nats a picture; the second is the tighter bound
-    (activity(codec, pictures) > ACTIVE).sum()             # of how many latents the decoder hears anything
-    traverse(codec, picture, most_active(codec, pictures))
+    s = spread(autoencoder, images)
+    elbo(autoencoder, images, s), iwae(autoencoder, images, s)  # in nats an image; the second is the tighter bound
+    (activity(autoencoder, images) > ACTIVE).sum()              # how many latents depend on the image
+    traverse(autoencoder, image, most_active(autoencoder, images))
 
-A variational autoencoder is a model of pictures: latents are normal, pixels are normal about what the decoder makes of
+A variational autoencoder is a model of images: latents are normal, pixels are normal about what the decoder makes of
 them (Kingma & Welling 2014, arXiv:1312.6114). Its likelihood is an integral over all latents, bounded from below.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -22,10 +23,13 @@ from tqdm import tqdm
 
 from ... import noise
 from ...data import Dataset
+from ...device import device_of
 from ...errors import InputError
 from ...io.images import grid
 from ...nets.autoencoders import KL, Discrete, divergence
 from ...noise import generator
+from ...options import fill
+from .options import EvaluateAutoencoderOptions
 from .train import batches, fitting, quality, use
 
 DRAWS = 41  # purpose of the generator of draws from q(z | x)
@@ -38,7 +42,7 @@ BATCH = 32
 
 
 def _decoded(autoencoder: KL, z: Float[Tensor, "b d H W"], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
-    """The picture of latents as they are, not standardized."""
+    """The image of latents as they are, not standardized."""
     return autoencoder.decoder(z)[..., : size[0], : size[1]].float()
 
 
@@ -96,20 +100,20 @@ def iwae(
     return log_weights(autoencoder, x, spread, samples, seed).logsumexp(0) - math.log(samples)
 
 
-# ---- what each latent says --------------------------------------------------------------------------------------
+# ---- what each latent encodes -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def activity(autoencoder: KL, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "d H W"]:
-    """Variance over the pictures of each latent's posterior mean: 0 where it says nothing, 1 where it says all.
+    """Variance over the images of each latent's posterior mean: 0 where it encodes nothing, 1 where it encodes all.
 
-    A collapsed latent has the prior as its posterior, whatever the picture (Burda et al. 2016).
+    A collapsed latent has the prior as its posterior, whatever the image (Burda et al. 2016).
     """
     return torch.cat([autoencoder.posterior(part)[0].float() for part in x.split(BATCH)]).var(0)
 
 
 def most_active(autoencoder: KL, x: Float[Tensor, "b c h w"], n: int = SHOWN) -> list[int]:
-    """The ``n`` channels that say most, in the mean over their places, best first."""
+    """The ``n`` channels that encode most, in the mean over their places, best first."""
     variance = activity(autoencoder, x).mean((1, 2))
     return variance.topk(min(n, len(variance))).indices.tolist()
 
@@ -118,14 +122,14 @@ def most_active(autoencoder: KL, x: Float[Tensor, "b c h w"], n: int = SHOWN) ->
 def traverse(
     autoencoder: KL, x: Float[Tensor, "1 c h w"], channels: Sequence[int], reach: float = 3.0, steps: int = SHOWN
 ) -> Float[Tensor, "k s c h w"]:
-    """What one channel at a time moves: it is shifted in all its places, the others stay as they are.
+    """What one channel at a time changes: it is shifted in all its places, the others stay as they are.
 
     Args:
         autoencoder: Trained.
-        x: The picture to begin with.
+        x: The image to begin with.
         channels: Which, see :func:`most_active`.
         reach: How far to either side, in the channel's standard deviations over the data.
-        steps: Pictures of each.
+        steps: Images of each.
     """
     z = autoencoder.posterior(x)[0].repeat(len(channels), steps, 1, 1, 1)
     for row, channel in zip(z, channels, strict=True):
@@ -135,39 +139,51 @@ def traverse(
 
 @torch.no_grad()
 def imagine(autoencoder: KL, seeds: Sequence[int], size: Sequence[int]) -> Float[Tensor, "b c h w"]:
-    """New pictures: the decoder's answers to latents from the prior; picture i depends on seeds[i] alone."""
+    """New images: the decoder's answers to latents from the prior; image i depends on seeds[i] alone."""
     grid_size = [-(-n // autoencoder.factor) for n in size]
-    return _decoded(autoencoder, noise.initial(seeds, (len(autoencoder.mean), *grid_size)), size).clamp(-1, 1)
+    z = noise.initial(seeds, (len(autoencoder.mean), *grid_size)).to(autoencoder.mean)
+    return _decoded(autoencoder, z, size).clamp(-1, 1)
 
 
 # ---- all of it --------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def describe(autoencoder: nn.Module, data: Dataset, n: int = 256, samples: int = 64, seed: int = 0) -> dict[str, float]:
-    """All that can be measured of a codec, by name, on the first ``n`` pictures.
+def describe(autoencoder: nn.Module, data: Dataset, **options: Any) -> dict[str, float]:
+    """All that can be measured of an autoencoder, by name, on the first ``n`` images.
 
-    ``psnr``, ``gradient_energy`` and ``bits`` a picture (of words: places times log2 of their number; of a variational
-    one the divergence, which an ideal coder of latents reaches); ``used``, the part of the words that occur; ``elbo``
-    and ``iwae`` in nats a picture at the likeliest ``spread``, and how many ``latents`` are ``active``.
+    ``psnr``, ``gradient_energy`` and ``bits`` an image (of tokens: places times log2 of their number; of a variational
+    one the divergence, which an ideal coder of latents reaches); ``used``, the part of the tokens that occur; ``elbo``
+    and ``iwae`` in nats an image at the likeliest ``spread``, and how many ``latents`` are ``active``.
+
+    Args:
+        autoencoder: Of this library; moved where ``device`` says.
+        data: Images of one size, best some that it was not trained on.
+        options: See :class:`EvaluateAutoencoderOptions`.
     """
-    autoencoder = fitting(autoencoder, data)
+    chosen = fill(EvaluateAutoencoderOptions, **options)
+    autoencoder, n = fitting(autoencoder, data), chosen.n
+    if chosen.device is not None:
+        autoencoder.to(device_of(chosen.device))
     if len(data.groups) != 1:
-        raise InputError("A codec is measured on pictures of one size. Load the folder with aspect='crop'.")
+        raise InputError("An autoencoder is measured on images of one size. Load the folder with aspect='crop'.")
     if min(n, len(data)) < 2:
-        raise InputError(f"A codec is measured on at least 2 pictures, got {min(n, len(data))}. Try holdout=0.")
+        raise InputError(f"An autoencoder is measured on at least 2 images, got {min(n, len(data))}. Try holdout=0.")
     measured = quality(autoencoder, data, n)._asdict()
-    x = torch.cat(list(batches(data, n)))
+    x = torch.cat(list(batches(data, n, device=autoencoder.mean.device)))
     if isinstance(autoencoder, Discrete):
-        places = autoencoder.tokens(x[:1]).numel()  # a picture's
+        places = autoencoder.tokens(x[:1]).numel()  # an image's
         return measured | {"bits": places * math.log2(autoencoder.codebook_size), "used": use(autoencoder, data, n)}
-    if not isinstance(autoencoder, KL):
-        return measured
+    return measured | (_likelihood(autoencoder, x, chosen.samples, chosen.seed) if isinstance(autoencoder, KL) else {})
+
+
+def _likelihood(autoencoder: KL, x: Tensor, samples: int, seed: int) -> dict[str, float]:
+    """The part of :func:`describe` that only a variational autoencoder has."""
     rate = torch.cat([divergence(*autoencoder.posterior(part)).flatten(1).sum(1) for part in x.split(BATCH)])
     s, alive = spread(autoencoder, x, seed), activity(autoencoder, x)
     chunks = tqdm(x.split(BATCH), "bounds", disable=None, leave=False)
     w = torch.cat([log_weights(autoencoder, part, s, samples, seed + i) for i, part in enumerate(chunks)], 1)
-    return measured | {
+    return {
         "bits": float(rate.mean()) / math.log(2),
         "spread": s,
         "elbo": float(w.mean()),
@@ -179,11 +195,12 @@ def describe(autoencoder: nn.Module, data: Dataset, n: int = 256, samples: int =
 
 @torch.no_grad()
 def sheet(autoencoder: nn.Module, data: Dataset, seed: int = 0) -> Image.Image:
-    """Pictures above, what the codec makes of them below; of a variational one then traversals and prior samples."""
-    autoencoder, some = fitting(autoencoder, data), torch.cat(list(batches(data, 256)))
+    """Images above, their reconstructions below; of a variational autoencoder then traversals and prior samples."""
+    autoencoder = fitting(autoencoder, data)
+    some = torch.cat(list(batches(data, 256, device=autoencoder.mean.device)))
     x = some[:: max(len(some) // SHOWN, 1)][:SHOWN]
     rows = [x, autoencoder.decode(autoencoder.encode(x))[..., : x.shape[-2], : x.shape[-1]].clamp(-1, 1)]
     if isinstance(autoencoder, KL):
         rows += [traverse(autoencoder, x[:1], most_active(autoencoder, some)).flatten(0, 1)]
         rows += [imagine(autoencoder, range(seed, seed + 2 * SHOWN), x.shape[2:])]
-    return grid(torch.cat(rows), len(x), max(1, 48 // x.shape[-1]))
+    return grid(torch.cat(rows).cpu(), len(x), max(1, 48 // x.shape[-1]))

@@ -1,7 +1,7 @@
-"""Train the codec that a latent model works behind.
+"""Train the autoencoder that a latent model works behind.
 
-    codec = train_autoencoder("photos/", minutes=10, folder="runs/codec")
-    z = codec.encode(pictures)
+    autoencoder = train_autoencoder("photos/", minutes=10, folder="runs/autoencoder")
+    z = autoencoder.encode(images)
 
 The loss of Rombach et al. 2022 (sec. 3.1): squared and absolute error, the distance of perceptual features, and a
 little of the divergence to a normal distribution, which keeps latents smooth.
@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,10 +27,13 @@ from ...io.checkpoints import fingerprint, save_tensors, stored
 from ...io.images import as_input, grid, save_png
 from ...nets.adversarial import LOSSES, PatchDiscriminator, adaptive_weight
 from ...nets.autoencoders import Autoencoder, Discrete
+from ...nets.layers import drawn
 from ...nets.perceptual import perceptual_distance
 from ...noise import generator
+from ...options import fill
 from ...training.batches import Batches
 from ...training.trainer import Part, train
+from .options import TrainAutoencoderOptions
 
 FILE = "codec.safetensors"
 NOISE = 40  # purpose of the generator of the posterior's noise
@@ -41,195 +44,151 @@ KINDS = ("kl", "vq", "fsq", "gumbel")
 LEVELS = {64: (8, 8), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5)}  # Mentzer et al. 2023, table 1
 
 
-def train_autoencoder(
-    data: Dataset | str,
-    steps: int = 3000,
-    kind: str = "kl",
-    latent: int = 4,
-    width: int = 32,
-    blocks: int = 1,
-    levels: int = 2,
-    codebook_size: int = 1024,
-    kl: float = 1e-4,
-    free_bits: float = 0.0,
-    perceptual: float = 0.0,
-    adversarial: float = 0.0,
-    decoder_of: Autoencoder | None = None,
-    size: int | None = None,
-    folder: str | Path | None = None,
-    batch_size: int = 32,
-    lr: float = 1e-2,
-    optimizer: str = "muon",
-    holdout: float = 0.05,
-    minutes: float | None = None,
-    fresh: bool = False,
-    seed: int = 0,
-) -> Autoencoder:
-    """An autoencoder for these pictures; the same call goes on where it stopped.
+def train_autoencoder(data: Dataset | str, **options: Any) -> Autoencoder:
+    """An autoencoder for these images; the same call goes on where it stopped.
 
     One that ``minutes`` stopped can be used, but its file is written when it is finished.
 
     Args:
-        data: Pictures, or what ``data.load`` takes.
-        steps: Of training.
-        kind: "kl" for continuous latents; "vq", "fsq" or "gumbel" for words of a codebook.
-        latent: Channels of the latents.
-        width: Channels of the first level.
-        blocks: Residual blocks of each level, on either side.
-        levels: How often the size is halved; level i has ``width * 2**i`` channels.
-        codebook: Number of words; for "fsq", whose levels multiply to about that, 64, 256, 1024 or 4096.
-        kl: Weight of the divergence (of kinds "kl" and "gumbel"); larger is smoother and coarser.
-        free_bits: Nats a latent number, in the mean of a channel, that cost nothing: against channels that collapse
-            to the prior and say nothing (Kingma et al. 2016, arXiv:1606.04934).
-        perceptual: Weight of ``nets.perceptual.perceptual_distance``.
-        adversarial: Weight of a critic of patches, beside the adaptive one (VQGAN, Esser et al. 2021, eq. 7). It
-            learns alone for a quarter of the steps.
-        decoder_of: Instead of a new autoencoder, go on with a copy of this one and teach its decoder alone: latents,
-            and all that was trained on them, stay what they are.
-        size: Side of the pictures, if ``data`` is a name or folder.
-        folder: Where checkpoints, previews and the finished file go.
-        batch_size: Pictures a step.
-        lr: Highest learning rate.
-        optimizer: A name in ``optimizers.OPTIMIZERS``.
-        holdout: Part of the pictures kept for the previews and for measuring.
-        minutes: End after so long; the same call goes on.
-        fresh: Forget what the folder holds.
-        seed: Of everything.
+        data: Images, or what ``data.load`` takes.
+        options: See :class:`TrainAutoencoderOptions`.
     """
-    data = datasets.load(data, size)
-    autoencoder = (
-        _new(data.shape[0], kind, latent, width, blocks, levels, codebook_size, seed)
-        if decoder_of is None
-        else deepcopy(decoder_of)
-    )
-    if not all(0 <= value < math.inf for value in (kl, free_bits, perceptual, adversarial)):
+    chosen = fill(TrainAutoencoderOptions, **options)
+    data = datasets.load(data, chosen.size)
+    original, place = chosen.decoder_of, chosen.place
+    autoencoder = (_new(data.shape[0], chosen) if original is None else deepcopy(original)).to(place)
+    if not all(0 <= v < math.inf for v in (chosen.kl, chosen.free_bits, chosen.perceptual, chosen.adversarial)):
         raise InputError(
             "kl, free_bits, perceptual and adversarial are weights: numbers that are not negative. 0 is off."
         )
-    train_data, held = data.split(holdout, seed)
-    config = {"codec": autoencoder.config, "kl": kl, "free_bits": free_bits, "perceptual": perceptual, "lr": lr,
-              "adversarial": adversarial, "batch_size": batch_size, "optimizer": optimizer,
-              "data": train_data.fingerprint,
-              "decoder": None if decoder_of is None else fingerprint(decoder_of.state_dict())}  # fmt: skip
-    examples = Batches(train_data, min(batch_size, len(train_data)), seed)
-    autoencoder.encoder.requires_grad_(decoder_of is None)
-    critic = _critic(data.shape[0], seed) if adversarial else None
-    critic_start, weight = steps // 4, kl if kind in ("kl", "gumbel") else COMMITMENT
-    made = torch.empty(0)  # the generator's last pictures, for the critic's turn
+    train_data, held = data.split(chosen.holdout, chosen.seed)
+    config: dict[str, Any] = {"codec": autoencoder.config, "data": train_data.fingerprint}
+    names = ("kl", "free_bits", "perceptual", "adversarial", "lr", "batch_size", "optimizer")
+    config |= {name: getattr(chosen, name) for name in names}
+    config["decoder"] = None if original is None else fingerprint(original.state_dict())
+    autoencoder.encoder.requires_grad_(original is None)
+    game = _Game(autoencoder, _critic(data.shape[0], chosen), train_data, chosen)
+    learned = autoencoder if original is None else autoencoder.decoder
+    parts = {"autoencoder": Part(learned, game.autoencoder_loss, chosen.optimizer, chosen.lr)}
+    if game.critic is not None:
+        parts["critic"] = Part(game.critic, game.critic_loss, "adamw", CRITIC_LR)
+    shown, step = held if len(held) else train_data, 0
+    for step, *_ in train(parts, config=config, warmup=100, **chosen.run()):
+        if chosen.folder is not None and (step % PREVIEW_EVERY == 0 or step == chosen.steps):
+            preview(autoencoder.eval(), shown, Path(chosen.folder) / "preview.png")
+            autoencoder.train(original is None)
+    autoencoder.eval().requires_grad_(True)
+    if original is None:
+        standardize(autoencoder, train_data)
+    if chosen.folder is not None and step in (0, chosen.steps):  # finished: now, or before
+        save(autoencoder, Path(chosen.folder) / FILE)
+    return autoencoder.cpu()
 
-    def images(step: int) -> Tensor:
-        return examples.draw(step).x0.contiguous(memory_format=torch.channels_last)
 
-    def loss(step: int) -> Tensor:
-        nonlocal made
-        x = images(step)
+class _Game:
+    """What the autoencoder and its critic are trained on: within each step they take turns, on the same images."""
+
+    def __init__(
+        self, autoencoder: Autoencoder, critic: nn.Module | None, data: Dataset, chosen: TrainAutoencoderOptions
+    ):
+        self.autoencoder, self.critic, self.chosen, self.place = autoencoder, critic, chosen, chosen.place
+        self.batches = Batches(data, min(chosen.batch_size, len(data)), chosen.seed)
+        self.weight = chosen.kl if chosen.kind in ("kl", "gumbel") else COMMITMENT
+        self.made = torch.empty(0)  # the last reconstructions, for the critic's turn
+
+    def images(self, step: int) -> Tensor:
+        return self.batches.draw(step).x0.to(self.place).contiguous(memory_format=torch.channels_last)
+
+    def autoencoder_loss(self, step: int) -> Tensor:
+        autoencoder, chosen, x = self.autoencoder, self.chosen, self.images(step)
         side = [-(-n // autoencoder.factor) for n in x.shape[2:]]
-        autoencoder.anneal(step / steps)
-        y, penalty = autoencoder(
-            x, torch.randn(len(x), len(autoencoder.mean), *side, generator=generator(seed, NOISE, step))
-        )
+        autoencoder.anneal(step / chosen.steps)
+        noise = torch.randn(len(x), len(autoencoder.mean), *side, generator=generator(chosen.seed, NOISE, step))
+        y, penalty = autoencoder(x, noise.to(x.device))
         y = y.float()
-        made = y.detach()
-        value = 4 * F.mse_loss(y, x) + F.l1_loss(y, x) + weight * penalty.mean(0).clamp(min=free_bits).mean()
-        if perceptual:
-            value = value + perceptual * perceptual_distance(y, x).mean()
-        if critic is not None and step >= critic_start:
-            against = LOSSES["hinge"].generator(critic(y))
-            value = value + adversarial * adaptive_weight(value, against, autoencoder.last) * against
+        self.made = y.detach()
+        penalty = penalty.mean(0).clamp(min=chosen.free_bits).mean()
+        value = 4 * F.mse_loss(y, x) + F.l1_loss(y, x) + self.weight * penalty
+        if chosen.perceptual:
+            value = value + chosen.perceptual * perceptual_distance(y, x).mean()
+        if self.critic is not None and step >= chosen.steps // 4:
+            against = LOSSES["hinge"].generator(self.critic(y))
+            value = value + chosen.adversarial * adaptive_weight(value, against, autoencoder.last) * against
         return value
 
-    def critic_loss(step: int) -> Tensor:  # from the first step: the decoder is to follow a critic that knows something
-        return LOSSES["hinge"].discriminator(critic(images(step)), critic(made))  # pyright: ignore
-
-    parts = {"autoencoder": Part(autoencoder if decoder_of is None else autoencoder.decoder, loss, optimizer, lr)}
-    if critic is not None:
-        parts["critic"] = Part(critic, critic_loss, "adamw", CRITIC_LR)
-    shown, step = held if len(held) else train_data, 0
-    for step, *_ in train(parts, steps, config, folder, seed, 100, 0.5, minutes, fresh):
-        if folder is not None and (step % PREVIEW_EVERY == 0 or step == steps):
-            preview(autoencoder.eval(), shown, Path(folder) / "preview.png")
-            autoencoder.train(decoder_of is None)
-    autoencoder.eval().requires_grad_(True)
-    if decoder_of is None:
-        standardize(autoencoder, train_data)
-    if folder is not None and step in (0, steps):  # finished: now, or before
-        save(autoencoder, Path(folder) / FILE)
-    return autoencoder
+    def critic_loss(self, step: int) -> Tensor:  # from the first step: the decoder is to follow a critic that knows
+        assert self.critic is not None
+        return LOSSES["hinge"].discriminator(self.critic(self.images(step)), self.critic(self.made))
 
 
-def _new(
-    channels: int, kind: str, latent: int, width: int, blocks: int, levels: int, codebook_size: int, seed: int
-) -> Autoencoder:
-    """A codec with fresh weights."""
+def _new(channels: int, chosen: TrainAutoencoderOptions) -> Autoencoder:
+    """An autoencoder with fresh weights."""
+    kind, size = chosen.kind, chosen.codebook_size
     if kind not in KINDS:
         raise unknown("kind of autoencoder", kind, KINDS)
-    if min(latent, width, blocks, levels) < 1:
+    if min(chosen.latent, chosen.width, chosen.blocks, chosen.levels) < 1:
         raise InputError("latent, width, blocks and levels must be at least 1.")
-    spec = {"name": kind, "channels": channels, "width": width, "multiples": [2**i for i in range(levels)]}
-    spec |= {"blocks": blocks}
+    spec: dict[str, Any] = {"name": kind, "channels": channels, "width": chosen.width, "blocks": chosen.blocks}
+    spec["multiples"] = [2**i for i in range(chosen.levels)]
     if kind == "fsq":
-        if codebook_size not in LEVELS:
-            raise InputError(
-                f"fsq has codebooks of {', '.join(map(str, LEVELS))} words, got {codebook_size}. Try 1024."
-            )
-        spec["levels"] = LEVELS[codebook_size]
+        if size not in LEVELS:
+            raise InputError(f"fsq has codebooks of {', '.join(map(str, LEVELS))} tokens, got {size}. Try 1024.")
+        spec["levels"] = LEVELS[size]
     else:
-        spec |= {"latent": latent} | ({} if kind == "kl" else {"codebook": codebook_size})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, NOISE).initial_seed() % 2**63)
-        autoencoder = nets.build(spec)
-    assert isinstance(autoencoder, Autoencoder)
-    return autoencoder
+        spec |= {"latent": chosen.latent} | ({} if kind == "kl" else {"codebook": size})
+    return drawn(lambda: nets.build(spec), chosen.seed, NOISE)
 
 
-def _critic(channels: int, seed: int) -> PatchDiscriminator:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, NOISE, 1).initial_seed() % 2**63)
-        return PatchDiscriminator(channels, width=32, depth=2)
+def _critic(channels: int, chosen: TrainAutoencoderOptions) -> PatchDiscriminator | None:
+    if not chosen.adversarial:
+        return None
+    return drawn(lambda: PatchDiscriminator(channels, width=32, depth=2), chosen.seed, NOISE, 1).to(chosen.place)
 
 
 def fitting(autoencoder: nn.Module, data: Dataset) -> Autoencoder:
-    """The codec, if it is one for pictures of that many channels; InputError if not."""
+    """The autoencoder, if it is one for images of that many channels; InputError if not."""
     if not isinstance(autoencoder, Autoencoder):
         raise InputError(
             f"A {type(autoencoder).__name__} is no autoencoder of this library. Train one: train-autoencoder."
         )
     if autoencoder.config["channels"] != data.shape[0]:
         raise InputError(
-            f"This autoencoder takes pictures of {autoencoder.config['channels']} channels, those of {data.name!r} "
+            f"This autoencoder takes images of {autoencoder.config['channels']} channels, those of {data.name!r} "
             f"have {data.shape[0]}. Use the data that it was trained on."
         )
     return autoencoder
 
 
-def batches(data: Dataset, n: int | None = None, size: int = 32) -> Iterator[Tensor]:
-    """The pictures (the first ``n``) in [-1, 1], ``size`` at a time."""
+def batches(
+    data: Dataset, n: int | None = None, size: int = 32, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """The images (the first ``n``) in [-1, 1] on a device, ``size`` at a time."""
     left = len(data) if n is None else n
     for group in data.groups:
         rows = group[:left]
         left -= len(rows)
         for start in range(0, len(rows), size):
-            yield nets_input(data, rows[start : start + size])
+            yield nets_input(data, rows[start : start + size], device)
 
 
-def nets_input(data: Dataset, rows: list[int]) -> Tensor:
-    """Pictures as a net takes them: in [-1, 1], channels-last."""
-    return as_input(data.batch(rows).images).contiguous(memory_format=torch.channels_last)
+def nets_input(data: Dataset, rows: list[int], device: torch.device | str) -> Tensor:
+    """Images as a net takes them: in [-1, 1], channels-last, where it is."""
+    return as_input(data.batch(rows).images).to(device).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def standardize(autoencoder: Autoencoder, data: Dataset, n: int = 1024) -> None:
-    """Measure the latents of up to ``n`` pictures, so that ``encode`` gives each channel mean 0 and variance 1."""
+    """Measure the latents of up to ``n`` images, so that ``encode`` gives each channel mean 0 and variance 1."""
     step = max(len(data) // n, 1)
     rows = [i for i in data.groups[0] if i % step == 0][:n] or data.groups[0][:n]
     autoencoder.mean.zero_()
     autoencoder.std.fill_(1)
-    z = torch.cat([autoencoder.encode(nets_input(data, rows[i : i + 32])) for i in range(0, len(rows), 32)])
-    autoencoder.standardize(z)
+    parts = (nets_input(data, rows[i : i + 32], autoencoder.mean.device) for i in range(0, len(rows), 32))
+    autoencoder.standardize(torch.cat([autoencoder.encode(x) for x in parts]))
 
 
 class Quality(NamedTuple):
-    """How faithful a codec is: PSNR in dB (mean over pictures), and its gradients' energy as a part of the real one."""
+    """PSNR of the reconstructions in dB (mean over images), and their gradients' energy as a part of the real one."""
 
     psnr: float
     gradient_energy: float
@@ -237,9 +196,9 @@ class Quality(NamedTuple):
 
 @torch.no_grad()
 def quality(autoencoder: Autoencoder, data: Dataset, n: int | None = None) -> Quality:
-    """Measure a codec on pictures, best on some that it never saw."""
+    """Measure an autoencoder on images, best on some that it was not trained on."""
     decibels, mine, real = [], 0.0, 0.0
-    for x in batches(data, n):
+    for x in batches(data, n, device=autoencoder.mean.device):
         y = autoencoder.decode(autoencoder.encode(x)).clamp(-1, 1)[..., : x.shape[-2], : x.shape[-1]]
         decibels.append(-10 * ((y - x) / 2).square().flatten(1).mean(1).clamp(min=1e-10).log10())
         mine, real = mine + _gradients(y), real + _gradients(x)
@@ -252,17 +211,17 @@ def _gradients(x: Tensor) -> float:
 
 @torch.no_grad()
 def use(autoencoder: Discrete, data: Dataset, n: int | None = None) -> float:
-    """The part of the codebook that occurs in the pictures."""
-    tokens = torch.cat([autoencoder.tokens(x).flatten() for x in batches(data, n)])
+    """The part of the codebook that occurs in the images."""
+    tokens = torch.cat([autoencoder.tokens(x).flatten() for x in batches(data, n, device=autoencoder.mean.device)])
     return len(tokens.unique()) / autoencoder.codebook_size
 
 
 @torch.no_grad()
 def preview(autoencoder: Autoencoder, data: Dataset, path: Path, n: int = 8) -> None:
-    """A sheet: pictures above, what the codec makes of them below."""
-    x = nets_input(data, data.groups[0][:: max(len(data.groups[0]) // n, 1)][:n])
+    """A sheet: images above, their reconstructions below."""
+    x = nets_input(data, data.groups[0][:: max(len(data.groups[0]) // n, 1)][:n], autoencoder.mean.device)
     y = autoencoder.decode(autoencoder.encode(x)).clamp(-1, 1)[..., : x.shape[-2], : x.shape[-1]]
-    save_png(grid(torch.cat([x, y]), len(x), max(1, 64 // x.shape[-1])), path)
+    save_png(grid(torch.cat([x, y]).cpu(), len(x), max(1, 64 // x.shape[-1])), path)
 
 
 def save(autoencoder: Autoencoder, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How good is a model? Numbers with their floor and interval, and the pictures that it may have copied."""
+"""How good is a model? Numbers with their floor and interval, and the images that it may have copied."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,17 @@ from ... import metrics, prompts
 from ...data import Dataset, cache_folder, selection
 from ...errors import CheckpointError, InputError
 from ...io.atomic import write_json
-from ...io.checkpoints import annotate, load_tensors, save_tensors
+from ...io.checkpoints import annotate, fingerprint, load_tensors, save_tensors
 from ...io.images import grid, safe_name, save_png, to_tensor, to_uint8
 from ...models import FILE, Model
-from ...models.registry import digest
-from ..generation.guidance_spec import Guide
-from ..generation.sample import loaded, sample
+from ...models.registry import digest, loaded
+from ...options import fill
+from ..generation.options import RunOptions
+from ..generation.sample import sample
 from ..generation.samples import Samples
+from .options import EvaluateOptions
 
-SHOWN = 10  # generated pictures beside their neighbors
+SHOWN = 10  # generated images beside their neighbors
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,10 @@ class Number:
     """One result.
 
     Attributes:
-        value: Of the generated pictures.
+        value: Of the generated images.
         low: 95 % bootstrap interval, see ``metrics.interval``.
         high: See ``low``.
-        floor: The same of as many real pictures: what a perfect model would have.
+        floor: The same of as many real images: what a perfect model would have.
         better: "lower" or "higher"; "" where the floor itself is the goal.
     """
 
@@ -52,16 +54,16 @@ class Number:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`evaluate` found. ``print`` it, or ``save`` it as JSON and pictures.
+    """What :func:`evaluate` found. ``print`` it, or ``save`` it as JSON and images.
 
     Attributes:
         name: Of the data.
-        n: Pictures on each side.
+        n: Images on each side.
         numbers: By name, e.g. "fd_digits".
         gradients: ``metrics.gradient_distance`` family by family.
         features: Which net the features are of.
-        neighbors: Generated pictures that come nearest to a real one, each with the five real ones nearest to it.
-        samples: The generated pictures, where a model made them.
+        neighbors: Generated images that come nearest to a real one, each with the five real ones nearest to it.
+        samples: The generated images, where a model made them.
     """
 
     name: str
@@ -73,7 +75,7 @@ class Report:
     samples: Samples | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as JSON."""
+        """Everything but the images, as JSON."""
         numbers = {name: asdict(number) for name, number in self.numbers.items()}
         made = {} if self.samples is None else {"recipe": dict(self.samples.recipe)}
         rest = {"gradients": self.gradients, "features": self.features, **made}
@@ -90,7 +92,7 @@ class Report:
 
     def __str__(self) -> str:
         width = max(map(len, self.numbers))
-        rows = [f"{self.n} generated against {self.n} real pictures of {self.name}"]
+        rows = [f"{self.n} generated against {self.n} real images of {self.name}"]
         rows.append(f"{'':{width}}  {'value':>7}  {'95 % interval':>16}  {'real':>7}")
         for name, x in self.numbers.items():
             span = f"{x.low:.3f} to {x.high:.3f}"
@@ -100,71 +102,36 @@ class Report:
         return "\n".join(rows)
 
 
-def evaluate(
-    model: Model | str | Path,
-    data: Dataset | str | Path,
-    n: int = 1000,
-    steps: int = 12,
-    seed: int = 0,
-    scale: float = 1.0,
-    guidance: Guide | Sequence[Guide] | None = None,
-    sampler: str | None = None,
-    schedule: str | None = None,
-    batch_size: int = 64,
-    features: nn.Module | None = None,
-    rounds: int = 100,
-    note: bool = True,
-    device: str | None = None,
-) -> Report:
-    """Make ``n`` pictures and measure them against as many real ones, of their classes, or told their captions.
+def evaluate(model: Model | str | Path, data: Dataset | str | Path, **options: Any) -> Report:
+    """Make ``n`` images and measure them against as many real ones, of their classes or with their captions as prompts.
 
     Args:
         model: A model, its file, or the folder of its training run.
         data: What it was trained on: a data set, or what ``data.load`` takes.
-        n: Pictures on each side; at most half of the data, so that there is a floor.
-        steps: Of sampling, as are ``seed``, ``scale``, ``sampler``, ``schedule`` and ``batch_size``.
-        seed: See ``sample``; also draws the real pictures.
-        scale: See ``sample``.
-        guide: See ``sample``.
-        sampler: See ``sample``.
-        schedule: See ``sample``.
-        batch_size: See ``sample``.
-        features: A net from [-1, 1] pictures to features; by default a classifier that is trained on the data the
-            first time (2 minutes for Fashion-MNIST on 2 cores) and kept in the cache.
-        rounds: Of the bootstrap.
-        note: Write the numbers into the model's file, for its card; its pictures stay the same.
-        device: See ``sample``.
+        options: See :class:`EvaluateOptions <fastdiffusion.tasks.evaluation.options.EvaluateOptions>`: n, steps, seed,
+            scale, guidance, features, rounds, ...
     """
-    file, model = model, loaded(model, device)
-    _, height, width = model.image_shape
-    options = model.info.get("options") if isinstance(data, str | Path) and Path(data).is_dir() else None
-    loading = (
-        {key: options[key] for key in ("aspect", "mode", "labels") if key in options}
-        if isinstance(options, dict)
-        else {}
-    )
-    data = datasets.load(data, size=height if height == width else None, **loading)  # as the training read it
-    n = _count(n, data)
-    labels = data_labels = captions = None
-    conditions = data.annotations(selection.choose(data, n, seed))
-    if model.classes and model.classes == tuple(data.classes):
-        data_labels = conditions.labels.tolist()
-    if model.text_encoder is not None and any(conditions.captions):
+    chosen = fill(EvaluateOptions, **options)
+    ready = loaded(model, chosen.device)
+    _, height, width = ready.image_shape
+    trained = ready.info.get("options") if isinstance(data, str | Path) and Path(data).is_dir() else None
+    keys = ("aspect", "mode", "labels")  # the data are read as the training read them
+    loading = {key: trained[key] for key in keys if key in trained} if isinstance(trained, dict) else {}
+    data = datasets.load(data, size=height if height == width else None, **loading)
+    n = _count(chosen.n, data)
+    labels = classes = captions = None
+    conditions = data.annotations(selection.choose(data, n, chosen.seed))
+    if ready.classes and ready.classes == tuple(data.classes):
+        classes = conditions.labels.tolist()
+    if ready.conditioner is not None and any(conditions.captions):
         captions = [prompts.plain(caption) for caption in conditions.captions]
-    sampling = {
-        "steps": steps,
-        "seed": seed,
-        "scale": scale,
-        "guidance": guidance,
-        "sampler": sampler,
-        "schedule": schedule,
-    }
-    made = sample(model, captions, n=n, classes=data_labels, batch_size=batch_size, **sampling)
-    if data_labels is not None:
+    shared = {f.name: getattr(chosen, f.name) for f in fields(RunOptions)}
+    made = sample(ready, captions, classes=classes, **{**shared, "n": n})
+    if classes is not None:
         labels = [data.classes.index(name) if name else -1 for name in made.labels]
-    report = measure(made.images, data, labels, features, seed, rounds, made)
-    if note and not isinstance(file, Model):
-        record_metrics(report, Path(file))
+    report = measure(made.images, data, labels, chosen.features, chosen.seed, chosen.rounds, made)
+    if chosen.note and not isinstance(model, Model):
+        record_metrics(report, Path(model))
     return report
 
 
@@ -177,7 +144,7 @@ def record_metrics(report: Report, path: Path) -> None:
     if not path.is_file():  # one that ships with the package
         return
     made = report.samples
-    settings = "" if made is None else ", {steps} calls, scale {scale:g}".format(**made.recipe["parameters"])
+    settings = "" if made is None else ", {steps} steps, scale {scale:g}".format(**made.recipe["parameters"])
     numbers = {f"{name} (n={report.n:,}{settings})": [x.low, x.value, x.high] for name, x in report.numbers.items()}
 
     def with_metrics(config: dict[str, Any]) -> dict[str, Any]:
@@ -201,14 +168,14 @@ def measure(
     rounds: int = 100,
     samples: Samples | None = None,
 ) -> Report:
-    """The numbers of :func:`evaluate` for pictures from anywhere, in [-1, 1]; ``labels`` are what they should show.
+    """The numbers of :func:`evaluate` for images from anywhere, in [-1, 1]; ``labels`` are what they should show.
 
     Raises:
-        InputError: Fewer than 10 pictures, or of another shape than the data's.
+        InputError: Fewer than 10 images, or of another shape than the data's.
     """
     if tuple(images.shape[1:]) != tuple(data.shape):
         shapes = ["x".join(map(str, shape)) for shape in (images.shape[1:], data.shape)]
-        raise InputError(f"The model makes {shapes[0]} pictures, the data has {shapes[1]}. Load the data with size=.")
+        raise InputError(f"The model makes {shapes[0]} images, the data has {shapes[1]}. Load the data with size=.")
     n = _count(len(images), data)
     fake, chosen = to_uint8(images[:n]), selection.choose(data, 2 * n, seed)
     net = features or metrics.classifier(data)
@@ -251,10 +218,10 @@ def measure(
 
 
 def _count(n: int, data: Dataset) -> int:
-    """How many pictures can be compared: half of the real ones are kept for the floor."""
+    """How many images can be compared: half of the real ones are kept for the floor."""
     most = min(n, len(data) // 2)
     if most < 10:
-        raise InputError(f"Measuring needs n of at least 10 and twice as many real pictures, got {n} and {len(data)}.")
+        raise InputError(f"Measuring needs n of at least 10 and twice as many real images, got {n} and {len(data)}.")
     return most
 
 
@@ -268,14 +235,11 @@ def _described(net: Callable[[Tensor], Tensor]) -> tuple[str, dict[str, Any]]:
 
 def _hash(net: nn.Module) -> str:
     """Of the structure and the tensors."""
-    sha = hashlib.sha256(repr(net).encode())
-    for tensor in net.state_dict().values():
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()
+    return fingerprint(net.state_dict(), {"net": repr(net)})
 
 
 def _cached_features(net: Callable[[Tensor], Tensor], data: Dataset, indices: list[int], images: Tensor) -> Tensor:
-    """Features of real pictures, from the cache where the same net has seen the same ones."""
+    """Features of real images, from the cache where the same net has been given the same ones."""
     if not isinstance(net, nn.Module):
         return metrics.features(net, images)
     key = json.dumps([data.fingerprint, list(data.shape), _hash(net), indices]).encode()
@@ -290,15 +254,15 @@ def _cached_features(net: Callable[[Tensor], Tensor], data: Dataset, indices: li
 
 @torch.no_grad()
 def _right(net: metrics.Classifier, images: Tensor, labels: Tensor) -> Tensor:
-    """1 where the classifier sees the label, 0 elsewhere; pictures without a label are left out."""
+    """1 where the classifier predicts the label, 0 elsewhere; images without a label are left out."""
     shown = torch.cat([net(to_tensor(part)).argmax(1) for part in images.split(256)])
     return (shown == labels)[labels >= 0].double()
 
 
 def _neighbors(fake: Tensor, other: Tensor, data: Dataset, held: list[int]) -> tuple[Tensor, Tensor, Image.Image]:
-    """Pixel distance to the nearest training picture, of generated and of real ones, and the sheet of the nearest.
+    """Pixel distance to the nearest training image, of generated and of real ones, and the sheet of the nearest.
 
-    Pixels, at most 16 x 16 of them: a copy is a copy whatever a net thinks of it. Real pictures (at ``held``) are not
+    Pixels, at most 16 x 16 of them: a copy is a copy whatever a net makes of it. Real images (at ``held``) are not
     counted as their own neighbors.
     """
     every = selection.choose(data, 60_000)

@@ -1,7 +1,7 @@
-"""Look into sampling: what a knob does (``study``), and how a picture comes about (``trajectory``).
+"""Look into sampling: what an option does (``study``), and how an image comes about (``trajectory``).
 
-    result = study(model, vary={"scale": [1, 3, 7], "steps": [5, 8, 12]}, n=4, classes="3")
-    result.picture().show()
+    result = study(model, {"scale": [1, 3, 7], "steps": [5, 8, 12]}, n=4, classes="3")
+    result.to_image().show()
     result.explained()          # {"scale": 0.71, "steps": 0.18, "together": 0.11}
 
 Every cell is a run of ``sample`` with nothing shared, so it equals the stand-alone run byte for byte.
@@ -9,10 +9,10 @@ Every cell is a run of ``sample`` with nothing shared, so it equals the stand-al
 
 from __future__ import annotations
 
-import inspect
 import io
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields
 from itertools import product
 from math import ceil, prod
 from pathlib import Path
@@ -27,36 +27,40 @@ from ...errors import InputError, unknown
 from ...io.atomic import write_json
 from ...io.images import grid, safe_name, save_png, to_pil
 from ...models import Model
-from ..generation.sample import loaded, sample, sample_steps
+from ...models.registry import loaded
+from ...options import fill
+from ..generation.options import SampleOptions, StudyOptions
+from ..generation.sample import sample, sample_steps
 from ..generation.samples import Samples
 
-KNOBS = tuple(name for name in inspect.signature(sample).parameters if name not in ("model", "n", "batch_size"))
+FIXED = ("n", "batch_size", "device")  # the same in all cells
+SWEPT = {f.name: f for f in fields(SampleOptions) if f.name not in FIXED}
 LARGEST = 1000  # cells of a study
 
 
 @dataclass(frozen=True)
 class Study:
-    """The pictures of every combination of knobs.
+    """The images of every combination of some options.
 
     Attributes:
-        vary: Each knob's values. The first runs along columns, the second along rows, further ones over blocks.
-        cells: One ``Samples`` per combination, in the order of ``itertools.product(*vary.values())``.
+        sweep: Each option's values. The first runs along columns, the second along rows, further ones over blocks.
+        cells: One ``Samples`` per combination, in the order of ``itertools.product(*sweep.values())``.
     """
 
     sweep: Mapping[str, Sequence[Any]]
     cells: Sequence[Samples]
 
-    def __getitem__(self, knobs: Mapping[str, Any]) -> Samples:
-        """The cell where the knobs have these values: ``study[{"scale": 3, "steps": 8}]``."""
+    def __getitem__(self, options: Mapping[str, Any]) -> Samples:
+        """The cell where the options have these values: ``study[{"scale": 3, "steps": 8}]``."""
         index = 0
         for name, values in self.sweep.items():
-            if knobs.get(name) not in values:
-                raise InputError(f"{name} was {list(values)} in this study, got {knobs.get(name)!r}.")
-            index = index * len(values) + list(values).index(knobs[name])
+            if options.get(name) not in values:
+                raise InputError(f"{name} was {list(values)} in this study, got {options.get(name)!r}.")
+            index = index * len(values) + list(values).index(options[name])
         return self.cells[index]
 
     def explained(self, features: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
-        """How much of the change in the pictures each knob explains by itself; "together" is what only several do.
+        """How much of the change in the images each option explains by itself; "together" is what only several do.
 
         The main effects of a balanced analysis of variance, image by image (seeds are not compared with each other),
         as parts of the whole change; they sum to 1.
@@ -65,7 +69,7 @@ class Study:
             features: What to measure change in, from (n, c, h, w) to (n, d); by default the pixels.
         """
         if len({cell.images.shape for cell in self.cells}) > 1:
-            raise InputError("Pictures of different sizes cannot be compared. Leave size out of vary.")
+            raise InputError("Images of different sizes cannot be compared. Leave size out of the sweep.")
         rows = [cell.images.flatten(1) if features is None else features(cell.images).flatten(1) for cell in self.cells]
         change = torch.stack(rows).double().reshape(*map(len, self.sweep.values()), -1)
         axes = range(change.ndim - 1)
@@ -107,66 +111,69 @@ class Study:
         return sheet
 
     def save(self, folder: str | Path) -> Path:
-        """Write every picture with its recipe, the sheet ``study.png`` and ``study.json`` with what explains what."""
+        """Write every image with its recipe, the sheet ``study.png`` and ``study.json`` with what explains what."""
         folder = Path(folder)
         for values, cell in zip(product(*self.sweep.values()), self.cells, strict=True):
             cell.save(folder, safe_name("-".join(f"{k}={v}" for k, v in zip(self.sweep, values, strict=True))))
         save_png(self.to_image(), folder / "study.png", None)
         same = len({cell.images.shape for cell in self.cells}) == 1
-        values_of = {name: list(values) for name, values in self.sweep.items()}
-        write_json(folder / "study.json", {"vary": values_of, "explained": self.explained() if same else None})
+        values = {name: list(values) for name, values in self.sweep.items()}
+        write_json(folder / "study.json", {"sweep": values, "explained": self.explained() if same else None})
         return folder
 
     def _repr_png_(self) -> bytes:
         return _png(self.to_image())
 
 
-def study(
-    model: Model | str | Path, sweep: Mapping[str, Sequence[Any]] | Sequence[str], n: int = 4, **parameters: Any
-) -> Study:
-    """Sample every combination of the knobs in ``vary``, all else equal.
+def study(model: Model | str | Path, sweep: Mapping[str, Sequence[Any]] | Sequence[str], **options: Any) -> Study:
+    """Sample every combination of some options, all else equal.
 
     Args:
-        model: As for ``sample``.
-        vary: Values by knob, or texts like "scale=1,3,7". A knob is any parameter of ``sample`` but n and batch_size.
-        n: Pictures per cell.
-        parameters: What ``sample`` takes, held fixed.
+        model: As of ``sample``.
+        sweep: Values by option, or texts such as "scale=1,3,7". Any option of ``sample`` but those of :data:`FIXED`.
+        options: See :class:`StudyOptions <fastdiffusion.tasks.generation.options.StudyOptions>`: what ``sample`` takes,
+            the same in all cells.
     """
-    knobs = dict(sweep.items() if isinstance(sweep, Mapping) else map(knob, sweep))
-    for name, values in knobs.items():
-        if name not in KNOBS:
-            raise unknown("knob", name, KNOBS)
+    swept = dict(sweep.items() if isinstance(sweep, Mapping) else map(values_of, sweep))
+    for name, values in swept.items():
+        if name not in SWEPT:
+            raise unknown("option to sweep", name, SWEPT)
         if isinstance(values, str) or not values:
-            raise InputError(f"{name} needs a list of values, got {values!r}. Example: vary={{'scale': [1, 3, 7]}}.")
-    cells = prod(map(len, knobs.values()))
-    if not knobs or cells > LARGEST:
-        raise InputError(f"a study needs 1 to {LARGEST} cells, these knobs make {cells if knobs else 0}.")
-    ready = loaded(model)
-    runs = (dict(zip(knobs, values, strict=True)) for values in product(*knobs.values()))
-    return Study(knobs, [sample(ready, n=n, **{**parameters, **run}) for run in runs])
+            raise InputError(f"{name} needs a list of values, got {values!r}. Example: sweep={{'scale': [1, 3, 7]}}.")
+    cells = prod(map(len, swept.values()))
+    if not swept or cells > LARGEST:
+        raise InputError(f"A study needs 1 to {LARGEST} cells, this one has {cells if swept else 0}.")
+    chosen = fill(StudyOptions, **options)
+    ready = loaded(model, chosen.device)
+    runs = (dict(zip(swept, values, strict=True)) for values in product(*swept.values()))
+    return Study(swept, [sample(ready, **{**vars(chosen), **run}) for run in runs])
 
 
-def knob(text: str) -> tuple[str, list[Any]]:
+def values_of(text: str) -> tuple[str, list[Any]]:
     """ "scale=1,3,7" as ("scale", [1.0, 3.0, 7.0]): each value in the type that ``sample`` takes."""
     name, _, values = text.partition("=")
     name = name.strip()
-    if name not in KNOBS:
-        raise unknown("knob", name, KNOBS)
-    hint = str(inspect.signature(sample).parameters[name].annotation)
-    kind = float if hint.startswith("float") else int if hint.startswith("int") else str
-    try:
-        return name, [kind(value.strip()) for value in values.split(",")]
-    except ValueError:
-        raise InputError(f"Not values of {name}: {values!r}. Example: --vary scale=1,3,7") from None
+    if name not in SWEPT:
+        raise unknown("option to sweep", name, SWEPT)
+    kinds = [kind for kind in (int, float, str) if kind.__name__ in str(SWEPT[name].type).split(" | ")]
+    return name, [_value(name, text.strip(), kinds) for text in values.split(",")]
+
+
+def _value(name: str, text: str, kinds: Sequence[Callable[[str], Any]]) -> Any:
+    """A text in the first of these types that it can be read as."""
+    for kind in kinds:
+        with suppress(ValueError):
+            return kind(text)
+    raise InputError(f"Not a value of {name}: {text!r}. Example: --sweep scale=1,3,7")
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """How pictures come about: the model's estimate of the clean picture at every call.
+    """How images come about: the model's estimate of the clean image at every evaluation.
 
     Attributes:
-        sigmas: Noise level of each call.
-        images: The estimates; the last are the finished pictures.
+        sigmas: Noise level of each evaluation.
+        images: The estimates; the last are the finished images.
     """
 
     sigmas: tuple[float, ...]
@@ -174,13 +181,13 @@ class Trajectory:
 
     @property
     def agreement(self) -> tuple[float, ...]:
-        """Correlation of each call's estimates with the finished pictures, mean over the pictures."""
+        """Correlation of each evaluation's estimates with the finished images, mean over the images."""
         flat = self.images.flatten(2).double()
         flat = torch.nn.functional.normalize(flat - flat.mean(2, keepdim=True), dim=2)
         return tuple((flat * flat[-1]).sum(2).mean(1).tolist())
 
     def to_image(self, zoom: int | None = None) -> Image.Image:
-        """A strip per picture, from noise to finished, with the noise levels above."""
+        """A strip per image, from noise to finished, with the noise levels above."""
         steps = len(self.images)
         zoom = zoom or max(1, 64 // max(self.images.shape[-2:]))
         strip = grid([to_pil(image) for image in self.images.transpose(0, 1).flatten(0, 1)], steps, zoom)
@@ -195,10 +202,10 @@ class Trajectory:
         return _png(self.to_image())
 
 
-def trajectory(model: Model | str | Path, n: int = 1, seed: int = 0, steps: int = 12, **parameters: Any) -> Trajectory:
-    """The estimates of every call of the run ``sample(model, n, seed=seed, steps=steps, **parameters)``."""
-    run = sample_steps(model, n=n, seed=seed, steps=steps, **{**parameters, "batch_size": n})
-    estimates = [(step.sigma, step.images.clone()) for step in run]
+def trajectory(model: Model | str | Path, n: int = 1, seed: int = 0, steps: int = 12, **options: Any) -> Trajectory:
+    """The estimates of every evaluation of the run ``sample(model, n=n, seed=seed, steps=steps, **options)``."""
+    run = sample_steps(model, n=n, seed=seed, steps=steps, **{**options, "batch_size": n})
+    estimates = [(step.sigma, step.images) for step in run]
     return Trajectory(
         tuple(sigma for sigma, _ in estimates), torch.stack([images for _, images in estimates]).clamp(-1, 1)
     )

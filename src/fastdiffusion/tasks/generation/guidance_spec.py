@@ -1,12 +1,12 @@
-"""Guidance in words: what ``sample(guide=...)`` and ``--guide`` take.
+"""Guidance in words: what ``sample(guidance=...)`` and ``--guidance`` take.
 
     cfg scale=3 interval=0.3..5 rescale=0.7
     negative dog scale=2
     cfg scale=2 >> inpaint photo.png mask.png
 
-A guide is a name, its words in order, and options ``key=value``; ``>>`` puts the next one around what stands before it,
-and so does a list. Names with spaces are quoted as in a shell. ``GUIDES`` is the whole vocabulary: a name, the function
-in ``guidance`` that it stands for, and how each of its words and options is read.
+A guidance is a name, its arguments in order, and options ``key=value``; ``>>`` puts the next one around what stands
+before it, and so does a list. Names with spaces are quoted as in a shell. The names are those of
+``fastdiffusion.guidance.GUIDANCE`` that have an example; here is how each kind of argument is read.
 """
 
 from __future__ import annotations
@@ -16,46 +16,46 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 from torch.nn import functional
 
-from ... import guidance
 from ...errors import InputError, unknown
-from ...guidance import Guided, Interval
-from ...guidance.features import feature_guidance
+from ...guidance import Interval
+from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io import inputs
 from ...models import Model, registry
 from ...nets.classifier import Classifier
-from ...nets.clip import matches
+from ...nets.clip import Clip
 from ...types import Cond, Denoise
-from .. import classification
+from ..classification import train as classification
 from ..text_image import clip as clips
 
 Guide = str | Callable[[Denoise], Denoise]
-FUNCTION = "function"  # how a recipe calls a guide that was a Python function
+FUNCTION = "function"  # how a recipe calls guidance that was a Python function
+WRITTEN = {name: entry for name, entry in GUIDANCE.items() if entry.example}
 
 
 @dataclass
 class Setting:
-    """What words are read for.
+    """What the words are read for.
 
     Attributes:
-        model: Whose guidance it is.
+        model: The model to guide.
         shape: Of what its denoiser works on in this run.
-        near: Where a recipe's files are looked for; None if the words are a person's.
-        said: The words of one guide as a recipe keeps them.
+        near: Where a recipe's files are looked for; None if the words were typed by a person.
+        recorded: The words of one guidance as a recipe keeps them.
     """
 
     model: Model
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     near: Path | None = None
     recorded: list[str] = field(default_factory=list)
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the pictures."""
+        """Height and width of the images."""
         return self.shape[1] * self.model.factor, self.shape[2] * self.model.factor
 
     def file(self, text: str) -> Path:
@@ -64,7 +64,7 @@ class Setting:
         return path
 
 
-# ---- how a word is read -------------------------------------------------------------------------------------------
+# ---- how each kind of argument is read ------------------------------------------------------------------------------
 
 
 def _number(text: str, at: Setting) -> float:
@@ -99,7 +99,7 @@ def _mask(text: str, at: Setting) -> Tensor:
 def _model(text: str, at: Setting) -> Denoise:
     weak = registry.loaded(at.file(text), str(at.model.device))
     if (weak.shape, weak.classes) != (at.model.shape, at.model.classes):
-        raise InputError(f"{text!r} makes other pictures or knows other classes than the model that it should guide.")
+        raise InputError(f"{text!r} makes other images or has other classes than the model that it should guide.")
     return weak.denoise
 
 
@@ -110,82 +110,37 @@ def _classifier(text: str, at: Setting) -> Classifier:
     return net.to(at.model.device).requires_grad_(False)
 
 
-def _text(text: str, at: Setting) -> str:
-    return text
-
-
-def _clip(text: str, at: Setting) -> Callable[..., Guided]:
-    """How an encoder of ``train-clip`` guides this model: a noisy one on what the denoiser sees, others on its x0."""
-    net, autoencoder = clips.load(at.file(text)).to(at.model.device), at.model.autoencoder
+def _clip(text: str, at: Setting) -> Clip:
+    net = clips.load(at.file(text)).to(at.model.device)
     channels = at.model.shape[0] if net.noisy else at.model.image_shape[0]
     if net.image.config["net"]["in_channels"] != channels:
-        raise InputError(f"{text!r} reads other pictures than this model makes. Train one on the same data or latents.")
-
-    def by(denoise: Denoise, prompt: str, scale: float, **options: Any) -> Guided:
-        similarity = matches(net, [prompt])
-        if net.noisy:
-            return guidance.classifier(denoise, similarity, scale, **options)
-        decode = (lambda x0: x0) if autoencoder is None else autoencoder.decode
-        return guidance.loss_guidance(denoise, lambda x0: -similarity(decode(x0)), scale, **options)  # pyright: ignore[reportCallIssue]
-
-    return by
-
-
-# ---- the vocabulary -----------------------------------------------------------------------------------------------
-
-
-def _negative(denoise: Denoise, uncond: Cond | None, scale: float, **options: Any) -> Guided:
-    return guidance.cfg(denoise, scale, uncond, **options)
-
-
-def _by_classifier(denoise: Denoise, net: Classifier, scale: float = 1.0, **options: Any) -> Guided:
-    return guidance.classifier(denoise, net.log_prob, scale, **options)
-
-
-def _by_prompt(denoise: Denoise, by: Callable[..., Guided], prompt: str, scale: float = 1.0, **options: Any) -> Guided:
-    return by(denoise, prompt, scale, **options)
+        raise InputError(f"{text!r} reads other images than this model makes. Train one on the same data or latents.")
+    return net
 
 
 Parser = Callable[[str, Setting], Any]
-
-
-class Entry(NamedTuple):
-    """What a guide's name stands for.
-
-    Attributes:
-        factory: From a denoiser and the words to a denoiser; its signature says which options may be left out.
-        words: What must follow the name, in order.
-        options: What may follow as key=value.
-        example: How it is used.
-    """
-
-    factory: Callable[..., Denoise]
-    arguments: dict[str, Parser]
-    options: dict[str, Parser]
-    example: str
-
-
-_SCALE: dict[str, Parser] = {"scale": _number, "interval": _interval}
-GUIDES: dict[str, Entry] = {
-    "cfg": Entry(guidance.cfg, {}, {**_SCALE, "rescale": _number}, "cfg scale=3 interval=0.3..5 rescale=0.7"),
-    "apg": Entry(
-        guidance.apg, {}, {**_SCALE, **dict.fromkeys(("parallel", "momentum", "norm"), _number)}, "apg scale=5"
-    ),
-    "negative": Entry(_negative, {"class": _label}, {**_SCALE, "rescale": _number}, "negative dog scale=2"),
-    "autoguidance": Entry(guidance.autoguidance, {"model": _model}, _SCALE, "autoguidance weak.safetensors scale=2"),
-    "classifier": Entry(_by_classifier, {"file": _classifier}, _SCALE, "classifier classifier.safetensors scale=2"),
-    "middle": Entry(feature_guidance, {"file": _classifier}, _SCALE, "middle reader.safetensors scale=2"),
-    "clip": Entry(_by_prompt, {"file": _clip, "words": _text}, _SCALE, "clip noisy.safetensors 'a red car' scale=2"),
-    "inpaint": Entry(guidance.inpaint, {"picture": _image, "mask": _mask}, {}, "inpaint photo.png mask.png"),
+PARSERS: dict[Kind, Parser] = {
+    "number": _number,
+    "interval": _interval,
+    "label": _label,
+    "image": _image,
+    "mask": _mask,
+    "model": _model,
+    "classifier": _classifier,
+    "clip": _clip,
+    "text": lambda text, at: text,
 }
+
+
+# ---- sentences ----------------------------------------------------------------------------------------------------
 
 
 def parse_guidance(
     value: Guide | Sequence[Guide] | None, at: Setting
 ) -> tuple[Callable[[Denoise], Denoise], str | None]:
-    """What a guide does to a denoiser, and the words that a recipe keeps of it (None if there are none).
+    """What guidance does to a denoiser, and the words that a recipe keeps of it (None if there are none).
 
-    Raises InputError for words that do not make a guide, DataError and CheckpointError for files that cannot be used.
+    Raises InputError for words that are no guidance, DataError and CheckpointError for files that cannot be used.
     """
     specs = [] if value is None else [value] if isinstance(value, str) or callable(value) else list(value)
     steps: list[Callable[[Denoise], Denoise]] = []
@@ -209,7 +164,7 @@ def parse_guidance(
 
 
 def names(text: str | None) -> list[str]:
-    """The names in what :func:`read` kept."""
+    """The names in what :func:`parse_guidance` kept."""
     return [tokens[0] for tokens in _split(text)] if text else []
 
 
@@ -225,53 +180,53 @@ def _split(text: str) -> list[list[str]]:
             else:
                 specs[-1].append(token)
     except ValueError as error:
-        raise InputError(f"A guide has a quote without its other half ({error}): {text!r}.") from None
+        raise InputError(f"This guidance has a quote without its other half ({error}): {text!r}.") from None
     if not all(specs):
-        raise InputError(f"A guide is missing in {text!r}. Example: {GUIDES['cfg'].example}")
+        raise InputError(f"A guidance is missing in {text!r}. Example: {WRITTEN['cfg'].example}")
     return specs
 
 
 def _step(tokens: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
-    """One guide of its words."""
+    """One guidance from its words."""
     name, *rest = tokens
     if name == FUNCTION:
-        raise InputError("This was guided by a Python function, which no recipe can hold. Give it as guide= again.")
-    if name not in GUIDES:
-        raise unknown("guide", name, GUIDES)
-    entry = GUIDES[name]
-    needed = list(entry.arguments)
+        raise InputError("This was guided by a Python function, which no recipe can hold. Pass it as guidance= again.")
+    if ALIASES.get(name, name) not in WRITTEN:
+        raise unknown("guidance", name, WRITTEN)
+    entry = WRITTEN[ALIASES.get(name, name)]
     at.recorded.append(name)
-    arguments: list[Any] = []
-    options: dict[str, Any] = {}
-    for token in rest:
+    values: dict[str, Any] = {}
+    for (key, kind), token in zip(entry.arguments.items(), rest, strict=False):
+        values[key] = _value(name, kind, kind, token, at)
+    if len(rest) < len(entry.arguments):
+        raise InputError(f"{name} needs its {' and '.join(entry.arguments.values())}. Example: {entry.example}")
+    for token in rest[len(entry.arguments) :]:
         key, equals, value = token.partition("=")
-        if len(arguments) < len(needed):
-            key, parse, value = needed[len(arguments)], entry.arguments[needed[len(arguments)]], token
-            arguments.append(_value(name, key, parse, value, at))
-        elif equals and key in entry.options:
-            if key in options:
-                raise InputError(f"{key} of {name} is said twice. Example: {entry.example}")
-            options[key] = _value(name, key, entry.options[key], value, at, f"{key}=")
-        elif equals or entry.options:
-            raise unknown(f"option of {name}", key, entry.options)
-        else:
+        if not equals and not entry.options:
             raise InputError(f"{name} takes no {token!r}. Example: {entry.example}")
-    if len(arguments) < len(needed):
-        raise InputError(f"{name} needs its {' and '.join(needed)}. Example: {entry.example}")
+        if not equals or key not in entry.options:
+            raise unknown(f"option of {name}", key, entry.options)
+        if key in values:
+            raise InputError(f"{key} of {name} is given twice. Example: {entry.example}")
+        values[key] = _value(name, key, entry.options[key], value, at, f"{key}=")
     parameters = inspect.signature(entry.factory).parameters
-    if "scale" in entry.options and "scale" not in options and parameters["scale"].default is inspect.Parameter.empty:
+    if "scale" in entry.options and "scale" not in values and parameters["scale"].default is inspect.Parameter.empty:
         raise InputError(f"{name} needs its scale. Example: {entry.example}")
-    return lambda denoise: entry.factory(denoise, *arguments, **options)
+    if "decode" in parameters and at.model.autoencoder is not None:
+        values["decode"] = at.model.autoencoder.decode
+    return lambda denoise: entry.factory(denoise, **values)
 
 
-def _value(name: str, key: str, parse: Parser, text: str, at: Setting, before: str = "") -> Any:
+def _value(name: str, key: str, kind: Kind, text: str, at: Setting, before: str = "") -> Any:
     """What a word means; ``before`` stands before it in the text."""
     at.recorded.append(text)
     try:
-        value = parse(text, at)
+        value = PARSERS[kind](text, at)
     except InputError:
         raise
     except ValueError:
-        raise InputError(f"{key} of {name} cannot be {text!r}. Example: {GUIDES[name].example}") from None
+        raise InputError(
+            f"{key} of {name} cannot be {text!r}. Example: {WRITTEN[ALIASES.get(name, name)].example}"
+        ) from None
     at.recorded[-1] = before + at.recorded[-1]
     return value

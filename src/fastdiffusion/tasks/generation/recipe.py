@@ -10,23 +10,26 @@ from ...errors import CheckpointError, DataError
 from ...io.images import inner_recipe, read_recipe, save_png
 from ...io.metadata import summarize
 from ...models import Model
-from ...models.registry import loaded, locate, model_hash
+from ...models.registry import loaded, locate
+from ...options import fill
 from ...samplers import Table
-from .sample import _batch_of, _plan, _run
+from .options import SampleOptions
+from .plan import perform, plan
 from .samples import RECIPE, Samples
 
 _NOW = {"negative": "negative_prompt", "guide": "guidance"}  # parameters of the first version's recipes
 
 
-def reproduce(image: str | Path, model: Model | str | Path | None = None) -> Samples:
-    """Make a saved picture anew from the recipe in it: on the same machine, the same bytes.
+def reproduce(image: str | Path, model: Model | str | Path | None = None, device: str | None = None) -> Samples:
+    """Make a saved image anew from the recipe in it: on the same machine, the same bytes.
 
     Args:
-        picture: A file of :meth:`Samples.save` or :meth:`Samples.save_grid`.
-        model: By default the file that the recipe names, looked for near the picture, here, and in run folders here.
+        image: A file of :meth:`Samples.save` or :meth:`Samples.save_grid`.
+        model: By default the file that the recipe names, looked for near the image, here, and in run folders here.
+        device: Where to compute; by default as for ``sample``.
 
     Raises:
-        DataError: No recipe in the picture, or one that cannot be followed.
+        DataError: No recipe in the image, or one that cannot be followed.
         CheckpointError: The model is not found, or is another one than the recipe names.
     """
     name, recipe = Path(image).name, read_recipe(image)
@@ -44,30 +47,27 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None) -> Sam
             )
         table = None if recipe["table"] is None else Table.from_json(json.dumps(recipe["table"]))
         index = None if "grid" in recipe else int(recipe["index"])
-        ready = _find(recipe["model"], Path(image)) if model is None else loaded(model)
-        if model_hash(ready) != recipe["model"]["sha256"]:
+        ready = loaded(_find(recipe["model"], Path(image)) if model is None else model, device)
+        if ready.id != recipe["model"]["sha256"]:
             raise CheckpointError(
                 f"{name!r} was made by another model, {recipe['model']['name']!r} with sha256 "
                 f"{recipe['model']['sha256'][:12]}.... Name the right one with --model."
             )
-        plan = _plan(
-            ready,
-            table,
-            recipe["model"]["name"],
-            Path(image),
-            **{_NOW.get(key, str(key)): value for key, value in recipe["parameters"].items()},
-        )
-        whole = range(plan.n)
-        wanted, rows = (whole, whole) if index is None else (range(index, index + 1), _batch_of(plan, index))
+        parameters = {_NOW.get(key, str(key)): value for key, value in recipe["parameters"].items()}
+        planned = plan(ready, fill(SampleOptions, **parameters), table, recipe["model"]["name"], Path(image))
+        whole = range(planned.options.n)
+        wanted, rows = (whole, whole) if index is None else (range(index, index + 1), planned.batch_of(index))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise DataError(f"The recipe in {name!r} cannot be followed ({error}).") from None
-    *_, last = _run(plan, rows)
-    return plan.samples(last.images[wanted.start - rows.start :][: len(wanted)], wanted)
+    *_, last = perform(planned, rows)
+    return planned.samples(last.images[wanted.start - rows.start :][: len(wanted)], wanted)
 
 
-def reproduce_file(image: str | Path, path: str | Path, model: Model | str | Path | None = None) -> Samples:
-    """Write what :func:`again` makes, in the form of ``picture``: single or a whole grid, its recipe inside or not."""
-    made, recipe = reproduce(image, model), read_recipe(image)
+def reproduce_file(
+    image: str | Path, path: str | Path, model: Model | str | Path | None = None, device: str | None = None
+) -> Samples:
+    """Write what :func:`reproduce` makes in the form of ``image``: single or a grid, its recipe inside or not."""
+    made, recipe = reproduce(image, model, device), read_recipe(image)
     inside = inner_recipe(image) is not None
     if "grid" not in recipe:
         save_png(made.images[0], path, made.recipe_of(0) if inside else None)
@@ -79,13 +79,13 @@ def reproduce_file(image: str | Path, path: str | Path, model: Model | str | Pat
     return made
 
 
-def _find(wanted: Mapping[str, str], image: Path) -> Model:
+def _find(wanted: Mapping[str, str], image: Path) -> Path:
     """The model file that a recipe names: by its name in the likely places, and by its hash."""
-    hint = f"Name it: fastdiffusion again {image.name} --model MODEL"
+    hint = f"Name it: fastdiffusion reproduce {image.name} --model MODEL"
     try:
         path = locate(wanted["name"], wanted["sha256"], image)
     except CheckpointError as error:
         raise CheckpointError(f"{error} {hint}") from None
     if path is None:
-        raise CheckpointError(f"The model {wanted['name']!r} of {image.name!r} is not near the picture. {hint}")
-    return loaded(path)
+        raise CheckpointError(f"The model {wanted['name']!r} of {image.name!r} is not near the image. {hint}")
+    return path

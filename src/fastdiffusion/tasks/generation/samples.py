@@ -1,41 +1,41 @@
-"""Images with all that it takes to make them again."""
+"""Generated images with all that it takes to make them again."""
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unicodedata import normalize
 
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from torch import Tensor, cat, no_grad
 
 from ...errors import InputError, unknown
 from ...io.images import grid, safe_name, save_png, save_sidecar, to_pil
 
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
-
-
-FORMATS = ("png", "webp")  # of pictures
+FORMATS = ("png", "webp")
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Pictures with all that it takes to make them again. In a notebook they show themselves.
+    """Images with all that it takes to make them again. In a notebook they show themselves.
 
     Attributes:
-        images: In [-1, 1], on the CPU.
+        images: (n, channels, height, width) in [-1, 1], on the CPU; of a model of other things than images, its
+            samples as they are.
         seeds: One per image.
         labels: Class names, "" where there is none.
         indices: Each image's number in the run that ``recipe`` describes.
         recipe: Model, parameters and sampler table, as JSON values: no path, no user, no time of day.
     """
 
-    images: Float[Tensor, "n c h w"]
+    images: Float[Tensor, "n *d"]
     seeds: tuple[int, ...]
     labels: tuple[str, ...]
     indices: tuple[int, ...]
@@ -49,12 +49,12 @@ class Samples:
         return Samples(self.images[rows], self.seeds[rows], self.labels[rows], self.indices[rows], self.recipe)
 
     def recipe_of(self, i: int) -> dict[str, Any]:
-        """The recipe of one picture, as its PNG carries it."""
+        """The recipe of one image, as its file carries it."""
         own = {"index": self.indices[i], "seed": self.seeds[i], "class": self.labels[i]}
         return {**self.recipe, **{key: value for key, value in own.items() if value != ""}}
 
     def grid(self, columns: int | None = None, zoom: int | None = None, labels: bool = False) -> Image.Image:
-        """All pictures on one sheet, enlarged pixel by pixel to about 64 pixels each, with class names if asked."""
+        """All images on one sheet, enlarged pixel by pixel to about 64 pixels each, with class names if asked."""
         height, width = self.images.shape[-2:]
         zoom = zoom or max(1, 64 // max(height, width))
         if not 1 <= zoom <= 64 or (columns is not None and columns < 1):
@@ -74,9 +74,9 @@ class Samples:
         Args:
             folder: It is made if need be.
             name: Stands before the seed in each file's name.
-            metadata: False writes pictures and nothing else.
+            metadata: False writes pixels and nothing else.
             format: "png", or "webp" (lossless as well).
-            sidecar: Also write each recipe as JSON beside its picture.
+            sidecar: Also write each recipe as JSON beside its image.
         """
         if format not in FORMATS:
             raise unknown("format", format, FORMATS)
@@ -91,7 +91,7 @@ class Samples:
         return paths
 
     def save_grid(self, path: str | Path, metadata: bool = True, **options: Any) -> Path:
-        """Write :meth:`grid` with ``options`` as one picture, recipe inside."""
+        """Write :meth:`grid` with ``options`` as one image, recipe inside."""
         save_png(self.grid(**options), path, {**self.recipe, "grid": options} if metadata else None)
         return Path(path)
 
@@ -101,24 +101,38 @@ class Samples:
         return buffer.getvalue()
 
 
-class SampleStep(NamedTuple):
-    """Where a run is. ``images`` is the run's own tensor and goes on changing: copy what you keep.
+@dataclass(frozen=True)
+class SampleStep:
+    """Where a run is, after one evaluation of a batch.
 
     Attributes:
-        done: Denoiser calls so far.
-        of: Calls of the whole run.
-        sigma: Noise level of this call.
-        images: All pictures: finished ones, the current estimates of those in work, zeros (grey) for the rest.
+        done: Evaluations so far.
+        of: Evaluations of the whole run.
+        sigma: Noise level of this evaluation.
+        finished: The images of each batch that is done.
+        estimate: Of the batch in work, what the denoiser estimates; None after its last evaluation.
+        rest: What stands for the images of later batches: zeros (grey), or the image that is started from.
+        decode: Of the model.
     """
 
     done: int
     of: int
     sigma: float
-    images: Float[Tensor, "n c h w"]
+    finished: tuple[Tensor, ...]
+    estimate: Tensor | None
+    rest: Tensor
+    decode: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def images(self) -> Float[Tensor, "n *d"]:
+        """All images: finished ones, the current estimates of those in work, and the rest. Decoded when first asked."""
+        with no_grad():
+            work = [] if self.estimate is None else [self.decode(self.estimate).cpu()]
+        return cat([*self.finished, *work, self.rest])
 
 
 def _captioned(image: Image.Image, text: str, zoom: int) -> Image.Image:
-    """A picture enlarged, with a line of text under it."""
+    """An image enlarged, with a line of text under it."""
     width, height = image.width * zoom, image.height * zoom
     sheet = Image.new("RGB", (width, height + 14), "white")
     sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
@@ -133,7 +147,7 @@ def _captioned(image: Image.Image, text: str, zoom: int) -> Image.Image:
 
 
 def _drawn(letter: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> bytes:
-    """What a letter looks like."""
+    """How a letter is drawn."""
     sheet = Image.new("L", (24, 24))
     ImageDraw.Draw(sheet).text((4, 4), letter, 255, font)
     return sheet.tobytes()

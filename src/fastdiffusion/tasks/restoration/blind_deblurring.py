@@ -1,9 +1,9 @@
 """Blind deblurring: which kernel blurred a photograph?
 
-Edges of photographs are sharp, so the blurred picture's own edges, sharpened by a shock filter, tell what it was before
+Edges of photographs are sharp, so the blurred image's own edges, sharpened by a shock filter, show what it was before
 the blur; the kernel is then a least-squares problem (Cho & Lee 2009, "Fast Motion Deblurring"), solved anew with every
-better picture, from coarse to fine. What is found so is hazy; where the blur may be taken for a simple one, the
-picture's spectrum tells which.
+better image, from coarse to fine. What is found so is hazy; where the blur may be assumed to be a simple one, the
+image's spectrum decides which.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ...corruptions.blurs import convolve, disk, gaussian, line, taps
+from ...corruptions.blurs import disk, gaussian, line, taps
 from ...errors import InputError
 from .colorization import luminance
 
@@ -23,19 +23,20 @@ MOST = 384  # side of the part that is looked at
 def estimate_kernel(
     image: Float[Tensor, "1 c h w"], size: int = 25, rounds: int = 3, simple: bool = True
 ) -> Float[Tensor, "{size} {size}"]:
-    """The blur kernel of a picture, centred, with sum 1.
+    """The blur kernel of an image, centred, with sum 1; on the CPU, whose work this is: many small transforms.
 
     Args:
         image: Blurred by one kernel all over.
         size: Side of the kernel in pixels, odd.
-        rounds: Turns of picture and kernel at each scale.
+        rounds: Alternations between image and kernel at each scale.
         simple: It is a Gaussian, a straight line or a disk, as most blurs are; otherwise of any shape.
     """
+    image = image.cpu()
     blurred = image if image.shape[1] == 1 else luminance(image)
     if min(blurred.shape[2:]) < 2 * size or float(blurred.std()) < 1 / 255:
         raise InputError(
-            f"No kernel can be found in this picture: it has no edges, or is smaller than {2 * size}x{2 * size}. "
-            "Say what happened, e.g. by='deblur motion 9 30'."
+            f"No kernel can be found in this image: it has no edges, or is smaller than {2 * size}x{2 * size}. "
+            "Say what happened, e.g. corruption='deblur motion 9 30'."
         )
     blurred = _liveliest(blurred)
     sizes = [size]
@@ -51,7 +52,7 @@ def estimate_kernel(
         else:
             kernel = _clean(F.interpolate(kernel[None, None], (side, side), mode="bicubic")[0, 0])
         for iteration in range(rounds):
-            sharp = _wiener(small, kernel, 0.02)
+            sharp = wiener(small, kernel, 0.02)
             edges = _edges(_shock(sharp, 8), keep=0.15 - 0.02 * iteration)
             kernel = _clean(_fit(edges, small, side))
     assert kernel is not None
@@ -60,7 +61,7 @@ def estimate_kernel(
 
 
 def _simplest(kernel: Tensor, image: Tensor) -> Tensor:
-    """The Gaussian, line or disk that is most like ``kernel`` and explains the picture's spectrum best."""
+    """The Gaussian, line or disk that is most like ``kernel`` and explains the image's spectrum best."""
     at = torch.arange(len(kernel), dtype=kernel.dtype) - len(kernel) // 2
     reach = len(kernel) // 2
     angles, lengths = torch.arange(0, 180, 7.5), torch.arange(3.0, 2 * reach, 1.0)
@@ -107,7 +108,7 @@ def _cut(kernels: Tensor, reach: int) -> Tensor:
 
 
 def _liveliest(x: Tensor) -> Tensor:
-    """The part with the most edges: what is out of focus by itself tells nothing of the blur."""
+    """The part with the most edges: what is out of focus by itself shows nothing of the blur."""
     h, w = (min(n, MOST) for n in x.shape[2:])
     energy = F.avg_pool2d(_gradients(x).square().sum(0, keepdim=True), (h, w), stride=16)[0, 0]
     place = int(energy.argmax())
@@ -145,9 +146,9 @@ def _edges(x: Tensor, keep: float) -> Float[Tensor, "2 1 h w"]:
 
 
 def _fit(edges: Tensor, blurred: Tensor, side: int, ridge: float = 2e-2) -> Tensor:
-    """The kernel that turns the edges into the blurred picture's gradients: least squares in the Fourier basis."""
+    """The kernel that turns the edges into the blurred image's gradients: least squares in the Fourier basis."""
     size = blurred.shape[-2:]
-    rise = (torch.arange(1, max(size) + 1) / side).clamp(max=1)  # the border knows nothing of what was beyond it
+    rise = (torch.arange(1, max(size) + 1) / side).clamp(max=1)  # what was beyond the border is unknown
     window = [torch.minimum(rise[:n], rise[:n].flip(0)) for n in size]
     taper = window[0][:, None] * window[1]
     a, b = torch.fft.rfft2(edges * taper), torch.fft.rfft2(_gradients(blurred) * taper)
@@ -164,33 +165,18 @@ def _clean(kernel: Tensor) -> Tensor:
 
 
 def _centred(kernel: Tensor) -> Tensor:
-    """Its centre of mass in the middle, to a whole pixel: a shift of kernel and picture cannot be told from none."""
+    """Its centre of mass in the middle, to a whole pixel: a shift of both kernel and image goes unseen."""
     at = torch.arange(len(kernel), dtype=kernel.dtype) - len(kernel) // 2
     shift = [-round(float((kernel.sum(1 - axis) * at).sum())) for axis in (0, 1)]
     return torch.roll(kernel, shift, (0, 1))
 
 
-def _wiener(y: Tensor, kernel: Tensor, noise: float) -> Tensor:
-    """Deconvolved, with mirrored borders."""
+def wiener(y: Float[Tensor, "b c h w"], kernel: Float[Tensor, "k k"], noise: float = 1e-3) -> Tensor:
+    """Wiener's filter for a flat spectrum, with mirrored borders; ``noise`` is the ratio of noise to signal."""
     pad = len(kernel)
     wide = F.pad(y, (pad, pad, pad, pad), mode="reflect")
-    big = torch.zeros(wide.shape[-2:])
+    big = wide.new_zeros(wide.shape[-2:])
     big[: len(kernel), : len(kernel)] = kernel
     transfer = torch.fft.rfft2(torch.roll(big, (-(len(kernel) // 2),) * 2, (0, 1)))
     x = torch.fft.irfft2(torch.fft.rfft2(wide) * transfer.conj() / (transfer.abs().square() + noise), wide.shape[-2:])
     return x[..., pad:-pad, pad:-pad]
-
-
-def wiener(y: Float[Tensor, "b c h w"], kernel: Float[Tensor, "k k"], noise: float = 1e-3) -> Tensor:
-    """Wiener's filter with a flat spectrum of the signal; ``noise`` is its ratio of noise to signal. A baseline."""
-    return _wiener(y, kernel, noise)
-
-
-def richardson_lucy(y: Float[Tensor, "b c h w"], kernel: Float[Tensor, "k k"], steps: int = 30) -> Tensor:
-    """Richardson (1972) and Lucy's (1974) deconvolution of light. A baseline."""
-    light = (y + 1) / 2
-    x = torch.full_like(light, 0.5)
-    kernels = kernel[None].expand(len(y), -1, -1)
-    for _ in range(steps):
-        x = x * convolve(light / convolve(x, kernels).clamp(min=1e-4), kernels.flip(1, 2))
-    return 2 * x - 1

@@ -3,13 +3,13 @@
     restorer = train_cold("digits", "pixelate 8", steps=1500)
     for step in restore_steps(restorer, damaged, steps=16): ...
 
-A network learns the clean picture from the degraded one at all levels; along the process's own way it is asked again
-and again, each time from a slightly better picture (Bansal et al. 2022, "Cold diffusion", arXiv:2208.09392).
+A network learns the clean image from the degraded one at all levels; it is then evaluated at one level after another,
+each time on a slightly better image (Bansal et al. 2022, "Cold diffusion", arXiv:2208.09392).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,25 @@ from ...io.images import to_tensor
 from ...nets import layers, presets
 from ...nets.unet import UNet
 from ...noise import generator, initial
+from ...options import fill
 from ...samplers import processes
 from ...samplers.processes import BlurNoise, Process
 from ...training.trainer import Part, train
 from ...types import Cond, Step
+from .options import TrainColdOptions
 
 LEVELS = 8  # different ones in a batch
+PREVIEW = 250  # steps between previews
 ROWS, NOISE, PICK = 60, 61, 62  # what a generator is for
 
 
 class Restorer(nn.Module):
-    """The clean picture of one that was degraded to a level of its process; an untrained one answers with its input.
+    """The clean image of one that was degraded to a level of its process; an untrained one returns its input.
 
     Args:
         process: As ``processes.process`` reads it: "blur_noise", "heat", "pixelate 8", ...
         net: Keywords of ``UNet``, without channels.
-        shape: (channels, height, width) of the pictures.
+        shape: (channels, height, width) of the images.
         sigma_data: Their standard deviation.
     """
 
@@ -55,72 +58,68 @@ class Restorer(nn.Module):
 
     @property
     def noisy(self) -> bool:
-        """Whether new pictures can begin with nothing but noise."""
+        """Whether new images can begin with nothing but noise."""
         return isinstance(self.process, BlurNoise)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
 
     def forward(
         self, x: Float[Tensor, "b c h w"], level: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, "b c h w"]:
         """The estimate of x0. Against the noise at this level stands EDM's preconditioning; without noise it adds."""
         std = [self.process.std(t) if isinstance(self.process, BlurNoise) else 0.0 for t in level.tolist()]
-        c = edm(x.new_tensor(std)[:, None, None, None].clamp(min=0.1), self.sigma_data)
+        sigma = torch.tensor(std, dtype=x.dtype, device=x.device)[:, None, None, None]
+        c = edm(sigma.clamp(min=0.1), self.sigma_data)
         return c.c_skip * x + c.c_out.clamp(min=0.1) * self.net(c.c_in * x, level.clamp(min=1e-3).log() / 4, None)
 
 
-def train_cold(
-    data: Dataset | str,
-    process: str = "blur 4",
-    steps: int = 1500,
-    net: str = "unet-tiny",
-    size: int | None = None,
-    folder: str | Path | None = None,
-    batch_size: int = 64,
-    lr: float = 2e-3,
-    holdout: float = 0.05,
-    seed: int = 0,
-    fresh: bool = False,
-) -> Restorer:
+def train_cold(data: Dataset | str, process: str = "blur 4", **options: Any) -> Restorer:
     """Train along a process.
 
     Args:
-        data: Pictures, or what ``data.load`` takes.
+        data: Images, or what ``data.load`` takes.
         process: A name in ``processes.PROCESSES``, or a corruption at its full strength: "blur 4", "pixelate 8, gray".
-        steps: Of training.
-        net: A U-Net's name in ``nets.PRESETS``.
-        size: Side of the pictures in pixels.
-        folder: Where checkpoints and previews go; the same call goes on from there.
-        batch_size: Pictures a step.
-        lr: Highest learning rate.
-        holdout: Part of the pictures that is kept to preview and to measure with.
-        seed: Of everything.
-        fresh: Forget what the folder holds.
+        options: See :class:`TrainColdOptions`.
     """
-    data = datasets.load(data, size)
-    spec, sigma_data = presets.unet(net), round(datasets.measure_sigma_data(data), 4)
-    made: Restorer = layers.drawn(lambda: Restorer(process, spec, data.shape, sigma_data), seed)
-    learned, held = data.split(holdout, seed)
+    chosen = fill(TrainColdOptions, process=process, **options)
+    data = datasets.load(data, chosen.size)
+    spec, sigma_data = presets.unet(chosen.net), round(datasets.measure_sigma_data(data), 4)
+    made: Restorer = layers.drawn(lambda: Restorer(process, spec, data.shape, sigma_data), chosen.seed)
+    learned, held = data.split(chosen.holdout, chosen.seed)
+    config = {**made.config, "data": learned.fingerprint, "lr": chosen.lr, "batch_size": chosen.batch_size}
+    part = Part(
+        made.to(chosen.place), _loss(made, learned, chosen.batch_size, chosen.seed), chosen.optimizer, chosen.lr
+    )
+    folder = None if chosen.folder is None else Path(chosen.folder)
+    for done in train({"net": part}, config=config, **chosen.run()):
+        if folder is not None and (done.step % PREVIEW == 0 or done.step == chosen.steps):
+            _preview(made, held if len(held) else learned, folder / "preview.png")
+    made.cpu().eval().requires_grad_(False)
+    if folder is not None:
+        save(made, folder / "cold.safetensors")
+    return made
+
+
+def _loss(made: Restorer, data: Dataset, batch_size: int, seed: int) -> Callable[[int], Tensor]:
+    """The squared error of a step's batch, which is drawn and degraded on the CPU, at several levels."""
 
     def loss(step: int) -> Tensor:
         draw = generator(seed, ROWS, step)
-        group = learned.groups[int(torch.randint(len(learned.groups), (), generator=draw))]
+        group = data.groups[int(torch.randint(len(data.groups), (), generator=draw))]
         rows = torch.randint(len(group), (batch_size,), generator=draw)
-        x0 = to_tensor(learned.batch([group[i] for i in rows.tolist()]).images)
+        x0 = to_tensor(data.batch([group[i] for i in rows.tolist()]).images)
         noise = torch.randn(x0.shape, generator=generator(seed, NOISE, step))
-        n = min(LEVELS, batch_size)  # each part of the way has its pictures
+        n = min(LEVELS, batch_size)  # each part of the range has its images
         levels = ((torch.arange(n) + torch.rand(n, generator=draw)) / n).tolist()
         chunks = list(zip(x0.tensor_split(n), noise.tensor_split(n), levels, strict=True))
         x = torch.cat([made.process.degrade(a, t, n) for a, n, t in chunks])
         level = torch.cat([x.new_full((len(a),), t) for a, _, t in chunks])
-        return (made(x, level) - x0).square().mean()
+        return (made(x.to(made.device), level.to(made.device)) - x0.to(made.device)).square().mean()
 
-    config = {**made.config, "data": learned.fingerprint, "lr": lr, "batch_size": batch_size}
-    for done in train({"net": Part(made, loss, lr=lr)}, steps, config, folder, seed, fresh=fresh):
-        if folder is not None and (done.step % 250 == 0 or done.step == steps):
-            _preview(made, held if len(held) else learned, Path(folder) / "preview.png")
-    made.eval().requires_grad_(False)
-    if folder is not None:
-        save(made, Path(folder) / "cold.safetensors")
-    return made
+    return loss
 
 
 def restore_steps(
@@ -131,41 +130,43 @@ def restore_steps(
     eta: float = 0.0,
     seeds: Sequence[int] | None = None,
 ) -> Iterator[Step]:
-    """Pictures degraded to ``level``, restored in ``steps`` calls; the last step's ``x`` is the result.
+    """Images degraded to ``level``, restored in ``steps`` evaluations; the last step's ``x`` is the result.
 
     Args:
         restorer: Of their process.
         x: In [-1, 1].
-        steps: One call each, at even levels; with 1, the network's first answer.
+        steps: One evaluation each, at even levels; with 1, the network's first estimate.
         level: How far they are degraded, above 0 to 1.
         eta: How much of the noise is renewed at each step, where the process has noise.
-        seeds: One per picture, for that.
+        seeds: One per image, for that.
     """
     if steps < 1 or not 0 < level <= 1:
         raise InputError(f"steps must be at least 1 and level above 0 to 1, got {steps} and {level:g}.")
     sigmas = torch.linspace(level, 0, steps + 1, dtype=torch.float64)
-    yield from processes.run(restorer, x, samplers.table("euler", sigmas), restorer.process, eta=eta, seeds=seeds)
+    yield from processes.run(
+        restorer, x.to(restorer.device), samplers.table("euler", sigmas), restorer.process, eta=eta, seeds=seeds
+    )
 
 
 @torch.no_grad()
 def restore(restorer: Restorer, x: Float[Tensor, "b c h w"], steps: int = 16, **options: Any) -> Tensor:
-    """The result of :func:`restore_steps`, in [-1, 1]."""
-    return samplers.final(restore_steps(restorer, x, steps, **options)).clamp(-1, 1)
+    """The result of :func:`restore_steps`, in [-1, 1], on the device of ``x``."""
+    return samplers.final(restore_steps(restorer, x, steps, **options)).clamp(-1, 1).to(x.device)
 
 
 def sample(restorer: Restorer, seeds: Sequence[int], steps: int = 50, eta: float = 1.0) -> Tensor:
-    """New pictures from noise, where the highest level of the process leaves nothing else."""
+    """New images from noise, where the highest level of the process leaves nothing else."""
     if not restorer.noisy or restorer.process.std(1.0) < 2:  # type: ignore[attr-defined]
         raise InputError(
-            f"{restorer.config['process']!r} leaves something of the picture even at its highest level: there is "
-            "nothing to start from. Give a degraded picture, or train with process='blur_noise'."
+            f"{restorer.config['process']!r} leaves something of the image even at its highest level: there is "
+            "nothing to start from. Give a degraded image, or train with process='blur_noise'."
         )
     start = restorer.process.std(1.0) * initial(seeds, restorer.shape)  # type: ignore[attr-defined]
     return restore(restorer, start, steps, eta=eta, seeds=seeds)
 
 
 def _preview(made: Restorer, held: Dataset, path: Path) -> None:
-    """Held-out pictures, if there are any, degraded, restored in one call, restored in sixteen."""
+    """Held-out images, if there are any, degraded, restored in one evaluation, restored in sixteen."""
     x0 = to_tensor(held.batch(held.groups[0][:8]).images)
     x = made.process.degrade(x0, 1.0, initial(range(len(x0)), x0.shape[1:]))
     training = made.training

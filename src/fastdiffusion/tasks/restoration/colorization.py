@@ -1,4 +1,4 @@
-"""Colors that a person asks for: hints at some pixels, a palette for all; and luminance kept to the last bit."""
+"""Colors that were asked for: hints at some pixels, a palette for all; and luminance kept to the last bit."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class Hints:
     et al. 2004 solve for), and at its own pixels it is obeyed.
 
     Args:
-        image: Transparent but where it says a color.
-        size: (height, width) of the picture to color.
+        image: Transparent except where it gives a color.
+        size: (height, width) of the image to color.
         reach: How far a hint is felt, as a part of the longer side.
         like: Difference in luminance at which it is felt no more.
     """
@@ -45,8 +45,8 @@ class Hints:
     def __init__(self, image: Image.Image, size: tuple[int, int], reach: float = 0.15, like: float = 0.25):
         if (image.height, image.width) != tuple(size):
             raise InputError(
-                f"The hints have {image.width}x{image.height} pixels and the picture {size[1]}x{size[0]}. "
-                "Draw them on a transparent layer over the picture."
+                f"The hints have {image.width}x{image.height} pixels and the image {size[1]}x{size[0]}. "
+                "Draw them on a transparent layer over the image."
             )
         if image.mode != "RGBA":
             raise InputError("hints need a transparent background (RGBA): else every pixel would be one.")

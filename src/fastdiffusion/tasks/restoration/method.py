@@ -1,4 +1,4 @@
-"""What happened to a picture, from the words for it, and which way it can be undone with a model."""
+"""What happened to an image, from its description or from the task, and by which method a model can undo it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import os
 import re
 
 from ...corruptions import CORRUPTIONS, Chain, Corruption, OneOf, Operator, Step, covers, parse
-from ...errors import InputError
+from ...errors import InputError, unknown
+from ...guidance.posterior import INVERSE
 from ...io.images import jpeg_tables
 from ...models import Model
 from ...samplers.processes import graded, weaker
+from .options import RestoreOptions
 
 METHODS = ("auto", "supervised", "zero-shot", "cold")
-UNDOES = {  # the verbs of restoration and what they undo
+ANSWERS = ("auto", "mean", "sample")
+UNDOES = {  # the tasks of restoration and the corruptions that they undo
     "upscale": "downscale",
     "colorize": "gray",
     "dejpeg": "jpeg",
@@ -22,13 +25,43 @@ UNDOES = {  # the verbs of restoration and what they undo
     "denoise": "noise",
     "inpaint": "mask",
 }
-PLACED = ("mask", "scratches", "watermark", "logo")  # corruptions that lie at a place of the picture
-SIDE = 64  # of a picture that stands for any, after all that makes it smaller
-HIDDEN = parse("mask 1")  # nothing is left of the picture
+BLURS = ("blur", "motion", "defocus", "kernel")
+PLACED = ("mask", "scratches", "watermark", "logo")  # corruptions that lie at a place of the image
+SIDE = 64  # of an image that stands for any, after all that makes it smaller
+HIDDEN = parse("mask 1")  # nothing is left of the image
 
 
-def undoing(corruption: str | Corruption) -> Corruption:
-    """What happened, from what happened or from what to do about it ("upscale x2")."""
+def check(options: RestoreOptions) -> None:
+    """Raises InputError for a name that does not exist or a number out of its range."""
+    for kind, name, known in (
+        ("method", options.method, METHODS), ("answer", options.answer, ANSWERS),
+        ("posterior", options.posterior, INVERSE),
+    ):  # fmt: skip
+        if name not in known:
+            raise unknown(kind, name, known)
+    for key, least in (("n", 1), ("steps", 1), ("tile", 64), ("overlap", 0)):
+        value = getattr(options, key)
+        if type(value) is not int or value < least:
+            raise InputError(f"{key} must be a whole number of at least {least}, got {value!r}.")
+
+
+def takes_mean(options: RestoreOptions) -> bool:
+    """Whether the result is the mean of all possible ones, and not a sample."""
+    return options.answer == "mean" or (options.answer == "auto" and options.n == 1)
+
+
+def check_answer(options: RestoreOptions, method: str, corruption: Corruption) -> None:
+    """Raises InputError where the method does not give as many results, or no mean."""
+    if options.n > 1 and (takes_mean(options) or method == "cold"):
+        one = "mean" if takes_mean(options) else "cold method"
+        raise InputError(f"The {one} is one answer, {options.n} were asked for. Leave n at 1.")
+    blurred = any(step.name in BLURS for step in corruption.steps)
+    if options.answer == "mean" and method == "zero-shot" and not blurred:
+        raise InputError("Zero-shot answers are samples: leave answer out, or take a model that was trained for it.")
+
+
+def parse_task(corruption: str | Corruption) -> Corruption:
+    """What happened, from its description ("downscale 2") or from the task that undoes it ("upscale x2")."""
     if isinstance(corruption, Corruption):
         return corruption
     commands = "|".join(UNDOES)
@@ -36,67 +69,74 @@ def undoing(corruption: str | Corruption) -> Corruption:
     return parse(re.sub(rf"(^|[,|(])(\s*)({commands})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
 
 
-def as_written(what: Corruption, path: str | os.PathLike[str]) -> Corruption:
-    """A JPEG file says itself how it was rounded: where its quality was left open, the file's own steps are taken."""
-    last = what.steps[-1] if what.steps else None
-    if not isinstance(what, Step | Chain) or last is None or last.name != "jpeg" or last.fixed:
-        return what
+def as_written(corruption: Corruption, path: str | os.PathLike[str]) -> Corruption:
+    """With the quantization steps of a JPEG file, where its quality was left open: the file itself has them."""
+    last = corruption.steps[-1] if corruption.steps else None
+    if not isinstance(corruption, Step | Chain) or last is None or last.name != "jpeg" or last.fixed:
+        return corruption
     tables = jpeg_tables(path)
     if tables is None:
-        return what
-    return Chain((*what.steps[:-1], Step("jpeg", (tables[0], "420" if tables[1] else "444"))))
+        return corruption
+    return Chain((*corruption.steps[:-1], Step("jpeg", (tables[0], "420" if tables[1] else "444"))))
 
 
-def choose_method(method: str, what: Corruption, model: Model, named: object, posterior: str) -> str:
-    """The way to go: supervised where the model learned this, else zero-shot where it can be a prior.
+def choose_method(method: str, corruption: Corruption, model: Model, named: object, posterior: str) -> str:
+    """Supervised where the model was trained for the corruption, else zero-shot where it can be a prior.
 
     Args:
         method: What was asked for, one of ``METHODS``.
-        what: What happened.
+        corruption: What happened.
         model: What is to undo it.
         named: None if the model is the package's own.
         posterior: Of zero-shot; "dps" needs no projection.
 
-    Raises InputError if there is no way, and says what would help.
+    Raises InputError if there is no method, and says what would help.
     """
-    if any(step.name == "mask" and not step.fixed for step in what.steps):
-        raise InputError("Where is the hole? Give a picture of the same size, white there: --by 'inpaint hole.png'.")
+    if any(step.name == "mask" and not step.fixed for step in corruption.steps):
+        raise InputError(
+            "Where is the hole? Give an image of the same size, white there: --corruption 'inpaint hole.png'."
+        )
     name = "The restorer of this package" if named is None else "This model"
     learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
-    trained = model.corruption == "pairs" or (learned is not None and covers(learned, what))
-    known = what.known and (operator_of(what, model.shape[0]).projects or posterior == "dps")
+    trained = model.corruption == "pairs" or (learned is not None and covers(learned, corruption))
+    known = corruption.known and (operator_of(corruption, model.shape[0]).projects or posterior == "dps")
     prior = learned is None or covers(learned, HIDDEN) or strongest_noise(model) is not None
     if method == "supervised" and learned is None and not trained:
-        raise InputError(f"{name} was not trained to restore. Use way='zero-shot' (--way zero-shot).")
+        raise InputError(f"{name} was not trained to restore. Use method='zero-shot' (--method zero-shot).")
     required = method in ("supervised", "cold") or (method == "auto" and named is not None and learned is not None)
     if required and not trained:
-        offer = " Use way='zero-shot' (--way zero-shot), where it serves as the prior." if known and prior else ""
+        offer = " Use method='zero-shot' (--method zero-shot), where it is the prior." if known and prior else ""
         raise InputError(
-            f"{name} undoes {_mixture(model.corruption)!r}, not {str(what)!r}.{offer} Or train one: "
-            f'fastdiffusion train photos/ --restore "{what}".'
+            f"{name} undoes {_mixture(model.corruption)!r}, not {str(corruption)!r}.{offer} Or train one: "
+            f'fastdiffusion train photos/ --restore "{corruption}".'
         )
     if method == "zero-shot" or (method == "auto" and not trained):
         if not known:
-            unsaid = [step.name for step in what.steps if not step.fixed and CORRUPTIONS[step.name].parameters]
-            hint = f"Say all of {unsaid[0]}: {', '.join(CORRUPTIONS[unsaid[0]].parameters)}. Else " if unsaid else ""
-            raise InputError(
-                f"{hint}{str(what)!r} can only be undone by a model that was trained for it, since not all is said or "
-                f'it has no inverse. Train one: fastdiffusion train photos/ --restore "{what}".'
-            )
+            raise InputError(_unknown(corruption))
         if not prior:
-            raise InputError(f"{name} knows pictures only together with a degraded one: it is no prior. Name another.")
+            raise InputError(f"{name} knows images only together with a degraded one: it is no prior. Name another.")
         return "zero-shot"
     return "supervised" if method == "auto" else method
 
 
+def _unknown(corruption: Corruption) -> str:
+    """What to add, or to train, where a corruption is not known well enough to be led by it."""
+    open_ones = [step.name for step in corruption.steps if not step.fixed and CORRUPTIONS[step.name].parameters]
+    hint = f"Say all of {open_ones[0]}: {', '.join(CORRUPTIONS[open_ones[0]].parameters)}. Else " if open_ones else ""
+    return (
+        f"{hint}{str(corruption)!r} can only be undone by a model that was trained for it, since not all of it is "
+        f'known or it has no inverse. Train one: fastdiffusion train photos/ --restore "{corruption}".'
+    )
+
+
 def _mixture(corruption: str | None) -> str:
-    """A mixture, each part said once."""
+    """A mixture, each part once."""
     return " | ".join(dict.fromkeys((corruption or "nothing").split(" | ")))
 
 
-def operator_of(what: Corruption, channels: int) -> Operator:
-    """What happens to one picture, with masks of a size of their own left out."""
-    steps = [step for step in what.steps if step.name not in PLACED]
+def operator_of(corruption: Corruption, channels: int) -> Operator:
+    """What happens to one image, with masks of a size of their own left out."""
+    steps = [step for step in corruption.steps if step.name not in PLACED]
     side = SIDE * math.prod(map(shrinking, steps))
     return Chain(tuple(steps)).on((channels, side, side), [0])
 
@@ -109,12 +149,14 @@ def strongest_noise(model: Model) -> float | None:
     return max((float(r[1]) for r in ranges if isinstance(r, tuple) and r[1] >= 0.5), default=None)
 
 
-def weakened(what: Corruption, level: float) -> Corruption:
-    """The same corruption at a part of its strength; InputError where there is no such way (no numbers, or factors)."""
-    for step in what.steps:
+def weakened(corruption: Corruption, level: float) -> Corruption:
+    """The same corruption at a fraction of its strength; InputError where it has none (no numbers, or factors)."""
+    for step in corruption.steps:
         if not graded(step) or not any(isinstance(value, float) for value in step.values):
-            raise InputError(f"{step.name} cannot be undone a little at a time: it has no strength. Use another way.")
-    return weaker(what, level)
+            raise InputError(
+                f"{step.name} cannot be undone a little at a time: it has no strength. Use another method."
+            )
+    return weaker(corruption, level)
 
 
 def shrinking(step: Step) -> int:

@@ -1,9 +1,9 @@
-"""Undo what happened to a picture: ``restore(photo, by="gray, blur 1.5, jpeg 30")``, at any size.
+"""Undo what happened to an image: ``restore(photo, "gray, blur 1.5, jpeg 30")``, at any size.
 
-Three ways, one verb. *Supervised*: a denoiser that works from the degraded picture, trained with the same corruption;
-one call is the mean of all answers, more calls are one of them. *Zero-shot*: any other model as the prior, led by the
-measurement (``guidance.posterior``). *Cold*: the corruption undone a little at a time, by a supervised model. Where
-it is known what happened, the answer is held to it: degraded again, it gives the input.
+Three methods, one function. *Supervised*: a denoiser that works from the degraded image, trained with the same
+corruption; one evaluation is the mean of all answers, more evaluations are one of them. *Zero-shot*: any other model as
+the prior, led by the measurement (``guidance.posterior``). *Cold*: the corruption undone a little at a time, by a
+supervised model. Where it is known what happened, the answer is held to it: degraded again, it gives the input.
 """
 
 from __future__ import annotations
@@ -11,29 +11,28 @@ from __future__ import annotations
 import os
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ...corruptions import Chain, Corruption, Step
-from ...errors import CheckpointError, InputError, unknown
-from ...guidance import posterior as inverse
+from ...device import best_device
+from ...errors import CheckpointError, InputError
 from ...io.images import flatten, open_image, to_array, to_tensor
 from ...models import Model, load
-from ...models.registry import best_device, loaded, model_hash
+from ...models.registry import loaded
+from ...options import fill
 from ...version import __version__
-from .method import (
-    METHODS,
-    as_written,
-    choose_method,
-    undoing,
-)
+from .measurement import Measurement
+from .method import as_written, check, check_answer, choose_method, parse_task
+from .options import RestoreOptions
 from .result import NOTE, RestorationResult
-from .tiled import _Job
+from .tiled import TiledRestoration
 
-ANSWERS = ("auto", "mean", "sample")
 SMALLEST = 8  # pixels
-OPAQUE = "The picture's transparency was laid on white: the result has none."
+OPAQUE = "The image's transparency was laid on white: the result has none."
 COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 
 
@@ -41,106 +40,58 @@ def restore(
     image: str | os.PathLike[str] | Image.Image,
     corruption: str | Corruption,
     model: Model | str | Path | None = None,
-    n: int = 1,
-    method: str = "auto",
-    answer: str = "auto",
-    steps: int = 12,
-    seed: int = 0,
-    posterior: str = "ddnm",
-    hints: str | os.PathLike[str] | Image.Image | None = None,
-    palette: str | None = None,
-    self_ensemble: bool = False,
-    tile: int = 256,
-    overlap: int = 64,
-    device: str | None = None,
+    **options: Any,
 ) -> RestorationResult:
-    """Undo what happened to a picture.
+    """Undo what happened to an image.
 
     Args:
-        picture: A file or a PIL picture of any size.
-        by: What happened ("gray, blur 1.5, jpeg 30"; see ``corruptions.grammar``), or what to do about it ("upscale
-            x2", "colorize", "dejpeg", "deblur motion 9 30", "deblur blind", "denoise 0.1", "inpaint hole.png",
-            "dewatermark mark.png"). Ranges, and what is left out, are found out blindly by a model trained for it.
+        image: A file or a PIL image of any size.
+        corruption: What happened ("gray, blur 1.5, jpeg 30"; see ``corruptions.grammar``), or the task ("upscale x2",
+            "colorize", "dejpeg", "deblur motion 9 30", "deblur blind", "denoise 0.1", "inpaint hole.png",
+            "dewatermark mark.png"). Ranges, and what is left out, are estimated by a model that was trained for it.
         model: A restorer, or any generative model as the prior; by default the small restorer of this package.
-        n: How many answers. One is the mean of all, several differ and show what is not known.
-        way: "supervised", "zero-shot", "cold", or "auto": supervised if the model was trained for it.
-        answer: "mean" (one call), "sample", or "auto": the mean for one answer and samples for several.
-        steps: Denoiser calls of a sample.
-        seed: Of answer 0; answer i has seed + i.
-        method: Of zero-shot, a name in ``inverse.INVERSE``.
-        hints: A picture of the same size, transparent but where it says a color; for colorizing.
-        palette: Colors to keep to, "#a03020,#203040"; for colorizing.
-        ensemble: Take the mean over the eight turns and mirror images of each piece: eight times slower, and nearer.
-        tile: Side of the pieces that it is worked in, in pixels of the input: for memory. Wide blurs take larger ones.
-        overlap: How much they share, at least.
-        device: Where to compute.
+        options: See :class:`RestoreOptions`.
 
     Raises:
         InputError: Something that cannot be undone, or not by this model.
-        DataError: A picture that cannot be read.
+        DataError: An image that cannot be read.
     """
-    for kind, name, known in (
-        ("method", method, METHODS), ("answer", answer, ANSWERS), ("posterior", posterior, inverse.INVERSE),
-    ):  # fmt: skip
-        if name not in known:
-            raise unknown(kind, name, known)
-    for key, value, least in (("n", n, 1), ("steps", steps, 1), ("tile", tile, 64), ("overlap", overlap, 0)):
-        if type(value) is not int or value < least:
-            raise InputError(f"{key} must be a whole number of at least {least}, got {value!r}.")
+    chosen = fill(RestoreOptions, model=model, **options)
+    check(chosen)
     source, transparent = _open(image)
-    kernel = None
-    if isinstance(corruption, str) and " ".join(corruption.split()) in ("deblur blind", "blind"):
-        from .blind_deblurring import estimate_kernel
-
-        kernel = estimate_kernel(to_tensor(source)[None])
-        corruption = Step("kernel", (kernel,))
-    what = Chain(()) if corruption == "pairs" else undoing(corruption)
-    ready = loaded(bundled(), device or best_device()) if model is None else loaded(model, device)
+    corruption, kernel = _without_blind(corruption, source)
+    what = Chain(()) if corruption == "pairs" else parse_task(corruption)
+    ready = loaded(bundled(), chosen.device or best_device()) if model is None else loaded(model, chosen.device)
     if corruption == "pairs" and ready.corruption != "pairs":
-        raise InputError("by='pairs' is for models that learned from pairs. Say what happened, e.g. by='jpeg 30'.")
-    chosen = choose_method(method, what, ready, model, posterior)
+        raise InputError("corruption='pairs' is for models trained on pairs. Say what happened: corruption='jpeg 30'.")
+    channels = _channels(ready)
+    method = choose_method(chosen.method, what, ready, model, chosen.posterior)
     label = str(what) or "pairs"
     if isinstance(image, str | os.PathLike):
         what = as_written(what, image)
-    job = _Job(what, ready, chosen, n, answer, steps, seed, posterior, source, hints, palette, self_ensemble)
-    del source  # the job has its pixels: a large picture is not held twice
-    tile, overlap = job.windows(tile, overlap)
+    check_answer(chosen, method, what)
+    measurement = Measurement(source, what, channels, what.known and ready.corruption != "pairs", ready.device)
+    del source  # the measurement has its pixels: a large image is not held twice
+    job = TiledRestoration(measurement, ready, method, chosen)
+    tile, overlap = measurement.tiling(chosen.tile, chosen.overlap)
     images = job.run(tile, overlap)
-    notes = (
-        (NOTE,)
-        if any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(corruption)
-        else ()
+    marked = any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(corruption)
+    notes = ((NOTE, marked), (OPAQUE, transparent), (COLORLESS, job.lacks_color(images)))
+    return RestorationResult(
+        images,
+        measurement.image,
+        label,
+        method,
+        measurement.error(images, tile, overlap),
+        _uncertainty(images),
+        tuple(note for note, holds in notes if holds),
+        _recipe(chosen, ready, label, method, tile, overlap),
+        kernel,
     )
-    if transparent:
-        notes += (OPAQUE,)
-    if job.colorless(images):
-        notes += (COLORLESS,)
-    recipe = {
-        "fastdiffusion": __version__,
-        "verb": "restore",
-        "corruption": label,
-        "method": chosen,
-        "model": model_hash(ready)[:16],
-        "parameters": {
-            "n": n,
-            "answer": answer,
-            "steps": steps,
-            "seed": seed,
-            "posterior": posterior,
-            "tile": tile,
-            "overlap": overlap,
-            **({"self_ensemble": True} if self_ensemble else {}),
-        },
-    }
-    uncertainty = torch.zeros(images.shape[2:])
-    if n > 1:
-        uncertainty = torch.cat([rows.float().std(0).mean(0) for rows in images.split(256, 2)])
-    error = job.error(images, tile, overlap)
-    return RestorationResult(images, job.source, label, chosen, error, uncertainty, notes, recipe, kernel)
 
 
 def bundled() -> Model:
-    """The small restorer that comes with this package: see docs/restore.md for what it learned from."""
+    """The small restorer that comes with this package: see docs/restore.md for what it was trained on."""
     weights = files("fastdiffusion") / "weights" / "restorer.safetensors"
     if not weights.is_file():
         raise CheckpointError(
@@ -152,13 +103,55 @@ def bundled() -> Model:
 
 
 def _open(image: str | os.PathLike[str] | Image.Image) -> tuple[Image.Image, bool]:
-    """A picture in L or RGB, and whether some of it shone through."""
+    """An image in L or RGB, and whether some of it was transparent."""
     whole = open_image(image)
     flat = flatten(whole)
     transparent = flat is not whole and int(to_array(whole)[-1].min()) < 255
     if min(flat.size) < SMALLEST:
         raise InputError(
-            f"A picture of {flat.width}x{flat.height} pixels is too small to restore: give one of at least "
+            f"An image of {flat.width}x{flat.height} pixels is too small to restore: give one of at least "
             f"{SMALLEST}x{SMALLEST}."
         )
     return (flat if flat.mode in ("L", "RGB") else flat.convert("RGB")), transparent
+
+
+def _without_blind(corruption: str | Corruption, source: Image.Image) -> tuple[str | Corruption, Tensor | None]:
+    """The corruption with the blur kernel that is found in the image, if it is to be looked for."""
+    if not isinstance(corruption, str) or " ".join(corruption.split()) not in ("deblur blind", "blind"):
+        return corruption, None
+    from .blind_deblurring import estimate_kernel
+
+    kernel = estimate_kernel(to_tensor(source)[None])
+    return Step("kernel", (kernel,)), kernel
+
+
+def _channels(model: Model) -> int:
+    """1 or 3, of a model of pixels."""
+    if model.autoencoder is not None:
+        raise InputError("This model works in latents, where corruptions of pixels are unknown. Use a model of pixels.")
+    if len(model.shape) != 3 or model.shape[0] not in (1, 3):
+        raise InputError(
+            f"The model makes samples of shape {model.shape}, no images of 1 or 3 channels: it cannot restore files."
+        )
+    return model.shape[0]
+
+
+def _uncertainty(images: Tensor) -> Tensor:
+    """Standard deviation of the results at each pixel, strip by strip: the float copy of all would be large."""
+    if len(images) == 1:
+        return torch.zeros(images.shape[2:])
+    return torch.cat([rows.float().std(0).mean(0) for rows in images.split(256, 2)])
+
+
+def _recipe(options: RestoreOptions, model: Model, label: str, method: str, tile: int, overlap: int) -> dict[str, Any]:
+    """What was done, as JSON values."""
+    kept = {name: getattr(options, name) for name in ("n", "answer", "steps", "seed", "posterior")}
+    ensemble = {"self_ensemble": True} if options.self_ensemble else {}
+    return {
+        "fastdiffusion": __version__,
+        "verb": "restore",
+        "corruption": label,
+        "method": method,
+        "model": model.id[:16],
+        "parameters": {**kept, "tile": tile, "overlap": overlap, **ensemble},
+    }

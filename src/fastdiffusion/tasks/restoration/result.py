@@ -1,4 +1,4 @@
-"""What a restoration gives back: answers, how sure they are, how well they agree with the input; and their files."""
+"""What a restoration returns: images, their uncertainty, their agreement with the input; and their files."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ...errors import InputError
 from ...io.images import grid, save_png, to_pil, to_tensor
 
 NOTE = (
-    "You removed a mark from a picture. Marks often say whose it is: only remove one from pictures that are yours, or "
+    "You removed a watermark. Watermarks often say whose an image is: only remove one from images that are yours, or "
     "that you may change, and do not pass the result off as somebody else's original."
 )
 
 
 @dataclass(frozen=True)
 class RestorationResult:
-    """What came out. In a notebook it shows itself.
+    """The restored images. In a notebook it shows itself.
 
     Attributes:
-        images: The answers, (n, c, h, w).
-        given: The input, on its own grid.
-        by: What was undone.
-        way: How.
-        error: Root mean square and largest difference, in units of 1/255, between the input and the answers degraded
+        images: The results, (n, c, h, w).
+        degraded: The input, on its own grid.
+        corruption: What was undone.
+        method: How: "supervised", "zero-shot" or "cold".
+        error: Root mean square and largest difference, in units of 1/255, between the input and the results degraded
             again; None where what happened is not known exactly.
-        uncertainty: Standard deviation of the answers at each pixel, in units of 1/255; zeros for one answer.
+        uncertainty: Standard deviation of the results at each pixel, in units of 1/255; zeros for one result.
         notes: What a person should know.
         recipe: What was done, as JSON values.
         kernel: The blur kernel that was found, if it was looked for.
@@ -48,7 +48,7 @@ class RestorationResult:
     uncertainty: Float[Tensor, "h w"]
     notes: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    kernel: Float[Tensor, "k l"] | None = None
+    kernel: Float[Tensor, "s t"] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -66,7 +66,7 @@ class RestorationResult:
         return grid(panels, columns=3)
 
     def save(self, path: str | os.PathLike[str], compare: bool = False, metadata: bool = True) -> list[Path]:
-        """Write the answers: ``path``, or NAME-1.png and so on if there are several, with NAME-uncertainty.png.
+        """Write the images: ``path``, or NAME-1.png and so on if there are several, with NAME-uncertainty.png.
 
         Args:
             path: Ends in .png.
@@ -114,5 +114,5 @@ def checked_out(path: str | os.PathLike[str]) -> Path:
     """A name that the result can be written under; raises InputError before any work is done."""
     path = Path(path)
     if path.suffix.lower() != ".png":
-        raise InputError(f"Pictures are written as PNG, got {path.name!r}. Try {path.with_suffix('.png').name}.")
+        raise InputError(f"Images are written as PNG, got {path.name!r}. Try {path.with_suffix('.png').name}.")
     return path

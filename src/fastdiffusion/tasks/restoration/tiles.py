@@ -1,6 +1,6 @@
-"""Pictures of any size in pieces that fit: overlapping tiles, blended where they overlap, strip by strip.
+"""Images of any size in pieces that fit: overlapping tiles, blended where they overlap, strip by strip.
 
-What is in memory at a time is one row of tiles, whatever the size of the picture.
+What is in memory at a time is one row of tiles, whatever the size of the image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCK = 64  # side of the squares in which a noise field is drawn
 
 
 class Tile(NamedTuple):
-    """A window of the picture that is worked on, in its pixels."""
+    """A window of the image that is worked on, in its pixels."""
 
     top: int
     left: int
@@ -120,7 +120,7 @@ class Fields:
 
 
 def field(seed: int, channels: int, tile: Tile, *keys: int) -> Float[Tensor, "c h w"]:
-    """Unit noise that hangs on the place in the picture: overlapping tiles see the same numbers where they overlap."""
+    """Unit noise keyed by the place in the image: overlapping tiles see the same numbers where they overlap."""
     rows = range(tile.top // _BLOCK, -(-(tile.top + tile.height) // _BLOCK))
     columns = range(tile.left // _BLOCK, -(-(tile.left + tile.width) // _BLOCK))
     whole = torch.cat(

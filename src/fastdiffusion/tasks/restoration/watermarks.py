@@ -1,10 +1,11 @@
-"""The mark that several pictures share: found, and removed.
+"""The watermark that several images share: found, and removed.
 
-A mark is laid over: ``y = (1 - a) x + a c`` with the same opacity a and color c in every picture. At each pixel that is
-a straight line through the pictures: what varies among them is (1 - a) times what varied before (Dekel et al. 2017, "On
-the Effectiveness of Visible Watermarks"). So the spread of the pictures' values at a pixel, against that of its
-unmarked surroundings, tells a; their mean then tells c, one color for the whole mark, and a again. Of a mark in two
-colors, such as white letters with a dark shadow, the second stays. Where it is opaque, the hole is painted.
+A watermark is laid over: ``y = (1 - a) x + a c`` with the same opacity a and color c in every image. At each pixel
+that is a straight line through the images: what varies among them is (1 - a) times what varied before (Dekel et al.
+2017, "On the Effectiveness of Visible Watermarks"). So the spread of the images' values at a pixel, against that of its
+unmarked surroundings, gives a; their mean then gives c, one color for the whole watermark, and a better a. Of a
+watermark in two colors, such as white letters with a dark shadow, the second stays. Where it is opaque, the hole is
+inpainted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +26,18 @@ from ...corruptions.blurs import gaussian, radius_of, taps
 from ...errors import InputError
 from ...io.images import flatten, grid, open_image, safe_name, save_png, to_pil, to_tensor, to_uint8
 from ...models import Model
+from ...options import fill
+from .options import RemoveWatermarkOptions
 from .restore import restore
 from .result import NOTE
 
 OPAQUE = 0.85  # opacity from which on too little shines through
-FAINT = 0.08  # opacity below which there is no mark
+FAINT = 0.08  # opacity below which there is no watermark
 
 
 @dataclass(frozen=True)
 class WatermarkResult:
-    """The pictures without the mark, and the mark: opacity (h, w) and color (3, h, w)."""
+    """The images without the watermark, and the watermark: opacity (h, w) and color (3, h, w)."""
 
     images: Float[Tensor, "n 3 h w"]
     names: tuple[str, ...]
@@ -51,11 +55,11 @@ class WatermarkResult:
 
     def __str__(self) -> str:
         share = float((self.opacity > 0).float().mean())
-        return f"The mark covers {share:.1%} of the picture, opacity up to {float(self.opacity.max()):.2f}.\n{NOTE}"
+        return f"The watermark covers {share:.1%} of the image, opacity up to {float(self.opacity.max()):.2f}.\n{NOTE}"
 
 
 def written(names: Sequence[str], folder: str | os.PathLike[str]) -> list[Path]:
-    """The files of pictures of these names, and of their mark; equal names are numbered."""
+    """The files of images of these names, and of their watermark; equal names are numbered."""
     taken: dict[str, Path] = {}
     for name in (*map(safe_name, names), "mark"):
         free = next(n for n in (name, *(f"{name}-{i}" for i in range(2, len(names) + 3))) if n not in taken)
@@ -66,32 +70,35 @@ def written(names: Sequence[str], folder: str | os.PathLike[str]) -> list[Path]:
 def remove_watermark(
     images: Sequence[str | os.PathLike[str] | Image.Image],
     model: Model | str | Path | None = None,
-    device: str | None = None,
+    **options: Any,
 ) -> WatermarkResult:
-    """Find the mark that pictures of one size share, and remove it; pixels without it stay exactly as they are.
+    """Find the watermark that images of one size share, and remove it; pixels without it stay exactly as they are.
 
     Args:
-        pictures: Three or more; the more, the better it is found (eight are good).
-        model: The restorer that paints where the mark is opaque; see :func:`restoration.restore`.
-        device: Where to compute.
+        images: Three or more; the more, the better it is found (eight are good).
+        model: The restorer that inpaints where the watermark is opaque; see :func:`fastdiffusion.restore`.
+        options: See :class:`RemoveWatermarkOptions`.
 
     Raises:
-        InputError: Too few pictures, unlike sizes, or no mark in them.
+        InputError: Too few images, unlike sizes, or no watermark in them.
     """
+    chosen = fill(RemoveWatermarkOptions, model=model, **options)
     n = len(images)
     if n < 3:
-        raise InputError(f"A mark shows in three or more pictures, got {n}. For one: by='inpaint MASK'.")
+        raise InputError(f"A watermark shows in three or more images, got {n}. For one: corruption='inpaint MASK'.")
     names, loaded = [], []
     for i, source in enumerate(images):
         loaded.append(to_tensor(flatten(open_image(source)).convert("RGB")))
-        names.append(f"picture-{i}" if isinstance(source, Image.Image) else Path(source).stem)
+        names.append(f"image-{i}" if isinstance(source, Image.Image) else Path(source).stem)
     if len({tuple(image.shape) for image in loaded}) > 1:
         sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in loaded})
-        raise InputError(f"The pictures must be of one size, got {' and '.join(sizes)}. Crop them alike.")
+        raise InputError(f"The images must be of one size, got {' and '.join(sizes)}. Crop them alike.")
     y = torch.stack(loaded)
-    opacity, color = find_mark(y)
+    opacity, color = find_watermark(y)
     if not bool((opacity > 0).any()):
-        raise InputError("No mark was found that all pictures share. Give more pictures, or a mask: by='inpaint MASK'.")
+        raise InputError(
+            "No watermark was found that all images share. Give more images, or a mask: corruption='inpaint MASK'."
+        )
     clear = (y - opacity * color) / (1 - opacity).clamp(min=1 - OPAQUE)
     clear = to_tensor(to_uint8(torch.where(opacity > 0, clear, y)))
     hole = opacity > OPAQUE
@@ -100,15 +107,15 @@ def remove_watermark(
 
         hole = F.max_pool2d(hole[None, None].float(), 3, 1, 1) * (opacity > 0)
         for i, image in enumerate(clear):
-            painted = restore(to_pil(image), mask(hole), model=model, device=device).images[0]
+            painted = restore(to_pil(image), mask(hole), **vars(chosen)).images[0]
             clear[i] = torch.where(hole[0] > 0, to_tensor(painted), image)
     return WatermarkResult(clear, tuple(names), opacity, color)
 
 
-def find_mark(y: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "h w"], Float[Tensor, "3 h w"]]:
-    """(opacity, color) of the mark that all share; opacity 0 where there is none."""
+def find_watermark(y: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "h w"], Float[Tensor, "3 h w"]]:
+    """(opacity, color) of the watermark that all share; opacity 0 where there is none."""
     mean = y.mean(0)
-    # what a mark adds is a sharp structure that stays when the pictures are averaged by their gradients' median
+    # what a watermark adds is a sharp structure that stays when the images are averaged by their gradients' median
     edges = torch.stack([_gradients(y).median(1).values.abs().amax(0).amax(0)])[None]
     near = _smooth(edges, 1.0)
     rough = near > 6 * near.median() + 0.01
@@ -118,7 +125,7 @@ def find_mark(y: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "h w"], Float[
     opacity = (1 - spread / around.clamp(min=1e-3)).clamp(0, 1) * inside
     opacity = _smooth(opacity[None, None], 0.7)[0, 0] * inside
     base = torch.stack([_around(channel, ~inside) for channel in mean])
-    # opacity and color trade off at a pixel; where the color is one for the whole mark, the mean decides between them
+    # opacity and color trade off at a pixel; as the color is one for the whole watermark, the mean decides between them
     strong = opacity > 0.5 * opacity.max().clamp(min=FAINT)
     if not bool(strong.any()):
         return torch.zeros_like(opacity), mean
@@ -138,7 +145,7 @@ def _gradients(y: Tensor) -> Float[Tensor, "2 n c h w"]:
 
 
 def _smooth(x: Float[Tensor, "b c h w"], sigma: float) -> Tensor:
-    return gaussian(x, taps(torch.tensor([sigma]).expand(len(x)), radius_of(sigma)))
+    return gaussian(x, taps(x.new_tensor([sigma]).expand(len(x)), radius_of(sigma)))
 
 
 def _filled(rough: Tensor) -> Tensor:

@@ -15,15 +15,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...data import Dataset, selection
-from ...errors import InputError
 from ...io import guarded, images, inputs
 from ...io.inputs import ImageLike, as_tensor, opened, scaled
-from ...nets import layers as parts_layers
+from ...nets.layers import drawn, records_config
 from ...nets.unet import UNet
 from ...noise import generator
+from ...options import fill
 from ...training.trainer import Part, train
 from ..translation.domains import squares
-from .statistics import Colors, colors, directions, recolored, statistics
+from .options import TrainStyleOptions
+from .statistics import Colors, colors, device_for, directions, recolored, statistics
 
 NET = {
     "patch": 2,
@@ -39,14 +40,9 @@ NET = {
 ROWS, PREVIEW = 80, 100  # what a generator is for; steps between previews
 
 
-def _check(strength: float) -> None:
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength must be from 0 to 1, got {strength:g}. Try 0.6.")
-
-
 def enlarged(original: Image.Image, image: Float[Tensor, "3 h w"]) -> Image.Image:
     """The change that ``image`` is to ``original``, enlarged to the original's size; alpha stays what it was."""
-    whole = as_tensor(original)
+    whole = as_tensor(original).to(image.device)
     if image.shape[-2:] != whole.shape[-2:]:
         small = F.interpolate(whole, image.shape[-2:], mode="bicubic", antialias=True).clamp(-1, 1)
         image = (whole + F.interpolate(image[None] - small, whole.shape[-2:], mode="bicubic"))[0]
@@ -57,101 +53,90 @@ def enlarged(original: Image.Image, image: Float[Tensor, "3 h w"]) -> Image.Imag
 
 
 class Stylizer(nn.Module):
-    """One style, any strength, in one call (Johnson et al. 2016, arXiv:1603.08155, with the strength as an input).
+    """One style, any strength, in one evaluation (Johnson et al. 2016, arXiv:1603.08155, with strength as an input).
 
     The colors are moved in closed form and the net adds the rest, ``strength`` times: at 0 nothing happens.
 
     Args:
         net: Keywords of ``UNet``; none with attention, whose cost would grow with the square of the pixels.
-        size: Side of the pictures that it learned on.
+        size: Side of the images that it was trained on.
     """
 
+    config: dict[str, Any]
     mean: Tensor
     covariance: Tensor
 
+    @records_config
     def __init__(self, net: Mapping[str, Any] = NET, size: int = 128):
         super().__init__()
-        self.config = {"net": dict(net), "size": size}
         self.net = UNet(**{**net, "in_channels": 3, "out_channels": 3})
         self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("covariance", torch.eye(3, dtype=torch.float64))
 
     def forward(self, x: Float[Tensor, "1 3 h w"], strength: float) -> Float[Tensor, "1 3 h w"]:
-        """The picture in the style."""
+        """The image in the style."""
         base = recolored(x, Colors(self.mean, self.covariance), strength)
         return base + strength * self.net(base, x.new_full((len(x),), strength - 0.5), None)
 
 
-def train_style(
-    style: ImageLike,
-    data: Dataset | str,
-    steps: int = 400,
-    size: int = 128,
-    batch_size: int = 2,
-    keep: float = 0.6,
-    lr: float = 2e-3,
-    folder: str | Path | None = None,
-    seed: int = 0,
-    fresh: bool = False,
-) -> Stylizer:
-    """Learn one style at all strengths, by the losses of :func:`stylize`; again, to go on.
+def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Stylizer:
+    """Learn one style at all strengths, by the losses of :func:`stylize`; the same call again continues a run.
 
     Args:
-        style: A picture or its file.
+        style: An image or its file.
         data: Photographs to practice on: a folder, or what ``data.load`` takes.
-        steps: Of training.
-        size: Side of the practice pictures in pixels, and the shorter side at which the style is looked at.
-        batch_size: Pictures a step.
-        keep: What the content counts against the style.
-        lr: Highest learning rate.
-        folder: Where checkpoints and previews go; the same call goes on from there.
-        seed: Of everything.
-        fresh: Forget what the folder holds.
+        options: The fields of :class:`TrainStyleOptions`.
     """
+    chosen = fill(TrainStyleOptions, **options)
+    device, seed, size = device_for(chosen.device), chosen.seed, chosen.size
     pattern = as_tensor(opened(style, "style"))
     pattern = scaled(pattern, size / min(pattern.shape[-2:]))
+    mark = hashlib.sha256(images.to_uint8(pattern).numpy().tobytes()).hexdigest()[:16]
     data = squares(data, size)
     photos = selection.load_images(data, range(len(data)), (size, size))[0]
-    made: Stylizer = parts_layers.drawn(lambda: Stylizer(NET, size), seed)
+    made: Stylizer = drawn(lambda: Stylizer(NET, size), seed)
     made.mean, made.covariance = colors(pattern)
+    made, pattern = made.to(device), pattern.to(device)
     with torch.no_grad():
         along = directions(pattern, None, seed)
         goal = statistics(pattern, along)
 
+    def photo(rows: slice) -> Tensor:
+        return images.to_tensor(photos[rows]).expand(-1, 3, -1, -1).to(device)
+
     def loss(step: int) -> Tensor:
         draw = generator(seed, ROWS, step)
-        total = torch.zeros(())
-        for row in torch.randint(len(photos), (batch_size,), generator=draw).tolist():
-            x, strength = (
-                images.to_tensor(photos[row : row + 1]).expand(-1, 3, -1, -1),
-                float(torch.rand((), generator=draw)),
-            )
+        total = torch.zeros((), device=device)
+        for row in torch.randint(len(photos), (chosen.batch_size,), generator=draw).tolist():
+            x, strength = photo(slice(row, row + 1)), float(torch.rand((), generator=draw))
             with torch.no_grad():
                 base = recolored(x, colors(pattern), strength)
                 target = statistics(x, along).towards(goal, strength)
             now = statistics(made(x, strength), along, None, base)
-            total = total + (now.distance(target) + keep * now.away) / batch_size
+            total = total + (now.distance(target) + chosen.keep * now.away) / chosen.batch_size
         return total
 
-    mark = hashlib.sha256(images.to_uint8(pattern).numpy().tobytes()).hexdigest()[:16]
-    config = {**made.config, "style": mark, "data": data.fingerprint, "batch_size": batch_size, "keep": keep, "lr": lr}
-    run = train({"net": Part(made, loss, lr=lr)}, steps, config, folder, seed, fresh=fresh, precision="float32")
-    for done in run:
-        if folder is not None and (done.step % PREVIEW == 0 or done.step == steps):
+    config = {**made.config, "style": mark, "data": data.fingerprint} | {
+        name: getattr(chosen, name) for name in ("batch_size", "keep", "lr")
+    }
+    if chosen.optimizer != "adamw":  # the only one that there was: runs of then can be continued
+        config["optimizer"] = chosen.optimizer
+    for done in train({"net": Part(made, loss, chosen.optimizer, chosen.lr)}, config=config, **chosen.run()):
+        if chosen.folder is not None and (done.step % PREVIEW == 0 or done.step == chosen.steps):
             with torch.no_grad():
-                x = images.to_tensor(photos[:4]).expand(-1, 3, -1, -1)
+                x = photo(slice(0, 4))
                 rows = [x, *(torch.cat([made(v, s) for v in x.split(1)]) for s in (0.3, 0.6, 1.0))]
-                inputs.sheet(torch.cat(rows), Path(folder) / "preview.png", len(x))
-    made.eval().requires_grad_(False)
-    if folder is not None:
-        save(made, Path(folder) / "style.safetensors")
+                inputs.sheet(torch.cat(rows).cpu(), Path(chosen.folder) / "preview.png", len(x))
+    made.cpu().eval().requires_grad_(False)
+    if chosen.folder is not None:
+        save(made, Path(chosen.folder) / "style.safetensors")
     return made
 
 
 @torch.no_grad()
-def _feed_forward(original: Image.Image, stylizer: Stylizer, strength: float, size: int) -> Image.Image:
-    _check(strength)
-    x = as_tensor(original)
+def feed_forward(original: Image.Image, stylizer: Stylizer, strength: float, size: int) -> Image.Image:
+    """An image in the style that a net has learned, at most ``size`` pixels at once; where the net is."""
+    x = as_tensor(original).to(stylizer.mean.device)
     x = scaled(x, size / max(x.shape[-2:])) if max(x.shape[-2:]) > size else x
     return enlarged(original, stylizer(x, strength).clamp(-1, 1)[0]) if strength else original
 

@@ -1,4 +1,4 @@
-"""What of a picture is style: its colors, and its features without their places."""
+"""What of an image is style: its colors, and its features without their places."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from ...device import best_device, device_of
+from ...errors import InputError
 from ...nets import perceptual
 from ...nets.perceptual import Maps, gram, gram_distance, map_distance, maps, profile, sliced_distance
 from ...noise import generator
@@ -21,15 +23,24 @@ TILE, HALO = 512, 64  # side of what is differentiated at once, and how far a fe
 ALONG, PLACES = 32, 1 << 13  # directions to look along, and places of each map that are looked at
 
 
+def device_for(name: str | None) -> torch.device:
+    """Where style is computed: on the device of that name, by default the best one that has float64."""
+    if (name or best_device()).startswith("mps"):
+        if name is not None:
+            raise InputError("Style transfer computes colors in float64, which mps does not have. Try device='cpu'.")
+        name = "cpu"
+    return device_of(name)
+
+
 class Colors(NamedTuple):
-    """Mean and covariance of a picture's colors."""
+    """Mean and covariance of an image's colors."""
 
     mean: Float[Tensor, " c"]
     covariance: Float[Tensor, "c c"]
 
 
 def colors(x: Float[Tensor, "1 c h w"]) -> Colors:
-    """Of one picture."""
+    """Of one image."""
     rows = x[0].flatten(1).double()
     return Colors(rows.mean(1), torch.cov(rows) + 1e-5 * torch.eye(len(rows), dtype=rows.dtype, device=x.device))
 
@@ -56,7 +67,7 @@ def _power(matrix: Tensor, exponent: float) -> Tensor:
 
 
 class Statistics(NamedTuple):
-    """A picture's style, map by map, and its perceptual distance from another one if there was one."""
+    """An image's style, map by map, and its perceptual distance from another one if there was one."""
 
     grams: list[Float[Tensor, "1 c c"]]
     profiles: list[Float[Tensor, "1 n q"]]
@@ -80,10 +91,10 @@ class Statistics(NamedTuple):
 def statistics(
     x: Float[Tensor, "1 3 h w"], along: Sequence[Tensor], net: Maps | None = None, content: Tensor | None = None
 ) -> Statistics:
-    """Of a picture of any size, tile by tile; ``along`` are the directions of each map's profile.
+    """Of an image of any size, tile by tile; ``along`` are the directions of each map's profile.
 
     A tile's features are forgotten once they are summed up, and computed again for the gradient (Chen et al. 2016):
-    memory is that of one tile, and result and gradient are those of the whole picture.
+    memory is that of one tile, and result and gradient are those of the whole image.
     """
     h, w = x.shape[-2:]
     tiles = [(rows, columns) for rows in _spans(h) for columns in _spans(w)]
@@ -94,7 +105,7 @@ def statistics(
         here, places = [_inner(f, core, crop) for f in feature_maps(crop, net)], []
         for i, f in enumerate(here):
             kept = torch.randperm(f[0, 0].numel(), generator=generator(place, i))[: math.ceil(PLACES * share)]
-            places.append(f.flatten(2)[..., kept])
+            places.append(f.flatten(2)[..., kept.to(f.device)])
         away = x.new_zeros(1)
         if like is not None:
             with torch.no_grad():
@@ -109,7 +120,7 @@ def statistics(
         if len(tiles) == 1:
             measured.append(measure(crop, like, core, place))
         else:
-            measured.append(checkpoint(measure, crop, like, core, place, use_reentrant=False))
+            measured.append(checkpoint(measure, crop, like, core, place, use_reentrant=False, preserve_rng_state=False))
     n = len(along)
     gathered = list(zip(*measured, strict=True))
     profiles = [profile(torch.cat(c, -1)[:, :, None], d) for c, d in zip(gathered[n : 2 * n], along, strict=True)]
@@ -128,7 +139,7 @@ def feature_maps(x: Tensor, net: Maps | None) -> list[Tensor]:
 
 
 def directions(x: Tensor, net: Maps | None, seed: int) -> list[Tensor]:
-    """To look along in each map that ``net`` makes of pictures like x."""
+    """Random directions to project each map on that ``net`` makes of images like x."""
     widths = [f.shape[1] for f in feature_maps(x[..., :16, :16], net)]
     return [perceptual.directions(n, ALONG, generator(seed, i)) for i, n in enumerate(widths)]
 
@@ -149,7 +160,7 @@ def _cut(span: tuple[int, int], n: int) -> tuple[slice, slice]:
 def edge_similarity(x: Float[Tensor, "b c h w"], y: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
     """SSIM (Wang et al. 2004, eq. 13) of the gradients' strength: is everything still where it was? 1 is the same.
 
-    Each picture's gradients are measured in their own root mean square: contrast is style, places are content.
+    Each image's gradients are measured in their own root mean square: contrast is style, places are content.
     """
     return _ssim(_edges(x), _edges(y))
 

@@ -1,13 +1,13 @@
-"""Style transfer: one picture's content in another one's colors and textures.
+"""Style transfer: one image's content in another one's colors and textures.
 
     stylize("photo.jpg", "painting.jpg", strength=0.6).save("out.png")
 
-A style is what remains of a picture's features when their places are forgotten: their Gram matrices (Gatys et al.
+A style is what remains of an image's features when their places are forgotten: their Gram matrices (Gatys et al.
 2016) and their distribution (Heitz et al. 2021). ``strength`` is a place on the way, in both, from the content's own
 style to the other one: at 0 the content itself is the optimum, and the result.
 
-Three ways: optimization of the pixels, for any two pictures; a net that has learned one style (:func:`train_style`), in
-one call; and attention to the style picture inside a diffusion model (:func:`shared_attention`).
+Three ways: optimization of the pixels, for any two images; a net that has learned one style (:func:`train_style`), in
+one evaluation; and attention to the style image inside a diffusion model (:func:`shared_attention`).
 """
 
 from __future__ import annotations
@@ -15,125 +15,97 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from os import PathLike
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from ... import samplers, schedules
-from ...errors import InputError
-from ...guidance.attention import shared_attention
+from ...guidance.attention import attention_layers, shared_attention
 from ...io import images
-from ...io.inputs import LEAST, ImageLike, as_tensor, fit_image, opened, scaled
+from ...io.inputs import ImageLike, as_tensor, fit_image, opened, scaled
 from ...models import Model
 from ...models.registry import loaded
-from ...nets import layers
-from ...nets.perceptual import Maps
+from ...options import fill
+from ...samplers import probability_flow
 from ...types import Cond
-from ..translation.training_free import invert
-from .network import Stylizer, _check, _feed_forward, enlarged, load
-from .statistics import colors, directions, recolored, statistics
+from .network import Stylizer, enlarged, feed_forward, load
+from .options import StylizeOptions, check_strength
+from .statistics import colors, device_for, directions, recolored, statistics
 
-COARSE = 96  # longest side of the coarsest level: there a feature sees two thirds of the picture
+COARSE = 96  # longest side of the coarsest level: there a feature sees two thirds of the image
 RATE, OCTAVES = 0.01, 5  # Adam's: how far a layer of the pyramid moves in a step; how many layers
 
 
 class StyleStep(NamedTuple):
-    """Where a run is: ``done`` of ``of`` steps, and the picture so far in [-1, 1], at the size of its level."""
+    """Where a run is: ``done`` of ``of`` steps, and the image so far in [-1, 1], at the size of its level."""
 
     done: int
     of: int
     image: Float[Tensor, "3 h w"]
 
 
-def stylize(
-    content: ImageLike,
-    style: ImageLike | Stylizer,
-    strength: float = 0.6,
-    size: int = 768,
-    steps: int = 80,
-    keep: float = 0.6,
-    net: Maps | None = None,
-    model: Model | str | Path | None = None,
-    seed: int = 0,
-) -> Image.Image:
-    """``content`` in the style of another picture.
+def stylize(content: ImageLike, style: ImageLike | Stylizer, **options: Any) -> Image.Image:
+    """``content`` in the style of another image.
 
     Args:
-        content: A picture of any size, its file, or (c, h, w) in [-1, 1].
+        content: An image of any size, its file, or (c, h, w) in [-1, 1].
         style: Likewise, and pixels are optimized from coarse to fine; or what :func:`train_style` made, or its file,
-            which takes one call.
-        strength: 0 returns the content, 1 has all of the style.
-        size: Longest side at which pixels are optimized; of a larger picture, the change is enlarged. Memory is that
-            of the pictures and one tile; time grows with the number of pixels.
-        steps: At each level; a third of them at the finest.
-        keep: What the content counts, where the style counts 1.
-        net: Features to compare in; by default the bundled ones.
-        model: A diffusion model with attention, to do it inside of (:func:`stylize_inside`) at its own size.
-        seed: Of the directions that features are looked along, or of the style picture's noise.
+            which takes one evaluation.
+        options: The fields of :class:`StylizeOptions`.
 
     Raises:
-        InputError: A strength out of range, or a picture of less than 16 pixels a side.
-        DataError: A file that is no picture.
+        InputError: A number out of range, or an image of less than 16 pixels a side.
+        DataError: A file that is no image.
     """
+    chosen = fill(StylizeOptions, **options)
     original, image = opened(content, "content"), None
     if isinstance(style, str | PathLike) and str(style).endswith(".safetensors"):
-        style = load(style)
+        style = load(style).to(device_for(chosen.device))
     if isinstance(style, Stylizer):
-        return _feed_forward(original, style, strength, size)
-    if model is not None:
-        ready = loaded(model)
-        shape = ready.image_shape
-        x, like = (fit_image(p, shape)[None] for p in (original, opened(style, "style")))
-        return images.to_pil(stylize_inside(ready, x, like, strength, steps, seed=seed)[0])
-    run = stylize_steps(original, style, strength, size, steps, keep, net, seed)
-    for step in (bar := tqdm(run, "stylizing", disable=None, leave=False)):
+        style = style if chosen.device is None else style.to(device_for(chosen.device))
+        return feed_forward(original, style, chosen.strength, chosen.size)
+    if chosen.model is not None:
+        ready = loaded(chosen.model, chosen.device)
+        x, like = (fit_image(p, ready.image_shape)[None] for p in (original, opened(style, "style")))
+        return images.to_pil(stylize_inside(ready, x, like, chosen.strength, chosen.steps, seed=chosen.seed)[0])
+    for step in (bar := tqdm(stylize_steps(original, style, **options), "stylizing", disable=None, leave=False)):
         bar.total, image = step.of, step.image
     assert image is not None
-    return enlarged(original, image) if strength else original
+    return enlarged(original, image) if chosen.strength else original
 
 
-def stylize_steps(
-    content: ImageLike,
-    style: ImageLike,
-    strength: float = 0.6,
-    size: int = 768,
-    steps: int = 80,
-    keep: float = 0.6,
-    net: Maps | None = None,
-    seed: int = 0,
-) -> Iterator[StyleStep]:
-    """The same, step by step for a live preview; to stop is to stop iterating."""
-    _check(strength)
-    if size < LEAST or steps < 1 or not keep >= 0:
-        raise InputError(
-            f"size must be at least {LEAST}, steps at least 1 and keep at least 0, got {size}, {steps} and {keep:g}."
-        )
-    levels = pyramid(as_tensor(opened(content, "content")), size)
-    pattern = as_tensor(opened(style, "style"))
+def stylize_steps(content: ImageLike, style: ImageLike, **options: Any) -> Iterator[StyleStep]:
+    """The same on pixels, step by step for a live preview; to stop is to stop iterating."""
+    chosen = fill(StylizeOptions, **options)
+    strength, steps, net = chosen.strength, chosen.steps, chosen.net
+    own = next(net.parameters(), None) if isinstance(net, nn.Module) and chosen.device is None else None
+    device = device_for(chosen.device) if own is None else own.device
+    levels = pyramid(as_tensor(opened(content, "content")).to(device), chosen.size)
+    pattern = as_tensor(opened(style, "style")).to(device)
     plan = [steps] * (len(levels) - 1) + [steps if len(levels) == 1 else max(steps // 3, 1)]
     change, done = torch.zeros_like(levels[0]), 0
     for at, budget in zip(levels, plan, strict=True):
         like = scaled(pattern, (at[0, 0].numel() / pattern[0, 0].numel()) ** 0.5)
         at = recolored(at, colors(like), strength)
         start = at + F.interpolate(change, at.shape[-2:], mode="bicubic")
-        for x in _optimized(start, at, like, strength, budget, keep, net, seed) if strength else [at] * budget:
+        for x in _optimized(start, at, like, budget, chosen) if strength else [at] * budget:
             change, done = x - at, done + 1
             yield StyleStep(done, sum(plan), x[0])
 
 
 def _optimized(
-    x: Tensor, content: Tensor, style: Tensor, strength: float, steps: int, keep: float, net: Maps | None, seed: int
-) -> Iterator[Tensor]:
+    x: Tensor, content: Tensor, style: Tensor, steps: int, chosen: StylizeOptions
+) -> Iterator[Float[Tensor, "1 3 h w"]]:
     """Adam on the pixels of one level."""
+    net = chosen.net
     with torch.no_grad():
-        along = directions(content, net, seed)
-        goal = statistics(content, along, net).towards(statistics(style, along, net), strength)
+        along = directions(content, net, chosen.seed)
+        goal = statistics(content, along, net).towards(statistics(style, along, net), chosen.strength)
     # Not single pixels are moved but a pyramid of patches: smooth changes come first, and noise hardly at all.
     sizes = [[math.ceil(n / 2**i) for n in x.shape[-2:]] for i in range(OCTAVES)]
     layers = [torch.zeros(1, 3, *size, device=x.device, requires_grad=True) for size in sizes]
@@ -147,13 +119,13 @@ def _optimized(
                 change = layer + F.interpolate(change, layer.shape[-2:], mode="bilinear")
             moved = (x + change).clamp(-1, 1)
             now = statistics(moved, along, net, content)
-            (now.distance(goal) + keep * now.away).backward()
+            (now.distance(goal) + chosen.keep * now.away).backward()
         optimizer.step()
         yield moved.detach()
 
 
 def pyramid(x: Tensor, size: int) -> list[Tensor]:
-    """The picture at most ``size`` on its longest side, and before it its halves down to about ``COARSE``."""
+    """The image at most ``size`` on its longest side, and before it its halves down to about ``COARSE``."""
     finest = min(size / max(x.shape[-2:]), 1.0)
     count = max(round(math.log2(finest * max(x.shape[-2:]) / COARSE)), 0) + 1
     factors = [finest / 2**i for i in reversed(range(count))]
@@ -170,16 +142,20 @@ def stylize_inside(
     cond: Cond | None = None,
     seed: int = 0,
 ) -> Float[Tensor, "b c h w"]:
-    """Content walked up a model's probability flow, and down again looking at the style (:func:`shared_attention`).
+    """Content inverted by a model's probability flow, and sampled again with attention to the style.
 
-    Both are pictures in [-1, 1]; a model of latents encodes them. What is added to the content is the difference that
-    looking makes, so that at ``strength`` 0 it comes back exactly, whatever inversion and codec lost.
+    See :func:`shared_attention`. Both are images in [-1, 1]; a model of latents encodes them. What is added to the
+    content is the difference that this attention makes, so that at ``strength`` 0 it comes back exactly, whatever
+    inversion and autoencoder lost.
     """
-    _check(strength)
-    if not any(isinstance(module, layers.Attention) for module in model.denoiser.modules()):
-        raise InputError("This model has no attention to share. Leave model out, or take one with attention.")
+    check_strength(strength)
+    net = model.modules.get("net", nn.Identity())
+    attention_layers(net)  # InputError without any, before all the work
+    start, device = content.device, model.device
+    content, style = content.to(device), style.to(device)
     sigmas = schedules.exponential(steps, model.sigma_min, model.sigma_max)
-    noisy, table = invert(model.denoise, model.encode(content), sigmas, cond), samplers.table("dpmpp_2m", sigmas)
-    guides = (shared_attention(model.denoise, model.encode(style), share, seed=seed) for share in (strength, 0.0))
-    looking, alone = (model.decode(samplers.final(samplers.run(guide, noisy, table, cond))) for guide in guides)
-    return (content + (looking - alone)).clamp(-1, 1)
+    noisy = probability_flow.invert(model.denoise, model.encode(content), sigmas, cond)
+    table = samplers.table("dpmpp_2m", sigmas)
+    guides = (shared_attention(model.denoise, net, model.encode(style), share, seed=seed) for share in (strength, 0.0))
+    shared, alone = (model.decode(samplers.final(samplers.run(guide, noisy, table, cond))) for guide in guides)
+    return (content + (shared - alone)).clamp(-1, 1).to(start)

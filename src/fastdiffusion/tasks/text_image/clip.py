@@ -1,7 +1,7 @@
-"""Pictures and words compared: train a dual encoder on captioned pictures, score a picture, search a folder.
+"""Images and text compared: train a dual encoder on captioned images, score an image, search a folder.
 
     clip = train_clip("photos/", minutes=20, folder="runs/clip")
-    score("photo.png", ["a cat", "a dog"], clip)
+    clip_score("photo.png", ["a cat", "a dog"], clip)
     search("photos/", "a black cat", model=clip)
 
 The encoder in the package was trained on the emoji that the bundled generator was trained on, with their names in
@@ -11,7 +11,7 @@ fourteen languages; what is held out there is held out here.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,26 +26,32 @@ from ... import data as datasets
 from ... import metrics
 from ...data import Dataset, augment
 from ...denoisers import expand
-from ...errors import CheckpointError, DataError, InputError, unknown
-from ...io.checkpoints import fingerprint, load_tensors, save_tensors, stored
+from ...device import device_of
+from ...errors import DataError, InputError, unknown
+from ...io import guarded
+from ...io.checkpoints import fingerprint
 from ...io.images import flatten, open_image, to_tensor
 from ...io.run_folder import Folder
 from ...metrics.retrieval import r_precision
 from ...nets import tokenizer as tokenizers
 from ...nets.clip import LOSSES, Clip
+from ...nets.layers import drawn
 from ...nets.text import normalized
 from ...noise import generator
+from ...options import fill
 from ...schedules import uniform
 from ...training.batches import Batches
+from ...training.options import TrainingOptions
 from ...training.trainer import Part, train
+from .options import TrainClipOptions, TrainNoisyOptions
 
 FILE = "clip.safetensors"
 CAPTION, AUGMENT, NOISE, LEVEL = range(48, 52)  # what a generator is for
 LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}
-AUGMENTS = ("scale", "shift", "brightness", "contrast", "saturation")  # what a caption seldom speaks of
+AUGMENTS = ("scale", "shift", "brightness", "contrast", "saturation")  # what a caption seldom mentions
 KNOWN = 1000  # captions that a file keeps as a measure for others
 
-# Half a U-Net. In the comments: parameters, and pictures of 64 px that one core trains on in a second.
+# Half a U-Net. In the comments: parameters, and images of 64 px that one core trains on in a second.
 SIZES: dict[str, dict[str, Any]] = {
     # 0.4 M, 700
     "tiny": {"patch": 8, "width": 32, "multiples": [1, 2], "blocks": [1, 1], "attention": [1], "head": 32},
@@ -67,202 +73,174 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def save(clip: Clip, path: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write one safetensors file, atomically; ``dtype`` torch.float16 halves it, torch.int8 quarters it."""
-    save_tensors(path, stored(clip.state_dict(), dtype), {"kind": "clip", **clip.config})
+    guarded.save("clip", clip, path, dtype)
 
 
 def load(path: str | Path | None = None) -> Clip:
     """The encoder in the package, a file of :func:`save`, or a run's folder; raises CheckpointError for any other."""
     place = Path(str(files("fastdiffusion") / "weights" / FILE)) if path is None else Path(path)
-    place = place / FILE if place.is_dir() else place
-    config, tensors = load_tensors(place)
-    try:
-        if config.pop("kind") != "clip":
-            raise ValueError("it is something else")
-        with torch.device("meta"):  # costs nothing, whatever the configuration asks for
-            clip = Clip(**config)
-        if {k: t.shape for k, t in clip.state_dict().items()} != {k: t.shape for k, t in tensors.items()}:
-            raise ValueError("its tensors have other names or shapes")
-        clip.to_empty(device="cpu").load_state_dict(tensors)  # copied: in the memory format that it was trained in
-    except (TypeError, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{place} does not hold a CLIP of fastdiffusion ({str(error)[:200]}).") from None
-    return clip.eval().requires_grad_(False)
+    return guarded.load(place / FILE if place.is_dir() else place, {"clip": Clip}, "train-clip")
+
+
+def ready(model: Clip | str | Path | None, device: str | None = None) -> Clip:
+    """An encoder, or the one of :func:`load`, on a device: by default where it is, or the best for a file's."""
+    if isinstance(model, Clip):
+        return model if device is None else model.to(device_of(device))
+    return load(model).to(device_of(device))
 
 
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-def train_clip(
-    data: Dataset | str,
-    steps: int = 2000,
-    net: str = "small",
-    loss: str = "infonce",
-    size: int | None = None,
-    folder: str | Path | None = None,
-    batch_size: int = 256,
-    lr: float = 1e-2,
-    optimizer: str = "muon",
-    vocabulary: int = 4096,
-    holdout: float = 0.05,
-    minutes: float | None = None,
-    fresh: bool = False,
-    seed: int = 0,
-) -> Clip:
-    """A dual encoder for these pictures and their captions; the same call goes on where it stopped.
+def train_clip(data: Dataset | str, **options: Any) -> Clip:
+    """A dual encoder for these images and their captions; the same call goes on where it stopped.
 
     Args:
-        data: Captioned pictures, or what ``data.load`` takes.
-        steps: Of training.
-        net: A name in ``SIZES``: of the image encoder.
-        loss: "infonce", or "cloob" (InfoLOOB with Hopfield retrieval).
-        size: Side of the pictures, if ``data`` is a name or folder.
-        folder: Where checkpoints, metrics and the finished file go.
-        batch_size: Pairs a step; each is told from all others of its step, so more is better.
-        lr: Highest learning rate.
-        optimizer: A name in ``optimizers.OPTIMIZERS``; Muon needs a quarter of AdamW's steps here.
-        vocabulary: Most tokens of the tokenizer that is trained on the captions.
-        holdout: Part of the pictures that is not trained on, for the recall in metrics.jsonl.
-        minutes: End this session after so long.
-        fresh: Forget what the folder holds.
-        seed: Of everything.
+        data: Captioned images, or what ``data.load`` takes.
+        options: See :class:`TrainClipOptions`.
 
     Raises:
-        DataError: Pictures without captions.
+        DataError: Images without captions.
         CheckpointError: The folder holds another run.
     """
-    data = datasets.load(data, size) if isinstance(data, str) else data
-    for name, value, registry in (("CLIP size", net, SIZES), ("CLIP loss", loss, LOSSES)):
+    chosen = fill(TrainClipOptions, **options)
+    data = datasets.load(data, chosen.size)
+    for name, value, registry in (("CLIP size", chosen.net, SIZES), ("CLIP loss", chosen.loss, LOSSES)):
         if value not in registry:
             raise unknown(name, value, registry)
-    train_data, held = (_captioned(some) for some in data.split(holdout, seed))
-    texts = list(dict.fromkeys(train_data.texts()))
+    train_data, held = (_captioned(some) for some in data.split(chosen.holdout, chosen.seed))
+    clip = _new(train_data, chosen)
+    seed, place = chosen.seed, chosen.place
+    batches = Batches(train_data, min(chosen.batch_size, len(train_data)), seed)
+
+    def step_loss(step: int) -> Tensor:
+        rows = batches.order(step)
+        batch = train_data.batch(rows, generator(seed, CAPTION, step))
+        image_vectors = clip.encode_image(_augmented(batch.images, seed, step).to(place))
+        return contrast(clip, image_vectors, clip.encode_text(batch.captions), batch.captions, batch.names)
+
+    config = {
+        "net": chosen.net, "loss": chosen.loss, "batch_size": chosen.batch_size, "lr": chosen.lr,
+        "optimizer": chosen.optimizer, "vocabulary": chosen.vocabulary, "data": train_data.fingerprint,
+    }  # fmt: skip
+    _run(clip, step_loss, config, chosen)
+    run = None if chosen.folder is None else Folder(chosen.folder)
+    if run is not None and len(held) and run.finished(chosen.steps) and "recall" not in run.metrics()[-1]:
+        report(clip.to(place), held, run, chosen.steps)
+    return clip.cpu()
+
+
+def _new(data: Dataset, chosen: TrainClipOptions) -> Clip:
+    """An encoder with fresh weights and a tokenizer for these images and captions."""
+    texts = list(dict.fromkeys(data.texts()))
     if len(texts) < 2:
         raise DataError(
             f"{data.name} has no captions to learn from. Put a NAME.txt beside each NAME.png, or a metadata.jsonl with "
             "file_name and text."
         )
     channels, side = data.shape[0], data.shape[1] if data.shape[1] == data.shape[2] else 0
-    tokenizer = tokenizers.train(map(normalized, texts), vocabulary)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
-        clip = Clip(
-            {
-                "net": {**SIZES[net], "in_channels": channels},
-                "sigma_data": round(datasets.measure_sigma_data(train_data), 4),
-            },
-            {"vocabulary": len(tokenizer), "width": 128, "depth": 2, "head": 32, "length": 24},
-            side,
-            _spread(texts, KNOWN),
-            loss,
-        )
+    tokenizer = tokenizers.train(map(normalized, texts), chosen.vocabulary)
+    image = {
+        "net": {**SIZES[chosen.net], "in_channels": channels},
+        "sigma_data": round(datasets.measure_sigma_data(data), 4),
+    }
+    text = {"vocabulary": len(tokenizer), "width": 128, "depth": 2, "head": 32, "length": 24}
+    clip: Clip = drawn(lambda: Clip(image, text, side, _spread(texts, KNOWN), chosen.loss), chosen.seed, 1)
     clip.text.set_vocabulary(tokenizer)
-    examples = Batches(train_data, min(batch_size, len(train_data)), seed)
-
-    def step_loss(step: int) -> Tensor:
-        rows = examples.order(step)
-        batch = train_data.batch(rows, generator(seed, CAPTION, step))
-        plan = augment.draw(len(rows), generator(seed, AUGMENT, step), AUGMENTS, 0.5)
-        image_vectors = clip.encode_image(augment.apply(to_tensor(batch.images), plan))
-        return contrast(clip, image_vectors, clip.encode_text(batch.captions), batch.captions, batch.names)
-
-    config = {"net": net, "loss": loss, "batch_size": batch_size, "lr": lr, "optimizer": optimizer,
-              "vocabulary": vocabulary, "data": train_data.fingerprint}  # fmt: skip
-    _run(clip, {"clip": Part(clip, step_loss, optimizer, lr)}, steps, config, folder, seed, minutes, fresh)
-    run = None if folder is None else Folder(folder)
-    if run is not None and len(held) and run.finished(steps) and "recall" not in run.metrics()[-1]:
-        report(clip, held, run, steps)
     return clip
 
 
+def _augmented(images: Tensor, seed: int, step: int) -> Tensor:
+    """Images in [-1, 1], changed in what captions seldom mention."""
+    plan = augment.draw(len(images), generator(seed, AUGMENT, step), AUGMENTS, 0.5)
+    return augment.apply(to_tensor(images), plan)
+
+
 def _captioned(data: Dataset) -> Dataset:
-    """The pictures of which something is said."""
+    """The images that have a caption."""
     rows = (
         [i for i, text in enumerate(data.annotations(range(len(data))).captions) if text.strip()] if len(data) else []
     )
     if 0 < len(rows) < len(data):
-        warnings.warn(f"{len(data) - len(rows):,} of {len(data):,} pictures have no caption: left out.", stacklevel=3)
+        warnings.warn(f"{len(data) - len(rows):,} of {len(data):,} images have no caption: left out.", stacklevel=3)
     return data if len(rows) == len(data) else datasets.Subset(data, rows)
 
 
-def train_noisy(
-    clip: Clip,
-    data: Dataset,
-    images: Dataset | None = None,
-    steps: int = 1000,
-    folder: str | Path | None = None,
-    batch_size: int = 256,
-    lr: float = 5e-3,
-    optimizer: str = "muon",
-    minutes: float | None = None,
-    fresh: bool = False,
-    seed: int = 0,
-) -> Clip:
-    """``clip`` with an image encoder that reads noisy pictures, or noisy latents.
+def train_noisy(clip: Clip, data: Dataset, images: Dataset | None = None, **options: Any) -> Clip:
+    """``clip`` with an image encoder for noisy images, or noisy latents.
 
-    Noise-conditional, after Nichol et al. 2022 (GLIDE, arXiv:2112.10741, sec. 3.3). Words keep their vectors; the new
-    encoder learns to find, at all noise levels, where ``clip`` puts the clean picture and its words.
+    Noise-conditional, after Nichol et al. 2022 (GLIDE, arXiv:2112.10741, sec. 3.3). Captions keep their vectors; the
+    new encoder learns to find, at all noise levels, where ``clip`` puts the clean image and its caption.
 
     Args:
-        clip: A trained encoder; its text half is shared and stays as it is.
-        data: Captioned pictures like those it was trained on, or their latents.
-        images: With latents, the pictures that they are of, row by row.
-        steps: Of training. The encoder starts as the old one, or for latents anew, on a grid of the same size.
-        folder, batch_size, lr, optimizer, minutes, fresh, seed: As for :func:`train_clip`.
+        clip: A trained encoder; its text half is shared and stays as it is. It is moved to the device of the run.
+        data: Captioned images like those it was trained on, or their latents.
+        images: With latents, the images that they are of, row by row.
+        options: See :class:`TrainNoisyOptions`. The encoder starts as the old one, or for latents anew, on a grid of
+            the same size.
     """
-    latent, old = images is not None, clip.image.config
-    sides = clip.side or data.shape[1] * old["net"]["patch"]
-    patch = max(1, old["net"]["patch"] * data.shape[1] // sides) if latent else old["net"]["patch"]
-    image = {**old, "net": {**old["net"], "in_channels": data.shape[0], "patch": patch}}
-    if latent:
-        some = data.batch(data.groups[0][:512]).images
-        image["sigma_data"] = round(float(some.std()), 4)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, 2).initial_seed() % 2**63)
-        made = Clip(image, clip.config["text"], 0 if latent else clip.side, clip.known, clip.config["loss"], True)
-    own = {k: v for k, v in clip.state_dict().items() if not (latent and k.startswith("image."))}
-    made.load_state_dict({**made.state_dict(), **own})
-    made.requires_grad_(False).image.requires_grad_(True)
-    examples = Batches(data, min(batch_size, len(data)), seed)
+    chosen = fill(TrainNoisyOptions, **options)
+    seed, place, latent = chosen.seed, chosen.place, images is not None
+    clip, made = clip.to(place), _noisy(clip, data, latent, seed).to(place)
+    batches = Batches(data, min(chosen.batch_size, len(data)), seed)
     image_vectors = embedded(clip, images) if images is not None else None
 
     def step_loss(step: int) -> Tensor:
-        rows = examples.order(step)
+        rows = batches.order(step)
         batch = data.batch(rows, generator(seed, CAPTION, step))
-        x = batch.images if latent else augment.apply(
-            to_tensor(batch.images), augment.draw(len(rows), generator(seed, AUGMENT, step), AUGMENTS, 0.5)
-        )  # fmt: skip
-        sigma = uniform(torch.rand(len(rows), generator=generator(seed, LEVEL, step)), **LEVELS)
-        noise = torch.randn(x.shape, generator=generator(seed, NOISE, step))
+        x = batch.images if latent else _augmented(batch.images, seed, step)
+        sigma = uniform(torch.rand(len(rows), generator=generator(seed, LEVEL, step)), **LEVELS).to(place)
+        noise = torch.randn(x.shape, generator=generator(seed, NOISE, step)).to(place)
+        x = x.to(place)
         with torch.no_grad():
             text_vectors = clip.encode_text(batch.captions)
-            target = clip.encode_image(x) if image_vectors is None else image_vectors[rows]
+            target = clip.encode_image(x) if image_vectors is None else image_vectors[rows].to(place)
         noisy_vectors = made.encode_image(x + expand(sigma, x) * noise, sigma)
         return (
             contrast(made, noisy_vectors, text_vectors, batch.captions, batch.names)
             + 2 * (1 - (noisy_vectors * target).sum(1)).mean()
         )
 
-    config = {"noisy": True, "clip": fingerprint(clip.state_dict()), "batch_size": batch_size, "lr": lr,
-              "optimizer": optimizer, "data": data.fingerprint,
-              "image": image}  # fmt: skip
-    _run(made, {"clip": Part(made, step_loss, optimizer, lr)}, steps, config, folder, seed, minutes, fresh)
+    config = {
+        "noisy": True, "clip": fingerprint(clip.state_dict()), "batch_size": chosen.batch_size, "lr": chosen.lr,
+        "optimizer": chosen.optimizer, "data": data.fingerprint, "image": made.config["image"],
+    }  # fmt: skip
+    _run(made, step_loss, config, chosen)
+    return made.cpu()
+
+
+def _noisy(clip: Clip, data: Dataset, latent: bool, seed: int) -> Clip:
+    """A copy of ``clip`` whose image encoder alone can learn; for latents that encoder is a new one."""
+    old = clip.image.config
+    patch, side = old["net"]["patch"], clip.side or data.shape[1] * old["net"]["patch"]
+    if latent:
+        patch = max(1, patch * data.shape[1] // side)
+    image = {**old, "net": {**old["net"], "in_channels": data.shape[0], "patch": patch}}
+    if latent:
+        image["sigma_data"] = round(float(data.batch(data.groups[0][:512]).images.std()), 4)
+    text, loss, side = clip.config["text"], clip.config["loss"], 0 if latent else clip.side
+    made: Clip = drawn(lambda: Clip(image, text, side, clip.known, loss, True), seed, 2)
+    own = {k: v for k, v in clip.state_dict().items() if not (latent and k.startswith("image."))}
+    made.load_state_dict({**made.state_dict(), **own})
+    made.requires_grad_(False).image.requires_grad_(True)
     return made
 
 
 @torch.no_grad()
 def embedded(clip: Clip, data: Dataset) -> Float[Tensor, "n d"]:
-    """The vectors of all pictures of a data set, row by row."""
+    """The vectors of all images of a data set, row by row, on the CPU."""
     vectors = torch.zeros(len(data), clip.dim)
     for group in data.groups:
         for first in trange(0, len(group), 256, desc="embedding", disable=None, leave=False):
             rows = group[first : first + 256]
-            vectors[rows] = clip.encode_image(to_tensor(data.batch(rows).images))
+            vectors[rows] = clip.encode_image(to_tensor(data.batch(rows).images).to(clip.log_scale.device)).cpu()
     return vectors
 
 
 def contrast(
     clip: Clip, image_vectors: Tensor, text_vectors: Tensor, captions: Sequence[str], names: Sequence[str]
 ) -> Tensor:
-    """The loss of a batch; equal captions, and equal pictures, are not told apart."""
+    """The loss of a batch; equal captions, and equal images, are not contrasted."""
     same = torch.tensor([[a == b for b in captions] for a in captions])
     same |= torch.tensor([[a == b for b in names] for a in names])
     same &= ~torch.eye(len(names), dtype=torch.bool)
@@ -271,21 +249,14 @@ def contrast(
     )
 
 
-def _run(
-    clip: Clip,
-    parts: dict[str, Part],
-    steps: int,
-    config: dict[str, Any],
-    folder: str | Path | None,
-    seed: int,
-    minutes: float | None,
-    fresh: bool,
-) -> None:
-    for _ in train(parts, steps, config, folder, seed, minutes=minutes, fresh=fresh, precision="float32"):
+def _run(clip: Clip, loss: Callable[[int], Tensor], config: dict[str, Any], chosen: TrainingOptions) -> None:
+    """Train in place, on the device of the run; what it leaves in a folder can be used at once."""
+    clip.to(chosen.place)
+    for _ in train({"clip": Part(clip, loss, chosen.optimizer, chosen.lr)}, config=config, **chosen.run()):
         pass  # bfloat16 would round products of 100 by a half
     clip.eval().requires_grad_(False)
-    if folder is not None:
-        save(clip, Path(folder) / FILE)
+    if chosen.folder is not None:
+        save(clip, Path(chosen.folder) / FILE)
 
 
 def _spread(texts: Sequence[str], n: int) -> list[str]:
@@ -294,7 +265,7 @@ def _spread(texts: Sequence[str], n: int) -> list[str]:
 
 
 class EmbeddedImages:
-    """An encoder whose pictures are vectors already, as :func:`embedded` gives them."""
+    """An encoder whose images are vectors already, as :func:`embedded` gives them."""
 
     def __init__(self, clip: Clip):
         self.encode_text = clip.encode_text
@@ -306,7 +277,7 @@ class EmbeddedImages:
 
 
 def report(clip: Clip, held: Dataset, run: Folder, step: int, among: int = 100) -> None:
-    """Add the recall on held-out pairs to ``metrics.jsonl``; chance is 1 / among."""
+    """Add the R-precision on held-out pairs, as "recall", to ``metrics.jsonl``; chance is 1 / among."""
     captions = held.annotations(range(len(held))).captions
     pool = list(dict.fromkeys([*captions, *clip.known]))
     among = min(among, len(pool))
@@ -317,7 +288,7 @@ def report(clip: Clip, held: Dataset, run: Folder, step: int, among: int = 100) 
 
 
 def as_input(clip: Clip, image: str | Path | Image.Image | Tensor) -> Float[Tensor, "1 c h w"]:
-    """A picture as the encoder takes it: in its proportions on a white square."""
+    """An image as the encoder takes it: in its proportions on a white square."""
     if isinstance(image, Tensor):
         return image[None] if image.ndim == 3 else image
     whole = flatten(open_image(image)).convert(mode(clip))
@@ -328,29 +299,30 @@ def as_input(clip: Clip, image: str | Path | Image.Image | Tensor) -> Float[Tens
 
 
 def mode(clip: Clip) -> str:
-    """Of the pictures that the encoder reads; raises InputError for one of latents."""
+    """Of the images that the encoder takes; raises InputError for one of latents."""
     channels = clip.image.config["net"]["in_channels"]
     if channels not in (1, 3):
-        raise InputError(f"This encoder reads latents of {channels} channels, not pictures. Take the one it came from.")
+        raise InputError(f"This encoder takes latents of {channels} channels, not images. Take the one it came from.")
     return "L" if channels == 1 else "RGB"
 
 
 def fits(clip: Clip, data: Dataset) -> None:
-    """Raise DataError unless the data are pictures of as many channels as the encoder reads."""
+    """Raise DataError unless the data are images of as many channels as the encoder takes."""
     wanted = clip.image.config["net"]["in_channels"]
     if data.shape[0] != wanted:
         raise DataError(
-            f"The pictures of {data.name} have {data.shape[0]} channels, the encoder reads {wanted}. "
-            f"Load the folder with mode={mode(clip)!r}, or train an encoder of such pictures."
+            f"The images of {data.name} have {data.shape[0]} channels, the encoder takes {wanted}. "
+            f"Load the folder with mode={mode(clip)!r}, or train an encoder of such images."
         )
 
 
 def gap(clip: Clip, images: Tensor, captions: Sequence[str]) -> tuple[float, float]:
-    """The modality gap: distance of the mean picture from the mean words, before and after :func:`centered` closes it.
+    """The modality gap: distance of the mean image from the mean text, before and after :func:`centered` closes it.
 
-    Liang et al. 2022 (arXiv:2203.02053): pictures and words lie in two separate cones of the common sphere.
+    Liang et al. 2022 (arXiv:2203.02053): images and texts lie in two separate cones of the common sphere.
     """
-    image_vectors, text_vectors = metrics.features(clip.encode_image, images), clip.encode_text(captions)
+    image_vectors = metrics.features(clip.encode_image, images.to(clip.log_scale.device))
+    text_vectors = clip.encode_text(captions).cpu()
     open_gap = float((image_vectors.mean(0) - text_vectors.mean(0)).norm())
     # The means are taken on one half and evaluated on the other.
     a, b = (centered(v[1::2], v[::2]) for v in (image_vectors, text_vectors))
@@ -358,5 +330,5 @@ def gap(clip: Clip, images: Tensor, captions: Sequence[str]) -> tuple[float, flo
 
 
 def centered(vectors: Float[Tensor, "n d"], known: Float[Tensor, "m d"]) -> Float[Tensor, "n d"]:
-    """Unit vectors without the mean direction of their kind, which ``known`` tells."""
+    """Unit vectors without the mean direction of their kind, which is that of ``known``."""
     return torch.nn.functional.normalize(vectors - known.mean(0), dim=1)

@@ -14,14 +14,14 @@ from ...data import Dataset, ImageFolder
 from ...errors import InputError
 from ...io.images import to_tensor
 from ...nets.clip import Clip
-from .clip import as_input, load, mode
+from .clip import as_input, mode, ready
 
 
 class ClipScore(NamedTuple):
-    """How well words fit a picture.
+    """How well a text fits an image.
 
     Attributes:
-        words: What was asked.
+        prompt: The text.
         similarity: Cosine, -1 to 1; what is high differs from one model to another, hence:
         better_than: The part of the captions that the model knows which fit worse.
     """
@@ -32,7 +32,7 @@ class ClipScore(NamedTuple):
 
 
 class SearchResult(NamedTuple):
-    """A picture of a folder, by its path there, and how well it fits."""
+    """An image of a folder, by its path there, and how well it fits."""
 
     path: str
     similarity: float
@@ -40,23 +40,27 @@ class SearchResult(NamedTuple):
 
 @torch.no_grad()
 def clip_score(
-    image: str | Path | Image.Image | Tensor, prompt: str | Sequence[str], model: Clip | str | Path | None = None
+    image: str | Path | Image.Image | Tensor,
+    prompt: str | Sequence[str],
+    model: Clip | str | Path | None = None,
+    device: str | None = None,
 ) -> list[ClipScore]:
-    """How well do words fit a picture?
+    """How well does each text fit an image?
 
     Args:
-        picture: A file, a PIL picture, or a tensor (3, h, w) in [-1, 1].
-        words: One text or several.
+        image: A file, a PIL image, or a tensor (3, h, w) in [-1, 1].
+        prompt: One text or several.
         model: An encoder, its file or folder; by default the emoji's, in fourteen languages.
+        device: Where to compute; by default where the encoder is, or for a file the best there is.
 
     Raises:
-        InputError: No words.
+        InputError: No text.
     """
-    clip = model if isinstance(model, Clip) else load(model)
+    clip = ready(model, device)
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not texts or not all(text.strip() for text in texts):
-        raise InputError("There are no words to compare with. Say some, e.g. 'a cat with heart eyes'.")
-    vector = clip.encode_image(as_input(clip, image))[0]
+        raise InputError("There is no text to compare with. Give one, e.g. 'a cat with heart eyes'.")
+    vector = clip.encode_image(as_input(clip, image).to(clip.log_scale.device))[0]
     similar, usual = clip.encode_text(texts) @ vector, clip.encode_text(clip.known) @ vector
     return [
         ClipScore(text, float(value), float((usual < value).float().mean()))
@@ -66,19 +70,23 @@ def clip_score(
 
 @torch.no_grad()
 def search(
-    folder: str | Path | Dataset, prompt: str, n: int = 16, model: Clip | str | Path | None = None
+    folder: str | Path | Dataset,
+    prompt: str,
+    n: int = 16,
+    model: Clip | str | Path | None = None,
+    device: str | None = None,
 ) -> list[SearchResult]:
-    """The ``n`` pictures of a folder that fit the words best, best first; unreadable files are passed over.
+    """The ``n`` images of a folder that fit a text best, best first; unreadable files are passed over.
 
     Args:
-        folder: Pictures in any depth, or a data set.
-        words: What to look for.
+        folder: Images in any depth, or a data set.
+        prompt: What to look for.
         n: How many to name.
-        model: As for :func:`score`.
+        model, device: As for :func:`clip_score`.
     """
     if not prompt.strip() or n < 1:
         raise InputError("Say what to look for and how many, e.g. search('photos/', 'a black cat', n=16).")
-    clip = model if isinstance(model, Clip) else load(model)
+    clip = ready(model, device)
     data = (
         folder if isinstance(folder, Dataset) else ImageFolder(folder, clip.side or 64, aspect="pad", mode=mode(clip))
     )
@@ -86,6 +94,6 @@ def search(
     for group in data.groups:
         for first in range(0, len(group), 256):
             batch = data.batch(group[first : first + 256])
-            similar = clip.encode_image(to_tensor(batch.images)) @ vector
-            results += [SearchResult(name, float(value)) for name, value in zip(batch.names, similar, strict=True)]
+            similar = clip.encode_image(to_tensor(batch.images).to(vector.device)) @ vector
+            results += [SearchResult(name, value) for name, value in zip(batch.names, similar.tolist(), strict=True)]
     return sorted(results, key=lambda result: -result.similarity)[:n]

@@ -1,4 +1,4 @@
-"""What translations are learned from: pairs of pictures, or two piles of them."""
+"""What translations are learned from: pairs of images, or two unpaired domains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = 70  # what a generator is for
 
 
 class Domains(NamedTuple):
-    """Pictures of two kinds, the last ``held`` of each kept to look at.
+    """Images of two kinds, the last ``held`` of each kept for previews and measuring.
 
     Attributes:
         a: Sources; None where they are made on the fly, as the edges of ``b``.
@@ -31,7 +31,7 @@ class Domains(NamedTuple):
         held: How many are never drawn.
         paired: Whether rows belong together.
         fingerprint: Of the data.
-        domains: What the two kinds are called.
+        names: Of the two domains.
     """
 
     a: UInt8[Tensor, "n c h w"] | None
@@ -60,14 +60,14 @@ class Domains(NamedTuple):
         return torch.where(where, a.flip(3), a), torch.where(where, b.flip(3), b)
 
     def draw(self, n: int, seed: int, step: int, mirror: bool) -> tuple[Tensor, Tensor]:
-        """A step's batch, half of it mirrored if so wished."""
+        """A step's batch, half of it mirrored if ``mirror``."""
         g, (most, other) = generator(seed, ROWS, step), self.sizes
         first = torch.randint(most, (n,), generator=g)
         second = first if self.paired else torch.randint(other, (n,), generator=g)
         return self.batch(first, second, (torch.rand(n, generator=g) < 0.5) & mirror)
 
     def kept(self, n: int | None = None) -> tuple[Tensor, Tensor]:
-        """Pictures that are not trained on, the first ``n``."""
+        """Images that are not trained on, the first ``n``."""
         rows = torch.arange(self.held)[:n]
         return self.batch(self.sizes[0] + rows, self.sizes[1] + rows)
 
@@ -81,26 +81,26 @@ def domains(
     holdout: float = 0.05,
     seed: int = 0,
 ) -> Domains:
-    """The two kinds of pictures that a translation is learned between.
+    """The two domains that a translation is learned between.
 
     Args:
-        source: Pictures to come from; or, without ``target``, those whose edges to come from.
-        target: Pictures to go to. If ``paired``, files of one name belong together.
+        source: Images to translate from; or, without ``target``, those whose edges are the source.
+        target: Images to translate to. If ``paired``, files of one name belong together.
         paired: Whether it matters which belongs to which.
         classes: Two classes of ``source``, "sneaker,bag", in place of a target.
-        size: Side of the pictures in pixels; folders are cut to squares.
-        holdout: Part that is kept aside.
+        size: Side of the images in pixels; folders are cut to squares.
+        holdout: Fraction that is kept aside.
         seed: Of that choice.
 
     Raises:
-        DataError: No pairs, or hardly any pictures.
+        DataError: No pairs, or hardly any images.
         InputError: Classes that are not there, or that a method cannot use.
     """
     a = squares(source, size)
     mark = a.fingerprint
     if classes is not None:
         if paired or target is not None:
-            raise InputError("Two classes are two unpaired piles: take method='cyclegan', and no second data set.")
+            raise InputError("Two classes are two unpaired domains: use method='cyclegan', and no second data set.")
         one, two, names = _of_classes(a, classes, seed)
     elif target is not None:
         b = squares(target, size)
@@ -111,21 +111,21 @@ def domains(
         learned, held = a.split(holdout, seed)
         if not len(held) or len(learned) < 2:
             raise DataError(
-                f"{len(learned)} pictures to learn from and {len(held)} held out: give more, or a holdout of 0.05."
+                f"{len(learned)} images to learn from and {len(held)} held out: give more, or a holdout of 0.05."
             )
         mark = learned.fingerprint
         pixels = selection.load_images(a, [*learned.indices, *held.indices])[0]
         return Domains(None, pixels, len(held), True, mark, ("edges", a.name))
     else:
-        raise InputError("Unpaired translation needs a second pile: another folder, or two classes of this one.")
+        raise InputError("Unpaired translation needs a second domain: another folder, or two classes of this one.")
     least = min(len(one), len(two))
     if least < 2:
-        raise DataError(f"There are {len(one)} and {len(two)} pictures to learn from; at least 2 of each are needed.")
+        raise DataError(f"There are {len(one)} and {len(two)} images to learn from; at least 2 of each are needed.")
     return Domains(one, two, max(int(holdout * least), 1), paired, mark, names)
 
 
 def squares(data: Dataset | str, size: int | None) -> Dataset:
-    """A data set by name, or a folder whose pictures are cut to squares."""
+    """A data set by name, or a folder whose images are cut to squares."""
     folder = isinstance(data, str) and data not in datasets.DATASETS and not data.startswith("hf:")
     return datasets.load(data, size, **({"aspect": "crop"} if folder else {}))
 
@@ -148,10 +148,10 @@ def _pairs(a: Dataset, b: Dataset, seed: int) -> tuple[list[int], list[int]]:
     if len(both) < 2:
         raise DataError(
             f"{a.name!r} and {b.name!r} have {len(both)} names in common. A pair are two files of one name, one in "
-            "each folder; for pictures that are no pairs take method='cyclegan'."
+            "each folder; for images that are no pairs use method='cyclegan'."
         )
     if alone := sorted(here.keys() ^ there.keys()):
-        warnings.warn(f"{len(alone)} pictures without a partner are left out, {alone[0]!r} first.", stacklevel=4)
+        warnings.warn(f"{len(alone)} images without a partner are left out, {alone[0]!r} first.", stacklevel=4)
     one, other = (_sides(d) for d in (a, b))
     for name in (name for name in both if name in one and name in other):
         (w, h), (v, g) = one[name], other[name]
@@ -172,13 +172,13 @@ def _stems(data: Dataset) -> dict[str, int]:
         if rows.setdefault(str(Path(name).with_suffix("")), i) != i:
             twice.append(name)
     if twice:
-        some = f"{len(twice)} pictures of {data.name!r}"
+        some = f"{len(twice)} images of {data.name!r}"
         warnings.warn(f"{some} share their name with another and are left out, {twice[0]!r} first.", stacklevel=5)
     return rows
 
 
 def _sides(data: Dataset) -> dict[str, tuple[int, int]]:
-    """Width and height of each file, where pictures come from files."""
+    """Width and height of each file, where images come from files."""
     facts = data.report.images if data.report is not None else ()
     return {str(Path(fact.name).with_suffix("")): (fact.width, fact.height) for fact in facts}
 

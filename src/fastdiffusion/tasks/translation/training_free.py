@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ... import noise, samplers, schedules
-from ...errors import InputError
 from ...guidance import cfg
 from ...models import Model
-from ...types import Cond
+from ...samplers import probability_flow
+from ...schedules import strength_sigma
+from ...types import Cond, Denoise
 
 
 @torch.no_grad()
@@ -26,29 +25,31 @@ def sdedit(
     steps: int = 20,
     seeds: Sequence[int] | None = None,
     scale: float = 1.0,
-) -> Tensor:
-    """Noise on the source, and the model takes it away as it sees fit (Meng et al. 2022, arXiv:2108.01073).
+) -> Float[Tensor, "b c h w"]:
+    """Noise on the source, and the model removes it (Meng et al. 2022, arXiv:2108.01073).
 
     Args:
-        model: Of the kind to come out.
-        source: Pictures in [-1, 1], of its channels and size.
-        strength: 0 returns the source, 1 forgets it: a picture at noise sigma_data * tan(strength * pi / 2) has kept
-            cos^2 of that angle of its variance.
-        cond: Of what kind it is to be.
-        steps: Calls, all of them below that noise.
-        seeds: One per picture.
+        model: Of the domain to translate to.
+        source: Images in [-1, 1], of its channels and size.
+        strength: Where it starts (:func:`fastdiffusion.schedules.strength_sigma`): 0 returns the source, 1 starts from
+            noise.
+        cond: What the result is conditioned on.
+        steps: Evaluations, all of them from that noise level down.
+        seeds: One per image.
         scale: Classifier-free guidance towards ``cond``; 1 is off.
+
+    Returns images in [-1, 1], on the device of ``source``.
     """
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength must be from 0 to 1, got {strength:g}. Try 0.5.")
-    high = min(model.denoiser.sigma_data * math.tan(strength * math.pi / 2), model.sigma_max)
-    if high <= model.sigma_min:
+    table = samplers.strength_table(
+        strength, steps, lambda n: model.schedule(n, None), model.sigma_data, model.sigma_max
+    )
+    if table is None:
         return source.clone()
-    sigmas = schedules.exponential(steps, model.sigma_min, high)
-    x0 = model.encode(source)
-    x = x0 + high * noise.initial(list(seeds or range(len(x0))), x0.shape[1:])
-    guided = cfg(model.denoise, scale)
-    return model.decode(samplers.final(samplers.run(guided, x, samplers.table("dpmpp_2m", sigmas), cond))).clamp(-1, 1)
+    x0 = model.encode(source.to(model.device))
+    drawn = noise.initial(range(len(x0)) if seeds is None else seeds, x0.shape[1:]).to(x0)
+    x = (x0 if strength < 1 else 0) + table.sigmas[0] * drawn
+    made = samplers.final(samplers.run(_guided(model, scale), x, table, cond))
+    return model.decode(made).clamp(-1, 1).to(source.device)
 
 
 @torch.no_grad()
@@ -61,39 +62,26 @@ def ddib(
     steps: int = 40,
     strength: float = 1.0,
     scale: float = 1.0,
-) -> Tensor:
-    """Up one model's probability flow, down the other's: no noise is drawn, and the way back is the same way.
+) -> Float[Tensor, "b c h w"]:
+    """Up one model's probability flow, down the other's: no noise is drawn, and the flow is reversible.
 
     Dual diffusion implicit bridges (Su et al. 2023, arXiv:2203.08382, algorithm 1). One model with two conditions, its
-    classes for example, serves as well; two models in latents must share the codec. ``strength`` below 1 turns round
-    earlier, as in :func:`sdedit`. ``scale`` is classifier-free guidance, both up and down: further away from the
-    source's kind, and further into the target's.
+    classes for example, serves as well; two models in latents must share the autoencoder. ``strength`` below 1 turns
+    round earlier, at the noise level where :func:`sdedit` would start. ``scale`` is classifier-free guidance, both up
+    and down: further away from the source's domain, and further into the target's.
     """
-    if not 0 <= strength <= 1:
-        raise InputError(f"strength must be from 0 to 1, got {strength:g}. Try 0.8.")
     low = max(source_model.sigma_min, target_model.sigma_min)
-    high = min(source_model.sigma_max, target_model.sigma_max)
-    high = min(high, source_model.denoiser.sigma_data * math.tan(strength * math.pi / 2) if strength < 1 else high)
+    high = strength_sigma(strength, source_model.sigma_data, min(source_model.sigma_max, target_model.sigma_max))
     if high <= low:
         return source.clone()
     sigmas = schedules.exponential(steps, low, high)
-    here, there = (cfg(model.denoise, scale) for model in (source_model, target_model))
-    x = invert(here, source_model.encode(source), sigmas, source_cond)
-    made = samplers.final(samplers.run(there, x, samplers.table("dpmpp_2m", sigmas), target_cond))
-    return target_model.decode(made).clamp(-1, 1)
+    here, there = _guided(source_model, scale), _guided(target_model, scale)
+    x = probability_flow.invert(here, source_model.encode(source.to(source_model.device)), sigmas, source_cond)
+    table = samplers.table("dpmpp_2m", sigmas)
+    made = samplers.final(samplers.run(there, x.to(target_model.device), table, target_cond))
+    return target_model.decode(made).clamp(-1, 1).to(source.device)
 
 
-def invert(denoise: Callable[..., Tensor], x: Tensor, sigmas: Tensor, cond: Cond | None = None) -> Tensor:
-    """The noise that a picture comes from: Heun's method on the probability flow, from the lowest sigma up.
-
-    dx / dsigma = (x - D(x, sigma)) / sigma (Karras et al. 2022, eq. 3). The picture is taken for x at the lowest sigma.
-    """
-    levels = [float(s) for s in sigmas.tolist()[-2::-1]]
-
-    def slope(at: Tensor, sigma: float) -> Tensor:
-        return (at - denoise(at, at.new_full((len(at),), sigma), cond)) / sigma
-
-    for low, high in pairwise(levels):
-        first = slope(x, low)
-        x = x + (high - low) * (first + slope(x + (high - low) * first, high)) / 2
-    return x
+def _guided(model: Model, scale: float) -> Denoise:
+    """Classifier-free guidance, away from what "unconditional" is for this model."""
+    return cfg(model.denoise, scale, None if model.conditioner is None else model.conditioner.null(1))

@@ -1,0 +1,30 @@
+"""The command that trains a classifier to guide by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..tasks.classification.options import TrainClassifierOptions
+from .command import command
+from .options import DataName, unfinished
+
+
+@command("train-classifier", TrainClassifierOptions)
+def train_classifier(chosen: TrainClassifierOptions, data: DataName) -> None:
+    """Train a classifier of noisy images, for guidance.
+
+    Afterwards: fastdiffusion sample MODEL --guidance "classifier FILE scale=2", or middle for a model's features.
+    """
+    from .. import data as datasets
+    from ..tasks.classification import train
+
+    chosen, images = chosen.in_runs("classifier"), datasets.load(data, chosen.size)
+    made = train.train_classifier(images, **vars(chosen))
+    file = Path(str(chosen.folder)) / train.FILE
+    if unfinished(file.parent, chosen.steps):
+        return
+    train.save(made, file)
+    kept = images.split(chosen.holdout, chosen.seed)[1] if chosen.holdout else images
+    for sigma, right in train.accuracy(made, kept).items():
+        print(f"sigma {sigma:5.2f}: {right:.1%} of {'held-out' if chosen.holdout else 'training'} images correct")
+    print(f"{file} is there.")

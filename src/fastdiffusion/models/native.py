@@ -1,0 +1,84 @@
+"""What a network of this package brings to a model: its modules, its conditioner, its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import losses, nets, prompts
+from ..denoisers import Denoiser
+from ..errors import InputError
+from ..guidance import self_conditioned
+from ..guidance.core import Guided
+from ..nets.text import normalized
+from ..types import Cond, Denoise
+from .protocols import Size
+
+
+def own_denoiser(denoise: Denoise) -> Denoiser | None:
+    """The ``Denoiser`` behind a model's ``denoise``; None if that is another callable."""
+    inner = denoise.denoise if isinstance(denoise, Guided) and not (denoise.args or denoise.kwargs) else denoise
+    return inner if isinstance(inner, Denoiser) else None
+
+
+def parts(denoiser: Denoiser, autoencoder: Any, conditioner: Any) -> dict[str, Any]:
+    """The fields of a model that follow from its ``Denoiser``; another conditioner than its own is kept."""
+    net = denoiser.net
+    result: dict[str, Any] = {
+        "denoise": self_conditioned(denoiser) if denoiser.self_condition else denoiser,
+        "sigma_data": denoiser.sigma_data,
+        "modules": {"net": net} | ({"autoencoder": autoencoder} if isinstance(autoencoder, nn.Module) else {}),
+    }
+    if conditioner is None or isinstance(conditioner, TextConditioner):
+        result["conditioner"] = TextConditioner(net) if isinstance(net, nets.TextConditioned) else None
+    return result
+
+
+def loss(denoiser: Denoiser) -> Callable[..., Tensor]:
+    """The denoising loss with EDM's weight, which is 1 at every noise level at the start of training."""
+    return partial(losses.denoising_loss, denoiser, weight=partial(losses.edm, sigma_data=denoiser.sigma_data))
+
+
+def check(denoiser: Denoiser, shape: tuple[int, ...], classes: tuple[str, ...]) -> None:
+    """InputError unless the net was built for this shape and these classes."""
+    config = getattr(denoiser.net, "config", {})
+    if "out_channels" in config and len(shape) != 3:
+        raise InputError(f"shape must be (channels, height, width), got {shape}. Example: (3, 64, 64).")
+    made = (config.get("out_channels", shape[0]), config.get("classes", len(classes)))
+    if made != (shape[0], len(classes)):
+        wanted = f"{shape[0]} channels and {len(classes)} classes"
+        raise InputError(f"The net was built for {made[0]} channels and {made[1]} classes, the model has {wanted}.")
+
+
+class TextConditioner:
+    """Prompts by the text encoder that was trained with a net."""
+
+    def __init__(self, net: nets.TextConditioned):
+        self.net = net
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a caption."""
+        return self.net.text_encoder.length
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
+        """Token states, mask and pooled vector of each prompt; "" is "nothing"."""
+        tokens = self.net.text_encoder.tokens(prompts)
+        return self.net.encode_prompt(Cond(tokens=tokens.to(next(self.net.parameters()).device)))
+
+    def null(self, n: int, size: Size | None = None) -> Cond:
+        """Rows without a token: what captions that were left out in training were."""
+        return self.encode([""] * n)
+
+    def token_spans(self, text: str) -> Sequence[tuple[int, int]]:
+        """Which characters of the text each token covers."""
+        return prompts.aligned(self.net.text_encoder.spans, normalized)(text)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words of a prompt that no caption of the training data had."""
+        return prompts.unknown_words(text, self.net.text_encoder.encoder_of(text).knows)

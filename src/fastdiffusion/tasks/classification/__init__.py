@@ -1,0 +1,1 @@
+"""What reads noisy images: classifiers to guide by, and predictors of the noise level."""

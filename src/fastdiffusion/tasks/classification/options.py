@@ -1,0 +1,46 @@
+"""What training a classifier can be given. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...options import option
+from ...training.options import ImageTrainingOptions, default
+
+if TYPE_CHECKING:
+    from ...models import Model
+
+
+@dataclass(frozen=True)
+class TrainNoiseLevelOptions(ImageTrainingOptions):
+    """Of ``train_noise_level``; those of every training run as well.
+
+    Attributes:
+        net: A U-Net's name in ``nets.PRESETS``, of which half is taken.
+    """
+
+    steps: int = default("steps", 500)
+    net: str = option("unet-tiny", "A U-Net, of which half is taken.")
+    batch_size: int = default("batch_size", 128)
+    lr: float = default("lr", 1e-3)
+    optimizer: str = default("optimizer", "adamw")
+    holdout: float = default("holdout", 0.0)
+
+
+@dataclass(frozen=True)
+class TrainClassifierOptions(TrainNoiseLevelOptions):
+    """Of ``train_classifier``; those of every training run as well.
+
+    Attributes:
+        model: Classify the features in the middle of this model's U-Net and train only the head: cheap, often as good,
+            and for the guidance ``middle``.
+        dropout: Against memorizing.
+    """
+
+    steps: int = default("steps", 1000)
+    model: Model | str | Path | None = option(
+        None, "Classify the features of this model instead, for the guidance middle.", kind=Path
+    )
+    dropout: float = option(0.1, "Against memorizing.")

@@ -1,0 +1,162 @@
+"""Train what reads noisy images: a classifier to guide by, and a predictor of the noise level. Pixels or latents.
+
+    classifier = train_classifier("digits", steps=1000, folder="runs/classifier")
+    guided = guidance.classifier(model.denoise, classifier.log_prob, scale=2)
+
+As in training a model, all that is random is a function of seed and step, so a run that was cut is resumed from its
+folder's last checkpoint as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ... import data as datasets
+from ...data import Dataset
+from ...denoisers import Denoiser, expand
+from ...errors import DataError, unknown
+from ...io import guarded
+from ...models import Model, native_denoiser
+from ...models.registry import loaded
+from ...nets import layers, presets
+from ...nets.classifier import Classifier, NoiseLevel
+from ...options import fill
+from ...training.batches import Batches, TrainingBatch
+from ...training.options import TrainingOptions
+from ...training.trainer import Part, train
+from .options import TrainClassifierOptions, TrainNoiseLevelOptions
+
+FILE = "classifier.safetensors"
+KINDS: dict[str, type[nn.Module]] = {"classifier": Classifier, "noise_level": NoiseLevel}
+LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}  # noise too weak to see teaches nothing, and guides by sigma^2
+Net = TypeVar("Net", Classifier, NoiseLevel)
+
+
+def train_classifier(data: Dataset | str, **options: Any) -> Classifier:
+    """A classifier of noisy images at all noise levels (Dhariwal & Nichol 2021, app. H), for classifier guidance.
+
+    Args:
+        data: Labelled images, or latents in floating point; or what ``data.load`` takes.
+        options: See :class:`TrainClassifierOptions`.
+
+    Raises:
+        DataError: Data without labels.
+        CheckpointError: The folder holds another run.
+    """
+    chosen = fill(TrainClassifierOptions, **options)
+    data = datasets.load(data, chosen.size)
+    if not data.classes:
+        raise DataError(f"{data.name} has no labels to learn. Sort the images into one folder per class.")
+    learned, classes = _learned(data, chosen), len(data.classes)
+    if chosen.model is not None:
+        denoiser = _denoiser(chosen.model)
+        made = layers.drawn(lambda: Classifier.from_denoiser(denoiser, classes), chosen.seed, 1)
+    else:
+        keywords = _keywords(chosen.net, learned, chosen.dropout)
+        made = layers.drawn(lambda: Classifier(keywords, classes, _sigma_data(learned)), chosen.seed, 1)
+
+    def loss(e: TrainingBatch) -> Tensor:
+        assert e.cond is not None and e.cond.label is not None
+        logits = made(e.x0 + expand(e.sigma, e.x0) * e.noise, e.sigma)
+        return nn.functional.cross_entropy(logits, e.cond.label, ignore_index=-1)
+
+    return _trained(made, learned, loss, chosen)
+
+
+def train_noise_level(data: Dataset | str, **options: Any) -> NoiseLevel:
+    """A predictor of the noise level, for blind sampling; options as in :class:`TrainNoiseLevelOptions`."""
+    chosen = fill(TrainNoiseLevelOptions, **options)
+    data = datasets.load(data, chosen.size)
+    learned = _learned(data, chosen)
+    made = layers.drawn(lambda: NoiseLevel(_keywords(chosen.net, learned, 0.0)), chosen.seed, 1)
+
+    def loss(e: TrainingBatch) -> Tensor:
+        error = made(e.x0 + expand(e.sigma, e.x0) * e.noise).log() - e.sigma.log()
+        return nn.functional.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
+
+    return _trained(made, learned, loss, chosen)
+
+
+def _denoiser(model: Model | str | Path) -> Denoiser:
+    """The net whose features are classified."""
+    return native_denoiser(loaded(model), "A classifier on features")
+
+
+def _learned(data: Dataset, chosen: TrainNoiseLevelOptions) -> Dataset:
+    return data.split(chosen.holdout, chosen.seed)[0] if chosen.holdout else data
+
+
+@torch.no_grad()
+def accuracy(
+    net: Classifier, data: Dataset, sigmas: Sequence[float] = (0.1, 0.5, 1.0, 2.0, 5.0), n: int = 500, seed: int = 0
+) -> dict[float, float]:
+    """Part of ``n`` images that are classified correctly, at each noise level."""
+    e = _examples(net, data, n, seed)
+    assert e.cond is not None and e.cond.label is not None
+    right = {}
+    for sigma in sigmas:
+        answer = net(e.x0 + sigma * e.noise, e.sigma.new_full((len(e.x0),), sigma)).argmax(1)
+        right[sigma] = float((answer == e.cond.label).float().mean())
+    return right
+
+
+@torch.no_grad()
+def level_error(
+    net: NoiseLevel, data: Dataset, sigmas: Sequence[float] = (0.02, 0.1, 0.5, 2.0, 10.0), n: int = 500, seed: int = 0
+) -> dict[float, float]:
+    """Root-mean-square relative error of the predicted noise level on ``n`` images, at each level."""
+    e = _examples(net, data, n, seed)
+    return {s: float((net(e.x0 + s * e.noise) / s - 1).square().mean().sqrt()) for s in sigmas}
+
+
+def _examples(net: nn.Module, data: Dataset, n: int, seed: int) -> TrainingBatch:
+    """``n`` images with their noise, where the net is."""
+    device = next(net.parameters()).device
+    return Batches(data, min(n, len(data)), seed).draw(0).split(1, device)[0]
+
+
+def save(net: Classifier | NoiseLevel, path: str | Path) -> None:
+    """Write one safetensors file, atomically."""
+    guarded.save(next(name for name, known in KINDS.items() if type(net) is known), net, path)
+
+
+def load(path: str | Path) -> Classifier | NoiseLevel:
+    """Read a file of :func:`save`; raises CheckpointError for any other."""
+    return guarded.load(path, KINDS, "train-classifier").requires_grad_(True)
+
+
+# ---- the loop -----------------------------------------------------------------------------------------------------
+
+
+def _keywords(net: str, data: Dataset, dropout: float) -> dict[str, Any]:
+    preset = presets.PRESETS.get(net, {})
+    if preset.get("name") != "unet":
+        raise unknown("U-Net", net, [name for name, spec in presets.PRESETS.items() if spec["name"] == "unet"])
+    channels = data.shape[0]
+    return {k: v for k, v in preset.items() if k != "name"} | {"in_channels": channels, "dropout": dropout}
+
+
+def _sigma_data(data: Dataset) -> float:
+    """Standard deviation of images in [-1, 1], or of latents as they are."""
+    some = data.batch(data.groups[0][:512]).images
+    return round(float(some.std()) if some.is_floating_point() else datasets.measure_sigma_data(data), 4)
+
+
+def _trained(made: Net, data: Dataset, loss: Callable[[TrainingBatch], Tensor], chosen: TrainingOptions) -> Net:
+    """Train what asks for gradients, at ``LEVELS``, evenly in log sigma; returns ``made`` in eval mode, on the CPU."""
+    batches, place = Batches(data, min(chosen.batch_size, len(data)), chosen.seed, "uniform", LEVELS), chosen.place
+    made.to(place)
+
+    def step_loss(step: int) -> Tensor:
+        return loss(batches.draw(step).split(1, place)[0])
+
+    part = Part(made, step_loss, chosen.optimizer, chosen.lr, weight_decay=0.01)
+    config = {**made.config, "data": data.fingerprint, "lr": chosen.lr}
+    for _ in train({"net": part}, config=config, decay=1.0, **chosen.run()):
+        pass
+    return made.cpu()

@@ -1,0 +1,33 @@
+"""The options of measuring a model, without torch: Python's keywords and the command line's flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...options import option
+from ..generation.options import RunOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(RunOptions):
+    """Options of :func:`fastdiffusion.evaluate`, besides those of :class:`RunOptions`.
+
+    Attributes:
+        n: Images on each side; at most half of the data, so that there is a floor.
+        seed: Of sampling; also draws the real images.
+        features: A net from images in [-1, 1] to features; by default a classifier that is trained on the data the
+            first time (2 minutes for Fashion-MNIST on 2 cores) and kept in the cache.
+        rounds: Of the bootstrap.
+        note: Write the numbers into the model's file, for its card; its images stay the same.
+    """
+
+    n: int = option(1000, "Images on each side.", "-n", "--n")
+    scale: float | None = option(1.0, "Guidance; 1 is off.")
+    batch_size: int = option(64, "Images at once.")
+    features: nn.Module | None = option(None, "What to measure in.", python_only=True)
+    rounds: int = option(100, "Of the bootstrap.")
+    note: bool = option(True, "Write the numbers into the model's file, for its card.")

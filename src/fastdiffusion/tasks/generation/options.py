@@ -1,0 +1,166 @@
+"""The options of the verbs that sample, without torch: Python's keywords and the command line's flags."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ...errors import InputError
+from ...options import option
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..text_image.clip import Clip
+
+SIZE = "In pixels: 64, or WIDTHxHEIGHT such as 96x64. By default the model's own."
+Guidance = str | Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every verb that samples takes.
+
+    Attributes:
+        n: Number of images.
+        steps: Intervals of the sampler's table. Most samplers evaluate the model once in each
+            (``fastdiffusion list-samplers`` says how often); classifier-free guidance doubles that.
+        seed: Of image 0; image i has seed + i.
+        scale: The model's guidance; 1 is off. By default the model's own.
+        guidance: Further guidance: specifications such as "cfg scale=3 interval=0.3..5" or
+            "inpaint photo.png mask.png" (``guidance.GUIDANCE`` has them all), or functions from denoiser to
+            denoiser. Of several, each wraps the one before.
+        sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else ``dpmpp_2m``.
+        schedule: A name in ``schedules.SCHEDULES``; by default the model's own.
+        batch_size: Images at once: for speed and memory only.
+        device: Where to compute; by default where the model is, and for a file the best device there is.
+    """
+
+    n: int = option(16, "How many images.", "-n", "--n")
+    steps: int = option(12, "Solver steps; guidance doubles the evaluations of each.")
+    seed: int = option(0, "Of image 0; image i has seed + i.")
+    scale: float | None = option(None, "Guidance; 1 is off. By default the model's own.")
+    guidance: Guidance | Sequence[Guidance] | None = option(
+        None,
+        'A specification, e.g. "cfg scale=3" or "inpaint photo.png mask.png"; repeated, they nest.',
+        kind=list[str] | None,
+    )
+    sampler: str | None = option(None, "See: fastdiffusion list-samplers. By default the model's own.")
+    schedule: str | None = option(None, "Of the noise levels: exponential, karras, ...")
+    batch_size: int = option(16, "Images at once.")
+    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+
+    def __post_init__(self) -> None:
+        for name in ("n", "steps", "batch_size"):
+            value = getattr(self, name)
+            if not (type(value) is int and value >= 1):
+                raise InputError(f"{name} must be a whole number of at least 1, got {value!r}. Example: {name}=16.")
+        if type(self.seed) is not int:
+            raise InputError(f"seed must be a whole number, got {self.seed!r}. Example: seed=0.")
+
+
+@dataclass(frozen=True)
+class SampleOptions(RunOptions):
+    """Options of :func:`fastdiffusion.sample`, besides those of :class:`RunOptions`.
+
+    Attributes:
+        prompt: What to draw, for a text-to-image model, in the language of ``fastdiffusion.prompts``. Of several (a
+            list, or lines), image i takes the i-th, round and round. None draws anything.
+        classes: Names or indices, a list or "3,7"; image i takes the i-th, round and round. By default all in turn;
+            "none" is unconditional.
+        negative_prompt: A prompt to guide away from.
+        image: An image to start from; scaled and cropped to the model's size.
+        strength: How far to go from ``image``: the noise level to start from, sigma_data * s / (1 - s). 0 returns the
+            image, 1 starts from noise. The ``steps`` cover the way from that level down, by a textbook table.
+        variation_seed: Image i is turned towards the noise of this seed + i, by ``variation_strength``.
+        variation_strength: 0 (off) to 1.
+        size: Pixels: a side of square images, "WIDTHxHEIGHT", or (height, width); by default the model's own. The same
+            seed keeps its layout.
+    """
+
+    prompt: str | Sequence[str] | None = option(None, 'What to draw: "a red heart".', "PROMPT", kind=str | None)
+    classes: str | int | Sequence[str | int] | None = option(
+        None, "Names or indices, e.g. 3,7; all in turn by default.", kind=str | None
+    )
+    negative_prompt: str = option("", "A prompt to guide away from.", "--negative", "--negative-prompt")
+    image: str | Path | Image.Image | None = option(None, "An image to start from.", kind=Path | None)
+    strength: float = option(0.5, "How far to go from --image: 0 keeps it, 1 starts from noise.")
+    variation_seed: int = option(0, "Move the noise towards this seed's.")
+    variation_strength: float = option(0.0, "How far, 0 to 1.")
+    size: int | str | tuple[int, int] | None = option(None, SIZE, kind=str | None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if type(self.variation_seed) is not int:
+            raise InputError(f"variation_seed must be a whole number, got {self.variation_seed!r}. Try 0.")
+        for name in ("variation_strength", "strength"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}. Try 0.2.")
+        sides = image_size(self.size)  # as a recipe keeps it
+        size = None if sides is None else sides[0] if sides[0] == sides[1] else f"{sides[1]}x{sides[0]}"
+        object.__setattr__(self, "size", size)
+
+
+@dataclass(frozen=True)
+class StudyOptions(SampleOptions):
+    """Options of :func:`fastdiffusion.study`: those of :class:`SampleOptions`, for every cell."""
+
+    n: int = option(4, "Images in each cell.", "-n", "--n")
+
+
+@dataclass(frozen=True)
+class VariationsOptions(RunOptions):
+    """Options of ``fastdiffusion.tasks.variations.variations``, besides those of :class:`RunOptions`.
+
+    Attributes:
+        strength: How far to go from the image itself: 1 starts from noise and keeps only what the image shows; less
+            keeps its layout too, as of ``sample``; 0 is the image.
+        temperature: Of the retrieval: 0 takes the nearest caption every time, 0.1 almost any.
+        index: Of ``build_index``, or its file; by default the package's, of emoji.
+        clip: The encoder that the index was built with; by default the package's.
+        size: As of ``sample``.
+    """
+
+    strength: float = option(1.0, "How far from the image: 1 keeps what it shows, less its layout too, 0 all.")
+    temperature: float = option(0.02, "How far afield: 0 is the nearest, 0.1 almost anything.")
+    index: Any = option(None, "What the command index wrote; by default the package's, of emoji.", kind=Path | None)
+    clip: Clip | str | Path | None = option(None, "The encoder that the index was built with.", kind=Path | None)
+    size: int | str | tuple[int, int] | None = option(None, SIZE, kind=str | None)
+
+
+@dataclass(frozen=True)
+class ExportOptions(RunOptions):
+    """Options of :func:`fastdiffusion.export`, besides those of :class:`RunOptions`, which are of its preview.
+
+    Attributes:
+        name: Title of the card; by default what the model's data are called.
+        license: Of the model, an SPDX identifier such as "apache-2.0".
+        data_license: Of the images that it was trained on.
+        prompt: What the preview shows, for a text-to-image model; several in lines.
+    """
+
+    n: int = option(32, "Samples in the preview.", "-n", "--n")
+    name: str | None = option(None, "Title of the card.")
+    license: str | None = option(None, "Of the model, e.g. apache-2.0.")
+    data_license: str | None = option(None, "Of the images it was trained on.")
+    prompt: str | None = option(None, "What the preview shows, for a text-to-image model.")
+
+
+def image_size(size: int | str | Sequence[int] | None) -> tuple[int, int] | None:
+    """(height, width) of a size as a person gives it: 64, "64", "96x64" (width x height), or (64, 96)."""
+    if size is None:
+        return None
+    sides: Any = (size, size) if isinstance(size, int) else size
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*(\d{1,6})\s*(?:[x×]\s*(\d{1,6}))?\s*", size.lower())
+        sides = (int(match[2] or match[1]), int(match[1])) if match else ()
+    sides = tuple(sides)
+    if len(sides) != 2 or not all(type(side) is int and side >= 1 for side in sides):
+        raise InputError(
+            f'size must be a whole number of at least 1, "WIDTHxHEIGHT" or (height, width), got {size!r}. '
+            'Example: size="96x64".'
+        )
+    return sides

@@ -1,0 +1,297 @@
+"""A run of ``sample`` with all its choices made, and how it is performed.
+
+Image i has seed + i and a class of its own, and depends on nothing else: neither how many are made nor in what batches.
+Floating-point kernels still round differently for different batch sizes (by about 1e-6), so an image's recipe also says
+which batch it came from; ``reproduce`` makes that batch, and with it the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ... import prompts, schedules
+from ...errors import CheckpointError, InputError
+from ...guidance import cfg
+from ...io.inputs import fit_image
+from ...models import Model, Size
+from ...models.registry import loaded, named, short_name
+from ...noise import resized, toward_seeds
+from ...samplers import Table, run, strength_table
+from ...schedules import Sigmas
+from ...types import Cond, Denoise
+from ...version import __version__
+from . import guidance_spec
+from .options import SampleOptions, image_size
+from .samples import RECIPE, Samples, SampleStep
+
+LABEL_GUIDANCE = {"cfg", "apg", "negative"}  # these compare with and without the condition, as ``scale`` does
+NEGATIVE_SCALE = 2.0  # by default, where a negative prompt is given and the model has no scale of its own
+LARGEST = 2**33  # values that one run may hold: a recipe may come from an untrusted source
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, all its choices made.
+
+    Attributes:
+        model: What makes the images.
+        name: Of the model, as the recipe calls it.
+        options: Of ``sample``, as the recipe keeps them: files and guidance by name and content, the scale filled in.
+        table: The sampler's; None at strength 0, where the result is the image itself.
+        labels: One per image, -1 is unconditional; None without classes.
+        prompts: One per image; None without prompts.
+        shape: Of what the denoiser works on.
+        guided: What ``options.guidance`` does to a denoiser.
+        image: (c, h, w), what is started from.
+    """
+
+    model: Model
+    name: str
+    options: SampleOptions
+    table: Table | None
+    labels: list[int] | None
+    prompts: list[str] | None
+    shape: tuple[int, ...]
+    guided: Callable[[Denoise], Denoise]
+    image: Tensor | None
+
+    @property
+    def batches(self) -> list[range]:
+        """Which images are made together. ``reproduce`` relies on this being a function of the recipe alone."""
+        n, size = self.options.n, self.options.batch_size
+        return [range(n)[first : first + size] for first in range(0, n, size)]
+
+    @property
+    def nfe(self) -> int:
+        """Number of function evaluations of the whole run, as the progress bar counts them."""
+        return self.table.nfe * len(self.batches) if self.table else 0
+
+    def batch_of(self, index: int) -> range:
+        """The batch of an image."""
+        if index not in range(self.options.n):
+            raise ValueError(f"image {index} of a run of {self.options.n}")
+        return self.batches[index // self.options.batch_size]
+
+    def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
+        """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
+        p, model = self.options, self.model
+        scale = 1.0 if p.scale is None else p.scale
+        conditioner = model.conditioner
+        null = None if conditioner is None else conditioner.null(len(batch), self.size)
+        if self.prompts is None or conditioner is None or self.table is None:
+            denoise = cfg(model.denoise, scale) if scale != 1 else model.denoise
+            cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
+            return self.guided(denoise), cond
+        compiled = prompts.compile(
+            [self.prompts[i] for i in batch],
+            partial(model.encode_prompt, size=self.size),
+            self.table.nfe,
+            p.negative_prompt,
+            conditioner.token_spans,
+            conditioner.max_tokens,
+            null,
+        )
+        if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
+            raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
+        return compiled.guide(model.denoise, scale, around=self.guided), None
+
+    @property
+    def size(self) -> Size | None:
+        """Height and width of the images in pixels; None where the samples are no images."""
+        return _pixels(self.model, self.shape)
+
+    def samples(self, images: Tensor, indices: range) -> Samples:
+        """The images of a run that was performed, with its recipe; raises CheckpointError if they are not finite."""
+        if not bool(images.isfinite().all()):
+            raise CheckpointError(
+                f"{self.name} makes images that are not finite. Take an earlier checkpoint, or train on."
+            )
+        recipe = {
+            "fastdiffusion": __version__,
+            "recipe": RECIPE,
+            "verb": "sample",
+            "model": {"name": self.name, "sha256": self.model.id},
+            "parameters": {name: value for name, value in vars(self.options).items() if name != "device"},
+            "table": None if self.table is None else json.loads(self.table.to_json()),
+        }
+        labels = [-1 if self.labels is None else self.labels[i] for i in indices]
+        names = tuple(self.model.classes[label] if label >= 0 else "" for label in labels)
+        names = names if self.prompts is None else tuple(self.prompts[i] for i in indices)
+        seeds = tuple(self.options.seed + i for i in indices)
+        images = images.detach() if self.size is None else images.detach().clamp(-1, 1)
+        return Samples(images, seeds, names, tuple(indices), recipe)
+
+
+@torch.no_grad()
+def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
+    """All batches of a run, evaluation by evaluation, or those of the images in ``only``, which are whole batches."""
+    p, model = plan.options, plan.model
+    rows = only or range(p.n)
+    batches = [batch for batch in plan.batches if rows.start <= batch.start < rows.stop]
+    blank = torch.zeros(*model.image_shape[:-2], *(plan.size or model.image_shape[-2:]))
+    blank = blank if plan.image is None else plan.image
+    if plan.table is None:
+        yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), model.decode)
+        return
+    known = 0.0 if plan.image is None or p.strength == 1 else model.encode(plan.image[None].to(model.device))
+    finished: list[Tensor] = []
+    for k, batch in enumerate(batches):
+        seeds = [p.seed + i for i in batch]
+        noise = resized(seeds, plan.shape, model.shape)
+        noise = toward_seeds(noise, [p.variation_seed + i for i in batch], p.variation_strength)
+        denoise, cond = plan.conditioned(batch)
+        for step in run(denoise, known + (plan.table.sigmas[0] * noise).to(model.device), plan.table, cond, seeds):
+            last = step.index + 1 == step.of
+            if last:
+                finished.append(model.decode(step.x).cpu())
+            left = len(rows) - (batch.start - rows.start) - len(batch)
+            yield SampleStep(
+                k * step.of + step.index + 1,
+                len(batches) * step.of,
+                step.sigma,
+                tuple(finished),
+                None if last else step.x0,
+                blank.expand(left, *blank.shape),
+                model.decode,
+            )
+
+
+# ---- the choices --------------------------------------------------------------------------------------------------
+
+
+def plan(
+    model: Model | str | Path,
+    chosen: SampleOptions,
+    table: Table | None = None,
+    name: str = "",
+    near: Path | None = None,
+) -> Plan:
+    """Make the choices of a run, or raise the errors of ``sample``.
+
+    A recipe brings its ``table`` and ``name``; its files are looked for ``near`` its image.
+    """
+    ready = loaded(model, chosen.device)
+    shape = _shape(ready, chosen)
+    if chosen.prompt is not None and chosen.classes is not None:
+        raise InputError("Give a prompt or classes, not both.")
+    labels, texts = _labels(ready, chosen), _prompts(ready, chosen)
+    guided, recorded = guidance_spec.parse_guidance(chosen.guidance, guidance_spec.Setting(ready, shape, near))
+    image = description = None
+    if chosen.image is not None:
+        image, description = _start_image(chosen.image, ready, shape, near)
+    options = replace(
+        chosen,
+        prompt=chosen.prompt if chosen.prompt is None or isinstance(chosen.prompt, str) else list(chosen.prompt),
+        classes=chosen.classes if isinstance(chosen.classes, str | int | None) else list(chosen.classes),
+        guidance=recorded,
+        scale=_scale(ready, chosen, bool(LABEL_GUIDANCE & set(guidance_spec.names(recorded)))),
+        image=description,
+    )
+    if table is None:
+        table = _table(ready, chosen, _pixels(ready, shape))
+    return Plan(ready, name or short_name(model), options, table, labels, texts, shape, guided, image)
+
+
+def _shape(model: Model, chosen: SampleOptions) -> tuple[int, ...]:
+    """Of what the denoiser works on, for images of the size that was asked for."""
+    shape, sides = model.shape, image_size(chosen.size)
+    if sides is not None:
+        if len(shape) < 3:
+            raise InputError(f"This model makes no images, and takes no size. Leave out size={chosen.size!r}.")
+        if any(side % model.factor for side in sides):
+            raise InputError(
+                f"This model makes sizes that divide by {model.factor}, got {chosen.size}. Try {model.image_shape[-1]}."
+            )
+        shape = (*shape[:-2], *(side // model.factor for side in sides))
+    if chosen.n * math.prod(shape) > LARGEST:
+        sizes = "x".join(map(str, shape[1:]))
+        raise InputError(f"{chosen.n} images of {sizes} are too many for one run. Make fewer at a time.")
+    return shape
+
+
+def _pixels(model: Model, shape: tuple[int, ...]) -> Size | None:
+    return (shape[-2] * model.factor, shape[-1] * model.factor) if len(shape) > 2 else None
+
+
+def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | None:
+    """The sampler's table: all the way, or from the noise level that ``strength`` names; None where that is 0."""
+    if chosen.image is None:
+        return model.table(chosen.steps, chosen.sampler, chosen.schedule, size)
+
+    def schedule(n: int) -> Sigmas:
+        if chosen.schedule is None:
+            return model.schedule(n, size)
+        return schedules.schedule(chosen.schedule, n, sigma_min=model.sigma_min, sigma_max=model.sigma_max)
+
+    sampler = chosen.sampler or "dpmpp_2m"
+    return strength_table(chosen.strength, chosen.steps, schedule, model.sigma_data, model.sigma_max, sampler)
+
+
+def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
+    """The scale of a run; ``guided`` says that the guidance compares with and without the condition itself."""
+    scale = chosen.scale
+    if scale is None:
+        own = 1.0 if chosen.prompt is None else model.scale
+        scale = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
+    if not math.isfinite(scale):
+        raise InputError(f"scale must be finite, got {scale!r}. 1 is off, 2 to 4 is usual.")
+    if scale == 1 and chosen.negative_prompt and not guided:
+        warnings.warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.", stacklevel=4)
+    if scale != 1 and guided:
+        raise InputError("scale and this guidance would both guide by the label. Leave scale out.")
+    return scale
+
+
+def _start_image(
+    image: str | Path | Image.Image, model: Model, shape: tuple[int, ...], near: Path | None
+) -> tuple[Tensor, str]:
+    """The image to start from, and how a recipe names it."""
+    path, description = (
+        (image, "an image given in Python") if isinstance(image, Image.Image) else named(str(image), near)
+    )
+    height, width = (side * model.factor for side in shape[-2:])
+    return fit_image(path, (model.image_shape[0], height, width)), description
+
+
+def _prompts(model: Model, chosen: SampleOptions) -> list[str] | None:
+    """The prompt of each image, its choices {a|b} made; None without any."""
+    prompt, negative = chosen.prompt, chosen.negative_prompt
+    if prompt is None and not negative:
+        return None
+    if model.conditioner is None:
+        raise InputError("This model was trained without captions. Leave the prompt out, or take model='emoji'.")
+    texts = [""] if prompt is None else prompts.several(prompt)
+    if negative and prompts.choose(negative, 0) != negative.replace("\\{", "{").replace("\\}", "}"):
+        raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
+    for text in dict.fromkeys((*texts, negative)):
+        unknown_words = frozenset(model.conditioner.unknown_words(text))
+        prompts.warn_unknown(text, lambda word, unknown_words=unknown_words: word not in unknown_words)
+    return [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
+
+
+def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:
+    """The class of each image: those that were asked for, or all, round and round."""
+    classes = chosen.classes
+    if classes is None:
+        wanted: Sequence[Any] = range(len(model.classes))
+    elif isinstance(classes, str) and classes not in model.classes:
+        wanted = [part.strip() for part in classes.split(",") if part.strip()]
+    else:
+        wanted = [classes] if isinstance(classes, str | int) else classes
+    wanted = [-1 if label == "none" and "none" not in model.classes else label for label in wanted]
+    if not wanted or (not model.classes and set(wanted) == {-1}):
+        return None
+    cond = model.cond(wanted)
+    indices = [] if cond is None or cond.label is None else cond.label.tolist()
+    return [indices[i % len(indices)] for i in range(chosen.n)]

@@ -1,0 +1,54 @@
+"""Data consistency: a result held to the input, to the colors that were asked for, and to what a file can hold."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from ...corruptions import Operator
+from ...guidance import posterior
+from .colorization import in_gamut
+from .measurement import Measurement
+from .method import BLURS
+
+ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
+ROUGHNESS = 0.04  # how far off the second differences of a model's answer are expected to be, where it was blurred
+
+
+def hold(x: Tensor, y: Tensor, operator: Operator, measurement: Measurement) -> Tensor:
+    """The image near ``x`` that the operator turns into ``y``, in [-1, 1]; ``x`` where that is not known exactly."""
+    if not measurement.exact or not operator.projects or is_noisy(operator):
+        return x.clamp(-1, 1)
+    if loses_frequencies(operator, measurement):
+        return deblurred(x, y, operator, measurement).clamp(-1, 1)
+    gray = [step.name for step in measurement.corruption.steps] == ["gray"] and measurement.channels == 3
+    for _ in range(1 if gray else 20):  # by turns what agrees with the input, and what a file can hold
+        x = posterior.nearby(x.clamp(-1, 1), y, operator, _per_row(x, 1.0), _per_row(x, ROUNDING**2))
+        if float((x.abs() - 1).max()) < 0.5 / 255:
+            break
+    return in_gamut(x, y) if gray else x.clamp(-1, 1)
+
+
+def is_noisy(operator: Operator) -> bool:
+    """Whether the operator adds noise of its own."""
+    return operator.std is not None and bool((operator.std > 0).any())
+
+
+def loses_frequencies(operator: Operator, measurement: Measurement) -> bool:
+    """Whether some frequencies are nearly lost, which rounding then drowns, and no other noise is."""
+    return operator.linear and not is_noisy(operator) and bool(measurement.names(*BLURS))
+
+
+def deblurred(x: Tensor, y: Tensor, operator: Operator, measurement: Measurement) -> Tensor:
+    """The image that agrees with a blurred input, as far as it was not rounded away, and otherwise is like ``x``."""
+    only_blurred = len(measurement.names(*BLURS)) == len(measurement.corruption.steps)
+    margin = measurement.reach if only_blurred else 0  # the rest may lie at a place
+    if margin:
+        c, h, w = operator.shape
+        operator = measurement.corruption.on((c, h + 2 * margin, w + 2 * margin), [0] * len(y))
+    return posterior.smoothly(x, y, operator, _per_row(x, ROUNDING**2), ROUGHNESS, margin=margin)
+
+
+def _per_row(x: Tensor, value: float) -> Tensor:
+    return x.new_full((len(x), 1, 1, 1), value)

@@ -1,0 +1,83 @@
+"""The options of restoring images, without torch: Python's keywords and the command line's flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...options import option
+from ...training.options import ImageTrainingOptions, default
+
+MODEL = "By default the small restorer of this package."
+DEVICE = "cpu, cuda, mps; by default the best there is."
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """Options of :func:`fastdiffusion.restore`.
+
+    Attributes:
+        model: A restorer, or any generative model of pixels as the prior: a :class:`Model`, its file or its run's
+            folder.
+        n: Number of results. One is the mean of all that are possible; several differ, and show what is not known.
+        method: "supervised", "zero-shot", "cold", or "auto": supervised if the model was trained for the corruption.
+        answer: "mean" (one evaluation), "sample", or "auto": the mean for one result and samples for several.
+        steps: Denoiser evaluations of a sample.
+        seed: Of result 0; result i has seed + i.
+        posterior: Of zero-shot, a name in ``guidance.posterior.INVERSE``.
+        hints: An image (or its file) of the result's size, transparent except where it gives a color; for colorizing.
+        palette: Colors to keep to, "#a03020,#203040"; for colorizing.
+        self_ensemble: Average over the eight rotations and mirror images of each tile: 8 times slower, more accurate.
+        tile: Side of the tiles that are restored one at a time, in pixels of the input, at least 64. It bounds the
+            memory; wide blurs take larger ones.
+        overlap: Pixels that neighboring tiles share, at least.
+        device: Where to compute. Results come back on the CPU.
+    """
+
+    model: Any = option(None, MODEL, kind=Path | None)
+    n: int = option(1, "How many results; several show what is not known.", "-n", "--n")
+    method: str = option("auto", "supervised, zero-shot, cold, or auto.")
+    answer: str = option("auto", "mean, sample, or auto: the mean if there is one.")
+    steps: int = option(12, "Denoiser evaluations of a sample.")
+    seed: int = option(0, "Of result 0; result i has seed + i.")
+    posterior: str = option("ddnm", "Of zero-shot: ddnm, diffpir, pigdm, dps, tmpd.")
+    hints: Any = option(None, "Colors on a transparent image of the same size.", kind=Path | None)
+    palette: str | None = option(None, "Colors to keep to, e.g. #a03020,#203040.")
+    self_ensemble: bool = option(
+        False,
+        "Mean over rotations and mirror images (x8): 8 times slower, better.",
+        "--self-ensemble/--no-self-ensemble",
+    )
+    tile: int = option(256, "Side of the tiles it is worked in: for memory only.")
+    overlap: int = option(64, "How much they share.")
+    device: str | None = option(None, DEVICE)
+
+
+@dataclass(frozen=True)
+class RemoveWatermarkOptions:
+    """Options of :func:`fastdiffusion.remove_watermark`.
+
+    Attributes:
+        model: The restorer that inpaints where the watermark is opaque.
+        device: Where it computes.
+    """
+
+    model: Any = option(None, "Inpaints where the watermark is opaque. " + MODEL, kind=Path | None)
+    device: str | None = option(None, DEVICE)
+
+
+@dataclass(frozen=True)
+class TrainColdOptions(ImageTrainingOptions):
+    """Options of :func:`fastdiffusion.train_cold`, besides those of :class:`ImageTrainingOptions`.
+
+    Attributes:
+        process: A name in ``processes.PROCESSES``, or a corruption at its full strength: "blur 4", "pixelate 8, gray".
+        net: A U-Net's name in ``nets.PRESETS``.
+    """
+
+    process: str = option("blur 4", "blur_noise, heat, soft, gaussian, or a corruption: 'pixelate 8'.")
+    net: str = option("unet-tiny", "A U-Net: unet-tiny, unet-small, unet-base.")
+    steps: int = default("steps", 1500)
+    lr: float = default("lr", 2e-3)
+    optimizer: str = default("optimizer", "adamw")

@@ -1,0 +1,131 @@
+"""How one tile is restored: by a trained restorer, by any model as the prior, or a little at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ... import guidance, samplers, schedules
+from ...corruptions import Operator
+from ...guidance.posterior import INVERSE
+from ...models import Model
+from ...samplers import processes
+from ...types import Cond, Denoise
+from . import tiles
+from .consistency import ROUNDING, deblurred, loses_frequencies
+from .measurement import Measurement
+from .method import strongest_noise, takes_mean, weakened
+from .options import RestoreOptions
+from .tiles import Tile
+
+DATA = 0.5  # standard deviation of photographs
+START = 5.0  # noise level at which a sample begins around a degraded image: far above any damage
+
+
+class Solver:
+    """The estimates of a tile's clean pixels, before they are held to the input.
+
+    Args:
+        measurement: What is known.
+        model: Restorer or prior.
+        method: "supervised", "zero-shot" or "cold".
+        options: How many, which kind, from which seeds.
+        tick: Called with the number of evaluations that were done.
+    """
+
+    def __init__(
+        self, measurement: Measurement, model: Model, method: str, options: RestoreOptions, tick: Callable[[int], Any]
+    ):
+        self.measurement, self.model, self.method, self.options, self.tick = measurement, model, method, options, tick
+        self.denoise: Denoise = guidance.self_ensemble(model.denoise) if options.self_ensemble else model.denoise
+        self.noise_limit = strongest_noise(model)
+        self.mean = takes_mean(options)
+
+    def __call__(self, tile: Tile, operator: Operator, y: Float[Tensor, "n k p q"]) -> Float[Tensor, "n c h w"]:
+        """The estimates for one tile, one per row of ``y``."""
+        base = operator.lift(y)
+        if self.method == "cold":
+            return self._cold(base)
+        if self.method == "zero-shot":
+            deblurs = self.mean and loses_frequencies(operator, self.measurement) and self.noise_limit is not None
+            return self._deblurred(operator, y, base) if deblurs else self._zero_shot(tile, operator, y, base)
+        if self.mean:
+            return self._once(self._restorer(base), base)
+        table = samplers.table("dpmpp_2m", schedules.exponential(self.options.steps, sigma_max=START))
+        return self._sampled(self._restorer(base), base, table, tile)
+
+    def _restorer(self, base: Tensor) -> Denoise:
+        """The denoiser that works from the degraded image."""
+
+        def denoise(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+            return self.denoise(x, sigma, Cond(image=base))
+
+        return denoise
+
+    def _own_denoiser(self, x: Tensor, sigma: Tensor | None = None, cond: Cond | None = None) -> Tensor:
+        """A restorer that undoes noise is a denoiser of any image: it estimates by itself how noisy that is."""
+        clamped = x.clamp(-1, 1)  # as files hold it
+        return self.denoise(clamped, self._highest(x), Cond(image=clamped))
+
+    def _highest(self, x: Tensor) -> Float[Tensor, " n"]:
+        return x.new_full((len(x),), self.model.sigma_max)
+
+    def _once(self, denoise: Denoise, base: Tensor) -> Tensor:
+        """The mean of all possible results: at the highest level nothing but ``base`` is known."""
+        x = denoise(base, self._highest(base), None)
+        self.tick(1)
+        return x
+
+    def _deblurred(self, operator: Operator, y: Tensor, base: Tensor) -> Tensor:
+        """Deconvolved, and what rings taken away."""
+        x = self._own_denoiser(deblurred(base, y, operator, self.measurement))
+        self.tick(self.options.steps)
+        return x
+
+    def _sampled(self, denoise: Denoise, start: Tensor, table: samplers.Table, tile: Tile) -> Tensor:
+        """Samples from ``start`` with noise on it, keyed by the place so that overlapping tiles agree."""
+        scaled, seeds = self.measurement.enlarged(tile), range(self.options.seed, self.options.seed + self.options.n)
+        noise = torch.stack([tiles.field(seed, start.shape[1], scaled) for seed in seeds])
+        x = start + table.sigmas[0] * noise.to(start)
+        for step in samplers.run(denoise, x, table, paths=tiles.Fields(seeds, x, scaled)):
+            x = step.x
+            self.tick(1)
+        return x
+
+    def _zero_shot(self, tile: Tile, operator: Operator, y: Tensor, base: Tensor) -> Tensor:
+        """Any model as the prior, led by the measurement."""
+        keywords: dict[str, Any] = {} if self.options.posterior in ("diffpir", "tmpd") else {"sigma_data": DATA}
+        std = float(operator.std.max()) if operator.std is not None else 0.0
+        keywords["std"] = math.hypot(std, ROUNDING) if operator.linear else None
+        if self.model.corruption is None:
+            prior, top, start = self.denoise, self.model.sigma_max, torch.zeros_like(base)
+        elif self.noise_limit is not None:
+            prior, top, start = self._own_denoiser, self.noise_limit, base
+        else:  # what hides everything leaves the unconditional model
+            prior, top, start = self._restorer(torch.zeros_like(base)), START, base
+        # fresh noise at each step corrects what the methods' covariance gets wrong (see docs/restore.md)
+        table = samplers.table("ddpm", schedules.exponential(self.options.steps, self.model.sigma_min, top))
+        guided = INVERSE[self.options.posterior](prior, operator, y, **keywords)
+        return self._sampled(guided, start, table, tile)
+
+    def _cold(self, base: Tensor) -> Tensor:
+        """Undo a little, see what is left, and go on (Bansal et al. 2022, algorithm 2)."""
+
+        def degrade(x0: Tensor, level: float) -> Tensor:
+            operator = weakened(self.measurement.corruption, level).on(x0.shape[1:], [0] * len(x0))
+            return operator.lift(operator.mean(x0))
+
+        def denoise(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+            return self.denoise(x, self._highest(x), Cond(image=x))
+
+        table = samplers.table("euler", torch.linspace(1, 0, self.options.steps + 1))
+        x = base
+        for step in processes.run(denoise, base, table, processes.Cold(degrade)):
+            x = step.x
+            self.tick(1)
+        return x

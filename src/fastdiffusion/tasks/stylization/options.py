@@ -1,0 +1,75 @@
+"""The options of style transfer, without torch: Python's keywords and the command line's flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+from ...options import option
+from ...training.options import TrainingOptions, default
+
+LEAST = 16  # pixels of the shorter side
+STRENGTH = "0 is the image itself, 1 all of the style."
+KEEP = "Weight of the content; the style's is 1."
+
+
+@dataclass(frozen=True)
+class StylizeOptions:
+    """Options of :func:`fastdiffusion.stylize`.
+
+    Attributes:
+        strength: 0 returns the content, 1 has all of the style.
+        size: Longest side at which pixels are optimized; of a larger image, the change is enlarged. Memory is that of
+            the images and one tile; time grows with the number of pixels.
+        steps: At each level; a third of them at the finest.
+        keep: Weight of the content, where the style's is 1.
+        net: Features to compare in; by default the bundled ones.
+        model: A diffusion model with attention, to do it inside of (:func:`stylize_inside`) at its own size.
+        seed: Of the directions that features are projected on, or of the style image's noise.
+        device: Where to compute; by default the best there is, and for a model that is open already, where it is.
+
+    Raises:
+        InputError: A number out of range.
+    """
+
+    strength: float = option(0.6, STRENGTH)
+    size: int = option(768, "Longest side to work at; beyond it the change is enlarged.")
+    steps: int = option(80, "At each size, or of the model.")
+    keep: float = option(0.6, KEEP)
+    net: Any = option(None, "Features to compare in.", python_only=True)
+    model: Any = option(None, "Do it inside this diffusion model, by shared attention.", kind=Path | None)
+    seed: int = option(0, "Of everything random.")
+    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+
+    def __post_init__(self) -> None:
+        check_strength(self.strength)
+        if self.size < LEAST or self.steps < 1 or not self.keep >= 0:
+            raise InputError(
+                f"size must be at least {LEAST}, steps at least 1 and keep at least 0, got {self.size}, {self.steps} "
+                f"and {self.keep:g}."
+            )
+
+
+@dataclass(frozen=True)
+class TrainStyleOptions(TrainingOptions):
+    """Options of :func:`fastdiffusion.train_style`, besides those of :class:`TrainingOptions`.
+
+    Attributes:
+        size: Side of the practice images in pixels, and the shorter side at which the style is looked at.
+        keep: Weight of the content, where the style's is 1.
+    """
+
+    steps: int = default("steps", 400)
+    size: int = option(128, "Side of the practice images in pixels.")
+    batch_size: int = default("batch_size", 2)
+    keep: float = option(0.6, KEEP)
+    lr: float = default("lr", 2e-3)
+    optimizer: str = default("optimizer", "adamw")
+
+
+def check_strength(strength: float) -> None:
+    """Raise InputError unless ``strength`` is from 0 to 1."""
+    if not 0 <= strength <= 1:
+        raise InputError(f"strength must be from 0 to 1, got {strength:g}. Try 0.6.")
