@@ -54,7 +54,7 @@ def main() -> None:
     text_encoder = cast("TextConditioned", native_denoiser(model).net).text_encoder
 
     def draw(texts: list[str]) -> Tensor:
-        return sample(model, texts, len(texts), steps=args.steps, scale=model.scale, batch_size=32).images
+        return sample(model, texts, n=len(texts), steps=args.steps, scale=model.scale, batch_size=32).images
 
     results = {}
     for language in args.languages:

@@ -102,7 +102,7 @@ def main() -> None:
     for space in NETS:
         steps = round(60 * args.minutes / seconds[space])
         learn = denoiser(space, args.out, args.out / space / "model").fit(steps=steps)
-        made = sample(learn.model, names, len(names), steps=12, scale=args.scale, batch_size=32).images
+        made = sample(learn.model, names, n=len(names), steps=12, scale=args.scale, batch_size=32).images
         grid(made[:48], 12).save(args.out / f"{space}.png")
         results[space] |= {
             "seconds a step": round(seconds[space], 3), "steps": steps,

@@ -65,7 +65,7 @@ def main() -> None:
     results: dict[str, object] = {"model": str(args.model), "steps": args.steps, "n": args.n}
 
     def draw(prompts: list[str], scale: float, seed: int = 0) -> Tensor:
-        return sample(model, prompts, len(prompts), steps=args.steps, seed=seed, scale=scale, batch_size=32).images
+        return sample(model, prompts, n=len(prompts), steps=args.steps, seed=seed, scale=scale, batch_size=32).images
 
     scale = args.scale or 3.0
     if "choose" in args.only and args.scale is None:
@@ -131,7 +131,7 @@ def main() -> None:
         results["variations"] = varied(model, evaluator, sets, train, args)
     if "grid" in args.only:
         begun = time.perf_counter()
-        made = sample(model, list(PROMPTS), len(PROMPTS), steps=args.steps, scale=scale, batch_size=32)
+        made = sample(model, list(PROMPTS), n=len(PROMPTS), steps=args.steps, scale=scale, batch_size=32)
         results["grid_seconds"] = time.perf_counter() - begun
         made.save_grid(args.out / "grid.png", columns=8, labels=False, zoom=1)
     (args.out / "emoji.json").write_text(json.dumps(results, indent=1) + "\n")

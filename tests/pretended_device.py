@@ -4,8 +4,8 @@
         sample("model.safetensors", device="cuda")  # RuntimeError where two devices meet, with real values elsewhere
     device.waits  # how often, and for what, the program waited for the device
 
-A device is a property of memory. So no tensor is wrapped: a table knows which *storages* are on the pretended device, and
-parameters, views, in-place steps, optimizers and autograd stay what they are. A dispatch mode sees every operation,
+A device is a property of memory. So no tensor is wrapped: a table knows which *storages* are on the pretended device,
+and parameters, views, in-place steps, optimizers and autograd stay what they are. A dispatch mode sees every operation,
 those of a backward pass too: it refuses mixtures and puts what is new beside what it was made from. ``.to``, ``.cuda``,
 ``.cpu`` and ``device=`` copy between the two sides, and gradients travel back across. Outside the block all tensors
 are on the CPU again, so results can be compared.
@@ -149,7 +149,13 @@ class Watch(TorchDispatchMode):
 
 
 def check(
-    device: PretendedDevice, func: Any, name: str, args: Any, kwargs: Any, operands: list[Tensor], sides: list[bool | None]
+    device: PretendedDevice,
+    func: Any,
+    name: str,
+    args: Any,
+    kwargs: Any,
+    operands: list[Tensor],
+    sides: list[bool | None],
 ) -> None:
     """Raise RuntimeError if operands on the device and on the CPU must not meet in an operation."""
     generator = next((a for a in (*args, *kwargs.values()) if isinstance(a, torch.Generator)), None)
@@ -319,7 +325,14 @@ def _cuda() -> dict[str, Any]:
         "is_bf16_supported": False, "device": nullcontext(), "is_initialized": True,
     }  # fmt: skip
     answers |= dict.fromkeys(("max_memory_allocated", "memory_allocated", "memory_reserved", "max_memory_reserved"), 0)
-    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats", "set_device", "manual_seed", "manual_seed_all"):
+    for name in (
+        "synchronize",
+        "empty_cache",
+        "reset_peak_memory_stats",
+        "set_device",
+        "manual_seed",
+        "manual_seed_all",
+    ):
         answers[name] = None
     functions = {name: functools.partial(lambda value, *_, **__: value, value) for name, value in answers.items()}
     # its random numbers are those of the CPU's generator
@@ -354,16 +367,19 @@ def _patches(device: PretendedDevice) -> Iterator[Any]:
         yield mock.patch.object(torch.Tensor, name, method, create=True)
     for name, function in _cuda().items():
         yield mock.patch.object(torch.cuda, name, function)
-    yield mock.patch.object(torch.accelerator, "is_available", lambda: True)
-    yield mock.patch.object(torch.accelerator, "current_accelerator", lambda *_, **__: torch.device("cuda"))
+    yield mock.patch.object(torch.accelerator, "is_available", return_value=True)
+    yield mock.patch.object(torch.accelerator, "current_accelerator", return_value=torch.device("cuda"))
     stream = SimpleNamespace(is_capturing=lambda: False, synchronize=lambda: None)  # what optimizers ask
-    yield mock.patch.object(torch.accelerator, "current_stream", lambda *_, **__: stream)
+    yield mock.patch.object(torch.accelerator, "current_stream", return_value=stream)
     for room in (torch, torch.amp, torch.amp.autocast_mode):
         yield mock.patch.object(room, "autocast", Autocast)
     for name in ("is_autocast_enabled", "get_autocast_dtype"):
         ask = getattr(torch, name)
         yield mock.patch.object(torch, name, lambda kind="cuda", ask=ask: ask("cpu" if kind == "cuda" else kind))
-    for room in (torch.utils._foreach_utils, sys.modules["torch.optim.optimizer"]):  # many tensors at once round otherwise
+    for room in (
+        torch.utils._foreach_utils,
+        sys.modules["torch.optim.optimizer"],
+    ):  # many tensors at once round otherwise
         yield mock.patch.object(room, "_get_foreach_kernels_supported_devices", list)
     run = threading.Thread.run
 

@@ -28,10 +28,10 @@ from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import presets
 from fastdiffusion.samplers.fitting import fit_sampler
 from fastdiffusion.tasks import export, variations
+from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
 from fastdiffusion.tasks.classification import train as classifiers
-from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, sample
@@ -45,7 +45,6 @@ from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
 from fastdiffusion.training.config import Budget, TrainingConfig
 from fastdiffusion.training.learner import Learner
-from fastdiffusion.tasks.text_image import options as text_image
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 required = inspect.Parameter.empty

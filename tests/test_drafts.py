@@ -102,7 +102,9 @@ def test_it_goes_on_where_it_was_cut(data, tmp_path):
     whole = train_caption_mean(data, steps=6, folder=tmp_path / "a", **SETTINGS)
     train_caption_mean(data, steps=6, folder=tmp_path / "b", minutes=0, **SETTINGS)  # one step
     saved = load_tensors(tmp_path / "b" / "step-000000001.safetensors")[0]["config"]
-    assert list(saved["optimizer"]) == ["draft"] and {"words", "draft", "begin"} < saved["run"].keys()  # as ever in files
+    assert (
+        list(saved["optimizer"]) == ["draft"] and {"words", "draft", "begin"} < saved["run"].keys()
+    )  # as ever in files
     cut = train_caption_mean(data, steps=6, folder=tmp_path / "b", **SETTINGS)
     assert torch.equal(drawn(cut, CAPTIONS), drawn(whole, CAPTIONS))
     assert torch.equal(drawn(load(tmp_path / "b" / FILE), CAPTIONS), drawn(whole, CAPTIONS))

@@ -73,6 +73,16 @@ def test_reproduce_makes_the_same_bytes(folder, tmp_path, options):
         assert copy.name == path.name
 
 
+def test_a_recipe_of_the_first_names_is_followed(model, tmp_path):
+    made = sample(model, n=2, steps=2, classes="dog", guidance="cfg scale=2 >> apg scale=3")
+    recipe = made.recipe_of(1)
+    parameters = dict(recipe["parameters"])
+    parameters |= {"guide": parameters.pop("guidance"), "negative": parameters.pop("negative_prompt")}
+    save_png(made.images[1], tmp_path / "old.png", {**recipe, "parameters": parameters})
+    assert torch.equal(reproduce(tmp_path / "old.png", model).images[0], made.images[1])
+    assert not torch.equal(made.images, sample(model, n=2, steps=2, classes="dog").images)
+
+
 def test_reproduce_a_grid(folder, tmp_path):
     made = sample(folder / "pets.safetensors", n=5, steps=2, batch_size=2)
     path = made.save_grid(folder / "grid.png", columns=2, labels=True)

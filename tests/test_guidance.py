@@ -488,6 +488,22 @@ def test_a_text_and_its_mask_are_replaced_as_one() -> None:
     assert bare.label.tolist() == [-1, -1]
 
 
+@pytest.mark.skipif("extra" not in vars(Cond()), reason="Cond has no open part yet")
+def test_the_open_part_of_a_condition_is_kept_where_it_is_not_replaced() -> None:
+    seen: list[Cond] = []
+
+    def model(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        assert cond is not None
+        seen.append(cond)
+        return x
+
+    cond = Cond(pooled=torch.ones(2, 4), extra={"size": torch.tensor([[8], [9]]), "second": torch.ones(2, 1)})
+    uncond = Cond(pooled=torch.zeros(1, 4), extra={"second": torch.zeros(1, 1)})
+    cfg(model, 2.0, uncond)(torch.zeros(2, 3), torch.ones(2), cond)
+    assert seen[0].extra["size"][:, 0].tolist() == [8, 9, 8, 9]
+    assert seen[0].extra["second"][:, 0].tolist() == [1, 1, 0, 0]
+
+
 @pytest.mark.parametrize("guide", [cfg, apg])
 @pytest.mark.parametrize("rows", [1, B])
 def test_unconditional_may_have_one_row_or_one_per_image(guide, rows: int, at: tuple[Tensor, Tensor, Cond]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+import fastdiffusion
 from fastdiffusion import models, nets, noise, samplers
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, InputError
@@ -180,6 +181,32 @@ def test_classes_by_name_and_by_index(model):
         model.cond([3])
     with pytest.raises(InputError, match="trained without classes"):
         make(classes=()).cond([1])
+
+
+def test_the_loss_of_an_untrained_net_is_one_at_every_noise_level():
+    """EDM's weight undoes c_out, whose target has unit variance (Karras et al. 2022, table 1)."""
+    zero = nets.build({**SMALL["dit"], "in_channels": 1, "out_channels": 1})
+    model = Model(Denoiser(zero, "edm", 0.4), (1, 8, 8))
+    x0, noises = 0.4 * torch.randn(256, 1, 8, 8), torch.randn(256, 1, 8, 8)
+    for sigma in (0.01, 0.5, 20.0):
+        assert float(model.loss(x0, torch.full((256,), sigma), noises).mean()) == pytest.approx(1, rel=0.05)
+
+
+def test_the_ids_of_the_shipped_models_do_not_change():
+    """Recipes in people's images name them by it."""
+    emoji, restorer = (load(registry.WEIGHTS / f"{name}.safetensors") for name in ("emoji", "restorer"))
+    assert emoji.id == "49537c842fb080b4b4fe244c0e9e4f48389d39d558e681ca9eceb4ad60c35a0f"
+    assert restorer.id == "e417cc11d2e31b633f8ef2b2718f73ef2c9c8feaf192d6b6eb9b6e1bd53faf12"
+
+
+def test_load_takes_a_name_a_file_or_a_folder(model, tmp_path):
+    save(model, tmp_path / models.FILE)
+    assert fastdiffusion.load(tmp_path).id == fastdiffusion.load(tmp_path / models.FILE, device="cpu").id == model.id
+    assert fastdiffusion.load().image_shape == fastdiffusion.load("emoji").image_shape == (3, 64, 64)
+    with pytest.raises(InputError, match=r"No option of load named 'devise'\. Did you mean 'device'"):
+        fastdiffusion.load("emoji", devise="cpu")
+    with pytest.raises(InputError, match="No device 'cuda:99' here"):
+        fastdiffusion.load("emoji", device="cuda:99")
 
 
 def test_a_fitted_table_is_the_default_unless_something_is_named(model):

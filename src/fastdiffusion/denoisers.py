@@ -116,12 +116,12 @@ class Denoiser(nn.Module):
         parameterization: A name in ``PARAMETERIZATIONS``: what the network predicts.
         sigma_data: Standard deviation of the data (measure it: ``fastdiffusion.data.measure_sigma_data``).
         self_condition: Whether the network also takes its previous estimate (Chen et al. 2022).
-        picture: Channels of ``cond.image``, the picture that it works from (a degraded input); 0 is none.
+        cond_channels: Channels of ``cond.image``, an image to condition on (a degraded input); 0 is none.
 
-    With a picture, what is denoised is the difference ``x - picture``, whose standard deviation ``sigma_data`` then is:
-    an untrained network answers with the picture itself. The noisy difference enters as its best linear estimate, which
-    fades as sigma grows: at the highest level the answer hangs on the picture alone, and one call gives the posterior
-    mean E[x0 | picture] without noise in it.
+    With such an image, what is denoised is the difference ``x - image``, and ``sigma_data`` is its standard deviation:
+    an untrained network returns the image itself. The noisy difference is an input as its best linear estimate, which
+    fades as sigma grows: at the highest level the output depends on the image alone, and one evaluation gives the
+    posterior mean E[x0 | image] without noise in it.
     """
 
     def __init__(
@@ -151,11 +151,11 @@ class Denoiser(nn.Module):
         if not self.cond_channels:
             return c.c_skip * x + c.c_out * self.net(self._inputs(c.c_in * x, cond), c.c_noise.flatten(), cond)
         if cond is None or cond.image is None:
-            raise InputError("This model restores a given picture, and none was given. Use fastdiffusion.restore.")
+            raise InputError("This model restores an image, and none was given. Use fastdiffusion.restore.")
         base = cond.image[:, : x.shape[1]]
         x = x - base
         linear = (self.sigma_data * _unit(expand(sigma, x), self.sigma_data)).square() * x
-        inputs = torch.cat([self._inputs(2 * linear, cond), 2 * cond.image], 1)  # pictures vary by about 0.5
+        inputs = torch.cat([self._inputs(2 * linear, cond), 2 * cond.image], 1)  # images vary by about 0.5
         return base + c.c_skip * x + c.c_out * self.net(inputs, c.c_noise.flatten(), cond)
 
     def _inputs(self, x: Tensor, cond: Cond | None) -> Tensor:
@@ -167,7 +167,7 @@ class Denoiser(nn.Module):
 
 
 class Converted(nn.Module):
-    """A network trained under one parameterisation, speaking another: the denoiser it makes is the same.
+    """A network trained under one parameterisation, converted to another: the denoiser is the same.
 
     ``Denoiser(Converted(net, "noise", "v"), "v")`` equals ``Denoiser(net, "noise")``; distillation and fine-tuning
     can so change the target of a trained model.
@@ -178,7 +178,7 @@ class Converted(nn.Module):
         self.net, self.source, self.target, self.sigma_data = net, source, target, sigma_data
 
     def forward(self, inputs: Tensor, c_noise: Tensor, cond: Cond | None = None) -> Tensor:
-        """Read sigma back from ``c_noise``, ask the old network, and answer in the new terms."""
+        """Recover sigma from ``c_noise``, evaluate the old network, and convert its output."""
         sigma = c_noise / (1 - c_noise) if self.target == "flow" else (4 * c_noise).exp()
         new, old = (scaling(p, expand(sigma, inputs), self.sigma_data) for p in (self.target, self.source))
         x = inputs / new.c_in

@@ -1,4 +1,4 @@
-"""The few types that every room shares: what a denoiser is, what it is told, what a sampling step shows.
+"""The few types that all packages share: a denoiser, its condition, a step of sampling.
 
 A *denoiser* is any callable ``denoise(x, sigma, cond=None) -> x0`` where ``x = x0 + sigma * noise``: ``x`` has shape
 ``(b, *d)``, ``sigma`` shape ``(b,)`` in data units, and the result is the expected clean data, of ``x``'s shape.

@@ -113,7 +113,7 @@ def unfinished(folder: Path, steps: int) -> bool:
 
     stopped = not Folder(folder).finished(steps)
     if stopped:
-        print("Stopped. The same command goes on from here.")
+        print("Stopped. The same command resumes it.")
     return stopped
 
 

@@ -1,4 +1,4 @@
-"""Bytes on disk that survive: kill -9, a full disk, a flipped bit, a stranger's file.
+"""Bytes on disk that survive: kill -9, a full disk, a flipped bit, an untrusted file.
 
 Every file is written beside its place, flushed to the disk and renamed over the old one, so that a reader finds the
 old file or the new one and never half of one. Tensors travel as safetensors with a JSON configuration and a sha256

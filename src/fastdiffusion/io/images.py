@@ -217,7 +217,7 @@ def _in_srgb(image: Image.Image) -> Image.Image:
             return image
         mode = "RGB" if image.mode == "CMYK" else image.mode
         return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode=mode) or image
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile says nothing
+    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile is none
         return image
 
 

@@ -1,4 +1,4 @@
-"""What translation, style and cold diffusion share: a U-Net by name, files of small nets, pictures in and out."""
+"""Images as tasks take and give them: files, PIL images and tensors, brought to a model's size and channels."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
 
 def fit_image(source: str | Path | Image.Image, shape: tuple[int, ...]) -> Tensor:
-    """A picture as (c, h, w) in [-1, 1], of the model's channels and size: scaled to cover it, and cut."""
+    """An image as (c, h, w) in [-1, 1], of the model's channels and size: scaled to cover it, and cropped."""
     channels, height, width = shape
     whole = open_image(source)
     if channels not in _MODES:
-        raise InputError(f"A picture cannot be given to a model of {channels} channels.")
+        raise InputError(f"An image cannot be given to a model of {channels} channels.")
     whole = (whole if channels in (2, 4) else flatten(whole)).convert(_MODES[channels])
     if whole.size != (width, height):
         whole = ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS)
@@ -35,17 +35,17 @@ LEAST = 16  # pixels of the shorter side
 
 
 def sheet(images: Float[Tensor, "n c h w"], path: str | Path, columns: int) -> None:
-    """A grid of pictures as a PNG, enlarged where they are small."""
+    """A grid of images as a PNG, enlarged where they are small."""
     buffer = io.BytesIO()
     grid(images.clamp(-1, 1), columns, max(1, 96 // max(images.shape[-2:]))).save(buffer, "PNG")
     write_bytes(path, buffer.getvalue())
 
 
-# ---- pictures in and out ------------------------------------------------------------------------------------------
+# ---- images in and out --------------------------------------------------------------------------------------------
 
 
 def opened(image: ImageLike, role: str, least: int = LEAST) -> Image.Image:
-    """A file, tensor or picture as L, LA, RGB or RGBA, of ``least`` pixels a side; errors name its ``role``."""
+    """A file, tensor or PIL image as L, LA, RGB or RGBA, of ``least`` pixels a side; errors name its ``role``."""
     is_object = isinstance(image, Image.Image | Tensor)
     result = plain(to_pil(image)) if is_object else open_image(image, role)
     if min(result.size) < least:

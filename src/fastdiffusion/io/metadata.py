@@ -1,4 +1,4 @@
-"""What a picture says of how it was made: our recipe, or another program's as far as it can be told in our words."""
+"""How an image was made, from its metadata: our recipe, or another program's, translated as far as possible."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-KEY = "fastdiffusion"  # of the text in a picture that holds our recipe
+KEY = "fastdiffusion"  # of the text in an image that holds our recipe
 _LINKS = 50  # nodes of a graph that are followed for one answer
 
 
 def without_paths(value: Any, existing: bool = False) -> Any:
-    """The same JSON with every absolute path cut to its last name: who made it, and where, is nobody's business.
+    """The same JSON with every absolute path cut to its last name, so that no user's name and no folder is published.
 
     With ``existing``, only paths that are there: a prompt may begin with a slash.
     """
@@ -34,7 +34,7 @@ def without_paths(value: Any, existing: bool = False) -> Any:
 
 
 def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:
-    """The recipe in the named texts of a picture; None if there is none.
+    """The recipe in the named texts of an image; None if there is none.
 
     Another program's says so in ``made_by`` and has, where they are known, ``prompt``, ``negative_prompt``, ``model``,
     ``sampler``, ``steps``, ``cfg_scale``, ``seed``, ``size``.

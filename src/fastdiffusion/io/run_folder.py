@@ -69,7 +69,7 @@ class Folder:
                 failures.append(str(error))
                 continue
             if failures:
-                warnings.warn(f"{failures[0]} Going on from {path.name}.", stacklevel=2)
+                warnings.warn(f"{failures[0]} Continuing from {path.name}.", stacklevel=2)
             return checkpoint
         if failures:
             raise CheckpointError(
@@ -90,13 +90,13 @@ class Folder:
         return config["step"], config["config"], tensors
 
     def clear(self) -> None:
-        """Forget the run: its checkpoints, averages, metrics and previews. A finished model stays till the next."""
+        """Delete the run: its checkpoints, averages, metrics and previews. A finished model stays until the next."""
         kinds = ("best.safetensors", "ema/*.safetensors", "metrics.jsonl", "preview.png", "previews/[0-9]*.png")
         for path in (*self.checkpoints(), *(path for kind in kinds for path in self.path.glob(kind))):
             path.unlink(missing_ok=True)
 
     def finished(self, steps: int) -> bool:
-        """Whether the run that the folder tells of has come to its last step."""
+        """Whether the run in the folder has reached its last step."""
         return any(record.get("step") == steps for record in self.metrics()[-1:])
 
     def append(self, record: Mapping[str, Any]) -> None:

@@ -38,8 +38,7 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     """
     info = {"sigma_data": model.sigma_data, **notes(model)["info"]}
     name, data = info.get("name", "A fastdiffusion model"), info.get("data", "unnamed data")
-    shape = "x".join(map(str, model.image_shape))
-    near = "x".join(map(str, model.image_shape[1:]))
+    shape, near = ("x".join(map(str, sides)) for sides in (model.image_shape, model.image_shape[1:]))
     denoiser = own_denoiser(model.denoise)
     predicts = "" if denoiser is None else f", parameterization {_text(denoiser.parameterization)}"
     classes = f", {len(model.classes)} classes" if model.classes else ", without classes"

@@ -45,7 +45,8 @@ class Model:
 
     Attributes:
         denoise: From noisy data, noise level and condition to the expected clean data. Of a ``Denoiser`` the fields
-            ``modules``, ``sigma_data``, ``loss`` and ``conditioner`` follow; other callables come with their own.
+            ``modules``, ``sigma_data`` and ``conditioner`` follow. Other callables may have the attributes ``loss``
+            and ``settings``: JSON that ``id`` covers, such as a family's name, LoRAs, what the network predicts.
         shape: Of one sample: (channels, height, width) of an image, in latent units where there is an autoencoder;
             any length from 1.
         classes: Names of the classes, in the order of their indices; empty when there are none.
@@ -62,8 +63,6 @@ class Model:
         conditioner: From prompts to conditions, if it takes prompts.
         corruption: What it undoes, as ``corruptions.parse`` reads it ("pairs" if it learned from pairs), if it
             restores images that are given to it as ``cond.image``.
-        loss: ``loss(x0, sigma, noise, cond) -> (b,)``, for training; None if it cannot be trained.
-        settings: What else decides the samples of a model of another family (its name, LoRAs): JSON, covered by ``id``.
     """
 
     denoise: Denoise
@@ -81,8 +80,6 @@ class Model:
     autoencoder: Autoencoder | None = None
     conditioner: Conditioner | None = None
     corruption: str | None = None
-    loss: Callable[..., Tensor] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         whole = len(self.shape) >= 1 and all(type(n) is int and n > 0 for n in self.shape)
@@ -109,7 +106,13 @@ class Model:
 
         Computed when it is first asked for: what changes tensors in place afterwards needs a new model.
         """
-        return fingerprint(tensors(self), configuration(self) | dict(self.settings))
+        return fingerprint(tensors(self), configuration(self) | dict(getattr(self.denoise, "settings", {})))
+
+    @property
+    def loss(self) -> Callable[..., Tensor] | None:
+        """``loss(x0, sigma, noise, cond)``, one number for each sample, for training; None if it cannot be trained."""
+        denoiser = native.own_denoiser(self.denoise)
+        return getattr(self.denoise, "loss", None) if denoiser is None else native.loss(denoiser)
 
     # ---- devices ----------------------------------------------------------------------------------------------
 

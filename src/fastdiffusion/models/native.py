@@ -1,13 +1,13 @@
-"""What a network of this package brings to a model: its parts, its conditioner, its loss."""
+"""What a network of this package brings to a model: its modules, its conditioner, its loss."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import losses, nets, prompts
 from ..denoisers import Denoiser
@@ -32,11 +32,15 @@ def parts(denoiser: Denoiser, autoencoder: Any, conditioner: Any) -> dict[str, A
         "denoise": self_conditioned(denoiser) if denoiser.self_condition else denoiser,
         "sigma_data": denoiser.sigma_data,
         "modules": {"net": net} | ({"autoencoder": autoencoder} if isinstance(autoencoder, nn.Module) else {}),
-        "loss": partial(losses.denoising_loss, denoiser, weight=partial(losses.edm, sigma_data=denoiser.sigma_data)),
     }
     if conditioner is None or isinstance(conditioner, TextConditioner):
         result["conditioner"] = TextConditioner(net) if isinstance(net, nets.TextConditioned) else None
     return result
+
+
+def loss(denoiser: Denoiser) -> Callable[..., Tensor]:
+    """The denoising loss with EDM's weight, which is 1 at every noise level at the start of training."""
+    return partial(losses.denoising_loss, denoiser, weight=partial(losses.edm, sigma_data=denoiser.sigma_data))
 
 
 def check(denoiser: Denoiser, shape: tuple[int, ...], classes: tuple[str, ...]) -> None:

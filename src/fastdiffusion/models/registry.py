@@ -77,7 +77,7 @@ def locate(name: str, sha256: str, near: Path) -> Path | None:
 
 
 def named(name_or_path: str, near: Path | None = None) -> tuple[Path, str]:
-    """A file by the word for it: (where it is, the word that a recipe keeps).
+    """A file by its path or recorded name: (where it is, the word that a recipe keeps).
 
     Args:
         name_or_path: A path; or what a recipe kept of it, if ``near`` is given.

@@ -1,6 +1,6 @@
 """Networks ``net(x, c_noise, cond) -> F``, by name: a closed table, so that a model file can never name code.
 
->>> net = build({**PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10})
+>>> net = build({**presets.PRESETS["unet-tiny"], "in_channels": 1, "out_channels": 1, "classes": 10})
 """
 
 from __future__ import annotations
@@ -62,10 +62,9 @@ def _check(net: str, key: str, value: Any, default: Any) -> None:
 def build(spec: Mapping[str, Any]) -> nn.Module:
     """The network that ``spec`` describes: its ``name`` in NETS, and keywords (all plain JSON).
 
-    With ``words``, keywords of ``TextEncoder``, it reads captions (``Cond.tokens``) by a text encoder of its own; with
-    ``foreign`` too, those of the encoder beside it; with ``draft``, keywords of ``Draft``, its last input channels are
-    what the words alone say.
-    Under ``with torch.device("meta")`` it costs no memory: check a stored configuration against its tensors so.
+    With "words", keywords of ``TextEncoder``, it takes captions (``Cond.tokens``) and has a text encoder; "foreign" has
+    those of the student encoder. With "draft", keywords of ``CaptionMean``, its last input channels are that mean.
+    Under ``with torch.device("meta")`` it costs no memory: so a stored configuration is compared with its tensors.
 
     Raises:
         InputError: An unknown name or keyword, a value of the wrong kind or out of range, or that fits no other.

@@ -1,4 +1,4 @@
-"""Nets by name: what a person may ask for."""
+"""Nets by name: the sizes on offer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from . import presets
 
 # One dial. In the comments: parameters, and millions of multiply-adds of a forward pass at 1x32x32 (tiny: 1x8x8).
 PRESETS: dict[str, dict[str, Any]] = {
-    # 0.8 M, 19: small pictures, pixel by pixel
+    # 0.8 M, 19: small images, pixel by pixel
     "unet-tiny": {"name": "unet", "width": 32, "multiples": [1, 2], "blocks": [1, 1], "attention": [1], "head": 32},
     # 2.0 M, 86: about 32x32. After 100 CPU s of Fashion-MNIST its validation loss was 0.338; at width 48, 0.381
     "unet-small": {
@@ -21,12 +21,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "name": "unet", "patch": 2, "refine": 16, "width": 64, "multiples": [1, 2, 3, 4], "blocks": [1, 1, 1, 1],
         "attention": [2, 3], "updown": False,
     },
-    # 4.6 M, 118 at 4x16x16: latents of 64x64 pictures
+    # 4.6 M, 118 at 4x16x16: latents of 64x64 images
     "unet-latent": {
         "name": "unet", "width": 48, "multiples": [1, 2, 3], "blocks": [1, 1, 1], "attention": [1, 2], "updown": False,
         "head": 48,
     },
-    # 0.8 M, 197: restores tiles of any size, because what it makes of a pixel hangs on the pixels around it alone
+    # 0.8 M, 197: restores tiles of any size, because its output at a pixel depends on the pixels around it alone
     "restorer": {
         "name": "unet", "patch": 2, "refine": 16, "width": 32, "multiples": [2], "blocks": [2], "attention": [],
         "updown": False, "local": True, "rescale": False,

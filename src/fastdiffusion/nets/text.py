@@ -1,4 +1,4 @@
-"""Words for a denoiser: a small transformer over byte-pair tokens, which carries its tokenizer with it."""
+"""The text encoder: a small transformer over byte-pair tokens, stored together with its tokenizer."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .tokenizer import BYTES, PAD, Tokenizer
 
 
 def normalized(text: str) -> str:
-    """How a caption is read: compatibility forms folded, lower case, no hyphens, one space before every word."""
+    """A caption as it is tokenized: compatibility forms folded, lower case, no hyphens, one space before every word."""
     return "".join(f" {term}" for term in unicodedata.normalize("NFKC", text).casefold().replace("-", " ").split())
 
 
 def vocabulary_ids(texts: Iterable[str]) -> list[int]:
-    """The distinct words of texts as they will be read, each as a number, in order."""
+    """The distinct words of texts, normalized, each as a number, in order."""
     distinct = {term for text in texts for term in re.findall(r"[^\W\d_]+", normalized(text))}
     return sorted({zlib.crc32(term.encode()) for term in distinct})
 
 
 class Layer(nn.Module):
-    """Self-attention among the words and an MLP, each beside the identity (pre-norm)."""
+    """Self-attention among the tokens and an MLP, each beside the identity (pre-norm)."""
 
     def __init__(self, dim: int, head: int):
         super().__init__()
@@ -49,9 +49,9 @@ class TextEncoder(nn.Module):
 
     Its tokenizer's merges are a buffer, so that a model file is complete.
 
-    Another encoder may stand beside it, ``foreign``, that learned to say the same of other languages
-    (``tasks.languages``). It reads the texts of which this one does not know every word; its tokens are numbered after
-    this one's. So whatever was understood before is understood as before, to the bit.
+    With a ``student_encoder`` it understands other languages: a second encoder, distilled from this one
+    (``tasks.text_image.multilingual``), encodes the texts of which this one does not know every word. Its tokens are
+    numbered after this one's. All other texts are encoded as before, bit for bit.
 
     Args:
         vocabulary: Number of tokens.
@@ -59,7 +59,7 @@ class TextEncoder(nn.Module):
         depth: Number of layers.
         head: Channels of an attention head.
         length: Most tokens of a caption; what is longer is cut.
-        known: Number of distinct words that it was taught; 0 = they are not listed.
+        known: Number of distinct words in its training captions; 0 = they are not listed.
     """
 
     config: dict[str, Any]
@@ -112,17 +112,16 @@ class TextEncoder(nn.Module):
         return self._tokenizer
 
     def knows(self, term: str) -> bool:
-        """Whether a word was in the captions; without a list, or a script of its own, whether it looks like theirs.
+        """Whether a word was in the captions; without a list, or in a script without spaces, whether it looks so.
 
-        Known words are one token, or few for their length. Scripts without spaces have no words to list. What another
-        encoder beside this one knows is for that one to say: see :meth:`reader`.
+        Known words are one token, or few for their length. See :meth:`encoder_of` for the words of a student encoder.
         """
         if self.config["known"] and not any(unicodedata.east_asian_width(letter) in "WF" for letter in term):
             return self.lists(term)
         return len(self.tokenizer.encode(normalized(term))) <= max(3, (len(term) + 1) // 2)
 
     def encoder_of(self, text: str) -> TextEncoder:
-        """Who reads a text: this encoder if it lists every word or has none beside it, else the other one."""
+        """The encoder of a text: this one if it lists every word or has no student, else the student."""
         return self if self.student_encoder is None or self.lists(text) else self.student_encoder
 
     def lists(self, text: str) -> bool:
@@ -134,11 +133,11 @@ class TextEncoder(nn.Module):
         return self._known_ids.issuperset(vocabulary_ids([text]))
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Where each token stands in the text as it is read (:func:`normalized`)."""
+        """Which characters of the normalized text (:func:`normalized`) each token covers."""
         return self.encoder_of(text).tokenizer.spans(text)
 
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "b n"]:
-        """Token numbers, padded with 0; an empty text is all padding, which is "nothing said"."""
+        """Token numbers, padded with 0; an empty text is all padding, the unconditional case."""
         rows = [self._numbers(text) for text in texts]
         longest = max(map(len, rows), default=0) or 1
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], dtype=torch.long)
@@ -152,7 +151,7 @@ class TextEncoder(nn.Module):
         return self.tokenizer.encode(normalized(text))[: self.length]
 
     def forward(self, tokens: Int64[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:
-        """(token states (b, n, d), mask (b, n), the mean state of each caption (b, d); 0 where nothing is said)."""
+        """(token states (b, n, d), mask (b, n), the mean state of each caption (b, d); 0 for padding)."""
         if self.student_encoder is not None:
             strange = (tokens > self.config["vocabulary"]).any(1)
             if bool(strange.any()):
@@ -184,15 +183,15 @@ def _joined(
 
 
 class CaptionMean(nn.Module):
-    """What words alone say of a picture: a small map of it, made from the caption's one vector.
+    """The caption-conditional mean E[x0 | caption], as a small image made from the caption's pooled vector.
 
-    From pure noise the best answer to a caption is the mean of the pictures that it may mean, E[x0 | words]. A denoiser
-    is slow to find it, since every lesson costs a pass through all of it and most lessons are about details. This net
-    is a thousandth of the work, learns the same mean by regression (``tasks.drafts``), and shows it to the denoiser.
+    It is the denoiser's best estimate from pure noise. A denoiser learns it slowly, since each step costs a pass
+    through the whole network and most of the loss is about details. This net costs a thousandth, learns the same mean
+    by regression (``tasks.text_image.caption_mean``), and its output is an input of the denoiser.
 
     Args:
         width: Length of the caption's vector.
-        channels: Of the picture or latents.
+        channels: Of the image or latents.
         side: Of the map.
         hidden: Width of the two layers between.
     """
@@ -215,8 +214,8 @@ class CaptionMean(nn.Module):
 class TextConditioned(nn.Module):
     """A network with the text encoder that is trained with it: ``Cond.tokens`` become ``emb``, ``mask`` and ``pooled``.
 
-    With a draft, the network sees what the words alone say beside its noisy input, as more channels. A condition that
-    was read before (``read``) passes as it is, so sampling reads its words once.
+    With a caption-conditional mean, the network has that mean as more input channels. A condition whose text is encoded
+    already passes as it is, so that a sampling run encodes its prompts once.
     """
 
     def __init__(self, net: nn.Module, text_encoder: TextEncoder, caption_mean: CaptionMean | None = None):
@@ -225,13 +224,13 @@ class TextConditioned(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The inner network's keywords; under "words", "foreign" and "draft" those of the other parts."""
+        """The inner network's keywords; under "words", "foreign" and "draft" (as in files) those of the other parts."""
         others = {"foreign": self.text_encoder.student_encoder, "draft": self.caption_mean}
         config = {**cast("dict[str, Any]", self.net.config), "words": self.text_encoder.config}
         return config | {name: part.config for name, part in others.items() if part is not None}
 
     def encode_prompt(self, cond: Cond) -> Cond:
-        """The condition with its words understood."""
+        """The condition with its tokens encoded."""
         if cond.tokens is None:
             return cond
         emb, mask, pooled = self.text_encoder(cond.tokens)
@@ -240,7 +239,7 @@ class TextConditioned(nn.Module):
     def forward(
         self, x: Float[Tensor, "b c h w"], c_noise: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, "b o h w"]:
-        """The inner network's answer."""
+        """The inner network's output."""
         cond = None if cond is None else self.encode_prompt(cond)
         if self.caption_mean is not None:
             pooled = None if cond is None else cond.pooled

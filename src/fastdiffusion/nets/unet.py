@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..options import option
 from ..types import Cond
 from .layers import Attention, Down, Embed, Stem, Tail, as_json, conv, modulate, norm, to_image, tokens, zero
 
@@ -105,56 +106,32 @@ class Block(nn.Module):
 
 @dataclass(frozen=True)
 class UNetOptions:
-    """How a :class:`UNet` is built.
+    """How a :class:`UNet` is built; every field says what it is for."""
 
-    Attributes:
-        in_channels: Channels of the noisy input (with whatever is stacked to it).
-        out_channels: Channels of the output.
-        classes: Number of classes; 0 = none.
-        augment: Length of ``Cond.augment``; 0 = none.
-        context: Width of ``Cond.emb``, for cross-attention; 0 = none.
-        pooled: Length of ``Cond.pooled``; 0 = none.
-        dropout: Probability, inside the residual blocks.
-        patch: Pixels per side that the stem folds into one: 2 makes all else about four times as fast.
-        refine: Channels of the two last convolutions at full resolution, against patch seams; 0 = none.
-        width: Channels of the first level.
-        multiples: Channels of each level in units of ``width``; each level has half the size of the one before.
-        blocks: Residual blocks of each level in the encoder (in the decoder: one more).
-        attention: Levels that have attention, counted from 0.
-        head: Channels per attention head.
-        linear: Attention linear in the number of pixels.
-        scale_shift: ADM's adaptive group norm; otherwise the embedding is added.
-        rescale: Sums of two paths are divided by sqrt(2).
-        updown: ADM's residual blocks that resize; otherwise one convolution does.
-        skips: The decoder gets the encoder's features; without, the net is a plain autoencoder.
-        blur: Standard deviation of the blur before downsampling in pixels; 0 = the mean of 2x2.
-        learn_blur: Whether that standard deviation is learned.
-        local: No normalization, as suits restorers (Lim et al. 2017, sec. 3.1). Without attention, an output pixel
-            then depends on its neighbourhood alone, and the tiles of a large image agree with the whole.
-    """
-
-    in_channels: int = 3
-    out_channels: int = 3
-    classes: int = 0
-    augment: int = 0
-    context: int = 0
-    pooled: int = 0
-    dropout: float = 0.0
-    patch: int = 1
-    refine: int = 0
-    width: int = 64
-    multiples: Sequence[int] = (1, 2, 2)
-    blocks: Sequence[int] = (1, 1, 1)
-    attention: Sequence[int] = (1, 2)
-    head: int = 64
-    linear: bool = False
-    scale_shift: bool = True
-    rescale: bool = True
-    updown: bool = True
-    skips: bool = True
-    blur: float = 0.0
-    learn_blur: bool = False
-    local: bool = False
+    in_channels: int = option(3, "Channels of the noisy input (with whatever is stacked to it).")
+    out_channels: int = option(3, "Channels of the output.")
+    classes: int = option(0, "Number of classes; 0 = none.")
+    augment: int = option(0, "Length of ``Cond.augment``; 0 = none.")
+    context: int = option(0, "Width of ``Cond.emb``, for cross-attention; 0 = none.")
+    pooled: int = option(0, "Length of ``Cond.pooled``; 0 = none.")
+    dropout: float = option(0.0, "Probability, inside the residual blocks.")
+    patch: int = option(1, "Pixels per side that the stem folds into one: 2 makes all else about four times as fast.")
+    refine: int = option(0, "Channels of the last two convolutions at full resolution, against patch seams; 0 = none.")
+    width: int = option(64, "Channels of the first level.")
+    multiples: Sequence[int] = option((1, 2, 2), "Channels of each level over ``width``; each level halves the size.")
+    blocks: Sequence[int] = option((1, 1, 1), "Residual blocks of each encoder level (in the decoder: one more).")
+    attention: Sequence[int] = option((1, 2), "Levels that have attention, counted from 0.")
+    head: int = option(64, "Channels per attention head.")
+    linear: bool = option(False, "Attention linear in the number of pixels.")
+    scale_shift: bool = option(True, "ADM's adaptive group norm; otherwise the embedding is added.")
+    rescale: bool = option(True, "Sums of two paths are divided by sqrt(2).")
+    updown: bool = option(True, "ADM's residual blocks that resize; otherwise one convolution does.")
+    skips: bool = option(True, "The decoder gets the encoder's features; without, the net is a plain autoencoder.")
+    blur: float = option(0.0, "Standard deviation of the blur before downsampling in pixels; 0 = the mean of 2x2.")
+    learn_blur: bool = option(False, "Whether that standard deviation is learned.")
+    # As suits restorers (Lim et al. 2017, sec. 3.1). Without attention, an output pixel then depends on its
+    # neighbourhood alone, and the tiles of a large image agree with the whole.
+    local: bool = option(False, "No normalization.")
 
 
 class UNet(nn.Module):

@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from ..data import Dataset
 from ..device import device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
 from ..io.run_folder import Folder
-from ..models import Model
+from ..models import Autoencoder, Model
 from ..nets import TextConditioned
 from ..noise import generator
 from ..options import fill
@@ -150,7 +150,7 @@ class Learner:
         denoiser, data, unit = self.objective.denoiser, self.setup.train, self.setup.unit
         frame = Model(
             denoiser, data.shape, data.classes, 0.002 * unit, 80.0 * unit,
-            info=self.info | {"ema": length}, autoencoder=self.setup.autoencoder,
+            info=self.info | {"ema": length}, autoencoder=cast("Autoencoder | None", self.setup.autoencoder),
             corruption="pairs" if data.cond_channels else self.setup.corruption and str(self.setup.corruption),
         )  # fmt: skip
         tensors = {name: whole(t.detach()) for name, t in models.tensors(frame).items()}

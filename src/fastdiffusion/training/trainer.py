@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..device import device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
-from ..io.checkpoints import on_disk
+from ..io.checkpoints import in_code, on_disk
 from ..io.run_folder import Folder
 from ..noise import generator
 from . import optimizers
@@ -209,10 +209,11 @@ def _resume(
     if changed:
         what = ", ".join(f"{k}={str(then.get(k))[:40]} (now {str(config.get(k))[:40]})" for k in changed)
         raise CheckpointError(f"{run.path} holds a run with {what}. Choose another folder, or start anew with --fresh.")
+    settings = {in_code(name): kept for name, kept in old["optimizer"].items()}  # the first files have other names
     for name, p in parts.items():
         own = p.module.state_dict()
         p.module.load_state_dict({k: like(own[k], tensors[f"{name}.{k}"]) for k in own})
         prefix = f"optimizer.{name}."
         inner = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        optimizers.unpack(optimize[name], inner, old["optimizer"][on_disk(name)])
+        optimizers.unpack(optimize[name], inner, settings[name])
     return {"precision": old["precision"]}

@@ -1,11 +1,11 @@
-"""The judge: does a picture show what its words say? Asked in tests and measurements, never optimized against.
+"""The evaluator: does an image show what its prompt says? For tests and measurements, never optimized against.
 
-    judge = judging.load()
-    judging.recall_at_1(judge, pictures, names)   # among 100 names, which is the picture's? with a 95 % interval
+    net = evaluator.load()
+    retrieval.r_precision(net, images, names)   # R-precision among 100 names, with a 95 % interval
 
-It was trained on all emoji, those included that the bundled generator never saw, with another seed, another
-architecture and other augmentations than anything that it judges. What it is for: comparing models of these pictures.
-What it is not: a measure of quality for pictures of another kind.
+It was trained on all emoji, those included that the bundled generator was not trained on, with another seed, another
+architecture and other augmentations than any model that it measures. It is meant for comparing models of such images,
+and no measure of quality for others.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ SHIPPED = "judge.safetensors"
 
 @torch.no_grad()
 def best_names(evaluator: Evaluator, images: Tensor, k: int = 1, pool: Sequence[str] | None = None) -> list[list[str]]:
-    """The ``k`` names that fit each picture best, best first."""
+    """The ``k`` names that fit each image best, best first."""
     pool = list(evaluator.names if pool is None else pool)
     best = (metrics.features(evaluator.encode_image, images) @ evaluator.encode_text(pool).T).topk(k).indices
     return [[pool[i] for i in row] for row in best.tolist()]
 
 
 def background_color(images: Tensor, colors: Mapping[str, tuple[int, int, int]] = COLORS) -> list[str]:
-    """The color that each picture (n, 3, h, w) stands on: the nearest, in CIELAB, to the median of its rim."""
+    """The background color of each image (n, 3, h, w): the nearest, in CIELAB, to the median of its rim."""
     x = to_tensor(images) if images.dtype == torch.uint8 else images.clamp(-1, 1)
     rim = max(x.shape[-1] // 24, 1)
     inside = torch.zeros(x.shape[-2:], dtype=torch.bool)
@@ -55,7 +55,7 @@ def background_color(images: Tensor, colors: Mapping[str, tuple[int, int, int]] 
 
 
 def _lab(color: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
-    """sRGB in [-1, 1] to CIELAB (D65), where distance is about as eyes see it."""
+    """sRGB in [-1, 1] to CIELAB (D65), where distances are about those that eyes perceive."""
     srgb = (color + 1) / 2
     linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     to_xyz = torch.tensor([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
@@ -66,7 +66,7 @@ def _lab(color: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
 
 
 def fd_evaluator(evaluator: Evaluator, real: Tensor, fake: Tensor) -> float:
-    """Frechet distance of two sets of pictures in the judge's features; compare at equal numbers of pictures only."""
+    """Frechet distance of two sets of images in the evaluator's features; compare at equal numbers of images only."""
     return metrics.frechet(metrics.features(evaluator, real), metrics.features(evaluator, fake))
 
 
@@ -80,12 +80,12 @@ def save(evaluator: Evaluator, path: str | Path) -> None:
 
 
 def load(path: str | Path | None = None) -> Evaluator:
-    """The shipped judge of emoji, or a file of :func:`save`, frozen; raises CheckpointError for any other."""
+    """The shipped evaluator of emoji, or a file of :func:`save`, frozen; raises CheckpointError for any other."""
     place = Path(str(files("fastdiffusion") / "weights" / SHIPPED)) if path is None else path
     return guarded.load(place, {"judge": Evaluator}, "scripts/train-judge").float()
 
 
-# ---- how it learns ------------------------------------------------------------------------------------------------
+# ---- training ----------------------------------------------------------------------------------------------------
 
 
 def train(
@@ -98,17 +98,17 @@ def train(
     seed: int = 0,
     watch: Callable[[int, float], None] | None = None,
 ) -> Evaluator:
-    """Teach a judge: each step, which of *all* names belongs to each picture (InfoNCE with every name in the sum).
+    """Train an evaluator: at each step, which of *all* names is each image's (InfoNCE with every name in the sum)?
 
     Args:
         images: uint8, (n, 3 or 4, 64, 64); a fourth channel is alpha, and backgrounds then vary.
-        names: All names of each picture.
-        keys: Pictures of equal keys (skin tones of one design) share one design's part of the steps.
+        names: All names of each image.
+        keys: Images of equal keys (skin tones of one glyph) share one glyph's part of the steps.
         steps: Of training.
-        batch_size: Pictures a step.
+        batch_size: Images per step.
         lr: Highest learning rate; it rises for a tenth of the steps and falls to 0.
         seed: Of everything.
-        watch: Told each step and its loss.
+        watch: Called with each step and its loss.
     """
     named = [(i, name) for i, own in enumerate(names) for name in own]
     owner = torch.tensor([i for i, _ in named])
@@ -122,18 +122,18 @@ def train(
         glyphs.setdefault(key, []).append(i)
     share = torch.zeros(len(images))
     for members in glyphs.values():
-        share[members] = len(members) ** -0.5  # between one share per design and one per picture
+        share[members] = len(members) ** -0.5  # between one share per glyph and one per image
     decayed = [p for p in evaluator.parameters() if p.ndim > 1]
     plain = [p for p in evaluator.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0}], lr)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    for step in trange(steps, desc="teaching the judge", disable=None, leave=False):
+    for step in trange(steps, desc="training the evaluator", disable=None, leave=False):
         draw = generator(seed, 2, step)
         chosen = torch.multinomial(share, batch_size, replacement=len(images) < 4 * batch_size, generator=draw)
         image_vectors = evaluator.encode_image(distort(images[chosen], draw))
         logits = evaluator.log_scale.exp().clamp(max=60) * image_vectors @ evaluator.encode_rows(rows, starts).T
         own = owner[None, :] == chosen[:, None]
-        target = torch.multinomial(own.float(), 1, generator=draw)  # a picture with two names: one, and not the other
+        target = torch.multinomial(own.float(), 1, generator=draw)  # an image with two names: one, and not the other
         loss = F.cross_entropy(logits.masked_fill(own.scatter(1, target, False), -math.inf), target[:, 0])
         optimizer.zero_grad()
         loss.backward()
@@ -149,7 +149,7 @@ def train(
 
 
 def on_background(images: Tensor, colors: Tensor | None = None) -> Float[Tensor, "b 3 h w"]:
-    """uint8 pictures, with or without alpha, in [-1, 1] on flat ``colors`` (b, 3); white by default."""
+    """uint8 images, with or without alpha, in [-1, 1] on flat ``colors`` (b, 3); white by default."""
     x = to_tensor(images)
     if x.shape[1] == 3:
         return x
@@ -159,10 +159,10 @@ def on_background(images: Tensor, colors: Tensor | None = None) -> Float[Tensor,
 
 
 def distort(images: Tensor, draw: torch.Generator, strength: float = 1.0) -> Float[Tensor, "b 3 h w"]:
-    """The same things drawn otherwise: what a picture means stays, nearly every pixel changes.
+    """The same things drawn otherwise: what an image means stays, nearly every pixel changes.
 
     Background, shift, size, slight turn, wobbling outlines, colors, blur, noise, JPEG. Never mirrored: arrows, clocks
-    and flags would say something else. ``strength`` 0.3 is what the judge's ceiling is measured at.
+    and flags would mean something else. ``strength`` 0.3 is what the evaluator's ceiling is measured at.
     """
     n, s = len(images), strength
 
@@ -183,7 +183,7 @@ def distort(images: Tensor, draw: torch.Generator, strength: float = 1.0) -> Flo
     colors = torch.eye(3) + 0.08 * s * torch.randn(n, 3, 3, generator=draw)
     x = torch.einsum("bij,bjhw->bihw", colors * 1.25 ** (s * uniform(n, 1, 1)), x)
     x = x + 0.12 * s * uniform(n, 3, 1, 1) + 0.12 * s * uniform(n, 1, 1, 1)
-    # Blur, in half of the pictures; noise in the half of all.
+    # Blur, in half of the images; noise in the half of all.
     width = 1.6 * s * torch.rand(n, generator=draw) * (torch.rand(n, generator=draw) < 0.5)
     x = _blurred(x, width)
     level = 0.2 * s * torch.rand(n, 1, 1, 1, generator=draw) * (torch.rand(n, 1, 1, 1, generator=draw) < 0.5)
@@ -195,7 +195,7 @@ def distort(images: Tensor, draw: torch.Generator, strength: float = 1.0) -> Flo
 
 
 def _blurred(x: Tensor, width: Float[Tensor, " b"]) -> Tensor:
-    """A Gaussian of each picture's own standard deviation, in pixels."""
+    """A Gaussian of each image's own standard deviation, in pixels."""
     n, c, h, w = x.shape
     at = torch.arange(-4, 5.0)
     taps = (-at.square() / (2 * width.clamp(min=0.05).square()[:, None])).softmax(1).repeat_interleave(c, 0)

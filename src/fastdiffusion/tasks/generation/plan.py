@@ -86,10 +86,11 @@ class Plan:
     def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
         """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
         p, model = self.options, self.model
+        scale = 1.0 if p.scale is None else p.scale
         conditioner = model.conditioner
         null = None if conditioner is None else conditioner.null(len(batch), self.size)
         if self.prompts is None or conditioner is None or self.table is None:
-            denoise = cfg(model.denoise, p.scale) if p.scale != 1 else model.denoise
+            denoise = cfg(model.denoise, scale) if scale != 1 else model.denoise
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guided(denoise), cond
         compiled = prompts.compile(
@@ -101,9 +102,9 @@ class Plan:
             conditioner.max_tokens,
             null,
         )
-        if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(p.guidance)):
+        if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
-        return compiled.guide(model.denoise, p.scale, around=self.guided), None
+        return compiled.guide(model.denoise, scale, around=self.guided), None
 
     @property
     def size(self) -> Size | None:

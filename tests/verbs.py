@@ -1,0 +1,531 @@
+"""Every verb at its smallest, as a table: what ``test_device`` runs on the CPU and on a GPU.
+
+A row's body gets a desk of tiny models and images, a device and an empty folder, and returns what it made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from pictures import photo
+from PIL import Image
+from torch import nn
+
+import fastdiffusion
+from fastdiffusion import Learner, data, nets, schedules
+from fastdiffusion.corruptions import parse
+from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.io.images import to_pil, to_tensor
+from fastdiffusion.models import Model, save
+
+NET = {"name": "unet", "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [1], "head": 8}
+LOCAL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1], "blocks": [1], "attention": [],
+         "updown": False, "local": True}  # fmt: skip
+WORDS = {"vocabulary": 300, "width": 16, "depth": 1, "head": 8}
+COLORS = ("red", "green", "blue", "yellow")
+TINY = {"steps": 2, "batch_size": 4}
+EXACT = {**TINY, "precision": "float32"}
+
+# Commands that do not compute with a net, or that compute through a verb of the table alone.
+EXEMPT = {"scan", "list-samplers", "about", "recipe", "doctor", "demo", "names"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A verb at its smallest.
+
+    Attributes:
+        command: What the command line calls it; None for what only Python has.
+        body: ``body(desk, device, folder)``: what it makes, as tensors, nets, images or numbers.
+    """
+
+    command: str | None
+    body: Callable[..., Any]
+
+
+ROWS: dict[str, Row] = {}
+
+
+def row(command: str | None = None) -> Callable[..., Any]:
+    """Enter a body in the table, under its own name."""
+
+    def enter(body: Callable[..., Any]) -> Callable[..., Any]:
+        ROWS[body.__name__] = Row(command, body)
+        return body
+
+    return enter
+
+
+# ---- what the verbs work on ---------------------------------------------------------------------------------------
+
+
+def stirred(net: nn.Module) -> nn.Module:
+    """With random weights everywhere: what starts at zero would hide a mixture behind it."""
+    for p in net.parameters():
+        if p.ndim >= 2 or not p.any():
+            nn.init.normal_(p, std=0.1)
+    return net.eval()
+
+
+def laid_out(place: Path) -> SimpleNamespace:
+    """Tiny models and images, as files: a verb that is given a file cannot move what others use."""
+    torch.manual_seed(0)
+    (place / "photos").mkdir()
+    (place / "clean").mkdir()
+    for i in range(8):
+        photo(16, 16, seed=i).save(place / "photos" / f"{i}.png")
+        photo(16, 16, seed=i + 8).save(place / "clean" / f"{i}.png")
+        (place / "photos" / f"{i}.txt").write_text(f"a {COLORS[i % 4]} square")
+    photo(24, 24, seed=3).save(place / "photo.png")
+    photo(20, 20, seed=4).save(place / "style.png")
+    photo(16, 16, seed=5).save(place / "small.png")
+    for side in (16, 24):
+        hole = Image.new("L", (side, side))
+        hole.paste(255, (side // 3, side // 3, side // 2, side // 2))
+        hole.save(place / f"hole-{side}.png")
+    mark = parse("watermark 'AB' 0.95 0.5 0.5 0.5").on((3, 64, 96), [0] * 6)
+    clean = 0.8 * torch.stack([to_tensor(photo(96, 64, seed=20 + i)) for i in range(6)])
+    for i, image in enumerate(mark.forward(clean + 0.02 * torch.randn(clean.shape))):
+        to_pil(image).save(place / f"marked-{i}.png")
+    blocks = torch.nn.functional.interpolate(torch.rand(1, 1, 8, 8) * 2 - 1, (64, 64))
+    to_pil(parse("blur 1.5").on((1, 64, 64), [0]).forward(blocks)[0]).save(place / "blurred.png")
+
+    def write(name: str, net: nn.Module, shape: tuple[int, ...], **options: Any) -> Path:
+        keys = ("sigma_data", "cond_channels")
+        denoiser = Denoiser(stirred(net), **{k: options.pop(k) for k in keys if k in options}).eval()
+        save(Model(denoiser, shape, **options), place / f"{name}.safetensors")
+        return place / f"{name}.safetensors"
+
+    gray = {**NET, "in_channels": 1, "out_channels": 1}
+    classes = write("classes", nets.build({**gray, "classes": 10}), (1, 8, 8), classes=tuple("0123456789"))
+    plain = write("plain", nets.build({**NET, "in_channels": 3, "out_channels": 3}), (3, 16, 16))
+    restoring = {
+        "sigma_data": 0.1,
+        "cond_channels": 3,
+        "corruption": "blur 0.5..2 | downscale 2 | gray | mask 0.05..0.4",
+    }
+    restorer = write("restorer", nets.build({**LOCAL, "in_channels": 6, "out_channels": 3}), (3, 64, 64), **restoring)
+    text_net = nets.build({**NET, "in_channels": 3, "out_channels": 3, "words": WORDS})
+    captions = [f"a {color} square" for color in COLORS]
+    text_net.text_encoder.set_vocabulary(nets.tokenizer.train(captions, 300))
+    text = write("text", text_net, (3, 16, 16))
+    autoencoder = stirred(nets.autoencoders.KL(channels=1, latent=2, width=8, multiples=[1], blocks=1))
+    latent_net = nets.build({**NET, "in_channels": 2, "out_channels": 2, "classes": 10})
+    latent = write("latent", latent_net, (2, 4, 4), classes=tuple("0123456789"), autoencoder=autoencoder)
+    return SimpleNamespace(
+        place=place, classes=classes, plain=plain, restorer=restorer, text=text, latent=latent, captions=captions,
+        photos=place / "photos", clean=place / "clean", photo=place / "photo.png", small=place / "small.png",
+        style=place / "style.png", hole=place / "hole-24.png", small_hole=place / "hole-16.png",
+        marked=[place / f"marked-{i}.png" for i in range(6)], blurred=place / "blurred.png", made={},
+    )  # fmt: skip
+
+
+def made(desk: SimpleNamespace, name: str, make: Callable[[Path], Any]) -> Path:
+    """A folder that a trainer wrote on the CPU, once for all rows."""
+    if name not in desk.made:
+        desk.made[name] = desk.place / "made" / name
+        make(desk.made[name])
+    return desk.made[name]
+
+
+WHERE = {
+    "train_classifier": "tasks.classification.train", "train_autoencoder": "tasks.autoencoding.train",
+    "train_token_prior": "tasks.autoencoding.token_prior", "sample_tokens": "tasks.autoencoding.token_prior",
+    "train_clip": "tasks.text_image.clip", "train_caption_mean": "tasks.text_image.caption_mean",
+    "add_language": "tasks.text_image.multilingual", "variations": "tasks.variations",
+    "build_index": "tasks.variations", "train_cold": "tasks.restoration.cold_diffusion",
+    "remove_watermark": "tasks.restoration.watermarks", "train_style": "tasks.stylization.network",
+    "train_translation": "tasks.translation.paired", "fit_sampler": "samplers.fitting",
+}  # fmt: skip
+
+
+def verb(name: str) -> Callable[..., Any]:
+    """A verb, from the package or from the room that it lives in."""
+    return getattr(
+        fastdiffusion if name in fastdiffusion.__all__ else import_module(f"fastdiffusion.{WHERE[name]}"), name
+    )
+
+
+# ---- generation ---------------------------------------------------------------------------------------------------
+
+
+@row("sample")
+def sample_prompt(desk, device, folder):
+    return verb("sample")(desk.text, "a red square", n=2, steps=3, scale=2.0, device=device)
+
+
+@row("sample")
+def sample_negative_prompt(desk, device, folder):
+    return verb("sample")(
+        desk.text, "a (red:1.3) square", negative_prompt="blue", n=2, steps=3, scale=2.0, device=device
+    )
+
+
+@row("sample")
+def sample_classes(desk, device, folder):
+    return verb("sample")(desk.classes, classes="3,7", n=2, steps=3, scale=1.5, device=device)
+
+
+@row("sample")
+def sample_from_image(desk, device, folder):
+    return verb("sample")(desk.plain, image=desk.photo, strength=0.6, n=2, steps=3, device=device)
+
+
+@row("sample")
+def sample_inpaint(desk, device, folder):
+    return verb("sample")(desk.plain, guidance=f"inpaint {desk.small} {desk.small_hole}", n=1, steps=3, device=device)
+
+
+@row("sample")
+def sample_latents(desk, device, folder):
+    return verb("sample")(desk.latent, classes="3", n=2, steps=3, device=device)
+
+
+@row("sample")
+def sample_stochastic(desk, device, folder):
+    return verb("sample")(desk.classes, n=2, steps=3, sampler="euler_ancestral", variation_strength=0.2, device=device)
+
+
+@row("sample")
+def sample_larger(desk, device, folder):
+    return verb("sample")(desk.plain, size=24, n=1, steps=2, device=device)
+
+
+@row()
+def sample_steps(desk, device, folder):
+    return [step.images.clone() for step in verb("sample_steps")(desk.classes, n=2, steps=3, device=device)]
+
+
+@row("reproduce")
+def reproduce(desk, device, folder):
+    (path, *_) = verb("sample")(desk.classes, n=2, steps=3, device="cpu").save(folder)
+    return verb("reproduce")(path, model=desk.classes, device=device)
+
+
+@row("study")
+def study(desk, device, folder):
+    return list(verb("study")(desk.classes, ["scale=1,2"], n=1, steps=2, device=device).cells)
+
+
+@row("export")
+def export(desk, device, folder):
+    verb("export")(desk.classes, folder / "shared", name="Digits", license="apache-2.0", n=2, steps=2, device=device)
+    return Image.open(folder / "shared" / "preview.png")
+
+
+@row("variations")
+def variations(desk, device, folder):
+    index = made(desk, "index.safetensors", lambda path: _index(desk, path))
+    return verb("variations")(desk.small, n=2, model=desk.text, index=index, clip=_clip(desk), steps=2, device=device)
+
+
+@row("index")
+def index(desk, device, folder):
+    return verb("build_index")(_clip(desk), data.load(str(desk.photos), 16), device=device).vectors
+
+
+def _index(desk, path):
+    module = import_module("fastdiffusion.tasks.variations")
+    module.save(module.build_index(_clip(desk), data.load(str(desk.photos), 16)), path)
+
+
+def _clip(desk):
+    def make(path):
+        verb("train_clip")(data.load(str(desk.photos), 16), net="tiny", folder=path, device="cpu", **TINY)
+
+    return made(desk, "clip", make)
+
+
+# ---- measuring ----------------------------------------------------------------------------------------------------
+
+
+@row("evaluate")
+def evaluate(desk, device, folder):
+    torch.manual_seed(0)
+    features = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    options = {"n": 32, "steps": 2, "rounds": 3, "note": False, "features": features, "device": device}
+    report = verb("evaluate")(desk.classes, "digits", **options)
+    return list(report.numbers.values())
+
+
+@row("fit")
+def fit_sampler(desk, device, folder):
+    model = fastdiffusion.load(desk.classes).to(device)
+    options = {"noises": 4, "seconds": 0.0, "polish": False}
+    table = verb("fit_sampler")(model, 2, cond=model.cond([1, 2]), **options)
+    return list(table.rows)
+
+
+@row()
+def likelihood(desk, device, folder):
+    from fastdiffusion.samplers import probability_flow
+
+    model = fastdiffusion.load(desk.classes).to(device)
+    images = to_tensor(data.load("digits").batch([0, 1]).images).to(device)
+    return probability_flow.bits_per_dim(model.denoise, images, cond=model.cond([0, 1]), tolerance=0.1)
+
+
+@row()
+def interpolation(desk, device, folder):
+    from fastdiffusion.samplers import probability_flow
+
+    model = fastdiffusion.load(desk.classes).to(device)
+    images = to_tensor(data.load("digits").batch([0, 1]).images).to(device)
+    sigmas = schedules.exponential(3, model.sigma_min, model.sigma_max)
+    return probability_flow.interpolate(model.denoise, images[:1], images[1:], sigmas, 3)
+
+
+# ---- restoration --------------------------------------------------------------------------------------------------
+
+
+@row("restore")
+def restore_supervised(desk, device, folder):
+    return verb("restore")(desk.photo, "blur 1.5", desk.restorer, n=2, steps=2, device=device)
+
+
+@row("restore")
+def restore_zero_shot(desk, device, folder):
+    return verb("restore")(desk.photo, "upscale x2", desk.plain, method="zero-shot", steps=2, device=device)
+
+
+@row("restore")
+def restore_inpaint(desk, device, folder):
+    return verb("restore")(desk.photo, f"inpaint {desk.hole}", desk.plain, method="zero-shot", steps=2, device=device)
+
+
+@row("restore")
+def restore_by_gradients(desk, device, folder):
+    options = {"method": "zero-shot", "posterior": "dps", "steps": 2, "device": device}
+    return verb("restore")(desk.photo, "blur 1", desk.plain, **options)
+
+
+@row("restore")
+def restore_jpeg(desk, device, folder):
+    return verb("restore")(desk.photo, "jpeg 30", desk.plain, method="zero-shot", steps=2, device=device)
+
+
+@row("restore")
+def restore_colorize(desk, device, folder):
+    return verb("restore")(
+        desk.photo, "colorize", desk.restorer, palette="#a03020,#203040", self_ensemble=True, device=device
+    )
+
+
+@row("restore")
+def restore_cold(desk, device, folder):
+    return verb("restore")(desk.photo, "blur 1.5", desk.restorer, method="cold", steps=2, device=device)
+
+
+@row("restore")
+def restore_blind(desk, device, folder):
+    return verb("restore")(desk.blurred, "deblur blind", desk.plain, method="zero-shot", steps=2, device=device)
+
+
+@row("remove-watermark")
+def remove_watermark(desk, device, folder):
+    return verb("remove_watermark")(desk.marked, model=desk.restorer, device=device)
+
+
+@row("train-cold")
+def train_cold(desk, device, folder):
+    return verb("train_cold")(str(desk.photos), "blur 2", size=16, net="unet-tiny", device=device, **TINY)
+
+
+# ---- style and translation ----------------------------------------------------------------------------------------
+
+
+@row("stylize")
+def stylize(desk, device, folder):
+    return verb("stylize")(desk.photo, desk.style, steps=2, size=24, device=device)
+
+
+@row("stylize")
+def stylize_inside_a_model(desk, device, folder):
+    return verb("stylize")(desk.photo, desk.style, steps=2, model=desk.plain, device=device)
+
+
+@row("stylize")
+def stylize_by_a_net(desk, device, folder):
+    def make(path):
+        verb("train_style")(desk.style, str(desk.photos), size=16, folder=path, device="cpu", **TINY)
+
+    net = made(desk, "style", make) / "style.safetensors"
+    return verb("stylize")(desk.photo, net, device=device)
+
+
+@row("train-style")
+def train_style(desk, device, folder):
+    return verb("train_style")(desk.style, str(desk.photos), size=16, device=device, **TINY)
+
+
+@row("translate")
+def translate_by_class(desk, device, folder):
+    return verb("translate")(desk.photo, desk.classes, prompt="3", steps=2, device=device)
+
+
+@row("translate")
+def translate_by_prompts(desk, device, folder):
+    prompts = {"prompt": "a red square", "source_prompt": "a blue square"}
+    return verb("translate")(desk.photo, desk.text, **prompts, steps=2, device=device)
+
+
+def _translation(method):
+    options = {"method": method, "size": 16, "net": "unet-tiny", **TINY}
+
+    def pair(desk):
+        return str(desk.photos), str(desk.clean)
+
+    def training(desk, device, folder):
+        return verb("train_translation")(*pair(desk), **options, device=device)
+
+    def using(desk, device, folder):
+        def make(path):
+            verb("train_translation")(*pair(desk), **options, folder=path, device="cpu")
+
+        net = made(desk, f"translation-{method}", make)
+        return verb("translate")(desk.photo, net, steps=2, device=device)
+
+    training.__name__, using.__name__ = f"train_translation_{method}", f"translate_{method}"
+    row("train-translation")(training)
+    row("translate")(using)
+
+
+for _method in ("regression", "gan", "diffusion", "bridge", "cyclegan"):
+    _translation(_method)
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+def net_of(model):
+    return model.modules["net"]
+
+
+def learned(source, device, **options):
+    quiet = {"net": NET, "batch_size": 4, "precision": "float32", "verbose": False}
+    learner = Learner(source, device=device, **{**quiet, **options}).fit(steps=2)
+    return net_of(learner.model), learner.state.validation
+
+
+@row("train")
+def train_classes(desk, device, folder):
+    return learned("digits", device, folder=folder / "run", self_condition=True, augment=("mirror",), dropout=0.1)
+
+
+@row("train")
+def train_adamw(desk, device, folder):
+    return learned("digits", device, optimizer="adamw", uncertainty=True, grad_accumulation=2)
+
+
+@row("train")
+def train_text(desk, device, folder):
+    return learned(data.load(str(desk.photos), 16), device, net={**NET, "words": WORDS}, captions=True)
+
+
+@row("train")
+def train_latents(desk, device, folder):
+    return learned("digits", device, autoencoder=desk.latent)
+
+
+@row("train")
+def train_restorer(desk, device, folder):
+    return learned(data.load(str(desk.photos), 16), device, net=LOCAL, restore="blur 0.5..2")
+
+
+@row("train")
+def train_continued(desk, device, folder):
+    options = {"net": NET, "batch_size": 4, "precision": "float32", "verbose": False, "folder": folder / "run"}
+    Learner("digits", device="cpu", **options).fit(steps=1)
+    return net_of(Learner("digits", device=device, **options).fit(steps=2).model)
+
+
+@row("train-classifier")
+def train_classifier(desk, device, folder):
+    return verb("train_classifier")("digits", dropout=0.0, device=device, **TINY)
+
+
+def _autoencoder(kind):
+    def training(desk, device, folder):
+        options = {"kind": kind, "width": 8, "levels": 1, "adversarial": 0.1, "perceptual": 0.1, "codebook_size": 64}
+        return verb("train_autoencoder")("digits", device=device, **options, **EXACT)
+
+    training.__name__ = f"train_autoencoder_{kind}"
+    row("train-autoencoder")(training)
+
+
+for _kind in ("kl", "vq", "fsq", "gumbel"):
+    _autoencoder(_kind)
+
+
+@row("evaluate-autoencoder")
+def evaluate_autoencoder(desk, device, folder):
+    from fastdiffusion.models import load_autoencoder
+    from fastdiffusion.tasks.autoencoding import analysis
+
+    images = data.Subset(data.load("digits"), range(16))
+    return list(analysis.describe(load_autoencoder(desk.latent).to(device), images, n=8, samples=2).values())
+
+
+def _tokens(desk):
+    def make(path):
+        options = {"kind": "fsq", "width": 8, "levels": 1, "codebook_size": 64, "folder": path, "device": "cpu"}
+        verb("train_autoencoder")("digits", **options, **EXACT)
+
+    return made(desk, "tokens", make) / "codec.safetensors"
+
+
+@row("train-token-prior")
+def train_token_prior(desk, device, folder):
+    return verb("train_token_prior")(_tokens(desk), "digits", width=16, depth=1, device=device, **TINY).prior
+
+
+@row("sample-tokens")
+def sample_tokens(desk, device, folder):
+    from fastdiffusion.tasks.autoencoding import token_prior
+
+    def make(path):
+        verb("train_token_prior")(_tokens(desk), "digits", width=16, depth=1, folder=path, device="cpu", **TINY)
+
+    return verb("sample_tokens")(made(desk, "prior", make) / token_prior.FILE, n=2, steps=2, device=device)
+
+
+# ---- text and images ----------------------------------------------------------------------------------------------
+
+
+@row("train-clip")
+def train_clip(desk, device, folder):
+    return verb("train_clip")(data.load(str(desk.photos), 16), net="tiny", device=device, **TINY)
+
+
+@row("train-caption-mean")
+def train_caption_mean(desk, device, folder):
+    options = {"net": {**NET, "words": WORDS}, "side": 8, "precision": "float32"}
+    made = verb("train_caption_mean")(data.load(str(desk.photos), 16), device=device, **options, **TINY)
+    return net_of(made) if isinstance(made, Model) else made
+
+
+@row("add-language")
+def add_language(desk, device, folder):
+    from fastdiffusion.data.emoji.translations import Pair
+
+    words = ("rojo", "verde", "azul", "amarillo")
+    pairs = [Pair(f"un cuadro {word}", known) for word, known in zip(words, desk.captions, strict=True)]
+    options = {"vocabulary": 300, "depth": 1, **EXACT}
+    model = fastdiffusion.load(desk.text)
+    return net_of(verb("add_language")(model, pairs, device=device, **options)).text_encoder.student_encoder
+
+
+@row("clip-score")
+def clip_score(desk, device, folder):
+    return verb("clip_score")(desk.photo, ["a red square", "a cat"], model=_clip(desk), device=device)
+
+
+@row("search")
+def search(desk, device, folder):
+    return verb("search")(desk.photos, "a red square", n=4, model=_clip(desk), device=device)
