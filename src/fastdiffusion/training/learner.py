@@ -32,10 +32,10 @@ from ..errors import CheckpointError, FastdiffusionError, InputError
 from ..io.run_folder import Folder
 from ..models import Autoencoder, Model
 from ..nets import TextConditioned
-from ..noise import generator
+from ..noise import Stream, generator
 from ..options import fill
 from . import budget, optimizers, precision, setup
-from .batches import DROPOUT, Batches, Objective, TrainingBatch
+from .batches import Batches, Objective, TrainingBatch
 from .budget import State, TrainStep
 from .callback import Callback, report
 from .callbacks import complete, defaults
@@ -167,7 +167,9 @@ class Learner:
     def update(self, microbatches: list[TrainingBatch], lr: float) -> tuple[float, float, Tensor]:
         """Learn from one batch, if its gradient is finite: (loss, norm of the gradient, each image's loss)."""
         if self.config.dropout:
-            torch.manual_seed(generator(self.config.seed, DROPOUT, self.state.step, self.rank).initial_seed() % 2**63)
+            torch.manual_seed(
+                generator(self.config.seed, Stream.DROPOUT, self.state.step, self.rank).initial_seed() % 2**63
+            )
         each: list[Tensor] = []
         for i, microbatch in enumerate(microbatches):
             wait = i < len(microbatches) - 1 and self.trained is not self.objective

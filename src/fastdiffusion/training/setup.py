@@ -24,10 +24,10 @@ from ..nets import presets
 from ..nets import tokenizer as tokenizers
 from ..nets.layers import Embed
 from ..nets.text import normalized, vocabulary_ids
-from ..noise import generator
+from ..noise import Stream, generator
 from ..schedules import SIGMA_DISTRIBUTIONS
 from . import optimizers, precision
-from .batches import WEIGHTS, measure_damage
+from .batches import measure_damage
 from .config import TrainingConfig
 from .distributed import check_world, rank_and_world
 
@@ -198,7 +198,7 @@ def _fresh_net(config: TrainingConfig, data: Dataset, cond_channels: int) -> nn.
             spec["draft"] = {"channels": channels, **spec["draft"]}
             spec["in_channels"] += channels
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(config.seed, WEIGHTS).initial_seed() % 2**63)
+        torch.manual_seed(generator(config.seed, Stream.WEIGHTS).initial_seed() % 2**63)
         net = nets.build(spec)
     if isinstance(net, nets.TextConditioned):
         assert tokenizer is not None

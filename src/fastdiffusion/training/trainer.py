@@ -26,10 +26,9 @@ from ..device import device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
 from ..io.checkpoints import in_code, on_disk
 from ..io.run_folder import Folder
-from ..noise import generator
+from ..noise import Stream, generator
 from . import optimizers
 from . import precision as precisions
-from .batches import DROPOUT
 from .distributed import like, stop_signals
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
@@ -108,7 +107,7 @@ def train(
         saved, done = (started := time.perf_counter()), first
         bar = held.enter_context(tqdm(total=steps, initial=first, desc="training", disable=None, leave=False))
         for step in range(first, steps):
-            torch.manual_seed(generator(seed, DROPOUT, step).initial_seed() % 2**63)
+            torch.manual_seed(generator(seed, Stream.DROPOUT, step).initial_seed() % 2**63)
             factor = optimizers.rate(step, 0, warmup, int(steps * (1 - decay)), steps)
             updates = {n: _update(p, optimize[n], step, p.lr * factor, context) for n, p in parts.items()}
             losses = {name: loss for name, (loss, _) in updates.items()}
