@@ -41,6 +41,7 @@ from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, Rest
 from fastdiffusion.tasks.stylization import network, stylize
 from fastdiffusion.tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, scoring
+from fastdiffusion.tasks.text_image import options as text_image
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
 from fastdiffusion.training.config import Budget, TrainingConfig
