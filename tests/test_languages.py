@@ -231,7 +231,7 @@ def test_a_picture_is_varied_by_its_words(model, clip, flat, tmp_path):
     made = variations.variations(tmp_path / "x.png", n=2, model=model, index=index, clip=clip, temperature=0, steps=2)
     said = PAIRS[4].known
     assert made.labels == (said, said)
-    assert torch.equal(made.images, sample(model, said, 2, steps=2).images)
+    assert torch.equal(made.images, sample(model, said, n=2, steps=2).images)
     more = variations.variations(
         tmp_path / "x.png", "house", n=1, model=model, index=index, clip=clip, temperature=0, steps=1
     )
@@ -260,7 +260,7 @@ def test_negative_words_are_heard_without_a_scale(model):
     away = sample(model, "red square", n=1, steps=3, negative_prompt="blue house").images
     assert (plain - away).abs().max() > 0.01
     assert torch.equal(away, sample(model, "red square", n=1, steps=3, negative_prompt="blue house", scale=2.0).images)
-    with pytest.warns(UserWarning, match="do nothing at scale 1"):
+    with pytest.warns(UserWarning, match="does nothing at scale 1"):
         off = sample(model, "red square", n=1, steps=3, negative_prompt="blue house", scale=1).images
     torch.testing.assert_close(off, plain, atol=1e-4, rtol=0)
     with pytest.raises(InputError, match="no choices"):

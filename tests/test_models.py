@@ -17,7 +17,7 @@ import fastdiffusion
 from fastdiffusion import models, nets, noise, samplers
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, InputError
-from fastdiffusion.io import checkpoints, run_folder
+from fastdiffusion.io import checkpoints, guarded, run_folder
 from fastdiffusion.models import Model, load, registry, save
 from fastdiffusion.models import card as cards
 from fastdiffusion.models import model as models_model
@@ -316,6 +316,22 @@ def test_tensors_that_do_not_belong_to_the_configuration(model, tmp_path, wrong)
     checkpoints.save_tensors(tmp_path / "m.safetensors", tensors, models.spec(model))
     with pytest.raises(CheckpointError, match="is not a model file"):
         load(tmp_path / "m.safetensors")
+
+
+def test_what_does_not_fit_is_built_on_the_meta_device_alone():
+    devices, stream = [], torch.random.get_rng_state()
+
+    def make():
+        made = nn.Linear(3, 2)
+        devices.append(made.weight.device.type)
+        return made
+
+    with pytest.raises(InputError, match=r"weight should have shape \(2, 3\), the file has \(2, 4\)"):
+        guarded.build(make, {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)})
+    assert devices == ["meta"]
+    made = guarded.build(make, {"weight": torch.ones(2, 3, dtype=torch.float16), "bias": torch.zeros(2)})
+    assert devices[1:] == ["meta", "cpu"] and made.weight.dtype == torch.float32 and bool((made.weight == 1).all())
+    assert torch.equal(torch.random.get_rng_state(), stream)
 
 
 # ---- sharing ----------------------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def on_disk(name: str) -> str:
     return _PART.sub(lambda part: _DISK.get(part[0], part[0]), name)
 
 
-def _in_code(name: str) -> str:
+def in_code(name: str) -> str:
     """What the code calls a tensor of that name in a file: behind a layer's number, "words" is its cross-attention."""
     name = re.sub(r"(?<=\d\.)words(?=\.)", "cross_attention", name)
     return _PART.sub(lambda part: _CODE.get(part[0], part[0]), name)
@@ -160,7 +160,7 @@ def load_tensors(
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({str(error)[:200]}).") from None
     if not intact:
         raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another copy of it.")
-    return config, {_in_code(name): tensor for name, tensor in tensors.items()}
+    return config, {in_code(name): tensor for name, tensor in tensors.items()}
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
