@@ -18,6 +18,7 @@ from ..corruptions import Corruption, parse
 from ..data import Dataset, augment, measure_sigma_data
 from ..data.latents import Latents
 from ..denoisers import PARAMETERIZATIONS, Denoiser
+from ..device import check_precision
 from ..errors import DataError, InputError, missing, unknown
 from ..models import Model, load, load_autoencoder, native_denoiser
 from ..nets import presets
@@ -26,7 +27,7 @@ from ..nets.layers import Embed
 from ..nets.text import normalized, vocabulary_ids
 from ..noise import Stream, generator
 from ..schedules import SIGMA_DISTRIBUTIONS
-from . import optimizers, precision
+from . import optimizers
 from .batches import measure_damage
 from .config import TrainingConfig
 from .distributed import check_world, rank_and_world
@@ -67,7 +68,7 @@ class Setup:
 
 def check(config: TrainingConfig) -> None:
     """Refuse settings that cannot be trained, before anything is loaded."""
-    precision.check(config.precision)
+    check_precision(config.precision)
     for kind, name, known in (
         ("parameterization", config.parameterization, PARAMETERIZATIONS),
         ("noise level distribution", config.sigma_distribution, SIGMA_DISTRIBUTIONS),
