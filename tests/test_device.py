@@ -20,18 +20,7 @@ from fastdiffusion.io.images import to_tensor
 # Commands that do not compute with a net, or that compute through a verb of the table alone.
 EXEMPT = {"scan", "list-samplers", "about", "recipe", "doctor", "demo", "names"}
 
-# Rows that fail on the pretended device, and why.
-UNTOLD = (
-    "reproduce", "export", "variations", "index", "train_", "stylize", "translate_", "sample_tokens", "add_language",
-    "clip_score", "search",
-)  # fmt: skip
-FAILS = {
-    "fit_sampler": "reference() draws its noises on the CPU, for a net on the device",
-    "evaluate_autoencoder": "describe() draws its images on the CPU, for an autoencoder on the device",
-    "interpolation": "takes no noise levels yet",
-    "restore_blind": "not the device: the result's annotations call the channels and the kernel's height both k",
-} | {name: "cannot be told where to compute" for name in ROWS if name.startswith(UNTOLD)}
-WAITS = "guidance reads the noise level from the device in every evaluation"
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +66,6 @@ def on_cpu(desk, tmp_path_factory) -> Callable[[str], list[Tensor]]:
 @contextmanager
 def real() -> Iterator[SimpleNamespace]:
     """The GPU of this machine, at full precision."""
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     used, tf32 = SimpleNamespace(operations=0), torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     forget_accelerator()
@@ -94,9 +81,8 @@ def real() -> Iterator[SimpleNamespace]:
 
 def enrolled() -> Iterator[Any]:
     for name in ROWS:
-        marks = [pytest.mark.xfail(strict=True, reason=FAILS[name])] if name in FAILS else []
-        yield pytest.param(name, pretended, id=f"{name}-pretended", marks=marks)
-        yield pytest.param(name, real, id=f"{name}-gpu", marks=pytest.mark.gpu)
+        yield pytest.param(name, pretended, id=f"{name}-pretended")
+        yield pytest.param(name, real, id=f"{name}-gpu", marks=[pytest.mark.gpu, NO_GPU])
 
 
 @pytest.mark.parametrize(("name", "where"), list(enrolled()))
@@ -121,15 +107,7 @@ def test_every_command_that_computes_is_in_the_table():
     assert covered <= commands, "a command that there is no more"
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        pytest.param({"scale": 2.0}, marks=pytest.mark.xfail(strict=True, reason=WAITS)),
-        pytest.param({"guidance": "cfg scale=2 interval=0.3..5"}, marks=pytest.mark.xfail(strict=True, reason=WAITS)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [{}, {"scale": 2.0}, {"guidance": "cfg scale=2 interval=0.3..5"}], ids=str)
 def test_sampling_does_not_wait_for_the_device(desk, options):
     """Twice the steps, as many waits: the loop itself never asks the device for a number."""
 
