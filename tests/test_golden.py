@@ -157,7 +157,7 @@ def learner(folder, **changes):
     options = {
         "net": {"name": "unet", "width": 4, "multiples": [1], "blocks": [1], "attention": [], "head": 4},
         "batch_size": 4, "cond_dropout": 0.2, "ema": (0.1,), "holdout": 0.25, "verbose": False, "precision": "float32",
-        "optimizer": "adamw", "cpu": True,
+        "optimizer": "adamw", "device": "cpu",
     }  # fmt: skip
     return Learner(Images("golden", arrays, labels, classes=("a", "b")), folder=folder, **options | changes)
 

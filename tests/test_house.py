@@ -90,9 +90,9 @@ def test_nothing_imports_in_a_circle():
 
 
 def test_packages_are_not_crowded():
-    """More than sixteen modules side by side are no longer a table of contents."""
+    """What stands side by side reads as a table of contents: the root, the tasks, and every package."""
     counts = {name_of(folder / "__init__.py"): len(list(folder.glob("*.py"))) for folder in {p.parent for p in FILES}}
-    assert {name: n for name, n in counts.items() if n > 17} == {}
+    assert {name: n for name, n in counts.items() if n > (16 if name in ("", "tasks") else 20)} == {}
 
 
 def test_no_function_captures_its_locals():

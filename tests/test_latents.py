@@ -114,7 +114,7 @@ def test_files_that_are_no_codec_are_refused(autoencoder, tmp_path):
     )
     for config in ({}, {"codec": {"name": "kl", "width": 10**6}}, {"codec": {"name": "unet"}}, {"codec": [1]}):
         save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)}, config)
-        with pytest.raises(CheckpointError, match="autoencoder"):
+        with pytest.raises(CheckpointError, match=r"autoencoder|does not fit"):
             load_autoencoder(tmp_path / "other.safetensors")
 
 

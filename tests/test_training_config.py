@@ -10,12 +10,12 @@ from test_learner import TINY, StopAt, learner, weights
 
 from fastdiffusion import cli
 from fastdiffusion.data import Images
+from fastdiffusion.device import choose_precision
 from fastdiffusion.errors import InputError
 from fastdiffusion.io.checkpoints import annotate, load_tensors
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
 from fastdiffusion.training import learner as learners
-from fastdiffusion.training import precision
 from fastdiffusion.training.callback import TrainingView
 from fastdiffusion.training.callbacks import Snapshots, defaults
 from fastdiffusion.training.config import FREE, Budget, TrainingConfig
@@ -141,7 +141,7 @@ def test_callbacks_only_look(tmp_path):
 ])  # fmt: skip
 def test_precision_follows_from_the_device(monkeypatch, asked, device, able, chosen):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: able)
-    assert precision.choose(asked, torch.device(device)) == chosen
+    assert choose_precision(asked, torch.device(device)) == chosen
 
 
 def test_a_run_keeps_the_precision_that_it_began_in(tmp_path):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from .data import ImageFolder
     from .errors import FastdiffusionError
     from .models import Model, save
+    from .tasks.autoencoding.token_prior import sample_tokens, train_token_prior
+    from .tasks.autoencoding.train import train_autoencoder
+    from .tasks.classification.train import train_classifier
     from .tasks.evaluation.evaluate import Report, evaluate, measure
     from .tasks.evaluation.study import study
     from .tasks.export import export
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from .tasks.restoration.result import RestorationResult
     from .tasks.restoration.watermarks import remove_watermark
     from .tasks.stylization.stylize import stylize
+    from .tasks.text_image.clip import train_clip
     from .tasks.text_image.scoring import clip_score, search
     from .tasks.translation.paired import train_translation, translate
     from .tasks.variations import variations
@@ -54,11 +58,16 @@ __all__ = [
     "restore",
     "sample",
     "sample_steps",
+    "sample_tokens",
     "save",
     "search",
     "study",
     "stylize",
+    "train_autoencoder",
+    "train_classifier",
+    "train_clip",
     "train_cold",
+    "train_token_prior",
     "train_translation",
     "translate",
     "variations",
@@ -69,6 +78,10 @@ _MODULES = {
     "errors": ["FastdiffusionError"],
     "training.learner": ["Learner"],
     "models": ["Model", "save"],
+    "tasks.autoencoding.token_prior": ["sample_tokens", "train_token_prior"],
+    "tasks.autoencoding.train": ["train_autoencoder"],
+    "tasks.classification.train": ["train_classifier"],
+    "tasks.text_image.clip": ["train_clip"],
     "tasks.text_image.scoring": ["clip_score", "search"],
     "tasks.evaluation.evaluate": ["Report", "evaluate", "measure"],
     "tasks.generation.recipe": ["reproduce"],

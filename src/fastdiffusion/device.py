@@ -1,10 +1,12 @@
-"""Where to compute."""
+"""Where to compute, and in which precision to train."""
 
 from __future__ import annotations
 
 import torch
 
-from .errors import InputError
+from .errors import InputError, unknown
+
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def best_device() -> str:
@@ -18,3 +20,22 @@ def device_of(name: str | None) -> torch.device:
         return torch.empty(0, device=name or best_device()).device
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"No device {name!r} here ({str(error).splitlines()[0][:100]}). Try device='cpu'.") from None
+
+
+def check_precision(precision: str) -> None:
+    """Raise InputError for a name that is none of ``PRECISIONS``."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """ "float32" or "bfloat16"; "auto" is bfloat16 on a GPU that computes in it, and float32 everywhere else."""
+    if precision != "auto":
+        return precision
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if fast else "float32"
+
+
+def autocast(precision: str | None, device: torch.device) -> torch.autocast:
+    """The context in which a loss is computed in ``precision``; weights and gradients stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Protocol
 
 import torch
@@ -18,6 +19,58 @@ from torch.nn import functional
 _CELLS = 12  # of a block of a Brownian path, which is two octaves of sigma: from 1 to 16 in 1/sigma^2
 _EDGES = [16.0 ** (c / _CELLS) for c in range(_CELLS + 1)]
 _WIDTHS = torch.tensor(_EDGES, dtype=torch.float64).diff().sqrt()
+
+
+class Stream(IntEnum):
+    """What a generator is for: one key for each purpose, so that draws for one never move those for another.
+
+    Numbers stay as they are, because runs are continued and images reproduced by them. Equal ones belong to verbs that
+    share no seed.
+    """
+
+    LIKELIHOOD_PROBE = 4
+    DEQUANTIZATION = 5
+    PROCESS_NOISE = 6
+    BATCH_ORDER = 16
+    BATCH_SIGMA = 17
+    BATCH_NOISE = 18
+    COND_DROPOUT = 19
+    SELF_CONDITION = 20
+    AUGMENT = 21
+    DROPOUT = 22
+    WEIGHTS = 23
+    CAPTION = 24
+    CORRUPTION = 25
+    CORRUPTION_PARAMETERS = 40
+    POSTERIOR_NOISE = 40
+    TILE_NOISE = 41
+    LANGUAGE_PAIRS = 41
+    POSTERIOR_DRAWS = 41
+    LANGUAGE_QUERIES = 42
+    RETRIEVAL = 43
+    CLIP_CAPTION = 48
+    CLIP_AUGMENT = 49
+    CLIP_NOISE = 50
+    CLIP_SIGMA = 51
+    PRIOR_CAPTION = 56
+    PRIOR_ORDER = 57
+    PRIOR_SIGMA = 58
+    PRIOR_NOISE = 59
+    COLD_ROWS = 60
+    PRIOR_BLUR = 60
+    COLD_NOISE = 61
+    TOKEN_ORDER = 61
+    COLD_LEVEL = 62
+    TOKEN_MASK = 62
+    TOKEN_DRAW = 63
+    TOKEN_PLACES = 64
+    DOMAIN_ROWS = 70
+    TRANSLATION_SIGMA = 71
+    TRANSLATION_NOISE = 72
+    TRANSLATION_POOL = 73
+    STYLE_ROWS = 80
+    CAPTION_MEAN_ROWS = 96
+    CAPTION_MEAN_CAPTION = 97
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:

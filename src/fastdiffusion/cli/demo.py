@@ -87,7 +87,7 @@ def _train(data: Dataset, folder: Path, seconds: float, device: str | None) -> M
         "the class learns to estimate the clean image. That is all the training there is. At first it knows nothing:"
     )
     learner = Learner(
-        data, net="unet-tiny", lr=3e-3, dropout=0.1, holdout=0.02, folder=folder, save_every=3600, cpu=device == "cpu"
+        data, net="unet-tiny", lr=3e-3, dropout=0.1, holdout=0.02, folder=folder, save_every=3600, device=device
     )
     torch.set_num_threads(faster_threads(learner))
     learner.fit(minutes=seconds / 60, fresh=True, callbacks=[Window()])

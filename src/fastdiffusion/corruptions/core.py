@@ -20,11 +20,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..noise import generator
+from ..noise import Stream, generator
 
 Shape = tuple[int, int, int]
 Value = float | str | tuple[float, float] | Tensor
-_PURPOSE = 40  # what the generators are for; see noise.generator
 
 
 # ---- what is done to a batch ------------------------------------------------------------------------------------
@@ -171,7 +170,7 @@ class Draw:
     """Random numbers of a batch, each image's from its own seed, so that image i depends on seeds[i] alone."""
 
     def __init__(self, seeds: Sequence[int]):
-        self.generators = [generator(seed, _PURPOSE) for seed in seeds]
+        self.generators = [generator(seed, Stream.CORRUPTION_PARAMETERS) for seed in seeds]
 
     def __len__(self) -> int:
         return len(self.generators)

@@ -103,7 +103,11 @@ def log_likelihood(
         probes = torch.eye(dim, dtype=x0.dtype, device=x0.device).reshape(dim, 1, *x0.shape[1:]).expand(-1, *x0.shape)
     else:
         signs = [
-            [torch.randn(x0.shape[1:], generator=noises.generator(s, 4, i)) for i in range(len(x0))] for s in seeds
+            [
+                torch.randn(x0.shape[1:], generator=noises.generator(s, noises.Stream.LIKELIHOOD_PROBE, i))
+                for i in range(len(x0))
+            ]
+            for s in seeds
         ]
         probes = torch.stack([torch.stack(row).sign() for row in signs]).to(x0)
     augmented = _with_trace(denoise, probes, 1.0 if trace == "exact" else 1 / len(seeds))
@@ -145,7 +149,10 @@ def bits_per_dim(
     """
     width = 2 / (levels - 1)
     blur = torch.stack(
-        [torch.rand(images.shape[1:], generator=noises.generator(seed, 5, i)) - 0.5 for i in range(len(images))]
+        [
+            torch.rand(images.shape[1:], generator=noises.generator(seed, noises.Stream.DEQUANTIZATION, i)) - 0.5
+            for i in range(len(images))
+        ]
     )
     nats = log_likelihood(denoise, images + width * blur.to(images), **options)  # type: ignore[arg-type]
     return -(nats / images[0].numel() + math.log(width)) / math.log(2)

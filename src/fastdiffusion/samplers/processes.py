@@ -258,7 +258,10 @@ def run(
             estimate = estimate + w / (1 - row.ratio) * (older - x0)
         fresh = None
         if eta > 0 and t > 0:
-            draws = [torch.randn(x.shape[1:], generator=noise.generator(seed, 6, i)) for seed in seeds or ()]
+            draws = [
+                torch.randn(x.shape[1:], generator=noise.generator(seed, noise.Stream.PROCESS_NOISE, i))
+                for seed in seeds or ()
+            ]
             fresh = torch.stack(draws).to(x)
         x = process.step(x, estimate, s, t, fresh, eta if fresh is not None else 0.0)
         history.appendleft(x0)

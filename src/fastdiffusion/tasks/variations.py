@@ -29,14 +29,13 @@ from ..errors import CheckpointError, DataError, InputError
 from ..io.checkpoints import load_tensors, save_tensors, stored
 from ..models import Model
 from ..nets.clip import Clip
-from ..noise import generator
+from ..noise import Stream, generator
 from ..options import fill
 from ..prompts import plain
 from .generation import sample, samples
 from .generation.options import VariationsOptions
 from .text_image import clip as clips
 
-RETRIEVAL = 43  # purpose of a generator
 FILE = "memory.safetensors"
 ALIKE = 0.95  # cosine of two vectors by one encoder, rounded differently: far above those of two encoders
 
@@ -66,7 +65,9 @@ class RetrievalIndex:
         if temperature == 0:
             return [self.captions[int(near.argmax())]] * len(seeds)
         probabilities = ((near - near.max()) / max(temperature, 1e-6)).softmax(0)
-        drawn = [int(torch.multinomial(probabilities, 1, generator=generator(seed, RETRIEVAL))) for seed in seeds]
+        drawn = [
+            int(torch.multinomial(probabilities, 1, generator=generator(seed, Stream.RETRIEVAL))) for seed in seeds
+        ]
         return [self.captions[i] for i in drawn]
 
 
@@ -97,7 +98,7 @@ def build_index(
 def _probe(clip: Clip) -> Float[Tensor, " d"]:
     """An encoder's embedding of an image of noise."""
     side = clip.side or 64
-    noise = torch.rand(1, clip.image.config["net"]["in_channels"], side, side, generator=generator(0, RETRIEVAL))
+    noise = torch.rand(1, clip.image.config["net"]["in_channels"], side, side, generator=generator(0, Stream.RETRIEVAL))
     return torch.nn.functional.normalize(clip.encode_image((2 * noise - 1).to(clip.log_scale.device)), dim=1)[0].cpu()
 
 

@@ -18,12 +18,11 @@ from ..data import Dataset, augment
 from ..denoisers import Denoiser
 from ..errors import InputError, unknown
 from ..io.images import as_input, to_tensor
-from ..noise import generator
+from ..noise import Stream, generator
 from ..schedules import SIGMA_DISTRIBUTIONS, stratified
 from ..types import Cond
 
 # what a generator is for
-ORDER, SIGMA, NOISE, LABEL, SELF_CONDITION, AUGMENT, DROPOUT, WEIGHTS, CAPTION, CORRUPTION = range(16, 26)
 
 
 class TrainingBatch(NamedTuple):
@@ -108,7 +107,7 @@ class Batches:
         """
         epoch, place = divmod(step, self.per_epoch)
         if self._epoch[0] != epoch:
-            g, n, size = generator(self.seed, ORDER, epoch), self.per_epoch, self.batch_size
+            g, n, size = generator(self.seed, Stream.BATCH_ORDER, epoch), self.per_epoch, self.batch_size
             points = (torch.arange(n) + torch.rand(1, generator=g)) / n * len(self.data)
             ends = torch.tensor([len(group) for group in self.groups]).cumsum(0)
             which = torch.bucketize(points, ends, right=True).clamp(max=len(ends) - 1)  # the last may round up
@@ -126,7 +125,9 @@ class Batches:
         n, share = self.batch_size, self.batch_size // self.world
         rows = slice(self.rank * share, (self.rank + 1) * share)
         order, alone = self.order(step), self.world == 1
-        batch = self.data.batch(order[rows], generator(self.seed, CAPTION, step) if self.tokens and alone else None)
+        batch = self.data.batch(
+            order[rows], generator(self.seed, Stream.CAPTION, step) if self.tokens and alone else None
+        )
         x0 = as_input(batch.images)
 
         def random(purpose: int) -> torch.Generator:
@@ -134,32 +135,34 @@ class Batches:
 
         sigma = (
             SIGMA_DISTRIBUTIONS[self.sigma_distribution](
-                stratified(n, random(SIGMA)), **self.sigma_distribution_options
+                stratified(n, random(Stream.BATCH_SIGMA)), **self.sigma_distribution_options
             )[rows]
             * self.unit
         )
-        noise = torch.randn((n, *x0.shape[1:]), generator=random(NOISE))[rows]
+        noise = torch.randn((n, *x0.shape[1:]), generator=random(Stream.BATCH_NOISE))[rows]
         cond = self_condition_mask = None
         if self.data.classes or self.tokens is not None:
-            dropped = torch.rand(n, generator=random(LABEL)) < self.cond_dropout
+            dropped = torch.rand(n, generator=random(Stream.COND_DROPOUT)) < self.cond_dropout
             labels = batch.labels if self.data.classes else None
             token_ids = None
             if self.tokens is not None:  # drawn for the whole batch, however many processes share it
-                captions = batch.captions if alone else self.data.annotations(order, random(CAPTION)).captions[rows]
+                captions = (
+                    batch.captions if alone else self.data.annotations(order, random(Stream.CAPTION)).captions[rows]
+                )
                 token_ids = self.tokens(captions)
             cond = Cond(label=labels, tokens=token_ids).drop(dropped[rows])
         plan = None
         if self.augments:
-            plan = augment.draw(n, random(AUGMENT), self.augments, self.augment_p)[rows]
+            plan = augment.draw(n, random(Stream.AUGMENT), self.augments, self.augment_p)[rows]
             x0, cond = augment.apply(x0, plan), replace(cond or Cond(), augment=plan.vector)
         if self.corruption is not None:
-            seeds = torch.randint(2**62, (n,), generator=random(CORRUPTION))[rows].tolist()
+            seeds = torch.randint(2**62, (n,), generator=random(Stream.CORRUPTION))[rows].tolist()
             cond = replace(cond or Cond(), image=degraded(self.corruption, x0, seeds))
         elif batch.inputs is not None:
             inputs = to_tensor(batch.inputs)
             cond = replace(cond or Cond(), image=inputs if plan is None else augment.move(inputs, plan))
         if self.self_condition:
-            self_condition_mask = torch.rand(n, generator=random(SELF_CONDITION))[rows] < 0.5
+            self_condition_mask = torch.rand(n, generator=random(Stream.SELF_CONDITION))[rows] < 0.5
         return TrainingBatch(x0, sigma, noise, cond, self_condition_mask, batch.names)
 
 

@@ -27,15 +27,15 @@ from torch import Tensor, nn
 
 from .. import models
 from ..data import Dataset
-from ..device import device_of
+from ..device import autocast, choose_precision, device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
 from ..io.run_folder import Folder
 from ..models import Autoencoder, Model
 from ..nets import TextConditioned
-from ..noise import generator
+from ..noise import Stream, generator
 from ..options import fill
-from . import budget, optimizers, precision, setup
-from .batches import DROPOUT, Batches, Objective, TrainingBatch
+from . import budget, optimizers, setup
+from .batches import Batches, Objective, TrainingBatch
 from .budget import State, TrainStep
 from .callback import Callback, report
 from .callbacks import complete, defaults
@@ -93,7 +93,7 @@ class Learner:
     def _build(self) -> None:
         """The net on its device, optimizers, averages and the stream of batches, all at step 0."""
         config, data = self.config, self.setup
-        self.state = State(precision=precision.choose(config.precision, self.device))
+        self.state = State(precision=choose_precision(config.precision, self.device))
         denoiser = setup.denoiser(config, data)
         net = denoiser.net
         self.batches = Batches(
@@ -167,12 +167,14 @@ class Learner:
     def update(self, microbatches: list[TrainingBatch], lr: float) -> tuple[float, float, Tensor]:
         """Learn from one batch, if its gradient is finite: (loss, norm of the gradient, each image's loss)."""
         if self.config.dropout:
-            torch.manual_seed(generator(self.config.seed, DROPOUT, self.state.step, self.rank).initial_seed() % 2**63)
+            torch.manual_seed(
+                generator(self.config.seed, Stream.DROPOUT, self.state.step, self.rank).initial_seed() % 2**63
+            )
         each: list[Tensor] = []
         for i, microbatch in enumerate(microbatches):
             wait = i < len(microbatches) - 1 and self.trained is not self.objective
             with self.trained.no_sync() if wait else nullcontext():  # pyright: ignore
-                with precision.autocast(self.state.precision, self.device):
+                with autocast(self.state.precision, self.device):
                     loss = self.trained(microbatch)
                 (loss.mean() / len(microbatches)).backward()
                 each.append(loss.detach())

@@ -18,16 +18,17 @@ from ..corruptions import Corruption, parse
 from ..data import Dataset, augment, measure_sigma_data
 from ..data.latents import Latents
 from ..denoisers import PARAMETERIZATIONS, Denoiser
+from ..device import check_precision
 from ..errors import DataError, InputError, missing, unknown
 from ..models import Model, load, load_autoencoder, native_denoiser
 from ..nets import presets
 from ..nets import tokenizer as tokenizers
 from ..nets.layers import Embed
 from ..nets.text import normalized, vocabulary_ids
-from ..noise import generator
+from ..noise import Stream, generator
 from ..schedules import SIGMA_DISTRIBUTIONS
-from . import optimizers, precision
-from .batches import WEIGHTS, measure_damage
+from . import optimizers
+from .batches import measure_damage
 from .config import TrainingConfig
 from .distributed import check_world, rank_and_world
 
@@ -67,7 +68,7 @@ class Setup:
 
 def check(config: TrainingConfig) -> None:
     """Refuse settings that cannot be trained, before anything is loaded."""
-    precision.check(config.precision)
+    check_precision(config.precision)
     for kind, name, known in (
         ("parameterization", config.parameterization, PARAMETERIZATIONS),
         ("noise level distribution", config.sigma_distribution, SIGMA_DISTRIBUTIONS),
@@ -198,7 +199,7 @@ def _fresh_net(config: TrainingConfig, data: Dataset, cond_channels: int) -> nn.
             spec["draft"] = {"channels": channels, **spec["draft"]}
             spec["in_channels"] += channels
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(config.seed, WEIGHTS).initial_seed() % 2**63)
+        torch.manual_seed(generator(config.seed, Stream.WEIGHTS).initial_seed() % 2**63)
         net = nets.build(spec)
     if isinstance(net, nets.TextConditioned):
         assert tokenizer is not None

@@ -22,14 +22,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..device import device_of
+from ..device import autocast, check_precision, choose_precision, device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
 from ..io.checkpoints import in_code, on_disk
 from ..io.run_folder import Folder
-from ..noise import generator
+from ..noise import Stream, generator
 from . import optimizers
-from . import precision as precisions
-from .batches import DROPOUT
 from .distributed import like, stop_signals
 
 SAVE_EVERY = 60.0  # seconds between checkpoints
@@ -93,7 +91,7 @@ def train(
     place = _moved(parts, device)
     optimize = {n: optimizers.build(p.optimizer, _learned(p.module), p.lr, p.weight_decay) for n, p in parts.items()}
     run = None if folder is None else Folder(folder)
-    first, bad, state = 0, 0, {"precision": precisions.choose(precision, place)}
+    first, bad, state = 0, 0, {"precision": choose_precision(precision, place)}
     with ExitStack() as held, torch.random.fork_rng([place] if place.type == "cuda" else []):
         stopped = held.enter_context(stop_signals())
         if run is not None:
@@ -104,11 +102,11 @@ def train(
                 first, state = checkpoint[0], _resume(parts, optimize, checkpoint, config, run)
         for p in parts.values():
             p.module.train()
-        context = precisions.autocast(state["precision"], place)
+        context = autocast(state["precision"], place)
         saved, done = (started := time.perf_counter()), first
         bar = held.enter_context(tqdm(total=steps, initial=first, desc="training", disable=None, leave=False))
         for step in range(first, steps):
-            torch.manual_seed(generator(seed, DROPOUT, step).initial_seed() % 2**63)
+            torch.manual_seed(generator(seed, Stream.DROPOUT, step).initial_seed() % 2**63)
             factor = optimizers.rate(step, 0, warmup, int(steps * (1 - decay)), steps)
             updates = {n: _update(p, optimize[n], step, p.lr * factor, context) for n, p in parts.items()}
             losses = {name: loss for name, (loss, _) in updates.items()}
@@ -145,7 +143,7 @@ def _check(parts: Mapping[str, Part], steps: int, config: Mapping[str, Any], pre
         raise InputError(f"steps must be at least 1, got {steps}. Try steps=1000.")
     if config.get("batch_size", 1) < 1:
         raise InputError(f"batch_size must be at least 1, got {config['batch_size']}. Try 64.")
-    precisions.check(precision)
+    check_precision(precision)
     for part in parts.values():
         if not 0 < part.lr < math.inf:
             raise InputError(f"lr must be a positive number, got {part.lr}. Try 1e-3.")

@@ -27,12 +27,11 @@ from ...device import device_of
 from ...errors import InputError
 from ...io.images import grid
 from ...nets.autoencoders import KL, Discrete, divergence
-from ...noise import generator
+from ...noise import Stream, generator
 from ...options import fill
 from .options import EvaluateAutoencoderOptions
 from .train import batches, fitting, quality, use
 
-DRAWS = 41  # purpose of the generator of draws from q(z | x)
 ACTIVE = 0.01  # variance over pictures from which a latent counts as active (Burda et al. 2016)
 SHOWN = 8  # columns of a sheet
 BATCH = 32
@@ -48,7 +47,7 @@ def _decoded(autoencoder: KL, z: Float[Tensor, "b d H W"], size: Sequence[int]) 
 
 def _draw(mean: Tensor, log_var: Tensor, seed: int, k: int) -> tuple[Tensor, Tensor]:
     """(a draw from the posterior, the unit normal noise that made it)."""
-    drawn = torch.randn(mean.shape, generator=generator(seed, DRAWS, k)).to(mean)
+    drawn = torch.randn(mean.shape, generator=generator(seed, Stream.POSTERIOR_DRAWS, k)).to(mean)
     return mean + drawn * (log_var / 2).exp(), drawn
 
 

@@ -34,14 +34,13 @@ from ...models import load_autoencoder
 from ...nets import layers
 from ...nets.autoencoders import Autoencoder, Discrete
 from ...nets.vq_prior import MaskedTokens
-from ...noise import generator
+from ...noise import Stream, generator
 from ...options import fill
 from ...training.trainer import Part, train
 from .options import SampleTokensOptions, TrainTokenPriorOptions
 from .train import batches, fitting
 
 FILE = "codes.safetensors"
-ORDER, HIDDEN, TOKENS, PLACES = range(61, 65)  # what a generator is for
 PREVIEW_EVERY = 500
 
 
@@ -96,7 +95,7 @@ def train_token_prior(autoencoder: Discrete | str | Path, data: Dataset | str, *
     known = encode_dataset(made.autoencoder, learned)
 
     def loss(step: int) -> Tensor:
-        rows = torch.randint(len(known), (chosen.batch_size,), generator=generator(seed, ORDER, step))
+        rows = torch.randint(len(known), (chosen.batch_size,), generator=generator(seed, Stream.TOKEN_ORDER, step))
         return surprise(made.prior, known[rows], seed, step).mean()
 
     config = {**made.config, "data": learned.fingerprint, "batch_size": chosen.batch_size, "lr": chosen.lr,
@@ -144,7 +143,7 @@ def hidden(tokens: Int64[Tensor, "b H W"], source: torch.Generator) -> Bool[Tens
 
 def surprise(prior: MaskedTokens, tokens: Int64[Tensor, "b H W"], seed: int, key: int) -> Float[Tensor, " b"]:
     """Mean cross-entropy of the masked tokens, in nats: in expectation at least -log p(tokens) / places."""
-    mask = hidden(tokens, generator(seed, HIDDEN, key)).to(tokens.device)
+    mask = hidden(tokens, generator(seed, Stream.TOKEN_MASK, key)).to(tokens.device)
     logits = prior(tokens.masked_fill(mask, prior.hidden)).float()
     each = F.cross_entropy(logits, tokens, reduction="none") * mask
     return each.flatten(1).sum(1) / mask.flatten(1).sum(1)
@@ -175,11 +174,13 @@ def write(
         raise InputError(f"steps must be at least 1 and temperature above 0, got {steps} and {temperature:g}.")
     steps = min(steps, places)
     written = [max(i, places - math.floor(places * math.cos(math.pi / 2 * i / steps))) for i in range(steps + 1)]
-    order = torch.stack([torch.randperm(places, generator=generator(s, PLACES)) for s in seeds]).to(device)
+    order = torch.stack([torch.randperm(places, generator=generator(s, Stream.TOKEN_PLACES)) for s in seeds]).to(device)
     tokens = torch.full((len(seeds), places), prior.hidden, device=device)
     for step, (start, stop) in enumerate(pairwise(written)):
         logits = prior(tokens.view(-1, *prior.size)).flatten(2).float() / temperature
-        uniform = torch.stack([torch.rand(logits.shape[1:], generator=generator(s, TOKENS, step)) for s in seeds])
+        uniform = torch.stack(
+            [torch.rand(logits.shape[1:], generator=generator(s, Stream.TOKEN_DRAW, step)) for s in seeds]
+        )
         drawn = (logits - (-uniform.to(device).clamp(min=1e-20).log()).log()).argmax(1)  # Gumbel's trick
         here = order[:, start:stop]
         tokens.scatter_(1, here, drawn.gather(1, here))

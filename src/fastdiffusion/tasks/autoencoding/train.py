@@ -29,14 +29,13 @@ from ...nets.adversarial import LOSSES, PatchDiscriminator, adaptive_weight
 from ...nets.autoencoders import Autoencoder, Discrete
 from ...nets.layers import drawn
 from ...nets.perceptual import perceptual_distance
-from ...noise import generator
+from ...noise import Stream, generator
 from ...options import fill
 from ...training.batches import Batches
 from ...training.trainer import Part, train
 from .options import TrainAutoencoderOptions
 
 FILE = "codec.safetensors"
-NOISE = 40  # purpose of the generator of the posterior's noise
 PREVIEW_EVERY = 500
 COMMITMENT = 0.25  # of an encoder to its codebook (van den Oord et al. 2017, eq. 3)
 CRITIC_LR = 1e-3
@@ -103,7 +102,9 @@ class _Game:
         autoencoder, chosen, x = self.autoencoder, self.chosen, self.images(step)
         side = [-(-n // autoencoder.factor) for n in x.shape[2:]]
         autoencoder.anneal(step / chosen.steps)
-        noise = torch.randn(len(x), len(autoencoder.mean), *side, generator=generator(chosen.seed, NOISE, step))
+        noise = torch.randn(
+            len(x), len(autoencoder.mean), *side, generator=generator(chosen.seed, Stream.POSTERIOR_NOISE, step)
+        )
         y, penalty = autoencoder(x, noise.to(x.device))
         y = y.float()
         self.made = y.detach()
@@ -136,13 +137,15 @@ def _new(channels: int, chosen: TrainAutoencoderOptions) -> Autoencoder:
         spec["levels"] = LEVELS[size]
     else:
         spec |= {"latent": chosen.latent} | ({} if kind == "kl" else {"codebook": size})
-    return drawn(lambda: nets.build(spec), chosen.seed, NOISE)
+    return drawn(lambda: nets.build(spec), chosen.seed, Stream.POSTERIOR_NOISE)
 
 
 def _critic(channels: int, chosen: TrainAutoencoderOptions) -> PatchDiscriminator | None:
     if not chosen.adversarial:
         return None
-    return drawn(lambda: PatchDiscriminator(channels, width=32, depth=2), chosen.seed, NOISE, 1).to(chosen.place)
+    return drawn(lambda: PatchDiscriminator(channels, width=32, depth=2), chosen.seed, Stream.POSTERIOR_NOISE, 1).to(
+        chosen.place
+    )
 
 
 def fitting(autoencoder: nn.Module, data: Dataset) -> Autoencoder:

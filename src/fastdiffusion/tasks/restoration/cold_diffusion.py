@@ -26,7 +26,7 @@ from ...io import guarded, inputs
 from ...io.images import to_tensor
 from ...nets import layers, presets
 from ...nets.unet import UNet
-from ...noise import generator, initial
+from ...noise import Stream, generator, initial
 from ...options import fill
 from ...samplers import processes
 from ...samplers.processes import BlurNoise, Process
@@ -36,7 +36,6 @@ from .options import TrainColdOptions
 
 LEVELS = 8  # different ones in a batch
 PREVIEW = 250  # steps between previews
-ROWS, NOISE, PICK = 60, 61, 62  # what a generator is for
 
 
 class Restorer(nn.Module):
@@ -107,11 +106,11 @@ def _loss(made: Restorer, data: Dataset, batch_size: int, seed: int) -> Callable
     """The squared error of a step's batch, which is drawn and degraded on the CPU, at several levels."""
 
     def loss(step: int) -> Tensor:
-        draw = generator(seed, ROWS, step)
+        draw = generator(seed, Stream.COLD_ROWS, step)
         group = data.groups[int(torch.randint(len(data.groups), (), generator=draw))]
         rows = torch.randint(len(group), (batch_size,), generator=draw)
         x0 = to_tensor(data.batch([group[i] for i in rows.tolist()]).images)
-        noise = torch.randn(x0.shape, generator=generator(seed, NOISE, step))
+        noise = torch.randn(x0.shape, generator=generator(seed, Stream.COLD_NOISE, step))
         n = min(LEVELS, batch_size)  # each part of the range has its images
         levels = ((torch.arange(n) + torch.rand(n, generator=draw)) / n).tolist()
         chunks = list(zip(x0.tensor_split(n), noise.tensor_split(n), levels, strict=True))

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError
-from ...noise import generator
+from ...noise import Stream, generator
 
 _BLOCK = 64  # side of the squares in which a noise field is drawn
 
@@ -126,7 +126,11 @@ def field(seed: int, channels: int, tile: Tile, *keys: int) -> Float[Tensor, "c 
     whole = torch.cat(
         [
             torch.cat(
-                [torch.randn(channels, _BLOCK, _BLOCK, generator=generator(seed, 41, r, c, *keys)) for c in columns], 2
+                [
+                    torch.randn(channels, _BLOCK, _BLOCK, generator=generator(seed, Stream.TILE_NOISE, r, c, *keys))
+                    for c in columns
+                ],
+                2,
             )
             for r in rows
         ],

@@ -19,7 +19,7 @@ from ...io import guarded, images, inputs
 from ...io.inputs import ImageLike, as_tensor, opened, scaled
 from ...nets.layers import drawn, records_config
 from ...nets.unet import UNet
-from ...noise import generator
+from ...noise import Stream, generator
 from ...options import fill
 from ...training.trainer import Part, train
 from ..translation.domains import squares
@@ -37,7 +37,7 @@ NET = {
 }
 
 
-ROWS, PREVIEW = 80, 100  # what a generator is for; steps between previews
+PREVIEW = 100  # steps between previews
 
 
 def enlarged(original: Image.Image, image: Float[Tensor, "3 h w"]) -> Image.Image:
@@ -105,7 +105,7 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Styliz
         return images.to_tensor(photos[rows]).expand(-1, 3, -1, -1).to(device)
 
     def loss(step: int) -> Tensor:
-        draw = generator(seed, ROWS, step)
+        draw = generator(seed, Stream.STYLE_ROWS, step)
         total = torch.zeros((), device=device)
         for row in torch.randint(len(photos), (chosen.batch_size,), generator=draw).tolist():
             x, strength = photo(slice(row, row + 1)), float(torch.rand((), generator=draw))

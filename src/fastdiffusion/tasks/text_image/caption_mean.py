@@ -24,14 +24,13 @@ from ...models import Model, save
 from ...nets import TextConditioned
 from ...nets.presets import PRESETS
 from ...nets.text import CaptionMean, TextEncoder
-from ...noise import generator
+from ...noise import Stream, generator
 from ...options import fill
 from ...training.learner import Learner
 from ...training.trainer import Part, train
 from .options import TrainCaptionMeanOptions
 
 FILE = "draft.safetensors"
-ROWS, CAPTIONS = 96, 97  # what a generator is for
 
 
 def train_caption_mean(data: Dataset | str, **options: Any) -> Model:
@@ -93,8 +92,10 @@ def _loss(
     rows, scale, seed, place = learner.setup.train, learner.setup.sigma_data, chosen.seed, chosen.place
 
     def loss(step: int) -> Tensor:
-        some = torch.randint(len(rows), (chosen.batch_size,), generator=generator(seed, ROWS, step)).tolist()
-        batch = rows.batch(some, generator(seed, CAPTIONS, step))
+        some = torch.randint(
+            len(rows), (chosen.batch_size,), generator=generator(seed, Stream.CAPTION_MEAN_ROWS, step)
+        ).tolist()
+        batch = rows.batch(some, generator(seed, Stream.CAPTION_MEAN_CAPTION, step))
         mean = caption_mean(text_encoder(text_encoder.tokens(batch.captions).to(place))[2])
         target = as_input(batch.images).to(place) / scale
         return (mean - F.adaptive_avg_pool2d(target, mean.shape[2:])).square().mean()

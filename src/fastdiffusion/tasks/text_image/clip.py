@@ -37,7 +37,7 @@ from ...nets import tokenizer as tokenizers
 from ...nets.clip import LOSSES, Clip
 from ...nets.layers import drawn
 from ...nets.text import normalized
-from ...noise import generator
+from ...noise import Stream, generator
 from ...options import fill
 from ...schedules import uniform
 from ...training.batches import Batches
@@ -46,7 +46,6 @@ from ...training.trainer import Part, train
 from .options import TrainClipOptions, TrainNoisyOptions
 
 FILE = "clip.safetensors"
-CAPTION, AUGMENT, NOISE, LEVEL = range(48, 52)  # what a generator is for
 LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}
 AUGMENTS = ("scale", "shift", "brightness", "contrast", "saturation")  # what a caption seldom mentions
 KNOWN = 1000  # captions that a file keeps as a measure for others
@@ -115,7 +114,7 @@ def train_clip(data: Dataset | str, **options: Any) -> Clip:
 
     def step_loss(step: int) -> Tensor:
         rows = batches.order(step)
-        batch = train_data.batch(rows, generator(seed, CAPTION, step))
+        batch = train_data.batch(rows, generator(seed, Stream.CLIP_CAPTION, step))
         image_vectors = clip.encode_image(_augmented(batch.images, seed, step).to(place))
         return contrast(clip, image_vectors, clip.encode_text(batch.captions), batch.captions, batch.names)
 
@@ -152,7 +151,7 @@ def _new(data: Dataset, chosen: TrainClipOptions) -> Clip:
 
 def _augmented(images: Tensor, seed: int, step: int) -> Tensor:
     """Images in [-1, 1], changed in what captions seldom mention."""
-    plan = augment.draw(len(images), generator(seed, AUGMENT, step), AUGMENTS, 0.5)
+    plan = augment.draw(len(images), generator(seed, Stream.CLIP_AUGMENT, step), AUGMENTS, 0.5)
     return augment.apply(to_tensor(images), plan)
 
 
@@ -187,10 +186,10 @@ def train_noisy(clip: Clip, data: Dataset, images: Dataset | None = None, **opti
 
     def step_loss(step: int) -> Tensor:
         rows = batches.order(step)
-        batch = data.batch(rows, generator(seed, CAPTION, step))
+        batch = data.batch(rows, generator(seed, Stream.CLIP_CAPTION, step))
         x = batch.images if latent else _augmented(batch.images, seed, step)
-        sigma = uniform(torch.rand(len(rows), generator=generator(seed, LEVEL, step)), **LEVELS).to(place)
-        noise = torch.randn(x.shape, generator=generator(seed, NOISE, step)).to(place)
+        sigma = uniform(torch.rand(len(rows), generator=generator(seed, Stream.CLIP_SIGMA, step)), **LEVELS).to(place)
+        noise = torch.randn(x.shape, generator=generator(seed, Stream.CLIP_NOISE, step)).to(place)
         x = x.to(place)
         with torch.no_grad():
             text_vectors = clip.encode_text(batch.captions)

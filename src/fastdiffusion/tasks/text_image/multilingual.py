@@ -32,14 +32,13 @@ from ...models import Model, native_denoiser
 from ...nets import tokenizer as tokenizers
 from ...nets.layers import Attention, drawn
 from ...nets.text import TextConditioned, TextEncoder, normalized, vocabulary_ids
-from ...noise import generator, initial
+from ...noise import Stream, generator, initial
 from ...options import fill
 from ...training import optimizers
 from ...training.options import TrainingOptions
 from ...training.trainer import Part, train
 from .options import AddLanguageOptions
 
-PAIRS, QUERIES = 41, 42  # purposes of generators
 SHOWN = 8  # queries that a batch is compared at, drawn anew at every step
 Encoded = tuple[Tensor, Tensor, Tensor]  # token states, mask and pooled vector, as a text encoder gives them
 
@@ -158,7 +157,7 @@ def _second(own: TextEncoder, texts: Sequence[str], vocabulary: int, depth: int,
         "known": len(vocabulary_ids(texts)),
     }
     # built as a file's parts are: within what one may ask for
-    new: TextEncoder = drawn(lambda: nets.build({**config, **changed, "name": "text"}), seed, PAIRS)
+    new: TextEncoder = drawn(lambda: nets.build({**config, **changed, "name": "text"}), seed, Stream.LANGUAGE_PAIRS)
     new.set_vocabulary(tokenizer, texts)
     if depth == config["depth"]:
         new.layers.load_state_dict(own.layers.state_dict())  # how words act on one another is alike everywhere
@@ -221,7 +220,7 @@ def distill(
     layers, bank = _queries(model, known, chosen.seed)
 
     def loss(step: int) -> Tensor:
-        g = generator(chosen.seed, PAIRS, step)
+        g = generator(chosen.seed, Stream.LANGUAGE_PAIRS, step)
         mine, texts = rows(g)
         with torch.no_grad():
             theirs = old(old.tokens(texts).to(place))
@@ -253,7 +252,7 @@ def _queries(
 ) -> tuple[list, list[Tensor]]:
     """The denoiser's cross-attention layers, and for each some of its queries in runs with these texts."""
     inputs: dict[nn.Module, list[Tensor]] = {}
-    g = generator(seed, QUERIES)
+    g = generator(seed, Stream.LANGUAGE_QUERIES)
 
     def note(module: nn.Module, args: tuple) -> None:
         if len(args) > 1 and args[1] is not None:

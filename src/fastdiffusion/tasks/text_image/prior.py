@@ -27,7 +27,7 @@ from ...io import guarded
 from ...io.checkpoints import fingerprint, save_tensors
 from ...nets.clip import Clip, Prior
 from ...nets.layers import drawn
-from ...noise import generator
+from ...noise import Stream, generator
 from ...options import fill
 from ...training.trainer import Part, train
 from ...types import Cond
@@ -35,7 +35,6 @@ from .clip import embedded
 from .options import TrainPriorOptions
 
 FILE = "prior.safetensors"
-DRAWS, ORDER, SIGMA, NOISE, BLUR = range(56, 61)  # what a generator is for
 
 
 def train_prior(clip: Clip, data: Dataset, **options: Any) -> Denoiser:
@@ -53,15 +52,15 @@ def train_prior(clip: Clip, data: Dataset, **options: Any) -> Denoiser:
     prior: Denoiser = drawn(lambda: Denoiser(Prior(clip.dim), "edm", sigma_data=1.0), seed, 1).to(place)
 
     def loss(step: int) -> Tensor:
-        rows = torch.randint(len(image_vectors), (n,), generator=generator(seed, ORDER, step))
-        which = torch.randint(chosen.draws, (n,), generator=generator(seed, DRAWS, step))
+        rows = torch.randint(len(image_vectors), (n,), generator=generator(seed, Stream.PRIOR_ORDER, step))
+        which = torch.randint(chosen.draws, (n,), generator=generator(seed, Stream.PRIOR_CAPTION, step))
         text = text_vectors[which, rows]
-        text = text + chosen.blur * torch.randn(text.shape, generator=generator(seed, BLUR, step))
-        source = generator(seed, SIGMA, step)
+        text = text + chosen.blur * torch.randn(text.shape, generator=generator(seed, Stream.PRIOR_BLUR, step))
+        source = generator(seed, Stream.PRIOR_SIGMA, step)
         sigma = schedules.lognormal(torch.rand(n, generator=source), 0.0, 1.4)
         cond = Cond(pooled=unit * text).drop(torch.rand(n, generator=source) < chosen.dropout).to(place)
         x0 = unit * image_vectors[rows]
-        unit_noise = torch.randn(x0.shape, generator=generator(seed, NOISE, step)).to(place)
+        unit_noise = torch.randn(x0.shape, generator=generator(seed, Stream.PRIOR_NOISE, step)).to(place)
         weight = partial(losses.weight, "edm", sigma_data=1.0)
         return losses.denoising_loss(prior, x0.to(place), sigma.to(place), unit_noise, cond, weight).mean()
 
@@ -83,7 +82,7 @@ def embeddings(
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "k n d"]]:
     """The vectors of all images, and of ``draws`` captions of each (of one draw: the first caption), on the CPU."""
     text_vectors = torch.zeros(draws, len(data), clip.dim)
-    sources = [generator(seed, DRAWS, k) if draws > 1 else None for k in range(draws)]
+    sources = [generator(seed, Stream.PRIOR_CAPTION, k) if draws > 1 else None for k in range(draws)]
     for group in data.groups:
         for first in range(0, len(group), 256):
             rows = group[first : first + 256]

@@ -17,9 +17,7 @@ from ...data.pairs import same_shape
 from ...errors import DataError, InputError
 from ...io.images import to_tensor
 from ...nets.translators import edges
-from ...noise import generator
-
-ROWS = 70  # what a generator is for
+from ...noise import Stream, generator
 
 
 class Domains(NamedTuple):
@@ -61,7 +59,7 @@ class Domains(NamedTuple):
 
     def draw(self, n: int, seed: int, step: int, mirror: bool) -> tuple[Tensor, Tensor]:
         """A step's batch, half of it mirrored if ``mirror``."""
-        g, (most, other) = generator(seed, ROWS, step), self.sizes
+        g, (most, other) = generator(seed, Stream.DOMAIN_ROWS, step), self.sizes
         first = torch.randint(most, (n,), generator=g)
         second = first if self.paired else torch.randint(other, (n,), generator=g)
         return self.batch(first, second, (torch.rand(n, generator=g) < 0.5) & mirror)

@@ -34,7 +34,7 @@ from ...nets import layers, presets, translators
 from ...nets.adversarial import LOSSES, PatchDiscriminator, Pool, r1
 from ...nets.perceptual import perceptual_distance
 from ...nets.translators import PAIRED, Cycle, Translator, edges
-from ...noise import generator
+from ...noise import Stream, generator
 from ...options import fill
 from ...samplers import processes
 from ...training import optimizers
@@ -48,7 +48,6 @@ KINDS: dict[str, Callable[..., nn.Module]] = {"translator": Translator, "cycle":
 METHODS = (*PAIRED, "cyclegan")
 Loss = Callable[[int], Tensor]
 Batch = Callable[[int], tuple[Tensor, Tensor]]
-SIGMA, NOISE, POOL = 71, 72, 73  # what a generator is for
 SIGMAS = (0.02, 20.0)  # of a diffusion that is conditioned on its source
 SIGMA_DISTRIBUTION = (0.0, 1.4)  # lognormal: large areas of one color are decided in much noise
 SHARE = {"gan": 0.5, "cyclegan": 0.5}  # of the optimizer's usual rate: in a game, the other must be able to follow
@@ -132,8 +131,8 @@ def _loss(made: Translator, batch: Batch, seed: int, step: int) -> Tensor:
     cond, n = Cond(image=a), len(a)
     if made.method == "regression":
         return (made(a, a.new_zeros(n), cond) - b).square().mean()
-    fresh = torch.randn(b.shape, generator=generator(seed, NOISE, step)).to(b)
-    even = schedules.stratified(n, generator(seed, SIGMA, step)).to(b)
+    fresh = torch.randn(b.shape, generator=generator(seed, Stream.TRANSLATION_NOISE, step)).to(b)
+    even = schedules.stratified(n, generator(seed, Stream.TRANSLATION_SIGMA, step)).to(b)
     levels = translators.sigma(even) if made.method == "bridge" else schedules.lognormal(even, *SIGMA_DISTRIBUTION)
     weight = partial(losses.edm, sigma_data=made.denoiser.sigma_data)
     return losses.denoising_loss(made.denoiser, b, levels, fresh, cond, weight).mean()
@@ -179,7 +178,7 @@ def _cycle(made: Cycle, batch: Batch, seed: int) -> tuple[Loss, dict[str, Part]]
 
     def critic_loss(step: int) -> Tensor:
         a, b, like_a, like_b = shown[0]
-        draw = generator(seed, POOL, step)
+        draw = generator(seed, Stream.TRANSLATION_POOL, step)
         old_a, old_b = pool_a.exchange(like_a, draw), pool_b.exchange(like_b, draw)
         return game.discriminator(of_a(a), of_a(old_a)) + game.discriminator(of_b(b), of_b(old_b))
 
