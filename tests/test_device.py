@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from desk import laid_out
 from PIL import Image
 from pretended_device import forget_accelerator, pretended
 from torch import Tensor, nn
-from verbs import ROWS, laid_out, verb
+from verbs import ROWS, verb
 
 from fastdiffusion.io.images import to_tensor
 from fastdiffusion.samplers import SAMPLERS
