@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from desk import laid_out
 from PIL import Image
 from pretended_device import forget_accelerator, pretended
 from torch import Tensor, nn
-from verbs import ROWS, laid_out, verb
+from verbs import ROWS, verb
 
 from fastdiffusion.io.images import to_tensor
+from fastdiffusion.samplers import SAMPLERS
 
 # Commands that do not compute with a net, or that compute through a verb of the table alone.
 EXEMPT = {"scan", "list-samplers", "about", "recipe", "doctor", "demo", "names"}
@@ -107,13 +109,23 @@ def test_every_command_that_computes_is_in_the_table():
     assert covered <= commands, "a command that there is no more"
 
 
-@pytest.mark.parametrize("options", [{}, {"scale": 2.0}, {"guidance": "cfg scale=2 interval=0.3..5"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"sampler": name, "scale": 2.0} for name in SAMPLERS),
+        {},
+        {"guidance": "cfg scale=2 interval=0.3..5"},
+        {"guidance": "apg scale=3"},
+        {"guidance": "negative 4 scale=2"},
+    ],
+    ids=lambda options: " ".join(map(str, options.values())) or "plain",
+)
 def test_sampling_does_not_wait_for_the_device(desk, options):
     """Twice the steps, as many waits: the loop itself never asks the device for a number."""
 
     def waits(steps):
         with pretended() as device:
             verb("sample")(desk.classes, classes="3", n=1, steps=steps, device="cuda", **options)
-        return device.waits
+        return device.places
 
     assert waits(6) == waits(3)
