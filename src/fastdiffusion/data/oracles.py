@@ -27,22 +27,23 @@ class Gaussian:
 
     def _scale(self, x: Tensor, factors: Tensor) -> Tensor:
         """Scale x - mean along each axis."""
-        return self.mean + ((x - self.mean) @ self.axes * factors) @ self.axes.T
+        mean, axes = self.mean.to(x), self.axes.to(x)
+        return mean + ((x - mean) @ axes * factors) @ axes.T
 
     def __call__(self, x: Float[Tensor, "b *m n"], sigma: Float[Tensor, " b"], cond: Cond | None = None) -> Tensor:
         """mean + C (C + sigma^2)^-1 (x - mean)."""
-        variance = self.stds.square()
+        variance = self.stds.to(x).square()
         return self._scale(x, variance / (variance + expand(sigma, x).square()))
 
     def flow(self, x: Float[Tensor, "b *m n"], sigma: float, to: float) -> Float[Tensor, "b *m n"]:
         """Where the probability flow takes x from noise level ``sigma`` to ``to``: each axis keeps its quantile."""
-        variance = self.stds.square()
+        variance = self.stds.to(x).square()
         return self._scale(x, ((variance + to * to) / (variance + sigma * sigma)).sqrt())
 
     def log_prob(self, x: Float[Tensor, "b *m n"], sigma: float = 0.0) -> Float[Tensor, "b *m"]:
         """Log density of the noisy data."""
-        variance = self.stds.square() + sigma * sigma
-        z = (x - self.mean) @ self.axes
+        variance = self.stds.to(x).square() + sigma * sigma
+        z = (x - self.mean.to(x)) @ self.axes.to(x)
         return -(z.square() / variance + (2 * math.pi * variance).log()).sum(-1) / 2
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Float[Tensor, "n d"]:
@@ -71,7 +72,7 @@ class Mixture:
         weights = self.weights.to(x).expand(len(x), -1)
         if self.labels is not None and cond is not None and cond.label is not None:
             label = cond.label[:, None]
-            weights = weights * ((label == self.labels) | (label < 0))
+            weights = weights * ((label == self.labels.to(label.device)) | (label < 0))
             weights = weights / weights.sum(1, keepdim=True)
         return weights.log() - distance / variance / 2 - flat.shape[1] / 2 * (2 * math.pi * variance).log()
 
