@@ -1,8 +1,10 @@
 """Checkpoints of other families: equal to their pipelines, and a Model like any other."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -98,7 +100,7 @@ def test_what_a_model_has(loaded, name):
         sigmas = model.schedule(steps, None)
         assert len(sigmas) == steps + 1 and float(sigmas[0]) == pytest.approx(model.sigma_max, rel=1e-6)
         assert bool((sigmas.diff() < 0).all()) and float(sigmas[-1]) == 0
-    levels = model.denoise.inner.levels
+    levels = model.denoise.levels
     t = torch.tensor([0.0, 0.25, 400.5, 998.9, 999.0], dtype=torch.float64)
     torch.testing.assert_close(levels.t(levels.sigma(t)).double(), t, atol=1e-4, rtol=1e-6)
 
@@ -281,6 +283,17 @@ def test_commands(loaded, photo, tmp_path, monkeypatch, capsys):
     assert main(["fit", "sd15/", "--steps", "2", "--prompt", "a cat", "--seconds", "1", "--noises", "8"]) == 0
     tables = json.loads((tmp_path / "sd15.tables.json").read_text())
     assert list(tables["tables"]) == ["2 steps, scale 7.5, 64x64"] and tables["checkpoint"] == one.model.id
+
+
+def test_the_page_about_checkpoints_runs(loaded, tmp_path, monkeypatch, capsys):
+    shutil.copytree(loaded("sd15").path, tmp_path / "sd15")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text()
+    blocks = re.findall(r"^```py\n(.*?)^```", page, re.M | re.S)
+    names = {}
+    for block in blocks:
+        exec(compile(block, "checkpoints.md", "exec"), names)
+    assert len(blocks) == 2 and "attn2': (1, 64, 77)" in capsys.readouterr().out
 
 
 # ---- attention --------------------------------------------------------------------------------------------------

@@ -35,22 +35,6 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 
 
-class _Denoise:
-    """A family's denoiser with the checkpoint's hash, which is computed when it is first asked for."""
-
-    def __init__(self, inner: StableDiffusion, path: Path):
-        self.inner, self.path, self.settings = inner, path, inner.settings
-        self._id: str | None = None
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.inner(*args, **kwargs)
-
-    @property
-    def id(self) -> str:
-        self._id = self._id or folder.digest(self.path)
-        return self._id
-
-
 def load_folder(path: str | Path) -> Model:
     """The model in a folder that ``pipeline.save_pretrained`` wrote or that a hub serves, on the CPU.
 
@@ -95,7 +79,7 @@ def load_folder(path: str | Path) -> Model:
     conditioner = family.conditioner_class(modules, texts, (side * vae.factor, side * vae.factor), index)
     register(net)
     return Model(
-        _Denoise(family(net, levels, conditioner, vae.factor), path.resolve()),
+        family(net, levels, conditioner, vae.factor, path.resolve()),
         (vae.latent_channels, side, side),
         sigma_min=levels.sigma_min,
         sigma_max=levels.sigma_max,

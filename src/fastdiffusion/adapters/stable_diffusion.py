@@ -10,16 +10,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .. import prompts
+from .. import prompts as language
 from ..denoisers import expand, scaling
 from ..guidance.core import to_rows
-from ..models import Size
+from ..models import Size, folder
 from ..types import Cond
 from .levels import TrainedLevels
 
@@ -58,9 +60,9 @@ class ClipConditioner:
         return min(int(module.config.max_position_embeddings) for module in self.modules)
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], size: Size | None = None) -> Cond:
+    def encode(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
         """The states of every token, padding included; a text that is too long loses its end, with a warning."""
-        (ids,) = self._ids(texts)
+        (ids,) = self._ids(prompts)
         return Cond(emb=self.modules[0](ids)[0].float())
 
     def null(self, n: int, size: Size | None = None) -> Cond:
@@ -77,13 +79,13 @@ class ClipConditioner:
         """The words that the tokenizer cannot write; byte pairs write any."""
         tokenizer = self.tokenizers[0]
         unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}
-        return prompts.unknown_words(
+        return language.unknown_words(
             text, lambda word: not unknown & set(tokenizer(word, add_special_tokens=False)["input_ids"])
         )
 
-    def _ids(self, texts: Sequence[str]) -> list[Tensor]:
+    def _ids(self, prompts: Sequence[str]) -> list[Tensor]:
         """The token numbers for each encoder, padded as its tokenizer does."""
-        for text in texts:
+        for text in prompts:
             if (length := len(self.token_spans(text))) > self.max_tokens:
                 warnings.warn(
                     f"Only the first {self.max_tokens} of {length} tokens of {text[:40]!r} are encoded. "
@@ -92,7 +94,7 @@ class ClipConditioner:
                 )
         options: Any = {"padding": "max_length", "max_length": self.max_tokens, "truncation": True}
         return [
-            tokenizer(list(texts), return_tensors="pt", **options)["input_ids"].to(module.device)
+            tokenizer(list(prompts), return_tensors="pt", **options)["input_ids"].to(module.device)
             for tokenizer, module in zip(self.tokenizers, self.modules, strict=True)
         ]
 
@@ -107,10 +109,10 @@ class XlConditioner(ClipConditioner):
     encoders = ("text_encoder", "text_encoder_2")
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str], size: Size | None = None) -> Cond:
+    def encode(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
         """States, pooled vector and size ids for images of ``size`` (by default the model's own)."""
         outputs = [
-            module(ids, output_hidden_states=True) for module, ids in zip(self.modules, self._ids(texts), strict=True)
+            module(ids, output_hidden_states=True) for module, ids in zip(self.modules, self._ids(prompts), strict=True)
         ]
         emb = torch.cat([output.hidden_states[-2] for output in outputs], -1).float()
         height, width = size or self.size
@@ -135,9 +137,13 @@ class StableDiffusion:
     pipeline = "StableDiffusionPipeline"
     conditioner_class = ClipConditioner
 
-    def __init__(self, net: Any, levels: TrainedLevels, conditioner: ClipConditioner, factor: int):
-        self.net, self.levels, self.conditioner, self.factor = net, levels, conditioner, factor
-        self.settings = {"family": self.name, "prediction": levels.prediction, "zero_snr": levels.zero_snr}
+    def __init__(self, net: Any, levels: TrainedLevels, conditioner: ClipConditioner, factor: int, path: Path):
+        self.net, self.levels, self.conditioner, self.factor, self.path = net, levels, conditioner, factor, path
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 of the folder's files."""
+        return folder.digest(self.path)
 
     def __call__(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], cond: Cond | None = None
@@ -169,7 +175,7 @@ class StableDiffusion:
         empty = ~cond.mask.any(1)
         if bool(empty.any()):  # ``Cond.null`` hides all tokens
             null = self.conditioner.null(rows, size).to(x.device)
-            assert null.emb is not None
+            assert null.emb is not None and cond.emb is not None and cond.mask is not None
             more = cond.emb.shape[1] - null.emb.shape[1]
             filled = nn.functional.pad(null.emb, (0, 0, 0, more)).to(cond.emb)
             emb = torch.where(empty[:, None, None], filled, cond.emb)
