@@ -1,20 +1,25 @@
 """Checkpoints of other families: equal to their pipelines, and a Model like any other."""
 
 import json
+import os
 import re
 import shutil
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from pretended_device import pretended
 from tiny_pipelines import FAMILIES, build
 
 import fastdiffusion
 from fastdiffusion import samplers
 from fastdiffusion.cli import main
-from fastdiffusion.errors import CheckpointError, InputError
+from fastdiffusion.errors import CheckpointError, InputError, MissingExtra
 from fastdiffusion.guidance import cfg
 from fastdiffusion.guidance.attention import Controller, Replace, Store, attention_layers, control
 from fastdiffusion.io.inputs import fit_image
@@ -335,6 +340,31 @@ def test_attention_is_seen_and_changed(loaded, name):
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in net.modules())
 
 
+def test_two_threads_on_one_net(loaded):
+    """One replaces attention, the other reads it: neither meets the other's layers or edits."""
+    model = loaded("sd15").model
+    x, sigma, cond = torch.randn(2, *model.shape), torch.full((2,), 2.0), model.encode_prompt(PROMPTS)
+    with torch.no_grad():
+        plain = model.denoise(x, sigma, cond)
+        with control(model.modules["net"], Replace()):
+            edited = model.denoise(x, sigma, cond)
+    barrier = threading.Barrier(2)
+
+    def evaluate(controller):
+        results = []
+        for _ in range(6):
+            barrier.wait()
+            with torch.no_grad(), control(model.modules["net"], controller):
+                results.append(model.denoise(x, sigma, cond))
+        return results
+
+    with ThreadPoolExecutor(2) as pool:
+        reading, replacing = (pool.submit(evaluate, controller) for controller in (Count(), Replace()))
+    assert all(torch.equal(result, plain) for result in reading.result())
+    assert all(torch.equal(result, edited) for result in replacing.result())
+    assert not torch.equal(plain, edited)
+
+
 def test_attention_that_cannot_be_seen_is_refused(loaded):
     processor = diffusers.models.attention_processor.AttnProcessor()  # an explicit softmax
     net = loaded("sd2v").model.modules["net"]
@@ -345,6 +375,59 @@ def test_attention_that_cannot_be_seen_is_refused(loaded):
             loaded("sd2v").model.denoise(torch.randn(1, 4, 8, 8), torch.ones(1))
     finally:
         net.set_attn_processor(before)
+
+
+# ---- devices, extras, hashes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_another_device(loaded, name, photo):
+    """Tensors of two devices never meet: in prompts with weights, guidance, image to image and attention."""
+    options = {"n": 2, "steps": 2, "negative_prompt": "blurry"}
+    wanted = fastdiffusion.sample(loaded(name).path, "a (cat:1.5) AND a dog", **options, device="cpu").images
+    with pretended():
+        model = fastdiffusion.load(loaded(name).path, device="cuda")
+        got = fastdiffusion.sample(model, "a (cat:1.5) AND a dog", **options)
+        fastdiffusion.sample(model, ["a cat", LONG], image=photo, strength=0.5, n=2, steps=2)
+        fastdiffusion.sample(model, steps=2, n=1, scale=2.0)
+        store = Store()
+        with torch.no_grad(), control(model.modules["net"], store):
+            model.denoise(torch.randn(1, *model.shape).to("cuda"), torch.ones(1).to("cuda"), model.null().null())
+    assert store.probabilities
+    torch.testing.assert_close(got.images, wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu(loaded):
+    wanted = fastdiffusion.sample(loaded("sd15").path, "a (cat:1.5)", n=1, steps=2, device="cpu").images
+    got = fastdiffusion.sample(loaded("sd15").path, "a (cat:1.5)", n=1, steps=2, device="cuda").images
+    torch.testing.assert_close(got, wanted, atol=1e-2, rtol=1e-2)
+
+
+def test_without_the_extra(loaded, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'fastdiffusion\[sd\]'"):
+        fastdiffusion.load(loaded("sd15").path)
+
+
+def test_a_hash_is_kept_until_a_file_changes(loaded, tmp_path, monkeypatch):
+    place = tmp_path / "sd15"
+    shutil.copytree(loaded("sd15").path, place)
+    first = folder.digest(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.hashlib, "file_digest", None)  # reading a file again would raise
+        assert folder.digest(place) == first == loaded("sd15").model.id
+    file = place / "text_encoder" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(0, 0))
+    assert folder.digest(place) != first
+    (place / "README.md").write_text("notes decide nothing")
+    changed = folder.digest(place)
+    (place / "scheduler" / "scheduler_config.json").write_text("{}")
+    assert folder.digest(place) != changed
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------

@@ -97,8 +97,8 @@ class _Mode(TorchFunctionMode):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs)
 
         def weigh(q: Tensor, k: Tensor, m: Tensor | None = None) -> Tensor:
-            given = kwargs.get("scale")  # softmax_probabilities divides by the root of the width itself
-            return softmax_probabilities(q if given is None else q * (given * q.shape[-1] ** 0.5), k, m)
+            factor = kwargs.get("scale")  # softmax_probabilities divides by the root of the width itself
+            return softmax_probabilities(q if factor is None else q * (factor * q.shape[-1] ** 0.5), k, m)
 
         call = AttentionCall(module, query, key, value, mask, slice(None) if cross else None, attend, weigh)
         for hook in HOOKS.stack:

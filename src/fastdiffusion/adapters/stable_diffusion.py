@@ -80,7 +80,7 @@ class ClipConditioner:
         tokenizer = self.tokenizers[0]
         unknown = {tokenizer.unk_token_id} - {tokenizer.eos_token_id}
         return language.unknown_words(
-            text, lambda word: not unknown & set(tokenizer(word, add_special_tokens=False)["input_ids"])
+            text, lambda piece: not unknown & set(tokenizer(piece, add_special_tokens=False)["input_ids"])
         )
 
     def _ids(self, prompts: Sequence[str]) -> list[Tensor]:
