@@ -301,6 +301,20 @@ def test_the_page_about_checkpoints_runs(loaded, tmp_path, monkeypatch, capsys):
     assert len(blocks) == 2 and "attn2': (1, 64, 77)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_doctor(loaded, name, monkeypatch, capsys):
+    """It compares with the pipeline on the user's own weights, and would notice a difference."""
+    assert main(["doctor", str(loaded(name).path)]) == 0
+    report = capsys.readouterr().out
+    layers = len(attention_layers(loaded(name).model.modules["net"]))
+    assert report.count(": equal") == 2 and f"{layers} of {layers} layers" in report and "BREAK work" in report
+    monkeypatch.setattr("fastdiffusion.adapters.levels.TrainedLevels.t", lambda self, sigma: 500 + 0 * sigma)
+    assert main(["doctor", str(loaded(name).path)]) == 0
+    assert capsys.readouterr().out.count("NOT EQUAL") == 2
+    assert main(["doctor", "emoji"]) == 2
+    assert "examines a folder" in capsys.readouterr().err
+
+
 # ---- attention --------------------------------------------------------------------------------------------------
 
 

@@ -5,6 +5,7 @@ A family is a small class: how its prompts are encoded, what "nothing" is, how i
 because a model is a denoiser.
 """
 
+from .examine import examine
 from .loading import FAMILIES, load_folder
 
-__all__ = ["FAMILIES", "load_folder"]
+__all__ = ["FAMILIES", "examine", "load_folder"]

@@ -47,7 +47,7 @@ def load_folder(path: str | Path) -> Model:
         MissingExtra: diffusers or transformers is not installed.
     """
     path = Path(path)
-    index = _json(path / folder.INDEX)
+    index = read_json(path / folder.INDEX)
     family = FAMILIES.get(str(index.get("_class_name")))
     if family is None:
         raise InputError(
@@ -59,7 +59,7 @@ def load_folder(path: str | Path) -> Model:
     tokenizers = tuple(name.replace("text_encoder", "tokenizer") for name in encoders)
     for part in (*parts, *tokenizers):
         _check_part(path, index, part)
-    levels = TrainedLevels(_json(path / "scheduler" / "scheduler_config.json"))
+    levels = TrainedLevels(read_json(path / "scheduler" / "scheduler_config.json"))
     weights = {part: _weights(path / part) for part in parts}  # all of them, before the first is loaded
     try:
         import diffusers
@@ -68,7 +68,7 @@ def load_folder(path: str | Path) -> Model:
         raise missing("A folder in diffusers' layout", "diffusers and transformers", "sd") from None
     modules: dict[str, nn.Module] = {}
     for part, (dtype, variant) in weights.items():
-        if part == "vae" and _json(path / part / "config.json").get("force_upcast", True):
+        if part == "vae" and read_json(path / part / "config.json").get("force_upcast", True):
             dtype = torch.float32
         library: Any = transformers if part in encoders else diffusers
         modules[NAMES.get(part, part)] = _module(getattr(library, CLASSES[part][0]), path / part, dtype, variant)
@@ -95,7 +95,8 @@ def load_folder(path: str | Path) -> Model:
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A configuration of the folder; raises CheckpointError for anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -135,7 +136,7 @@ def _weights(part: Path) -> tuple[torch.dtype, str | None]:
         rest = chosen[0].removeprefix(f"{stem}.")
         variant = rest.removeprefix("safetensors.index.").split(".")[0]
         single, sharded = f"{stem}.{variant}.safetensors", f"{stem}.safetensors.index.{variant}.json"
-    weight_map = _json(part / sharded).get("weight_map", {}) if single not in tensors else {}
+    weight_map = read_json(part / sharded).get("weight_map", {}) if single not in tensors else {}
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{part / sharded} is no index of weights. Download it anew.")
     shards = sorted({Path(str(name)).name for name in weight_map.values()}) or [single]
