@@ -25,6 +25,7 @@ def pipeline(model: Model) -> Any:
     """diffusers' own pipeline around the networks of a model, with its Euler scheduler; they are not copied."""
     import diffusers
 
+    library: Any = diffusers
     family = _family(model)
     encoders = family.conditioner_class.encoders
     parts: dict[str, Any] = {part: model.modules[NAMES.get(part, part)] for part in ("unet", "vae", *encoders)}
@@ -36,7 +37,7 @@ def pipeline(model: Model) -> Any:
         index = read_json(family.path / folder.INDEX)
         parts["force_zeros_for_empty_prompt"] = bool(index.get("force_zeros_for_empty_prompt", True))
     config = read_json(family.path / "scheduler" / "scheduler_config.json")
-    pipe = getattr(diffusers, family.pipeline)(scheduler=diffusers.EulerDiscreteScheduler.from_config(config), **parts)
+    pipe = getattr(library, family.pipeline)(scheduler=library.EulerDiscreteScheduler.from_config(config), **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
