@@ -45,7 +45,7 @@ def test_weaker_is_a_part_of_what_was_said():
 
 
 @pytest.mark.parametrize(("said", "sentence"), [
-    ("blur 4, noise 0.1", "has no noise"), ("blur", "must say how far"), ("blur 1..3", "must say how far"),
+    ("blur 4, noise 0.1", "has no noise"), ("blur", "needs a strength"), ("blur 1..3", "needs a strength"),
     ("blurr 3", "Did you mean 'blur'"), ("downscale 4", "whole factors"), ("blur 4 | pixelate 8", "the choice"),
 ])  # fmt: skip
 def test_what_is_no_process(said, sentence):

@@ -20,6 +20,8 @@ from fastdiffusion.io.images import to_tensor
 # Commands that do not compute with a net, or that compute through a verb of the table alone.
 EXEMPT = {"scan", "list-samplers", "about", "recipe", "doctor", "demo", "names"}
 
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory) -> SimpleNamespace:
@@ -64,8 +66,6 @@ def on_cpu(desk, tmp_path_factory) -> Callable[[str], list[Tensor]]:
 @contextmanager
 def real() -> Iterator[SimpleNamespace]:
     """The GPU of this machine, at full precision."""
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
     used, tf32 = SimpleNamespace(operations=0), torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     forget_accelerator()
@@ -82,7 +82,7 @@ def real() -> Iterator[SimpleNamespace]:
 def enrolled() -> Iterator[Any]:
     for name in ROWS:
         yield pytest.param(name, pretended, id=f"{name}-pretended")
-        yield pytest.param(name, real, id=f"{name}-gpu", marks=pytest.mark.gpu)
+        yield pytest.param(name, real, id=f"{name}-gpu", marks=[pytest.mark.gpu, NO_GPU])
 
 
 @pytest.mark.parametrize(("name", "where"), list(enrolled()))

@@ -479,7 +479,9 @@ def test_a_text_and_its_mask_are_replaced_as_one() -> None:
     full, short = torch.tensor([[True, True, True]]), torch.tensor([[True, False, False]])
     cond = Cond(emb=torch.ones(2, 3, 4), mask=full.expand(2, 3), pooled=torch.ones(2, 5), label=torch.tensor([1, 2]))
     bare = guidance.replace_text(cond, Cond(emb=torch.zeros(1, 3, 4)), 2)
-    assert bare.mask is not None and bare.mask.all() and bare.emb is not None and not bare.emb.any()
+    assert bare.emb is not None and not bare.emb.any() and bare.mask is None  # no mask: every token is real
+    both = Cond.cat([cond, bare])
+    assert both.mask is not None and both.mask.all() and len(both) == 4
     masked = guidance.replace_text(cond, Cond(emb=torch.zeros(1, 3, 4), mask=short), 2)
     assert masked.mask is not None and torch.equal(masked.mask, short.expand(2, 3))
     absent = guidance.replace_text(cond, Cond(label=torch.tensor([0])), 2)

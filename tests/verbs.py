@@ -23,6 +23,8 @@ from fastdiffusion.corruptions import parse
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.io.images import to_pil, to_tensor
 from fastdiffusion.models import Model, save
+from fastdiffusion.nets import tokenizer
+from fastdiffusion.nets.autoencoders import KL
 
 NET = {"name": "unet", "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [1], "head": 8}
 LOCAL = {"name": "unet", "patch": 2, "refine": 4, "width": 8, "multiples": [1], "blocks": [1], "attention": [],
@@ -63,6 +65,11 @@ def row(command: str | None = None) -> Callable[..., Any]:
 
 
 # ---- what the verbs work on ---------------------------------------------------------------------------------------
+
+
+def digits() -> data.Dataset:
+    """A few of them."""
+    return data.Subset(data.load("digits"), range(64))
 
 
 def stirred(net: nn.Module) -> nn.Module:
@@ -113,9 +120,9 @@ def laid_out(place: Path) -> SimpleNamespace:
     restorer = write("restorer", nets.build({**LOCAL, "in_channels": 6, "out_channels": 3}), (3, 64, 64), **restoring)
     text_net = nets.build({**NET, "in_channels": 3, "out_channels": 3, "words": WORDS})
     captions = [f"a {color} square" for color in COLORS]
-    text_net.text_encoder.set_vocabulary(nets.tokenizer.train(captions, 300))
+    text_net.text_encoder.set_vocabulary(tokenizer.train(captions, 300))
     text = write("text", text_net, (3, 16, 16))
-    autoencoder = stirred(nets.autoencoders.KL(channels=1, latent=2, width=8, multiples=[1], blocks=1))
+    autoencoder = stirred(KL(channels=1, latent=2, width=8, multiples=[1], blocks=1))
     latent_net = nets.build({**NET, "in_channels": 2, "out_channels": 2, "classes": 10})
     latent = write("latent", latent_net, (2, 4, 4), classes=tuple("0123456789"), autoencoder=autoencoder)
     return SimpleNamespace(
@@ -250,7 +257,7 @@ def evaluate(desk, device, folder):
     torch.manual_seed(0)
     features = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     options = {"n": 32, "steps": 2, "rounds": 3, "note": False, "features": features, "device": device}
-    report = verb("evaluate")(desk.classes, "digits", **options)
+    report = verb("evaluate")(desk.classes, digits(), **options)
     return list(report.numbers.values())
 
 
@@ -267,7 +274,7 @@ def likelihood(desk, device, folder):
     from fastdiffusion.samplers import probability_flow
 
     model = fastdiffusion.load(desk.classes).to(device)
-    images = to_tensor(data.load("digits").batch([0, 1]).images).to(device)
+    images = to_tensor(digits().batch([0, 1]).images).to(device)
     return probability_flow.bits_per_dim(model.denoise, images, cond=model.cond([0, 1]), tolerance=0.1)
 
 
@@ -276,7 +283,7 @@ def interpolation(desk, device, folder):
     from fastdiffusion.samplers import probability_flow
 
     model = fastdiffusion.load(desk.classes).to(device)
-    images = to_tensor(data.load("digits").batch([0, 1]).images).to(device)
+    images = to_tensor(digits().batch([0, 1]).images).to(device)
     sigmas = schedules.exponential(3, model.sigma_min, model.sigma_max)
     return probability_flow.interpolate(model.denoise, images[:1], images[1:], sigmas, 3)
 
@@ -415,12 +422,12 @@ def learned(source, device, **options):
 
 @row("train")
 def train_classes(desk, device, folder):
-    return learned("digits", device, folder=folder / "run", self_condition=True, augment=("mirror",), dropout=0.1)
+    return learned(digits(), device, self_condition=True, augment=("mirror",), dropout=0.1)
 
 
 @row("train")
 def train_adamw(desk, device, folder):
-    return learned("digits", device, optimizer="adamw", uncertainty=True, grad_accumulation=2)
+    return learned(digits(), device, optimizer="adamw", uncertainty=True, grad_accumulation=2)
 
 
 @row("train")
@@ -430,7 +437,7 @@ def train_text(desk, device, folder):
 
 @row("train")
 def train_latents(desk, device, folder):
-    return learned("digits", device, autoencoder=desk.latent)
+    return learned(digits(), device, autoencoder=desk.latent)
 
 
 @row("train")
@@ -441,19 +448,19 @@ def train_restorer(desk, device, folder):
 @row("train")
 def train_continued(desk, device, folder):
     options = {"net": NET, "batch_size": 4, "precision": "float32", "verbose": False, "folder": folder / "run"}
-    Learner("digits", device="cpu", **options).fit(steps=1)
-    return net_of(Learner("digits", device=device, **options).fit(steps=2).model)
+    Learner(digits(), device="cpu", **options).fit(steps=1)
+    return net_of(Learner(digits(), device=device, **options).fit(steps=2).model)
 
 
 @row("train-classifier")
 def train_classifier(desk, device, folder):
-    return verb("train_classifier")("digits", dropout=0.0, device=device, **TINY)
+    return verb("train_classifier")(digits(), dropout=0.0, device=device, **TINY)
 
 
 def _autoencoder(kind):
     def training(desk, device, folder):
         options = {"kind": kind, "width": 8, "levels": 1, "adversarial": 0.1, "perceptual": 0.1, "codebook_size": 64}
-        return verb("train_autoencoder")("digits", device=device, **options, **EXACT)
+        return verb("train_autoencoder")(digits(), device=device, **options, **EXACT)
 
     training.__name__ = f"train_autoencoder_{kind}"
     row("train-autoencoder")(training)
@@ -468,21 +475,21 @@ def evaluate_autoencoder(desk, device, folder):
     from fastdiffusion.models import load_autoencoder
     from fastdiffusion.tasks.autoencoding import analysis
 
-    images = data.Subset(data.load("digits"), range(16))
+    images = digits()
     return list(analysis.describe(load_autoencoder(desk.latent).to(device), images, n=8, samples=2).values())
 
 
 def _tokens(desk):
     def make(path):
         options = {"kind": "fsq", "width": 8, "levels": 1, "codebook_size": 64, "folder": path, "device": "cpu"}
-        verb("train_autoencoder")("digits", **options, **EXACT)
+        verb("train_autoencoder")(digits(), **options, **EXACT)
 
     return made(desk, "tokens", make) / "codec.safetensors"
 
 
 @row("train-token-prior")
 def train_token_prior(desk, device, folder):
-    return verb("train_token_prior")(_tokens(desk), "digits", width=16, depth=1, device=device, **TINY).prior
+    return verb("train_token_prior")(_tokens(desk), digits(), width=16, depth=1, device=device, **TINY).prior
 
 
 @row("sample-tokens")
@@ -490,7 +497,7 @@ def sample_tokens(desk, device, folder):
     from fastdiffusion.tasks.autoencoding import token_prior
 
     def make(path):
-        verb("train_token_prior")(_tokens(desk), "digits", width=16, depth=1, folder=path, device="cpu", **TINY)
+        verb("train_token_prior")(_tokens(desk), digits(), width=16, depth=1, folder=path, device="cpu", **TINY)
 
     return verb("sample_tokens")(made(desk, "prior", make) / token_prior.FILE, n=2, steps=2, device=device)
 

@@ -277,7 +277,7 @@ def _prompts(model: Model, chosen: SampleOptions) -> list[str] | None:
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
     for text in dict.fromkeys((*texts, negative)):
         unknown_words = frozenset(model.conditioner.unknown_words(text))
-        prompts.warn_unknown(text, lambda word, unknown_words=unknown_words: word not in unknown_words)
+        prompts.warn_unknown(text, lambda term, unknown_words=unknown_words: term not in unknown_words)
     return [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
 
 
