@@ -442,6 +442,9 @@ def test_a_hash_is_kept_until_a_file_changes(loaded, tmp_path, monkeypatch):
     changed = folder.digest(place)
     (place / "scheduler" / "scheduler_config.json").write_text("{}")
     assert folder.digest(place) != changed
+    shutil.rmtree(place)
+    with pytest.raises(CheckpointError, match="still there"):
+        folder.digest(place)
 
 
 # ---- bad input --------------------------------------------------------------------------------------------------

@@ -42,9 +42,16 @@ def files(folder: Path) -> list[Path]:
 def digest(folder: str | Path) -> str:
     """sha256 over the names and contents of the folder's files.
 
-    A file's hash is kept in the cache with its size and time of change: 7 GB take 15 s, once.
+    A file's hash is kept in the cache with its size and time of change: 7 GB take 15 s, once. Raises CheckpointError if
+    a file cannot be read.
     """
-    folder = Path(folder).resolve()
+    try:
+        return _digest(Path(folder).resolve())
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}. Is it still there?") from None
+
+
+def _digest(folder: Path) -> str:
     cache, sha = _cache(), hashlib.sha256()
     known: dict[str, Any] = cache.setdefault("files", {})
     for path in files(folder):
