@@ -125,7 +125,8 @@ VERBS = {
     ),
     "scan": verb(ImageFolder),
     "fit": verb(
-        fit_sampler, flags="prompt", parameters="cond shape sigma_max sigma_min", steps=("5,8,12", required)
+        fit_sampler, flags="prompt", parameters="cond shape sigma_max sigma_min",
+        steps=("5,8,12", required), scale=(None, 1.0),
     ),
     "train-classifier": verb(classifiers.train_classifier, classification.TrainClassifierOptions),
     "train-autoencoder": verb(

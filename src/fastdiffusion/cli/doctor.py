@@ -18,15 +18,22 @@ from ..version import __version__
 CORE = ("torch", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow", "scikit-learn", "typer")
 EXTRAS = {
     "app": ["gradio"],
-    "sd": ["diffusers", "transformers", "peft"],
+    "sd": ["diffusers", "transformers"],
     "data": ["datasets", "emoji"],
     "optim": ["schedulefree"],
 }
 
 
-def doctor() -> str:
-    """A report in plain lines. Nothing is downloaded and nothing is changed."""
-    return "\n".join(f"{name:14} {text}" for name, text in _findings())
+def doctor(model: str | None = None) -> str:
+    """A report in plain lines, of this machine or of a model folder on it. Nothing is downloaded, nothing changed."""
+    return "\n".join(f"{name:14} {text}" for name, text in (_findings() if model is None else _examined(model)))
+
+
+def _examined(model: str) -> Iterator[tuple[str, str]]:
+    from ..adapters import examine
+    from ..tasks.loading import load
+
+    return examine(load(model))
 
 
 def _findings() -> Iterator[tuple[str, str]]:

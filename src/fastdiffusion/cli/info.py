@@ -67,11 +67,16 @@ def demo(
 
 
 @app.command()
-def doctor() -> None:
-    """Say what works on this machine.
+def doctor(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A folder in diffusers' layout, to be examined.")
+    ] = None,
+) -> None:
+    """Say what works on this machine, or with a model.
 
-    Versions, devices, data sets, fonts, extras.
+    Versions, devices, data sets, fonts, extras. Of a model: whether it equals diffusers' own pipeline, which attention
+    layers are seen, what prompts can do, how long an evaluation takes.
     """
     from .doctor import doctor as examine
 
-    print(examine())
+    print(examine(model))

@@ -82,7 +82,7 @@ def add_language(
         raise InputError(f"A model file ends in .safetensors, got {str(out)!r}.")
     from ..data.emoji.translations import translations
     from ..models import save
-    from ..models.registry import loaded
+    from ..tasks.loading import loaded
     from ..tasks.text_image import multilingual
 
     loaded_pairs, chosen = [pair for source in pairs for pair in translations(source)], chosen.in_runs("languages")

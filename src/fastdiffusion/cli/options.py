@@ -135,7 +135,6 @@ def folder(path: Path) -> Path:
 
 Out = Annotated[Path, typer.Option("--out", "-o", help="Where the results go.", callback=folder)]
 Seed = Annotated[int, typer.Option(help="Of image 0; image i has seed + i.")]
-Scale = Annotated[float, typer.Option(help="Classifier-free guidance; 1 is off.")]
 BatchSize = Annotated[int, typer.Option(help="Images at once.")]
 LR = Annotated[float, typer.Option(help="Highest learning rate.")]
 Optimizer = Annotated[str, typer.Option(help="muon or adamw.")]

@@ -28,7 +28,7 @@ def sample(
 
     One file each, and a sheet. A prompt alone is drawn by the model that ships: fastdiffusion sample "a red heart".
     """
-    from ..models import registry
+    from ..models import folder, registry
     from ..tasks.generation import sample as generation
     from ..tasks.generation.samples import FORMATS
 
@@ -41,6 +41,8 @@ def sample(
     made = generation.sample(model, **options)
     paths = made.save(out, metadata=metadata, format=format, sidecar=sidecar)
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
+    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and folder.is_folder(model):
+        print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
     print(f"{len(paths)} images in {out}, from {paths[0].name} on, and {sheet.name}.")
     if metadata or sidecar:
         next_command(f"reproduce {shlex.quote(str(paths[0]))}")

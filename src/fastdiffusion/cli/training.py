@@ -6,14 +6,18 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import InputError
 from ..training.config import Budget, TrainingConfig
 from .command import command
-from .options import Aspect, DataName, Device, ModelPath, Scale, Size, app, load_data, next_command
+from .options import Aspect, DataName, Device, ModelPath, Size, app, load_data, next_command
+
+if TYPE_CHECKING:
+    from ..models import Model
+    from ..samplers import Table
 
 
 @command("train", TrainingConfig, Budget)
@@ -90,7 +94,7 @@ def fit(
     seconds: Annotated[float, typer.Option(help="Time for each, roughly.")] = 60.0,
     polish: Annotated[bool, typer.Option(help="Spend the time left on optimizing all numbers together.")] = True,
     noises: Annotated[int, typer.Option(help="How many noises to fit to.")] = 64,
-    scale: Scale = 1.0,
+    scale: Annotated[float | None, typer.Option(help="Guidance scale to fit for; 1 is off. See below.")] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option(help="What a text-to-image model will be asked for; repeat it, the more the better."),
@@ -100,7 +104,9 @@ def fit(
 ) -> None:
     """Fit samplers to a model, into its file.
 
-    The same images in fewer evaluations. Afterwards --steps 8 takes the table that was fitted for 8.
+    The same images in fewer evaluations. Afterwards --steps 8 takes the table that was fitted for 8. For a folder in
+    diffusers' layout the tables are written beside it, hold for one --scale and size, and the scale is by default the
+    model's own; for other models it is 1.
     """
     try:
         counts = [int(count) for count in steps.split(",")]
@@ -110,12 +116,13 @@ def fit(
         raise InputError(f"noises must be at least 1, got {noises}. Try 64.")
     if not model.exists():
         raise InputError(f"There is no file {str(model)!r} to fit samplers into. Give the path of your model.")
-    from ..io.checkpoints import annotate
-    from ..models.registry import loaded
-    from ..models.serialization import FILE, notes
+    from ..models import folder
     from ..samplers.fitting import fit_sampler
+    from ..tasks.loading import loaded
 
     ready = loaded(model, device)
+    if scale is None:
+        scale = ready.scale if folder.is_folder(model) else 1.0
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None
     if ready.conditioner is not None and prompt:
         cond = ready.encode_prompt(prompt)
@@ -127,8 +134,21 @@ def fit(
         table = fit_sampler(
             ready, count, cond=cond, noises=noises, seconds=seconds, polish=polish, scale=scale, seed=seed
         )
-        ready = ready.with_table(count, table)
+        ready = _keep_table(model, ready, count, scale, table)
         error, textbook = table.info["error"], table.info["textbook_error"]
         print(f"{count} evaluations: error {error:.4f}, the best textbook table has {textbook:.4f}", flush=True)
-        tables = {"tables": notes(ready)["tables"]}  # each as it comes: Ctrl-C keeps what is done
-        annotate(model / FILE if model.is_dir() else model, lambda config, tables=tables: {**config, **tables})
+
+
+def _keep_table(path: Path, model: Model, steps: int, scale: float, fitted: Table) -> Model:
+    """Write a fitted table into the model's file or beside its folder, each as it comes; returns the model with it."""
+    from ..io.checkpoints import annotate
+    from ..models import folder
+    from ..models.serialization import FILE, notes
+
+    if folder.is_folder(path):
+        folder.write_table(path, model, steps, scale, (model.image_shape[-2], model.image_shape[-1]), fitted)
+        return model
+    model = model.with_table(steps, fitted)
+    tables = {"tables": notes(model)["tables"]}
+    annotate(path / FILE if path.is_dir() else path, lambda config: {**config, **tables})
+    return model

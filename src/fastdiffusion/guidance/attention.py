@@ -13,11 +13,12 @@ the same net meanwhile, and nothing is changed in the net itself. A controller t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import inf
-from typing import Literal
+from typing import Literal, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -32,7 +33,19 @@ from ..types import Cond, Denoise, Run
 from .core import Interval, guidance
 
 
-def attention_layers(net: nn.Module) -> dict[str, Attention]:
+class ExternalAttention(Protocol):
+    """The attention layers of a network of another library: where they are, and how their calls reach ``HOOKS``."""
+
+    def layers(self, net: nn.Module) -> dict[str, nn.Module]: ...
+    def watch(self, net: nn.Module) -> AbstractContextManager[None]:
+        """Hand every call of this thread to ``HOOKS.stack`` until the context is left; nested ones are one."""
+        ...
+
+
+EXTERNAL: WeakKeyDictionary[nn.Module, ExternalAttention] = WeakKeyDictionary()  # filled by the adapters
+
+
+def attention_layers(net: nn.Module) -> dict[str, nn.Module]:
     """The attention layers of a net by name, such as "encoder.3.attention" and "encoder.3.cross_attention".
 
     Names are those within the U-Net or transformer, whatever stands around it; its text encoder's layers are left out.
@@ -42,6 +55,8 @@ def attention_layers(net: nn.Module) -> dict[str, Attention]:
         net = net.net
     if any(getattr(module, "_compiled_call_impl", None) for module in net.modules()):
         raise InputError("Attention cannot be controlled in a compiled net. Load it anew from its file.")
+    if net in EXTERNAL:
+        return EXTERNAL[net].layers(net)
     layers = {name: module for name, module in net.named_modules() if isinstance(module, Attention)}
     if not layers:
         raise InputError("This net has no attention layers to control. Take one with attention.")
@@ -53,8 +68,8 @@ def control(net: nn.Module, *controllers: Controller, run: Run | None = None) ->
     """Let controllers see and change every attention layer of ``net``, in this thread, until the context is left.
 
     Args:
-        net: A U-Net or transformer, or the ``Denoiser`` around it. Contexts nest: the outer one's controllers are
-            first, and contexts of different nets do not meet.
+        net: A U-Net or transformer (``model.modules["net"]``), or the ``Denoiser`` around it. Contexts nest: the outer
+            one's controllers are first, and contexts of different nets do not meet.
         controllers: Each gets what those before it have left.
         run: The sampling run that it is part of, for controllers with a window.
     """
@@ -70,7 +85,8 @@ def control(net: nn.Module, *controllers: Controller, run: Run | None = None) ->
     stack = HOOKS.stack  # this thread's, even if the context is left by another
     stack.append(hook)
     try:
-        yield
+        with EXTERNAL[net].watch(net) if net in EXTERNAL else nullcontext():
+            yield
     finally:
         stack.remove(hook)
 

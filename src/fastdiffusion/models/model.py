@@ -104,8 +104,11 @@ class Model:
     def id(self) -> str:
         """sha256 over what decides the model's samples: its configuration without tables and notes, and its tensors.
 
-        Computed when it is first asked for: what changes tensors in place afterwards needs a new model.
+        Computed when it is first asked for: what changes tensors in place afterwards needs a new model. A denoiser of
+        another family may bring the ``id`` of its files.
         """
+        if isinstance(own := getattr(self.denoise, "id", None), str):
+            return own
         return fingerprint(tensors(self), configuration(self) | dict(getattr(self.denoise, "settings", {})))
 
     @property
@@ -212,15 +215,25 @@ class Model:
     # ---- sampling ---------------------------------------------------------------------------------------------
 
     def table(
-        self, steps: int, sampler: str | None = None, schedule: str | None = None, size: Size | None = None
+        self,
+        steps: int,
+        sampler: str | None = None,
+        schedule: str | None = None,
+        size: Size | None = None,
+        scale: float | None = None,
     ) -> Table:
         """The table of a run: one fitted to this model unless a sampler or schedule is named, else the named one.
 
+        A table may have been fitted for one guidance scale and image size (``table_key``): then both must be these.
         Without a fitted table the default is ``dpmpp_2m``, the best textbook choice for images at 5 to 12 evaluations
         (docs/samplers.md), on the model's own schedule for images of ``size``.
         """
-        if sampler is None and schedule is None and str(steps) in self.tables:
-            return self.tables[str(steps)]
+        if sampler is None and schedule is None:
+            pixels = size or (self.image_shape[-2:] if len(self.shape) > 2 else (0, 0))
+            exactly = table_key(steps, self.scale if scale is None else scale, (pixels[0], pixels[1]))
+            fitted = self.tables.get(str(steps)) or self.tables.get(exactly)
+            if fitted is not None:
+                return fitted
         levels = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         sigmas = schedules.schedule(schedule, steps, **levels) if schedule else self.schedule(steps, size)
         return table(sampler or "dpmpp_2m", sigmas)
@@ -228,6 +241,11 @@ class Model:
     def with_table(self, steps: int, fitted: Table) -> Model:
         """The same model with a table for runs of ``steps``."""
         return replace(self, tables={**self.tables, str(steps): fitted})
+
+
+def table_key(steps: int, scale: float, size: Size) -> str:
+    """The key in ``Model.tables`` of a table that holds for one guidance scale and one image size only."""
+    return f"{steps} steps, scale {scale:g}, {size[0]}x{size[1]}"
 
 
 def tensors(model: Model) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..device import best_device, device_of
 from ..errors import CheckpointError, DataError
 from ..io.images import safe_name
+from . import folder
 from .model import Model
 from .serialization import FILE, load
 
@@ -51,6 +52,8 @@ def _exists(path: Path) -> bool:
 
 def digest(path: Path) -> str:
     """sha256 of a model's content, whatever was noted in the file since; of any other file, of its bytes."""
+    if folder.is_folder(path):
+        return folder.digest(path)
     with suppress(CheckpointError):
         return load(path).id
     return hashlib.sha256(path.read_bytes()).hexdigest()
@@ -59,15 +62,19 @@ def digest(path: Path) -> str:
 def locate(name: str, sha256: str, near: Path) -> Path | None:
     """A file of that name and content: in the package, beside the picture ``near``, above it, here, or in a run here.
 
+    A folder in diffusers' layout is also found where it was when it was last used, whatever its name.
+
     None if there is no file of that name. Raises CheckpointError if those that there are have other contents.
     """
     name = Path(name).name  # a recipe may come from a stranger: never a path
     own = shipped(name)
     if own is not None and digest(own) == sha256:
         return own
-    folders = [near.resolve().parent, *near.resolve().parents[1:3], Path.cwd(), Path.cwd() / "runs"]
-    places = [folder / name for folder in folders] + [p for folder in folders for p in sorted(folder.glob(f"*/{FILE}"))]
-    present = [path for path in dict.fromkeys(places) if path.is_file()]
+    around = [near.resolve().parent, *near.resolve().parents[1:3], Path.cwd(), Path.cwd() / "runs"]
+    places = [place / name for place in around] + [path for place in around for path in sorted(place.glob(f"*/{FILE}"))]
+    if (before := folder.hashed_before(sha256)) is not None:
+        places.append(before)
+    present = [path for path in dict.fromkeys(places) if path.is_file() or folder.is_folder(path)]
     for path in present:
         if digest(path) == sha256:
             return path
@@ -85,8 +92,8 @@ def named(name_or_path: str, near: Path | None = None) -> tuple[Path, str]:
     """
     if near is None:
         path = Path(name_or_path).expanduser()
-        path = path / FILE if path.is_dir() else path
-        if not path.is_file():
+        path = path / FILE if path.is_dir() and not folder.is_folder(path) else path
+        if not path.is_file() and not folder.is_folder(path):
             raise DataError(f"There is no file {name_or_path!r}. Give the path of one.")
         return path, f"{path.name}@{digest(path)}"
     name, _, sha256 = name_or_path.rpartition("@")
@@ -102,4 +109,6 @@ def short_name(model: Model | str | Path) -> str:
     """How a recipe calls a model: its file's name, or the one that it was given."""
     if isinstance(model, Model):
         return safe_name(str(model.info.get("name", "model")))
+    if folder.is_folder(model):
+        return safe_name(Path(model).resolve().name)
     return FILE if Path(model).is_dir() else Path(model).name

@@ -8,10 +8,10 @@ from typing import Any
 
 from ..models import Model, export_folder
 from ..models.card import card
-from ..models.registry import loaded
 from ..options import fill
 from .generation.options import ExportOptions
 from .generation.sample import sample
+from .loading import loaded
 
 
 def export(model: Model | str | Path, folder: str | Path, **options: Any) -> Path:

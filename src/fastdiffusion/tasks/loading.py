@@ -27,13 +27,24 @@ def load(what: Model | str | Path = "emoji", **options: Any) -> Model:
     """A model, in evaluation mode and on its device.
 
     Args:
-        what: The name of one that ships ("emoji"), a model file, or the folder of a training run.
+        what: The name of one that ships ("emoji"), a model file, the folder of a training run, or a folder in the
+            layout of diffusers (docs/checkpoints.md).
         **options: See :class:`LoadOptions`.
 
     Raises:
         CheckpointError: A missing, damaged or unknown file, or one of a newer fastdiffusion.
         InputError: An unknown option, or a device that is not here.
     """
-    from ..models.registry import loaded  # needs torch, and the options must not
-
     return loaded(what, fill(LoadOptions, **options).device)
+
+
+def loaded(model: Model | str | Path, device: str | None = None) -> Model:
+    """The model itself, or the one that a name, file or folder means, ready to sample from; see :func:`load`."""
+    from ..models import folder, registry  # need torch, and the options must not
+
+    if folder.is_folder(model):
+        from ..adapters import load_folder
+        from ..device import best_device
+
+        model, device = load_folder(Path(str(model))), device or best_device()
+    return registry.loaded(model, device)

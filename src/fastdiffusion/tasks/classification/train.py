@@ -22,13 +22,13 @@ from ...denoisers import Denoiser, expand
 from ...errors import DataError, unknown
 from ...io import guarded
 from ...models import Model, native_denoiser
-from ...models.registry import loaded
 from ...nets import layers, presets
 from ...nets.classifier import Classifier, NoiseLevel
 from ...options import fill
 from ...training.batches import Batches, TrainingBatch
 from ...training.options import TrainingOptions
 from ...training.trainer import Part, train
+from ..loading import loaded
 from .options import TrainClassifierOptions, TrainNoiseLevelOptions
 
 FILE = "classifier.safetensors"

@@ -23,11 +23,12 @@ from ...io.atomic import write_json
 from ...io.checkpoints import annotate, fingerprint, load_tensors, save_tensors
 from ...io.images import grid, safe_name, save_png, to_tensor, to_uint8
 from ...models import FILE, Model
-from ...models.registry import digest, loaded
+from ...models.registry import digest
 from ...options import fill
 from ..generation.options import RunOptions
 from ..generation.sample import sample
 from ..generation.samples import Samples
+from ..loading import loaded
 from .options import EvaluateOptions
 
 SHOWN = 10  # generated images beside their neighbors

@@ -27,11 +27,11 @@ from ...errors import InputError, unknown
 from ...io.atomic import write_json
 from ...io.images import grid, safe_name, save_png, to_pil
 from ...models import Model
-from ...models.registry import loaded
 from ...options import fill
 from ..generation.options import SampleOptions, StudyOptions
 from ..generation.sample import sample, sample_steps
 from ..generation.samples import Samples
+from ..loading import loaded
 
 FIXED = ("n", "batch_size", "device")  # the same in all cells
 SWEPT = {f.name: f for f in fields(SampleOptions) if f.name not in FIXED}

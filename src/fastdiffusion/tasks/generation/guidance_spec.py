@@ -29,6 +29,7 @@ from ...models import Model, registry
 from ...nets.classifier import Classifier
 from ...nets.clip import Clip
 from ...types import Cond, Denoise
+from .. import loading
 from ..classification import train as classification
 from ..text_image import clip as clips
 
@@ -97,7 +98,7 @@ def _mask(text: str, at: Setting) -> Tensor:
 
 
 def _model(text: str, at: Setting) -> Denoise:
-    weak = registry.loaded(at.file(text), str(at.model.device))
+    weak = loading.loaded(at.file(text), str(at.model.device))
     if (weak.shape, weak.classes) != (at.model.shape, at.model.classes):
         raise InputError(f"{text!r} makes other images or has other classes than the model that it should guide.")
     return weak.denoise

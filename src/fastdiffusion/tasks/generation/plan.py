@@ -25,12 +25,13 @@ from ...errors import CheckpointError, InputError
 from ...guidance import cfg
 from ...io.inputs import fit_image
 from ...models import Model, Size
-from ...models.registry import loaded, named, short_name
+from ...models.registry import named, short_name
 from ...noise import resized, toward_seeds
 from ...samplers import Table, run, strength_table
 from ...schedules import Sigmas
 from ...types import Cond, Denoise
 from ...version import __version__
+from ..loading import loaded
 from . import guidance_spec
 from .options import SampleOptions, image_size
 from .samples import RECIPE, Samples, SampleStep
@@ -199,7 +200,7 @@ def plan(
         image=description,
     )
     if table is None:
-        table = _table(ready, chosen, _pixels(ready, shape))
+        table = _table(ready, options, _pixels(ready, shape))
     return Plan(ready, name or short_name(model), options, table, labels, texts, shape, guided, image)
 
 
@@ -227,7 +228,7 @@ def _pixels(model: Model, shape: tuple[int, ...]) -> Size | None:
 def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | None:
     """The sampler's table: all the way, or from the noise level that ``strength`` names; None where that is 0."""
     if chosen.image is None:
-        return model.table(chosen.steps, chosen.sampler, chosen.schedule, size)
+        return model.table(chosen.steps, chosen.sampler, chosen.schedule, size, chosen.scale)
 
     def schedule(n: int) -> Sigmas:
         if chosen.schedule is None:

@@ -10,9 +10,10 @@ from ...errors import CheckpointError, DataError
 from ...io.images import inner_recipe, read_recipe, save_png
 from ...io.metadata import summarize
 from ...models import Model
-from ...models.registry import loaded, locate
+from ...models.registry import locate
 from ...options import fill
 from ...samplers import Table
+from ..loading import loaded
 from .options import SampleOptions
 from .plan import perform, plan
 from .samples import RECIPE, Samples

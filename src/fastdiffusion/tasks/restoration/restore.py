@@ -22,9 +22,9 @@ from ...device import best_device
 from ...errors import CheckpointError, InputError
 from ...io.images import flatten, open_image, to_array, to_tensor
 from ...models import Model, load
-from ...models.registry import loaded
 from ...options import fill
 from ...version import __version__
+from ..loading import loaded
 from .measurement import Measurement
 from .method import as_written, check, check_answer, choose_method, parse_task
 from .options import RestoreOptions

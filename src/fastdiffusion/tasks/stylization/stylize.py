@@ -29,10 +29,10 @@ from ...guidance.attention import attention_layers, shared_attention
 from ...io import images
 from ...io.inputs import ImageLike, as_tensor, fit_image, opened, scaled
 from ...models import Model
-from ...models.registry import loaded
 from ...options import fill
 from ...samplers import probability_flow
 from ...types import Cond
+from ..loading import loaded
 from .network import Stylizer, enlarged, feed_forward, load
 from .options import StylizeOptions, check_strength
 from .statistics import colors, device_for, directions, recolored, statistics

@@ -29,7 +29,7 @@ from ...io import guarded, inputs
 from ...io.images import to_pil
 from ...io.inputs import ImageLike, as_tensor, fit_image, opened, scaled
 from ...models import Model
-from ...models.registry import loaded, shipped
+from ...models.registry import shipped
 from ...nets import layers, presets, translators
 from ...nets.adversarial import LOSSES, PatchDiscriminator, Pool, r1
 from ...nets.perceptual import perceptual_distance
@@ -40,6 +40,7 @@ from ...samplers import processes
 from ...training import optimizers
 from ...training.trainer import Part, train
 from ...types import Cond, Step
+from ..loading import loaded
 from .domains import Domains, domains
 from .options import TrainTranslationOptions, TranslateOptions
 from .training_free import ddib, sdedit
