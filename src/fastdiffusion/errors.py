@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_INSIDE = {__name__.partition(".")[0], "torch", "jaxtyping", "contextlib"}  # this package, and what wraps its functions
 
 
 class FastdiffusionError(Exception):
@@ -36,6 +40,14 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     near = get_close_matches(str(name), known, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
     return InputError(f"No {kind} named {str(name)!r}. {hint}")
+
+
+def warn(message: str) -> None:
+    """A warning that points at the line outside this package which asked for what it is about."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def missing(thing: str, package: str, extra: str) -> MissingExtra:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 
@@ -353,7 +352,15 @@ def unknown_words(prompt: str, knows: Callable[[str], bool]) -> list[str]:
     return list(dict.fromkeys(token for token in tokens if not knows(token)))
 
 
-def warn_unknown(prompt: str, knows: Callable[[str], bool]) -> None:
-    """Warn of words for which ``knows(word)`` is False: those that no caption of the training data had."""
-    if strange := unknown_words(prompt, knows):
-        warnings.warn(f"The model has never read {', '.join(strange)}: it may ignore it.", stacklevel=3)
+def notes(conditioner: Any, texts: Iterable[str]) -> list[str]:
+    """What a conditioner has to say about prompts (choices made), each sentence once."""
+    said: dict[str, None] = {}
+    for text in dict.fromkeys(text for text in texts if text.strip()):
+        if not hasattr(conditioner, "notes"):
+            if strange := conditioner.unknown_words(text):
+                said[f"The model has never read {', '.join(strange)}: it may ignore it."] = None
+            continue
+        prompt = parse(text)
+        lines = (at(items, i, 12).text for part in prompt.parts for items in part.texts for i in range(12))
+        said.update((note, None) for line in dict.fromkeys(lines) if line for note in conditioner.notes(line))
+    return list(said)

@@ -1,0 +1,96 @@
+"""Prompts as people type them: words that the model does not know do no harm, and other names reach its own."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastdiffusion import load, sample
+from fastdiffusion.prompts import reading
+from fastdiffusion.prompts.reading import key, known_names
+
+PROMPTS = Path(__file__).parents[1] / "bench/prompts.txt"
+
+PAIRS = [
+    ("rocket", "photo of a rocket"),
+    ("a red heart", "beautiful red heart"),
+    ("a house", "a pretty house"),
+    ("a birthday cake", "a birthday cake with candles"),
+    ("a red heart", "a red heart."),
+    ("pizza", "delicious pizza"),
+    ("a sunflower", "an awesome sunflower, highly detailed"),
+    ("snowman", "The Snowmen!"),
+    ("tulip", "Tulips"),
+    ("ghost", "a picture of a spooky\u200b ghost"),
+]
+
+
+@cache
+def conditioner() -> Any:
+    return load("emoji", device="cpu").conditioner
+
+
+def drawn(prompt: str) -> torch.Tensor:
+    return sample("emoji", prompt, n=1, seed=1, steps=6).images.flatten()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("plainly", "everyday"), PAIRS)
+def test_words_without_a_meaning_keep_the_picture(plainly, everyday):
+    correlation = torch.corrcoef(torch.stack([drawn(plainly), drawn(everyday)]))[0, 1]
+    assert correlation > 0.6
+
+
+def test_seventy_of_eighty_everyday_prompts_reach_the_nearest_glyph():
+    lines = [line.split("\t") for line in PROMPTS.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    right = [prompt for prompt, glyph in lines if key(conditioner().reading(prompt).text) == key(glyph)]
+    assert len(lines) == 80 and len(right) >= 70
+
+
+def test_what_was_changed_is_said_and_points_at_the_caller():
+    with pytest.warns(UserWarning, match="'cheeseburger' is read as 'hamburger'") as caught:
+        sample("emoji", "a cheeseburger", n=1, steps=1)
+    assert [Path(w.filename).name for w in caught] == [Path(__file__).name]
+
+
+@pytest.mark.parametrize(("prompt", "words"), [
+    ("a red heart", []),
+    ("smiling cat with heart-eyes on a blue background", []),
+    ("a red zorgblat", ["zorgblat: left out"]),
+    ("a red hambuger", ["'hambuger' is read as 'hamburger'"]),
+    ("a castle on a hill at sunset", ["'hill' is read as 'mountain'", "single emoji"]),
+    ("photorealistic cat face, 8k", ["left out", "single emoji"]),
+    ("rotes Herz", []),
+    ("赤いハート", []),
+])  # fmt: skip
+def test_notes(prompt, words):
+    notes = conditioner().notes(prompt)
+    assert len(notes) == len(words) and all(word in note for word, note in zip(words, notes, strict=True))
+
+
+def test_listed_names_are_encoded_letter_by_letter_as_they_came():
+    for name in ("a red heart", "a cat with heart eyes", "green book on a pink background", "O’clock, fire engine"):
+        assert conditioner().reading(name).text == name
+
+
+def test_other_languages_go_to_the_student_encoder_as_they_came():
+    for text in ("gato rojo", "officier de police", "ein roter Hund", "赤い車", "a red 猫", "یک قلب قرمز"):
+        assert conditioner().reading(text).text == text
+
+
+def test_weights_follow_the_words_into_their_other_name():
+    text = "a beautiful cheeseburger on blue"
+    spans = conditioner().token_spans(text)
+    covered = {text[a:b].strip() for a, b in spans}
+    assert {"cheeseburger", "blue", "on"} <= covered and not any("beautiful" in part for part in covered)
+
+
+def test_the_table_ships_small_and_names_only_what_is_trained():
+    table = known_names()
+    assert set(table.everyday.values()) | set(table.search.values()) <= set(table.names.values())
+    assert not (table.names.keys() & table.everyday.keys())
+    assert Path(reading.__file__).with_name("names.json").stat().st_size < 150_000
