@@ -421,7 +421,6 @@ def test_letters_that_nobody_sees_change_nothing_or_are_named(prompt):
 
 
 @pytest.mark.parametrize("prompt", ["(cat:1,3)", "(cat:1.2:1.3)", "[cat:dog:50%]", "[cat:dog:0,5]", "(cat:1.3x)"])
-@wrong("What is no number is taken for words to draw, and nothing says so.")
 def test_weights_and_moments_that_are_no_numbers_are_refused_or_named(prompt):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastdiffusion import load, sample
+from fastdiffusion import load, prompts, sample
+from fastdiffusion.errors import InputError
 from fastdiffusion.prompts import reading
 from fastdiffusion.prompts.reading import key, known_names
 
@@ -94,3 +95,20 @@ def test_the_table_ships_small_and_names_only_what_is_trained():
     assert set(table.everyday.values()) | set(table.search.values()) <= set(table.names.values())
     assert not (table.names.keys() & table.everyday.keys())
     assert Path(reading.__file__).with_name("names.json").stat().st_size < 150_000
+
+
+def test_full_width_signs_are_understood_and_can_be_escaped():
+    assert prompts.parse("（赤い：１．５）") == prompts.parse("(赤い:1.5)")
+    assert prompts.choose("｛赤｜赤｝い", 0) == "赤い"
+    assert prompts.parse(prompts.plain("（a：1）")) == prompts.Prompt((prompts.Part(((prompts.Text("（a：1）"),),)),))
+
+
+@pytest.mark.parametrize("prompt", ["(cat:1,3)", "[cat:dog:50%]", "[dog:0,5]", "[a:b:c:0,5]", "cat AND dog:0,5"])
+def test_what_is_nearly_a_number_is_named(prompt):
+    with pytest.raises(InputError, match="one number with a point"):
+        prompts.parse(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["(a clock at 12:30 pm)", r"(16\:9x)", "[cat:dog]", "cat: 1,5 m", "(cat:1.3)"])
+def test_colons_that_are_text_stay(prompt):
+    prompts.parse(prompt)

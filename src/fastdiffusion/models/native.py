@@ -82,7 +82,7 @@ class TextConditioner:
         if not encoder.config["known"] or not text.strip():
             return reading.Reading(text, tuple((i, i + 1) for i in range(len(text))))
         student = encoder.student_encoder
-        return reading.read(text, encoder.lists, None if student is None else student.lists, self._draws_emoji)
+        return reading.interpret(text, encoder.lists, None if student is None else student.lists, self._draws_emoji)
 
     @cached_property
     def _draws_emoji(self) -> bool:
@@ -92,9 +92,9 @@ class TextConditioner:
 
     def token_spans(self, text: str) -> Sequence[tuple[int, int]]:
         """Which characters of the text each token covers."""
-        read = self.reading(text)
-        spans = prompts.aligned(self.net.text_encoder.spans, normalized)(read.text)
-        return [(read.origins[a][0], read.origins[b - 1][1]) if a < b else (a, b) for a, b in spans]
+        interpreted = self.reading(text)
+        spans = prompts.aligned(self.net.text_encoder.spans, normalized)(interpreted.text)
+        return [(interpreted.origins[a][0], interpreted.origins[b - 1][1]) if a < b else (a, b) for a, b in spans]
 
     def notes(self, text: str) -> tuple[str, ...]:
         """What the person should know about how a text is read: a sentence each."""

@@ -1,6 +1,6 @@
 """Everyday prompts in the words that a model knows: other names for its things, and what can be left out.
 
-A word that no caption had says nothing to a text encoder and disturbs the rest. So prompts are read before they are
+A word that no caption had has no meaning for a text encoder and disturbs the rest. So prompts are read before they are
 encoded: letters that nobody sees and signs at the ends of words go, plurals and synonyms become the name that was
 trained, and words that stay unknown are left out; each is said in a note. What has none of these passes bit for bit.
 """
@@ -14,19 +14,22 @@ from collections.abc import Callable, Iterator
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from importlib.resources import files
+from itertools import pairwise
 from typing import NamedTuple
 
 Lists = Callable[[str], bool]  # whether every word of a text was in the training captions
 
 ARTICLES = frozenset({"a", "an", "the"})
-SHARED = frozenset("de da do das di du d del la le e y o el en am al st".split())  # in names of places, and elsewhere
-SCENIC = frozenset("at in under near beside behind over through riding by inside beneath between while".split())
-# What says how good an image should be, and nothing of what it shows.
-FILLERS = frozenset(
-    "beautiful pretty cute nice lovely delicious tasty yummy gorgeous awesome amazing adorable spooky cool fancy "
-    "detailed highly masterpiece photorealistic realistic photograph photo hd 4k 8k uhd best quality very really "
-    "please draw stunning perfect simple my your our his her their some this that".split()
-)
+_SHARED = "de da do das di du d del la le e y o el en am al st"
+_SCENIC = "at in under near beside behind over through riding by inside beneath between while"
+_FILLERS = """
+beautiful pretty cute nice lovely delicious tasty yummy gorgeous awesome amazing adorable spooky cool fancy detailed
+highly masterpiece photorealistic realistic photograph photo hd 4k 8k uhd best quality very really please draw stunning
+perfect simple my your our his her their some this that
+"""
+SHARED = frozenset(_SHARED.split())  # words of several languages, which are in names of places and say nothing of which
+SCENIC = frozenset(_SCENIC.split())  # between two things they make a scene
+FILLERS = frozenset(_FILLERS.split())  # how good an image should be, and nothing of what it shows
 IMAGES = r"(?:photo|photograph|picture|image|drawing|painting|illustration|icon|sketch|emoji|render|portrait|shot)"
 _IMAGE_OF = re.compile(rf"(?:(?:a|an|the)\s+)?(?:\w+\s+)?{IMAGES}s?\s+of\s+(?:(?:a|an|the)\s+)?(?=\S)", re.IGNORECASE)
 _BACKGROUND = re.compile(r"\s+on\s+(?:an?\s+)?[^\W\d_]+(?:\s+background)?$")
@@ -62,17 +65,17 @@ class Names(NamedTuple):
         """The names that a text means, then those that share its words, then those that are spelled alike."""
         wanted = key(text)
         meant = [table[form] for form in (wanted, *forms(wanted)) for table in self if form in table]
-        words = set(wanted.split())
+        terms = set(wanted.split())
         others = {phrase: name for table in reversed(self) for phrase, name in table.items()}
         shared = sorted(
-            (phrase for phrase in others if words & set(phrase.split()) or (len(wanted) > 3 and wanted in phrase)),
-            key=lambda phrase: (len(words ^ set(phrase.split())), phrase not in self.names, phrase),
+            (phrase for phrase in others if terms & set(phrase.split()) or (len(wanted) > 3 and wanted in phrase)),
+            key=lambda phrase: (len(terms ^ set(phrase.split())), phrase not in self.names, phrase),
         )
         alike = get_close_matches(wanted, others, n=n, cutoff=0.72)
         return list(dict.fromkeys([*meant, *(others[phrase] for phrase in (*shared, *alike))]))[:n]
 
 
-class _Piece(NamedTuple):
+class _Token(NamedTuple):
     text: str
     start: int
     end: int
@@ -88,8 +91,8 @@ def known_names() -> Names:
 def key(text: str) -> str:
     """A phrase as tables list it: folded, without hyphens, articles and signs at the ends of its words."""
     folded = unicodedata.normalize("NFKC", text).casefold().replace("-", " ").replace("’", "'")
-    words = [word for word in (part.strip(_EDGES + ",'") for part in folded.split()) if word]
-    return " ".join(words[1:] if len(words) > 1 and words[0] in ARTICLES else words)
+    terms = [term for term in (part.strip(_EDGES + ",'") for part in folded.split()) if term]
+    return " ".join(terms[1:] if len(terms) > 1 and terms[0] in ARTICLES else terms)
 
 
 def forms(phrase: str) -> Iterator[str]:
@@ -109,7 +112,7 @@ def forms(phrase: str) -> Iterator[str]:
     yield from (f"{head} {form}".strip() for form in dict.fromkeys(found) if len(form) > 1)
 
 
-def read(text: str, lists: Lists, student: Lists | None = None, emoji: bool = False) -> Reading:
+def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool = False) -> Reading:
     """A text in words that an encoder lists.
 
     Args:
@@ -124,28 +127,28 @@ def read(text: str, lists: Lists, student: Lists | None = None, emoji: bool = Fa
     table = known_names() if emoji else Names({}, {}, {})
     if unicodedata.normalize("NFKC", clean).casefold().strip() in _exact(emoji) and lists(clean):
         return whole
-    pieces = list(_pieces(clean, emoji))
-    if not emoji and all(lists(piece.text) for piece in pieces):
+    tokens = list(_tokens(clean, emoji))
+    if not emoji and all(lists(token.text) for token in tokens):
         return whole
-    if _foreign(pieces, lists, student, table):
+    if _in_other_language(tokens, lists, student, table):
         assert student is not None
-        strange = tuple(piece.text for piece in pieces if not (student(piece.text) or _wide(piece.text)))
+        strange = tuple(token.text for token in tokens if not (student(token.text) or _wide(token.text)))
         return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
     changed = _Changes(lists, table)
-    kept = changed.made(clean, pieces)
-    if not any(lists(piece.text) and re.search(r"[^\W_]", piece.text) for piece in kept):
-        strange = tuple(key(piece.text) for piece in pieces if not lists(piece.text))
+    kept = changed.made(clean, tokens)
+    if not any(lists(token.text) and re.search(r"[^\W_]", token.text) for token in kept):
+        strange = tuple(key(token.text) for token in tokens if not lists(token.text))
         return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
-    if [*kept] == [_Piece(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
+    if [*kept] == [_Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
         return whole._replace(notes=changed.notes())
     out, origins = "", list[tuple[int, int]]()
-    for piece in kept:
-        start, end = visible[piece.start], visible[piece.end - 1] + 1
-        same = piece.text == clean[piece.start : piece.end]
-        added = (" " if out else "") + piece.text
-        origins += [(start, start)] * (len(added) - len(piece.text))
-        origins += [(visible[i], visible[i] + 1) for i in range(piece.start, piece.end)] if same else (
-            [(start, end)] * len(piece.text)
+    for token in kept:
+        start, end = visible[token.start], visible[token.end - 1] + 1
+        same = token.text == clean[token.start : token.end]
+        added = (" " if out else "") + token.text
+        origins += [(start, start)] * (len(added) - len(token.text))
+        origins += [(visible[i], visible[i] + 1) for i in range(token.start, token.end)] if same else (
+            [(start, end)] * len(token.text)
         )  # fmt: skip
         out += added
     return Reading(out, tuple(origins), changed.notes(), tuple(changed.left))
@@ -164,40 +167,40 @@ def _exact(emoji: bool) -> frozenset[str]:
     return frozenset(article + name for name in names for article in ("", "a ", "an ", "the "))
 
 
-def _pieces(text: str, strip: bool) -> Iterator[_Piece]:
+def _tokens(text: str, strip: bool) -> Iterator[_Token]:
     """Words without the signs at their ends; a comma between words stays."""
-    found = [_Piece(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", text)]
-    for i, (word, start, end) in enumerate(found):
-        core = word
+    found = [_Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", text)]
+    for i, (term, start, end) in enumerate(found):
+        core = term
         if strip:
-            folded = unicodedata.normalize("NFKC", word)
-            folded = folded if len(folded) == len(word) else word
+            folded = unicodedata.normalize("NFKC", term)
+            folded = folded if len(folded) == len(term) else term
             edges = _EDGES + ("," if i == len(found) - 1 else "")
             first, last = len(folded) - len(folded.lstrip(edges)), len(folded.rstrip(edges))
             if first >= last:
                 continue
-            core, start, end = word[first:last], start + first, start + last
-        yield _Piece(core, start, end)
+            core, start, end = term[first:last], start + first, start + last
+        yield _Token(core, start, end)
 
 
 def _wide(text: str) -> bool:
     return any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
 
 
-def _foreign(pieces: list[_Piece], lists: Lists, student: Lists | None, table: Names) -> bool:
+def _in_other_language(tokens: list[_Token], lists: Lists, student: Lists | None, table: Names) -> bool:
     """Whether a text is in a language of the student encoder: its words there are as many as the encoder's own."""
     if student is None:
         return False
     theirs = [
-        piece.text
-        for piece in pieces
-        if not lists(piece.text)
-        and (student(piece.text) or _wide(piece.text))
-        and key(piece.text) not in FILLERS | ARTICLES | table.everyday.keys()
-        and not any(lists(form) and form in table.names for form in forms(key(piece.text)))
+        token.text
+        for token in tokens
+        if not lists(token.text)
+        and (student(token.text) or _wide(token.text))
+        and key(token.text) not in FILLERS | ARTICLES | table.everyday.keys()
+        and not any(lists(form) and form in table.names for form in forms(key(token.text)))
     ]
     other_script = any("LATIN" not in unicodedata.name(s, "LATIN") for text in theirs for s in text if s.isalpha())
-    own = [piece for piece in pieces if lists(piece.text) and piece.text.casefold() not in SHARED]
+    own = [token for token in tokens if lists(token.text) and token.text.casefold() not in SHARED]
     return other_script or (bool(theirs) and len(theirs) >= len(own))
 
 
@@ -206,82 +209,82 @@ class _Changes:
 
     def __init__(self, lists: Lists, table: Names):
         self.lists, self.table = lists, table
-        self.read_as: dict[str, str] = {}
+        self.replaced: dict[str, str] = {}
         self.idle: list[str] = []
         self.left: list[str] = []
         self.things, self.real, self.scene = 0, False, False
 
-    def made(self, text: str, pieces: list[_Piece]) -> list[_Piece]:
+    def made(self, text: str, tokens: list[_Token]) -> list[_Token]:
         """The words that the encoder lists."""
         if self.table.names:
-            pieces = self._without_fillers(text, pieces)
-            pieces = self._named(pieces)
-        content = [piece for piece in pieces if key(piece.text) not in ARTICLES]
-        pieces = [kept for piece in pieces if (kept := self._listed(piece)) is not None]
-        while pieces and self.left and pieces[-1].text.upper() in _NARROW:  # "a castle on a [hill]"
-            pieces.pop()
-        scenic = any(key(piece.text) in SCENIC for piece in content)
+            tokens = self._without_fillers(text, tokens)
+            tokens = self._named(tokens)
+        content = [token for token in tokens if key(token.text) not in ARTICLES]
+        tokens = [kept for token in tokens if (kept := self._listed(token)) is not None]
+        while tokens and self.left and tokens[-1].text.upper() in _NARROW:  # "a castle on a [hill]"
+            tokens.pop()
+        scenic = any(key(token.text) in SCENIC for token in content)
         self.scene = self.things > 2 or (scenic and self.things > 1) or (len(content) > 3 and bool(self.left))
         if self.table.names:
-            pieces = self._whole(pieces)
-        for i, (article, after) in enumerate(zip(pieces, pieces[1:], strict=False)):
+            tokens = self._whole(tokens)
+        for i, (article, after) in enumerate(pairwise(tokens)):
             before = text[article.end :].split()[:1] == [text[after.start :].split()[0]]
             if article.text in ("a", "an") and not (before and after.text == text[after.start : after.end]):
-                pieces[i] = article._replace(
+                tokens[i] = article._replace(
                     text="an" if after.text[:1].lower() in "aeiou" and self.lists("an") else "a"
                 )
-        return pieces
+        return tokens
 
     def notes(self) -> tuple[str, ...]:
         """A sentence for each kind of change."""
         notes = [
-            f"{word!r} is read as {name!r}, the nearest that this model knows." for word, name in self.read_as.items()
+            f"{term!r} is read as {name!r}, the nearest that this model knows." for term, name in self.replaced.items()
         ]
         if self.idle:
-            notes.append(f"{', '.join(self.idle)}: left out, since it says nothing of what to draw.")
+            notes.append(f"{', '.join(self.idle)}: left out, since it does not name what to draw.")
         notes += _unread(tuple(self.left), self.table)
         if self.table.names and (self.real or self.scene):
             notes.append("This model draws single emoji on a plain background: neither photographs nor whole scenes.")
         return tuple(notes)
 
-    def _without_fillers(self, text: str, pieces: list[_Piece]) -> list[_Piece]:
+    def _without_fillers(self, text: str, tokens: list[_Token]) -> list[_Token]:
         prefix = _IMAGE_OF.match(text)
-        kept = [piece for piece in pieces if prefix is None or piece.start >= prefix.end()]
-        dropped = [piece for piece in pieces if piece not in kept]
-        rest = [piece for piece in kept if key(piece.text.rstrip(",")) not in FILLERS]
-        if not any(key(piece.text) not in ARTICLES for piece in rest):
-            return pieces
-        dropped += [piece for piece in kept if piece not in rest]
-        words = [piece.text.rstrip(",") for piece in dropped]
-        self.real = any(word.casefold() in _REAL for word in words)
-        self.idle = [word for word in words if word.casefold() not in ARTICLES | {"of"}]
+        kept = [token for token in tokens if prefix is None or token.start >= prefix.end()]
+        dropped = [token for token in tokens if token not in kept]
+        rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS]
+        if not any(key(token.text) not in ARTICLES for token in rest):
+            return tokens
+        dropped += [token for token in kept if token not in rest]
+        terms = [token.text.rstrip(",") for token in dropped]
+        self.real = any(term.casefold() in _REAL for term in terms)
+        self.idle = [term for term in terms if term.casefold() not in ARTICLES | {"of"}]
         if dropped and rest[-1].text.endswith(","):
             rest[-1] = rest[-1]._replace(text=rest[-1].text[:-1], end=rest[-1].end - 1)
         return rest
 
-    def _named(self, pieces: list[_Piece]) -> list[_Piece]:
+    def _named(self, tokens: list[_Token]) -> list[_Token]:
         """Phrases of the table in place of those that it translates; names stay, the longest first."""
-        done, i = list[_Piece](), 0
-        while i < len(pieces):
-            for n in range(min(6, len(pieces) - i), 0, -1):
-                words = pieces[i : i + n]
-                if n > 1 and key(words[0].text) in ARTICLES:
+        done, i = list[_Token](), 0
+        while i < len(tokens):
+            for n in range(min(6, len(tokens) - i), 0, -1):
+                terms = tokens[i : i + n]
+                if n > 1 and key(terms[0].text) in ARTICLES:
                     continue
-                phrase, raw = key(" ".join(p.text for p in words)), " ".join(p.text for p in words)
+                phrase, raw = key(" ".join(p.text for p in terms)), " ".join(p.text for p in terms)
                 if phrase in self.table.names and self.lists(raw):
-                    done += words
+                    done += terms
                     self.things += 1
                     break
                 name = None if self.lists(raw) else self._meant(phrase)
                 if name is not None:
                     comma = "," * raw.endswith(",")
-                    self.read_as[raw.rstrip(",")] = name
-                    done.append(_Piece(name + comma, words[0].start, words[-1].end))
+                    self.replaced[raw.rstrip(",")] = name
+                    done.append(_Token(name + comma, terms[0].start, terms[-1].end))
                     self.things += 1
                     break
             else:
                 n = 1
-                done.append(pieces[i])
+                done.append(tokens[i])
             i += n
         return done
 
@@ -293,59 +296,59 @@ class _Changes:
                 return name
         return None
 
-    def _whole(self, pieces: list[_Piece]) -> list[_Piece]:
+    def _whole(self, tokens: list[_Token]) -> list[_Token]:
         """A text that is no name, but as a whole another name for one, with an article and a background at most."""
-        first = int(len(pieces) > 1 and key(pieces[0].text) in ARTICLES)
-        joined = " ".join(piece.text for piece in pieces[first:])
+        first = int(len(tokens) > 1 and key(tokens[0].text) in ARTICLES)
+        joined = " ".join(token.text for token in tokens[first:])
         behind = _BACKGROUND.search(joined)
         inner = joined[: behind.start()] if behind else joined
         n, phrase = len(inner.split()), key(inner)
-        if phrase in self.table.names or inner in self.read_as.values():
-            return pieces
+        if phrase in self.table.names or inner in self.replaced.values():
+            return tokens
         name = None if self.left else self._meant(phrase, search=True)
         if name is None:
-            return pieces
-        words = pieces[first : first + n]
-        if len(words) < n or " ".join(piece.text for piece in words) != inner:
-            return pieces
-        self.read_as[inner] = name
-        return [*pieces[:first], _Piece(name, words[0].start, words[-1].end), *pieces[first + n :]]
+            return tokens
+        terms = tokens[first : first + n]
+        if len(terms) < n or " ".join(token.text for token in terms) != inner:
+            return tokens
+        self.replaced[inner] = name
+        return [*tokens[:first], _Token(name, terms[0].start, terms[-1].end), *tokens[first + n :]]
 
-    def _listed(self, piece: _Piece) -> _Piece | None:
-        if self.lists(piece.text):
-            return piece
-        word = key(piece.text)
-        if word in ARTICLES:
-            return piece._replace(text="a") if self.lists("a") else None
-        for form in forms(word):
+    def _listed(self, token: _Token) -> _Token | None:
+        if self.lists(token.text):
+            return token
+        term = key(token.text)
+        if term in ARTICLES:
+            return token._replace(text="a") if self.lists("a") else None
+        for form in forms(term):
             if self.lists(form) and len(form) > 2:
-                self.read_as[word] = form
-                return piece._replace(text=form + "," * piece.text.endswith(","))
-        spelled = get_close_matches(word, (name for name in self.table.names if " " not in name), 1, 0.88)
-        if len(word) > 4 and spelled and self.lists(spelled[0]):
-            self.read_as[word] = spelled[0]
-            return piece._replace(text=spelled[0] + "," * piece.text.endswith(","))
-        self.left.append(word)
+                self.replaced[term] = form
+                return token._replace(text=form + "," * token.text.endswith(","))
+        spelled = get_close_matches(term, (name for name in self.table.names if " " not in name), 1, 0.88)
+        if len(term) > 4 and spelled and self.lists(spelled[0]):
+            self.replaced[term] = spelled[0]
+            return token._replace(text=spelled[0] + "," * token.text.endswith(","))
+        self.left.append(term)
         return None
 
 
-def _unread(words: tuple[str, ...], table: Names, left: bool = True) -> tuple[str, ...]:
+def _unread(terms: tuple[str, ...], table: Names, left: bool = True) -> tuple[str, ...]:
     """The note about words that no caption had, with the nearest names."""
-    if not words:
+    if not terms:
         return ()
-    near = list(dict.fromkeys(name for word in words for name in _near(word, table)))[:3]
+    near = list(dict.fromkeys(name for term in terms for name in _near(term, table)))[:3]
     hint = f" The nearest that it knows: {', '.join(near)}." if near else ""
     if not near and table.names:
         hint = " Search what it knows with: fastdiffusion names WORD."
     what = "left out" if left else "it may ignore it"
-    return (f"The model has never read {', '.join(words)}: {what}.{hint}",)
+    return (f"The model has never read {', '.join(terms)}: {what}.{hint}",)
 
 
-def _near(word: str, table: Names) -> list[str]:
+def _near(term: str, table: Names) -> list[str]:
     """Names that share the word, or are spelled much like it."""
-    words = set(word.split())
-    return [name for name in table.find(word, 5) if words & set(key(name).split()) or _alike(word, key(name))]
+    terms = set(term.split())
+    return [name for name in table.find(term, 5) if terms & set(key(name).split()) or _alike(term, key(name))]
 
 
-def _alike(word: str, name: str) -> bool:
-    return SequenceMatcher(None, word, name).ratio() > 0.75
+def _alike(term: str, name: str) -> bool:
+    return SequenceMatcher(None, term, name).ratio() > 0.75
