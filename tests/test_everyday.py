@@ -6,13 +6,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pictures
 import pytest
 import torch
+from PIL import Image
 
-from fastdiffusion import load, prompts, sample
-from fastdiffusion.errors import InputError
+from fastdiffusion import clip_score, load, prompts, sample, samplers, search
+from fastdiffusion.cli import main
+from fastdiffusion.errors import InputError, unknown
 from fastdiffusion.prompts import reading
 from fastdiffusion.prompts.reading import key, known_names
+from fastdiffusion.tasks.restoration.method import parse_task
 
 PROMPTS = Path(__file__).parents[1] / "bench/prompts.txt"
 
@@ -112,3 +116,47 @@ def test_what_is_nearly_a_number_is_named(prompt):
 @pytest.mark.parametrize("prompt", ["(a clock at 12:30 pm)", r"(16\:9x)", "[cat:dog]", "cat: 1,5 m", "(cat:1.3)"])
 def test_colons_that_are_text_stay(prompt):
     prompts.parse(prompt)
+
+
+def test_the_names_can_be_searched(capsys):
+    assert main(["names", "burger"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "hamburger"
+    assert main(["names", "qqqqqq"]) == 2 and main(["names"]) == 0
+
+
+def test_the_bundled_encoder_says_what_it_does_not_know(tmp_path, recwarn):
+    pictures.photo(96, 64).save(tmp_path / "photo.png")
+    glyph = Image.new("RGB", (64, 64), "white")
+    glyph.paste("red", (16, 16, 48, 48))
+    glyph.save(tmp_path / "glyph.png")
+    clip_score(tmp_path / "glyph.png", "a red square")
+    assert not recwarn.list
+    for asked in (lambda: clip_score(tmp_path / "photo.png", "a hill"), lambda: search(tmp_path, "a hill")):
+        with pytest.warns(UserWarning, match="knows emoji only"):
+            asked()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "own"), [
+    ("DPM++ 2M Karras", "dpmpp_2m"), ("DPM++ 2M SDE Karras", "dpmpp_2m_sde"), ("Euler a", "euler_ancestral"),
+    ("DPM++ 2S a", "dpmpp_2s_ancestral"), ("DPM++ 3M SDE Exponential", "dpmpp_3m_sde"), ("DPM2 Karras", "dpm_2"),
+    ("UniPC", "unipc"), ("k_euler_ancestral", "euler_ancestral"), ("Restart", "restart"), ("jump", "consistency"),
+])  # fmt: skip
+def test_sampler_names_of_other_programs(name, own):
+    sigmas = [1.0, 0.5, 0.0]
+    assert samplers.table(name, sigmas) == samplers.table(own, sigmas) and samplers.about(name).name == own
+
+
+def test_wrong_names_are_corrected():
+    with pytest.raises(InputError, match="Did you mean 'colorize'"):
+        parse_task("colorise")
+    with pytest.raises(InputError, match="Did you mean 'colorize'"):
+        parse_task("blur 1, Colourise")
+    assert "Did you mean 'dpmpp_2m'" in str(unknown("sampler", "DPM++2Mx", ["euler", "dpmpp_2m"]))
+
+
+def test_a_run_keeps_no_graph_unless_asked():
+    net = torch.nn.Linear(1, 1)
+    table = samplers.table("heun", [1.0, 0.5, 0.0])
+    made = [samplers.final(samplers.run(lambda x, *_: net(x), torch.ones(2, 1), table, grad=g)) for g in (False, True)]
+    assert [x.requires_grad for x in made] == [False, True] and torch.equal(made[0], made[1].detach())

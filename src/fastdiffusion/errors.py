@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Iterable
@@ -37,9 +38,16 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     "No sampler named 'dpmpp2m'. Did you mean 'dpmpp_2m'?"
     """
     known = sorted(known)
-    near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+    plain = {_plain(entry): entry for entry in reversed(known)}
+    near = get_close_matches(_plain(str(name)), plain, n=1, cutoff=0.6)
+    hint = f"Did you mean {plain[near[0]]!r}?" if near else f"Known: {', '.join(known)}."
     return InputError(f"No {kind} named {str(name)!r}. {hint}")
+
+
+def _plain(name: str) -> str:
+    """A name without what is often written differently: capitals, signs between words, British spelling."""
+    name = re.sub(r"[^\w+]|_", "", name.casefold()).replace("++", "pp")
+    return re.sub(r"is(e[ds]?|ing|ation)$", r"iz\1", name).replace("colour", "color").replace("grey", "gray")
 
 
 def warn(message: str) -> None:

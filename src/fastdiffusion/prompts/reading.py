@@ -84,7 +84,7 @@ class _Token(NamedTuple):
 @cache
 def known_names() -> Names:
     """The table of scripts/synonyms."""
-    table = json.loads(files(__package__).joinpath("names.json").read_text(encoding="utf-8"))
+    table = json.loads(files("fastdiffusion.prompts").joinpath("names.json").read_text(encoding="utf-8"))
     return Names({key(name): name for name in table["names"]}, table["everyday"], table["search"])
 
 
