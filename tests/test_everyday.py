@@ -13,9 +13,10 @@ from PIL import Image
 
 from fastdiffusion import clip_score, load, prompts, sample, samplers, search
 from fastdiffusion.cli import main
-from fastdiffusion.errors import InputError, unknown
+from fastdiffusion.errors import InputError, counted, unknown
 from fastdiffusion.prompts import reading
 from fastdiffusion.prompts.reading import key, known_names
+from fastdiffusion.tasks.generation.options import SampleOptions
 from fastdiffusion.tasks.restoration.method import parse_task
 
 PROMPTS = Path(__file__).parents[1] / "bench/prompts.txt"
@@ -160,3 +161,21 @@ def test_a_run_keeps_no_graph_unless_asked():
     table = samplers.table("heun", [1.0, 0.5, 0.0])
     made = [samplers.final(samplers.run(lambda x, *_: net(x), torch.ones(2, 1), table, grad=g)) for g in (False, True)]
     assert [x.requires_grad for x in made] == [False, True] and torch.equal(made[0], made[1].detach())
+
+
+def test_a_seed_may_be_random_or_text():
+    first, second = SampleOptions(seed="random"), SampleOptions(seed="random")  # pyright: ignore[reportArgumentType]
+    assert isinstance(first.seed, int) and first.seed != second.seed
+    assert SampleOptions(seed=" -7 ").seed == -7  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="seed='random'"):
+        SampleOptions(seed="seven")  # pyright: ignore[reportArgumentType]
+
+
+def test_counts_are_grammatical(tmp_path, capsys):
+    assert [counted(1, "image"), counted(1234, "image"), counted(2, "class")] == [
+        "1 image",
+        "1,234 images",
+        "2 classes",
+    ]
+    assert main(["sample", "a red heart", "-n", "1", "--steps", "1", "--seed", "random", "-o", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("1 image in")

@@ -50,6 +50,12 @@ def _plain(name: str) -> str:
     return re.sub(r"is(e[ds]?|ing|ation)$", r"iz\1", name).replace("colour", "color").replace("grey", "gray")
 
 
+def counted(n: int, thing: str) -> str:
+    """A number of things, in words: "1 image", "2 images", "3 classes"."""
+    ends = "" if n == 1 else "es" if thing.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{n:,} {thing}{ends}"
+
+
 def warn(message: str) -> None:
     """A warning that points at the line outside this package which asked for what it is about."""
     level, frame = 1, sys._getframe()

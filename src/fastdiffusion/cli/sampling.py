@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import unknown
+from ..errors import counted, unknown
 from ..tasks.evaluation.options import EvaluateOptions
 from ..tasks.generation.options import ExportOptions, SampleOptions, StudyOptions
 from .command import command
@@ -41,7 +41,7 @@ def sample(
     made = generation.sample(model, **options)
     paths = made.save(out, metadata=metadata, format=format, sidecar=sidecar)
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
-    print(f"{len(paths)} images in {out}, from {paths[0].name} on, and {sheet.name}.")
+    print(f"{counted(len(paths), 'image')} in {out}, from {paths[0].name} on, and {sheet.name}.")
     if metadata or sidecar:
         next_command(f"reproduce {shlex.quote(str(paths[0]))}")
 
@@ -103,7 +103,7 @@ def study(
     done.save(out)
     for name, part in done.explained().items():
         print(f"{name:14} explains {part:5.1%} of the differences")
-    print(f"{out / 'study.png'}: {len(done.cells)} cells of {chosen.n} images.")
+    print(f"{out / 'study.png'}: {counted(len(done.cells), 'cell')} of {counted(chosen.n, 'image')}.")
 
 
 @command("export", ExportOptions)
