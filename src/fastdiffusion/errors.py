@@ -39,7 +39,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """
     known = sorted(known)
     plain = {_plain(entry): entry for entry in reversed(known)}
-    near = get_close_matches(_plain(str(name)), plain, n=1, cutoff=0.6)
+    near = get_close_matches(_plain(str(name)), plain, n=1, cutoff=0.5 if len(str(name)) < 5 else 0.6)
     hint = f"Did you mean {plain[near[0]]!r}?" if near else f"Known: {', '.join(known)}."
     return InputError(f"No {kind} named {str(name)!r}. {hint}")
 
