@@ -406,15 +406,12 @@ def drawn(prompt: str) -> tuple[torch.Tensor, int]:
         return sample("emoji", prompt, n=1, steps=1).images, len(caught)
 
 
-UNSEEN = "A letter that nobody sees changes the image, and nothing says so."
-
-
 @pytest.mark.parametrize("prompt", [
-    pytest.param("\ufeffa red heart", id="byte order mark", marks=wrong(UNSEEN)),
-    pytest.param("a red\u200b heart", id="zero-width space", marks=wrong(UNSEEN)),
+    pytest.param("\ufeffa red heart", id="byte order mark"),
+    pytest.param("a red\u200b heart", id="zero-width space"),
     pytest.param("a red hea\u00adrt", id="soft hyphen"),
-    pytest.param("a red heart\u200f", id="direction mark", marks=wrong(UNSEEN)),
-    pytest.param("a red\u2060 heart", id="word joiner", marks=wrong(UNSEEN)),
+    pytest.param("a red heart\u200f", id="direction mark"),
+    pytest.param("a red\u2060 heart", id="word joiner"),
     pytest.param("a\u00a0red heart", id="no-break space"),
 ])  # fmt: skip
 def test_letters_that_nobody_sees_change_nothing_or_are_named(prompt):
@@ -424,7 +421,6 @@ def test_letters_that_nobody_sees_change_nothing_or_are_named(prompt):
 
 
 @pytest.mark.parametrize("prompt", ["(cat:1,3)", "(cat:1.2:1.3)", "[cat:dog:50%]", "[cat:dog:0,5]", "(cat:1.3x)"])
-@wrong("What is no number is taken for words to draw, and nothing says so.")
 def test_weights_and_moments_that_are_no_numbers_are_refused_or_named(prompt):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -157,6 +157,7 @@ VERBS = {
     "translate": verb(paired.translate, TranslateOptions, flags="out"),
     "train-cold": verb(cold_diffusion.train_cold, TrainColdOptions),
     "list-samplers": verb(),
+    "names": verb(flags="prompt n"),
     "about": verb(about.about),
     "recipe": verb(images.read_recipe, flags="image", parameters="path"),
     "demo": verb(demo.demo, flags="out", parameters="folder"),
@@ -239,7 +240,7 @@ def test_options_are_described_one_by_one():
 
 def test_every_command_that_computes_takes_a_device():
     without = {name for name in COMMANDS if "device" not in flags_of(name)}
-    assert without == {"scan", "list-samplers", "about", "recipe", "doctor"}
+    assert without == {"scan", "list-samplers", "about", "recipe", "doctor", "names"}
 
 
 def test_a_misspelled_option_is_named():

@@ -382,8 +382,6 @@ def test_what_an_encoder_cannot_do_is_told():
     prompts.compile(["a b"], encode)
     with pytest.raises(InputError, match="neither AND nor changes"):
         compiled("a", negative="[a:b:0.5]")
-    with pytest.warns(UserWarning, match="never read qwx"):
-        prompts.warn_unknown("a (cat:1.2) qwx", {"a", "cat"}.__contains__)
 
 
 def test_reading_imports_nothing_heavy():

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import warnings
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+_INSIDE = {__name__.partition(".")[0], "torch", "jaxtyping", "contextlib"}  # this package, and what wraps its functions
 
 
 class FastdiffusionError(Exception):
@@ -33,9 +38,30 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     "No sampler named 'dpmpp2m'. Did you mean 'dpmpp_2m'?"
     """
     known = sorted(known)
-    near = get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(known)}."
+    plain = {_plain(entry): entry for entry in reversed(known)}
+    near = get_close_matches(_plain(str(name)), plain, n=1, cutoff=0.5 if len(str(name)) < 5 else 0.6)
+    hint = f"Did you mean {plain[near[0]]!r}?" if near else f"Known: {', '.join(known)}."
     return InputError(f"No {kind} named {str(name)!r}. {hint}")
+
+
+def _plain(name: str) -> str:
+    """A name without what is often written differently: capitals, signs between words, British spelling."""
+    name = re.sub(r"[^\w+]|_", "", name.casefold()).replace("++", "pp")
+    return re.sub(r"is(e[ds]?|ing|ation)$", r"iz\1", name).replace("colour", "color").replace("grey", "gray")
+
+
+def counted(n: int, thing: str) -> str:
+    """A number of things, in words: "1 image", "2 images", "3 classes"."""
+    ends = "" if n == 1 else "es" if thing.endswith(("s", "x", "ch", "sh")) else "s"
+    return f"{n:,} {thing}{ends}"
+
+
+def warn(message: str) -> None:
+    """A warning that points at the line outside this package which asked for what it is about."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
 
 
 def missing(thing: str, package: str, extra: str) -> MissingExtra:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import counted
 from ..tasks.autoencoding.options import (
     EvaluateAutoencoderOptions,
     SampleTokensOptions,
@@ -119,4 +120,4 @@ def sample_tokens(
     for i, image in enumerate(made):
         save_png(image, out / f"{chosen.seed + i:04d}.png")
     save_png(grid(made, zoom=max(1, 64 // made.shape[-1])), out / "grid.png")
-    print(f"{chosen.n} images in {out}, and grid.png.")
+    print(f"{counted(chosen.n, 'image')} in {out}, and grid.png.")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..tasks.generation.options import VariationsOptions
 from ..tasks.text_image.options import AddLanguageOptions
 from .command import command
@@ -32,7 +32,7 @@ def variations(
     made = module.variations(image, prompt, model, **vars(chosen))
     made.save(out, image.stem)
     made.save_grid(out / "grid.png")
-    print(f"{len(made)} images in {out}, and grid.png.")
+    print(f"{counted(len(made), 'image')} in {out}, and grid.png.")
 
 
 @command("index")
@@ -56,7 +56,7 @@ def index(
     net = ready(clip, device)
     made = module.build_index(net, load_data(data, size, aspect, "pad", mode(net)))
     module.save(made, out, torch.float16)
-    print(f"{out}: {len(made.captions):,} images.")
+    print(f"{out}: {counted(len(made.captions), 'image')}.")
     next_command("variations photo.png --model MODEL", index=out, clip=clip)
 
 
@@ -87,7 +87,7 @@ def add_language(
 
     loaded_pairs, chosen = [pair for source in pairs for pair in translations(source)], chosen.in_runs("languages")
     first = loaded_pairs[0]
-    print(f"{len(loaded_pairs):,} pairs, for example {first.text!r} = {first.known!r}.")
+    print(f"{counted(len(loaded_pairs), 'pair')}, for example {first.text!r} = {first.known!r}.")
     extended = multilingual.add_language(loaded(model, "cpu"), loaded_pairs, **vars(chosen))
     if unfinished(Path(str(chosen.folder)), chosen.steps):
         return

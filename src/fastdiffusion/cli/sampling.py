@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ..errors import unknown
+from ..errors import counted, unknown
 from ..tasks.evaluation.options import EvaluateOptions
 from ..tasks.generation.options import ExportOptions, SampleOptions, StudyOptions
 from .command import command
@@ -43,7 +43,7 @@ def sample(
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
     if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and folder.is_folder(model):
         print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
-    print(f"{len(paths)} images in {out}, from {paths[0].name} on, and {sheet.name}.")
+    print(f"{counted(len(paths), 'image')} in {out}, from {paths[0].name} on, and {sheet.name}.")
     if metadata or sidecar:
         next_command(f"reproduce {shlex.quote(str(paths[0]))}")
 
@@ -105,7 +105,7 @@ def study(
     done.save(out)
     for name, part in done.explained().items():
         print(f"{name:14} explains {part:5.1%} of the differences")
-    print(f"{out / 'study.png'}: {len(done.cells)} cells of {chosen.n} images.")
+    print(f"{out / 'study.png'}: {counted(len(done.cells), 'cell')} of {counted(chosen.n, 'image')}.")
 
 
 @command("export", ExportOptions)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InputError
 from ..tasks.text_image.options import TrainCaptionMeanOptions, TrainClipOptions
 from .command import command
 from .options import Aspect, DataName, Device, load_data, next_command, unfinished
@@ -67,7 +68,8 @@ def clip_score(
 ) -> None:
     """Measure how well texts fit an image.
 
-    Best first: the cosine, and what part of the captions that the encoder knows fits worse.
+    Best first: the cosine, and what part of the captions that the encoder knows fits worse. The bundled encoder knows
+    emoji only.
     """
     from ..tasks.text_image import scoring
 
@@ -83,8 +85,32 @@ def search(
     model: ClipPath = None,
     device: Device = None,
 ) -> None:
-    """Find images of a folder by text, best first."""
+    """Find images of a folder by text, best first. The bundled encoder knows emoji only."""
     from ..tasks.text_image import scoring
 
     for match in scoring.search(folder, prompt, n, model, device):
         print(f"{match.similarity:6.3f}  {folder / match.path}")
+
+
+@command("names")
+def names(
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="WORD...", help="What to look for.")] = None,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many to list.")] = 20,
+) -> None:
+    """Search the names of what the bundled text-to-image model draws.
+
+    First what the words mean, then names that share them, then what is spelled alike.
+    """
+    from ..prompts.reading import known_names
+
+    table = known_names()
+    if not prompt:
+        print(f"The model that ships draws {len(table.names):,} emoji by name. Search them: fastdiffusion names burger")
+        return
+    found = table.find(" ".join(prompt), max(n, 1))
+    if not found:
+        raise InputError(
+            f"No name like {' '.join(prompt)!r} among {len(table.names):,}. Try another word, e.g. burger."
+        )
+    print("\n".join(found))
+    next_command(f"sample {shlex.quote(found[0])}")

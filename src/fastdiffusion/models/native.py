@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..errors import InputError
 from ..guidance import self_conditioned
 from ..guidance.core import Guided
 from ..nets.text import normalized
+from ..prompts import reading
 from ..types import Cond, Denoise
 from .protocols import Size
 
@@ -67,18 +68,40 @@ class TextConditioner:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
-        """Token states, mask and pooled vector of each prompt; "" is "nothing"."""
-        tokens = self.net.text_encoder.tokens(prompts)
+        """Token states, mask and pooled vector of each prompt as it is read (:meth:`reading`); "" is "nothing"."""
+        tokens = self.net.text_encoder.tokens([self.reading(text).text for text in prompts])
         return self.net.encode_prompt(Cond(tokens=tokens.to(next(self.net.parameters()).device)))
 
     def null(self, n: int, size: Size | None = None) -> Cond:
         """Rows without a token: what captions that were left out in training were."""
         return self.encode([""] * n)
 
+    def reading(self, text: str) -> reading.Reading:
+        """The text in words that the encoder knows, and notes on what was changed."""
+        encoder = self.net.text_encoder
+        if not encoder.config["known"] or not text.strip():
+            return reading.Reading(text, tuple((i, i + 1) for i in range(len(text))))
+        student = encoder.student_encoder
+        return reading.interpret(text, encoder.lists, None if student is None else student.lists, self._draws_emoji)
+
+    @cached_property
+    def _draws_emoji(self) -> bool:
+        """Whether the training captions named emoji: only then the table of their names is of use."""
+        names = list(reading.known_names().names.values())
+        return sum(map(self.net.text_encoder.lists, names)) > 0.9 * len(names)
+
     def token_spans(self, text: str) -> Sequence[tuple[int, int]]:
         """Which characters of the text each token covers."""
-        return prompts.aligned(self.net.text_encoder.spans, normalized)(text)
+        interpreted = self.reading(text)
+        spans = prompts.aligned(self.net.text_encoder.spans, normalized)(interpreted.text)
+        return [(interpreted.origins[a][0], interpreted.origins[b - 1][1]) if a < b else (a, b) for a, b in spans]
+
+    def notes(self, text: str) -> tuple[str, ...]:
+        """What the person should know about how a text is read: a sentence each."""
+        return self.reading(text).notes
 
     def unknown_words(self, text: str) -> list[str]:
         """The words of a prompt that no caption of the training data had."""
+        if self.net.text_encoder.config["known"]:
+            return list(self.reading(text).unknown)
         return prompts.unknown_words(text, self.net.text_encoder.encoder_of(text).knows)

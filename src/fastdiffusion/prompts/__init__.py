@@ -33,11 +33,11 @@ from .language import (
     at,
     choose,
     moments,
+    notes,
     parse,
     plain,
     several,
     unknown_words,
-    warn_unknown,
     write,
 )
 
@@ -60,11 +60,11 @@ __all__ = [
     "choose",
     "compile",
     "moments",
+    "notes",
     "parse",
     "plain",
     "several",
     "unknown_words",
-    "warn_unknown",
     "write",
 ]
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import InputError
 
@@ -16,6 +15,11 @@ HEAVIEST = 10.0  # weights beyond it only break images
 DEEPEST = 50  # brackets in brackets
 LONGEST = 500  # words; a caption has five to fifty
 _NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
+_NEARLY = r"(?<!\\):\s*([-+]?[\d.,][^\s()\[\]:|]*)\s*$"  # what stands where a number should, and begins like one
+_WIDE = {
+    ord(wide): ord(sign)
+    for wide, sign in zip("（）［］｛｝｜：．０１２３４５６７８９", "()[]{}|:.0123456789", strict=True)
+}
 _TOKEN = re.compile(rf"\\.|:\s*{_NUMBER}\s*(?=\))|\b(?:AND|BREAK)\b|[()\[\]:|]|[^\\()\[\]:|AB]+|.", re.DOTALL)
 
 
@@ -90,9 +94,14 @@ def several(text: str | Iterable[str]) -> list[str]:
     return prompts
 
 
+def narrow(text: str) -> str:
+    """The signs of the language that a Japanese or Chinese keyboard writes in full width as the usual ones."""
+    return re.sub(r"\\.|.", lambda m: m[0] if len(m[0]) > 1 else m[0].translate(_WIDE), text, flags=re.DOTALL)
+
+
 def choose(text: str, seed: int, wildcards: Mapping[str, Sequence[str]] | None = None) -> str:
     """Make the choices of ``{red|blue}`` and of ``__color__``, which draws from ``wildcards["color"]``, by ``seed``."""
-    draw = random.Random(seed)
+    draw, text = random.Random(seed), narrow(text)
     if wildcards:
 
         def one_of(match: re.Match[str]) -> str:
@@ -127,7 +136,7 @@ def parse(text: str) -> Prompt:
     """
     if len(text.split()) > LONGEST or len(text) > 20 * LONGEST:
         raise InputError(f"The prompt has {len(text.split())} words; at most {LONGEST} are read. Shorten it.")
-    parser = _Parser(text)
+    parser = _Parser(narrow(text))
     parts = parser.parts()
     prompt = Prompt(tuple(parts))
     if not any(at(text, 0, 1).text or at(text, 1, 1).text for part in parts for text in part.texts):
@@ -146,6 +155,16 @@ def _weight(text: str, of: str, low: float = 0.0) -> float:
             f"The weight {text} of {_short(of)} must be from {low:g} to {HEAVIEST:g}. Usual is 0.5 to 1.5."
         )
     return value
+
+
+def _number_meant(source: str, kind: str, example: str) -> None:
+    """Raise InputError where the end of ``source`` is nearly a number: it would be drawn as a word."""
+    match = re.search(_NEARLY, source)
+    if match is not None:
+        raise InputError(
+            f"The {kind} {match[1]!r} in {_short(source)} cannot be read: one number with a point, such as {example}. "
+            "Write \\: for the sign itself."
+        )
 
 
 class _Parser:
@@ -182,6 +201,8 @@ class _Parser:
         last = items[-1] if items else None
         match = re.search(rf":\s*({_NUMBER})\s*$", last.text) if isinstance(last, Text) else None
         if not isinstance(last, Text) or match is None:
+            if isinstance(last, Text) and re.search(r":\s*\d+,\d+\s*$", last.text):
+                _number_meant(last.text, "weight", "a AND b:0.5")
             return items, 1.0
         left = last.text[: match.start()]
         return (*items[:-1], *_text(left)), _weight(match[1], left.strip(), -HEAVIEST)
@@ -220,8 +241,13 @@ class _Parser:
             )
         self.i += 1
 
+    def _since(self, start: int) -> str:
+        """The source from ``start`` to the present sign."""
+        return self.text[start : self.signs[self.i][0] if self.i < len(self.signs) else None]
+
     def round(self, depth: int, start: int) -> Node:
         items, weight = self.items(depth + 1, (")",)), UP
+        _number_meant(self._since(start), "weight", "(cat:1.3)")
         if self.peek().startswith(":"):
             weight = _weight(self.peek()[1:].strip(), self.text[start:])
             self.i += 1
@@ -234,6 +260,7 @@ class _Parser:
             marks += self.peek()
             self.i += 1
             fields.append(self.items(depth + 1, (":", "|", "]")))
+        source = self._since(start)
         self.close("[", start)
         if marks and set(marks) == {"|"}:
             return Alternation(tuple(fields))
@@ -244,6 +271,7 @@ class _Parser:
                     f"The moment {last} in {_short(self.text)} must be from 0 to 1, a part of the run. Try 0.4."
                 )
             return Switch(() if marks == ":" else fields[0], fields[-2], float(last))
+        _number_meant(source, "moment", "[cat:dog:0.4]")
         joined = list(fields[0])
         for mark, field in zip(marks, fields[1:], strict=True):  # colons that mean nothing: text
             joined += [Text(mark), *field]
@@ -288,7 +316,7 @@ def write(prompt: Prompt) -> str:
 
 def plain(text: str) -> str:
     """The prompt that means these words and nothing else: every sign of the language is escaped."""
-    return re.sub(r"([\\()\[\]{}|:])|\b(?=AND\b|BREAK\b)", lambda m: f"\\{m[1] or ''}", text)
+    return re.sub(r"([\\()\[\]{}|:（）［］｛｝｜：．０-９])|\b(?=AND\b|BREAK\b)", lambda m: f"\\{m[1] or ''}", text)
 
 
 def _written(items: Sequence[Node]) -> str:
@@ -353,7 +381,17 @@ def unknown_words(prompt: str, knows: Callable[[str], bool]) -> list[str]:
     return list(dict.fromkeys(token for token in tokens if not knows(token)))
 
 
-def warn_unknown(prompt: str, knows: Callable[[str], bool]) -> None:
-    """Warn of words for which ``knows(word)`` is False: those that no caption of the training data had."""
-    if strange := unknown_words(prompt, knows):
-        warnings.warn(f"The model has never read {', '.join(strange)}: it may ignore it.", stacklevel=3)
+def notes(conditioner: Any, texts: Iterable[str]) -> list[str]:
+    """What a conditioner has to say about prompts (choices made), each sentence once."""
+    sentences: dict[str, None] = {}
+    for text in dict.fromkeys(text for text in texts if text.strip()):
+        if not hasattr(conditioner, "notes"):
+            if strange := conditioner.unknown_words(text):
+                sentences[f"The model has never read {', '.join(strange)}: it may ignore it."] = None
+            continue
+        prompt = parse(text)
+        texts_of_run = (at(items, i, 12).text for part in prompt.parts for items in part.texts for i in range(12))
+        sentences.update(
+            (note, None) for line in dict.fromkeys(texts_of_run) if line for note in conditioner.notes(line)
+        )
+    return list(sentences)

@@ -16,6 +16,7 @@ Because D0 itself appears with weight one, a model whose estimate is always x0 r
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .. import schedules
-from ..errors import unknown
+from ..errors import unknown, warn
 from . import langevin, solvers
 from .tables import Table
 from .trace import trace
@@ -81,7 +82,12 @@ SAMPLERS: dict[str, Callable[..., Table]] = {name: _builder(name) for name in ME
     "restart": restart,
     "repaint": repaint,
 }
-_NOW = {"jump": "consistency"}  # names of the first version, in saved recipes
+ALIASES = {  # the first version's names, in saved recipes, and those of other programs, as _plain writes them
+    "jump": "consistency", "eulera": "euler_ancestral", "kdpm2": "dpm_2", "dpm2": "dpm_2", "lcm": "consistency",
+    "dpmpp2sa": "dpmpp_2s_ancestral", "dpmpp2sancestral": "dpmpp_2s_ancestral", "unipcbh2": "unipc",
+    "dpmsolver++": "dpmpp_2m", "dpmsolverpp": "dpmpp_2m",
+}  # fmt: skip
+_SCHEDULED = re.compile(r"(karras|exponential|sgmuniform|simple|normal|beta)+$")  # said with a sampler there
 _COMPOSED = {  # samplers that are another one's table on rising sigmas: order, evaluations a step, use
     "restart": (2, 2, "better images from a good model at 30 evaluations and more"),
     "repaint": (1, 1, "inpainting: harmonizes the filling with its surroundings, at a price"),
@@ -90,7 +96,7 @@ _COMPOSED = {  # samplers that are another one's table on rising sigmas: order, 
 
 def about(name: str) -> About:
     """What a sampler is and when to use it; raises InputError for an unknown name."""
-    build, name = _known(name), _NOW.get(name, name)
+    build, name = _known(name), sampler_name(name)
     summary = (build.__doc__ or "").split("\n")[0]
     if name in METHODS:
         return About(name, summary, *METHODS[name][1:])
@@ -98,11 +104,28 @@ def about(name: str) -> About:
     return About(name, summary, order, nfe, True, use)
 
 
+def sampler_name(name: str) -> str:
+    """The name in ``SAMPLERS`` of a sampler, also as other programs call it: "DPM++ 2M Karras", "k_euler_a".
+
+    A schedule in such a name is left out with a warning: it is an option of its own. InputError for an unknown name.
+    """
+    if name in SAMPLERS:
+        return name
+    plain = re.sub(r"[^\w+]|_", "", name.casefold()).replace("++", "pp").removesuffix("gpu")
+    known = {entry.replace("_", ""): entry for entry in SAMPLERS} | ALIASES
+    forms = [plain, plain.removeprefix("k"), plain.removeprefix("sample")]
+    for form in [*forms, *(_SCHEDULED.sub("", form) for form in forms)]:
+        if form in known:
+            if form not in forms:
+                warn(
+                    f"{name!r} is sampler={known[form]!r} here; a schedule is an option of its own: schedule='karras'."
+                )
+            return known[form]
+    raise unknown("sampler", name, SAMPLERS)
+
+
 def _known(name: str) -> Callable[..., Table]:
-    name = _NOW.get(name, name)
-    if name not in SAMPLERS:
-        raise unknown("sampler", name, SAMPLERS)
-    return SAMPLERS[name]
+    return SAMPLERS[sampler_name(name)]
 
 
 def table(name: str, sigmas: Tensor | Sequence[float], **options: Any) -> Table:

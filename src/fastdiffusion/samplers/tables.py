@@ -116,6 +116,7 @@ def run(
     cond: Cond | None = None,
     seeds: Sequence[int] | None = None,
     paths: Fresh | None = None,
+    grad: bool = False,
 ) -> Iterator[Step]:
     """Perform a table. The last step's ``x`` is the result; to stop early is to stop iterating.
 
@@ -126,6 +127,7 @@ def run(
         cond: Passed on to the denoiser.
         seeds: One per image; needed by stochastic tables only.
         paths: Where their noise comes from instead: by default Brownian paths of the seeds.
+        grad: Keep the graph, to differentiate the run; it holds the activations of every evaluation.
     """
     if table.stochastic and paths is None and (seeds is None or len(seeds) != len(x)):
         got = "none" if seeds is None else f"{len(seeds)} for {len(x)} images"
@@ -140,11 +142,12 @@ def run(
     history: deque[Tensor] = deque(maxlen=table.depth + 1)
     for i, (row, sigma) in enumerate(zip(table.rows, sigmas, strict=True)):
         now.index, now.sigma = i, row.sigma
-        x0 = denoise(x, sigma, cond)
-        x = move(row, x, x0, history)
-        for b, level, to in row.noise:
-            assert paths is not None
-            x.add_(paths.draw(level, to), alpha=b)
+        with torch.set_grad_enabled(grad and torch.is_grad_enabled()):
+            x0 = denoise(x, sigma, cond)
+            x = move(row, x, x0, history)
+            for b, level, to in row.noise:
+                assert paths is not None
+                x.add_(paths.draw(level, to), alpha=b)
         history.appendleft(x0)
         yield Step(i, table.nfe, row.sigma, x0, x)
 

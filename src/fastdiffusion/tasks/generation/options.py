@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,17 @@ SIZE = "In pixels: 64, or WIDTHxHEIGHT such as 96x64. By default the model's own
 Guidance = str | Callable[..., Any]
 
 
+def seed_of(seed: object) -> int:
+    """A seed: a whole number, also as text, or a new one for "random"."""
+    if isinstance(seed, str) and seed.strip().lower() == "random":
+        return secrets.randbelow(2**31)
+    if isinstance(seed, str) and re.fullmatch(r"\s*[-+]?[0-9]{1,30}\s*", seed):
+        return int(seed)
+    if type(seed) is not int:
+        raise InputError(f"seed must be a whole number, got {seed!r}. Example: seed=0, or seed='random'.")
+    return seed
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """What every verb that samples takes.
@@ -28,7 +40,7 @@ class RunOptions:
         n: Number of images.
         steps: Intervals of the sampler's table. Most samplers evaluate the model once in each
             (``fastdiffusion list-samplers`` says how often); classifier-free guidance doubles that.
-        seed: Of image 0; image i has seed + i.
+        seed: Of image 0; image i has seed + i. "random" draws one, which the recipe then has.
         scale: The model's guidance; 1 is off. By default the model's own.
         guidance: Further guidance: specifications such as "cfg scale=3 interval=0.3..5" or
             "inpaint photo.png mask.png" (``guidance.GUIDANCE`` has them all), or functions from denoiser to
@@ -41,7 +53,7 @@ class RunOptions:
 
     n: int = option(16, "How many images.", "-n", "--n")
     steps: int = option(12, "Solver steps; guidance doubles the evaluations of each.")
-    seed: int = option(0, "Of image 0; image i has seed + i.")
+    seed: int = option(0, "Of image 0; image i has seed + i. Or: random.", kind=str, metavar="N")
     scale: float | None = option(None, "Guidance; 1 is off. By default the model's own.")
     guidance: Guidance | Sequence[Guidance] | None = option(
         None,
@@ -58,8 +70,7 @@ class RunOptions:
             value = getattr(self, name)
             if not (type(value) is int and value >= 1):
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}. Example: {name}=16.")
-        if type(self.seed) is not int:
-            raise InputError(f"seed must be a whole number, got {self.seed!r}. Example: seed=0.")
+        object.__setattr__(self, "seed", seed_of(self.seed))
 
 
 @dataclass(frozen=True)

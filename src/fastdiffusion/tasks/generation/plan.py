@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from ... import prompts, schedules
-from ...errors import CheckpointError, InputError
+from ...errors import CheckpointError, InputError, warn
 from ...guidance import cfg
 from ...io.inputs import fit_image
 from ...models import Model, Size
@@ -275,10 +275,10 @@ def _prompts(model: Model, chosen: SampleOptions) -> list[str] | None:
     texts = [""] if prompt is None else prompts.several(prompt)
     if negative and prompts.choose(negative, 0) != negative.replace("\\{", "{").replace("\\}", "}"):
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
-    for text in dict.fromkeys((*texts, negative)):
-        unknown_words = frozenset(model.conditioner.unknown_words(text))
-        prompts.warn_unknown(text, lambda term, unknown_words=unknown_words: term not in unknown_words)
-    return [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
+    wanted = [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
+    for note in prompts.notes(model.conditioner, (*wanted, negative)):
+        warn(note)
+    return wanted
 
 
 def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:

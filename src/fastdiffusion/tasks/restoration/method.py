@@ -66,6 +66,9 @@ def parse_task(corruption: str | Corruption) -> Corruption:
         return corruption
     commands = "|".join(UNDOES)
     text = re.sub(rf"(^|[,|(])(\s*)({commands})\s+(?=({'|'.join(CORRUPTIONS)})\b)", r"\1\2", corruption)
+    for name in re.findall(r"(?:^|[,|(])\s*([^\W\d][\w-]*)", text):
+        if name not in CORRUPTIONS and name not in UNDOES:
+            raise unknown("corruption or restoration", name, [*CORRUPTIONS, *UNDOES])
     return parse(re.sub(rf"(^|[,|(])(\s*)({commands})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
 
 

@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
 from ...data import Dataset, ImageFolder
-from ...errors import InputError
+from ...errors import InputError, warn
 from ...io.images import to_tensor
 from ...nets.clip import Clip
 from .clip import as_input, mode, ready
+
+EMOJI_ONLY = (
+    "The encoder in this package knows emoji only: of photographs its numbers mean nothing. Train one on such images "
+    "with captions: fastdiffusion train-clip FOLDER, and name it with --model."
+)
 
 
 class ClipScore(NamedTuple):
@@ -60,7 +66,10 @@ def clip_score(
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not texts or not all(text.strip() for text in texts):
         raise InputError("There is no text to compare with. Give one, e.g. 'a cat with heart eyes'.")
-    vector = clip.encode_image(as_input(clip, image).to(clip.log_scale.device))[0]
+    shown = as_input(clip, image)
+    if model is None and not _on_plain_ground(shown).all():
+        warn(EMOJI_ONLY)
+    vector = clip.encode_image(shown.to(clip.log_scale.device))[0]
     similar, usual = clip.encode_text(texts) @ vector, clip.encode_text(clip.known) @ vector
     return [
         ClipScore(text, float(value), float((usual < value).float().mean()))
@@ -90,10 +99,22 @@ def search(
     data = (
         folder if isinstance(folder, Dataset) else ImageFolder(folder, clip.side or 64, aspect="pad", mode=mode(clip))
     )
-    vector, results = clip.encode_text([prompt])[0], []
+    vector, results, plain = clip.encode_text([prompt])[0], [], True
     for group in data.groups:
         for first in range(0, len(group), 256):
             batch = data.batch(group[first : first + 256])
-            similar = clip.encode_image(to_tensor(batch.images).to(vector.device)) @ vector
+            shown = to_tensor(batch.images)
+            plain = plain and bool(_on_plain_ground(shown).all())
+            similar = clip.encode_image(shown.to(vector.device)) @ vector
             results += [SearchResult(name, value) for name, value in zip(batch.names, similar.tolist(), strict=True)]
+    if model is None and not plain:
+        warn(EMOJI_ONLY)
     return sorted(results, key=lambda result: -result.similarity)[:n]
+
+
+def _on_plain_ground(images: Float[Tensor, "b c h w"]) -> Bool[Tensor, " b"]:
+    """Whether each side of an image has one color, the same all round: what emoji have, and hardly a photograph."""
+    sides = [images[:, :, :2], images[:, :, -2:], images[..., :2], images[..., -2:]]
+    median = torch.cat([side.flatten(2) for side in sides], 2).median(2, keepdim=True).values
+    flat = [((side.flatten(2) - median).abs().amax(1) < 0.1).float().mean(1) for side in sides]
+    return torch.stack(flat).amin(0) >= 0.9

@@ -1,0 +1,354 @@
+"""Everyday prompts in the words that a model knows: other names for its things, and what can be left out.
+
+A word that no caption had has no meaning for a text encoder and disturbs the rest. So prompts are read before they are
+encoded: letters that nobody sees and signs at the ends of words go, plurals and synonyms become the name that was
+trained, and words that stay unknown are left out; each is said in a note. What has none of these passes bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from difflib import SequenceMatcher, get_close_matches
+from functools import cache
+from importlib.resources import files
+from itertools import pairwise
+from typing import NamedTuple
+
+Lists = Callable[[str], bool]  # whether every word of a text was in the training captions
+
+ARTICLES = frozenset({"a", "an", "the"})
+_SHARED = "de da do das di du d del la le e y o el en am al st"
+_SCENIC = "at in under near beside behind over through riding by inside beneath between while"
+_FILLERS = """
+beautiful pretty cute nice lovely delicious tasty yummy gorgeous awesome amazing adorable spooky cool fancy detailed
+highly masterpiece photorealistic realistic photograph photo hd 4k 8k uhd best quality very really please draw stunning
+perfect simple my your our his her their some this that
+"""
+SHARED = frozenset(_SHARED.split())  # words of several languages, which are in names of places and say nothing of which
+SCENIC = frozenset(_SCENIC.split())  # between two things they make a scene
+FILLERS = frozenset(_FILLERS.split())  # how good an image should be, and nothing of what it shows
+IMAGES = r"(?:photo|photograph|picture|image|drawing|painting|illustration|icon|sketch|emoji|render|portrait|shot)"
+_IMAGE_OF = re.compile(rf"(?:(?:a|an|the)\s+)?(?:\w+\s+)?{IMAGES}s?\s+of\s+(?:(?:a|an|the)\s+)?(?=\S)", re.IGNORECASE)
+_BACKGROUND = re.compile(r"\s+on\s+(?:an?\s+)?[^\W\d_]+(?:\s+background)?$")
+_REAL = frozenset({"photo", "photograph", "photorealistic", "realistic", "4k", "8k", "hd", "uhd"})
+_EDGES = '.!?;:…"“”„«»()[]*'
+_NARROW = {"WITH", "AND", "OF", "ON", "IN", "AT", "TO", "FROM", "FOR", "BY"}
+
+
+class Reading(NamedTuple):
+    """A prompt as it is encoded.
+
+    Attributes:
+        text: For the encoder.
+        origins: The characters (start, end) of the prompt that each character of ``text`` stands for.
+        notes: What was changed, a sentence each.
+        unknown: Words that no caption had.
+    """
+
+    text: str
+    origins: tuple[tuple[int, int], ...]
+    notes: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+
+class Names(NamedTuple):
+    """What the emoji model draws: its names by their :func:`key`, and other names for the same things."""
+
+    names: dict[str, str]
+    everyday: dict[str, str]
+    search: dict[str, str]
+
+    def find(self, text: str, n: int = 20) -> list[str]:
+        """The names that a text means, then those that share its words, then those that are spelled alike."""
+        wanted = key(text)
+        meant = [table[form] for form in (wanted, *forms(wanted)) for table in self if form in table]
+        terms = set(wanted.split())
+        others = {phrase: name for table in reversed(self) for phrase, name in table.items()}
+        shared = sorted(
+            (phrase for phrase in others if terms & set(phrase.split()) or (len(wanted) > 3 and wanted in phrase)),
+            key=lambda phrase: (len(terms ^ set(phrase.split())), phrase not in self.names, phrase),
+        )
+        alike = get_close_matches(wanted, others, n=n, cutoff=0.72)
+        return list(dict.fromkeys([*meant, *(others[phrase] for phrase in (*shared, *alike))]))[:n]
+
+
+class _Token(NamedTuple):
+    text: str
+    start: int
+    end: int
+
+
+@cache
+def known_names() -> Names:
+    """The table of scripts/synonyms."""
+    table = json.loads(files("fastdiffusion.prompts").joinpath("names.json").read_text(encoding="utf-8"))
+    return Names({key(name): name for name in table["names"]}, table["everyday"], table["search"])
+
+
+def key(text: str) -> str:
+    """A phrase as tables list it: folded, without hyphens, articles and signs at the ends of its words."""
+    folded = unicodedata.normalize("NFKC", text).casefold().replace("-", " ").replace("’", "'")
+    terms = [term for term in (part.strip(_EDGES + ",'") for part in folded.split()) if term]
+    return " ".join(terms[1:] if len(terms) > 1 and terms[0] in ARTICLES else terms)
+
+
+def forms(phrase: str) -> Iterator[str]:
+    """The singulars, plurals and plain forms that a phrase may be an inflection of, likeliest first."""
+    head, _, last = phrase.rpartition(" ")
+    irregular = {"men": "man", "people": "person", "children": "child", "mice": "mouse", "feet": "foot",
+                 "teeth": "tooth", "geese": "goose", "leaves": "leaf", "wolves": "wolf", "knives": "knife"}  # fmt: skip
+    found = [last[: -len(end)] + irregular[end] for end in irregular if last.endswith(end)]
+    for end, base in (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("'s", ""), ("es", ""), ("s", "")):
+        found += [last.removesuffix(end) + base] * last.endswith(end)
+    found += [last[:-1] + "ies"] * last.endswith("y")
+    found += [last + "s"] * (not last.endswith("s"))
+    for end in ("ing", "ed"):
+        if last.endswith(end):
+            stem = last.removesuffix(end)
+            found += [stem, stem + "e", *([stem[:-1]] if stem[-2:-1] == stem[-1:] else [])]
+    yield from (f"{head} {form}".strip() for form in dict.fromkeys(found) if len(form) > 1)
+
+
+def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool = False) -> Reading:
+    """A text in words that an encoder lists.
+
+    Args:
+        text: Without signs of the prompt language.
+        lists: Of the encoder.
+        student: Of its student encoder, for other languages. Texts that are mostly the student's pass as they are.
+        emoji: Use the table of emoji names.
+    """
+    visible = [i for i, sign in enumerate(text) if _visible(text, i, sign)]
+    clean = "".join(text[i] for i in visible)
+    whole = Reading(clean, tuple((i, i + 1) for i in visible))
+    table = known_names() if emoji else Names({}, {}, {})
+    if unicodedata.normalize("NFKC", clean).casefold().strip() in _exact(emoji) and lists(clean):
+        return whole
+    tokens = list(_tokens(clean, emoji))
+    if not emoji and all(lists(token.text) for token in tokens):
+        return whole
+    if _in_other_language(tokens, lists, student, table):
+        assert student is not None
+        strange = tuple(token.text for token in tokens if not (student(token.text) or _wide(token.text)))
+        return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
+    changed = _Changes(lists, table)
+    kept = changed.made(clean, tokens)
+    if not any(lists(token.text) and re.search(r"[^\W_]", token.text) for token in kept):
+        strange = tuple(key(token.text) for token in tokens if not lists(token.text))
+        return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
+    if [*kept] == [_Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
+        return whole._replace(notes=changed.notes())
+    out, origins = "", list[tuple[int, int]]()
+    for token in kept:
+        start, end = visible[token.start], visible[token.end - 1] + 1
+        same = token.text == clean[token.start : token.end]
+        added = (" " if out else "") + token.text
+        origins += [(start, start)] * (len(added) - len(token.text))
+        origins += [(visible[i], visible[i] + 1) for i in range(token.start, token.end)] if same else (
+            [(start, end)] * len(token.text)
+        )  # fmt: skip
+        out += added
+    return Reading(out, tuple(origins), changed.notes(), tuple(changed.left))
+
+
+def _visible(text: str, i: int, sign: str) -> bool:
+    """Not a format character: only Persian and Indic scripts write joiners, between their letters."""
+    if unicodedata.category(sign) != "Cf":
+        return True
+    return sign in "\u200c\u200d" and 0 < i < len(text) - 1 and not (text[i - 1].isascii() or text[i + 1].isascii())
+
+
+@cache
+def _exact(emoji: bool) -> frozenset[str]:
+    names = [name.casefold() for name in known_names().names.values()] if emoji else []
+    return frozenset(article + name for name in names for article in ("", "a ", "an ", "the "))
+
+
+def _tokens(text: str, strip: bool) -> Iterator[_Token]:
+    """Words without the signs at their ends; a comma between words stays."""
+    found = [_Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", text)]
+    for i, (term, start, end) in enumerate(found):
+        core = term
+        if strip:
+            folded = unicodedata.normalize("NFKC", term)
+            folded = folded if len(folded) == len(term) else term
+            edges = _EDGES + ("," if i == len(found) - 1 else "")
+            first, last = len(folded) - len(folded.lstrip(edges)), len(folded.rstrip(edges))
+            if first >= last:
+                continue
+            core, start, end = term[first:last], start + first, start + last
+        yield _Token(core, start, end)
+
+
+def _wide(text: str) -> bool:
+    return any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+
+
+def _in_other_language(tokens: list[_Token], lists: Lists, student: Lists | None, table: Names) -> bool:
+    """Whether a text is in a language of the student encoder: its words there are as many as the encoder's own."""
+    if student is None:
+        return False
+    theirs = [
+        token.text
+        for token in tokens
+        if not lists(token.text)
+        and (student(token.text) or _wide(token.text))
+        and key(token.text) not in FILLERS | ARTICLES | table.everyday.keys()
+        and not any(lists(form) and form in table.names for form in forms(key(token.text)))
+    ]
+    other_script = any("LATIN" not in unicodedata.name(s, "LATIN") for text in theirs for s in text if s.isalpha())
+    own = [token for token in tokens if lists(token.text) and token.text.casefold() not in SHARED]
+    return other_script or (bool(theirs) and len(theirs) >= len(own))
+
+
+class _Changes:
+    """What becomes of the words of a text, and the notes about it."""
+
+    def __init__(self, lists: Lists, table: Names):
+        self.lists, self.table = lists, table
+        self.replaced: dict[str, str] = {}
+        self.idle: list[str] = []
+        self.left: list[str] = []
+        self.things, self.real, self.scene = 0, False, False
+
+    def made(self, text: str, tokens: list[_Token]) -> list[_Token]:
+        """The words that the encoder lists."""
+        if self.table.names:
+            tokens = self._without_fillers(text, tokens)
+            tokens = self._named(tokens)
+        content = [token for token in tokens if key(token.text) not in ARTICLES]
+        tokens = [kept for token in tokens if (kept := self._listed(token)) is not None]
+        while tokens and self.left and tokens[-1].text.upper() in _NARROW:  # "a castle on a [hill]"
+            tokens.pop()
+        scenic = any(key(token.text) in SCENIC for token in content)
+        self.scene = self.things > 2 or (scenic and self.things > 1) or (len(content) > 3 and bool(self.left))
+        if self.table.names:
+            tokens = self._whole(tokens)
+        for i, (article, after) in enumerate(pairwise(tokens)):
+            before = text[article.end :].split()[:1] == [text[after.start :].split()[0]]
+            if article.text in ("a", "an") and not (before and after.text == text[after.start : after.end]):
+                tokens[i] = article._replace(
+                    text="an" if after.text[:1].lower() in "aeiou" and self.lists("an") else "a"
+                )
+        return tokens
+
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for each kind of change."""
+        notes = [
+            f"{term!r} is read as {name!r}, the nearest that this model knows." for term, name in self.replaced.items()
+        ]
+        if self.idle:
+            notes.append(f"{', '.join(self.idle)}: left out, since it does not name what to draw.")
+        notes += _unread(tuple(self.left), self.table)
+        if self.table.names and (self.real or self.scene):
+            notes.append("This model draws single emoji on a plain background: neither photographs nor whole scenes.")
+        return tuple(notes)
+
+    def _without_fillers(self, text: str, tokens: list[_Token]) -> list[_Token]:
+        prefix = _IMAGE_OF.match(text)
+        kept = [token for token in tokens if prefix is None or token.start >= prefix.end()]
+        dropped = [token for token in tokens if token not in kept]
+        rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS]
+        if not any(key(token.text) not in ARTICLES for token in rest):
+            return tokens
+        dropped += [token for token in kept if token not in rest]
+        terms = [token.text.rstrip(",") for token in dropped]
+        self.real = any(term.casefold() in _REAL for term in terms)
+        self.idle = [term for term in terms if term.casefold() not in ARTICLES | {"of"}]
+        if dropped and rest[-1].text.endswith(","):
+            rest[-1] = rest[-1]._replace(text=rest[-1].text[:-1], end=rest[-1].end - 1)
+        return rest
+
+    def _named(self, tokens: list[_Token]) -> list[_Token]:
+        """Phrases of the table in place of those that it translates; names stay, the longest first."""
+        done, i = list[_Token](), 0
+        while i < len(tokens):
+            for n in range(min(6, len(tokens) - i), 0, -1):
+                terms = tokens[i : i + n]
+                if n > 1 and key(terms[0].text) in ARTICLES:
+                    continue
+                phrase, raw = key(" ".join(p.text for p in terms)), " ".join(p.text for p in terms)
+                if phrase in self.table.names and self.lists(raw):
+                    done += terms
+                    self.things += 1
+                    break
+                name = None if self.lists(raw) else self._meant(phrase)
+                if name is not None:
+                    comma = "," * raw.endswith(",")
+                    self.replaced[raw.rstrip(",")] = name
+                    done.append(_Token(name + comma, terms[0].start, terms[-1].end))
+                    self.things += 1
+                    break
+            else:
+                n = 1
+                done.append(tokens[i])
+            i += n
+        return done
+
+    def _meant(self, phrase: str, search: bool = False) -> str | None:
+        for form in (phrase, *forms(phrase)):
+            name = self.table.everyday.get(form) or (self.table.search.get(form) if search else None)
+            name = name or (self.table.names.get(form) if form != phrase else None)
+            if name is not None and self.lists(name):
+                return name
+        return None
+
+    def _whole(self, tokens: list[_Token]) -> list[_Token]:
+        """A text that is no name, but as a whole another name for one, with an article and a background at most."""
+        first = int(len(tokens) > 1 and key(tokens[0].text) in ARTICLES)
+        joined = " ".join(token.text for token in tokens[first:])
+        behind = _BACKGROUND.search(joined)
+        inner = joined[: behind.start()] if behind else joined
+        n, phrase = len(inner.split()), key(inner)
+        if phrase in self.table.names or inner in self.replaced.values():
+            return tokens
+        name = None if self.left else self._meant(phrase, search=True)
+        if name is None:
+            return tokens
+        terms = tokens[first : first + n]
+        if len(terms) < n or " ".join(token.text for token in terms) != inner:
+            return tokens
+        self.replaced[inner] = name
+        return [*tokens[:first], _Token(name, terms[0].start, terms[-1].end), *tokens[first + n :]]
+
+    def _listed(self, token: _Token) -> _Token | None:
+        if self.lists(token.text):
+            return token
+        term = key(token.text)
+        if term in ARTICLES:
+            return token._replace(text="a") if self.lists("a") else None
+        for form in forms(term):
+            if self.lists(form) and len(form) > 2:
+                self.replaced[term] = form
+                return token._replace(text=form + "," * token.text.endswith(","))
+        spelled = get_close_matches(term, (name for name in self.table.names if " " not in name), 1, 0.88)
+        if len(term) > 4 and spelled and self.lists(spelled[0]):
+            self.replaced[term] = spelled[0]
+            return token._replace(text=spelled[0] + "," * token.text.endswith(","))
+        self.left.append(term)
+        return None
+
+
+def _unread(terms: tuple[str, ...], table: Names, left: bool = True) -> tuple[str, ...]:
+    """The note about words that no caption had, with the nearest names."""
+    if not terms:
+        return ()
+    near = list(dict.fromkeys(name for term in terms for name in _near(term, table)))[:3]
+    hint = f" The nearest that it knows: {', '.join(near)}." if near else ""
+    if not near and table.names:
+        hint = " Search what it knows with: fastdiffusion names WORD."
+    what = "left out" if left else "it may ignore it"
+    return (f"The model has never read {', '.join(terms)}: {what}.{hint}",)
+
+
+def _near(term: str, table: Names) -> list[str]:
+    """Names that share the word, or are spelled much like it."""
+    terms = set(term.split())
+    return [name for name in table.find(term, 5) if terms & set(key(name).split()) or _alike(term, key(name))]
+
+
+def _alike(term: str, name: str) -> bool:
+    return SequenceMatcher(None, term, name).ratio() > 0.75

@@ -1,0 +1,181 @@
+"""Prompts as people type them: words that the model does not know do no harm, and other names reach its own."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pictures
+import pytest
+import torch
+from PIL import Image
+
+from fastdiffusion import clip_score, load, prompts, sample, samplers, search
+from fastdiffusion.cli import main
+from fastdiffusion.errors import InputError, counted, unknown
+from fastdiffusion.prompts import reading
+from fastdiffusion.prompts.reading import key, known_names
+from fastdiffusion.tasks.generation.options import SampleOptions
+from fastdiffusion.tasks.restoration.method import parse_task
+
+PROMPTS = Path(__file__).parents[1] / "bench/prompts.txt"
+
+PAIRS = [
+    ("rocket", "photo of a rocket"),
+    ("a red heart", "beautiful red heart"),
+    ("a house", "a pretty house"),
+    ("a birthday cake", "a birthday cake with candles"),
+    ("a red heart", "a red heart."),
+    ("pizza", "delicious pizza"),
+    ("a sunflower", "an awesome sunflower, highly detailed"),
+    ("snowman", "The Snowmen!"),
+    ("tulip", "Tulips"),
+    ("ghost", "a picture of a spooky\u200b ghost"),
+]
+
+
+@cache
+def conditioner() -> Any:
+    return load("emoji", device="cpu").conditioner
+
+
+def drawn(prompt: str) -> torch.Tensor:
+    return sample("emoji", prompt, n=1, seed=1, steps=6).images.flatten()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("plainly", "everyday"), PAIRS)
+def test_words_without_a_meaning_keep_the_picture(plainly, everyday):
+    correlation = torch.corrcoef(torch.stack([drawn(plainly), drawn(everyday)]))[0, 1]
+    assert correlation > 0.6
+
+
+def test_seventy_of_eighty_everyday_prompts_reach_the_nearest_glyph():
+    lines = [line.split("\t") for line in PROMPTS.read_text(encoding="utf-8").splitlines() if line[0] != "#"]
+    right = [prompt for prompt, glyph in lines if key(conditioner().reading(prompt).text) == key(glyph)]
+    assert len(lines) == 80 and len(right) >= 70
+
+
+def test_what_was_changed_is_said_and_points_at_the_caller():
+    with pytest.warns(UserWarning, match="'cheeseburger' is read as 'hamburger'") as caught:
+        sample("emoji", "a cheeseburger", n=1, steps=1)
+    assert [Path(w.filename).name for w in caught] == [Path(__file__).name]
+
+
+@pytest.mark.parametrize(("prompt", "words"), [
+    ("a red heart", []),
+    ("smiling cat with heart-eyes on a blue background", []),
+    ("a red zorgblat", ["zorgblat: left out"]),
+    ("a red hambuger", ["'hambuger' is read as 'hamburger'"]),
+    ("a castle on a hill at sunset", ["'hill' is read as 'mountain'", "single emoji"]),
+    ("photorealistic cat face, 8k", ["left out", "single emoji"]),
+    ("rotes Herz", []),
+    ("赤いハート", []),
+])  # fmt: skip
+def test_notes(prompt, words):
+    notes = conditioner().notes(prompt)
+    assert len(notes) == len(words) and all(word in note for word, note in zip(words, notes, strict=True))
+
+
+def test_listed_names_are_encoded_letter_by_letter_as_they_came():
+    for name in ("a red heart", "a cat with heart eyes", "green book on a pink background", "O’clock, fire engine"):
+        assert conditioner().reading(name).text == name
+
+
+def test_other_languages_go_to_the_student_encoder_as_they_came():
+    for text in ("gato rojo", "officier de police", "ein roter Hund", "赤い車", "a red 猫", "یک قلب قرمز"):
+        assert conditioner().reading(text).text == text
+
+
+def test_weights_follow_the_words_into_their_other_name():
+    text = "a beautiful cheeseburger on blue"
+    spans = conditioner().token_spans(text)
+    covered = {text[a:b].strip() for a, b in spans}
+    assert {"cheeseburger", "blue", "on"} <= covered and not any("beautiful" in part for part in covered)
+
+
+def test_the_table_ships_small_and_names_only_what_is_trained():
+    table = known_names()
+    assert set(table.everyday.values()) | set(table.search.values()) <= set(table.names.values())
+    assert not (table.names.keys() & table.everyday.keys())
+    assert Path(reading.__file__).with_name("names.json").stat().st_size < 150_000
+
+
+def test_full_width_signs_are_understood_and_can_be_escaped():
+    assert prompts.parse("（赤い：１．５）") == prompts.parse("(赤い:1.5)")
+    assert prompts.choose("｛赤｜赤｝い", 0) == "赤い"
+    assert prompts.parse(prompts.plain("（a：1）")) == prompts.Prompt((prompts.Part(((prompts.Text("（a：1）"),),)),))
+
+
+@pytest.mark.parametrize("prompt", ["(cat:1,3)", "[cat:dog:50%]", "[dog:0,5]", "[a:b:c:0,5]", "cat AND dog:0,5"])
+def test_what_is_nearly_a_number_is_named(prompt):
+    with pytest.raises(InputError, match="one number with a point"):
+        prompts.parse(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["(a clock at 12:30 pm)", r"(16\:9x)", "[cat:dog]", "cat: 1,5 m", "(cat:1.3)"])
+def test_colons_that_are_text_stay(prompt):
+    prompts.parse(prompt)
+
+
+def test_the_names_can_be_searched(capsys):
+    assert main(["names", "burger"]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "hamburger"
+    assert main(["names", "qqqqqq"]) == 2 and main(["names"]) == 0
+
+
+def test_the_bundled_encoder_says_what_it_does_not_know(tmp_path, recwarn):
+    pictures.photo(96, 64).save(tmp_path / "photo.png")
+    glyph = Image.new("RGB", (64, 64), "white")
+    glyph.paste("red", (16, 16, 48, 48))
+    glyph.save(tmp_path / "glyph.png")
+    clip_score(tmp_path / "glyph.png", "a red square")
+    assert not recwarn.list
+    for asked in (lambda: clip_score(tmp_path / "photo.png", "a hill"), lambda: search(tmp_path, "a hill")):
+        with pytest.warns(UserWarning, match="knows emoji only"):
+            asked()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "own"), [
+    ("DPM++ 2M Karras", "dpmpp_2m"), ("DPM++ 2M SDE Karras", "dpmpp_2m_sde"), ("Euler a", "euler_ancestral"),
+    ("DPM++ 2S a", "dpmpp_2s_ancestral"), ("DPM++ 3M SDE Exponential", "dpmpp_3m_sde"), ("DPM2 Karras", "dpm_2"),
+    ("UniPC", "unipc"), ("k_euler_ancestral", "euler_ancestral"), ("Restart", "restart"), ("jump", "consistency"),
+])  # fmt: skip
+def test_sampler_names_of_other_programs(name, own):
+    sigmas = [1.0, 0.5, 0.0]
+    assert samplers.table(name, sigmas) == samplers.table(own, sigmas) and samplers.about(name).name == own
+
+
+def test_wrong_names_are_corrected():
+    with pytest.raises(InputError, match="Did you mean 'colorize'"):
+        parse_task("colorise")
+    with pytest.raises(InputError, match="Did you mean 'colorize'"):
+        parse_task("blur 1, Colourise")
+    assert "Did you mean 'dpmpp_2m'" in str(unknown("sampler", "DPM++2Mx", ["euler", "dpmpp_2m"]))
+
+
+def test_a_run_keeps_no_graph_unless_asked():
+    net = torch.nn.Linear(1, 1)
+    table = samplers.table("heun", [1.0, 0.5, 0.0])
+    made = [samplers.final(samplers.run(lambda x, *_: net(x), torch.ones(2, 1), table, grad=g)) for g in (False, True)]
+    assert [x.requires_grad for x in made] == [False, True] and torch.equal(made[0], made[1].detach())
+
+
+def test_a_seed_may_be_random_or_text():
+    first, second = SampleOptions(seed="random"), SampleOptions(seed="random")  # pyright: ignore[reportArgumentType]
+    assert isinstance(first.seed, int) and first.seed != second.seed
+    assert SampleOptions(seed=" -7 ").seed == -7  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="seed='random'"):
+        SampleOptions(seed="seven")  # pyright: ignore[reportArgumentType]
+
+
+def test_counts_are_grammatical(tmp_path, capsys):
+    assert [counted(1, "image"), counted(1234, "image"), counted(2, "class")] == [
+        "1 image",
+        "1,234 images",
+        "2 classes",
+    ]
+    assert main(["sample", "a red heart", "-n", "1", "--steps", "1", "--seed", "random", "-o", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("1 image in")
