@@ -12,8 +12,10 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 
 from ..errors import InputError, unknown
+from ..io.guarded import BUDGET
 from .core import CORRUPTIONS, Corruption, OneOf, Step, sequence
 
 _TOKEN = re.compile(
@@ -28,7 +30,10 @@ def parse(text: str | Corruption) -> Corruption:
     """The corruption that ``text`` describes; raises InputError that names the nearest one, or where it breaks off."""
     if isinstance(text, Corruption):
         return text
+    BUDGET.check(characters=len(text))
     tokens = _tokens(text)
+    deepest = max(accumulate((sign == "(") - (sign == ")") for kind, sign in tokens if kind == "sign"), default=0)
+    BUDGET.check(depth=deepest)
     made, rest = _either(tokens, text)
     if rest:
         raise InputError(f"{text!r} goes on with {rest[0][1]!r} where it should end. {_HELP}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 KEY = "fastdiffusion"  # of the text in an image that holds our recipe
+_FIELD = re.compile(r'\s*([^:,]*)(?::\s*("(?:\\.|[^"\\])*"|[^,]*))?[^,]*(?:,|$)')
 _LINKS = 50  # nodes of a graph that are followed for one answer
 
 
@@ -60,7 +62,9 @@ def automatic1111(text: str) -> dict[str, Any]:
         head, last = [*head, last], ""
     prompt, _, negative_prompt = "\n".join(head).partition("Negative prompt:")
     recipe = {"made_by": "AUTOMATIC1111", "prompt": prompt.strip(), "negative_prompt": negative_prompt.strip()}
-    for key, value in re.findall(r'\s*([\w /-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last):
+    for key, value in _FIELD.findall(last):  # each match begins where the last one ended: linear in the text
+        if not re.fullmatch(r"[\w /-]+", key):
+            continue
         number = re.fullmatch(r"-?\d+(\.\d+)?", value)
         recipe[key.strip().lower().replace(" ", "_")] = json.loads(value) if number else value.strip()
     return recipe
@@ -80,9 +84,9 @@ def comfyui(graph: Any) -> dict[str, Any] | None:
 
     def find(start: Any, *keys: str) -> Any:
         """The first plain value under one of the keys, from a node on, along its links [id, output]."""
-        waiting, visited = [start], set()
+        waiting, visited = deque([start]), set()
         while waiting and len(visited) < _LINKS:
-            link = waiting.pop(0)
+            link = waiting.popleft()
             if not (isinstance(link, list) and link and str(link[0]) in node_inputs) or str(link[0]) in visited:
                 continue
             visited.add(str(link[0]))

@@ -1,0 +1,265 @@
+"""What untrusted files, broken disks and closed streams may do: one sentence of ours, soon, and nothing is lost."""
+
+import json
+import random
+import signal
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pytest
+import torch
+
+from fastdiffusion import corruptions, denoisers, models, nets, prompts, sample
+from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError
+from fastdiffusion.io import metadata
+from fastdiffusion.io.checkpoints import load_tensors, save_tensors
+from fastdiffusion.io.guarded import BUDGET
+from fastdiffusion.io.images import save_png
+from fastdiffusion.nets.clip import Clip
+from fastdiffusion.nets.tokenizer import BYTES, Tokenizer, train
+from fastdiffusion.samplers import Table
+from fastdiffusion.tasks.classification import train as classification
+from fastdiffusion.tasks.generation.recipe import reproduce, reproduce_file
+from fastdiffusion.tasks.text_image import clip as clips
+
+
+@contextmanager
+def within(seconds):
+    """The block must end by then."""
+
+    def late(number, frame):
+        raise AssertionError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def refused(seconds=2.0, error=FastdiffusionError):
+    with within(seconds), pytest.raises(error) as caught:
+        yield
+    assert len(str(caught.value)) < 2000
+
+
+# ---- budgets ------------------------------------------------------------------------------------------------------
+
+
+def test_merges_that_double_are_refused():
+    doubling = [(98, 98), *((BYTES + i, BYTES + i) for i in range(1, 24))]  # the last would stand for 16 MB
+    with refused(error=InputError):
+        Tokenizer(doubling)
+
+
+def test_no_token_outgrows_the_budget():
+    made = train(["a" * 20_000] * 2, size=BYTES + 40)
+    assert BUDGET.token >= max(map(len, made.token_bytes)) > BUDGET.token // 4
+
+
+def test_a_long_word_is_encoded_as_before_and_soon():
+    def slowly(tokenizer, chunk):
+        tokens = [byte + 1 for byte in chunk.encode()]
+        while len(tokens) > 1:
+            rank, i = min((tokenizer.rank.get(pair, 1 << 30), i) for i, pair in enumerate(pairwise(tokens)))
+            if rank == 1 << 30:
+                break
+            tokens[i : i + 2] = [BYTES + 1 + rank]
+        return tokens
+
+    random.seed(0)
+    texts = ["".join(random.choices("abcü", k=random.randrange(1, 30))) for _ in range(300)]
+    tokenizer = train(texts, size=BYTES + 200)
+    assert all(tokenizer.encode(text) == slowly(tokenizer, text) for text in (*texts, "a" * 99, "abca" * 25))
+    with within(5):
+        tokenizer.encode("abc" * 30_000)
+
+
+BRACKETS = {"corruption": lambda text: corruptions.parse(text), "prompt": lambda text: prompts.choose(text, 0)}
+
+
+@pytest.mark.parametrize("parse", BRACKETS.values(), ids=BRACKETS)
+@pytest.mark.parametrize("text", ["(" * 600 + "blur" + ")" * 600, "(" * 1_000_000, "blur, " * 170_000, "{a|" * 300_000])
+def test_long_and_deep_texts_are_refused_at_once(parse, text):
+    with within(2):
+        try:
+            parse(text)
+        except FastdiffusionError as error:
+            assert len(str(error)) < 2000
+        else:
+            assert parse is BRACKETS["prompt"] and len(text) < 10_000  # the brackets are counted later
+
+
+def test_another_programs_metadata_is_read_in_linear_time():
+    with within(1):
+        for text in ("Steps: 1, " + "a" * 100_000, "Steps: 1, " + 'a: "' * 20_000, "Steps:" + " " * 100_000):
+            metadata.automatic1111(text)
+    known = metadata.automatic1111('a\nSteps: 20, Sampler: Euler a, CFG scale: 7.5, Note: "b, c: d", Seed: 1')
+    assert (known["steps"], known["sampler"], known["cfg_scale"], known["seed"]) == (20, "Euler a", 7.5, 1)
+    assert known["note"] == '"b, c: d"'
+
+
+def test_a_graph_of_many_links_is_read_in_linear_time():
+    links = {f"x{i}": ["2", 0] for i in range(300_000)}
+    graph = {"1": {"inputs": {"steps": 1, "seed": 1, "positive": ["2", 0]}}, "2": {"inputs": links}}
+    with within(3):
+        assert metadata.comfyui(graph)["steps"] == 1
+
+
+ROW = {"sigma": 1.0, "ratio": 0.0, "weights": [], "noise": []}
+TABLES = {
+    "a million rows": {"rows": [ROW] * 1_000_000},
+    "a history of all": {"rows": [ROW | {"weights": [0.0] * i} for i in range(100)]},
+    "1e308": {"rows": [ROW | {"ratio": 1e308}]},
+    "1e999": {"rows": [ROW | {"ratio": json.loads("1e999")}]},
+    "10**400": {"rows": [ROW | {"ratio": 10**400}]},
+    "NaN": {"rows": [ROW | {"ratio": float("nan")}]},
+    "noise to 0": {"rows": [ROW | {"noise": [[1.0, 0.5, 0.0]]}]},
+    "noise below 0": {"rows": [ROW | {"noise": [[1.0, -0.5, 0.1]]}]},
+    "noise from where it was": {"rows": [ROW | {"noise": [[1.0, 1.0, 0.5], [1.0, 0.7, 0.2]]}]},
+    "noise of 1e-200": {"rows": [ROW | {"noise": [[1.0, 1.0, 1e-200]]}]},
+    "no rows at all": {"rows": 3},
+    "rows of text": {"rows": ["abc"]},
+    "info of text": {"rows": [ROW], "info": "abc"},
+    "sigmas of text": {"rows": [ROW], "sigmas": "abc"},
+    "huge sigmas": {"rows": [ROW], "sigmas": [10**400, 0]},
+}
+
+
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_hostile_tables_are_refused(table):
+    with refused(error=InputError):
+        Table.from_json({"name": "x", "sigmas": [1.0, 0.0]} | table)
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    spec = {"name": "unet", "width": 8, "multiples": [1, 2], "blocks": [1, 1], "attention": [1], "head": 8}
+    net = nets.build({**spec, "in_channels": 1, "out_channels": 1, "classes": 2})
+    return models.Model(denoisers.Denoiser(net), (1, 8, 8), ("cat", "dog"))
+
+
+def changed(model, tmp_path, **changes):
+    """A file of the model with other settings."""
+    path = tmp_path / "m.safetensors"
+    models.save(model, path)
+    config, tensors = load_tensors(path)
+    save_tensors(path, tensors, config | changes)
+    return path
+
+
+SETTINGS = {
+    "20,000 tables": {"tables": {str(i + 1): {"name": "x", "sigmas": [1, 0], "rows": [ROW]} for i in range(20_000)}},
+    "a class name of a megabyte": {"classes": ["a" * 1_000_000, "b"]},
+    "scale of text": {"info": {"scale": "abc"}},
+    "scale of a list": {"info": {"scale": [1]}},
+    "scale NaN": {"info": {"scale": float("nan")}},
+    "scale 1e308": {"info": {"scale": 1e308}},
+    "scale 10**400": {"info": {"scale": 10**400}},
+    "info of text": {"info": "abc"},
+    "info of numbers": {"info": 3},
+    "sigma_min 1e999": {"sigma_min": json.loads("1e999")},
+    "sigma_max 10**400": {"sigma_max": 10**400},
+    "sigma_max 1e308": {"sigma_max": 1e308},
+    "sigma_min 1e-320": {"sigma_min": 1e-320},
+    "sigma_data NaN": {"sigma_data": float("nan")},
+    "sigma_data 1e308": {"sigma_data": 1e308},
+    "sigma_data of text": {"sigma_data": "0.5"},
+    "self_condition of text": {"self_condition": "yes"},
+    "self_condition 2": {"self_condition": 2},
+    "tables of numbers": {"tables": 3},
+    "classes of a number": {"classes": 3},
+    "shape of text": {"shape": "abc"},
+    "corruption of a number": {"corruption": 3},
+}
+
+
+@pytest.mark.parametrize("changes", SETTINGS.values(), ids=SETTINGS)
+def test_hostile_settings_of_a_model_are_refused(model, tmp_path, changes):
+    with refused(error=CheckpointError):
+        models.load(changed(model, tmp_path, **changes))
+
+
+RECIPES = {
+    "n": {"n": 10**9},
+    "a batch": {"n": 100_000, "batch_size": 100_000, "size": 512},
+    "steps": {"steps": 10**9},
+    "size": {"size": "999999x999999"},
+    "guides in guides": {"guidance": " >> ".join(["cfg scale=2"] * 1000)},
+    "twelve doublings": {"guidance": " >> ".join(["cfg scale=2"] * 12), "scale": 1},
+    "a guidance of a megabyte": {"guidance": "cfg " + "a" * 1_000_000},
+    "scale 1e999": {"scale": json.loads("1e999")},
+    "scale of text": {"scale": "3"},
+    "scale 1e308": {"scale": 1e308},
+    "scale 10**400": {"scale": 10**400},
+    "seed 1e999": {"seed": json.loads("1e999")},
+    "strength NaN": {"strength": float("nan")},
+    "strength of text": {"strength": "abc"},
+    "variation_strength of text": {"variation_strength": "abc"},
+    "classes of numbers": {"classes": 10**400},
+    "classes 1e999": {"classes": [json.loads("1e999")]},
+    "device meta": {"device": "meta"},
+    "device of a number": {"device": 3},
+    "sampler of a list": {"sampler": []},
+    "size of a list": {"size": [[1], 2]},
+    "size 1e999": {"size": json.loads("1e999")},
+    "guidance of numbers": {"guidance": [3]},
+    "image of a number": {"image": 3},
+    "image of no user": {"image": "~nosuch/a.png"},
+    "negative of a number": {"negative_prompt": 3},
+}
+
+
+@pytest.mark.parametrize("changes", RECIPES.values(), ids=RECIPES)
+def test_hostile_recipes_are_refused(model, tmp_path, changes):
+    made = sample(model, n=1, steps=1)
+    recipe = made.recipe_of(0)
+    save_png(made.images[0], tmp_path / "x.png", {**recipe, "parameters": {**recipe["parameters"], **changes}})
+    with refused():
+        reproduce(tmp_path / "x.png", model)
+
+
+@pytest.mark.parametrize("grid", [{"zoom": 64}, {"columns": 10**400}, {"columns": 1.5}, {"zoom": "a"}, {"gap": 9}, 3])
+def test_hostile_grids_are_refused(model, tmp_path, grid):
+    made = sample(model, n=1, steps=1)
+    parameters = made.recipe["parameters"] | {"n": 400, "batch_size": 400, "size": 32}
+    save_png(made.images[0], tmp_path / "x.png", {**made.recipe, "parameters": parameters, "grid": grid})
+    with refused():
+        reproduce_file(tmp_path / "x.png", tmp_path / "y.png", model)
+
+
+NETS = {
+    "deep": {"blocks": [10**9]},
+    "wide": {"width": 10**9},
+    "no width": {"width": 0},
+    "less than none": {"width": -8},
+    "half": {"width": 7.5},
+    "NaN": {"width": float("nan")},
+    "a text": {"width": "8"},
+    "many levels": {"multiples": [1] * 10_000, "blocks": [1] * 10_000},
+    "no head": {"head": 0},
+    "1e999": {"dropout": json.loads("1e999")},
+}
+
+
+@pytest.mark.parametrize("changes", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("kind", ["classifier", "clip"])
+def test_hostile_classifiers_and_encoders_are_refused(tmp_path, kind, changes):
+    net = {"in_channels": 1, "width": 8, "multiples": [1], "blocks": [1], "attention": [0], "head": 8}
+    if kind == "clip":
+        text = {"vocabulary": 300, "width": 8, "depth": 1, "head": 8, "length": 4}
+        made, save, load = Clip({"net": net}, text, 8), clips.save, clips.load
+    else:
+        made, save, load = classification.Classifier(net, 2), classification.save, classification.load
+    path = tmp_path / "x.safetensors"
+    save(made, path)
+    load(path)
+    config, tensors = load_tensors(path)
+    (config["image"] if kind == "clip" else config)["net"].update(changes)
+    save_tensors(path, tensors, config)
+    with refused(error=CheckpointError):
+        load(path)
