@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, UnavailableError, out_of_memory
 from .checkpoints import load_tensors, save_tensors, stored
 
 Made = TypeVar("Made")
@@ -141,6 +141,8 @@ def build(
     except InputError:
         raise
     except Exception as error:  # a constructor may fail in any way on hostile keywords
+        if out_of_memory(error):
+            raise UnavailableError("There is not enough memory for this model. Close other programs.") from None
         raise InputError(f"It cannot be built ({type(error).__name__}: {str(error)[:200]}).") from None
     return made
 
