@@ -11,29 +11,38 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from fastdiffusion import cli, corruptions, denoisers, models, nets, prompts, sample
 from fastdiffusion.cli import doctor
-from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError, UnavailableError
-from fastdiffusion.io import checkpoints, metadata
+from fastdiffusion.data import folders
+from fastdiffusion.errors import CheckpointError, DataError, FastdiffusionError, InputError, UnavailableError
+from fastdiffusion.io import checkpoints, images, metadata
 from fastdiffusion.io.checkpoints import load_tensors, save_tensors
 from fastdiffusion.io.guarded import BUDGET
-from fastdiffusion.io.images import save_png
+from fastdiffusion.io.images import read_image, save_png
 from fastdiffusion.io.run_folder import Folder
+from fastdiffusion.models import registry
 from fastdiffusion.nets.clip import Clip
 from fastdiffusion.nets.tokenizer import BYTES, Tokenizer, train
 from fastdiffusion.samplers import Table
 from fastdiffusion.tasks.classification import train as classification
+from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation.recipe import reproduce, reproduce_file
+from fastdiffusion.tasks.restoration.result import RestorationResult
+from fastdiffusion.tasks.restoration.watermarks import WatermarkResult
 from fastdiffusion.tasks.text_image import clip as clips
-from fastdiffusion.training import distributed
+from fastdiffusion.training import distributed, optimizers
 from fastdiffusion.training.distributed import rank_and_world
 
 
@@ -426,10 +435,115 @@ def test_processes_that_cannot_reach_each_other_are_refused(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
 def test_a_child_ends_with_its_parent(tmp_path):
-    child = "from fastdiffusion.training.distributed import end_with_parent as e; e(); print(1, flush=True); import time; time.sleep(99)"
+    child = "from fastdiffusion.training.distributed import end_with_parent as end\n"
+    child += "end()\nprint(1, flush=True)\nimport time\ntime.sleep(99)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, env={**os.environ, **HOME})
     assert process.stdout.readline() == b"1\n"
     process.kill()
     with within(10):
         assert process.stdout.read() == b""  # its last holder has gone
+
+
+# ---- values, names and places -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 1e30, -1e30, -1.0])
+def test_numbers_that_are_no_brightness_are_refused_with_the_reason(tmp_path, value):
+    values = np.full((32, 32), 0.5, np.float32)
+    values[3, 4] = value
+    Image.fromarray(values).save(tmp_path / "x.tiff")
+    with pytest.raises(DataError, match="no brightness"):
+        read_image(tmp_path / "x.tiff")
+    with pytest.raises(DataError, match="no brightness"):
+        folders.ImageFolder(tmp_path, 16)  # and the list of what was skipped says why
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])
+def test_numbers_of_a_known_range_are_read(tmp_path, top):
+    Image.fromarray(np.linspace(0, top, 1024, dtype=np.float32).reshape(32, 32)).save(tmp_path / "x.tiff")
+    gray = np.asarray(read_image(tmp_path / "x.tiff"))
+    assert (gray.min(), gray.max()) == (0, 255)
+
+
+@pytest.mark.parametrize("comment", [3, 1.5, (1, 2), "text", b"text", b"fastdiffusion:[1"])
+def test_comments_of_any_type_are_no_recipe(tmp_path, comment):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = comment
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    image = Image.open(tmp_path / "x.png")
+    image.getexif = lambda: exif
+    assert set(images._exif_texts(image)) <= {"fastdiffusion"}
+
+
+def test_folders_in_folders_are_read_to_a_depth(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a" / "x.png")
+    here = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(1100):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.chdir(here)
+    data = folders.ImageFolder(tmp_path, 16)
+    assert len(data) == 1 and "folders deep" in str(data.report)
+    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # too deep for what cleans up after us
+
+
+def test_a_line_break_in_a_name_does_not_break_the_sheet(model, tmp_path):
+    named = replace(model, classes=("cat\nand\ndog", "x" * 1_000_000))
+    with within(20):
+        sample(named, n=2, steps=1).save_grid(tmp_path / "sheet.png", labels=True)
+    assert read_image(tmp_path / "sheet.png").height > 0
+
+
+def test_numbers_of_a_person_are_checked_too(model):
+    with pytest.raises(InputError, match="rounds"):
+        EvaluateOptions(rounds=-1)
+    with pytest.raises(InputError, match="at most 100"):
+        optimizers.build("adamw", torch.nn.Linear(1, 1), 1e300)
+    with pytest.raises(DataError, match="no file"):
+        registry.named("~nosuch/a.png")
+
+
+def test_a_home_folder_does_not_name_its_user(tmp_path, monkeypatch):
+    home = tmp_path / "jane"
+    home.mkdir()
+    Image.new("RGB", (32, 32), "red").save(home / "x.png")
+    assert folders.ImageFolder(home, 16).name == "jane"
+    monkeypatch.setenv("HOME", str(home))
+    assert folders.ImageFolder(home, 16).name == "images"
+
+
+def test_every_result_carries_its_recipe(tmp_path):
+    home = tmp_path / "jane"
+    home.mkdir()
+    marked = [np.random.default_rng(i).integers(0, 255, (48, 48, 3), np.uint8) for i in range(3)]
+    for i, pixels in enumerate(marked):
+        pixels[8:16, 8:40] = 200
+        Image.fromarray(pixels).save(home / f"{i}.png")
+    Image.new("RGB", (48, 48), "red").save(home / "style.png")
+    commands = {
+        "stylized.png": ["stylize", f"{home}/0.png", f"{home}/style.png", "--steps", "1", "--size", "32"],
+        "plain.png": ["stylize", f"{home}/0.png", f"{home}/style.png", "--steps", "1", "--size", "32", "--no-metadata"],
+    }
+    for out, command in commands.items():
+        assert cli.main([*command, "--out", str(tmp_path / out)]) == 0
+    done = WatermarkResult(torch.zeros(1, 3, 32, 32), ("a",), torch.zeros(32, 32), torch.zeros(3, 32, 32))
+    done.save(tmp_path / "clean", metadata.recipe("remove-watermark", {"opacity": 1}, home / "0.png"))
+    for path in (tmp_path / "stylized.png", *(tmp_path / "clean").iterdir()):
+        recipe = images.read_recipe(path)
+        assert recipe["inputs"][0] == "0.png" and "jane" not in json.dumps(recipe)
+    assert images.inner_recipe(tmp_path / "plain.png") is None
+
+
+def test_comparisons_carry_the_recipe():
+    shown = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    result = RestorationResult(shown, shown[0], "gray", "zero-shot", None, torch.zeros(16, 16), (), {"verb": "restore"})
+    with TemporaryDirectory() as folder:
+        paths = result.save(Path(folder) / "x.png", compare=True)
+        assert [images.read_recipe(path)["verb"] for path in paths] == ["restore"] * 2
+        paths = result.save(Path(folder) / "x.png", compare=True, metadata=False)
+        assert [images.inner_recipe(path) for path in paths] == [None] * 2

@@ -55,7 +55,7 @@ def train(
         images = load_data(data, size, aspect, "bucket" if config.autoencoder is None else "crop")
     first = rank_and_world()[0] == 0
     if images.report is not None and first:
-        say(str(images.report))
+        say(f"{images.report}\nThe model and its report will name the data {images.name!r}, after the folder.")
     folder = config.folder or Path("runs") / safe_name(images.name)
     config = replace(config, folder=folder, device="cpu" if cpu else config.device)
     Learner(images, **vars(config)).fit(**vars(budget))

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..version import __version__
+
 KEY = "fastdiffusion"  # of the text in an image that holds our recipe
 _FIELD = re.compile(r'\s*([^:,]*)(?::\s*("(?:\\.|[^"\\])*"|[^,]*))?[^,]*(?:,|$)')
 _LINKS = 50  # nodes of a graph that are followed for one answer
@@ -33,6 +35,14 @@ def without_paths(value: Any, existing: bool = False) -> Any:
     if isinstance(value, str) and PureWindowsPath(value).is_absolute():
         return PureWindowsPath(value).name
     return value
+
+
+def recipe(command: str, options: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
+    """What a command's result carries: its options, and the names, not the places, of its inputs."""
+    plain = {key: value if isinstance(value, str | int | float | bool) else None for key, value in options.items()}
+    plain |= {key: value.name for key, value in options.items() if isinstance(value, Path)}
+    names = [path.name for path in inputs]
+    return {"fastdiffusion": __version__, "verb": command, "inputs": names, "parameters": plain}
 
 
 def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:

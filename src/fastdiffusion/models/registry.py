@@ -6,6 +6,7 @@ In a recipe a file is ``name@sha256``, never a path: a recipe may travel, and ma
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def named(name_or_path: str, near: Path | None = None) -> tuple[Path, str]:
         near: The picture that carries the recipe.
     """
     if near is None:
-        path = Path(name_or_path).expanduser()
+        path = Path(os.path.expanduser(name_or_path))  # unlike Path's, no error where there is no such user
         path = path / FILE if path.is_dir() else path
         if not path.is_file():
             raise DataError(f"There is no file {name_or_path!r}. Give the path of one.")
