@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import re
-from itertools import accumulate
 
 from ..errors import InputError, unknown
 from ..io.guarded import BUDGET
@@ -32,8 +31,10 @@ def parse(text: str | Corruption) -> Corruption:
         return text
     BUDGET.check(characters=len(text))
     tokens = _tokens(text)
-    deepest = max(accumulate((sign == "(") - (sign == ")") for kind, sign in tokens if kind == "sign"), default=0)
-    BUDGET.check(depth=deepest)
+    depth = 0
+    for token in tokens:
+        depth += (token == ("sign", "(")) - (token == ("sign", ")"))
+        BUDGET.check(depth=depth)
     made, rest = _either(tokens, text)
     if rest:
         raise InputError(f"{text!r} goes on with {rest[0][1]!r} where it should end. {_HELP}")
