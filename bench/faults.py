@@ -1,6 +1,6 @@
 """The faults of docs/reliability.md, each with how often it was tried and how often the program survived.
 
-    python bench/faults.py              all of them, about ten minutes on two cores
+    python bench/faults.py              all of them, four to ten minutes on two cores
     python bench/faults.py kill stream  those whose name holds one of these words
 
 Every fault is a test in ``tests``; a test that repeats a fault within itself counts as often as it does. The exit code

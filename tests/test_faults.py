@@ -485,11 +485,12 @@ def test_folders_in_folders_are_read_to_a_depth(tmp_path):
         for _ in range(1100):
             os.mkdir("d")
             os.chdir("d")
+        os.chdir(here)
+        data = folders.ImageFolder(tmp_path, 16)
+        assert len(data) == 1 and "folders deep" in str(data.report)
     finally:
         os.chdir(here)
-    data = folders.ImageFolder(tmp_path, 16)
-    assert len(data) == 1 and "folders deep" in str(data.report)
-    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # too deep for what cleans up after us
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # too deep for what cleans up after us
 
 
 def test_a_line_break_in_a_name_does_not_break_the_sheet(model, tmp_path):
