@@ -17,8 +17,11 @@ def best_device() -> str:
 def device_of(name: str | None) -> torch.device:
     """The device of that name, by default the best; InputError if it is not there."""
     try:
-        return torch.empty(0, device=name or best_device()).device
-    except (RuntimeError, AssertionError) as error:
+        device = torch.empty(0, device=name or best_device()).device
+        if device.type == "meta":
+            raise RuntimeError("it computes nothing")
+        return device
+    except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(f"No device {name!r} here ({str(error).splitlines()[0][:100]}). Try device='cpu'.") from None
 
 

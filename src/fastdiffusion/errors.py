@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import warnings
@@ -27,8 +28,22 @@ class CheckpointError(FastdiffusionError):
     """A model file or run folder that cannot be read or written."""
 
 
+class UnavailableError(CheckpointError):
+    """A file that may well be whole, but cannot be read here and now: no memory, no permission, a failing disk."""
+
+
 class MissingExtra(FastdiffusionError, ImportError):
     """An optional package, font or data file that is not installed."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of Python, torch or the system, says that there was no memory left."""
+    texts = ("out of memory", "not enough memory", "allocate memory", "os error 12", "allocation failed")
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, OSError | RuntimeError) and any(text in str(error).lower() for text in texts))
+    )
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:

@@ -6,6 +6,7 @@ Nothing heavy is imported before a command runs, so that help costs no time.
 from __future__ import annotations
 
 import atexit
+import errno
 import os
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from ..errors import DataError, FastdiffusionError, InputError
+from ..errors import DataError, FastdiffusionError, InputError, out_of_memory
 from ..version import __version__
 from .options import app, register_old_names
 
@@ -45,15 +46,45 @@ def main(arguments: list[str] | None = None) -> int:
     except FastdiffusionError as error:
         if debug:
             traceback.print_exc()
-        if int(os.environ.get("RANK", "0")) == 0 or not isinstance(error, InputError | DataError):  # all print these
-            print(f"fastdiffusion: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        if not rank.isdecimal() or int(rank) == 0 or not isinstance(error, InputError | DataError):  # all print these
+            _say(str(error))
         return 2
-    except OSError as error:  # a place without permission, a name too long, a full disk: not worth a traceback
-        if debug or error.filename is None:
+    except Exception as error:  # a place without permission, a full disk, no memory: not worth a traceback
+        known = _sentence(error)
+        if debug or known is None:
             raise
-        print(f"fastdiffusion: Cannot use {str(error.filename)[:200]!r}: {error.strerror}.", file=sys.stderr)
+        _say(known)
         return 2
     return 0
+
+
+def _sentence(error: Exception) -> str | None:
+    """What an error of the system means for the person; None for one that is a fault of this program."""
+    if out_of_memory(error):
+        return "There is not enough memory. Try a smaller --batch-size, -n or --size; restore also takes --tile 256."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"Cannot use {str(error.filename)[:200]!r}: {error.strerror}."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF):
+        return f"Cannot write the output: {error.strerror}."
+    return None
+
+
+def _say(text: str) -> None:
+    """Print to where errors go, if that can still be written."""
+    with suppress(OSError, ValueError):
+        print(f"fastdiffusion: {text}", file=sys.stderr, flush=True)
+
+
+def open_streams() -> None:
+    """Give standard streams that were closed a place: what is opened next would take their numbers, and their text."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115 (for the whole run)
 
 
 def program() -> NoReturn:
@@ -62,14 +93,20 @@ def program() -> NoReturn:
     Taking a large Python process apart costs seconds on a busy machine, and a run that was asked to stop has saved by
     then. Nothing is skipped that was registered to happen at the end.
     """
+    open_streams()
     tune_malloc()
     code = main()
     threads = [thread for thread in threading.enumerate() if not thread.daemon]
     if len(threads) > 1 or int(os.environ.get("WORLD_SIZE", "1")) > 1:  # somebody is still at work
         sys.exit(code)
     atexit._run_exitfuncs()
-    with suppress(OSError):  # a reader that has gone, as in: fastdiffusion about | head
+    try:
         sys.stdout.flush()
+    except OSError as error:
+        if error.errno != errno.EPIPE:  # a reader that has gone, as in: fastdiffusion about | head
+            _say(f"Cannot write the output: {error.strerror}.")
+            code = code or 2
+    with suppress(OSError):
         sys.stderr.flush()
     os._exit(code)
 

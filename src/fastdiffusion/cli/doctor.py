@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -41,7 +42,7 @@ def _findings() -> Iterator[tuple[str, str]]:
         "fastdiffusion",
         f"{__version__} on Python {platform.python_version()}, {platform.system()} {platform.machine()}",
     )
-    yield "core", ", ".join(f"{name} {_version(name) or 'MISSING'}" for name in CORE)
+    yield "core", ", ".join(_works(name) for name in CORE)
     yield "devices", ", ".join(_devices())
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if _version(name) is None]
@@ -62,6 +63,21 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _works(package: str) -> str:
+    """A package and its version, and whether it can be imported: a broken one has a version too."""
+    if _version(package) is None:
+        return f"{package} MISSING"
+    try:
+        import_module({"pillow": "PIL", "scikit-learn": "sklearn"}.get(package, package))
+    except Exception as error:
+        return f"{package} {_version(package)} BROKEN ({_reason(error)}), reinstall it"
+    return f"{package} {_version(package)}"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[-1][:100]
+
+
 def _devices() -> Iterator[str]:
     kind = torch.backends.cpu.get_cpu_capability()
     yield f"cpu with {os.cpu_count()} cores, {torch.get_num_threads()} threads, {kind}"
@@ -78,8 +94,7 @@ def _torchvision() -> str:
     try:
         import torchvision  # pyright: ignore[reportMissingImports]
     except Exception as error:  # whatever a mismatched binary raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[-1][:100]
-        return f"BROKEN ({reason}). Not needed here; for other packages install the build that fits torch"
+        return f"BROKEN ({_reason(error)}). Not needed here; for other packages install the build that fits torch"
     return f"{torchvision.__version__}, not needed"
 
 

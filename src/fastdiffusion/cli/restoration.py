@@ -52,18 +52,20 @@ def remove_watermark(
     chosen: RemoveWatermarkOptions,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Three or more with the same watermark.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")] = Path("out/clean"),
+    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
 ) -> None:
     """Find the watermark that images share, and remove it.
 
     Writes the images, and mark.png: the watermark. Pixels without it stay as they are.
     """
+    from ..io.metadata import recipe
     from ..tasks.restoration import watermarks
 
     for path in watermarks.written([image.stem for image in images], out):
         if any(path.exists() and image.exists() and path.samefile(image) for image in images):
             raise InputError(f"{path} is one of the originals, which the result would replace. Try --out out/clean.")
     done = watermarks.remove_watermark(images, **vars(chosen))
-    for path in done.save(out):
+    for path in done.save(out, recipe("remove-watermark", vars(chosen), *images) if metadata else None):
         print(path)
     print(done)
 

@@ -22,17 +22,19 @@ def stylize(
     content: Content,
     style: Annotated[Path, typer.Argument(metavar="STYLE", help="An image, or what train-style wrote.")],
     out: OutImage = Path("out/stylized.png"),
+    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
 ) -> None:
     """Give an image another one's style.
 
     A photograph in the colors and textures of a painting, from coarse to fine.
     """
     from ..io.images import checked_name, save_png
+    from ..io.metadata import recipe
     from ..tasks.stylization import stylize as stylization
 
     checked_name(out)
     made = stylization.stylize(content, style, **vars(chosen))
-    save_png(made, out)
+    save_png(made, out, recipe("stylize", vars(chosen), content, style) if metadata else None)
     print(f"{out}: {made.width}x{made.height} pixels.")
 
 

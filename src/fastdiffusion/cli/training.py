@@ -43,6 +43,7 @@ def train(
         raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
     from .. import data as datasets
     from ..io.images import safe_name
+    from ..training.console import say
     from ..training.learner import Learner
 
     crops = inputs is None and config.restore is not None and Path(data).is_dir()
@@ -58,7 +59,7 @@ def train(
         images = load_data(data, size, aspect, "bucket" if config.autoencoder is None else "crop")
     first = rank_and_world()[0] == 0
     if images.report is not None and first:
-        print(images.report, file=sys.stderr)
+        say(f"{images.report}\nThe model and its report will name the data {images.name!r}, after the folder.")
     folder = config.folder or Path("runs") / safe_name(images.name)
     config = replace(config, folder=folder, device="cpu" if cpu else config.device)
     Learner(images, **vars(config)).fit(**vars(budget))

@@ -40,17 +40,19 @@ def translate(
     out: Annotated[Path, typer.Option("--out", "-o", help="What to write: .png, .webp or .jpg.")] = Path(
         "out/translated.png"
     ),
+    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
 ) -> None:
     """Turn an image into its counterpart.
 
     Several results are numbered: out/translated-0.png, ...
     """
     from ..io.images import checked_name, save_png
+    from ..io.metadata import recipe
     from ..tasks.translation import paired
 
     checked_name(out)
     made = paired.translate(image, net, **vars(chosen))
     paths = [out] if len(made) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(made))]
     for path, translated in zip(paths, made, strict=True):
-        save_png(translated, path)
+        save_png(translated, path, recipe("translate", vars(chosen), image, net) if metadata else None)
     print(f"{', '.join(map(str, paths))}: {made[0].width}x{made[0].height} pixels.")

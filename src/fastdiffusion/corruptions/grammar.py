@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 
 from ..errors import InputError, unknown
+from ..io.guarded import BUDGET
 from .core import CORRUPTIONS, Corruption, OneOf, Step, sequence
 
 _TOKEN = re.compile(
@@ -28,7 +29,12 @@ def parse(text: str | Corruption) -> Corruption:
     """The corruption that ``text`` describes; raises InputError that names the nearest one, or where it breaks off."""
     if isinstance(text, Corruption):
         return text
+    BUDGET.check(characters=len(text))
     tokens = _tokens(text)
+    depth = 0
+    for token in tokens:
+        depth += (token == ("sign", "(")) - (token == ("sign", ")"))
+        BUDGET.check(depth=depth)
     made, rest = _either(tokens, text)
     if rest:
         raise InputError(f"{text!r} goes on with {rest[0][1]!r} where it should end. {_HELP}")

@@ -29,7 +29,7 @@ ASPECTS = ("bucket", "crop", "pad")
 CHANNELS = {"auto": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGBA"}
 LABELS = ("auto", "folders", "table", "none")
 MAX_RATIO = 4.0  # of the longer to the shorter side
-_VERSION = 1  # of the decoding below: a change of what it makes must not meet an old cache
+_VERSION = 2  # of the decoding below: a change of what it makes must not meet an old cache
 _CHUNK = 256  # files in flight: bounds the memory of decoded images
 
 
@@ -75,7 +75,8 @@ class ImageFolder(Images):
         decoded = decode_once(family, key, _decode(root, files, size, aspect, CHANNELS[mode]))
         facts = [Fact(**fact) for rows in decoded.facts for fact in rows]
         skipped = [*skipped, *(Skipped(**skip) for skip in decoded.skipped)]
-        report = Scan(root.resolve().name, tuple(facts), tuple(sorted(skipped)), len(others))
+        private = root.resolve() == Path(os.path.expanduser("~")).resolve()  # its name is the user's
+        report = Scan("images" if private else root.resolve().name, tuple(facts), tuple(sorted(skipped)), len(others))
         if not facts:
             raise DataError(f"None of the {len(skipped)} images in {str(path)!r} can be used:\n{report}")
 

@@ -42,6 +42,7 @@ SUFFIXES = {
     *(".pnm", ".avif", ".jp2", ".j2k", ".qoi", ".tga", ".ico", ".pcx"),
 }
 MAX_BYTES = 1 << 28  # of one file
+DEEPEST = 100  # folders in folders
 _BITS = np.array([i.bit_count() for i in range(1 << 16)], np.uint8)
 NEAR = 6  # of 128 bits: recompressed and resized copies differ in 0 to 4, other photographs in 30 or more
 
@@ -201,6 +202,9 @@ def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
     visited: set[tuple[int, int]] = set()
 
     def walk(folder: Path, prefix: str) -> None:
+        if prefix.count("/") > DEEPEST:
+            skipped.append(Skipped(prefix, f"more than {DEEPEST} folders deep"))
+            return
         try:
             here = folder.stat()
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

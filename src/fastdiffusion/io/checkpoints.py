@@ -20,7 +20,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnavailableError, out_of_memory
 from .atomic import write_bytes
 
 VERSION = 1  # of the file format; a file of a higher one is refused, one of a lower one is read
@@ -134,13 +134,18 @@ def load_tensors(
         stored: Leave whole numbers of 8 bits as they are, with their scales.
 
     Raises:
-        CheckpointError: Missing, cut, changed, from the future, a pickle, or anything else that is not such a file.
+        CheckpointError: Missing, cut, changed, a pickle, or anything else that is not such a file.
+        UnavailableError: It may be whole, but memory, a permission or the disk is missing, or it is from the future.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
             head = file.read(9)
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and not isinstance(
+            error, FileNotFoundError | IsADirectoryError | NotADirectoryError
+        ):
+            raise _unavailable(path, error) from None
         reason = getattr(error, "strerror", error)
         raise CheckpointError(f"Cannot read {path}: {reason}. Give the path of a .safetensors file.") from None
     # a safetensors file begins with a length, which may look like a pickle's mark, and then its JSON
@@ -157,10 +162,22 @@ def load_tensors(
     except CheckpointError:
         raise
     except Exception as error:  # whatever a hostile header provokes in the reader
+        if out_of_memory(error) or isinstance(error, OSError) or "(os error " in str(error):
+            raise _unavailable(path, error) from None
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({str(error)[:200]}).") from None
     if not intact:
         raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another copy of it.")
     return config, {in_code(name): tensor for name, tensor in tensors.items()}
+
+
+def _unavailable(path: Path, error: Exception) -> UnavailableError:
+    """The error for a file about which nothing is known but that it could not be read this time."""
+    reason = (
+        "there is not enough memory" if out_of_memory(error) else getattr(error, "strerror", None) or str(error)[:200]
+    )
+    return UnavailableError(
+        f"Cannot read {path}: {reason}. Nothing says that it is damaged: mend this, and run the same command again."
+    )
 
 
 def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -171,7 +188,7 @@ def _config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             f"{path} was not written by fastdiffusion: it has no configuration to build a model from."
         )
     if int(version) > VERSION:
-        raise CheckpointError(
+        raise UnavailableError(
             f"{path} has format {version}, this fastdiffusion reads up to {VERSION}. "
             "Upgrade with: pip install --upgrade fastdiffusion"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -12,11 +13,51 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.overrides import TorchFunctionMode
 
-from ..errors import CheckpointError, InputError
+from ..errors import CheckpointError, InputError, UnavailableError, out_of_memory
 from .checkpoints import load_tensors, save_tensors, stored
 
 Made = TypeVar("Made")
 LONGEST = 1000  # characters of a text in a configuration
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a file, a recipe or a text of an untrusted source may ask for; far above all honest use.
+
+    Attributes:
+        values: Numbers that a batch of a run may hold.
+        images: Images of a run.
+        rows: Evaluations in a sampler's table, of a batch.
+        tables: Sampler tables in a model file.
+        history: Older estimates that a table weighs, each as large as a batch.
+        guidance: Guidance functions around one denoiser; each may double its evaluations.
+        characters: Of a corruption, a guidance or a prompt.
+        depth: Brackets within brackets.
+        token: Bytes that one token of a tokenizer stands for.
+        tokens: Bytes that all of them stand for.
+        number: Magnitude that float32 still computes with.
+    """
+
+    values: int = 1 << 28
+    images: int = 100_000
+    rows: int = 10_000
+    tables: int = 256
+    history: int = 64
+    guidance: int = 8
+    characters: int = 10_000
+    depth: int = 50
+    token: int = 1 << 12
+    tokens: int = 1 << 24
+    number: float = 1e30
+
+    def check(self, **asked: float) -> None:
+        """Raise InputError for the first amount that is above its limit, or not a number."""
+        for name, amount in asked.items():
+            if not amount <= getattr(self, name):
+                raise InputError(f"It asks for {amount:.6g} {name}; at most {getattr(self, name):.6g} are allowed.")
+
+
+BUDGET = Budget()
 
 
 def check_config(value: Any, depth: int = 0) -> None:
@@ -30,7 +71,7 @@ def check_config(value: Any, depth: int = 0) -> None:
     elif not (
         value is None
         or (isinstance(value, str) and len(value) <= LONGEST)
-        or (isinstance(value, (int, float)) and abs(value) <= 1 << 20)
+        or (isinstance(value, (int, float)) and abs(value) <= 1 << 20)  # not for NaN
     ):
         raise InputError(f"The configuration has a value that no network takes: {str(value)[:40]}.")
 
@@ -100,6 +141,8 @@ def build(
     except InputError:
         raise
     except Exception as error:  # a constructor may fail in any way on hostile keywords
+        if out_of_memory(error):
+            raise UnavailableError("There is not enough memory for this model. Close other programs.") from None
         raise InputError(f"It cannot be built ({type(error).__name__}: {str(error)[:200]}).") from None
     return made
 

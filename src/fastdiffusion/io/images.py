@@ -233,6 +233,8 @@ def _reason(error: Exception) -> str:
     text = str(error)
     if isinstance(error, UnidentifiedImageError):
         return "not a picture, or of a kind that is not read"
+    if isinstance(error, DataError):
+        return text
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     if "truncated" in text or isinstance(error, EOFError):
@@ -246,8 +248,11 @@ def plain(image: Image.Image) -> Image.Image:
     if mode.startswith("I;16"):
         out = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
     elif mode in ("I", "F"):
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-        top = values.max(initial=0)  # float pictures have no agreed range: 1, 255 or 65535 by what they contain
+        values = np.asarray(image, dtype=np.float64)
+        low, top = values.min(initial=0), values.max(initial=0)
+        if not (math.isfinite(low + top) and low >= -0.01 * max(top, 1) and top <= 65535):  # NaN fails too
+            raise DataError(f"its numbers are no brightness: from {low:.4g} to {top:.4g}; 0 to 1, 255 or 65535 is read")
+        # float pictures have no agreed range: 1, 255 or 65535 by what they contain
         scale = 255 if mode == "F" and top <= 1 else 1 if top <= 255 else 1 / 257
         out = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
     elif "transparency" in image.info or mode in ("PA", "La", "RGBa"):
@@ -370,6 +375,7 @@ def _exif_texts(image: Image.Image) -> dict[str, str]:
     if isinstance(comment, bytes):
         kind, comment = comment[:8], comment[8:]
         comment = comment.decode("utf-16-be" if kind.startswith(b"UNICODE") else "utf-8", "replace")
+    comment = comment if isinstance(comment, str) else ""  # EXIF data may give it any type
     if comment.startswith(f"{metadata.KEY}:"):
         return {**texts, metadata.KEY: comment.partition(":")[2]}
     return {**texts, "parameters": comment} if "Steps:" in comment else texts

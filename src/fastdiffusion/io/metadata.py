@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+from ..version import __version__
+
 KEY = "fastdiffusion"  # of the text in an image that holds our recipe
+_FIELD = re.compile(r'\s*([^:,]*)(?::\s*("(?:\\.|[^"\\])*"|[^,]*))?[^,]*(?:,|$)')
 _LINKS = 50  # nodes of a graph that are followed for one answer
 
 
@@ -31,6 +35,14 @@ def without_paths(value: Any, existing: bool = False) -> Any:
     if isinstance(value, str) and PureWindowsPath(value).is_absolute():
         return PureWindowsPath(value).name
     return value
+
+
+def recipe(command: str, options: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
+    """What a command's result carries: its options, and the names, not the places, of its inputs."""
+    plain = {key: value if isinstance(value, str | int | float | bool) else None for key, value in options.items()}
+    plain |= {key: value.name for key, value in options.items() if isinstance(value, Path)}
+    names = [path.name for path in inputs]
+    return {"fastdiffusion": __version__, "verb": command, "inputs": names, "parameters": plain}
 
 
 def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:
@@ -60,7 +72,9 @@ def automatic1111(text: str) -> dict[str, Any]:
         head, last = [*head, last], ""
     prompt, _, negative_prompt = "\n".join(head).partition("Negative prompt:")
     recipe = {"made_by": "AUTOMATIC1111", "prompt": prompt.strip(), "negative_prompt": negative_prompt.strip()}
-    for key, value in re.findall(r'\s*([\w /-]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last):
+    for key, value in _FIELD.findall(last):  # each match begins where the last one ended: linear in the text
+        if not re.fullmatch(r"[\w /-]+", key):
+            continue
         number = re.fullmatch(r"-?\d+(\.\d+)?", value)
         recipe[key.strip().lower().replace(" ", "_")] = json.loads(value) if number else value.strip()
     return recipe
@@ -80,9 +94,9 @@ def comfyui(graph: Any) -> dict[str, Any] | None:
 
     def find(start: Any, *keys: str) -> Any:
         """The first plain value under one of the keys, from a node on, along its links [id, output]."""
-        waiting, visited = [start], set()
+        waiting, visited = deque([start]), set()
         while waiting and len(visited) < _LINKS:
-            link = waiting.pop(0)
+            link = waiting.popleft()
             if not (isinstance(link, list) and link and str(link[0]) in node_inputs) or str(link[0]) in visited:
                 continue
             visited.add(str(link[0]))

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, UnavailableError
 from .atomic import replacing
 from .checkpoints import load_tensors, save_tensors
 
@@ -59,12 +59,15 @@ class Folder:
     def latest(self) -> tuple[int, dict[str, Any], dict[str, Tensor]] | None:
         """``(step, config, tensors)`` of the newest checkpoint that is whole; None in a new folder.
 
-        Raises CheckpointError if there are checkpoints but none can be read: a run is never begun over them silently.
+        Raises CheckpointError if there are checkpoints but none can be read: a run is never begun over them silently;
+        UnavailableError for one that may be whole but cannot be read this time.
         """
         failures = []
         for path in self.checkpoints():
             try:
                 checkpoint = self._load_checkpoint(path)
+            except UnavailableError:  # falling back would have the next save delete what may be whole
+                raise
             except CheckpointError as error:
                 failures.append(str(error))
                 continue

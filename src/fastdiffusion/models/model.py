@@ -19,6 +19,7 @@ from .. import nets, schedules
 from ..denoisers import Denoiser
 from ..errors import InputError, unknown
 from ..io.checkpoints import fingerprint, on_disk
+from ..io.guarded import BUDGET
 from ..samplers import Table, table
 from ..types import Cond, Denoise
 from . import native
@@ -97,7 +98,8 @@ class Model:
             values["schedule"] = Textbook(self.sigma_min, self.sigma_max)
         for name, value in values.items():
             object.__setattr__(self, name, value)
-        if not 0 < self.sigma_min < self.sigma_max < math.inf or not 0 < self.sigma_data < math.inf:
+        low, high = 1 / BUDGET.number, BUDGET.number  # float32 must still compute with them
+        if not low < self.sigma_min < self.sigma_max < high or not low < self.sigma_data < high:
             raise InputError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
 
     @cached_property

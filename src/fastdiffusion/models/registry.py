@@ -6,6 +6,7 @@ In a recipe a file is ``name@sha256``, never a path: a recipe may travel, and ma
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def named(name_or_path: str, near: Path | None = None) -> tuple[Path, str]:
         near: The picture that carries the recipe.
     """
     if near is None:
-        path = Path(name_or_path).expanduser()
+        path = Path(os.path.expanduser(name_or_path))  # unlike Path's, no error where there is no such user
         path = path / FILE if path.is_dir() and not folder.is_folder(path) else path
         if not path.is_file() and not folder.is_folder(path):
             raise DataError(f"There is no file {name_or_path!r}. Give the path of one.")

@@ -68,13 +68,19 @@ def _build(spec: Mapping[str, Any]) -> Model:
             raise unknown("model setting", key, _KEYS)
     net, autoencoder = spec.pop("net"), spec.pop("codec", None)
     head = {name: spec.pop(key) for key, name in _DENOISER.items() if key in spec}
+    kinds = ((head.get("self_condition", False), bool), (spec.get("corruption") or "", str))
+    if wrong := [value for value, kind in kinds if not isinstance(value, kind)]:
+        raise InputError(f"A setting of the model is of the wrong kind: {str(wrong[0])[:40]}.")
     guarded.check_config(net)
     guarded.check_config(autoencoder)
     spec["shape"] = tuple(spec["shape"])
+    guarded.check_config(spec.get("classes", ()))
     spec["classes"] = tuple(str(name) for name in spec.get("classes", ()))
+    guarded.BUDGET.check(tables=len(spec.get("tables", {})))
     spec["tables"] = {str(int(steps)): Table.from_json(raw) for steps, raw in spec.get("tables", {}).items()}
     spec["info"] = dict(spec.get("info", {}))
     spec["scale"] = float(spec["info"].pop("scale", 1.0))
+    guarded.BUDGET.check(number=abs(spec["scale"]), characters=len(spec.get("corruption") or ""))
     built = None if autoencoder is None else cast("Autoencoder", nets.build(autoencoder))
     return Model(Denoiser(nets.build(net), **head), autoencoder=built, **spec)
 

@@ -14,6 +14,7 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise
 
 from ..errors import InputError
+from ..io.guarded import BUDGET
 
 BYTES = 256  # tokens 1 to 256 are single bytes; token 0 is padding
 PAD = 0
@@ -31,10 +32,13 @@ class Tokenizer:
         self.merges = [(int(a), int(b)) for a, b in merges]
         self.rank = {pair: i for i, pair in enumerate(self.merges)}
         self.token_bytes = [b"", *(bytes([i]) for i in range(BYTES))]
+        total = BYTES
         for a, b in self.merges:
             if not (0 < a < len(self.token_bytes) and 0 < b < len(self.token_bytes)):
                 raise InputError(f"A merge must join two earlier tokens, got ({a}, {b}).")
             self.token_bytes.append(self.token_bytes[a] + self.token_bytes[b])
+            total += len(self.token_bytes[-1])
+            BUDGET.check(token=len(self.token_bytes[-1]), tokens=total)  # merges of merges double
         self._encode_cached = lru_cache(1 << 14)(self._encode_chunk)
 
     def __len__(self) -> int:
@@ -77,12 +81,22 @@ class Tokenizer:
 
     def _encode_chunk(self, chunk: str) -> tuple[int, ...]:
         tokens = [byte + 1 for byte in chunk.encode(errors="surrogatepass")]
-        while len(tokens) > 1:
-            rank, i = min((self.rank.get(pair, 1 << 30), i) for i, pair in enumerate(pairwise(tokens)))
-            if rank == 1 << 30:
-                break
-            tokens[i : i + 2] = [BYTES + 1 + rank]
-        return tuple(tokens)
+        end = len(tokens)
+        before, after = list(range(-1, end - 1)), list(range(1, end + 1))
+        waiting = [(self.rank[pair], i) for i, pair in enumerate(pairwise(tokens)) if pair in self.rank]
+        heapify(waiting)  # by rank, then place: linear but for the heap, since a text may be long
+        while waiting:
+            rank, i = heappop(waiting)
+            j = after[i]
+            if j == end or self.rank.get((tokens[i], tokens[j])) != rank:
+                continue  # one of the two has been joined with another since
+            tokens[i], tokens[j], after[i] = BYTES + 1 + rank, PAD, after[j]
+            if after[j] < end:
+                before[after[j]] = i
+            for k in (before[i], i):
+                if k >= 0 and after[k] < end and (pair := (tokens[k], tokens[after[k]])) in self.rank:
+                    heappush(waiting, (self.rank[pair], k))
+        return tuple(token for token in tokens if token != PAD)
 
 
 def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
@@ -99,6 +113,7 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
             pairs[pair] += weights[w]
             where.setdefault(pair, set()).add(w)
     merges: list[tuple[int, int]] = []
+    length = [1] * (BYTES + 1)  # bytes of each token
     waiting = [(-count, pair) for pair, count in pairs.items()]  # a heap; entries of outdated counts are passed over
     heapify(waiting)
     while waiting and BYTES + 1 + len(merges) < size:
@@ -109,8 +124,11 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
             continue
         if -count < least:
             break
+        if (joined := length[best[0]] + length[best[1]]) > BUDGET.token:
+            continue
         token = BYTES + 1 + len(merges)
         merges.append(best)
+        length.append(joined)
         fewer: set[tuple[int, int]] = set()
         for w in where.pop(best):
             sequence = sequences[w]

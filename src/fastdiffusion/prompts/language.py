@@ -101,6 +101,7 @@ def narrow(text: str) -> str:
 
 def choose(text: str, seed: int, wildcards: Mapping[str, Sequence[str]] | None = None) -> str:
     """Make the choices of ``{red|blue}`` and of ``__color__``, which draws from ``wildcards["color"]``, by ``seed``."""
+    _check_length(text)
     draw, text = random.Random(seed), narrow(text)
     if wildcards:
 
@@ -110,6 +111,7 @@ def choose(text: str, seed: int, wildcards: Mapping[str, Sequence[str]] | None =
             return "{" + "|".join(wildcards[match[1]]) + "}"
 
         text = re.sub(r"__([\w-]+?)__", one_of, text)
+        _check_length(text)
     options: list[list[str]] = [[""]]  # of each open brace; at the bottom the text itself, whose bars are no choices
     for sign in re.findall(r"\\.|.", text, re.DOTALL):
         if sign == "{":
@@ -134,14 +136,19 @@ def parse(text: str) -> Prompt:
     Raises:
         InputError: It is empty or too long, brackets do not match, or a weight or moment is out of range.
     """
-    if len(text.split()) > LONGEST or len(text) > 20 * LONGEST:
-        raise InputError(f"The prompt has {len(text.split())} words; at most {LONGEST} are read. Shorten it.")
+    _check_length(text)
     parser = _Parser(narrow(text))
     parts = parser.parts()
     prompt = Prompt(tuple(parts))
     if not any(at(text, 0, 1).text or at(text, 1, 1).text for part in parts for text in part.texts):
         raise InputError("The prompt is empty. Say what to draw, e.g. 'a cat with heart eyes'.")
     return prompt
+
+
+def _check_length(text: str) -> None:
+    """Refuse what is no prompt: all that follows may take time that grows with the square of its length."""
+    if len(text) > 20 * LONGEST or len(text.split()) > LONGEST:
+        raise InputError(f"The prompt has {len(text.split())} words; at most {LONGEST} are read. Shorten it.")
 
 
 def _short(text: str) -> str:
@@ -354,9 +361,11 @@ def at(items: Sequence[Node], index: int, of: int) -> Line:
     text, weights = "", list[float]()
     for sign, weight in signs:
         if not sign.isspace():
-            text, weights = text + sign, [*weights, weight]
+            text += sign
+            weights.append(weight)
         elif text and not text.endswith(" "):
-            text, weights = text + " ", [*weights, 1.0]
+            text += " "
+            weights.append(1.0)
     text = text.rstrip()
     spans: list[tuple[int, int, float]] = []
     for i, weight in enumerate(weights[: len(text)]):

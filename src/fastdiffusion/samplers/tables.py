@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..guidance import start
+from ..io.guarded import BUDGET
 from ..noise import Fresh, Paths
 from ..schedules import check_sigmas
 from ..types import Cond, Denoise, Run, Step
@@ -70,6 +71,7 @@ class Table:
         """Read a table; raises InputError where the text is not one."""
         try:
             raw = json.loads(text) if isinstance(text, str) else text
+            BUDGET.check(rows=len(raw["rows"]), history=max((len(r["weights"]) for r in raw["rows"]), default=0))
             rows = tuple(
                 Row(
                     float(r["sigma"]),
@@ -80,11 +82,17 @@ class Table:
                 for r in raw["rows"]
             )
             table = Table(str(raw["name"]), tuple(float(s) for s in raw["sigmas"]), rows, dict(raw.get("info", {})))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
             raise InputError(f"This is not a sampler table ({error}). Save one with table.to_json().") from None
         numbers = [n for r in rows for n in (r.sigma, r.ratio, *r.weights, *(v for part in r.noise for v in part))]
-        if not rows or not all(map(math.isfinite, numbers)) or any(r.sigma <= 0 for r in rows):
+        if not rows or not all(abs(n) <= BUDGET.number for n in numbers) or any(r.sigma <= 0 for r in rows):
             raise InputError("This sampler table has no rows, or a sigma or weight that is not a finite number.")
+        reached = math.inf  # noise is drawn towards falling sigma; a rise begins anew
+        for _, s, t in (part for row in rows for part in row.noise):
+            falls = t < s
+            if min(s, t) < 1 / BUDGET.number or (falls and not (s <= reached and s**-2 < t**-2)):
+                raise InputError(f"This sampler table has noise from sigma {s:g} to {t:g}, which cannot be drawn.")
+            reached = t if falls else math.inf
         if any(len(row.weights) > i for i, row in enumerate(rows)):
             raise InputError("This sampler table weighs estimates that do not exist yet.")
         check_sigmas(list(table.sigmas), rising=True)

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 
 import torch
 
@@ -23,22 +24,22 @@ class Console(Callback):
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.announced, self.shown, self.loss = False, 0.0, math.nan
         if training.state.step > 1:
-            print(f"Resuming after step {training.state.step - 1:,}.", file=sys.stderr)
+            say(f"Resuming after step {training.state.step - 1:,}.")
 
     def step(self, training: TrainingView, step: TrainStep) -> None:
         """Say once what is to be expected, then show the progress four times a second."""
         if step.bad:
             names = ", ".join(step.bad[:3]) + (f" and {len(step.bad) - 3} more" if len(step.bad) > 3 else "")
-            print(f"\nStep {step.step:,} was skipped: its loss is not a number ({names}).", file=sys.stderr)
+            say(f"\nStep {step.step:,} was skipped: its loss is not a number ({names}).")
             return
         self.loss = step.loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * step.loss
         if not self.announced and step.of is not None and step.step >= min(training.first_step + 10, step.of):
             self.announced = True
-            print(expectations(training, step), file=sys.stderr)
+            say(expectations(training, step))
         if self.live and time.monotonic() - self.shown > 0.25:
             self.shown = time.monotonic()
             width = shutil.get_terminal_size().columns - 1
-            print("\r" + line(step, self.loss)[:width].ljust(width), end="", file=sys.stderr, flush=True)
+            say("\r" + line(step, self.loss)[:width].ljust(width), end="")
 
     def end(self, training: TrainingView) -> None:
         """Say where things are."""
@@ -52,7 +53,13 @@ class Console(Callback):
                 if training.stopped
                 else f"\n{training.run.path / FILE}, previews/ and report.html are there."
             )
-        print(("\n" if self.live else "") + text, file=sys.stderr, flush=True)
+        say(("\n" if self.live else "") + text)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print to stderr; a training does not end because nobody can read it any more (a full disk, a closed pipe)."""
+    with suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def expectations(training: TrainingView, step: TrainStep) -> str:

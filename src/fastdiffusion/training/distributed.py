@@ -22,10 +22,15 @@ from ..errors import InputError
 ASKED = "FASTDIFFUSION_PROCS"  # how many processes `launch` was asked for
 QUIETLY = """
 import sys
+from fastdiffusion.training.distributed import end_with_parent
+end_with_parent()
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 try:
     main()
+except SignalException as error:
+    sys.exit(128 + error.sigval)
 except ChildFailedError as error:  # the process has said what was wrong
     code = error.get_first_failure()[1].exitcode
     sys.exit(code if code >= 0 else 128 - code)
@@ -34,12 +39,30 @@ except ChildFailedError as error:  # the process has said what was wrong
 
 def rank_and_world() -> tuple[int, int]:
     """(number of this process, how many there are), as torchrun tells them; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = (os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise InputError(
+            f"RANK={rank[:20]} and WORLD_SIZE={world[:20]} are no process of a group. Unset both, or use torchrun."
+        )
+    return int(rank), int(world)
+
+
+def end_with_parent() -> None:
+    """Have the system send this process SIGTERM when the one that started it ends, however it ends (Linux)."""
+    if sys.platform == "linux":
+        import ctypes
+
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:  # it has ended in between
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def check_world() -> None:
     """Refuse to train alone where several processes were asked for: some launchers silently start only one."""
     asked, (_, world) = int(os.environ.get(ASKED, 0)), rank_and_world()
+    if asked:
+        end_with_parent()
     if asked and asked != world:
         raise InputError(f"{asked} processes were asked for, {world} runs. Start with --procs {asked} or torchrun.")
 
@@ -56,9 +79,7 @@ def launch(procs: int, command: Sequence[str]) -> int:
     """
     if procs < 2:
         raise InputError(f"procs must be at least 2, got {procs}. Leave it out to train in one process.")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = _free_port()
     torchrun = [sys.executable, "-c", QUIETLY, f"--nproc-per-node={procs}"]
     torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // procs))
@@ -77,6 +98,20 @@ def launch(procs: int, command: Sequence[str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 128 + got[0] if got else code
+
+
+def _free_port() -> int:
+    """A port of this machine that is free; InputError where its processes could not reach each other."""
+    try:
+        with socket.socket() as probe, socket.socket() as caller:
+            probe.bind(("127.0.0.1", 0))
+            probe.listen(1)
+            caller.settimeout(2)
+            caller.connect(probe.getsockname())
+            return probe.getsockname()[1]
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"Processes here cannot reach each other at 127.0.0.1: {reason}. Leave out --procs.") from None
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...errors import InputError
 from ...options import option
 from ..generation.options import RunOptions
 
@@ -31,3 +32,8 @@ class EvaluateOptions(RunOptions):
     features: nn.Module | None = option(None, "What to measure in.", python_only=True)
     rounds: int = option(100, "Of the bootstrap.")
     note: bool = option(True, "Write the numbers into the model's file, for its card.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rounds < 1:
+            raise InputError(f"rounds must be at least 1, got {self.rounds}. Try 100.")

@@ -25,6 +25,7 @@ from ...errors import InputError, unknown
 from ...guidance import Interval
 from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io import inputs
+from ...io.guarded import BUDGET
 from ...models import Model, registry
 from ...nets.classifier import Classifier
 from ...nets.clip import Clip
@@ -144,6 +145,8 @@ def parse_guidance(
     Raises InputError for words that are no guidance, DataError and CheckpointError for files that cannot be used.
     """
     specs = [] if value is None else [value] if isinstance(value, str) or callable(value) else list(value)
+    texts = [spec for spec in specs if isinstance(spec, str)]
+    BUDGET.check(characters=sum(map(len, texts)), guidance=len(specs) + sum(text.count(">>") for text in texts))
     steps: list[Callable[[Denoise], Denoise]] = []
     kept: list[str] = []
     for spec in specs:

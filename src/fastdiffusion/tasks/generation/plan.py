@@ -23,6 +23,7 @@ from torch import Tensor
 from ... import prompts, schedules
 from ...errors import CheckpointError, InputError, warn
 from ...guidance import cfg
+from ...io.guarded import BUDGET
 from ...io.inputs import fit_image
 from ...models import Model, Size
 from ...models.registry import named, short_name
@@ -245,7 +246,7 @@ def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     if scale is None:
         own = 1.0 if chosen.prompt is None else model.scale
         scale = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
-    if not math.isfinite(scale):
+    if not abs(scale) <= BUDGET.number:
         raise InputError(f"scale must be finite, got {scale!r}. 1 is off, 2 to 4 is usual.")
     if scale == 1 and chosen.negative_prompt and not guided:
         warnings.warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.", stacklevel=4)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ...errors import CheckpointError, DataError
+from ...errors import CheckpointError, DataError, InputError, MissingExtra
+from ...io.guarded import BUDGET
 from ...io.images import inner_recipe, read_recipe, save_png
 from ...io.metadata import summarize
 from ...models import Model
@@ -19,6 +22,9 @@ from .plan import perform, plan
 from .samples import RECIPE, Samples
 
 _NOW = {"negative": "negative_prompt", "guide": "guidance"}  # parameters of the first version's recipes
+_NUMBERS = ("scale", "strength", "variation_strength")
+_LISTS = ("prompt", "classes", "size")
+_NEVER = ("device",)  # where to compute is not the recipe's business
 
 
 def reproduce(image: str | Path, model: Model | str | Path | None = None, device: str | None = None) -> Samples:
@@ -54,14 +60,43 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
                 f"{name!r} was made by another model, {recipe['model']['name']!r} with sha256 "
                 f"{recipe['model']['sha256'][:12]}.... Name the right one with --model."
             )
+        _check_kinds(recipe["parameters"])
         parameters = {_NOW.get(key, str(key)): value for key, value in recipe["parameters"].items()}
-        planned = plan(ready, fill(SampleOptions, **parameters), table, recipe["model"]["name"], Path(image))
+        options = fill(SampleOptions, **parameters)
+        BUDGET.check(images=options.n, rows=options.steps)
+        planned = plan(ready, options, table, recipe["model"]["name"], Path(image))
+        at_once = options.n if index is None else min(options.n, options.batch_size)  # a grid holds all
+        values = at_once * math.prod((*ready.image_shape[:-2], *(planned.size or ready.image_shape[-2:])))
+        BUDGET.check(values=values * _enlarged(recipe.get("grid", {})))
         whole = range(planned.options.n)
         wanted, rows = (whole, whole) if index is None else (range(index, index + 1), planned.batch_of(index))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except Exception as error:  # a recipe may come from anybody
+        if isinstance(error, CheckpointError | DataError | MissingExtra):
+            raise
         raise DataError(f"The recipe in {name!r} cannot be followed ({error}).") from None
     *_, last = perform(planned, rows)
     return planned.samples(last.images[wanted.start - rows.start :][: len(wanted)], wanted)
+
+
+def _check_kinds(parameters: Mapping[str, Any]) -> None:
+    """Refuse JSON values of kinds that no option has."""
+    for key, value in parameters.items():
+        for item in value if isinstance(value, list) else [value]:
+            wanted: Any = (float, int) if key in _NUMBERS else (str, int, None.__class__)
+            if not isinstance(item, wanted) or (isinstance(item, int) and abs(item) > 1 << 63) or key in _NEVER:
+                raise InputError(f"{str(key)[:40]} cannot be {str(item)[:40]!r}")
+        if isinstance(value, list) and key not in _LISTS:
+            raise InputError(f"{str(key)[:40]} cannot be a list")
+
+
+def _enlarged(grid: Mapping[str, Any]) -> int:
+    """How many pixels of a sheet each pixel of an image takes; what is no option of a sheet is refused."""
+    kinds = {"columns": int, "zoom": int, "labels": bool}
+    for key, value in grid.items():
+        if key not in kinds or not (value is None or type(value) is kinds[key]):
+            raise InputError(f"{str(key)[:40]} of a grid cannot be {str(value)[:40]!r}")
+        BUDGET.check(images=value or 0)
+    return (grid.get("zoom") or 1) ** 2
 
 
 def reproduce_file(

@@ -90,7 +90,7 @@ class RestorationResult:
         if compare:
             extra["compare"] = self.comparison()
         for end, image in extra.items():
-            save_png(image, named(end))
+            save_png(image, named(end), {**self.recipe, "shows": end} if metadata else None)
             written.append(named(end))
         return written
 

@@ -11,7 +11,7 @@ inpainted.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,13 @@ class WatermarkResult:
     opacity: Float[Tensor, "h w"]
     color: Float[Tensor, "3 h w"]
 
-    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
-        """Write one PNG each, and mark.png: opacity and color."""
+    def save(self, folder: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None) -> list[Path]:
+        """Write one PNG each, and mark.png: opacity and color; all carry the ``recipe``."""
         *paths, mark = written(self.names, folder)
         for image, path in zip(self.images, paths, strict=True):
-            save_png(image, path)
+            save_png(image, path, recipe)
         shown = torch.where(self.opacity > 0, self.color, -1)
-        save_png(grid([(2 * self.opacity - 1).expand(3, -1, -1), shown]), mark)
+        save_png(grid([(2 * self.opacity - 1).expand(3, -1, -1), shown]), mark, recipe)
         return [*paths, mark]
 
     def __str__(self) -> str:
