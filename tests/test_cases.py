@@ -82,7 +82,7 @@ def pixels(path: str | Path) -> np.ndarray:
 
 def made(folder: str) -> list[Path]:
     """The images of a folder, without its sheet."""
-    return sorted(path for path in Path(folder).glob("*.png") if path.stem != "grid")
+    return sorted(path for path in Path(folder).glob("*.png") if not path.stem.startswith("grid"))
 
 
 def untrained(classes: tuple[str, ...], path: str = "model.safetensors", side: int = 8) -> str:
@@ -333,7 +333,6 @@ LONG = "a very long description of a grinning face with many many words that go 
     pytest.param((f"{LONG} red",), (f"{LONG} blue",), id="prompts alike for 80 letters"),
     pytest.param(("--seed", 1000), ("--seed", -1000), id="seeds 1000 and -1000"),
 ])  # fmt: skip
-@wrong("The second image gets the first one's name, and silently replaces it.")
 def test_sampling_anew_replaces_no_other_image(run, first, second):
     model = () if str(first[0]).startswith(LONG) else (untrained(("heart",)),)
     assert run("sample", *model, *first, "-n", 1, *(() if "--steps" in first else ("--steps", 1)), "-o", "o")[0] == 0
@@ -348,14 +347,9 @@ COMMANDS = {
     "restore": ("restore", "p.png", "--corruption", "upscale x2", "--self-ensemble"),
     "stylize": ("stylize", "p.png", "p.png", "--size", 64, "--steps", 1),
 }
-LATE = "The folder for the result is looked at only when the result is there."
 
 
-@pytest.mark.parametrize("command", [
-    "sample",
-    pytest.param("restore", marks=wrong(LATE)),
-    "stylize",
-])  # fmt: skip
+@pytest.mark.parametrize("command", COMMANDS)
 def test_a_result_that_cannot_be_written_is_refused_before_a_model_is_opened(run, monkeypatch, command):
     opened: Counter[str] = Counter()
     plain = torch.nn.Module.load_state_dict
@@ -376,7 +370,6 @@ def test_a_result_that_cannot_be_written_is_refused_before_a_model_is_opened(run
     assert opened  # by the same command where it can write: the count sees what it is to see
 
 
-@wrong("All images are written when the last one is done.")
 def test_an_interrupt_leaves_what_is_finished_on_the_disk(run, monkeypatch):
     evaluations = 0
     plain = Denoiser.forward
@@ -394,6 +387,49 @@ def test_an_interrupt_leaves_what_is_finished_on_the_disk(run, monkeypatch):
     assert run("sample", model, *words)[0] == 130
     assert evaluations == 15
     assert len(made("o")) >= 8
+
+
+def test_an_interrupted_run_goes_on_and_ends_like_one_that_was_not(run, monkeypatch):
+    model, evaluations, plain = untrained(("heart",)), 0, Denoiser.forward
+    words = ("-n", 6, "--batch-size", 2, "--steps", 2, "--sampler", "euler")
+    assert run("sample", model, *words, "-o", "whole")[0] == 0
+
+    def counted(self: Denoiser, *arguments: Any) -> torch.Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations == 4:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(Denoiser, "forward", counted)
+    code, printed = run("sample", model, *words, "-o", "o")
+    assert code == 130 and "same command" in printed and len(made("o")) == 2
+    assert run("sample", model, *words, "-o", "o")[0] == 0
+    assert evaluations == 4 + 4  # the finished batch is not made again
+    assert {p.name: p.read_bytes() for p in Path("o").iterdir()} == {
+        p.name: p.read_bytes() for p in Path("whole").iterdir()
+    }
+
+
+def test_several_images_are_restored_and_a_bad_one_does_not_stop_the_rest(run):
+    for name in ("a.png", "b.jpg", "sub/a.png"):
+        Path("d", name).parent.mkdir(parents=True, exist_ok=True)
+        pictures.photo(32, 32, len(name)).save(f"d/{name}")
+    Path("d/c.png").write_bytes(b"no image")
+    code, printed = run("restore", "d", "--corruption", "upscale x2", "-o", "o")
+    assert code == 1 and "1 of 4" in printed and "c.png" in printed
+    assert sorted(str(p) for p in Path("o").rglob("*.*")) == ["o/a.png", "o/b.jpg", "o/sub/a.png"]
+    assert run("restore", "d", "--corruption", "upscale x2", "-o", "one.png")[0] == 2
+    assert not Path("one.png").exists()
+
+
+def test_images_that_differ_in_their_ends_only_are_both_restored(run):
+    pictures.photo(32, 32, 0).save("x.jpg")
+    pictures.photo(32, 32, 1).save("x.webp")
+    for _ in range(2):  # the second time, the same files
+        for name in ("x.jpg", "x.webp"):
+            assert run("restore", name, "--corruption", "upscale x2")[0] == 0
+    assert sorted(p.name for p in Path().glob("*.png")) == ["x-restored-2.png", "x-restored.png"]
 
 
 # ---- what is written --------------------------------------------------------------------------------------------

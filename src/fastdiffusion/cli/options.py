@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -130,6 +131,9 @@ def folder(path: Path) -> Path:
     obstacle = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
     if obstacle is not None:
         raise InputError(f"--out is a folder, but {str(obstacle)!r} is a file. Try --out out.")
+    place = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"--out cannot be written: {str(place)!r} takes no new files. Choose another place.")
     return path
 
 

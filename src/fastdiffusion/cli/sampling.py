@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,11 @@ def sample(
     if chosen.prompt is None and not registry.names_a_model(model):
         model, options["prompt"] = "emoji", model
 
-    made = generation.sample(model, **options)
-    paths = made.save(out, metadata=metadata, format=format, sidecar=sidecar)
+    try:
+        made, paths = generation.sample_to(out, model, metadata=metadata, format=format, sidecar=sidecar, **options)
+    except KeyboardInterrupt:
+        print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
+        raise
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
     print(f"{len(paths)} images in {out}, from {paths[0].name} on, and {sheet.name}.")
     if metadata or sidecar:

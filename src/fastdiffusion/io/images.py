@@ -282,6 +282,10 @@ def checked_name(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"Pictures are written as .png, .webp or .jpg, not {path.suffix!r}. Try {path.stem}.png.")
     if (obstacle := next((p for p in path.parents if p.exists() and not p.is_dir()), None)) is not None:
         raise InputError(f"{path} cannot be written: {str(obstacle)!r} is a file and not a folder.")
+    place = next((p for p in path.absolute().parents if p.exists()), path)
+    if path.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "it is a folder" if path.is_dir() else f"{str(place)!r} takes no new files"
+        raise InputError(f"{path} cannot be written: {what}. Choose another place with --out.")
     return path
 
 
@@ -302,6 +306,13 @@ def save_png(
     Raises:
         InputError: Another end, or a recipe above the 64 KB that a JPEG has room for.
     """
+    write_bytes(path, encoded(image, path, recipe))
+
+
+def encoded(
+    image: Tensor | np.ndarray | Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None
+) -> bytes:
+    """The bytes of the file that :func:`save_png` writes."""
     path, content = checked_name(path), plain(to_pil(image))  # without an input's comments, which Pillow would write on
     text = None if recipe is None else json.dumps(metadata.without_paths(dict(recipe), existing=True), sort_keys=True)
     chunks, exif, buffer = PngImagePlugin.PngInfo(), Image.Exif(), io.BytesIO()
@@ -318,7 +329,7 @@ def save_png(
             flatten(content).save(buffer, "JPEG", quality=95, subsampling=0, exif=comment)
         case _:
             raise InputError(f"The recipe of {path.name!r} is too long for a JPEG. Write a .png or .webp.")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def save_sidecar(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
