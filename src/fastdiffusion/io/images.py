@@ -244,7 +244,8 @@ def plain(image: Image.Image) -> Image.Image:
     """Any mode as L, LA, RGB or RGBA; 16-bit and float pictures are scaled to 8 bits; metadata dropped."""
     mode = image.mode
     if mode.startswith("I;16"):
-        out = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+        values = np.asarray(image).astype(np.uint32)
+        out = Image.fromarray((values * 255 // (2 ** used_bits(image) - 1)).astype(np.uint8))
     elif mode in ("I", "F"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         top = values.max(initial=0)  # float pictures have no agreed range: 1, 255 or 65535 by what they contain
@@ -258,6 +259,12 @@ def plain(image: Image.Image) -> Image.Image:
         out = image.convert("L" if mode == "1" else "RGB")
     out.info = {}
     return out
+
+
+def used_bits(image: Image.Image) -> int:
+    """How many bits the values of a picture of 16 bits take: 8, 12 (microscopes, X-ray and depth cameras) or 16."""
+    top = int(np.asarray(image).max(initial=0))
+    return 8 if top < 2**8 else 12 if top < 2**12 else 16
 
 
 def flatten(image: Image.Image, background: str = "white") -> Image.Image:

@@ -54,6 +54,7 @@ class Plan:
         shape: Of what the denoiser works on.
         guided: What ``options.guidance`` does to a denoiser.
         image: (c, h, w), what is started from.
+        kept: Images (c, h, w) whose pixels results hold exactly, where the mask (1, h, w) beside each is 0.
     """
 
     model: Model
@@ -65,6 +66,14 @@ class Plan:
     shape: tuple[int, ...]
     guided: Callable[[Denoise], Denoise]
     image: Tensor | None
+    kept: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The images of latents, with the pixels that inpainting keeps: an autoencoder would change them."""
+        images = self.model.decode(latents)
+        for known, mask in self.kept:
+            images = torch.lerp(known.to(images), images.clamp(-1, 1), mask.to(images))
+        return images
 
     @property
     def batches(self) -> list[range]:
@@ -142,7 +151,7 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
     blank = torch.zeros(*model.image_shape[:-2], *(plan.size or model.image_shape[-2:]))
     blank = blank if plan.image is None else plan.image
     if plan.table is None:
-        yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), model.decode)
+        yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), plan.decode)
         return
     known = 0.0 if plan.image is None or p.strength == 1 else model.encode(plan.image[None].to(model.device))
     finished: list[Tensor] = []
@@ -154,7 +163,7 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
         for step in run(denoise, known + (plan.table.sigmas[0] * noise).to(model.device), plan.table, cond, seeds):
             last = step.index + 1 == step.of
             if last:
-                finished.append(model.decode(step.x).cpu())
+                finished.append(plan.decode(step.x).cpu())
             left = len(rows) - (batch.start - rows.start) - len(batch)
             yield SampleStep(
                 k * step.of + step.index + 1,
@@ -163,7 +172,7 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
                 tuple(finished),
                 None if last else step.x0,
                 blank.expand(left, *blank.shape),
-                model.decode,
+                plan.decode,
             )
 
 
@@ -186,7 +195,8 @@ def plan(
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
     labels, texts = _labels(ready, chosen), _prompts(ready, chosen)
-    guided, recorded = guidance_spec.parse_guidance(chosen.guidance, guidance_spec.Setting(ready, shape, near))
+    setting = guidance_spec.Setting(ready, shape, near)
+    guided, recorded = guidance_spec.parse_guidance(chosen.guidance, setting)
     image = description = None
     if chosen.image is not None:
         image, description = _start_image(chosen.image, ready, shape, near)
@@ -200,7 +210,9 @@ def plan(
     )
     if table is None:
         table = _table(ready, chosen, _pixels(ready, shape))
-    return Plan(ready, name or short_name(model), options, table, labels, texts, shape, guided, image)
+    return Plan(
+        ready, name or short_name(model), options, table, labels, texts, shape, guided, image, tuple(setting.kept)
+    )
 
 
 def _shape(model: Model, chosen: SampleOptions) -> tuple[int, ...]:
