@@ -98,13 +98,18 @@ Aspect = Annotated[
 
 
 def load_data(
-    data: str, size: int | None, aspect: str | None, usual: str = "bucket", mode: str | None = None
+    data: str,
+    size: int | None,
+    aspect: str | None,
+    usual: str = "bucket",
+    mode: str | None = None,
+    labels: str | None = None,
 ) -> Dataset:
     """The data of a command; a folder's images in the shapes that are asked for, or ``usual`` there."""
     from .. import data as datasets
 
     folder = Path(data).is_dir() and data not in datasets.DATASETS
-    chosen = {"aspect": aspect or (usual if folder else None), "mode": mode if folder else None}
+    chosen = {"aspect": aspect or (usual if folder else None), "mode": mode if folder else None, "labels": labels}
     return datasets.load(data, size, **{key: value for key, value in chosen.items() if value is not None})
 
 

@@ -46,6 +46,14 @@ FORMATS = (
     "ICO",
     "PCX",
 )
+UNREAD = {
+    ".heic": "pillow-heif",
+    ".heif": "pillow-heif",
+    ".jxl": "pillow-jxl-plugin",
+    ".psd": "psd-tools",
+} | dict.fromkeys(
+    (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"), "rawpy"
+)  # kinds that are not read, and the Python package that does
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs; here it is refused
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _EXIF, _COMMENT = 0x8769, 0x9286  # where EXIF data keep a user's comment
@@ -155,7 +163,14 @@ def open_image(source: str | os.PathLike[str] | Image.Image, role: str = "pictur
     try:
         return read_image(source)
     except DataError as error:
-        raise DataError(f"Cannot read the {role} {Path(source).name!r}: {error}.") from None
+        suffix = Path(source).suffix.lower()
+        reason = not_read(suffix) if suffix in UNREAD and Path(source).is_file() else error
+        raise DataError(f"Cannot read the {role} {Path(source).name!r}: {reason}.") from None
+
+
+def not_read(suffix: str) -> str:
+    """Why a picture that ends in one of UNREAD is not used, and what helps."""
+    return f"{suffix[1:].upper()} is not read: save it as PNG or JPEG (the Python package {UNREAD[suffix]} opens it)"
 
 
 def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"], bool] | None:

@@ -56,7 +56,8 @@ def open_mask(source: str | Path | Image.Image, size: tuple[int, int] | None = N
     if size is not None and image.size != size[::-1]:
         width, height = image.size
         raise InputError(
-            f"The mask has {width}x{height} pixels and the image {size[1]}x{size[0]}. Resize{name or ' it'} together with it."
+            f"The mask has {width}x{height} pixels and the image {size[1]}x{size[0]}. "
+            f"Resize{name or ' it'} together with it."
         )
     alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
     through = alpha is not None and cast(tuple[int, int], alpha.getextrema())[0] < 255

@@ -126,7 +126,8 @@ def evaluate(model: Model | str | Path, data: Dataset | str | Path, **options: A
     if ready.conditioner is not None and any(conditions.captions):
         captions = [prompts.plain(caption) for caption in conditions.captions]
     shared = {f.name: getattr(chosen, f.name) for f in fields(RunOptions)}
-    made = sample(ready, captions, classes=classes, **{**shared, "n": n})
+    size = {"size": (height, width)} if "size" in ready.info else {}  # as the data are, and not as most of them were
+    made = sample(ready, captions, classes=classes, **{**shared, "n": n, **size})
     if classes is not None:
         labels = [data.classes.index(name) if name else -1 for name in made.labels]
     report = measure(made.images, data, labels, chosen.features, chosen.seed, chosen.rounds, made)

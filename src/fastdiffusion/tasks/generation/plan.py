@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from PIL import Image
@@ -217,7 +218,7 @@ def plan(
 
 def _shape(model: Model, chosen: SampleOptions) -> tuple[int, ...]:
     """Of what the denoiser works on, for images of the size that was asked for."""
-    shape, sides = model.shape, image_size(chosen.size)
+    shape, sides = model.shape, image_size(chosen.size) or _own_size(model)
     if sides is not None:
         if len(shape) < 3:
             raise InputError(f"This model makes no images, and takes no size. Leave out size={chosen.size!r}.")
@@ -230,6 +231,16 @@ def _shape(model: Model, chosen: SampleOptions) -> tuple[int, ...]:
         sizes = "x".join(map(str, shape[1:]))
         raise InputError(f"{chosen.n} images of {sizes} are too many for one run. Make fewer at a time.")
     return shape
+
+
+def _own_size(model: Model) -> Size | None:
+    """Height and width of the images that a model mostly learned from, where they were no squares."""
+    match model.info.get("size"):
+        case [int(height), int(width)] if (
+            len(model.shape) > 2 and not height % model.factor and not width % model.factor
+        ):
+            return (height, width) if min(height, width) > 0 else None
+    return None
 
 
 def _pixels(model: Model, shape: tuple[int, ...]) -> Size | None:
@@ -297,8 +308,8 @@ def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:
     classes = chosen.classes
     if classes is None:
         wanted: Sequence[Any] = range(len(model.classes))
-    elif isinstance(classes, str) and classes not in model.classes:
-        wanted = [part.strip() for part in classes.split(",") if part.strip()]
+    elif isinstance(classes, str):
+        wanted = _split_classes(classes, model.classes)
     else:
         wanted = [classes] if isinstance(classes, str | int) else classes
     wanted = [-1 if label == "none" and "none" not in model.classes else label for label in wanted]
@@ -307,3 +318,15 @@ def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:
     cond = model.cond(wanted)
     indices = [] if cond is None or cond.label is None else cond.label.tolist()
     return [indices[i % len(indices)] for i in range(chosen.n)]
+
+
+def _split_classes(text: str, known: Sequence[str]) -> list[str]:
+    """The classes between commas; a comma inside a known name is its own, and the longest name counts."""
+    parts, wanted = text.split(","), []
+    names = {normalize("NFC", name) for name in known}
+    while parts:
+        ends = range(len(parts), 0, -1)
+        length = next((i for i in ends if normalize("NFC", ",".join(parts[:i]).strip()) in names), 1)
+        wanted.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return [name for name in wanted if name]
