@@ -9,6 +9,7 @@ import os
 import re
 import unicodedata
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -26,7 +27,7 @@ from fastdiffusion.cli import main
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.io.images import to_pil
-from fastdiffusion.io.inputs import fit_image, open_mask
+from fastdiffusion.io.inputs import fit_image, losses, open_mask
 from fastdiffusion.models import Model, save
 from fastdiffusion.nets import perceptual
 
@@ -195,7 +196,6 @@ def test_a_mask_is_scaled_together_with_its_image(run):
 # ---- files that hold more than 8 bits of three colors -------------------------------------------------------------
 
 
-@wrong("Of 16 bits a channel 8 are kept, which nothing says.")
 def test_restoring_sixteen_bits_gives_sixteen_bits_or_says_what_is_lost(run):
     Image.fromarray(np.linspace(20000, 24000, 48 * 32).reshape(32, 48).astype(np.uint16)).save("g16.png")
     code, printed = run("restore", "g16.png", "--corruption", "upscale x2", "-o", "o.png")
@@ -211,6 +211,22 @@ def test_a_file_of_sixteen_bits_is_remarked():
     assert images.report is not None and "16 bits" in " ".join(images.report.remarks)
 
 
+def test_sixteen_bits_of_color_are_remarked():
+    """Which Pillow itself opens as 8 bits."""
+    row = b"\0" + np.random.default_rng(0).integers(0, 65536, (40, 3)).astype(">u2").tobytes()
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        whole = kind + content
+        return len(content).to_bytes(4, "big") + whole + zlib.crc32(whole).to_bytes(4, "big")
+
+    head = (40).to_bytes(4, "big") * 2 + bytes([16, 2, 0, 0, 0])
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(row * 40)) + chunk(b"IEND", b"")
+    Path("deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    assert [sentence for sentence in losses("deep.png") if "16 bits" in sentence]
+    noise(0).save("flat.png")
+    assert losses("flat.png") == []
+
+
 def transparent(seed: int) -> Image.Image:
     """A photograph with a mark over it, whose upper edge is transparent."""
     layer = Image.new("RGBA", (96, 72), (0, 0, 0, 0))
@@ -220,15 +236,14 @@ def transparent(seed: int) -> Image.Image:
     return Image.fromarray(image)
 
 
-@pytest.mark.parametrize("command", [
-    pytest.param("remove-watermark", marks=wrong("Transparency is dropped, and nothing says so.")),
-    "restore",
-])  # fmt: skip
+@pytest.mark.parametrize("command", ["remove-watermark", "restore", "stylize"])
 def test_transparency_is_kept_or_its_loss_is_said(run, command):
     for i in range(3):
         transparent(i).save(f"a{i}.png")
     if command == "restore":
         code, printed = run("restore", "a0.png", "--corruption", "upscale x2", "-o", "o/a0.png")
+    elif command == "stylize":
+        code, printed = run("stylize", "a0.png", "a1.png", "--size", 64, "--steps", 1, "-o", "o/a0.png")
     else:
         code, printed = run("remove-watermark", "a0.png", "a1.png", "a2.png", "-o", "o")
     assert code == 0

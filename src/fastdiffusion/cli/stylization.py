@@ -31,12 +31,13 @@ def stylize(
 
     A photograph in the colors and textures of a painting, from coarse to fine.
     """
+    from ..io.inputs import losses
     from ..io.outputs import save_image
     from ..tasks.stylization import stylize as stylization
 
     def one(image: Path, path: Path) -> str:
         made = stylization.stylize(image, style, **vars(chosen))
-        return f"{save_image(made, path)}: {made.width}x{made.height} pixels."
+        return "\n".join([f"{save_image(made, path)}: {made.width}x{made.height} pixels.", *losses(image)])
 
     several = len(content) > 1 or content[0].is_dir() or "*" in str(content[0])
     each(content, Path("out/stylized") if several and out == OUT else out, "stylized", one)

@@ -90,8 +90,8 @@ class ImageFolder(Images):
         captions = [notes.captions.get(fact.name, ()) for fact in facts]
         small = sum(min(fact.width, fact.height) < size for fact in facts)
         remarks = [*notes.remarks] + [f"smaller than {size} and enlarged: {small:,} images"] * (small > 0)
-        deep, part = ([f for f in facts if f.mode.startswith("I;16") and ("bits" in f.mode) == few] for few in (0, 1))
-        remarks += [f"of 16 bits a pixel, 8 are used: {len(deep):,} images"] * bool(deep)
+        deep, part = ([f for f in facts if "16" in f.mode and ("used" in f.mode) == few] for few in (0, 1))
+        remarks += [f"of 16 bits a channel, 8 are used: {len(deep):,} images"] * bool(deep)
         remarks += [f"files of 16 bits that use fewer, brightened to match: {len(part):,} images"] * bool(part)
         if labels == "auto" and not any(notes.labels.values()) and (parts := _parts(facts)):
             remarks.append(

@@ -266,6 +266,7 @@ def inspect(root: Path, file: File, near: int | None = None) -> tuple[Image.Imag
         raise DataError((error.strerror or "unreadable").lower()) from None
     with images.opened(content) as raw:
         mode, (width, height) = raw.mode, raw.size
+        mode += " (16 bits)" * (images.is_deep(raw) and not mode.startswith("I;16"))
         image = images.decode(raw, near)
         if mode.startswith("I;16") and (bits := images.used_bits(raw)) < 16:
             mode += f" ({bits} bits used)"

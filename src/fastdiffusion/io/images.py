@@ -276,6 +276,12 @@ def plain(image: Image.Image) -> Image.Image:
     return out
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether a picture that was opened and not decoded yet has 16 bits a channel, which decoding makes 8."""
+    stored = (tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(image, "tile", ()))
+    return image.mode.startswith("I;16") or any(";16" in str(mode) for mode in stored)
+
+
 def used_bits(image: Image.Image) -> int:
     """How many bits the values of a picture of 16 bits take: 8, 12 (microscopes, X-ray and depth cameras) or 16."""
     top = int(np.asarray(image).max(initial=0))

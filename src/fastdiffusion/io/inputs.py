@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from .atomic import write_bytes
-from .images import flatten, grid, open_image, plain, to_pil, to_tensor
+from .images import flatten, grid, is_deep, open_image, plain, to_array, to_pil, to_tensor
+from .images import opened as opened_header
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -71,6 +72,24 @@ def open_mask(source: str | Path | Image.Image, size: tuple[int, int] | None = N
             f"The mask{name} marks nothing. Paint white on black what is to change, or any color on transparency."
         )
     return mask
+
+
+OPAQUE = "The image's transparency was laid on white: the result has none."
+DEEP = "The image has 16 bits a channel, of which the result keeps 8."
+
+
+def losses(source: ImageLike, transparency: bool = True) -> list[str]:
+    """What a result in 8 bits, and without transparency, lacks of an image: a sentence for each."""
+    if isinstance(source, Tensor):
+        return []
+    image = open_image(source) if transparency else None
+    clear = image is not None and image.mode in ("LA", "RGBA") and int(to_array(image)[-1].min()) < 255
+    if isinstance(source, Image.Image):
+        deep = is_deep(source)
+    else:
+        with opened_header(source) as header:
+            deep = is_deep(header)
+    return [OPAQUE] * clear + [DEEP] * deep
 
 
 ImageLike = str | PathLike[str] | Image.Image | Tensor
