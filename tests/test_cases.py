@@ -513,6 +513,16 @@ def test_images_that_differ_in_their_ends_only_are_both_restored(run):
     assert sorted(p.name for p in Path().glob("*.png")) == ["x-restored-2.png", "x-restored.png"]
 
 
+def test_another_study_keeps_the_first_one(run):
+    model = untrained(("heart",))
+    for sweep in ("scale=1,2", "steps=1,2", "steps=1,2"):
+        assert run("study", model, "--sweep", sweep, "-n", 1, "--steps", 1, "-o", "s")[0] == 0
+    assert sorted(p.name for p in Path().glob("s*/study.png")) and [p.name for p in sorted(Path().glob("s*"))] == [
+        "s",
+        "s-2",
+    ]
+
+
 # ---- what is written --------------------------------------------------------------------------------------------
 
 

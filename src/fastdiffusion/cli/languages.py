@@ -31,8 +31,8 @@ def variations(
 
     made = module.variations(image, prompt, model, **vars(chosen))
     made.save(out, image.stem)
-    made.save_grid(out / "grid.png")
-    print(f"{len(made)} images in {out}, and grid.png.")
+    sheet = made.save_grid(out / "grid.png")
+    print(f"{len(made)} images in {out}, and {sheet.name}.")
 
 
 @command("index")

@@ -85,8 +85,8 @@ def evaluate(chosen: EvaluateOptions, model: ModelPath, data: DataName, out: Out
     from ..tasks.evaluation.evaluate import evaluate as measure
 
     report = measure(model, data, **vars(chosen))
-    report.save(out)
-    print(f"{report}\nIn {out}: report.json, samples.png, and neighbors.png, the samples nearest to a real image.")
+    place = report.save(out)
+    print(f"{report}\nIn {place}: report.json, samples.png, and neighbors.png, the samples nearest to a real image.")
 
 
 @command("study", StudyOptions)
@@ -104,10 +104,10 @@ def study(
     from ..tasks.evaluation.study import study as sweep_over
 
     done = sweep_over(model, sweep, **vars(chosen))
-    done.save(out)
+    place = done.save(out)
     for name, part in done.explained().items():
         print(f"{name:14} explains {part:5.1%} of the differences")
-    print(f"{out / 'study.png'}: {len(done.cells)} cells of {chosen.n} images.")
+    print(f"{place / 'study.png'}: {len(done.cells)} cells of {chosen.n} images.")
 
 
 @command("export", ExportOptions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, count
@@ -24,6 +25,20 @@ _NEAR = 2  # of 255: what floating-point kernels may round otherwise in another 
 def numbered(path: Path) -> Iterator[Path]:
     """``path``, then the same with -2, -3, ... before its suffix."""
     return chain([path], (path.with_name(f"{path.stem}-{i}{path.suffix}") for i in count(2)))
+
+
+def free_folder(folder: str | os.PathLike[str], name: str, content: Mapping[str, Any]) -> Path:
+    """``folder``, or FOLDER-2 and so on: the first without a JSON file ``name``, or where that says the same."""
+    folder = Path(folder)
+    for place in chain([folder], (folder.with_name(f"{folder.name}-{i}") for i in count(2))):
+        try:
+            if json.loads((place / name).read_text(encoding="utf-8")) == json.loads(json.dumps(content)):
+                return place
+        except FileNotFoundError:
+            return place
+        except ValueError:
+            continue
+    raise AssertionError("there are more numbers than folders")
 
 
 def same_recipe(path: Path, recipe: Mapping[str, Any]) -> bool:
