@@ -32,9 +32,10 @@ def listed() -> list[str]:
 
 
 def crop(path: Path) -> Image.Image:
-    """The square of most detail, of the photograph at up to 640 pixels a side."""
+    """The square of most detail, of the photograph reduced to at most 640 pixels a side."""
     image = read_image(path).convert("RGB")
-    image.thumbnail((640, 640), Image.Resampling.LANCZOS)
+    scale = min(640 / max(image.size), 0.75)  # below 1: some have been JPEG files before, whose blocks must not show
+    image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
     gray = np.asarray(image.convert("L")).astype(float)
     detail = np.abs(np.diff(gray, axis=0))[:, :-1] + np.abs(np.diff(gray, axis=1))[:-1]
     places = [(y, x) for y in range(0, image.height - SIDE, 32) for x in range(0, image.width - SIDE, 32)]

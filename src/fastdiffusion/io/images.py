@@ -173,17 +173,31 @@ def not_read(suffix: str) -> str:
     return f"{suffix[1:].upper()} is not read: save it as PNG or JPEG (the Python package {UNREAD[suffix]} opens it)"
 
 
-def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"], bool] | None:
-    """The steps that a JPEG file's coefficients are rounded to, luminance and color, and whether colors are halved.
+def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"], str, int] | None:
+    """The steps that a JPEG file's coefficients are rounded to, luminance and color; how colors are kept (of ``jpeg``:
+    "420", "422", "444", or "rgb" for CMYK); and the EXIF orientation that it is shown in, 1 if as it lies.
 
-    None where the file is another kind, is shown turned (its blocks then lie elsewhere), or subsamples in another way.
+    None where the file is another kind, or subsamples in another way.
     """
     with opened(source) as image:
-        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or image.getexif().get(0x0112, 1) != 1:
+        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB", "CMYK"):
             return None
-        halved = {0: False, 2: True, -1: False}.get(JpegImagePlugin.get_sampling(image))
+        sampling = JpegImagePlugin.get_sampling(image)
+        own = {"L": "444", "CMYK": "rgb"}.get(image.mode)
+        colors = own or {0: "444", 1: "422", 2: "420"}.get(sampling)
+        orientation = image.getexif().get(0x0112, 1)
         tables = [torch.tensor(steps).float().reshape(8, 8) for _, steps in sorted(image.quantization.items())]  # pyright: ignore[reportAttributeAccessIssue]
-    return None if halved is None or not tables else (torch.stack([tables[0], tables[-1]]), halved)
+    if colors is None or not tables:
+        return None
+    return torch.stack([tables[0], tables[-1]]), colors, orientation if orientation in range(1, 9) else 1
+
+
+def turned(x: Tensor, orientation: int) -> Tensor:
+    """Images (..., h, w) as they lie in a file, turned upright by its EXIF orientation 1 to 8."""
+    if orientation >= 5:
+        x = x.transpose(-1, -2)
+    flips = {2: [-1], 3: [-1, -2], 4: [-2], 6: [-1], 7: [-1, -2], 8: [-2]}
+    return x.flip(flips[orientation]) if orientation in flips else x
 
 
 def opened(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:

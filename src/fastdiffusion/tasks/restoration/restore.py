@@ -20,7 +20,7 @@ from torch import Tensor
 from ...corruptions import Chain, Corruption, Step
 from ...device import best_device
 from ...errors import CheckpointError, InputError
-from ...io.images import flatten, open_image, to_tensor
+from ...io.images import flatten, open_image, to_array, to_pil, to_tensor, turned
 from ...io.inputs import losses
 from ...models import Model, load
 from ...models.registry import loaded
@@ -67,8 +67,11 @@ def restore(
     channels = _channels(ready)
     method = choose_method(chosen.method, what, ready, model, chosen.posterior)
     label = str(what) or "pairs"
+    orientation = 1
     if isinstance(image, str | os.PathLike):
-        what = as_written(what, image)
+        what, orientation = as_written(what, image)
+    if orientation != 1:  # as it lies in the file, where its blocks are
+        source = to_pil(turned(torch.from_numpy(to_array(source)), {6: 8, 8: 6}.get(orientation, orientation)))
     check_answer(chosen, method, what)
     measurement = Measurement(source, what, channels, what.known and ready.corruption != "pairs", ready.device)
     del source  # the measurement has its pixels: a large image is not held twice
@@ -77,12 +80,14 @@ def restore(
     images = job.run(tile, overlap)
     marked = any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(corruption)
     notes = [NOTE] * marked + losses(image) + [COLORLESS] * job.lacks_color(images)
+    error = measurement.error(images, tile, overlap)
+    images = turned(images, orientation)
     return RestorationResult(
         images,
-        measurement.image,
+        turned(measurement.image, orientation),
         label,
         method,
-        measurement.error(images, tile, overlap),
+        error,
         _uncertainty(images),
         tuple(notes),
         _recipe(chosen, ready, label, method, tile, overlap),
