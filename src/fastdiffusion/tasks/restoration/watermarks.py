@@ -61,8 +61,8 @@ class WatermarkResult:
 
     def __str__(self) -> str:
         share = float((self.opacity > 0).float().mean())
-        said = f"The watermark covers {share:.1%} of the image, opacity up to {float(self.opacity.max()):.2f}."
-        return "\n".join([said, *self.notes])
+        summary = f"The watermark covers {share:.1%} of the image, opacity up to {float(self.opacity.max()):.2f}."
+        return "\n".join([summary, *self.notes])
 
 
 def written(names: Sequence[str], folder: str | os.PathLike[str]) -> list[Path]:
@@ -121,8 +121,8 @@ def remove_watermark(
         for i, image in enumerate(clear):
             painted = restore(to_pil(image), mask(hole), **vars(chosen)).images[0]
             clear[i] = torch.where(hole[0] > 0, to_tensor(painted), image)
-    seen = None if bool((alpha == 1).all()) else alpha
-    return WatermarkResult(clear, tuple(names), opacity, color, seen, tuple(notes))
+    kept = None if bool((alpha == 1).all()) else alpha
+    return WatermarkResult(clear, tuple(names), opacity, color, kept, tuple(notes))
 
 
 def find_watermark(y: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "h w"], Float[Tensor, "3 h w"]]:
