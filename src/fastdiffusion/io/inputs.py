@@ -36,7 +36,7 @@ def fit_mask(mask: Float[Tensor, "1 h w"], size: tuple[int, int]) -> Float[Tenso
     """A mask scaled and cropped to (height, width) as :func:`fit_image` scales and crops its image."""
     if mask.shape[1:] == size:
         return mask
-    whole = ImageOps.fit(to_pil(2 * mask - 1), size[::-1], Image.Resampling.BILINEAR)
+    whole = ImageOps.fit(to_pil(2 * mask - 1), (size[1], size[0]), Image.Resampling.BILINEAR)
     return (to_tensor(whole) + 1) / 2
 
 

@@ -63,10 +63,12 @@ def sample_to(
                 parts.append(replace(names, images=torch.stack([to_tensor(read_image(path)) for path in before])))
                 paths += before
                 continue
+            images = names.images
             for step in perform(ready, batch):
                 bar.update(step.of > 0)
-                last = step
-            parts.append(ready.samples(last.images, batch))
+                if step.done == step.of:
+                    images = step.images
+            parts.append(ready.samples(images, batch))
             paths += parts[-1].save(folder, metadata=metadata, format=format, sidecar=sidecar)
     return ready.samples(torch.cat([part.images for part in parts]), range(ready.options.n)), paths
 
