@@ -242,7 +242,7 @@ def busy(*given, **options):
     print("go", flush=True)
     time.sleep(600)
 
-sample.sample = busy
+sample.sample_to = busy
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 sys.exit(cli.main(["sample", "any"]))
 """
@@ -250,7 +250,8 @@ sys.exit(cli.main(["sample", "any"]))
     assert child.stdout is not None
     assert child.stdout.readline() == b"go\n"
     child.send_signal(signal.SIGINT)
-    assert child.communicate(timeout=120) == (b"", b"")
+    out, errors = child.communicate(timeout=120)
+    assert out == b"" and errors.startswith(b"Stopped.") and errors.count(b"\n") == 1
     assert child.returncode == 130
 
 

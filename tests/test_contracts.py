@@ -119,7 +119,7 @@ def verb(*functions: Callable[..., Any], flags: str = "", parameters: str = "", 
 VERBS = {
     "train": verb(
         Learner, TrainingConfig, Learner.fit, Budget,
-        flags="size aspect inputs procs cpu",
+        flags="size aspect labels inputs procs cpu",
         parameters="callbacks compile decay ema grad_clip loss_weighting_options save_every sigma_data "
         "sigma_distribution_options uncertainty verbose warmup weight_decay",
     ),

@@ -111,12 +111,12 @@ def test_large_kernels_by_fourier_equal_small_ones_by_hand():
     assert torch.allclose(corruptions.blurs.convolve(x, kernel), slow, atol=1e-4)
 
 
-@pytest.mark.parametrize("colors", ["420", "444"])
+@pytest.mark.parametrize("colors", ["420", "422", "444"])
 @pytest.mark.parametrize("quality", [5, 10, 30, 50, 90])
 def test_jpeg_is_libjpegs(quality, colors):
     image = photo(83, 61, seed=3)
     memory = io.BytesIO()
-    image.save(memory, "JPEG", quality=quality, subsampling=2 if colors == "420" else 0)
+    image.save(memory, "JPEG", quality=quality, subsampling={"420": 2, "422": 1, "444": 0}[colors])
     wanted, x = to_tensor(Image.open(memory))[None], to_tensor(image)[None]
     got = corruptions.jpeg(quality, colors)(x)
     assert float((got - wanted).abs().mean()) * 127.5 < 1.5

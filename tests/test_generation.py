@@ -65,7 +65,7 @@ def test_the_batches_do_not_matter(model, sampler, batch_size):
 ])  # fmt: skip
 def test_reproduce_makes_the_same_bytes(folder, tmp_path, options):
     made = sample(folder / "pets.safetensors", n=7, steps=3, batch_size=3, **options)
-    for i, path in enumerate(made.save(folder / "out")):
+    for i, path in enumerate(made.save(folder / tmp_path.name)):
         remade = reproduce(path)
         assert torch.equal(remade.images, made.images[i : i + 1])
         (copy,) = remade.save(tmp_path)

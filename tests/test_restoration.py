@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from pictures import encoded, photo, png, transparent
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fastdiffusion import Learner, models, nets, restore, sample, save
 from fastdiffusion.cli import main
@@ -16,7 +16,7 @@ from fastdiffusion.corruptions import jpeg, mask, parse
 from fastdiffusion.data import Crops, Pairs
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
-from fastdiffusion.io.images import jpeg_tables, read_recipe, to_pil, to_tensor, to_uint8
+from fastdiffusion.io.images import jpeg_tables, read_image, read_recipe, to_pil, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.restoration import tiles
 from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel
@@ -391,7 +391,7 @@ def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
         ("a.png", "jpeg 10", ["--way", "warm"], "No method named"),
         ("a.png", "jpeg 10", ["-n", "0"], "n must be"),
         ("a.png", "jpeg 10", ["--palette", "#aabbcc"], "for colorizing"),
-        ("a.png", "jpeg 10", ["-o", "x.jpg"], "Try x.png"),
+        ("a.png", "jpeg 10", ["-o", "x.bmp"], "Try x.png"),
         ("a.png", "gray", ["--way", "cold"], "no strength"),
     ],
 )
@@ -417,9 +417,36 @@ def test_a_jpeg_file_says_itself_how_it_was_rounded(trembling, tmp_path):
     Image.open(tmp_path / "a.jpg").save(tmp_path / "a.png")
     held, free = (restore(tmp_path / name, "dejpeg", trembling) for name in ("a.jpg", "a.png"))
     assert held.corruption == free.corruption == "jpeg" and free.error is None and held.error is not None
-    steps, halved = jpeg_tables(tmp_path / "a.jpg")
-    again = jpeg(steps, "420" if halved else "444").on((3, 48, 64), [0]).mean(to_tensor(held.images))
+    steps, colors, _ = jpeg_tables(tmp_path / "a.jpg")
+    again = jpeg(steps, colors).on((3, 48, 64), [0]).mean(to_tensor(held.images))
     assert float((again - to_tensor(Image.open(tmp_path / "a.jpg"))).abs().mean()) * 127.5 < 3
+
+
+@pytest.mark.parametrize("way", ["4:2:0", "4:2:2", "4:4:4", "CMYK", *range(2, 9)])
+def test_dejpeg_gives_no_less_than_the_file(tmp_path, way):
+    """Fine texture, which a restorer takes for noise; and in whatever way the file keeps its colors and lies."""
+    rng = np.random.default_rng(0)
+    pixels = np.asarray(photo(96, 64)) + rng.normal(0, 20, (64, 96, 1))
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    mode, colors = ("CMYK", "4:4:4") if way == "CMYK" else ("RGB", way if isinstance(way, str) else "4:2:0")
+    exif = Image.Exif()
+    if isinstance(way, int):
+        exif[0x0112] = way
+    for quality in (75, 90):
+        stored = image.convert(mode)
+        stored.save(tmp_path / "a.jpg", quality=quality, subsampling=colors, exif=exif)
+        upright = to_tensor(read_image(tmp_path / "a.jpg"))
+        original = to_tensor(ImageOps.exif_transpose(_with_orientation(image, exif)))
+        done = restore(tmp_path / "a.jpg", "dejpeg")
+        assert done.error is not None and done.images.shape[1:] == upright.shape
+        before, after = ((x - original).square().mean() for x in (upright, to_tensor(done.images[0])))
+        assert float(after) <= float(before) + 1e-6
+
+
+def _with_orientation(image: Image.Image, exif: Image.Exif) -> Image.Image:
+    copy = image.copy()
+    copy.getexif().update(dict(exif))
+    return copy
 
 
 def test_odd_files_are_restored(restorer, tmp_path):

@@ -31,8 +31,8 @@ def variations(
 
     made = module.variations(image, prompt, model, **vars(chosen))
     made.save(out, image.stem)
-    made.save_grid(out / "grid.png")
-    print(f"{counted(len(made), 'image')} in {out}, and grid.png.")
+    sheet = made.save_grid(out / "grid.png")
+    print(f"{counted(len(made), 'image')} in {out}, and {sheet.name}.")
 
 
 @command("index")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -97,13 +98,18 @@ Aspect = Annotated[
 
 
 def load_data(
-    data: str, size: int | None, aspect: str | None, usual: str = "bucket", mode: str | None = None
+    data: str,
+    size: int | None,
+    aspect: str | None,
+    usual: str = "bucket",
+    mode: str | None = None,
+    labels: str | None = None,
 ) -> Dataset:
     """The data of a command; a folder's images in the shapes that are asked for, or ``usual`` there."""
     from .. import data as datasets
 
     folder = Path(data).is_dir() and data not in datasets.DATASETS
-    chosen = {"aspect": aspect or (usual if folder else None), "mode": mode if folder else None}
+    chosen = {"aspect": aspect or (usual if folder else None), "mode": mode if folder else None, "labels": labels}
     return datasets.load(data, size, **{key: value for key, value in chosen.items() if value is not None})
 
 
@@ -130,6 +136,9 @@ def folder(path: Path) -> Path:
     obstacle = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
     if obstacle is not None:
         raise InputError(f"--out is a folder, but {str(obstacle)!r} is a file. Try --out out.")
+    place = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"--out cannot be written: {str(place)!r} takes no new files. Choose another place.")
     return path
 
 

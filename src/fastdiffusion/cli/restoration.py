@@ -12,19 +12,24 @@ from ..errors import InputError
 from ..tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from .command import command
 from .options import DataName
+from .several import each
 
 
 @command("restore", RestoreOptions)
 def restore(
     chosen: RestoreOptions,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A photograph of any size.")],
+    image: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Photographs of any size; folders, patterns.")
+    ],
     corruption: Annotated[
         str,
         typer.Option(help='What happened, e.g. "gray, blur 1.5, jpeg 30"; or what to do, e.g. "upscale x2".'),
     ],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="By default NAME-restored.png beside it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A file or a folder; by default NAME-restored.png beside it.")
+    ] = None,
     compare: Annotated[bool, typer.Option(help="Write before, after and difference as well.")] = False,
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each PNG.")] = True,
+    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
 ) -> None:
     """Undo what happened to an image.
 
@@ -33,18 +38,18 @@ def restore(
     """
     from ..guidance.posterior import INVERSE
     from ..tasks.restoration import restore as restoration
-    from ..tasks.restoration import result
 
     if chosen.method in INVERSE:
         raise InputError(
             f"--method says how to restore; {chosen.method} is a posterior of zero-shot. "
             f"Use --posterior {chosen.method}."
         )
-    path = out or image.with_name(f"{image.stem}-restored.png")
-    result.checked_out(path)
-    done = restoration.restore(image, corruption, **vars(chosen))
-    written = done.save(path, compare=compare, metadata=metadata)
-    print(f"{done}\n{', '.join(map(str, written))}")
+
+    def one(source: Path, path: Path) -> str:
+        done = restoration.restore(source, corruption, **vars(chosen))
+        return f"{done}\n{', '.join(map(str, done.save(path, compare=compare, metadata=metadata)))}"
+
+    each(image, out, "restored", one)
 
 
 @command("remove-watermark", RemoveWatermarkOptions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,8 +39,11 @@ def sample(
     if chosen.prompt is None and not registry.names_a_model(model):
         model, options["prompt"] = "emoji", model
 
-    made = generation.sample(model, **options)
-    paths = made.save(out, metadata=metadata, format=format, sidecar=sidecar)
+    try:
+        made, paths = generation.sample_to(out, model, metadata=metadata, format=format, sidecar=sidecar, **options)
+    except KeyboardInterrupt:
+        print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
+        raise
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
     if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and folder.is_folder(model):
         print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
@@ -83,8 +87,8 @@ def evaluate(chosen: EvaluateOptions, model: ModelPath, data: DataName, out: Out
     from ..tasks.evaluation.evaluate import evaluate as measure
 
     report = measure(model, data, **vars(chosen))
-    report.save(out)
-    print(f"{report}\nIn {out}: report.json, samples.png, and neighbors.png, the samples nearest to a real image.")
+    place = report.save(out)
+    print(f"{report}\nIn {place}: report.json, samples.png, and neighbors.png, the samples nearest to a real image.")
 
 
 @command("study", StudyOptions)
@@ -102,10 +106,10 @@ def study(
     from ..tasks.evaluation.study import study as sweep_over
 
     done = sweep_over(model, sweep, **vars(chosen))
-    done.save(out)
+    place = done.save(out)
     for name, part in done.explained().items():
         print(f"{name:14} explains {part:5.1%} of the differences")
-    print(f"{out / 'study.png'}: {counted(len(done.cells), 'cell')} of {counted(chosen.n, 'image')}.")
+    print(f"{place / 'study.png'}: {counted(len(done.cells), 'cell')} of {counted(chosen.n, 'image')}.")
 
 
 @command("export", ExportOptions)

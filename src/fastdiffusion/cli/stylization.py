@@ -11,9 +11,13 @@ import typer
 from ..tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from .command import command
 from .options import unfinished
+from .several import each
 
-Content = Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to change.")]
-OutImage = Annotated[Path, typer.Option("--out", "-o", help="What to write: .png, .webp or .jpg.")]
+OUT = Path("out/stylized.png")
+Content = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The images to change; folders, patterns.")]
+OutImage = Annotated[
+    Path, typer.Option("--out", "-o", help="What to write: .png, .webp or .jpg; a folder for several.")
+]
 
 
 @command("stylize", StylizeOptions)
@@ -21,21 +25,25 @@ def stylize(
     chosen: StylizeOptions,
     content: Content,
     style: Annotated[Path, typer.Argument(metavar="STYLE", help="An image, or what train-style wrote.")],
-    out: OutImage = Path("out/stylized.png"),
+    out: OutImage = OUT,
     metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
 ) -> None:
     """Give an image another one's style.
 
     A photograph in the colors and textures of a painting, from coarse to fine.
     """
-    from ..io.images import checked_name, save_png
+    from ..io.inputs import losses
     from ..io.metadata import recipe
+    from ..io.outputs import save_image
     from ..tasks.stylization import stylize as stylization
 
-    checked_name(out)
-    made = stylization.stylize(content, style, **vars(chosen))
-    save_png(made, out, recipe("stylize", vars(chosen), content, style) if metadata else None)
-    print(f"{out}: {made.width}x{made.height} pixels.")
+    def one(image: Path, path: Path) -> str:
+        made = stylization.stylize(image, style, **vars(chosen))
+        written = save_image(made, path, recipe("stylize", vars(chosen), image, style) if metadata else None)
+        return "\n".join([f"{written}: {made.width}x{made.height} pixels.", *losses(image)])
+
+    several = len(content) > 1 or content[0].is_dir() or "*" in str(content[0])
+    each(content, Path("out/stylized") if several and out == OUT else out, "stylized", one)
 
 
 @command("train-style", TrainStyleOptions)

@@ -27,6 +27,7 @@ def train(
     data: DataName,
     size: Size = None,
     aspect: Aspect = None,
+    labels: Annotated[str | None, typer.Option(help="Of a folder's images: auto, folders, table or none.")] = None,
     inputs: Annotated[
         Path | None, typer.Option(help="Inputs of the same names as DATA's answers: learn pairs.")
     ] = None,
@@ -49,6 +50,8 @@ def train(
     crops = inputs is None and config.restore is not None and Path(data).is_dir()
     if aspect is not None and (crops or inputs is not None):
         raise InputError("--aspect does nothing here: pairs and images to restore are cropped. Leave it out.")
+    if labels is not None and (crops or inputs is not None):
+        raise InputError("--labels does nothing here: pairs and images to restore have no classes. Leave it out.")
     if config.init_from is not None and config.net is not None:
         raise InputError("A model that is trained further keeps its net. Leave out --net or --init-from.")
     if inputs is not None:
@@ -56,7 +59,7 @@ def train(
     elif crops:
         images = datasets.Crops(data, 64 if size is None else size)
     else:
-        images = load_data(data, size, aspect, "bucket" if config.autoencoder is None else "crop")
+        images = load_data(data, size, aspect, "bucket" if config.autoencoder is None else "crop", labels=labels)
     first = rank_and_world()[0] == 0
     if images.report is not None and first:
         say(f"{images.report}\nThe model and its report will name the data {images.name!r}, after the folder.")

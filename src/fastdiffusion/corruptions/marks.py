@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..io.images import lettering, open_image, to_tensor
+from ..io.inputs import open_mask
 from .core import Draw, Number, Operator, Shape, Text, corruption
 from .pixels import rows
 
@@ -39,10 +40,10 @@ def filled(x: Float[Tensor, "b c h w"], known: Float[Tensor, "b 1 h w"]) -> Floa
 
 
 def load_mask(file: str | Tensor, shape: Shape) -> Float[Tensor, "1 1 h w"]:
-    """A mask of 0 and 1 from an image's white and black; raises InputError where its size is another."""
-    values = (to_tensor(open_image(file, "mask").convert("L")) + 1) / 2 if isinstance(file, str) else file
-    values = values.reshape(1, 1, *values.shape[-2:]).float()
+    """A mask of 0 and 1, see ``open_mask``; raises InputError where its size is another."""
     h, w = shape[1:]
+    values = open_mask(file, (h, w)) if isinstance(file, str) else file
+    values = values.reshape(1, 1, *values.shape[-2:]).float()
     if values.shape[2:] != (h, w):
         raise InputError(f"The mask has {values.shape[3]}x{values.shape[2]} pixels and the image {w}x{h}. Resize it.")
     return (values > 0.5).float()

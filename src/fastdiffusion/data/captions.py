@@ -7,16 +7,19 @@ import io
 import json
 import posixpath
 import random
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import torch
 
 FILE = ("file_name", "filename", "file", "image", "path", "name")
 TEXT = ("text", "texts", "caption", "captions", "prompt", "description")
 LABEL = ("label", "class", "category")
+GUESS = "cp1252"  # of Windows in western Europe: what is not UTF-8 is taken for it
 _LIMIT = 1 << 30  # bytes of one caption file
 
 
@@ -35,26 +38,36 @@ def read_notes(root: Path, images: Iterable[str], others: Iterable[str]) -> Note
     a .txt or .json file speaks of the image that it is named like, every line of a .txt being a caption. Sources add
     up: several captions of an image are all kept, each once.
     """
-    names = set(images)
+    names: dict[str, list[str]] = {}
     stems: dict[str, list[str]] = {}
-    for name in sorted(names):
+    for name in sorted(images):  # a Mac decomposes the letters of file names, which others write composed
+        names.setdefault(normalize("NFC", name), []).append(name)
         stems.setdefault(_stem(name), []).append(name)
     captions: dict[str, dict[str, None]] = {}
     labels: dict[str, str] = {}
     remarks: list[str] = []
+    guessed, alone = [], []
     for other in sorted(others):
-        suffix, beside = PurePosixPath(other).suffix.lower(), stems.get(_stem(other), [])
+        suffix = PurePosixPath(other).suffix.lower()
+        beside = stems.get(_stem(other)) or names.get(normalize("NFC", other[: -len(suffix)])) or []  # or a.png.txt
         if suffix not in TABLES and not (suffix in BESIDE and beside):
+            alone += [other] * (suffix in (".txt", ".caption") and not _hidden(other))
             continue
         try:
-            rows = (TABLES | BESIDE)[suffix](_text(root / other))
+            text, encoding = _text(root / other)
+            rows = (TABLES | BESIDE)[suffix](text)
+            guessed += [other] * (encoding == GUESS)
         except (OSError, ValueError, csv.Error, RecursionError) as error:
             remarks.append(f"{other}: cannot be read ({error})")
             continue
         absent = 0
         for row in rows:
-            path = posixpath.normpath(posixpath.join(posixpath.dirname(other), str(_first(row, FILE))))
-            matches = beside if suffix in BESIDE else [path] if path in names else stems.get(path, [])
+            written = str(_first(row, FILE))
+            forms = dict.fromkeys((written, written.replace("\\", "/")))  # as Windows writes paths
+            paths = [posixpath.normpath(posixpath.join(posixpath.dirname(other), form)) for form in forms]
+            paths = [normalize("NFC", path) for path in paths]
+            found = (known[path] for known in (names, stems) for path in paths if path in known)
+            matches = beside if suffix in BESIDE else next(found, [])
             absent += not matches
             for name in matches:
                 captions.setdefault(name, {}).update(dict.fromkeys(_texts(_first(row, TEXT))))
@@ -62,20 +75,45 @@ def read_notes(root: Path, images: Iterable[str], others: Iterable[str]) -> Note
                 if isinstance(label, float) and label.is_integer():  # as tables have them where some rows lack one
                     label = int(label)
                 if isinstance(label, str | int) and str(label).strip():
-                    labels[name] = str(label).strip()
+                    labels[name] = normalize("NFC", str(label).strip())
         if absent:
             remarks.append(f"{other}: {absent} of {len(rows)} rows name no image here (in a column {FILE[0]!r})")
+    if guessed:
+        remarks.append(f"not UTF-8, and read as {GUESS}: {_some(guessed)}")
+    if alone:
+        remarks.append(f"no image of this name: {_some(alone)}")
     return Notes({name: tuple(texts) for name, texts in captions.items() if texts}, labels, remarks)
 
 
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    return normalize("NFC", str(PurePosixPath(name).with_suffix("")))
 
 
-def _text(path: Path) -> str:
+def _hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _text(path: Path) -> tuple[str, str]:
+    """The text of a file, and its encoding: by its mark, by the zeros that UTF-16 has, or UTF-8 where it can be."""
     if path.stat().st_size > _LIMIT:
         raise ValueError("larger than 1 GB")
-    return path.read_text(encoding="utf-8-sig", errors="replace")
+    content = path.read_bytes()
+    even, odd = content[::2].count(0), content[1::2].count(0)
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        encoding = "utf-16"
+    elif even != odd and len(content) % 2 == 0:
+        encoding = "utf-16-le" if odd > even else "utf-16-be"
+    else:
+        encoding = "utf-8-sig"
+    try:
+        return content.decode(encoding), encoding
+    except UnicodeDecodeError:
+        return content.decode(GUESS, "replace"), GUESS
 
 
 def _txt(text: str) -> list[dict[str, Any]]:
@@ -100,6 +138,13 @@ def _jsonl(text: str) -> list[dict[str, Any]]:
 
 
 def _csv(text: str, delimiter: str = ",") -> list[dict[str, Any]]:
+    first, _, rest = text.partition("\n")
+    if first.strip().lower().startswith("sep="):  # as Excel may write it
+        first, text = rest.partition("\n")[0], rest
+    for other in (delimiter, ",", ";", "\t", "|"):
+        if {field.strip().lower() for field in next(csv.reader([first], delimiter=other), [])} & {*FILE}:
+            delimiter = other
+            break
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     table.fieldnames = [field.strip().lower() for field in table.fieldnames or ()]
     return list(table)

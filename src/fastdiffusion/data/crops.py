@@ -19,7 +19,7 @@ from ..io import images
 from .cache import decode_once
 from .dataset import Images, digest
 from .folders import CHANNELS, checked_folder, checked_size
-from .scan import Fact, File, Scan, Skipped, alike, find, inspect
+from .scan import FORM, Fact, File, Scan, Skipped, find, inspect, twins
 
 _VERSION = 1  # of the cutting below: a change of what it makes must not meet an old cache
 COVER = 2  # how often a pixel is cut out, in the mean
@@ -47,7 +47,7 @@ class Crops(Images):
         if not files:
             raise DataError(f"No images in {str(path)!r}. Put PNG, JPEG or WebP files there.")
         options = [_VERSION, size, most, CHANNELS[mode]]
-        family, key = digest("crops", str(root.resolve()), options), digest(files)
+        family, key = digest("crops", str(root.resolve()), options), digest(FORM, files)
         decoded = decode_once(family, key, _cut(root, files, size, max(most // len(files), 1), CHANNELS[mode]))
         rows = [row for rows in decoded.facts for row in rows]
         skipped = sorted([*skipped, *(Skipped(**skip) for skip in decoded.skipped)])
@@ -55,7 +55,7 @@ class Crops(Images):
         report = Scan(root.resolve().name, tuple(facts.values()), tuple(skipped), len(others))
         if not rows:
             raise DataError(f"None of the {len(skipped)} images in {str(path)!r} can be used:\n{report}")
-        first_alike = dict(zip(facts, alike([fact.dhash for fact in facts.values()]), strict=True))
+        first_alike = dict(zip(facts, twins(list(facts.values())), strict=True))
         first = [fact.sha256 for fact in facts.values()]
         gray = mode == "auto" and all(fact.gray for fact in facts.values())
         super().__init__(

@@ -285,6 +285,15 @@ class Images(Dataset):
         return rows
 
 
+def common_size(dataset: Dataset) -> tuple[int, int]:
+    """Height and width of more than half of the images, where one size is so common; else those of ``shape``."""
+    largest = max(dataset.groups, key=len)
+    if 2 * len(largest) <= len(dataset):
+        return dataset.shape[1], dataset.shape[2]
+    height, width = dataset.batch(largest[:1]).images.shape[-2:]
+    return height, width
+
+
 def digest(*values: object) -> str:
     """A short hash of arrays and of anything that JSON can hold."""
     h = hashlib.sha256()

@@ -13,6 +13,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -23,11 +24,12 @@ from ..io import images
 from .cache import decode_once
 from .captions import Notes, read_notes
 from .dataset import Images, digest
-from .scan import CaptionCounts, Fact, File, Scan, Skipped, alike, find, inspect
+from .scan import FORM, CaptionCounts, Fact, File, Scan, Skipped, find, inspect, twins
 
 ASPECTS = ("bucket", "crop", "pad")
 CHANNELS = {"auto": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGBA"}
 LABELS = ("auto", "folders", "table", "none")
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 MAX_RATIO = 4.0  # of the longer to the shorter side
 _VERSION = 2  # of the decoding below: a change of what it makes must not meet an old cache
 _CHUNK = 256  # files in flight: bounds the memory of decoded images
@@ -43,7 +45,8 @@ class ImageFolder(Images):
             its edges (from size 28 on); batches come from one of ``groups``. "crop" cuts squares, "pad" adds white.
         mode: "auto" is grey if all images are, else RGB; or "L", "RGB", "RGBA". Alpha is laid on white unless kept.
         labels: "folders" makes a class of each first-level subfolder, "table" of the label column of metadata.jsonl
-            or a CSV; "auto" takes the table's, else the folders' where no image lies outside one; "none".
+            or a CSV; "auto" takes the table's, else the folders' where no image lies outside one, those below where
+            the first level is a split (train, val, test); "none".
 
     Raises:
         InputError: an option that is not one of these.
@@ -71,7 +74,7 @@ class ImageFolder(Images):
                 f"No images in {str(path)!r} ({len(others)} other files). Put PNG, JPEG or WebP files there."
             )
         options = [_VERSION, size, aspect, CHANNELS[mode]]
-        family, key = digest(str(root.resolve()), options), digest(files)
+        family, key = digest(str(root.resolve()), options), digest(FORM, files)
         decoded = decode_once(family, key, _decode(root, files, size, aspect, CHANNELS[mode]))
         facts = [Fact(**fact) for rows in decoded.facts for fact in rows]
         skipped = [*skipped, *(Skipped(**skip) for skip in decoded.skipped)]
@@ -88,9 +91,16 @@ class ImageFolder(Images):
         captions = [notes.captions.get(fact.name, ()) for fact in facts]
         small = sum(min(fact.width, fact.height) < size for fact in facts)
         remarks = [*notes.remarks] + [f"smaller than {size} and enlarged: {small:,} images"] * (small > 0)
+        deep, part = ([f for f in facts if "16" in f.mode and ("used" in f.mode) == few] for few in (0, 1))
+        remarks += [f"of 16 bits a channel, 8 are used: {len(deep):,} images"] * bool(deep)
+        remarks += [f"files of 16 bits that use fewer, brightened to match: {len(part):,} images"] * bool(part)
+        if labels == "auto" and not any(notes.labels.values()) and (parts := _parts(facts)):
+            remarks.append(
+                f"{' and '.join(parts)} are parts of a split, not classes; all are used. For one part, name its folder"
+            )
         gray = mode == "auto" and all(fact.gray for fact in facts)
         arrays = [array[:, :1] if gray else array for array in decoded.arrays]
-        first_alike = alike([fact.dhash for fact in facts])
+        first_alike = twins(facts)
         super().__init__(
             report.name,
             arrays,
@@ -215,7 +225,8 @@ def _decode(
 def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
     """The class name of each image; "" for none."""
     table = [notes.labels.get(fact.name, "") for fact in facts]
-    folders = [fact.name.split("/")[0] if "/" in fact.name else "" for fact in facts]
+    below = 1 if how == "auto" and _parts(facts) else 0  # the classes lie inside the parts of a split
+    folders = [normalize("NFC", [*fact.name.split("/")[:-1], "", ""][below]) for fact in facts]
     if how == "auto":
         how = "table" if any(table) else "folders" if all(folders) and len(set(folders)) > 1 else "none"
         return {"table": table, "folders": folders, "none": [""] * len(facts)}[how]
@@ -234,6 +245,12 @@ def _labels(how: str, facts: list[Fact], notes: Notes) -> list[str]:
             "Or train without classes: labels='none'."
         )
     return chosen
+
+
+def _parts(facts: list[Fact]) -> list[str]:
+    """The first-level folders, where they are the parts of a split and not classes."""
+    tops = sorted({fact.name.split("/")[0] if "/" in fact.name else "" for fact in facts})
+    return tops if len(tops) > 1 and {top.lower() for top in tops} <= SPLITS else []
 
 
 def _count(captions: list[tuple[str, ...]]) -> CaptionCounts:

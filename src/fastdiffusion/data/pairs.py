@@ -16,7 +16,7 @@ from ..io import images
 from .cache import decode_once
 from .dataset import Batch, Images, digest
 from .folders import CHANNELS, checked_folder, checked_size, fit
-from .scan import Fact, File, Scan, Skipped, find, inspect
+from .scan import FORM, Fact, File, Scan, Skipped, find, inspect, twins
 
 _VERSION = 2  # of the decoding below: a change of what it makes must not meet an old cache
 
@@ -50,7 +50,7 @@ class Pairs(Images):
         roots = [checked_folder(folder) for folder in (inputs, answers) if folder is not None]
         listings = [find(root) for root in roots]
         options = [_VERSION, size, CHANNELS[mode], len(roots)]
-        key = digest(*(files for files, _, _ in listings))
+        key = digest(FORM, *(files for files, _, _ in listings))
         family = digest("pairs", *(str(root.resolve()) for root in roots), options)
         decoded = decode_once(family, key, _decode(roots, [files for files, _, _ in listings], size, mode))
         rows = [row for rows in decoded.facts for row in rows]
@@ -67,7 +67,7 @@ class Pairs(Images):
             report.name,
             [both[:, channels:]],
             names=[fact.name for fact in facts],
-            keys=[fact.sha256 for fact in facts],
+            keys=[facts[first].sha256 for first in twins(facts)],  # copies are on one side of a split
             fingerprint=digest(options, [fact.sha256 for fact in facts]),
             report=report,
         )

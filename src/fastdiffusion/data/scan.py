@@ -9,7 +9,7 @@ import shutil
 import stat
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from pathlib import Path, PurePosixPath
@@ -47,6 +47,9 @@ _BITS = np.array([i.bit_count() for i in range(1 << 16)], np.uint8)
 NEAR = 6  # of 128 bits: recompressed and resized copies differ in 0 to 4, other photographs in 30 or more
 
 
+FORM = 2  # of the facts in a cache, which also follow how files are read: part of the cache's key, not of fingerprints
+
+
 class File(NamedTuple):
     """A file of the folder: its name relative to it, and what tells that it was changed."""
 
@@ -54,6 +57,7 @@ class File(NamedTuple):
     size: int
     mtime: int
     mode: int
+    ctime: int  # changes with the content, where a program sets the other time back
 
 
 class Skipped(NamedTuple):
@@ -64,7 +68,7 @@ class Skipped(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """What is known of an image: upright size, mode as stored, and two hashes (of the file; of what it looks like)."""
+    """What is known of an image: upright size, mode as stored, hashes of the file, its look and its mirror image's."""
 
     name: str
     width: int
@@ -73,6 +77,7 @@ class Fact(NamedTuple):
     gray: bool
     sha256: str
     dhash: str
+    mirrored: str
 
 
 class CaptionCounts(NamedTuple):
@@ -240,7 +245,9 @@ def find(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
             elif not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
                 skipped.append(Skipped(name, "not a regular file"))
             elif usable:
-                files.append(File(name, info.st_size, info.st_mtime_ns, info.st_mode))
+                files.append(File(name, info.st_size, info.st_mtime_ns, info.st_mode, info.st_ctime_ns))
+            elif suffix in images.UNREAD:
+                skipped.append(Skipped(name, images.not_read(suffix)))
             else:
                 others.append(name)
 
@@ -263,12 +270,16 @@ def inspect(root: Path, file: File, near: int | None = None) -> tuple[Image.Imag
         raise DataError((error.strerror or "unreadable").lower()) from None
     with images.opened(content) as raw:
         mode, (width, height) = raw.mode, raw.size
+        mode += " (16 bits)" * (images.is_deep(raw) and not mode.startswith("I;16"))
         image = images.decode(raw, near)
+        if mode.startswith("I;16") and (bits := images.used_bits(raw)) < 16:
+            mode += f" ({bits} bits used)"
     if (image.width > image.height) != (width > height) and width != height:
         width, height = height, width  # turned upright
     flat = images.flatten(image)
     gray = flat.mode == "L" or _is_gray(flat)
-    return image, Fact(file.name, width, height, mode, gray, hashlib.sha256(content).hexdigest(), dhash(flat))
+    look = dhash(flat), dhash(flat, mirror=True)
+    return image, Fact(file.name, width, height, mode, gray, hashlib.sha256(content).hexdigest(), *look)
 
 
 def _is_gray(image: Image.Image) -> bool:
@@ -276,14 +287,33 @@ def _is_gray(image: Image.Image) -> bool:
     return int(np.ptp(small, axis=2).max()) <= 2
 
 
-def dhash(image: Image.Image) -> str:
+def dhash(image: Image.Image, mirror: bool = False) -> str:
     """128 bits of what an image looks like: is each cell of an 8x8 grid brighter than its neighbour (Krawetz 2013)?
 
-    A margin of two grey levels keeps flat areas (sky, white paper) from answering with noise.
+    A margin of two grey levels keeps flat areas (sky, white paper) from answering with noise. With ``mirror``, that of
+    the mirror image, left and right exchanged.
     """
     cells = np.asarray(image.convert("L").resize((9, 9), Image.Resampling.BOX)).astype(np.int16)
+    cells = cells[:, ::-1] if mirror else cells
     right, down = cells[:8, 1:] > cells[:8, :-1] + 2, cells[1:, :8] > cells[:-1, :8] + 2
     return np.packbits([right, down]).tobytes().hex()
+
+
+def twins(facts: Sequence[Fact]) -> list[int]:
+    """For each image the index of the first one that looks like it, or like its mirror image, directly or by others."""
+    n = len(facts)
+    groups = alike([fact.dhash for fact in facts] + [fact.mirrored for fact in facts])
+    parent = list(range(2 * n))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for i in range(n):
+        low, high = sorted((root(groups[i]), root(groups[n + i])))
+        parent[high] = low
+    return [root(groups[i]) for i in range(n)]
 
 
 def alike(hashes: list[str]) -> list[int]:

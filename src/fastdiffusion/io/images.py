@@ -46,6 +46,14 @@ FORMATS = (
     "ICO",
     "PCX",
 )
+UNREAD = {
+    ".heic": "pillow-heif",
+    ".heif": "pillow-heif",
+    ".jxl": "pillow-jxl-plugin",
+    ".psd": "psd-tools",
+} | dict.fromkeys(
+    (".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"), "rawpy"
+)  # kinds that are not read, and the Python package that does
 MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs; here it is refused
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _EXIF, _COMMENT = 0x8769, 0x9286  # where EXIF data keep a user's comment
@@ -155,20 +163,41 @@ def open_image(source: str | os.PathLike[str] | Image.Image, role: str = "pictur
     try:
         return read_image(source)
     except DataError as error:
-        raise DataError(f"Cannot read the {role} {Path(source).name!r}: {error}.") from None
+        suffix = Path(source).suffix.lower()
+        reason = not_read(suffix) if suffix in UNREAD and Path(source).is_file() else error
+        raise DataError(f"Cannot read the {role} {Path(source).name!r}: {reason}.") from None
 
 
-def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"], bool] | None:
-    """The steps that a JPEG file's coefficients are rounded to, luminance and color, and whether colors are halved.
+def not_read(suffix: str) -> str:
+    """Why a picture that ends in one of UNREAD is not used, and what helps."""
+    return f"{suffix[1:].upper()} is not read: save it as PNG or JPEG (the Python package {UNREAD[suffix]} opens it)"
 
-    None where the file is another kind, is shown turned (its blocks then lie elsewhere), or subsamples in another way.
+
+def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"], str, int] | None:
+    """The steps that a JPEG file's coefficients are rounded to, luminance and color; how colors are kept (of ``jpeg``:
+    "420", "422", "444", or "rgb" for CMYK); and the EXIF orientation that it is shown in, 1 if as it lies.
+
+    None where the file is another kind, or subsamples in another way.
     """
     with opened(source) as image:
-        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or image.getexif().get(0x0112, 1) != 1:
+        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB", "CMYK"):
             return None
-        halved = {0: False, 2: True, -1: False}.get(JpegImagePlugin.get_sampling(image))
+        sampling = JpegImagePlugin.get_sampling(image)
+        own = {"L": "444", "CMYK": "rgb"}.get(image.mode)
+        colors = own or {0: "444", 1: "422", 2: "420"}.get(sampling)
+        orientation = image.getexif().get(0x0112, 1)
         tables = [torch.tensor(steps).float().reshape(8, 8) for _, steps in sorted(image.quantization.items())]  # pyright: ignore[reportAttributeAccessIssue]
-    return None if halved is None or not tables else (torch.stack([tables[0], tables[-1]]), halved)
+    if colors is None or not tables:
+        return None
+    return torch.stack([tables[0], tables[-1]]), colors, orientation if orientation in range(1, 9) else 1
+
+
+def turned(x: Tensor, orientation: int) -> Tensor:
+    """Images (..., h, w) as they lie in a file, turned upright by its EXIF orientation 1 to 8."""
+    if orientation >= 5:
+        x = x.transpose(-1, -2)
+    flips = {2: [-1], 3: [-1, -2], 4: [-2], 6: [-1], 7: [-1, -2], 8: [-2]}
+    return x.flip(flips[orientation]) if orientation in flips else x
 
 
 def opened(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -246,7 +275,8 @@ def plain(image: Image.Image) -> Image.Image:
     """Any mode as L, LA, RGB or RGBA; 16-bit and float pictures are scaled to 8 bits; metadata dropped."""
     mode = image.mode
     if mode.startswith("I;16"):
-        out = Image.fromarray((np.asarray(image).astype(np.uint32) // 257).astype(np.uint8))
+        values = np.asarray(image).astype(np.uint32)
+        out = Image.fromarray((values * 255 // (2 ** used_bits(image) - 1)).astype(np.uint8))
     elif mode in ("I", "F"):
         values = np.asarray(image, dtype=np.float64)
         low, top = values.min(initial=0), values.max(initial=0)
@@ -263,6 +293,18 @@ def plain(image: Image.Image) -> Image.Image:
         out = image.convert("L" if mode == "1" else "RGB")
     out.info = {}
     return out
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a picture that was opened and not decoded yet has 16 bits a channel, which decoding makes 8."""
+    stored = (tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(image, "tile", ()))
+    return image.mode.startswith("I;16") or any(";16" in str(mode) for mode in stored)
+
+
+def used_bits(image: Image.Image) -> int:
+    """How many bits the values of a picture of 16 bits take: 8, 12 (microscopes, X-ray and depth cameras) or 16."""
+    top = int(np.asarray(image).max(initial=0))
+    return 8 if top < 2**8 else 12 if top < 2**12 else 16
 
 
 def flatten(image: Image.Image, background: str = "white") -> Image.Image:
@@ -287,6 +329,10 @@ def checked_name(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"Pictures are written as .png, .webp or .jpg, not {path.suffix!r}. Try {path.stem}.png.")
     if (obstacle := next((p for p in path.parents if p.exists() and not p.is_dir()), None)) is not None:
         raise InputError(f"{path} cannot be written: {str(obstacle)!r} is a file and not a folder.")
+    place = next((p for p in path.absolute().parents if p.exists()), path)
+    if path.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        what = "it is a folder" if path.is_dir() else f"{str(place)!r} takes no new files"
+        raise InputError(f"{path} cannot be written: {what}. Choose another place with --out.")
     return path
 
 
@@ -307,6 +353,13 @@ def save_png(
     Raises:
         InputError: Another end, or a recipe above the 64 KB that a JPEG has room for.
     """
+    write_bytes(path, encoded(image, path, recipe))
+
+
+def encoded(
+    image: Tensor | np.ndarray | Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None
+) -> bytes:
+    """The bytes of the file that :func:`save_png` writes."""
     path, content = checked_name(path), plain(to_pil(image))  # without an input's comments, which Pillow would write on
     text = None if recipe is None else json.dumps(metadata.without_paths(dict(recipe), existing=True), sort_keys=True)
     chunks, exif, buffer = PngImagePlugin.PngInfo(), Image.Exif(), io.BytesIO()
@@ -323,7 +376,7 @@ def save_png(
             flatten(content).save(buffer, "JPEG", quality=95, subsampling=0, exif=comment)
         case _:
             raise InputError(f"The recipe of {path.name!r} is too long for a JPEG. Write a .png or .webp.")
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def save_sidecar(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from ..errors import InputError
 from .atomic import write_bytes
-from .images import flatten, grid, open_image, plain, to_pil, to_tensor
+from .images import flatten, grid, is_deep, open_image, plain, to_array, to_pil, to_tensor
+from .images import opened as opened_header
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 
@@ -28,6 +30,66 @@ def fit_image(source: str | Path | Image.Image, shape: tuple[int, ...]) -> Tenso
     if whole.size != (width, height):
         whole = ImageOps.fit(whole, (width, height), Image.Resampling.LANCZOS)
     return to_tensor(whole)
+
+
+def fit_mask(mask: Float[Tensor, "1 h w"], size: tuple[int, int]) -> Float[Tensor, "1 p q"]:
+    """A mask scaled and cropped to (height, width) as :func:`fit_image` scales and crops its image."""
+    if mask.shape[1:] == size:
+        return mask
+    whole = ImageOps.fit(to_pil(2 * mask - 1), (size[1], size[0]), Image.Resampling.BILINEAR)
+    return (to_tensor(whole) + 1) / 2
+
+
+def open_mask(source: str | Path | Image.Image, size: tuple[int, int] | None = None) -> Float[Tensor, "1 h w"]:
+    """Where an image is to be changed: 1 there, 0 where it is kept, between at soft edges.
+
+    White is 1 and black is 0; with transparency, what is opaque is 1, whatever its color. Of two values, as of a
+    segmentation's labels 0 and 1, the higher is 1.
+
+    Args:
+        source: The mask, or its file.
+        size: (height, width) of the image that it belongs to.
+
+    Raises:
+        InputError: Another size, or nothing is marked.
+    """
+    image, name = open_image(source, "mask"), "" if isinstance(source, Image.Image) else f" {Path(source).name!r}"
+    if size is not None and image.size != size[::-1]:
+        width, height = image.size
+        raise InputError(
+            f"The mask has {width}x{height} pixels and the image {size[1]}x{size[0]}. "
+            f"Resize{name or ' it'} together with it."
+        )
+    alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") else None
+    through = alpha is not None and cast(tuple[int, int], alpha.getextrema())[0] < 255
+    gray = alpha if alpha is not None and through else flatten(image).convert("L")
+    mask = (to_tensor(gray) + 1) / 2
+    values = mask.unique()
+    if len(values) == 2 and float(values[0]) == 0:
+        mask = mask / values[1]
+    if float(mask.max()) <= 0.5:
+        raise InputError(
+            f"The mask{name} marks nothing. Paint white on black what is to change, or any color on transparency."
+        )
+    return mask
+
+
+OPAQUE = "The image's transparency was laid on white: the result has none."
+DEEP = "The image has 16 bits a channel, of which the result keeps 8."
+
+
+def losses(source: ImageLike, transparency: bool = True) -> list[str]:
+    """What a result in 8 bits, and without transparency, lacks of an image: a sentence for each."""
+    if isinstance(source, Tensor):
+        return []
+    image = open_image(source) if transparency else None
+    clear = image is not None and image.mode in ("LA", "RGBA") and int(to_array(image)[-1].min()) < 255
+    if isinstance(source, Image.Image):
+        deep = is_deep(source)
+    else:
+        with opened_header(source) as header:
+            deep = is_deep(header)
+    return [OPAQUE] * clear + [DEEP] * deep
 
 
 ImageLike = str | PathLike[str] | Image.Image | Tensor

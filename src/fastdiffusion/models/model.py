@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
+from unicodedata import normalize
 
 import torch
 from torch import Tensor, nn
@@ -177,8 +178,9 @@ class Model:
         return Cond(label=torch.tensor(indices, dtype=torch.long, device=self.device))
 
     def _label(self, label: str | int) -> int:
-        if label in self.classes:
-            return self.classes.index(str(label))
+        names = [normalize("NFC", name) for name in self.classes]  # a Mac decomposes the letters of folders' names
+        if isinstance(label, str) and normalize("NFC", label) in names:
+            return names.index(normalize("NFC", label))
         try:
             index = int(label)
         except ValueError:

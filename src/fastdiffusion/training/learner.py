@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from .. import models
 from ..data import Dataset
+from ..data.dataset import common_size
 from ..device import autocast, choose_precision, device_of
 from ..errors import CheckpointError, FastdiffusionError, InputError
 from ..io.run_folder import Folder
@@ -137,6 +138,8 @@ class Learner:
             "pictures": len(data), "steps": s.step, "images_seen": s.step * self.config.batch_size,
             "minutes": round(s.seconds / 60, 2), "sigma_data": self.setup.sigma_data,
         }  # fmt: skip
+        if self.setup.autoencoder is None and (sides := common_size(data)) != data.shape[1:]:
+            summary["size"] = list(sides)  # what sampling makes by default
         summary |= {"options": dict(data.options)} if data.options else {}
         return summary if s.validation is None else {**summary, "validation_loss": round(s.validation, 5)}
 

@@ -22,6 +22,7 @@ from ...errors import CheckpointError, InputError
 from ...io.atomic import write_json
 from ...io.checkpoints import annotate, fingerprint, load_tensors, save_tensors
 from ...io.images import grid, safe_name, save_png, to_tensor, to_uint8
+from ...io.outputs import free_folder
 from ...models import FILE, Model
 from ...models.registry import digest
 from ...options import fill
@@ -83,8 +84,11 @@ class Report:
         return {"data": self.name, "n": self.n, "numbers": numbers, **rest}
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``report.json``, ``neighbors.png`` and, where a model made them, ``samples.png``."""
-        folder = Path(folder)
+        """Write ``report.json``, ``neighbors.png`` and, where a model made them, ``samples.png``; returns the folder.
+
+        Another report that lies there stays: this one then goes to FOLDER-2, and so on.
+        """
+        folder = free_folder(folder, "report.json", self.to_dict())
         write_json(folder / "report.json", self.to_dict())
         save_png(self.neighbors, folder / "neighbors.png")
         if self.samples is not None:
@@ -127,7 +131,8 @@ def evaluate(model: Model | str | Path, data: Dataset | str | Path, **options: A
     if ready.conditioner is not None and any(conditions.captions):
         captions = [prompts.plain(caption) for caption in conditions.captions]
     shared = {f.name: getattr(chosen, f.name) for f in fields(RunOptions)}
-    made = sample(ready, captions, classes=classes, **{**shared, "n": n})
+    size = {"size": (height, width)} if "size" in ready.info else {}  # as the data are, and not as most of them were
+    made = sample(ready, captions, classes=classes, **{**shared, "n": n, **size})
     if classes is not None:
         labels = [data.classes.index(name) if name else -1 for name in made.labels]
     report = measure(made.images, data, labels, chosen.features, chosen.seed, chosen.rounds, made)

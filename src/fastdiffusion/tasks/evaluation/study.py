@@ -26,6 +26,7 @@ from torch import Tensor
 from ...errors import InputError, unknown
 from ...io.atomic import write_json
 from ...io.images import grid, safe_name, save_png, to_pil
+from ...io.outputs import free_folder
 from ...models import Model
 from ...options import fill
 from ..generation.options import SampleOptions, StudyOptions
@@ -111,14 +112,23 @@ class Study:
         return sheet
 
     def save(self, folder: str | Path) -> Path:
-        """Write every image with its recipe, the sheet ``study.png`` and ``study.json`` with what explains what."""
-        folder = Path(folder)
+        """Write every image with its recipe, the sheet ``study.png`` and ``study.json`` with what explains what.
+
+        Another study that lies there stays: this one then goes to FOLDER-2, and so on. Returns the folder.
+        """
+        same = len({cell.images.shape for cell in self.cells}) == 1
+        values = {name: list(values) for name, values in self.sweep.items()}
+        summary = {
+            "sweep": values,
+            "model": self.cells[0].recipe.get("model"),
+            "parameters": self.cells[0].recipe.get("parameters"),
+            "explained": self.explained() if same else None,
+        }
+        folder = free_folder(folder, "study.json", summary)
         for values, cell in zip(product(*self.sweep.values()), self.cells, strict=True):
             cell.save(folder, safe_name("-".join(f"{k}={v}" for k, v in zip(self.sweep, values, strict=True))))
         save_png(self.to_image(), folder / "study.png", None)
-        same = len({cell.images.shape for cell in self.cells}) == 1
-        values = {name: list(values) for name, values in self.sweep.items()}
-        write_json(folder / "study.json", {"sweep": values, "explained": self.explained() if same else None})
+        write_json(folder / "study.json", summary)
         return folder
 
     def _repr_png_(self) -> bytes:

@@ -26,6 +26,7 @@ from ...guidance import Interval
 from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io import inputs
 from ...io.guarded import BUDGET
+from ...io.images import open_image
 from ...models import Model, registry
 from ...nets.classifier import Classifier
 from ...nets.clip import Clip
@@ -48,12 +49,16 @@ class Setting:
         shape: Of what its denoiser works on in this run.
         near: Where a recipe's files are looked for; None if the words were typed by a person.
         recorded: The words of one guidance as a recipe keeps them.
+        image: The last image in pixels, (c, h, w), and the height and width that its file had.
+        kept: Each image (c, h, w) that is inpainted, and its mask (1, h, w): where that is 0, results hold its pixels.
     """
 
     model: Model
     shape: tuple[int, ...]
     near: Path | None = None
     recorded: list[str] = field(default_factory=list)
+    image: tuple[Tensor, tuple[int, int]] | None = None
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -88,14 +93,17 @@ def _label(text: str, at: Setting) -> Cond | None:
 
 
 def _image(text: str, at: Setting) -> Tensor:
-    channels = at.model.image_shape[0]
-    pixels = inputs.fit_image(at.file(text), (channels, *at.size))
+    whole = open_image(at.file(text))
+    pixels = inputs.fit_image(whole, (at.model.image_shape[0], *at.size))
+    at.image = pixels, (whole.height, whole.width)
     return at.model.encode(pixels[None].to(at.model.device))
 
 
 def _mask(text: str, at: Setting) -> Tensor:
-    painted = (inputs.fit_image(at.file(text), (1, *at.size))[None] + 1) / 2
-    return functional.avg_pool2d(painted, at.model.factor)  # of latents, each covers a square of pixels
+    painted = inputs.fit_mask(inputs.open_mask(at.file(text), at.image and at.image[1]), at.size)
+    if at.image is not None:
+        at.kept.append((at.image[0], painted))
+    return functional.avg_pool2d(painted[None], at.model.factor)  # of latents, each covers a square of pixels
 
 
 def _model(text: str, at: Setting) -> Denoise:

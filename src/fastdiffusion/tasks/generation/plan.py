@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import torch
 from PIL import Image
@@ -56,6 +57,7 @@ class Plan:
         shape: Of what the denoiser works on.
         guided: What ``options.guidance`` does to a denoiser.
         image: (c, h, w), what is started from.
+        kept: Images (c, h, w) whose pixels results hold exactly, where the mask (1, h, w) beside each is 0.
     """
 
     model: Model
@@ -67,6 +69,14 @@ class Plan:
     shape: tuple[int, ...]
     guided: Callable[[Denoise], Denoise]
     image: Tensor | None
+    kept: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The images of latents, with the pixels that inpainting keeps: an autoencoder would change them."""
+        images = self.model.decode(latents)
+        for known, mask in self.kept:
+            images = torch.lerp(known.to(images), images.clamp(-1, 1), mask.to(images))
+        return images
 
     @property
     def batches(self) -> list[range]:
@@ -144,7 +154,7 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
     blank = torch.zeros(*model.image_shape[:-2], *(plan.size or model.image_shape[-2:]))
     blank = blank if plan.image is None else plan.image
     if plan.table is None:
-        yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), model.decode)
+        yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), plan.decode)
         return
     known = 0.0 if plan.image is None or p.strength == 1 else model.encode(plan.image[None].to(model.device))
     finished: list[Tensor] = []
@@ -156,7 +166,7 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
         for step in run(denoise, known + (plan.table.sigmas[0] * noise).to(model.device), plan.table, cond, seeds):
             last = step.index + 1 == step.of
             if last:
-                finished.append(model.decode(step.x).cpu())
+                finished.append(plan.decode(step.x).cpu())
             left = len(rows) - (batch.start - rows.start) - len(batch)
             yield SampleStep(
                 k * step.of + step.index + 1,
@@ -165,7 +175,7 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
                 tuple(finished),
                 None if last else step.x0,
                 blank.expand(left, *blank.shape),
-                model.decode,
+                plan.decode,
             )
 
 
@@ -188,7 +198,8 @@ def plan(
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
     labels, texts = _labels(ready, chosen), _prompts(ready, chosen)
-    guided, recorded = guidance_spec.parse_guidance(chosen.guidance, guidance_spec.Setting(ready, shape, near))
+    setting = guidance_spec.Setting(ready, shape, near)
+    guided, recorded = guidance_spec.parse_guidance(chosen.guidance, setting)
     image = description = None
     if chosen.image is not None:
         image, description = _start_image(chosen.image, ready, shape, near)
@@ -202,12 +213,14 @@ def plan(
     )
     if table is None:
         table = _table(ready, options, _pixels(ready, shape))
-    return Plan(ready, name or short_name(model), options, table, labels, texts, shape, guided, image)
+    return Plan(
+        ready, name or short_name(model), options, table, labels, texts, shape, guided, image, tuple(setting.kept)
+    )
 
 
 def _shape(model: Model, chosen: SampleOptions) -> tuple[int, ...]:
     """Of what the denoiser works on, for images of the size that was asked for."""
-    shape, sides = model.shape, image_size(chosen.size)
+    shape, sides = model.shape, image_size(chosen.size) or _own_size(model)
     if sides is not None:
         if len(shape) < 3:
             raise InputError(f"This model makes no images, and takes no size. Leave out size={chosen.size!r}.")
@@ -220,6 +233,16 @@ def _shape(model: Model, chosen: SampleOptions) -> tuple[int, ...]:
         sizes = "x".join(map(str, shape[1:]))
         raise InputError(f"{chosen.n} images of {sizes} are too many for one run. Make fewer at a time.")
     return shape
+
+
+def _own_size(model: Model) -> Size | None:
+    """Height and width of the images that a model mostly learned from, where they were no squares."""
+    match model.info.get("size"):
+        case [int(height), int(width)] if (
+            len(model.shape) > 2 and not height % model.factor and not width % model.factor
+        ):
+            return (height, width) if min(height, width) > 0 else None
+    return None
 
 
 def _pixels(model: Model, shape: tuple[int, ...]) -> Size | None:
@@ -287,8 +310,8 @@ def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:
     classes = chosen.classes
     if classes is None:
         wanted: Sequence[Any] = range(len(model.classes))
-    elif isinstance(classes, str) and classes not in model.classes:
-        wanted = [part.strip() for part in classes.split(",") if part.strip()]
+    elif isinstance(classes, str):
+        wanted = _split_classes(classes, model.classes)
     else:
         wanted = [classes] if isinstance(classes, str | int) else classes
     wanted = [-1 if label == "none" and "none" not in model.classes else label for label in wanted]
@@ -297,3 +320,15 @@ def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:
     cond = model.cond(wanted)
     indices = [] if cond is None or cond.label is None else cond.label.tolist()
     return [indices[i % len(indices)] for i in range(chosen.n)]
+
+
+def _split_classes(text: str, known: Sequence[str]) -> list[str]:
+    """The classes between commas; a comma inside a known name is its own, and the longest name counts."""
+    parts, wanted = text.split(","), []
+    names = {normalize("NFC", name) for name in known}
+    while parts:
+        ends = range(len(parts), 0, -1)
+        length = next((i for i in ends if normalize("NFC", ",".join(parts[:i]).strip()) in names), 1)
+        wanted.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return [name for name in wanted if name]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
+from ...io.images import read_image, to_tensor
 from ...models import Model
 from ...options import fill
 from .options import SampleOptions
@@ -32,6 +35,42 @@ def sample(model: Model | str | Path = "emoji", prompt: str | Sequence[str] | No
     ready = plan(model, fill(SampleOptions, prompt=prompt, **options))
     last = deque(tqdm(perform(ready), "sampling", ready.nfe, disable=None, leave=False), maxlen=1).pop()
     return ready.samples(last.images, range(ready.options.n))
+
+
+def sample_to(
+    folder: str | Path,
+    model: Model | str | Path = "emoji",
+    prompt: str | Sequence[str] | None = None,
+    *,
+    metadata: bool = True,
+    format: str = "png",
+    sidecar: bool = False,
+    **options: Any,
+) -> tuple[Samples, list[Path]]:
+    """Like :func:`sample`, each batch written to ``folder`` as soon as it is done: see :meth:`Samples.save`.
+
+    Batches that lie there already, by the same recipe, are read and not made again: what was interrupted goes on.
+    """
+    ready = plan(model, fill(SampleOptions, prompt=prompt, **options))
+    parts: list[Samples] = []
+    paths: list[Path] = []
+    with tqdm(desc="sampling", total=ready.nfe, disable=None, leave=False) as bar:
+        for batch in ready.batches:
+            names = ready.samples(torch.zeros(len(batch), *ready.model.image_shape), batch)
+            before = names.saved_before(folder, format) if metadata or sidecar else None
+            if before is not None:
+                bar.update(ready.nfe // len(ready.batches))
+                parts.append(replace(names, images=torch.stack([to_tensor(read_image(path)) for path in before])))
+                paths += before
+                continue
+            images = names.images
+            for step in perform(ready, batch):
+                bar.update(step.of > 0)
+                if step.done == step.of:
+                    images = step.images
+            parts.append(ready.samples(images, batch))
+            paths += parts[-1].save(folder, metadata=metadata, format=format, sidecar=sidecar)
+    return ready.samples(torch.cat([part.images for part in parts]), range(ready.options.n)), paths
 
 
 def sample_steps(

@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, cat, no_grad
 
 from ...errors import InputError, unknown
-from ...io.images import grid, safe_name, save_png, save_sidecar, to_pil
+from ...io.images import grid, safe_name, to_pil
+from ...io.outputs import made_before, save_image
 
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
 FORMATS = ("png", "webp")
@@ -69,7 +70,9 @@ class Samples:
     def save(
         self, folder: str | Path, name: str = "", metadata: bool = True, format: str = "png", sidecar: bool = False
     ) -> list[Path]:
-        """Write one file each, named by seed and class, with its recipe inside.
+        """Write one file each, named by seed and class, with its recipe inside; returns where they are.
+
+        Where another image has the name, -2, -3 and so on is added; the same image is not written again.
 
         Args:
             folder: It is made if need be.
@@ -78,22 +81,32 @@ class Samples:
             format: "png", or "webp" (lossless as well).
             sidecar: Also write each recipe as JSON beside its image.
         """
-        if format not in FORMATS:
-            raise unknown("format", format, FORMATS)
         paths = []
-        for i, (image, seed, label) in enumerate(zip(self.images, self.seeds, self.labels, strict=True)):
-            text = "-".join(part for part in (name, f"{seed:04d}", label) if part)
-            text = text.encode(sys.getfilesystemencoding(), "replace").decode(errors="replace")  # a locale without ä
-            paths.append(Path(folder) / f"{safe_name(text)}.{format}")
-            save_png(image, paths[-1], self.recipe_of(i) if metadata else None)
-            if sidecar:
-                save_sidecar(paths[-1], self.recipe_of(i))
+        for i, (image, path) in enumerate(zip(self.images, self.paths(folder, name, format), strict=True)):
+            recipe = self.recipe_of(i)
+            paths.append(save_image(image, path, recipe if metadata else None, recipe if sidecar else None))
         return paths
 
+    def paths(self, folder: str | Path, name: str = "", format: str = "png") -> list[Path]:
+        """The files' names, as long as no other image has them."""
+        if format not in FORMATS:
+            raise unknown("format", format, FORMATS)
+        texts = (
+            "-".join(filter(None, (name, f"{s:04d}", label))) for s, label in zip(self.seeds, self.labels, strict=True)
+        )
+        locale = sys.getfilesystemencoding()  # it may be one without ä
+        safe = (safe_name(text.encode(locale, "replace").decode(errors="replace")) for text in texts)
+        return [Path(folder) / f"{text}.{format}" for text in safe]
+
+    def saved_before(self, folder: str | Path, format: str = "png") -> list[Path] | None:
+        """The files of an earlier :meth:`save` with these recipes, if all are there."""
+        paths = self.paths(folder, format=format)
+        found = [made_before(path, self.recipe_of(i)) for i, path in enumerate(paths)]
+        return None if None in found else [path for path in found if path is not None]
+
     def save_grid(self, path: str | Path, metadata: bool = True, **options: Any) -> Path:
-        """Write :meth:`grid` with ``options`` as one image, recipe inside."""
-        save_png(self.grid(**options), path, {**self.recipe, "grid": options} if metadata else None)
-        return Path(path)
+        """Write :meth:`grid` with ``options`` as one image, recipe inside; numbered like those of :meth:`save`."""
+        return save_image(self.grid(**options), path, {**self.recipe, "grid": options} if metadata else None)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

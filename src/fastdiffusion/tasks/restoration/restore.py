@@ -20,7 +20,8 @@ from torch import Tensor
 from ...corruptions import Chain, Corruption, Step
 from ...device import best_device
 from ...errors import CheckpointError, InputError
-from ...io.images import flatten, open_image, to_array, to_tensor
+from ...io.images import flatten, open_image, to_array, to_pil, to_tensor, turned
+from ...io.inputs import losses
 from ...models import Model, load
 from ...options import fill
 from ...version import __version__
@@ -32,7 +33,6 @@ from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
 
 SMALLEST = 8  # pixels
-OPAQUE = "The image's transparency was laid on white: the result has none."
 COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 
 
@@ -58,7 +58,7 @@ def restore(
     """
     chosen = fill(RestoreOptions, model=model, **options)
     check(chosen)
-    source, transparent = _open(image)
+    source = _open(image)
     corruption, kernel = _without_blind(corruption, source)
     what = Chain(()) if corruption == "pairs" else parse_task(corruption)
     ready = loaded(bundled(), chosen.device or best_device()) if model is None else loaded(model, chosen.device)
@@ -67,8 +67,11 @@ def restore(
     channels = _channels(ready)
     method = choose_method(chosen.method, what, ready, model, chosen.posterior)
     label = str(what) or "pairs"
+    orientation = 1
     if isinstance(image, str | os.PathLike):
-        what = as_written(what, image)
+        what, orientation = as_written(what, image)
+    if orientation != 1:  # as it lies in the file, where its blocks are
+        source = to_pil(turned(torch.from_numpy(to_array(source)), {6: 8, 8: 6}.get(orientation, orientation)))
     check_answer(chosen, method, what)
     measurement = Measurement(source, what, channels, what.known and ready.corruption != "pairs", ready.device)
     del source  # the measurement has its pixels: a large image is not held twice
@@ -76,15 +79,17 @@ def restore(
     tile, overlap = measurement.tiling(chosen.tile, chosen.overlap)
     images = job.run(tile, overlap)
     marked = any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(corruption)
-    notes = ((NOTE, marked), (OPAQUE, transparent), (COLORLESS, job.lacks_color(images)))
+    notes = [NOTE] * marked + losses(image) + [COLORLESS] * job.lacks_color(images)
+    error = measurement.error(images, tile, overlap)
+    images = turned(images, orientation)
     return RestorationResult(
         images,
-        measurement.image,
+        turned(measurement.image, orientation),
         label,
         method,
-        measurement.error(images, tile, overlap),
+        error,
         _uncertainty(images),
-        tuple(note for note, holds in notes if holds),
+        tuple(notes),
         _recipe(chosen, ready, label, method, tile, overlap),
         kernel,
     )
@@ -102,17 +107,15 @@ def bundled() -> Model:
         return load(path)
 
 
-def _open(image: str | os.PathLike[str] | Image.Image) -> tuple[Image.Image, bool]:
-    """An image in L or RGB, and whether some of it was transparent."""
-    whole = open_image(image)
-    flat = flatten(whole)
-    transparent = flat is not whole and int(to_array(whole)[-1].min()) < 255
+def _open(image: str | os.PathLike[str] | Image.Image) -> Image.Image:
+    """An image in L or RGB."""
+    flat = flatten(open_image(image))
     if min(flat.size) < SMALLEST:
         raise InputError(
             f"An image of {flat.width}x{flat.height} pixels is too small to restore: give one of at least "
             f"{SMALLEST}x{SMALLEST}."
         )
-    return (flat if flat.mode in ("L", "RGB") else flat.convert("RGB")), transparent
+    return flat if flat.mode in ("L", "RGB") else flat.convert("RGB")
 
 
 def _without_blind(corruption: str | Corruption, source: Image.Image) -> tuple[str | Corruption, Tensor | None]:

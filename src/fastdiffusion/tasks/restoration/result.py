@@ -14,8 +14,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from ...errors import InputError
-from ...io.images import grid, save_png, to_pil, to_tensor
+from ...io.images import checked_name, grid, to_pil, to_tensor
+from ...io.outputs import save_image
 
 NOTE = (
     "You removed a watermark. Watermarks often say whose an image is: only remove one from images that are yours, or "
@@ -68,20 +68,22 @@ class RestorationResult:
     def save(self, path: str | os.PathLike[str], compare: bool = False, metadata: bool = True) -> list[Path]:
         """Write the images: ``path``, or NAME-1.png and so on if there are several, with NAME-uncertainty.png.
 
+        Where another image has a name, -2, -3 and so on is added. Returns where they are.
+
         Args:
-            path: Ends in .png.
+            path: Ends in .png, .webp or .jpg.
             compare: Write NAME-compare.png as well: before, after, difference.
             metadata: Keep the recipe in the files.
         """
-        path = checked_out(path)
+        path = checked_name(path)
 
         def named(end: str) -> Path:
-            return path.with_name(f"{path.stem}-{end}.png")
+            return path.with_name(f"{path.stem}-{end}{path.suffix}")
 
         written = []
         for i, image in enumerate(self.images):
-            written.append(path if len(self) == 1 else named(str(i + 1)))
-            save_png(image, written[-1], {**self.recipe, "index": i} if metadata else None)
+            place = path if len(self) == 1 else named(str(i + 1))
+            written.append(save_image(image, place, {**self.recipe, "index": i} if metadata else None))
         extra: dict[str, Any] = {}
         if len(self) > 1:
             extra["uncertainty"] = (2 * self.uncertainty / float(self.uncertainty.max().clamp(min=1)) - 1)[None]
@@ -90,8 +92,7 @@ class RestorationResult:
         if compare:
             extra["compare"] = self.comparison()
         for end, image in extra.items():
-            save_png(image, named(end), {**self.recipe, "shows": end} if metadata else None)
-            written.append(named(end))
+            written.append(save_image(image, named(end), {**self.recipe, "shows": end} if metadata else None))
         return written
 
     def __str__(self) -> str:
@@ -108,11 +109,3 @@ class RestorationResult:
         buffer = io.BytesIO()
         to_pil(self.images[0]).save(buffer, "PNG")
         return buffer.getvalue()
-
-
-def checked_out(path: str | os.PathLike[str]) -> Path:
-    """A name that the result can be written under; raises InputError before any work is done."""
-    path = Path(path)
-    if path.suffix.lower() != ".png":
-        raise InputError(f"Images are written as PNG, got {path.name!r}. Try {path.with_suffix('.png').name}.")
-    return path

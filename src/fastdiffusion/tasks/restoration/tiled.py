@@ -15,7 +15,7 @@ from ...io.images import open_image, to_uint8
 from ...models import Model
 from . import tiles
 from .colorization import Hints, Palette
-from .consistency import hold
+from .consistency import hold, likely
 from .measurement import Measurement
 from .method import takes_mean
 from .options import RestoreOptions
@@ -64,6 +64,7 @@ class TiledRestoration:
 
     def worker(self, tick: Callable[[int], Any]) -> Callable[[Tile], Float[Tensor, "n c h w"]]:
         """The function from a tile to its results; ``tick`` is called with the number of evaluations done."""
+        options = self.options
         solver = Solver(self.measurement, self.model, self.method, self.options, tick)
 
         def work(tile: Tile) -> Float[Tensor, "n c h w"]:
@@ -74,6 +75,8 @@ class TiledRestoration:
                 x = self.palette.pull(x)
             if self.hints is not None:
                 x = self.hints.pull(x, self.measurement.enlarged(tile))
+            if self.method == "supervised" and takes_mean(options):
+                x = likely(x, y, self.measurement.corruption)
             return hold(x, y, operator, self.measurement)
 
         return work

@@ -24,7 +24,9 @@ from torch import Tensor
 
 from ...corruptions.blurs import gaussian, radius_of, taps
 from ...errors import InputError
-from ...io.images import flatten, grid, open_image, safe_name, save_png, to_pil, to_tensor, to_uint8
+from ...io.images import grid, open_image, safe_name, to_pil, to_tensor, to_uint8
+from ...io.inputs import losses
+from ...io.outputs import save_image
 from ...models import Model
 from ...options import fill
 from .options import RemoveWatermarkOptions
@@ -37,25 +39,36 @@ FAINT = 0.08  # opacity below which there is no watermark
 
 @dataclass(frozen=True)
 class WatermarkResult:
-    """The images without the watermark, and the watermark: opacity (h, w) and color (3, h, w)."""
+    """The images without the watermark, and the watermark: opacity (h, w) and color (3, h, w).
+
+    ``alpha`` is the images' transparency, in [-1, 1], where they have some; ``notes`` are what a person should know.
+    """
 
     images: Float[Tensor, "n 3 h w"]
     names: tuple[str, ...]
     opacity: Float[Tensor, "h w"]
     color: Float[Tensor, "3 h w"]
+    alpha: Float[Tensor, "n 1 h w"] | None = None
+    notes: tuple[str, ...] = (NOTE,)
 
     def save(self, folder: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None) -> list[Path]:
-        """Write one PNG each, and mark.png: opacity and color; all carry the ``recipe``."""
+        """Write one PNG each, and mark.png: opacity and color; all carry the ``recipe``.
+
+        Where another image has a name, a number is added.
+        """
         *paths, mark = written(self.names, folder)
-        for image, path in zip(self.images, paths, strict=True):
-            save_png(image, path, recipe)
+        images = self.images if self.alpha is None else torch.cat([self.images, self.alpha], 1)
         shown = torch.where(self.opacity > 0, self.color, -1)
-        save_png(grid([(2 * self.opacity - 1).expand(3, -1, -1), shown]), mark, recipe)
-        return [*paths, mark]
+        sheet = grid([(2 * self.opacity - 1).expand(3, -1, -1), shown])
+        return [
+            *(save_image(x, p, recipe) for x, p in zip(images, paths, strict=True)),
+            save_image(sheet, mark, recipe),
+        ]
 
     def __str__(self) -> str:
         share = float((self.opacity > 0).float().mean())
-        return f"The watermark covers {share:.1%} of the image, opacity up to {float(self.opacity.max()):.2f}.\n{NOTE}"
+        summary = f"The watermark covers {share:.1%} of the image, opacity up to {float(self.opacity.max()):.2f}."
+        return "\n".join([summary, *self.notes])
 
 
 def written(names: Sequence[str], folder: str | os.PathLike[str]) -> list[Path]:
@@ -87,14 +100,19 @@ def remove_watermark(
     if n < 3:
         raise InputError(f"A watermark shows in three or more images, got {n}. For one: corruption='inpaint MASK'.")
     names, loaded = [], []
+    notes, layers = {NOTE: None}, []
     for i, source in enumerate(images):
-        loaded.append(to_tensor(flatten(open_image(source)).convert("RGB")))
+        whole = open_image(source).convert("RGBA")
+        loaded.append(to_tensor(whole.convert("RGB")))
+        layers.append(to_tensor(whole.getchannel("A")))
+        notes |= dict.fromkeys(losses(source, transparency=False))
         names.append(f"image-{i}" if isinstance(source, Image.Image) else Path(source).stem)
     if len({tuple(image.shape) for image in loaded}) > 1:
         sizes = sorted({f"{image.shape[2]}x{image.shape[1]}" for image in loaded})
         raise InputError(f"The images must be of one size, got {' and '.join(sizes)}. Crop them alike.")
-    y = torch.stack(loaded)
+    y, alpha = torch.stack(loaded), torch.stack(layers)
     opacity, color = find_watermark(y)
+    opacity = opacity * (alpha[:, 0] > -1).any(0)  # where all is transparent, nothing shows
     if not bool((opacity > 0).any()):
         raise InputError(
             "No watermark was found that all images share. Give more images, or a mask: corruption='inpaint MASK'."
@@ -109,7 +127,8 @@ def remove_watermark(
         for i, image in enumerate(clear):
             painted = restore(to_pil(image), mask(hole), **vars(chosen)).images[0]
             clear[i] = torch.where(hole[0] > 0, to_tensor(painted), image)
-    return WatermarkResult(clear, tuple(names), opacity, color)
+    kept = None if bool((alpha == 1).all()) else alpha
+    return WatermarkResult(clear, tuple(names), opacity, color, kept, tuple(notes))
 
 
 def find_watermark(y: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "h w"], Float[Tensor, "3 h w"]]:

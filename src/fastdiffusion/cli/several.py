@@ -1,0 +1,62 @@
+"""One command for several images: files, folders and patterns, and where each result goes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import typer
+
+from ..errors import FastdiffusionError, InputError
+
+
+def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Path, Path], str]) -> None:
+    """Do one thing to each of the images that are meant, and go on after one that cannot be used.
+
+    Args:
+        images: Files, folders (all images in them), or patterns such as "*.jpg".
+        out: The result's file, for one image; else a folder, where results have their images' names.
+        end: By default results stand beside their images, as NAME-end.png.
+        work: Takes an image and the file to write, and returns what to print.
+
+    Raises:
+        InputError: A place that cannot be written, before any work is done; the error of a single image.
+        typer.Exit: With 1, where some of several images could not be used; they are listed.
+    """
+    from tqdm import tqdm
+
+    from ..data.scan import SUFFIXES
+    from ..io.images import ENDS, checked_name
+    from ..io.outputs import gather
+
+    found = gather(images, SUFFIXES)
+    single = len(found) == 1 and not images[0].is_dir()
+    as_file = out is not None and out.suffix != "" and not out.is_dir()
+    if as_file and not single:
+        raise InputError(f"{len(found)} images need a folder, and {str(out)!r} is a file's name. Try --out out.")
+
+    def place(image: Path, below: Path) -> Path:
+        if out is None:
+            return image.with_name(f"{image.stem}-{end}.png")
+        return out if as_file else out / below.with_suffix(below.suffix if below.suffix.lower() in ENDS else ".png")
+
+    jobs = [(image, checked_name(place(image, below))) for image, below in found]
+    if out is None and not single:  # what an earlier run made is no input of this one
+        results = {path for _, path in jobs}
+        jobs = [(image, path) for image, path in jobs if image not in results]
+    originals = {image.resolve() for image, _ in jobs}
+    for _, path in jobs:
+        if path.resolve() in originals:
+            raise InputError(f"{path} is one of the originals. Choose another place with --out.")
+    failed: list[str] = []
+    for image, path in tqdm(jobs, desc="images", unit="", disable=True if single else None, leave=False):
+        try:
+            print(work(image, path))
+        except FastdiffusionError as error:
+            if single:
+                raise
+            failed.append(f"{image}: {error}")
+    if failed:
+        print(f"{len(failed)} of {len(jobs)} images failed:", *failed, sep="\n  ", file=sys.stderr)
+        raise typer.Exit(1)
