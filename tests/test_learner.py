@@ -258,26 +258,34 @@ def test_compiled_training_is_the_same_training(tmp_path):
 # ---- optimizers -------------------------------------------------------------------------------------------------
 
 
-def test_muon_takes_hidden_matrices_and_kernels_and_agrees_with_torch():
+def test_muon_takes_hidden_matrices_and_kernels_and_agrees_with_the_paper():
     torch.manual_seed(0)
     net = torch.nn.Sequential(
         torch.nn.Conv2d(1, 40, 3), torch.nn.Conv2d(40, 48, 3), torch.nn.Flatten(), torch.nn.Linear(48, 2)
     ).to(memory_format=torch.channels_last)
     kernel = net[1].weight
     reference = torch.nn.Parameter(kernel.detach().permute(0, 2, 3, 1).reshape(48, -1).clone())
+    begun = reference.detach().clone()
     muon, adam = optimizers.build("muon", net, 1e-2)
     assert [p.shape for p in muon.weights] == [kernel.shape]
     assert len(adam.param_groups[0]["params"]) == 5
-    other = torch.optim.Muon([reference], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    momentum = torch.zeros_like(reference)
     for _ in range(3):
         net(torch.randn(4, 1, 5, 5)).square().mean().backward()
-        reference.grad = kernel.grad.permute(0, 2, 3, 1).reshape(48, -1).clone()
+        gradient = kernel.grad.permute(0, 2, 3, 1).reshape(48, -1).double()
+        momentum = momentum.double().lerp(gradient, 0.05)
+        x = gradient.lerp(momentum, 0.95)
+        x = x / x.norm()
+        for _ in range(5):  # Newton and Schulz's iteration as Jordan et al. write it, in float64
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
+        reference.data -= 1e-2 * 0.2 * max(x.shape) ** 0.5 * x.float()
         muon.step()
-        other.step()
         muon.zero_grad()
         adam.zero_grad()
     assert kernel.grad is None
-    assert torch.equal(kernel.detach().permute(0, 2, 3, 1).reshape(48, -1), reference.detach())
+    away = kernel.detach().permute(0, 2, 3, 1).reshape(48, -1) - reference.detach()
+    assert float(away.norm() / (reference.detach() - begun).norm()) < 1e-3
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

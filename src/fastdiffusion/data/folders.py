@@ -31,7 +31,7 @@ CHANNELS = {"auto": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGBA"}
 LABELS = ("auto", "folders", "table", "none")
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 MAX_RATIO = 4.0  # of the longer to the shorter side
-_VERSION = 2  # of the decoding below: a change of what it makes must not meet an old cache
+_VERSION = 1  # of the decoding below: a change of what it makes must not meet an old cache
 _CHUNK = 256  # files in flight: bounds the memory of decoded images
 
 

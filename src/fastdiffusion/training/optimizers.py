@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from ..device import choose_precision
 from ..errors import InputError, MissingExtra, missing, unknown
 from .distributed import like
 
@@ -91,7 +92,7 @@ def orthogonal(gradient: Tensor, coefficients: tuple[float, float, float], steps
     x = gradient.T if gradient.shape[0] > gradient.shape[1] else gradient
     x = x / x.norm().clamp(min=1e-7)
     for part in (steps // 2, steps - steps // 2):
-        gram, factor = x @ x.T, torch.eye(len(x))
+        gram, factor = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
         for _ in range(part):
             step = torch.addmm(gram, gram, gram, beta=b, alpha=c)
             step.diagonal().add_(a)
@@ -105,8 +106,9 @@ if TYPE_CHECKING or hasattr(torch.optim, "Muon"):
     class Muon(torch.optim.Muon):
         """torch's Muon, which takes matrices alone, fed with views of kernels of any number of axes.
 
-        On a CPU the updates are computed in float32. torch computes them in bfloat16, which makes 0.01 of the rounding
-        of sums within three steps: two processes would then train other weights than one.
+        Where bfloat16 is not the usual precision, as on a CPU, updates are computed in float32. torch computes them in
+        bfloat16, which makes 0.01 of the rounding of sums within three steps: two processes would then train other
+        weights than one.
         """
 
         def __init__(self, weights: list[nn.Parameter], lr: float, weight_decay: float):
@@ -124,7 +126,7 @@ if TYPE_CHECKING or hasattr(torch.optim, "Muon"):
                     view.grad = p.grad.permute(0, 2, 3, 1).flatten(1)  # whatever way the gradient itself is stored
                 else:
                     view.grad = p.grad.flatten(1)
-            if self.weights[0].device.type != "cpu":
+            if choose_precision("auto", self.weights[0].device) == "bfloat16":  # a GPU that is fast in it
                 return super().step(closure)
             for group in self.param_groups:
                 lr, momentum = group["lr"], group["momentum"]

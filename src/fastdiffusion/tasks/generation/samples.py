@@ -151,9 +151,9 @@ def _captioned(image: Image.Image, text: str, zoom: int) -> Image.Image:
     sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
     tofu = _drawn("\uffff", font)
-    text = " ".join(text[:200].split())  # a name may hold a line break, or a megabyte
-    text = "".join(letter if _drawn(letter, font) != tofu else normalize("NFKD", letter)[0] for letter in text)
+    text = "".join(letter if _drawn(letter, font) != tofu else normalize("NFKD", letter)[0] for letter in text[:200])
     text = "".join(letter for letter in text if _drawn(letter, font) != tofu)  # no boxes for a script that it lacks
+    text = " ".join(text.split())  # a name may hold a line break
     while text and draw.textlength(text, font) > width:
         text = text[:-1]
     draw.text(((width - draw.textlength(text, font)) // 2, height), text, "black", font)
