@@ -558,7 +558,6 @@ def test_weights_and_moments_that_are_no_numbers_are_refused_or_named(prompt):
     assert caught
 
 
-@wrong("The factor is read as a whole number, and its rest as another word.")
 def test_a_factor_may_be_written_with_a_point(run):
     """x2.0 is x2; x1.5 is done, or refused in words about the factor."""
     pictures.photo(32, 32).save("p.png")

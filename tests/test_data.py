@@ -525,3 +525,16 @@ def test_what_is_said_of_held_out_pictures_is_not_read():
     assert set(held.texts()) == {text for i in held.indices for text in (f"word{i}", f"other{i}")}
     half = train.split(0.5)[0]
     assert half.texts() == said.texts([train.indices[i] for i in half.indices])
+
+
+def test_images_without_structure_are_known_by_their_levels(tmp_path):
+    """Crops of a sky have no look to compare, yet a mirror image of one must not lie on the other side of a split."""
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        sky = (200 + rng.integers(0, 3, (24, 24, 3))).astype(np.uint8)
+        Image.fromarray(sky).save(tmp_path / f"{i}.png")
+        Image.fromarray(sky[:, ::-1].copy()).save(tmp_path / f"{i}-mirrored.png")
+    folder = data.ImageFolder(tmp_path, 16)
+    for part in folder.split(0.3):
+        names = {folder.names[i].replace("-mirrored", "") for i in part.indices}
+        assert len(part) == 2 * len(names) > 0

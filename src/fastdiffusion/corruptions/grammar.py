@@ -19,7 +19,7 @@ from .core import CORRUPTIONS, Corruption, OneOf, Step, sequence
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<range>(?P<low>-?\d+(?:\.\d+)?(?:e-?\d+)?)\.\.(?P<high>-?\d+(?:\.\d+)?(?:e-?\d+)?)(?=[\s,|()]|$))
-    |(?P<number>-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?=[\s,|()]|$)|(?P<factor>x(?P<times>\d+)(?!\w))
+    |(?P<number>-?\d+(?:\.\d+)?(?:e[-+]?\d+)?)(?=[\s,|()]|$)|(?P<factor>x(?P<times>\d+(?:\.\d+)?)(?=[\s,|()]|$))
     |(?P<text>'[^']*'|"[^"]*")|(?P<word>[\w./\\~:-]+)|(?P<sign>[,|()]))""",
     re.VERBOSE,
 )

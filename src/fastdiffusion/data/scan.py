@@ -47,7 +47,7 @@ _BITS = np.array([i.bit_count() for i in range(1 << 16)], np.uint8)
 NEAR = 6  # of 128 bits: recompressed and resized copies differ in 0 to 4, other photographs in 30 or more
 
 
-FORM = 2  # of the facts in a cache, which also follow how files are read: part of the cache's key, not of fingerprints
+FORM = 3  # of the facts in a cache, which also follow how files are read: part of the cache's key, not of fingerprints
 
 
 class File(NamedTuple):
@@ -68,7 +68,9 @@ class Skipped(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """What is known of an image: upright size, mode as stored, hashes of the file, its look and its mirror image's."""
+    """What is known of an image: upright size, mode as stored, and hashes: of the file, of what it looks like, of what
+    its mirror image looks like, and of its grey levels, which a mirror image shares.
+    """
 
     name: str
     width: int
@@ -78,6 +80,7 @@ class Fact(NamedTuple):
     sha256: str
     dhash: str
     mirrored: str
+    levels: str
 
 
 class CaptionCounts(NamedTuple):
@@ -278,8 +281,17 @@ def inspect(root: Path, file: File, near: int | None = None) -> tuple[Image.Imag
         width, height = height, width  # turned upright
     flat = images.flatten(image)
     gray = flat.mode == "L" or _is_gray(flat)
-    look = dhash(flat), dhash(flat, mirror=True)
+    look = dhash(flat), dhash(flat, mirror=True), _levels(flat)
     return image, Fact(file.name, width, height, mode, gray, hashlib.sha256(content).hexdigest(), *look)
+
+
+def _levels(image: Image.Image) -> str:
+    """A hash of the grey levels, the same for a mirror image (left and right): what a flat image is known by."""
+    cells = np.asarray(image.convert("L"))
+    both = (
+        hashlib.blake2b(np.ascontiguousarray(a).tobytes(), digest_size=16).hexdigest() for a in (cells, cells[:, ::-1])
+    )
+    return min(both)
 
 
 def _is_gray(image: Image.Image) -> bool:
@@ -310,9 +322,11 @@ def twins(facts: Sequence[Fact]) -> list[int]:
             parent[i] = i = parent[parent[i]]
         return i
 
-    for i in range(n):
-        low, high = sorted((root(groups[i]), root(groups[n + i])))
-        parent[high] = low
+    first: dict[str, int] = {}
+    for i, fact in enumerate(facts):
+        for other in (groups[n + i], groups[first.setdefault(fact.levels, i)]):
+            low, high = sorted((root(groups[i]), root(other)))
+            parent[high] = low
     return [root(groups[i]) for i in range(n)]
 
 
