@@ -490,7 +490,6 @@ def test_a_text_and_its_mask_are_replaced_as_one() -> None:
     assert bare.label.tolist() == [-1, -1]
 
 
-@pytest.mark.skipif("extra" not in vars(Cond()), reason="Cond has no open part yet")
 def test_the_open_part_of_a_condition_is_kept_where_it_is_not_replaced() -> None:
     seen: list[Cond] = []
 

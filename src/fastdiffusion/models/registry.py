@@ -1,6 +1,6 @@
 """Files that a recipe names: read ready for use, and found again by name and content.
 
-In a recipe a file is ``name@sha256``, never a path: a recipe may travel, and may come from a stranger.
+In a recipe a file is ``name@sha256``, never a path: a recipe may travel, and may come from anyone.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def locate(name: str, sha256: str, near: Path) -> Path | None:
 
     None if there is no file of that name. Raises CheckpointError if those that there are have other contents.
     """
-    name = Path(name).name  # a recipe may come from a stranger: never a path
+    name = Path(name).name  # a recipe may come from anyone: never a path
     own = shipped(name)
     if own is not None and digest(own) == sha256:
         return own
