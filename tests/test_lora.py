@@ -1,6 +1,7 @@
 """LoRA files of every kind: what peft and diffusers make of them, merged into a new model."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,9 +61,16 @@ def written(path, pairs, form="{}.lora_{}.weight", letters="AB", alpha=None, **m
     return str(path)
 
 
+class Identity:
+    """A denoiser that has no part in these tests."""
+
+    def __call__(self, x, sigma, cond=None):
+        return x
+
+
 def model_of(**modules):
     """A model of these networks."""
-    return Model(lambda x, sigma, cond=None: x, (4, 8, 8), modules=modules, info={"family": "stable-diffusion"})
+    return Model(Identity(), (4, 8, 8), modules=modules, info={"family": "stable-diffusion"})
 
 
 def bits(module):
@@ -540,6 +548,8 @@ def test_files_that_are_no_lora(sd, folder, style, tmp_path):
             with_loras(sd, [tmp_path / name])
     with pytest.raises(CheckpointError, match="Cannot read"):
         with_loras(sd, ["none.safetensors:0.5"])
+    with pytest.raises(InputError, match="is a function"):
+        with_loras(replace(sd, denoise=lambda x, sigma, cond=None: x), [style])
     with pytest.raises(InputError, match="is no LoRA: it has no layers"):
         with_loras(sd, [folder / "unet" / "diffusion_pytorch_model.safetensors"])
     for scale in ("nan", "inf", "1e99"):

@@ -206,7 +206,7 @@ def _scaling(settings: Mapping[str, Any], layer: str, rank: int, alpha: Tensor |
     for name, other in (settings.get("alpha_pattern") or {}).items():
         value = other if layer == name or layer.endswith(f".{name}") else value
     value = float(value if alpha is None else alpha.float().mean())
-    return value / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return value / (math.sqrt(rank or 1) if settings.get("use_rslora") else rank or 1)
 
 
 # ---- into a model -----------------------------------------------------------------------------------------------
@@ -274,6 +274,8 @@ def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any
     parts = copy.deepcopy({name: getattr(model, name) for name in names}, memo)
     loras = [*model.info.get("loras", ()), *notes]
     denoise: Any = parts["denoise"]
+    if denoise is model.denoise:
+        raise InputError("This model's denoiser is a function, whose networks cannot be exchanged. Make it an object.")
     denoise.settings = dict(getattr(denoise, "settings", {})) | {"loras": [[n["sha256"], n["scale"]] for n in loras]}
     for part, module in model.modules.items():
         if module in EXTERNAL:
