@@ -264,7 +264,8 @@ def _sum(parameter: Tensor, added: Sequence[tuple[_Update, Place]]) -> Tensor:
 
 def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any]]) -> Model:
     """The model with other values of some parameters, by ``id``; what does not change is shared."""
-    memo: dict[int, Any] = {id(t): t for t in getattr(model.conditioner, "tokenizers", ())}
+    checkpoint = getattr(model.denoise, "checkpoint", None)
+    memo: dict[int, Any] = {} if checkpoint is None else {id(t): t for t in checkpoint.tokenizers.values()}
     for module in model.modules.values():
         for tensor in (*module.parameters(), *module.buffers()):
             value = changed.get(id(tensor), tensor.detach())  # another tensor of the same memory: ``to`` moves one only
