@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError
 from ..guidance.attention import EXTERNAL
 from ..nets.layers import HOOKS, AttentionCall, softmax_probabilities
 

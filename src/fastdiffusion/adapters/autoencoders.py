@@ -55,7 +55,10 @@ class ChannelVae(Vae):
         return super().decode(z[:, :, None])[:, :, 0] if z.ndim == 4 else super().decode(z)
 
     def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (torch.tensor(v).to(z)[:, None, None, None] for v in (self.net.config.latents_mean, self.net.config.latents_std))
+        mean, std = (
+            torch.tensor(v).to(z)[:, None, None, None]
+            for v in (self.net.config.latents_mean, self.net.config.latents_std)
+        )
         return mean, std
 
     def normalize(self, z: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from ..types import Cond, Denoise
 from .attention import register
 from .autoencoders import Vae
 from .levels import FlowLevels, TrainedLevels
-from .texts import Spans, Text, grouped
+from .texts import Spans, Text, compact, grouped
 
 NAMES = {"unet": "net", "transformer": "net", "vae": "autoencoder"}  # what a Model calls the parts
 
@@ -193,6 +193,7 @@ class Family:
             step = self.autoencoder.factor * self.patch
             raise InputError(f"This model makes sizes that divide by {step}, got {self._pixels(x.shape)}. Try 1024.")
         cond = self._complete(x, cond)
+        cond = compact(cond) if self.masks else cond
         groups = grouped(cond, self.tokens(cond))
         if len(groups) == 1:
             return self._estimate(x, sigma, groups[0][1])

@@ -88,7 +88,9 @@ class Klein(Flux2):
             self.scale = 1.0
 
     def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
-        return Text(encoder, tokenizer, limit, template=chat(tokenizer, add_generation_prompt=True, enable_thinking=False))
+        return Text(
+            encoder, tokenizer, limit, template=chat(tokenizer, add_generation_prompt=True, enable_thinking=False)
+        )
 
     def from_pipeline(self, z: Tensor, shape: Sequence[int]) -> Tensor:
         return self.autoencoder.normalize(z) if z.ndim == 4 else super().from_pipeline(z, shape)  # its pipeline unpacks

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,11 +10,12 @@ from torch import Tensor
 from ..models import Size
 from ..types import Cond
 from .family import CLIP_WITH_PROJECTION, T5, Encoder, Family
-from .levels import FlowLevels
 from .texts import Text
 
 LONG_CLIP = CLIP_WITH_PROJECTION._replace(limit=128)
-LLAMA = Encoder("LlamaForCausalLM", ("PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizerFast", "LlamaTokenizer"), 128)
+LLAMA = Encoder(
+    "LlamaForCausalLM", ("PreTrainedTokenizerFast", "TokenizersBackend", "LlamaTokenizerFast", "LlamaTokenizer"), 128
+)
 
 
 class HiDream(Family):
@@ -28,9 +28,8 @@ class HiDream(Family):
     network = "HiDreamImageTransformer2DModel"
     encoders = (LONG_CLIP, LONG_CLIP, T5._replace(limit=128), LLAMA)
 
-    def noise_levels(self, scheduler: Mapping[str, Any]) -> FlowLevels:
-        mu = 0.5 + 0.65 * (self.net.max_seq - 256) / (4096 - 256)  # of the largest image, whatever the size
-        return FlowLevels(scheduler, self.time, self.spacing, lambda tokens, steps: mu)
+    def schedule(self, steps: int, size: Size | None = None) -> Tensor:
+        return self.levels.schedule(steps, self.net.max_seq)  # of the largest image, whatever the size
 
     @property
     def main(self) -> Text:

@@ -16,7 +16,7 @@ from ..types import Cond, Denoise
 from .family import Family
 from .guidance import norm_rescaled
 from .sana import GEMMA
-from .texts import Text, rows_of
+from .texts import Text, compact, rows_of
 
 SYSTEM = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment based "
@@ -52,6 +52,7 @@ class Lumina2(Family):
         return self.negative.condition([""], size)
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        cond = compact(cond)  # the network counts tokens from the first on
         assert cond.emb is not None
         emb, most = cond.emb, int(self.net.config.axes_lens[0])
         mask = emb.new_ones(emb.shape[:2]) if cond.mask is None else cond.mask
@@ -65,6 +66,9 @@ class Lumina2(Family):
             encoder_attention_mask=mask.long(),
             return_dict=False,
         )[0]
+
+    def schedule(self, steps: int, size: Size | None = None) -> Tensor:
+        return self.levels.schedule(steps, self.autoencoder.latent_channels)  # diffusers takes channels for tokens
 
     def guide(self, denoise: Denoise, scale: Scale, uncond: Cond | None = None) -> Guided:
         return norm_rescaled(denoise, scale, uncond)

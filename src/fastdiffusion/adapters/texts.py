@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -94,8 +93,8 @@ def no_padding(cond: Cond) -> list[Float[Tensor, "n d"]]:
 
 
 def compact(cond: Cond) -> Cond:
-    """Without padding but at the ends of the shorter texts, where the mask says so."""
-    if cond.emb is None or cond.mask is None:
+    """The tokens of each row together, padding after them: a text in pieces has padding between them."""
+    if cond.mask is None or not bool((cond.mask.int().diff(dim=1) > 0).any()):
         return cond
     return replace(cond, emb=None, mask=None).with_text(Cond.cat([Cond(emb=row[None]) for row in no_padding(cond)]))
 
@@ -110,7 +109,9 @@ def grouped(cond: Cond, kept: Bool[Tensor, "b n"] | None) -> list[tuple[list[int
     made = []
     for rows in groups.values():
         some, own = cond[rows], kept[rows]
-        chosen = {name: v[own].unflatten(0, (len(rows), -1)) for name, v in some.parts().items() if name in ("emb", "mask")}
+        chosen = {
+            name: v[own].unflatten(0, (len(rows), -1)) for name, v in some.parts().items() if name in ("emb", "mask")
+        }
         made.append((rows, Cond.of(some.parts() | chosen)))
     return made
 

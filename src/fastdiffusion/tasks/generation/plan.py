@@ -116,7 +116,9 @@ class Plan:
             conditioner.token_spans,
             conditioner.max_tokens,
             null,
-            None if other is conditioner else (partial(other.encode, size=self.size), other.token_spans, other.max_tokens),
+            None
+            if other is conditioner
+            else (partial(other.encode, size=self.size), other.token_spans, other.max_tokens),
         )
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
