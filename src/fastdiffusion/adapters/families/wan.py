@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..models import Size
-from ..types import Cond
-from .autoencoders import ChannelVae
-from .family import T5, Family
+from ...models import Size
+from ...types import Cond
+from ..autoencoders import ChannelVae
+from ..family import T5, Family
 
 
 class WanVae(ChannelVae):

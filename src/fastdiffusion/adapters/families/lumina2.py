@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import warn
-from ..guidance import Guided, Scale
-from ..models import Size
-from ..types import Cond, Denoise
-from .family import Family
-from .guidance import norm_rescaled
+from ...errors import warn
+from ...guidance import Guided, Scale
+from ...models import Size
+from ...types import Cond, Denoise
+from ..family import Family
+from ..guidance import norm_rescaled
+from ..texts import Text, compact, rows_of
 from .sana import GEMMA
-from .texts import Text, compact, rows_of
 
 SYSTEM = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment based "
