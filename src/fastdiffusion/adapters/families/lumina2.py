@@ -54,7 +54,7 @@ class Lumina2(Family):
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         cond = compact(cond)  # the network counts tokens from the first on
         assert cond.emb is not None
-        emb, most = cond.emb, int(self.net.config.axes_lens[0])
+        emb, most = cond.emb, int(self.net.config.axes_lens[0]) - 1
         mask = emb.new_ones(emb.shape[:2]) if cond.mask is None else cond.mask
         if emb.shape[1] > most:  # a prompt in several pieces
             warn(f"Only the first {most} of {emb.shape[1]} tokens have a place in this network. Shorten the prompt.")

@@ -17,6 +17,11 @@ class WanVae(ChannelVae):
 
     network = "AutoencoderKLWan"
 
+    @property
+    def temporal_factor(self) -> int:
+        """Frames of a film for each of the latents after the first."""
+        return int(self.net.config.scale_factor_temporal)
+
 
 class Wan(Family):
     """The states of UMT5, zeros for padding, up to 512 tokens; a usual film has 81 frames of 480 x 832 pixels."""
