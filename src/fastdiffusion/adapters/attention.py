@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,9 +20,19 @@ from ..guidance.attention import EXTERNAL
 from ..nets.layers import HOOKS, AttentionCall, softmax_probabilities
 
 
-def register(net: nn.Module) -> None:
-    """Let ``guidance.attention`` find the layers of a network of diffusers."""
-    EXTERNAL[net] = DiffusersAttention()
+class Layout(NamedTuple):
+    """Where text and image are among all the tokens of joint attention."""
+
+    tokens: slice
+    pixels: slice
+    total: int
+
+    @classmethod
+    def of(cls, tokens: int, pixels: int, text_first: bool, multiple: int = 1) -> Layout:
+        """The layout of one after the other, each padded to a multiple."""
+        text, image = (n + -n % multiple for n in (tokens, pixels))
+        starts = (0, text) if text_first else (image, 0)
+        return cls(*(slice(at, at + n) for at, n in zip(starts, (tokens, pixels), strict=True)), text + image)
 
 
 class DiffusersAttention:
@@ -31,9 +41,27 @@ class DiffusersAttention:
     def __init__(self) -> None:
         self._local = threading.local()
 
+    @property
+    def layout(self) -> Layout | None:
+        """Of this thread's present evaluation; None where text and image do not attend jointly."""
+        return getattr(self._local, "layout", None)
+
+    @layout.setter
+    def layout(self, layout: Layout | None) -> None:
+        self._local.layout = layout
+
     def layers(self, net: nn.Module) -> dict[str, nn.Module]:
-        """The attention layers by name, such as "mid_block.attentions.0.transformer_blocks.0.attn2"."""
-        return {name: module for name, module in net.named_modules() if hasattr(module, "to_q")}
+        """The attention layers by name, such as "mid_block.attentions.0.transformer_blocks.0.attn2".
+
+        Those that refine the text alone, before it meets the image, are left out.
+        """
+        return {
+            name: module
+            for name, module in net.named_modules()
+            if hasattr(module, "processor")
+            and ("Attention" in type(module).__name__ or "Attn" in type(module).__name__)
+            and "context_refiner" not in name
+        }
 
     @contextmanager
     def watch(self, net: nn.Module) -> Iterator[None]:
@@ -41,7 +69,7 @@ class DiffusersAttention:
         if getattr(self._local, "entered", False):
             yield
             return
-        mode, thread = _Mode(), threading.get_ident()
+        mode, thread = _Mode(self), threading.get_ident()
         handles = []
         for name, module in self.layers(net).items():
             enter, leave = mode.hooks(name, thread)
@@ -57,11 +85,19 @@ class DiffusersAttention:
                 handle.remove()
 
 
+def register(net: nn.Module) -> DiffusersAttention:
+    """Let ``guidance.attention`` find the layers of a network of diffusers: one for each network, whoever uses it."""
+    known = EXTERNAL.setdefault(net, DiffusersAttention())
+    assert isinstance(known, DiffusersAttention)
+    return known
+
+
 class _Mode(TorchFunctionMode):
     """Hands the attention of the innermost layer to the thread's hooks."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: DiffusersAttention) -> None:
         super().__init__()
+        self.net = net
         self.stack: list[tuple[str, nn.Module, bool]] = []  # layers that run, and whether they attend to a text
         self.unseen: set[str] = set()
 
@@ -74,11 +110,15 @@ class _Mode(TorchFunctionMode):
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if threading.get_ident() == thread and self.stack:
-                self.stack.pop()
-                if name in self.unseen and output is not None:
+                kind = "cross" if self.stack.pop()[2] else "self"
+                if (
+                    name in self.unseen
+                    and output is not None
+                    and any(_wants(hook, module, kind) for hook in HOOKS.stack)
+                ):
                     raise InputError(
-                        f"The attention layer {name} does not use scaled_dot_product_attention, so it cannot be "
-                        "controlled. Load the model anew, without xformers or sliced attention."
+                        f"The attention layer {name} does not use scaled_dot_product_attention ({_way(module)}), so it "
+                        "cannot be controlled. Name other layers, or load the model without xformers, flex or slicing."
                     )
 
         return enter, leave
@@ -92,6 +132,8 @@ class _Mode(TorchFunctionMode):
         query, key, value, mask = (kwargs.pop(name, None) for name in names[:4])
         name, module, cross = self.stack[-1]
         self.unseen.discard(name)
+        if kwargs.pop("enable_gqa", False):  # several heads share keys and values
+            key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
 
         def attend(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None = None) -> Tensor:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs)
@@ -100,7 +142,19 @@ class _Mode(TorchFunctionMode):
             factor = kwargs.get("scale")  # softmax_probabilities divides by the root of the width itself
             return softmax_probabilities(q if factor is None else q * (factor * q.shape[-1] ** 0.5), k, m)
 
-        call = AttentionCall(module, query, key, value, mask, slice(None) if cross else None, attend, weigh)
+        layout, tokens, pixels = self.net.layout, slice(None) if cross else None, None
+        if layout is not None:
+            joint = query.shape[-2] == key.shape[-2] == layout.total
+            tokens, pixels = (layout.tokens, layout.pixels) if joint else (None, None)
+        call = AttentionCall(module, query, key, value, mask, tokens, attend, weigh, pixels=pixels)
         for hook in HOOKS.stack:
             hook(call)
         return call.output
+
+
+def _wants(hook: Any, module: nn.Module, kind: str) -> bool:
+    return getattr(hook, "wants", lambda *_: True)(module, kind)
+
+
+def _way(module: nn.Module) -> str:
+    return type(getattr(module, "processor", module)).__name__
