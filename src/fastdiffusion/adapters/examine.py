@@ -91,9 +91,6 @@ class _Recorder(Controller):
         super().__init__()
         self.names: set[str] = set()
 
-    def sees(self, call: AttentionCall) -> bool:
-        return not call.hidden
-
     def __call__(self, call: AttentionCall) -> None:
         self.names.add(call.name)
 

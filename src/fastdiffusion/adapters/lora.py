@@ -23,7 +23,6 @@ from ..guidance.attention import EXTERNAL
 from ..io.checkpoints import read_safetensors
 from ..io.guarded import BUDGET
 from ..models import Model, folder
-from .attention import register
 from .lora_names import Place, family_of, find, places
 
 # What a key ends in, by what its tensor is.
@@ -267,6 +266,8 @@ def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any
     checkpoint = getattr(model.denoise, "checkpoint", None)
     memo: dict[int, Any] = {} if checkpoint is None else {id(t): t for t in checkpoint.tokenizers.values()}
     for module in model.modules.values():
+        if (attention := EXTERNAL.get(module)) is not None:
+            memo[id(attention)] = type(attention)()  # which belongs to one network
         for tensor in (*module.parameters(), *module.buffers()):
             value = changed.get(id(tensor), tensor.detach())  # another tensor of the same memory: ``to`` moves one only
             is_parameter = isinstance(tensor, nn.Parameter)
@@ -280,5 +281,5 @@ def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any
     denoise.settings = dict(getattr(denoise, "settings", {})) | {"loras": [[n["sha256"], n["scale"]] for n in loras]}
     for part, module in model.modules.items():
         if module in EXTERNAL:
-            register(parts["modules"][part])
+            EXTERNAL[parts["modules"][part]] = memo[id(EXTERNAL[module])]
     return replace(model, **parts, tables={}, info={**model.info, "loras": loras})

@@ -27,7 +27,7 @@ DROPPED = 34  # tokens of the template before the text
 class QwenImage(Family):
     """Classifier-free guidance keeps the length of the conditional velocity, token by token; "nothing" is " "."""
 
-    name, vae, patch, masks = "qwen-image", ChannelVae, 2, True
+    name, vae, patch, masks, joint = "qwen-image", ChannelVae, 2, True, "text first"
     network = "QwenImageTransformer2DModel"
     encoders = (
         Encoder("Qwen2_5_VLForConditionalGeneration", ("Qwen2Tokenizer", "Qwen2TokenizerFast"), 1024 + DROPPED),

@@ -18,6 +18,7 @@ class ZImage(Family):
     """The layer before the last of Qwen3, real tokens alone. Its own scale s, 0 of which is off, is ours less 1."""
 
     name, patch, masks, time = "z-image", 2, True, "1 - t"
+    joint, multiple = "image first", 32
     network = "ZImageTransformer2DModel"
     encoders = (Encoder(("Qwen3ForCausalLM", "Qwen3Model"), ("Qwen2Tokenizer", "Qwen2TokenizerFast"), 512),)
     scale = 6.0
