@@ -3,6 +3,7 @@
 from .family import Family
 from .flux import Chroma, Flux
 from .flux2 import Flux2, Klein
+from .krea2 import Krea2
 from .qwen_image import QwenImage
 from .stable_diffusion import StableDiffusion, StableDiffusionXl
 from .stable_diffusion_3 import StableDiffusion3
@@ -19,4 +20,5 @@ FAMILIES: dict[str, type[Family]] = {
     "Flux2KleinPipeline": Klein,
     "QwenImagePipeline": QwenImage,
     "ZImagePipeline": ZImage,
+    "Krea2Pipeline": Krea2,
 }
