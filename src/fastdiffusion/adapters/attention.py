@@ -31,8 +31,8 @@ class Layout(NamedTuple):
     def of(cls, tokens: int, pixels: int, text_first: bool, multiple: int = 1) -> Layout:
         """The layout of one after the other, each padded to a multiple."""
         text, image = (n + -n % multiple for n in (tokens, pixels))
-        starts = (0, text) if text_first else (image, 0)
-        return cls(*(slice(at, at + n) for at, n in zip(starts, (tokens, pixels), strict=True)), text + image)
+        first, second = (0, text) if text_first else (image, 0)
+        return cls(slice(first, first + tokens), slice(second, second + pixels), text + image)
 
 
 class DiffusersAttention:
