@@ -1,9 +1,11 @@
 """What holds for every family of checkpoints: equal to its own pipeline, row by row, and a Model like any other."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from pretended_device import pretended
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -176,8 +178,7 @@ def test_where_the_text_is(name):
     layer, call = next((name, call) for name, call in looks[0].calls.items() if call.tokens is not None)
     changed = (call.key != looks[1].calls[layer].key).any(-1).any(1)[0].nonzero().flatten().tolist()
     places = range(call.key.shape[-2])[call.tokens]
-    refined = any("context_refiner" in name for name, _ in net.named_modules())  # where tokens met each other before
-    assert changed == [places[2]] or (refined and changed[0] == places[0])
+    assert changed == [places[2]] or (model.denoise.refiners and changed[0] == places[0]), "refined: all of the text"
     store = Store(kind="cross", pixels=(0, 10**6)), Store(kind="self", pixels=(0, 10**6))
     with torch.no_grad(), control(net, *(store[:1] if name in HIDDEN else store)):
         model.denoise(x, sigma, cond)
@@ -262,3 +263,61 @@ def test_tokens_and_their_letters(name):
 
 def too_long(model):
     return LONG * (1 + model.conditioner.max_tokens // sum(a < b for a, b in model.conditioner.measure(LONG)))
+
+
+# ---- autoencoders, precision, devices ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_autoencoder_is_the_pipelines(name):
+    """What the pipeline shows of its latents, and latents of images that are of the denoiser's kind."""
+    one = get(name)
+    model, pipe = one.model, pipeline(one.model)
+    options = {"num_inference_steps": 2, "height": 64, "width": 96, "return_dict": False}
+    options |= model.denoise.pipeline_options(1.0)
+    latents, shown = (
+        pipe(prompt=["a cat"], generator=torch.Generator().manual_seed(0), output_type=kind, **options)[0]
+        for kind in ("latent", "pt")
+    )
+    shape = (*model.shape[:-2], 64 // model.factor, 96 // model.factor)
+    with torch.no_grad():
+        images = model.decode(model.denoise.from_pipeline(latents, shape))
+        torch.testing.assert_close((images / 2 + 0.5).clamp(0, 1), shown, atol=1e-5, rtol=1e-5)
+        code = model.encode(images)
+        assert code.shape == (1, *shape)
+        same = model.autoencoder.normalize(model.autoencoder.denormalize(code))
+        torch.testing.assert_close(same, code, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_half_precision_is_kept(name):
+    """A network in bfloat16 computes in it; x, sigma and the estimate are float32."""
+    model = get(name).model
+    checkpoint = model.denoise.checkpoint
+    net = "unet" if "unet" in checkpoint.modules else "transformer"
+    half = {**checkpoint.modules, net: deepcopy(checkpoint.modules[net]).to(torch.bfloat16)}
+    denoise = type(model.denoise)(replace(checkpoint, modules=half))
+    x = torch.randn(2, *model.shape[:-2], 64 // model.factor, 64 // model.factor)
+    sigma = torch.tensor([1.0, 1 / 3])  # of a flow, 1000 t is 500 and 250, which bfloat16 has
+    cond = model.encode_prompt(["a cat", "a dog"], (64, 64))
+    with torch.no_grad():
+        exact, rounded = model.denoise(x, sigma, cond), denoise(x, sigma, cond)
+    assert rounded.dtype == torch.float32
+    assert 0 < (rounded - exact).abs().max() < 5e-2 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_device(name):
+    """Tensors of two devices never meet: prompts with weights, guidance, lengths that differ, attention."""
+    one = get(name)
+    options = {"n": 2, "steps": 2, "size": 64}
+    wanted = fastdiffusion.sample(one.path, "a (cat:1.5) AND a dog", **options, device="cpu").images
+    with pretended():
+        model = fastdiffusion.load(one.path, device="cuda")
+        got = fastdiffusion.sample(model, "a (cat:1.5) AND a dog", **options)
+        with torch.no_grad(), control(model.modules["net"], Touch()):
+            x = torch.randn(2, *model.shape[:-2], 64 // model.factor, 64 // model.factor).to("cuda")
+            conds = [model.encode_prompt(["a cat"], (64, 64)), twice(model.encode_prompt(["a dog"], (64, 64)))]
+            model.denoise(x, torch.ones(2).to("cuda"), Cond.cat(conds))
+            model.denoise(x, torch.ones(2).to("cuda"), Cond.cat(conds).null())
+    torch.testing.assert_close(got.images, wanted, atol=1e-3, rtol=1e-3)

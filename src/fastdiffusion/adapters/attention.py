@@ -37,15 +37,18 @@ class Layout(NamedTuple):
     def of(cls, tokens: int, pixels: int, text_first: bool, multiple: int = 1) -> Layout:
         """The layout of one after the other, each padded to a multiple."""
         text, image = (n + -n % multiple for n in (tokens, pixels))
-        starts = (0, text) if text_first else (image, 0)
-        return cls(*(slice(at, at + n) for at, n in zip(starts, (tokens, pixels), strict=True)), text + image)
+        first, second = (0, text) if text_first else (image, 0)
+        return cls(slice(first, first + tokens), slice(second, second + pixels), text + image)
 
 
 class DiffusersAttention:
-    """How the layers of one network are found and watched."""
+    """How the layers of one network are found and watched, but those whose names have one of ``without`` in them."""
 
-    def __init__(self) -> None:
-        self._local = threading.local()
+    def __init__(self, without: tuple[str, ...] = ()) -> None:
+        self._local, self.without = threading.local(), without
+
+    def __deepcopy__(self, memo: Any) -> DiffusersAttention:
+        return DiffusersAttention(self.without)  # a copied network has watchers of its own
 
     @property
     def layout(self) -> Layout | None:
@@ -57,16 +60,13 @@ class DiffusersAttention:
         self._local.layout = layout
 
     def layers(self, net: nn.Module) -> dict[str, nn.Module]:
-        """The attention layers by name, such as "mid_block.attentions.0.transformer_blocks.0.attn2".
-
-        Those that refine the text alone, before it meets the image, are left out.
-        """
+        """The attention layers by name, such as "mid_block.attentions.0.transformer_blocks.0.attn2"."""
         return {
             name: module
             for name, module in net.named_modules()
             if hasattr(module, "processor")
             and ("Attention" in type(module).__name__ or "Attn" in type(module).__name__)
-            and "context_refiner" not in name
+            and not any(part in name for part in self.without)
         }
 
     @contextmanager
@@ -91,9 +91,9 @@ class DiffusersAttention:
                 handle.remove()
 
 
-def register(net: nn.Module) -> DiffusersAttention:
+def register(net: nn.Module, without: tuple[str, ...] = ()) -> DiffusersAttention:
     """Let ``guidance.attention`` find the layers of a network of diffusers: one for each network, whoever uses it."""
-    known = EXTERNAL.setdefault(net, DiffusersAttention())
+    known = EXTERNAL.setdefault(net, DiffusersAttention(without))
     assert isinstance(known, DiffusersAttention)
     return known
 

@@ -89,6 +89,7 @@ class Family:
     side: ClassVar[int] = 128  # of the latents by default, where the network's configuration does not say
     joint: ClassVar[str] = ""  # "text first" or "image first", where both are the keys of one attention
     multiple: ClassVar[int] = 1  # of tokens, to which both are padded there
+    refiners: ClassVar[tuple[str, ...]] = ()  # parts of names of layers in which text attends to text alone
     vae: ClassVar[type[Vae]] = Vae
     guidance: str = "cfg"  # "embedded" where the scale is an input of the network, ``cond.extra["guidance"]``
     scale: float = 1.0  # the usual one
@@ -153,7 +154,7 @@ class Family:
         modules = checkpoint.modules
         self.checkpoint = checkpoint
         self.net: Any = next(modules[name] for name in ("transformer", "unet") if name in modules)
-        self.attention = register(self.net)
+        self.attention = register(self.net, self.refiners)
         self.autoencoder = self.vae(modules["vae"])
         self.levels = self.noise_levels(checkpoint.scheduler)
         self.texts = [

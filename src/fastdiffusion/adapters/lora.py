@@ -266,20 +266,17 @@ def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any
     checkpoint = getattr(model.denoise, "checkpoint", None)
     memo: dict[int, Any] = {} if checkpoint is None else {id(t): t for t in checkpoint.tokenizers.values()}
     for module in model.modules.values():
-        if (attention := EXTERNAL.get(module)) is not None:
-            memo[id(attention)] = type(attention)()  # which belongs to one network
         for tensor in (*module.parameters(), *module.buffers()):
             value = changed.get(id(tensor), tensor.detach())  # another tensor of the same memory: ``to`` moves one only
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
     names = ("denoise", "modules", "schedule", "autoencoder", "conditioner")
-    parts = copy.deepcopy({name: getattr(model, name) for name in names}, memo)
+    watched = {part: EXTERNAL[module] for part, module in model.modules.items() if module in EXTERNAL}
+    parts, watched = copy.deepcopy(({name: getattr(model, name) for name in names}, watched), memo)
     loras = [*model.info.get("loras", ()), *notes]
     denoise: Any = parts["denoise"]
     if denoise is model.denoise:
         raise InputError("This model's denoiser is a function, whose networks cannot be exchanged. Make it an object.")
     denoise.settings = dict(getattr(denoise, "settings", {})) | {"loras": [[n["sha256"], n["scale"]] for n in loras]}
-    for part, module in model.modules.items():
-        if module in EXTERNAL:
-            EXTERNAL[parts["modules"][part]] = memo[id(EXTERNAL[module])]
+    EXTERNAL.update({parts["modules"][part]: attention for part, attention in watched.items()})
     return replace(model, **parts, tables={}, info={**model.info, "loras": loras})

@@ -35,7 +35,7 @@ class Lumina2(Family):
     """
 
     name, scale, patch, time, joint = "lumina-2", 4.0, 2, "1 - t", "text first"
-    masks = True
+    masks, refiners = True, ("context_refiner",)
     network, encoders = "Lumina2Transformer2DModel", (GEMMA._replace(limit=256),)
 
     def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
