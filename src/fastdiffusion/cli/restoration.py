@@ -8,30 +8,46 @@ from typing import Annotated
 
 import typer
 
+from .. import choices
 from ..errors import InputError
 from ..tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
-from .command import command
-from .options import DataName
+from .command import command, keep_config, offer
+from .options import DataName, Metadata
 from .several import each
 
 
-@command("restore", RestoreOptions)
+@command(
+    "restore",
+    RestoreOptions,
+    panel="Restore",
+    examples=[
+        "fastdiffusion restore photo.jpg --corruption dejpeg --compare",
+        'fastdiffusion restore photo.jpg --corruption "upscale x2" --out large.png',
+        'fastdiffusion restore photos/ --corruption "deblur motion 9 30" --out clean/',
+    ],
+)
 def restore(
     chosen: RestoreOptions,
     image: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Photographs of any size; folders, patterns.")
+        list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size; folders; patterns such as *.jpg.")
     ],
     corruption: Annotated[
         str,
-        typer.Option(help='What happened, e.g. "gray, blur 1.5, jpeg 30"; or what to do, e.g. "upscale x2".'),
+        typer.Option(
+            help='What happened, e.g. "gray, blur 1.5, jpeg 30"; or what to do, e.g. "upscale x2".',
+            autocompletion=offer((*choices.UNDOES, *choices.CORRUPTIONS)),
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A file or a folder; by default NAME-restored.png beside it.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="File or folder for the result; by default NAME-restored.png beside the image."
+        ),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Write before, after and difference as well.")] = False,
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
+    metadata: Metadata = True,
 ) -> None:
-    """Undo what happened to an image.
+    """Undo blur, noise, JPEG, missing parts or low resolution.
 
     Any mixture of downscale, jpeg, blur, motion, defocus, noise, gray, mask, watermark, ... As commands: upscale x2,
     colorize, dejpeg, deblur, denoise, inpaint MASK, dewatermark MASK. Ranges and what is left open are estimated.
@@ -52,12 +68,23 @@ def restore(
     each(image, out, "restored", one)
 
 
-@command("remove-watermark", RemoveWatermarkOptions)
+@command(
+    "remove-watermark",
+    RemoveWatermarkOptions,
+    panel="Restore",
+    examples=[
+        "fastdiffusion remove-watermark a.jpg b.jpg c.jpg d.jpg",
+        "fastdiffusion remove-watermark marked/*.png --out clean",
+    ],
+)
 def remove_watermark(
     chosen: RemoveWatermarkOptions,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Three or more with the same watermark.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")] = Path("out/clean"),
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES...", help="Three images or more with the same watermark; eight are good."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out/clean"),
+    metadata: Metadata = True,
 ) -> None:
     """Find the watermark that images share, and remove it.
 
@@ -75,16 +102,25 @@ def remove_watermark(
     print(done)
 
 
-@command("train-cold", TrainColdOptions)
+@command(
+    "train-cold",
+    TrainColdOptions,
+    panel="Train",
+    examples=[
+        'fastdiffusion train-cold digits --process "blur 2"',
+        'fastdiffusion train-cold photos/ --size 64 --process "pixelate 8" --minutes 30',
+    ],
+)
 def train_cold(chosen: TrainColdOptions, data: DataName) -> None:
-    """Train a diffusion along blur or any corruption.
+    """Train a diffusion of blur, or of any corruption.
 
-    In place of noise: see the preview for what one evaluation and sixteen evaluations restore.
+    Cold diffusion, without noise: see the preview for what one evaluation and sixteen evaluations restore.
     """
     from ..tasks.restoration import cold_diffusion
 
     folder = Path(chosen.folder or "runs/cold")
     cold_diffusion.train_cold(data, **vars(replace(chosen, folder=folder)))
+    keep_config(folder / "run.toml")
     print(
         f"{folder / 'cold.safetensors'} and preview.png: held-out images, degraded, restored in 1 and 16 evaluations."
     )
