@@ -131,7 +131,7 @@ def command(
                 keep_config(place)
             with printing(quiet and not answers, quiet, as_json):
                 if experimental:
-                    print(f"Experimental: {experimental}", file=sys.stderr)
+                    say_experimental(experimental)
                 result = function(*filled, **typed)
             if as_json:
                 print(json.dumps(result, indent=2, ensure_ascii=False))
@@ -157,6 +157,11 @@ def command(
         return function
 
     return register
+
+
+def say_experimental(why: str) -> None:
+    """The label of a result that is not to be relied on yet, beside the result."""
+    print(f"Experimental: {why}", file=sys.stderr)
 
 
 def with_metavar(own: inspect.Parameter) -> inspect.Parameter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +12,11 @@ import typer
 from .. import choices
 from ..errors import InputError
 from ..tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
-from .command import command, keep_config, offer
+from .command import command, keep_config, offer, say_experimental
 from .options import DataName, Metadata
 from .several import each
+
+FEW = 8  # images, below which a watermark is found in part
 
 
 @command(
@@ -51,6 +54,8 @@ def restore(
 
     Any mixture of downscale, jpeg, blur, motion, defocus, noise, gray, mask, watermark, ... As commands: upscale x2,
     colorize, dejpeg, deblur, denoise, inpaint MASK, dewatermark MASK. Ranges and what is left open are estimated.
+
+    Experimental: colorize. The bundled restorer finds few colors of photographs.
     """
     from ..guidance.posterior import INVERSE
     from ..tasks.restoration import restore as restoration
@@ -60,6 +65,9 @@ def restore(
             f"--method says how to restore; {chosen.method} is a posterior of zero-shot. "
             f"Use --posterior {chosen.method}."
         )
+
+    if chosen.model is None and re.search(r"\b(colorize|gray)\b", corruption):
+        say_experimental("the bundled restorer finds few colors of photographs. Give some: --hints or --palette.")
 
     def one(source: Path, path: Path) -> str:
         done = restoration.restore(source, corruption, **vars(chosen))
@@ -89,6 +97,8 @@ def remove_watermark(
     """Find the watermark that images share, and remove it.
 
     Writes the images, and mark.png: the watermark. Pixels without it stay as they are.
+
+    Experimental: fewer than eight images, where letters of the watermark stay.
     """
     from ..io.metadata import recipe
     from ..tasks.restoration import watermarks
@@ -96,6 +106,8 @@ def remove_watermark(
     for path in watermarks.written([image.stem for image in images], out):
         if any(path.exists() and image.exists() and path.samefile(image) for image in images):
             raise InputError(f"{path} is one of the originals, which the result would replace. Try --out out/clean.")
+    if len(images) < FEW:
+        say_experimental(f"from {len(images)} images letters of a watermark stay. Eight or more are good.")
     done = watermarks.remove_watermark(images, **vars(chosen))
     for path in done.save(out, recipe("remove-watermark", vars(chosen), *images) if metadata else None):
         print(path)
