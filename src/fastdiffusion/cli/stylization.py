@@ -43,15 +43,12 @@ def stylize(
 
     The colors and textures of a painting, from coarse to fine.
     """
-    from ..io.inputs import losses
-    from ..io.metadata import recipe
-    from ..io.outputs import save_image
     from ..tasks.stylization import stylize as stylization
 
     def one(image: Path, path: Path) -> str:
         made = stylization.stylize(image, style, **vars(chosen))
-        written = save_image(made, path, recipe("stylize", vars(chosen), image, style) if metadata else None)
-        return "\n".join([f"{written}: {made.width}x{made.height} pixels.", *losses(image)])
+        (written,), (height, width) = made.save(path, metadata), made.images.shape[2:]
+        return "\n".join([f"{written}: {width}x{height} pixels.", *made.notes])
 
     several = len(content) > 1 or content[0].is_dir() or "*" in str(content[0])
     each(content, Path("out/stylized") if several and out == OUT else out, "stylized", one)

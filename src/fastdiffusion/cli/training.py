@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from .. import choices
 from ..errors import InputError
 from ..training.config import Budget, TrainingConfig
 from .command import command, keep_config, offer
-from .options import Aspect, DataName, Device, ModelPath, Size, load_data, next_command
+from .options import Aspect, DataName, Device, ModelPath, Size, next_command
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -58,36 +57,18 @@ def train(
 
     if procs > 1 and rank_and_world()[1] == 1:
         raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
-    from .. import data as datasets
-    from ..io.images import safe_name
-    from ..training.console import say
-    from ..training.learner import Learner
+    from ..tasks import training
 
-    crops = inputs is None and config.restore is not None and Path(data).is_dir()
-    if aspect is not None and (crops or inputs is not None):
-        raise InputError("--aspect does nothing here: pairs and images to restore are cropped. Leave it out.")
-    if labels is not None and (crops or inputs is not None):
-        raise InputError("--labels does nothing here: pairs and images to restore have no classes. Leave it out.")
-    if config.init_from is not None and config.net is not None:
-        raise InputError("A model that is trained further keeps its net. Leave out --net or --init-from.")
-    if inputs is not None:
-        images: datasets.Dataset = datasets.Pairs(inputs, data, 64 if size is None else size)
-    elif crops:
-        images = datasets.Crops(data, 64 if size is None else size)
+    device = "cpu" if cpu else config.device
+    options = {**vars(config), **vars(budget), "device": device}
+    done = training.train(data, size=size, aspect=aspect, labels=labels, inputs=inputs, **options)
+    if rank_and_world()[0]:
+        return
+    keep_config(done.path / "run.toml")
+    if config.restore is not None or inputs is not None:
+        next_command("restore photo.jpg", corruption=config.restore or "pairs", model=done.path)
     else:
-        images = load_data(data, size, aspect, "bucket" if config.autoencoder is None else "crop", labels=labels)
-    first = rank_and_world()[0] == 0
-    if images.report is not None and first:
-        say(f"{images.report}\nThe model and its report will name the data {images.name!r}, after the folder.")
-    folder = config.folder or Path("runs") / safe_name(images.name)
-    config = replace(config, folder=folder, device="cpu" if cpu else config.device)
-    Learner(images, **vars(config)).fit(**vars(budget))
-    if first:
-        keep_config(Path(folder) / "run.toml")
-    if first and (config.restore is not None or inputs is not None):
-        next_command("restore photo.jpg", corruption=config.restore or "pairs", model=folder)
-    elif first:
-        next_command(f"sample {shlex.quote(str(folder))} -n 16", out="out")
+        next_command(f"sample {shlex.quote(str(done.path))} -n 16", out="out")
 
 
 @command(
