@@ -87,7 +87,7 @@ def edit(
         "model": {"name": short_name(model), "sha256": ready.id},
         "parameters": {"prompt": prompt, **work.recorded(), "image": None if image is None else _named(image)},
     }
-    return EditResult(result, source, mask, tuple(notes), recipe)
+    return EditResult(result, ("edited",), recipe, tuple(notes), source, mask)
 
 
 def _method(chosen: EditOptions, given: bool) -> tuple[str, str]:

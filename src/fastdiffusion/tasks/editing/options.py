@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...choices import DEVICES
 from ...errors import InputError, unknown
-from ...options import option
+from ...options import DEVICE, option
 from ..generation.options import seed_of
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class EditOptions:
     """
 
     source: str = option("", "What the image shows; without an image, what is drawn first.")
-    method: str = option("auto", f"{', '.join(METHODS)}.")
+    method: str = option("auto", "How; auto chooses, and says what and why.", choices=METHODS)
     strength: float = option(0.8, "Of a given image: how far to go back, from 0 (the image itself) to 1.")
     cross: float = option(0.8, "Part of the run in which tokens keep their places, 0 to 1.")
     self_attention: float = option(0.4, "Part of the run in which the shape is held, 0 to 1.")
@@ -48,7 +49,7 @@ class EditOptions:
     steps: int = option(20, "Solver steps.")
     scale: float | None = option(None, "Guidance; by default the model's own.")
     seed: int = option(0, "Of the noise. Or: random.", kind=str, metavar="N")
-    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+    device: str | None = option(None, DEVICE, choices=DEVICES)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
