@@ -44,7 +44,8 @@ from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, sco
 from fastdiffusion.tasks.text_image import options as text_image
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
-from fastdiffusion.training.config import Budget, TrainingConfig
+from fastdiffusion.training.config import TrainingConfig
+from fastdiffusion.training.options import Budget
 from fastdiffusion.training.learner import Learner
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")

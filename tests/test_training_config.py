@@ -18,7 +18,8 @@ from fastdiffusion.models import load
 from fastdiffusion.training import learner as learners
 from fastdiffusion.training.callback import TrainingView
 from fastdiffusion.training.callbacks import Snapshots, defaults
-from fastdiffusion.training.config import FREE, Budget, TrainingConfig
+from fastdiffusion.training.config import FREE, TrainingConfig
+from fastdiffusion.training.options import Budget
 from fastdiffusion.training.trainer import Part, train
 
 OLD = {

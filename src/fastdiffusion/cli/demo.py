@@ -120,7 +120,10 @@ class Window(Callback):
         part = step.seconds / (step.seconds + step.eta)
         if self.shown < 4 and part >= (0.02, 0.25, 0.5, 0.999)[self.shown]:
             self.shown += 1
-            report(training, f"\n\n{text_image(preview(training, 8, 8))}\nstep {step.step:,}, loss {step.loss:.3f}")
+            report(
+                training,
+                f"\n\n{text_image(preview(training.model, training.setup, 8, 8))}\nstep {step.step:,}, loss {step.loss:.3f}",
+            )
 
 
 def text_image(images: torch.Tensor) -> str:

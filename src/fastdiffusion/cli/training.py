@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import InputError
-from ..training.config import Budget, TrainingConfig
+from ..training.config import TrainingConfig
+from ..training.options import Budget
 from .command import command
 from .options import Aspect, DataName, Device, ModelPath, Size, app, load_data, next_command
 

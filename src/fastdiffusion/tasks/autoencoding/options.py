@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...options import option
-from ...training.options import ImageTrainingOptions, default
+from ...training.options import ImageTrainingOptions, default, usual
 
 if TYPE_CHECKING:
     from ...nets.autoencoders import Autoencoder
@@ -33,7 +33,7 @@ class TrainAutoencoderOptions(ImageTrainingOptions):
             and all that was trained on them, stay what they are.
     """
 
-    steps: int = default("steps", 3000)
+    steps: int | None = usual(3000)
     kind: str = option("kl", "kl (continuous latents); vq, fsq, gumbel (tokens of a codebook).")
     latent: int = option(4, "Channels of the latents.")
     width: int = option(32, "Channels of the first level.")
@@ -76,7 +76,7 @@ class TrainTokenPriorOptions(ImageTrainingOptions):
         holdout: Part of the images that the prior is never trained on, to measure :func:`bits` with.
     """
 
-    steps: int = default("steps", 2000)
+    steps: int | None = usual(2000)
     width: int = option(128, "Channels of the prior.")
     depth: int = option(4, "Its layers.")
 

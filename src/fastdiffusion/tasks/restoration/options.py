@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...options import option
-from ...training.options import ImageTrainingOptions, default
+from ...training.options import ImageTrainingOptions, default, usual
 
 MODEL = "By default the small restorer of this package."
 DEVICE = "cpu, cuda, mps; by default the best there is."
@@ -78,6 +78,6 @@ class TrainColdOptions(ImageTrainingOptions):
 
     process: str = option("blur 4", "blur_noise, heat, soft, gaussian, or a corruption: 'pixelate 8'.")
     net: str = option("unet-tiny", "A U-Net: unet-tiny, unet-small, unet-base.")
-    steps: int = default("steps", 1500)
+    steps: int | None = usual(1500)
     lr: float = default("lr", 2e-3)
     optimizer: str = default("optimizer", "adamw")

@@ -8,7 +8,7 @@ from typing import Any
 
 from ...errors import InputError
 from ...options import option
-from ...training.options import TrainingOptions, default
+from ...training.options import TrainingOptions, default, usual
 
 LEAST = 16  # pixels of the shorter side
 STRENGTH = "0 is the image itself, 1 all of the style."
@@ -61,7 +61,7 @@ class TrainStyleOptions(TrainingOptions):
         keep: Weight of the content, where the style's is 1.
     """
 
-    steps: int = default("steps", 400)
+    steps: int | None = usual(400)
     size: int = option(128, "Side of the practice images in pixels.")
     batch_size: int = default("batch_size", 2)
     keep: float = option(0.6, KEEP)

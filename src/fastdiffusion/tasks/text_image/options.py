@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...options import option
-from ...training.options import ImageTrainingOptions, TrainingOptions, default
+from ...training.options import ImageTrainingOptions, TrainingOptions, default, usual
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +24,7 @@ class TrainClipOptions(ImageTrainingOptions):
         holdout: Part of the images that is not trained on, for the R-precision in metrics.jsonl.
     """
 
-    steps: int = default("steps", 2000)
+    steps: int | None = usual(2000)
     net: str = option("small", "Size of the image encoder: tiny, small, base.")
     loss: str = option("infonce", "infonce or cloob.")
     batch_size: int = default("batch_size", 256, help="Pairs a step, each contrasted with all others.")
@@ -49,7 +49,7 @@ class TrainPriorOptions(TrainingOptions):
         dropout: Part of the examples without their caption's vector, for guidance.
     """
 
-    steps: int = default("steps", 3000)
+    steps: int | None = usual(3000)
     batch_size: int = default("batch_size", 256, help="Vectors a step.")
     lr: float = default("lr", 5e-3)
     draws: int = option(4, "Captions of each image that are drawn and embedded.")
@@ -70,7 +70,7 @@ class TrainCaptionMeanOptions(ImageTrainingOptions):
         holdout: Part of the data that the denoiser keeps for validation: give the same there.
     """
 
-    steps: int = default("steps", 3000)
+    steps: int | None = usual(3000)
     net: str | dict[str, Any] = option("unet-latent", "Of the denoiser that follows: see 'train'.", kind=str)
     autoencoder: str | Path | nn.Module | None = option(
         None, "An autoencoder's file: train in its latents.", "--autoencoder", "--vae", kind=Path
@@ -96,7 +96,7 @@ class AddLanguageOptions(TrainingOptions):
             longer say fades.
     """
 
-    steps: int = default("steps", 3000)
+    steps: int | None = usual(3000)
     folder: str | Path | None = default(
         "folder",
         None,

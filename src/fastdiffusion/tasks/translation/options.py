@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...options import option
-from ...training.options import ImageTrainingOptions, default
+from ...training.options import ImageTrainingOptions, default, usual
 
 DEVICE = "cpu, cuda, mps; by default the best there is."
 
@@ -30,7 +30,7 @@ class TrainTranslationOptions(ImageTrainingOptions):
         None, "Two classes of FROM as the two domains, e.g. sneaker,bag.", kind=str | None
     )
     net: str = option("unet-small", "A U-Net: unet-tiny, unet-small, unet-base.")
-    steps: int = default("steps", 2000)
+    steps: int | None = usual(2000)
     batch_size: int = default("batch_size", 32)
     lr: float = default("lr", None, help="Highest learning rate; by default the method's.", kind=float | None)
     optimizer: str = default("optimizer", "auto", help="muon, adamw, or auto: muon where torch has it.")
