@@ -45,8 +45,8 @@ from fastdiffusion.tasks.text_image import options as text_image
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
 from fastdiffusion.training.config import TrainingConfig
-from fastdiffusion.training.options import Budget
 from fastdiffusion.training.learner import Learner
+from fastdiffusion.training.options import Budget
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 required = inspect.Parameter.empty

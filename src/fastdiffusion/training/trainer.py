@@ -213,7 +213,7 @@ class Trainer:
                 bad = () if finite else self._culprits(microbatches, each)
                 s.bad = s.bad + 1 if bad else 0
                 ends.append(time.perf_counter())
-                pace = self._agree(started, (len(ends) - 1) / (ends[-1] - ends[0]))
+                pace = self._agree(started, (len(ends) - 1) / max(ends[-1] - ends[0], 1e-9))
                 yield TrainStep(
                     s.step, s.of_steps(pace), s.progress, losses[name], losses, norm, self.rates[name] * rate,
                     pace * self.options.batch_size, s.seconds, s.left(pace), bad,
@@ -423,7 +423,10 @@ class Trainer:
         """How this run's identity differs from one that is stored; "" if it does not."""
         now = self.identity
         different = sorted(name for name in now | then if now.get(name) != then.get(name))
-        return ", ".join(f"{n}={str(then.get(n))[:40]} (now {str(now.get(n))[:40]})" for n in different)
+        return ", ".join(
+            "other data" if n == "data" else f"{n}={str(then.get(n))[:40]} (now {str(now.get(n))[:40]})"
+            for n in different
+        )
 
 
 def train(task: Task, options: Any, callbacks: Sequence[Callback] = ()) -> Trainer:
