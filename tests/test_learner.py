@@ -364,8 +364,9 @@ def paced(pace, state=None, until=math.inf):
 
 
 PACES = {
-    "steady": lambda t: 10.0, "slower": lambda t: 10.0 if t < 20 else 3.0, "slower in the end": lambda t: 10.0 if t < 50 else 0.7,
-    "faster": lambda t: 2.0 if t < 40 else 20.0, "slow": lambda t: 0.2,
+    "steady": lambda t: 10.0, "slower": lambda t: 10.0 if t < 20 else 3.0,
+    "slower in the end": lambda t: 10.0 if t < 50 else 0.7, "faster": lambda t: 2.0 if t < 40 else 20.0,
+    "slow": lambda t: 0.2,
 }  # fmt: skip
 
 

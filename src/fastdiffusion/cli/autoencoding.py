@@ -20,11 +20,19 @@ from .command import command
 from .options import Aspect, DataName, Out, Size, load_data, next_command, unfinished
 
 
-@command("train-autoencoder", TrainAutoencoderOptions)
+@command(
+    "train-autoencoder",
+    TrainAutoencoderOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion train-autoencoder photos/ --size 64",
+        "fastdiffusion train-autoencoder fashion-mnist --kind vq --codebook-size 256",
+    ],
+)
 def train_autoencoder(chosen: TrainAutoencoderOptions, data: DataName, aspect: Aspect = None) -> None:
-    """Train an autoencoder, for models that work in its latents.
+    """Train an autoencoder, for models of its latents.
 
-    Then: fastdiffusion train DATA --autoencoder runs/autoencoder/codec.safetensors --net unet-latent
+    Then: fastdiffusion train DATA --vae runs/autoencoder/codec.safetensors --net unet-latent
     """
     from ..tasks.autoencoding import train
 
@@ -44,16 +52,24 @@ def train_autoencoder(chosen: TrainAutoencoderOptions, data: DataName, aspect: A
         next_command(f"train-token-prior {shlex.quote(str(file))} {shlex.quote(data)}", **shared)
 
 
-@command("evaluate-autoencoder", EvaluateAutoencoderOptions)
+@command(
+    "evaluate-autoencoder",
+    EvaluateAutoencoderOptions,
+    panel="Measure",
+    examples=[
+        "fastdiffusion evaluate-autoencoder runs/autoencoder/codec.safetensors photos/ --size 64",
+        "fastdiffusion evaluate-autoencoder runs/autoencoder/codec.safetensors fashion-mnist -n 64",
+    ],
+)
 def evaluate_autoencoder(
     chosen: EvaluateAutoencoderOptions,
     autoencoder: Annotated[
-        Path, typer.Argument(metavar="FILE", help="An autoencoder's, or a model's that works in latents.")
+        Path, typer.Argument(metavar="FILE", help="File of an autoencoder, or of a model that works in latents.")
     ],
     data: DataName,
     size: Size = None,
     aspect: Aspect = None,
-    holdout: Annotated[float, typer.Option(help="The part that was kept from training; 0 for all.")] = 0.05,
+    holdout: Annotated[float, typer.Option(help="Part of the data that was kept from training; 0 takes all.")] = 0.05,
     out: Out = Path("out/autoencoder"),
 ) -> None:
     """Measure an autoencoder, and show what its latents encode.
@@ -77,16 +93,24 @@ def evaluate_autoencoder(
     print(f"In {out}: autoencoder.json and autoencoder.png.")
 
 
-@command("train-token-prior", TrainTokenPriorOptions)
+@command(
+    "train-token-prior",
+    TrainTokenPriorOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion train-token-prior runs/autoencoder/codec.safetensors fashion-mnist",
+        "fastdiffusion train-token-prior runs/autoencoder/codec.safetensors photos/ --depth 6 --minutes 30",
+    ],
+)
 def train_token_prior(
     chosen: TrainTokenPriorOptions,
     autoencoder: Annotated[
-        Path, typer.Argument(metavar="AUTOENCODER", help="An autoencoder's file: kind vq, fsq or gumbel.")
+        Path, typer.Argument(metavar="AUTOENCODER", help="File of an autoencoder of kind vq, fsq or gumbel.")
     ],
     data: DataName,
     aspect: Aspect = None,
 ) -> None:
-    """Train a prior over the tokens of an autoencoder.
+    """Train a prior over an autoencoder's tokens.
 
     It learns which tokens stand together, and so to make new images.
     """
@@ -103,13 +127,21 @@ def train_token_prior(
     next_command(f"sample-tokens {shlex.quote(str(file))} -n 16")
 
 
-@command("sample-tokens", SampleTokensOptions)
+@command(
+    "sample-tokens",
+    SampleTokensOptions,
+    panel="Create",
+    examples=[
+        "fastdiffusion sample-tokens runs/token-prior -n 16",
+        "fastdiffusion sample-tokens runs/token-prior/prior.safetensors --temperature 0.9 --seed 7",
+    ],
+)
 def sample_tokens(
     chosen: SampleTokensOptions,
     model: Annotated[Path, typer.Argument(metavar="FILE", help="What train-token-prior wrote.")],
     out: Out = Path("out"),
 ) -> None:
-    """Make images out of tokens of a codebook.
+    """Make images from a prior over tokens.
 
     One PNG each, and grid.png.
     """

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .. import choices
 from ..options import option
 from .options import RunOptions
 
@@ -63,8 +64,9 @@ class TrainingConfig(RunOptions):
 
     net: str | dict[str, Any] | None = option(
         None,
-        "unet-tiny, unet-small (the usual), unet-base, unet-latent, dit-tiny, dit-small, dit-base, restorer.",
+        "The network; by default unet-small, and for --restore restorer.",
         kind=str,
+        choices=choices.NETS,
     )
     grad_accumulation: int = option(1, "Microbatches that a batch is computed in, to save memory.")
     weight_decay: float = option(0.0, "Of AdamW or Muon.", python_only=True)
@@ -72,25 +74,29 @@ class TrainingConfig(RunOptions):
     warmup: int = option(100, "Steps in which the learning rate rises.", python_only=True)
     decay: float = option(0.5, "Last part of the run in which the learning rate falls.", python_only=True)
     ema: Sequence[float] = option((0.05, 0.1), "Lengths of the averages, as parts of the run.", python_only=True)
-    augment: str | Sequence[str] = option("", "Names with commas, e.g. mirror,crop; see: about.", kind=str)
-    augment_p: float = option(0.12, "Probability of each.")
-    dropout: float = option(0.0, "Of the net.")
-    cond_dropout: float = option(0.1, "Part trained without a condition, for guidance.")
-    parameterization: str = option("edm", "edm, v, noise, score, x0, flow.")
-    sigma_distribution: str = option("lognormal", "Noise levels to train at: lognormal, uniform, ...")
+    augment: str | Sequence[str] = option(
+        "", "Augmentations, with commas, e.g. mirror,crop.", kind=str, choices=choices.AUGMENTS
+    )
+    augment_p: float = option(0.12, "Probability of each augmentation.")
+    dropout: float = option(0.0, "Dropout of the net.")
+    cond_dropout: float = option(0.1, "Part of the examples trained without their condition, for guidance.")
+    parameterization: str = option("edm", "What the net predicts.", choices=choices.PARAMETERIZATIONS)
+    sigma_distribution: str = option("lognormal", "Noise levels to train at.", choices=choices.SIGMA_DISTRIBUTIONS)
     sigma_distribution_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
-    loss_weighting: str = option("edm", "Of the loss: edm, min_snr, p2, ...")
+    loss_weighting: str = option("edm", "What an error counts at each noise level.", choices=choices.LOSS_WEIGHTINGS)
     loss_weighting_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
     uncertainty: bool = option(False, "Also learn the weighting.", python_only=True)
-    captions: bool = option(False, "Condition on captions: a text-to-image model.")
-    autoencoder: Any = option(None, "An autoencoder's file: train in its latents.", "--autoencoder", "--vae", kind=Path)
+    captions: bool = option(False, "Train on captions: a text-to-image model.")
+    autoencoder: Any = option(
+        None, "File of an autoencoder: train in its latents.", "--autoencoder", "--vae", kind=Path
+    )
     restore: str | None = option(None, 'Learn to undo this, e.g. "blur 0.5..3, jpeg 10..60", from DATA\'s photographs.')
-    init_from: str | Path | None = option(None, "The file of a trained model to start from.", kind=Path)
+    init_from: str | Path | None = option(None, "File of a trained model to start from.", kind=Path)
     self_condition: bool = option(False, "Also condition the net on its own estimate.")
     sigma_data: float | None = option(None, "Standard deviation of the data; by default measured.", python_only=True)
-    holdout: float = option(0.05, "Part of the data kept for the validation loss.")
+    holdout: float = option(0.05, "Part of the data that is kept for the validation loss.")
     compile: bool | str = option(False, "Use torch.compile.", python_only=True)
-    shard: bool = option(False, "Divide the weights among the processes.")
+    shard: bool = option(False, "Divide the weights among the processes, in place of copying them.")
 
     def __post_init__(self) -> None:
         if isinstance(self.augment, str):

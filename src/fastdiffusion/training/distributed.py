@@ -151,7 +151,7 @@ def total(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 def place(device: str | None) -> torch.device:
-    """Where this process computes: on the device of that name, by default the best; several are joined, each on its own.
+    """Where this process computes: on the device of that name, by default the best; several are joined there.
 
     Raises FastdiffusionError where the processes do not find each other, and would train apart.
     """

@@ -79,7 +79,7 @@ class Learner(Trainer):
             {"model": Part(self.objective, self.objective, config.optimizer, config.lr, config.weight_decay)},
             self.batches.draw,
             config.identity(data.train.fingerprint),
-            title(data.train), USUAL,
+            title(data.train), USUAL, "train", {"data": data.train.name},
             held_out=self._held_out(), averaged=net, ema=config.ema, warmup=config.warmup,
             decay=0.0 if config.optimizer == "schedule_free" else config.decay, grad_clip=config.grad_clip,
             grad_accumulation=config.grad_accumulation, shard=config.shard, divided=True,

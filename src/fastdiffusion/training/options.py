@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from ..options import Flag, option
+from .. import choices
+from ..options import DEVICE, FRESH, PRECISION, SEED, Flag, option
 
 
 @dataclass(frozen=True)
@@ -27,17 +28,24 @@ class RunOptions:
     """
 
     folder: str | Path | None = option(
-        None, "Where the run lives, by default in runs/; again, to go on.", "--folder", "--out", "-o", kind=Path
+        None,
+        "Folder of the run, by default in runs/; the same one again goes on.",
+        "--folder",
+        "--out",
+        "-o",
+        kind=Path,
     )
-    batch_size: int = option(64, "Images a step, over all processes.")
+    batch_size: int = option(64, "Images in each step, over all processes.")
     lr: float | None = option(None, "Highest learning rate; by default the optimizer's.")
-    optimizer: str = option("auto", "muon, adamw, schedule_free, or auto.")
-    precision: str = option("auto", "float32, bfloat16, or auto: bfloat16 on a GPU that has it.")
-    track: str | None = option(None, "tensorboard, trackio or wandb, besides report.html.")
+    optimizer: str = option(
+        "auto", "The optimizer; auto is muon, with --shard adamw.", choices=("auto", *choices.OPTIMIZERS)
+    )
+    precision: str = option("auto", PRECISION, choices=choices.PRECISIONS)
+    track: str | None = option(None, "A tracker, besides report.html.", choices=choices.TRACKERS)
     save_every: float = option(30.0, "Seconds between checkpoints.", python_only=True)
     verbose: bool = option(True, "Print what is going on.", python_only=True)
-    seed: int = option(0, "Of everything.")
-    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+    seed: int = option(0, SEED)
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
     def in_runs(self, name: str) -> Self:
         """The same, with a folder for the run: ``runs/name`` where none is given."""
@@ -56,10 +64,10 @@ class Budget:
             ``training.distributed.launch``.
     """
 
-    minutes: float | None = option(None, "Time to train, of all sessions together.")
+    minutes: float | None = option(None, "Minutes to train, of all sessions together.")
     steps: int | None = option(None, "Steps to train, instead of minutes.")
-    fresh: bool = option(False, "Forget what the folder holds and start anew.")
-    procs: int = option(1, "Processes on this machine.")
+    fresh: bool = option(False, FRESH, "--fresh/--resume")
+    procs: int = option(1, "Number of processes on this machine.")
 
 
 def usual(steps: int) -> Any:
@@ -73,8 +81,8 @@ class TrainingOptions(Budget, RunOptions):
     """What every training run can be given. Without ``minutes`` or ``steps`` it takes the steps that are usual."""
 
     lr: float | None = option(1e-2, "Highest learning rate.")
-    optimizer: str = option("muon", "muon or adamw.")
-    precision: str = option("float32", "float32, bfloat16, or auto: bfloat16 on a GPU that has it.")
+    optimizer: str = option("muon", "The optimizer.", choices=choices.OPTIMIZERS)
+    precision: str = option("float32", PRECISION, choices=choices.PRECISIONS)
     steps: int | None = usual(1000)
 
     @property
@@ -104,7 +112,7 @@ class ImageTrainingOptions(TrainingOptions):
     """
 
     size: int | None = option(None, "Side of the images in pixels.")
-    holdout: float = option(0.05, "Part of the images kept to measure with.")
+    holdout: float = option(0.05, "Part of the images that is kept to measure with.")
 
 
 def default(name: str, value: Any, **shown: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,9 +47,10 @@ class Task:
         parts: By name. Several are trained in turns within each step, as a generator and its critic are.
         draw: ``draw(step)`` is a step's batch, on the CPU, the same whenever it is asked for: so a checkpoint holds no
             state of any iterator or random generator. It is called ahead, in another thread.
-        divided: Whether ``draw`` gives each process its own rows already; otherwise it gives all, and each takes its own.
+        divided: Whether ``draw`` gives each process its own rows; otherwise it gives all, and each takes its own.
         identity: What two runs must share to be one, as JSON.
         title: What it is trained on, for people: "digits: 1,797 images of 1x8x8".
+        command: What the command line calls it, and ``arguments`` that stand beside the options: for run.toml.
         usual: Examples that such a run usually sees before it is trained enough; 0 is unknown.
         modules: Nets that are evaluated and not trained; they are moved to the device with the others.
         held_out: Batches that validation measures the first part's loss on.
@@ -72,6 +73,8 @@ class Task:
     identity: Mapping[str, Any]
     title: str = ""
     usual: int = 0
+    command: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
     modules: Sequence[nn.Module] = ()
     held_out: Sequence[Batch] = ()
     averaged: nn.Module | None = None

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Self
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..device import autocast, check_precision, choose_precision
 from ..errors import CheckpointError, FastdiffusionError, InputError, missing, unknown
+from ..io import config as configs
 from ..io.checkpoints import in_code, on_disk
 from ..io.run_folder import Folder
 from ..noise import Stream, generator
@@ -271,6 +272,9 @@ class Trainer:
             self._signals = stack.enter_context(stop_signals())
             self.resume(fresh)
             jobs = [*defaults(self), *callbacks]
+            if self.run is not None and self.main and self.task.command:
+                budget_given = {"steps": steps, "minutes": minutes}
+                configs.keep(self.run.path, self.task.command, {**self.task.arguments, **self._flags(), **budget_given})
             loop = self.steps(steps, minutes)
             first = next(loop, None)
             if first is None and results.complete(self):
@@ -290,6 +294,11 @@ class Trainer:
         if self.stopped:
             raise KeyboardInterrupt
         return self._done()
+
+    def _flags(self) -> dict[str, Any]:
+        """The options that can be typed, where they are not what they are by default."""
+        typed = [f for f in fields(self.options) if not f.metadata["flag"].python_only]
+        return {f.name: v for f in typed if (v := getattr(self.options, f.name)) != f.default}
 
     def _after(self, step: TrainStep, jobs: Sequence[Callback]) -> None:
         """What follows a step: measure, tell the callbacks, save, show."""

@@ -104,7 +104,8 @@ def train_token_prior(autoencoder: Discrete | str | Path, data: Dataset | str, *
               "optimizer": chosen.optimizer, "weights": fingerprint(made.autoencoder.state_dict())}  # fmt: skip
     train(Task(
         {"prior": Part(made.prior, lambda batch: surprise(made.prior, *batch), chosen.optimizer, chosen.lr)},
-        draw, config, title(learned), chosen.usual_examples, [made], warmup=100,
+        draw, config, title(learned), chosen.usual_examples, "train-token-prior",
+        {"data": images.name}, [made], warmup=100,
         held_out=[] if others is None else [(others, hidden(others, generator(-1, Stream.TOKEN_MASK)))],
         preview=lambda: (sample_tokens(made), 8),
         write=lambda folder: guarded.save("codes", made, folder / FILE), file=FILE,

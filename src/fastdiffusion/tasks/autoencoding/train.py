@@ -78,7 +78,8 @@ def train_autoencoder(data: Dataset | str, **options: Any) -> Autoencoder:
         save(autoencoder, folder / FILE)
 
     train(Task(
-        parts, game.stream(train_data, chosen.seed), config, title(train_data), chosen.usual_examples, [autoencoder],
+        parts, game.stream(train_data, chosen.seed), config, title(train_data), chosen.usual_examples,
+        "train-autoencoder", {"data": data.name}, [autoencoder],
         held_out=list(map(game.stream(held, -1), range(HELD_OUT))) if len(held) else (), warmup=100, before=game.at,
         preview=partial(preview, autoencoder, held if len(held) else train_data), write=write, file=FILE,
     ), chosen)  # fmt: skip

@@ -154,6 +154,7 @@ def _trained(made: Net, data: Dataset, loss: Callable[[TrainingBatch], Tensor], 
     train(Task(
         {"net": Part(made, loss, chosen.optimizer, chosen.lr, weight_decay=0.01)}, batches.draw,
         {**made.config, "data": learned.fingerprint, "lr": chosen.lr}, title(learned), chosen.usual_examples,
+        "train-classifier" if isinstance(made, Classifier) else "", {"data": data.name},
         held_out=[others.draw(0)] if others else (), decay=1.0, write=lambda folder: save(made, folder / FILE),
         file=FILE,
     ), chosen)  # fmt: skip

@@ -100,7 +100,8 @@ def train_cold(data: Dataset | str, process: str = "blur 4", **options: Any) -> 
     draws = [partial(_draw, made.process, some, chosen.batch_size) for some in (learned, held)]
     train(Task(
         {"net": Part(made, loss, chosen.optimizer, chosen.lr)}, partial(draws[0], chosen.seed), config, title(learned),
-        chosen.usual_examples, held_out=[draws[1](-1, i) for i in range(4)] if len(held) else (),
+        chosen.usual_examples, "train-cold", {"data": data.name},
+        held_out=[draws[1](-1, i) for i in range(4)] if len(held) else (),
         preview=partial(_preview, made, held if len(held) else learned),
         write=lambda folder: save(made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip

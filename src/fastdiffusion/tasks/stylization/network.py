@@ -130,6 +130,7 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Styliz
     }
     train(Task(
         {"net": Part(made, loss, chosen.optimizer, chosen.lr)}, draw, config, title(data), chosen.usual_examples,
+        "train-style", {"data": data.name},
         preview=preview, write=lambda folder: save(made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
     return made.cpu().requires_grad_(False)

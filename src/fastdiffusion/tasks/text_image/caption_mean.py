@@ -74,7 +74,8 @@ def train_caption_mean(data: Dataset | str, **options: Any) -> Model:
 
     train(Task(
         {"caption_mean": Part(both, loss, learner.config.optimizer, chosen.lr)}, stream(learner.setup.train, seed),
-        config, title(learner.setup.train), chosen.usual_examples, held_out=[stream(held, -1)(0)] if len(held) else (),
+        config, title(learner.setup.train), chosen.usual_examples, "train-caption-mean",
+        {"data": learner.setup.train.name}, held_out=[stream(held, -1)(0)] if len(held) else (),
         write=lambda folder: save(learner.averaged(None), folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
     return learner.averaged(None).to("cpu")

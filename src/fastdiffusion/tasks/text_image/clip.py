@@ -122,9 +122,10 @@ def train_clip(data: Dataset | str, **options: Any) -> Clip:
         "optimizer": chosen.optimizer, "vocabulary": chosen.vocabulary, "data": train_data.fingerprint,
     }  # fmt: skip
     held_out = [_pairs(held, min(chosen.batch_size, len(held)), -1)(0)] if len(held) > 1 else []
-    run = _run(clip, draw, loss, config, chosen, title(train_data), held_out).run
+    trainer = _run(clip, draw, loss, config, chosen, train_data, "train-clip", held_out)
+    run = trainer.run if trainer.main else None
     if run is not None and len(held) and not any("recall" in line for line in run.metrics()[-1:]):
-        report(clip.to(place(chosen.device)), held, run, run.metrics()[-1]["step"])
+        report(clip.to(trainer.device), held, run, trainer.state.step)
     return clip.cpu()
 
 
@@ -218,7 +219,7 @@ def train_noisy(clip: Clip, data: Dataset, images: Dataset | None = None, **opti
         "noisy": True, "clip": fingerprint(clip.state_dict()), "batch_size": chosen.batch_size, "lr": chosen.lr,
         "optimizer": chosen.optimizer, "data": data.fingerprint, "image": made.config["image"],
     }  # fmt: skip
-    _run(made, draw, loss, config, chosen, title(data))
+    _run(made, draw, loss, config, chosen, data)
     return made.cpu()
 
 
@@ -278,12 +279,14 @@ def _run(
     loss: Callable[[Any], Tensor],
     config: dict[str, Any],
     chosen: TrainingOptions,
-    what: str,
+    data: Dataset,
+    command: str = "",
     held_out: Sequence[Any] = (),
 ) -> Trainer:
     """Train in place, on the device of the run."""
     trainer = train(Task(
-        {"clip": Part(clip, loss, chosen.optimizer, chosen.lr)}, draw, config, what, chosen.usual_examples,
+        {"clip": Part(clip, loss, chosen.optimizer, chosen.lr)}, draw, config, title(data),
+        chosen.usual_examples, command, {"data": data.name},
         held_out=held_out, write=lambda folder: save(clip, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
     clip.requires_grad_(False)

@@ -242,7 +242,7 @@ def distill(
 
     train(Task(
         {"student": Part(student, loss, chosen.optimizer, chosen.lr)}, draw, config,
-        f"{counted(len(known), 'known text')}", chosen.usual_examples, warmup=100,
+        counted(len(known), "known text"), chosen.usual_examples, "add-language", warmup=100,
     ), chosen)  # fmt: skip
 
 

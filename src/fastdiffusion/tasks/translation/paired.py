@@ -84,7 +84,8 @@ def train_translation(source: Dataset | str, target: Dataset | str | None = None
     loss, critics = _losses(made, chosen.seed)
     train(Task(
         {"net": Part(made, loss, optimizer, lr), **critics}, partial(_draw, data, chosen), config,
-        " to ".join(data.names), chosen.usual_examples, decay=DECAY, preview=partial(_preview, made, data),
+        " to ".join(data.names), chosen.usual_examples, "train-translation", decay=DECAY,
+        preview=partial(_preview, made, data),
         write=lambda folder: save(made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
     return made.cpu().requires_grad_(False)
