@@ -48,6 +48,7 @@ from fastdiffusion.tasks.translation import paired as translation_paired
 from fastdiffusion.tasks.translation import training_free
 from fastdiffusion.tasks.translation.domains import Domains, domains
 from fastdiffusion.types import Cond
+from fastdiffusion.tasks.evaluation.feature_net import feature_net
 
 STEPS = {"regression": 1036, "gan": 556, "diffusion": 960, "bridge": 960, "cyclegan": 400}  # about 2.5 CPU minutes
 SEEDS = 3  # samples of each image that a sampled row is the mean of
@@ -199,7 +200,7 @@ def carried(
 def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Path, methods: list[str]) -> dict:
     pairs, names = domains("fashion-mnist", paired=False, classes=classes, size=32), classes.split(",")
     a, b = pairs.kept(n)
-    evaluator = metrics.classifier(data.load("fashion-mnist", 32))  # nothing here was trained against it
+    evaluator = feature_net(data.load("fashion-mnist", 32))  # nothing here was trained against it
     kinds = [data.load("fashion-mnist").classes.index(name) for name in names]
 
     def row(name: str, there: Tensor, returned: Tensor | None = None, reverse: bool = False) -> None:

@@ -20,7 +20,9 @@ from fastdiffusion.tasks.autoencoding import train as autoencoders
 from fastdiffusion.tasks.autoencoding.analysis import describe
 from fastdiffusion.tasks.autoencoding.token_prior import hidden, sample_tokens, surprise, train_token_prior, write
 from fastdiffusion.tasks.autoencoding.train import train_autoencoder
-from fastdiffusion.training.trainer import Part, train
+from fastdiffusion.training.options import TrainingOptions
+from fastdiffusion.training.task import Part, Task
+from fastdiffusion.training.trainer import train
 
 TINY = {"steps": 20, "levels": 2, "width": 8, "codebook_size": 64, "optimizer": "adamw", "lr": 3e-3}
 PRIOR = {"steps": 6, "width": 32, "depth": 1, "batch_size": 8}
@@ -123,8 +125,12 @@ def test_an_untaught_prior_needs_the_plain_bits():
 def test_it_learns_what_stands_together():
     """Of two grids either is drawn: one bit an image, whatever the tokens, and nothing else is ever written."""
     prior = MaskedTokens(5, (3, 3), 32, 2)
-    part = Part(prior, lambda step: surprise(prior, TWO.repeat(32, 1, 1), 0, step).mean(), lr=1e-2)
-    list(train({"prior": part}, 250, {}, precision="float32"))
+    def draw(step):
+        tokens = TWO.repeat(32, 1, 1)
+        return tokens, hidden(tokens, generator(0, step))
+
+    part = Part(prior, lambda batch: surprise(prior, *batch), lr=1e-2)
+    train(Task({"prior": part}, draw, {}), TrainingOptions(steps=250, verbose=False, device="cpu"))
     with torch.no_grad():
         nats = torch.cat([surprise(prior, TWO, 1, key) for key in range(500)]).mean() * 9
     assert float(nats) / math.log(2) == pytest.approx(1, abs=0.15)
@@ -208,7 +214,8 @@ def test_bad_numbers_are_told(autoencoder, tmp_path):
         with pytest.raises(InputError, match=r"batch_size|lr must be|not negative"):
             call()
     with pytest.raises(InputError, match="No precision named 'half'"):
-        next(train({"codec": Part(autoencoder, lambda step: torch.zeros(()))}, 1, {}, precision="half"))
+        task = Task({"codec": Part(autoencoder, lambda batch: torch.zeros(()))}, lambda step: None, {})
+        train(task, TrainingOptions(steps=1, precision="half"))
 
 
 def test_one_picture_of_one_latent_is_finite(tmp_path):

@@ -90,6 +90,10 @@ class TrainingOptions(Budget, RunOptions):
         """How many steps such a run takes where nothing is said."""
         return type(self).__dataclass_fields__["steps"].metadata["usual"]
 
+    def usually(self, steps: int) -> Self:
+        """The same, with so many steps where nothing is said."""
+        return self if self.minutes is not None or self.steps is not None else replace(self, steps=steps)
+
     @property
     def usual_examples(self) -> int:
         """How many examples such a run sees where nothing is said."""
