@@ -28,8 +28,8 @@ from fastdiffusion.io.images import to_tensor, to_uint8
 from fastdiffusion.models import Model
 from fastdiffusion.nets import presets
 from fastdiffusion.noise import initial
-from fastdiffusion.training.learner import Learner
 from fastdiffusion.tasks.evaluation.feature_net import feature_net
+from fastdiffusion.training.learner import Learner
 
 OUT = Path("out/ablations")
 AUGMENT = ("scale", "rotate", "stretch", "shift")  # no flips: a mirrored digit is none

@@ -22,8 +22,8 @@ from fastdiffusion import data as datasets
 from fastdiffusion import metrics, noise
 from fastdiffusion.data import selection
 from fastdiffusion.io.images import grid, safe_name, to_tensor
-from fastdiffusion.tasks.restoration import cold_diffusion
 from fastdiffusion.tasks.evaluation.feature_net import feature_net
+from fastdiffusion.tasks.restoration import cold_diffusion
 
 PROCESSES = ("gaussian", "blur_noise", "heat", "soft", "pixelate 4", "blur 2")
 HELD = 0.3

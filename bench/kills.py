@@ -60,7 +60,9 @@ def squares(n: int = 32, side: int = 16) -> Dataset:
 
 
 def _text_model() -> Any:
-    return Learner(squares(), net={**NET, "words": WORDS}, captions=True, batch_size=4, verbose=False, device="cpu").model
+    return Learner(
+        squares(), net={**NET, "words": WORDS}, captions=True, batch_size=4, verbose=False, device="cpu"
+    ).model
 
 
 def _tokens() -> Any:
@@ -91,7 +93,7 @@ KINDS: dict[str, Kind] = {
         squares(), net={**NET, "words": WORDS}, side=4, **QUIET, **o
     ).modules["net"],
     "language": lambda **o: add_language(
-        _text_model(), [Pair(f"un cuadro {w}", f"a {c} square") for w, c in zip("rojo verde azul".split(), COLORS)],
+        _text_model(), [Pair(f"un cuadro {word}", f"a {word} square") for word in COLORS],
         vocabulary=300, depth=1, **QUIET, **o,
     ).modules["net"],
     "translation": lambda **o: train_translation(squares(), squares(), method="gan", net="unet-tiny", **QUIET, **o),
@@ -143,7 +145,7 @@ def in_child(work: Callable[[], str], seconds: float | None = None, begun: Calla
 
 
 def killed(kind: str, folder: Path, kills: int, steps: int, chance: random.Random) -> tuple[bool, int, list[int]]:
-    """Whether a run of this kind that was killed so often ends as one in one piece; how often it was; at which steps."""
+    """Whether a run of this kind that was killed so often ends as one in one piece; how often it was; at what steps."""
     started = time.perf_counter()
     whole = in_child(lambda: weights(KINDS[kind](folder=folder / "whole", steps=steps, save_every=0.0)))
     length = time.perf_counter() - started
@@ -156,7 +158,7 @@ def killed(kind: str, folder: Path, kills: int, steps: int, chance: random.Rando
         before = newest()
         answer = in_child(
             lambda: weights(KINDS[kind](folder=run.path, steps=steps, save_every=0.0)),
-            chance.uniform(0, 0.8 * length / kills), lambda: newest() > before,
+            chance.uniform(0, 0.8 * length / kills), lambda before=before: newest() > before,
         )  # fmt: skip
         times += answer is None
         at.append(newest())
@@ -178,7 +180,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             equal, times, at = killed(kind, Path(folder), args.kills, args.steps, chance)
         right += equal
-        print(f"| {kind} | {times} | {', '.join(map(str, at))} | {args.steps} | {'yes' if equal else 'NO'} |", flush=True)
+        print(
+            f"| {kind} | {times} | {', '.join(map(str, at))} | {args.steps} | {'yes' if equal else 'NO'} |", flush=True
+        )
     print(f"\n{right} of {len(args.kinds)} kinds end with the weights of a run that nobody killed.")
     sys.exit(right < len(args.kinds))
 

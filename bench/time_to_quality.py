@@ -28,8 +28,8 @@ from fastdiffusion.io.checkpoints import load_tensors, save_tensors
 from fastdiffusion.io.images import grid, save_png, to_tensor, to_uint8
 from fastdiffusion.models import load
 from fastdiffusion.noise import generator
-from fastdiffusion.training.learner import Learner
 from fastdiffusion.tasks.evaluation.feature_net import feature_net
+from fastdiffusion.training.learner import Learner
 
 OUT = Path("out/time_to_quality")
 SYSTEMS = ("fastdiffusion", *PEERS)

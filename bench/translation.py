@@ -43,12 +43,12 @@ from fastdiffusion.models import Model
 from fastdiffusion.models import load as load_model
 from fastdiffusion.models.registry import loaded
 from fastdiffusion.tasks.evaluation import evaluator as judging
+from fastdiffusion.tasks.evaluation.feature_net import feature_net
 from fastdiffusion.tasks.stylization.statistics import edge_similarity
 from fastdiffusion.tasks.translation import paired as translation_paired
 from fastdiffusion.tasks.translation import training_free
 from fastdiffusion.tasks.translation.domains import Domains, domains
 from fastdiffusion.types import Cond
-from fastdiffusion.tasks.evaluation.feature_net import feature_net
 
 STEPS = {"regression": 1036, "gan": 556, "diffusion": 960, "bridge": 960, "cyclegan": 400}  # about 2.5 CPU minutes
 SEEDS = 3  # samples of each image that a sampled row is the mean of

@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiffusion import metrics, models, nets
+from fastdiffusion import models, nets
 from fastdiffusion.cli import demo as demo_
 from fastdiffusion.cli import main
 from fastdiffusion.data import digits
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.io.config import read_config, write_config
+from fastdiffusion.models import Model, load, save
 from fastdiffusion.tasks.evaluation import feature_net
 from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
-from fastdiffusion.models import Model, load, save
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,7 @@
-"""Features to measure distances in: of a small classifier, which ``tasks.evaluation.feature_net`` trains on the data."""
+"""Features to measure distances in: of a small classifier, which ``tasks.evaluation.feature_net`` trains."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 from tqdm import tqdm
 
-from ..data import Dataset, cache_folder
-from ..data.selection import _resized, choose, load_images
-from ..device import device_of
-from ..errors import CheckpointError, DataError
+from ..data.selection import _resized
 from ..io import guarded
-from ..io.checkpoints import load_tensors, save_tensors
-from ..io.images import safe_name, to_tensor
-from ..noise import generator
-from .distances import ROWS, Features
+from ..io.checkpoints import load_tensors
+from ..io.images import to_tensor
+from .distances import Features
 
 
 class Classifier(nn.Module):

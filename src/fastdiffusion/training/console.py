@@ -70,8 +70,8 @@ def expectations(training: TrainingView, step: TrainStep) -> str:
         f"{training.task.title}, {count / 1e6:.2f} M parameters, "
         f"{footprint()}, {training.state.precision} on {training.device}"
         + (f", {training.world} processes" if training.world > 1 else "")
-        + f"\n{step.images_per_second:,.0f} examples/s: about {step.of:,} steps, "
-        f"{step.of * training.options.batch_size:,} examples, {clock(step.seconds + step.eta)}"
+        + f"\n{step.images_per_second:,.0f} examples/s: about {counted(step.of, 'step')}, "
+        f"{counted(step.of * training.options.batch_size, 'example')}, {clock(step.seconds + step.eta)}"
     )
 
 

@@ -1,6 +1,6 @@
 """Any model as a task: its own modules, trained by its own loss, whoever built them.
 
-    train(model_task(model, data, options), options)      # options: TrainingOptions(steps=1000, folder="runs/one")
+train(model_task(model, data, options), options)      # options: TrainingOptions(steps=1000, folder="runs/one")
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def model_task(
         if name not in model.modules:
             raise unknown("module of this model", name, model.modules)
     if model.image_shape[-3:] != (wanted := tuple(data.shape)):
-        raise InputError(f"This model makes {model.image_shape} images, the data are {wanted}. Load the data with size=.")
+        raise InputError(
+            f"This model makes {model.image_shape} images, the data are {wanted}. Load the data with size=."
+        )
     seed, n = options.seed, min(options.batch_size, len(data))
     order = Batches(data, n, seed)
     loss = model.loss or partial(losses.denoising_loss, model.denoise, weight=losses.noise)

@@ -71,7 +71,10 @@ def train_feature_net(data: Dataset, **options: object) -> Classifier:
     usual = math.ceil(min(420_000, 40 * learned) / size)
     part = Part(net, loss, chosen.optimizer, chosen.lr, weight_decay=0.02)
     config = {**net.config, "data": data.fingerprint, "batch_size": size, "lr": chosen.lr}
-    train(Task({"net": part}, draw, config, f"A classifier of {title(data)}", usual * size, decay=0.8, grad_clip=0.0), chosen.usually(usual))
+    train(
+        Task({"net": part}, draw, config, f"A classifier of {title(data)}", usual * size, decay=0.8, grad_clip=0.0),
+        chosen.usually(usual),
+    )
     net.cpu().requires_grad_(False)
     right = torch.cat([net(to_tensor(part)).argmax(1) for part in images[:held].split(ROWS)]) == labels[:held]
     inner = torch.cat([net.features(to_tensor(part)) for part in images[held:][:10_000].split(ROWS)])
