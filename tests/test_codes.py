@@ -160,9 +160,9 @@ def test_a_cut_run_goes_on_bit_for_bit(autoencoder, tmp_path, cut):
     resumed = token_prior.load(tmp_path / "cut" / token_prior.FILE)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    made = sample_tokens(resumed, n=3, steps=2)
+    made = sample_tokens(resumed, n=3, steps=2).images
     assert made.shape == (3, 1, 8, 8)
-    torch.testing.assert_close(made, sample_tokens(whole, n=3, steps=2, batch_size=2))
+    torch.testing.assert_close(made, sample_tokens(whole, n=3, steps=2, batch_size=2).images)
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -178,7 +178,7 @@ def test_runs_of_the_first_version_are_refused_with_advice_and_their_files_load(
     train_autoencoder("digits", folder=tmp_path, optimizer="adamw", fresh=True, **first)
     made, golden = (load_tensors(p)[0] for p in (tmp_path / autoencoders.FILE, GOLDEN / "autoencoder-v1.safetensors"))
     assert made == golden
-    assert sample_tokens(GOLDEN / "token-prior-v1.safetensors", n=2, device="cpu").isfinite().all()
+    assert sample_tokens(GOLDEN / "token-prior-v1.safetensors", n=2, device="cpu").images.isfinite().all()
 
 
 def test_what_does_not_fit_is_refused(autoencoder, tmp_path):
@@ -248,7 +248,7 @@ def test_from_the_command_line(autoencoder, tmp_path, capsys):
     assert cli.main(["sample-codes", str(prior), "-n", "2", "--seed", "5", "-o", str(tmp_path / "a")]) == 0
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0005.png", "0006.png", "grid.png"]
     first = to_tensor(read_image(tmp_path / "a" / "0005.png"))
-    torch.testing.assert_close(first, sample_tokens(prior, n=1, seed=5)[0], atol=1 / 127, rtol=0)
+    torch.testing.assert_close(first, sample_tokens(prior, n=1, seed=5).images[0], atol=1 / 127, rtol=0)
     assert cli.main(["sample-codes", str(file), "-o", str(tmp_path / "b")]) == 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -43,13 +45,16 @@ from fastdiffusion.models import Model, registry
 from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import clip as net_clip
 from fastdiffusion.nets import presets
+from fastdiffusion.prompts import reading
 from fastdiffusion.samplers import processes
 from fastdiffusion.samplers.fitting import fit_sampler
-from fastdiffusion.tasks import export, variations
+from fastdiffusion.tasks import export, training, variations
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
 from fastdiffusion.tasks.classification import train as classifiers
+from fastdiffusion.tasks.editing import edit
+from fastdiffusion.tasks.editing.options import EditOptions
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, sample, samples
@@ -64,7 +69,6 @@ from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
 from fastdiffusion.training import optimizers, trainer
 from fastdiffusion.training.config import TrainingConfig
-from fastdiffusion.training.learner import Learner
 from fastdiffusion.training.options import Budget
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
@@ -83,12 +87,30 @@ def imported_by(code: str) -> tuple[set[str], float, str]:
 
 
 def test_exported_names():
-    assert fastdiffusion.__all__ == sorted([*fastdiffusion._MODULE_OF, "__version__"])
     for name in fastdiffusion.__all__:
         assert inspect.getdoc(getattr(fastdiffusion, name)), name
-        assert name in dir(fastdiffusion)
+    assert dir(fastdiffusion) == sorted([*fastdiffusion.__all__, *fastdiffusion._MODULES])  # and no import of its own
+    assert all(inspect.ismodule(getattr(fastdiffusion, name)) for name in fastdiffusion._MODULES)
     with pytest.raises(AttributeError, match="no attribute 'sampel'"):
         _ = fastdiffusion.sampel  # type: ignore[attr-defined]
+
+
+def test_type_checkers_see_the_same_names():
+    """The imports for editors are those that are made, each exported (NAME as NAME)."""
+    tree = ast.parse(Path(fastdiffusion.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {a.asname: (i.module, a.name) for i in block.body if isinstance(i, ast.ImportFrom) for a in i.names}
+    assert seen == fastdiffusion._SOURCE
+
+
+NO_FUNCTION_YET = {"fit"}
+
+
+def test_every_command_is_a_function():
+    """``fastdiffusion train-clip`` is ``fastdiffusion.train_clip``."""
+    functions = {name.replace("-", "_") for name in COMMANDS} - NO_FUNCTION_YET
+    assert functions <= set(fastdiffusion.__all__)
+    assert all(callable(getattr(fastdiffusion, name)) for name in functions)
 
 
 def test_the_promised_names():
@@ -138,9 +160,8 @@ def verb(*functions: Callable[..., Any], flags: str = "", parameters: str = "", 
 
 VERBS = {
     "train": verb(
-        Learner, TrainingConfig, Learner.fit, Budget,
-        flags="size aspect labels inputs procs cpu",
-        parameters="callbacks compile decay ema grad_clip loss_weighting_options save_every sigma_data "
+        training.train, TrainingConfig, Budget, flags="procs cpu",
+        parameters="compile decay ema grad_clip loss_weighting_options save_every sigma_data "
         "sigma_distribution_options uncertainty verbose warmup weight_decay",
     ),
     "scan": verb(ImageFolder),
@@ -172,12 +193,13 @@ VERBS = {
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, StylizeOptions, flags="out metadata", parameters="net"),
+    "edit": verb(edit.edit, EditOptions, flags="what out compare metadata", parameters="image prompt"),
     "train-style": verb(network.train_style, TrainStyleOptions),
     "train-translation": verb(paired.train_translation, TrainTranslationOptions),
     "translate": verb(paired.translate, TranslateOptions, flags="out metadata"),
     "train-cold": verb(cold_diffusion.train_cold, TrainColdOptions),
-    "list-samplers": verb(),
-    "names": verb(flags="prompt n"),
+    "list-samplers": verb(fastdiffusion.list_samplers),
+    "names": verb(reading.names, flags="prompt", parameters="text"),
     "about": verb(about.about),
     "recipe": verb(images.read_recipe, flags="image", parameters="path"),
     "demo": verb(demo.demo, flags="out", parameters="folder"),

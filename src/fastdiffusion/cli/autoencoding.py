@@ -17,7 +17,7 @@ from ..tasks.autoencoding.options import (
     TrainTokenPriorOptions,
 )
 from .command import command
-from .options import Aspect, DataName, Out, Size, load_data, next_command, unfinished
+from .options import Aspect, DataName, Out, Size, next_command
 
 
 @command(
@@ -34,14 +34,13 @@ def train_autoencoder(chosen: TrainAutoencoderOptions, data: DataName, aspect: A
 
     Then: fastdiffusion train DATA --vae runs/autoencoder/codec.safetensors --net unet-latent
     """
+    from ..data import load_folder
     from ..tasks.autoencoding import train
 
-    chosen, images = chosen.in_runs("autoencoder"), load_data(data, chosen.size, aspect, "crop")
+    chosen, images = chosen.in_runs("autoencoder"), load_folder(data, chosen.size, aspect, "crop")
     if images.report is not None:
         print(images.report)
     autoencoder, file = train.train_autoencoder(images, **vars(chosen)), Path(str(chosen.folder)) / train.FILE
-    if unfinished(file.parent, chosen.steps):
-        return
     _, held = images.split(chosen.holdout, chosen.seed)
     quality = train.quality(autoencoder, held if len(held) else images)
     print(f"{file}: PSNR {quality.psnr:.2f} dB, gradient energy {quality.gradient_energy:.2f} of real.")
@@ -77,6 +76,7 @@ def evaluate_autoencoder(
     How faithful, how sharp, how many bits; of a variational one bounds on the likelihood and how many latents are
     active, of one with tokens how many are used. The sheet: images, reconstructions, traversals, prior samples.
     """
+    from ..data import load_folder
     from ..device import device_of
     from ..io.atomic import write_json
     from ..io.images import save_png
@@ -84,7 +84,7 @@ def evaluate_autoencoder(
     from ..tasks.autoencoding import analysis
 
     net = load_autoencoder(autoencoder)
-    held = load_data(data, size, aspect, "crop").split(holdout, chosen.seed)[1 if holdout else 0]
+    held = load_folder(data, size, aspect, "crop").split(holdout, chosen.seed)[1 if holdout else 0]
     numbers = analysis.describe(net, held, **vars(replace(chosen, device=str(device_of(chosen.device)))))
     write_json(out / "autoencoder.json", numbers)
     save_png(analysis.sheet(net, held, chosen.seed), out / "autoencoder.png")
@@ -114,13 +114,12 @@ def train_token_prior(
 
     It learns which tokens stand together, and so to make new images.
     """
+    from ..data import load_folder
     from ..tasks.autoencoding import token_prior
 
-    chosen, images = chosen.in_runs("token-prior"), load_data(data, chosen.size, aspect, "crop")
+    chosen, images = chosen.in_runs("token-prior"), load_folder(data, chosen.size, aspect, "crop")
     prior = token_prior.train_token_prior(autoencoder, images, **vars(chosen))
     file = Path(str(chosen.folder)) / token_prior.FILE
-    if unfinished(file.parent, chosen.steps):
-        return
     learned, held = images.split(chosen.holdout, chosen.seed)
     cost, plain = token_prior.bits(prior, held if len(held) else learned), prior.plain_bits
     print(f"{file}: {cost:.0f} bits for the tokens of an image, {plain:.0f} without the prior.")
@@ -145,11 +144,11 @@ def sample_tokens(
 
     One PNG each, and grid.png.
     """
-    from ..io.images import grid, save_png
+    from ..io.images import grid
+    from ..io.outputs import save_image
     from ..tasks.autoencoding import token_prior
 
     made = token_prior.sample_tokens(model, **vars(chosen))
-    for i, image in enumerate(made):
-        save_png(image, out / f"{chosen.seed + i:04d}.png")
-    save_png(grid(made, zoom=max(1, 64 // made.shape[-1])), out / "grid.png")
-    print(f"{counted(chosen.n, 'image')} in {out}, and grid.png.")
+    made.save(out)
+    sheet = save_image(grid(made.images, zoom=max(1, 64 // made.images.shape[-1])), out / "grid.png", made.recipe)
+    print(f"{counted(chosen.n, 'image')} in {out}, and {sheet.name}.")

@@ -25,10 +25,10 @@ EXPLAINED = (
 )
 def list_samplers() -> None:
     """List the samplers: order, evaluations a step, and use."""
-    from ..samplers import SAMPLERS, about
+    from ..samplers.registry import list_samplers as samplers
 
     print(f"{'name':20} order  NFE  noise  use")
-    for sampler in map(about, SAMPLERS):
+    for sampler in samplers():
         noise = "yes" if sampler.stochastic else "no"
         print(f"{sampler.name:20} {sampler.order:5}  {sampler.nfe:3}  {noise:5}  {sampler.use}")
 

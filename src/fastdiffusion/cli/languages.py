@@ -12,7 +12,7 @@ from ..errors import InputError, counted
 from ..tasks.generation.options import VariationsOptions
 from ..tasks.text_image.options import AddLanguageOptions
 from .command import command
-from .options import Aspect, DataName, Device, Out, Size, load_data, next_command, offer_models, unfinished
+from .options import Aspect, DataName, Device, Out, Size, next_command, offer_models
 
 
 @command(
@@ -69,11 +69,12 @@ def index(
     """
     import torch
 
+    from ..data import load_folder
     from ..tasks import variations as module
     from ..tasks.text_image.clip import mode, ready
 
     net = ready(clip, device)
-    made = module.build_index(net, load_data(data, size, aspect, "pad", mode(net)))
+    made = module.build_index(net, load_folder(data, size, aspect, "pad", mode(net)))
     module.save(made, out, torch.float16)
     print(f"{out}: {counted(len(made.captions), 'image')}.")
     next_command("variations photo.png --model MODEL", index=out, clip=clip)
@@ -118,7 +119,5 @@ def add_language(
     first = loaded_pairs[0]
     print(f"{counted(len(loaded_pairs), 'pair')}, for example {first.text!r} = {first.known!r}.")
     extended = multilingual.add_language(loaded(model, "cpu"), loaded_pairs, **vars(chosen))
-    if unfinished(Path(str(chosen.folder)), chosen.steps):
-        return
     save(extended, out)
     next_command(f"sample {shlex.quote(str(out))} {shlex.quote(first.text)}")

@@ -5,16 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from .. import choices
 from ..errors import InputError
 from .command import offer
-
-if TYPE_CHECKING:
-    from ..data import Dataset
 
 
 def offer_models(incomplete: str) -> list[str]:
@@ -45,27 +42,6 @@ Aspect = Annotated[
         autocompletion=offer(choices.ASPECTS),
     ),
 ]
-
-
-def load_data(
-    data: str,
-    size: int | None,
-    aspect: str | None,
-    usual: str = "bucket",
-    mode: str | None = None,
-    labels: str | None = None,
-) -> Dataset:
-    """The data of a command; a folder's images in the shapes that are asked for, or ``usual`` there."""
-    from .. import data as datasets
-
-    folder = Path(data).is_dir() and data not in datasets.DATASETS
-    chosen = {"aspect": aspect or (usual if folder else None), "mode": mode if folder else None, "labels": labels}
-    return datasets.load(data, size, **{key: value for key, value in chosen.items() if value is not None})
-
-
-def unfinished(folder: Path, steps: int) -> bool:
-    """Never: a training that returns has had its budget."""
-    return False
 
 
 def next_command(command: str, **options: Any) -> None:

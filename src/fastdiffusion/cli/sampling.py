@@ -58,9 +58,7 @@ def sample(
     options = dict(vars(chosen))
     if model is None and chosen.prompt is None:
         raise InputError('Say what to draw, or with which model: fastdiffusion sample "a red heart".')
-    if model is not None and chosen.prompt is None and not registry.names_a_model(model):
-        model, options["prompt"] = None, model
-    model = model or "emoji"
+    model, options["prompt"] = registry.model_and_prompt(model or "emoji", chosen.prompt)
 
     try:
         made, paths = generation.sample_to(out, model, metadata=metadata, format=format, sidecar=sidecar, **options)

@@ -10,7 +10,7 @@ import typer
 
 from ..tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from .command import command
-from .options import Metadata, unfinished
+from .options import Metadata
 from .several import each
 
 OUT = Path("out/stylized.png")
@@ -43,15 +43,12 @@ def stylize(
 
     The colors and textures of a painting, from coarse to fine.
     """
-    from ..io.inputs import losses
-    from ..io.metadata import recipe
-    from ..io.outputs import save_image
     from ..tasks.stylization import stylize as stylization
 
     def one(image: Path, path: Path) -> str:
         made = stylization.stylize(image, style, **vars(chosen))
-        written = save_image(made, path, recipe("stylize", vars(chosen), image, style) if metadata else None)
-        return "\n".join([f"{written}: {made.width}x{made.height} pixels.", *losses(image)])
+        (written,), (height, width) = made.save(path, metadata), made.images.shape[2:]
+        return "\n".join([f"{written}: {width}x{height} pixels.", *made.notes])
 
     several = len(content) > 1 or content[0].is_dir() or "*" in str(content[0])
     each(content, Path("out/stylized") if several and out == OUT else out, "stylized", one)
@@ -79,5 +76,4 @@ def train_style(
 
     folder = Path(chosen.folder or "runs/style")
     network.train_style(style, data, **vars(replace(chosen, folder=folder)))
-    if not unfinished(folder, chosen.steps):
-        print(f"Next: fastdiffusion stylize IMAGE {folder / 'style.safetensors'}")
+    print(f"Next: fastdiffusion stylize IMAGE {folder / 'style.safetensors'}")

@@ -11,7 +11,7 @@ import typer
 from ..errors import InputError
 from ..tasks.text_image.options import TrainCaptionMeanOptions, TrainClipOptions
 from .command import command
-from .options import Aspect, DataName, Device, load_data, next_command, unfinished
+from .options import Aspect, DataName, Device, next_command
 
 ClipPath = Annotated[
     Path | None, typer.Option("--model", "-m", help="What train-clip wrote; by default the bundled encoder, of emoji.")
@@ -32,14 +32,13 @@ def train_clip(chosen: TrainClipOptions, data: DataName, aspect: Aspect = None) 
 
     On a folder of yours with captions. The same command goes on where it stopped.
     """
+    from ..data import load_folder
     from ..io.run_folder import Folder
     from ..tasks.text_image import clip
 
     chosen = chosen.in_runs("clip")
     folder = Path(str(chosen.folder))
-    clip.train_clip(load_data(data, chosen.size, aspect, "pad"), **vars(chosen))  # as clip-score and search load them
-    if unfinished(folder, chosen.steps):
-        return
+    clip.train_clip(load_folder(data, chosen.size, aspect, "pad"), **vars(chosen))  # as clip-score and search load them
     last = next((line for line in reversed(Folder(folder).metrics()) if "recall" in line), None)
     if last is not None:
         interval = f"[{last['low']:.1%}, {last['high']:.1%}]"
@@ -62,13 +61,12 @@ def train_caption_mean(chosen: TrainCaptionMeanOptions, data: DataName, aspect: 
 
     E[x0 given caption]: minutes of this save hours of 'train --captions'. The same command goes on where it stopped.
     """
+    from ..data import load_folder
     from ..tasks.text_image import caption_mean
 
     chosen = chosen.in_runs("caption-mean")
     folder, size, autoencoder = Path(str(chosen.folder)), chosen.size, chosen.autoencoder
-    caption_mean.train_caption_mean(load_data(data, size, aspect, "crop"), **vars(chosen))
-    if unfinished(folder, chosen.steps):
-        return
+    caption_mean.train_caption_mean(load_folder(data, size, aspect, "crop"), **vars(chosen))
     shared = {"size": size, "aspect": aspect or ("crop" if autoencoder is None and Path(data).is_dir() else None)}
     holdout = None if chosen.holdout == TrainCaptionMeanOptions.holdout else chosen.holdout
     shared |= {"autoencoder": autoencoder, "holdout": holdout, "seed": chosen.seed or None}
@@ -144,13 +142,13 @@ def names(
 
     First what the words mean, then names that share them, then what is spelled alike.
     """
-    from ..prompts.reading import known_names
+    from ..prompts import reading
 
-    table = known_names()
+    table = reading.known_names()
     if not prompt:
         print(f"The model that ships draws {len(table.names):,} emoji by name. Search them: fastdiffusion names burger")
         return
-    found = table.find(" ".join(prompt), max(n, 1))
+    found = reading.names(" ".join(prompt), max(n, 1))
     if not found:
         raise InputError(
             f"No name like {' '.join(prompt)!r} among {len(table.names):,}. Try another word, e.g. burger."

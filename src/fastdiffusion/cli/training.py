@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from ..errors import InputError
 from ..training.config import TrainingConfig
 from ..training.options import Budget
 from .command import command, offer
-from .options import Aspect, DataName, Device, ModelPath, Size, load_data, next_command
+from .options import Aspect, DataName, Device, ModelPath, Size, next_command
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -53,33 +52,15 @@ def train(
 
     The same command continues where the last one stopped, bit for bit.
     """
-    from .. import data as datasets
-    from ..io.images import safe_name
-    from ..training.console import say
-    from ..training.learner import Learner
+    from ..tasks import training
 
-    crops = inputs is None and config.restore is not None and Path(data).is_dir()
-    if aspect is not None and (crops or inputs is not None):
-        raise InputError("--aspect does nothing here: pairs and images to restore are cropped. Leave it out.")
-    if labels is not None and (crops or inputs is not None):
-        raise InputError("--labels does nothing here: pairs and images to restore have no classes. Leave it out.")
-    if config.init_from is not None and config.net is not None:
-        raise InputError("A model that is trained further keeps its net. Leave out --net or --init-from.")
-    if inputs is not None:
-        images: datasets.Dataset = datasets.Pairs(inputs, data, 64 if size is None else size)
-    elif crops:
-        images = datasets.Crops(data, 64 if size is None else size)
-    else:
-        images = load_data(data, size, aspect, "bucket" if config.autoencoder is None else "crop", labels=labels)
-    if images.report is not None:
-        say(f"{images.report}\nThe model and its report will name the data {images.name!r}, after the folder.")
-    folder = config.folder or Path("runs") / safe_name(images.name)
-    config = replace(config, folder=folder, device="cpu" if cpu else config.device)
-    Learner(images, **vars(config)).fit(**vars(budget))
+    device = "cpu" if cpu else config.device
+    options = {**vars(config), **vars(budget), "device": device}
+    done = training.train(data, size=size, aspect=aspect, labels=labels, inputs=inputs, **options)
     if config.restore is not None or inputs is not None:
-        next_command("restore photo.jpg", corruption=config.restore or "pairs", model=folder)
+        next_command("restore photo.jpg", corruption=config.restore or "pairs", model=done.path)
     else:
-        next_command(f"sample {shlex.quote(str(folder))} -n 16", out="out")
+        next_command(f"sample {shlex.quote(str(done.path))} -n 16", out="out")
 
 
 @command(

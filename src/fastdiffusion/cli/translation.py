@@ -64,13 +64,9 @@ def translate(
     Several results are numbered: out/translated-0.png, ...
     """
     from ..io.images import checked_name
-    from ..io.metadata import recipe
-    from ..io.outputs import save_image
     from ..tasks.translation import paired
 
     checked_name(out)
     made = paired.translate(image, net, **vars(chosen))
-    paths = [out] if len(made) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(made))]
-    kept = recipe("translate", vars(chosen), image, net) if metadata else None
-    paths = [save_image(translated, path, kept) for path, translated in zip(paths, made, strict=True)]
-    print(f"{', '.join(map(str, paths))}: {made[0].width}x{made[0].height} pixels.")
+    paths, (height, width) = made.save(out, metadata), made.images.shape[2:]
+    print(f"{', '.join(map(str, paths))}: {width}x{height} pixels.")

@@ -29,6 +29,8 @@ from ...device import device_of
 from ...errors import InputError
 from ...io import guarded
 from ...io.checkpoints import fingerprint
+from ...io.metadata import recipe
+from ...io.results import ImageResult
 from ...models import load_autoencoder
 from ...nets import layers
 from ...nets.autoencoders import Autoencoder, Discrete
@@ -107,7 +109,7 @@ def train_token_prior(autoencoder: Discrete | str | Path, data: Dataset | str, *
         draw, config, title(learned), chosen.usual_examples, "train-token-prior",
         {"data": images.name}, [made], warmup=100,
         held_out=[] if others is None else [(others, hidden(others, generator(-1, Stream.TOKEN_MASK)))],
-        preview=lambda: (sample_tokens(made), 8),
+        preview=lambda: (sample_tokens(made).images, 8),
         write=lambda folder: guarded.save("codes", made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
     return made.eval().cpu()
@@ -191,8 +193,8 @@ def write(
 
 
 @torch.no_grad()
-def sample_tokens(model: VQPrior | str | Path, **options: Any) -> Float[Tensor, "n c h w"]:
-    """New images in [-1, 1], on the CPU.
+def sample_tokens(model: VQPrior | str | Path, **options: Any) -> ImageResult:
+    """New images out of tokens.
 
     Args:
         model: Of :func:`train_token_prior`, or its file.
@@ -208,7 +210,8 @@ def sample_tokens(model: VQPrior | str | Path, **options: Any) -> Float[Tensor, 
     seeds = range(chosen.seed, chosen.seed + n)
     starts = tqdm(range(0, n, size), "sampling", disable=None, leave=False)
     tokens = (write(made.prior, seeds[i : i + size], chosen.steps, chosen.temperature) for i in starts)
-    return torch.cat([made.decode(some).cpu() for some in tokens])
+    images = torch.cat([made.decode(some).cpu() for some in tokens])
+    return ImageResult(images, tuple(f"{seed:04d}" for seed in seeds), recipe("sample-tokens", vars(chosen), model))
 
 
 def load(path: str | Path) -> VQPrior:
