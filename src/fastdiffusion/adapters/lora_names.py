@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -33,13 +32,13 @@ class Layout:
     """The original names of a family's layers.
 
     Attributes:
-        pieces: Parts of dotted names here, and what the original calls them.
+        parts: Pieces of dotted names here, and what the original calls them.
         whole: Whole names here, and the original's.
         fused: Names of original layers, and the layers here that hold their rows, one after the other.
         swapped: Layers here whose halves, scale and shift, are in the other order.
     """
 
-    pieces: Mapping[str, str]
+    parts: Mapping[str, str]
     whole: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     swapped: Sequence[str] = ()
@@ -48,8 +47,8 @@ class Layout:
         """The original name of a layer, or of a block of layers."""
         if name in self.whole:
             return self.whole[name]
-        pieces = "|".join(re.escape(piece) for piece in sorted(self.pieces, key=len, reverse=True))
-        return re.sub(rf"(?<![^.])(?:{pieces})(?![^.])", lambda match: self.pieces[match[0]], name)
+        own = "|".join(re.escape(part) for part in sorted(self.parts, key=len, reverse=True))
+        return re.sub(rf"(?<![^.])(?:{own})(?![^.])", lambda match: self.parts[match[0]], name)
 
 
 def _within(block: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -243,8 +242,8 @@ def _originals(net: Any, own: Sequence[str]) -> Iterator[tuple[str, list[Place]]
             block = first.removesuffix(parts[0])
             names = [block + part for part in parts]
             if first.endswith(f".{parts[0]}") and known.issuperset(names):
-                ends = accumulate((net.get_submodule(name).weight.shape[0] for name in names), initial=0)
-                rows = (slice(a, b) for a, b in pairwise(ends))
+                heights = [net.get_submodule(name).weight.shape[0] for name in names]
+                rows = [slice(sum(heights[:i]), sum(heights[: i + 1])) for i in range(len(names))]
                 yield layout.rename(block) + original, [Place(*pair) for pair in zip(names, rows, strict=True)]
 
 

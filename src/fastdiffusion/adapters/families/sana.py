@@ -1,4 +1,4 @@
-"""SANA: latents of 32 pixels, linear self-attention, and a language model that is told to enhance the prompt."""
+"""SANA: latents of 32 pixels, linear self-attention, and a language model with an instruction to enhance the prompt."""
 
 from __future__ import annotations
 
@@ -47,9 +47,10 @@ class Sana(Family):
     def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
         import diffusers
 
+        library: Any = diffusers
         tokenizer.padding_side = "right"
-        lines = signature(diffusers.SanaPipeline.__call__).parameters["complex_human_instruction"].default
-        instruction = "\n".join(lines)
+        options = signature(library.SanaPipeline.__call__).parameters
+        instruction = "\n".join(options["complex_human_instruction"].default)
         dropped = len(tokenizer.encode(instruction)) - 2
         return Text(
             encoder, tokenizer, dropped + limit, "longest", lambda text: instruction + lowered(text), drop=dropped
@@ -61,7 +62,7 @@ class Sana(Family):
         return rows_of(states[:, kept], real[:, kept])
 
     @cached_property
-    def negative(self) -> Sana:
+    def negative(self) -> Family:
         other = copy(self)
         other.texts = [Text(self.main.encoder, self.main.tokenizer, GEMMA.limit, "longest", lowered)]
         return other
