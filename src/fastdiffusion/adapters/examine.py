@@ -116,11 +116,11 @@ def examine(model: Model) -> Iterator[tuple[str, str]]:
         f"{family.name}, predicts {family.levels.prediction}, sigma {model.sigma_min:.4g} to {model.sigma_max:.5g}, "
         f"{str(dtype).removeprefix('torch.')} on {model.device.type}, {weights / 1e9:.2f} GB of weights",
     )
-    for scale in (1.0, model.scale):
+    for what, scale in {"pipeline": 1.0, "guidance": model.scale}.items():
         found, limit = difference(model, scale), EXACT if dtype == torch.float32 else ROUNDED
         verdict = "equal" if found <= limit else f"NOT EQUAL (at most {limit:g}): please report it"
         yield (
-            "pipeline",
+            what,
             f"4 steps of Euler at scale {scale:g} differ from {pipeline_class(model)} by {found:.1e} of the largest "
             f"value: {verdict}",
         )
