@@ -25,6 +25,7 @@ from .atomic import write_bytes
 
 VERSION = 1  # of the file format; a file of a higher one is refused, one of a lower one is read
 CONFIG_LIMIT = 8 << 20  # bytes of JSON: far above any real configuration, far below what could hurt
+HEADER_LIMIT = 100_000_000  # bytes, as safetensors itself has it
 SCALE = ":scale"  # ends the name of the scales of a tensor that is written in 8 bits
 SMALL = 1024  # numbers; a tensor of fewer is not worth rounding
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
@@ -168,6 +169,16 @@ def load_tensors(
     if not intact:
         raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another copy of it.")
     return config, {in_code(name): tensor for name, tensor in tensors.items()}
+
+
+def is_own(path: str | Path) -> bool:
+    """Whether a safetensors file says that it is one of :func:`save_tensors`, by its header; True if it has none."""
+    try:
+        with Path(path).open("rb") as file:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_LIMIT)))
+        return header.get("__metadata__", {}).get("format") == "fastdiffusion"
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return True  # its own loader says what is wrong with it
 
 
 def _unavailable(path: Path, error: Exception) -> UnavailableError:

@@ -1,12 +1,13 @@
-"""A model folder in diffusers' layout, known by its files alone: its hash, and the tables that were fitted to it.
+"""A checkpoint of another program, known by its files alone: its hash, and the tables that were fitted to it.
 
-Nothing here opens a network: ``adapters`` does.
+It is a folder in diffusers' layout, or one file. Nothing here opens a network: ``adapters`` does.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from ..data.cache import cache_folder
 from ..errors import CheckpointError, DataError
 from ..io.atomic import write_json
+from ..io.checkpoints import is_own
 from ..samplers import Table
 from .model import Model, table_key
 from .protocols import Size
@@ -32,45 +34,66 @@ def is_folder(path: Any) -> bool:
         return False
 
 
+def is_other(path: Any) -> bool:
+    """Whether there is a checkpoint of another program at ``path``: a folder, a GGUF, or safetensors not of ours."""
+    try:
+        if not isinstance(path, str | Path) or not Path(path).is_file():
+            return is_folder(path)
+    except (OSError, ValueError):
+        return False
+    return Path(path).suffix.lower() == ".gguf" or (Path(path).suffix == ".safetensors" and not is_own(path))
+
+
 def files(folder: Path) -> list[Path]:
     """What the hash covers: configurations, tokenizers and weights, in a fixed order."""
     parts = [part for part in sorted(folder.iterdir()) if part.is_dir() and part.name not in IGNORED]
-    paths = [folder / INDEX, *(path for part in parts for path in sorted(part.iterdir()))]
+    first = [folder / INDEX] if is_folder(folder) else sorted(folder.iterdir())  # or of a tokenizer alone
+    paths = [*first, *(path for part in parts for path in sorted(part.iterdir()))]
     return [path for path in paths if path.suffix in KINDS and not path.name.startswith(".") and path.is_file()]
 
 
-def digest(folder: str | Path) -> str:
-    """sha256 over the names and contents of the folder's files.
+def digest(path: str | Path) -> str:
+    """sha256 of a file, as other programs name checkpoints by; of a folder, over the names and contents of its files.
 
     A file's hash is kept in the cache with its size and time of change: 7 GB take 15 s, once. Raises CheckpointError if
     a file cannot be read.
     """
     try:
-        return _digest(Path(folder).resolve())
+        return _digest(Path(path).resolve())
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error.strerror}. Is it still there?") from None
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is it still there?") from None
 
 
-def _digest(folder: Path) -> str:
-    cache, sha = _cache(), hashlib.sha256()
+def _digest(place: Path) -> str:
+    cache = _cache()
     known: dict[str, Any] = cache.setdefault("files", {})
-    for path in files(folder):
+    hashes: list[list[str]] = []
+    for path in files(place) if place.is_dir() else [place]:
         stat = path.stat()
         state = [stat.st_size, stat.st_mtime_ns]
         if known.get(str(path), [None])[:-1] != state:
             with path.open("rb") as file:
                 known[str(path)] = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
-        sha.update(json.dumps([path.relative_to(folder).as_posix(), known[str(path)][-1]]).encode())
-    result = sha.hexdigest()
-    cache.setdefault("folders", {})[result] = str(folder)
+        hashes.append([path.relative_to(place).as_posix(), known[str(path)][-1]])
+    of_folder = hashlib.sha256("".join(json.dumps(pair) for pair in hashes).encode()).hexdigest()
+    result = of_folder if place.is_dir() else hashes[0][-1]
+    cache.setdefault("folders", {})[result] = str(place)
     _keep(cache)
     return result
 
 
+def identity(path: str | Path, changes: Mapping[str, Any]) -> str:
+    """The ``Model.id`` of a checkpoint: its hash, or with what was changed in loading a hash over both."""
+    sha256 = digest(path)
+    if not changes:
+        return sha256
+    return hashlib.sha256(json.dumps([sha256, dict(changes)], sort_keys=True).encode()).hexdigest()
+
+
 def hashed_before(sha256: str) -> Path | None:
-    """A folder on this machine that had this hash when it was last used, and still has an index."""
+    """A checkpoint on this machine that had this hash when it was last used, and is still there."""
     path = _cache().get("folders", {}).get(sha256)
-    return Path(path) if path is not None and is_folder(path) else None
+    return Path(path) if path is not None and is_other(path) else None
 
 
 def _cache() -> dict[str, Any]:
@@ -90,7 +113,7 @@ def _keep(cache: dict[str, Any]) -> None:
 
 
 def tables_file(folder: str | Path) -> Path:
-    """Where the folder's tables are: beside it, ``sdxl/`` and ``sdxl.tables.json``."""
+    """Where a checkpoint's tables are: beside it, of ``sdxl/`` in ``sdxl.tables.json``."""
     folder = Path(folder).resolve()
     return folder.with_name(f"{folder.name}.tables.json")
 

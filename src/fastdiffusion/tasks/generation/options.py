@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError
 from ...options import option
+from ..loading import LoadOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,8 +34,8 @@ def seed_of(seed: object) -> int:
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What every verb that samples takes.
+class RunOptions(LoadOptions):
+    """What every verb that samples takes, besides how its model is loaded.
 
     Attributes:
         n: Number of images.
@@ -48,7 +49,6 @@ class RunOptions:
         sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else ``dpmpp_2m``.
         schedule: A name in ``schedules.SCHEDULES``; by default the model's own.
         batch_size: Images at once: for speed and memory only.
-        device: Where to compute; by default where the model is, and for a file the best device there is.
     """
 
     n: int = option(16, "How many images.", "-n", "--n")
@@ -63,9 +63,9 @@ class RunOptions:
     sampler: str | None = option(None, "See: fastdiffusion list-samplers. By default the model's own.")
     schedule: str | None = option(None, "Of the noise levels: exponential, karras, ...")
     batch_size: int = option(16, "Images at once.")
-    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("n", "steps", "batch_size"):
             value = getattr(self, name)
             if not (type(value) is int and value >= 1):
