@@ -88,7 +88,10 @@ def load(
     changes |= {"prediction": prediction} if scheduler != source.scheduler else {}
     changes |= {"vae_tiling": True} if vae_tiling else {}
     changes |= source.added
-    made = model(family(_checkpoint(source, family, dtypes, scheduler, changes)), folder.read_tables(source.path))
+    made = model(family(_checkpoint(source, family, dtypes, scheduler)), folder.read_tables(source.path))
+    if changes:
+        made.denoise.settings = changes
+        made = replace(made, info={**made.info, "loaded": changes})
     if vae_tiling:
         memory.tile(made.modules["autoencoder"])
     if lora:
@@ -105,7 +108,6 @@ def _checkpoint(
     family: type[Family],
     dtypes: Mapping[str, torch.dtype],
     scheduler: Mapping[str, Any],
-    changes: Mapping[str, Any],
 ) -> Checkpoint:
     """All parts, loaded."""
     try:
@@ -122,7 +124,7 @@ def _checkpoint(
 
     modules = {part: source.module(part, kind(part), dtype) for part, dtype in dtypes.items()}
     tokenizers = {part: source.tokenizer(part, kind(part)) for part in parts if part not in modules}
-    return Checkpoint(source.path.resolve(), modules, tokenizers, scheduler, source.index, changes)
+    return Checkpoint(source.path.resolve(), modules, tokenizers, scheduler, source.index)
 
 
 def _opened(what: str | Path, rest: Path | None, download: bool, half: bool) -> Source:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -64,36 +63,49 @@ def digest(path: str | Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is it still there?") from None
 
 
-def _digest(place: Path) -> str:
-    cache = _cache()
-    known: dict[str, Any] = cache.setdefault("files", {})
-    hashes: list[list[str]] = []
-    for path in files(place) if place.is_dir() else [place]:
-        stat = path.stat()
-        state = [stat.st_size, stat.st_mtime_ns]
-        if known.get(str(path), [None])[:-1] != state:
-            with path.open("rb") as file:
-                known[str(path)] = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
-        hashes.append([path.relative_to(place).as_posix(), known[str(path)][-1]])
-    of_folder = hashlib.sha256("".join(json.dumps(pair) for pair in hashes).encode()).hexdigest()
-    result = of_folder if place.is_dir() else hashes[0][-1]
-    cache.setdefault("folders", {})[result] = str(place)
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file, kept in the cache likewise; raises CheckpointError if it cannot be read."""
+    cache, path = _cache(), Path(path).resolve()
+    try:
+        result = _file_digest(path, cache)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is it still there?") from None
     _keep(cache)
     return result
 
 
-def identity(path: str | Path, changes: Mapping[str, Any]) -> str:
-    """The ``Model.id`` of a checkpoint: its hash, or with what was changed in loading a hash over both."""
-    sha256 = digest(path)
-    if not changes:
-        return sha256
-    return hashlib.sha256(json.dumps([sha256, dict(changes)], sort_keys=True).encode()).hexdigest()
+def _file_digest(path: Path, cache: dict[str, Any]) -> str:
+    known: dict[str, Any] = cache.setdefault("files", {})
+    stat = path.stat()
+    state = [stat.st_size, stat.st_mtime_ns]
+    if known.get(str(path), [None])[:-1] != state:
+        with path.open("rb") as file:
+            known[str(path)] = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
+    return str(known[str(path)][-1])
+
+
+def _digest(place: Path) -> str:
+    cache = _cache()
+    if place.is_dir():
+        pairs = [[path.relative_to(place).as_posix(), _file_digest(path, cache)] for path in files(place)]
+        result = hashlib.sha256("".join(map(json.dumps, pairs)).encode()).hexdigest()
+    else:
+        result = _file_digest(place, cache)
+    cache.setdefault("folders", {})[result] = str(place)
+    _keep(cache)
+    return result
 
 
 def hashed_before(sha256: str) -> Path | None:
     """A checkpoint on this machine that had this hash when it was last used, and is still there."""
     path = _cache().get("folders", {}).get(sha256)
     return Path(path) if path is not None and is_other(path) else None
+
+
+def file_hashed_before(sha256: str) -> Path | None:
+    """A file on this machine that had this hash when it was last used, and still is there."""
+    places = (Path(path) for path, state in _cache().get("files", {}).items() if state[-1] == sha256)
+    return next((path for path in places if path.is_file()), None)
 
 
 def _cache() -> dict[str, Any]:

@@ -109,11 +109,12 @@ class Model:
         """sha256 over what decides the model's samples: its configuration without tables and notes, and its tensors.
 
         Computed when it is first asked for: what changes tensors in place afterwards needs a new model. A denoiser of
-        another family may bring the ``id`` of its files.
+        another family may bring the ``id`` of its files; its ``settings`` count too.
         """
-        if isinstance(own := getattr(self.denoise, "id", None), str):
-            return own
-        return fingerprint(tensors(self), configuration(self) | dict(getattr(self.denoise, "settings", {})))
+        own, settings = getattr(self.denoise, "id", None), dict(getattr(self.denoise, "settings", {}))
+        if isinstance(own, str):
+            return fingerprint({}, {"files": own, **settings}) if settings else own
+        return fingerprint(tensors(self), configuration(self) | settings)
 
     @property
     def loss(self) -> Callable[..., Tensor] | None:
