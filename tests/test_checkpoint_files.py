@@ -12,12 +12,12 @@ import one_file
 import pytest
 import torch
 from pretended_device import pretended
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tiny_pipelines import build
 
 import fastdiffusion
 from fastdiffusion.adapters import conversion, hub, memory, single_file
-from fastdiffusion.adapters.weights import Entry, open_weights
+from fastdiffusion.adapters.weights import open_weights
 from fastdiffusion.cli import main
 from fastdiffusion.errors import CheckpointError, InputError, MissingExtra
 from fastdiffusion.models import folder
@@ -48,29 +48,24 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def sizes(tmp_path_factory):
-    """Folders of configurations as they ship, but of tiny sizes, and of a tokenizer that joins c, a, t."""
-    places = {}
-
-    def of(name):
-        if name not in places:
-            places[name] = tmp_path_factory.mktemp("configs") / name
-            shutil.copytree(SHIPPED, places[name])
-            (places[name] / "clip-merges.txt.xz").write_bytes(lzma.compress(b"c a\nca t</w>\n"))
-            one_file.write_configs(build(name), places[name], SHIPPED)
-        return places[name]
-
-    return of
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("files"), {}
 
 
 @pytest.fixture
-def case(sizes, monkeypatch, tmp_path_factory):
-    made = {}
+def case(place, monkeypatch):
+    """Of a family by name; what ships for single files then has its tiny sizes, and a tokenizer that joins c, a, t."""
+    folder, made = place
 
     def get(name):
-        monkeypatch.setattr(single_file, "CONFIGS", sizes(name))
+        configs = folder / f"configs-{name}"
         if name not in made:
-            made[name] = Case(name, tmp_path_factory.mktemp("files"))
+            shutil.copytree(SHIPPED, configs)
+            (configs / "clip-merges.txt.xz").write_bytes(lzma.compress(b"c a\nca t</w>\n"))
+            one_file.write_configs(build(name), configs, SHIPPED)
+        monkeypatch.setattr(single_file, "CONFIGS", configs)
+        if name not in made:
+            made[name] = Case(name, folder)
         return made[name]
 
     return get
@@ -410,3 +405,164 @@ def test_mem_says_what_it_chose(case, tmp_path, monkeypatch, capsys):
     assert one.load(mem="4G").id == one.load().id
     with pytest.raises(InputError, match="even with all settings"):
         one.load(mem="0.001M")
+
+
+# ---- options and recipes ----------------------------------------------------------------------------------------
+
+
+def test_every_way_to_ask(case, tmp_path, monkeypatch):
+    """Verbs, ``load`` and the command line take the same options; what changes images is in ``id`` and in the recipe."""
+    monkeypatch.chdir(tmp_path)
+    one = case("sd15")
+    asked = {"precision": "bf16", "prediction": "v"}
+    made = fastdiffusion.sample(one.file, "a cat", n=1, steps=2, device="cpu", **asked)
+    model = one.load(**asked)
+    again = fastdiffusion.sample(model, "a cat", n=1, steps=2)
+    assert torch.equal(made.images, again.images) and made.recipe == again.recipe
+    assert made.recipe["model"] == {
+        "name": "sd15.safetensors", "sha256": model.id, "loaded": asked, "file": folder.digest(one.file)
+    } | {"name": made.recipe["model"]["name"]}  # fmt: skip
+    assert not set(asked) & set(made.recipe["parameters"])
+    shutil.copy(one.file, tmp_path / "sd15.safetensors")
+    run = ["sample", "sd15.safetensors", "a cat", "-n", "1", "--steps", "2", "--device", "cpu"]
+    assert main([*run, "--precision", "bfloat16", "--prediction", "v"]) == 0
+    reproduced = reproduce(tmp_path / "out" / "0000-a-cat.png", device="cpu")
+    assert torch.equal(reproduced.images, made.images), "loaded as the recipe says"
+    assert fastdiffusion.sample(one.file, "a cat", n=1, steps=2, device="cpu").recipe["model"].keys() == {"name", "sha256"}
+
+
+def test_a_recipe_may_not_load_as_it_likes(case, tmp_path):
+    made = fastdiffusion.sample(case("sd15").file, "a cat", n=1, steps=2, device="cpu", precision="bf16")
+    (path,) = made.save(tmp_path)
+    from PIL import Image, PngImagePlugin
+
+    for change in ({"parameters": {"download": True}}, {"model": {"loaded": {"tokenizer": "/etc"}}}):
+        recipe = {key: value | change.get(key, {}) if isinstance(value, dict) else value for key, value in made.recipe_of(0).items()}
+        info = PngImagePlugin.PngInfo()
+        info.add_text("fastdiffusion", json.dumps(recipe))
+        Image.open(path).save(tmp_path / "bad.png", pnginfo=info)
+        with pytest.raises(fastdiffusion.errors.FastdiffusionError):
+            reproduce(tmp_path / "bad.png", device="cpu")
+
+
+def test_tables_of_a_single_file(case, tmp_path):
+    """Beside it, and only for a model that was loaded alike."""
+    path = tmp_path / "sd15.safetensors"
+    shutil.copy(case("sd15").file, path)
+    model = fastdiffusion.load(path, device="cpu")
+    fitted = model.table(3, "euler")
+    assert folder.write_table(path, model, 3, 7.5, (64, 64), fitted) == tmp_path / "sd15.safetensors.tables.json"
+    assert fastdiffusion.load(path, device="cpu").tables == {"3 steps, scale 7.5, 64x64": fitted}
+    assert fastdiffusion.load(path, device="cpu", precision="bf16").tables == {}
+
+
+def test_a_lora_with_a_single_file(case, tmp_path):
+    net = case("sd15").pipe.unet
+    name = next(name for name, _ in net.named_modules() if name.endswith("attn2.to_k"))
+    weight = net.get_submodule(name).weight
+    tensors = {f"unet.{name}.lora_A.weight": torch.randn(2, weight.shape[1]), f"unet.{name}.lora_B.weight": torch.randn(len(weight), 2)}
+    save_file(tensors, tmp_path / "style.safetensors")
+    model = case("sd15").load(lora=f"{tmp_path / 'style.safetensors'}:0.5")
+    down, up = tensors.values()
+    torch.testing.assert_close(model.modules["net"].get_submodule(name).weight, weight + 0.5 * up @ down)
+    made = fastdiffusion.sample(model, "a cat", n=1, steps=2)
+    assert model.id not in (case("sd15").load().id, folder.digest(case("sd15").file))
+    (path,) = made.save(tmp_path)
+    assert torch.equal(reproduce(path, device="cpu").images, made.images)
+
+
+# ---- bad input: the sentence, and exit code 2 -----------------------------------------------------------------------
+
+
+def without(*starts):
+    return lambda tensors: {name: t for name, t in tensors.items() if not name.startswith(starts)}
+
+
+def renamed(old, new):
+    return lambda tensors: {name.replace(old, new): t for name, t in tensors.items()}
+
+
+def with_channels(n):
+    def change(tensors):
+        name = f"{one_file.NET}input_blocks.0.0.weight"
+        return tensors | {name: torch.randn(len(tensors[name]), n, 3, 3)}
+
+    return change
+
+
+def equal_widths(tensors):
+    prefix = "conditioner.embedders.1.model."
+    return {n: t[..., :16] if n == f"{prefix}token_embedding.weight" else t for n, t in tensors.items()}
+
+
+BAD = {
+    "no text encoder": ("sd15", without("cond_stage_model."), r"has no text_encoder\. Name a folder.*--tokenizer FOLDER"),
+    "no VAE": ("sdxl", without("first_stage_model."), r"has no vae\. Name a folder.*--tokenizer FOLDER"),
+    "two encoders of one width": ("sdxl", equal_widths, "text_encoder_2 .* has width 16; .* not guessed"),
+    "inpainting": ("sd15", with_channels(9), r"takes 9 channels.* give the folder"),
+    "another architecture": ("sd15", renamed("input_blocks.1.", "input_blocks.9."), "is not that of stable-diffusion-1"),
+    "unknown": ("sd15", lambda tensors: {"weight": torch.zeros(2)}, r"layout of .* is not known.*give the folder"),
+    "nothing in it": ("sd15", lambda tensors: {}, r"layout of .* is not known"),
+    "Chroma": ("sd15", lambda t: {"distilled_guidance_layer.in_proj.bias": torch.zeros(2)}, "is Chroma.*Give its folder"),
+    "a LoRA": ("sd15", lambda t: {"lora_unet_x.lora_down.weight": torch.zeros(2, 2)}, "is a LoRA.*--lora"),
+    "EDM": ("sdxl", lambda t: t | {"edm_vpred.sigma_max": torch.zeros(1)}, "EDM's levels"),
+    "another quantization": (
+        "sd15",
+        lambda t: t | {"x.comfy_quant": torch.tensor(list(b'{"format": "nvfp4"}'), dtype=torch.uint8)},
+        "quantized as nvfp4.*GGUF",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files(case, tmp_path, monkeypatch, capsys, kind):
+    name, change, sentence = BAD[kind]
+    monkeypatch.chdir(tmp_path)
+    one_file.write(case(name).pipe, tmp_path / "model.safetensors", change)
+    assert main(["sample", "model.safetensors", "a cat", "--device", "cpu"]) == 2
+    message = capsys.readouterr().err
+    assert re.search(sentence, message, re.DOTALL) and "Traceback" not in message
+
+
+def test_files_that_are_cut_or_pickled(case, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    whole = case("sd15").file.read_bytes()
+    contents = {"half.safetensors": whole[: len(whole) // 2], "old.ckpt": b"PK", "none.gguf": b"GGUF\x03", "bad.gguf": b"no"}
+    sentences = ("half downloaded.*Download it anew", "pickle", "half downloaded", "half downloaded")
+    for (name, content), sentence in zip(contents.items(), sentences, strict=True):
+        Path(name).write_bytes(content)
+        assert main(["sample", name, "a cat"]) == 2
+        message = capsys.readouterr().err
+        assert re.search(sentence, message) and "Traceback" not in message
+    assert main(["sample", "missing.gguf", "a cat"]) == 2
+
+
+OPTIONS = {
+    ("emoji", "--precision bf16"): "--precision is for checkpoints of other programs",
+    ("emoji", "--download"): "--download is for checkpoints",
+    ("sd15", "--precision int3"): "No precision named 'int3'",
+    ("sd15", "--prediction x0"): "No prediction named 'x0'",
+    ("sd15", "--mem lots"): "mem is a size such as 6G",
+    ("sd15", "--download"): "--download is for a name such as hf:owner/name",
+    ("sd15", "--offload"): "runs on a CPU",
+    ("sd15", "--tokenizer nowhere"): "There is no folder 'nowhere'",
+    ("sd15", "--size 65"): "sizes that divide by",
+    ("flux", "--prediction v"): "Leave --prediction out",
+    ("flux alone", ""): r"has no tokenizer_2.*--tokenizer FOLDER",
+    ("sd15 folder", "--tokenizer ."): "has its own tokenizers",
+    ("hf:name", ""): "written hf:owner/name",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("what", "options"), OPTIONS)
+def test_options_that_make_no_sense(case, tmp_path, monkeypatch, capsys, what, options):
+    monkeypatch.chdir(tmp_path)
+    name, _, how = what.partition(" ")
+    rest = []
+    if name in ("sd15", "flux"):
+        one = case(name)
+        rest = ["--tokenizer", str(one.folder)] if name == "flux" and not how else []
+        name = str(one.folder if how == "folder" else one.file)
+    assert main(["sample", name, "a cat", "--device", "cpu", *rest, *options.split()]) == 2
+    message = capsys.readouterr().err
+    assert re.search(OPTIONS[what, options], message) and "Traceback" not in message

@@ -8,5 +8,6 @@ is a denoiser.
 from .examine import examine
 from .families import FAMILIES
 from .loading import load
+from .lora import with_loras
 
-__all__ = ["FAMILIES", "examine", "load"]
+__all__ = ["FAMILIES", "examine", "load", "with_loras"]

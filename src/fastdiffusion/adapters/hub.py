@@ -77,8 +77,9 @@ def selection(name: str, files: Iterable[str], parts: Iterable[str], half: bool 
                 f"{name} has pickles only in {part}, which can run any program when they are opened. Find a repository "
                 "with .safetensors files of this model."
             )
-        order = sorted(variants, key=lambda variant: ((variant in HALF) != half, variant not in ("", *HALF), variant))
-        chosen += variants[order[0]] if order else []
+        wanted = (*HALF, "") if half else ("", *HALF)
+        best = next((variant for variant in (*wanted, *sorted(variants)) if variant in variants), None)
+        chosen += [] if best is None else variants[best]
     return chosen
 
 

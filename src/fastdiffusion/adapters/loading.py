@@ -19,6 +19,7 @@ from . import hub, memory
 from .families import FAMILIES
 from .family import Checkpoint, Family, model
 from .folders import Folder
+from .lora import with_loras
 from .single_file import SingleFile
 from .weights import open_weights
 
@@ -73,41 +74,33 @@ def load(
         source.check(part, kinds)
     scheduler = _scheduler(source, prediction)
     own = {part: source.precision(part) for part in family.parts() if not part.startswith("tokenizer")}
-    gpu, note = device is not None and device.type != "cpu", None
+    gpu, notes = device is not None and device.type != "cpu", {}
     if mem is not None:
         numbers = {part: (source.numbers(part), dtype) for part, dtype in own.items()}
         choice, note = memory.choose(mem, numbers, _pixels(source, family), gpu, precision is None)
-        offload, vae_tiling = offload or choice.offload, vae_tiling or choice.tiling
+        offload, vae_tiling, notes = offload or choice.offload, vae_tiling or choice.tiling, {"notes": [note]}
         precision = "bf16" if choice.half else precision
     if offload and not gpu:
         raise InputError("--offload moves networks between memory and a GPU, and this runs on a CPU. Leave it out.")
     dtypes = {part: dtype if precision is None else PRECISIONS[precision] for part, dtype in own.items()}
-    changes: dict[str, Any] = {} if dtypes == own else {"precision": precision}
-    if source.config("vae").get("force_upcast", True):
-        dtypes["vae"] = torch.float32
+    changes = {"precision": precision} if dtypes != own else {}
     changes |= {"prediction": prediction} if scheduler != source.scheduler else {}
     changes |= {"vae_tiling": True} if vae_tiling else {}
     changes |= source.added
-    made = model(family(_checkpoint(source, family, dtypes, scheduler)), folder.read_tables(source.path))
+    made = model(family(_checkpoint(source, family, dtypes, scheduler)), {})
     if changes:
-        made.denoise.settings = changes
-        made = replace(made, info={**made.info, "loaded": changes})
+        made.denoise.settings = changes  # pyright: ignore[reportFunctionMemberAccess]
+        notes["loaded"] = changes
+    made = with_loras(replace(made, info={**made.info, **notes}), lora)
     if vae_tiling:
         memory.tile(made.modules["autoencoder"])
-    if lora:
-        from .lora import with_loras
-
-        made = with_loras(made, list(lora))
-    if offload:
-        memory.Offload.of(made, device)
-    return made if note is None else replace(made, info={**made.info, "notes": [note]})
+    if offload and device is not None:
+        made.denoise.offload = memory.Offload(made.modules, device)  # pyright: ignore[reportFunctionMemberAccess]
+    return replace(made, tables=folder.read_tables(source.path, made))
 
 
 def _checkpoint(
-    source: Source,
-    family: type[Family],
-    dtypes: Mapping[str, torch.dtype],
-    scheduler: Mapping[str, Any],
+    source: Source, family: type[Family], dtypes: Mapping[str, torch.dtype], scheduler: Mapping[str, Any]
 ) -> Checkpoint:
     """All parts, loaded."""
     try:
@@ -115,8 +108,9 @@ def _checkpoint(
         import transformers
     except ImportError:
         raise missing("A checkpoint of another program", "diffusers and transformers", "sd") from None
-
     parts = family.parts()
+    if source.config("vae").get("force_upcast", True):
+        dtypes = {**dtypes, "vae": torch.float32}
 
     def kind(part: str) -> Any:
         library: Any = transformers if part.startswith(("text_encoder", "tokenizer")) else diffusers

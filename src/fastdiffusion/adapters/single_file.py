@@ -104,6 +104,8 @@ class SingleFile:
 
     def __init__(self, weights: WeightFile, rest: Path | None = None):
         self.weights, self.path, self.rest = weights, weights.path, rest
+        if rest is not None and not rest.is_dir():
+            raise InputError(f"There is no folder {str(rest)!r}. Name one that has the tokenizers: --tokenizer FOLDER")
         self._folder = Folder(rest) if rest is not None and folder.is_folder(rest) else None
         self.net_prefix = NET if any(name.startswith(NET) for name in weights) else ""
         self.layout, self.configs = self._identify()
@@ -144,7 +146,8 @@ class SingleFile:
         inputs = self._net_shape(_UNET if unet is not None else "x_embedder.proj.weight")
         inputs = inputs or self._net_shape("img_in.weight")
         if inputs[1:2] != (net["in_channels"],):
-            return f"its network takes {inputs[1:2]} channels, as those for inpainting, depth or editing do"
+            found = inputs[1] if len(inputs) > 1 else "no"
+            return f"its network takes {found} channels, as those for inpainting, depth or editing do"
         if unet is None:
             return ""
         width = next((self.weights.shape(n)[-1] for n in self.weights if _is_net(n) and "attn2.to_k.weight" in n), 0)

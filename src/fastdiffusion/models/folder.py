@@ -97,15 +97,11 @@ def _digest(place: Path) -> str:
 
 
 def hashed_before(sha256: str) -> Path | None:
-    """A checkpoint on this machine that had this hash when it was last used, and is still there."""
-    path = _cache().get("folders", {}).get(sha256)
-    return Path(path) if path is not None and is_other(path) else None
-
-
-def file_hashed_before(sha256: str) -> Path | None:
-    """A file on this machine that had this hash when it was last used, and still is there."""
-    places = (Path(path) for path, state in _cache().get("files", {}).items() if state[-1] == sha256)
-    return next((path for path in places if path.is_file()), None)
+    """A checkpoint or another file on this machine that had this hash when it was last used, and is still there."""
+    cache = _cache()
+    files = (path for path, state in cache.get("files", {}).items() if state[-1] == sha256)
+    places = (Path(path) for path in (cache.get("folders", {}).get(sha256), *files) if path is not None)
+    return next((path for path in places if path.is_file() or is_folder(path)), None)
 
 
 def _cache() -> dict[str, Any]:
@@ -130,16 +126,14 @@ def tables_file(folder: str | Path) -> Path:
     return folder.with_name(f"{folder.name}.tables.json")
 
 
-def read_tables(folder: str | Path) -> dict[str, Table]:
-    """The tables that were fitted to exactly this checkpoint, by ``table_key``; a bad file is a CheckpointError."""
-    places = [path for path in (tables_file(folder), *_elsewhere(folder)) if path.is_file()]
-    if not places:
-        return {}
-    sha256, tables = digest(folder), {}
+def read_tables(checkpoint: str | Path, model: Model) -> dict[str, Table]:
+    """The tables that were fitted to exactly this model of it, by ``table_key``; a bad file is a CheckpointError."""
+    places = [path for path in (tables_file(checkpoint), *_elsewhere(model)) if path.is_file()]
+    tables: dict[str, Table] = {}
     for path in reversed(places):
         try:
             content = json.loads(path.read_text())
-            if content["checkpoint"] == sha256:
+            if content["checkpoint"] == model.id:
                 tables |= {str(key): Table.from_json(json.dumps(raw)) for key, raw in content["tables"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is no file of sampler tables ({error}). Delete it, and fit again.") from None
@@ -151,7 +145,7 @@ def write_table(folder: str | Path, model: Model, steps: int, scale: float, size
 
     Returns where it is. What was fitted to another checkpoint of that name is dropped.
     """
-    tables = {key: table for key, table in read_tables(folder).items() if key != table_key(steps, scale, size)}
+    tables = {key: table for key, table in read_tables(folder, model).items() if key != table_key(steps, scale, size)}
     tables[table_key(steps, scale, size)] = fitted
     content = {"checkpoint": model.id, "tables": {key: asdict(table) for key, table in tables.items()}}
     try:
@@ -164,8 +158,8 @@ def write_table(folder: str | Path, model: Model, steps: int, scale: float, size
         return path
 
 
-def _elsewhere(folder: str | Path) -> list[Path]:
+def _elsewhere(model: Model) -> list[Path]:
     with suppress(DataError):
         if (place := cache_folder() / "tables").is_dir():
-            return [place / f"{digest(folder)}.json"]
+            return [place / f"{model.id}.json"]
     return []

@@ -96,6 +96,18 @@ def load(what: Model | str | Path = "emoji", **options: Any) -> Model:
     return loaded(what, fill(LoadOptions, **options))
 
 
+def recorded(kept: Mapping[str, Any], near: Path, device: str | None = None) -> LoadOptions:
+    """How a recipe's model was loaded, from what :func:`settings` kept; files are looked for ``near`` its image."""
+    from ..models import registry
+
+    loaded_with, loras = kept.get("loaded", {}), kept.get("loras", ())
+    files = {name: registry.named(value, near)[0] for name, value in loaded_with.items() if name == "tokenizer"}
+    plain = {name: value for name, value in loaded_with.items() if name in ("precision", "prediction", "vae_tiling")}
+    found = [registry.named(f"{lora['name']}@{lora['sha256']}", near)[0] for lora in loras]
+    scaled = [f"{path}:{float(lora['scale'])!r}" for path, lora in zip(found, loras, strict=True)]
+    return fill(LoadOptions, device=device, lora=scaled, **plain, **files)
+
+
 def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) -> Model:
     """The model itself, or the one that a name, file or folder means, ready to sample from; see :func:`load`.
 
@@ -110,11 +122,16 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
 
         asked = {**chosen.changed, "mem": _bytes(chosen.mem)}
         return registry.loaded(load(model, device_of(chosen.device or best_device()), **asked))
-    if chosen.changed:
-        name = next(iter(chosen.changed)).replace("_", "-")
+    asked = chosen.changed
+    if isinstance(model, Model) and list(asked) == ["lora"]:
+        from ..adapters import with_loras
+
+        return registry.loaded(with_loras(model, asked["lora"]), chosen.device)
+    if asked:
+        what = "this one is loaded already" if isinstance(model, Model) else f"{str(model)!r} is none"
         raise InputError(
-            f"--{name} is for a checkpoint of another program when it is loaded, and "
-            f"{'this model is loaded' if isinstance(model, Model) else f'{str(model)!r} is none'}. Leave it out."
+            f"--{next(iter(asked)).replace('_', '-')} is for checkpoints of other programs as they are loaded, and "
+            f"{what}. Leave it out."
         )
     return registry.loaded(model, chosen.device)
 
@@ -125,5 +142,6 @@ def of_run(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings(model: Model) -> dict[str, Any]:
-    """What a recipe keeps of how a model was loaded: {"loaded": what changes images}, {} where nothing does."""
-    return {"loaded": model.info["loaded"]} if "loaded" in model.info else {}
+    """What a recipe keeps of how a model was loaded, if that changes its images: it, and the checkpoint's own hash."""
+    kept = {name: model.info[name] for name in ("loaded", "loras") if model.info.get(name)}
+    return kept and {**kept, "file": getattr(model.denoise, "id", model.id)}
