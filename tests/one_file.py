@@ -9,9 +9,9 @@ from safetensors.torch import save_file
 NET = "model.diffusion_model."
 RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0",
           "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}  # fmt: skip
-TOP = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0",
-       "conv_norm_out": "out.0", "conv_out": "out.2", "add_embedding.linear_1": "label_emb.0.0",
-       "add_embedding.linear_2": "label_emb.0.2"}  # fmt: skip
+TOP = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+       "conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2",
+       "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}  # fmt: skip
 
 
 def swap(text, table):
@@ -50,7 +50,8 @@ def unet(net):
 def vae(net, prefix="first_stage_model."):
     last, made = len(net.config.block_out_channels) - 1, {}
     names = {
-        r"down_blocks\.(\d+)\.resnets\.": r"down.\1.block.", r"down_blocks\.(\d+)\.downsamplers\.0": r"down.\1.downsample",
+        r"down_blocks\.(\d+)\.resnets\.": r"down.\1.block.",
+        r"down_blocks\.(\d+)\.downsamplers\.0": r"down.\1.downsample",
         r"up_blocks\.(\d+)\.resnets\.": lambda m: f"up.{last - int(m[1])}.block.",
         r"up_blocks\.(\d+)\.upsamplers\.0": lambda m: f"up.{last - int(m[1])}.upsample",
         r"mid_block\.resnets\.(\d)": lambda m: f"mid.block_{int(m[1]) + 1}", r"mid_block\.attentions\.0": "mid.attn_1",
@@ -108,9 +109,11 @@ def sd3(net):
              "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
              "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
              "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
-             "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2", "norm_out.linear": "final_layer.adaLN_modulation.1",
+             "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+             "norm_out.linear": "final_layer.adaLN_modulation.1",
              "proj_out": "final_layer.linear", r"transformer_blocks\.": "joint_blocks.",
-             r"norm1\.linear": "x_block.adaLN_modulation.1", r"norm1_context\.linear": "context_block.adaLN_modulation.1",
+             r"norm1\.linear": "x_block.adaLN_modulation.1",
+             r"norm1_context\.linear": "context_block.adaLN_modulation.1",
              r"\bff\.net\.0\.proj": "x_block.mlp.fc1", r"\bff\.net\.2": "x_block.mlp.fc2",
              r"ff_context\.net\.0\.proj": "context_block.mlp.fc1", r"ff_context\.net\.2": "context_block.mlp.fc2",
              r"attn2\.to_out\.0": "x_block.attn2.proj", r"attn\.to_out\.0": "x_block.attn.proj",
@@ -122,7 +125,7 @@ def sd3(net):
             continue
         new = swap(name, pairs)
         last = f"joint_blocks.{net.config.num_layers - 1}.context_block.adaLN"
-        if new.startswith("final_layer.adaLN") or new.startswith(last):
+        if new.startswith(("final_layer.adaLN", last)):
             tensor = torch.cat(tensor.chunk(2)[::-1])
         made[NET + new] = tensor
     for i in range(net.config.num_layers):
@@ -141,9 +144,11 @@ def flux(net):
              "time_text_embed.(timestep|guidance)_embedder.linear_2": r"\1_in.out_layer", "timestep_in": "time_in",
              "time_text_embed.text_embedder.linear_1": "vector_in.in_layer",
              "time_text_embed.text_embedder.linear_2": "vector_in.out_layer", "context_embedder": "txt_in",
-             "x_embedder": "img_in", r"^proj_out": "final_layer.linear", r"norm_out\.linear": "final_layer.adaLN_modulation.1",
+             "x_embedder": "img_in", r"^proj_out": "final_layer.linear",
+             r"norm_out\.linear": "final_layer.adaLN_modulation.1",
              "single_transformer_blocks": "single_blocks", r"^transformer_blocks": "double_blocks",
-             r"norm1\.linear": "img_mod.lin", r"norm1_context\.linear": "txt_mod.lin", r"\bff\.net\.0\.proj": "img_mlp.0",
+             r"norm1\.linear": "img_mod.lin", r"norm1_context\.linear": "txt_mod.lin",
+             r"\bff\.net\.0\.proj": "img_mlp.0",
              r"\bff\.net\.2": "img_mlp.2", r"ff_context\.net\.0\.proj": "txt_mlp.0", r"ff_context\.net\.2": "txt_mlp.2",
              r"attn\.to_out\.0": "img_attn.proj", r"attn\.to_add_out": "txt_attn.proj",
              r"(double\S+)attn\.norm_q.weight": r"\1img_attn.norm.query_norm.scale",
@@ -151,7 +156,8 @@ def flux(net):
              r"attn\.norm_added_q.weight": "txt_attn.norm.query_norm.scale",
              r"attn\.norm_added_k.weight": "txt_attn.norm.key_norm.scale",
              r"(single\S+)attn\.norm_q.weight": r"\1norm.query_norm.scale",
-             r"(single\S+)attn\.norm_k.weight": r"\1norm.key_norm.scale", r"(single\S+)norm\.linear": r"\1modulation.lin",
+             r"(single\S+)attn\.norm_k.weight": r"\1norm.key_norm.scale",
+             r"(single\S+)norm\.linear": r"\1modulation.lin",
              r"(single\S+)proj_out": r"\1linear2"}  # fmt: skip
     for name, tensor in state.items():
         if not re.search(r"\.(to_[qkv]|add_[qkv]_proj|proj_mlp)\.", name):
@@ -189,8 +195,12 @@ def tensors(pipe):
         texts = clip(pipe.text_encoder, "text_encoders.clip_l.transformer.") | t5(pipe.text_encoder_2)
         return "flux-1", flux(pipe.transformer) | vae(pipe.vae, "vae.") | texts
     if pipe.unet.config.use_linear_projection:
-        return "stable-diffusion-2", unet(pipe.unet) | vae(pipe.vae) | open_clip(pipe.text_encoder, "cond_stage_model.model.")
-    return "stable-diffusion-1", unet(pipe.unet) | vae(pipe.vae) | clip(pipe.text_encoder, "cond_stage_model.transformer.")
+        return "stable-diffusion-2", unet(pipe.unet) | vae(pipe.vae) | open_clip(
+            pipe.text_encoder, "cond_stage_model.model."
+        )
+    return "stable-diffusion-1", unet(pipe.unet) | vae(pipe.vae) | clip(
+        pipe.text_encoder, "cond_stage_model.transformer."
+    )
 
 
 def write(pipe, path, change=lambda tensors: tensors, metadata=None):

@@ -38,9 +38,7 @@ class Folder:
         """Raise CheckpointError for a part that is missing, and InputError for one of another class."""
         named = self.index.get(part) or [None, None]
         if not (self.path / part).is_dir() or not isinstance(named, list) or named[-1] is None:
-            raise CheckpointError(
-                f"{self.path} has no {part}. Download the whole folder of the model, {part}/ too."
-            )
+            raise CheckpointError(f"{self.path} has no {part}. Download the whole folder of the model, {part}/ too.")
         if named[-1] not in kinds:
             raise InputError(f"The {part} of {self.path} is a {named[-1]}; {kinds[0]} is supported.")
 

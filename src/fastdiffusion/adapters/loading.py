@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import InputError, missing
 from ..models import Model, folder
-from . import hub, memory
+from . import hub, low_memory
 from .families import FAMILIES
 from .family import Checkpoint, Family, model
 from .folders import Folder
@@ -74,28 +74,30 @@ def load(
         source.check(part, kinds)
     scheduler = _scheduler(source, prediction)
     own = {part: source.precision(part) for part in family.parts() if not part.startswith("tokenizer")}
-    gpu, notes = device is not None and device.type != "cpu", {}
+    gpu = device is not None and device.type != "cpu"
+    info: dict[str, Any] = {}
     if mem is not None:
         numbers = {part: (source.numbers(part), dtype) for part, dtype in own.items()}
-        choice, note = memory.choose(mem, numbers, _pixels(source, family), gpu, precision is None)
-        offload, vae_tiling, notes = offload or choice.offload, vae_tiling or choice.tiling, {"notes": [note]}
+        choice, note = low_memory.choose(mem, numbers, _pixels(source, family), gpu, precision is None)
+        offload, vae_tiling, info["notes"] = offload or choice.offload, vae_tiling or choice.tiling, [note]
         precision = "bf16" if choice.half else precision
     if offload and not gpu:
         raise InputError("--offload moves networks between memory and a GPU, and this runs on a CPU. Leave it out.")
     dtypes = {part: dtype if precision is None else PRECISIONS[precision] for part, dtype in own.items()}
-    changes = {"precision": precision} if dtypes != own else {}
+    changes: dict[str, Any] = {"precision": precision} if dtypes != own else {}
     changes |= {"prediction": prediction} if scheduler != source.scheduler else {}
     changes |= {"vae_tiling": True} if vae_tiling else {}
     changes |= source.added
-    made = model(family(_checkpoint(source, family, dtypes, scheduler)), {})
+    denoiser: Any = family(_checkpoint(source, family, dtypes, scheduler))
     if changes:
-        made.denoise.settings = changes  # pyright: ignore[reportFunctionMemberAccess]
-        notes["loaded"] = changes
-    made = with_loras(replace(made, info={**made.info, **notes}), lora)
+        denoiser.settings = info["loaded"] = changes
+    made = model(denoiser, {})
+    made = with_loras(replace(made, info={**made.info, **info}), lora)
     if vae_tiling:
-        memory.tile(made.modules["autoencoder"])
+        low_memory.tile(made.modules["autoencoder"])
     if offload and device is not None:
-        made.denoise.offload = memory.Offload(made.modules, device)  # pyright: ignore[reportFunctionMemberAccess]
+        denoiser = made.denoise
+        denoiser.offload = low_memory.Offload(made.modules, device)
     return replace(made, tables=folder.read_tables(source.path, made))
 
 

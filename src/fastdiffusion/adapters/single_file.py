@@ -310,8 +310,8 @@ def _adapt(configs: dict[str, Any], shape: Callable[[str], tuple[int, ...]], nam
 
 @cache
 def _pairs(path: Path) -> tuple[tuple[str, str], ...]:
-    lines = lzma.decompress(path.read_bytes()).decode().splitlines()
-    return tuple((a, b) for a, b in (line.split() for line in lines))
+    text = lzma.decompress(path.read_bytes()).decode()
+    return tuple((a, b) for a, b in (pair.split() for pair in text.splitlines()))
 
 
 def clip_tokenizer(kind: Any, **options: Any) -> Any:
@@ -319,6 +319,6 @@ def clip_tokenizer(kind: Any, **options: Any) -> Any:
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes with a printable letter; the rest gets others
     letters = [*map(chr, shown), *(chr(256 + i) for i in range(256 - len(shown)))]
     merges = _pairs(CONFIGS / "clip-merges.txt.xz")
-    words = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
-    vocabulary = {word: i for i, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), *(a + b for a, b in merges)]
+    vocabulary = {token: i for i, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
     return kind(vocab=vocabulary, merges=list(merges), **options)

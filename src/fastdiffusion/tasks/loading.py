@@ -49,8 +49,7 @@ class LoadOptions:
     download: bool = option(False, "Fetch hf:owner/name; without it nothing is.")
 
     def __post_init__(self) -> None:
-        given = [self.lora] if isinstance(self.lora, str) else list(self.lora or ())
-        object.__setattr__(self, "lora", tuple(given))
+        object.__setattr__(self, "lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora or ()))
         if self.prediction not in PREDICTIONS:
             raise unknown("prediction", self.prediction, PREDICTIONS)
         if self.precision is not None:
@@ -120,8 +119,9 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
         from ..adapters import load
         from ..device import best_device, device_of
 
+        device = chosen.device or best_device()
         asked = {**chosen.changed, "mem": _bytes(chosen.mem)}
-        return registry.loaded(load(model, device_of(chosen.device or best_device()), **asked))
+        return registry.loaded(load(model, device_of(device), **asked), device)
     asked = chosen.changed
     if isinstance(model, Model) and list(asked) == ["lora"]:
         from ..adapters import with_loras

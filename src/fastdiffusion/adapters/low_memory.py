@@ -126,4 +126,5 @@ def _estimate(
 
 
 def gigabytes(n: float) -> str:
+    """In words: "6.5 GB"."""
     return f"{n / 1e9:.1f} GB"
