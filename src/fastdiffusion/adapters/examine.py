@@ -62,7 +62,7 @@ def difference(
     noise = torch.randn(len(prompts), *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     wanted = pipe(
         prompt=list(prompts),
-        latents=family.packed(noise).to(family.net.dtype),
+        latents=family.to_pipeline(noise).to(family.net.dtype),
         num_inference_steps=steps,
         height=size[0],
         width=size[1],
@@ -79,7 +79,7 @@ def difference(
     denoise = model.guide(model.denoise, scale, model.null(1, size))
     cond = model.encode_prompt(prompts, size)
     got = samplers.final(samplers.run(denoise, start, samplers.table("euler", sigmas), cond))
-    return float((got - family.unpacked(wanted, shape)).abs().max() / wanted.abs().max())
+    return float((got - family.from_pipeline(wanted, shape)).abs().max() / wanted.abs().max())
 
 
 class _Recorder(Controller):
