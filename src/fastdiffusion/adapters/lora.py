@@ -206,7 +206,7 @@ def _scaling(settings: Mapping[str, Any], layer: str, rank: int, alpha: Tensor |
     for name, other in (settings.get("alpha_pattern") or {}).items():
         value = other if layer == name or layer.endswith(f".{name}") else value
     value = float(value if alpha is None else alpha.float().mean())
-    return value / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+    return value / (math.sqrt(rank or 1) if settings.get("use_rslora") else rank or 1)
 
 
 # ---- into a model -----------------------------------------------------------------------------------------------
@@ -264,7 +264,8 @@ def _sum(parameter: Tensor, added: Sequence[tuple[_Update, Place]]) -> Tensor:
 
 def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any]]) -> Model:
     """The model with other values of some parameters, by ``id``; what does not change is shared."""
-    memo: dict[int, Any] = {id(t): t for t in getattr(model.conditioner, "tokenizers", ())}
+    checkpoint = getattr(model.denoise, "checkpoint", None)
+    memo: dict[int, Any] = {} if checkpoint is None else {id(t): t for t in checkpoint.tokenizers.values()}
     for module in model.modules.values():
         for tensor in (*module.parameters(), *module.buffers()):
             value = changed.get(id(tensor), tensor.detach())  # another tensor of the same memory: ``to`` moves one only
@@ -274,6 +275,8 @@ def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any
     parts = copy.deepcopy({name: getattr(model, name) for name in names}, memo)
     loras = [*model.info.get("loras", ()), *notes]
     denoise: Any = parts["denoise"]
+    if denoise is model.denoise:
+        raise InputError("This model's denoiser is a function, whose networks cannot be exchanged. Make it an object.")
     denoise.settings = dict(getattr(denoise, "settings", {})) | {"loras": [[n["sha256"], n["scale"]] for n in loras]}
     for part, module in model.modules.items():
         if module in EXTERNAL:

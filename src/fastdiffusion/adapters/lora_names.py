@@ -164,7 +164,7 @@ def places(net: nn.Module) -> dict[str, list[Place]]:
     for name, found in _originals(net, own):
         table[_flat(name)] = found
     for name in own:  # the names of diffusers come first
-        for alias in (name, name.removeprefix("text_model."), re.sub(r"(to_out|out_proj)\.0$", r"\1", name)):
+        for alias in (name, name.removeprefix("text_model."), re.sub(r"to_out\.0$", "to_out", name)):
             table[_flat(alias)] = [Place(name)]
     return table
 
@@ -250,7 +250,7 @@ def _originals(net: Any, own: Sequence[str]) -> Iterator[tuple[str, list[Place]]
 
 def _is_last_context(net: Any, name: str) -> bool:
     """Whether it is SD3's last norm of the text, which like ``norm_out`` has a scale and a shift only."""
-    blocks = getattr(net, "transformer_blocks", ())
+    blocks = list(getattr(net, "transformer_blocks", []))
     last = f"transformer_blocks.{len(blocks) - 1}.norm1_context.linear"
     return name == last and getattr(blocks[-1], "context_pre_only", False)
 

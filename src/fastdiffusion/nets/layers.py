@@ -281,6 +281,7 @@ class AttentionCall:
         weigh: From query, key and mask to the probabilities that ``attend`` uses.
         name: The layer's name in its net, such as "encoder.3.cross_attention"; filled in by the hook.
         progress: Where the run is, from 0 to below 1; None outside a run. Filled in by the hook.
+        hidden: Why it can be neither read nor changed, if that is so; query, key and value are then the layer's input.
     """
 
     module: nn.Module
@@ -293,6 +294,7 @@ class AttentionCall:
     weigh: Callable[..., Tensor] = softmax_probabilities
     name: str = ""
     progress: float | None = None
+    hidden: str = ""
     _probabilities: Tensor | None = field(default=None, init=False)
     _output: Tensor | None = field(default=None, init=False)
 
