@@ -175,6 +175,19 @@ def flux(net):
     return made
 
 
+def z_image(net):
+    """The names of Z-Image's authors: queries, keys and values in one."""
+    pairs = {r"all_final_layer\.2-1": "final_layer", r"all_x_embedder\.2-1": "x_embedder", r"to_out\.0": "out",
+             r"norm_(q|k)\.": r"\1_norm."}  # fmt: skip
+    state = net.state_dict()
+    made = {NET + swap(name, pairs): t for name, t in state.items() if not re.search(r"\.to_[qkv]\.", name)}
+    for name in state:
+        if name.endswith("attention.to_q.weight"):
+            fused = torch.cat([state[name.replace("to_q", f"to_{x}")] for x in "qkv"])
+            made[NET + name.replace("to_q", "qkv")] = fused
+    return made
+
+
 def t5(encoder, prefix="text_encoders.t5xxl.transformer."):
     names = {name: tensor for name, tensor in encoder.state_dict().items() if name != "encoder.embed_tokens.weight"}
     return {prefix + name: tensor for name, tensor in names.items()}

@@ -15,13 +15,13 @@ from torch import nn
 
 from ..errors import InputError, missing
 from ..models import Model, folder
-from . import hub, low_memory
+from . import low_memory
 from .families import FAMILIES
 from .family import Checkpoint, Family, model
-from .folders import Folder
 from .lora import with_loras
-from .single_file import SingleFile
-from .weights import open_weights
+from .sources import hub
+from .sources.folders import Folder
+from .sources.single_file import open_file
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction"}
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -61,7 +61,7 @@ def load(
     """The model in a folder in diffusers' layout, in one file, or of the hub; see ``tasks.loading.LoadOptions``.
 
     Networks keep the precision of their files unless ``precision`` is given; x, sigma and images are float32. The VAE
-    computes in float32 where its configuration says ``force_upcast``.
+    computes in float32 where its configuration says ``force_upcast``, from its first use on.
 
     Raises:
         CheckpointError: A file that is missing, damaged, half downloaded, or a pickle.
@@ -84,6 +84,8 @@ def load(
     if offload and not gpu:
         raise InputError("--offload moves networks between memory and a GPU, and this runs on a CPU. Leave it out.")
     dtypes = {part: dtype if precision is None else PRECISIONS[precision] for part, dtype in own.items()}
+    if precision != "float32" and source.config("vae").get("force_upcast", True):
+        dtypes["vae"] = own["vae"]  # it computes in float32, and shall not be rounded before
     changes: dict[str, Any] = {"precision": precision} if dtypes != own else {}
     changes |= {"prediction": prediction} if scheduler != source.scheduler else {}
     changes |= {"vae_tiling": True} if vae_tiling else {}
@@ -111,8 +113,6 @@ def _checkpoint(
     except ImportError:
         raise missing("A checkpoint of another program", "diffusers and transformers", "sd") from None
     parts = family.parts()
-    if source.config("vae").get("force_upcast", True):
-        dtypes = {**dtypes, "vae": torch.float32}
 
     def kind(part: str) -> Any:
         library: Any = transformers if part.startswith(("text_encoder", "tokenizer")) else diffusers
@@ -130,7 +130,7 @@ def _opened(what: str | Path, rest: Path | None, download: bool, half: bool) -> 
         raise InputError(f"--download is for a name such as hf:owner/name, and {what} is here already. Leave it out.")
     path = Path(what)
     if not folder.is_folder(path):
-        return SingleFile(open_weights(path), rest)
+        return open_file(path, rest)
     if rest is not None:
         raise InputError(f"{path} is a folder, which has its own tokenizers. Leave --tokenizer out.")
     return Folder(path)

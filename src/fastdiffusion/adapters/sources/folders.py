@@ -13,34 +13,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import CheckpointError, InputError
-from ..models import folder
+from ...errors import CheckpointError, InputError
+from ...models import folder
 from .weights import DTYPES, PICKLES, open_weights
 
 
 class Folder:
     """The parts of a folder that ``pipeline.save_pretrained`` wrote or that a hub serves."""
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.index = read_json(path / folder.INDEX)
+    def __init__(self, place: Path):
+        self.path = self.place = place
+        self.index = read_json(place / folder.INDEX)
 
     @property
     def scheduler(self) -> dict[str, Any]:
         """Of the noise levels: the configuration of its scheduler."""
-        return read_json(self.path / "scheduler" / "scheduler_config.json")
+        return read_json(self.place / "scheduler" / "scheduler_config.json")
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a network."""
-        return read_json(self.path / part / "config.json")
+        return read_json(self.place / part / "config.json")
 
     def check(self, part: str, kinds: Sequence[str]) -> None:
         """Raise CheckpointError for a part that is missing, and InputError for one of another class."""
         named = self.index.get(part) or [None, None]
-        if not (self.path / part).is_dir() or not isinstance(named, list) or named[-1] is None:
-            raise CheckpointError(f"{self.path} has no {part}. Download the whole folder of the model, {part}/ too.")
+        if not (self.place / part).is_dir() or not isinstance(named, list) or named[-1] is None:
+            raise CheckpointError(f"{self.place} has no {part}. Download the whole folder of the model, {part}/ too.")
         if named[-1] not in kinds:
-            raise InputError(f"The {part} of {self.path} is a {named[-1]}; {kinds[0]} is supported.")
+            raise InputError(f"The {part} of {self.place} is a {named[-1]}; {kinds[0]} is supported.")
 
     @property
     def added(self) -> dict[str, str]:
@@ -56,12 +56,12 @@ class Folder:
         files = [open_weights(file) for file in self._files(part)[0]]
         kinds = {entry.kind for file in files for entry in file.entries.values()}
         if odd := [kind for kind in kinds if kind.startswith("F") and kind not in DTYPES]:
-            raise InputError(f"{self.path / part} holds {odd[0]}; of a folder float32, float16 and bfloat16 are read.")
+            raise InputError(f"{self.place / part} holds {odd[0]}; of a folder float32, float16 and bfloat16 are read.")
         return files[0].precision()
 
     def module(self, part: str, kind: Any, dtype: torch.dtype) -> nn.Module:
         """A network with the weights of its folder, all of them."""
-        place, variant = self.path / part, self._files(part)[1]
+        place, variant = self.place / part, self._files(part)[1]
         named = {"dtype" if kind.__module__.startswith("transformers") else "torch_dtype": dtype}
         try:
             module, report = kind.from_pretrained(
@@ -77,17 +77,16 @@ class Folder:
                 f"The weights in {place} do not fit its config.json, {first} for one. Download it anew."
             )
         for tensor in module.parameters():
-            if tensor.data_ptr() % 64:  # mapped from the file: CPU kernels round differently there (1e-5)
-                tensor.data = tensor.data.clone()
+            tensor.data = aligned(tensor.data)
         return module.eval().requires_grad_(False)
 
     def tokenizer(self, part: str, kind: Any) -> Any:
         """The tokenizer in a folder of it."""
-        return read_tokenizer(kind, self.path / part)
+        return read_tokenizer(kind, self.place / part)
 
     def _files(self, part: str) -> tuple[list[Path], str | None]:
         """The files of a part's weights, and their variant ("fp16", ...)."""
-        place = self.path / part
+        place = self.place / part
         names = sorted(file.name for file in place.iterdir() if file.is_file())
         stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
         tensors = [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))
@@ -123,6 +122,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no configuration. Download it anew.")
     return content
+
+
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that is mapped from a file, as it is or copied: CPU kernels round float32 otherwise there (1e-5).
+
+    In half precision that is below rounding, and a mapped tensor takes no memory before it is used.
+    """
+    return tensor.clone() if tensor.dtype == torch.float32 and tensor.data_ptr() % 64 else tensor
 
 
 def read_tokenizer(kind: Any, place: Path) -> Any:

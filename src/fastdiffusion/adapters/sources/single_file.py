@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, InputError
-from ..io.guarded import Undrawn
-from ..models import folder
-from .conversion import CONVERTERS, NET
-from .folders import Folder, read_tokenizer
-from .weights import WeightFile
+from ...errors import CheckpointError, InputError
+from ...io.guarded import Undrawn
+from ...models import folder
+from .conversion import NET, convert
+from .folders import Folder, aligned, read_tokenizer
+from .weights import WeightFile, open_weights
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -90,22 +90,60 @@ OTHERS = {
 _LORA = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", "_lora.down.", "_lora.up.")
 
 
-class SingleFile:
-    """The parts of a checkpoint in one file, with what a folder in diffusers' layout would say of them.
+def open_file(path: Path, rest: Path | None = None) -> Folder | SingleFile:
+    """A checkpoint in one file; a network alone of any family, if its folder is ``rest``.
 
     Args:
-        weights: The open file.
+        path: A file of :func:`open_weights`.
         rest: A folder in diffusers' layout that has what the file lacks, or of its tokenizer alone.
 
     Raises:
         InputError: A layout that is not known.
         CheckpointError: A known one that is not whole.
     """
+    if rest is not None and not rest.is_dir():
+        raise InputError(f"There is no folder {str(rest)!r}. Name one that has the tokenizers: --tokenizer FOLDER")
+    weights = open_weights(path)
+    if any(mark in name for name in weights for mark in _LORA):
+        raise InputError(f"{path} is a LoRA, which changes a model and is none. Give the model, and --lora {path}")
+    known = any(prefix + layout.mark in weights for layout in LAYOUTS for prefix in ("", NET)) and not _called(weights)
+    if rest is not None and folder.is_folder(rest) and not known:
+        return NetFile(weights, rest)
+    return SingleFile(weights, rest)
+
+
+class NetFile(Folder):
+    """A folder whose network's weights are those of a file."""
+
+    def __init__(self, weights: WeightFile, place: Path):
+        super().__init__(place)
+        self.path, self.weights = weights.path, weights
+        self.tensors = {name.removeprefix(NET): name for name in weights if _is_net(name)}
+
+    @property
+    def added(self) -> dict[str, str]:
+        return named(self.place)
+
+    def numbers(self, part: str) -> int:
+        return self.weights.numbers(self.tensors.values()) if _is_net_part(part) else super().numbers(part)
+
+    def precision(self, part: str) -> torch.dtype:
+        return self.weights.precision(self.tensors.values()) if _is_net_part(part) else super().precision(part)
+
+    def module(self, part: str, kind: Any, dtype: torch.dtype) -> nn.Module:
+        if not _is_net_part(part):
+            return super().module(part, kind, dtype)
+        return build(self.weights, self.tensors, kind, self.config(part), dtype, str(self.place))
+
+
+class SingleFile:
+    """The parts of a checkpoint in one file, with what a folder in diffusers' layout would say of them.
+
+    The arguments are those of :func:`open_file`.
+    """
 
     def __init__(self, weights: WeightFile, rest: Path | None = None):
         self.weights, self.path, self.rest = weights, weights.path, rest
-        if rest is not None and not rest.is_dir():
-            raise InputError(f"There is no folder {str(rest)!r}. Name one that has the tokenizers: --tokenizer FOLDER")
         self._folder = Folder(rest) if rest is not None and folder.is_folder(rest) else None
         self.net_prefix = NET if any(name.startswith(NET) for name in weights) else ""
         self.layout, self.configs = self._identify()
@@ -116,15 +154,15 @@ class SingleFile:
     # ---- what the file is --------------------------------------------------------------------------------------
 
     def _identify(self) -> tuple[Layout, dict[str, Any]]:
-        path, own = self.weights.path, [name for name in self.weights if _is_net(name)]
-        if any(mark in name for name in self.weights for mark in _LORA):
-            raise InputError(f"{path} is a LoRA, which changes a model and is none. Give the model, and --lora {path}")
-        for mark, called in OTHERS.items():
-            if any(mark in name for name in own):
-                raise InputError(f"{path} is {called}, which cannot be read as one file. Give its folder.")
+        path, own = self.path, [name for name in self.weights if _is_net(name)]
+        if called := _called(self.weights):
+            raise InputError(
+                f"{path} is {called}, which cannot be read as one file. Give its folder; of a network alone the folder "
+                "that has the rest: --tokenizer FOLDER"
+            )
         problems = []
         for layout in LAYOUTS:
-            if self.net_prefix + layout.mark in self.weights.entries:
+            if self.net_prefix + layout.mark in self.weights:
                 configs = json.loads((CONFIGS / f"{layout.name}.json").read_text())
                 _adapt(configs, self._net_shape, own)
                 if not (problem := self._misfit(configs)):
@@ -170,7 +208,7 @@ class SingleFile:
 
     def _read_prediction(self) -> None:
         """v and zero-terminal SNR, where tensors or a text in the header say so."""
-        names, noted = self.weights.entries, self.weights.metadata.get("modelspec.prediction_type", "")
+        names, noted = self.weights, self.weights.metadata.get("modelspec.prediction_type", "")
         scheduler = self.configs["scheduler"]
         if "edm_vpred.sigma_max" in names:
             raise InputError(f"{self.path} predicts v of EDM's levels, which is not supported. Give its folder.")
@@ -193,11 +231,11 @@ class SingleFile:
     @property
     def added(self) -> dict[str, str]:
         """What comes from elsewhere, by name and content."""
-        return {} if self.rest is None else {"tokenizer": f"{self.rest.resolve().name}@{folder.digest(self.rest)}"}
+        return {} if self.rest is None else named(self.rest)
 
     def names(self, part: str) -> dict[str, str]:
         """The file's tensors of a part, by their names without its prefix; none if the file lacks the part."""
-        if part in ("unet", "transformer"):
+        if _is_net_part(part):
             prefix, names = self.net_prefix, [name for name in self.weights if _is_net(name)]
             return {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
         prefixes = self.layout.prefixes.get(part, ())
@@ -237,17 +275,7 @@ class SingleFile:
         names, config = self.names(part), self.configs[part]
         if self._folder is not None and not names:
             return self._folder.module(part, kind, dtype)
-        tensors = {short: _as(self.weights[name], dtype) for short, name in names.items()}
-        with torch.random.fork_rng(devices=[]), Undrawn():
-            module = kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
-        try:
-            fill(module, CONVERTERS[kind.__name__](tensors, config, module))
-        except (KeyError, ValueError, IndexError, RuntimeError) as error:
-            raise CheckpointError(
-                f"The {part} in {self.path} is not that of {self.layout.name} ({str(error)[:200]}). "
-                "Download the file anew, or give the folder in diffusers' layout."
-            ) from None
-        return module.eval().requires_grad_(False)
+        return build(self.weights, names, kind, config, dtype, self.layout.name)
 
     def tokenizer(self, part: str, kind: Any) -> Any:
         """A tokenizer of the folder that comes with the file, else CLIP's own."""
@@ -261,15 +289,53 @@ class SingleFile:
         return self.rest if alone and part not in self.configs else None
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors into a network as they are, without another copy; raises ValueError unless they are exactly its own.
+def build(
+    weights: WeightFile, names: Mapping[str, str], kind: Any, config: Mapping[str, Any], dtype: torch.dtype, what: str
+) -> nn.Module:
+    """A network with a file's weights, all of them, in ``dtype``; raises CheckpointError if they do not fit.
 
-    Tensors that are mapped from a file are copied: CPU kernels round differently where memory is not aligned (1e-5).
+    Args:
+        weights: The file.
+        names: Its tensors of this network, by their names within it.
+        kind: A class of diffusers or transformers.
+        config: Its configuration.
+        dtype: Of its floats.
+        what: What the configuration is of, for the error.
     """
-    aligned = {name: t.contiguous() if t.data_ptr() % 64 == 0 else t.clone() for name, t in tensors.items()}
-    missing, unexpected = module.load_state_dict(aligned, strict=False, assign=True)
+    tensors = {name: _as(weights[stored], dtype) for name, stored in names.items()}
+    with torch.random.fork_rng(devices=[]), Undrawn():
+        module = kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
+    try:
+        fill(module, convert(kind.__name__, tensors, config, module))
+    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+        raise CheckpointError(
+            f"The {kind.__name__} in {weights.path} is not {what}'s ({str(error)[:200]}). Download the file anew, or "
+            "give the folder in diffusers' layout."
+        ) from None
+    return module.eval().requires_grad_(False)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put tensors into a network, without a copy if possible; raises ValueError unless they are exactly its own."""
+    ready = {name: aligned(tensor.contiguous()) for name, tensor in tensors.items()}
+    missing, unexpected = module.load_state_dict(ready, strict=False, assign=True)
     if odd := [*missing, *unexpected]:
         raise ValueError(f"{odd[0]} is {'missing' if missing else 'one too many'}")
+
+
+def named(place: Path) -> dict[str, str]:
+    """How a recipe keeps the folder that came with a file: by name and content."""
+    return {"tokenizer": f"{place.resolve().name}@{folder.digest(place)}"}
+
+
+def _called(weights: WeightFile) -> str:
+    """What the file's network is, if it is none that can be built without a folder; else ""."""
+    names = [name for name in weights if _is_net(name)]
+    return next((called for mark, called in OTHERS.items() if any(mark in name for name in names)), "")
+
+
+def _is_net_part(part: str) -> bool:
+    return part in ("unet", "transformer")
 
 
 def _is_net(name: str) -> bool:

@@ -1,6 +1,6 @@
 """From the names of tensors in one file, its authors' own, to diffusers' and transformers' names.
 
-diffusers has these translations, and they are used, but for FLUX.1's: its widths are those of the published size there.
+diffusers has these translations, and they are used; but FLUX.1's is for the published width only there.
 """
 
 from __future__ import annotations
@@ -120,3 +120,23 @@ CONVERTERS: dict[str, Callable[[Tensors, Mapping[str, Any], nn.Module], Tensors]
     "CLIPTextModelWithProjection": _clip,
     "T5EncoderModel": _t5,
 }
+
+
+def convert(kind: str, tensors: Tensors, config: Mapping[str, Any], module: nn.Module) -> Tensors:
+    """The tensors of a network of class ``kind`` by the names that they have there; raises ValueError for no such kind.
+
+    Args:
+        kind: Of diffusers or transformers.
+        tensors: By their names in the file, without what stands before all of them.
+        config: Of the network.
+        module: It, without weights.
+    """
+    from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
+
+    if tensors.keys() == module.state_dict().keys():
+        return tensors
+    if kind in CONVERTERS:
+        return CONVERTERS[kind](tensors, config, module)
+    if kind not in SINGLE_FILE_LOADABLE_CLASSES:
+        raise ValueError("its names are not known")
+    return SINGLE_FILE_LOADABLE_CLASSES[kind]["checkpoint_mapping_fn"](checkpoint=dict(tensors), config=dict(config))

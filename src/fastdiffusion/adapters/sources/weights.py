@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError, missing
+from ...errors import CheckpointError, InputError, missing
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
@@ -50,6 +50,9 @@ class WeightFile(Mapping[str, Tensor]):
     path: Path
     entries: dict[str, Entry]
     metadata: dict[str, str]
+
+    def __contains__(self, name: object) -> bool:  # of the header: nothing is read
+        return name in self.entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)

@@ -12,8 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, InputError
-from ..models.folder import INDEX
+from ...errors import CheckpointError, InputError
+from ...models.folder import INDEX
 from .folders import read_json
 from .weights import PICKLES
 
