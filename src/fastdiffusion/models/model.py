@@ -213,8 +213,9 @@ class Model:
         """Shape of what comes out: (channels, height, width), or with more axes before the last two."""
         if self.autoencoder is None:
             return self.shape
-        height, width = self.shape[-2:]
-        return (self.autoencoder.image_channels, *self.shape[1:-2], height * self.factor, width * self.factor)
+        (*frames, height, width), more = self.shape[1:], getattr(self.autoencoder, "temporal_factor", 1)
+        frames = [1 + (n - 1) * more for n in frames]  # the first frame of a film is encoded alone
+        return (self.autoencoder.image_channels, *frames, height * self.factor, width * self.factor)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

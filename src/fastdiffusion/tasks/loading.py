@@ -8,14 +8,14 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import choices
 from ..errors import InputError, unknown
-from ..options import fill, option
+from ..options import DEVICE, fill, option
 
 if TYPE_CHECKING:
     from ..models import Model
 
-PREDICTIONS = ("auto", "eps", "v")
-PRECISIONS = {"float32": "float32", "bf16": "bf16", "fp16": "fp16", "bfloat16": "bf16", "float16": "fp16"}
+PRECISIONS = {name: name for name in choices.LOAD_PRECISIONS} | {"bfloat16": "bf16", "float16": "fp16"}
 HUB = "hf:"
 
 
@@ -38,20 +38,22 @@ class LoadOptions:
         download: Fetch a checkpoint of the hub (hf:owner/name). Without it the network is never asked.
     """
 
-    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
     lora: str | Sequence[str] = option((), "A LoRA, FILE or FILE:scale; may be repeated.", kind=list[str] | None)
-    prediction: str = option("auto", "What the network predicts: eps or v; auto is what the file says.")
-    precision: str | None = option(None, "float32, bf16 or fp16; by default the file's own.")
+    prediction: str = option("auto", "What the network predicts: eps, v, or auto: what the file says.", choices=choices.PREDICTIONS)
+    precision: str | None = option(
+        None, "In what to compute: float32, bf16, fp16; by default the file's own.", choices=choices.LOAD_PRECISIONS
+    )
     offload: bool = option(False, "Keep one network at a time on the GPU: slower, less memory.")
-    vae_tiling: bool = option(False, "Decode in tiles: less memory, slightly other pixels.")
+    vae_tiling: bool = option(False, "Decode images in tiles: less memory, slightly other pixels.")
     mem: str | None = option(None, "Memory a run may take, e.g. 6G: chooses settings that fit, and says so.")
-    tokenizer: str | Path | None = option(None, "Folder with what a single file lacks.", kind=Path | None)
-    download: bool = option(False, "Fetch hf:owner/name; without it nothing is.")
+    tokenizer: str | Path | None = option(None, "A folder with the tokenizers, and other parts, that a single file lacks.", kind=Path | None)
+    download: bool = option(False, "Fetch a model hf:owner/name; without it the network is never asked.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora or ()))
-        if self.prediction not in PREDICTIONS:
-            raise unknown("prediction", self.prediction, PREDICTIONS)
+        if self.prediction not in choices.PREDICTIONS:
+            raise unknown("prediction", self.prediction, choices.PREDICTIONS)
         if self.precision is not None:
             if self.precision not in PRECISIONS:
                 raise unknown("precision", self.precision, PRECISIONS)

@@ -1,6 +1,6 @@
 """The families, by the class of the pipeline that a checkpoint's ``model_index.json`` names."""
 
-from .family import Family
+from ..family import Family
 from .flux import Chroma, Flux
 from .flux2 import Flux2, Klein
 from .hidream import HiDream

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import warn
-from ..guidance import Guided, Scale
-from ..models import Size
-from ..types import Cond, Denoise
-from .family import Family
-from .guidance import norm_rescaled
+from ...errors import warn
+from ...guidance import Guided, Scale
+from ...models import Size
+from ...types import Cond, Denoise
+from ..family import Family
+from ..guidance import norm_rescaled
+from ..texts import Text, compact, rows_of
 from .sana import GEMMA
-from .texts import Text, compact, rows_of
 
 SYSTEM = (
     "You are an assistant designed to generate superior images with the superior degree of image-text alignment based "
@@ -54,7 +54,7 @@ class Lumina2(Family):
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         cond = compact(cond)  # the network counts tokens from the first on
         assert cond.emb is not None
-        emb, most = cond.emb, int(self.net.config.axes_lens[0])
+        emb, most = cond.emb, int(self.net.config.axes_lens[0]) - 1
         mask = emb.new_ones(emb.shape[:2]) if cond.mask is None else cond.mask
         if emb.shape[1] > most:  # a prompt in several pieces
             warn(f"Only the first {most} of {emb.shape[1]} tokens have a place in this network. Shorten the prompt.")

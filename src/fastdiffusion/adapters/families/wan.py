@@ -6,16 +6,21 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..models import Size
-from ..types import Cond
-from .autoencoders import ChannelVae
-from .family import T5, Family
+from ...models import Size
+from ...types import Cond
+from ..autoencoders import ChannelVae
+from ..family import T5, Family
 
 
 class WanVae(ChannelVae):
     """A VAE of films: 1 + 4 n frames are 1 + n frames of latents."""
 
     network = "AutoencoderKLWan"
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames of a film for each of the latents after the first."""
+        return int(self.net.config.scale_factor_temporal)
 
 
 class Wan(Family):

@@ -11,12 +11,12 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models import Size
-from ..types import Cond
-from .autoencoders import Vae
-from .family import Encoder, Family
+from ...models import Size
+from ...types import Cond
+from ..autoencoders import Vae
+from ..family import Encoder, Family
+from ..texts import Text, rows_of
 from .pixart import lowered
-from .texts import Text, rows_of
 
 GEMMA = Encoder("Gemma2Model", ("GemmaTokenizer", "GemmaTokenizerFast"), 300)
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import InputError
-from ..models import Size
-from ..types import Cond
-from .family import T5, Family
-from .levels import TrainedLevels
-from .texts import Text, rows_of
+from ...errors import InputError
+from ...models import Size
+from ...types import Cond
+from ..family import T5, Family
+from ..levels import TrainedLevels
+from ..texts import Text, rows_of
 
 
 class PixArtSigma(Family):

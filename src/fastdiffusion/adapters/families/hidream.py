@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..models import Size
-from ..types import Cond
-from .family import CLIP_WITH_PROJECTION, T5, Encoder, Family
-from .texts import Text
+from ...models import Size
+from ...types import Cond
+from ..family import CLIP_WITH_PROJECTION, T5, Encoder, Family
+from ..texts import Text
 
 LONG_CLIP = CLIP_WITH_PROJECTION._replace(limit=128)
 LLAMA = Encoder(
