@@ -103,7 +103,9 @@ def main():
         for tiled in (False, True):
             _, peak = measured("decode", ".", side=side, tiled=tiled)
             numbers = peak * 2**20 / 4 / side**2
-            print(f"decoding {side} px, {'tiled' if tiled else 'whole'}: {peak:.0f} MB, {numbers:.0f} float32 per pixel")
+            print(
+                f"decoding {side} px, {'tiled' if tiled else 'whole'}: {peak:.0f} MB, {numbers:.0f} float32 per pixel"
+            )
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from fastdiffusion import (
     samplers,
     schedules,
 )
+from fastdiffusion.adapters import loading as adapters_loading
 from fastdiffusion.cli import about, demo, doctor
 from fastdiffusion.cli.app import ELSEWHERE, OLD_COMMANDS, PANELS, SHARED
 from fastdiffusion.cli.command import OTHER

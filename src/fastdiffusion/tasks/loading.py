@@ -40,14 +40,18 @@ class LoadOptions:
 
     device: str | None = option(None, DEVICE, choices=choices.DEVICES)
     lora: str | Sequence[str] = option((), "A LoRA, FILE or FILE:scale; may be repeated.", kind=list[str] | None)
-    prediction: str = option("auto", "What the network predicts: eps, v, or auto: what the file says.", choices=choices.PREDICTIONS)
+    prediction: str = option(
+        "auto", "What the network predicts: eps, v, or auto: what the file says.", choices=choices.PREDICTIONS
+    )
     precision: str | None = option(
         None, "In what to compute: float32, bf16, fp16; by default the file's own.", choices=choices.LOAD_PRECISIONS
     )
     offload: bool = option(False, "Keep one network at a time on the GPU: slower, less memory.")
     vae_tiling: bool = option(False, "Decode images in tiles: less memory, slightly other pixels.")
     mem: str | None = option(None, "Memory a run may take, e.g. 6G: chooses settings that fit, and says so.")
-    tokenizer: str | Path | None = option(None, "A folder with the tokenizers, and other parts, that a single file lacks.", kind=Path | None)
+    tokenizer: str | Path | None = option(
+        None, "A folder with the tokenizers, and other parts, that a single file lacks.", kind=Path | None
+    )
     download: bool = option(False, "Fetch a model hf:owner/name; without it the network is never asked.")
 
     def __post_init__(self) -> None:
