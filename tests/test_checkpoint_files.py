@@ -429,7 +429,7 @@ def test_settings_for_a_given_memory():
         "text_encoder": (817_000_000, torch.float32),
     }
     choices = []
-    for limit in range(40, 6, -1):
+    for limit in range(40, 5, -1):
         choice, note = low_memory.choose(limit * 1e9, numbers, 1024**2, gpu=True, half=True)
         assert choice.bytes <= limit * 1e9 and note.startswith("--mem chose")
         choices.append((choice.tiling, choice.half, choice.offload))
@@ -442,11 +442,13 @@ def test_settings_for_a_given_memory():
 
 def test_mem_says_what_it_chose(case, tmp_path, monkeypatch, capsys):
     one = case("sd15")
-    monkeypatch.setattr(low_memory, "_CHANNELS", 0)
+    monkeypatch.setattr(low_memory, "_DECODING", 0)
     total = sum(p.numel() for part in ("unet", "vae", "text_encoder") for p in getattr(one.pipe, part).parameters())
-    model = one.load(mem=f"{3.5 * total / 1e6}M")
+    with pytest.warns(UserWarning, match="--mem chose --precision bf16"):
+        model = one.load(mem=f"{3.5 * total / 1e6}M")
     assert model.modules["net"].dtype == torch.bfloat16 and "precision bf16" in model.info["notes"][0]
-    assert one.load(mem="4G").id == one.load().id
+    with pytest.warns(UserWarning, match="no other setting"):
+        assert one.load(mem="4G").id == one.load().id
     with pytest.raises(InputError, match="even with all settings"):
         one.load(mem="0.001M")
 

@@ -74,17 +74,19 @@ def load(
         source.check(part, kinds)
     scheduler = _scheduler(source, prediction)
     own = {part: source.precision(part) for part in family.parts() if not part.startswith("tokenizer")}
+    upcast = source.config("vae").get("force_upcast", True)
     gpu = device is not None and device.type != "cpu"
     info: dict[str, Any] = {}
     if mem is not None:
         numbers = {part: (source.numbers(part), dtype) for part, dtype in own.items()}
+        numbers["vae"] = (numbers["vae"][0], torch.float32) if upcast else numbers["vae"]
         choice, note = low_memory.choose(mem, numbers, _pixels(source, family), gpu, precision is None)
         offload, vae_tiling, info["notes"] = offload or choice.offload, vae_tiling or choice.tiling, [note]
         precision = "bf16" if choice.half else precision
     if offload and not gpu:
         raise InputError("--offload moves networks between memory and a GPU, and this runs on a CPU. Leave it out.")
     dtypes = {part: dtype if precision is None else PRECISIONS[precision] for part, dtype in own.items()}
-    if precision != "float32" and source.config("vae").get("force_upcast", True):
+    if precision != "float32" and upcast:
         dtypes["vae"] = own["vae"]  # it computes in float32, and shall not be rounded before
     changes: dict[str, Any] = {"precision": precision} if dtypes != own else {}
     changes |= {"prediction": prediction} if scheduler != source.scheduler else {}

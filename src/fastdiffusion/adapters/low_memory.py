@@ -18,8 +18,10 @@ from torch.utils._pytree import tree_map
 from ..errors import InputError
 
 HALF = torch.bfloat16
-TILE = 512 * 512  # pixels that a tiled VAE works on at once
-_CHANNELS = 640  # float32 numbers for each pixel that a VAE of the usual widths holds at once (bench/loading.py)
+TILE = 512  # pixels per side that a tiled VAE works on at once
+# Bytes that are held at once for each pixel of an image. Of a VAE of the usual widths in float32 measured, by
+# bench/loading.py; of a network counted, of SDXL's layers for two rows in half precision.
+_DECODING, _DENOISING = 4 * 1060, 600
 
 
 class Offload:
@@ -61,6 +63,9 @@ def tile(autoencoder: Any) -> None:
     if not hasattr(autoencoder, "enable_tiling"):
         raise InputError(f"A {type(autoencoder).__name__} has no tiles. Leave --vae-tiling out.")
     autoencoder.enable_tiling()
+    if (own := getattr(autoencoder, "tile_sample_min_size", 0)) > TILE:  # of SDXL it is 1024: no image has two
+        autoencoder.tile_sample_min_size = TILE
+        autoencoder.tile_latent_min_size = autoencoder.tile_latent_min_size * TILE // own
 
 
 # ---- settings for a given memory -----------------------------------------------------------------------------------
@@ -114,15 +119,15 @@ def choose(
 def _estimate(
     numbers: Mapping[str, tuple[int, torch.dtype]], pixels: int, offload: bool, half: bool, tiling: bool
 ) -> float:
-    """Weights, a fifth of the largest network's for its activations, and what the VAE holds of an image."""
+    """Weights, and what the network holds while it denoises an image, or the VAE while it decodes it."""
     weights = {
         name: n * (HALF if half and dtype == torch.float32 and name != "vae" else dtype).itemsize
         for name, (n, dtype) in numbers.items()
     }
-    decoding = 4 * _CHANNELS * min(pixels, TILE if tiling else pixels)
+    denoising, decoding = _DENOISING * pixels, _DECODING * (min(pixels, TILE**2) if tiling else pixels)
     if offload:
-        return max(1.2 * max(weights.values()), weights["vae"] + decoding)
-    return sum(weights.values()) + max(0.2 * max(weights.values()), decoding)
+        return max(max(weights.values()) + denoising, weights["vae"] + decoding)
+    return sum(weights.values()) + max(denoising, decoding)
 
 
 def gigabytes(n: float) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import choices
-from ..errors import InputError, unknown
+from ..errors import InputError, unknown, warn
 from ..options import DEVICE, fill, option
 
 if TYPE_CHECKING:
@@ -127,7 +127,10 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
 
         device = chosen.device or best_device()
         asked = {**chosen.changed, "mem": _bytes(chosen.mem)}
-        return registry.loaded(load(model, device_of(device), **asked), device)
+        ready = registry.loaded(load(model, device_of(device), **asked), device)
+        for note in ready.info.get("notes", ()):
+            warn(note)
+        return ready
     asked = chosen.changed
     if isinstance(model, Model) and list(asked) == ["lora"]:
         from ..adapters import with_loras
