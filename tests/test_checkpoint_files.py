@@ -483,6 +483,11 @@ def test_every_way_to_ask(case, tmp_path, monkeypatch):
     }
 
 
+def test_doctor_of_a_single_file(case, capsys):
+    assert main(["doctor", str(case("sd15").file)]) == 0
+    assert capsys.readouterr().out.count(": equal") == 2
+
+
 def test_a_recipe_may_not_load_as_it_likes(case, tmp_path):
     made = fastdiffusion.sample(case("sd15").file, "a cat", n=1, steps=2, device="cpu", precision="bf16")
     (path,) = made.save(tmp_path)
