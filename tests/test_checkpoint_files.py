@@ -493,6 +493,7 @@ def test_every_way_to_ask(case, tmp_path, monkeypatch):
     assert main([*run, "--precision", "bfloat16", "--prediction", "v"]) == 0
     reproduced = reproduce(tmp_path / "out" / "0000-a-cat.png", device="cpu")
     assert torch.equal(reproduced.images, made.images), "loaded as the recipe says"
+    assert torch.equal(reproduce(tmp_path / "out" / "0000-a-cat.png", model).images, made.images)
     assert fastdiffusion.sample(one.file, "a cat", n=1, steps=2, device="cpu").recipe["model"].keys() == {
         "name",
         "sha256",
