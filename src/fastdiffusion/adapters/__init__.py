@@ -7,6 +7,7 @@ is a denoiser.
 
 from .examine import examine
 from .families import FAMILIES
-from .loading import load_folder
+from .loading import load
+from .lora import with_loras
 
-__all__ = ["FAMILIES", "examine", "load_folder"]
+__all__ = ["FAMILIES", "examine", "load", "with_loras"]

@@ -141,7 +141,7 @@ def fit(
 
     ready = loaded(model, device)
     if scale is None:
-        scale = ready.scale if folder.is_folder(model) else 1.0
+        scale = ready.scale if folder.is_other(model) else 1.0
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None
     if ready.conditioner is not None and prompt:
         cond = ready.encode_prompt(prompt)
@@ -164,7 +164,7 @@ def _keep_table(path: Path, model: Model, steps: int, scale: float, fitted: Tabl
     from ..models import folder
     from ..models.serialization import FILE, notes
 
-    if folder.is_folder(path):
+    if folder.is_other(path):
         folder.write_table(path, model, steps, scale, (model.image_shape[-2], model.image_shape[-1]), fitted)
         return model
     model = model.with_table(steps, fitted)
