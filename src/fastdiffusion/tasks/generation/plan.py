@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -272,7 +271,7 @@ def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     if not abs(scale) <= BUDGET.number:
         raise InputError(f"scale must be finite, got {scale!r}. 1 is off, 2 to 4 is usual.")
     if scale == 1 and chosen.negative_prompt and not guided:
-        warnings.warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.", stacklevel=4)
+        warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.")
     if scale != 1 and guided:
         raise InputError("scale and this guidance would both guide by the label. Leave scale out.")
     return scale
