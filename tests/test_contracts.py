@@ -53,6 +53,8 @@ from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
 from fastdiffusion.tasks.classification import train as classifiers
+from fastdiffusion.tasks.editing import edit
+from fastdiffusion.tasks.editing.options import EditOptions
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, sample, samples
@@ -190,6 +192,7 @@ VERBS = {
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, StylizeOptions, flags="out metadata", parameters="net"),
+    "edit": verb(edit.edit, EditOptions, flags="what out compare metadata", parameters="image prompt"),
     "train-style": verb(network.train_style, TrainStyleOptions),
     "train-translation": verb(paired.train_translation, TrainTranslationOptions),
     "translate": verb(paired.translate, TranslateOptions, flags="out metadata"),

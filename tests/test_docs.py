@@ -66,7 +66,7 @@ def test_commands_parse(path):
     for block in blocks(path, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            if words[:1] == ["fastdiffusion"]:
+            if words and Path(words[0]).name == "fastdiffusion":
                 group.commands[words[1]].make_context(words[1], words[2:])
 
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests
     from .tasks.autoencoding.token_prior import train_token_prior as train_token_prior
     from .tasks.autoencoding.train import train_autoencoder as train_autoencoder
     from .tasks.classification.train import train_classifier as train_classifier
+    from .tasks.editing.edit import edit as edit
     from .tasks.evaluation.evaluate import Report as Report
     from .tasks.evaluation.evaluate import evaluate as evaluate
     from .tasks.evaluation.evaluate import measure as measure
@@ -77,6 +78,7 @@ _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER the
     "tasks.autoencoding.token_prior": "sample_tokens train_token_prior",
     "tasks.autoencoding.train": "train_autoencoder",
     "tasks.classification.train": "train_classifier",
+    "tasks.editing.edit": "edit",
     "tasks.evaluation.evaluate": "Report evaluate measure",
     "tasks.evaluation.study": "study",
     "tasks.export": "export",

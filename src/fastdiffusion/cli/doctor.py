@@ -22,6 +22,7 @@ EXTRAS = {
     "data": ["datasets", "emoji"],
     "optim": ["schedulefree"],
     "track": ["tensorboard"],
+    "fast": ["openvino"],
 }
 
 

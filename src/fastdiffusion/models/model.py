@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import nets, schedules
 from ..denoisers import Denoiser
 from ..errors import InputError, counted, unknown
+from ..guidance import Guided, cfg
 from ..io.checkpoints import fingerprint, on_disk
 from ..io.guarded import BUDGET
 from ..samplers import Table, table
@@ -47,8 +48,8 @@ class Model:
 
     Attributes:
         denoise: From noisy data, noise level and condition to the expected clean data. Of a ``Denoiser`` the fields
-            ``modules``, ``sigma_data`` and ``conditioner`` follow. Other callables may have the attributes ``loss``
-            and ``settings``: JSON that ``id`` covers, such as a family's name, LoRAs, what the network predicts.
+            ``modules``, ``sigma_data`` and ``conditioner`` follow. Other callables may have the attributes ``loss``,
+            ``guide`` and ``settings``: JSON that ``id`` covers, such as a family's name, LoRAs, what it predicts.
         shape: Of one sample: (channels, height, width) of an image, in latent units where there is an autoencoder;
             any length from 1.
         classes: Names of the classes, in the order of their indices; empty when there are none.
@@ -114,17 +115,23 @@ class Model:
         """sha256 over what decides the model's samples: its configuration without tables and notes, and its tensors.
 
         Computed when it is first asked for: what changes tensors in place afterwards needs a new model. A denoiser of
-        another family may bring the ``id`` of its files.
+        another family may bring the ``id`` of its files; its ``settings`` count too.
         """
-        if isinstance(own := getattr(self.denoise, "id", None), str):
-            return own
-        return fingerprint(tensors(self), configuration(self) | dict(getattr(self.denoise, "settings", {})))
+        own, settings = getattr(self.denoise, "id", None), dict(getattr(self.denoise, "settings", {}))
+        if isinstance(own, str):
+            return fingerprint({}, {"files": own, **settings}) if settings else own
+        return fingerprint(tensors(self), configuration(self) | settings)
 
     @property
     def loss(self) -> Callable[..., Tensor] | None:
         """``loss(x0, sigma, noise, cond)``, one number for each sample, for training; None if it cannot be trained."""
         denoiser = native.own_denoiser(self.denoise)
         return getattr(self.denoise, "loss", None) if denoiser is None else native.loss(denoiser)
+
+    @property
+    def guide(self) -> Callable[..., Guided]:
+        """``guide(denoise, scale, uncond)``: the guidance that ``scale`` belongs to, ``guidance.cfg`` for most."""
+        return getattr(self.denoise, "guide", cfg)
 
     # ---- devices ----------------------------------------------------------------------------------------------
 
@@ -207,8 +214,9 @@ class Model:
         """Shape of what comes out: (channels, height, width), or with more axes before the last two."""
         if self.autoencoder is None:
             return self.shape
-        height, width = self.shape[-2:]
-        return (self.autoencoder.image_channels, *self.shape[1:-2], height * self.factor, width * self.factor)
+        (*frames, height, width), more = self.shape[1:], getattr(self.autoencoder, "temporal_factor", 1)
+        frames = [1 + (n - 1) * more for n in frames]  # the first frame of a film is encoded alone
+        return (self.autoencoder.image_channels, *frames, height * self.factor, width * self.factor)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
