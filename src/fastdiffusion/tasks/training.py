@@ -12,10 +12,11 @@ from ..errors import InputError, unknown
 from ..io.images import safe_name
 from ..models import Model
 from ..training import report as reports
-from ..training.config import Budget, TrainingConfig
+from ..training.config import TrainingConfig
 from ..training.console import say
 from ..training.distributed import rank_and_world
 from ..training.learner import Learner
+from ..training.options import Budget
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def train(
     for name in options:
         if name not in known:
             raise unknown("option of train", name, [*known, "size", "aspect", "labels", "inputs"])
-    budget = {name: options.pop(name) for name in ("minutes", "steps", "fresh", "callbacks") if name in options}
+    of_budget = ("minutes", "steps", "fresh", "procs", "callbacks")
+    budget = {name: options.pop(name) for name in of_budget if name in options}
     images = _opened(data, size, aspect, labels, inputs, options)
     if options.get("init_from") is not None and options.get("net") is not None:
         raise InputError("A model that is trained further keeps its net. Leave out --net or --init-from.")
