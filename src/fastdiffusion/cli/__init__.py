@@ -127,7 +127,7 @@ def _print_version(value: bool) -> None:
 
 
 @app.callback()
-def options(
+def before_any_command(
     version: Annotated[
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
