@@ -71,7 +71,8 @@ def test_train_returns_where_and_what(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("typed", "schedule", "meant"), [
-    ("DPM++ 2M Karras", None, ("dpmpp_2m", "karras")), ("DPM++ 3M SDE Exponential", None, ("dpmpp_3m_sde", "exponential")),
+    ("DPM++ 2M Karras", None, ("dpmpp_2m", "karras")),
+    ("DPM++ 3M SDE Exponential", None, ("dpmpp_3m_sde", "exponential")),
     ("DPM++ 2M Karras", "cosine", ("dpmpp_2m", "cosine")), ("Euler a", None, ("euler_ancestral", None)),
 ])  # fmt: skip
 def test_a_sampler_with_its_schedule_as_others_write_them(typed, schedule, meant):
