@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ... import prompts, schedules
 from ...errors import CheckpointError, InputError, warn
-from ...guidance import cfg
+from ...guidance import cfg, embedded
 from ...io.guarded import BUDGET
 from ...io.inputs import fit_image
 from ...models import Model, Size
@@ -98,11 +98,13 @@ class Plan:
     def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
         """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
         p, model = self.options, self.model
-        scale = 1.0 if p.scale is None else p.scale
+        scale, denoise = 1.0 if p.scale is None else p.scale, model.denoise
+        if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
+            scale, denoise = 1.0, embedded(denoise, scale)
         conditioner = model.conditioner
         null = None if conditioner is None else conditioner.null(len(batch), self.size)
         if self.prompts is None or conditioner is None or self.table is None:
-            denoise = cfg(model.denoise, scale) if scale != 1 else model.denoise
+            denoise = cfg(denoise, scale) if scale != 1 else denoise
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guided(denoise), cond
         compiled = prompts.compile(
@@ -116,7 +118,7 @@ class Plan:
         )
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
-        return compiled.guide(model.denoise, scale, around=self.guided), None
+        return compiled.guide(denoise, scale, model.guide if scale != 1 else None, self.guided), None
 
     @property
     def size(self) -> Size | None:
