@@ -26,8 +26,7 @@ from fastdiffusion.io import images
 from fastdiffusion.models import Model
 from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import presets
-from fastdiffusion.samplers.fitting import fit_sampler
-from fastdiffusion.tasks import export, variations
+from fastdiffusion.tasks import export, fitting, variations
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
@@ -124,10 +123,7 @@ VERBS = {
         "sigma_distribution_options uncertainty verbose warmup weight_decay",
     ),
     "scan": verb(ImageFolder),
-    "fit": verb(
-        fit_sampler, flags="prompt", parameters="cond shape sigma_max sigma_min",
-        steps=("5,8,12", required), scale=(None, 1.0),
-    ),
+    "fit": verb(fitting.fit, fitting.FitOptions, flags="out"),
     "train-classifier": verb(classifiers.train_classifier, classification.TrainClassifierOptions),
     "train-autoencoder": verb(
         train.train_autoencoder, autoencoding.TrainAutoencoderOptions, flags="aspect", parameters="decoder_of"
