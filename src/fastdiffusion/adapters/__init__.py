@@ -8,5 +8,6 @@ is a denoiser.
 from .examine import examine
 from .families import FAMILIES
 from .loading import load_folder
+from .table_scheduler import TableScheduler
 
-__all__ = ["FAMILIES", "examine", "load_folder"]
+__all__ = ["FAMILIES", "TableScheduler", "examine", "load_folder"]
