@@ -26,18 +26,18 @@ def sigmas(model, steps=4):
 def test_a_table_in_a_pipeline_is_our_own_loop(name):
     """With guidance, two prompts: 1e-4 of the largest value at most."""
     model = get(name).model
-    for sampler in ("dpmpp_3m", "deis", "ddpm") if name in SOME else ("dpmpp_2m",):
+    for sampler in CHOSEN.get(name, ("dpmpp_2m",)):
         table = samplers.table(sampler, sigmas(model))
         with torch.no_grad():
             assert difference(model, 4.0, size=get(name).size, table=table) <= 1e-4, sampler
 
 
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", ["sd15", "flux"])
 def test_a_fitted_table_too(name):
     one = get(name)
-    found = fit(one.model, steps=3, prompts=["a cat", "a dog"], scale=2.0, size=one.size, evaluations=700, noises=4,
+    found = fit(one.model, steps=2, prompts=["a cat", "a dog"], scale=2.0, size=one.size, evaluations=300, noises=4,
                 polish=False, seed=1)  # fmt: skip
-    assert difference(one.model, 2.0, size=one.size, table=found.tables[3]) <= 1e-4
+    assert difference(one.model, 2.0, size=one.size, table=found.tables[2]) <= 1e-4
 
 
 def test_it_is_not_the_pipelines_own_by_accident():

@@ -84,7 +84,7 @@ def plan(
         if n >= min(ENOUGH, most):
             break
     n = max(n, least)
-    planned = Plan(counts, evaluations, reference, n, max(n // 2, LEAST) if n < 32 else n, polish)
+    planned = Plan(counts, evaluations, reference, n, max(n // 2, LEAST), polish)
     needed = (planned.noises * 2 + planned.held_out * 4) * max(counts)
     if planned.each < needed:
         enough = reference * (planned.noises + planned.held_out) + needed * len(counts)
