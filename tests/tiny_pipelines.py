@@ -3,6 +3,7 @@
 import warnings
 
 import diffusers
+import tiny_transformers as more
 import torch
 from tiny_parts import clip, flow_vae, flux2_vae, mistral3, qwen3, qwen_vae, qwen_vl, t5, unet, vae
 
@@ -151,6 +152,7 @@ FAMILIES = {
     f.__name__: f
     for f in (sd15, sd2v, zero_snr, lcm, sdxl, sd3, flux, schnell, chroma, flux2, klein, qwen_image, z_image)
 }
+FAMILIES |= {f.__name__: f for f in (more.pixart, more.sana, more.lumina2, more.hidream, more.wan)}
 
 
 def build(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -76,6 +77,7 @@ def difference(
     if table is not None:
         pipe.scheduler, steps = TableScheduler.from_table(table, pipe.scheduler), len(table.sigmas) - 1
         first = pipe.scheduler.init_noise_sigma if flow else 1.0  # which flow pipelines take for 1
+    pipe.default_sample_size = math.isqrt(shape[-2] * shape[-1])  # HiDream's changes sizes to this area
     wanted = pipe(
         prompt=list(prompts),
         latents=family.to_pipeline(first * noise).to(family.net.dtype),
@@ -105,6 +107,9 @@ class _Recorder(Controller):
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
+
+    def sees(self, call: AttentionCall) -> bool:
+        return not call.hidden
 
     def __call__(self, call: AttentionCall) -> None:
         self.names.add(call.name)

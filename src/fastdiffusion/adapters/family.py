@@ -250,6 +250,11 @@ class Family:
         """``n`` rows of what this family takes for "no prompt"."""
         return self.nothing(size or self._pixels(self.shape)).expand(n)
 
+    @property
+    def negative(self) -> Family:
+        """The conditioner of negative prompts: itself, unless the family reads them in another way."""
+        return self
+
     def token_spans(self, text: str) -> Spans:
         """Which characters of the raw text each row of ``emb`` covers; empty for marks, padding and templates."""
         return self.main.spans(text)

@@ -1,7 +1,7 @@
 """A sampler table as a scheduler of diffusers: any solver here, or a fitted table, in any of its pipelines.
 
-    pipe.scheduler = TableScheduler.from_table("sdxl.fit/fitted-8.json", pipe.scheduler)
-    pipe("a lighthouse", num_inference_steps=8)
+pipe.scheduler = TableScheduler.from_table("sdxl.fit/fitted-8.json", pipe.scheduler)
+pipe("a lighthouse", num_inference_steps=8)
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class TableScheduler:
             try:
                 table = Table.from_json(table if is_text else Path(table).read_text(encoding="utf-8"))
             except (OSError, UnicodeDecodeError) as error:
-                raise InputError(f"{table} cannot be read as a sampler table ({error}). Give a table or its file.") from None
+                raise InputError(
+                    f"{table} cannot be read as a sampler table ({error}). Give a table or its file."
+                ) from None
         config = scheduler.config
         flow = "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction"
         return cls(table, config, flow, seeds)

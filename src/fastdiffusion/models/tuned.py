@@ -36,7 +36,9 @@ def settings_file(checkpoint: str | Path) -> Path:
     return path.with_name(f"{path.name}.settings.json")
 
 
-def write(checkpoint: str | Path, device: torch.device | str, chosen: Mapping[str, Any], why: Mapping[str, str]) -> Path:
+def write(
+    checkpoint: str | Path, device: torch.device | str, chosen: Mapping[str, Any], why: Mapping[str, str]
+) -> Path:
     """Write settings beside the checkpoint, or into the cache where that place cannot be written; returns where."""
     sha256 = folder.digest(checkpoint)
     content = {"checkpoint": sha256, "machine": machine(device), "settings": dict(chosen), "measured": dict(why)}

@@ -116,7 +116,9 @@ class Search:
 
         families = sorted([list(textbook.table.sigmas), *self._karras()],
                           key=lambda levels: self.cheap.error_of(registry.table(sampler, levels)))  # fmt: skip
-        guess = _search(families[0], self.sigma_min, lambda levels: self.cheap.error_of(registry.table(sampler, list(levels))))
+        guess = _search(
+            families[0], self.sigma_min, lambda levels: self.cheap.error_of(registry.table(sampler, list(levels)))
+        )
         reserve = self._cost(self.held_out)
         first = min([guess, *families[:1]], key=error)
         cost = self._cost(self.training)
@@ -194,7 +196,9 @@ class Search:
 
     def _candidate(self, table: Table) -> Candidate:
         flow = self.held_out
-        return Candidate(table, self.ledger.measure(lambda: (flow.misses(flow.perform(table)), table.nfe * len(flow.start))))
+        return Candidate(
+            table, self.ledger.measure(lambda: (flow.misses(flow.perform(table)), table.nfe * len(flow.start)))
+        )
 
     def _error(self, table: Table, flow: Flow) -> float:
         return self.ledger.measure(lambda: (flow.error_of(table), table.nfe * len(flow.start)))
@@ -213,7 +217,9 @@ class Fits:
         self.known: dict[tuple[tuple[float, ...], float], dict[str, Any]] = {}
         self.best: tuple[float, ...] = ()
         self.least = math.inf
-        self.estimates: dict[tuple[float, ...], list[Tensor]] = {}  # of the best; empty where it was measured before a break
+        self.estimates: dict[
+            tuple[float, ...], list[Tensor]
+        ] = {}  # of the best; empty where it was measured before a break
 
     def error(self, levels: Levels, ridge: float = RIDGES[0]) -> float:
         """The error of the table with these levels on the noises to fit to."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import choices
 from ..errors import DataError, InputError, counted
-from ..options import fill, option
+from ..options import DEVICE, fill, option
 from ..version import __version__
 from .generation.options import image_size
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from ..samplers import Table
     from ..samplers.fitting import Problem
     from ..samplers.planning import Plan
+
 
 @dataclass(frozen=True)
 class FitOptions:
@@ -49,15 +51,21 @@ class FitOptions:
         None, "A text file with a prompt in each line; or a prompt, repeatable.", hidden=("--prompt",),
         kind=list[str] | None,
     )  # fmt: skip
-    scale: float | None = option(None, "Guidance scale to fit for; by default the model's own.")
-    size: int | str | tuple[int, int] | None = option(None, "Of the images: SIDE or WIDTHxHEIGHT.", kind=str | None)
+    scale: float | None = option(
+        None, "Guidance to fit for; by default the model's own.", "--scale", "--guidance-scale"
+    )
+    size: int | str | tuple[int, int] | None = option(
+        None, "Size of the images: SIDE or WIDTHxHEIGHT.", kind=str | None
+    )
     evaluations: int | None = option(None, "What may be spent; by default what the model's size makes bearable.")
-    noises: int = option(64, "How many noises to fit to, at most.")
+    noises: int = option(64, "Number of noises to fit to, at most.")
     polish: bool = option(True, "Turn all numbers together at the end, where evaluations are left for it.")
-    levels: str | None = option(None, "Fit the noise levels alone, for this textbook sampler.", metavar="SAMPLER")
-    seed: int = option(0, "Of the noises.")
+    levels: str | None = option(
+        None, "Fit the noise levels alone, for this textbook sampler.", choices=choices.SAMPLERS
+    )
+    seed: int = option(0, "Seed of the noises.")
     batch_size: int = option(16, "Images that are evaluated together.")
-    device: str | None = option(None, "Where to compute; by default the best there is.")
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
 
 @dataclass(frozen=True)
@@ -309,4 +317,10 @@ def _note(steps: int, table: Table) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import Size
-from ..types import Cond
-from .family import Encoder, Family
-from .texts import Text, chat, no_padding, rows_of
+from ...models import Size
+from ...types import Cond
+from ..family import Encoder, Family
+from ..texts import Text, chat, no_padding, rows_of
 
 
 class ZImage(Family):

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models import Size
-from ..types import Cond
-from .family import CLIP, T5, Checkpoint, Family
+from ...models import Size
+from ...types import Cond
+from ..family import CLIP, T5, Checkpoint, Family
 
 
 def pack(z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:

@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..guidance import Guided, Scale
-from ..models import Size
-from ..types import Cond, Denoise
-from .autoencoders import ChannelVae
-from .family import Encoder, Family
+from ...guidance import Guided, Scale
+from ...models import Size
+from ...types import Cond, Denoise
+from ..autoencoders import ChannelVae
+from ..family import Encoder, Family
+from ..guidance import norm_rescaled
+from ..texts import Text, rows_of
 from .flux import pack, unpack
-from .guidance import norm_rescaled
-from .texts import Text, rows_of
 
 TEMPLATE = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "

@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError
-from ..models import Size
-from ..types import Cond
-from .family import CLIP, CLIP_WITH_PROJECTION, Checkpoint, Family
-from .levels import TrainedLevels
-from .texts import Text
+from ...errors import CheckpointError, InputError
+from ...models import Size
+from ...types import Cond
+from ..family import CLIP, CLIP_WITH_PROJECTION, Checkpoint, Family
+from ..levels import TrainedLevels
+from ..texts import Text
 
 
 class StableDiffusion(Family):

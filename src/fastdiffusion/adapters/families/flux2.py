@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models import Size
-from ..types import Cond
-from .autoencoders import PatchVae
-from .family import Checkpoint, Encoder, Family
-from .levels import FlowLevels
-from .texts import Text, chat
+from ...models import Size
+from ...types import Cond
+from ..autoencoders import PatchVae
+from ..family import Checkpoint, Encoder, Family
+from ..levels import FlowLevels
+from ..texts import Text, chat
 
 
 def empirical_mu(tokens: int, steps: int) -> float:
