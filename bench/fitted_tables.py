@@ -1,7 +1,7 @@
 """Fitted tables of the bundled emoji model under guidance against everything else with as many evaluations.
 
-All start from the same noises and prompts (bench/prompts.txt, to which no table was fitted): RMS distance of the latents
-from those of 100 evaluations (DPM-Solver++(3M) on exponential levels), and R-precision, among all names, of the
+All start from the same noises and prompts (bench/prompts.txt, to which no table was fitted): RMS distance of the
+latents from those of 100 evaluations (DPM-Solver++(3M) on exponential levels), and R-precision, among all names, of the
 evaluator. Opponents: every textbook sampler of the registry on four schedules and on the model's own; the published
 "Align Your Steps" lists (Sabour et al. 2024, arXiv:2404.14507), stretched in log sigma onto this model's levels; a step
 cache, which evaluates some of many small steps and forecasts the others linearly from the two newest estimates.
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=20_000, help="evaluations of the fit, for all tables")
     parser.add_argument("--images", type=int, default=80)
     parser.add_argument("--shown", type=int, default=6, help="opponents whose R-precision is measured")
+    parser.add_argument("--ranked", type=int, default=16, help="images that all opponents are ranked by")
     parser.add_argument("--wall", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("out/fitted_tables"))
     args = parser.parse_args()
@@ -147,7 +148,7 @@ def main() -> None:
     for n, table in fitted.tables.items():
         (args.out / f"fitted-{n}.json").write_text(table.to_json())
         known = dict(opponents(model, n))
-        found = {name: judged.rms(judged.run(other, 16)) for name, other in known.items()}
+        found = {name: judged.rms(judged.run(other, args.ranked)) for name, other in known.items()}
         ranked = sorted(found, key=lambda name: found[name])
         kinds = ("AYS", "step cache", "dpmpp_2m exponential", "euler exponential", "ddpm")
         chosen = [*ranked[: args.shown], *(next(name for name in ranked if kind in name) for kind in kinds)]

@@ -202,7 +202,7 @@ def test_bad_input():
         fitting.fit_sampler(RING, 0, (2,), 80.0, 0.002)
     with pytest.raises(InputError, match="shape, sigma_max and sigma_min"):
         fitting.fit_sampler(RING, 4)
-    with pytest.raises(InputError, match="too few to fit 1 table of up to 8 steps. Try at least 432"):
+    with pytest.raises(InputError, match=r"too few to fit 1 table of up to 8 steps\. Try at least 432"):
         fitting.fit_sampler(RING, 8, (2,), 80.0, 0.002, evaluations=100)
     fitting.fit_sampler(RING, 8, (2,), 80.0, 0.002, evaluations=int(_least(8)))
     with pytest.raises(InputError, match="noises must be at least 1"):

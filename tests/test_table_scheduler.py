@@ -104,7 +104,7 @@ def test_what_other_pipelines_ask():
         made = pipe(**options, **extra, generator=torch.Generator().manual_seed(0))[0]
         assert made.shape == (1, 4, 8, 8) and made.isfinite().all(), kind
     flow = build("sd3")
-    pipe = diffusers.StableDiffusion3Img2ImgPipeline(**{k: v for k, v in flow.components.items()})
+    pipe = diffusers.StableDiffusion3Img2ImgPipeline(**flow.components)
     pipe.scheduler = TableScheduler.from_table(samplers.table("dpmpp_2m", schedules.flow(4)), pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     made = pipe(**options, image=image, height=64, width=64, strength=0.5)[0]

@@ -68,7 +68,10 @@ def _tuned(model: str) -> Iterator[tuple[str, str]]:
     chosen = {setting.name: setting.value for setting in found if setting.value is not None}
     for setting in found:
         yield f"tuned {setting.name}", f"{setting.value or 'as it is'}: {setting.why}"
-    yield "written to", str(tuned.write(model, device, chosen, {setting.name: setting.why for setting in found}))
+    yield (
+        "written to",
+        str(tuned.save_settings(model, device, chosen, {setting.name: setting.why for setting in found})),
+    )
 
 
 def _findings() -> Iterator[tuple[str, str]]:

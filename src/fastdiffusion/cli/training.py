@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from .. import choices
-from ..errors import InputError
 from ..tasks.fitting import FitOptions
 from ..training.config import Budget, TrainingConfig
 from .command import command, keep_config, offer

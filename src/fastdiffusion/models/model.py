@@ -252,7 +252,7 @@ class Model:
         return table(sampler or "dpmpp_2m", sigmas)
 
     def with_table(self, steps: int, fitted: Table, scale: float | None = None, size: Size | None = None) -> Model:
-        """The same model with a table for runs of ``steps``: at one guidance scale and image size, if they are given."""
+        """The same model with a table for ``steps``: at one guidance scale and image size, if they are given."""
         key = str(steps) if scale is None else table_key(steps, scale, size or self.pixels)
         return replace(self, tables={**self.tables, key: fitted})
 
@@ -262,7 +262,7 @@ class Model:
         if used in (self.tables.get(exactly), self.tables.get(str(steps))):
             return f"The sampler is the table that was fitted to this model for {exactly}."
         if others := [key for key in self.tables if key.startswith(f"{steps} steps, ")]:
-            return f"No table is fitted for {exactly}; there is one for {others[0]}. Fit another one with fastdiffusion fit."
+            return f"No table is fitted for {exactly}, but one for {others[0]}. fastdiffusion fit makes another."
         return None
 
     @property

@@ -36,7 +36,7 @@ def settings_file(checkpoint: str | Path) -> Path:
     return path.with_name(f"{path.name}.settings.json")
 
 
-def write(
+def save_settings(
     checkpoint: str | Path, device: torch.device | str, chosen: Mapping[str, Any], why: Mapping[str, str]
 ) -> Path:
     """Write settings beside the checkpoint, or into the cache where that place cannot be written; returns where."""
@@ -51,7 +51,7 @@ def write(
     return path
 
 
-def read(checkpoint: str | Path, device: torch.device | str) -> dict[str, Any]:
+def settings_for(checkpoint: str | Path, device: torch.device | str) -> dict[str, Any]:
     """The settings that hold for this checkpoint on this machine; none if there are none.
 
     Raises CheckpointError for a file that is no such file.

@@ -14,7 +14,7 @@ Progress = Callable[[int, int, str], None]  # evaluations done, of how many, and
 
 
 def silent(done: int, of: int, what: str) -> None:
-    pass
+    """No progress."""
 
 
 class Ledger:
@@ -69,10 +69,10 @@ class Ledger:
 
 
 def _read(path: Path) -> list[list[Any]]:
-    """The lines of a file that are whole."""
-    lines: list[list[Any]] = []
+    """The measurements in a file, but for one that was not written to its end."""
+    entries: list[list[Any]] = []
     with suppress(OSError, ValueError):
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
-                lines.append(json.loads(line))
-    return lines
+                entries.append(json.loads(line))
+    return entries

@@ -42,8 +42,8 @@ class Plan:
     def __str__(self) -> str:
         solve = self.reference * (self.noises + self.held_out)
         return (
-            f"At most {self.evaluations:,} evaluations: a reference of {self.reference} for each of {self.noises} noises "
-            f"and {self.held_out} more to choose with ({solve:,}), then {self.each:,} for each of "
+            f"At most {self.evaluations:,} evaluations: {self.reference} for the reference of each of {self.noises} "
+            f"noises to fit to and {self.held_out} to choose with ({solve:,}), then {self.each:,} for each of "
             f"{counted(len(self.steps), 'table')}"
         )
 

@@ -107,7 +107,9 @@ class Search:
     def best_levels(self, sampler: str) -> Table:
         """A textbook sampler's table with the levels that suit the model best; InputError for a stochastic one."""
         if registry.about(sampler).stochastic:
-            raise InputError(f"Sampler {sampler!r} draws noise, so its error says nothing. Fit the levels of dpmpp_2m.")
+            raise InputError(
+                f"Sampler {sampler!r} draws noise, so its error means nothing. Fit the levels of dpmpp_2m."
+            )
         share = self.ledger.limit - self.ledger.spent
         textbook = self.best_textbook(self.ledger.spent + 0.3 * share, (sampler,))
 
@@ -177,7 +179,7 @@ class Search:
         return _search(min(starts)[1], self.sigma_min, self.fits.error, affords)
 
     def _families(self, textbook: Candidate) -> list[list[float]]:
-        """Karras et al.'s levels, of several rho and lowest levels, and the best textbook's: best on ``cheap`` first."""
+        """Karras et al.'s levels, of several rho and ends, and the best textbook's: best on ``cheap`` first."""
         families = self._karras()
         if textbook.table.nfe == len(textbook.table.sigmas) - 1:
             families.append(list(textbook.table.sigmas))

@@ -233,22 +233,22 @@ def _steps(steps: int | str | Sequence[int]) -> tuple[int, ...]:
         raise InputError(f"steps are whole numbers with commas, got {steps!r}. Example: --steps 5,8,12") from None
 
 
-def _prompts(given: str | Path | Sequence[str] | None) -> list[str]:
-    """The prompts: each a text, or the lines of a text file."""
+def _prompts(prompts: str | Path | Sequence[str] | None) -> list[str]:
+    """The prompts: each a text, or those in a text file."""
     texts: list[str] = []
-    for item in [given] if isinstance(given, str | Path) else given or []:
+    for item in [prompts] if isinstance(prompts, str | Path) else prompts or []:
         path = Path(item)
         if isinstance(item, Path) or path.suffix == ".txt":
             try:
-                lines = path.read_text(encoding="utf-8-sig").splitlines()
+                rows = [row.strip() for row in path.read_text(encoding="utf-8-sig").splitlines()]
             except (OSError, UnicodeDecodeError) as error:
                 why = getattr(error, "strerror", None) or "it is no text in UTF-8"
                 raise DataError(f"Cannot read the prompts in {str(path)!r}: {why}.") from None
-            texts += [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+            texts += [row for row in rows if row and not row.startswith("#")]
         elif item.strip():
             texts.append(item)
-    if given and not texts:
-        raise DataError(f"There are no prompts in {given!r}. Write one in each line.")
+    if prompts and not texts:
+        raise DataError(f"There are no prompts in {prompts!r}. Write one in each line.")
     return texts
 
 
@@ -322,5 +322,5 @@ def _duration(seconds: float) -> str:
         if seconds < 120
         else f"{seconds / 60:.0f} min"
         if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
+        else f"{seconds / 3600:.3g} h"
     )
