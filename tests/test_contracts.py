@@ -33,6 +33,7 @@ from fastdiffusion import (
     samplers,
     schedules,
 )
+from fastdiffusion.adapters import loading as adapters_loading
 from fastdiffusion.cli import about, demo, doctor
 from fastdiffusion.cli.app import ELSEWHERE, OLD_COMMANDS, PANELS, SHARED
 from fastdiffusion.cli.command import OTHER
@@ -333,6 +334,7 @@ CHOICES = {
     choices.SIGMA_DISTRIBUTIONS: schedules.SIGMA_DISTRIBUTIONS, choices.LOSS_WEIGHTINGS: losses.LOSS_WEIGHTINGS,
     choices.NETS: presets.PRESETS, choices.OPTIMIZERS: optimizers.OPTIMIZERS, choices.AUGMENTS: augment.AUGMENTS,
     choices.UNETS: [name for name, spec in presets.PRESETS.items() if spec["name"] == "unet"],
+    choices.LOAD_PRECISIONS: adapters_loading.PRECISIONS, choices.PREDICTIONS: {"auto", *adapters_loading.PREDICTIONS},
     choices.TRACKERS: setup.TRACKERS, choices.PRECISIONS: device.PRECISIONS,
     choices.DATASETS: {*data.DATASETS} - {"emoji-polyglot"}, choices.ASPECTS: folders.ASPECTS,
     choices.CHANNELS: folders.CHANNELS, choices.LABELS: folders.LABELS, choices.MODELS: registry.SHIPPED,

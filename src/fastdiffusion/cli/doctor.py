@@ -64,7 +64,7 @@ def _tuned(model: str) -> Iterator[tuple[str, str]]:
     from ..tasks.loading import load
 
     device = device_of(best_device())
-    found = list(tune(partial(load, model, device=device.type), device))
+    found = list(tune(partial(load, model, device=device.type, tuned=False), device))
     chosen = {setting.name: setting.value for setting in found if setting.value is not None}
     for setting in found:
         yield f"tuned {setting.name}", f"{setting.value or 'as it is'}: {setting.why}"

@@ -132,7 +132,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Where it computes: where the parameters are, unless an ``offload`` of the denoiser moves them there."""
+        if (offload := getattr(self.denoise, "offload", None)) is not None:
+            return offload.device
         return next((p.device for module in self.modules.values() for p in module.parameters()), torch.device("cpu"))
 
     @property
@@ -142,6 +144,9 @@ class Model:
 
     def to(self, device: torch.device | str) -> Model:
         """Move the model's modules to a device; returns the model."""
+        if (offload := getattr(self.denoise, "offload", None)) is not None:
+            offload.device = torch.device(device)
+            return self
         for module in self.modules.values():
             module.to(device)
         return self

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..data.cache import cache_folder
-from ..errors import CheckpointError, DataError
+from ..errors import CheckpointError, DataError, warn
 from ..io.atomic import write_json
 from . import folder
 
@@ -51,17 +51,25 @@ def save_settings(
     return path
 
 
+def options_for(checkpoint: str | Path, device: torch.device | str) -> dict[str, Any]:
+    """What ``load`` should be asked for, by its settings, with a warning that says so; threads are set at once."""
+    chosen = settings_for(checkpoint, device)
+    if threads := chosen.get("threads"):
+        torch.set_num_threads(threads)
+    options = {name: value for name, value in chosen.items() if name in LOADED}
+    if options:
+        listed = ", ".join(f"--{name} {value}" for name, value in options.items())
+        warn(f"Loaded with {listed}, as doctor --tune chose here. To measure anew: fastdiffusion doctor MODEL --tune")
+    return options
+
+
 def settings_for(checkpoint: str | Path, device: torch.device | str) -> dict[str, Any]:
     """The settings that hold for this checkpoint on this machine; none if there are none.
 
     Raises CheckpointError for a file that is no such file.
     """
-    place = settings_file(checkpoint)
-    if not place.is_file():
-        with suppress(DataError):
-            place = cache_folder() / "settings"
-            place = place / f"{folder.digest(checkpoint)}.json" if place.is_dir() else place
-    if not place.is_file():
+    place = next((place for place in _places(checkpoint) if place.is_file()), None)
+    if place is None:
         return {}
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
@@ -72,3 +80,12 @@ def settings_for(checkpoint: str | Path, device: torch.device | str) -> dict[str
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{place} is no file of settings ({error}). Delete it, and tune again.") from None
     return chosen if holds else {}
+
+
+def _places(checkpoint: str | Path) -> list[Path]:
+    """Beside the checkpoint, and in the cache where there is any."""
+    places = [settings_file(checkpoint)]
+    with suppress(DataError):
+        if (kept := cache_folder() / "settings").is_dir():
+            places.append(kept / f"{folder.digest(checkpoint)}.json")
+    return places

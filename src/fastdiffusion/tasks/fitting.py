@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import choices
 from ..errors import DataError, InputError, counted
-from ..options import DEVICE, fill, option
+from ..options import fill, option
 from ..version import __version__
 from .generation.options import image_size
+from .loading import HUB, LoadOptions
 
 if TYPE_CHECKING:
     from ..models import Model
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class FitOptions:
-    """What a sampler is fitted for, and what the fit may cost.
+class FitOptions(LoadOptions):
+    """What a sampler is fitted for, and what the fit may cost, besides how the model is loaded.
 
     Attributes:
         steps: A number of steps or several, also as text: "6,8".
@@ -41,7 +42,6 @@ class FitOptions:
         levels: Fit the noise levels alone, for this textbook sampler: a list of sigmas for other programs.
         seed: Of the noises.
         batch_size: Images that are evaluated together.
-        device: Where to compute, such as "cuda", "mps" or "cpu"; by default the best there is.
     """
 
     steps: int | str | Sequence[int] = option(
@@ -65,7 +65,6 @@ class FitOptions:
     )
     seed: int = option(0, "Seed of the noises.")
     batch_size: int = option(16, "Images that are evaluated together.")
-    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
 
 @dataclass(frozen=True)
@@ -189,8 +188,10 @@ def prepare(model: Model | str | Path, **options: Any) -> Prepared:
 
     chosen = fill(FitOptions, **options)
     counts = _steps(chosen.steps)
-    path = None if isinstance(model, Model) else _writable(Path(model))
-    ready = loaded(model, chosen.device)
+    if not isinstance(model, Model):
+        _check_place(str(model))
+    ready = loaded(model, chosen)
+    path = None if isinstance(model, Model) else _place(ready, model)
     scale = ready.scale if chosen.scale is None else chosen.scale
     if chosen.batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {chosen.batch_size}. Try 16.")
@@ -261,21 +262,26 @@ def _shape(model: Model, size: tuple[int, int] | None) -> tuple[tuple[int, int],
     return size, (*model.shape[:-2], *(side // model.factor for side in size))
 
 
-def _writable(path: Path) -> Path:
-    """The place of a model whose tables can be kept; raises InputError for another."""
+def _check_place(name: str) -> None:
+    """Raise InputError for a model beside which no tables can be kept."""
     from ..models import registry
 
-    if registry.shipped(str(path)) is not None:
+    if registry.shipped(name) is not None:
         raise InputError(
-            f"{str(path)!r} comes with the package and stays as it is. Copy it first: "
-            f"fastdiffusion.save(fastdiffusion.load({str(path)!r}), 'mine.safetensors'), then fit mine.safetensors."
+            f"{name!r} comes with the package and stays as it is. Copy it first: "
+            f"fastdiffusion.save(fastdiffusion.load({name!r}), 'mine.safetensors'), then fit mine.safetensors."
         )
-    if not path.exists():
-        raise InputError(f"There is no file {str(path)!r} to fit samplers into. Give the path of your model.")
-    return path
+    if not name.startswith(HUB) and not Path(name).exists():
+        raise InputError(f"There is no file {name!r} to fit samplers into. Give the path of your model.")
 
 
 # ---- where things are ---------------------------------------------------------------------------------------------
+
+
+def _place(model: Model, name: str | Path) -> Path:
+    """The file or folder that a model was read from: of a checkpoint of the hub, where it lies here."""
+    checkpoint = getattr(model.denoise, "checkpoint", None)
+    return Path(name) if checkpoint is None else Path(checkpoint.path)
 
 
 @contextmanager

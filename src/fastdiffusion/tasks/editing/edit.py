@@ -32,7 +32,7 @@ from ...schedules import strength_sigma
 from ...types import Denoise
 from ...version import __version__
 from ..generation.samples import RECIPE
-from ..loading import loaded
+from ..loading import loaded, of_run, settings
 from .options import EditOptions
 from .result import EditResult
 
@@ -59,7 +59,7 @@ def edit(
         InputError: No prompt, no image and no source, a word of ``only`` or ``reweight`` that is in no prompt.
     """
     chosen = fill(EditOptions, **options)
-    ready = loaded(model, chosen.device)
+    ready = loaded(model, chosen)
     if not prompt.strip():
         raise InputError(
             'Say what the result shows. Example: edit("cat.png", "a cat with sunglasses", source="a cat").'
@@ -84,7 +84,7 @@ def edit(
         "fastdiffusion": __version__,
         "recipe": RECIPE,
         "verb": "edit",
-        "model": {"name": short_name(model), "sha256": ready.id},
+        "model": {"name": short_name(model), "sha256": ready.id, **settings(ready)},
         "parameters": {"prompt": prompt, **work.recorded(), "image": None if image is None else _named(image)},
     }
     return EditResult(result, ("edited",), recipe, tuple(notes), source, mask)
@@ -241,5 +241,5 @@ class _Edit:
 
     def recorded(self) -> dict[str, Any]:
         """The options as a recipe keeps them."""
-        plain = {k: v for k, v in vars(self.options).items() if k != "device"}
+        plain = of_run(vars(self.options))
         return {**plain, "mask": None if self.options.mask is None else _named(self.options.mask), "scale": self.scale}

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...choices import DEVICES
 from ...errors import InputError, unknown
-from ...options import DEVICE, option
+from ...options import option
 from ..generation.options import seed_of
+from ..loading import LoadOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -18,8 +18,8 @@ METHODS = ("auto", "p2p", "flowedit", "sdedit")
 
 
 @dataclass(frozen=True)
-class EditOptions:
-    """Options of :func:`fastdiffusion.edit`.
+class EditOptions(LoadOptions):
+    """Options of :func:`fastdiffusion.edit`, besides those of ``LoadOptions``.
 
     Attributes:
         source: What the image shows; without an image, what is drawn first.
@@ -35,7 +35,6 @@ class EditOptions:
         steps: Intervals of the sampler's table.
         scale: Guidance towards the new prompt; by default the model's own.
         seed: Of the noise.
-        device: Where to compute; by default the best there is.
     """
 
     source: str = option("", "What the image shows; without an image, what is drawn first.")
@@ -49,9 +48,9 @@ class EditOptions:
     steps: int = option(20, "Solver steps.")
     scale: float | None = option(None, "Guidance; by default the model's own.")
     seed: int = option(0, "Of the noise. Or: random.", kind=str, metavar="N")
-    device: str | None = option(None, DEVICE, choices=DEVICES)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
         for name in ("strength", "cross", "self_attention"):

@@ -29,7 +29,7 @@ from ...options import fill
 from ..generation.options import RunOptions
 from ..generation.sample import sample
 from ..generation.samples import Samples
-from ..loading import loaded
+from ..loading import loaded, of_run
 from .options import EvaluateOptions
 
 SHOWN = 10  # generated images beside their neighbors
@@ -117,7 +117,7 @@ def evaluate(model: Model | str | Path, data: Dataset | str | Path, **options: A
             scale, guidance, features, rounds, ...
     """
     chosen = fill(EvaluateOptions, **options)
-    ready = loaded(model, chosen.device)
+    ready = loaded(model, chosen)
     _, height, width = ready.image_shape
     trained = ready.info.get("options") if isinstance(data, str | Path) and Path(data).is_dir() else None
     keys = ("aspect", "mode", "labels")  # the data are read as the training read them
@@ -130,7 +130,7 @@ def evaluate(model: Model | str | Path, data: Dataset | str | Path, **options: A
         classes = conditions.labels.tolist()
     if ready.conditioner is not None and any(conditions.captions):
         captions = [prompts.plain(caption) for caption in conditions.captions]
-    shared = {f.name: getattr(chosen, f.name) for f in fields(RunOptions)}
+    shared = of_run({f.name: getattr(chosen, f.name) for f in fields(RunOptions)})
     size = {"size": (height, width)} if "size" in ready.info else {}  # as the data are, and not as most of them were
     made = sample(ready, captions, classes=classes, **{**shared, "n": n, **size})
     if classes is not None:

@@ -33,7 +33,7 @@ from ...samplers import Table, run, strength_table
 from ...schedules import Sigmas
 from ...types import Cond, Denoise
 from ...version import __version__
-from ..loading import loaded
+from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .options import SampleOptions, image_size
 from .samples import RECIPE, Samples, SampleStep
@@ -139,8 +139,8 @@ class Plan:
             "fastdiffusion": __version__,
             "recipe": RECIPE,
             "verb": "sample",
-            "model": {"name": self.name, "sha256": self.model.id},
-            "parameters": {name: value for name, value in vars(self.options).items() if name != "device"},
+            "model": {"name": self.name, "sha256": self.model.id, **settings(self.model)},
+            "parameters": of_run(vars(self.options)),
             "table": None if self.table is None else json.loads(self.table.to_json()),
         }
         labels = [-1 if self.labels is None else self.labels[i] for i in indices]
@@ -199,7 +199,7 @@ def plan(
 
     A recipe brings its ``table`` and ``name``; its files are looked for ``near`` its image.
     """
-    ready = loaded(model, chosen.device)
+    ready = loaded(model, chosen)
     shape = _shape(ready, chosen)
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
