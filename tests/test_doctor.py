@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from loaded_families import get
 
 import fastdiffusion
 from fastdiffusion.adapters import tuning
+from fastdiffusion.adapters.examine import difference
 from fastdiffusion.cli import doctor, main
 from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.guidance.attention import attention_layers
@@ -23,7 +25,7 @@ LINES = {"model", "at scale 1", "attention", "prompts", "speed", "memory", "sett
 @pytest.mark.parametrize("name", ["sd3", "schnell", "z_image"])
 def test_any_family_is_compared_with_its_pipeline(name, monkeypatch):
     one = get(name)
-    monkeypatch.setattr("fastdiffusion.adapters.examine.SMALL", 64)
+    monkeypatch.setattr(sys.modules[difference.__module__], "SMALL", 64)
     found = doctor.findings(str(one.path))
     layers = len(attention_layers(one.model.modules["net"]))
     assert found.keys() > LINES and sum(line.endswith(": equal") for line in found.values()) == 2
