@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
+
 from fastdiffusion import guidance, samplers, schedules
 from fastdiffusion.types import Cond
 

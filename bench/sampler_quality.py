@@ -24,6 +24,7 @@ from fastdiffusion.io.images import safe_name, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.samplers import Table
 from fastdiffusion.samplers.fitting import fit_sampler
+from fastdiffusion.tasks.evaluation.feature_net import feature_net
 
 TEXTBOOK = ("dpmpp_3m", "dpmpp_2m", "unipc", "deis", "gam", "lms", "heun", "euler")
 FIRST = 10_000_000  # seeds from here on: no table was fitted to them
@@ -68,7 +69,7 @@ def main() -> None:
     model = load(args.model)
     data = datasets.load(args.data, size=model.shape[1])
     test = datasets.load(args.data, size=model.shape[1], part="test") if args.data == "fashion-mnist" else data
-    classifier = metrics.classifier(data)
+    classifier = feature_net(data)
     real = metrics.features(classifier, selection.load_images(test, range(len(test)))[0])
     wanted = torch.arange(args.n) % len(model.classes)
 

@@ -14,14 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiffusion import metrics, models, nets
+from fastdiffusion import models, nets
 from fastdiffusion.cli import demo as demo_
 from fastdiffusion.cli import main
 from fastdiffusion.data import digits
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.io.config import read_config, write_config
-from fastdiffusion.metrics import feature_nets
 from fastdiffusion.models import Model, load, save
+from fastdiffusion.tasks.evaluation import feature_net
+from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +93,8 @@ def test_no_metadata(model, here):
 
 
 def test_evaluate(model, here, capsys, monkeypatch):
-    judge = metrics.train_classifier(digits(), passes=1)
-    monkeypatch.setattr(feature_nets, "classifier", lambda data: judge)
+    judge = train_feature_net(digits(), steps=13)
+    monkeypatch.setattr(feature_net, "feature_net", lambda data: judge)
     assert main(["evaluate", str(model), "digits", "-n", "60", "--steps", "1", "--rounds", "5", "-o", "e"]) == 0
     printed = capsys.readouterr().out
     report = json.loads(Path("e/report.json").read_text())
@@ -270,8 +271,8 @@ def test_train_resumes(here, monkeypatch, capsys):
 
 def test_demo(here, monkeypatch, capsys):
     """The whole way in two seconds of training; how good it becomes in forty is measured in bench/."""
-    judge = metrics.train_classifier(digits(), passes=1)
-    monkeypatch.setattr(feature_nets, "classifier", lambda data: judge)
+    judge = train_feature_net(digits(), steps=13)
+    monkeypatch.setattr(feature_net, "feature_net", lambda data: judge)
     evaluate = demo_.evaluate
     monkeypatch.setattr(demo_, "evaluate", lambda *a, n, **o: evaluate(*a, n=40, rounds=3, **o))
     assert main(["demo", "--out", "d", "--seconds", "2"]) == 0

@@ -67,8 +67,9 @@ from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, sco
 from fastdiffusion.tasks.text_image import options as text_image
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
-from fastdiffusion.training import optimizers, setup
-from fastdiffusion.training.config import Budget, TrainingConfig
+from fastdiffusion.training import optimizers, trainer
+from fastdiffusion.training.config import TrainingConfig
+from fastdiffusion.training.options import Budget
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 required = inspect.Parameter.empty
@@ -335,7 +336,7 @@ CHOICES = {
     choices.NETS: presets.PRESETS, choices.OPTIMIZERS: optimizers.OPTIMIZERS, choices.AUGMENTS: augment.AUGMENTS,
     choices.UNETS: [name for name, spec in presets.PRESETS.items() if spec["name"] == "unet"],
     choices.LOAD_PRECISIONS: adapters_loading.PRECISIONS, choices.PREDICTIONS: {"auto", *adapters_loading.PREDICTIONS},
-    choices.TRACKERS: setup.TRACKERS, choices.PRECISIONS: device.PRECISIONS,
+    choices.TRACKERS: trainer.TRACKERS, choices.PRECISIONS: device.PRECISIONS,
     choices.DATASETS: {*data.DATASETS} - {"emoji-polyglot"}, choices.ASPECTS: folders.ASPECTS,
     choices.CHANNELS: folders.CHANNELS, choices.LABELS: folders.LABELS, choices.MODELS: registry.SHIPPED,
     choices.FORMATS: samples.FORMATS, choices.CORRUPTIONS: corruptions.CORRUPTIONS, choices.UNDOES: method.UNDOES,

@@ -41,6 +41,7 @@ def sd15(tmp_path):
 
 def clock(monkeypatch, seconds):
     """Evaluations take as long as said: by threads, precision and rows."""
+
     def timed(model, rows):
         net = next(model.modules["net"].parameters())
         moved = seconds.get("moves", 1e-3) if net.dtype != torch.float32 else 0.0

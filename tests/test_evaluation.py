@@ -17,13 +17,14 @@ from fastdiffusion.models.card import card
 from fastdiffusion.nets import presets
 from fastdiffusion.tasks.evaluation import evaluate as evaluation
 from fastdiffusion.tasks.evaluation.evaluate import evaluate, measure
+from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
 
 
 @pytest.fixture(scope="module")
 def half():
     """Half of the digits as data, and a classifier of them."""
     train, test = digits().split(0.5)
-    return train, test, metrics.train_classifier(train, passes=15)
+    return train, test, train_feature_net(train, steps=189)
 
 
 def report(half, images, labels=None):

@@ -60,12 +60,9 @@ class ChannelVae(Vae):
     def decode(self, z: Float[Tensor, "b d *t"]) -> Float[Tensor, "b c *s"]:
         return super().decode(z[:, :, None])[:, :, 0] if z.ndim == 4 else super().decode(z)
 
-    def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (
-            torch.tensor(v).to(z)[:, None, None, None]
-            for v in (self.net.config.latents_mean, self.net.config.latents_std)
-        )
-        return mean, std
+    def _moments(self, z: Tensor) -> tuple[Tensor, ...]:
+        config, shape = self.net.config, (-1, *[1] * (z.ndim - 2))
+        return tuple(torch.tensor(v).to(z).view(shape) for v in (config.latents_mean, config.latents_std))
 
     def normalize(self, z: Tensor) -> Tensor:
         mean, std = self._moments(z)

@@ -38,7 +38,7 @@ def pipeline(model: Model) -> Any:
         euler = library.FlowMatchEulerDiscreteScheduler.from_config(config, shift=family.levels.shift)
     else:
         euler = library.EulerDiscreteScheduler.from_config(config)
-    settings = {name: value for name, value in checkpoint.settings.items() if not isinstance(value, list)}
+    settings = {name: value for name, value in checkpoint.settings.items() if not _is_part(value)}
     has = settings | {**checkpoint.modules, **checkpoint.tokenizers, "scheduler": euler}
     wanted = dict(inspect.signature(kind).parameters)
     if wanted.pop("requires_safety_checker", None):  # without one it would warn
@@ -47,6 +47,11 @@ def pipeline(model: Model) -> Any:
     pipe = kind(**empty | {name: has[name] for name in inspect.signature(kind).parameters if name in has})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _is_part(value: Any) -> bool:
+    """Whether an entry of an index names a library and a class."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str | None) for v in value)
 
 
 def pipeline_class(model: Model) -> str:
@@ -109,7 +114,10 @@ class _Recorder(Controller):
         self.names: set[str] = set()
 
     def sees(self, call: AttentionCall) -> bool:
-        return not call.hidden
+        return True
+
+    def matches(self, name: str) -> bool:
+        return False  # a layer that it cannot see is no error
 
     def __call__(self, call: AttentionCall) -> None:
         self.names.add(call.name)

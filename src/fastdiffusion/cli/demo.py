@@ -90,7 +90,7 @@ def _train(data: Dataset, folder: Path, seconds: float, device: str | None) -> M
         data, net="unet-tiny", lr=3e-3, dropout=0.1, holdout=0.02, folder=folder, save_every=3600, device=device
     )
     torch.set_num_threads(faster_threads(learner))
-    learner.fit(minutes=seconds / 60, fresh=True, callbacks=[Window()])
+    learner.fit(minutes=seconds / 60, fresh=True, callbacks=[Window(learner)])
     return learner.model
 
 
@@ -111,16 +111,16 @@ def faster_threads(learner: Learner) -> int:
 class Window(Callback):
     """Shows in the terminal what the model makes, four times while it learns."""
 
-    def start(self, training: TrainingView) -> None:
-        """Nothing was shown yet."""
-        self.shown = 0
+    def __init__(self, learner: Learner):
+        self.learner, self.shown = learner, 0
 
     def step(self, training: TrainingView, step: TrainStep) -> None:
         """Show eight pictures when another quarter is done."""
         part = step.seconds / (step.seconds + step.eta)
         if self.shown < 4 and part >= (0.02, 0.25, 0.5, 0.999)[self.shown]:
             self.shown += 1
-            report(training, f"\n\n{text_image(preview(training, 8, 8))}\nstep {step.step:,}, loss {step.loss:.3f}")
+            images = text_image(preview(self.learner.model, self.learner.setup, 8, 8))
+            report(training, f"\n\n{images}\nstep {step.step:,}, loss {step.loss:.3f}")
 
 
 def text_image(images: torch.Tensor) -> str:

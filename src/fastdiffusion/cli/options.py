@@ -11,7 +11,7 @@ import typer
 
 from .. import choices
 from ..errors import InputError
-from .command import keep_config, offer
+from .command import offer
 
 
 def offer_models(incomplete: str) -> list[str]:
@@ -42,19 +42,6 @@ Aspect = Annotated[
         autocompletion=offer(choices.ASPECTS),
     ),
 ]
-
-
-def unfinished(folder: Path, steps: int) -> bool:
-    """Whether a training was stopped before its last step, which is then printed; its folder gets run.toml."""
-    from ..io.config import NAME
-    from ..io.run_folder import Folder
-
-    keep_config(folder / NAME)
-
-    stopped = not Folder(folder).finished(steps)
-    if stopped:
-        print("Stopped. The same command resumes it.")
-    return stopped
 
 
 def next_command(command: str, **options: Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,9 @@ import typer
 
 from .. import choices
 from ..tasks.fitting import FitOptions
-from ..training.config import Budget, TrainingConfig
-from .command import command, keep_config, offer
+from ..training.config import TrainingConfig
+from ..training.options import Budget
+from .command import command, offer
 from .options import Aspect, DataName, ModelPath, Size, folder, next_command
 
 
@@ -42,25 +42,17 @@ def train(
     inputs: Annotated[
         Path | None, typer.Option(help="Folder of inputs, with the names of their answers in DATA: learn pairs.")
     ] = None,
-    procs: Annotated[int, typer.Option(min=1, help="Number of processes on this machine.")] = 1,
     cpu: Annotated[bool, typer.Option("--cpu", hidden=True, help="The old spelling of --device cpu.")] = False,
 ) -> None:
     """Train a model on images, or go on with it.
 
     The same command continues where the last one stopped, bit for bit.
     """
-    from ..training.distributed import launch, rank_and_world
-
-    if procs > 1 and rank_and_world()[1] == 1:
-        raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
     from ..tasks import training
 
     device = "cpu" if cpu else config.device
     options = {**vars(config), **vars(budget), "device": device}
     done = training.train(data, size=size, aspect=aspect, labels=labels, inputs=inputs, **options)
-    if rank_and_world()[0]:
-        return
-    keep_config(done.path / "run.toml")
     if config.restore is not None or inputs is not None:
         next_command("restore photo.jpg", corruption=config.restore or "pairs", model=done.path)
     else:

@@ -56,7 +56,8 @@ def train(
         InputError: An option that does not exist or does nothing here.
         DataError: Images that cannot be used.
     """
-    budget = {name: options.pop(name) for name in ("minutes", "steps", "fresh", "callbacks") if name in options}
+    of_budget = ("minutes", "steps", "fresh", "procs", "callbacks")
+    budget = {name: options.pop(name) for name in of_budget if name in options}
     images = _opened(data, size, aspect, labels, inputs, options)
     if options.get("init_from") is not None and options.get("net") is not None:
         raise InputError("A model that is trained further keeps its net. Leave out --net or --init-from.")

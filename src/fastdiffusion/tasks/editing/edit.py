@@ -8,6 +8,7 @@ Source and target are one batch, rows 0 and 1, from the same noise: what the pro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +77,7 @@ def edit(
         notes += losses(image)
     with torch.no_grad():
         work = _Edit(ready, prompt, replace(chosen, method=method))
-        source, result = work.generated() if image is None else work.given(fit_image(image, ready.image_shape))
+        source, result = work.generated() if image is None else work.of_image(fit_image(image, ready.image_shape))
         source, result = source.clamp(-1, 1), result.clamp(-1, 1)
         if (mask := work.mask(source)) is not None:
             result = torch.lerp(source, result, mask)
@@ -90,15 +91,15 @@ def edit(
     return EditResult(result, ("edited",), recipe, tuple(notes), source, mask)
 
 
-def _method(chosen: EditOptions, given: bool) -> tuple[str, str]:
+def _method(chosen: EditOptions, has_image: bool) -> tuple[str, str]:
     """The method, and if it was chosen here, why."""
     if chosen.method != "auto":
-        if chosen.method == "flowedit" and not given:
+        if chosen.method == "flowedit" and not has_image:
             raise InputError("flowedit walks from an image, and none was given. Take method='p2p'.")
         if chosen.method != "sdedit" and not chosen.source.strip():
             raise InputError(f"{chosen.method} compares with what the image shows. Say it: source='a cat'.")
         return chosen.method, ""
-    if not given:
+    if not has_image:
         return "p2p", ""
     if not chosen.source.strip():
         return "sdedit", "Method sdedit: nothing says what the image shows. With --source more of it is kept."
@@ -132,7 +133,7 @@ class _Edit:
         start = table.sigmas[0] * initial([self.options.seed], self.model.shape).to(self.model.device)
         return self._decoded(self._pair(start, table, [self.options.seed] * 2))
 
-    def given(self, image: Float[Tensor, "c h w"]) -> tuple[Tensor, Tensor]:
+    def of_image(self, image: Float[Tensor, "c h w"]) -> tuple[Tensor, Tensor]:
         """The image, and the result."""
         source = image[None].to(self.model.device)
         if self.options.strength == 0:
@@ -189,32 +190,25 @@ class _Edit:
 
     # ---- words ----------------------------------------------------------------------------------------------------
 
-    def find(self, words: str, which: int) -> list[int]:
+    def find(self, phrase: str, which: int) -> list[int]:
         """The tokens of a prompt that make up some words; empty if it has none of them."""
         text = self.texts[which].casefold()
         assert self.model.conditioner is not None
         spans = self.model.conditioner.token_spans(self.texts[which])
-        found: list[int] = []
-        for word in words.casefold().split():
-            for at in range(len(text)):
-                if (
-                    text.startswith(word, at)
-                    and not text[at - 1 : at].isalnum()
-                    and not text[at + len(word) :][:1].isalnum()
-                ):
-                    found += [i for i, (a, b) in enumerate(spans) if a < at + len(word) and b > at and b > a]
-        return sorted(set(found))
+        parts = phrase.casefold().split()
+        places = [found.span() for part in parts for found in re.finditer(rf"(?<!\w){re.escape(part)}(?!\w)", text)]
+        return [i for i, (a, b) in enumerate(spans) if a < b and any(a < end and start < b for start, end in places)]
 
     def _weights(self) -> dict[int, float]:
         weights: dict[int, float] = {}
         for entry in filter(None, (part.strip() for part in self.options.reweight.split(","))):
-            word, _, factor = entry.rpartition(":")
+            name, _, factor = entry.rpartition(":")
             try:
                 value = float(factor)
             except ValueError:
                 raise InputError(f"reweight is written WORD:FACTOR, got {entry!r}. Example: 'sunglasses:2'.") from None
-            if not (found := self.find(word, 1)):
-                raise unknown("word of the new prompt", word, self.texts[1].split())
+            if not (found := self.find(name, 1)):
+                raise unknown("word of the new prompt", name, self.texts[1].split())
             weights |= dict.fromkeys(found, value)
         return weights
 
@@ -227,12 +221,12 @@ class _Edit:
             masks.append(self._place(source, self.options.only))
         return torch.stack(masks).prod(0) if masks else None
 
-    def _place(self, source: Tensor, words: str) -> Float[Tensor, "1 1 h w"]:
+    def _place(self, source: Tensor, phrase: str) -> Float[Tensor, "1 1 h w"]:
         """Where words are: there the prompt that has them and the prompt without them disagree about the image."""
-        whole = next((text for i, text in enumerate(self.texts) if self.find(words, i)), None)
+        whole = next((text for i, text in enumerate(self.texts) if self.find(phrase, i)), None)
         if whole is None:
-            raise unknown("word of the prompts", words, " ".join(self.texts).split())
-        rest = " ".join(word for word in whole.split() if word.casefold() not in words.casefold().split())
+            raise unknown("word of the prompts", phrase, " ".join(self.texts).split())
+        rest = " ".join(name for name in whole.split() if name.casefold() not in phrase.casefold().split())
         x0, cond = self.model.encode(source.to(self.model.device)), self.model.encode_prompt([whole, rest])
         sigmas = [strength_sigma(part, self.model.sigma_data) for part in PLACED]
         places = editing.difference_map(self.model.denoise, x0, sigmas, cond[[0]], cond[[1]], range(4))

@@ -30,6 +30,7 @@ from ..generation.options import RunOptions
 from ..generation.sample import sample
 from ..generation.samples import Samples
 from ..loading import loaded, of_run
+from . import feature_net
 from .options import EvaluateOptions
 
 SHOWN = 10  # generated images beside their neighbors
@@ -184,7 +185,7 @@ def measure(
         raise InputError(f"The model makes {shapes[0]} images, the data has {shapes[1]}. Load the data with size=.")
     n = _count(len(images), data)
     fake, chosen = to_uint8(images[:n]), selection.choose(data, 2 * n, seed)
-    net = features or metrics.classifier(data)
+    net = features or feature_net.feature_net(data)
     name, about = _described(net)
     (real, _), (other, other_labels) = (selection.load_images(data, part) for part in (chosen[:n], chosen[n:]))
     generated = metrics.features(net, fake)

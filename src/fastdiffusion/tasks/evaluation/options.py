@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from ...options import option
+from ...training.options import TrainingOptions, default, usual
 from ..generation.options import RunOptions
 
 if TYPE_CHECKING:
@@ -37,3 +38,22 @@ class EvaluateOptions(RunOptions):
         super().__post_init__()
         if self.rounds < 1:
             raise InputError(f"rounds must be at least 1, got {self.rounds}. Try 100.")
+
+
+@dataclass(frozen=True)
+class TrainFeatureNetOptions(TrainingOptions):
+    """Of ``train_feature_net``: those of every training run."""
+
+    batch_size: int = default("batch_size", 128)
+    lr: float | None = default("lr", 3e-3)
+    optimizer: str = default("optimizer", "adamw")
+
+
+@dataclass(frozen=True)
+class TrainEvaluatorOptions(TrainingOptions):
+    """Of ``evaluator.train``: those of every training run."""
+
+    steps: int | None = usual(2000)
+    batch_size: int = default("batch_size", 128)
+    lr: float | None = default("lr", 3e-3)
+    optimizer: str = default("optimizer", "adamw")

@@ -108,6 +108,7 @@ class Plan:
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guided(denoise), cond
         other = getattr(conditioner, "negative", conditioner)
+        reader = partial(other.encode, size=self.size), other.token_spans, other.max_tokens
         compiled = prompts.compile(
             [self.prompts[i] for i in batch],
             partial(model.encode_prompt, size=self.size),
@@ -116,9 +117,8 @@ class Plan:
             conditioner.token_spans,
             conditioner.max_tokens,
             null,
-            None
-            if other is conditioner
-            else (partial(other.encode, size=self.size), other.token_spans, other.max_tokens),
+            getattr(conditioner, "measure", None),
+            None if other is conditioner else reader,
         )
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
@@ -271,15 +271,18 @@ def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | No
 
 def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     """The scale of a run; ``guided`` says that the guidance compares with and without the condition itself."""
-    scale = chosen.scale
+    scale, embedded = chosen.scale, model.guidance == "embedded"
     if scale is None:
-        own = 1.0 if chosen.prompt is None else model.scale
-        scale = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
+        own = 1.0 if chosen.prompt is None and not embedded else model.scale
+        compared = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
+        scale = own if embedded else compared
     if not abs(scale) <= BUDGET.number:
         raise InputError(f"scale must be finite, got {scale!r}. 1 is off, 2 to 4 is usual.")
-    if scale == 1 and chosen.negative_prompt and not guided:
+    if chosen.negative_prompt and not guided and embedded:
+        warnings.warn("A negative prompt does nothing here: add guidance='cfg scale=3'.", stacklevel=4)
+    elif chosen.negative_prompt and not guided and scale == 1:
         warnings.warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.", stacklevel=4)
-    if scale != 1 and guided:
+    if scale != 1 and guided and not embedded:
         raise InputError("scale and this guidance would both guide by the label. Leave scale out.")
     return scale
 
