@@ -77,7 +77,9 @@ def test_what_is_measured_is_written_down_and_taken(sd15, monkeypatch, capsys):
 def test_what_does_not_gain_or_moves_estimates_is_not_taken(sd15, monkeypatch, seconds):
     clock(monkeypatch, {**seconds, **ROWS})
     found = {setting.name: setting.value for setting in _tune(sd15)}
-    assert found["precision"] is None and found["batch_size"] == 2 and found["mem"].endswith("G")
+    assert found["precision"] is None and found["batch_size"] == 2 and found["mem"] is None
+    monkeypatch.setattr(tuning, "available", lambda device: 1e5)
+    assert {setting.name: setting.value for setting in _tune(sd15)}["mem"] == "1M"
 
 
 def _tune(path):

@@ -66,7 +66,11 @@ def tune(load: Callable[..., Model], device: torch.device) -> Iterator[Tuned]:
         rows, each = n, faster
     yield Tuned("batch_size", rows, f"{each:.2g} s an image")
     free = available(device)
-    yield Tuned("mem", f"{free / 1e9:.1f}G", "is free: tiles and offload follow from it, as few as fit")
+    weights = sum(p.nbytes for module in model.modules.values() for p in module.parameters())
+    if 2 * weights < free:
+        yield Tuned("mem", None, f"{free / 1e9:.1f} GB are free for {weights / 1e9:.2f} GB of weights")
+    else:
+        yield Tuned("mem", f"{max(free / 1e6, 1):.0f}M", "is free: tiles and offload follow from it, as few as fit")
 
 
 def timed(model: Model, rows: int) -> tuple[float, torch.Tensor]:
