@@ -48,8 +48,7 @@ from fastdiffusion.nets import clip as net_clip
 from fastdiffusion.nets import presets
 from fastdiffusion.prompts import reading
 from fastdiffusion.samplers import processes
-from fastdiffusion.samplers.fitting import fit_sampler
-from fastdiffusion.tasks import export, training, variations
+from fastdiffusion.tasks import export, fitting, training, variations
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
@@ -104,12 +103,9 @@ def test_type_checkers_see_the_same_names():
     assert seen == fastdiffusion._SOURCE
 
 
-NO_FUNCTION_YET = {"fit"}
-
-
 def test_every_command_is_a_function():
     """``fastdiffusion train-clip`` is ``fastdiffusion.train_clip``."""
-    functions = {name.replace("-", "_") for name in COMMANDS} - NO_FUNCTION_YET
+    functions = {name.replace("-", "_") for name in COMMANDS}
     assert functions <= set(fastdiffusion.__all__)
     assert all(callable(getattr(fastdiffusion, name)) for name in functions)
 
@@ -165,10 +161,7 @@ VERBS = {
     "train": verb(
         training.train, TrainingConfig, Budget, flags="cpu"),
     "scan": verb(ImageFolder),
-    "fit": verb(
-        fit_sampler, flags="prompt", parameters="cond shape sigma_max sigma_min",
-        steps=("5,8,12", required), scale=(None, 1.0),
-    ),
+    "fit": verb(fitting.fit, fitting.FitOptions, flags="out"),
     "train-classifier": verb(classifiers.train_classifier, classification.TrainClassifierOptions),
     "train-autoencoder": verb(
         train.train_autoencoder, autoencoding.TrainAutoencoderOptions, flags="aspect", parameters="decoder_of"

@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests
     from .tasks.evaluation.evaluate import measure as measure
     from .tasks.evaluation.study import study as study
     from .tasks.export import export as export
+    from .tasks.fitting import FitResult as FitResult
+    from .tasks.fitting import fit as fit
     from .tasks.generation.recipe import reproduce as reproduce
     from .tasks.generation.sample import sample as sample
     from .tasks.generation.sample import sample_steps as sample_steps
@@ -82,6 +84,7 @@ _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER the
     "tasks.evaluation.evaluate": "Report evaluate measure",
     "tasks.evaluation.study": "study",
     "tasks.export": "export",
+    "tasks.fitting": "FitResult fit",
     "tasks.generation.recipe": "reproduce",
     "tasks.generation.sample": "sample sample_steps",
     "tasks.generation.samples": "Samples",

@@ -9,5 +9,6 @@ from .examine import examine
 from .families import FAMILIES
 from .loading import load
 from .lora import with_loras
+from .table_scheduler import TableScheduler
 
-__all__ = ["FAMILIES", "examine", "load", "with_loras"]
+__all__ = ["FAMILIES", "TableScheduler", "examine", "load", "with_loras"]

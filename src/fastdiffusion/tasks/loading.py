@@ -36,6 +36,7 @@ class LoadOptions:
         mem: Memory that a run may take, such as "6G"; chooses among the last three as few as fit, and says so.
         tokenizer: For a single file: a folder with the tokenizers, and other parts, that the file lacks.
         download: Fetch a checkpoint of the hub (hf:owner/name). Without it the network is never asked.
+        tuned: Take the settings that ``doctor MODEL --tune`` wrote down here, where nothing else is asked for.
     """
 
     device: str | None = option(None, DEVICE, choices=choices.DEVICES)
@@ -53,6 +54,7 @@ class LoadOptions:
         None, "A folder with the tokenizers, and other parts, that a single file lacks.", kind=Path | None
     )
     download: bool = option(False, "Fetch a model hf:owner/name; without it the network is never asked.")
+    tuned: bool = option(True, "Take the settings that doctor MODEL --tune wrote down here.")
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lora", (self.lora,) if isinstance(self.lora, str) else tuple(self.lora or ()))
@@ -68,7 +70,7 @@ class LoadOptions:
     def changed(self) -> dict[str, Any]:
         """Those that are not at their defaults, but for ``device``."""
         default = LoadOptions()
-        names = [f.name for f in fields(LoadOptions) if f.name != "device"]
+        names = [f.name for f in fields(LoadOptions) if f.name not in ("device", "tuned")]
         return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(default, name)}
 
 
@@ -110,7 +112,7 @@ def recorded(kept: Mapping[str, Any], near: Path, device: str | None = None) -> 
     plain = {name: value for name, value in loaded_with.items() if name in ("precision", "prediction", "vae_tiling")}
     found = [registry.named(f"{lora['name']}@{lora['sha256']}", near)[0] for lora in loras]
     scaled = [f"{path}:{float(lora['scale'])!r}" for path, lora in zip(found, loras, strict=True)]
-    return fill(LoadOptions, device=device, lora=scaled, **plain, **files)
+    return fill(LoadOptions, device=device, lora=scaled, tuned=False, **plain, **files)
 
 
 def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) -> Model:
@@ -118,7 +120,7 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
 
     ``options`` may be a device alone.
     """
-    from ..models import Model, folder, registry  # need torch, and the options must not
+    from ..models import Model, folder, registry, tuned  # need torch, and the options must not
 
     chosen = options if isinstance(options, LoadOptions) else LoadOptions(device=options)
     if not isinstance(model, Model) and (str(model).startswith(HUB) or folder.is_other(model)):
@@ -126,7 +128,9 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
         from ..device import best_device, device_of
 
         device = chosen.device or best_device()
-        asked = {**chosen.changed, "mem": _bytes(chosen.mem)}
+        kept = tuned.options_for(model, device_of(device)) if chosen.tuned and folder.is_other(model) else {}
+        asked = {**kept, **chosen.changed}
+        asked["mem"] = _bytes(asked.get("mem"))
         ready = registry.loaded(load(model, device_of(device), **asked), device)
         for note in ready.info.get("notes", ()):
             warn(note)
