@@ -270,8 +270,8 @@ def _unet(net: Any, own: Sequence[str]) -> Iterator[tuple[str, str]]:
                 i += 1
             if getattr(level, "upsamplers", None):
                 blocks[f"{here}.{b}.upsamplers.0.conv"] = f"{side}.{i - 1}.{1 + attends}.conv"
-    middle = {"resnets.0": 0, "attentions.0": 1, "resnets.1": 2}
-    blocks |= {f"mid_block.{name}": f"middle_block.{i}" for name, i in middle.items()}
+    mid = {"resnets.0": 0, "attentions.0": 1, "resnets.1": 2}
+    blocks |= {f"mid_block.{name}": f"middle_block.{i}" for name, i in mid.items()}
     for name in own:
         if name in UNET:
             yield name, UNET[name]
