@@ -144,11 +144,11 @@ class _Mode(TorchFunctionMode):
         layout, tokens, pixels = self.net.layout, slice(None) if cross else None, None
         joint = layout is not None and query.shape[-2] == key.shape[-2] == layout.total
         order = layout.order if layout is not None and joint else None
-        inverse = None if order is None else order.argsort(1)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None = None) -> Tensor:
-            if order is None or inverse is None or len(q) != len(order):
+            if order is None or len(q) != len(order):
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs)
+            inverse = order.argsort(1)
             q, k, v = (_arranged(t, inverse, 2) for t in (q, k, v))  # so that nothing is rounded differently
             m = None if m is None else _arranged(m, inverse, 3)
             return _arranged(F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs), order, 2)
@@ -165,7 +165,7 @@ class _Mode(TorchFunctionMode):
         call = AttentionCall(module, query, key, value, mask, tokens, attend, weigh, pixels=pixels)
         for hook in HOOKS.stack:
             hook(call)
-        return call.output if inverse is None else _arranged(call.output, inverse, 2)
+        return call.output if order is None else _arranged(call.output, order.argsort(1), 2)
 
 
 def _arranged(t: Tensor, order: Tensor, dim: int) -> Tensor:

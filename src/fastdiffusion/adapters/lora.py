@@ -200,7 +200,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
 
 
 def _scaling(settings: Mapping[str, Any], layer: str, rank: int, alpha: Tensor | None) -> float:
-    """alpha / rank (for "rslora" its root); without an alpha its rank is meant."""
+    """alpha / rank (for "rslora" its root); where a file has no alpha, it is the rank."""
     value = settings.get("lora_alpha") or rank
     for name, other in (settings.get("alpha_pattern") or {}).items():
         value = other if layer == name or layer.endswith(f".{name}") else value
@@ -216,9 +216,9 @@ def _placed(model: Model, file: _File) -> list[tuple[Target, _Update, Place]]:
     tables = {part: places(module) for part, module in model.modules.items()}
     family = family_of({update.layer: update.columns for update in file.updates if update.part == "net"})
     is_for = f"{file.name} is a LoRA for {family.name if family else 'another model'}."
-    advice = f"Take one for {model.info.get('family', 'this model')}."
+    remedy = f"Take one for {model.info.get('family', 'this model')}."
     if family is not None and not family.has(model.modules.get("net")):
-        raise InputError(f"{is_for} {advice}")
+        raise InputError(f"{is_for} {remedy}")
     placed: list[tuple[Target, _Update, Place]] = []
     odd = list(file.odd)
     for update in file.updates:
@@ -234,11 +234,11 @@ def _placed(model: Model, file: _File) -> list[tuple[Target, _Update, Place]]:
         if (len(update.up), update.columns) != (rows, parameters[0][0].numel()):
             raise InputError(
                 f"{is_for} Its {update.layer} changes {len(update.up)} x {update.columns} numbers, and this model has "
-                f"{rows} x {parameters[0][0].numel()} there. {advice}"
+                f"{rows} x {parameters[0][0].numel()} there. {remedy}"
             )
         placed += zip(targets, [update] * len(found), found, strict=True)
     if not placed:
-        raise InputError(f"{is_for} No layer of it is in this model, {odd[0]} for one. {advice}")
+        raise InputError(f"{is_for} No layer of it is in this model, {odd[0]} for one. {remedy}")
     if odd:
         some = ", ".join(odd[:3])
         warn(f"{counted(len(odd), 'key')} of {file.name} have no place in this model and do nothing, such as {some}.")

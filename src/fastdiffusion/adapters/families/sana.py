@@ -45,12 +45,11 @@ class Sana(Family):
     time = "1000 t"
 
     def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
-        import diffusers
+        from diffusers.pipelines import SanaPipeline
 
-        library: Any = diffusers
         tokenizer.padding_side = "right"
-        options = signature(library.SanaPipeline.__call__).parameters
-        instruction = "\n".join(options["complex_human_instruction"].default)
+        default = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+        instruction = "\n".join(default)
         dropped = len(tokenizer.encode(instruction)) - 2
         return Text(
             encoder, tokenizer, dropped + limit, "longest", lambda text: instruction + lowered(text), drop=dropped
@@ -62,7 +61,7 @@ class Sana(Family):
         return rows_of(states[:, kept], real[:, kept])
 
     @cached_property
-    def negative(self) -> Family:
+    def negative(self) -> Sana:
         other = copy(self)
         other.texts = [Text(self.main.encoder, self.main.tokenizer, GEMMA.limit, "longest", lowered)]
         return other
