@@ -437,9 +437,11 @@ def test_on_another_device(folder, style):
     assert_same(with_loras(fastdiffusion.load(folder, device="cpu"), [style]).modules["net"], wanted)
 
 
-def test_from_the_command_line(folder, style, tmp_path, monkeypatch, capsys):
+def test_from_the_command_line(folder, sd, tmp_path, monkeypatch, capsys):
     """``--lora FILE:scale`` changes the image; ``reproduce`` finds the file by its hash, and fails without it."""
     monkeypatch.chdir(tmp_path)
+    pairs = {f"unet.{key}": pair for key, pair in drawn(sd.modules["net"], "to_", seed=7).items()}  # of this test alone
+    style = written(tmp_path / "style.safetensors", pairs)
     run = ["sample", str(folder), "a cat", "-n", "1", "--steps", "2", "--device", "cpu"]
     assert main([*run, "--out", "plain"]) == 0
     assert main([*run, "--lora", f"{style}:0.3", "--lora", f"{style}:0.5", "--out", "out"]) == 0
