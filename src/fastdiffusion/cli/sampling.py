@@ -49,19 +49,18 @@ def sample(
 
     One file each, with its recipe inside, and a sheet of all. A prompt alone is drawn by the model that ships.
     """
-    from ..models import folder, registry
+    from ..models import folder
     from ..tasks.generation import sample as generation
     from ..tasks.generation.samples import FORMATS
 
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    options = dict(vars(chosen))
     if model is None and chosen.prompt is None:
         raise InputError('Say what to draw, or with which model: fastdiffusion sample "a red heart".')
-    model, options["prompt"] = registry.model_and_prompt(model or "emoji", chosen.prompt)
+    model = model or "emoji"
 
     try:
-        made, paths = generation.sample_to(out, model, metadata=metadata, format=format, sidecar=sidecar, **options)
+        made, paths = generation.sample_to(out, model, metadata=metadata, format=format, sidecar=sidecar, **vars(chosen))
     except KeyboardInterrupt:
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
