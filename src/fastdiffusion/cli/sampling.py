@@ -60,7 +60,9 @@ def sample(
     model = model or "emoji"
 
     try:
-        made, paths = generation.sample_to(out, model, metadata=metadata, format=format, sidecar=sidecar, **vars(chosen))
+        made, paths = generation.sample_to(
+            out, model, metadata=metadata, format=format, sidecar=sidecar, **vars(chosen)
+        )
     except KeyboardInterrupt:
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
