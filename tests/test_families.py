@@ -247,7 +247,7 @@ def test_a_fitted_table_holds_for_scale_and_size(loaded, tmp_path):
     shutil.copytree(one.path, place)
     model = fastdiffusion.load(place, device="cpu")
     cond = model.encode_prompt(PROMPTS)
-    fitted = fit_sampler(model, 3, cond=cond, noises=4, seconds=3, scale=2.0, polish=False)
+    fitted = fit_sampler(model, 3, cond=cond, noises=4, evaluations=700, scale=2.0, polish=False)
     assert fitted.info["error"] <= fitted.info["textbook_error"]
     assert folder.write_table(place, model, 3, 2.0, (64, 64), fitted) == tmp_path / "sd15.tables.json"
     ready = fastdiffusion.load(place, device="cpu")

@@ -22,11 +22,17 @@ class Vae:
 
     def encode(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b d *t"]:
         """The latents of images in [-1, 1]."""
-        return self.normalize(self.net.encode(x.to(self.net.dtype)).latent_dist.mode().to(x.dtype))
+        return self.normalize(self.net.encode(self._cast(x)).latent_dist.mode().to(x.dtype))
 
     def decode(self, z: Float[Tensor, "b d *t"]) -> Float[Tensor, "b c *s"]:
         """The images, in about [-1, 1], of latents."""
-        return self.net.decode(self.denormalize(z).to(self.net.dtype)).sample.to(z.dtype)
+        return self.net.decode(self._cast(self.denormalize(z))).sample.to(z.dtype)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """In the VAE's precision, which is float32 from its first use on, where its configuration says so."""
+        if self.net.dtype != torch.float32 and getattr(self.net.config, "force_upcast", True):
+            self.net.float()
+        return x.to(self.net.dtype)
 
     def normalize(self, z: Tensor) -> Tensor:
         """From what the VAE makes to what the network takes."""
