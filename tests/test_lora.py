@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 
 import fastdiffusion
 from fastdiffusion.adapters.lora import split_scale, with_loras
+from fastdiffusion.cli import main
 from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.guidance.attention import Store, attention_layers, control
+from fastdiffusion.io.images import read_recipe
 from fastdiffusion.models import Model
 
 diffusers = pytest.importorskip("diffusers")
@@ -433,6 +435,25 @@ def test_on_another_device(folder, style):
         made = fastdiffusion.sample(model, "a cat", n=1, steps=2).images
     assert made.isfinite().all()
     assert_same(with_loras(fastdiffusion.load(folder, device="cpu"), [style]).modules["net"], wanted)
+
+
+def test_from_the_command_line(folder, style, tmp_path, monkeypatch, capsys):
+    """``--lora FILE:scale`` changes the image; ``reproduce`` finds the file by its hash, and fails without it."""
+    monkeypatch.chdir(tmp_path)
+    run = ["sample", str(folder), "a cat", "-n", "1", "--steps", "2", "--device", "cpu"]
+    assert main([*run, "--out", "plain"]) == 0
+    assert main([*run, "--lora", f"{style}:0.3", "--lora", f"{style}:0.5", "--out", "out"]) == 0
+    plain, styled = (read_recipe(tmp_path / f / "0000-a-cat.png") for f in ("plain", "out"))
+    assert [lora["scale"] for lora in styled["model"]["loras"]] == [0.3, 0.5]
+    assert styled["model"]["sha256"] != plain["model"]["sha256"] == styled["model"]["file"]
+    far = tmp_path / "far" / "away" / "from" / "it"
+    far.mkdir(parents=True)
+    Path("out/0000-a-cat.png").rename(far / "a.png")
+    assert main(["reproduce", str(far / "a.png"), "--device", "cpu"]) == 0
+    assert "the same bytes" in capsys.readouterr().out
+    Path(style).unlink()
+    assert main(["reproduce", str(far / "a.png"), "--device", "cpu"]) == 2
+    assert "'style.safetensors'" in capsys.readouterr().err
 
 
 # ---- files that are none ----------------------------------------------------------------------------------------

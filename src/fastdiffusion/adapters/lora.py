@@ -72,7 +72,7 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
     for path, scale in map(split_scale, loras):
         placed = _placed(model, _read(path, scale))
         if scale != 0:
-            notes.append({"name": path.name, "sha256": folder.file_digest(path), "scale": scale})
+            notes.append({"name": path.name, "sha256": folder.digest(path), "scale": scale})
             for target, update, place in placed:
                 updates.setdefault(target, []).append((update, place))
     parameters = {target: _parameter(model, target) for target in updates}

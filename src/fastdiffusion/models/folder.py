@@ -64,17 +64,6 @@ def digest(path: str | Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is it still there?") from None
 
 
-def file_digest(path: str | Path) -> str:
-    """sha256 of a file, kept in the cache likewise; raises CheckpointError if it cannot be read."""
-    cache, path = _cache(), Path(path).resolve()
-    try:
-        result = _file_digest(path, cache)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is it still there?") from None
-    _keep(cache)
-    return result
-
-
 def _file_digest(path: Path, cache: dict[str, Any]) -> str:
     known: dict[str, Any] = cache.setdefault("files", {})
     stat = path.stat()

@@ -43,7 +43,7 @@ class Lumina2(Family):
         return Text(encoder, tokenizer, limit, "longest", f"{SYSTEM} <Prompt Start> {{}}".format)
 
     @cached_property
-    def negative(self) -> Lumina2:
+    def negative(self) -> Family:
         other = copy(self)
         other.texts = [Text(self.main.encoder, self.main.tokenizer, self.main.limit, "longest")]
         return other
