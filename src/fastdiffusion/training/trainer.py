@@ -225,7 +225,8 @@ class Trainer:
     def _agree(self, started: float, pace: float) -> float:
         """What all processes must do alike: the clock, the speed, when to save, whether to stop; returns the speed."""
         now, got = time.perf_counter(), self._signals[0] if self._signals else 0
-        due = now - self._saved[0] > max(self.options.save_every, 50 * self._saved[1])
+        every = self.options.save_every
+        due = every == 0 or now - self._saved[0] > max(every, 50 * self._saved[1])
         mine = [now - started, float(due), pace] if self.main else [0.0, 0.0, 0.0]
         mine += [float(got == signal.SIGINT), float(got == signal.SIGTERM)]
         seconds, due, pace, interrupted, ended = total(mine, self.device)
