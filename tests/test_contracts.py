@@ -160,9 +160,9 @@ def verb(*functions: Callable[..., Any], flags: str = "", parameters: str = "", 
 
 VERBS = {
     "train": verb(
-        training.train, TrainingConfig, Budget, flags="procs cpu",
-        parameters="compile decay ema grad_clip loss_weighting_options save_every sigma_data "
-        "sigma_distribution_options uncertainty verbose warmup weight_decay",
+        training.train, TrainingConfig, Budget, flags="cpu",
+        parameters="compile decay ema grad_clip loss_weighting_options sigma_data "
+        "sigma_distribution_options uncertainty warmup weight_decay",
     ),
     "scan": verb(ImageFolder),
     "fit": verb(
@@ -216,6 +216,7 @@ def parameters_of(functions: Sequence[Callable[..., Any]]) -> dict[str, inspect.
 def differences(flags: Mapping[str, Any], known: Verb) -> list[str]:
     """How a command's flags (name: default) differ from the parameters of its functions, but for what is meant so."""
     parameters = parameters_of(known.functions)
+    parameters = {k: v for k, v in parameters.items() if k not in ("save_every", "verbose")}  # of every training
     found = [f"--{name} is no parameter" for name in flags.keys() - parameters.keys() - known.flags]
     found += [f"{name} is no flag" for name in parameters.keys() - flags.keys() - known.parameters]
     # an exception that is none any more would hide the next difference
