@@ -153,7 +153,7 @@ def test_samples_and_fitted_tables_of_any_shape(shape):
     """A table fitted to it is at least as near to its flow as the textbook, and its samples have the right law."""
     model = foreign(shape)
     cond = model.encode_prompt(["a cat", ""])
-    fitted = fit_sampler(model, 3, cond=cond, noises=16, seconds=1.0, polish=False, scale=2.0)
+    fitted = fit_sampler(model, 3, cond=cond, noises=16, evaluations=1500, polish=False, scale=2.0)
     assert fitted.info["shape"] == list(shape) and fitted.info["error"] <= fitted.info["textbook_error"] < 10
     x = model.table(8).sigmas[0] * torch.randn(400, *shape)
     said = cond[[0] * 400]

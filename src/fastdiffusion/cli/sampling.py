@@ -66,7 +66,7 @@ def sample(
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
     sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
-    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and folder.is_folder(model):
+    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and folder.is_other(model):
         print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
     print(f"{counted(len(paths), 'image')} in {out}, from {paths[0].name} on, and {sheet.name}.")
     if metadata or sidecar:

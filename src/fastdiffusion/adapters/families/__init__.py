@@ -4,6 +4,7 @@ from ..family import Family
 from .flux import Chroma, Flux
 from .flux2 import Flux2, Klein
 from .hidream import HiDream
+from .krea2 import Krea2
 from .lumina2 import Lumina2
 from .pixart import PixArtSigma
 from .qwen_image import QwenImage
@@ -24,6 +25,7 @@ FAMILIES: dict[str, type[Family]] = {
     "Flux2KleinPipeline": Klein,
     "QwenImagePipeline": QwenImage,
     "ZImagePipeline": ZImage,
+    "Krea2Pipeline": Krea2,
     "PixArtSigmaPipeline": PixArtSigma,
     "SanaPipeline": Sana,
     "Lumina2Pipeline": Lumina2,
