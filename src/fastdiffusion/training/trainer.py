@@ -237,7 +237,7 @@ class Trainer:
 
     def _results(self) -> int:
         """Forward passes that follow the last step: to train on an example costs about three."""
-        shown = LOOK // 2 if self.run is not None and self.task.preview is not None else 0
+        shown = 3 * LOOK // 2 if self.run is not None and self.task.preview is not None else 0
         return shown + (1 + len(self.task.updates.ema)) * sum(map(length, self.task.held_out))
 
     def _abort(self, names: Sequence[str]) -> None:
