@@ -13,7 +13,7 @@ kills = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(kills)
 
 SOME = ("diffusion", "autoencoder", "token prior", "clip", "language", "cyclegan")  # bench/kills.py has them all
-# Those whose loss is a mean over examples, with nothing drawn in each process by itself: dropout, BatchNorm's statistics,
+# Those whose loss is a mean over examples, with nothing that is each process's own: dropout, BatchNorm's statistics,
 # a critic's weight by its own gradients.
 EXACT = ("token prior", "unclip prior", "caption mean", "language", "translation", "cold")
 
