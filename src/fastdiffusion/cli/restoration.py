@@ -132,6 +132,4 @@ def train_cold(chosen: TrainColdOptions, data: DataName) -> None:
 
     folder = Path(chosen.folder or "runs/cold")
     cold_diffusion.train_cold(data, **vars(replace(chosen, folder=folder)))
-    print(
-        f"{folder / 'cold.safetensors'} and preview.png: held-out images, degraded, restored in 1 and 16 evaluations."
-    )
+    print(f"{folder / 'cold.safetensors'} and previews/: held-out images, degraded, restored in 1 and 16 evaluations.")
