@@ -19,14 +19,18 @@ from .several import each
 def restore(
     chosen: RestoreOptions,
     image: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Photographs of any size; folders, patterns.")
+        list[Path], typer.Argument(metavar="IMAGE...", help="Photographs of any size; folders, patterns, - for stdin.")
     ],
     corruption: Annotated[
-        str,
-        typer.Option(help='What happened, e.g. "gray, blur 1.5, jpeg 30"; or what to do, e.g. "upscale x2".'),
-    ],
+        str | None,
+        typer.Option(
+            help='What happened, e.g. "gray, blur 1.5, jpeg 30"; or what to do, e.g. "upscale x2". A JPEG file '
+            "says itself that it is one."
+        ),
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A file or a folder; by default NAME-restored.png beside it.")
+        Path | None,
+        typer.Option("--out", "-o", help="File, folder, or - for stdout; by default NAME-restored.png."),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Write before, after and difference as well.")] = False,
     metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
@@ -46,7 +50,10 @@ def restore(
         )
 
     def one(source: Path, path: Path) -> str:
-        done = restoration.restore(source, corruption, **vars(chosen))
+        what = corruption or ("jpeg" if source.suffix.lower() in (".jpg", ".jpeg", ".jpe") else None)
+        if what is None:
+            raise InputError("Say what happened to it, e.g. --corruption 'upscale x2' or 'blur 1.5, noise 0.05'.")
+        done = restoration.restore(source, what, **vars(chosen))
         return f"{done}\n{', '.join(map(str, done.save(path, compare=compare, metadata=metadata)))}"
 
     each(image, out, "restored", one)
@@ -61,7 +68,8 @@ def remove_watermark(
 ) -> None:
     """Find the watermark that images share, and remove it.
 
-    Writes the images, and mark.png: the watermark. Pixels without it stay as they are.
+    Writes the images, and mark.png: the watermark. Pixels without it stay as they are. Three images are too few mostly,
+    eight are good; what did not succeed is said, and exits with 1.
     """
     from ..io.metadata import recipe
     from ..tasks.restoration import watermarks
@@ -73,6 +81,8 @@ def remove_watermark(
     for path in done.save(out, recipe("remove-watermark", vars(chosen), *images) if metadata else None):
         print(path)
     print(done)
+    if not done.succeeded:
+        raise typer.Exit(1)
 
 
 @command("train-cold", TrainColdOptions)

@@ -40,7 +40,7 @@ def loses_frequencies(operator: Operator, measurement: Measurement) -> bool:
 def deblurred(x: Tensor, y: Tensor, operator: Operator, measurement: Measurement) -> Tensor:
     """The image that agrees with a blurred input, as far as it was not rounded away, and otherwise is like ``x``."""
     only_blurred = len(measurement.names(*BLURS)) == len(measurement.corruption.steps)
-    margin = measurement.reach if only_blurred else 0  # the rest may lie at a place
+    margin = 2 * measurement.reach if only_blurred else 0  # the rest may lie at a place
     if margin:
         c, h, w = operator.shape
         operator = measurement.corruption.on((c, h + 2 * margin, w + 2 * margin), [0] * len(y))

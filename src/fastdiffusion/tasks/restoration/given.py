@@ -71,12 +71,11 @@ def given(
     """
     blind, what, notes = _asked(corruption)
     label = corruption if isinstance(corruption, str) and blind else str(what) or "pairs"
-    path = None if isinstance(image, Image.Image) else image
+    path, source = None if isinstance(image, Image.Image) else image, _open(image)
     count = _last(what, blind, model, options)
     own = file_step(path) if path is not None and _blurs_alone(what, blind) else None
     if count == 0 and own is None:
         written, orientation, trust = as_written(what, path) if path is not None else (what, 1, 1.0)
-        source = _open(image)
         if orientation != 1:  # as it lies in the file, where its blocks are
             source = to_pil(turned(torch.from_numpy(to_array(source)), {6: 8, 8: 6}.get(orientation, orientation)))
         found = Given(source, written, what, label, orientation, trust)
