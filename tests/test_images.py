@@ -421,7 +421,8 @@ def _linear(space: str) -> bytes:
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA"])
 def test_profiles_are_honored_in_every_mode(tmp_path, mode):
     """Half the light is shown as 188 of 255 (IEC 61966-2-1), in colors and in grays, and transparency stays."""
-    image = Image.new("RGB", (4, 4), (128, 128, 128)).convert(mode)
+    image = Image.new("RGB", (4, 4), (128, 128, 128))
+    image = image.quantize(2) if mode == "P" else image.convert(mode)
     if "A" in mode:
         image.putalpha(77)
     image.save(tmp_path / "a.png", icc_profile=_linear("GRAY" if mode[0] == "L" else "RGB "))
