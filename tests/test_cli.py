@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from fastdiffusion import metrics, models, nets
+from fastdiffusion import models, nets
 from fastdiffusion.cli import demo as demo_
-from fastdiffusion.cli import main
+from fastdiffusion.cli import main, options
 from fastdiffusion.data import digits
 from fastdiffusion.denoisers import Denoiser
-from fastdiffusion.metrics import feature_nets
+from fastdiffusion.io.config import read_config, write_config
 from fastdiffusion.models import Model, load, save
+from fastdiffusion.tasks.evaluation import feature_net
+from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +94,8 @@ def test_no_metadata(model, here):
 
 
 def test_evaluate(model, here, capsys, monkeypatch):
-    judge = metrics.train_classifier(digits(), passes=1)
-    monkeypatch.setattr(feature_nets, "classifier", lambda data: judge)
+    judge = train_feature_net(digits(), steps=13)
+    monkeypatch.setattr(feature_net, "feature_net", lambda data: judge)
     assert main(["evaluate", str(model), "digits", "-n", "60", "--steps", "1", "--rounds", "5", "-o", "e"]) == 0
     printed = capsys.readouterr().out
     report = json.loads(Path("e/report.json").read_text())
@@ -118,13 +122,14 @@ def test_evaluate(model, here, capsys, monkeypatch):
 def test_fit_keeps_its_table_in_the_file(model, here, capsys):
     copy = here / "copy.safetensors"
     copy.write_bytes(model.read_bytes())
-    assert main(["fit", str(copy), "--steps", "2", "--noises", "4", "--seconds", "1"]) == 0
-    assert "2 evaluations: error" in capsys.readouterr().out
-    assert list(load(copy).tables) == ["2"]
+    assert main(["fit", str(copy), "--steps", "2", "--noises", "4", "--evaluations", "700"]) == 0
+    printed = capsys.readouterr().out
+    assert "At most 700 evaluations" in printed and "2 steps: " in printed
+    assert list(load(copy).tables) == ["2 steps, scale 1, 8x8"]
     save(load(copy), copy, torch.int8)
     size = copy.stat().st_size
-    assert main(["fit", str(copy), "--steps", "3", "--noises", "4", "--seconds", "1"]) == 0
-    assert list(load(copy).tables) == ["2", "3"] and copy.stat().st_size < 1.2 * size  # its weights stay as stored
+    assert main(["fit", str(copy), "--steps", "3", "--noises", "4", "--evaluations", "700"]) == 0
+    assert len(load(copy).tables) == 2 and copy.stat().st_size < 1.2 * size  # its weights stay as stored
 
 
 def test_reproduce_over_the_image_itself_and_in_another_format(model, here, capsys):
@@ -159,7 +164,7 @@ def test_reproduce_over_the_image_itself_and_in_another_format(model, here, caps
     (["train", "empty", "--restore", "noise 0.1", "--aspect", "crop"], "--aspect does nothing here"),
     (["train", "digits", "--init-from", "MODEL", "--net", "unet-base"], "keeps its net"),
     (["sample", "MODEL", "--format", "gif"], "No format named 'gif'"),
-    (["fit", "emoji", "--steps", "2"], "There is no file 'emoji'"),
+    (["fit", "emoji", "--steps", "2"], "comes with the package"),
     (["fit", "MODEL", "--noises", "0"], "noises must be"),
     (["scan", "empty"], "No images"),
     (["evaluate", "MODEL", "fashion-mnis"], "Did you mean 'fashion-mnist'"),
@@ -267,14 +272,128 @@ def test_train_resumes(here, monkeypatch, capsys):
 
 def test_demo(here, monkeypatch, capsys):
     """The whole way in two seconds of training; how good it becomes in forty is measured in bench/."""
-    judge = metrics.train_classifier(digits(), passes=1)
-    monkeypatch.setattr(feature_nets, "classifier", lambda data: judge)
+    judge = train_feature_net(digits(), steps=13)
+    monkeypatch.setattr(feature_net, "feature_net", lambda data: judge)
     evaluate = demo_.evaluate
     monkeypatch.setattr(demo_, "evaluate", lambda *a, n, **o: evaluate(*a, n=40, rounds=3, **o))
     assert main(["demo", "--out", "d", "--seconds", "2"]) == 0
     names = {str(path.relative_to("d")) for path in Path("d").rglob("*") if path.is_file()}
     assert {"grid.png", "model.safetensors", "report.html", "evaluation/report.json"} < names
     lines = capsys.readouterr().out.split("What to type next:")[1].strip().splitlines()
-    for line in lines[:3]:  # all but the one with YOUR-IMAGES
-        assert main(line.split()[1:]) == 0, capsys.readouterr().err
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     assert "label accuracy" in load("d").info["metrics"]
+
+
+def test_json_is_one_document_and_all_that_is_printed(model, here, capsys):
+    """Of every command that has one: what it says besides goes to stderr."""
+    Image.linear_gradient("L").resize((32, 32)).save("in.png")
+    study = ["study", str(model), "--sweep", "scale=1,2", "-n", "1", "--steps", "1"]
+    documents = {}
+    for words in (["doctor"], ["scan", "."], ["clip-score", "in.png", "a heart", "a dog"], study):
+        assert main([*words, "--json"]) == 0
+        out, err = capsys.readouterr()
+        documents[words[0]] = json.loads(out)
+        assert err.strip() or words[0] == "doctor"
+    assert [image["name"] for image in documents["scan"]["images"]] == ["in.png"]
+    assert {score["prompt"] for score in documents["clip-score"]} == {"a heart", "a dog"}
+    assert set(documents["study"]["explained"]) == {"scale", "together"}
+    assert json.loads(Path("out/study/study.json").read_text()) == documents["study"]
+    assert documents["doctor"]["core"].startswith("torch")
+
+
+def test_quiet_prints_errors_and_answers_only(model, here, capfd):
+    assert main(["sample", str(model), "-n", "1", "--steps", "1", "-q"]) == 0
+    train = ["train", "digits", "--net", "unet-tiny", "--steps", "2", "--batch-size", "8", "--quiet"]
+    assert main(train) == 0
+    assert capfd.readouterr() == ("", "")
+    assert main(["sample", str(model), "--sampler", "none-such", "--quiet"]) == 2
+    assert "No sampler named" in capfd.readouterr().err
+    assert main(["about", "edm", "--quiet"]) == 0
+    assert "edm" in capfd.readouterr().out
+
+
+def test_a_run_writes_what_makes_it_again(model, here, capsys):
+    """run.toml in a run's folder, and where --write-config says; what is typed wins over what is read."""
+    train = ["train", "digits", "--net", "unet-tiny", "--steps", "2", "--batch-size", "8", "--lr", "0.002"]
+    assert main([*train, "--folder", "a"]) == 0
+    written = tomllib.loads(Path("a/run.toml").read_text())
+    assert written["command"] == "train" and written["data"] == "digits" and written["lr"] == 0.002
+    assert main(["train", "--config", "a/run.toml", "--folder", "b"]) == 0
+    assert load("a").id == load("b").id
+    sample = ["sample", str(model), "--seed", "random", "-n", "1", "--steps", "1"]
+    assert main([*sample, "--write-config", "s.toml", "--out", "first"]) == 0
+    assert main(["sample", "--config", "s.toml", "--out", "second"]) == 0
+    (first,), (second,) = (sorted(Path(out).glob("[0-9]*.png")) for out in ("first", "second"))
+    assert first.name == second.name and first.read_bytes() == second.read_bytes()  # the seed that was drawn
+    assert main([*sample, "--write-config", "s.toml"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("stepz = 3", "Did you mean 'steps'"),
+    ("steps 3", "is not TOML"),
+    ('command = "train"', "is of another command: fastdiffusion train"),
+    ("[sampler]\nname = 1", "is a table"),
+    ('steps = "many"', "steps"),
+])  # fmt: skip
+def test_a_config_that_cannot_be_used(model, here, capsys, text, says):
+    Path("run.toml").write_text(text)
+    assert main(["sample", str(model), "--config", "run.toml"]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_config_keeps_every_kind_of_value(tmp_path):
+    """What is written is read as the same text that would be typed: quotes, line breaks, signs, lists."""
+    values = {
+        "a": 'say "cat"\n\t\\ \x7f 猫',
+        "b": 3,
+        "c": -0.5,
+        "d": True,
+        "e": ["x=1", "y"],
+        "f": Path("a/b"),
+        "g": None,
+    }
+    write_config(tmp_path / "run.toml", "sample", values)
+    again = read_config(tmp_path / "run.toml", "sample", values)
+    assert again == {"a": values["a"], "b": "3", "c": "-0.5", "d": True, "e": ["x=1", "y"], "f": "a/b"}
+
+
+@pytest.mark.parametrize("words", [
+    ["sample", "MODEL", "--guidance-scale", "2"],
+    ["sample", "MODEL", "--guidance_scale", "2", "--batch_size", "4"],
+    ["sample", "--prompt", "a red heart", "--negative-prompt", "blue"],
+    ["train", "digits", "--net", "unet-tiny", "--batch-size", "8", "--resume"],
+])  # fmt: skip
+def test_names_that_others_use(model, here, words):
+    few = ["--steps", "1", *([] if words[0] == "train" else ["-n", "1"])]
+    assert main([str(model) if word == "MODEL" else word for word in words] + few) == 0
+
+
+def test_what_is_experimental_says_so(here, capsys):
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save("in.png")
+    assert main(["stylize", "in.png", "in.png", "--steps", "1", "--size", "32"]) == 0
+    assert capsys.readouterr().err.startswith("Experimental: ")
+    for i in range(3):
+        Image.effect_noise((64, 64), 20).convert("RGB").save(f"{i}.png")
+    main(["remove-watermark", "0.png", "1.png", "2.png"])
+    assert "Experimental: from 3 images" in capsys.readouterr().err
+    assert main(["restore", "in.png", "--corruption", "colorize", "--palette", "#ff0000,#00ff00"]) == 0
+    assert "Experimental: the bundled restorer" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="Experimental: the encoder"):
+        main(["search", ".", "a red car"])
+    for command in ("stylize", "restore", "remove-watermark", "search"):
+        assert main([command, "--help"]) == 0
+        assert "xperimental" in capsys.readouterr().out, command
+    assert main(["--help"]) == 0
+    assert "(experimental)" in capsys.readouterr().out
+
+
+def test_what_to_type_next_works_where_the_shell_does_not_find_the_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [".venv/bin/fastdiffusion", "names"])
+    monkeypatch.setattr(options.shutil, "which", lambda name: None)
+    assert main(["names", "burger"]) == 0
+    assert capsys.readouterr().out.endswith("Next: .venv/bin/fastdiffusion sample hamburger\n")
+    monkeypatch.setattr(options.shutil, "which", lambda name: "/usr/bin/fastdiffusion")
+    assert main(["names", "burger"]) == 0
+    assert capsys.readouterr().out.endswith("Next: fastdiffusion sample hamburger\n")

@@ -197,13 +197,6 @@ def test_nothing_is_read_where_it_says_that_it_succeeded(tmp_path):
     assert done.succeeded
 
 
-def test_that_photographs_stay_gray_is_said_beforehand(monkeypatch):
-    gray = photo(32, 32).convert("L")
-    monkeypatch.setattr("fastdiffusion.tasks.restoration.restore.TiledRestoration", None)  # before the work
-    with pytest.warns(UserWarning, match="cannot color photographs"), pytest.raises(TypeError):
-        restore(gray, "colorize")
-
-
 # ---- streams ------------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.domains import domains
 from fastdiffusion.tasks.translation.paired import answer, train_translation, translate
 from fastdiffusion.tasks.translation.training_free import ddib, sdedit
+from fastdiffusion.training import trainer
 from fastdiffusion.types import Cond
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a partner")
@@ -119,25 +120,19 @@ def test_edges_are_thin_lines_where_something_changes():
 
 
 @pytest.mark.parametrize("method", paired.METHODS)
-def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
-    from fastdiffusion.training import trainer
-
-    call = {"method": method, "steps": 4, "size": 16, "batch_size": 2, "mirror": True}
+def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch, cut):
+    call, shown, sheet = (
+        {"method": method, "steps": 4, "size": 16, "batch_size": 2, "mirror": True},
+        [],
+        paired._preview,
+    )
     whole = train_translation(*folders, **call)
-    monkeypatch.setattr(trainer, "SAVE_EVERY", -1.0)  # at every step
-    monkeypatch.setattr(paired, "PREVIEW", 1)
-    shown = []
-
-    def cut(images, path, columns):
-        shown.append(images)
-        if len(shown) == 2:
-            raise RuntimeError("the power is gone")
-
-    monkeypatch.setattr(paired.inputs, "sheet", cut)
-    with pytest.raises(RuntimeError):
+    monkeypatch.setattr(trainer, "LOOK", 0)  # a preview after every step
+    monkeypatch.setattr(paired, "_preview", lambda *arguments: shown.append(sheet(*arguments)) or shown[-1])
+    with cut(2):
         train_translation(*folders, **call, folder=tmp_path / "run")
     made = train_translation(*folders, **call, folder=tmp_path / "run")
-    assert len(shown) > 2 and shown[-1].isfinite().all()
+    assert len(shown) > 2 and shown[-1][0].isfinite().all()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, made.state_dict()[name]), name
     read = paired.load(tmp_path / "run")
@@ -237,9 +232,8 @@ def test_words_and_latents_translate_too():
     model = loaded("emoji")
     drawn = model.decode(model.encode(to_tensor(to_array(heart()))[None])).clamp(-1, 1)
     said = {"prompt": "red heart on blue", "source_prompt": "red heart", "steps": 8}
-    (flow,) = translate(drawn[0], model, **said)
-    pixels = to_tensor(to_array(flow))
-    assert flow.size == (64, 64) and pixels[2, :3, :3].mean() > pixels[0, :3, :3].mean() + 0.5
+    (pixels,) = translate(drawn[0], model, **said).images
+    assert pixels.shape[1:] == (64, 64) and pixels[2, :3, :3].mean() > pixels[0, :3, :3].mean() + 0.5
     again = ddib(model, model, drawn, *2 * [model.encode_prompt(["red heart"])], steps=16)
     assert -10 * ((again - drawn) / 2).square().mean().log10() > 25
     with pytest.raises(InputError, match="at least 4x4"):
@@ -265,8 +259,7 @@ def test_the_way_back_is_the_other_net():
         net.there.tail.out.bias.fill_(0.1) if hasattr(net.there.tail, "out") else net.there.tail.up.conv.bias.fill_(0.1)
     x = torch.rand(1, 1, 8, 8) * 0.5
     assert not torch.equal(net(x), x) and torch.equal(net(x, reverse=True), x)
-    (image,) = translate(to_pil(x[0]), net, reverse=True, size=16)
-    assert image.size == (16, 16)
+    assert translate(to_pil(x[0]), net, reverse=True, size=16).images.shape == (1, 1, 16, 16)
 
 
 def test_bad_input(tmp_path):

@@ -6,14 +6,22 @@ from pathlib import Path
 
 from ..tasks.classification.options import TrainClassifierOptions
 from .command import command
-from .options import DataName, unfinished
+from .options import DataName
 
 
-@command("train-classifier", TrainClassifierOptions)
+@command(
+    "train-classifier",
+    TrainClassifierOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion train-classifier digits --steps 1000",
+        "fastdiffusion train-classifier photos/ --size 64 --model runs/photos",
+    ],
+)
 def train_classifier(chosen: TrainClassifierOptions, data: DataName) -> None:
-    """Train a classifier of noisy images, for guidance.
+    """Train a classifier of noisy images, to guide by.
 
-    Afterwards: fastdiffusion sample MODEL --guidance "classifier FILE scale=2", or middle for a model's features.
+    Then: fastdiffusion sample MODEL --guidance "classifier FILE scale=2"; of a model's features: feature_guidance.
     """
     from .. import data as datasets
     from ..tasks.classification import train
@@ -21,9 +29,6 @@ def train_classifier(chosen: TrainClassifierOptions, data: DataName) -> None:
     chosen, images = chosen.in_runs("classifier"), datasets.load(data, chosen.size)
     made = train.train_classifier(images, **vars(chosen))
     file = Path(str(chosen.folder)) / train.FILE
-    if unfinished(file.parent, chosen.steps):
-        return
-    train.save(made, file)
     kept = images.split(chosen.holdout, chosen.seed)[1] if chosen.holdout else images
     for sigma, right in train.accuracy(made, kept).items():
         print(f"sigma {sigma:5.2f}: {right:.1%} of {'held-out' if chosen.holdout else 'training'} images correct")

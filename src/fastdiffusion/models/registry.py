@@ -9,6 +9,7 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..device import best_device, device_of
 from ..errors import CheckpointError, DataError
@@ -41,7 +42,14 @@ def names_a_model(text: str) -> bool:
     if not text.strip():
         return False  # and not the folder here
     place = "/" in text and (" " not in text or _exists(Path(path.parts[0])))
-    return text in SHIPPED or path.suffix == ".safetensors" or place or _exists(path)
+    return text in SHIPPED or path.suffix in (".safetensors", ".gguf", ".ckpt") or place or _exists(path)
+
+
+def model_and_prompt(model: Any, prompt: Any) -> tuple[Any, Any]:
+    """What is meant by a first argument that may be a prompt: ``sample("a red heart")`` is drawn by "emoji"."""
+    if prompt is None and isinstance(model, str) and not names_a_model(model):
+        return SHIPPED[0], model
+    return model, prompt
 
 
 def _exists(path: Path) -> bool:
@@ -53,7 +61,7 @@ def _exists(path: Path) -> bool:
 
 def digest(path: Path) -> str:
     """sha256 of a model's content, whatever was noted in the file since; of any other file, of its bytes."""
-    if folder.is_folder(path):
+    if folder.is_other(path):
         return folder.digest(path)
     with suppress(CheckpointError):
         return load(path).id
@@ -63,7 +71,7 @@ def digest(path: Path) -> str:
 def locate(name: str, sha256: str, near: Path) -> Path | None:
     """A file of that name and content: in the package, beside the picture ``near``, above it, here, or in a run here.
 
-    A folder in diffusers' layout is also found where it was when it was last used, whatever its name.
+    A checkpoint of another program is also found where it was when it was last used, whatever its name.
 
     None if there is no file of that name. Raises CheckpointError if those that there are have other contents.
     """

@@ -1,14 +1,16 @@
-"""The settings of a training run, as options. Nothing here needs torch."""
+"""The settings of training a diffusion model, as options. Nothing here needs torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .. import choices
 from ..options import option
+from .options import RunOptions
 
 # What two commands that continue one run may give differently.
 FREE = frozenset(
@@ -23,8 +25,8 @@ _NOW = {
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """What a training run can be given; ``setup.check`` refuses what cannot be trained.
+class TrainingConfig(RunOptions):
+    """What training a diffusion model can be given, with what every run can; ``setup.check`` refuses what cannot be.
 
     Attributes:
         net: A name in ``nets.PRESETS``, or a specification {"name": "unet", ...}; by default "unet-small", for
@@ -48,11 +50,7 @@ class TrainingConfig:
             them, so that they do not leak into the samples.
         augment_p: Probability of each.
         dropout: Of the net.
-        optimizer: A name in ``optimizers.OPTIMIZERS``; "auto" is muon, with ``shard`` adamw.
-        lr: Highest learning rate, by default the optimizer's in ``optimizers.RATES``. ``lr_finder.find_lr(learner)``
-            measures one.
         weight_decay: Of AdamW or Muon.
-        batch_size: Images per step, over all processes and microbatches.
         grad_accumulation: Microbatches that a batch is computed in, one after the other, to save memory.
         grad_clip: Greatest norm of the gradient; 0 is off.
         warmup: Steps in which the learning rate rises.
@@ -60,59 +58,45 @@ class TrainingConfig:
         ema: Lengths of the averages of the weights, as parts of the run (EDM2, sec. 3). The model is the last one; at
             the end of the run it is the one with the lowest validation loss.
         holdout: Part of the data kept for the validation loss.
-        precision: "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, else float32.
         compile: Use torch.compile; "auto": on a GPU. It costs minutes before it gains.
         shard: Divide weights and optimizer among the processes (FSDP2) instead of copying them (DDP).
-        track: "tensorboard", "trackio" or "wandb", through Accelerate, beside metrics.jsonl and report.html.
-        folder: Where the run lives; None keeps it in memory.
-        save_every: Seconds between checkpoints, or more, so that saving takes at most 2 % of the time.
-        seed: Of everything.
-        device: "cpu", "cuda" or "mps"; by default the best there is.
-        verbose: Print what is going on.
     """
 
     net: str | dict[str, Any] | None = option(
         None,
-        "unet-tiny, unet-small (the usual), unet-base, unet-latent, dit-tiny, dit-small, dit-base, restorer.",
+        "The network; by default unet-small, and for --restore restorer.",
         kind=str,
+        choices=choices.NETS,
     )
-    folder: str | Path | None = option(
-        None, "Where the run lives; by default runs/NAME.", "--folder", "--out", "-o", kind=Path
-    )
-    batch_size: int = option(64, "Images per step, over all processes.")
     grad_accumulation: int = option(1, "Microbatches that a batch is computed in, to save memory.")
-    lr: float | None = option(None, "Highest learning rate; by default the optimizer's.")
-    optimizer: str = option("auto", "muon, adamw, schedule_free, or auto.")
     weight_decay: float = option(0.0, "Of AdamW or Muon.", python_only=True)
     grad_clip: float = option(1.0, "Greatest norm of the gradient; 0 is off.", python_only=True)
     warmup: int = option(100, "Steps in which the learning rate rises.", python_only=True)
     decay: float = option(0.5, "Last part of the run in which the learning rate falls.", python_only=True)
     ema: Sequence[float] = option((0.05, 0.1), "Lengths of the averages, as parts of the run.", python_only=True)
-    augment: str | Sequence[str] = option("", "Names with commas, e.g. mirror,crop; see: about.", kind=str)
-    augment_p: float = option(0.12, "Probability of each.")
-    dropout: float = option(0.0, "Of the net.")
-    cond_dropout: float = option(0.1, "Part trained without a condition, for guidance.")
-    parameterization: str = option("edm", "edm, v, noise, score, x0, flow.")
-    sigma_distribution: str = option("lognormal", "Noise levels to train at: lognormal, uniform, ...")
+    augment: str | Sequence[str] = option(
+        "", "Augmentations, with commas, e.g. mirror,crop.", kind=str, choices=choices.AUGMENTS
+    )
+    augment_p: float = option(0.12, "Probability of each augmentation.")
+    dropout: float = option(0.0, "Dropout of the net.")
+    cond_dropout: float = option(0.1, "Part of the examples trained without their condition, for guidance.")
+    parameterization: str = option("edm", "What the net predicts.", choices=choices.PARAMETERIZATIONS)
+    sigma_distribution: str = option("lognormal", "Noise levels to train at.", choices=choices.SIGMA_DISTRIBUTIONS)
     sigma_distribution_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
-    loss_weighting: str = option("edm", "Of the loss: edm, min_snr, p2, ...")
+    loss_weighting: str = option("edm", "What an error counts at each noise level.", choices=choices.LOSS_WEIGHTINGS)
     loss_weighting_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
     uncertainty: bool = option(False, "Also learn the weighting.", python_only=True)
-    captions: bool = option(False, "Condition on captions: a text-to-image model.")
-    autoencoder: Any = option(None, "An autoencoder's file: train in its latents.", "--autoencoder", "--vae", kind=Path)
+    captions: bool = option(False, "Train on captions: a text-to-image model.")
+    autoencoder: Any = option(
+        None, "File of an autoencoder: train in its latents.", "--autoencoder", "--vae", kind=Path
+    )
     restore: str | None = option(None, 'Learn to undo this, e.g. "blur 0.5..3, jpeg 10..60", from DATA\'s photographs.')
-    init_from: str | Path | None = option(None, "The file of a trained model to start from.", kind=Path)
+    init_from: str | Path | None = option(None, "File of a trained model to start from.", kind=Path)
     self_condition: bool = option(False, "Also condition the net on its own estimate.")
     sigma_data: float | None = option(None, "Standard deviation of the data; by default measured.", python_only=True)
-    holdout: float = option(0.05, "Part of the data kept for the validation loss.")
-    precision: str = option("auto", "float32, bfloat16, or auto: bfloat16 on a GPU that has it.")
+    holdout: float = option(0.05, "Part of the data that is kept for the validation loss.")
     compile: bool | str = option(False, "Use torch.compile.", python_only=True)
-    shard: bool = option(False, "Divide the weights among the processes.")
-    track: str | None = option(None, "tensorboard, trackio or wandb, besides report.html.")
-    save_every: float = option(30.0, "Seconds between checkpoints.", python_only=True)
-    verbose: bool = option(True, "Print what is going on.", python_only=True)
-    seed: int = option(0, "Of everything.")
-    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+    shard: bool = option(False, "Divide the weights among the processes, in place of copying them.")
 
     def __post_init__(self) -> None:
         if isinstance(self.augment, str):
@@ -126,23 +110,6 @@ class TrainingConfig:
         return json.loads(json.dumps({**settings, "data": data}))
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long a run lasts, all sessions together; ten minutes where neither is given.
-
-    Attributes:
-        minutes: Training time.
-        steps: Steps, instead.
-        fresh: Forget what the folder holds and start anew.
-    """
-
-    minutes: float | None = option(None, "Time to train, of all sessions together; 10 by default.")
-    steps: int | None = option(None, "Steps to train, instead of minutes.")
-    fresh: bool = option(False, "Forget what the folder holds and start anew.")
-
-
-def changes(now: dict[str, Any], then: dict[str, Any]) -> str:
-    """How an identity differs from the one that is stored with a run, which may be of an earlier version; "" if not."""
-    then = {_NOW.get(name, name): value for name, value in then.items()}
-    different = sorted(name for name in now if now[name] != then.get(name))
-    return ", ".join("other data" if n == "data" else f"{n}={then.get(n)!r} (now {now[n]!r})" for n in different)
+def renamed(then: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity that is stored with a run, perhaps by version 0.1, in the names of today."""
+    return {_NOW.get(name, name): value for name, value in then.items()}

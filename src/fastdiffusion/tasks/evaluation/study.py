@@ -32,9 +32,9 @@ from ...options import fill
 from ..generation.options import SampleOptions, StudyOptions
 from ..generation.sample import sample, sample_steps
 from ..generation.samples import Samples
-from ..loading import loaded
+from ..loading import LoadOptions, loaded, of_run
 
-FIXED = ("n", "batch_size", "device")  # the same in all cells
+FIXED = ("n", "batch_size", *(f.name for f in fields(LoadOptions)))  # the same in all cells
 SWEPT = {f.name: f for f in fields(SampleOptions) if f.name not in FIXED}
 LARGEST = 1000  # cells of a study
 
@@ -111,19 +111,22 @@ class Study:
                     sheet.paste(shots[(i * len(rows) + j) * len(blocks) + b], (margin + i * w, at))
         return sheet
 
-    def save(self, folder: str | Path) -> Path:
-        """Write every image with its recipe, the sheet ``study.png`` and ``study.json`` with what explains what.
-
-        Another study that lies there stays: this one then goes to FOLDER-2, and so on. Returns the folder.
-        """
+    def to_dict(self) -> dict[str, Any]:
+        """What was swept and what explains what, as JSON values; ``explained`` is None for images of several sizes."""
         same = len({cell.images.shape for cell in self.cells}) == 1
-        values = {name: list(values) for name, values in self.sweep.items()}
-        summary = {
-            "sweep": values,
+        return {
+            "sweep": {name: list(values) for name, values in self.sweep.items()},
             "model": self.cells[0].recipe.get("model"),
             "parameters": self.cells[0].recipe.get("parameters"),
             "explained": self.explained() if same else None,
         }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write every image with its recipe, the sheet ``study.png`` and ``study.json``: :meth:`to_dict`.
+
+        Another study that lies there stays: this one then goes to FOLDER-2, and so on. Returns the folder.
+        """
+        summary = self.to_dict()
         folder = free_folder(folder, "study.json", summary)
         for values, cell in zip(product(*self.sweep.values()), self.cells, strict=True):
             cell.save(folder, safe_name("-".join(f"{k}={v}" for k, v in zip(self.sweep, values, strict=True))))
@@ -154,9 +157,9 @@ def study(model: Model | str | Path, sweep: Mapping[str, Sequence[Any]] | Sequen
     if not swept or cells > LARGEST:
         raise InputError(f"A study needs 1 to {LARGEST} cells, this one has {cells if swept else 0}.")
     chosen = fill(StudyOptions, **options)
-    ready = loaded(model, chosen.device)
+    ready = loaded(model, chosen)
     runs = (dict(zip(swept, values, strict=True)) for values in product(*swept.values()))
-    return Study(swept, [sample(ready, **{**vars(chosen), **run}) for run in runs])
+    return Study(swept, [sample(ready, **{**of_run(vars(chosen)), **run}) for run in runs])
 
 
 def values_of(text: str) -> tuple[str, list[Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from ... import prompts, schedules
 from ...errors import CheckpointError, InputError, warn
-from ...guidance import cfg
+from ...guidance import cfg, embedded
 from ...io.guarded import BUDGET
 from ...io.inputs import fit_image
 from ...models import Model, Size
@@ -33,7 +32,7 @@ from ...samplers import Table, run, strength_table
 from ...schedules import Sigmas
 from ...types import Cond, Denoise
 from ...version import __version__
-from ..loading import loaded
+from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .options import SampleOptions, image_size
 from .samples import RECIPE, Samples, SampleStep
@@ -98,13 +97,17 @@ class Plan:
     def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
         """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
         p, model = self.options, self.model
-        scale = 1.0 if p.scale is None else p.scale
+        scale, denoise = 1.0 if p.scale is None else p.scale, model.denoise
+        if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
+            scale, denoise = 1.0, embedded(denoise, scale)
         conditioner = model.conditioner
         null = None if conditioner is None else conditioner.null(len(batch), self.size)
         if self.prompts is None or conditioner is None or self.table is None:
-            denoise = cfg(model.denoise, scale) if scale != 1 else model.denoise
+            denoise = cfg(denoise, scale) if scale != 1 else denoise
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guided(denoise), cond
+        other = getattr(conditioner, "negative", conditioner)
+        reader = partial(other.encode, size=self.size), other.token_spans, other.max_tokens
         compiled = prompts.compile(
             [self.prompts[i] for i in batch],
             partial(model.encode_prompt, size=self.size),
@@ -113,10 +116,12 @@ class Plan:
             conditioner.token_spans,
             conditioner.max_tokens,
             null,
+            getattr(conditioner, "measure", None),
+            None if other is conditioner else reader,
         )
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
-        return compiled.guide(model.denoise, scale, around=self.guided), None
+        return compiled.guide(denoise, scale, model.guide if scale != 1 else None, self.guided), None
 
     @property
     def size(self) -> Size | None:
@@ -133,8 +138,8 @@ class Plan:
             "fastdiffusion": __version__,
             "recipe": RECIPE,
             "verb": "sample",
-            "model": {"name": self.name, "sha256": self.model.id},
-            "parameters": {name: value for name, value in vars(self.options).items() if name != "device"},
+            "model": {"name": self.name, "sha256": self.model.id, **settings(self.model)},
+            "parameters": of_run(vars(self.options)),
             "table": None if self.table is None else json.loads(self.table.to_json()),
         }
         labels = [-1 if self.labels is None else self.labels[i] for i in indices]
@@ -193,7 +198,7 @@ def plan(
 
     A recipe brings its ``table`` and ``name``; its files are looked for ``near`` its image.
     """
-    ready = loaded(model, chosen.device)
+    ready = loaded(model, chosen)
     shape = _shape(ready, chosen)
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
@@ -265,15 +270,18 @@ def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | No
 
 def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     """The scale of a run; ``guided`` says that the guidance compares with and without the condition itself."""
-    scale = chosen.scale
+    scale, embedded = chosen.scale, model.guidance == "embedded"
     if scale is None:
-        own = 1.0 if chosen.prompt is None else model.scale
-        scale = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
+        own = 1.0 if chosen.prompt is None and not embedded else model.scale
+        compared = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
+        scale = own if embedded else compared
     if not abs(scale) <= BUDGET.number:
         raise InputError(f"scale must be finite, got {scale!r}. 1 is off, 2 to 4 is usual.")
-    if scale == 1 and chosen.negative_prompt and not guided:
-        warnings.warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.", stacklevel=4)
-    if scale != 1 and guided:
+    if chosen.negative_prompt and not guided and embedded:
+        warn("A negative prompt does nothing here: add guidance='cfg scale=3'.")
+    elif chosen.negative_prompt and not guided and scale == 1:
+        warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.")
+    if scale != 1 and guided and not embedded:
         raise InputError("scale and this guidance would both guide by the label. Leave scale out.")
     return scale
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...corruptions import Corruption
 from ...device import best_device
-from ...errors import CheckpointError, InputError, warn
+from ...errors import CheckpointError, InputError
 from ...io.images import to_pil, turned
 from ...io.inputs import losses
 from ...models import Model, load
@@ -34,10 +34,6 @@ from .options import RestoreOptions
 from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
 
-NO_COLORS = (
-    "The restorer of this package cannot color photographs: it leaves them nearly gray. Give colors with --hints or "
-    "--palette, or train a model on such images: fastdiffusion train photos/ --restore gray."
-)
 COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 
 
@@ -75,8 +71,6 @@ def restore(
     found = given(image, corruption, ready, chosen, undo)
     method = choose_method(chosen.method, found.said, ready, model, chosen.posterior)
     check_answer(chosen, method, found.what)
-    if model is None and any(step.name == "gray" for step in found.what.steps) and not (chosen.hints or chosen.palette):
-        warn(NO_COLORS)
     exact = found.what.known and ready.corruption != "pairs"
     measurement = Measurement(found.image, found.what, channels, exact, ready.device, found.trust, found.rounding)
     found = replace(found, image=Image.new("L", (1, 1)))  # the measurement has its pixels: no large image is held twice

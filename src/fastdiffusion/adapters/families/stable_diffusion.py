@@ -1,0 +1,109 @@
+"""Stable Diffusion 1 and 2 (noise or v, also with zero-terminal SNR), and Stable Diffusion XL.
+
+The network takes ``x / sqrt(1 + sigma^2)``, the (fractional) time of sigma, and the states of 77 tokens of a CLIP text
+encoder, padding included; a text in several pieces has a multiple of that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ...errors import CheckpointError, InputError
+from ...models import Size
+from ...types import Cond
+from ..family import CLIP, CLIP_WITH_PROJECTION, Checkpoint, Family
+from ..levels import TrainedLevels
+from ..texts import Text
+
+
+class StableDiffusion(Family):
+    """A UNet that takes the states of the last layer of CLIP. "Nothing" is the embedding of ""."""
+
+    name, scale, masks, side = "stable-diffusion", 7.5, True, 64
+    network, encoders = "UNet2DConditionModel", (CLIP,)
+
+    def __init__(self, checkpoint: Checkpoint):
+        super().__init__(checkpoint)
+        if getattr(self.net.config, "time_cond_proj_dim", None) is not None:  # a latent consistency model
+            self.guidance, self.scale = "embedded", 8.5
+
+    def noise_levels(self, scheduler: Mapping[str, Any]) -> TrainedLevels:
+        return TrainedLevels(scheduler)
+
+    def condition(self, prompts: Sequence[str], size: Size) -> Cond:
+        return Cond(emb=self.main(prompts)[0].float())
+
+    def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
+        return self.net(
+            x,
+            t,
+            encoder_hidden_states=cond.emb,
+            encoder_attention_mask=cond.mask,
+            timestep_cond=self.guidance_embedding(cond.extra["guidance"]) if self.guidance == "embedded" else None,
+            **self.inputs(cond),
+            return_dict=False,
+        )[0]
+
+    def guidance_embedding(self, scale: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Sines and cosines of 1000 (scale - 1) (Luo et al. 2023, arXiv:2310.04378, sec. 4.2)."""
+        half = self.net.config.time_cond_proj_dim // 2
+        frequencies = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, device=scale.device))
+        angles = 1000 * (scale[:, None] - 1) * frequencies
+        return torch.cat([angles.sin(), angles.cos()], 1).to(self.net.dtype)
+
+    def inputs(self, cond: Cond) -> dict[str, Any]:
+        """What else the network takes."""
+        return {}
+
+    @property
+    def main(self) -> Text:
+        return self.texts[0]
+
+    def check(self) -> None:
+        path, config = self.checkpoint.path, self.net.config
+        if config.in_channels != self.autoencoder.latent_channels:
+            raise InputError(
+                f"The unet of {path} takes {config.in_channels} channels, its VAE makes "
+                f"{self.autoencoder.latent_channels}: models for inpainting or depth are not supported. "
+                "--guidance 'inpaint IMAGE MASK' inpaints with a plain one."
+            )
+        width = sum(int(text.encoder.config.hidden_size) for text in self.texts)
+        if config.cross_attention_dim != width:
+            raise CheckpointError(
+                f"The unet of {path} takes texts of width {config.cross_attention_dim}, and its text encoders make "
+                f"{width}: they belong to different models. Download the whole folder of one."
+            )
+
+
+class StableDiffusionXl(StableDiffusion):
+    """The last states but one of two CLIP text encoders side by side, the second's pooled vector, and sizes.
+
+    ``extra["time_ids"]`` is the original height and width, the crop's top and left, and the target height and width
+    (Podell et al. 2023, arXiv:2307.01952, sec. 2.2). "Nothing" is zeros, if ``force_zeros_for_empty_prompt``.
+    """
+
+    name, scale = "stable-diffusion-xl", 5.0
+    encoders = (CLIP, CLIP_WITH_PROJECTION)
+
+    def condition(self, prompts: Sequence[str], size: Size) -> Cond:
+        outputs = [text(prompts, output_hidden_states=True) for text in self.texts]
+        emb = torch.cat([output.hidden_states[-2] for output in outputs], -1).float()
+        ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=emb.device)
+        return Cond(emb=emb, pooled=outputs[1].text_embeds.float(), extra={"time_ids": ids.expand(len(emb), -1)})
+
+    def nothing(self, size: Size) -> Cond:
+        cond = self.condition([""], size)
+        if not self.checkpoint.settings.get("force_zeros_for_empty_prompt", True):
+            return cond
+        assert cond.emb is not None and cond.pooled is not None
+        return replace(cond, emb=torch.zeros_like(cond.emb), pooled=torch.zeros_like(cond.pooled))
+
+    def inputs(self, cond: Cond) -> dict[str, Any]:
+        return {"added_cond_kwargs": {"text_embeds": cond.pooled, "time_ids": cond.extra["time_ids"]}}
