@@ -186,7 +186,7 @@ def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"],
     with opened(source) as image:
         if image.format not in ("JPEG", "MPO"):
             return None
-        layers: list[tuple[int, ...]] = image.layer  # pyright: ignore[reportAttributeAccessIssue]
+        layers: list[tuple[int, int, int, int]] = image.layer  # pyright: ignore[reportAttributeAccessIssue]
         tables: dict[int, list[int]] = image.quantization  # pyright: ignore[reportAttributeAccessIssue]
         orientation = image.getexif().get(0x0112, 1)
         sampling, rest = layers[0][1:3], {one[1:3] for one in layers[1:3]}
@@ -258,7 +258,9 @@ def _own_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
     if image.mode != "LAB" and (not profile or image.mode not in ("L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")):
         return None
     try:
-        own = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(profile))
+        own = ImageCms.ImageCmsProfile(
+            ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(profile or b"")
+        )
         return None if "srgb" in ImageCms.getProfileDescription(own).lower() else own
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None

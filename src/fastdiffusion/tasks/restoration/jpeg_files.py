@@ -98,7 +98,7 @@ def colors_along(x: Tensor, y: Tensor, steps: Float[Tensor, "2 8 8"], colors: st
     Color differences are taken for a linear function of the estimate's brightness around each pixel (the guided filter,
     He et al. 2010), by turns with what the file leaves open.
     """
-    made, inside = operator((3, *x.shape[2:]), steps.expand(len(x), 2, 8, 8), colors), y
+    made, inside = operator((3, x.shape[2], x.shape[3]), steps.expand(len(x), 2, 8, 8), colors), y
     light = luminance(x)
     for _ in range(2):
         inside = made.project(light + _guided(light, inside - luminance(inside)), y)
