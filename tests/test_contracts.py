@@ -137,7 +137,9 @@ VERBS = {
     ),
     "train-token-prior": verb(token_prior.train_token_prior, autoencoding.TrainTokenPriorOptions, flags="aspect"),
     "sample-tokens": verb(token_prior.sample_tokens, autoencoding.SampleTokensOptions, flags="out"),
-    "sample": verb(sample.sample, SampleOptions, flags="out format metadata sidecar", model=(None, "emoji")),
+    "sample": verb(
+        sample.sample, SampleOptions, flags="out format metadata sidecar film verbose", model=(None, "emoji")
+    ),
     "reproduce": verb(recipe.reproduce, flags="out"),
     "evaluate": verb(evaluate.evaluate, EvaluateOptions, flags="out", parameters="features"),
     "study": verb(study.study, StudyOptions, flags="out"),

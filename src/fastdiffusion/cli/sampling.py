@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,41 +13,80 @@ from ..errors import counted, unknown
 from ..tasks.evaluation.options import EvaluateOptions
 from ..tasks.generation.options import ExportOptions, SampleOptions, StudyOptions
 from .command import command
-from .options import DataName, Device, ModelPath, Out, app, next_command
+from .options import DataName, Device, ModelPath, Out, app, folder, next_command
+
+if TYPE_CHECKING:
+    from ..tasks.generation.samples import SampleStep
+
+
+def _file_or_folder(path: Path) -> Path:
+    """A place for results; raises InputError before any work is done."""
+    if path.suffix.lower() in (".png", ".webp", ".jpg", ".jpeg") and not path.is_dir():
+        folder(path.parent)
+        return path
+    return folder(path)
+
+
+FileOrFolder = Annotated[
+    Path, typer.Option("--out", "-o", help="A folder; or a file, for one image.", callback=_file_or_folder)
+]
 
 
 @command("sample", SampleOptions)
 def sample(
     chosen: SampleOptions,
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, its run's folder, or: emoji.")],
-    out: Out = Path("out"),
+    out: FileOrFolder = Path("out"),
     format: Annotated[str, typer.Option(help="png or webp; both keep every pixel.")] = "png",
     metadata: Annotated[bool, typer.Option(help="Keep the recipe in each image.")] = True,
     sidecar: Annotated[bool, typer.Option("--sidecar", help="Also write it beside each image, as JSON.")] = False,
+    film: Annotated[Path | None, typer.Option(help="Write how they emerge: steps.gif, .webp or .png.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Say what each step costs.")] = False,
 ) -> None:
     """Make images that carry their recipe.
 
     One file each, and a sheet. A prompt alone is drawn by the model that ships: fastdiffusion sample "a red heart".
     """
-    from ..models import folder, registry
+    from tqdm import tqdm
+
+    from ..models import registry
+    from ..models.folder import is_folder
     from ..tasks.generation import sample as generation
-    from ..tasks.generation.samples import FORMATS
+    from ..tasks.generation.film import Film, checked_film
+    from ..tasks.generation.samples import FORMATS, is_file
 
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
+    if film is not None:
+        checked_film(film)
     options = dict(vars(chosen))
     if chosen.prompt is None and not registry.names_a_model(model):
         model, options["prompt"] = "emoji", model
+    frames = Film()
+
+    def watch(step: SampleStep) -> None:
+        if film is not None:
+            frames.add(step)
+        if verbose and step.of:
+            cost = f"{step.evaluations:g} evaluations for each image, {step.seconds:.2f} s"
+            tqdm.write(f"step {step.done} of {step.of}: sigma {step.sigma:.4g}, {cost}", file=sys.stderr)
 
     try:
-        made, paths = generation.sample_to(out, model, metadata=metadata, format=format, sidecar=sidecar, **options)
+        made, paths = generation.sample_to(
+            out, model, metadata=metadata, format=format, sidecar=sidecar, watch=watch, **options
+        )
     except KeyboardInterrupt:
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
-    sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
-    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and folder.is_folder(model):
+    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and is_folder(model):
         print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
-    print(f"{counted(len(paths), 'image')} in {out}, from {paths[0].name} on, and {sheet.name}.")
+    if is_file(out):
+        print(f"{paths[0]}.")
+    else:
+        sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
+        print(f"{counted(len(paths), 'image')} in {out}, from {paths[0].name} on, and {sheet.name}.")
+    if film is not None:
+        print(f"{frames.save(film)}: how they emerged.")
     if metadata or sidecar:
         next_command(f"reproduce {shlex.quote(str(paths[0]))}")
 

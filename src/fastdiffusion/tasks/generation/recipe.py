@@ -75,7 +75,7 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
             raise
         raise DataError(f"The recipe in {name!r} cannot be followed ({error}).") from None
     *_, last = perform(planned, rows)
-    return planned.samples(last.images[wanted.start - rows.start :][: len(wanted)], wanted)
+    return planned.samples(planned.finish(last.images[wanted.start - rows.start :][: len(wanted)]), wanted)
 
 
 def _check_kinds(parameters: Mapping[str, Any]) -> None:
