@@ -283,10 +283,11 @@ def _shape(model: Model, chosen: SampleOptions, image: Image.Image | None) -> tu
         if len(shape) < 3:
             raise InputError(f"This model makes no images, and takes no size. Leave out size={chosen.size!r}.")
         if any(side % model.factor for side in sides):
-            near = "x".join(str(max(round(side / model.factor), 1) * model.factor) for side in reversed(sides))
+            near = "x".join(str(-(-side // model.factor) * model.factor) for side in reversed(sides))
+            way = "add so many pixels, or scale all of it with" if chosen.outpaint else "try"
             raise InputError(
-                f"This model makes sizes that divide by {model.factor}, got {sides[1]}x{sides[0]}. Try size={near!r} "
-                f"(--size {near})."
+                f"This model makes sizes that divide by {model.factor}, got {sides[1]}x{sides[0]}. Nearest is {near}: "
+                f"{way} size={near!r} (--size {near})."
             )
         shape = (*shape[:-2], *(side // model.factor for side in sides))
     if chosen.n * math.prod(shape) > LARGEST:

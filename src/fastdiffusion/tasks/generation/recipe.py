@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import CheckpointError, DataError, InputError, MissingExtra
 from ...io.guarded import BUDGET
 from ...io.images import inner_recipe, read_recipe, save_png
-from ...io.metadata import summarize
+from ...io.metadata import as_command, summarize
 from ...models import Model
 from ...models.registry import locate
 from ...options import fill
@@ -42,8 +42,8 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
     name, recipe = Path(image).name, read_recipe(image)
     if "made_by" in recipe:
         raise DataError(
-            f"{name!r} was made by {recipe['made_by']}, whose models are not ours to run. "
-            f"What it says: {summarize(recipe)}."
+            f"{name!r} was made by {recipe['made_by']}, and cannot be made again to the byte. What it says: "
+            f"{summarize(recipe)}. With the same model this comes near: {as_command(recipe)}"
         )
     if recipe.get("verb") != "sample":
         raise DataError(f"{name!r} was not made by fastdiffusion's sample. What it says of itself: {str(recipe)[:300]}")
