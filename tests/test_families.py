@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 from pretended_device import pretended
-from tiny_pipelines import FAMILIES, build
 
 import fastdiffusion
 from fastdiffusion import samplers
@@ -30,29 +29,17 @@ from fastdiffusion.tasks.generation.recipe import reproduce
 from fastdiffusion.types import Cond
 
 diffusers = pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
+from loaded_families import get
+from tiny_pipelines import build
+
+SD = ("sd15", "sd2v", "zero_snr", "sdxl")
 PROMPTS = ["a cat, on a mat", "a dog"]
 LONG = "a very long text about a cat that sleeps on a mat in the sun " * 3
 
 
-class Loaded:
-    """A pipeline, its folder, and the model that was loaded from it."""
-
-    def __init__(self, name, path):
-        self.pipe, self.path = build(name, diffusers, transformers), path
-        self.pipe.save_pretrained(path)
-        self.model = fastdiffusion.load(path, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def loaded(tmp_path_factory):
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = Loaded(name, tmp_path_factory.mktemp("families") / name)
-        return made[name]
-
+@pytest.fixture
+def loaded():
     return get
 
 
@@ -77,7 +64,7 @@ def theirs(pipe, kind, scale):
     return latents, noise * float((1 + levels[0] ** 2).sqrt()), levels
 
 
-PEERS = [(name, kind) for name in FAMILIES for kind in ("EulerDiscreteScheduler", "DDIMScheduler")]
+PEERS = [(name, kind) for name in SD for kind in ("EulerDiscreteScheduler", "DDIMScheduler")]
 PEERS.remove(("zero_snr", "DDIMScheduler"))  # it starts at sigma = infinity, which a table cannot
 
 
@@ -94,7 +81,7 @@ def test_equals_the_pipeline(loaded, name, kind, scale):
     assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", SD)
 def test_what_a_model_has(loaded, name):
     model = loaded(name).model
     assert isinstance(model.conditioner, Conditioner) and isinstance(model.autoencoder, Autoencoder)
@@ -227,7 +214,7 @@ def test_image_to_image_and_inpainting(sd, photo, tmp_path):
 def test_half_precision_is_kept(loaded, tmp_path):
     """An fp16 folder stays fp16; x and images are float32, and the estimate is that of the full folder, rounded."""
     one = loaded("sd15")
-    other = build("sd15", diffusers, transformers).to(torch.float16)
+    other = build("sd15").to(torch.float16)
     other.save_pretrained(tmp_path / "half", variant="fp16")
     half = fastdiffusion.load(tmp_path / "half", device="cpu")
     assert half.modules["net"].dtype == half.modules["text_encoder"].dtype == torch.float16
@@ -470,7 +457,7 @@ def _pickled(path):
 
 
 BAD = {
-    "another family": (lambda p: _index(p, _class_name="FluxPipeline"), "FluxPipeline, which is not supported"),
+    "another family": (lambda p: _index(p, _class_name="DogPipeline"), "DogPipeline, which is not supported"),
     "no text encoder": (lambda p: shutil.rmtree(p / "text_encoder"), "has no text_encoder"),
     "not even named": (lambda p: _index(p, text_encoder=[None, None]), "has no text_encoder"),
     "another class": (lambda p: _index(p, unet=["own_code", "MyUnet"]), "is a MyUnet"),

@@ -1,102 +1,97 @@
-"""Pipelines of diffusers, tiny and random, built in memory: real tokenizer logic, no file of anybody's."""
+"""Pipelines of diffusers, tiny and random, built in memory: real logic and schedulers, no file of anybody's."""
 
 import warnings
 
+import diffusers
 import torch
+from tiny_parts import clip, flow_vae, t5, unet, vae
 
 SCHEDULER = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
     "steps_offset": 1,
 }  # fmt: skip
+FLUX_SCHEDULER = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+NO_CHECKER = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+flow = diffusers.FlowMatchEulerDiscreteScheduler
 
 
-def byte_letters():
-    """A printable letter for each byte, as byte-level tokenizers write them: itself, or one from 256 on."""
-    shown, spare = {*range(33, 127), *range(161, 173), *range(174, 256)}, iter(range(256, 512))
-    return [chr(b) if b in shown else chr(next(spare)) for b in range(256)]
-
-
-def clip(transformers, width, projection=None, act="quick_gelu"):
-    """A CLIP tokenizer of bytes that knows the word "cat" as a whole, and an encoder of three layers."""
-    letters = byte_letters()
-    vocabulary = [*letters, *(c + "</w>" for c in letters), "ca", "cat</w>", "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = transformers.CLIPTokenizer(
-        vocab={s: i for i, s in enumerate(vocabulary)}, merges=[("c", "a"), ("ca", "t</w>")], model_max_length=77
-    )
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=3,
-        num_attention_heads=2, max_position_embeddings=77, projection_dim=projection or width, hidden_act=act,
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    kind = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
-    return tokenizer, kind(config).eval()
-
-
-def unet(diffusers, width, **options):
-    config = {
-        "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16), "layers_per_block": 1,
-        "norm_num_groups": 4, "attention_head_dim": 2, "cross_attention_dim": width,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    }  # fmt: skip
-    return diffusers.UNet2DConditionModel(**config | options).eval()
-
-
-def vae(diffusers, **options):
-    return diffusers.AutoencoderKL(
-        block_out_channels=(4,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=2,
-        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, sample_size=64, **options,
-    ).eval()  # fmt: skip
-
-
-def _sd(diffusers, transformers, scheduler, act="quick_gelu", **options):
-    tokenizer, encoder = clip(transformers, 16, act=act)
+def _sd(scheduler, act="quick_gelu", **options):
+    tokenizer, encoder = clip(16, act=act)
     return diffusers.StableDiffusionPipeline(
-        vae=vae(diffusers), text_encoder=encoder, tokenizer=tokenizer, unet=unet(diffusers, 16, **options),
-        scheduler=scheduler, safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        vae=vae(), text_encoder=encoder, tokenizer=tokenizer, unet=unet(16, **options), scheduler=scheduler,
+        **NO_CHECKER,
     )  # fmt: skip
 
 
-def sd15(diffusers, transformers):
-    return _sd(diffusers, transformers, diffusers.PNDMScheduler(**SCHEDULER, skip_prk_steps=True))
+def sd15():
+    return _sd(diffusers.PNDMScheduler(**SCHEDULER, skip_prk_steps=True))
 
 
-def sd2v(diffusers, transformers):
+def sd2v():
     scheduler = diffusers.DDIMScheduler(**SCHEDULER, prediction_type="v_prediction", clip_sample=False)
-    return _sd(diffusers, transformers, scheduler, "gelu", use_linear_projection=True)
+    return _sd(scheduler, "gelu", use_linear_projection=True)
 
 
-def zero_snr(diffusers, transformers):
+def zero_snr():
     options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-    return _sd(diffusers, transformers, diffusers.EulerDiscreteScheduler(**SCHEDULER, **options))
+    return _sd(diffusers.EulerDiscreteScheduler(**SCHEDULER, **options))
 
 
-def sdxl(diffusers, transformers):
-    (one, first), (two, second) = clip(transformers, 16), clip(transformers, 24, 24, "gelu")
+def sdxl():
+    (one, first), (two, second) = clip(16), clip(24, 24, "gelu")  # single files tell the two apart by width
     net = unet(
-        diffusers, 40, attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
+        40, attention_head_dim=(2, 4), use_linear_projection=True, addition_embed_type="text_time",
         addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 24,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         transformer_layers_per_block=(1, 2),
     )  # fmt: skip
     return diffusers.StableDiffusionXLPipeline(
-        vae=vae(diffusers, scaling_factor=0.13025), text_encoder=first, text_encoder_2=second, tokenizer=one,
-        tokenizer_2=two, unet=net, scheduler=diffusers.EulerDiscreteScheduler(**SCHEDULER, timestep_spacing="leading"),
+        vae=vae(scaling_factor=0.13025), text_encoder=first, text_encoder_2=second, tokenizer=one, tokenizer_2=two,
+        unet=net, scheduler=diffusers.EulerDiscreteScheduler(**SCHEDULER, timestep_spacing="leading"),
         force_zeros_for_empty_prompt=True,
     )  # fmt: skip
 
 
-FAMILIES = {"sd15": sd15, "sd2v": sd2v, "zero_snr": zero_snr, "sdxl": sdxl}
+def sd3():
+    (one, first), (two, second), (three, third) = clip(16, 16), clip(16, 16, "gelu"), t5(32)
+    net = diffusers.SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=16, num_layers=2, attention_head_dim=8, num_attention_heads=4,
+        joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=32, out_channels=16,
+        pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=net.eval(), scheduler=flow(shift=3.0), vae=flow_vae(16, 1.5305, 0.0609), text_encoder=first,
+        tokenizer=one, text_encoder_2=second, tokenizer_2=two, text_encoder_3=third, tokenizer_3=three,
+    )  # fmt: skip
 
 
-def build(name, diffusers, transformers):
+def flux(guidance=True):
+    (one, first), (two, second) = clip(16), t5(32)
+    net = diffusers.FluxTransformer2DModel(
+        patch_size=1, in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=16, guidance_embeds=guidance, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    return diffusers.FluxPipeline(
+        scheduler=flow(**FLUX_SCHEDULER) if guidance else flow(shift=1.0), vae=flow_vae(), text_encoder=first,
+        tokenizer=one, text_encoder_2=second, tokenizer_2=two, transformer=net.eval(),
+    )  # fmt: skip
+
+
+def schnell():
+    return flux(guidance=False)
+
+
+FAMILIES = {f.__name__: f for f in (sd15, sd2v, zero_snr, sdxl, sd3, flux, schnell)}
+
+
+def build(name):
     """A pipeline with random weights; layers that start at zero get noise, or they would hide every mistake."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe = FAMILIES[name](diffusers, transformers)
-    for parameter in pipe.unet.parameters():
-        if not bool(parameter.detach().any()):
+        pipe = FAMILIES[name]()
+    for parameter in (pipe.components.get("unet") or pipe.transformer).parameters():
+        if not bool(parameter.detach().isfinite().all() and parameter.detach().any()):
             parameter.data.normal_(std=0.1)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -1,11 +1,12 @@
 """Checkpoints of other model families as a ``Model``: the one room that imports diffusers and transformers.
 
-A family is a small class: how its prompts are encoded, what "nothing" is, how its network is called (``FAMILIES`` in
-``loading``). Everything else - sampling, guidance, the prompt language, fitting - is what this package does anyway,
-because a model is a denoiser.
+A family is a small class (``family``): how its prompts are encoded, what "nothing" is, how its network is called.
+Everything else - sampling, guidance, the prompt language, fitting - is what this package does anyway, because a model
+is a denoiser.
 """
 
 from .examine import examine
-from .loading import FAMILIES, load_folder
+from .families import FAMILIES
+from .loading import load_folder
 
 __all__ = ["FAMILIES", "examine", "load_folder"]

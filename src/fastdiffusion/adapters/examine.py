@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from .. import samplers
 from ..errors import InputError
-from ..guidance import cfg
 from ..guidance.attention import Controller, attention_layers, control
-from ..models import Model, folder
+from ..models import Model, Size
 from ..nets.layers import AttentionCall
-from .loading import NAMES, read_json
-from .stable_diffusion import StableDiffusion
+from .families import FAMILIES
+from .family import Family
+from .levels import FlowLevels
 
 PROMPTS = ("a lighthouse at dusk", "a cat")
 EXACT, ROUNDED = 1e-4, 5e-2  # of the largest value, in float32 and in half precision
@@ -26,42 +27,59 @@ def pipeline(model: Model) -> Any:
     import diffusers
 
     library: Any = diffusers
-    family = _family(model)
-    encoders = family.conditioner_class.encoders
-    parts: dict[str, Any] = {part: model.modules[NAMES.get(part, part)] for part in ("unet", "vae", *encoders)}
-    tokenizers = (name.replace("text_encoder", "tokenizer") for name in encoders)
-    parts |= dict(zip(tokenizers, family.conditioner.tokenizers, strict=True))
-    if len(encoders) == 1:
-        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    family, kind = _family(model), getattr(library, pipeline_class(model))
+    checkpoint, config = family.checkpoint, dict(family.checkpoint.scheduler)
+    if isinstance(family.levels, FlowLevels):
+        euler = library.FlowMatchEulerDiscreteScheduler.from_config(config, shift=family.levels.shift)
     else:
-        index = read_json(family.path / folder.INDEX)
-        parts["force_zeros_for_empty_prompt"] = bool(index.get("force_zeros_for_empty_prompt", True))
-    config = read_json(family.path / "scheduler" / "scheduler_config.json")
-    pipe = getattr(library, family.pipeline)(scheduler=library.EulerDiscreteScheduler.from_config(config), **parts)
+        euler = library.EulerDiscreteScheduler.from_config(config)
+    settings = {name: value for name, value in checkpoint.settings.items() if not isinstance(value, list)}
+    has = settings | {**checkpoint.modules, **checkpoint.tokenizers, "scheduler": euler}
+    wanted = dict(inspect.signature(kind).parameters)
+    if wanted.pop("requires_safety_checker", None):  # without one it would warn
+        has["requires_safety_checker"] = False
+    empty = {name: None for name, parameter in wanted.items() if parameter.default is inspect.Parameter.empty}
+    pipe = kind(**empty | {name: has[name] for name in inspect.signature(kind).parameters if name in has})
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
+def pipeline_class(model: Model) -> str:
+    """The class of diffusers' pipeline that a model is used with."""
+    family = _family(model)
+    own = str(family.checkpoint.settings.get("_class_name"))
+    return own if own in FAMILIES else next(name for name, kind in FAMILIES.items() if type(family) is kind)
+
+
 @torch.no_grad()
-def difference(model: Model, scale: float, steps: int = 4) -> float:
+def difference(
+    model: Model, scale: float, steps: int = 4, prompts: Sequence[str] = PROMPTS, size: Size | None = None
+) -> float:
     """The greatest difference of the final latents from the pipeline's, relative to their largest value."""
-    pipe, size = pipeline(model), (model.image_shape[-2], model.image_shape[-1])
-    noise = torch.randn(len(PROMPTS), *model.shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    pipe, family = pipeline(model), _family(model)
+    size = size or (model.image_shape[-2], model.image_shape[-1])
+    shape = (*model.shape[:-2], *(side // model.factor for side in size))
+    noise = torch.randn(len(prompts), *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
     wanted = pipe(
-        prompt=list(PROMPTS),
-        latents=noise.to(pipe.unet.dtype),
+        prompt=list(prompts),
+        latents=family.packed(noise).to(family.net.dtype),
         num_inference_steps=steps,
-        guidance_scale=scale,
         height=size[0],
         width=size[1],
         output_type="latent",
         return_dict=False,
+        **family.pipeline_options(scale),
     )[0].float()
-    table = samplers.table("euler", pipe.scheduler.sigmas.double().cpu())
-    denoise = model.denoise if scale == 1 else cfg(model.denoise, scale, model.null(1, size))
-    start = noise * float(pipe.scheduler.init_noise_sigma)
-    got = samplers.final(samplers.run(denoise, start, table, model.encode_prompt(PROMPTS, size)))
-    return float((got - wanted).abs().max() / wanted.abs().max())
+    sigmas = pipe.scheduler.sigmas.double().cpu()
+    if isinstance(family.levels, FlowLevels):  # which are times there
+        sigmas = (sigmas / (1 - sigmas)).clamp(max=FlowLevels.TOP)
+        start = noise * (1 + float(sigmas[0]))
+    else:
+        start = noise * float(pipe.scheduler.init_noise_sigma)
+    denoise = model.guide(model.denoise, scale, model.null(1, size))
+    cond = model.encode_prompt(prompts, size)
+    got = samplers.final(samplers.run(denoise, start, samplers.table("euler", sigmas), cond))
+    return float((got - family.unpacked(wanted, shape)).abs().max() / wanted.abs().max())
 
 
 class _Recorder(Controller):
@@ -90,8 +108,8 @@ def examine(model: Model) -> Iterator[tuple[str, str]]:
         verdict = "equal" if found <= limit else f"NOT EQUAL (at most {limit:g}): please report it"
         yield (
             "pipeline",
-            f"4 steps of Euler at scale {scale:g} differ from {family.pipeline} by {found:.1e} of the largest value: "
-            f"{verdict}",
+            f"4 steps of Euler at scale {scale:g} differ from {pipeline_class(model)} by {found:.1e} of the largest "
+            f"value: {verdict}",
         )
     recorder, layers = _Recorder(), attention_layers(net)
     x, sigma = torch.zeros(1, *model.shape, device=model.device), torch.ones(1, device=model.device)
@@ -99,15 +117,15 @@ def examine(model: Model) -> Iterator[tuple[str, str]]:
     with control(net, recorder):
         model.denoise(x, sigma, cond)
     yield "attention", f"{len(recorder.names)} of {len(layers)} layers can be seen and changed"
-    spans = family.conditioner.token_spans(PROMPTS[0])
+    spans = family.token_spans(PROMPTS[0])
     understood = "weights, changes, AND and BREAK work" if any(b > a for a, b in spans) else "weights do NOT work"
-    yield "prompts", f"{family.conditioner.max_tokens} tokens in a piece; {understood}"
+    yield "prompts", f"{family.max_tokens} tokens in a piece; {understood}"
     began = time.perf_counter()
     float(model.denoise(x, sigma, cond).sum())
     yield "speed", f"{time.perf_counter() - began:.2g} s for one evaluation of one image, {model.image_shape[-1]} px"
 
 
-def _family(model: Model) -> StableDiffusion:
-    if not isinstance(model.denoise, StableDiffusion):
+def _family(model: Model) -> Family:
+    if not isinstance(model.denoise, Family):
         raise InputError("doctor MODEL examines a folder in diffusers' layout. For this machine: fastdiffusion doctor")
     return model.denoise

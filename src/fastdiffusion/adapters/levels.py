@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from .. import schedules
 from ..errors import InputError
-from ..models import Size
 
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "x0"}  # diffusers' names of what a network predicts
 LAST = 2.0**-24  # alpha_bar of the last step under zero-terminal SNR, so that its sigma (4096) is finite, as diffusers
@@ -74,12 +73,76 @@ class TrainedLevels:
         lower = t.long().clamp(max=len(self.log_sigmas) - 2)
         return torch.lerp(self.log_sigmas[lower], self.log_sigmas[lower + 1], t - lower).exp()
 
-    def schedule(self, steps: int, size: Size | None = None) -> Tensor:
+    def schedule(self, steps: int, tokens: int = 0) -> Tensor:
         """The levels of a run: Karras et al.'s; under zero-terminal SNR even in t from the last one (Lin et al.)."""
         if not self.zero_snr:
             return schedules.karras(steps, self.sigma_min, self.sigma_max)
         n = len(self.log_sigmas)
         sigmas = self.sigma(n - 1 - torch.arange(steps, dtype=torch.float64) * n / steps)
+        return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+TIMES: dict[str, Callable[[Tensor], Tensor]] = {  # what a network takes for t = sigma / (1 + sigma)
+    "t": lambda sigma: sigma / (1 + sigma),
+    "1000 t": lambda sigma: 1000 * (sigma / (1 + sigma)),
+    "1 - t": lambda sigma: 1 / (1 + sigma),  # t itself rounds to 1 in float32
+}
+SPACINGS = ("1/n", "trained")
+
+
+class FlowLevels:
+    """The noise levels of rectified flow, at t = sigma / (1 + sigma): x / (1 + sigma) = (1 - t) x0 + t noise.
+
+    A shift of its schedule by s is sigma times s (Esser et al. 2024, arXiv:2403.03206, sec. 5.3.2); a dynamic one is
+    sigma times exp(mu), where mu depends on the number of an image's tokens.
+
+    Args:
+        config: Of a diffusers scheduler.
+        time: What the network takes, in ``TIMES``.
+        spacing: A run's times before the shift are even from 1 to "1/n" of its n steps, or to the least "trained".
+        mu: From tokens and steps to mu; by default linear in tokens, as the configuration says.
+
+    Attributes:
+        sigma_max: Where named schedules and fits start. A usual run starts from ``TOP``.
+    """
+
+    prediction = "flow"
+    TOP = 1e7  # for infinity: a finite top changes results by about its inverse
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        time: str = "t",
+        spacing: str = "1/n",
+        mu: Callable[[int, int], float] | None = None,
+    ):
+        self.config, self.t, self.spacing, self.mu = config, TIMES[time], spacing, mu or self._linear_mu
+        self.trained = int(config.get("num_train_timesteps", 1000))
+        shift = float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
+        self.shift = 1.0 if config.get("use_dynamic_shifting") else shift
+        self.sigma_min, self.sigma_max = self.shift / (self.trained - 1), 1e3
+
+    def _linear_mu(self, tokens: int, steps: int) -> float:
+        config = self.config
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return least + (most - least) * (tokens - low) / (high - low)
+
+    def factor(self, steps: int, tokens: int) -> float:
+        """What the sigmas of a run are multiplied by."""
+        if not self.config.get("use_dynamic_shifting"):
+            return self.shift
+        mu = self.mu(tokens, steps)
+        return mu if self.config.get("time_shift_type") == "linear" else math.exp(mu)
+
+    def schedule(self, steps: int, tokens: int = 4096) -> Tensor:
+        """The usual levels of a run, for images of so many tokens."""
+        ends = {"1/n": 1 / steps, "trained": self.sigma_min / (1 + self.sigma_min)}
+        t = torch.linspace(1.0, ends[self.spacing], steps, dtype=torch.float64)
+        rest = 1 / (1 + self.factor(steps, tokens) * t / (1 - t))  # 1 - t of the shifted times
+        if (terminal := self.config.get("shift_terminal")) and rest[-1] > 0:
+            rest = rest * (1 - terminal) / rest[-1]
+        sigmas = ((1 - rest) / rest).clamp(max=self.TOP)
         return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 

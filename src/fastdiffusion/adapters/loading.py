@@ -16,21 +16,9 @@ from torch import nn
 
 from ..errors import CheckpointError, InputError, missing
 from ..models import Model, folder
-from .attention import register
-from .levels import TrainedLevels
-from .stable_diffusion import StableDiffusion, StableDiffusionXl, Vae
+from .families import FAMILIES
+from .family import Checkpoint, model
 
-FAMILIES: dict[str, type[StableDiffusion]] = {f.pipeline: f for f in (StableDiffusion, StableDiffusionXl)}
-# the parts of these families: what diffusers' index may call them
-CLASSES: dict[str, tuple[str, ...]] = {
-    "unet": ("UNet2DConditionModel",),
-    "vae": ("AutoencoderKL",),
-    "text_encoder": ("CLIPTextModel",),
-    "text_encoder_2": ("CLIPTextModelWithProjection",),
-    "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
-    "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
-}
-NAMES = {"unet": "net", "vae": "autoencoder"}  # what a Model calls them
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5")
 
@@ -54,13 +42,12 @@ def load_folder(path: str | Path) -> Model:
             f"{path} is a {index.get('_class_name', 'folder without a class')}, which is not supported. "
             f"Supported: {', '.join(FAMILIES)}."
         )
-    encoders = family.conditioner_class.encoders
-    parts = ("unet", "vae", *encoders)
-    tokenizers = tuple(name.replace("text_encoder", "tokenizer") for name in encoders)
-    for part in (*parts, *tokenizers):
-        _check_part(path, index, part)
-    levels = TrainedLevels(read_json(path / "scheduler" / "scheduler_config.json"))
-    weights = {part: _weights(path / part) for part in parts}  # all of them, before the first is loaded
+    parts = family.parts()
+    for part, kinds in parts.items():
+        _check_part(path, index, part, kinds)
+    scheduler = read_json(path / "scheduler" / "scheduler_config.json")
+    networks = [part for part in parts if not part.startswith("tokenizer")]
+    weights = {part: _weights(path / part) for part in networks}  # all of them, before the first is loaded
     try:
         import diffusers
         import transformers
@@ -70,29 +57,13 @@ def load_folder(path: str | Path) -> Model:
     for part, (dtype, variant) in weights.items():
         if part == "vae" and read_json(path / part / "config.json").get("force_upcast", True):
             dtype = torch.float32
-        library: Any = transformers if part in encoders else diffusers
-        modules[NAMES.get(part, part)] = _module(getattr(library, CLASSES[part][0]), path / part, dtype, variant)
-    net, vae = modules["net"], Vae(modules["autoencoder"])
-    _check_net(path, net, vae, [modules[name] for name in encoders])
-    side = int(getattr(net.config, "sample_size", None) or 64)
-    texts = [_tokenizer(transformers.CLIPTokenizer, path / name) for name in tokenizers]
-    conditioner = family.conditioner_class(modules, texts, (side * vae.factor, side * vae.factor), index)
-    register(net)
-    return Model(
-        family(net, levels, conditioner, vae.factor, path.resolve()),
-        (vae.latent_channels, side, side),
-        sigma_min=levels.sigma_min,
-        sigma_max=levels.sigma_max,
-        sigma_data=1.0,
-        tables=folder.read_tables(path),
-        info={"name": path.resolve().name, "family": family.name},
-        modules=modules,
-        schedule=levels.schedule,
-        scale=family.scale,
-        guidance="cfg",
-        autoencoder=vae,
-        conditioner=conditioner,
-    )
+        library: Any = transformers if part.startswith("text_encoder") else diffusers
+        modules[part] = _module(getattr(library, parts[part][0]), path / part, dtype, variant)
+    tokenizers = {
+        part: _tokenizer(getattr(transformers, parts[part][0]), path / part) for part in parts if part not in networks
+    }
+    made = family(Checkpoint(path.resolve(), modules, tokenizers, scheduler, index))
+    return model(made, folder.read_tables(path))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -108,12 +79,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_part(path: Path, index: Mapping[str, Any], part: str) -> None:
+def _check_part(path: Path, index: Mapping[str, Any], part: str, kinds: tuple[str, ...]) -> None:
     named = index.get(part) or [None, None]
     if not (path / part).is_dir() or not isinstance(named, list) or named[-1] is None:
         raise CheckpointError(f"{path} has no {part}. Download the whole folder of the model, {part}/ too.")
-    if named[-1] not in CLASSES[part]:
-        raise InputError(f"The {part} of {path} is a {named[-1]}; {CLASSES[part][0]} is supported.")
+    if named[-1] not in kinds:
+        raise InputError(f"The {part} of {path} is a {named[-1]}; {kinds[0]} is supported.")
 
 
 def _weights(part: Path) -> tuple[torch.dtype, str | None]:
@@ -184,19 +155,3 @@ def _tokenizer(kind: Any, part: Path) -> Any:
         return kind.from_pretrained(str(part), local_files_only=True)
     except Exception as error:  # whatever its many formats provoke
         raise CheckpointError(f"The tokenizer in {part} cannot be read ({str(error)[:200]}).") from None
-
-
-def _check_net(path: Path, net: Any, vae: Vae, encoders: list[Any]) -> None:
-    if getattr(net.config, "time_cond_proj_dim", None) is not None:
-        raise InputError(f"{path} has guidance embedded in its network (LCM), which is not supported yet.")
-    if net.config.in_channels != vae.latent_channels:
-        raise InputError(
-            f"The unet of {path} takes {net.config.in_channels} channels, its VAE makes {vae.latent_channels}: models "
-            "for inpainting or depth are not supported. --guidance 'inpaint IMAGE MASK' inpaints with a plain one."
-        )
-    width = sum(int(encoder.config.hidden_size) for encoder in encoders)
-    if net.config.cross_attention_dim != width:
-        raise CheckpointError(
-            f"The unet of {path} takes texts of width {net.config.cross_attention_dim}, and its text encoders make "
-            f"{width}: they belong to different models. Download the whole folder of one."
-        )

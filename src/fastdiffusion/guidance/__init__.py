@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .classifier_free import apg, autoguidance, cfg, compose, replace_text
+from .classifier_free import apg, autoguidance, cfg, compose, embedded, replace_text
 from .core import ALWAYS, Guided, Interval, Other, Scale, guidance, scale_at, start
 from .gradient import LogProb, classifier, gradient, loss_guidance
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
@@ -26,6 +26,7 @@ __all__ = [
     "cfg",
     "classifier",
     "compose",
+    "embedded",
     "gradient",
     "guidance",
     "inpaint",

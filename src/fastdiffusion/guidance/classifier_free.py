@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -64,6 +65,22 @@ def cfg(
             return x0
         ratio = positive.flatten(1).std(1) / x0.flatten(1).std(1).clamp(min=1e-8)
         return x0 * torch.lerp(torch.ones_like(ratio), ratio, rescale).reshape(-1, *[1] * (x.ndim - 1))
+
+    return guided
+
+
+@guidance
+def embedded(denoise: Denoise, scale: Scale, uncond: Cond | None = None, *, run: Run) -> Denoise:
+    """Guidance that the network was distilled to take as an input (Meng et al. 2023, arXiv:2210.03142).
+
+    The scale is ``cond.extra["guidance"]``; one evaluation, in which ``uncond`` plays no part.
+    """
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        cond = cond or Cond()
+        return denoise(
+            x, sigma, replace(cond, extra={**cond.extra, "guidance": sigma.new_full((len(x),), scale_at(scale, run))})
+        )
 
     return guided
 

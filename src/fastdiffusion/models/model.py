@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .. import nets, schedules
 from ..denoisers import Denoiser
 from ..errors import InputError, unknown
+from ..guidance import Guided, cfg
 from ..io.checkpoints import fingerprint, on_disk
 from ..io.guarded import BUDGET
 from ..samplers import Table, table
@@ -47,8 +48,8 @@ class Model:
 
     Attributes:
         denoise: From noisy data, noise level and condition to the expected clean data. Of a ``Denoiser`` the fields
-            ``modules``, ``sigma_data`` and ``conditioner`` follow. Other callables may have the attributes ``loss``
-            and ``settings``: JSON that ``id`` covers, such as a family's name, LoRAs, what the network predicts.
+            ``modules``, ``sigma_data`` and ``conditioner`` follow. Other callables may have the attributes ``loss``,
+            ``guide`` and ``settings``: JSON that ``id`` covers, such as a family's name, LoRAs, what it predicts.
         shape: Of one sample: (channels, height, width) of an image, in latent units where there is an autoencoder;
             any length from 1.
         classes: Names of the classes, in the order of their indices; empty when there are none.
@@ -119,6 +120,11 @@ class Model:
         """``loss(x0, sigma, noise, cond)``, one number for each sample, for training; None if it cannot be trained."""
         denoiser = native.own_denoiser(self.denoise)
         return getattr(self.denoise, "loss", None) if denoiser is None else native.loss(denoiser)
+
+    @property
+    def guide(self) -> Callable[..., Guided]:
+        """``guide(denoise, scale, uncond)``: the guidance that ``scale`` belongs to, ``guidance.cfg`` for most."""
+        return getattr(self.denoise, "guide", cfg)
 
     # ---- devices ----------------------------------------------------------------------------------------------
 

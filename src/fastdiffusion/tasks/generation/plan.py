@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ... import prompts, schedules
 from ...errors import CheckpointError, InputError, warn
-from ...guidance import cfg, inpaint
+from ...guidance import cfg, embedded, inpaint
 from ...io.guarded import BUDGET
 from ...io.images import open_image
 from ...io.inputs import open_mask
@@ -127,11 +127,13 @@ class Plan:
     def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
         """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
         p, model = self.options, self.model
-        scale = 1.0 if p.scale is None else p.scale
+        scale, denoise = 1.0 if p.scale is None else p.scale, model.denoise
+        if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
+            scale, denoise = 1.0, embedded(denoise, scale)
         conditioner = model.conditioner
         null = None if conditioner is None else conditioner.null(len(batch), self.size)
         if self.prompts is None or conditioner is None or self.table is None:
-            denoise = cfg(model.denoise, scale) if scale != 1 else model.denoise
+            denoise = cfg(denoise, scale) if scale != 1 else denoise
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guide(denoise), cond
         compiled = prompts.compile(
@@ -145,7 +147,7 @@ class Plan:
         )
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
-        return compiled.guide(model.denoise, scale, around=self.guide), None
+        return compiled.guide(denoise, scale, model.guide if scale != 1 else None, self.guide), None
 
     @property
     def size(self) -> Size | None:
@@ -282,11 +284,12 @@ def _shape(model: Model, chosen: SampleOptions, image: Image.Image | None) -> tu
     if sides is not None:
         if len(shape) < 3:
             raise InputError(f"This model makes no images, and takes no size. Leave out size={chosen.size!r}.")
-        if any(side % model.factor for side in sides):
-            near = "x".join(str(-(-side // model.factor) * model.factor) for side in reversed(sides))
+        step = model.factor * getattr(model.denoise, "patch", 1)
+        if any(side % step for side in sides):
+            near = "x".join(str(-(-side // step) * step) for side in reversed(sides))
             way = "add so many pixels, or scale all of it with" if chosen.outpaint else "try"
             raise InputError(
-                f"This model makes sizes that divide by {model.factor}, got {sides[1]}x{sides[0]}. Nearest is {near}: "
+                f"This model makes sizes that divide by {step}, got {sides[1]}x{sides[0]}. Nearest is {near}: "
                 f"{way} size={near!r} (--size {near})."
             )
         shape = (*shape[:-2], *(side // model.factor for side in sides))

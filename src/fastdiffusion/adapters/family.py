@@ -1,0 +1,275 @@
+"""What a model family is: one class that says how its checkpoints are used (docs/add-a-family.md).
+
+A family says what parts a checkpoint has, how its texts become a condition, and how its network is called. From that
+follow a denoiser, a conditioner and a ``Model``; sampling, guidance, the prompt language and fitting are what this
+package does anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from .. import prompts as language
+from ..denoisers import expand, scaling
+from ..errors import InputError
+from ..guidance import Guided, Scale, cfg, embedded
+from ..guidance.core import to_rows
+from ..models import Model, Size, folder
+from ..samplers import Table
+from ..types import Cond, Denoise
+from .attention import register
+from .autoencoders import Vae
+from .levels import FlowLevels, TrainedLevels
+from .texts import Spans, Text, grouped
+
+NAMES = {"unet": "net", "transformer": "net", "vae": "autoencoder"}  # what a Model calls the parts
+
+
+class Encoder(NamedTuple):
+    """One text encoder of a family.
+
+    Attributes:
+        network: Class of transformers, or several that it may be called; the first one is built.
+        tokenizer: The same of its tokenizer.
+        limit: Most tokens of a text, marks and template included.
+    """
+
+    network: str | tuple[str, ...]
+    tokenizer: str | tuple[str, ...]
+    limit: int
+
+
+CLIP = Encoder("CLIPTextModel", ("CLIPTokenizer", "CLIPTokenizerFast"), 77)
+CLIP_WITH_PROJECTION = CLIP._replace(network="CLIPTextModelWithProjection")
+T5 = Encoder("T5EncoderModel", ("T5Tokenizer", "T5TokenizerFast"), 512)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The parts of a checkpoint, whatever kind of file they came from, by the names that diffusers has for them.
+
+    Attributes:
+        path: Where it is.
+        modules: The networks: "unet" or "transformer", "vae", "text_encoder", "text_encoder_2", ...
+        tokenizers: "tokenizer", "tokenizer_2", ...: one for each text encoder.
+        scheduler: The configuration of its scheduler: how it was trained, and its usual noise levels.
+        settings: What else its ``model_index.json`` says.
+    """
+
+    path: Path
+    modules: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Family:
+    """A denoiser and its conditioner; a subclass says what stands up to ``__init__``, most of which has a default.
+
+    The network keeps its own precision; x, sigma, conditions and results are float32.
+    """
+
+    name: ClassVar[str]
+    network: ClassVar[str]  # class of diffusers
+    encoders: ClassVar[tuple[Encoder, ...]]
+    pad: ClassVar[str] = "max_length"  # "longest" where padding means nothing to the network
+    time: ClassVar[str] = "t"  # what a flow's network takes for t, in ``levels.TIMES``
+    spacing: ClassVar[str] = "1/n"  # the last time of a flow's usual run, in ``levels.SPACINGS``
+    masks: ClassVar[bool] = False  # whether the network takes a mask of tokens; else texts of one length go together
+    patch: ClassVar[int] = 1  # latents per side of one token of an image
+    side: ClassVar[int] = 128  # of the latents by default, where the network's configuration does not say
+    vae: ClassVar[type[Vae]] = Vae
+    guidance: str = "cfg"  # "embedded" where the scale is an input of the network, ``cond.extra["guidance"]``
+    scale: float = 1.0  # the usual one
+
+    # ---- what a family says -----------------------------------------------------------------------------------
+
+    def noise_levels(self, scheduler: Mapping[str, Any]) -> TrainedLevels | FlowLevels:
+        """Its noise levels: rectified flow, unless it says otherwise."""
+        return FlowLevels(scheduler, self.time, self.spacing)
+
+    def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
+        """How one text encoder is used."""
+        return Text(encoder, tokenizer, limit, self.pad)
+
+    def condition(self, prompts: Sequence[str], size: Size) -> Cond:
+        """The texts as a condition for images of ``size``, by ``self.texts``; in float32."""
+        raise NotImplementedError
+
+    def nothing(self, size: Size) -> Cond:
+        """The condition of one row that means "no prompt"."""
+        return self.condition([""], size)
+
+    def predict(self, x: Float[Tensor, "b *d"], t: Float[Tensor, " b"], cond: Cond) -> Float[Tensor, "b *d"]:
+        """The network's output for scaled latents: noise, v, or for a flow the velocity noise - x0."""
+        raise NotImplementedError
+
+    def guide(self, denoise: Denoise, scale: Scale, uncond: Cond | None = None) -> Guided:
+        """Its own guidance, which ``scale`` belongs to."""
+        return (embedded if self.guidance == "embedded" else cfg)(denoise, scale, uncond)
+
+    def check(self) -> None:
+        """Raise InputError for a variant that is not supported."""
+
+    # ---- what diffusers' own pipeline calls it (for comparison: ``examine``, tests) -----------------------------
+
+    def packed(self, z: Tensor) -> Tensor:
+        """Latents as the pipeline takes and gives them."""
+        return z
+
+    def unpacked(self, z: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of :meth:`packed`; ``shape`` is that of one sample."""
+        return z
+
+    def pipeline_options(self, scale: float) -> dict[str, Any]:
+        """How the pipeline is asked for a guidance scale, and for all else that has another default there."""
+        return {"guidance_scale": scale}
+
+    # -------------------------------------------------------------------------------------------------------------
+
+    def __init__(self, checkpoint: Checkpoint):
+        modules = checkpoint.modules
+        self.checkpoint = checkpoint
+        self.net: Any = next(modules[name] for name in ("transformer", "unet") if name in modules)
+        self.autoencoder = self.vae(modules["vae"])
+        self.levels = self.noise_levels(checkpoint.scheduler)
+        self.texts = [
+            self.reader(modules[f"text_encoder{n}"], checkpoint.tokenizers[f"tokenizer{n}"], encoder.limit)
+            for n, encoder in self.numbered()
+        ]
+        self.check()
+
+    @classmethod
+    def numbered(cls) -> list[tuple[str, Encoder]]:
+        """The text encoders and what their parts' names end in: "", "_2", "_3", ..."""
+        return [(f"_{i}" if i > 1 else "", encoder) for i, encoder in enumerate(cls.encoders, 1)]
+
+    @classmethod
+    def parts(cls) -> dict[str, tuple[str, ...]]:
+        """The parts of a checkpoint, and the classes that each may have."""
+        named: dict[str, str | tuple[str, ...]] = {
+            "unet" if cls.network.startswith("UNet") else "transformer": cls.network
+        }
+        named["vae"] = cls.vae.network
+        for n, encoder in cls.numbered():
+            named |= {f"text_encoder{n}": encoder.network, f"tokenizer{n}": encoder.tokenizer}
+        return {name: (kinds,) if isinstance(kinds, str) else kinds for name, kinds in named.items()}
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 of the checkpoint's files."""
+        return folder.digest(self.checkpoint.path)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the latents of one image of the usual size."""
+        side = int(getattr(self.net.config, "sample_size", None) or self.side)
+        return (self.autoencoder.latent_channels, side, side)
+
+    def schedule(self, steps: int, size: Size | None = None) -> Tensor:
+        """The usual noise levels of a run for images of ``size``."""
+        height, width = size or self._pixels(self.shape)
+        return self.levels.schedule(steps, (height * width) // (self.autoencoder.factor * self.patch) ** 2)
+
+    # ---- the denoiser -----------------------------------------------------------------------------------------
+
+    def __call__(
+        self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, " b"], cond: Cond | None = None
+    ) -> Float[Tensor, "b *d"]:
+        """The expected clean latents."""
+        if any(side % self.patch for side in x.shape[-2:]):
+            step = self.autoencoder.factor * self.patch
+            raise InputError(f"This model makes sizes that divide by {step}, got {self._pixels(x.shape)}. Try 1024.")
+        cond = self._complete(x, cond)
+        if self.masks or cond.mask is None:
+            return self._estimate(x, sigma, cond)
+        x0 = torch.empty_like(x)
+        for rows, some in grouped(cond):
+            x0[rows] = self._estimate(x[rows], sigma[rows], some)
+        return x0
+
+    def _estimate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
+        c, dtype = scaling(self.levels.prediction, expand(sigma, x), 1.0), self.net.dtype
+        texts = {name: v.to(dtype) for name, v in cond.parts().items() if name in ("emb", "pooled")}
+        out = self.predict((c.c_in * x).to(dtype), self.levels.t(sigma), Cond.of(cond.parts() | texts))
+        return c.c_skip * x + c.c_out * out.to(x.dtype)
+
+    def _complete(self, x: Tensor, cond: Cond | None) -> Cond:
+        """The condition with one row per image, and the family's "nothing" in rows without any text."""
+        rows, size = len(x), self._pixels(x.shape)
+        cond = (cond or Cond()).map(lambda v: to_rows(v, rows).to(x.device))
+        if self.guidance == "embedded" and "guidance" not in cond.extra:
+            cond = replace(cond, extra={**cond.extra, "guidance": x.new_full((rows,), self.scale)})
+        if cond.emb is None:
+            return cond.with_text(self.null(rows, size).to(x.device))
+        if cond.mask is None or bool(cond.mask.all()):
+            return Cond.of({name: v for name, v in cond.parts().items() if name != "mask"})
+        empty = ~cond.mask.any(1)  # ``Cond.null`` hides all tokens
+        if bool(empty.any()):
+            without = cond.with_text(self.null(rows, size).to(x.device))
+            cond = Cond.cat([(without if gone else cond)[[i]] for i, gone in enumerate(empty.tolist())])
+        return cond
+
+    def _pixels(self, shape: Sequence[int]) -> Size:
+        return shape[-2] * self.autoencoder.factor, shape[-1] * self.autoencoder.factor
+
+    # ---- the conditioner --------------------------------------------------------------------------------------
+
+    @property
+    def main(self) -> Text:
+        """The text encoder whose token states are ``emb``: a text is too long where it has no room there."""
+        return self.texts[-1]
+
+    @property
+    def max_tokens(self) -> int:
+        """Most tokens of a text, its marks of start and end included; ``prompts.compile`` cuts longer texts."""
+        return self.main.limit - self.main.drop
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
+        """One row for each text; a text that is too long loses its end, with a warning."""
+        self.main.check(prompts)
+        return self.condition(list(prompts), size or self._pixels(self.shape))
+
+    @torch.no_grad()
+    def null(self, n: int, size: Size | None = None) -> Cond:
+        """``n`` rows of what this family takes for "no prompt"."""
+        return self.nothing(size or self._pixels(self.shape)).expand(n)
+
+    def token_spans(self, text: str) -> Spans:
+        """Which characters of the raw text each row of ``emb`` covers; empty for marks, padding and templates."""
+        return self.main.spans(text)
+
+    def unknown_words(self, text: str) -> list[str]:
+        """The words that the tokenizer cannot write."""
+        return language.unknown_words(text, self.main.knows)
+
+
+def model(family: Family, tables: Mapping[str, Table]) -> Model:
+    """A checkpoint as a ``Model``, with tables that were fitted to it."""
+    register(family.net)
+    checkpoint = family.checkpoint
+    modules: dict[str, nn.Module] = {NAMES.get(name, name): module for name, module in checkpoint.modules.items()}
+    return Model(
+        family,
+        family.shape,
+        sigma_min=family.levels.sigma_min,
+        sigma_max=family.levels.sigma_max,
+        sigma_data=1.0,
+        tables=tables,
+        info={"name": checkpoint.path.resolve().name, "family": family.name},
+        modules=modules,
+        schedule=family.schedule,
+        scale=family.scale,
+        guidance=family.guidance,
+        autoencoder=family.autoencoder,
+        conditioner=family,
+    )
