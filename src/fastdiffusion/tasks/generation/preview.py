@@ -57,9 +57,9 @@ def fit(model: Model) -> LinearPreview:
     latents = torch.cat([model.encode(part.to(model.device)).cpu() for part in images.split(4)])
     rows = latents.movedim(1, -1).flatten(0, -2).double()
     wanted = functional.avg_pool2d(images, model.factor).movedim(1, -1).flatten(0, -2).double()
-    ones = torch.ones(len(rows), 1, dtype=rows.dtype)
-    solution = torch.linalg.lstsq(torch.cat([rows, ones], 1), wanted, driver="gelsd").solution.float()
-    return LinearPreview(solution[:-1], solution[-1])
+    mean, color = rows.mean(0), wanted.mean(0)
+    weight = torch.linalg.lstsq(rows - mean, wanted - color, driver="gelsd").solution  # 0 for channels that are idle
+    return LinearPreview(weight.float(), (color - mean @ weight).float())
 
 
 def linear_preview(model: Model) -> LinearPreview:
