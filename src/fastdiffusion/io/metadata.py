@@ -16,9 +16,9 @@ from ..version import __version__
 KEY = "fastdiffusion"  # of the text in an image that holds our recipe
 _FIELD = re.compile(r'\s*([^:,]*)(?::\s*("(?:\\.|[^"\\])*"|[^,]*))?[^,]*(?:,|$)')
 SAMPLERS = {  # what AUTOMATIC1111 calls ours
-    "ddim": "DDIM", "dpm_2": "DPM2", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE", "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "dpmpp_2s_ancestral": "DPM++ 2S a", "euler": "Euler", "euler_ancestral": "Euler a", "heun": "Heun", "lms": "LMS",
-    "restart": "Restart", "unipc": "UniPC", "consistency": "LCM",
+    "consistency": "LCM", "ddim": "DDIM", "dpm_2": "DPM2", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2s_ancestral": "DPM++ 2S a", "dpmpp_3m_sde": "DPM++ 3M SDE", "euler": "Euler", "euler_ancestral": "Euler a",
+    "heun": "Heun", "lms": "LMS", "restart": "Restart", "unipc": "UniPC",
 }  # fmt: skip
 _LINKS = 50  # nodes of a graph that are followed for one answer
 
@@ -92,18 +92,19 @@ def as_automatic1111(recipe: Mapping[str, Any]) -> str | None:
     :func:`automatic1111` reads it.
     """
     p = recipe.get("parameters")
-    prompt = recipe.get("class") or (p.get("prompt") if isinstance(p, Mapping) else None)
-    if recipe.get("verb") != "sample" or not isinstance(p, Mapping) or not isinstance(prompt, str):
+    if recipe.get("verb") != "sample" or not isinstance(p, Mapping) or p.get("prompt") is None:
         return None
+    prompt = recipe.get("class", p["prompt"] if isinstance(p["prompt"], str) else "\n".join(p["prompt"]))
     table: Mapping[str, Any] = recipe.get("table") or {}
     sampler = p.get("sampler") or table.get("name")
+    size = p.get("size")
     fields = {
         "Steps": p.get("steps"),
         "Sampler": SAMPLERS.get(str(sampler), sampler),
         "Schedule type": p.get("schedule") and str(p["schedule"]).capitalize(),
         "CFG scale": p.get("scale"),
         "Seed": recipe.get("seed", p.get("seed")),
-        "Size": p.get("size") if "x" in str(p.get("size")) or not p.get("size") else f"{p['size']}x{p['size']}",
+        "Size": f"{size}x{size}" if isinstance(size, int) else size,
         "Model": recipe.get("model", {}).get("name"),
         "Denoising strength": p.get("strength") if p.get("image") else None,
         "RNG": "CPU" if p.get("rng") == "a1111" else None,
@@ -133,8 +134,8 @@ def as_command(recipe: Mapping[str, Any]) -> str:
         "schedule": schedule if schedule in ("karras", "exponential") else None,
         "rng": {"AUTOMATIC1111": "a1111", "ComfyUI": "comfy"}[recipe["made_by"]],
     }
-    words = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value not in (None, "")]
-    return " ".join(["fastdiffusion sample MODEL", shlex.quote(str(recipe.get("prompt", ""))), "-n 1", *words])
+    typed = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value not in (None, "")]
+    return " ".join(["fastdiffusion sample MODEL", shlex.quote(str(recipe.get("prompt", ""))), "-n 1", *typed])
 
 
 def comfyui(graph: Any) -> dict[str, Any] | None:

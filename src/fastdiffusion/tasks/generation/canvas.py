@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -45,27 +46,28 @@ class Canvas:
 def canvas(
     image: Image.Image,
     shape: tuple[int, ...],
-    mask: Float[Tensor, "1 p q"] | None = None,
+    mask: str | Path | Image.Image | None = None,
     borders: Borders | None = None,
 ) -> Canvas:
     """An image brought to the channels and size of a run, (c, h, w), together with its mask.
 
     Args:
-        image: As it was opened, p x q pixels.
+        image: As it was opened.
         shape: Of the run's images.
         mask: See ``inputs.open_mask``.
         borders: How many pixels are added at each side and drawn; they begin as the nearest pixel of the image.
     """
     notes = inputs.losses(image) if shape[0] in (1, 3) else []
+    marked = None if mask is None else inputs.open_mask(mask, (image.height, image.width))
     if borders is not None:
-        mask = torch.zeros(1, image.height, image.width) if mask is None else mask
+        marked = torch.zeros(1, image.height, image.width) if marked is None else marked
         left, top, right, bottom = borders
         around = (left, right, top, bottom)
         image = to_pil(functional.pad(to_tensor(image)[None], around, mode="replicate")[0])
-        mask = functional.pad(mask, around, value=1.0)
+        marked = functional.pad(marked, around, value=1.0)
     height, width = shape[-2:]
     if image.size != (width, height):
         cropped = " and cropped" if image.width * height != image.height * width else ""
         notes.append(f"The image was scaled{cropped} from {image.width}x{image.height} to {width}x{height} pixels.")
-    fitted = None if mask is None else inputs.fit_mask(mask, (height, width))
-    return Canvas(inputs.fit_image(image, shape), fitted, tuple(notes))
+    marked = None if marked is None else inputs.fit_mask(marked, (height, width))
+    return Canvas(inputs.fit_image(image, shape), marked, tuple(notes))

@@ -26,7 +26,6 @@ from ...guidance import Interval
 from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io.guarded import BUDGET
 from ...io.images import open_image
-from ...io.inputs import open_mask
 from ...models import Model, registry
 from ...nets.classifier import Classifier
 from ...nets.clip import Clip
@@ -100,8 +99,7 @@ def _image(text: str, at: Setting) -> Tensor:
 
 def _mask(text: str, at: Setting) -> Tensor:
     assert at.image is not None
-    mask = open_mask(at.file(text), at.image.size[::-1])
-    at.kept.append(canvas(at.image, at.image_shape, mask))
+    at.kept.append(canvas(at.image, at.image_shape, at.file(text)))
     return at.kept[-1].latent_mask(at.model.factor)
 
 

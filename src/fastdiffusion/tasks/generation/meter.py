@@ -30,7 +30,7 @@ class Meter:
         """The same denoiser, measured. It is given to one run."""
         return _measured(denoise, self)
 
-    def read(self) -> tuple[float, float]:
+    def cost(self) -> tuple[float, float]:
         """Seconds since the last evaluation began, and evaluations of the network for each image in it."""
         return perf_counter() - self.started, self.per_image
 

@@ -26,7 +26,6 @@ from ...errors import CheckpointError, InputError, warn
 from ...guidance import cfg, embedded, inpaint
 from ...io.guarded import BUDGET
 from ...io.images import open_image
-from ...io.inputs import open_mask
 from ...models import Model, Size
 from ...models.registry import named, short_name
 from ...noise import Fresh, resized, toward_seeds
@@ -209,7 +208,7 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
         x = start + (plan.table.sigmas[0] * noise).to(model.device)
         for step in run(meter.around(denoise), x, plan.table, cond, [p.seed + i for i in batch], fresh):
             last = step.index + 1 == step.of
-            seconds, evaluations = meter.read()
+            seconds, evaluations = meter.cost()
             if last:
                 finished.append(plan.decode(step.x).cpu())
             left = len(rows) - (batch.start - rows.start) - len(batch)
@@ -242,26 +241,28 @@ def plan(
     A recipe brings its ``table`` and ``name``; its files are looked for ``near`` its image.
     """
     ready = loaded(model, chosen.device)
-    image = described = None
-    if chosen.image is not None:
-        image, described = _open(chosen.image, near)
+    (source, image_name), (mask, mask_name) = _file(chosen.image, near), _file(chosen.mask, near)
+    image = None if source is None else open_image(source)
     shape = _shape(ready, chosen, image)
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
     labels, (texts, notes) = _labels(ready, chosen), _prompts(ready, chosen)
     setting = guidance_spec.Setting(ready, shape, near)
     guided, recorded = guidance_spec.parse_guidance(chosen.guidance, setting)
-    drawn = mask = None
+    drawn = None
     if image is not None:
-        drawn, mask = _canvas(ready, chosen, image, shape, near)
+        if len(shape) != 3:
+            raise InputError("This model makes no single images, and starts from none. Leave image out.")
+        around = None if chosen.outpaint is None else borders(chosen.outpaint)
+        drawn = canvas(image, setting.image_shape, mask, around)
     options = replace(
         chosen,
         prompt=chosen.prompt if chosen.prompt is None or isinstance(chosen.prompt, str) else list(chosen.prompt),
         classes=chosen.classes if isinstance(chosen.classes, str | int | None) else list(chosen.classes),
         guidance=recorded,
         scale=_scale(ready, chosen, bool(LABEL_GUIDANCE & set(guidance_spec.names(recorded)))),
-        image=described,
-        mask=mask,
+        image=image_name,
+        mask=mask_name,
     )
     if table is None:
         table = _table(ready, options, _pixels(ready, shape))
@@ -287,10 +288,10 @@ def _shape(model: Model, chosen: SampleOptions, image: Image.Image | None) -> tu
         step = model.factor * getattr(model.denoise, "patch", 1)
         if any(side % step for side in sides):
             near = "x".join(str(-(-side // step) * step) for side in reversed(sides))
-            way = "add so many pixels, or scale all of it with" if chosen.outpaint else "try"
+            advice = "add so many pixels, or scale all of it with" if chosen.outpaint else "try"
             raise InputError(
                 f"This model makes sizes that divide by {step}, got {sides[1]}x{sides[0]}. Nearest is {near}: "
-                f"{way} size={near!r} (--size {near})."
+                f"{advice} size={near!r} (--size {near})."
             )
         shape = (*shape[:-2], *(side // model.factor for side in sides))
     if chosen.n * math.prod(shape) > LARGEST:
@@ -343,29 +344,11 @@ def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     return scale
 
 
-def _open(image: str | Path | Image.Image, near: Path | None, role: str = "picture") -> tuple[Image.Image, str]:
-    """An image that was given or named, and how a recipe names it."""
-    if isinstance(image, Image.Image):
-        return open_image(image), "an image given in Python"
-    path, description = named(str(image), near)
-    return open_image(path, role), description
-
-
-def _canvas(
-    model: Model, chosen: SampleOptions, image: Image.Image, shape: tuple[int, ...], near: Path | None
-) -> tuple[Canvas, str | None]:
-    """The image that is started from, with its mask, and how a recipe names the mask."""
-    if len(shape) != 3:
-        raise InputError("This model makes no single images, and starts from none. Leave image out.")
-    mask = described = None
-    if isinstance(chosen.mask, Image.Image):
-        mask, described = open_mask(chosen.mask, image.size[::-1]), "a mask given in Python"
-    elif chosen.mask is not None:
-        path, described = named(str(chosen.mask), near)
-        mask = open_mask(path, image.size[::-1])
-    around = None if chosen.outpaint is None else borders(chosen.outpaint)
-    sides = (side * model.factor for side in shape[-2:])
-    return canvas(image, (model.image_shape[0], *sides), mask, around), described
+def _file(image: str | Path | Image.Image | None, near: Path | None) -> tuple[Path | Image.Image | None, str | None]:
+    """An image or its file, and how a recipe names it."""
+    if image is None or isinstance(image, Image.Image):
+        return image, None if image is None else "an image given in Python"
+    return named(str(image), near)
 
 
 def _prompts(model: Model, chosen: SampleOptions) -> tuple[list[str] | None, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -55,8 +55,8 @@ class Samples:
 
     def __getitem__(self, rows: slice) -> Samples:
         """Some of them, with the same recipe."""
-        chosen = (values[rows] for values in (self.images, self.seeds, self.labels, self.indices))
-        return Samples(*chosen, self.recipe, self.notes)
+        chosen = {name: getattr(self, name)[rows] for name in ("images", "seeds", "labels", "indices")}
+        return replace(self, **chosen)
 
     def recipe_of(self, i: int) -> dict[str, Any]:
         """The recipe of one image, as its file carries it."""
@@ -179,34 +179,37 @@ def is_file(out: str | Path) -> bool:
 def _captioned(image: Image.Image, text: str, zoom: int) -> Image.Image:
     """An image enlarged, with its label under it: in two lines and smaller letters where it is long."""
     width, height = image.width * zoom, image.height * zoom
-    lines, size = _lines(_legible(text), width)
-    sheet = Image.new("RGB", (width, height + 3 + (size + 1) * max(len(lines), 1)), "white")
+    rows, size = _rows_of_text(_legible(text), width)
+    sheet = Image.new("RGB", (width, height + 3 + (size + 1) * max(len(rows), 1)), "white")
     sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
-    for i, line in enumerate(lines):
-        place = (width - draw.textlength(line, font)) // 2, height + i * (size + 1)
-        draw.text(place, line, "black", font)
+    for i, row in enumerate(rows):
+        place = (width - draw.textlength(row, font)) // 2, height + i * (size + 1)
+        draw.text(place, row, "black", font)
     return sheet
 
 
-def _lines(text: str, width: int) -> tuple[list[str], int]:
+def _rows_of_text(text: str, width: int) -> tuple[list[str], int]:
     """At most two lines of whole words, and the size of their letters; what has no room ends in an ellipsis."""
-    words = text.split()  # a name may hold a line break
-    for size in LETTERS:
-        font, lines = ImageFont.load_default(size), [""]
-        for word in words:
-            longer = f"{lines[-1]} {word}".strip()
-            if font.getlength(longer) <= width:
-                lines[-1] = longer
-            elif len(lines) == 1 and lines[0] and font.getlength(word) <= width:
-                lines.append(word)
-            else:
-                break
-        else:
-            return [line for line in lines if line], size
-    while lines[-1] and font.getlength(f"{lines[-1]}…") > width:
-        lines[-1] = lines[-1].rpartition(" ")[0]
-    return [*lines[:-1], f"{lines[-1]}…"], size
+    tokens = text.split()  # a name may hold a line break
+    size = next((size for size in LETTERS if not _wrapped(tokens, size, width)[1]), LETTERS[-1])
+    rows, rest = _wrapped(tokens, size, width)
+    if rest:
+        font, (*first, last) = ImageFont.load_default(size), rows or [""]
+        while last and font.getlength(f"{last}…") > width:
+            last = last.rpartition(" ")[0]
+        rows = [*first, f"{last}…"]
+    return rows, size
+
+
+def _wrapped(tokens: list[str], size: int, width: int) -> tuple[list[str], list[str]]:
+    """As many words as two lines have room for, line by line; and those that are left over."""
+    font, rows, rest = ImageFont.load_default(size), [], list(tokens)
+    while rest and len(rows) < 2 and font.getlength(rest[0]) <= width:
+        rows.append(rest.pop(0))
+        while rest and font.getlength(f"{rows[-1]} {rest[0]}") <= width:
+            rows[-1] += f" {rest.pop(0)}"
+    return rows, rest
 
 
 def _legible(text: str) -> str:
