@@ -169,7 +169,7 @@ def priors(name: str, kinds: list[str], seeds: list[int], prior_steps: int, out:
                 row["kl at equal bits"] = (
                     at_equal_bits([out / "collapse.json"], row["bits"]) if name == "digits" else None
                 )
-                x = sample_tokens(tokens, n=evaluator.n)
+                x = sample_tokens(tokens, n=evaluator.n).images
             made[kind, seed] = x
             results[f"{kind}, seed {seed}"] = evaluator(x) | row
             print(kind, seed, results[f"{kind}, seed {seed}"], flush=True)

@@ -78,7 +78,7 @@ def main() -> None:
             return float(style_distance(as_tensor(a), as_tensor(b), eval_maps))
 
     def run(a: Image.Image, b: Image.Image, strength: float) -> Image.Image:
-        return stylize(a, b, strength=strength, size=args.size, steps=args.steps, keep=args.keep)
+        return stylize(a, b, strength=strength, size=args.size, steps=args.steps, keep=args.keep).to_pil()[0]
 
     for content, pattern in (PAIRS[i] for i in args.pairs):
         a, b = photograph(content, args.size), photograph(pattern, args.size)

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from fastdiffusion.cli import demo as demo_
 from fastdiffusion.cli import main
 from fastdiffusion.data import digits
 from fastdiffusion.denoisers import Denoiser
+from fastdiffusion.io.config import read_config, write_config
 from fastdiffusion.metrics import feature_nets
 from fastdiffusion.models import Model, load, save
 
@@ -278,3 +280,107 @@ def test_demo(here, monkeypatch, capsys):
     for line in lines[:3]:  # all but the one with YOUR-IMAGES
         assert main(line.split()[1:]) == 0, capsys.readouterr().err
     assert "label accuracy" in load("d").info["metrics"]
+
+
+def test_json_is_one_document_and_all_that_is_printed(model, here, capsys):
+    """Of every command that has one: what it says besides goes to stderr."""
+    Image.linear_gradient("L").resize((32, 32)).save("in.png")
+    study = ["study", str(model), "--sweep", "scale=1,2", "-n", "1", "--steps", "1"]
+    documents = {}
+    for words in (["doctor"], ["scan", "."], ["clip-score", "in.png", "a heart", "a dog"], study):
+        assert main([*words, "--json"]) == 0
+        out, err = capsys.readouterr()
+        documents[words[0]] = json.loads(out)
+        assert err.strip() or words[0] == "doctor"
+    assert [image["name"] for image in documents["scan"]["images"]] == ["in.png"]
+    assert {score["prompt"] for score in documents["clip-score"]} == {"a heart", "a dog"}
+    assert set(documents["study"]["explained"]) == {"scale", "together"}
+    assert json.loads(Path("out/study/study.json").read_text()) == documents["study"]
+    assert documents["doctor"]["core"].startswith("torch")
+
+
+def test_quiet_prints_errors_and_answers_only(model, here, capfd):
+    assert main(["sample", str(model), "-n", "1", "--steps", "1", "-q"]) == 0
+    train = ["train", "digits", "--net", "unet-tiny", "--steps", "2", "--batch-size", "8", "--quiet"]
+    assert main(train) == 0
+    assert capfd.readouterr() == ("", "")
+    assert main(["sample", str(model), "--sampler", "none-such", "--quiet"]) == 2
+    assert "No sampler named" in capfd.readouterr().err
+    assert main(["about", "edm", "--quiet"]) == 0
+    assert "edm" in capfd.readouterr().out
+
+
+def test_a_run_writes_what_makes_it_again(model, here, capsys):
+    """run.toml in a run's folder, and where --write-config says; what is typed wins over what is read."""
+    train = ["train", "digits", "--net", "unet-tiny", "--steps", "2", "--batch-size", "8", "--lr", "0.002"]
+    assert main([*train, "--folder", "a"]) == 0
+    written = tomllib.loads(Path("a/run.toml").read_text())
+    assert written["command"] == "train" and written["data"] == "digits" and written["lr"] == 0.002
+    assert main(["train", "--config", "a/run.toml", "--folder", "b"]) == 0
+    assert load("a").id == load("b").id
+    sample = ["sample", str(model), "--seed", "random", "-n", "1", "--steps", "1"]
+    assert main([*sample, "--write-config", "s.toml", "--out", "first"]) == 0
+    assert main(["sample", "--config", "s.toml", "--out", "second"]) == 0
+    (first,), (second,) = (sorted(Path(out).glob("[0-9]*.png")) for out in ("first", "second"))
+    assert first.name == second.name and first.read_bytes() == second.read_bytes()  # the seed that was drawn
+    assert main([*sample, "--write-config", "s.toml"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("stepz = 3", "Did you mean 'steps'"),
+    ("steps 3", "is not TOML"),
+    ('command = "train"', "is of another command: fastdiffusion train"),
+    ("[sampler]\nname = 1", "is a table"),
+    ('steps = "many"', "steps"),
+])  # fmt: skip
+def test_a_config_that_cannot_be_used(model, here, capsys, text, says):
+    Path("run.toml").write_text(text)
+    assert main(["sample", str(model), "--config", "run.toml"]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_config_keeps_every_kind_of_value(tmp_path):
+    """What is written is read as the same text that would be typed: quotes, line breaks, signs, lists."""
+    values = {
+        "a": 'say "cat"\n\t\\ \x7f 猫',
+        "b": 3,
+        "c": -0.5,
+        "d": True,
+        "e": ["x=1", "y"],
+        "f": Path("a/b"),
+        "g": None,
+    }
+    write_config(tmp_path / "run.toml", "sample", values)
+    again = read_config(tmp_path / "run.toml", "sample", values)
+    assert again == {"a": values["a"], "b": "3", "c": "-0.5", "d": True, "e": ["x=1", "y"], "f": "a/b"}
+
+
+@pytest.mark.parametrize("words", [
+    ["sample", "MODEL", "--guidance-scale", "2"],
+    ["sample", "MODEL", "--guidance_scale", "2", "--batch_size", "4"],
+    ["sample", "--prompt", "a red heart", "--negative-prompt", "blue"],
+    ["train", "digits", "--net", "unet-tiny", "--batch-size", "8", "--resume"],
+])  # fmt: skip
+def test_names_that_others_use(model, here, words):
+    few = ["--steps", "1", *([] if words[0] == "train" else ["-n", "1"])]
+    assert main([str(model) if word == "MODEL" else word for word in words] + few) == 0
+
+
+def test_what_is_experimental_says_so(here, capsys):
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save("in.png")
+    assert main(["stylize", "in.png", "in.png", "--steps", "1", "--size", "32"]) == 0
+    assert capsys.readouterr().err.startswith("Experimental: ")
+    for i in range(3):
+        Image.effect_noise((64, 64), 20).convert("RGB").save(f"{i}.png")
+    main(["remove-watermark", "0.png", "1.png", "2.png"])
+    assert "Experimental: from 3 images" in capsys.readouterr().err
+    assert main(["restore", "in.png", "--corruption", "colorize", "--palette", "#ff0000,#00ff00"]) == 0
+    assert "Experimental: the bundled restorer" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="Experimental: the encoder"):
+        main(["search", ".", "a red car"])
+    for command in ("stylize", "restore", "remove-watermark", "search"):
+        assert main([command, "--help"]) == 0
+        assert "xperimental" in capsys.readouterr().out, command
+    assert main(["--help"]) == 0
+    assert "(experimental)" in capsys.readouterr().out

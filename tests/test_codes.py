@@ -150,9 +150,9 @@ def test_a_cut_run_goes_on_bit_for_bit(autoencoder, tmp_path):
     resumed = token_prior.load(tmp_path / "cut" / token_prior.FILE)
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
-    made = sample_tokens(resumed, n=3, steps=2)
+    made = sample_tokens(resumed, n=3, steps=2).images
     assert made.shape == (3, 1, 8, 8)
-    torch.testing.assert_close(made, sample_tokens(whole, n=3, steps=2, batch_size=2))
+    torch.testing.assert_close(made, sample_tokens(whole, n=3, steps=2, batch_size=2).images)
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -176,8 +176,9 @@ def test_runs_of_the_first_version_go_on_as_they_would_have_there(tmp_path):
     options = {"steps": 3, "width": 16, "depth": 1, "batch_size": 4, "folder": tmp_path / "token-prior"}
     train_token_prior(GOLDEN / "autoencoder-v1.safetensors", "digits", **options)
     equal_files(tmp_path / "token-prior" / token_prior.FILE, GOLDEN / "token-prior-v1.safetensors")
-    images = sample_tokens(GOLDEN / "token-prior-v1.safetensors", n=2, device="cpu")
-    torch.testing.assert_close(images, sample_tokens(tmp_path / "token-prior" / token_prior.FILE, n=2, device="cpu"))
+    images = sample_tokens(GOLDEN / "token-prior-v1.safetensors", n=2, device="cpu").images
+    own = sample_tokens(tmp_path / "token-prior" / token_prior.FILE, n=2, device="cpu").images
+    torch.testing.assert_close(images, own)
     with pytest.raises(CheckpointError, match="holds a run with batch_size=4"):
         train_autoencoder("digits", folder=tmp_path / "autoencoder", optimizer="adamw", **{**FIRST, "batch_size": 8})
 
@@ -248,7 +249,7 @@ def test_from_the_command_line(autoencoder, tmp_path, capsys):
     assert cli.main(["sample-codes", str(prior), "-n", "2", "--seed", "5", "-o", str(tmp_path / "a")]) == 0
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0005.png", "0006.png", "grid.png"]
     first = to_tensor(read_image(tmp_path / "a" / "0005.png"))
-    torch.testing.assert_close(first, sample_tokens(prior, n=1, seed=5)[0], atol=1 / 127, rtol=0)
+    torch.testing.assert_close(first, sample_tokens(prior, n=1, seed=5).images[0], atol=1 / 127, rtol=0)
     assert cli.main(["sample-codes", str(file), "-o", str(tmp_path / "b")]) == 2
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -16,27 +20,46 @@ import torch
 import typer
 
 import fastdiffusion
-from fastdiffusion import cli, nets
+from fastdiffusion import (
+    choices,
+    cli,
+    corruptions,
+    data,
+    denoisers,
+    device,
+    guidance,
+    losses,
+    nets,
+    samplers,
+    schedules,
+)
 from fastdiffusion.cli import about, demo, doctor
-from fastdiffusion.cli.options import OLD_COMMANDS
-from fastdiffusion.data import ImageFolder
+from fastdiffusion.cli.app import ELSEWHERE, OLD_COMMANDS, PANELS, SHARED
+from fastdiffusion.cli.command import OTHER
+from fastdiffusion.data import ImageFolder, augment, folders
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
+from fastdiffusion.guidance import posterior
 from fastdiffusion.io import images
-from fastdiffusion.models import Model
+from fastdiffusion.models import Model, registry
 from fastdiffusion.models import model as models_model
+from fastdiffusion.nets import clip as net_clip
 from fastdiffusion.nets import presets
+from fastdiffusion.prompts import reading
+from fastdiffusion.samplers import processes
 from fastdiffusion.samplers.fitting import fit_sampler
-from fastdiffusion.tasks import export, variations
+from fastdiffusion.tasks import export, training, variations
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
 from fastdiffusion.tasks.classification import train as classifiers
+from fastdiffusion.tasks.editing import edit
+from fastdiffusion.tasks.editing.options import EditOptions
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
-from fastdiffusion.tasks.generation import recipe, sample
+from fastdiffusion.tasks.generation import recipe, rng, sample, samples
 from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions, StudyOptions, VariationsOptions
-from fastdiffusion.tasks.restoration import cold_diffusion, restore, watermarks
+from fastdiffusion.tasks.restoration import cold_diffusion, method, restore, watermarks
 from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from fastdiffusion.tasks.stylization import network, stylize
 from fastdiffusion.tasks.stylization.options import StylizeOptions, TrainStyleOptions
@@ -44,8 +67,8 @@ from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, sco
 from fastdiffusion.tasks.text_image import options as text_image
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
+from fastdiffusion.training import optimizers, setup
 from fastdiffusion.training.config import Budget, TrainingConfig
-from fastdiffusion.training.learner import Learner
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 required = inspect.Parameter.empty
@@ -53,22 +76,40 @@ EVERY = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 COMMANDS = {name: command for name, command in EVERY.items() if not command.hidden}
 
 
-def imported_by(code: str) -> tuple[set[str], float]:
-    """Which packages a fresh interpreter loads, and the CPU seconds it took."""
+def imported_by(code: str) -> tuple[set[str], float, str]:
+    """Which packages a fresh interpreter loads, the CPU seconds it took, and what it prints."""
     report = "import json, sys, time; print(json.dumps([list(sys.modules), time.process_time()]), file=sys.stderr)"
     program = f"try:\n    {code}\nexcept SystemExit: pass\n{report}"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     modules, seconds = json.loads(run.stderr.splitlines()[-1])
-    return {name.partition(".")[0] for name in modules}, seconds
+    return {name.partition(".")[0] for name in modules}, seconds, run.stdout
 
 
 def test_exported_names():
-    assert fastdiffusion.__all__ == sorted([*fastdiffusion._MODULE_OF, "__version__"])
     for name in fastdiffusion.__all__:
         assert inspect.getdoc(getattr(fastdiffusion, name)), name
-        assert name in dir(fastdiffusion)
+    assert dir(fastdiffusion) == sorted([*fastdiffusion.__all__, *fastdiffusion._MODULES])  # and no import of its own
+    assert all(inspect.ismodule(getattr(fastdiffusion, name)) for name in fastdiffusion._MODULES)
     with pytest.raises(AttributeError, match="no attribute 'sampel'"):
         _ = fastdiffusion.sampel  # type: ignore[attr-defined]
+
+
+def test_type_checkers_see_the_same_names():
+    """The imports for editors are those that are made, each exported (NAME as NAME)."""
+    tree = ast.parse(Path(fastdiffusion.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {a.asname: (i.module, a.name) for i in block.body if isinstance(i, ast.ImportFrom) for a in i.names}
+    assert seen == fastdiffusion._SOURCE
+
+
+NO_FUNCTION_YET = {"fit"}
+
+
+def test_every_command_is_a_function():
+    """``fastdiffusion train-clip`` is ``fastdiffusion.train_clip``."""
+    functions = {name.replace("-", "_") for name in COMMANDS} - NO_FUNCTION_YET
+    assert functions <= set(fastdiffusion.__all__)
+    assert all(callable(getattr(fastdiffusion, name)) for name in functions)
 
 
 def test_the_promised_names():
@@ -82,15 +123,15 @@ def test_the_promised_names():
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_imports_nothing_heavy(command):
     """All helps in one process each; the time is printed and not judged (a busy machine is not a bug)."""
-    loaded, seconds = imported_by(f"from fastdiffusion.cli import main; main({[*command.split(), '--help']})")
-    assert not loaded & set(HEAVY)
+    loaded, seconds, _ = imported_by(f"from fastdiffusion.cli import main; main({[*command.split(), '--help']})")
+    assert not loaded & {*HEAVY, "rich"}
     print(f"{command or 'fastdiffusion'} --help: {seconds:.2f} CPU s")
 
 
 def test_import_brings_nothing_heavy():
-    loaded, _ = imported_by("import fastdiffusion")
+    loaded, *_ = imported_by("import fastdiffusion")
     assert not loaded & set(HEAVY)
-    loaded, _ = imported_by("from fastdiffusion import sample, evaluate, Model, load, ImageFolder, Samples")
+    loaded, *_ = imported_by("from fastdiffusion import sample, evaluate, Model, load, ImageFolder, Samples")
     assert "torch" in loaded
     assert not loaded & {"accelerate", "diffusers", "transformers", "gradio", "matplotlib", "datasets"}
 
@@ -118,9 +159,8 @@ def verb(*functions: Callable[..., Any], flags: str = "", parameters: str = "", 
 
 VERBS = {
     "train": verb(
-        Learner, TrainingConfig, Learner.fit, Budget,
-        flags="size aspect labels inputs procs cpu",
-        parameters="callbacks compile decay ema grad_clip loss_weighting_options save_every sigma_data "
+        training.train, TrainingConfig, Budget, flags="procs cpu",
+        parameters="compile decay ema grad_clip loss_weighting_options save_every sigma_data "
         "sigma_distribution_options uncertainty verbose warmup weight_decay",
     ),
     "scan": verb(ImageFolder),
@@ -154,12 +194,13 @@ VERBS = {
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, StylizeOptions, flags="out metadata", parameters="net"),
+    "edit": verb(edit.edit, EditOptions, flags="what out compare metadata", parameters="image prompt"),
     "train-style": verb(network.train_style, TrainStyleOptions),
     "train-translation": verb(paired.train_translation, TrainTranslationOptions),
     "translate": verb(paired.translate, TranslateOptions, flags="out metadata"),
     "train-cold": verb(cold_diffusion.train_cold, TrainColdOptions),
-    "list-samplers": verb(),
-    "names": verb(flags="prompt n"),
+    "list-samplers": verb(fastdiffusion.list_samplers),
+    "names": verb(reading.names, flags="prompt", parameters="text"),
     "about": verb(about.about),
     "recipe": verb(images.read_recipe, flags="image", parameters="path"),
     "demo": verb(demo.demo, flags="out", parameters="folder"),
@@ -199,7 +240,8 @@ def differences(flags: Mapping[str, Any], known: Verb) -> list[str]:
 
 
 def flags_of(command: str) -> dict[str, Any]:
-    return {flag.name: flag.default for flag in COMMANDS[command].params if flag.name != "help"}
+    own = [flag for flag in COMMANDS[command].params if flag.name not in SHARED and not flag.name.endswith(OTHER)]
+    return {flag.name: flag.default for flag in own}
 
 
 def test_every_command_has_its_function():
@@ -256,10 +298,124 @@ def test_an_old_public_name_forwards_with_a_warning(old, new):
         assert getattr(fastdiffusion, old) is getattr(fastdiffusion, new)
 
 
-def test_every_command_says_what_it_does():
+SENTENCE = re.compile(r"[A-Z].*[.]")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command):
+    """A panel; a first sentence that fits beside the name; a sentence for each flag; the flags that all share."""
+    known = COMMANDS[command]
+    assert known.rich_help_panel in PANELS
+    first = known.help.split("\n")[0]
+    assert SENTENCE.fullmatch(first) and len(first) <= 72
+    for flag in known.params:
+        assert SENTENCE.fullmatch(flag.help), f"--{flag.name}: {flag.help}"
+    assert {"quiet", "help"} <= {flag.name for flag in known.get_params(typer.Context(known))}
+    makes = known.rich_help_panel != "Info" and command not in ("scan", "clip-score", "search")
+    assert ("config" in {flag.name for flag in known.params}) == (makes or command == "demo")
+
+
+EXAMPLES = [(name, line) for name, command in COMMANDS.items() for line in command.callback.examples]
+
+
+def test_every_command_ends_with_two_or_three_examples(capsys):
     for name, command in COMMANDS.items():
-        assert command.help, name
-        assert all(getattr(flag, "help", None) for flag in command.params if flag.name != "help"), name
+        examples = command.callback.examples
+        assert 2 <= len(examples) <= 3, name
+        assert cli.main([name, "--help"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.rstrip().endswith("\n".join(f"  {line}" for line in examples)), name  # whole lines, to be copied
+
+
+@pytest.mark.parametrize(("command", "line"), EXAMPLES, ids=[line for _, line in EXAMPLES])
+def test_an_example_parses(command, line, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    program, name, *words = shlex.split(line, comments=True)
+    assert program == "fastdiffusion" and COMMANDS[name] is not None
+    COMMANDS[name].make_context(name, words)
+    assert name == command or command == "list-samplers"
+
+
+CHOICES = {
+    choices.SAMPLERS: samplers.SAMPLERS, choices.SCHEDULES: schedules.SCHEDULES, choices.GUIDANCE: guidance.GUIDANCE,
+    choices.POSTERIORS: posterior.INVERSE, choices.PARAMETERIZATIONS: denoisers.PARAMETERIZATIONS,
+    choices.SIGMA_DISTRIBUTIONS: schedules.SIGMA_DISTRIBUTIONS, choices.LOSS_WEIGHTINGS: losses.LOSS_WEIGHTINGS,
+    choices.NETS: presets.PRESETS, choices.OPTIMIZERS: optimizers.OPTIMIZERS, choices.AUGMENTS: augment.AUGMENTS,
+    choices.UNETS: [name for name, spec in presets.PRESETS.items() if spec["name"] == "unet"],
+    choices.TRACKERS: setup.TRACKERS, choices.PRECISIONS: device.PRECISIONS,
+    choices.DATASETS: {*data.DATASETS} - {"emoji-polyglot"}, choices.ASPECTS: folders.ASPECTS,
+    choices.CHANNELS: folders.CHANNELS, choices.LABELS: folders.LABELS, choices.MODELS: registry.SHIPPED,
+    choices.FORMATS: samples.FORMATS, choices.CORRUPTIONS: corruptions.CORRUPTIONS, choices.UNDOES: method.UNDOES,
+    choices.RESTORATIONS: method.METHODS, choices.ANSWERS: method.ANSWERS, choices.PROCESSES: processes.PROCESSES,
+    choices.TRANSLATIONS: paired.METHODS, choices.AUTOENCODERS: train.KINDS, choices.CLIP_SIZES: clip.SIZES,
+    choices.CLIP_LOSSES: net_clip.LOSSES, choices.RNGS: ["own", *rng.THEIRS],
+}  # fmt: skip
+
+
+def test_choices_are_the_registries():
+    """What help and completion offer is what the library knows, and no list is forgotten here."""
+    for listed, known in CHOICES.items():
+        assert set(listed) == set(known) and len(listed) == len(set(listed))
+    lists = {name: value for name, value in vars(choices).items() if name.isupper()}
+    assert {name for name, value in lists.items() if value not in CHOICES} == {"DEVICES", "UPSCALES"}
+
+
+def test_every_choice_is_accepted_by_its_verb_and_completed_by_the_shell():
+    """Wherever a flag has choices, its default is one of them, the help names them, and the shell offers them."""
+    found = 0
+    for name, command in COMMANDS.items():
+        chosen = [f for kind in VERBS[name].functions if is_dataclass(kind) for f in fields(kind) if f.metadata]
+        flags = {flag.name: flag for flag in command.params}
+        for f in chosen:
+            known = f.metadata["flag"]
+            if not known.choices or f.name not in flags:
+                continue
+            found += 1
+            assert isinstance(f.default, str) is False or f.default in (*known.choices, "", "blur 4"), (name, f.name)
+            assert all(choice in flags[f.name].help for choice in known.choices)
+            offered = flags[f.name].shell_complete(typer.Context(command), known.choices[0][:2])
+            assert known.choices[0] in [item.value for item in offered]
+    assert found > 60
+
+
+@pytest.mark.parametrize(("shell", "words", "offered"), [
+    ("bash", "fastdiffusion rest", "restore"),
+    ("zsh", "fastdiffusion sample emoji heart --sampler dpmpp_2m_", "dpmpp_2m_sde"),
+    ("fish", "fastdiffusion train fash", "fashion-mnist"),
+])  # fmt: skip
+def test_completion_answers_without_torch(shell, words, offered):
+    """What a shell runs at the tabulator key."""
+    variables = {
+        "_FASTDIFFUSION_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": words, "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1), "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    }  # fmt: skip
+    program = f"import os; os.environ.update({variables!r})\n    from fastdiffusion.cli import main; main([])"
+    loaded, _, printed = imported_by(program)
+    assert offered in printed
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize(("typed", "says"), [
+    (["colorise", "x.jpg"], "restore IMAGE --corruption colorize"),
+    (["upscal", "x.jpg"], "restore IMAGE --corruption upscale"),
+    (["txt2img"], "fastdiffusion sample"),
+    (["smaple", "x"], "fastdiffusion sample"),
+    (["train_clips", "x"], "fastdiffusion train-clip"),
+    (["dpmpp2m"], "sample MODEL --sampler dpmpp_2m"),
+    (["a red heart"], "fastdiffusion sample 'a red heart'"),
+    (["sample", "emoji", "--stepz", "3"], "Did you mean '--steps'"),
+    (["sample", "emoji", "--sampler", "dpmpp2mm"], "Did you mean 'dpmpp_2m'"),
+    (["qqqq"], "All of them: fastdiffusion --help"),
+])  # fmt: skip
+def test_a_wrong_name_is_answered_from_all_that_can_be_typed(typed, says, capsys):
+    assert cli.main(typed) == 2
+    out, err = capsys.readouterr()
+    assert says in err and not out
+
+
+def test_what_other_programs_call_a_verb_leads_to_one():
+    assert not set(ELSEWHERE) & set(EVERY)
+    assert all(line.split()[0] in {*COMMANDS, "--version"} for line in ELSEWHERE.values())
 
 
 def test_the_hash_of_a_model_is_of_what_decides_its_images(monkeypatch, tmp_path):

@@ -84,7 +84,7 @@ KINDS = {
     "memory": lambda: variations.load(file("memory")).vectors,
     "prior": lambda: prior.load(file("prior"))(ramp(2, 8), S, Cond(pooled=ramp(2, 8).flip(1))),
     "codes": tokens,
-    "codes sample": lambda: token_prior.sample_tokens(token_prior.load(file("codes")), n=1, steps=2, seed=0),
+    "codes sample": lambda: token_prior.sample_tokens(token_prior.load(file("codes")), n=1, steps=2, seed=0).images,
     "style": lambda: network.load(file("style"))(ramp(1, 3, 8, 8), 0.5),
     "translation": translator,
     "cycle": lambda: torch.cat([p.flatten()[:8] for p in paired.load(file("cycle")).parameters()]),

@@ -15,7 +15,6 @@ from fastdiffusion.cli import main
 HERE = Path(__file__).parent / "programs"
 TO_COME = {
     "morph",
-    "edit",
     "explain",
     "personalize",
     "finetune",

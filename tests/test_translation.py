@@ -237,9 +237,8 @@ def test_words_and_latents_translate_too():
     model = loaded("emoji")
     drawn = model.decode(model.encode(to_tensor(to_array(heart()))[None])).clamp(-1, 1)
     said = {"prompt": "red heart on blue", "source_prompt": "red heart", "steps": 8}
-    (flow,) = translate(drawn[0], model, **said)
-    pixels = to_tensor(to_array(flow))
-    assert flow.size == (64, 64) and pixels[2, :3, :3].mean() > pixels[0, :3, :3].mean() + 0.5
+    (pixels,) = translate(drawn[0], model, **said).images
+    assert pixels.shape[1:] == (64, 64) and pixels[2, :3, :3].mean() > pixels[0, :3, :3].mean() + 0.5
     again = ddib(model, model, drawn, *2 * [model.encode_prompt(["red heart"])], steps=16)
     assert -10 * ((again - drawn) / 2).square().mean().log10() > 25
     with pytest.raises(InputError, match="at least 4x4"):
@@ -265,8 +264,7 @@ def test_the_way_back_is_the_other_net():
         net.there.tail.out.bias.fill_(0.1) if hasattr(net.there.tail, "out") else net.there.tail.up.conv.bias.fill_(0.1)
     x = torch.rand(1, 1, 8, 8) * 0.5
     assert not torch.equal(net(x), x) and torch.equal(net(x, reverse=True), x)
-    (image,) = translate(to_pil(x[0]), net, reverse=True, size=16)
-    assert image.size == (16, 16)
+    assert translate(to_pil(x[0]), net, reverse=True, size=16).images.shape == (1, 1, 16, 16)
 
 
 def test_bad_input(tmp_path):

@@ -67,3 +67,82 @@ def unet(width, **options):
         "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
     }  # fmt: skip
     return diffusers.UNet2DConditionModel(**config | options).eval()
+
+
+def qwen_tokenizer():
+    tokenizer = transformers.Qwen2Tokenizer(
+        vocab=numbered([*byte_letters(), "ca", "cat", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]),
+        merges=[("c", "a"), ("ca", "t")], model_max_length=4096,
+        extra_special_tokens=["<|im_start|>", "<|im_end|>"],
+    )  # fmt: skip
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def qwen3(layers=4):
+    tokenizer = qwen_tokenizer()
+    config = transformers.Qwen3Config(
+        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=32, num_hidden_layers=layers,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+    )  # fmt: skip
+    return tokenizer, transformers.Qwen3ForCausalLM(config).eval()
+
+
+def qwen_vl():
+    tokenizer = qwen_tokenizer()
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "rope_theta": 1e6,
+            "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16,
+            "patch_size": 14,
+        },
+    )  # fmt: skip
+    return tokenizer, transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
+
+
+def llama_tokenizer():
+    """Byte pairs with a mark of start, as Llama's and Mistral's."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+
+    pieces = numbered([*byte_letters(), "<s>", "</s>", "<pad>"])
+    fast = Tokenizer(models.BPE(vocab=pieces, merges=[]))
+    fast.pre_tokenizer, fast.decoder = pre_tokenizers.ByteLevel(False), decoders.ByteLevel()
+    fast.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", pieces["<s>"])])
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=fast, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_max_length=512
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def mistral3():
+    tokenizer = llama_tokenizer()
+    config = transformers.Mistral3Config(
+        text_config={
+            "model_type": "mistral", "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32,
+            "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+        },
+        vision_config={
+            "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
+        },
+    )  # fmt: skip
+    return tokenizer, transformers.Mistral3ForConditionalGeneration(config).eval()
+
+
+def flux2_vae():
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(4,) * 4, down_block_types=("DownEncoderBlock2D",) * 4, norm_num_groups=2,
+        up_block_types=("UpDecoderBlock2D",) * 4, latent_channels=4, layers_per_block=1, sample_size=64,
+    ).eval()  # fmt: skip
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(0.5, 2.0)
+    return vae
+
+
+def qwen_vae():
+    return diffusers.AutoencoderKLQwenImage(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()

@@ -3,8 +3,9 @@
 import warnings
 
 import diffusers
+import tiny_transformers as more
 import torch
-from tiny_parts import clip, flow_vae, t5, unet, vae
+from tiny_parts import clip, flow_vae, flux2_vae, mistral3, qwen3, qwen_vae, qwen_vl, t5, unet, vae
 
 SCHEDULER = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -35,6 +36,10 @@ def sd2v():
 def zero_snr():
     options = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return _sd(diffusers.EulerDiscreteScheduler(**SCHEDULER, **options))
+
+
+def lcm():
+    return _sd(diffusers.LCMScheduler(**SCHEDULER), time_cond_proj_dim=8)
 
 
 def sdxl():
@@ -81,7 +86,73 @@ def schnell():
     return flux(guidance=False)
 
 
-FAMILIES = {f.__name__: f for f in (sd15, sd2v, zero_snr, sdxl, sd3, flux, schnell)}
+def chroma():
+    tokenizer, encoder = t5(32)
+    net = diffusers.ChromaTransformer2DModel(
+        in_channels=64, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6), approximator_num_channels=8, approximator_hidden_dim=32,
+        approximator_layers=1,
+    )  # fmt: skip
+    return diffusers.ChromaPipeline(
+        scheduler=flow(shift=1.0, use_beta_sigmas=True), vae=flow_vae(), text_encoder=encoder, tokenizer=tokenizer,
+        transformer=net.eval(),
+    )  # fmt: skip
+
+
+def _flux2_net(guidance):
+    return diffusers.Flux2Transformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=48, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance,
+    ).eval()  # fmt: skip
+
+
+def flux2():
+    tokenizer, encoder = mistral3()
+    return diffusers.Flux2Pipeline(
+        scheduler=flow(**FLUX_SCHEDULER), vae=flux2_vae(), text_encoder=encoder, tokenizer=tokenizer,
+        transformer=_flux2_net(True),
+    )  # fmt: skip
+
+
+def klein():
+    tokenizer, encoder = qwen3()
+    return diffusers.Flux2KleinPipeline(
+        scheduler=flow(**FLUX_SCHEDULER), vae=flux2_vae(), text_encoder=encoder, tokenizer=tokenizer,
+        transformer=_flux2_net(False), is_distilled=False,
+    )  # fmt: skip
+
+
+def qwen_image():
+    tokenizer, encoder = qwen_vl()
+    net = diffusers.QwenImageTransformer2DModel(
+        patch_size=2, in_channels=64, out_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    scheduler = flow(
+        base_image_seq_len=256, base_shift=0.5, max_image_seq_len=8192, max_shift=0.9, shift=1.0, shift_terminal=0.02,
+        use_dynamic_shifting=True,
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        scheduler=scheduler, vae=qwen_vae(), text_encoder=encoder, tokenizer=tokenizer, transformer=net.eval()
+    )
+
+
+def z_image():
+    tokenizer, encoder = qwen3()
+    net = diffusers.ZImageTransformer2DModel(
+        in_channels=16, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[4, 6, 6], axes_lens=[1024, 64, 64],
+    )  # fmt: skip
+    return diffusers.ZImagePipeline(
+        scheduler=flow(shift=3.0), vae=flow_vae(), text_encoder=encoder, tokenizer=tokenizer, transformer=net.eval()
+    )
+
+
+FAMILIES = {
+    f.__name__: f
+    for f in (sd15, sd2v, zero_snr, lcm, sdxl, sd3, flux, schnell, chroma, flux2, klein, qwen_image, z_image)
+}
+FAMILIES |= {f.__name__: f for f in (more.pixart, more.sana, more.lumina2, more.hidream, more.wan)}
 
 
 def build(name):

@@ -1,107 +1,118 @@
-"""Diffusion models from theory to images: train, sample, measure.
+"""Diffusion models: draw, restore and edit images; train, measure and share models of your own.
 
->>> from fastdiffusion import Learner, sample
->>> learner = Learner("digits", net="unet-tiny").fit(minutes=1)  # doctest: +SKIP
->>> sample(learner.model, n=16, steps=12).save("out")  # doctest: +SKIP
+>>> import fastdiffusion as fd
+>>> fd.sample("a grinning face", n=4).save("out")  # doctest: +SKIP
+>>> done = fd.train("photos/", size=64, minutes=60)  # doctest: +SKIP
+>>> fd.sample(done.model, n=16, steps=12).save("out")  # doctest: +SKIP
 
-The names below are loaded when they are first used; the modules are the theory's table of contents.
+The verbs are those of the command line, with the same names and options. Each is loaded when it is first used; the
+modules (``fd.samplers``, ``fd.guidance``, ``fd.schedules``, ...) are the theory's table of contents.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
-from .version import __version__
+from .version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from .data import ImageFolder
-    from .errors import FastdiffusionError
-    from .models import Model, save
-    from .tasks.autoencoding.token_prior import sample_tokens, train_token_prior
-    from .tasks.autoencoding.train import train_autoencoder
-    from .tasks.classification.train import train_classifier
-    from .tasks.evaluation.evaluate import Report, evaluate, measure
-    from .tasks.evaluation.study import study
-    from .tasks.export import export
-    from .tasks.generation.recipe import reproduce
-    from .tasks.generation.sample import sample, sample_steps
-    from .tasks.generation.samples import Samples
-    from .tasks.loading import load
-    from .tasks.restoration.cold_diffusion import train_cold
-    from .tasks.restoration.restore import restore
-    from .tasks.restoration.result import RestorationResult
-    from .tasks.restoration.watermarks import remove_watermark
-    from .tasks.stylization.stylize import stylize
-    from .tasks.text_image.clip import train_clip
-    from .tasks.text_image.scoring import clip_score, search
-    from .tasks.translation.paired import train_translation, translate
-    from .tasks.variations import variations
-    from .training.learner import Learner
+if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests/test_contracts.py compares the two
+    from .cli.about import about as about
+    from .cli.demo import demo as demo
+    from .cli.doctor import doctor as doctor
+    from .data import ImageFolder as ImageFolder
+    from .data import scan as scan
+    from .errors import FastdiffusionError as FastdiffusionError
+    from .io.images import read_recipe as recipe
+    from .io.results import ImageResult as ImageResult
+    from .models import Model as Model
+    from .models import save as save
+    from .prompts.reading import names as names
+    from .samplers.registry import list_samplers as list_samplers
+    from .tasks.autoencoding.analysis import describe as evaluate_autoencoder
+    from .tasks.autoencoding.token_prior import sample_tokens as sample_tokens
+    from .tasks.autoencoding.token_prior import train_token_prior as train_token_prior
+    from .tasks.autoencoding.train import train_autoencoder as train_autoencoder
+    from .tasks.classification.train import train_classifier as train_classifier
+    from .tasks.editing.edit import edit as edit
+    from .tasks.evaluation.evaluate import Report as Report
+    from .tasks.evaluation.evaluate import evaluate as evaluate
+    from .tasks.evaluation.evaluate import measure as measure
+    from .tasks.evaluation.study import study as study
+    from .tasks.export import export as export
+    from .tasks.generation.recipe import reproduce as reproduce
+    from .tasks.generation.sample import sample as sample
+    from .tasks.generation.sample import sample_steps as sample_steps
+    from .tasks.generation.samples import Samples as Samples
+    from .tasks.loading import load as load
+    from .tasks.restoration.cold_diffusion import train_cold as train_cold
+    from .tasks.restoration.restore import restore as restore
+    from .tasks.restoration.result import RestorationResult as RestorationResult
+    from .tasks.restoration.watermarks import remove_watermark as remove_watermark
+    from .tasks.stylization.network import train_style as train_style
+    from .tasks.stylization.stylize import stylize as stylize
+    from .tasks.text_image.caption_mean import train_caption_mean as train_caption_mean
+    from .tasks.text_image.clip import train_clip as train_clip
+    from .tasks.text_image.multilingual import add_language as add_language
+    from .tasks.text_image.scoring import clip_score as clip_score
+    from .tasks.text_image.scoring import search as search
+    from .tasks.training import TrainingResult as TrainingResult
+    from .tasks.training import train as train
+    from .tasks.translation.paired import train_translation as train_translation
+    from .tasks.translation.paired import translate as translate
+    from .tasks.variations import build_index as index
+    from .tasks.variations import variations as variations
+    from .training.learner import Learner as Learner
 
-
-__all__ = [
-    "FastdiffusionError",
-    "ImageFolder",
-    "Learner",
-    "Model",
-    "Report",
-    "RestorationResult",
-    "Samples",
-    "__version__",
-    "clip_score",
-    "evaluate",
-    "export",
-    "load",
-    "measure",
-    "remove_watermark",
-    "reproduce",
-    "restore",
-    "sample",
-    "sample_steps",
-    "sample_tokens",
-    "save",
-    "search",
-    "study",
-    "stylize",
-    "train_autoencoder",
-    "train_classifier",
-    "train_clip",
-    "train_cold",
-    "train_token_prior",
-    "train_translation",
-    "translate",
-    "variations",
-]
-
-_MODULES = {
-    "data": ["ImageFolder"],
-    "errors": ["FastdiffusionError"],
-    "training.learner": ["Learner"],
-    "models": ["Model", "save"],
-    "tasks.autoencoding.token_prior": ["sample_tokens", "train_token_prior"],
-    "tasks.autoencoding.train": ["train_autoencoder"],
-    "tasks.classification.train": ["train_classifier"],
-    "tasks.text_image.clip": ["train_clip"],
-    "tasks.text_image.scoring": ["clip_score", "search"],
-    "tasks.evaluation.evaluate": ["Report", "evaluate", "measure"],
-    "tasks.generation.recipe": ["reproduce"],
-    "tasks.generation.sample": ["sample", "sample_steps"],
-    "tasks.generation.samples": ["Samples"],
-    "tasks.loading": ["load"],
-    "tasks.restoration.cold_diffusion": ["train_cold"],
-    "tasks.restoration.restore": ["restore"],
-    "tasks.restoration.result": ["RestorationResult"],
-    "tasks.restoration.watermarks": ["remove_watermark"],
-    "tasks.export": ["export"],
-    "tasks.evaluation.study": ["study"],
-    "tasks.stylization.stylize": ["stylize"],
-    "tasks.translation.paired": ["train_translation", "translate"],
-    "tasks.variations": ["variations"],
+_PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER there
+    "cli.about": "about",
+    "cli.demo": "demo",
+    "cli.doctor": "doctor",
+    "data": "ImageFolder scan",
+    "errors": "FastdiffusionError",
+    "io.images": "recipe=read_recipe",
+    "io.results": "ImageResult",
+    "models": "Model save",
+    "prompts.reading": "names",
+    "samplers.registry": "list_samplers",
+    "tasks.autoencoding.analysis": "evaluate_autoencoder=describe",
+    "tasks.autoencoding.token_prior": "sample_tokens train_token_prior",
+    "tasks.autoencoding.train": "train_autoencoder",
+    "tasks.classification.train": "train_classifier",
+    "tasks.editing.edit": "edit",
+    "tasks.evaluation.evaluate": "Report evaluate measure",
+    "tasks.evaluation.study": "study",
+    "tasks.export": "export",
+    "tasks.generation.recipe": "reproduce",
+    "tasks.generation.sample": "sample sample_steps",
+    "tasks.generation.samples": "Samples",
+    "tasks.loading": "load",
+    "tasks.restoration.cold_diffusion": "train_cold",
+    "tasks.restoration.restore": "restore",
+    "tasks.restoration.result": "RestorationResult",
+    "tasks.restoration.watermarks": "remove_watermark",
+    "tasks.stylization.network": "train_style",
+    "tasks.stylization.stylize": "stylize",
+    "tasks.text_image.caption_mean": "train_caption_mean",
+    "tasks.text_image.clip": "train_clip",
+    "tasks.text_image.multilingual": "add_language",
+    "tasks.text_image.scoring": "clip_score search",
+    "tasks.training": "TrainingResult train",
+    "tasks.translation.paired": "train_translation translate",
+    "tasks.variations": "index=build_index variations",
+    "training.learner": "Learner",
 }
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-
-
+_SOURCE = {
+    name: (module, other or name)
+    for module, listed in _PUBLIC.items()
+    for name, _, other in (entry.partition("=") for entry in listed.split())
+}
+_MODULES = (
+    "corruptions", "data", "denoisers", "errors", "guidance", "losses", "metrics", "models", "nets", "noise", "prompts",
+    "samplers", "schedules", "types",
+)  # fmt: skip
 _OLD = {"Restored": "RestorationResult", "again": "reproduce", "score": "clip_score"}  # go on working for one release
+
+__all__ = sorted([*_SOURCE, "__version__"])  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
@@ -109,11 +120,14 @@ def __getattr__(name: str) -> Any:
     if name in _OLD:
         warn(f"fastdiffusion.{name} is now fastdiffusion.{_OLD[name]}.", DeprecationWarning, stacklevel=2)
         return __getattr__(_OLD[name])
-    if name not in _MODULE_OF:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in _SOURCE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    module, attribute = _SOURCE[name]
+    value = globals()[name] = getattr(import_module(f".{module}", __name__), attribute)
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, *_MODULES])

@@ -53,10 +53,16 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     "No sampler named 'dpmpp2m'. Did you mean 'dpmpp_2m'?"
     """
     known = sorted(known)
-    plain = {_plain(entry): entry for entry in reversed(known)}
-    near = get_close_matches(_plain(str(name)), plain, n=1, cutoff=0.5 if len(str(name)) < 5 else 0.6)
-    hint = f"Did you mean {plain[near[0]]!r}?" if near else f"Known: {', '.join(known)}."
+    near = nearest(name, known)
+    hint = f"Did you mean {near!r}?" if near else f"Known: {', '.join(known)}."
     return InputError(f"No {kind} named {str(name)!r}. {hint}")
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The name that was probably meant; None if none is near."""
+    plain = {_plain(entry): entry for entry in sorted(known, reverse=True)}
+    near = get_close_matches(_plain(str(name)), plain, n=1, cutoff=0.5 if len(str(name)) < 5 else 0.6)
+    return plain[near[0]] if near else None
 
 
 def _plain(name: str) -> str:

@@ -71,6 +71,7 @@ class Stream(IntEnum):
     STYLE_ROWS = 80
     CAPTION_MEAN_ROWS = 96
     CAPTION_MEAN_CAPTION = 97
+    EDIT_NOISE = 100
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:

@@ -13,6 +13,7 @@ written twice:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -21,18 +22,26 @@ from .errors import unknown
 
 Options = TypeVar("Options")
 
+# The help of options that many verbs have.
+DEVICE = "Where to compute: cpu, cuda, mps; by default the best there is."
+FRESH = "Start anew and forget what the folder holds, or go on with it."
+PRECISION = "In what to compute: float32, bfloat16, or auto: bfloat16 on a GPU that has it."
+SEED = "Seed of everything random."
+
 
 @dataclass(frozen=True)
 class Flag:
     """How the command line shows an option.
 
     Attributes:
-        help: One short sentence.
-        names: Spellings, such as ("-n", "--n"); by default ``--`` and the field's name with hyphens. One without a
-            hyphen, such as "PROMPT", makes it a positional argument that is shown so.
+        help: One sentence, with its full stop.
+        names: Spellings, such as ("-n", "--n"); by default ``--`` and the field's name with hyphens. A first one
+            without a hyphen, such as "PROMPT", makes it a positional argument that is shown so; the others are then
+            understood as options, too.
         hidden: Old spellings that are still understood.
         kind: Its type there, where that differs from Python's: a ``Path`` for what may also be an image.
         metavar: What stands for the value in the help.
+        choices: Values that are offered, in the help and by the shell's completion. The verb itself refuses others.
         python_only: Whether it cannot be typed, such as a function.
     """
 
@@ -41,7 +50,14 @@ class Flag:
     hidden: tuple[str, ...] = ()
     kind: Any = None
     metavar: str | None = None
+    choices: tuple[str, ...] = ()
     python_only: bool = False
+
+    @property
+    def sentence(self) -> str:
+        """The help, with the choices that it does not name."""
+        named = all(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", self.help) for name in self.choices)
+        return self.help if named else f"{self.help} One of: {', '.join(self.choices)}."
 
 
 def option(
@@ -51,10 +67,11 @@ def option(
     hidden: Sequence[str] = (),
     kind: Any = None,
     metavar: str | None = None,
+    choices: Sequence[str] = (),
     python_only: bool = False,
 ) -> Any:
     """A field of an options dataclass; see :class:`Flag`. A default that can change is given as a function."""
-    flag = Flag(help, names, tuple(hidden), kind, metavar, python_only)
+    flag = Flag(help, names, tuple(hidden), kind, metavar, tuple(choices), python_only)
     if isinstance(default, Callable):
         return field(default_factory=default, metadata={"flag": flag})
     return field(default=default, metadata={"flag": flag})

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import InputError
 from ..guidance.attention import EXTERNAL
 from ..nets.layers import HOOKS, AttentionCall, softmax_probabilities
 
@@ -74,12 +73,16 @@ class _Mode(TorchFunctionMode):
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if threading.get_ident() == thread and self.stack:
-                self.stack.pop()
+                _, _, cross = self.stack.pop()
                 if name in self.unseen and output is not None:
-                    raise InputError(
+                    x = (args[0] if args else kwargs["hidden_states"])[:, None]
+                    why = (
                         f"The attention layer {name} does not use scaled_dot_product_attention, so it cannot be "
-                        "controlled. Load the model anew, without xformers or sliced attention."
+                        "controlled. Choose other layers; or load the model anew, without xformers or sliced attention."
                     )
+                    call = AttentionCall(module, x, x, x, None, slice(None) if cross else None, hidden=why)
+                    for hook in HOOKS.stack:
+                        hook(call)
 
         return enter, leave
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
 
 class Vae:
@@ -35,3 +37,56 @@ class Vae:
         """The inverse of :meth:`normalize`."""
         config = self.net.config
         return z / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+
+
+class ChannelVae(Vae):
+    """One of images as films of one frame, whose latents are normalised channel by channel (Qwen-Image, Wan)."""
+
+    network = "AutoencoderKLQwenImage"
+
+    def __init__(self, net: Any):
+        self.net, self.factor = net, int(net.spatial_compression_ratio)
+        self.image_channels, self.latent_channels = 3, int(net.config.z_dim)
+
+    def encode(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b d *t"]:
+        return super().encode(x[:, :, None])[:, :, 0] if x.ndim == 4 else super().encode(x)
+
+    def decode(self, z: Float[Tensor, "b d *t"]) -> Float[Tensor, "b c *s"]:
+        return super().decode(z[:, :, None])[:, :, 0] if z.ndim == 4 else super().decode(z)
+
+    def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (
+            torch.tensor(v).to(z)[:, None, None, None]
+            for v in (self.net.config.latents_mean, self.net.config.latents_std)
+        )
+        return mean, std
+
+    def normalize(self, z: Tensor) -> Tensor:
+        mean, std = self._moments(z)
+        return (z - mean) / std
+
+    def denormalize(self, z: Tensor) -> Tensor:
+        mean, std = self._moments(z)
+        return z * std + mean
+
+
+class PatchVae(Vae):
+    """One whose latents are stacked as patches of 2x2, and normalised by a batch norm's statistics (FLUX.2)."""
+
+    network = "AutoencoderKLFlux2"
+
+    def __init__(self, net: Any):
+        super().__init__(net)
+        self.factor, self.latent_channels = 2 * self.factor, 4 * self.latent_channels
+
+    def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        norm = self.net.bn
+        return norm.running_mean.to(z)[:, None, None], (norm.running_var.to(z) + norm.eps).sqrt()[:, None, None]
+
+    def normalize(self, z: Tensor) -> Tensor:
+        mean, std = self._moments(z)
+        return (functional.pixel_unshuffle(z, 2) - mean) / std
+
+    def denormalize(self, z: Tensor) -> Tensor:
+        mean, std = self._moments(z)
+        return functional.pixel_shuffle(z * std + mean, 2)

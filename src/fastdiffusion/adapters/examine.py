@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -60,9 +61,10 @@ def difference(
     size = size or (model.image_shape[-2], model.image_shape[-1])
     shape = (*model.shape[:-2], *(side // model.factor for side in size))
     noise = torch.randn(len(prompts), *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    pipe.default_sample_size = math.isqrt(shape[-2] * shape[-1])  # HiDream's changes sizes to this area
     wanted = pipe(
         prompt=list(prompts),
-        latents=family.packed(noise).to(family.net.dtype),
+        latents=family.to_pipeline(noise).to(family.net.dtype),
         num_inference_steps=steps,
         height=size[0],
         width=size[1],
@@ -79,7 +81,7 @@ def difference(
     denoise = model.guide(model.denoise, scale, model.null(1, size))
     cond = model.encode_prompt(prompts, size)
     got = samplers.final(samplers.run(denoise, start, samplers.table("euler", sigmas), cond))
-    return float((got - family.unpacked(wanted, shape)).abs().max() / wanted.abs().max())
+    return float((got - family.from_pipeline(wanted, shape)).abs().max() / wanted.abs().max())
 
 
 class _Recorder(Controller):
@@ -88,6 +90,9 @@ class _Recorder(Controller):
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
+
+    def sees(self, call: AttentionCall) -> bool:
+        return not call.hidden
 
     def __call__(self, call: AttentionCall) -> None:
         self.names.add(call.name)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from .. import prompts as language
@@ -28,7 +28,7 @@ from ..types import Cond, Denoise
 from .attention import register
 from .autoencoders import Vae
 from .levels import FlowLevels, TrainedLevels
-from .texts import Spans, Text, grouped
+from .texts import Spans, Text, compact, grouped
 
 NAMES = {"unet": "net", "transformer": "net", "vae": "autoencoder"}  # what a Model calls the parts
 
@@ -82,8 +82,8 @@ class Family:
     encoders: ClassVar[tuple[Encoder, ...]]
     pad: ClassVar[str] = "max_length"  # "longest" where padding means nothing to the network
     time: ClassVar[str] = "t"  # what a flow's network takes for t, in ``levels.TIMES``
-    spacing: ClassVar[str] = "1/n"  # the last time of a flow's usual run, in ``levels.SPACINGS``
-    masks: ClassVar[bool] = False  # whether the network takes a mask of tokens; else texts of one length go together
+    spacing: ClassVar[str] = "1/n"  # where a flow's usual run ends; see ``levels.FlowLevels``
+    masks: ClassVar[bool] = False  # whether the network takes a mask of tokens; else see :meth:`tokens`
     patch: ClassVar[int] = 1  # latents per side of one token of an image
     side: ClassVar[int] = 128  # of the latents by default, where the network's configuration does not say
     vae: ClassVar[type[Vae]] = Vae
@@ -116,17 +116,21 @@ class Family:
         """Its own guidance, which ``scale`` belongs to."""
         return (embedded if self.guidance == "embedded" else cfg)(denoise, scale, uncond)
 
+    def tokens(self, cond: Cond) -> Bool[Tensor, "b n"] | None:
+        """Which rows of ``emb`` go into the network, None for all: texts of equally many go together."""
+        return None if self.masks else cond.mask
+
     def check(self) -> None:
         """Raise InputError for a variant that is not supported."""
 
     # ---- what diffusers' own pipeline calls it (for comparison: ``examine``, tests) -----------------------------
 
-    def packed(self, z: Tensor) -> Tensor:
+    def to_pipeline(self, z: Tensor) -> Tensor:
         """Latents as the pipeline takes and gives them."""
         return z
 
-    def unpacked(self, z: Tensor, shape: Sequence[int]) -> Tensor:
-        """The inverse of :meth:`packed`; ``shape`` is that of one sample."""
+    def from_pipeline(self, z: Tensor, shape: Sequence[int]) -> Tensor:
+        """The inverse of :meth:`to_pipeline`; ``shape`` is that of one sample."""
         return z
 
     def pipeline_options(self, scale: float) -> dict[str, Any]:
@@ -189,15 +193,19 @@ class Family:
             step = self.autoencoder.factor * self.patch
             raise InputError(f"This model makes sizes that divide by {step}, got {self._pixels(x.shape)}. Try 1024.")
         cond = self._complete(x, cond)
-        if self.masks or cond.mask is None:
-            return self._estimate(x, sigma, cond)
+        cond = compact(cond) if self.masks else cond
+        groups = grouped(cond, self.tokens(cond))
+        if len(groups) == 1:
+            return self._estimate(x, sigma, groups[0][1])
         x0 = torch.empty_like(x)
-        for rows, some in grouped(cond):
+        for rows, some in groups:
             x0[rows] = self._estimate(x[rows], sigma[rows], some)
         return x0
 
     def _estimate(self, x: Tensor, sigma: Tensor, cond: Cond) -> Tensor:
         c, dtype = scaling(self.levels.prediction, expand(sigma, x), 1.0), self.net.dtype
+        if cond.mask is not None and bool(cond.mask.all()):
+            cond = replace(cond, mask=None)
         texts = {name: v.to(dtype) for name, v in cond.parts().items() if name in ("emb", "pooled")}
         out = self.predict((c.c_in * x).to(dtype), self.levels.t(sigma), Cond.of(cond.parts() | texts))
         return c.c_skip * x + c.c_out * out.to(x.dtype)
@@ -210,12 +218,10 @@ class Family:
             cond = replace(cond, extra={**cond.extra, "guidance": x.new_full((rows,), self.scale)})
         if cond.emb is None:
             return cond.with_text(self.null(rows, size).to(x.device))
-        if cond.mask is None or bool(cond.mask.all()):
-            return Cond.of({name: v for name, v in cond.parts().items() if name != "mask"})
-        empty = ~cond.mask.any(1)  # ``Cond.null`` hides all tokens
-        if bool(empty.any()):
+        empty = [] if cond.mask is None else (~cond.mask.any(1)).tolist()  # ``Cond.null`` hides all tokens
+        if any(empty):
             without = cond.with_text(self.null(rows, size).to(x.device))
-            cond = Cond.cat([(without if gone else cond)[[i]] for i, gone in enumerate(empty.tolist())])
+            cond = Cond.cat([(without if gone else cond)[[i]] for i, gone in enumerate(empty)])
         return cond
 
     def _pixels(self, shape: Sequence[int]) -> Size:
@@ -243,6 +249,11 @@ class Family:
     def null(self, n: int, size: Size | None = None) -> Cond:
         """``n`` rows of what this family takes for "no prompt"."""
         return self.nothing(size or self._pixels(self.shape)).expand(n)
+
+    @property
+    def negative(self) -> Family:
+        """The conditioner of negative prompts: itself, unless the family reads them in another way."""
+        return self
 
     def token_spans(self, text: str) -> Spans:
         """Which characters of the raw text each row of ``emb`` covers; empty for marks, padding and templates."""

@@ -87,7 +87,20 @@ TIMES: dict[str, Callable[[Tensor], Tensor]] = {  # what a network takes for t =
     "1000 t": lambda sigma: 1000 * (sigma / (1 + sigma)),
     "1 - t": lambda sigma: 1 / (1 + sigma),  # t itself rounds to 1 in float32
 }
-SPACINGS = ("1/n", "trained")
+
+
+def _beta(n: int, least: float, most: float) -> Tensor:
+    from scipy.stats import beta  # comes with scikit-learn
+
+    quantiles = torch.as_tensor(beta.ppf(1 - torch.linspace(0, 1, n, dtype=torch.float64).numpy(), 0.6, 0.6))
+    return least + quantiles * (most - least)
+
+
+RESPACED: dict[str, Callable[[int, float, float], Tensor]] = {  # a run's times between their ends, as schedulers say
+    "use_karras_sigmas": lambda n, least, most: schedules.karras(n, least, most)[:-1],
+    "use_exponential_sigmas": lambda n, least, most: schedules.exponential(n, least, most)[:-1],
+    "use_beta_sigmas": _beta,  # Lee et al. 2024, arXiv:2407.12173
+}
 
 
 class FlowLevels:
@@ -99,7 +112,7 @@ class FlowLevels:
     Args:
         config: Of a diffusers scheduler.
         time: What the network takes, in ``TIMES``.
-        spacing: A run's times before the shift are even from 1 to "1/n" of its n steps, or to the least "trained".
+        spacing: A run's times before the shift are even from 1 to "1/n" for n steps, or to the least "trained" one.
         mu: From tokens and steps to mu; by default linear in tokens, as the configuration says.
 
     Attributes:
@@ -142,6 +155,8 @@ class FlowLevels:
         rest = 1 / (1 + self.factor(steps, tokens) * t / (1 - t))  # 1 - t of the shifted times
         if (terminal := self.config.get("shift_terminal")) and rest[-1] > 0:
             rest = rest * (1 - terminal) / rest[-1]
+        if (kind := next((name for name in RESPACED if self.config.get(name)), None)) and steps > 1:
+            rest = 1 - RESPACED[kind](steps, float(1 - rest[-1]), float(1 - rest[0]))
         sigmas = ((1 - rest) / rest).clamp(max=self.TOP)
         return torch.cat([sigmas, sigmas.new_zeros(1)])
 

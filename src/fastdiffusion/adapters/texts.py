@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -26,6 +25,7 @@ class Text:
         pad: "max_length", or "longest" for families that take a mask.
         template: What is really read for a text (a chat template, a system prompt).
         drop: How many tokens of the template's beginning leave no row in the result.
+        marks: Whether the tokenizer adds its marks of start and end; a chat template may bring them.
     """
 
     def __init__(
@@ -36,14 +36,16 @@ class Text:
         pad: str = "max_length",
         template: Callable[[str], str] = str,
         drop: int = 0,
+        marks: bool = True,
     ):
         self.encoder, self.tokenizer, self.limit, self.pad = encoder, tokenizer, limit, pad
-        self.template, self.drop = template, drop
+        self.template, self.drop, self.marks = template, drop, marks
 
     def tokens(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
         """The token numbers of each text, and where they are no padding."""
         options: Any = {"padding": self.pad, "max_length": self.limit, "truncation": True, "return_tensors": "pt"}
-        found = self.tokenizer([self.template(text) for text in prompts], return_attention_mask=True, **options)
+        options |= {"return_attention_mask": True, "add_special_tokens": self.marks}
+        found = self.tokenizer([self.template(text) for text in prompts], **options)
         return found["input_ids"].to(self.encoder.device), found["attention_mask"].to(self.encoder.device).bool()
 
     def __call__(self, prompts: Sequence[str], masked: bool = False, **options: Any) -> Any:
@@ -54,9 +56,11 @@ class Text:
     def spans(self, text: str) -> Spans:
         """Which characters of the raw text each row of the result covers, to its end; empty for all that is no text."""
         start = self.template("\0").index("\0")
-        options: Any = {"return_offsets_mapping": True, "verbose": False}
-        offsets = self.tokenizer(self.template(text), **options)["offset_mapping"][self.drop :]
-        inside = [(max(a - start, 0), min(b - start, len(text))) for a, b in offsets]
+        options: Any = {"return_offsets_mapping": True, "verbose": False, "add_special_tokens": self.marks}
+        offsets = self.tokenizer(self.template(text), **options)["offset_mapping"]
+        if self.pad == "max_length" and self.tokenizer.padding_side == "left":
+            offsets = [(0, 0)] * (self.limit - len(offsets)) + offsets
+        inside = [(max(a - start, 0), min(b - start, len(text))) for a, b in offsets[self.drop :]]
         return [(a, b) if a < b else (0, 0) for a, b in inside]
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -88,14 +92,37 @@ def no_padding(cond: Cond) -> list[Float[Tensor, "n d"]]:
     return list(cond.emb) if cond.mask is None else [row[real] for row, real in zip(cond.emb, cond.mask, strict=True)]
 
 
-def grouped(cond: Cond) -> list[tuple[list[int], Cond]]:
-    """Rows of equally many tokens together, as (indices, condition without mask): for networks that take no mask."""
-    if cond.mask is None:
+def compact(cond: Cond) -> Cond:
+    """The tokens of each row together, padding after them: a text in pieces has padding between them."""
+    if cond.mask is None or not bool((cond.mask.int().diff(dim=1) > 0).any()):
+        return cond
+    return replace(cond, emb=None, mask=None).with_text(Cond.cat([Cond(emb=row[None]) for row in no_padding(cond)]))
+
+
+def grouped(cond: Cond, kept: Bool[Tensor, "b n"] | None) -> list[tuple[list[int], Cond]]:
+    """Rows with equally many tokens ``kept`` (None: all) together, as (indices, condition of these tokens)."""
+    if kept is None or cond.emb is None:
         return [(list(range(len(cond))), cond)]
     groups: dict[int, list[int]] = {}
-    for i, n in enumerate(cond.mask.sum(1).tolist()):
+    for i, n in enumerate(kept.sum(1).tolist()):
         groups.setdefault(n, []).append(i)
-    return [
-        (rows, replace(some, emb=torch.stack(no_padding(some)), mask=None))
-        for rows, some in ((rows, cond[rows]) for rows in groups.values())
-    ]
+    made = []
+    for rows in groups.values():
+        some, own = cond[rows], kept[rows]
+        chosen = {
+            name: v[own].unflatten(0, (len(rows), -1)) for name, v in some.parts().items() if name in ("emb", "mask")
+        }
+        made.append((rows, Cond.of(some.parts() | chosen)))
+    return made
+
+
+def chat(tokenizer: Any, system: str = "", **options: Any) -> Callable[[str], str]:
+    """The tokenizer's chat template around a text of the user, after a system prompt if there is one."""
+
+    def template(text: str) -> str:
+        messages: list[dict[str, Any]] = [{"role": "user", "content": text}]
+        if system:
+            messages = [{"role": "system", "content": system}, *messages]
+        return tokenizer.apply_chat_template(messages, tokenize=False, **options)
+
+    return template

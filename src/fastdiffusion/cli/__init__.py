@@ -19,11 +19,11 @@ import typer
 
 from ..errors import DataError, FastdiffusionError, InputError, out_of_memory
 from ..version import __version__
-from .options import app, register_old_names
+from .app import app, register_old_names
 
 # Each registers its commands, in the order of the help.
 from . import training, classification, autoencoding, sampling, languages, restoration, text_image  # noqa: F401 # isort: skip
-from . import stylization, translation, info  # noqa: F401 # isort: skip
+from . import editing, stylization, translation, info  # noqa: F401 # isort: skip
 
 
 register_old_names()
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         rank = os.environ.get("RANK", "0")
         if not rank.isdecimal() or int(rank) == 0 or not isinstance(error, InputError | DataError):  # all print these
             _say(str(error))
-        return 2
+        return getattr(error, "exit_code", 2)
     except Exception as error:  # a place without permission, a full disk, no memory: not worth a traceback
         known = _sentence(error)
         if debug or known is None:

@@ -9,11 +9,19 @@ from .command import command
 from .options import DataName, unfinished
 
 
-@command("train-classifier", TrainClassifierOptions)
+@command(
+    "train-classifier",
+    TrainClassifierOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion train-classifier digits --steps 1000",
+        "fastdiffusion train-classifier photos/ --size 64 --model runs/photos",
+    ],
+)
 def train_classifier(chosen: TrainClassifierOptions, data: DataName) -> None:
-    """Train a classifier of noisy images, for guidance.
+    """Train a classifier of noisy images, to guide by.
 
-    Afterwards: fastdiffusion sample MODEL --guidance "classifier FILE scale=2", or middle for a model's features.
+    Then: fastdiffusion sample MODEL --guidance "classifier FILE scale=2"; of a model's features: feature_guidance.
     """
     from .. import data as datasets
     from ..tasks.classification import train

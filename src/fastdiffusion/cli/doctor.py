@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
@@ -27,7 +27,17 @@ EXTRAS = {
 
 def doctor(model: str | None = None) -> str:
     """A report in plain lines, of this machine or of a model folder on it. Nothing is downloaded, nothing changed."""
-    return "\n".join(f"{name:14} {text}" for name, text in (_findings() if model is None else _examined(model)))
+    return text(findings(model))
+
+
+def findings(model: str | None = None) -> dict[str, str]:
+    """The same, by what each line is about."""
+    return dict(_findings() if model is None else _examined(model))
+
+
+def text(found: Mapping[str, str]) -> str:
+    """Findings as lines."""
+    return "\n".join(f"{name:14} {finding}" for name, finding in found.items())
 
 
 def _examined(model: str) -> Iterator[tuple[str, str]]:

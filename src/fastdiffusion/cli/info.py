@@ -7,42 +7,68 @@ from typing import Annotated
 
 import typer
 
-from .options import Device, Out, app
+from .. import choices
+from .command import command, offer
+from .options import Device, Out
+
+EXPLAINED = (
+    *choices.SAMPLERS, *choices.SCHEDULES, *choices.SIGMA_DISTRIBUTIONS, *choices.LOSS_WEIGHTINGS, *choices.GUIDANCE,
+    *choices.PARAMETERIZATIONS, *choices.NETS, *choices.OPTIMIZERS, *choices.DATASETS, *choices.AUGMENTS,
+)  # fmt: skip
 
 
-@app.command("list-samplers")
+@command(
+    "list-samplers",
+    panel="Info",
+    examples=["fastdiffusion list-samplers", "fastdiffusion about dpmpp_2m  # one of them, with its equation"],
+    answers=True,
+)
 def list_samplers() -> None:
-    """List the samplers and their use."""
-    from ..samplers import SAMPLERS, about
+    """List the samplers: order, evaluations a step, and use."""
+    from ..samplers.registry import list_samplers as samplers
 
     print(f"{'name':20} order  NFE  noise  use")
-    for sampler in map(about, SAMPLERS):
+    for sampler in samplers():
         noise = "yes" if sampler.stochastic else "no"
         print(f"{sampler.name:20} {sampler.order:5}  {sampler.nfe:3}  {noise:5}  {sampler.use}")
 
 
-@app.command()
+@command(
+    "about",
+    panel="Info",
+    examples=["fastdiffusion about dpmpp_2m", "fastdiffusion about  # all that can be asked for"],
+    answers=True,
+)
 def about(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="A sampler, schedule, loss weighting, net, ...")
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="A sampler, schedule, loss weighting, net, ... Without one, all are listed.",
+            autocompletion=offer(EXPLAINED),
+        ),
     ] = None,
 ) -> None:
-    """Explain a name: equation, paper, code.
-
-    Without a name, list what there is.
-    """
+    """Explain a name: its equation, paper and code."""
     from .about import about as explain
 
     print(explain(name))
 
 
-@app.command()
+@command(
+    "recipe",
+    panel="Info",
+    examples=["fastdiffusion recipe out/0000-a-red-heart.png", "fastdiffusion recipe from-another-program.png"],
+    answers=True,
+)
 def recipe(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="PNG, WebP, JPEG, or with a NAME.json beside it.")],
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="A PNG, WebP or JPEG file, or any with a NAME.json beside it.")
+    ],
 ) -> None:
     """Show how an image was made.
 
-    What fastdiffusion wrote into it, or AUTOMATIC1111 or ComfyUI.
+    As fastdiffusion wrote it into the file, or AUTOMATIC1111 or ComfyUI did.
     """
     import json
 
@@ -51,32 +77,40 @@ def recipe(
     print(json.dumps(read_recipe(image), indent=2, ensure_ascii=False))
 
 
-@app.command()
+@command("demo", panel="Info", examples=["fastdiffusion demo", "fastdiffusion demo --seconds 120 --out out/longer"])
 def demo(
     out: Out = Path("out/demo"),
-    seconds: Annotated[float, typer.Option(help="Time to train.")] = 40.0,
+    seconds: Annotated[float, typer.Option(help="Time to train, in seconds.")] = 40.0,
     device: Device = None,
 ) -> None:
-    """From nothing to measured images: a minute.
+    """Go from nothing to measured images, in a minute.
 
-    Trains on the handwritten digits, samples, evaluates.
+    Draws with the bundled model; then trains on handwritten digits, samples, evaluates.
     """
     from .demo import demo as show
 
     show(out, seconds, device)
 
 
-@app.command()
+@command(
+    "doctor",
+    panel="Info",
+    examples=["fastdiffusion doctor", "fastdiffusion doctor sd15/ --json"],
+    answers=True,
+    document=True,
+)
 def doctor(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="A folder in diffusers' layout, to be examined.")
     ] = None,
-) -> None:
-    """Say what works on this machine, or with a model.
+) -> object:
+    """Say what works on this machine, or with a checkpoint.
 
     Versions, devices, data sets, fonts, extras. Of a model: whether it equals diffusers' own pipeline, which attention
     layers are seen, what prompts can do, how long an evaluation takes.
     """
-    from .doctor import doctor as examine
+    from .doctor import findings, text
 
-    print(examine(model))
+    found = findings(model)
+    print(text(found))
+    return found

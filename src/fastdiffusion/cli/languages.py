@@ -12,15 +12,25 @@ from ..errors import InputError, counted
 from ..tasks.generation.options import VariationsOptions
 from ..tasks.text_image.options import AddLanguageOptions
 from .command import command
-from .options import Aspect, DataName, Device, Out, Size, load_data, next_command, unfinished
+from .options import Aspect, DataName, Device, Out, Size, next_command, offer_models, unfinished
 
 
-@command("variations", VariationsOptions)
+@command(
+    "variations",
+    VariationsOptions,
+    panel="Create",
+    examples=[
+        "fastdiffusion variations photo.png -n 8",
+        'fastdiffusion variations photo.png "on a blue background" --strength 0.7',
+    ],
+)
 def variations(
     chosen: VariationsOptions,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="What to draw anew.")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Added to it.")] = "",
-    model: Annotated[str, typer.Option(help="emoji, or a model that shares its text encoder.")] = "emoji",
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to draw anew.")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to add to it.")] = "",
+    model: Annotated[
+        str, typer.Option(help="A text-to-image model that was trained on such captions.", autocompletion=offer_models)
+    ] = "emoji",
     out: Out = Path("out"),
 ) -> None:
     """Draw variations of an image, with a prompt or without.
@@ -35,48 +45,68 @@ def variations(
     print(f"{counted(len(made), 'image')} in {out}, and {sheet.name}.")
 
 
-@command("index")
+@command(
+    "index",
+    panel="Train",
+    examples=[
+        "fastdiffusion index photos/ --clip runs/clip --out photos.safetensors",
+        "fastdiffusion index emoji",
+    ],
+)
 def index(
     data: DataName,
-    clip: Annotated[Path | None, typer.Option(help="A file or folder of train-clip; by default the emoji's.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The index's file.")] = Path("out/index.safetensors"),
+    clip: Annotated[
+        Path | None, typer.Option(help="What train-clip wrote; by default the bundled encoder, of emoji.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the index.")] = Path("out/index.safetensors"),
     size: Size = None,
     aspect: Aspect = None,
     device: Device = None,
 ) -> None:
-    """Build a retrieval index of captioned images, for variations.
+    """Build the index that variations draws from.
 
-    The embedding of each, and its caption; nothing is trained.
+    Of captioned images: the embedding of each, and its caption; nothing is trained.
     """
     import torch
 
+    from ..data import load_folder
     from ..tasks import variations as module
     from ..tasks.text_image.clip import mode, ready
 
     net = ready(clip, device)
-    made = module.build_index(net, load_data(data, size, aspect, "pad", mode(net)))
+    made = module.build_index(net, load_folder(data, size, aspect, "pad", mode(net)))
     module.save(made, out, torch.float16)
     print(f"{out}: {counted(len(made.captions), 'image')}.")
     next_command("variations photo.png --model MODEL", index=out, clip=clip)
 
 
-@command("add-language", AddLanguageOptions)
+@command(
+    "add-language",
+    AddLanguageOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion add-language emoji emoji:ja,es --out multilingual.safetensors",
+        "fastdiffusion add-language runs/photos pairs.csv --steps 3000",
+    ],
+)
 def add_language(
     chosen: AddLanguageOptions,
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A text-to-image model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A text-to-image model.", autocompletion=offer_models)],
     pairs: Annotated[
         list[str],
         typer.Argument(
-            metavar="PAIRS...", help="Tables (.csv, .tsv: new text, known text); emoji:ja,es; edict, a dictionary."
+            metavar="PAIRS...",
+            help="Pairs of texts: tables (.csv, .tsv: new text, known text); emoji:ja,es; edict, a dictionary.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The new model's file.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the new model.")] = Path(
         "out/multilingual.safetensors"
     ),
 ) -> None:
-    """Add a language to a text-to-image model, by distillation.
+    """Teach a text-to-image model another language.
 
-    Its denoiser and its own text encoder stay as they are: a tokenizer and a text encoder beside them are trained.
+    By distillation: its denoiser and its own text encoder stay as they are, and a tokenizer and a text encoder beside
+    them are trained.
     """
     if out.suffix != ".safetensors":
         raise InputError(f"A model file ends in .safetensors, got {str(out)!r}.")

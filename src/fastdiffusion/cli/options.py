@@ -1,121 +1,55 @@
-"""What the commands share: the application they register with, and the options that many of them take."""
+"""What the commands share: arguments and options that many of them take, and what they print."""
 
 from __future__ import annotations
 
 import os
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
-from typer.models import CommandInfo
 
+from .. import choices
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from ..data import Dataset
+from .command import keep_config, offer
 
 
-app = typer.Typer(
-    name="fastdiffusion",
-    help="Train diffusion models, sample from them, measure what comes out.",
-    epilog="Any command with --help lists its options. Errors: --debug shows where they come from.",
-    add_completion=False,
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-
-# The names of 0.1, which go on working for one release without being listed.
-OLD_COMMANDS = {
-    "again": "reproduce",
-    "vary": "variations",
-    "remember": "index",
-    "teach": "add-language",
-    "unmark": "remove-watermark",
-    "codec": "evaluate-autoencoder",
-    "train-codes": "train-token-prior",
-    "sample-codes": "sample-tokens",
-    "train-draft": "train-caption-mean",
-    "score": "clip-score",
-    "samplers": "list-samplers",
-}
-OLD_FLAGS = {
-    "--accumulate": "--grad-accumulation",
-    "--back": "--reverse",
-    "--begin": "--init-from",
-    "--by": "--corruption",
-    "--codebook": "--codebook-size",
-    "--codec": "--autoencoder",
-    "--density": "--sigma-distribution",
-    "--ensemble": "--self-ensemble",
-    "--further": "--resume-languages",
-    "--given": "--inputs",
-    "--guide": "--guidance",
-    "--label-dropout": "--cond-dropout",
-    "--lines": "--from-edges",
-    "--memory": "--index",
-    "--no-ensemble": "--no-self-ensemble",
-    "--origin": "--source-prompt",
-    "--text": "--captions",
-    "--to": "--prompt",
-    "--vary": "--sweep",
-    "--way": "--method",
-    "--weight": "--loss-weighting",
-}
+def offer_models(incomplete: str) -> list[str]:
+    """Completion of a model: one that ships, or a run in runs/. Where nothing fits, the shell offers files."""
+    runs = sorted(str(path.parent) for path in Path("runs").glob("*/model.safetensors"))
+    return [name for name in (*choices.MODELS, *runs) if name.startswith(incomplete)]
 
 
-class Command(TyperCommand):
-    """A command that also takes the old spellings of its flags, where they are not the names of others."""
-
-    def make_parser(self, ctx: Any) -> Any:
-        parser = super().make_parser(ctx)
-        known = parser._long_opt
-        old_flags = {**OLD_FLAGS, **getattr(self.callback, "old_flags", {})}
-        known.update({old: known[new] for old, new in old_flags.items() if new in known and old not in known})
-        return parser
-
-
-def register_old_names() -> None:
-    """Let every registered command take its old flags, and answer to its old name."""
-    for info in app.registered_commands:
-        info.cls = Command
-    callbacks = {
-        info.name or info.callback.__name__: info.callback for info in app.registered_commands if info.callback
-    }
-    for old, new in OLD_COMMANDS.items():
-        app.registered_commands.append(CommandInfo(old, cls=Command, callback=callbacks[new], hidden=True))
-
-
-ModelPath = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, or the folder of its training run.")]
-DataName = Annotated[str, typer.Argument(metavar="DATA", help="A folder, or digits, fashion-mnist, emoji, hf:NAME.")]
+ModelPath = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MODEL", help="The model: its file, or the folder of its training run.", autocompletion=offer_models
+    ),
+]
+DataName = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="A folder of images, or a data set: digits, fashion-mnist, emoji, emoji-scenes, hf:OWNER/NAME.",
+        autocompletion=offer(choices.DATASETS),
+    ),
+]
 Size = Annotated[int | None, typer.Option(help="Side of the images in pixels.")]
 Aspect = Annotated[
-    str | None, typer.Option(help="Of a folder's images: bucket keeps shapes, crop cuts squares, pad adds white.")
+    str | None,
+    typer.Option(
+        help="Shapes of a folder's images: bucket keeps them, crop cuts squares, pad adds white.",
+        autocompletion=offer(choices.ASPECTS),
+    ),
 ]
 
 
-def load_data(
-    data: str,
-    size: int | None,
-    aspect: str | None,
-    usual: str = "bucket",
-    mode: str | None = None,
-    labels: str | None = None,
-) -> Dataset:
-    """The data of a command; a folder's images in the shapes that are asked for, or ``usual`` there."""
-    from .. import data as datasets
-
-    folder = Path(data).is_dir() and data not in datasets.DATASETS
-    chosen = {"aspect": aspect or (usual if folder else None), "mode": mode if folder else None, "labels": labels}
-    return datasets.load(data, size, **{key: value for key, value in chosen.items() if value is not None})
-
-
 def unfinished(folder: Path, steps: int) -> bool:
-    """Whether a training was stopped before its last step, which is then printed."""
+    """Whether a training was stopped before its last step, which is then printed; its folder gets run.toml."""
+    from ..io.config import NAME
     from ..io.run_folder import Folder
+
+    keep_config(folder / NAME)
 
     stopped = not Folder(folder).finished(steps)
     if stopped:
@@ -142,15 +76,11 @@ def folder(path: Path) -> Path:
     return path
 
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Where the results go.", callback=folder)]
-Seed = Annotated[int, typer.Option(help="Of image 0; image i has seed + i.")]
-BatchSize = Annotated[int, typer.Option(help="Images at once.")]
-LR = Annotated[float, typer.Option(help="Highest learning rate.")]
-Optimizer = Annotated[str, typer.Option(help="muon or adamw.")]
-Minutes = Annotated[float | None, typer.Option(help="End this session after so long; the same command goes on.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Forget what the folder holds and start anew.")]
-SeedOfAll = Annotated[int, typer.Option("--seed", help="Of everything.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default the best there is.")]
-Autoencoder = Annotated[
-    Path | None, typer.Option("--autoencoder", "--vae", help="An autoencoder's file: train in its latents.")
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", callback=folder)]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        help="Where to compute: cpu, cuda, mps; by default the best there is.", autocompletion=offer(choices.DEVICES)
+    ),
 ]
+Metadata = Annotated[bool, typer.Option(help="Keep the recipe in each file.")]

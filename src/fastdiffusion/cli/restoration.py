@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from .. import choices
 from ..errors import InputError
 from ..tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
-from .command import command
-from .options import DataName
+from .command import command, keep_config, offer, say_experimental
+from .options import DataName, Metadata
 from .several import each
 
+FEW = 8  # images, below which a watermark is found in part
 
-@command("restore", RestoreOptions)
+
+@command(
+    "restore",
+    RestoreOptions,
+    panel="Restore",
+    examples=[
+        "fastdiffusion restore photo.jpg --corruption dejpeg --compare",
+        'fastdiffusion restore photo.jpg --corruption "upscale x2" --out large.png',
+        'fastdiffusion restore photos/ --corruption "deblur motion 9 30" --out clean/',
+    ],
+)
 def restore(
     chosen: RestoreOptions,
     image: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Photographs of any size; folders, patterns.")
+        list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size; folders; patterns such as *.jpg.")
     ],
     corruption: Annotated[
         str,
-        typer.Option(help='What happened, e.g. "gray, blur 1.5, jpeg 30"; or what to do, e.g. "upscale x2".'),
+        typer.Option(
+            help='What happened, e.g. "gray, blur 1.5, jpeg 30"; or what to do, e.g. "upscale x2".',
+            autocompletion=offer((*choices.UNDOES, *choices.CORRUPTIONS)),
+        ),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A file or a folder; by default NAME-restored.png beside it.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="File or folder for the result; by default NAME-restored.png beside the image."
+        ),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Write before, after and difference as well.")] = False,
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
+    metadata: Metadata = True,
 ) -> None:
-    """Undo what happened to an image.
+    """Undo blur, noise, JPEG, missing parts or low resolution.
 
     Any mixture of downscale, jpeg, blur, motion, defocus, noise, gray, mask, watermark, ... As commands: upscale x2,
     colorize, dejpeg, deblur, denoise, inpaint MASK, dewatermark MASK. Ranges and what is left open are estimated.
+
+    Experimental: colorize. The bundled restorer finds few colors of photographs.
     """
     from ..guidance.posterior import INVERSE
     from ..tasks.restoration import restore as restoration
@@ -45,6 +66,9 @@ def restore(
             f"Use --posterior {chosen.method}."
         )
 
+    if chosen.model is None and re.search(r"\b(colorize|gray)\b", corruption):
+        say_experimental("the bundled restorer finds few colors of photographs. Give some: --hints or --palette.")
+
     def one(source: Path, path: Path) -> str:
         done = restoration.restore(source, corruption, **vars(chosen))
         return f"{done}\n{', '.join(map(str, done.save(path, compare=compare, metadata=metadata)))}"
@@ -52,16 +76,29 @@ def restore(
     each(image, out, "restored", one)
 
 
-@command("remove-watermark", RemoveWatermarkOptions)
+@command(
+    "remove-watermark",
+    RemoveWatermarkOptions,
+    panel="Restore",
+    examples=[
+        "fastdiffusion remove-watermark a.jpg b.jpg c.jpg d.jpg",
+        "fastdiffusion remove-watermark marked/*.png --out clean",
+    ],
+)
 def remove_watermark(
     chosen: RemoveWatermarkOptions,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Three or more with the same watermark.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the results go.")] = Path("out/clean"),
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGES...", help="Three images or more with the same watermark; eight are good."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out/clean"),
+    metadata: Metadata = True,
 ) -> None:
     """Find the watermark that images share, and remove it.
 
     Writes the images, and mark.png: the watermark. Pixels without it stay as they are.
+
+    Experimental: fewer than eight images, where letters of the watermark stay.
     """
     from ..io.metadata import recipe
     from ..tasks.restoration import watermarks
@@ -69,22 +106,33 @@ def remove_watermark(
     for path in watermarks.written([image.stem for image in images], out):
         if any(path.exists() and image.exists() and path.samefile(image) for image in images):
             raise InputError(f"{path} is one of the originals, which the result would replace. Try --out out/clean.")
+    if len(images) < FEW:
+        say_experimental(f"from {len(images)} images letters of a watermark stay. Eight or more are good.")
     done = watermarks.remove_watermark(images, **vars(chosen))
     for path in done.save(out, recipe("remove-watermark", vars(chosen), *images) if metadata else None):
         print(path)
     print(done)
 
 
-@command("train-cold", TrainColdOptions)
+@command(
+    "train-cold",
+    TrainColdOptions,
+    panel="Train",
+    examples=[
+        'fastdiffusion train-cold digits --process "blur 2"',
+        'fastdiffusion train-cold photos/ --size 64 --process "pixelate 8" --minutes 30',
+    ],
+)
 def train_cold(chosen: TrainColdOptions, data: DataName) -> None:
-    """Train a diffusion along blur or any corruption.
+    """Train a diffusion of blur, or of any corruption.
 
-    In place of noise: see the preview for what one evaluation and sixteen evaluations restore.
+    Cold diffusion, without noise: see the preview for what one evaluation and sixteen evaluations restore.
     """
     from ..tasks.restoration import cold_diffusion
 
     folder = Path(chosen.folder or "runs/cold")
     cold_diffusion.train_cold(data, **vars(replace(chosen, folder=folder)))
+    keep_config(folder / "run.toml")
     print(
         f"{folder / 'cold.safetensors'} and preview.png: held-out images, degraded, restored in 1 and 16 evaluations."
     )

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import counted, unknown
+from .. import choices
+from ..errors import InputError, counted, unknown
 from ..tasks.evaluation.options import EvaluateOptions
 from ..tasks.generation.options import ExportOptions, SampleOptions, StudyOptions
-from .command import command
-from .options import DataName, Device, ModelPath, Out, app, folder, next_command
+from .command import command, offer
+from .options import DataName, Device, Metadata, ModelPath, Out, folder, next_command, offer_models
 
 if TYPE_CHECKING:
     from ..tasks.generation.samples import SampleStep
@@ -28,24 +29,46 @@ def _file_or_folder(path: Path) -> Path:
 
 
 FileOrFolder = Annotated[
-    Path, typer.Option("--out", "-o", help="A folder; or a file, for one image.", callback=_file_or_folder)
+    Path,
+    typer.Option("--out", "-o", help="Folder for the results; or a file, for one image.", callback=_file_or_folder),
 ]
 
 
-@command("sample", SampleOptions)
+@command(
+    "sample",
+    SampleOptions,
+    panel="Create",
+    examples=[
+        'fastdiffusion sample "a red heart" -n 4 --seed 7',
+        "fastdiffusion sample runs/digits -n 16 --classes 3,7 --scale 2",
+        'fastdiffusion sample emoji "a blue heart" --image photo.png --mask hole.png --film steps.gif',
+    ],
+)
 def sample(
     chosen: SampleOptions,
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model file, its run's folder, or: emoji.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="The model: its file, the folder of its run, or emoji, which ships and may be left out.",
+            autocompletion=offer_models,
+        ),
+    ] = None,
     out: FileOrFolder = Path("out"),
-    format: Annotated[str, typer.Option(help="png or webp; both keep every pixel.")] = "png",
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each image.")] = True,
+    format: Annotated[
+        str,
+        typer.Option(help="Of the files: png or webp; both keep every pixel.", autocompletion=offer(choices.FORMATS)),
+    ] = "png",
+    metadata: Metadata = True,
     sidecar: Annotated[bool, typer.Option("--sidecar", help="Also write it beside each image, as JSON.")] = False,
-    film: Annotated[Path | None, typer.Option(help="Write how they emerge: steps.gif, .webp or .png.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Say what each step costs.")] = False,
+    film: Annotated[
+        Path | None, typer.Option(help="Write a film of how they emerge: steps.gif, .webp or .png.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print what each step costs.")] = False,
 ) -> None:
-    """Make images that carry their recipe.
+    """Make images from a prompt, of classes, or from an image.
 
-    One file each, and a sheet. A prompt alone is drawn by the model that ships: fastdiffusion sample "a red heart".
+    One file each, with its recipe inside, and a sheet of all. A prompt alone is drawn by the model that ships.
     """
     from tqdm import tqdm
 
@@ -60,8 +83,9 @@ def sample(
     if film is not None:
         checked_film(film)
     options = dict(vars(chosen))
-    if chosen.prompt is None and not registry.names_a_model(model):
-        model, options["prompt"] = "emoji", model
+    if model is None and chosen.prompt is None:
+        raise InputError('Say what to draw, or with which model: fastdiffusion sample "a red heart".')
+    model, options["prompt"] = registry.model_and_prompt(model or "emoji", chosen.prompt)
     frames = Film()
 
     def watch(step: SampleStep) -> None:
@@ -91,16 +115,30 @@ def sample(
         next_command(f"reproduce {shlex.quote(str(paths[0]))}")
 
 
-@app.command()
+@command(
+    "reproduce",
+    panel="Create",
+    examples=[
+        "fastdiffusion reproduce out/0000-a-red-heart.png",
+        "fastdiffusion reproduce out/0000-3.png --model runs/digits --out again.png",
+    ],
+)
 def reproduce(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="It carries its recipe, or has it beside it.")],
-    model: Annotated[Path | None, typer.Option(help="The model; by default looked for beside the image.")] = None,
+    image: Annotated[
+        Path, typer.Argument(metavar="IMAGE", help="An image that carries its recipe, or has it beside it.")
+    ],
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The model; by default it is looked for beside the image.", autocompletion=offer_models),
+    ] = None,
     device: Device = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="By default NAME-reproduced beside it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The new file; by default NAME-reproduced beside the image.")
+    ] = None,
 ) -> None:
-    """Reproduce an image from its recipe.
+    """Make an image again from the recipe inside it.
 
-    On the same machine it has the same bytes; a message tells if not.
+    On the same machine it has the same bytes; a message says if not.
     """
     from ..io.images import checked_name
     from ..tasks.generation import recipe
@@ -116,9 +154,18 @@ def reproduce(
     print(f"{copy}: {note}.")
 
 
-@command("evaluate", EvaluateOptions)
-def evaluate(chosen: EvaluateOptions, model: ModelPath, data: DataName, out: Out = Path("out/evaluation")) -> None:
-    """Measure a model against its data.
+@command(
+    "evaluate",
+    EvaluateOptions,
+    panel="Measure",
+    examples=[
+        "fastdiffusion evaluate runs/digits digits -n 500 --scale 2",
+        "fastdiffusion evaluate runs/photos photos/ --json",
+    ],
+    document=True,
+)
+def evaluate(chosen: EvaluateOptions, model: ModelPath, data: DataName, out: Out = Path("out/evaluation")) -> object:
+    """Measure how good a model's images are, against its data.
 
     Distances, precision and recall, coverage, and whether it copies. The first time, a classifier is trained on the
     data to measure with.
@@ -128,16 +175,26 @@ def evaluate(chosen: EvaluateOptions, model: ModelPath, data: DataName, out: Out
     report = measure(model, data, **vars(chosen))
     place = report.save(out)
     print(f"{report}\nIn {place}: report.json, samples.png, and neighbors.png, the samples nearest to a real image.")
+    return report.to_dict()
 
 
-@command("study", StudyOptions)
+@command(
+    "study",
+    StudyOptions,
+    panel="Measure",
+    examples=[
+        "fastdiffusion study runs/digits --sweep scale=1,2,4 --sweep steps=5,12",
+        'fastdiffusion study emoji "a red heart" --sweep sampler=euler,dpmpp_2m -n 2 --json',
+    ],
+    document=True,
+)
 def study(
     chosen: StudyOptions,
     model: ModelPath,
     sweep: Annotated[list[str], typer.Option(help="An option and its values, e.g. scale=1,3,7; may be repeated.")],
     out: Out = Path("out/study"),
-) -> None:
-    """Sample every combination of some options.
+) -> object:
+    """Sample every combination of some options, and see which matters.
 
     Writes all images, a labelled sheet, and which option explains how much of the differences. A cell equals the run
     of fastdiffusion sample with its settings.
@@ -146,18 +203,28 @@ def study(
 
     done = sweep_over(model, sweep, **vars(chosen))
     place = done.save(out)
-    for name, part in done.explained().items():
+    summary = done.to_dict()
+    for name, part in (summary["explained"] or {}).items():
         print(f"{name:14} explains {part:5.1%} of the differences")
     print(f"{place / 'study.png'}: {counted(len(done.cells), 'cell')} of {counted(chosen.n, 'image')}.")
+    return summary
 
 
-@command("export", ExportOptions)
+@command(
+    "export",
+    ExportOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion export runs/photos --out shared --license apache-2.0",
+        "fastdiffusion export runs/digits --name Digits -n 16",
+    ],
+)
 def export(
     chosen: ExportOptions,
     model: ModelPath,
-    folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Where it goes.")] = Path("out/export"),
+    folder: Annotated[Path, typer.Option("--folder", "--out", "-o", help="Folder to write.")] = Path("out/export"),
 ) -> None:
-    """Write a folder to share: model, card, preview.
+    """Write a folder to share: the model, its card and a preview.
 
     The card says what the run measured. The folder can be pushed to a model hub as it is.
     """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import typer
-
 from ..errors import FastdiffusionError, InputError
+
+
+class SomeFailed(FastdiffusionError):
+    """Some of several jobs failed, and the others are done: the command line exits 1."""
+
+    exit_code = 1
 
 
 def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Path, Path], str]) -> None:
@@ -22,7 +25,7 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
 
     Raises:
         InputError: A place that cannot be written, before any work is done; the error of a single image.
-        typer.Exit: With 1, where some of several images could not be used; they are listed.
+        SomeFailed: Some of several images could not be used; they are listed.
     """
     from tqdm import tqdm
 
@@ -58,5 +61,4 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
                 raise
             failed.append(f"{image}: {error}")
     if failed:
-        print(f"{len(failed)} of {len(jobs)} images failed:", *failed, sep="\n  ", file=sys.stderr)
-        raise typer.Exit(1)
+        raise SomeFailed("\n  ".join([f"{len(failed)} of {len(jobs)} images failed:", *failed]))

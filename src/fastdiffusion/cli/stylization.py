@@ -10,51 +10,67 @@ import typer
 
 from ..tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from .command import command
-from .options import unfinished
+from .options import Metadata, unfinished
 from .several import each
 
 OUT = Path("out/stylized.png")
-Content = Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="The images to change; folders, patterns.")]
+Content = Annotated[
+    list[Path], typer.Argument(metavar="IMAGE...", help="The images to change; folders; patterns such as *.jpg.")
+]
 OutImage = Annotated[
-    Path, typer.Option("--out", "-o", help="What to write: .png, .webp or .jpg; a folder for several.")
+    Path, typer.Option("--out", "-o", help="File to write, .png, .webp or .jpg; a folder for several.")
 ]
 
 
-@command("stylize", StylizeOptions)
+@command(
+    "stylize",
+    StylizeOptions,
+    panel="Edit",
+    examples=[
+        "fastdiffusion stylize photo.jpg painting.jpg --strength 0.6",
+        "fastdiffusion stylize photos/ runs/style/style.safetensors --out styled/",
+    ],
+    experimental="it moves colors and tones towards the style, and few of its shapes and strokes.",
+)
 def stylize(
     chosen: StylizeOptions,
     content: Content,
     style: Annotated[Path, typer.Argument(metavar="STYLE", help="An image, or what train-style wrote.")],
     out: OutImage = OUT,
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
+    metadata: Metadata = True,
 ) -> None:
-    """Give an image another one's style.
+    """Give an image the style of another one.
 
-    A photograph in the colors and textures of a painting, from coarse to fine.
+    The colors and textures of a painting, from coarse to fine.
     """
-    from ..io.inputs import losses
-    from ..io.metadata import recipe
-    from ..io.outputs import save_image
     from ..tasks.stylization import stylize as stylization
 
     def one(image: Path, path: Path) -> str:
         made = stylization.stylize(image, style, **vars(chosen))
-        written = save_image(made, path, recipe("stylize", vars(chosen), image, style) if metadata else None)
-        return "\n".join([f"{written}: {made.width}x{made.height} pixels.", *losses(image)])
+        (written,), (height, width) = made.save(path, metadata), made.images.shape[2:]
+        return "\n".join([f"{written}: {width}x{height} pixels.", *made.notes])
 
     several = len(content) > 1 or content[0].is_dir() or "*" in str(content[0])
     each(content, Path("out/stylized") if several and out == OUT else out, "stylized", one)
 
 
-@command("train-style", TrainStyleOptions)
+@command(
+    "train-style",
+    TrainStyleOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion train-style painting.jpg --data photos/",
+        "fastdiffusion train-style painting.jpg --data fashion-mnist --steps 400",
+    ],
+)
 def train_style(
     chosen: TrainStyleOptions,
     style: Annotated[Path, typer.Argument(metavar="STYLE", help="The image whose style is learned.")],
     data: Annotated[str, typer.Option(help="Photographs to practice on: a folder, or a data set's name.")],
 ) -> None:
-    """Learn one style, to apply it in one forward pass.
+    """Learn one style, to apply it at once.
 
-    Then: fastdiffusion stylize IMAGE runs/style/style.safetensors
+    In one evaluation of a net. Then: fastdiffusion stylize IMAGE runs/style/style.safetensors
     """
     from ..tasks.stylization import network
 

@@ -11,25 +11,34 @@ import typer
 from ..errors import InputError
 from ..tasks.text_image.options import TrainCaptionMeanOptions, TrainClipOptions
 from .command import command
-from .options import Aspect, DataName, Device, load_data, next_command, unfinished
+from .options import Aspect, DataName, Device, next_command, unfinished
 
 ClipPath = Annotated[
-    Path | None, typer.Option("--model", "-m", help="A file or folder of train-clip; by default the emoji's encoder.")
+    Path | None, typer.Option("--model", "-m", help="What train-clip wrote; by default the bundled encoder, of emoji.")
 ]
 
 
-@command("train-clip", TrainClipOptions)
+@command(
+    "train-clip",
+    TrainClipOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion train-clip photos/ --size 64 --steps 2000",
+        "fastdiffusion train-clip photos/ --net tiny --minutes 10 --folder runs/clip",
+    ],
+)
 def train_clip(chosen: TrainClipOptions, data: DataName, aspect: Aspect = None) -> None:
-    """Train encoders of images and captions.
+    """Train encoders of images and captions, to score and search.
 
-    For clip-score and search, on your own captioned folder. The same command goes on where it stopped.
+    On a folder of yours with captions. The same command goes on where it stopped.
     """
+    from ..data import load_folder
     from ..io.run_folder import Folder
     from ..tasks.text_image import clip
 
     chosen = chosen.in_runs("clip")
     folder = Path(str(chosen.folder))
-    clip.train_clip(load_data(data, chosen.size, aspect, "pad"), **vars(chosen))  # as clip-score and search load them
+    clip.train_clip(load_folder(data, chosen.size, aspect, "pad"), **vars(chosen))  # as clip-score and search load them
     if unfinished(folder, chosen.steps):
         return
     last = next((line for line in reversed(Folder(folder).metrics()) if "recall" in line), None)
@@ -40,17 +49,26 @@ def train_clip(chosen: TrainClipOptions, data: DataName, aspect: Aspect = None) 
     next_command(f"search {shlex.quote(data)} 'a red car'", model=folder)
 
 
-@command("train-caption-mean", TrainCaptionMeanOptions)
+@command(
+    "train-caption-mean",
+    TrainCaptionMeanOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion train-caption-mean photos/ --size 64",
+        "fastdiffusion train-caption-mean photos/ --vae runs/autoencoder/codec.safetensors --steps 3000",
+    ],
+)
 def train_caption_mean(chosen: TrainCaptionMeanOptions, data: DataName, aspect: Aspect = None) -> None:
-    """Learn the mean image of each caption, E[x0 given caption], before the denoiser.
+    """Learn the mean image of each caption, before training on captions.
 
-    Minutes of this save hours of 'train --captions'. The same command goes on where it stopped.
+    E[x0 given caption]: minutes of this save hours of 'train --captions'. The same command goes on where it stopped.
     """
+    from ..data import load_folder
     from ..tasks.text_image import caption_mean
 
     chosen = chosen.in_runs("caption-mean")
     folder, size, autoencoder = Path(str(chosen.folder)), chosen.size, chosen.autoencoder
-    caption_mean.train_caption_mean(load_data(data, size, aspect, "crop"), **vars(chosen))
+    caption_mean.train_caption_mean(load_folder(data, size, aspect, "crop"), **vars(chosen))
     if unfinished(folder, chosen.steps):
         return
     shared = {"size": size, "aspect": aspect or ("crop" if autoencoder is None and Path(data).is_dir() else None)}
@@ -59,13 +77,22 @@ def train_caption_mean(chosen: TrainCaptionMeanOptions, data: DataName, aspect: 
     next_command(f"train {shlex.quote(data)} --captions", **shared, init_from=folder / caption_mean.FILE)
 
 
-@command("clip-score")
+@command(
+    "clip-score",
+    panel="Measure",
+    examples=[
+        'fastdiffusion clip-score out/0000-a-red-heart.png "a red heart" "a blue heart"',
+        'fastdiffusion clip-score photo.png "a cat" --model runs/clip --json',
+    ],
+    answers=True,
+    document=True,
+)
 def clip_score(
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="A file.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     prompt: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="One text or several, each in quotes.")],
     model: ClipPath = None,
     device: Device = None,
-) -> None:
+) -> object:
     """Measure how well texts fit an image.
 
     Best first: the cosine, and what part of the captions that the encoder knows fits worse. The bundled encoder knows
@@ -73,41 +100,59 @@ def clip_score(
     """
     from ..tasks.text_image import scoring
 
-    for score in sorted(scoring.clip_score(image, prompt, model, device), key=lambda score: -score.similarity):
+    scores = sorted(scoring.clip_score(image, prompt, model, device), key=lambda score: -score.similarity)
+    for score in scores:
         print(f"{score.similarity:6.3f}  better than {score.better_than:6.1%}  {score.prompt}")
+    return [score._asdict() for score in scores]
 
 
-@command("search")
+@command(
+    "search",
+    panel="Measure",
+    examples=[
+        'fastdiffusion search out/ "a red heart" -n 4',
+        'fastdiffusion search photos/ "a red car" --model runs/clip',
+    ],
+    answers=True,
+)
 def search(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images, in any depth.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Images, at any depth.")],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to look for, in quotes.")],
-    n: Annotated[int, typer.Option("-n", "--n", help="How many to name.")] = 16,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many images to name.")] = 16,
     model: ClipPath = None,
     device: Device = None,
 ) -> None:
-    """Find images of a folder by text, best first. The bundled encoder knows emoji only."""
+    """Find the images of a folder that fit a text best.
+
+    The bundled encoder knows emoji only: on photographs its answers are experimental, and it says so.
+    """
     from ..tasks.text_image import scoring
 
     for match in scoring.search(folder, prompt, n, model, device):
         print(f"{match.similarity:6.3f}  {folder / match.path}")
 
 
-@command("names")
+@command(
+    "names",
+    panel="Info",
+    examples=["fastdiffusion names burger", "fastdiffusion names flag of -n 50"],
+    answers=True,
+)
 def names(
     prompt: Annotated[list[str] | None, typer.Argument(metavar="WORD...", help="What to look for.")] = None,
-    n: Annotated[int, typer.Option("-n", "--n", help="How many to list.")] = 20,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many names to list.")] = 20,
 ) -> None:
-    """Search the names of what the bundled text-to-image model draws.
+    """Search the names of what the bundled model draws.
 
     First what the words mean, then names that share them, then what is spelled alike.
     """
-    from ..prompts.reading import known_names
+    from ..prompts import reading
 
-    table = known_names()
+    table = reading.known_names()
     if not prompt:
         print(f"The model that ships draws {len(table.names):,} emoji by name. Search them: fastdiffusion names burger")
         return
-    found = table.find(" ".join(prompt), max(n, 1))
+    found = reading.names(" ".join(prompt), max(n, 1))
     if not found:
         raise InputError(
             f"No name like {' '.join(prompt)!r} among {len(table.names):,}. Try another word, e.g. burger."

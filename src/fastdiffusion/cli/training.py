@@ -4,37 +4,52 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .. import choices
 from ..errors import InputError
 from ..training.config import Budget, TrainingConfig
-from .command import command
-from .options import Aspect, DataName, Device, ModelPath, Size, app, load_data, next_command
+from .command import command, keep_config, offer
+from .options import Aspect, DataName, Device, ModelPath, Size, next_command
 
 if TYPE_CHECKING:
     from ..models import Model
     from ..samplers import Table
 
 
-@command("train", TrainingConfig, Budget)
+@command(
+    "train",
+    TrainingConfig,
+    Budget,
+    panel="Train",
+    examples=[
+        "fastdiffusion train photos/ --size 64 --minutes 60",
+        "fastdiffusion train digits --net unet-tiny --minutes 1",
+        "fastdiffusion train photos/ --captions --vae runs/autoencoder/codec.safetensors --net unet-latent",
+    ],
+)
 def train(
     config: TrainingConfig,
     budget: Budget,
     data: DataName,
     size: Size = None,
     aspect: Aspect = None,
-    labels: Annotated[str | None, typer.Option(help="Of a folder's images: auto, folders, table or none.")] = None,
-    inputs: Annotated[
-        Path | None, typer.Option(help="Inputs of the same names as DATA's answers: learn pairs.")
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="Classes of a folder's images: auto, folders, table or none.", autocompletion=offer(choices.LABELS)
+        ),
     ] = None,
-    procs: Annotated[int, typer.Option(min=1, help="Processes on this machine.")] = 1,
+    inputs: Annotated[
+        Path | None, typer.Option(help="Folder of inputs, with the names of their answers in DATA: learn pairs.")
+    ] = None,
+    procs: Annotated[int, typer.Option(min=1, help="Number of processes on this machine.")] = 1,
     cpu: Annotated[bool, typer.Option("--cpu", hidden=True, help="The old spelling of --device cpu.")] = False,
 ) -> None:
-    """Train a model on images; run it again to continue.
+    """Train a model on images, or go on with it.
 
     The same command continues where the last one stopped, bit for bit.
     """
@@ -42,71 +57,79 @@ def train(
 
     if procs > 1 and rank_and_world()[1] == 1:
         raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
-    from .. import data as datasets
-    from ..io.images import safe_name
-    from ..training.console import say
-    from ..training.learner import Learner
+    from ..tasks import training
 
-    crops = inputs is None and config.restore is not None and Path(data).is_dir()
-    if aspect is not None and (crops or inputs is not None):
-        raise InputError("--aspect does nothing here: pairs and images to restore are cropped. Leave it out.")
-    if labels is not None and (crops or inputs is not None):
-        raise InputError("--labels does nothing here: pairs and images to restore have no classes. Leave it out.")
-    if config.init_from is not None and config.net is not None:
-        raise InputError("A model that is trained further keeps its net. Leave out --net or --init-from.")
-    if inputs is not None:
-        images: datasets.Dataset = datasets.Pairs(inputs, data, 64 if size is None else size)
-    elif crops:
-        images = datasets.Crops(data, 64 if size is None else size)
+    device = "cpu" if cpu else config.device
+    options = {**vars(config), **vars(budget), "device": device}
+    done = training.train(data, size=size, aspect=aspect, labels=labels, inputs=inputs, **options)
+    if rank_and_world()[0]:
+        return
+    keep_config(done.path / "run.toml")
+    if config.restore is not None or inputs is not None:
+        next_command("restore photo.jpg", corruption=config.restore or "pairs", model=done.path)
     else:
-        images = load_data(data, size, aspect, "bucket" if config.autoencoder is None else "crop", labels=labels)
-    first = rank_and_world()[0] == 0
-    if images.report is not None and first:
-        say(f"{images.report}\nThe model and its report will name the data {images.name!r}, after the folder.")
-    folder = config.folder or Path("runs") / safe_name(images.name)
-    config = replace(config, folder=folder, device="cpu" if cpu else config.device)
-    Learner(images, **vars(config)).fit(**vars(budget))
-    if first and (config.restore is not None or inputs is not None):
-        next_command("restore photo.jpg", corruption=config.restore or "pairs", model=folder)
-    elif first:
-        next_command(f"sample {shlex.quote(str(folder))} -n 16", out="out")
+        next_command(f"sample {shlex.quote(str(done.path))} -n 16", out="out")
 
 
-@app.command()
+@command(
+    "scan",
+    panel="Measure",
+    examples=["fastdiffusion scan photos/", "fastdiffusion scan photos/ --size 128 --json"],
+    answers=True,
+    document=True,
+)
 def scan(
     path: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images.")],
     size: Annotated[int, typer.Option(help="Side of the images in pixels.")] = 64,
-    aspect: Annotated[str, typer.Option(help="bucket keeps shapes, crop cuts squares, pad adds white.")] = "bucket",
-    mode: Annotated[str, typer.Option(help="auto, L, RGB or RGBA.")] = "auto",
-    labels: Annotated[str, typer.Option(help="auto, folders, table or none.")] = "auto",
-) -> None:
-    """Look at a folder before training.
+    aspect: Annotated[
+        str,
+        typer.Option(
+            help="Shapes: bucket keeps them, crop cuts squares, pad adds white.", autocompletion=offer(choices.ASPECTS)
+        ),
+    ] = "bucket",
+    mode: Annotated[
+        str, typer.Option(help="Channels: auto, L, RGB or RGBA.", autocompletion=offer(choices.CHANNELS))
+    ] = "auto",
+    labels: Annotated[
+        str, typer.Option(help="Classes: auto, folders, table or none.", autocompletion=offer(choices.LABELS))
+    ] = "auto",
+) -> object:
+    """Look at a folder of images before training on it.
 
     Sizes, classes, captions, copies, and what cannot be read and why.
     """
     from ..data.folders import scan as scan_folder
 
-    print(scan_folder(path, size, aspect=aspect, mode=mode, labels=labels))
+    found = scan_folder(path, size, aspect=aspect, mode=mode, labels=labels)
+    print(found)
+    return found.to_dict()
 
 
-@app.command()
+@command(
+    "fit",
+    panel="Train",
+    examples=[
+        "fastdiffusion fit runs/digits --steps 5,8,12",
+        'fastdiffusion fit sd15/ --steps 6 --prompt "a cat" --prompt "a street at night"',
+    ],
+)
 def fit(
     model: ModelPath,
-    steps: Annotated[
-        str, typer.Option(help="For how many evaluations: one number, or several with commas.")
-    ] = "5,8,12",
-    seconds: Annotated[float, typer.Option(help="Time for each, roughly.")] = 60.0,
+    steps: Annotated[str, typer.Option(help="Evaluations to fit for: one number, or several with commas.")] = "5,8,12",
+    seconds: Annotated[float, typer.Option(help="Time for each number of evaluations, roughly, in seconds.")] = 60.0,
     polish: Annotated[bool, typer.Option(help="Spend the time left on optimizing all numbers together.")] = True,
-    noises: Annotated[int, typer.Option(help="How many noises to fit to.")] = 64,
-    scale: Annotated[float | None, typer.Option(help="Guidance scale to fit for; 1 is off. See below.")] = None,
+    noises: Annotated[int, typer.Option(help="Number of noises to fit to.")] = 64,
+    scale: Annotated[
+        float | None, typer.Option("--scale", "--guidance-scale", help="Guidance to fit for; 1 is off.")
+    ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="What a text-to-image model will be asked for; repeat it, the more the better."),
+        typer.Option(help="A prompt that a text-to-image model will be asked for; repeat it, the more the better."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the noises.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
     device: Device = None,
 ) -> None:
-    """Fit samplers to a model, into its file.
+    """Fit a faster sampler to a model, into its file.
 
     The same images in fewer evaluations. Afterwards --steps 8 takes the table that was fitted for 8. For a folder in
     diffusers' layout the tables are written beside it, hold for one --scale and size, and the scale is by default the

@@ -9,10 +9,19 @@ from typing import Annotated
 import typer
 
 from ..tasks.translation.options import TrainTranslationOptions, TranslateOptions
-from .command import command
+from .command import command, keep_config
+from .options import Metadata
 
 
-@command("train-translation", TrainTranslationOptions)
+@command(
+    "train-translation",
+    TrainTranslationOptions,
+    panel="Train",
+    examples=[
+        "fastdiffusion train-translation drawings/ photos/ --size 64",
+        "fastdiffusion train-translation fashion-mnist --classes sneaker,bag --method cyclegan",
+    ],
+)
 def train_translation(
     chosen: TrainTranslationOptions,
     source: Annotated[str, typer.Argument(metavar="FROM", help="The source images: a folder or a data set.")],
@@ -28,32 +37,37 @@ def train_translation(
 
     folder = Path(chosen.folder or "runs/translation")
     paired.train_translation(source, target, **vars(replace(chosen, folder=folder)))
+    keep_config(folder / "run.toml")
     edges = " --from-edges" if target is None and chosen.classes is None else ""
     print(f"Look at {folder / 'preview.png'}. Next: fastdiffusion translate IMAGE {folder}{edges}")
 
 
-@command("translate", TranslateOptions)
+@command(
+    "translate",
+    TranslateOptions,
+    panel="Edit",
+    examples=[
+        "fastdiffusion translate drawing.png runs/translation",
+        'fastdiffusion translate shoe.png runs/fashion --prompt "ankle boot" --source-prompt sneaker',
+    ],
+)
 def translate(
     chosen: TranslateOptions,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image to change.")],
     net: Annotated[Path, typer.Argument(metavar="NET", help="What train-translation wrote; with --prompt, a model.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="What to write: .png, .webp or .jpg.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .png, .webp or .jpg.")] = Path(
         "out/translated.png"
     ),
-    metadata: Annotated[bool, typer.Option(help="Keep the recipe in each file.")] = True,
+    metadata: Metadata = True,
 ) -> None:
-    """Turn an image into its counterpart.
+    """Turn an image into another kind or class.
 
     Several results are numbered: out/translated-0.png, ...
     """
     from ..io.images import checked_name
-    from ..io.metadata import recipe
-    from ..io.outputs import save_image
     from ..tasks.translation import paired
 
     checked_name(out)
     made = paired.translate(image, net, **vars(chosen))
-    paths = [out] if len(made) == 1 else [out.with_stem(f"{out.stem}-{i}") for i in range(len(made))]
-    kept = recipe("translate", vars(chosen), image, net) if metadata else None
-    paths = [save_image(translated, path, kept) for path, translated in zip(paths, made, strict=True)]
-    print(f"{', '.join(map(str, paths))}: {made[0].width}x{made[0].height} pixels.")
+    paths, (height, width) = made.save(out, metadata), made.images.shape[2:]
+    print(f"{', '.join(map(str, paths))}: {width}x{height} pixels.")

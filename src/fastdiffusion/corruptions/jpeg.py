@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +19,9 @@ _LUMA = """
 16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56 14 17 22 29 51 87 80 62
 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92 49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
 _CHROMA = [17, 18, 24, 47, 18, 21, 26, 66, 24, 26, 56, 99, 47, 66, 99, 99]
-# (mean step of luminance, worth): libjpeg's quality 90, 80, 30 and 10. By bench/dejpeg.py, so that no photograph loses:
-# above 90 rounding is finer than what a restorer knows, and strong texture bears no more than half a change.
-WORTH = ((12, 0.0), (24, 0.4), (96, 0.4), (288, 1.0))
-HALVED = {"420": (2, 2), "422": (1, 2)}  # how many pixels, down and across, share a color
+HALVED = {"420": (2, 2), "422": (1, 2), "440": (2, 1)}  # how many pixels, down and across, share a color
 _YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+_RGB = torch.linalg.inv(_YCC)
 
 
 def tables(quality: Float[Tensor, " b"]) -> Float[Tensor, "b 2 8 8"]:
@@ -38,13 +35,14 @@ def tables(quality: Float[Tensor, " b"]) -> Float[Tensor, "b 2 8 8"]:
 
 @corruption(
     quality=Number(10, 90, least=1, most=100, whole=True, none=100, file=True),
-    colors=Text(("420", "444", "422", "rgb")),
+    colors=Text(("420", "444", "422", "440", "rgb", "rgb420", "rgb422")),
 )
 def jpeg(draw: Draw, shape: Shape, quality: Tensor | str, colors: str) -> Operator:
     """JPEG at libjpeg's quality 1 to 100; colours at half the resolution ("420", as most programs do) or full ("444").
 
-    "422" halves it across only; "rgb" rounds red, green and blue themselves, as a file in CMYK does. In Python the
-    steps themselves, (2, 8, 8), may stand for a quality. The gradient passes the rounding unchanged.
+    "422" halves it across only, "440" down only (a "422" that was turned); "rgb" rounds red, green and blue themselves,
+    as a file in CMYK does, "rgb420" with green and blue halved. In Python the steps themselves, (2, 8, 8), may stand
+    for a quality. The gradient passes the rounding unchanged.
     """
     if isinstance(quality, str):
         raise InputError(f"jpeg's quality must be a number, got {quality!r}. Example: 10..90.")
@@ -58,7 +56,7 @@ def operator(shape: Shape, steps: Float[Tensor, "b 2 8 8"], colors: str) -> Oper
         raise InputError(f"jpeg takes images of 1 or 3 channels, got {shape[0]}.")
 
     def mean(x: Tensor) -> Tensor:
-        planes = [_plane(rounded(c / q) * q, plane.shape) for plane, c, q in _coefficients(x, steps.to(x), colors)]
+        planes = [plane_of(rounded(c / q) * q, plane.shape) for plane, c, q in _coefficients(x, steps.to(x), colors)]
         return _joined(planes, x.shape, colors)
 
     def nearest(x: Tensor, y: Tensor) -> Tensor:
@@ -67,50 +65,15 @@ def operator(shape: Shape, steps: Float[Tensor, "b 2 8 8"], colors: str) -> Oper
         Where colors were cut off at black or white, the file's own coefficients are unknown: these stay free.
         """
         moves = []
-        for plane, c, _, center, known, q in _cells(x, y, steps, colors):
+        for plane, c, _, center, known, q in cells(x, y, steps, colors):
             inside = torch.minimum(torch.maximum(c, center - 0.49 * q), center + 0.49 * q)
-            moves.append(_plane(torch.where(known, inside - c, 0), plane.shape))
-        return x + _colors(moves, x.shape, colors) / 127.5
+            moves.append(plane_of(torch.where(known, inside - c, 0), plane.shape))
+        return x + joined_colors(moves, x.shape, colors) / 127.5
 
     return Operator(shape, shape, mean, linear=False, nearest=nearest)
 
 
-def trusted(x: Tensor, y: Tensor, steps: Float[Tensor, "2 8 8"], colors: str) -> Tensor:
-    """The estimate ``x`` of what a file ``y`` shows, as far as it tells more than the file.
-
-    The error of a rounded coefficient has a known variance: q^2 / 12, or that of a Laplacian inside the cell around 0,
-    whose width the share of coefficients outside it tells. An estimate that differs by more, in the mean over the
-    blocks, has itself an error of the rest: the best mixture leaves that part of the difference out (Wiener), frequency
-    by frequency. What a restorer takes for noise, fine texture above all, so stays as it is; gray stays gray.
-    """
-
-    moves = []
-    for plane, c, d, center, known, q in _cells(x, y, steps.expand(len(x), 2, 8, 8), colors):
-        base = torch.where(known, center, d)
-        difference = c - base
-        power, blocks = difference.square().mean((2, 3), keepdim=True), center.shape[2] * center.shape[3]
-        outside = ((center != 0).sum((2, 3), keepdim=True) + 0.5) / (blocks + 1)
-        u = -outside.log()
-        inside = (2 / u.square() - (1 + 2 / u) * outside / (1 - outside)) * q.square() / 4
-        variance = outside * q.square() / 12 + (1 - outside) * inside.clamp(min=0).minimum(q.square() / 12)
-        share = (variance / power.clamp(min=1e-6)).clamp(max=1).square()  # squared: rather too little than too much
-        empty = (center == 0).flatten(2).all(2)[:, :, None, None, None, None]
-        move = torch.where(empty, 0, difference * share)
-        move = torch.where(known, torch.minimum(torch.maximum(move, -0.49 * q), 0.49 * q), move)
-        moves.append(_plane(base + move - c, plane.shape))
-    return torch.lerp(y, x + _colors(moves, x.shape, colors) / 127.5, worth(steps))
-
-
-def worth(steps: Float[Tensor, "2 8 8"]) -> float:
-    """How far a file is changed towards an estimate, 0 to 1, by its mean step of luminance: see ``WORTH``."""
-    step = float(steps[0].mean())
-    for (low, less), (high, more) in pairwise(WORTH):
-        if step < high:
-            return less + (more - less) * max(step - low, 0) / (high - low)
-    return WORTH[-1][1]
-
-
-def _cells(x: Tensor, y: Tensor, steps: Tensor, colors: str) -> Iterator[tuple[Tensor, ...]]:
+def cells(x: Tensor, y: Tensor, steps: Tensor, colors: str) -> Iterator[tuple[Tensor, ...]]:
     """Each plane, its coefficients in ``x`` and ``y``, the file's own, whether these are known, and their steps.
 
     They are not where colors were cut off at black or white; pixels that were rounded tell them to about 1.
@@ -124,22 +87,24 @@ def _cells(x: Tensor, y: Tensor, steps: Tensor, colors: str) -> Iterator[tuple[T
 def _coefficients(x: Tensor, steps: Tensor, colors: str) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Each plane (centred at 0, in units of 1/255), its 8x8 cosine coefficients and their steps."""
     values = (x + 1) * 127.5
-    if x.shape[1] == 1 or colors == "rgb":
+    if x.shape[1] == 1:
         planes = [values - 128]
     else:
-        ycc = torch.einsum("oc,bchw->bohw", _YCC.to(x), values)
-        planes = [ycc[:, :1] - 128, ycc[:, 1:]]
-        if (by := HALVED.get(colors)) is not None:
+        values = values - 128
+        if not colors.startswith("rgb"):
+            values = torch.einsum("oc,bchw->bohw", _YCC.to(x), values)
+        planes = [values[:, :1], values[:, 1:]]
+        if (by := HALVED.get(colors[-3:])) is not None:
             planes[1] = F.avg_pool2d(_pad(planes[1], 2), by)
     d = dct_matrix(8, x.dtype).to(x.device)
     out = []
     for i, plane in enumerate(planes):
         cells = _pad(plane, 8).unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # b c H W 8 8
-        out.append((plane, d @ cells @ d.T, steps[:, min(i, 1), None, None, None]))
+        out.append((plane, d @ cells @ d.T, steps[:, 0 if colors.startswith("rgb") else i, None, None, None]))
     return out
 
 
-def _plane(coefficients: Tensor, shape: torch.Size) -> Tensor:
+def plane_of(coefficients: Tensor, shape: torch.Size) -> Tensor:
     """A plane from its coefficients."""
     d = dct_matrix(8, coefficients.dtype).to(coefficients.device)
     cells = d.T @ coefficients @ d
@@ -148,18 +113,19 @@ def _plane(coefficients: Tensor, shape: torch.Size) -> Tensor:
 
 def _joined(planes: list[Tensor], shape: torch.Size, colors: str) -> Tensor:
     """Planes to an image in [-1, 1], cut off as a file cuts it off."""
-    return ((_colors(planes, shape, colors) + 128) / 127.5 - 1).clamp(-1, 1)
+    return ((joined_colors(planes, shape, colors) + 128) / 127.5 - 1).clamp(-1, 1)
 
 
-def _colors(planes: list[Tensor], shape: torch.Size, colors: str) -> Tensor:
+def joined_colors(planes: list[Tensor], shape: torch.Size, colors: str) -> Tensor:
     """Planes to colors around 0; halved ones are interpolated as libjpeg does it (weights 3/4 and 1/4)."""
     if len(planes) == 1:
         return planes[0]
     luma, chroma = planes
     if chroma.shape != (shape[0], 2, *shape[2:]):
-        size = [n * by for n, by in zip(chroma.shape[2:], HALVED[colors], strict=True)]
+        size = [n * by for n, by in zip(chroma.shape[2:], HALVED[colors[-3:]], strict=True)]
         chroma = F.interpolate(chroma, size, mode="bilinear")[..., : shape[2], : shape[3]]
-    return torch.einsum("oc,bchw->bohw", torch.linalg.inv(_YCC).to(luma), torch.cat([luma, chroma], 1))
+    values = torch.cat([luma, chroma], 1)
+    return values if colors.startswith("rgb") else torch.einsum("oc,bchw->bohw", _RGB.to(values), values)
 
 
 def _pad(x: Tensor, multiple: int) -> Tensor:

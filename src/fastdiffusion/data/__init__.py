@@ -42,6 +42,7 @@ __all__ = [
     "fashion_mnist",
     "hub",
     "load",
+    "load_folder",
     "measure_sigma_data",
     "multilingual",
     "scan",
@@ -85,3 +86,25 @@ def load(source: str | os.PathLike[str] | Dataset, size: int | None = None, **op
         if "keyword argument" not in str(error):
             raise
         raise InputError(f"The data set {name!r} does not take these options ({error}).") from None
+
+
+def load_folder(
+    source: str | os.PathLike[str] | Dataset,
+    size: int | None = None,
+    aspect: str | None = None,
+    usual: str = "bucket",
+    mode: str | None = None,
+    labels: str | None = None,
+) -> Dataset:
+    """Like :func:`load`, for options that a folder's images have and other data sets do not.
+
+    Args:
+        source, size: As of :func:`load`.
+        aspect: Of :class:`ImageFolder`; by default ``usual``, where ``source`` is a folder.
+        usual: The default of ``aspect``.
+        mode: Of :class:`ImageFolder`, where ``source`` is a folder.
+        labels: Of :class:`ImageFolder`.
+    """
+    folder = not isinstance(source, Dataset) and Path(source).is_dir() and str(source) not in DATASETS
+    chosen = {"aspect": aspect or (usual if folder else None), "mode": mode if folder else None, "labels": labels}
+    return load(source, size, **{key: value for key, value in chosen.items() if value is not None})

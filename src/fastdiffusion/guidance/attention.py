@@ -80,6 +80,8 @@ def control(net: nn.Module, *controllers: Controller, run: Run | None = None) ->
             call.name, call.progress = names[call.module], _progress(run)
             for controller in controllers:
                 if controller.sees(call):
+                    if call.hidden:
+                        raise InputError(call.hidden)
                     controller(call)
 
     stack = HOOKS.stack  # this thread's, even if the context is left by another

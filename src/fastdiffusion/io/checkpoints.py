@@ -11,7 +11,8 @@ import hashlib
 import json
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,37 @@ def load_tensors(
         UnavailableError: It may be whole, but memory, a permission or the disk is missing, or it is from the future.
     """
     path = Path(path)
+    if is_pickle(path):
+        return {}, _load_pickle(path, unsafe)
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+        config = _config(path, metadata)
+        tensors = _tensors(file)
+        intact = _digest(metadata["version"], metadata["config"], tensors) == metadata.get("sha256")
+        tensors = tensors if stored else _dequantized(tensors)
+    if not intact:
+        raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another copy of it.")
+    return config, {in_code(name): tensor for name, tensor in tensors.items()}
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of anybody's safetensors file. Never allocates more than the file's own size.
+
+    Raises:
+        CheckpointError: Missing, damaged or only half there, or a pickle.
+        UnavailableError: It may be whole, but memory, a permission or the disk is missing.
+    """
+    path = Path(path)
+    if is_pickle(path):
+        raise CheckpointError(
+            f"{path} is a pickle, which can run any program when it is opened. Take its .safetensors file."
+        )
+    with _opened(path) as file:
+        return dict(file.metadata() or {}), _tensors(file)
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file's name or first bytes are those of a pickle; raises CheckpointError if it cannot be read."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -149,25 +181,26 @@ def load_tensors(
         reason = getattr(error, "strerror", error)
         raise CheckpointError(f"Cannot read {path}: {reason}. Give the path of a .safetensors file.") from None
     # a safetensors file begins with a length, which may look like a pickle's mark, and then its JSON
-    if path.suffix.lower() in _PICKLES or (head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{"):
-        return {}, _load_pickle(path, unsafe)
+    return path.suffix.lower() in _PICKLES or (head.startswith((b"PK\x03\x04", b"\x80")) and head[8:] != b"{")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; whatever goes wrong with it is one of this package's errors."""
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            config = _config(path, metadata)
-            # clone: the mapped tensors are not aligned, and CPU kernels round differently there (1e-6)
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-        intact = _digest(metadata["version"], metadata["config"], tensors) == metadata.get("sha256")
-        tensors = tensors if stored else _dequantized(tensors)
+            yield file
     except CheckpointError:
         raise
     except Exception as error:  # whatever a hostile header provokes in the reader
         if out_of_memory(error) or isinstance(error, OSError) or "(os error " in str(error):
             raise _unavailable(path, error) from None
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({str(error)[:200]}).") from None
-    if not intact:
-        raise CheckpointError(f"{path} is damaged: its checksum does not match. Use another copy of it.")
-    return config, {in_code(name): tensor for name, tensor in tensors.items()}
+
+
+def _tensors(file: Any) -> dict[str, Tensor]:
+    # clone: the mapped tensors are not aligned, and CPU kernels round differently there (1e-6)
+    return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def _unavailable(path: Path, error: Exception) -> UnavailableError:

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError, InputError
@@ -173,23 +173,38 @@ def not_read(suffix: str) -> str:
     return f"{suffix[1:].upper()} is not read: save it as PNG or JPEG (the Python package {UNREAD[suffix]} opens it)"
 
 
-def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"], str, int] | None:
-    """The steps that a JPEG file's coefficients are rounded to, luminance and color; how colors are kept (of ``jpeg``:
-    "420", "422", "444", or "rgb" for CMYK); and the EXIF orientation that it is shown in, 1 if as it lies.
+SAMPLINGS = {(1, 1): "444", (2, 1): "422", (1, 2): "440", (2, 2): "420"}  # of luminance, across and down
 
-    None where the file is another kind, or subsamples in another way.
+
+def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"], str | None, int] | None:
+    """The steps that a JPEG file's coefficients are rounded to, luminance and color; how colors are kept, as ``jpeg``
+    has it ("420", "rgb" for CMYK, None for any other way); and the EXIF orientation that it is shown in, 1 if as it
+    lies.
+
+    None where the file is of another kind.
     """
     with opened(source) as image:
-        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB", "CMYK"):
+        if image.format not in ("JPEG", "MPO"):
             return None
-        sampling = JpegImagePlugin.get_sampling(image)
-        own = {"L": "444", "CMYK": "rgb"}.get(image.mode)
-        colors = own or {0: "444", 1: "422", 2: "420"}.get(sampling)
+        layers: list[tuple[int, ...]] = image.layer  # pyright: ignore[reportAttributeAccessIssue]
+        tables: dict[int, list[int]] = image.quantization  # pyright: ignore[reportAttributeAccessIssue]
         orientation = image.getexif().get(0x0112, 1)
-        tables = [torch.tensor(steps).float().reshape(8, 8) for _, steps in sorted(image.quantization.items())]  # pyright: ignore[reportAttributeAccessIssue]
-    if colors is None or not tables:
+        sampling, rest = layers[0][1:3], {one[1:3] for one in layers[1:3]}
+        colors = SAMPLINGS.get(sampling) if rest <= {(1, 1)} else "444" if rest == {sampling} else None
+        if image.mode == "CMYK":
+            adobe = image.info.get("adobe_transform") == 2  # YCCK
+            image.load()
+            black = image.getchannel("K").getextrema()[1]
+            colors = None if black or colors is None else colors if adobe else f"rgb{colors}".removesuffix("444")
+        elif image.mode == "L":
+            colors = "444"
+        elif image.info.get("adobe_transform") == 0:
+            colors = None if colors is None else f"rgb{colors}".removesuffix("444")
+        steps = [tables.get(layers[min(i, len(layers) - 1)][3]) for i in (0, 1)]
+    if None in steps:
         return None
-    return torch.stack([tables[0], tables[-1]]), colors, orientation if orientation in range(1, 9) else 1
+    made = torch.tensor(steps).float().reshape(2, 8, 8)
+    return made, colors, orientation if orientation in range(1, 9) else 1
 
 
 def turned(x: Tensor, orientation: int) -> Tensor:

@@ -43,11 +43,11 @@ def without_paths(value: Any, existing: bool = False) -> Any:
     return value
 
 
-def recipe(command: str, options: Mapping[str, Any], *inputs: Path) -> dict[str, Any]:
-    """What a command's result carries: its options, and the names, not the places, of its inputs."""
+def recipe(command: str, options: Mapping[str, Any], *inputs: object) -> dict[str, Any]:
+    """What a verb's result carries: its options, and the names, not the places, of those inputs that are files."""
     plain = {key: value if isinstance(value, str | int | float | bool) else None for key, value in options.items()}
     plain |= {key: value.name for key, value in options.items() if isinstance(value, Path)}
-    names = [path.name for path in inputs]
+    names = [Path(path).name for path in inputs if isinstance(path, str | os.PathLike)]
     return {"fastdiffusion": __version__, "verb": command, "inputs": names, "parameters": plain}
 
 

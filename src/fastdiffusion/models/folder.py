@@ -51,16 +51,31 @@ def digest(folder: str | Path) -> str:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror}. Is it still there?") from None
 
 
+def file_digest(path: str | Path) -> str:
+    """sha256 of a file, kept in the cache likewise; raises CheckpointError if it cannot be read."""
+    cache, path = _cache(), Path(path).resolve()
+    try:
+        result = _file_digest(path, cache)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is it still there?") from None
+    _keep(cache)
+    return result
+
+
+def _file_digest(path: Path, cache: dict[str, Any]) -> str:
+    known: dict[str, Any] = cache.setdefault("files", {})
+    stat = path.stat()
+    state = [stat.st_size, stat.st_mtime_ns]
+    if known.get(str(path), [None])[:-1] != state:
+        with path.open("rb") as file:
+            known[str(path)] = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
+    return str(known[str(path)][-1])
+
+
 def _digest(folder: Path) -> str:
     cache, sha = _cache(), hashlib.sha256()
-    known: dict[str, Any] = cache.setdefault("files", {})
     for path in files(folder):
-        stat = path.stat()
-        state = [stat.st_size, stat.st_mtime_ns]
-        if known.get(str(path), [None])[:-1] != state:
-            with path.open("rb") as file:
-                known[str(path)] = [*state, hashlib.file_digest(file, "sha256").hexdigest()]
-        sha.update(json.dumps([path.relative_to(folder).as_posix(), known[str(path)][-1]]).encode())
+        sha.update(json.dumps([path.relative_to(folder).as_posix(), _file_digest(path, cache)]).encode())
     result = sha.hexdigest()
     cache.setdefault("folders", {})[result] = str(folder)
     _keep(cache)
@@ -71,6 +86,12 @@ def hashed_before(sha256: str) -> Path | None:
     """A folder on this machine that had this hash when it was last used, and still has an index."""
     path = _cache().get("folders", {}).get(sha256)
     return Path(path) if path is not None and is_folder(path) else None
+
+
+def file_hashed_before(sha256: str) -> Path | None:
+    """A file on this machine that had this hash when it was last used, and still is there."""
+    places = (Path(path) for path, state in _cache().get("files", {}).items() if state[-1] == sha256)
+    return next((path for path in places if path.is_file()), None)
 
 
 def _cache() -> dict[str, Any]:

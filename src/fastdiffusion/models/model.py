@@ -109,11 +109,12 @@ class Model:
         """sha256 over what decides the model's samples: its configuration without tables and notes, and its tensors.
 
         Computed when it is first asked for: what changes tensors in place afterwards needs a new model. A denoiser of
-        another family may bring the ``id`` of its files.
+        another family may bring the ``id`` of its files; its ``settings`` count too.
         """
-        if isinstance(own := getattr(self.denoise, "id", None), str):
-            return own
-        return fingerprint(tensors(self), configuration(self) | dict(getattr(self.denoise, "settings", {})))
+        own, settings = getattr(self.denoise, "id", None), dict(getattr(self.denoise, "settings", {}))
+        if isinstance(own, str):
+            return fingerprint({}, {"files": own, **settings}) if settings else own
+        return fingerprint(tensors(self), configuration(self) | settings)
 
     @property
     def loss(self) -> Callable[..., Tensor] | None:
@@ -207,8 +208,9 @@ class Model:
         """Shape of what comes out: (channels, height, width), or with more axes before the last two."""
         if self.autoencoder is None:
             return self.shape
-        height, width = self.shape[-2:]
-        return (self.autoencoder.image_channels, *self.shape[1:-2], height * self.factor, width * self.factor)
+        (*frames, height, width), more = self.shape[1:], getattr(self.autoencoder, "temporal_factor", 1)
+        frames = [1 + (n - 1) * more for n in frames]  # the first frame of a film is encoded alone
+        return (self.autoencoder.image_channels, *frames, height * self.factor, width * self.factor)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ class Autoencoder(Protocol):
         factor: Pixels per side of one latent.
         image_channels: Of an image.
         latent_channels: Of its latents.
+
+    One of films has a ``temporal_factor`` too: 1 + n * temporal_factor frames are 1 + n of latents.
     """
 
     @property

@@ -9,6 +9,7 @@ import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from ..device import best_device, device_of
 from ..errors import CheckpointError, DataError
@@ -42,6 +43,13 @@ def names_a_model(text: str) -> bool:
         return False  # and not the folder here
     place = "/" in text and (" " not in text or _exists(Path(path.parts[0])))
     return text in SHIPPED or path.suffix == ".safetensors" or place or _exists(path)
+
+
+def model_and_prompt(model: Any, prompt: Any) -> tuple[Any, Any]:
+    """What is meant by a first argument that may be a prompt: ``sample("a red heart")`` is drawn by "emoji"."""
+    if prompt is None and isinstance(model, str) and not names_a_model(model):
+        return SHIPPED[0], model
+    return model, prompt
 
 
 def _exists(path: Path) -> bool:

@@ -107,7 +107,9 @@ def fourier(c_noise: Float[Tensor, " b"], features: int, low: float = 0.125, hig
     c_noise is ln(sigma) / 4 (about -1.6 to 1.1) or flow's t in (0, 1). The slowest wave is monotone over either range,
     the fastest tells noise levels apart that differ by a few percent.
     """
-    frequencies = torch.logspace(math.log2(low), math.log2(high), features // 2, base=2, device=c_noise.device)
+    exact = torch.float32 if c_noise.device.type == "mps" else torch.float64  # which has no float64
+    octaves = torch.linspace(math.log2(low), math.log2(high), features // 2, dtype=exact, device=c_noise.device)
+    frequencies = (2.0**octaves).float()  # as logspace, which cannot be exported
     angles = 2 * math.pi * c_noise[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], 1)
 
@@ -281,6 +283,7 @@ class AttentionCall:
         weigh: From query, key and mask to the probabilities that ``attend`` uses.
         name: The layer's name in its net, such as "encoder.3.cross_attention"; filled in by the hook.
         progress: Where the run is, from 0 to below 1; None outside a run. Filled in by the hook.
+        hidden: Why it can be neither read nor changed, if that is so; query, key and value are then the layer's input.
     """
 
     module: nn.Module
@@ -293,6 +296,7 @@ class AttentionCall:
     weigh: Callable[..., Tensor] = softmax_probabilities
     name: str = ""
     progress: float | None = None
+    hidden: str = ""
     _probabilities: Tensor | None = field(default=None, init=False)
     _output: Tensor | None = field(default=None, init=False)
 

@@ -19,6 +19,7 @@ from .language import Line, Part, Prompt, at, moments, parse
 
 Encode = Callable[[list[str]], Any]  # texts to a Cond with one row each: emb, mask and pooled, whichever it has
 Spans = Callable[[str], Sequence[tuple[int, int]]]  # of each token's letters in a text; empty for marks of start, end
+Reader = tuple[Encode, Spans | None, int | None]  # how texts are encoded, their spans, and most tokens
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def compile(
     spans: Spans | None = None,
     limit: int | None = None,
     uncond: Cond | None = None,
+    reader: Reader | None = None,
 ) -> Compiled:
     """Prompts, one for each image, as conditions for each evaluation of a run.
 
@@ -128,6 +130,7 @@ def compile(
         limit: Most tokens that the encoder takes, its marks included. A longer text is cut between words and encoded
             piece by piece, so that nothing of it is lost.
         uncond: The model's unconditional case (``conditioner.null``), used where ``negative`` is empty.
+        reader: What encodes ``negative``, its spans and its limit, where that is not what encodes the prompts.
 
     Raises:
         InputError: A prompt that cannot be read, or that this encoder cannot follow.
@@ -139,6 +142,7 @@ def compile(
     if without and (len(without.parts) > 1 or moments(without, 12) != [0]):
         raise InputError("A negative prompt takes weights and BREAK, but neither AND nor changes during the run.")
     made = _Maker(encode, spans, limit)
+    negatives = made if reader is None else _Maker(*reader)
     total, most = evaluations or 1, max(len(prompt.parts) for prompt in parsed)
     changes: dict[int, list[list[tuple[Line, ...]]]] = {}  # by evaluation, part and prompt
     for i in sorted({i for prompt in parsed for i in moments(prompt, total)}):
@@ -146,14 +150,16 @@ def compile(
         changes[i] = [[row[k] if k < len(row) else row[0] for row in rows] for k in range(most)]  # [0]: at weight 0
     away = None if without is None else tuple(at(items, 0, 1) for part in without.parts for items in part.texts)
     wanted = [segments for parts in changes.values() for part in parts for segments in part]
-    made.prepare(wanted + ([away] if away else []))
+    made.prepare(wanted + ([away] if away and negatives is made else []))
+    if away and negatives is not made:
+        negatives.prepare([away])
     weights = [torch.tensor([p.parts[k].weight if k < len(p.parts) else 0.0 for p in parsed]) for k in range(most)]
     stages = []
     for i, parts in changes.items():
         conds = tuple(map(made.conds, parts))
         device = next((v.device for v in vars(conds[0]).values() if isinstance(v, Tensor)), None)
         stages.append(Stage(i, conds, tuple(w.to(device) for w in weights)))
-    return Compiled(tuple(stages), uncond if away is None else made.conds([away]), total)
+    return Compiled(tuple(stages), uncond if away is None else negatives.conds([away]), total)
 
 
 def aligned(spans: Spans, normalize: Callable[[str], str]) -> Spans:

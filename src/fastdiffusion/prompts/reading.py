@@ -88,6 +88,12 @@ def known_names() -> Names:
     return Names({key(name): name for name in table["names"]}, table["everyday"], table["search"])
 
 
+def names(text: str = "", n: int = 20) -> list[str]:
+    """Names of what the bundled model draws: all of them, or the ``n`` that are nearest to a text, best first."""
+    table = known_names()
+    return table.find(text, n) if text.strip() else sorted(table.names.values())
+
+
 def key(text: str) -> str:
     """A phrase as tables list it: folded, without hyphens, articles and signs at the ends of its words."""
     folded = unicodedata.normalize("NFKC", text).casefold().replace("-", " ").replace("’", "'")

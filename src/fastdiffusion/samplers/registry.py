@@ -104,6 +104,11 @@ def about(name: str) -> About:
     return About(name, summary, order, nfe, True, use)
 
 
+def list_samplers() -> list[About]:
+    """All samplers, with their order, evaluations a step, and use."""
+    return [about(name) for name in SAMPLERS]
+
+
 def sampler_name(name: str) -> str:
     """The name in ``SAMPLERS`` of a sampler, also as other programs call it: "DPM++ 2M Karras", "k_euler_a".
 

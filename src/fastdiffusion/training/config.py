@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..options import option
+from .. import choices
+from ..options import DEVICE, FRESH, PRECISION, SEED, option
 
 # What two commands that continue one run may give differently.
 FREE = frozenset(
@@ -73,46 +74,53 @@ class TrainingConfig:
 
     net: str | dict[str, Any] | None = option(
         None,
-        "unet-tiny, unet-small (the usual), unet-base, unet-latent, dit-tiny, dit-small, dit-base, restorer.",
+        "The network; by default unet-small, and for --restore restorer.",
         kind=str,
+        choices=choices.NETS,
     )
     folder: str | Path | None = option(
-        None, "Where the run lives; by default runs/NAME.", "--folder", "--out", "-o", kind=Path
+        None, "Folder of the run; by default runs/NAME, after the data.", "--folder", "--out", "-o", kind=Path
     )
-    batch_size: int = option(64, "Images per step, over all processes.")
+    batch_size: int = option(64, "Images in each step, over all processes.")
     grad_accumulation: int = option(1, "Microbatches that a batch is computed in, to save memory.")
     lr: float | None = option(None, "Highest learning rate; by default the optimizer's.")
-    optimizer: str = option("auto", "muon, adamw, schedule_free, or auto.")
+    optimizer: str = option(
+        "auto", "The optimizer; auto is muon, with --shard adamw.", choices=("auto", *choices.OPTIMIZERS)
+    )
     weight_decay: float = option(0.0, "Of AdamW or Muon.", python_only=True)
     grad_clip: float = option(1.0, "Greatest norm of the gradient; 0 is off.", python_only=True)
     warmup: int = option(100, "Steps in which the learning rate rises.", python_only=True)
     decay: float = option(0.5, "Last part of the run in which the learning rate falls.", python_only=True)
     ema: Sequence[float] = option((0.05, 0.1), "Lengths of the averages, as parts of the run.", python_only=True)
-    augment: str | Sequence[str] = option("", "Names with commas, e.g. mirror,crop; see: about.", kind=str)
-    augment_p: float = option(0.12, "Probability of each.")
-    dropout: float = option(0.0, "Of the net.")
-    cond_dropout: float = option(0.1, "Part trained without a condition, for guidance.")
-    parameterization: str = option("edm", "edm, v, noise, score, x0, flow.")
-    sigma_distribution: str = option("lognormal", "Noise levels to train at: lognormal, uniform, ...")
+    augment: str | Sequence[str] = option(
+        "", "Augmentations, with commas, e.g. mirror,crop.", kind=str, choices=choices.AUGMENTS
+    )
+    augment_p: float = option(0.12, "Probability of each augmentation.")
+    dropout: float = option(0.0, "Dropout of the net.")
+    cond_dropout: float = option(0.1, "Part of the examples trained without their condition, for guidance.")
+    parameterization: str = option("edm", "What the net predicts.", choices=choices.PARAMETERIZATIONS)
+    sigma_distribution: str = option("lognormal", "Noise levels to train at.", choices=choices.SIGMA_DISTRIBUTIONS)
     sigma_distribution_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
-    loss_weighting: str = option("edm", "Of the loss: edm, min_snr, p2, ...")
+    loss_weighting: str = option("edm", "What an error counts at each noise level.", choices=choices.LOSS_WEIGHTINGS)
     loss_weighting_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
     uncertainty: bool = option(False, "Also learn the weighting.", python_only=True)
-    captions: bool = option(False, "Condition on captions: a text-to-image model.")
-    autoencoder: Any = option(None, "An autoencoder's file: train in its latents.", "--autoencoder", "--vae", kind=Path)
+    captions: bool = option(False, "Train on captions: a text-to-image model.")
+    autoencoder: Any = option(
+        None, "File of an autoencoder: train in its latents.", "--autoencoder", "--vae", kind=Path
+    )
     restore: str | None = option(None, 'Learn to undo this, e.g. "blur 0.5..3, jpeg 10..60", from DATA\'s photographs.')
-    init_from: str | Path | None = option(None, "The file of a trained model to start from.", kind=Path)
+    init_from: str | Path | None = option(None, "File of a trained model to start from.", kind=Path)
     self_condition: bool = option(False, "Also condition the net on its own estimate.")
     sigma_data: float | None = option(None, "Standard deviation of the data; by default measured.", python_only=True)
-    holdout: float = option(0.05, "Part of the data kept for the validation loss.")
-    precision: str = option("auto", "float32, bfloat16, or auto: bfloat16 on a GPU that has it.")
+    holdout: float = option(0.05, "Part of the data that is kept for the validation loss.")
+    precision: str = option("auto", PRECISION, choices=choices.PRECISIONS)
     compile: bool | str = option(False, "Use torch.compile.", python_only=True)
-    shard: bool = option(False, "Divide the weights among the processes.")
-    track: str | None = option(None, "tensorboard, trackio or wandb, besides report.html.")
+    shard: bool = option(False, "Divide the weights among the processes, in place of copying them.")
+    track: str | None = option(None, "A tracker, besides report.html.", choices=choices.TRACKERS)
     save_every: float = option(30.0, "Seconds between checkpoints.", python_only=True)
     verbose: bool = option(True, "Print what is going on.", python_only=True)
-    seed: int = option(0, "Of everything.")
-    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+    seed: int = option(0, SEED)
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
     def __post_init__(self) -> None:
         if isinstance(self.augment, str):
@@ -136,9 +144,9 @@ class Budget:
         fresh: Forget what the folder holds and start anew.
     """
 
-    minutes: float | None = option(None, "Time to train, of all sessions together; 10 by default.")
+    minutes: float | None = option(None, "Minutes to train, of all sessions together; 10 by default.")
     steps: int | None = option(None, "Steps to train, instead of minutes.")
-    fresh: bool = option(False, "Forget what the folder holds and start anew.")
+    fresh: bool = option(False, FRESH, "--fresh/--resume")
 
 
 def changes(now: dict[str, Any], then: dict[str, Any]) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from ..options import option
+from .. import choices
+from ..options import DEVICE, FRESH, PRECISION, SEED, option
 
 if TYPE_CHECKING:
     import torch
@@ -29,23 +30,23 @@ class TrainingOptions:
         device: Where to train, "cpu", "cuda" or "mps"; by default the best there is. The result is on the CPU.
     """
 
-    steps: int = option(1000, "Of training.")
+    steps: int = option(1000, "Steps of the whole training.")
     folder: str | Path | None = option(
         None,
-        "Where the run lives, by default in runs/; again, to go on.",
+        "Folder of the run, by default in runs/; the same one again goes on.",
         "--folder",
         "-o",
         hidden=["--out"],
         kind=Path,
     )
-    batch_size: int = option(64, "Images a step.")
+    batch_size: int = option(64, "Images in each step.")
     lr: float = option(1e-2, "Highest learning rate.")
-    optimizer: str = option("muon", "muon or adamw.")
-    precision: str = option("float32", "float32, bfloat16, or auto: bfloat16 on a GPU that has it.")
-    minutes: float | None = option(None, "End this session after so long; the same command goes on.")
-    fresh: bool = option(False, "Forget what the folder holds and start anew.")
-    seed: int = option(0, "Of everything.")
-    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+    optimizer: str = option("muon", "The optimizer.", choices=choices.OPTIMIZERS)
+    precision: str = option("float32", PRECISION, choices=choices.PRECISIONS)
+    minutes: float | None = option(None, "End this session after so many minutes; the same command goes on.")
+    fresh: bool = option(False, FRESH, "--fresh/--resume")
+    seed: int = option(0, SEED)
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
     @property
     def place(self) -> torch.device:
@@ -74,7 +75,7 @@ class ImageTrainingOptions(TrainingOptions):
     """
 
     size: int | None = option(None, "Side of the images in pixels.")
-    holdout: float = option(0.05, "Part of the images kept to measure with.")
+    holdout: float = option(0.05, "Part of the images that is kept to measure with.")
 
 
 def default(name: str, value: Any, **shown: Any) -> Any:

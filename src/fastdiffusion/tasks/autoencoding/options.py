@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ... import choices
 from ...options import option
 from ...training.options import ImageTrainingOptions, default
 
@@ -34,14 +35,16 @@ class TrainAutoencoderOptions(ImageTrainingOptions):
     """
 
     steps: int = default("steps", 3000)
-    kind: str = option("kl", "kl (continuous latents); vq, fsq, gumbel (tokens of a codebook).")
+    kind: str = option(
+        "kl", "What it encodes to: kl, continuous latents; vq, fsq or gumbel, tokens.", choices=choices.AUTOENCODERS
+    )
     latent: int = option(4, "Channels of the latents.")
     width: int = option(32, "Channels of the first level.")
     blocks: int = option(1, "Residual blocks of each level.")
     levels: int = option(2, "How often the size is halved.")
     codebook_size: int = option(1024, "Number of tokens.")
     kl: float = option(1e-4, "Weight of the divergence; larger is smoother and coarser.")
-    free_bits: float = option(0.0, "Nats a latent number that cost nothing.")
+    free_bits: float = option(0.0, "Nats of each latent number that cost nothing.")
     perceptual: float = option(0.0, "Weight of the distance in a feature net.")
     adversarial: float = option(0.0, "Weight of a critic of patches.")
     decoder_of: Autoencoder | None = option(None, "An autoencoder whose decoder alone is trained.", python_only=True)
@@ -60,9 +63,9 @@ class EvaluateAutoencoderOptions:
         device: Where to compute; by default where the autoencoder is.
     """
 
-    n: int = option(256, "Images to measure with, at most.", "-n", "--n")
+    n: int = option(256, "Number of images to measure with, at most.", "-n", "--n")
     samples: int = option(64, "Draws of the importance-weighted bound.")
-    seed: int = option(0, "Of the training's split, and of the draws.")
+    seed: int = option(0, "Seed of the training's split, and of the draws.")
     device: str | None = default("device", None)
 
 
@@ -78,7 +81,7 @@ class TrainTokenPriorOptions(ImageTrainingOptions):
 
     steps: int = default("steps", 2000)
     width: int = option(128, "Channels of the prior.")
-    depth: int = option(4, "Its layers.")
+    depth: int = option(4, "Layers of the prior.")
 
 
 @dataclass(frozen=True)
@@ -94,9 +97,9 @@ class SampleTokensOptions:
         device: Where to compute; by default where the prior is, or for a file the best there is.
     """
 
-    n: int = option(16, "How many images.", "-n", "--n")
+    n: int = option(16, "Number of images.", "-n", "--n")
     steps: int = option(16, "Evaluations of the prior per image, each setting several tokens.")
-    temperature: float = option(1.0, "Below 1: likelier tokens, fewer kinds.")
-    seed: int = option(0, "Of image 0; image i has seed + i.")
-    batch_size: int = option(64, "Images at once.")
+    temperature: float = option(1.0, "Temperature; below 1: likelier tokens, fewer kinds.")
+    seed: int = option(0, "Seed of image 0; image i has seed + i.")
+    batch_size: int = option(64, "Images computed at once, for speed and memory only.")
     device: str | None = default("device", None)

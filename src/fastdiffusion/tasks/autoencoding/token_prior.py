@@ -30,6 +30,8 @@ from ...errors import InputError
 from ...io import guarded
 from ...io.checkpoints import fingerprint
 from ...io.images import grid, save_png
+from ...io.metadata import recipe
+from ...io.results import ImageResult
 from ...models import load_autoencoder
 from ...nets import layers
 from ...nets.autoencoders import Autoencoder, Discrete
@@ -104,7 +106,7 @@ def train_token_prior(autoencoder: Discrete | str | Path, data: Dataset | str, *
     for done in train(parts, config=config, warmup=100, **chosen.run()):
         if chosen.folder is not None and (done.step % PREVIEW_EVERY == 0 or done.step == chosen.steps):
             made.prior.eval()
-            sheet = grid(sample_tokens(made), 8, max(1, 48 // made.image_size[1]))
+            sheet = grid(sample_tokens(made).images, 8, max(1, 48 // made.image_size[1]))
             save_png(sheet, Path(chosen.folder) / "preview.png")
             made.prior.train()
     made.eval()
@@ -188,8 +190,8 @@ def write(
 
 
 @torch.no_grad()
-def sample_tokens(model: VQPrior | str | Path, **options: Any) -> Float[Tensor, "n c h w"]:
-    """New images in [-1, 1], on the CPU.
+def sample_tokens(model: VQPrior | str | Path, **options: Any) -> ImageResult:
+    """New images out of tokens.
 
     Args:
         model: Of :func:`train_token_prior`, or its file.
@@ -205,7 +207,8 @@ def sample_tokens(model: VQPrior | str | Path, **options: Any) -> Float[Tensor, 
     seeds = range(chosen.seed, chosen.seed + n)
     starts = tqdm(range(0, n, size), "sampling", disable=None, leave=False)
     tokens = (write(made.prior, seeds[i : i + size], chosen.steps, chosen.temperature) for i in starts)
-    return torch.cat([made.decode(some).cpu() for some in tokens])
+    images = torch.cat([made.decode(some).cpu() for some in tokens])
+    return ImageResult(images, tuple(f"{seed:04d}" for seed in seeds), recipe("sample-tokens", vars(chosen), model))
 
 
 def load(path: str | Path) -> VQPrior:

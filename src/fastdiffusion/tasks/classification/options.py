@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ... import choices
 from ...options import option
 from ...training.options import ImageTrainingOptions, default
 
@@ -22,7 +23,7 @@ class TrainNoiseLevelOptions(ImageTrainingOptions):
     """
 
     steps: int = default("steps", 500)
-    net: str = option("unet-tiny", "A U-Net, of which half is taken.")
+    net: str = option("unet-tiny", "A U-Net, of which half is taken.", choices=choices.UNETS)
     batch_size: int = default("batch_size", 128)
     lr: float = default("lr", 1e-3)
     optimizer: str = default("optimizer", "adamw")
@@ -41,6 +42,6 @@ class TrainClassifierOptions(TrainNoiseLevelOptions):
 
     steps: int = default("steps", 1000)
     model: Model | str | Path | None = option(
-        None, "Classify the features of this model instead, for the guidance middle.", kind=Path
+        None, "Classify the features of this model instead: for feature_guidance.", kind=Path
     )
-    dropout: float = option(0.1, "Against memorizing.")
+    dropout: float = option(0.1, "Dropout, against memorizing.")

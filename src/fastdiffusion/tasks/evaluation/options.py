@@ -26,11 +26,11 @@ class EvaluateOptions(RunOptions):
         note: Write the numbers into the model's file, for its card; its images stay the same.
     """
 
-    n: int = option(1000, "Images on each side.", "-n", "--n")
-    scale: float | None = option(1.0, "Guidance; 1 is off.")
-    batch_size: int = option(64, "Images at once.")
+    n: int = option(1000, "Number of images on each side.", "-n", "--n")
+    scale: float | None = option(1.0, "Strength of the guidance; 1 is off.", "--scale", "--guidance-scale")
+    batch_size: int = option(64, "Images computed at once, for speed and memory only.")
     features: nn.Module | None = option(None, "What to measure in.", python_only=True)
-    rounds: int = option(100, "Of the bootstrap.")
+    rounds: int = option(100, "Rounds of the bootstrap, for the intervals.")
     note: bool = option(True, "Write the numbers into the model's file, for its card.")
 
     def __post_init__(self) -> None:

@@ -111,19 +111,22 @@ class Study:
                     sheet.paste(shots[(i * len(rows) + j) * len(blocks) + b], (margin + i * w, at))
         return sheet
 
-    def save(self, folder: str | Path) -> Path:
-        """Write every image with its recipe, the sheet ``study.png`` and ``study.json`` with what explains what.
-
-        Another study that lies there stays: this one then goes to FOLDER-2, and so on. Returns the folder.
-        """
+    def to_dict(self) -> dict[str, Any]:
+        """What was swept and what explains what, as JSON values; ``explained`` is None for images of several sizes."""
         same = len({cell.images.shape for cell in self.cells}) == 1
-        values = {name: list(values) for name, values in self.sweep.items()}
-        summary = {
-            "sweep": values,
+        return {
+            "sweep": {name: list(values) for name, values in self.sweep.items()},
             "model": self.cells[0].recipe.get("model"),
             "parameters": self.cells[0].recipe.get("parameters"),
             "explained": self.explained() if same else None,
         }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write every image with its recipe, the sheet ``study.png`` and ``study.json``: :meth:`to_dict`.
+
+        Another study that lies there stays: this one then goes to FOLDER-2, and so on. Returns the folder.
+        """
+        summary = self.to_dict()
         folder = free_folder(folder, "study.json", summary)
         for values, cell in zip(product(*self.sweep.values()), self.cells, strict=True):
             cell.save(folder, safe_name("-".join(f"{k}={v}" for k, v in zip(self.sweep, values, strict=True))))

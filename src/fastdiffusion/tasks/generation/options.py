@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ... import choices
 from ...errors import InputError, unknown
-from ...options import option
+from ...options import DEVICE, option
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..text_image.clip import Clip
 
-SIZE = "In pixels: 64, or WIDTHxHEIGHT such as 96x64. By default the model's own."
+SIZE = "Size in pixels: 64, or WIDTHxHEIGHT such as 96x64. By default the model's own."
 Guidance = str | Callable[..., Any]
-RNGS = ("own", "a1111", "comfy")
-UPSCALES = ("x2", "x4")
 
 
 def seed_of(seed: object) -> int:
@@ -53,19 +52,26 @@ class RunOptions:
         device: Where to compute; by default where the model is, and for a file the best device there is.
     """
 
-    n: int = option(16, "How many images.", "-n", "--n")
-    steps: int = option(12, "Solver steps; guidance doubles the evaluations of each.")
-    seed: int = option(0, "Of image 0; image i has seed + i. Or: random.", kind=str, metavar="N")
-    scale: float | None = option(None, "Guidance; 1 is off. By default the model's own.")
+    n: int = option(16, "Number of images.", "-n", "--n")
+    steps: int = option(12, "Solver steps; what a step costs: fastdiffusion list-samplers.")
+    seed: int = option(0, "Seed of image 0; image i has seed + i. Or: random.", kind=str, metavar="N")
+    scale: float | None = option(
+        None, "Strength of the guidance; 1 is off. By default the model's own.", "--scale", "--guidance-scale"
+    )
     guidance: Guidance | Sequence[Guidance] | None = option(
         None,
-        'A specification, e.g. "cfg scale=3" or "inpaint photo.png mask.png"; repeated, they nest.',
+        'Guidance, e.g. "cfg scale=3" or "inpaint photo.png mask.png"; repeated, they nest.',
         kind=list[str] | None,
+        choices=choices.GUIDANCE,
     )
-    sampler: str | None = option(None, "See: fastdiffusion list-samplers. By default the model's own.")
-    schedule: str | None = option(None, "Of the noise levels: exponential, karras, ...")
-    batch_size: int = option(16, "Images at once.")
-    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+    sampler: str | None = option(
+        None, "The sampler; by default the model's fitted one, else dpmpp_2m.", choices=choices.SAMPLERS
+    )
+    schedule: str | None = option(
+        None, "Spacing of the noise levels; by default the model's own.", choices=choices.SCHEDULES
+    )
+    batch_size: int = option(16, "Images computed at once, for speed and memory only.")
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
     def __post_init__(self) -> None:
         for name in ("n", "steps", "batch_size"):
@@ -102,29 +108,37 @@ class SampleOptions(RunOptions):
         upscale: "x2" or "x4": enlarge the finished images by the restorer that ships.
     """
 
-    prompt: str | Sequence[str] | None = option(None, 'What to draw: "a red heart".', "PROMPT", kind=str | None)
+    prompt: str | Sequence[str] | None = option(
+        None, 'What to draw: "a red heart". Also as --prompt.', "PROMPT", "--prompt", kind=str | None
+    )
     classes: str | int | Sequence[str | int] | None = option(
-        None, "Names or indices, e.g. 3,7; all in turn by default.", kind=str | None
+        None, "Classes to draw, names or indices, e.g. 3,7; by default all in turn.", kind=str | None
     )
     negative_prompt: str = option("", "A prompt to guide away from.", "--negative", "--negative-prompt")
     image: str | Path | Image.Image | None = option(None, "An image to start from.", kind=Path | None)
-    mask: str | Path | Image.Image | None = option(None, "White is drawn anew, black is kept.", kind=Path | None)
+    mask: str | Path | Image.Image | None = option(
+        None, "A mask of --image: white is drawn anew, black is kept.", kind=Path | None
+    )
     outpaint: str | Sequence[int] | None = option(
         None, "Pixels to add to --image and to draw.", kind=str | None, metavar="LEFT,TOP,RIGHT,BOTTOM"
     )
-    strength: float | None = option(None, "How far to go from --image: 0 keeps it, 1 starts from noise.")
-    variation_seed: int = option(0, "Move the noise towards this seed's.")
-    variation_strength: float = option(0.0, "How far, 0 to 1.")
+    strength: float | None = option(
+        None, "How far to go from --image: 0 keeps it, 1 starts from noise; 0.5, with --mask 1, to --outpaint 0.9."
+    )
+    variation_seed: int = option(0, "Seed of a second noise, to move towards.")
+    variation_strength: float = option(0.0, "How far to move towards --variation-seed, 0 to 1.")
     size: int | str | tuple[int, int] | None = option(None, SIZE, kind=str | None)
-    rng: str = option("own", "Whose noise: own, a1111, comfy.")
-    upscale: str | None = option(None, "x2 or x4, by the restorer that ships.")
+    rng: str = option("own", "Whose noise is drawn for a seed.", choices=choices.RNGS)
+    upscale: str | None = option(
+        None, "Enlarge the finished images by the restorer that ships.", choices=choices.UPSCALES
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.variation_seed) is not int:
             raise InputError(f"variation_seed must be a whole number, got {self.variation_seed!r}. Try 0.")
         for name in ("rng", "upscale"):
-            if getattr(self, name) not in (known := {"rng": RNGS, "upscale": (None, *UPSCALES)}[name]):
+            if getattr(self, name) not in (known := {"rng": choices.RNGS, "upscale": (None, *choices.UPSCALES)}[name]):
                 raise unknown(name, getattr(self, name), [choice for choice in known if choice])
         if (self.mask is not None or self.outpaint is not None) and self.image is None:
             what = "mask" if self.mask is not None else "outpaint"
@@ -145,7 +159,7 @@ class SampleOptions(RunOptions):
 class StudyOptions(SampleOptions):
     """Options of :func:`fastdiffusion.study`: those of :class:`SampleOptions`, for every cell."""
 
-    n: int = option(4, "Images in each cell.", "-n", "--n")
+    n: int = option(4, "Number of images in each cell.", "-n", "--n")
 
 
 @dataclass(frozen=True)
@@ -161,9 +175,9 @@ class VariationsOptions(RunOptions):
         size: As of ``sample``.
     """
 
-    strength: float = option(1.0, "How far from the image: 1 keeps what it shows, less its layout too, 0 all.")
-    temperature: float = option(0.02, "How far afield: 0 is the nearest, 0.1 almost anything.")
-    index: Any = option(None, "What the command index wrote; by default the package's, of emoji.", kind=Path | None)
+    strength: float = option(1.0, "How far to go: 0 keeps the image, less than 1 its layout, 1 only what it shows.")
+    temperature: float = option(0.02, "How far afield to look: 0 takes the nearest, 0.1 almost anything.")
+    index: Any = option(None, "What the command index wrote; by default the bundled one, of emoji.", kind=Path | None)
     clip: Clip | str | Path | None = option(None, "The encoder that the index was built with.", kind=Path | None)
     size: int | str | tuple[int, int] | None = option(None, SIZE, kind=str | None)
 
@@ -179,10 +193,10 @@ class ExportOptions(RunOptions):
         prompt: What the preview shows, for a text-to-image model; several in lines.
     """
 
-    n: int = option(32, "Samples in the preview.", "-n", "--n")
+    n: int = option(32, "Number of samples in the preview.", "-n", "--n")
     name: str | None = option(None, "Title of the card.")
-    license: str | None = option(None, "Of the model, e.g. apache-2.0.")
-    data_license: str | None = option(None, "Of the images it was trained on.")
+    license: str | None = option(None, "License of the model, e.g. apache-2.0.")
+    data_license: str | None = option(None, "License of the images that it was trained on.")
     prompt: str | None = option(None, "What the preview shows, for a text-to-image model.")
 
 

@@ -135,6 +135,7 @@ class Plan:
             denoise = cfg(denoise, scale) if scale != 1 else denoise
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guide(denoise), cond
+        other = getattr(conditioner, "negative", conditioner)
         compiled = prompts.compile(
             [self.prompts[i] for i in batch],
             partial(model.encode_prompt, size=self.size),
@@ -143,6 +144,9 @@ class Plan:
             conditioner.token_spans,
             conditioner.max_tokens,
             null,
+            None
+            if other is conditioner
+            else (partial(other.encode, size=self.size), other.token_spans, other.max_tokens),
         )
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ...io.images import read_image, to_tensor
 from ...models import Model
+from ...models.registry import model_and_prompt
 from ...options import fill
 from .options import SampleOptions
 from .plan import perform, plan
@@ -23,7 +24,8 @@ def sample(model: Model | str | Path = "emoji", prompt: str | Sequence[str] | No
     """Make new images.
 
     Args:
-        model: A model, its file, the folder of its training run, or the name of one that ships ("emoji").
+        model: A model, its file, the folder of its training run, or the name of one that ships ("emoji"); or the
+            prompt itself, which that one draws.
         prompt: What to draw, for a text-to-image model; several in a list, or in lines.
         options: See :class:`SampleOptions <fastdiffusion.tasks.generation.options.SampleOptions>`: n, steps, seed,
             scale, classes, negative_prompt, guidance, image, strength, size, ...
@@ -32,6 +34,7 @@ def sample(model: Model | str | Path = "emoji", prompt: str | Sequence[str] | No
         InputError: An option that does not exist or a value that cannot be used.
         CheckpointError: A model file that cannot be read, or whose images are not finite.
     """
+    model, prompt = model_and_prompt(model, prompt)
     ready = plan(model, fill(SampleOptions, prompt=prompt, **options))
     last = deque(tqdm(perform(ready), "sampling", ready.nfe, disable=None, leave=False), maxlen=1).pop()
     return ready.samples(ready.finish(last.images), range(ready.options.n))
@@ -53,6 +56,7 @@ def sample_to(
     Batches that lie there already, by the same recipe, are read and not made again: what was interrupted goes on.
     ``watch`` is called with every step of those that are made, one batch after the other.
     """
+    model, prompt = model_and_prompt(model, prompt)
     ready = plan(model, fill(SampleOptions, prompt=prompt, **options))
     parts: list[Samples] = []
     paths: list[Path] = []
@@ -84,4 +88,5 @@ def sample_steps(
 
     To stop is to stop iterating. Latents are decoded only for the steps whose ``images`` are asked for.
     """
+    model, prompt = model_and_prompt(model, prompt)
     return perform(plan(model, fill(SampleOptions, prompt=prompt, **options)))

@@ -6,8 +6,7 @@ import math
 
 from torch import Tensor
 
-from ...corruptions import Corruption, Operator
-from ...corruptions.jpeg import tables, trusted
+from ...corruptions import Operator
 from ...guidance import posterior
 from .colorization import in_gamut
 from .measurement import Measurement
@@ -29,16 +28,6 @@ def hold(x: Tensor, y: Tensor, operator: Operator, measurement: Measurement) -> 
         if float((x.abs() - 1).max()) < 0.5 / 255:
             break
     return in_gamut(x, y) if gray else x.clamp(-1, 1)
-
-
-def likely(x: Tensor, y: Tensor, corruption: Corruption) -> Tensor:
-    """A mean estimate, mixed with a JPEG file's own pixels where these are likely to be nearer the truth."""
-    step = corruption.steps[-1] if len(corruption.steps) == 1 else None
-    if step is None or step.name != "jpeg" or not step.fixed or x.shape != y.shape:
-        return x
-    quality, colors = (*step.values, "420")[:2]
-    steps = quality if isinstance(quality, Tensor) else tables(y.new_tensor([float(quality)]))[0]
-    return trusted(x, y, steps.to(y), str(colors))
 
 
 def is_noisy(operator: Operator) -> bool:

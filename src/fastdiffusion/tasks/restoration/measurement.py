@@ -33,12 +33,20 @@ class Measurement:
         channels: Of the result, 1 or 3.
         exact: Whether it is known exactly what happened, so that results are held to the input.
         device: Where tiles are worked on; the image itself stays on the CPU.
+        trust: How far it is to be changed, 0 to 1: see ``jpeg_files.Written``.
     """
 
     def __init__(
-        self, image: Image.Image, corruption: Corruption, channels: int, exact: bool, device: torch.device | str = "cpu"
+        self,
+        image: Image.Image,
+        corruption: Corruption,
+        channels: int,
+        exact: bool,
+        device: torch.device | str = "cpu",
+        trust: float = 1.0,
     ):
         self.corruption, self.channels, self.exact, self.device = corruption, channels, exact, device
+        self.trust = trust
         self.factor = math.prod(map(shrinking, corruption.steps))
         mode = "L" if self.names("gray") or channels == 1 else "RGB"
         self.image: UInt8[Tensor, "k p q"] = torch.from_numpy(

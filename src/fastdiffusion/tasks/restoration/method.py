@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 
 from ...corruptions import CORRUPTIONS, Chain, Corruption, OneOf, Operator, Step, covers, parse
 from ...errors import InputError, unknown
 from ...guidance.posterior import INVERSE
-from ...io.images import jpeg_tables
 from ...models import Model
 from ...samplers.processes import graded, weaker
 from .options import RestoreOptions
@@ -70,20 +68,6 @@ def parse_task(corruption: str | Corruption) -> Corruption:
         if name not in CORRUPTIONS and name not in UNDOES:
             raise unknown("corruption or restoration", name, [*CORRUPTIONS, *UNDOES])
     return parse(re.sub(rf"(^|[,|(])(\s*)({commands})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
-
-
-def as_written(corruption: Corruption, path: str | os.PathLike[str]) -> tuple[Corruption, int]:
-    """With the quantization steps of a JPEG file, where its quality was left open: the file itself has them.
-
-    And the orientation (EXIF, 1 to 8) that its blocks are turned by.
-    """
-    last = corruption.steps[-1] if corruption.steps else None
-    if not isinstance(corruption, Step | Chain) or last is None or last.name != "jpeg" or last.fixed:
-        return corruption, 1
-    tables = jpeg_tables(path)
-    if tables is None or (tables[2] != 1 and len(corruption.steps) > 1):  # what else happened lies upright
-        return corruption, 1
-    return Chain((*corruption.steps[:-1], Step("jpeg", tables[:2]))), tables[2]
 
 
 def choose_method(method: str, corruption: Corruption, model: Model, named: object, posterior: str) -> str:

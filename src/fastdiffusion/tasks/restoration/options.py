@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...options import option
+from ... import choices
+from ...options import DEVICE, option
 from ...training.options import ImageTrainingOptions, default
 
-MODEL = "By default the small restorer of this package."
-DEVICE = "cpu, cuda, mps; by default the best there is."
+MODEL = "The model that restores; by default the bundled restorer."
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,24 @@ class RestoreOptions:
     """
 
     model: Any = option(None, MODEL, kind=Path | None)
-    n: int = option(1, "How many results; several show what is not known.", "-n", "--n")
-    method: str = option("auto", "supervised, zero-shot, cold, or auto.")
-    answer: str = option("auto", "mean, sample, or auto: the mean if there is one.")
-    steps: int = option(12, "Denoiser evaluations of a sample.")
-    seed: int = option(0, "Of result 0; result i has seed + i.")
-    posterior: str = option("ddnm", "Of zero-shot: ddnm, diffpir, pigdm, dps, tmpd.")
-    hints: Any = option(None, "Colors on a transparent image of the same size.", kind=Path | None)
+    n: int = option(1, "Number of results; several show what is not known.", "-n", "--n")
+    method: str = option("auto", "How to restore; auto follows the model.", choices=choices.RESTORATIONS)
+    answer: str = option(
+        "auto", "What to return: mean, sample, or auto: the mean for one result.", choices=choices.ANSWERS
+    )
+    steps: int = option(12, "Denoiser evaluations of each sample.")
+    seed: int = option(0, "Seed of result 0; result i has seed + i.")
+    posterior: str = option("ddnm", "Method of zero-shot restoration.", choices=choices.POSTERIORS)
+    hints: Any = option(None, "Image of the same size, transparent but for colors to keep.", kind=Path | None)
     palette: str | None = option(None, "Colors to keep to, e.g. #a03020,#203040.")
     self_ensemble: bool = option(
         False,
-        "Mean over rotations and mirror images (x8): 8 times slower, better.",
+        "Take the mean over rotations and mirror images: 8 times slower, better.",
         "--self-ensemble/--no-self-ensemble",
     )
-    tile: int = option(256, "Side of the tiles it is worked in: for memory only.")
-    overlap: int = option(64, "How much they share.")
-    device: str | None = option(None, DEVICE)
+    tile: int = option(256, "Side of the tiles that are restored one at a time, for memory only.")
+    overlap: int = option(64, "Pixels that neighboring tiles share.")
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ class RemoveWatermarkOptions:
         device: Where it computes.
     """
 
-    model: Any = option(None, "Inpaints where the watermark is opaque. " + MODEL, kind=Path | None)
-    device: str | None = option(None, DEVICE)
+    model: Any = option(None, MODEL + " It inpaints where the watermark is opaque.", kind=Path | None)
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ class TrainColdOptions(ImageTrainingOptions):
         net: A U-Net's name in ``nets.PRESETS``.
     """
 
-    process: str = option("blur 4", "blur_noise, heat, soft, gaussian, or a corruption: 'pixelate 8'.")
-    net: str = option("unet-tiny", "A U-Net: unet-tiny, unet-small, unet-base.")
+    process: str = option("blur 4", "A process, or a corruption such as 'pixelate 8'.", choices=choices.PROCESSES)
+    net: str = option("unet-tiny", "The network, a U-Net.", choices=choices.UNETS)
     steps: int = default("steps", 1500)
     lr: float = default("lr", 2e-3)
     optimizer: str = default("optimizer", "adamw")

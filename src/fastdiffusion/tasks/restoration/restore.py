@@ -26,8 +26,9 @@ from ...models import Model, load
 from ...options import fill
 from ...version import __version__
 from ..loading import loaded
+from .jpeg_files import Written, as_written
 from .measurement import Measurement
-from .method import as_written, check, check_answer, choose_method, parse_task
+from .method import check, check_answer, choose_method, parse_task
 from .options import RestoreOptions
 from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
@@ -67,13 +68,11 @@ def restore(
     channels = _channels(ready)
     method = choose_method(chosen.method, what, ready, model, chosen.posterior)
     label = str(what) or "pairs"
-    orientation = 1
-    if isinstance(image, str | os.PathLike):
-        what, orientation = as_written(what, image)
+    what, orientation, trust = as_written(what, image) if isinstance(image, str | os.PathLike) else Written(what)
     if orientation != 1:  # as it lies in the file, where its blocks are
         source = to_pil(turned(torch.from_numpy(to_array(source)), {6: 8, 8: 6}.get(orientation, orientation)))
     check_answer(chosen, method, what)
-    measurement = Measurement(source, what, channels, what.known and ready.corruption != "pairs", ready.device)
+    measurement = Measurement(source, what, channels, what.known and ready.corruption != "pairs", ready.device, trust)
     del source  # the measurement has its pixels: a large image is not held twice
     job = TiledRestoration(measurement, ready, method, chosen)
     tile, overlap = measurement.tiling(chosen.tile, chosen.overlap)

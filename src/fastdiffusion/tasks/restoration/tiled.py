@@ -15,7 +15,8 @@ from ...io.images import open_image, to_uint8
 from ...models import Model
 from . import tiles
 from .colorization import Hints, Palette
-from .consistency import hold, likely
+from .consistency import hold
+from .jpeg_files import likely
 from .measurement import Measurement
 from .method import takes_mean
 from .options import RestoreOptions
@@ -76,7 +77,7 @@ class TiledRestoration:
             if self.hints is not None:
                 x = self.hints.pull(x, self.measurement.enlarged(tile))
             if self.method == "supervised" and takes_mean(options):
-                x = likely(x, y, self.measurement.corruption)
+                x = likely(x, y, self.measurement.corruption, self.measurement.trust)
             return hold(x, y, operator, self.measurement)
 
         return work

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ... import choices
 from ...errors import InputError
-from ...options import option
+from ...options import DEVICE, SEED, option
 from ...training.options import TrainingOptions, default
 
 LEAST = 16  # pixels of the shorter side
-STRENGTH = "0 is the image itself, 1 all of the style."
+STRENGTH = "How much of the style: 0 is the image itself, 1 all of it."
 KEEP = "Weight of the content; the style's is 1."
 
 
@@ -36,12 +37,12 @@ class StylizeOptions:
 
     strength: float = option(0.6, STRENGTH)
     size: int = option(768, "Longest side to work at; beyond it the change is enlarged.")
-    steps: int = option(80, "At each size, or of the model.")
+    steps: int = option(80, "Steps at each size, or of the model.")
     keep: float = option(0.6, KEEP)
     net: Any = option(None, "Features to compare in.", python_only=True)
-    model: Any = option(None, "Do it inside this diffusion model, by shared attention.", kind=Path | None)
-    seed: int = option(0, "Of everything random.")
-    device: str | None = option(None, "cpu, cuda, mps; by default the best there is.")
+    model: Any = option(None, "A diffusion model to do it inside of, by shared attention.", kind=Path | None)
+    seed: int = option(0, SEED)
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
     def __post_init__(self) -> None:
         check_strength(self.strength)

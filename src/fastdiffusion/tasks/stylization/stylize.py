@@ -13,8 +13,9 @@ one evaluation; and attention to the style image inside a diffusion model (:func
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -27,7 +28,9 @@ from tqdm import tqdm
 from ... import samplers, schedules
 from ...guidance.attention import attention_layers, shared_attention
 from ...io import images
-from ...io.inputs import ImageLike, as_tensor, fit_image, opened, scaled
+from ...io.inputs import ImageLike, as_tensor, fit_image, losses, opened, scaled
+from ...io.metadata import recipe
+from ...io.results import ImageResult
 from ...models import Model
 from ...options import fill
 from ...samplers import probability_flow
@@ -49,8 +52,8 @@ class StyleStep(NamedTuple):
     image: Float[Tensor, "3 h w"]
 
 
-def stylize(content: ImageLike, style: ImageLike | Stylizer, **options: Any) -> Image.Image:
-    """``content`` in the style of another image.
+def stylize(content: ImageLike, style: ImageLike | Stylizer, **options: Any) -> ImageResult:
+    """``content`` in the style of another image. Experimental: colors and tones move, shapes and strokes hardly.
 
     Args:
         content: An image of any size, its file, or (c, h, w) in [-1, 1].
@@ -63,7 +66,16 @@ def stylize(content: ImageLike, style: ImageLike | Stylizer, **options: Any) -> 
         DataError: A file that is no image.
     """
     chosen = fill(StylizeOptions, **options)
-    original, image = opened(content, "content"), None
+    made = _stylized(opened(content, "content"), style, chosen, options)
+    name, notes = (Path(content).stem, losses(content)) if isinstance(content, str | PathLike) else ("image", [])
+    kept = recipe("stylize", vars(chosen), content, style)
+    return ImageResult.of([made], [f"{name}-stylized"], kept, notes=tuple(notes))
+
+
+def _stylized(
+    original: Image.Image, style: ImageLike | Stylizer, chosen: StylizeOptions, options: Mapping[str, Any]
+) -> Image.Image:
+    image = None
     if isinstance(style, str | PathLike) and str(style).endswith(".safetensors"):
         style = load(style).to(device_for(chosen.device))
     if isinstance(style, Stylizer):

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ... import choices
 from ...options import option
 from ...training.options import ImageTrainingOptions, TrainingOptions, default
 
 if TYPE_CHECKING:
     from torch import nn
+
+AUTO = ("auto", *choices.OPTIMIZERS)
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,9 @@ class TrainClipOptions(ImageTrainingOptions):
     """
 
     steps: int = default("steps", 2000)
-    net: str = option("small", "Size of the image encoder: tiny, small, base.")
-    loss: str = option("infonce", "infonce or cloob.")
-    batch_size: int = default("batch_size", 256, help="Pairs a step, each contrasted with all others.")
+    net: str = option("small", "Size of the image encoder.", choices=choices.CLIP_SIZES)
+    loss: str = option("infonce", "The contrastive loss: infonce (CLIP) or cloob.", choices=choices.CLIP_LOSSES)
+    batch_size: int = default("batch_size", 256, help="Pairs in each step, each contrasted with all others.")
     vocabulary: int = option(4096, "Most tokens learned from the captions.")
 
 
@@ -50,7 +53,7 @@ class TrainPriorOptions(TrainingOptions):
     """
 
     steps: int = default("steps", 3000)
-    batch_size: int = default("batch_size", 256, help="Vectors a step.")
+    batch_size: int = default("batch_size", 256, help="Vectors in each step.")
     lr: float = default("lr", 5e-3)
     draws: int = option(4, "Captions of each image that are drawn and embedded.")
     blur: float = option(0.05, "Noise on the captions' vectors.")
@@ -71,16 +74,20 @@ class TrainCaptionMeanOptions(ImageTrainingOptions):
     """
 
     steps: int = default("steps", 3000)
-    net: str | dict[str, Any] = option("unet-latent", "Of the denoiser that follows: see 'train'.", kind=str)
-    autoencoder: str | Path | nn.Module | None = option(
-        None, "An autoencoder's file: train in its latents.", "--autoencoder", "--vae", kind=Path
+    net: str | dict[str, Any] = option(
+        "unet-latent", "The network of the denoiser that follows.", kind=str, choices=choices.NETS
     )
-    init_from: str | Path | None = option(None, "A model with a caption mean to go on from.", kind=Path)
-    side: int = option(16, "Of the mean, in pixels or latents.")
-    batch_size: int = default("batch_size", 256, help="Captions a step.")
-    optimizer: str = default("optimizer", "auto", help="muon, adamw, or auto: the one that 'train' takes.")
+    autoencoder: str | Path | nn.Module | None = option(
+        None, "File of an autoencoder: train in its latents.", "--autoencoder", "--vae", kind=Path
+    )
+    init_from: str | Path | None = option(None, "File of a model with a caption mean to go on from.", kind=Path)
+    side: int = option(16, "Side of the mean, in pixels or latents.")
+    batch_size: int = default("batch_size", 256, help="Captions in each step.")
+    optimizer: str = default(
+        "optimizer", "auto", help="The optimizer; auto is the one that 'train' takes.", choices=AUTO
+    )
     precision: str = default("precision", "auto")
-    holdout: float = default("holdout", 0.05, help="Part of the images kept for 'train': the same as there.")
+    holdout: float = default("holdout", 0.05, help="Part of the images that is kept for 'train': give the same there.")
 
 
 @dataclass(frozen=True)
@@ -100,14 +107,16 @@ class AddLanguageOptions(TrainingOptions):
     folder: str | Path | None = default(
         "folder",
         None,
-        help="Where checkpoints go, by default in runs/; again, to go on.",
+        help="Folder of the run, by default in runs/; the same one again goes on.",
         names=("--folder",),
         hidden=(),
     )
     vocabulary: int = option(8192, "Most tokens of the new tokenizer.")
     depth: int = option(3, "Layers of the new text encoder.")
-    keep: float = option(0.2, "Part of each batch that is known texts, for texts that mix.")
-    batch_size: int = default("batch_size", 128, help="Texts a step.")
-    optimizer: str = default("optimizer", "auto", help="muon, adamw, or auto: the one that 'train' takes.")
+    keep: float = option(0.2, "Part of each batch that is known texts, so that languages can mix.")
+    batch_size: int = default("batch_size", 128, help="Texts in each step.")
+    optimizer: str = default(
+        "optimizer", "auto", help="The optimizer; auto is the one that 'train' takes.", choices=AUTO
+    )
     precision: str = default("precision", "auto")
     resume_languages: bool = option(False, "Go on with the languages that the model has; name their pairs too.")

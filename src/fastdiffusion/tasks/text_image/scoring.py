@@ -18,8 +18,8 @@ from ...nets.clip import Clip
 from .clip import as_input, mode, ready
 
 EMOJI_ONLY = (
-    "The encoder in this package knows emoji only: of photographs its numbers mean nothing. Train one on such images "
-    "with captions: fastdiffusion train-clip FOLDER, and name it with --model."
+    "Experimental: the encoder in this package knows emoji only; of photographs its numbers mean nothing. Train "
+    "one on such images with captions: fastdiffusion train-clip FOLDER, and name it with --model."
 )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ...options import option
+from ... import choices
+from ...options import DEVICE, option
 from ...training.options import ImageTrainingOptions, default
-
-DEVICE = "cpu, cuda, mps; by default the best there is."
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,21 @@ class TrainTranslationOptions(ImageTrainingOptions):
         mirror: Whether mirrored images belong to their domain, too.
     """
 
-    method: str = option("gan", "regression, gan, diffusion, bridge; unpaired: cyclegan.")
+    method: str = option("gan", "How to learn it; from unpaired images: cyclegan.", choices=choices.TRANSLATIONS)
     classes: str | Sequence[str] | None = option(
         None, "Two classes of FROM as the two domains, e.g. sneaker,bag.", kind=str | None
     )
-    net: str = option("unet-small", "A U-Net: unet-tiny, unet-small, unet-base.")
+    net: str = option("unet-small", "The network, a U-Net.", choices=choices.UNETS)
     steps: int = default("steps", 2000)
     batch_size: int = default("batch_size", 32)
     lr: float = default("lr", None, help="Highest learning rate; by default the method's.", kind=float | None)
-    optimizer: str = default("optimizer", "auto", help="muon, adamw, or auto: muon where torch has it.")
-    mirror: bool = option(False, "Mirrored images belong to their domain, too.")
+    optimizer: str = default(
+        "optimizer",
+        "auto",
+        help="The optimizer; auto is muon where torch has it.",
+        choices=("auto", *choices.OPTIMIZERS),
+    )
+    mirror: bool = option(False, "Take mirror images into the domains, too.")
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,14 @@ class TranslateOptions:
         device: Where to compute.
     """
 
-    steps: int = option(20, "Evaluations, of a diffusion or a bridge.")
-    n: int = option(1, "Different results, of a diffusion or a bridge.", "-n", "--n")
-    seed: int = option(0, "Of image 0; image i has seed + i.")
+    steps: int = option(20, "Evaluations of a diffusion or a bridge.")
+    n: int = option(1, "Number of results, of a diffusion or a bridge.", "-n", "--n")
+    seed: int = option(0, "Seed of result 0; result i has seed + i.")
     size: int | None = option(None, "Shorter side to work at; by default the trained one.")
     from_edges: bool = option(False, "Take the image's edges as the source.")
-    reverse: bool = option(False, "Of a cyclegan, from target to source.")
-    prompt: str | None = option(None, "Class or prompt that a diffusion model turns it into.")
-    source_prompt: str | None = option(None, "Class or prompt for what is shown: by the flow.")
-    strength: float = option(0.86, "With --prompt: 0 is the image, 1 starts from noise.")
-    scale: float = option(2.0, "Guidance of the diffusion model.")
-    device: str | None = option(None, DEVICE)
+    reverse: bool = option(False, "Go from target to source, with a cyclegan.")
+    prompt: str | None = option(None, "Class or prompt to turn it into, with a diffusion model.")
+    source_prompt: str | None = option(None, "Class or prompt of what it shows: then by its inverted noise.")
+    strength: float = option(0.86, "How far to go with --prompt: 0 keeps the image, 1 starts from noise.")
+    scale: float = option(2.0, "Strength of the diffusion model's guidance.", "--scale", "--guidance-scale")
+    device: str | None = option(None, DEVICE, choices=choices.DEVICES)

@@ -10,6 +10,7 @@ and :func:`ddib` follows one model's probability flow up to noise and another on
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -26,8 +27,10 @@ from ...data import Dataset
 from ...device import device_of
 from ...errors import InputError, unknown
 from ...io import guarded, inputs
-from ...io.images import to_pil
+from ...io.images import to_tensor, to_uint8
 from ...io.inputs import ImageLike, as_tensor, fit_image, opened, scaled
+from ...io.metadata import recipe
+from ...io.results import ImageResult
 from ...models import Model
 from ...models.registry import shipped
 from ...nets import layers, presets, translators
@@ -207,7 +210,7 @@ def _preview(made: Translator | Cycle, data: Domains, path: Path) -> None:
 # ---- use ----------------------------------------------------------------------------------------------------------
 
 
-def translate(image: ImageLike, net: Translator | Cycle | Model | str | Path, **options: Any) -> list[Image.Image]:
+def translate(image: ImageLike, net: Translator | Cycle | Model | str | Path, **options: Any) -> ImageResult:
     """An image's counterpart, or ``n`` of them.
 
     Args:
@@ -232,7 +235,10 @@ def translate(image: ImageLike, net: Translator | Cycle | Model | str | Path, **
         raise InputError(f"A diffusion model needs a class or prompt to turn into, such as prompt={example!r}.")
     else:
         made = _by_net(_ready(net, chosen.device), image, chosen)  # pyright: ignore[reportArgumentType]
-    return [to_pil(x) for x in made.clamp(-1, 1).cpu()]
+    stem = Path(image).stem if isinstance(image, str | os.PathLike) else "image"
+    names = [f"{stem}-translated" + (f"-{i}" if len(made) > 1 else "") for i in range(len(made))]
+    kept = recipe("translate", vars(chosen), image, net)
+    return ImageResult(to_tensor(to_uint8(made.clamp(-1, 1).cpu())), tuple(names), kept)
 
 
 def _ready(net: Translator | Cycle | str | Path, device: str | None) -> Translator | Cycle:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..models import Size
-from ..types import Cond
-from .family import CLIP_WITH_PROJECTION, T5, Family
-from .texts import Spans
+from ...models import Size
+from ...types import Cond
+from ..family import CLIP_WITH_PROJECTION, T5, Family
+from ..texts import Spans
 
 
 class StableDiffusion3(Family):

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..models import Size
-from ..types import Cond
-from .family import CLIP, T5, Checkpoint, Family
+from ...models import Size
+from ...types import Cond
+from ..family import CLIP, T5, Checkpoint, Family
 
 
 def pack(z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n d"]:
@@ -40,7 +40,7 @@ class Flux(Family):
 
     def __init__(self, checkpoint: Checkpoint):
         super().__init__(checkpoint)
-        if self.net.config.guidance_embeds:  # dev; schnell has none
+        if getattr(self.net.config, "guidance_embeds", False):  # dev; schnell has none
             self.guidance, self.scale = "embedded", 3.5
 
     def condition(self, prompts: Sequence[str], size: Size) -> Cond:
@@ -49,26 +49,56 @@ class Flux(Family):
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         assert cond.emb is not None
-        h, w = x.shape[-2:]
+        (h, w), packed = x.shape[-2:], pack(x)
         out = self.net(
-            hidden_states=pack(x),
+            hidden_states=packed,
             encoder_hidden_states=cond.emb,
-            pooled_projections=cond.pooled,
             timestep=t,
-            guidance=cond.extra.get("guidance"),
             img_ids=places(h // 2, w // 2, t),
             txt_ids=t.new_zeros(cond.emb.shape[1], 3),
+            **self.inputs(packed, cond),
             return_dict=False,
         )[0]
         return unpack(out, h, w)
 
-    def packed(self, z: Tensor) -> Tensor:
+    def inputs(self, x: Float[Tensor, "b n d"], cond: Cond) -> dict[str, Any]:
+        """What else the network takes."""
+        return {"pooled_projections": cond.pooled, "guidance": cond.extra.get("guidance")}
+
+    def to_pipeline(self, z: Tensor) -> Tensor:
         return pack(z)
 
-    def unpacked(self, z: Tensor, shape: Sequence[int]) -> Tensor:
+    def from_pipeline(self, z: Tensor, shape: Sequence[int]) -> Tensor:
         return unpack(z, *shape[-2:])
 
     def pipeline_options(self, scale: float) -> dict[str, Any]:
         if self.guidance == "embedded":
             return {"guidance_scale": scale}
         return {"true_cfg_scale": scale, "negative_prompt": ""}
+
+
+class Chroma(Flux):
+    """FLUX.1's way without CLIP, with classifier-free guidance, and with a mask of tokens.
+
+    Only the first mark of padding counts as a token. The mask is a number that the network adds to its scores, 1 for
+    tokens and 0 for padding, so that padding is seen too: 512 rows go in, as they do in diffusers.
+    """
+
+    name, scale = "chroma", 5.0
+    network, encoders = "ChromaTransformer2DModel", (T5,)
+
+    def condition(self, prompts: Sequence[str], size: Size) -> Cond:
+        states, (_, real) = self.main(prompts, masked=True)[0], self.main.tokens(prompts)
+        return Cond(emb=states.float(), mask=torch.arange(real.shape[1], device=real.device) <= real.sum(1)[:, None])
+
+    def tokens(self, cond: Cond) -> Tensor | None:
+        assert cond.emb is not None
+        return cond.emb.any(-1)  # not what ``Cond.cat`` added to the shorter texts
+
+    def inputs(self, x: Tensor, cond: Cond) -> dict[str, Any]:
+        if cond.mask is None:
+            return {}
+        return {"attention_mask": torch.cat([cond.mask.to(x), x.new_ones(x.shape[:2])], 1)}
+
+    def pipeline_options(self, scale: float) -> dict[str, Any]:
+        return {"guidance_scale": scale}

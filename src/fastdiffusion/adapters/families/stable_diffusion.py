@@ -6,19 +6,21 @@ encoder, padding included; a text in several pieces has a multiple of that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError
-from ..models import Size
-from ..types import Cond
-from .family import CLIP, CLIP_WITH_PROJECTION, Family
-from .levels import TrainedLevels
-from .texts import Text
+from ...errors import CheckpointError, InputError
+from ...models import Size
+from ...types import Cond
+from ..family import CLIP, CLIP_WITH_PROJECTION, Checkpoint, Family
+from ..levels import TrainedLevels
+from ..texts import Text
 
 
 class StableDiffusion(Family):
@@ -26,6 +28,11 @@ class StableDiffusion(Family):
 
     name, scale, masks, side = "stable-diffusion", 7.5, True, 64
     network, encoders = "UNet2DConditionModel", (CLIP,)
+
+    def __init__(self, checkpoint: Checkpoint):
+        super().__init__(checkpoint)
+        if getattr(self.net.config, "time_cond_proj_dim", None) is not None:  # a latent consistency model
+            self.guidance, self.scale = "embedded", 8.5
 
     def noise_levels(self, scheduler: Mapping[str, Any]) -> TrainedLevels:
         return TrainedLevels(scheduler)
@@ -39,9 +46,17 @@ class StableDiffusion(Family):
             t,
             encoder_hidden_states=cond.emb,
             encoder_attention_mask=cond.mask,
+            timestep_cond=self.guidance_embedding(cond.extra["guidance"]) if self.guidance == "embedded" else None,
             **self.inputs(cond),
             return_dict=False,
         )[0]
+
+    def guidance_embedding(self, scale: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        """Sines and cosines of 1000 (scale - 1) (Luo et al. 2023, arXiv:2310.04378, sec. 4.2)."""
+        half = self.net.config.time_cond_proj_dim // 2
+        frequencies = torch.exp(-math.log(10000) / (half - 1) * torch.arange(half, device=scale.device))
+        angles = 1000 * (scale[:, None] - 1) * frequencies
+        return torch.cat([angles.sin(), angles.cos()], 1).to(self.net.dtype)
 
     def inputs(self, cond: Cond) -> dict[str, Any]:
         """What else the network takes."""
@@ -53,8 +68,6 @@ class StableDiffusion(Family):
 
     def check(self) -> None:
         path, config = self.checkpoint.path, self.net.config
-        if getattr(config, "time_cond_proj_dim", None) is not None:
-            raise InputError(f"{path} has guidance embedded in its network (LCM), which is not supported yet.")
         if config.in_channels != self.autoencoder.latent_channels:
             raise InputError(
                 f"The unet of {path} takes {config.in_channels} channels, its VAE makes "

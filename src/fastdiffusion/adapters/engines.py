@@ -1,0 +1,247 @@
+"""Engines: a network computed by OpenVINO in place of torch, several times as fast on a CPU that has bfloat16.
+
+A network is traced and converted once, when it is first called, and kept in the cache folder under its model's id. Each
+new shape of inputs is first computed in a child process, so that a crash of the engine takes nobody along, and compared
+with torch; what crashes, differs or cannot be converted goes on in torch, which is said. So does every evaluation that
+somebody looks into: with a gradient, a hook on a layer, or attention control.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from ..data.cache import cache_folder
+from ..errors import InputError, missing, out_of_memory, warn
+from ..io.atomic import write_json
+from ..nets.layers import HOOKS
+from ..types import Cond
+from . import engine_trial
+
+PRECISIONS = {"float32": "f32", "bf16": "bf16"}  # ours, and OpenVINO's
+# Greatest difference from torch in units of the output's greatest magnitude. Wrong programs are far beyond: about 1.
+NET = "net.xml"
+TOLERANCES = {"float32": 1e-3, "bf16": 0.2}
+
+pytree.register_pytree_node(
+    Cond,
+    lambda cond: (list(cond.parts().values()), tuple(cond.parts())),
+    lambda values, names: Cond.of(dict(zip(names, values, strict=True))),
+    serialized_type_name="fastdiffusion.Cond",
+)
+
+
+def attach(modules: Mapping[str, nn.Module], model_id: str, precision: str = "float32") -> None:
+    """Let OpenVINO compute these networks from now on: ``module(...)`` is the same call with the same result.
+
+    Their outputs must be a tensor, or a tuple of tensors.
+
+    Args:
+        modules: By the names under which the converted ones are kept.
+        model_id: Covers the weights: another model, or one with a LoRA, is converted anew.
+        precision: "float32" or "bf16".
+
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+        InputError: An unknown precision, or bf16 on a CPU without it.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"The engine openvino computes in {' or '.join(PRECISIONS)}, not {precision!r}.")
+    try:
+        core = engine_trial.openvino().Core()
+    except ImportError:
+        raise missing("The engine openvino", "openvino", "fast") from None
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise InputError("This CPU does not compute in bf16. Leave --precision out: float32 is used.")
+    for name, module in modules.items():
+        place = cache_folder() / "engines" / model_id[:32] / name
+        module.forward = Engine(module.float(), place, precision)
+
+
+def detach(modules: Mapping[str, nn.Module]) -> None:
+    """Let torch compute again."""
+    for module in modules.values():
+        vars(module).pop("forward", None)
+
+
+class Engine:
+    """A module's ``forward``, computed by OpenVINO.
+
+    Args:
+        module: In float32.
+        place: A folder for its converted forms, one for each way in which it is called.
+        precision: A key of ``PRECISIONS``.
+
+    Attributes:
+        refused: Why torch computes for good; "" while the engine runs.
+    """
+
+    def __init__(self, module: nn.Module, place: Path, precision: str):
+        self.module, self.place, self.precision = module, place, precision
+        self.torch_forward: Callable[..., Any] = type(module).forward.__get__(module)
+        self.refused = ""
+        self._latest: tuple[str, Any, bool] = ("", None, False)  # one compiled program at a time, for memory
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        call = _Call(args, kwargs)
+        if self.refused or self._watched(call.tensors):
+            return self.torch_forward(*args, **kwargs)
+        if self._latest[0] != call.key:
+            self._latest = ("", None, False)
+            try:
+                self._latest = (call.key, *self._program(call))
+            except _Refused as reason:
+                self.refused = str(reason)
+                warn(f"OpenVINO does not compute the {self.place.name}, torch does: {reason}.")
+                return self.torch_forward(*args, **kwargs)
+        _, program, alone = self._latest
+        results = [torch.from_numpy(result.copy()) for result in program(call.arrays()).values()]
+        return results[0] if alone else tuple(results)
+
+    def _watched(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether only torch can do this evaluation: training, a gradient, a hook on a layer, another device."""
+        if self.module.training or HOOKS.stack or any(t.device.type != "cpu" for t in tensors):
+            return True
+        if torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *self.module.parameters())):
+            return True
+        inner = (m for m in self.module.modules() if m is not self.module)
+        return any(m._forward_hooks or m._forward_pre_hooks for m in inner)
+
+    def _program(self, call: _Call) -> tuple[Any, bool]:
+        """The compiled network for this call, after a trial; and whether it returns one tensor, not a tuple."""
+        folder = self.place / call.signature
+        if not (notes_path := folder / "notes.json").is_file():
+            self._convert(call, folder)
+        notes = json.loads(notes_path.read_text(encoding="utf-8"))
+        trial = f"{call.shapes} {self.precision}"
+        if trial not in notes["differences"]:
+            notes["differences"][trial] = self._difference(call, folder / NET)
+            write_json(notes_path, notes)
+        if not (difference := notes["differences"][trial]) <= TOLERANCES[self.precision]:
+            raise _Refused(f"it differs from torch by {difference:.2g} of the greatest number, at {call.shapes}")
+        shapes, threads = [t.shape for t in call.tensors], torch.get_num_threads()
+        return engine_trial.compiled(folder / NET, shapes, PRECISIONS[self.precision], threads), notes["alone"]
+
+    def _convert(self, call: _Call, folder: Path) -> None:
+        """Write the network in OpenVINO's form, whole or not at all."""
+        flat, ov = _Flat(self.torch_forward, call), engine_trial.openvino()
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
+                with warnings.catch_warnings(), torch.no_grad():
+                    warnings.simplefilter("ignore")  # of tracing: each new shape is compared with torch
+                    self.module.requires_grad_(False)  # a traced constant must not want a gradient
+                    net = ov.convert_model(flat, example_input=tuple(call.tensors))
+                _spare_group_norms(net)
+                ov.save_model(net, Path(partial, NET), compress_to_fp16=False)
+                write_json(Path(partial, "notes.json"), {"alone": flat.alone, "differences": {}})
+                os.rename(partial, folder)
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            unknown = " ".join(line for line in str(error).splitlines() if line.startswith("-- ") or "No space" in line)
+            raise _Refused(f"it cannot be converted ({unknown or str(error)[:200]})") from None
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_()
+
+    def _difference(self, call: _Call, path: Path) -> float:
+        """From torch, at most, relative to the output's greatest number, as a child process computes it."""
+        import numpy as np
+
+        with tempfile.TemporaryDirectory() as folder:
+            np.savez(Path(folder, "inputs.npz"), *call.arrays())
+            settings = (folder, PRECISIONS[self.precision], str(torch.get_num_threads()))
+            done = subprocess.run(
+                [sys.executable, engine_trial.__file__, str(path), *settings], capture_output=True, text=True
+            )
+            if done.returncode:
+                how = f"signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip()[-200:]
+                raise _Refused(f"the engine broke down in its trial ({how})")
+            answers = list(np.load(Path(folder, "outputs.npz")).values())
+        with torch.no_grad():
+            truth = self.torch_forward(*call.args, **call.kwargs)
+        pairs = list(zip(answers, [truth] if isinstance(truth, Tensor) else truth, strict=True))
+        return max(float((torch.from_numpy(a) - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
+
+
+def _spare_group_norms(net: Any) -> None:
+    """Write group_norm(x) * f as group_norm(x) + group_norm(x) * (f - 1): OpenVINO 2026.4 fuses the first, and crashes.
+
+    It does so in float32 where f differs between images: adaptive group norm.
+    """
+    ops = engine_trial.openvino().opset13
+    for node in net.get_ops():
+        if node.get_type_name() != "Multiply":
+            continue
+        a, b = (port.get_source_output() for port in node.inputs())
+        for x, factor in ((a, b), (b, a)):
+            if x.get_node().get_type_name() == "GroupNormalization":
+                more = ops.multiply(x, ops.subtract(factor, ops.constant(1.0, factor.get_element_type())))
+                node.output(0).replace(ops.add(x, more).output(0))
+                break
+
+
+class _Refused(Exception):
+    """Why the engine does not compute a network."""
+
+
+class _Call:
+    """One call's inputs: its tensors, and all that is no tensor, which a converted network has built in."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.args, self.kwargs = args, kwargs
+        self.leaves, self.structure = pytree.tree_flatten((args, kwargs))
+        self.tensors = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.shapes = " ".join("x".join(map(str, t.shape)) or "1" for t in self.tensors)
+
+    @cached_property
+    def signature(self) -> str:
+        """The way of calling: what is given, its types, and every constant."""
+        kinds = [(t.ndim, str(t.dtype)) if isinstance(t, Tensor) else repr(t) for t in self.leaves]
+        return hashlib.sha256(repr((str(self.structure), kinds)).encode()).hexdigest()[:16]
+
+    @property
+    def key(self) -> str:
+        """The way of calling, and the shapes."""
+        return f"{self.signature} {self.shapes}"
+
+    def arrays(self) -> list[Any]:
+        """The tensors for numpy."""
+        return [t.detach().contiguous().numpy() for t in self.tensors]
+
+    def rebuilt(self, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments and keywords with other tensors."""
+        rest = iter(tensors)
+        leaves = [next(rest) if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        return pytree.tree_unflatten(leaves, self.structure)
+
+
+class _Flat(nn.Module):
+    """A network as a function of its tensors alone, which can be traced."""
+
+    alone = True
+
+    def __init__(self, forward: Callable[..., Any], call: _Call):
+        super().__init__()
+        self.network, self.call = forward, call
+
+    def forward(self, *tensors: Tensor) -> Any:
+        args, kwargs = self.call.rebuilt(tensors)
+        result = self.network(*args, **kwargs)
+        self.alone = isinstance(result, Tensor)
+        return result

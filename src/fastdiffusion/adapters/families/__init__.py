@@ -1,0 +1,32 @@
+"""The families, by the class of the pipeline that a checkpoint's ``model_index.json`` names."""
+
+from ..family import Family
+from .flux import Chroma, Flux
+from .flux2 import Flux2, Klein
+from .hidream import HiDream
+from .lumina2 import Lumina2
+from .pixart import PixArtSigma
+from .qwen_image import QwenImage
+from .sana import Sana
+from .stable_diffusion import StableDiffusion, StableDiffusionXl
+from .stable_diffusion_3 import StableDiffusion3
+from .wan import Wan
+from .z_image import ZImage
+
+FAMILIES: dict[str, type[Family]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "LatentConsistencyModelPipeline": StableDiffusion,
+    "StableDiffusionXLPipeline": StableDiffusionXl,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+    "FluxPipeline": Flux,
+    "ChromaPipeline": Chroma,
+    "Flux2Pipeline": Flux2,
+    "Flux2KleinPipeline": Klein,
+    "QwenImagePipeline": QwenImage,
+    "ZImagePipeline": ZImage,
+    "PixArtSigmaPipeline": PixArtSigma,
+    "SanaPipeline": Sana,
+    "Lumina2Pipeline": Lumina2,
+    "HiDreamImagePipeline": HiDream,
+    "WanPipeline": Wan,
+}

@@ -1,0 +1,284 @@
+"""LoRA files, merged into a new ``Model``: small changes of weights, ``W + scale * alpha / rank * up @ down``.
+
+Hu et al. 2021 (arXiv:2106.09685), sec. 4.1. The keys of diffusers, peft, kohya's trainers (convolutions and LyCORIS'
+LoCon too), of SDXL's and FLUX's original code and of ComfyUI are understood; nothing here needs peft.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, InputError, counted, warn
+from ..guidance.attention import EXTERNAL
+from ..io.checkpoints import read_safetensors
+from ..io.guarded import BUDGET
+from ..models import Model, folder
+from .attention import register
+from .lora_names import Place, family_of, find, places
+
+# What a key ends in, by what its tensor is.
+ENDS = {
+    "down": r"(?:\.lora_(?:A(?:\.[^.]+)?|down)|[._]lora\.down|\.lora_linear_layer\.down)\.weight",
+    "up": r"(?:\.lora_(?:B(?:\.[^.]+)?|up)|[._]lora\.up|\.lora_linear_layer\.up)\.weight",
+    "up_bias": r"\.lora_B(?:\.[^.]+)?\.bias",
+    "mid": r"\.lora_mid\.weight",
+    "alpha": r"\.alpha",
+    "diff": r"\.diff",
+    "diff_bias": r"\.diff_b",
+}
+# What a key begins with, and the module that it is about, as ``Model.modules`` calls it.
+PARTS = {
+    "lora_unet_": "net", "lora_transformer_": "net", "unet.": "net", "transformer.": "net", "diffusion_model.": "net",
+    "model.diffusion_model.": "net", "transformer_2.": "net_2", "lora_te_": "text_encoder",
+    "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3",
+    "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3",
+    "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_g.transformer.": "text_encoder_2",
+}  # fmt: skip
+PEFT = "base_model.model."  # what peft puts before the name of a layer
+REFUSED = {
+    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_w": "LoHa", "lokr_w": "LoKr", "oft_": "OFT",
+    "on_input": "(IA)^3",
+}  # fmt: skip
+Target = tuple[str, str, str]  # a parameter of a model: the module, the layer within it, "weight" or "bias"
+
+
+def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
+    """A new model with LoRAs merged into its weights; the given one is not changed.
+
+    Weights that no file touches are shared by both. Where several touch one, their updates are added up in float32 and
+    rounded once, to the precision of the weight. ``id`` covers the files' contents and scales; fitted tables belong to
+    the given model and are left behind. Keys without a place in the model are left out, with a warning.
+
+    Args:
+        model: Its networks are in ``modules``.
+        loras: Files, each "FILE" or "FILE:scale", such as "style.safetensors:0.8". A scale of 1 is what was trained,
+            0 changes no bit, and one below 0 does the opposite.
+
+    Raises:
+        CheckpointError: A file that is missing, damaged or a pickle.
+        InputError: No LoRA, one of another kind (DoRA, LoHa, LoKr, ...), or one for another family of models.
+    """
+    updates: dict[Target, list[tuple[_Update, Place]]] = {}
+    notes = []
+    for path, scale in map(split_scale, loras):
+        placed = _placed(model, _read(path, scale))
+        if scale != 0:
+            notes.append({"name": path.name, "sha256": folder.file_digest(path), "scale": scale})
+            for target, update, place in placed:
+                updates.setdefault(target, []).append((update, place))
+    parameters = {target: _parameter(model, target) for target in updates}
+    changed = {id(parameters[target]): _sum(parameters[target], added) for target, added in updates.items()}
+    return _copy(model, changed, notes) if notes else model
+
+
+def split_scale(lora: str | Path) -> tuple[Path, float]:
+    """The file and the scale of "FILE:scale"; without one it is 1."""
+    name, _, number = str(lora).rpartition(":")
+    try:
+        scale = float(number)
+    except ValueError:
+        name, scale = str(lora), 1.0
+    if not name or not abs(scale) <= BUDGET.number:
+        raise InputError(f"{str(lora)!r} is no file with a scale. Example: style.safetensors:0.8")
+    return Path(name).expanduser(), scale
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Update:
+    """What a file adds to one layer's weight or bias: ``factor * up @ down``, or ``factor * up`` alone.
+
+    With ``mid`` it is a convolution in Tucker form, 1 x 1, k x k and 1 x 1 one after the other (LyCORIS' LoCon).
+    """
+
+    part: str
+    layer: str  # as the file calls it
+    name: str  # "weight" or "bias"
+    factor: float
+    up: Tensor
+    down: Tensor | None = None
+    mid: Tensor | None = None
+
+    @property
+    def columns(self) -> int | None:
+        """Numbers in a row of what is added; None where the matrices do not fit each other."""
+        left, right = self.up.shape[1:].numel(), 0 if self.down is None else len(self.down)
+        if self.down is None:
+            return left
+        if self.mid is None:
+            return self.down.shape[1:].numel() if left == right else None
+        return self.mid.shape[2:].numel() * self.down.shape[1:].numel() if self.mid.shape[:2] == (left, right) else None
+
+    def rows(self, rows: slice, device: torch.device) -> Tensor:
+        """These rows of what is added, in float32, as a matrix."""
+        up = self.up[rows].to(device, torch.float32)
+        up = up.reshape(len(up), -1)
+        if self.down is None:
+            return self.factor * up
+        down = self.down.to(device, torch.float32).flatten(1)
+        if self.mid is not None:
+            down = torch.einsum("ab...,bi->ai...", self.mid.to(device, torch.float32), down).flatten(1)
+        return self.factor * (up @ down)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A LoRA file: its name, its updates, and the keys of tensors that are none."""
+
+    name: str
+    updates: list[_Update] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+
+
+def _read(path: Path, scale: float) -> _File:
+    metadata, tensors = read_safetensors(path)
+    for sign, kind in REFUSED.items():
+        if any(sign in key for key in tensors):
+            raise InputError(f"{path.name} is a {kind}, which is not supported. Take a plain LoRA.")
+    file, settings = _File(path.name), _settings(path, metadata)
+    layers: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        what, part, layer = _parse(key)
+        if what is None or (tensor.ndim == 0 and what != "alpha"):
+            file.odd.append(key)
+        else:
+            layers.setdefault((part, layer), {})[what] = tensor
+    for (part, layer), entry in layers.items():
+        times = {"diff": scale, "diff_bias": scale}  # these are whole
+        if "up" in entry and "down" in entry:
+            times["up_bias"] = scale * _scaling(settings.get(part, {}), layer, len(entry["down"]), entry.get("alpha"))
+            matrices = (entry["up"], entry["down"], entry.get("mid"))
+            file.updates.append(_Update(part, layer, "weight", times["up_bias"], *matrices))
+        whole = [what for what in times if what in entry]
+        file.updates.extend(
+            _Update(part, layer, "bias" if what.endswith("bias") else "weight", times[what], entry[what])
+            for what in whole
+        )
+        if not whole and "up_bias" not in times:
+            file.odd.append(layer)
+    if not file.updates:
+        raise InputError(f"{path.name} is no LoRA: it has no layers with lora_up and lora_down, or lora_A and lora_B.")
+    return file
+
+
+def _parse(key: str) -> tuple[str | None, str, str]:
+    """What the tensor of a key is, the part of the model that it is about, and the layer, as the file calls it."""
+    ends = ((what, re.search(f"{pattern}$", key)) for what, pattern in ENDS.items())
+    what, end = next(((what, end) for what, end in ends if end), (None, None))
+    layer = key[: end.start() if end else None].removeprefix(PEFT)
+    begin = max((begin for begin in PARTS if layer.startswith(begin)), key=len, default="")
+    return what, PARTS.get(begin, "net"), layer.removeprefix(begin).removeprefix(PEFT)
+
+
+def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """peft's settings for each part: in the header, as diffusers writes them, or in the file beside, as peft does."""
+    settings: dict[str, dict[str, Any]] = {}
+    beside = path.with_name("adapter_config.json")
+    try:
+        if "lora_adapter_metadata" in metadata:
+            for key, value in json.loads(metadata["lora_adapter_metadata"]).items():
+                begin = next((begin for begin in PARTS if key.startswith(begin)), "")
+                settings.setdefault(PARTS.get(begin, "net"), {})[key.removeprefix(begin)] = value
+        elif path.stem == "adapter_model" and beside.is_file():
+            settings["net"] = dict(json.loads(beside.read_text(encoding="utf-8")))
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"The settings of {path} cannot be read ({error}). Download it anew.") from None
+    if any(one.get("use_dora") for one in settings.values()):
+        raise InputError(f"{path.name} is a DoRA, which is not supported. Take a plain LoRA.")
+    return settings
+
+
+def _scaling(settings: Mapping[str, Any], layer: str, rank: int, alpha: Tensor | None) -> float:
+    """alpha / rank (for "rslora" its root); a file that says nothing of alpha means its rank."""
+    value = settings.get("lora_alpha") or rank
+    for name, other in (settings.get("alpha_pattern") or {}).items():
+        value = other if layer == name or layer.endswith(f".{name}") else value
+    value = float(value if alpha is None else alpha.float().mean())
+    return value / (math.sqrt(rank or 1) if settings.get("use_rslora") else rank or 1)
+
+
+# ---- into a model -----------------------------------------------------------------------------------------------
+
+
+def _placed(model: Model, file: _File) -> list[tuple[Target, _Update, Place]]:
+    """Every update with its places in the model; what has none is reported."""
+    tables = {part: places(module) for part, module in model.modules.items()}
+    family = family_of({update.layer: update.columns for update in file.updates if update.part == "net"})
+    is_for = f"{file.name} is a LoRA for {family.name if family else 'another model'}."
+    instead = f"Take one for {model.info.get('family', 'this model')}."
+    if family is not None and not family.has(model.modules.get("net")):
+        raise InputError(f"{is_for} {instead}")
+    placed: list[tuple[Target, _Update, Place]] = []
+    odd = list(file.odd)
+    for update in file.updates:
+        if update.columns is None:
+            raise InputError(f"The matrices of {update.layer} in {file.name} do not fit each other. Download it anew.")
+        found = find(tables.get(update.part, {}), update.layer)
+        targets = [(update.part, place.module, update.name) for place in found]
+        parameters = [_parameter(model, target) for target in targets]
+        if not found or any(p is None for p in parameters):
+            odd.append(update.layer)
+            continue
+        rows = sum(len(p[place.put]) for p, place in zip(parameters, found, strict=True))
+        if (len(update.up), update.columns) != (rows, parameters[0][0].numel()):
+            raise InputError(
+                f"{is_for} Its {update.layer} changes {len(update.up)} x {update.columns} numbers, and this model has "
+                f"{rows} x {parameters[0][0].numel()} there. {instead}"
+            )
+        placed += zip(targets, [update] * len(found), found, strict=True)
+    if not placed:
+        raise InputError(f"{is_for} No layer of it is in this model, {odd[0]} for one. {instead}")
+    if odd:
+        some = ", ".join(odd[:3])
+        warn(f"{counted(len(odd), 'key')} of {file.name} have no place in this model and do nothing, such as {some}.")
+    return placed
+
+
+def _parameter(model: Model, target: Target) -> Any:
+    part, layer, name = target
+    return getattr(model.modules[part].get_submodule(layer), name, None)
+
+
+def _sum(parameter: Tensor, added: Sequence[tuple[_Update, Place]]) -> Tensor:
+    """A parameter with updates, of its own type."""
+    value = parameter.detach().to(torch.float32, copy=True)
+    for update, place in added:
+        part = value[place.put]
+        part += update.rows(place.take, value.device).reshape(part.shape)
+    if not bool(value.isfinite().all()):
+        raise InputError(f"{added[-1][0].layer} of a LoRA is not finite. Take another copy of the file.")
+    return value.to(parameter.dtype)
+
+
+def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any]]) -> Model:
+    """The model with other values of some parameters, by ``id``; what does not change is shared."""
+    checkpoint = getattr(model.denoise, "checkpoint", None)
+    memo: dict[int, Any] = {} if checkpoint is None else {id(t): t for t in checkpoint.tokenizers.values()}
+    for module in model.modules.values():
+        for tensor in (*module.parameters(), *module.buffers()):
+            value = changed.get(id(tensor), tensor.detach())  # another tensor of the same memory: ``to`` moves one only
+            is_parameter = isinstance(tensor, nn.Parameter)
+            memo[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
+    names = ("denoise", "modules", "schedule", "autoencoder", "conditioner")
+    parts = copy.deepcopy({name: getattr(model, name) for name in names}, memo)
+    loras = [*model.info.get("loras", ()), *notes]
+    denoise: Any = parts["denoise"]
+    if denoise is model.denoise:
+        raise InputError("This model's denoiser is a function, whose networks cannot be exchanged. Make it an object.")
+    denoise.settings = dict(getattr(denoise, "settings", {})) | {"loras": [[n["sha256"], n["scale"]] for n in loras]}
+    for part, module in model.modules.items():
+        if module in EXTERNAL:
+            register(parts["modules"][part])
+    return replace(model, **parts, tables={}, info={**model.info, "loras": loras})

@@ -1,0 +1,53 @@
+"""The command that edits an image by its words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import InputError
+from ..tasks.editing.options import EditOptions
+from .command import command
+from .options import Metadata, offer_models
+
+OUT = Path("out/edited.png")
+
+
+@command(
+    "edit",
+    EditOptions,
+    panel="Edit",
+    examples=[
+        'fastdiffusion edit "a blue heart" --source "a red heart" --seed 3',
+        'fastdiffusion edit heart.png "a blue heart" --source "a red heart"',
+        'fastdiffusion edit photo.png "a dog" --source "a cat" --mask mask.png --model sd15/',
+    ],
+)
+def edit(
+    chosen: EditOptions,
+    what: Annotated[
+        list[str], typer.Argument(metavar="[IMAGE] TARGET", help="The image, if there is one, and what it is to show.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="A text-to-image model: its file or folder.", autocompletion=offer_models)
+    ] = "emoji",
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write, .png, .webp or .jpg; or a folder.")] = OUT,
+    compare: Annotated[bool, typer.Option("--compare", help="Also write source, result and difference.")] = False,
+    metadata: Metadata = True,
+) -> None:
+    """Change what an image shows, by words.
+
+    What the two prompts share, and what is outside of a mask, is kept.
+    """
+    from ..tasks.editing import edit as editing
+
+    if len(what) > 2:
+        raise InputError(
+            f'Give an image and a target, not {len(what)} words. Put the target in quotes: "a blue heart".'
+        )
+    image = what[0] if len(what) == 2 else None
+    made = editing.edit(image, what[-1], model, **vars(chosen))
+    paths = made.save(out, metadata, compare)
+    print("\n".join([f"{', '.join(map(str, paths))}: {what[-1]}.", *made.notes]))

@@ -1,0 +1,1 @@
+"""Editing an image by its words."""

@@ -1,0 +1,122 @@
+"""What a JPEG file says of itself, and an estimate of what it shows, taken as far as it tells more than the file."""
+
+from __future__ import annotations
+
+import os
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from ...corruptions import Chain, Corruption, Step
+from ...corruptions.jpeg import cells, joined_colors, operator, plane_of, tables
+from ...io.images import jpeg_tables
+from .colorization import luminance
+
+# (mean step of luminance, worth): libjpeg's quality 90, 80, 30 and 10. By bench/restoration_floor.py, so that no
+# photograph loses: above 90 rounding is finer than what a restorer knows, and strong texture bears half a change.
+WORTH = ((12, 0.0), (24, 0.4), (96, 0.4), (288, 1.0))
+REACH, FLAT = 3, 20 / 127.5**2  # of the filter that leads colors along brightness: pixels, and variance that is flat
+
+
+class Written(NamedTuple):
+    """What happened, with what the file itself says of it.
+
+    Attributes:
+        corruption: With the file's own quantization steps, where its quality was left open.
+        orientation: EXIF's, 1 to 8, by which its blocks are turned.
+        trust: How far to change the pixels, where the steps are known and not how colors are kept.
+    """
+
+    corruption: Corruption
+    orientation: int = 1
+    trust: float = 1.0
+
+
+def as_written(corruption: Corruption, path: str | os.PathLike[str]) -> Written:
+    """What happened to an image, by its description and its file."""
+    last = corruption.steps[-1] if corruption.steps else None
+    if not isinstance(corruption, Step | Chain) or last is None or last.name != "jpeg" or last.fixed:
+        return Written(corruption)
+    found = jpeg_tables(path)
+    if found is None:
+        return Written(corruption)
+    steps, colors, orientation = found
+    if colors is None or (orientation != 1 and len(corruption.steps) > 1):  # what else happened lies upright
+        return Written(corruption, trust=worth(steps))
+    return Written(Chain((*corruption.steps[:-1], Step("jpeg", (steps, colors)))), orientation)
+
+
+def likely(x: Tensor, y: Tensor, corruption: Corruption, trust: float = 1.0) -> Tensor:
+    """A mean estimate, mixed with a JPEG file's own pixels where these are likely to be nearer the truth."""
+    step = corruption.steps[-1] if len(corruption.steps) == 1 else None
+    if step is None or step.name != "jpeg" or x.shape != y.shape:
+        return x
+    if not step.fixed:
+        return torch.lerp(y, x, trust)
+    quality, colors = (*step.values, "420")[:2]
+    steps = (quality if isinstance(quality, Tensor) else tables(y.new_tensor([float(quality)]))[0]).to(y)
+    if y.shape[1] == 3 and float((y.amax(1) - y.amin(1)).max()) < 3 / 255:  # gray stays gray
+        return trusted(luminance(x), luminance(y), steps, "444").expand(-1, 3, -1, -1)
+    if y.shape[1] == 3:
+        x = torch.lerp(x, colors_along(x, y, steps, str(colors)), 0.5)
+    return trusted(x, y, steps, str(colors))
+
+
+def colors_along(x: Tensor, y: Tensor, steps: Float[Tensor, "2 8 8"], colors: str) -> Tensor:
+    """The estimate ``x`` with the colors of the file ``y``, which change where brightness does and not at blocks.
+
+    Color differences are taken for a linear function of the estimate's brightness around each pixel (the guided filter,
+    He et al. 2010), by turns with what the file leaves open.
+    """
+    made, inside = operator((3, *x.shape[2:]), steps.expand(len(x), 2, 8, 8), colors), y
+    light = luminance(x)
+    for _ in range(2):
+        inside = made.project(light + _guided(light, inside - luminance(inside)), y)
+    return inside
+
+
+def _guided(guide: Float[Tensor, "b 1 h w"], values: Float[Tensor, "b c h w"]) -> Tensor:
+    mean_guide, mean = _box(guide), _box(values)
+    slope = (_box(guide * values) - mean_guide * mean) / (_box(guide.square()) - mean_guide.square() + FLAT)
+    return _box(slope) * guide + _box(mean - slope * mean_guide)
+
+
+def _box(x: Tensor) -> Tensor:
+    return F.avg_pool2d(F.pad(x, (REACH,) * 4, mode="replicate"), 2 * REACH + 1, 1)
+
+
+def trusted(x: Tensor, y: Tensor, steps: Float[Tensor, "2 8 8"], colors: str) -> Tensor:
+    """The estimate ``x`` of what a file ``y`` shows, as far as it tells more than the file.
+
+    The error of a rounded coefficient has a known variance: q^2 / 12, or that of a Laplacian inside the cell around 0,
+    whose width the share of coefficients outside it tells. An estimate that differs by more, in the mean over the
+    blocks, has itself an error of the rest: the best mixture leaves that part of the difference out (Wiener), frequency
+    by frequency. What a restorer takes for noise, fine texture above all, so stays as it is.
+    """
+    moves = []
+    for plane, c, d, center, known, q in cells(x, y, steps.expand(len(x), 2, 8, 8), colors):
+        base = torch.where(known, center, d)
+        difference = c - base
+        power, blocks = difference.square().mean((2, 3), keepdim=True), center.shape[2] * center.shape[3]
+        outside = ((center != 0).sum((2, 3), keepdim=True) + 0.5) / (blocks + 1)
+        u = -outside.log()
+        inside = (2 / u.square() - (1 + 2 / u) * outside / (1 - outside)) * q.square() / 4
+        variance = outside * q.square() / 12 + (1 - outside) * inside.clamp(min=0).minimum(q.square() / 12)
+        share = (variance / power.clamp(min=1e-6)).clamp(max=1).square()  # squared: rather too little than too much
+        move = difference * share
+        move = torch.where(known, torch.minimum(torch.maximum(move, -0.49 * q), 0.49 * q), move)
+        moves.append(plane_of(base + move - c, plane.shape))
+    return torch.lerp(y, x + joined_colors(moves, x.shape, colors) / 127.5, worth(steps))
+
+
+def worth(steps: Float[Tensor, "2 8 8"]) -> float:
+    """How far a file is changed towards an estimate, 0 to 1, by its mean step of luminance: see ``WORTH``."""
+    step = float(steps[0].mean())
+    for (low, less), (high, more) in pairwise(WORTH):
+        if step < high:
+            return less + (more - less) * max(step - low, 0) / (high - low)
+    return WORTH[-1][1]
