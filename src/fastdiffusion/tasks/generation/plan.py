@@ -84,9 +84,11 @@ class Plan:
 
     def preview(self, latents: Tensor) -> Tensor:
         """The same without the autoencoder's decoder, in no time: see ``preview``."""
-        factor = self.model.factor
-        small = linear_preview(self.model)(latents)
-        return self._held(small.repeat_interleave(factor, -1).repeat_interleave(factor, -2))
+        factor, frames = self.model.factor, getattr(self.model.autoencoder, "temporal_factor", 1)
+        images = linear_preview(self.model)(latents).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        if frames > 1:  # the first one of a film is encoded alone
+            images = images.repeat_interleave(frames, 2)[:, :, frames - 1 :]
+        return self._held(images)
 
     def _held(self, images: Tensor) -> Tensor:
         for each in self.kept:

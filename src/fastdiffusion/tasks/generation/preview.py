@@ -38,7 +38,7 @@ class LinearPreview:
     weight: Float[Tensor, "d c"]
     bias: Float[Tensor, " c"]
 
-    def __call__(self, latents: Float[Tensor, "b d i j"]) -> Float[Tensor, "b c i j"]:
+    def __call__(self, latents: Float[Tensor, "b d *s"]) -> Float[Tensor, "b c *s"]:
         """Images in about [-1, 1], one pixel for each latent."""
         colors = latents.movedim(1, -1) @ self.weight.to(latents) + self.bias.to(latents)
         return colors.movedim(-1, 1).clamp(-1, 1)
