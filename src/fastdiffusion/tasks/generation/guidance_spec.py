@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from ...errors import InputError, unknown
-from ...guidance import Interval
+from ...guidance import Interval, inpaint
 from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io.guarded import BUDGET
 from ...io.images import open_image
@@ -225,6 +225,8 @@ def _step(tokens: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
         values["decode"] = at.model.autoencoder.decode
     if "sigma_data" in parameters:
         values["sigma_data"] = at.model.sigma_data
+    if entry.factory is inpaint and hasattr(at.model.denoise, "inpainting"):  # it is told what ``at.kept`` holds
+        return lambda denoise: denoise
     return lambda denoise: entry.factory(denoise, **values)
 
 

@@ -101,10 +101,25 @@ class Plan:
         assert self.canvas is not None
         return self.model.encode(self.canvas.image[None].to(self.model.device))
 
+    def _told(self) -> Denoise:
+        """The model's denoiser; a network that was trained to inpaint is told the image and its mask."""
+        denoise, inpainting = self.model.denoise, getattr(self.model.denoise, "inpainting", None)
+        masked = [each for each in self.kept if each.mask is not None]
+        if inpainting is None or not masked:
+            return denoise
+        known = (part[None].to(self.model.device) for part in (masked[-1].image, masked[-1].mask))
+        extra = inpainting(*known)
+
+        def told(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+            cond = cond or Cond()
+            return denoise(x, sigma, replace(cond, extra={**cond.extra, **extra}))
+
+        return told
+
     def guide(self, denoise: Denoise) -> Denoise:
         """A denoiser under the guidance of the options, and held to what the mask keeps."""
         denoise = self.guided(denoise)
-        if self.canvas is None or self.canvas.mask is None:
+        if self.canvas is None or self.canvas.mask is None or hasattr(self.model.denoise, "inpainting"):
             return denoise
         return inpaint(denoise, self.known, self.canvas.latent_mask(self.model.factor), self.model.sigma_data)
 
@@ -128,7 +143,7 @@ class Plan:
     def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
         """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
         p, model = self.options, self.model
-        scale, denoise = 1.0 if p.scale is None else p.scale, model.denoise
+        scale, denoise = 1.0 if p.scale is None else p.scale, self._told()
         if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
             scale, denoise = 1.0, embedded(denoise, scale)
         conditioner = model.conditioner
