@@ -85,7 +85,7 @@ def sample(
     options = dict(vars(chosen))
     if model is None and chosen.prompt is None:
         raise InputError('Say what to draw, or with which model: fastdiffusion sample "a red heart".')
-    model, options["prompt"] = registry.model_and_prompt(model or "emoji", chosen.prompt)
+    named, options["prompt"] = registry.model_and_prompt(model or "emoji", chosen.prompt)
     frames = Film()
 
     def watch(step: SampleStep) -> None:
@@ -97,12 +97,12 @@ def sample(
 
     try:
         made, paths = generation.sample_to(
-            out, model, metadata=metadata, format=format, sidecar=sidecar, watch=watch, **options
+            out, named, metadata=metadata, format=format, sidecar=sidecar, watch=watch, **options
         )
     except KeyboardInterrupt:
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
-    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and is_folder(model):
+    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and is_folder(named):
         print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
     if is_file(out):
         print(f"{paths[0]}.")

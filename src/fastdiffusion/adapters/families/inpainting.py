@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import InputError
+from ...guidance.core import to_rows
 from ...types import Cond
 from .stable_diffusion import StableDiffusion, StableDiffusionXl
 
@@ -30,7 +31,7 @@ class Inpainting(StableDiffusion):
     def inpainting(
         self, image: Float[Tensor, "1 c h w"], mask: Float[Tensor, "1 1 h w"]
     ) -> Mapping[str, Float[Tensor, "1 e i j"]]:
-        """What the network is told of an image in [-1, 1] and its mask: part of ``cond.extra``."""
+        """What the network takes of an image in [-1, 1] and its mask: a part of ``cond.extra``."""
         mask = (mask >= 0.5).to(image)
         latents = self.autoencoder.encode(image * (1 - mask))
         return {"inpaint": torch.cat([functional.interpolate(mask, latents.shape[-2:]), latents], 1)}
@@ -43,10 +44,8 @@ class Inpainting(StableDiffusion):
         if "inpaint" in cond.extra:
             return cond
         blank = x.new_zeros(1, self.autoencoder.image_channels, *self._pixels(x.shape))
-        told = {
-            name: value.expand(len(x), -1, -1, -1) for name, value in self.inpainting(blank, 1 + blank[:, :1]).items()
-        }
-        return replace(cond, extra={**cond.extra, **told})
+        known = to_rows(self.inpainting(blank, 1 + blank[:, :1]), len(x))
+        return replace(cond, extra={**cond.extra, **known})
 
     def pipeline_options(self, scale: float) -> dict[str, Any]:
         raise InputError("A network that was trained to inpaint cannot be compared yet: its pipeline draws at random.")

@@ -225,7 +225,7 @@ def _step(tokens: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
         values["decode"] = at.model.autoencoder.decode
     if "sigma_data" in parameters:
         values["sigma_data"] = at.model.sigma_data
-    if entry.factory is inpaint and hasattr(at.model.denoise, "inpainting"):  # it is told what ``at.kept`` holds
+    if entry.factory is inpaint and hasattr(at.model.denoise, "inpainting"):  # ``Plan`` gives it what is kept
         return lambda denoise: denoise
     return lambda denoise: entry.factory(denoise, **values)
 

@@ -101,20 +101,19 @@ class Plan:
         assert self.canvas is not None
         return self.model.encode(self.canvas.image[None].to(self.model.device))
 
-    def _told(self) -> Denoise:
-        """The model's denoiser; a network that was trained to inpaint is told the image and its mask."""
+    def _conditioned_on_image(self) -> Denoise:
+        """The model's denoiser; a network that was trained to inpaint takes the kept image and its mask as inputs."""
         denoise, inpainting = self.model.denoise, getattr(self.model.denoise, "inpainting", None)
-        masked = [each for each in self.kept if each.mask is not None]
+        masked = [(each.image, each.mask) for each in self.kept if each.mask is not None]
         if inpainting is None or not masked:
             return denoise
-        known = (part[None].to(self.model.device) for part in (masked[-1].image, masked[-1].mask))
-        extra = inpainting(*known)
+        extra = inpainting(*(part[None].to(self.model.device) for part in masked[-1]))
 
-        def told(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        def conditioned(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
             cond = cond or Cond()
             return denoise(x, sigma, replace(cond, extra={**cond.extra, **extra}))
 
-        return told
+        return conditioned
 
     def guide(self, denoise: Denoise) -> Denoise:
         """A denoiser under the guidance of the options, and held to what the mask keeps."""
@@ -143,7 +142,7 @@ class Plan:
     def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
         """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
         p, model = self.options, self.model
-        scale, denoise = 1.0 if p.scale is None else p.scale, self._told()
+        scale, denoise = 1.0 if p.scale is None else p.scale, self._conditioned_on_image()
         if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
             scale, denoise = 1.0, embedded(denoise, scale)
         conditioner = model.conditioner
