@@ -209,6 +209,10 @@ BAD = {
     "no side": (["--outpaint", "0,0,0,0"], "Example: outpaint='0,0,64,0'"),
     "a negative side": (["--outpaint", "0,0,0,-8"], "Example: outpaint='0,0,64,0'"),
     "what does not divide": (["--outpaint", "5,0,0,0"], "divide by .*, got 69x64. Nearest is "),
+    "a square kilometer": (
+        ["--outpaint", "0,999,999999,0", "--size", "64"],
+        "With what is added the image has 1063 mega",
+    ),
     "a strength": (["--strength", "1.5"], "strength must be from 0 to 1"),
 }
 
@@ -235,3 +239,20 @@ def test_what_changes_an_image_needs_one(option):
 def test_a_model_of_films_starts_from_no_image(files, name):
     with pytest.raises(InputError, match="makes no single images"):
         sample(get(name).model, "a cat", n=1, steps=1, size=64, image=files / "in.png")
+
+
+FOREIGN = {
+    "a size": (["--size", "64x72"], "divide by 16, got 64x72. Nearest is 64x80"),
+    "a mask": (["--image", "in.png", "--mask", "none.png"], "There is no file 'none.png'"),
+    "a mask alone": (["--mask", "mask.png"], "there is none. Give it"),
+    "a class": (["--classes", "3"], "without classes"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_bad_input_for_a_foreign_model(files, case, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    options, sentence = FOREIGN[case]
+    prompt = [] if case == "a class" else ["a cat"]
+    assert main(["sample", str(get("flux").path), *prompt, "-n", "1", *options, "-o", "bad", "--device", "cpu"]) == 2
+    assert sentence in capsys.readouterr().err and not Path("bad").exists()

@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ...errors import InputError
 from ...io import inputs
-from ...io.images import to_pil, to_tensor
+from ...io.images import MAX_PIXELS, to_pil, to_tensor
 
 Borders = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -63,6 +64,9 @@ def canvas(
         marked = torch.zeros(1, image.height, image.width) if marked is None else marked
         left, top, right, bottom = borders
         around = (left, right, top, bottom)
+        pixels = (image.width + left + right) * (image.height + top + bottom)
+        if pixels > MAX_PIXELS:
+            raise InputError(f"With what is added the image has {pixels / 1e6:.0f} megapixels. Add less.")
         image = to_pil(functional.pad(to_tensor(image)[None], around, mode="replicate")[0])
         marked = functional.pad(marked, around, value=1.0)
     height, width = shape[-2:]

@@ -17,7 +17,7 @@ from ...models.registry import model_and_prompt
 from ...options import fill
 from .options import SampleOptions
 from .plan import perform, plan
-from .samples import Samples, SampleStep
+from .samples import Samples, SampleStep, is_file
 
 
 def sample(model: Model | str | Path = "emoji", prompt: str | Sequence[str] | None = None, **options: Any) -> Samples:
@@ -58,6 +58,7 @@ def sample_to(
     """
     model, prompt = model_and_prompt(model, prompt)
     ready = plan(model, fill(SampleOptions, prompt=prompt, **options))
+    is_file(out, ready.options.n)
     parts: list[Samples] = []
     paths: list[Path] = []
     with tqdm(desc="sampling", total=ready.nfe, disable=None, leave=False) as bar:

@@ -98,9 +98,7 @@ class Samples:
 
     def paths(self, out: str | Path, name: str = "", format: str = "png") -> list[Path]:
         """The files' names, as long as no other image has them."""
-        if is_file(out):
-            if len(self) > 1:
-                raise InputError(f"{len(self)} images need a folder, and {str(out)!r} is a file's name. Try out='out'.")
+        if is_file(out, len(self)):
             return [checked_name(out)]
         if format not in FORMATS:
             raise unknown("format", format, FORMATS)
@@ -171,9 +169,12 @@ class SampleStep:
         return cat([*self.finished, *work, self.rest])
 
 
-def is_file(out: str | Path) -> bool:
-    """Whether results are to go to one file, and not to a folder: by the end of its name."""
-    return Path(out).suffix.lower() in ENDS and not Path(out).is_dir()
+def is_file(out: str | Path, n: int = 1) -> bool:
+    """Whether results go to one file, and not to a folder: by the end of its name. InputError where there are ``n``."""
+    single = Path(out).suffix.lower() in ENDS and not Path(out).is_dir()
+    if single and n > 1:
+        raise InputError(f"{n} images need a folder, and {str(out)!r} is a file's name. Try out='out'.")
+    return single
 
 
 def _captioned(image: Image.Image, text: str, zoom: int) -> Image.Image:
