@@ -28,6 +28,7 @@ from fastdiffusion.io.images import to_tensor, to_uint8
 from fastdiffusion.models import Model
 from fastdiffusion.nets import presets
 from fastdiffusion.noise import initial
+from fastdiffusion.tasks.evaluation.feature_net import feature_net
 from fastdiffusion.training.learner import Learner
 
 OUT = Path("out/ablations")
@@ -114,7 +115,7 @@ def seconds_a_step(settings: list[dict[str, Any]], rounds: int = 5, each: int = 
 def quality(model: Model, name: str, n: int = 1000, steps: int = 12) -> dict[str, float]:
     """Frechet distance and label accuracy of ``n`` samples."""
     real_data = data.load(name)
-    evaluator = metrics.classifier(real_data)
+    evaluator = feature_net(real_data)
     real, _ = selection.load_images(real_data, selection.choose(real_data, min(len(real_data), 10_000)))
     table = samplers.table("dpmpp_3m", schedules.exponential(steps))
     labels = torch.arange(n) % len(real_data.classes)

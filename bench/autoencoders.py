@@ -32,6 +32,7 @@ from fastdiffusion.nets.autoencoders import KL, Autoencoder, Discrete
 from fastdiffusion.tasks.autoencoding.analysis import describe, imagine, sheet
 from fastdiffusion.tasks.autoencoding.token_prior import bits, sample_tokens, train_token_prior
 from fastdiffusion.tasks.autoencoding.train import batches, train_autoencoder, use
+from fastdiffusion.tasks.evaluation.feature_net import feature_net
 
 EMOJI: dict[str, dict[str, Any]] = {
     "kl": {"kl": 1e-4},
@@ -131,7 +132,7 @@ class DigitEvaluator:
     """Confidence and Frechet distance, the latter from half of the data; ``floor`` is of the other half."""
 
     def __init__(self, images: Dataset):
-        self.net, n = metrics.classifier(images), min(len(images) // 2, 1000)
+        self.net, n = feature_net(images), min(len(images) // 2, 1000)
         both = to_tensor(selection.load_images(images, selection.choose(images, 2 * n))[0])
         self.n, self.real = n, metrics.features(self.net, both[:n])
         self.floor = self(both[n:])

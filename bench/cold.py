@@ -22,6 +22,7 @@ from fastdiffusion import data as datasets
 from fastdiffusion import metrics, noise
 from fastdiffusion.data import selection
 from fastdiffusion.io.images import grid, safe_name, to_tensor
+from fastdiffusion.tasks.evaluation.feature_net import feature_net
 from fastdiffusion.tasks.restoration import cold_diffusion
 
 PROCESSES = ("gaussian", "blur_noise", "heat", "soft", "pixelate 4", "blur 2")
@@ -52,7 +53,7 @@ def main() -> None:
     data = datasets.load(args.data, args.size)
     learned, held = data.split(HELD, 0)
     x0 = to_tensor(selection.load_images(held, selection.choose(held, min(args.n, len(held))))[0])
-    classifier = metrics.classifier(data)
+    classifier = feature_net(data)
     other = selection.load_images(learned, selection.choose(learned, len(x0)))[0]
     real = metrics.features(classifier, other)
 

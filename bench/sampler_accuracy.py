@@ -4,7 +4,7 @@ Every peer is run with every schedule and the best is kept, chosen on the very n
 tables likewise, while fitted tables never saw those noises. RMS error over all numbers of a sample, sigma 80 to 0; and
 the median noise's error beside it: where a few trajectories pass close to a watershed, the RMS is theirs alone.
 
-    python bench/sampler_accuracy.py [--quick] [--problems ring,sphere,digits,net] [--seconds 60] [--out out/bench]
+    python bench/sampler_accuracy.py [--quick] [--problems ring,sphere,digits,net] [--budget 100000] [--out out/bench]
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fastdiffusion import losses, noise, samplers, schedules
 from fastdiffusion.data import oracles
 from fastdiffusion.denoisers import Denoiser
-from fastdiffusion.samplers import fitting
+from fastdiffusion.samplers import fitting, reference
 
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 EVALUATIONS = (5, 8, 10, 12, 20, 50)
@@ -246,12 +246,12 @@ def textbook_runs():
 
 
 @torch.no_grad()
-def measure(key: str, seconds: float, held_out: int, evaluations: tuple[int, ...]) -> dict:
+def measure(key: str, budget: int, held_out: int, evaluations: tuple[int, ...]) -> dict:
     title, make, dim, noises = PROBLEMS[key]
     with torch.enable_grad():
         denoise = make()
     x = SIGMA_MAX * noise.initial(range(HELD_OUT, HELD_OUT + held_out), (dim,))
-    flows = [fitting.Flow.solve(denoise, x, schedules.exponential(n, SIGMA_MIN, SIGMA_MAX), None) for n in (400, 800)]
+    flows = [reference.Flow.solve(denoise, x, schedules.exponential(n, SIGMA_MIN, SIGMA_MAX), None) for n in (400, 800)]
     flow = flows[1]
     result = {"problem": title, "held_out": held_out, "reference_error": flow.error(flows[0].end), "calls": {}}
     for n in evaluations:
@@ -264,7 +264,7 @@ def measure(key: str, seconds: float, held_out: int, evaluations: tuple[int, ...
         for who, polish in {"fitted": False, "polished": True}.items() if n <= 20 else {}.items():
             began = time.monotonic()
             table = fitting.fit_sampler(
-                denoise, n, (dim,), SIGMA_MAX, SIGMA_MIN, noises=noises, seconds=seconds, polish=polish
+                denoise, n, (dim,), SIGMA_MAX, SIGMA_MIN, noises=noises, evaluations=budget, polish=polish
             )
             took = time.monotonic() - began
             error, median = errors(samplers.final(samplers.run(denoise, flow.start, table)), flow.end)
@@ -304,12 +304,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="64 held-out noises instead of 256")
     parser.add_argument("--problems", default=",".join(PROBLEMS))
     parser.add_argument("--evaluations", default=",".join(map(str, EVALUATIONS)))
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--budget", type=int, default=100_000)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     evaluations = tuple(int(n) for n in args.evaluations.split(","))
     held_out = 64 if args.quick else 256
-    results = [measure(key, args.seconds, held_out, evaluations) for key in args.problems.split(",")]
+    results = [measure(key, args.budget, held_out, evaluations) for key in args.problems.split(",")]
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "sampler_accuracy.json").write_text(json.dumps(results, indent=1))
     (args.out / "sampler_accuracy.md").write_text(markdown(results) + "\n")

@@ -2,19 +2,20 @@
 
 The model is ``x -> x`` on two numbers, 20 steps; each figure is the least of several runs, interleaved.
 
-    OMP_NUM_THREADS=1 python bench/sampler_overhead.py
+    OMP_NUM_THREADS=1 python bench/sampler_overhead.py [--alone]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
 from collections.abc import Callable
 
 import torch
-from sampler_accuracy import k_diffusion
 
-from fastdiffusion import samplers, schedules
+from fastdiffusion import guidance, samplers, schedules
+from fastdiffusion.types import Cond
 
 STEPS, RUNS = 20, 30
 
@@ -31,7 +32,25 @@ def ours() -> dict[str, tuple[int, Callable[[], object]]]:
     return out
 
 
+def guided() -> dict[str, tuple[int, Callable[[], object]]]:
+    """Under guidance: the same loop, and two conditions stacked and two estimates mixed at every step."""
+    x, cond, out = 80 * torch.randn(1, 2), Cond(label=torch.zeros(1, dtype=torch.long)), {}
+    table = samplers.table("dpmpp_2m", schedules.exponential(STEPS))
+    for name, denoise in {
+        "cfg": guidance.cfg(lambda x, s, c=None: x, 3.0),
+        "cfg in half of the levels": guidance.cfg(lambda x, s, c=None: x, 3.0, interval=(0.0, 1.0)),
+        "cfg rescaled": guidance.cfg(lambda x, s, c=None: x, 3.0, rescale=0.7),
+    }.items():
+        out[f"fastdiffusion dpmpp_2m, {name}"] = (
+            STEPS,
+            lambda denoise=denoise: samplers.final(samplers.run(denoise, x, table, cond)),
+        )
+    return out
+
+
 def k_diffusions() -> dict[str, tuple[int, Callable[[], object]]]:
+    from sampler_accuracy import k_diffusion
+
     k, x, sigmas = k_diffusion(), 80 * torch.randn(1, 2), schedules.exponential(STEPS).float()
     out = {}
     for name, evaluations in {
@@ -71,7 +90,10 @@ def diffusers_() -> dict[str, tuple[int, Callable[[], object]]]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    runs = {**ours(), **k_diffusions(), **diffusers_()}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--alone", action="store_true", help="without the other libraries")
+    args = parser.parse_args()
+    runs = {**ours(), **guided()} | ({} if args.alone else {**k_diffusions(), **diffusers_()})
     least = dict.fromkeys(runs, float("inf"))
     with torch.no_grad():
         for _ in range(RUNS):

@@ -4,7 +4,7 @@ All tables start from the same noises and classes. "fd" is the distance to the t
 data's own classifier; "more" is how much of it the few calls are to blame for (fd less that of 100 calls, with a 95 %
 interval of the bootstrap over noises, paired); "RMS" is the distance of the pictures from those of 100 calls.
 
-    python bench/sampler_quality.py MODEL [--data fashion-mnist] [-n 500] [--evaluations 5,8,12] [--seconds 60]
+    python bench/sampler_quality.py MODEL [--data fashion-mnist] [-n 500] [--evaluations 5,8,12] [--budget 20000]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from fastdiffusion.io.images import safe_name, to_tensor, to_uint8
 from fastdiffusion.models import Model, load
 from fastdiffusion.samplers import Table
 from fastdiffusion.samplers.fitting import fit_sampler
+from fastdiffusion.tasks.evaluation.feature_net import feature_net
 
 TEXTBOOK = ("dpmpp_3m", "dpmpp_2m", "unipc", "deis", "gam", "lms", "heun", "euler")
 FIRST = 10_000_000  # seeds from here on: no table was fitted to them
@@ -47,11 +48,11 @@ def drawn(model: Model, table: Table, n: int, path: Path) -> Tensor:
     return images
 
 
-def fitted(model: Model, evaluations: int, seconds: float, path: Path) -> Table:
+def fitted(model: Model, evaluations: int, budget: int, path: Path) -> Table:
     """The table fitted to the model, kept on the disk."""
     if not path.exists():
         cond = model.cond(range(len(model.classes)))
-        path.write_text(fit_sampler(model, evaluations, cond=cond, seconds=seconds).to_json())
+        path.write_text(fit_sampler(model, evaluations, cond=cond, evaluations=budget).to_json())
     return Table.from_json(path.read_text())
 
 
@@ -61,21 +62,21 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("-n", type=int, default=500)
     parser.add_argument("--evaluations", default="5,8,12")
-    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--budget", type=int, default=20_000)
     parser.add_argument("--out", type=Path, default=Path("out/sampler_quality"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     model = load(args.model)
     data = datasets.load(args.data, size=model.shape[1])
     test = datasets.load(args.data, size=model.shape[1], part="test") if args.data == "fashion-mnist" else data
-    classifier = metrics.classifier(data)
+    classifier = feature_net(data)
     real = metrics.features(classifier, selection.load_images(test, range(len(test)))[0])
     wanted = torch.arange(args.n) % len(model.classes)
 
     tables = {"dpmpp_3m, 100": samplers.table("dpmpp_3m", schedules.exponential(100, model.sigma_min, model.sigma_max))}
     for evaluations in map(int, args.evaluations.split(",")):
         tables[f"fitted, {evaluations}"] = fitted(
-            model, evaluations, args.seconds, args.out / f"fitted-{evaluations}.json"
+            model, evaluations, args.budget, args.out / f"fitted-{evaluations}.json"
         )
         name, schedule, low = tables[f"fitted, {evaluations}"].info["textbook"].split(", ")
         sigmas = schedules.schedule(schedule, evaluations, sigma_min=float(low.split()[1]), sigma_max=model.sigma_max)

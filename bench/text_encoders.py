@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,9 @@ from fastdiffusion.models.registry import shipped
 from fastdiffusion.nets import tokenizer as tokenizers
 from fastdiffusion.nets.text import CaptionMean, Layer, TextEncoder, normalized
 from fastdiffusion.noise import generator
-from fastdiffusion.training.trainer import Part, train
+from fastdiffusion.training.options import TrainingOptions
+from fastdiffusion.training.task import Part, Task
+from fastdiffusion.training.trainer import train
 
 WIDTH, HEAD, DEPTH = 128, 32, 3
 
@@ -98,10 +102,13 @@ def main() -> None:
         part: Latents(data.load("emoji-scenes", part=part), autoencoder) for part in ("compositions", "designs")
     }
 
-    def loss(encoder: nn.Module, seed: int, step: int) -> Tensor:
+    def draw(seed: int, step: int) -> tuple[Sequence[str], Tensor]:
         some = torch.randint(len(rows), (256,), generator=generator(seed, 0, step)).tolist()
         batch = rows.batch(some, generator(seed, 1, step))
-        return (encoder(batch.captions) - batch.images).square().mean()
+        return batch.captions, batch.images
+
+    def loss(encoder: nn.Module, batch: tuple[Sequence[str], Tensor]) -> Tensor:
+        return (encoder(batch[0]) - batch[1]).square().mean()
 
     def made(name: str, seed: int) -> nn.Module:
         torch.manual_seed(seed)
@@ -112,16 +119,15 @@ def main() -> None:
     for step in range(6):
         for name, encoder in tried.items():
             begun = time.process_time()
-            loss(encoder, 0, step).backward()
+            loss(encoder, draw(0, step)).backward()
             cost[name].append(time.process_time() - begun)
     results: dict[str, Any] = {}
     for name in ENCODERS:
         seconds = sorted(cost[name])[3]
         for seed in range(args.seeds):
             encoder, steps, begun = made(name, seed), round(60 * args.minutes / seconds), time.process_time()
-            part = Part(encoder, lambda step, e=encoder, s=seed: loss(e, s, step), "muon", 1e-2)
-            for _ in train({"encoder": part}, steps, {"encoder": name}, seed=seed, precision="float32"):
-                pass
+            task = Task({"encoder": Part(encoder, partial(loss, encoder), "muon", 1e-2)}, partial(draw, seed), {})
+            train(task, TrainingOptions(steps=steps, seed=seed, batch_size=256, device="cpu"))
             row: dict[str, Any] = {"steps": steps, "CPU s": round(time.process_time() - begun)}
             with torch.no_grad():
                 for kind, held in sets.items():

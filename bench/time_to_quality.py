@@ -28,6 +28,7 @@ from fastdiffusion.io.checkpoints import load_tensors, save_tensors
 from fastdiffusion.io.images import grid, save_png, to_tensor, to_uint8
 from fastdiffusion.models import load
 from fastdiffusion.noise import generator
+from fastdiffusion.tasks.evaluation.feature_net import feature_net
 from fastdiffusion.training.learner import Learner
 
 OUT = Path("out/time_to_quality")
@@ -125,7 +126,7 @@ def score(system: str, seed: int, minutes: float, n: int, steps: int) -> None:
 
 def measure(fake: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """Distances to the test pictures, and the floor: as many training pictures of the same labels."""
-    net = metrics.classifier(data.load("fashion-mnist", size=32))
+    net = feature_net(data.load("fashion-mnist", size=32))
     test = data.load("fashion-mnist", size=32, part="test")
     real, _ = selection.load_images(test, range(len(test)))
     a, b = metrics.features(net, real), metrics.features(net, fake)

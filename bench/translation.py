@@ -43,6 +43,7 @@ from fastdiffusion.models import Model
 from fastdiffusion.models import load as load_model
 from fastdiffusion.models.registry import loaded
 from fastdiffusion.tasks.evaluation import evaluator as judging
+from fastdiffusion.tasks.evaluation.feature_net import feature_net
 from fastdiffusion.tasks.stylization.statistics import edge_similarity
 from fastdiffusion.tasks.translation import paired as translation_paired
 from fastdiffusion.tasks.translation import training_free
@@ -199,7 +200,7 @@ def carried(
 def unpaired(runs: Path, model_file: Path | None, classes: str, n: int, out: Path, methods: list[str]) -> dict:
     pairs, names = domains("fashion-mnist", paired=False, classes=classes, size=32), classes.split(",")
     a, b = pairs.kept(n)
-    evaluator = metrics.classifier(data.load("fashion-mnist", 32))  # nothing here was trained against it
+    evaluator = feature_net(data.load("fashion-mnist", 32))  # nothing here was trained against it
     kinds = [data.load("fashion-mnist").classes.index(name) for name in names]
 
     def row(name: str, there: Tensor, returned: Tensor | None = None, reverse: bool = False) -> None:

@@ -4,6 +4,7 @@ import os
 import random
 import socket
 import tempfile
+from contextlib import contextmanager
 
 os.environ["XDG_CACHE_HOME"] = os.environ.get("FASTDIFFUSION_TEST_CACHE") or tempfile.mkdtemp(prefix="fastdiffusion-")
 os.environ["FASTDIFFUSION_TEST_CACHE"] = os.environ["XDG_CACHE_HOME"]  # pytest-xdist's workers share the first one's
@@ -52,6 +53,31 @@ def offline(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
     monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
     monkeypatch.setattr(socket, "getaddrinfo", resolve_local)
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """``with cut(step):`` ends what is trained in it after so many steps, as Ctrl-C would."""
+    from fastdiffusion.training import trainer
+    from fastdiffusion.training.callback import Callback
+
+    class StopAt(Callback):
+        def __init__(self, at):
+            self.at = at
+
+        def step(self, training, step):
+            if step.step == self.at:
+                training.stop()
+
+    @contextmanager
+    def at(step):
+        usual = trainer.defaults
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "defaults", lambda training: [*usual(training), StopAt(step)])
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return at
 
 
 def _fail_skip(report, node):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,14 +15,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fastdiffusion import metrics, models, nets
+from fastdiffusion import models, nets
 from fastdiffusion.cli import demo as demo_
-from fastdiffusion.cli import main
+from fastdiffusion.cli import main, options
 from fastdiffusion.data import digits
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.io.config import read_config, write_config
-from fastdiffusion.metrics import feature_nets
 from fastdiffusion.models import Model, load, save
+from fastdiffusion.tasks.evaluation import feature_net
+from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +94,8 @@ def test_no_metadata(model, here):
 
 
 def test_evaluate(model, here, capsys, monkeypatch):
-    judge = metrics.train_classifier(digits(), passes=1)
-    monkeypatch.setattr(feature_nets, "classifier", lambda data: judge)
+    judge = train_feature_net(digits(), steps=13)
+    monkeypatch.setattr(feature_net, "feature_net", lambda data: judge)
     assert main(["evaluate", str(model), "digits", "-n", "60", "--steps", "1", "--rounds", "5", "-o", "e"]) == 0
     printed = capsys.readouterr().out
     report = json.loads(Path("e/report.json").read_text())
@@ -120,13 +122,14 @@ def test_evaluate(model, here, capsys, monkeypatch):
 def test_fit_keeps_its_table_in_the_file(model, here, capsys):
     copy = here / "copy.safetensors"
     copy.write_bytes(model.read_bytes())
-    assert main(["fit", str(copy), "--steps", "2", "--noises", "4", "--seconds", "1"]) == 0
-    assert "2 evaluations: error" in capsys.readouterr().out
-    assert list(load(copy).tables) == ["2"]
+    assert main(["fit", str(copy), "--steps", "2", "--noises", "4", "--evaluations", "700"]) == 0
+    printed = capsys.readouterr().out
+    assert "At most 700 evaluations" in printed and "2 steps: " in printed
+    assert list(load(copy).tables) == ["2 steps, scale 1, 8x8"]
     save(load(copy), copy, torch.int8)
     size = copy.stat().st_size
-    assert main(["fit", str(copy), "--steps", "3", "--noises", "4", "--seconds", "1"]) == 0
-    assert list(load(copy).tables) == ["2", "3"] and copy.stat().st_size < 1.2 * size  # its weights stay as stored
+    assert main(["fit", str(copy), "--steps", "3", "--noises", "4", "--evaluations", "700"]) == 0
+    assert len(load(copy).tables) == 2 and copy.stat().st_size < 1.2 * size  # its weights stay as stored
 
 
 def test_reproduce_over_the_image_itself_and_in_another_format(model, here, capsys):
@@ -161,7 +164,7 @@ def test_reproduce_over_the_image_itself_and_in_another_format(model, here, caps
     (["train", "empty", "--restore", "noise 0.1", "--aspect", "crop"], "--aspect does nothing here"),
     (["train", "digits", "--init-from", "MODEL", "--net", "unet-base"], "keeps its net"),
     (["sample", "MODEL", "--format", "gif"], "No format named 'gif'"),
-    (["fit", "emoji", "--steps", "2"], "There is no file 'emoji'"),
+    (["fit", "emoji", "--steps", "2"], "comes with the package"),
     (["fit", "MODEL", "--noises", "0"], "noises must be"),
     (["scan", "empty"], "No images"),
     (["evaluate", "MODEL", "fashion-mnis"], "Did you mean 'fashion-mnist'"),
@@ -269,16 +272,16 @@ def test_train_resumes(here, monkeypatch, capsys):
 
 def test_demo(here, monkeypatch, capsys):
     """The whole way in two seconds of training; how good it becomes in forty is measured in bench/."""
-    judge = metrics.train_classifier(digits(), passes=1)
-    monkeypatch.setattr(feature_nets, "classifier", lambda data: judge)
+    judge = train_feature_net(digits(), steps=13)
+    monkeypatch.setattr(feature_net, "feature_net", lambda data: judge)
     evaluate = demo_.evaluate
     monkeypatch.setattr(demo_, "evaluate", lambda *a, n, **o: evaluate(*a, n=40, rounds=3, **o))
     assert main(["demo", "--out", "d", "--seconds", "2"]) == 0
     names = {str(path.relative_to("d")) for path in Path("d").rglob("*") if path.is_file()}
     assert {"grid.png", "model.safetensors", "report.html", "evaluation/report.json"} < names
     lines = capsys.readouterr().out.split("What to type next:")[1].strip().splitlines()
-    for line in lines[:3]:  # all but the one with YOUR-IMAGES
-        assert main(line.split()[1:]) == 0, capsys.readouterr().err
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     assert "label accuracy" in load("d").info["metrics"]
 
 
@@ -384,3 +387,13 @@ def test_what_is_experimental_says_so(here, capsys):
         assert "xperimental" in capsys.readouterr().out, command
     assert main(["--help"]) == 0
     assert "(experimental)" in capsys.readouterr().out
+
+
+def test_what_to_type_next_works_where_the_shell_does_not_find_the_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [".venv/bin/fastdiffusion", "names"])
+    monkeypatch.setattr(options.shutil, "which", lambda name: None)
+    assert main(["names", "burger"]) == 0
+    assert capsys.readouterr().out.endswith("Next: .venv/bin/fastdiffusion sample hamburger\n")
+    monkeypatch.setattr(options.shutil, "which", lambda name: "/usr/bin/fastdiffusion")
+    assert main(["names", "burger"]) == 0
+    assert capsys.readouterr().out.endswith("Next: fastdiffusion sample hamburger\n")

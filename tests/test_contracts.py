@@ -33,6 +33,7 @@ from fastdiffusion import (
     samplers,
     schedules,
 )
+from fastdiffusion.adapters import loading as adapters_loading
 from fastdiffusion.cli import about, demo, doctor
 from fastdiffusion.cli.app import ELSEWHERE, OLD_COMMANDS, PANELS, SHARED
 from fastdiffusion.cli.command import OTHER
@@ -47,8 +48,7 @@ from fastdiffusion.nets import clip as net_clip
 from fastdiffusion.nets import presets
 from fastdiffusion.prompts import reading
 from fastdiffusion.samplers import processes
-from fastdiffusion.samplers.fitting import fit_sampler
-from fastdiffusion.tasks import export, training, variations
+from fastdiffusion.tasks import export, fitting, training, variations
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
@@ -67,8 +67,9 @@ from fastdiffusion.tasks.text_image import caption_mean, clip, multilingual, sco
 from fastdiffusion.tasks.text_image import options as text_image
 from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.options import TrainTranslationOptions, TranslateOptions
-from fastdiffusion.training import optimizers, setup
-from fastdiffusion.training.config import Budget, TrainingConfig
+from fastdiffusion.training import optimizers, trainer
+from fastdiffusion.training.config import TrainingConfig
+from fastdiffusion.training.options import Budget
 
 HEAVY = ("torch", "numpy", "PIL", "sklearn", "accelerate", "diffusers", "transformers", "gradio", "matplotlib")
 required = inspect.Parameter.empty
@@ -102,12 +103,9 @@ def test_type_checkers_see_the_same_names():
     assert seen == fastdiffusion._SOURCE
 
 
-NO_FUNCTION_YET = {"fit"}
-
-
 def test_every_command_is_a_function():
     """``fastdiffusion train-clip`` is ``fastdiffusion.train_clip``."""
-    functions = {name.replace("-", "_") for name in COMMANDS} - NO_FUNCTION_YET
+    functions = {name.replace("-", "_") for name in COMMANDS}
     assert functions <= set(fastdiffusion.__all__)
     assert all(callable(getattr(fastdiffusion, name)) for name in functions)
 
@@ -142,7 +140,7 @@ class Verb(NamedTuple):
     Attributes:
         functions: Whose parameters the flags are: of functions, and the fields of options dataclasses.
         flags: That only the command line has: where results go and in which form, and how data are named and opened.
-        parameters: That only Python has: what cannot be typed.
+        parameters: That only Python has: what cannot be typed; of options dataclasses the fields that say so.
         defaults: Flags whose default is written in another way, or chosen by the command: the default on the command
             line, and what it stands for in Python.
     """
@@ -154,20 +152,16 @@ class Verb(NamedTuple):
 
 
 def verb(*functions: Callable[..., Any], flags: str = "", parameters: str = "", **defaults: tuple[Any, Any]) -> Verb:
-    return Verb(functions, frozenset(flags.split()), frozenset(parameters.split()), defaults)
+    options = [f for kind in functions if is_dataclass(kind) for f in fields(kind) if f.metadata]
+    untyped = {f.name for f in options if f.metadata["flag"].python_only}
+    return Verb(functions, frozenset(flags.split()), frozenset(parameters.split()) | untyped, defaults)
 
 
 VERBS = {
     "train": verb(
-        training.train, TrainingConfig, Budget, flags="procs cpu",
-        parameters="compile decay ema grad_clip loss_weighting_options save_every sigma_data "
-        "sigma_distribution_options uncertainty verbose warmup weight_decay",
-    ),
+        training.train, TrainingConfig, Budget, flags="cpu"),
     "scan": verb(ImageFolder),
-    "fit": verb(
-        fit_sampler, flags="prompt", parameters="cond shape sigma_max sigma_min",
-        steps=("5,8,12", required), scale=(None, 1.0),
-    ),
+    "fit": verb(fitting.fit, fitting.FitOptions, flags="out"),
     "train-classifier": verb(classifiers.train_classifier, classification.TrainClassifierOptions),
     "train-autoencoder": verb(
         train.train_autoencoder, autoencoding.TrainAutoencoderOptions, flags="aspect", parameters="decoder_of"
@@ -342,7 +336,8 @@ CHOICES = {
     choices.SIGMA_DISTRIBUTIONS: schedules.SIGMA_DISTRIBUTIONS, choices.LOSS_WEIGHTINGS: losses.LOSS_WEIGHTINGS,
     choices.NETS: presets.PRESETS, choices.OPTIMIZERS: optimizers.OPTIMIZERS, choices.AUGMENTS: augment.AUGMENTS,
     choices.UNETS: [name for name, spec in presets.PRESETS.items() if spec["name"] == "unet"],
-    choices.TRACKERS: setup.TRACKERS, choices.PRECISIONS: device.PRECISIONS,
+    choices.LOAD_PRECISIONS: adapters_loading.PRECISIONS, choices.PREDICTIONS: {"auto", *adapters_loading.PREDICTIONS},
+    choices.TRACKERS: trainer.TRACKERS, choices.PRECISIONS: device.PRECISIONS,
     choices.DATASETS: {*data.DATASETS} - {"emoji-polyglot"}, choices.ASPECTS: folders.ASPECTS,
     choices.CHANNELS: folders.CHANNELS, choices.LABELS: folders.LABELS, choices.MODELS: registry.SHIPPED,
     choices.FORMATS: samples.FORMATS, choices.CORRUPTIONS: corruptions.CORRUPTIONS, choices.UNDOES: method.UNDOES,

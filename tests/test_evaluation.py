@@ -17,13 +17,14 @@ from fastdiffusion.models.card import card
 from fastdiffusion.nets import presets
 from fastdiffusion.tasks.evaluation import evaluate as evaluation
 from fastdiffusion.tasks.evaluation.evaluate import evaluate, measure
+from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
 
 
 @pytest.fixture(scope="module")
 def half():
     """Half of the digits as data, and a classifier of them."""
     train, test = digits().split(0.5)
-    return train, test, metrics.train_classifier(train, passes=15)
+    return train, test, train_feature_net(train, steps=189)
 
 
 def report(half, images, labels=None):
@@ -103,9 +104,9 @@ def test_the_numbers_are_noted_in_the_model(half, tmp_path):
     save(model, tmp_path / "model.safetensors", dtype=torch.bfloat16)
     before = load_tensors(tmp_path / "model.safetensors")
     options = {"n": 20, "steps": 1, "features": half[2], "rounds": 3}
-    evaluate(tmp_path, half[0], note=False, **options)
+    evaluate(tmp_path, half[0], **options)  # by default it only reads
     assert load_tensors(tmp_path / "model.safetensors")[0] == before[0]
-    found = evaluate(tmp_path, half[0], **options)
+    found = evaluate(tmp_path, half[0], note=True, **options)
     config, tensors = load_tensors(tmp_path / "model.safetensors")
     assert all(torch.equal(tensors[name], tensor) for name, tensor in before[1].items())
     noted, number = config["info"].pop("metrics"), found.numbers["fd_digits"]

@@ -48,24 +48,35 @@ def sd(loaded):
     return loaded("sd15").model
 
 
+SCHEDULERS = {  # of diffusers, with options that make them the textbook's, and what they are called here
+    "EulerDiscreteScheduler": ({}, "euler"),
+    "DDIMScheduler": ({"set_alpha_to_one": True, "clip_sample": False}, "euler"),
+    "DPMSolverMultistepScheduler": ({"final_sigmas_type": "zero", "use_karras_sigmas": False}, "dpmpp_2m"),
+    "HeunDiscreteScheduler": ({}, "heun"),
+}
+
+
 def theirs(pipe, kind, scale):
     """The pipeline's own latents after 6 steps of a scheduler, with the start and the levels for a table."""
-    options = {"set_alpha_to_one": True, "clip_sample": False} if kind == "DDIMScheduler" else {}
-    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **options)
+    pipe.scheduler = getattr(diffusers, kind).from_config(pipe.scheduler.config, **SCHEDULERS[kind][0])
     noise = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     latents = pipe(
         prompt=list(PROMPTS), latents=noise.clone(), num_inference_steps=6, guidance_scale=scale, height=64, width=64,
         output_type="latent", return_dict=False,
     )[0]  # fmt: skip
-    if kind == "EulerDiscreteScheduler":
-        return latents, noise * float(pipe.scheduler.init_noise_sigma), pipe.scheduler.sigmas.double()
-    alpha_bar = pipe.scheduler.alphas_cumprod.double()[pipe.scheduler.timesteps]
-    levels = torch.cat([((1 - alpha_bar) / alpha_bar).sqrt(), alpha_bar.new_zeros(1)])
+    if kind == "DDIMScheduler":
+        alpha_bar = pipe.scheduler.alphas_cumprod.double()[pipe.scheduler.timesteps]
+        levels = torch.cat([((1 - alpha_bar) / alpha_bar).sqrt(), alpha_bar.new_zeros(1)])
+    else:
+        levels = pipe.scheduler.sigmas.double().unique_consecutive()
+    if kind in ("EulerDiscreteScheduler", "HeunDiscreteScheduler"):
+        return latents, noise * float(pipe.scheduler.init_noise_sigma), levels
     return latents, noise * float((1 + levels[0] ** 2).sqrt()), levels
 
 
-PEERS = [(name, kind) for name in SD for kind in ("EulerDiscreteScheduler", "DDIMScheduler")]
+PEERS = [(name, kind) for name in SD for kind in SCHEDULERS]
 PEERS.remove(("zero_snr", "DDIMScheduler"))  # it starts at sigma = infinity, which a table cannot
+PEERS.remove(("zero_snr", "HeunDiscreteScheduler"))  # which does not know zero-terminal SNR
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
@@ -77,7 +88,7 @@ def test_equals_the_pipeline(loaded, name, kind, scale):
     denoise = cfg(one.model.denoise, scale, one.model.null(1, (64, 64)))
     with torch.no_grad():
         cond = one.model.encode_prompt(PROMPTS, (64, 64))
-        got = samplers.final(samplers.run(denoise, start, samplers.table("euler", levels), cond))
+        got = samplers.final(samplers.run(denoise, start, samplers.table(SCHEDULERS[kind][1], levels), cond))
     assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
 
 
@@ -236,7 +247,7 @@ def test_a_fitted_table_holds_for_scale_and_size(loaded, tmp_path):
     shutil.copytree(one.path, place)
     model = fastdiffusion.load(place, device="cpu")
     cond = model.encode_prompt(PROMPTS)
-    fitted = fit_sampler(model, 3, cond=cond, noises=4, seconds=3, scale=2.0, polish=False)
+    fitted = fit_sampler(model, 3, cond=cond, noises=4, evaluations=700, scale=2.0, polish=False)
     assert fitted.info["error"] <= fitted.info["textbook_error"]
     assert folder.write_table(place, model, 3, 2.0, (64, 64), fitted) == tmp_path / "sd15.tables.json"
     ready = fastdiffusion.load(place, device="cpu")

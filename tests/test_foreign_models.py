@@ -2,11 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fastdiffusion import models
+from fastdiffusion.data import Images
 from fastdiffusion.errors import InputError
 from fastdiffusion.guidance import cfg
 from fastdiffusion.guidance.classifier_free import replace_text
@@ -15,6 +17,9 @@ from fastdiffusion.samplers import final, run
 from fastdiffusion.samplers.fitting import fit_sampler
 from fastdiffusion.schedules import flow
 from fastdiffusion.tasks.generation.sample import sample
+from fastdiffusion.training.models import model_task
+from fastdiffusion.training.options import TrainingOptions
+from fastdiffusion.training.trainer import train
 from fastdiffusion.types import Cond
 
 LENGTHS = {"": 5, "a cat": 7}  # token rows; neither 1 nor equal
@@ -148,7 +153,7 @@ def test_samples_and_fitted_tables_of_any_shape(shape):
     """A table fitted to it is at least as near to its flow as the textbook, and its samples have the right law."""
     model = foreign(shape)
     cond = model.encode_prompt(["a cat", ""])
-    fitted = fit_sampler(model, 3, cond=cond, noises=16, seconds=1.0, polish=False, scale=2.0)
+    fitted = fit_sampler(model, 3, cond=cond, noises=16, evaluations=1500, polish=False, scale=2.0)
     assert fitted.info["shape"] == list(shape) and fitted.info["error"] <= fitted.info["textbook_error"] < 10
     x = model.table(8).sigmas[0] * torch.randn(400, *shape)
     said = cond[[0] * 400]
@@ -212,3 +217,64 @@ def test_an_emb_never_meets_another_texts_mask():
     assert not mine.null().mask.any() and not unmasked.null().mask.any()
     with pytest.raises((InputError, TypeError), match="mask"):  # the type checker of the tests may be first
         replace(mine, emb=torch.randn(2, 7, 3))
+
+
+# ---- training -----------------------------------------------------------------------------------------------------
+
+
+def captioned(shape, n=16):
+    g = np.random.default_rng(0)
+    images = g.integers(0, 256, (n, *shape), dtype=np.uint8)
+    return Images("captioned", [images], captions=[["a cat", ""][i % 2 :] for i in range(n)])
+
+
+def tuned(model, data, folder, **options):
+    """Its weights after six steps, killed and resumed or not."""
+    chosen = TrainingOptions(steps=6, batch_size=4, lr=1e-2, folder=folder, device="cpu", verbose=False)
+    train(model_task(model, data, replace(chosen, **options)), replace(chosen, **options))
+    return {name: module.state_dict() for name, module in model.modules.items()}
+
+
+def test_its_modules_train_by_its_loss_and_resume_bit_for_bit(tmp_path, cut):
+    before, data = foreign((3, 6, 4)), captioned((3, 6, 4))
+    whole = tuned(foreign((3, 6, 4)), data, tmp_path / "whole")
+    with cut(3):
+        tuned(foreign((3, 6, 4)), data, tmp_path / "cut")
+    resumed = tuned(foreign((3, 6, 4)), data, tmp_path / "cut")
+    for part, tensors in whole.items():
+        changed = [not torch.equal(t, before.modules[part].state_dict()[name]) for name, t in tensors.items()]
+        assert all(torch.equal(t, resumed[part][name]) for name, t in tensors.items())
+        assert any(changed) == (part == "net"), "the net alone is trained"
+    with pytest.raises(InputError, match=r"module of this model.*'unet'"):
+        model_task(before, data, TrainingOptions(), trained=("unet",))
+    with pytest.raises(InputError, match="Load the data with size="):
+        model_task(before, captioned((3, 8, 8)), TrainingOptions())
+
+
+def test_a_unet_of_diffusers_trains_through_its_adapter_and_the_error_of_its_noise_falls(tmp_path, cut):
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    from tiny_pipelines import build
+
+    from fastdiffusion.adapters.loading import load_folder
+
+    build("sd15").save_pretrained(tmp_path / "sd")
+    data = captioned((3, 64, 64), 8)
+
+    def fresh():
+        return load_folder(tmp_path / "sd")
+
+    def error(model):
+        task = model_task(model, data, TrainingOptions(batch_size=8))
+        with torch.no_grad():
+            return float(torch.stack([task.parts["model"].loss(task.draw(1000 + i)).mean() for i in range(4)]).mean())
+
+    whole = fresh()
+    first = error(whole)
+    weights = tuned(whole, data, tmp_path / "whole", steps=12)
+    assert error(whole) < 0.98 * first
+    with cut(5):
+        tuned(fresh(), data, tmp_path / "cut", steps=12)
+    resumed = tuned(fresh(), data, tmp_path / "cut", steps=12)
+    for name, tensor in weights["net"].items():
+        assert torch.equal(tensor, resumed["net"][name]), name

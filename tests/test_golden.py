@@ -5,6 +5,7 @@ tests/golden/0.1/expected.json has those numbers, written by 0.1 itself.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fastdiffusion import models
 from fastdiffusion.data.dataset import Images
 from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.io.images import read_image, read_recipe, to_tensor
+from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.tasks import variations
 from fastdiffusion.tasks.autoencoding import token_prior
 from fastdiffusion.tasks.classification import train as classification
@@ -24,8 +26,10 @@ from fastdiffusion.tasks.restoration import cold_diffusion
 from fastdiffusion.tasks.stylization import network
 from fastdiffusion.tasks.text_image import clip, prior
 from fastdiffusion.tasks.translation import paired
-from fastdiffusion.training import trainer
 from fastdiffusion.training.learner import Learner
+from fastdiffusion.training.options import TrainingOptions
+from fastdiffusion.training.task import Part, Task
+from fastdiffusion.training.trainer import train
 from fastdiffusion.types import Cond
 
 GOLDEN = Path(__file__).parent / "golden" / "0.1"
@@ -172,17 +176,12 @@ def test_a_run_of_the_learner_is_continued(work):
         learner(work / "run", cond_dropout=0.1).fit(steps=5)
 
 
-def test_a_run_of_the_loop_for_other_nets_is_continued(work):
-    torch.manual_seed(0)
-    net, seen = torch.nn.Linear(4, 2), []
-
-    def loss(step):
-        seen.append(step)
-        return (net(torch.randn(8, 4, generator=torch.Generator().manual_seed(step))) - 1).square().mean()
-
-    parts = {"autoencoder": trainer.Part(net, loss, "adamw", 1e-2)}
-    for _ in trainer.train(parts, 6, {"data": "golden"}, work / "loop", 0, precision="float32"):
-        pass
-    assert seen[0] == 3 and some(net.weight) == pytest.approx(EXPECTED["loop"], abs=1e-5)
-    with pytest.raises(CheckpointError, match="holds a run with data=golden"):
-        next(iter(trainer.train(parts, 7, {"data": "other"}, work / "loop", 0, precision="float32")))
+def test_a_run_of_the_loop_for_other_nets_is_refused_with_advice(work):
+    net = torch.nn.Linear(4, 2)
+    task = Task({"autoencoder": Part(net, lambda x: net(x).square().mean())}, lambda step: torch.ones(8, 4), {})
+    options = TrainingOptions(steps=6, folder=work / "loop", device="cpu", verbose=False)
+    with pytest.raises(CheckpointError, match=r"run of version 0.1.*another folder.*--fresh"):
+        train(task, options)
+    assert Folder(work / "loop").latest()[0] == 3, "nothing of it is lost"
+    train(task, replace(options, fresh=True))
+    assert Folder(work / "loop").latest()[0] == 6

@@ -18,6 +18,8 @@ from fastdiffusion.nets.evaluator import Evaluator, parts
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks.evaluation import evaluator
 from fastdiffusion.tasks.evaluation.evaluator import background_color, best_names, distort, fd_evaluator, on_background
+from fastdiffusion.training.callback import Callback
+from fastdiffusion.training.trainer import train
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +128,23 @@ def test_names_are_heard_by_words_order_and_letters():
     assert parts("") == ["< >"]
 
 
-def test_it_can_be_taught_other_things():
+def test_it_can_be_taught_other_things(monkeypatch):
     """Flat colors, told by their names, from nothing."""
     colors = list(COLORS.items())
     pictures = torch.stack([torch.tensor(rgb, dtype=torch.uint8)[:, None, None].expand(3, 64, 64) for _, rgb in colors])
     losses: list[float] = []
-    made = evaluator.train(
+
+    class Watch(Callback):
+        def step(self, training, step):
+            losses.append(step.loss)
+
+    monkeypatch.setattr(evaluator, "train", lambda task, chosen: train(task, chosen, [Watch()]))
+    made = evaluator.train_evaluator(
         *(pictures.repeat(4, 1, 1, 1), [[f"{name} {i}"] for i in range(4) for name, _ in colors]),
         steps=25,
         batch_size=18,
         lr=1e-3,
         seed=1,
-        watch=lambda _, loss: losses.append(loss),
     )
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5]) and math.isfinite(losses[-1])
     assert made.names[:2] == ("white 0", "black 0")

@@ -1,12 +1,13 @@
 """Training: the mathematics of a step, equivalences between ways to run it, and that it learns."""
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import ModuleType
 
 import numpy as np
@@ -20,10 +21,10 @@ from fastdiffusion.io.checkpoints import load_tensors
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
 from fastdiffusion.schedules import SIGMA_DISTRIBUTIONS
-from fastdiffusion.training import lr_finder, optimizers
+from fastdiffusion.training import lr_finder, optimizers, trainer
 from fastdiffusion.training.batches import Batches
 from fastdiffusion.training.budget import State
-from fastdiffusion.training.callbacks import Snapshots, Validation
+from fastdiffusion.training.callbacks import Snapshots
 from fastdiffusion.training.distributed import like
 from fastdiffusion.training.ema import posthoc, snapshots
 from fastdiffusion.training.learner import Learner
@@ -328,8 +329,12 @@ def test_muon_on_an_old_torch_says_so(monkeypatch):
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_nearly_nothing():
-    rates = [optimizers.rate(i, 0, 10, 50, 100) for i in range(100)]
-    assert rates[0] == pytest.approx(0.1)
+    s, rates = State(), []
+    s.plan(100, None)
+    while not s.finished:
+        rates.append(s.rate(10, 0.5))
+        s.advance(0.0, 1.0)
+    assert len(rates) == 100 and rates[0] == pytest.approx(0.1)
     assert rates[9:51] == [1.0] * 42
     assert rates[-1] == pytest.approx(1 / 50)
     assert rates[50:] == sorted(rates[50:], reverse=True)
@@ -348,40 +353,79 @@ def test_the_learning_rate_finder_leaves_no_trace_and_finds_a_sane_rate():
 # ---- budgets ----------------------------------------------------------------------------------------------------
 
 
-def test_minutes_become_the_steps_that_would_have_been_given():
-    s = State()
-    s.plan(None, 1.0, 0.5)
-    for step in range(1, 10_000):
-        if s.finished:
-            break
-        s.step, s.seconds = step, 0.1 * step  # ten steps a second
-        s.settle(10.0, 0.5)
-    assert s.total == 600
-    assert s.step == 600
-    t = State()
-    t.plan(600, None, 0.5)
-    assert t.decay_from == s.decay_from == 300
+def paced(pace, state=None, until=math.inf):
+    """A run of one minute on a machine that makes ``pace(seconds)`` steps a second: its state, and the rates."""
+    s, rates = state or State(), []
+    s.plan(None, 1.0)
+    while not s.finished and s.step < until:
+        rates.append(s.rate(100, 0.5))
+        s.advance(s.seconds + 1 / pace(s.seconds), pace(s.seconds))
+    return s, rates
 
 
-def test_a_slower_machine_gets_fewer_steps():
+PACES = {
+    "steady": lambda t: 10.0, "slower": lambda t: 10.0 if t < 20 else 3.0,
+    "slower in the end": lambda t: 10.0 if t < 50 else 0.7, "faster": lambda t: 2.0 if t < 40 else 20.0,
+    "slow": lambda t: 0.2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("pace", PACES.values(), ids=PACES)
+def test_minutes_end_in_time_and_at_a_rate_of_nothing_however_the_speed_changes(pace):
+    s, rates = paced(pace)
+    step = 1 / pace(s.seconds)
+    assert abs(s.seconds - 60) <= step / 2 + 1e-9
+    assert rates[-1] <= 2 * step / 60 * 1.01 + 1e-9 and max(rates) == 1
+    fall = rates[rates.index(1.0) :]
+    assert fall == sorted(fall, reverse=True), "once it falls it never rises"
+
+
+def test_minutes_on_a_steady_machine_are_the_steps_that_it_makes_in_them():
     s = State()
-    s.plan(None, 1.0, 0.5)
+    s.plan(600, None)
+    rates = []
     while not s.finished:
-        s.step += 1
-        pace = 10 if s.seconds < 15 else 3
-        s.seconds += 1 / pace
-        s.settle(pace, 0.5)
-    assert 59 < s.seconds < 61
+        rates.append(s.rate(60, 0.5))
+        s.advance(0.0, 1.0)
+    assert paced(PACES["steady"])[1] == pytest.approx(rates, abs=0.1)
+    assert paced(PACES["steady"])[0].step == 600
+
+
+def test_a_run_in_minutes_that_was_cut_goes_on_as_if_it_had_not_been():
+    for pace in PACES.values():
+        whole, rates = paced(pace)
+        cut, first = paced(pace, until=whole.step // 2)
+        again, second = paced(pace, State.of(json.loads(json.dumps(asdict(cut)))))
+        assert first + second == rates and again == whole
+
+
+def test_minutes_that_a_clock_of_steps_measures_are_resumed_bit_for_bit(tmp_path, monkeypatch):
+    """All that such a run depends on besides its settings is how long its steps took."""
+    runs, clock, update = [], [0.0], Learner.update
+
+    def quarter(self, *arguments):
+        clock[0] += 0.25  # seconds, exact in binary
+        return update(self, *arguments)
+
+    monkeypatch.setattr(Learner, "update", quarter)
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: clock[0])
+    for name, cut in (("whole", 99), ("cut", 17), ("cut", 99)):
+        runs.append(learner(folder=tmp_path / name, dropout=0.1, save_every=0.0))
+        with contextlib.suppress(KeyboardInterrupt):
+            runs[-1].fit(minutes=0.1, callbacks=[StopAt(cut)])
+    assert runs[0].state.step == runs[2].state.step == 24 and runs[1].state.step == 17
+    assert torch.equal(weights(runs[0]), weights(runs[2])) and not torch.equal(weights(runs[0]), weights(runs[1]))
 
 
 def test_a_finished_run_takes_more_but_not_less():
-    s = State(step=100, seconds=10.0, total=100, decay_from=50)
-    s.plan(100, None, 0.5)
+    s = State(step=100, seconds=10.0, total=100, progress=1.0)
+    s.plan(100, None)
     assert s.finished
-    s.plan(50, None, 0.5)
+    s.plan(50, None)
     assert s.finished
-    s.plan(200, None, 0.5)
-    assert (s.start, s.decay_from, s.total) == (100, 150, 200)
+    s.plan(200, None)
+    assert (s.start, s.progress, s.total) == (100, 0.0, 200)
+    assert s.rate(10, 0.5) == pytest.approx(0.1), "it rises anew"
 
 
 def test_a_budget_is_given_once():
@@ -393,8 +437,7 @@ def test_a_budget_is_given_once():
 
 def test_minutes_are_kept(tmp_path):
     learn = learner(folder=tmp_path).fit(minutes=0.03)
-    assert learn.state.finished
-    assert 0.5 < learn.state.seconds < 20
+    assert learn.state.finished and learn.state.seconds == pytest.approx(1.8, abs=1.0)
 
 
 # ---- the run ----------------------------------------------------------------------------------------------------
@@ -522,9 +565,9 @@ def test_a_checkpoint_of_other_shapes_is_refused():
 
 def test_another_configuration_in_the_same_folder_is_refused_by_name(tmp_path):
     learner(folder=tmp_path).fit(steps=2)
-    with pytest.raises(InputError, match=r"lr=None \(now 0.002\).*--fresh"):
+    with pytest.raises(CheckpointError, match=r"lr=None \(now 0.002\).*--fresh"):
         learner(folder=tmp_path, lr=0.002).fit(steps=3)
-    with pytest.raises(InputError, match="other data"):
+    with pytest.raises(CheckpointError, match="other data"):
         learner(Toy(), folder=tmp_path).fit(steps=3)
     assert learner(folder=tmp_path, lr=0.002).fit(steps=2, fresh=True).state.step == 2
 
@@ -562,16 +605,12 @@ def test_bad_settings_are_refused_with_a_sentence(keywords, message):
 
 
 def test_the_validation_noise_depends_on_neither_run_nor_time():
-    batches = []
-    for lr in (1e-3, 1e-2):
-        learn, validation = learner(lr=lr), Validation()
-        list(learn.steps(2))
-        validation.start(learn)
-        batches.append(validation.batches)
-    for one, two in zip(*batches, strict=True):
-        assert torch.equal(one.x0, two.x0)
-        assert torch.equal(one.noise, two.noise)
-    assert set(learn.setup.held_out.indices).isdisjoint(learn.setup.train.indices)
+    one, two = (learner(lr=lr) for lr in (1e-3, 1e-2))
+    list(two.steps(2))
+    assert one.task.held_out
+    for a, b in zip(one.task.held_out, two.task.held_out, strict=True):
+        assert torch.equal(a.x0, b.x0) and torch.equal(a.noise, b.noise)
+    assert set(one.setup.held_out.indices).isdisjoint(one.setup.train.indices)
 
 
 def test_an_unreadable_checkpoint_is_named(tmp_path):
@@ -584,17 +623,16 @@ def test_an_unreadable_checkpoint_is_named(tmp_path):
 
 def test_a_run_that_goes_on_remembers_its_best(tmp_path):
     """A validation loss that is worse than before the break does not take the place of the best."""
-    learn = learner(folder=tmp_path, holdout=0.1).fit(steps=40)
-    best = min(r["validation_loss"] for r in learn.run.metrics() if "validation_loss" in r)
-    again = learner(folder=tmp_path, holdout=0.1)
+    learn = learner(folder=tmp_path, holdout=0.1, batch_size=256).fit(steps=40)
+    measured = [(r["step"], r["validation_loss"]) for r in learn.run.metrics() if "validation_loss" in r]
+    assert len(measured) > 2
+    again = learner(folder=tmp_path, holdout=0.1, batch_size=256)
     again.resume()
-    again.state.step += 1  # callbacks start when the first step is done
-    validation = Validation()
-    validation.start(again)
-    assert validation.best == best and math.isfinite(best)
-    again.state.step = 1  # of a run that was killed before it saved what it had measured
-    validation.start(again)
-    assert validation.best == math.inf
+    assert [step for step, _ in again.state.validations] == [step for step, _ in measured]
+    best = min(loss for _, loss in again.state.validations)
+    again.validate = lambda length=None: best + 1.0
+    again.fit(steps=60)
+    assert again.run.best()[0] <= 40
 
 
 def test_a_tracker_is_told_what_metrics_jsonl_says(tmp_path):

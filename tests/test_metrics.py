@@ -12,8 +12,10 @@ from fastdiffusion import metrics
 from fastdiffusion.data import Images, digits, selection
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.io.images import to_tensor
-from fastdiffusion.metrics import distances, feature_nets
+from fastdiffusion.metrics import distances
 from fastdiffusion.noise import generator
+from fastdiffusion.tasks.evaluation import feature_net
+from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
 
 
 def normal(n: int, d: int, seed: int) -> torch.Tensor:
@@ -157,7 +159,7 @@ def test_pictures_too_small_for_gradients():
 
 @pytest.fixture(scope="module")
 def judge():
-    return metrics.train_classifier(digits(), passes=12)
+    return train_feature_net(digits(), steps=152)
 
 
 def test_classifier_of_the_digits(judge):
@@ -175,24 +177,24 @@ def test_features_have_unit_variance(judge):
 
 def test_classifier_is_deterministic():
     data = digits()
-    one, two = (metrics.train_classifier(data, passes=0.5) for _ in range(2))
+    one, two = (train_feature_net(data, steps=6) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
 
 
 def test_classifier_is_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = []
-    train = metrics.train_classifier
-    monkeypatch.setattr(feature_nets, "train_classifier", lambda data, **_: made.append(1) or train(data, passes=0.5))
+    train = train_feature_net
+    monkeypatch.setattr(feature_net, "train_feature_net", lambda data, **_: made.append(1) or train(data, steps=6))
     data = digits()
-    one, two = metrics.classifier(data), metrics.classifier(data)
+    one, two = feature_net.feature_net(data), feature_net.feature_net(data)
     x = to_tensor(selection.load_images(data, [3, 1])[0])
     assert len(made) == 1
     assert torch.equal(one(x), two(x))
     assert one.info == two.info
     (file,) = tmp_path.glob("fastdiffusion/fd_digits-*.safetensors")
     file.write_bytes(file.read_bytes()[:1000])
-    metrics.classifier(data)
+    feature_net.feature_net(data)
     assert len(made) == 2
     with pytest.raises(CheckpointError):
         metrics.load_classifier(tmp_path / "none.safetensors")
@@ -201,11 +203,11 @@ def test_classifier_is_cached(monkeypatch, tmp_path):
 def test_classifier_without_labels_learns_quarter_turns():
     images = np.zeros((60, 3, 12, 12), np.uint8)
     images[:, :, :4] = 255
-    net = metrics.train_classifier(Images("bars", [images]), passes=3)
+    net = train_feature_net(Images("bars", [images]), steps=38)
     assert net.info["of"] == "quarter turns"
     assert net(torch.zeros(2, 3, 12, 12)).shape == (2, 4)
     with pytest.raises(DataError, match="at least 20"):
-        metrics.train_classifier(Images("few", [images[:10]]))
+        train_feature_net(Images("few", [images[:10]]))
 
 
 def test_pictures_keep_their_order_and_come_to_one_size():

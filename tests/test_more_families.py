@@ -58,7 +58,7 @@ def test_negative_prompts_are_the_pipelines(name):
             spans,
             limit,
             model.null(2),
-            None if other is model.conditioner else readers[1],
+            reader=None if other is model.conditioner else readers[1],
         )
         got = samplers.final(samplers.run(compiled.guide(model.denoise, 3.0, model.guide), start, table))
     assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
@@ -136,6 +136,24 @@ def test_attention_is_changed_and_left_as_it_was(name):
         assert torch.equal(model.denoise(x, sigma, cond), plain)
     assert all(torch.equal(t, before[key]) for key, t in net.state_dict().items())
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in net.modules())
+
+
+def test_texts_of_unlike_length_side_by_side():
+    """Lumina 2 puts each image right behind its text: controllers see both where they are in every row."""
+    model = get("lumina2").model
+    net, x, sigma = model.modules["net"], torch.randn(1, *latents(model)), torch.ones(1)
+    alone, both = (Store(kind="cross", pixels=(0, 10**6)) for _ in range(2))
+    with torch.no_grad():
+        short = model.encode_prompt(["a"])
+        with control(net, alone):
+            model.denoise(x, sigma, short)
+        with control(net, both):
+            model.denoise(x[[0, 0]], sigma[[0, 0]], model.encode_prompt(["a", TEXTS[0]]))
+    n = short.emb.shape[1]
+    for layer, probabilities in alone.probabilities.items():
+        torch.testing.assert_close(both.probabilities[layer][:1, :, :n], probabilities, atol=1e-5, rtol=1e-4)
+        assert both.probabilities[layer][0, :, n:].abs().max() < 1e-6 < both.probabilities[layer][1, :, n:].max()
+    assert alone.probabilities.keys() == {"layers.0.attn", "layers.1.attn"}
 
 
 def test_linear_attention_is_refused_by_name():

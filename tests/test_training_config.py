@@ -11,15 +11,17 @@ from test_learner import TINY, StopAt, learner, weights
 from fastdiffusion import cli
 from fastdiffusion.data import Images
 from fastdiffusion.device import choose_precision
-from fastdiffusion.errors import InputError
+from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.io.checkpoints import annotate, load_tensors
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
 from fastdiffusion.training import learner as learners
 from fastdiffusion.training.callback import TrainingView
 from fastdiffusion.training.callbacks import Snapshots, defaults
-from fastdiffusion.training.config import FREE, Budget, TrainingConfig
-from fastdiffusion.training.trainer import Part, train
+from fastdiffusion.training.config import FREE, TrainingConfig
+from fastdiffusion.training.options import Budget, TrainingOptions
+from fastdiffusion.training.task import Part, Task
+from fastdiffusion.training.trainer import train
 
 OLD = {
     "sigma_distribution": "density", "sigma_distribution_options": "density_options", "loss_weighting": "weight",
@@ -49,14 +51,14 @@ def test_flags_become_keywords(monkeypatch, tmp_path):
         "net": "dit-tiny", "augment": ("mirror", "crop"), "cond_dropout": 0.2, "batch_size": 8, "device": "cpu",
         "folder": tmp_path,
     }  # fmt: skip
-    assert budget == {"minutes": None, "steps": 7, "fresh": False}
+    assert budget == {"minutes": None, "steps": 7, "fresh": False, "procs": 1}
 
 
 def test_every_setting_is_explained_and_told_apart():
     for kind in (TrainingConfig, Budget):
         for field in fields(kind):
             assert field.metadata["flag"].help.endswith((".", "...")), field.name
-            assert f"    {field.name}: " in kind.__doc__, field.name
+            assert any(f"    {field.name}: " in one.__doc__ for one in kind.__mro__), field.name
     stored = set(TrainingConfig().identity("x"))
     assert stored == {f.name for f in fields(TrainingConfig)} - FREE | {"data"}
     assert set(FREE) <= {f.name for f in fields(TrainingConfig)}
@@ -70,14 +72,15 @@ def test_a_run_of_the_first_version_is_continued_bit_for_bit_or_refused(tmp_path
         learner(folder=tmp_path / "cut", **options).fit(steps=8, callbacks=[StopAt(5)])
 
     def renamed(stored):
-        now = stored["config"]["learner"]
+        config = stored["config"]
+        now = config.pop("run")
         assert OLD.keys() < now.keys()
         then = {OLD.get(name, name): value for name, value in now.items()}
-        return {**stored, "config": {**stored["config"], "learner": then}}
+        return {**stored, "config": {**config, "learner": then}}
 
     for path in Folder(tmp_path / "cut").checkpoints():
         annotate(path, renamed)
-    with pytest.raises(InputError, match=r"cond_dropout=0.3 \(now 0.2\).*--fresh"):
+    with pytest.raises(CheckpointError, match=r"cond_dropout=0.3 \(now 0.2\).*--fresh"):
         learner(folder=tmp_path / "cut", **{**options, "cond_dropout": 0.2}).fit(steps=8)
     assert torch.equal(weights(learner(folder=tmp_path / "cut", **options).fit(steps=8)), weights(whole))
 
@@ -107,25 +110,36 @@ class Only:
         raise AssertionError(f"a callback sets {name}")
 
 
-def test_callbacks_only_look(tmp_path):
+def test_callbacks_only_look_and_change_nothing(tmp_path):
     pytest.importorskip("tensorboard")
-    run = learner(folder=tmp_path, track="tensorboard", verbose=True, holdout=0.1)
+    quiet, run = (
+        learner(folder=tmp_path / name, track=track, verbose=loud, holdout=0.1)
+        for name, track, loud in (("quiet", None, False), ("loud", "tensorboard", True))
+    )
+    quiet.fit(steps=20)
     view = Only(run)
     jobs = [*defaults(view), Snapshots(10)]
-    assert [type(job).__name__ for job in jobs] == [
-        "Validation", "Metrics", "Tracker", "Checkpoint", "Preview", "Results", "Console", "Snapshots"
-    ]  # fmt: skip
+    assert [type(job).__name__ for job in jobs] == ["Metrics", "Tracker", "Console", "Snapshots"]
     for job in jobs:
         job.start(view)
     for step in run.steps(20):
         for job in jobs:
-            job.step(view, step)
+            job.step(view, step._replace(validation=0.5))
     for job in jobs:
         job.end(view)
-    losses = [record["validation_loss"] for record in Folder(tmp_path).metrics() if "validation_loss" in record]
-    assert losses and load(tmp_path).info["validation_loss"] == round(run.state.validation, 5)
-    assert Folder(tmp_path).best() is not None and run.state.length in map(float, run.config.ema)
-    assert (tmp_path / "report.html").is_file() and list(tmp_path.glob("previews/*.png"))
+    assert torch.equal(weights(quiet), weights(run))
+    losses = [
+        record["validation_loss"] for record in Folder(tmp_path / "quiet").metrics() if "validation_loss" in record
+    ]
+    assert losses and load(tmp_path / "quiet").info["validation_loss"] == round(quiet.state.validation, 5)
+    assert quiet.run.best() is not None and quiet.state.length in map(float, quiet.config.ema)
+    assert (tmp_path / "quiet" / "report.html").is_file() and list(tmp_path.glob("quiet/previews/*.png"))
+
+
+def test_a_callback_may_ask_for_an_end(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        learner(folder=tmp_path).fit(steps=9, callbacks=[StopAt(4)])
+    assert Folder(tmp_path).latest()[0] == 4
 
 
 # ---- precision and device ---------------------------------------------------------------------------------------
@@ -166,25 +180,30 @@ def test_a_run_keeps_the_precision_that_it_began_in(tmp_path):
 def test_parts_are_trained_in_the_precision_that_is_asked_for_and_chance_is_left_alone(tmp_path):
     kinds, net = [], torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Dropout(0.5))
 
-    def loss(step):
-        made = net(torch.ones(8, 4))
+    def loss(batch):
+        made = net(batch)
         kinds.append(made.dtype)
         return made.float().square().mean()
 
+    def task():
+        return Task({"net": Part(net, loss)}, lambda step: torch.ones(8, 4), {})
+
     before = torch.get_rng_state()
     for kind in ("auto", "bfloat16"):
-        done = list(train({"net": Part(net, loss)}, 2, {}, tmp_path / kind, precision=kind, device="cpu"))
-        assert [step.step for step in done] == [1, 2] and not net.training
+        done = train(task(), TrainingOptions(steps=2, folder=tmp_path / kind, precision=kind, device="cpu"))
+        assert done.state.step == 2 and not net.training
     assert kinds == [torch.float32] * 2 + [torch.bfloat16] * 2
     assert torch.equal(torch.get_rng_state(), before)
     stored, _ = load_tensors(next((tmp_path / "bfloat16").glob("step-*")))
-    assert stored["config"]["precision"] == "bfloat16"
+    assert stored["config"]["state"]["precision"] == "bfloat16"
     assert json.loads((tmp_path / "auto" / "metrics.jsonl").read_text())["step"] == 2
     with pytest.raises(InputError, match="No device 'abacus' here"):
-        next(train({"net": Part(net, loss)}, 2, {}, device="abacus"))
+        train(task(), TrainingOptions(steps=2, device="abacus"))
+    with pytest.raises(InputError, match="2 processes were asked for, 1 runs"):
+        train(task(), TrainingOptions(steps=2, procs=2))
 
 
 def test_tiny_is_what_is_stored(tmp_path):
     learner(folder=tmp_path).fit(steps=1)
     config, _ = load_tensors(next(tmp_path.glob("step-*")))
-    assert config["config"]["learner"]["net"] == TINY and "device" not in config["config"]["learner"]
+    assert config["config"]["run"]["net"] == TINY and "device" not in config["config"]["run"]

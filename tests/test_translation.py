@@ -19,6 +19,7 @@ from fastdiffusion.tasks.translation import paired
 from fastdiffusion.tasks.translation.domains import domains
 from fastdiffusion.tasks.translation.paired import answer, train_translation, translate
 from fastdiffusion.tasks.translation.training_free import ddib, sdedit
+from fastdiffusion.training import trainer
 from fastdiffusion.types import Cond
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*without a partner")
@@ -119,25 +120,19 @@ def test_edges_are_thin_lines_where_something_changes():
 
 
 @pytest.mark.parametrize("method", paired.METHODS)
-def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch):
-    from fastdiffusion.training import trainer
-
-    call = {"method": method, "steps": 4, "size": 16, "batch_size": 2, "mirror": True}
+def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch, cut):
+    call, shown, sheet = (
+        {"method": method, "steps": 4, "size": 16, "batch_size": 2, "mirror": True},
+        [],
+        paired._preview,
+    )
     whole = train_translation(*folders, **call)
-    monkeypatch.setattr(trainer, "SAVE_EVERY", -1.0)  # at every step
-    monkeypatch.setattr(paired, "PREVIEW", 1)
-    shown = []
-
-    def cut(images, path, columns):
-        shown.append(images)
-        if len(shown) == 2:
-            raise RuntimeError("the power is gone")
-
-    monkeypatch.setattr(paired.inputs, "sheet", cut)
-    with pytest.raises(RuntimeError):
+    monkeypatch.setattr(trainer, "LOOK", 0)  # a preview after every step
+    monkeypatch.setattr(paired, "_preview", lambda *arguments: shown.append(sheet(*arguments)) or shown[-1])
+    with cut(2):
         train_translation(*folders, **call, folder=tmp_path / "run")
     made = train_translation(*folders, **call, folder=tmp_path / "run")
-    assert len(shown) > 2 and shown[-1].isfinite().all()
+    assert len(shown) > 2 and shown[-1][0].isfinite().all()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, made.state_dict()[name]), name
     read = paired.load(tmp_path / "run")

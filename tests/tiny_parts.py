@@ -104,6 +104,23 @@ def qwen_vl():
     return tokenizer, transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
+def qwen3_vl(layers=4):
+    tokenizer = qwen_tokenizer()
+    config = transformers.Qwen3VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": layers,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+            "rope_scaling": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1],
+                             "mrope_interleaved": True},
+        },
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 16,
+            "patch_size": 16, "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+        },
+    )  # fmt: skip
+    return tokenizer, transformers.Qwen3VLModel(config).eval()
+
+
 def llama_tokenizer():
     """Byte pairs with a mark of start, as Llama's and Mistral's."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors

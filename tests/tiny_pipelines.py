@@ -5,7 +5,7 @@ import warnings
 import diffusers
 import tiny_transformers as more
 import torch
-from tiny_parts import clip, flow_vae, flux2_vae, mistral3, qwen3, qwen_vae, qwen_vl, t5, unet, vae
+from tiny_parts import clip, flow_vae, flux2_vae, mistral3, qwen3, qwen3_vl, qwen_vae, qwen_vl, t5, unet, vae
 
 SCHEDULER = {
     "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
@@ -148,9 +148,25 @@ def z_image():
     )
 
 
+def krea2():
+    tokenizer, encoder = qwen3_vl()
+    net = diffusers.Krea2Transformer2DModel(
+        in_channels=64, num_layers=2, attention_head_dim=16, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=32, timestep_embed_dim=16, text_hidden_dim=16, num_text_layers=3,
+        text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=32,
+        num_layerwise_text_blocks=1, num_refiner_text_blocks=1, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    scheduler = flow(base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=6400,
+                     use_dynamic_shifting=True)  # fmt: skip
+    return diffusers.Krea2Pipeline(
+        scheduler=scheduler, vae=qwen_vae(), text_encoder=encoder, tokenizer=tokenizer, transformer=net.eval(),
+        text_encoder_select_layers=(1, 2, 4),
+    )  # fmt: skip
+
+
 FAMILIES = {
     f.__name__: f
-    for f in (sd15, sd2v, zero_snr, lcm, sdxl, sd3, flux, schnell, chroma, flux2, klein, qwen_image, z_image)
+    for f in (sd15, sd2v, zero_snr, lcm, sdxl, sd3, flux, schnell, chroma, flux2, klein, qwen_image, z_image, krea2)
 }
 FAMILIES |= {f.__name__: f for f in (more.pixart, more.sana, more.lumina2, more.hidream, more.wan)}
 

@@ -27,6 +27,8 @@ AUGMENTS = (
 )  # fmt: skip
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PRECISIONS = ("auto", "float32", "bfloat16")
+LOAD_PRECISIONS = ("float32", "bf16", "fp16")
+PREDICTIONS = ("auto", "eps", "v")
 DEVICES = ("cpu", "cuda", "mps")  # with a number, too: cuda:1
 
 DATASETS = ("digits", "fashion-mnist", "emoji", "emoji-scenes", "emoji-multilingual")

@@ -7,6 +7,8 @@ is a denoiser.
 
 from .examine import examine
 from .families import FAMILIES
-from .loading import load_folder
+from .loading import load
+from .lora import with_loras
+from .table_scheduler import TableScheduler
 
-__all__ = ["FAMILIES", "examine", "load_folder"]
+__all__ = ["FAMILIES", "TableScheduler", "examine", "load", "with_loras"]

@@ -9,30 +9,65 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
+from jaxtyping import Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..errors import InputError
 from ..guidance.attention import EXTERNAL
 from ..nets.layers import HOOKS, AttentionCall, softmax_probabilities
 
 
-def register(net: nn.Module) -> None:
-    """Let ``guidance.attention`` find the layers of a network of diffusers."""
-    EXTERNAL[net] = DiffusersAttention()
+class Layout(NamedTuple):
+    """Where text and image are among all the tokens of joint attention.
+
+    ``order`` is for networks whose rows have them elsewhere, by the lengths of their texts: the place in the row of
+    each token of this layout.
+    """
+
+    tokens: slice
+    pixels: slice
+    total: int
+    order: Int[Tensor, "b n"] | None = None
+
+    @classmethod
+    def of(cls, tokens: int, pixels: int, text_first: bool, multiple: int = 1) -> Layout:
+        """The layout of one after the other, each padded to a multiple."""
+        text, image = (n + -n % multiple for n in (tokens, pixels))
+        first, second = (0, text) if text_first else (image, 0)
+        return cls(slice(first, first + tokens), slice(second, second + pixels), text + image)
 
 
 class DiffusersAttention:
-    """How the layers of one network are found and watched."""
+    """How the layers of one network are found and watched, but those whose names have one of ``without`` in them."""
 
-    def __init__(self) -> None:
-        self._local = threading.local()
+    def __init__(self, without: tuple[str, ...] = ()) -> None:
+        self._local, self.without = threading.local(), without
+
+    def __deepcopy__(self, memo: Any) -> DiffusersAttention:
+        return DiffusersAttention(self.without)  # a copied network has watchers of its own
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of this thread's present evaluation; None where text and image do not attend jointly."""
+        return getattr(self._local, "layout", None)
+
+    @layout.setter
+    def layout(self, layout: Layout | None) -> None:
+        self._local.layout = layout
 
     def layers(self, net: nn.Module) -> dict[str, nn.Module]:
         """The attention layers by name, such as "mid_block.attentions.0.transformer_blocks.0.attn2"."""
-        return {name: module for name, module in net.named_modules() if hasattr(module, "to_q")}
+        return {
+            name: module
+            for name, module in net.named_modules()
+            if hasattr(module, "processor")
+            and ("Attention" in type(module).__name__ or "Attn" in type(module).__name__)
+            and not any(part in name for part in self.without)
+        }
 
     @contextmanager
     def watch(self, net: nn.Module) -> Iterator[None]:
@@ -40,7 +75,7 @@ class DiffusersAttention:
         if getattr(self._local, "entered", False):
             yield
             return
-        mode, thread = _Mode(), threading.get_ident()
+        mode, thread = _Mode(self), threading.get_ident()
         handles = []
         for name, module in self.layers(net).items():
             enter, leave = mode.hooks(name, thread)
@@ -56,11 +91,19 @@ class DiffusersAttention:
                 handle.remove()
 
 
+def register(net: nn.Module, without: tuple[str, ...] = ()) -> DiffusersAttention:
+    """Let ``guidance.attention`` find the layers of a network of diffusers: one for each network, whoever uses it."""
+    known = EXTERNAL.setdefault(net, DiffusersAttention(without))
+    assert isinstance(known, DiffusersAttention)
+    return known
+
+
 class _Mode(TorchFunctionMode):
     """Hands the attention of the innermost layer to the thread's hooks."""
 
-    def __init__(self) -> None:
+    def __init__(self, net: DiffusersAttention) -> None:
         super().__init__()
+        self.net = net
         self.stack: list[tuple[str, nn.Module, bool]] = []  # layers that run, and whether they attend to a text
         self.unseen: set[str] = set()
 
@@ -73,16 +116,16 @@ class _Mode(TorchFunctionMode):
 
         def leave(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if threading.get_ident() == thread and self.stack:
-                _, _, cross = self.stack.pop()
-                if name in self.unseen and output is not None:
-                    x = (args[0] if args else kwargs["hidden_states"])[:, None]
-                    why = (
-                        f"The attention layer {name} does not use scaled_dot_product_attention, so it cannot be "
-                        "controlled. Choose other layers; or load the model anew, without xformers or sliced attention."
+                kind = "cross" if self.stack.pop()[2] else "self"
+                if (
+                    name in self.unseen
+                    and output is not None
+                    and any(_wants(hook, module, kind) for hook in HOOKS.stack)
+                ):
+                    raise InputError(
+                        f"The attention layer {name} does not use scaled_dot_product_attention ({_way(module)}), so it "
+                        "cannot be controlled. Name other layers, or load the model without xformers, flex or slicing."
                     )
-                    call = AttentionCall(module, x, x, x, None, slice(None) if cross else None, hidden=why)
-                    for hook in HOOKS.stack:
-                        hook(call)
 
         return enter, leave
 
@@ -95,15 +138,47 @@ class _Mode(TorchFunctionMode):
         query, key, value, mask = (kwargs.pop(name, None) for name in names[:4])
         name, module, cross = self.stack[-1]
         self.unseen.discard(name)
+        if kwargs.pop("enable_gqa", False):  # several heads share keys and values
+            key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+
+        layout, tokens, pixels = self.net.layout, slice(None) if cross else None, None
+        joint = layout is not None and query.shape[-2] == key.shape[-2] == layout.total
+        order = layout.order if layout is not None and joint else None
 
         def attend(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None = None) -> Tensor:
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs)
+            if order is None or len(q) != len(order):
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs)
+            q, k, v = (_arranged(t, back, 2) for t in (q, k, v))  # so that nothing is rounded differently
+            m = None if m is None else _arranged(m, back, 3)
+            return _arranged(F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs), order, 2)
 
         def weigh(q: Tensor, k: Tensor, m: Tensor | None = None) -> Tensor:
             factor = kwargs.get("scale")  # softmax_probabilities divides by the root of the width itself
             return softmax_probabilities(q if factor is None else q * (factor * q.shape[-1] ** 0.5), k, m)
 
-        call = AttentionCall(module, query, key, value, mask, slice(None) if cross else None, attend, weigh)
+        if layout is not None:
+            tokens, pixels = (layout.tokens, layout.pixels) if joint else (None, None)
+        back = None
+        if order is not None:
+            back = order.argsort(1)
+            query, key, value = (_arranged(t, order, 2) for t in (query, key, value))
+            mask = None if mask is None else _arranged(mask, order, 3)
+        call = AttentionCall(module, query, key, value, mask, tokens, attend, weigh, pixels=pixels)
         for hook in HOOKS.stack:
             hook(call)
-        return call.output
+        return call.output if back is None else _arranged(call.output, back, 2)
+
+
+def _arranged(t: Tensor, order: Tensor, dim: int) -> Tensor:
+    """A tensor whose tokens, on axis ``dim``, are in another order in each row."""
+    index = order.reshape(len(order), *[1] * (dim - 1), -1, *[1] * (t.ndim - dim - 1))
+    t = t.expand(len(order), *t.shape[1:])
+    return t.gather(dim, index.expand(*t.shape[:dim], -1, *t.shape[dim + 1 :]))
+
+
+def _wants(hook: Any, module: nn.Module, kind: str) -> bool:
+    return getattr(hook, "wants", lambda *_: True)(module, kind)
+
+
+def _way(module: nn.Module) -> str:
+    return type(getattr(module, "processor", module)).__name__

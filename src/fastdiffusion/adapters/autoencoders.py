@@ -22,11 +22,17 @@ class Vae:
 
     def encode(self, x: Float[Tensor, "b c *s"]) -> Float[Tensor, "b d *t"]:
         """The latents of images in [-1, 1]."""
-        return self.normalize(self.net.encode(x.to(self.net.dtype)).latent_dist.mode().to(x.dtype))
+        return self.normalize(self.net.encode(self._cast(x)).latent_dist.mode().to(x.dtype))
 
     def decode(self, z: Float[Tensor, "b d *t"]) -> Float[Tensor, "b c *s"]:
         """The images, in about [-1, 1], of latents."""
-        return self.net.decode(self.denormalize(z).to(self.net.dtype)).sample.to(z.dtype)
+        return self.net.decode(self._cast(self.denormalize(z))).sample.to(z.dtype)
+
+    def _cast(self, x: Tensor) -> Tensor:
+        """In the VAE's precision, which is float32 from its first use on, where its configuration says so."""
+        if self.net.dtype != torch.float32 and getattr(self.net.config, "force_upcast", True):
+            self.net.float()
+        return x.to(self.net.dtype)
 
     def normalize(self, z: Tensor) -> Tensor:
         """From what the VAE makes to what the network takes."""
@@ -54,12 +60,9 @@ class ChannelVae(Vae):
     def decode(self, z: Float[Tensor, "b d *t"]) -> Float[Tensor, "b c *s"]:
         return super().decode(z[:, :, None])[:, :, 0] if z.ndim == 4 else super().decode(z)
 
-    def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = (
-            torch.tensor(v).to(z)[:, None, None, None]
-            for v in (self.net.config.latents_mean, self.net.config.latents_std)
-        )
-        return mean, std
+    def _moments(self, z: Tensor) -> tuple[Tensor, ...]:
+        config, shape = self.net.config, (-1, *[1] * (z.ndim - 2))
+        return tuple(torch.tensor(v).to(z).view(shape) for v in (config.latents_mean, config.latents_std))
 
     def normalize(self, z: Tensor) -> Tensor:
         mean, std = self._moments(z)

@@ -15,11 +15,15 @@ from ..errors import InputError
 from ..guidance.attention import Controller, attention_layers, control
 from ..models import Model, Size
 from ..nets.layers import AttentionCall
+from ..samplers import Table
 from .families import FAMILIES
 from .family import Family
 from .levels import FlowLevels
+from .table_scheduler import TableScheduler
+from .tuning import available
 
 PROMPTS = ("a lighthouse at dusk", "a cat")
+SMALL = 256  # pixels a side that are compared: what holds there holds everywhere
 EXACT, ROUNDED = 1e-4, 5e-2  # of the largest value, in float32 and in half precision
 
 
@@ -34,7 +38,7 @@ def pipeline(model: Model) -> Any:
         euler = library.FlowMatchEulerDiscreteScheduler.from_config(config, shift=family.levels.shift)
     else:
         euler = library.EulerDiscreteScheduler.from_config(config)
-    settings = {name: value for name, value in checkpoint.settings.items() if not isinstance(value, list)}
+    settings = {name: value for name, value in checkpoint.settings.items() if not _is_part(value)}
     has = settings | {**checkpoint.modules, **checkpoint.tokenizers, "scheduler": euler}
     wanted = dict(inspect.signature(kind).parameters)
     if wanted.pop("requires_safety_checker", None):  # without one it would warn
@@ -43,6 +47,11 @@ def pipeline(model: Model) -> Any:
     pipe = kind(**empty | {name: has[name] for name in inspect.signature(kind).parameters if name in has})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _is_part(value: Any) -> bool:
+    """Whether an entry of an index names a library and a class."""
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(v, str | None) for v in value)
 
 
 def pipeline_class(model: Model) -> str:
@@ -54,17 +63,29 @@ def pipeline_class(model: Model) -> str:
 
 @torch.no_grad()
 def difference(
-    model: Model, scale: float, steps: int = 4, prompts: Sequence[str] = PROMPTS, size: Size | None = None
+    model: Model,
+    scale: float,
+    steps: int = 4,
+    prompts: Sequence[str] = PROMPTS,
+    size: Size | None = None,
+    table: Table | None = None,
 ) -> float:
-    """The greatest difference of the final latents from the pipeline's, relative to their largest value."""
+    """The greatest difference of the final latents from the pipeline's, relative to their largest value.
+
+    Both take ``steps`` of the pipeline's Euler scheduler, or a ``table``: in the pipeline as a ``TableScheduler``.
+    """
     pipe, family = pipeline(model), _family(model)
     size = size or (model.image_shape[-2], model.image_shape[-1])
     shape = (*model.shape[:-2], *(side // model.factor for side in size))
     noise = torch.randn(len(prompts), *shape, generator=torch.Generator().manual_seed(0)).to(model.device)
+    flow, first = isinstance(family.levels, FlowLevels), 1.0
+    if table is not None:
+        pipe.scheduler, steps = TableScheduler.from_table(table, pipe.scheduler), len(table.sigmas) - 1
+        first = pipe.scheduler.init_noise_sigma if flow else 1.0  # which flow pipelines take for 1
     pipe.default_sample_size = math.isqrt(shape[-2] * shape[-1])  # HiDream's changes sizes to this area
     wanted = pipe(
         prompt=list(prompts),
-        latents=family.to_pipeline(noise).to(family.net.dtype),
+        latents=family.to_pipeline(first * noise).to(family.net.dtype),
         num_inference_steps=steps,
         height=size[0],
         width=size[1],
@@ -72,15 +93,16 @@ def difference(
         return_dict=False,
         **family.pipeline_options(scale),
     )[0].float()
-    sigmas = pipe.scheduler.sigmas.double().cpu()
-    if isinstance(family.levels, FlowLevels):  # which are times there
-        sigmas = (sigmas / (1 - sigmas)).clamp(max=FlowLevels.TOP)
-        start = noise * (1 + float(sigmas[0]))
+    if table is None:
+        sigmas = pipe.scheduler.sigmas.double().cpu()
+        sigmas = (sigmas / (1 - sigmas)).clamp(max=FlowLevels.TOP) if flow else sigmas  # a flow's are times
+        table = samplers.table("euler", sigmas)
+        start = noise * (1 + float(sigmas[0]) if flow else float(pipe.scheduler.init_noise_sigma))
     else:
-        start = noise * float(pipe.scheduler.init_noise_sigma)
+        start = noise * table.sigmas[0]
     denoise = model.guide(model.denoise, scale, model.null(1, size))
     cond = model.encode_prompt(prompts, size)
-    got = samplers.final(samplers.run(denoise, start, samplers.table("euler", sigmas), cond))
+    got = samplers.final(samplers.run(denoise, start, table, cond, range(len(prompts))))
     return float((got - family.from_pipeline(wanted, shape)).abs().max() / wanted.abs().max())
 
 
@@ -92,7 +114,10 @@ class _Recorder(Controller):
         self.names: set[str] = set()
 
     def sees(self, call: AttentionCall) -> bool:
-        return not call.hidden
+        return True
+
+    def matches(self, name: str) -> bool:
+        return False  # a layer that it cannot see is no error
 
     def __call__(self, call: AttentionCall) -> None:
         self.names.add(call.name)
@@ -108,13 +133,14 @@ def examine(model: Model) -> Iterator[tuple[str, str]]:
         f"{family.name}, predicts {family.levels.prediction}, sigma {model.sigma_min:.4g} to {model.sigma_max:.5g}, "
         f"{str(dtype).removeprefix('torch.')} on {model.device.type}, {weights / 1e9:.2f} GB of weights",
     )
-    for scale in (1.0, model.scale):
-        found, limit = difference(model, scale), EXACT if dtype == torch.float32 else ROUNDED
+    small: Size = (min(model.image_shape[-2], SMALL), min(model.image_shape[-1], SMALL))
+    for what, scale in {"pipeline": 1.0, "guidance": model.scale if model.scale != 1 else 4.0}.items():
+        found, limit = difference(model, scale, size=small), EXACT if dtype == torch.float32 else ROUNDED
         verdict = "equal" if found <= limit else f"NOT EQUAL (at most {limit:g}): please report it"
         yield (
-            "pipeline",
-            f"4 steps of Euler at scale {scale:g} differ from {pipeline_class(model)} by {found:.1e} of the largest "
-            f"value: {verdict}",
+            what,
+            f"4 steps of Euler at scale {scale:g} and {small[1]}x{small[0]} differ from {pipeline_class(model)} by "
+            f"{found:.1e} of the largest value: {verdict}",
         )
     recorder, layers = _Recorder(), attention_layers(net)
     x, sigma = torch.zeros(1, *model.shape, device=model.device), torch.ones(1, device=model.device)
@@ -127,7 +153,20 @@ def examine(model: Model) -> Iterator[tuple[str, str]]:
     yield "prompts", f"{family.max_tokens} tokens in a piece; {understood}"
     began = time.perf_counter()
     float(model.denoise(x, sigma, cond).sum())
-    yield "speed", f"{time.perf_counter() - began:.2g} s for one evaluation of one image, {model.image_shape[-1]} px"
+    seconds, (height, width) = time.perf_counter() - began, model.image_shape[-2:]
+    yield "speed", f"{seconds:.2g} s for one evaluation of one image of {width}x{height}"
+    free = available(model.device)
+    yield "memory", f"{weights / 1e9:.2f} GB of weights; {free / 1e9:.1f} GB are free on {model.device.type}"
+    yield "settings", _settings(model, free, dtype)
+
+
+def _settings(model: Model, free: float, dtype: torch.dtype) -> str:
+    """What a run here should be asked for, as far as it can be said without measuring."""
+    tables = ", ".join(model.tables) or f"none: fastdiffusion fit {model.info.get('name', 'MODEL')} --steps 6,8"
+    parts = [f"--scale {model.scale:g} ({model.guidance})", f"--mem {free / 1e9:.0f}G", f"fitted tables: {tables}"]
+    if dtype == torch.float32 and model.device.type == "cuda":
+        parts.insert(0, "--precision bf16")
+    return "; ".join(parts) + ". --tune measures more, and writes it down for load"
 
 
 def _family(model: Model) -> Family:

@@ -7,6 +7,7 @@ package does anyway.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,7 +26,7 @@ from ..guidance.core import to_rows
 from ..models import Model, Size, folder
 from ..samplers import Table
 from ..types import Cond, Denoise
-from .attention import register
+from .attention import Layout, register
 from .autoencoders import Vae
 from .levels import FlowLevels, TrainedLevels
 from .texts import Spans, Text, compact, grouped
@@ -86,6 +87,9 @@ class Family:
     masks: ClassVar[bool] = False  # whether the network takes a mask of tokens; else see :meth:`tokens`
     patch: ClassVar[int] = 1  # latents per side of one token of an image
     side: ClassVar[int] = 128  # of the latents by default, where the network's configuration does not say
+    joint: ClassVar[str] = ""  # "text first" or "image first", where both are the keys of one attention
+    multiple: ClassVar[int] = 1  # of tokens, to which both are padded there
+    refiners: ClassVar[tuple[str, ...]] = ()  # parts of names of layers in which text attends to text alone
     vae: ClassVar[type[Vae]] = Vae
     guidance: str = "cfg"  # "embedded" where the scale is an input of the network, ``cond.extra["guidance"]``
     scale: float = 1.0  # the usual one
@@ -120,6 +124,13 @@ class Family:
         """Which rows of ``emb`` go into the network, None for all: texts of equally many go together."""
         return None if self.masks else cond.mask
 
+    def layout(self, x: Tensor, cond: Cond) -> Layout | None:
+        """Where text and image are in joint attention, for ``guidance.attention``."""
+        if not self.joint or cond.emb is None:
+            return None
+        pixels = math.prod(x.shape[2:]) // self.patch**2
+        return Layout.of(cond.emb.shape[1], pixels, self.joint == "text first", self.multiple)
+
     def check(self) -> None:
         """Raise InputError for a variant that is not supported."""
 
@@ -143,6 +154,7 @@ class Family:
         modules = checkpoint.modules
         self.checkpoint = checkpoint
         self.net: Any = next(modules[name] for name in ("transformer", "unet") if name in modules)
+        self.attention = register(self.net, self.refiners)
         self.autoencoder = self.vae(modules["vae"])
         self.levels = self.noise_levels(checkpoint.scheduler)
         self.texts = [
@@ -207,6 +219,7 @@ class Family:
         if cond.mask is not None and bool(cond.mask.all()):
             cond = replace(cond, mask=None)
         texts = {name: v.to(dtype) for name, v in cond.parts().items() if name in ("emb", "pooled")}
+        self.attention.layout = self.layout(x, cond)
         out = self.predict((c.c_in * x).to(dtype), self.levels.t(sigma), Cond.of(cond.parts() | texts))
         return c.c_skip * x + c.c_out * out.to(x.dtype)
 
@@ -259,6 +272,10 @@ class Family:
         """Which characters of the raw text each row of ``emb`` covers; empty for marks, padding and templates."""
         return self.main.spans(text)
 
+    def measure(self, text: str) -> Spans:
+        """The same of the tokens that :attr:`max_tokens` counts."""
+        return self.main.spans(text)
+
     def unknown_words(self, text: str) -> list[str]:
         """The words that the tokenizer cannot write."""
         return language.unknown_words(text, self.main.knows)
@@ -266,7 +283,6 @@ class Family:
 
 def model(family: Family, tables: Mapping[str, Table]) -> Model:
     """A checkpoint as a ``Model``, with tables that were fitted to it."""
-    register(family.net)
     checkpoint = family.checkpoint
     modules: dict[str, nn.Module] = {NAMES.get(name, name): module for name, module in checkpoint.modules.items()}
     return Model(

@@ -23,7 +23,6 @@ from ..guidance.attention import EXTERNAL
 from ..io.checkpoints import read_safetensors
 from ..io.guarded import BUDGET
 from ..models import Model, folder
-from .attention import register
 from .lora_names import Place, family_of, find, places
 
 # What a key ends in, by what its tensor is.
@@ -272,13 +271,12 @@ def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any
             is_parameter = isinstance(tensor, nn.Parameter)
             memo[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
     names = ("denoise", "modules", "schedule", "autoencoder", "conditioner")
-    parts = copy.deepcopy({name: getattr(model, name) for name in names}, memo)
+    watched = {part: EXTERNAL[module] for part, module in model.modules.items() if module in EXTERNAL}
+    parts, watched = copy.deepcopy(({name: getattr(model, name) for name in names}, watched), memo)
     loras = [*model.info.get("loras", ()), *notes]
     denoise: Any = parts["denoise"]
     if denoise is model.denoise:
         raise InputError("This model's denoiser is a function, whose networks cannot be exchanged. Make it an object.")
     denoise.settings = dict(getattr(denoise, "settings", {})) | {"loras": [[n["sha256"], n["scale"]] for n in loras]}
-    for part, module in model.modules.items():
-        if module in EXTERNAL:
-            register(parts["modules"][part])
+    EXTERNAL.update({parts["modules"][part]: attention for part, attention in watched.items()})
     return replace(model, **parts, tables={}, info={**model.info, "loras": loras})

@@ -17,7 +17,7 @@ from ..tasks.autoencoding.options import (
     TrainTokenPriorOptions,
 )
 from .command import command
-from .options import Aspect, DataName, Out, Size, next_command, unfinished
+from .options import Aspect, DataName, Out, Size, next_command
 
 
 @command(
@@ -41,8 +41,6 @@ def train_autoencoder(chosen: TrainAutoencoderOptions, data: DataName, aspect: A
     if images.report is not None:
         print(images.report)
     autoencoder, file = train.train_autoencoder(images, **vars(chosen)), Path(str(chosen.folder)) / train.FILE
-    if unfinished(file.parent, chosen.steps):
-        return
     _, held = images.split(chosen.holdout, chosen.seed)
     quality = train.quality(autoencoder, held if len(held) else images)
     print(f"{file}: PSNR {quality.psnr:.2f} dB, gradient energy {quality.gradient_energy:.2f} of real.")
@@ -122,8 +120,6 @@ def train_token_prior(
     chosen, images = chosen.in_runs("token-prior"), load_folder(data, chosen.size, aspect, "crop")
     prior = token_prior.train_token_prior(autoencoder, images, **vars(chosen))
     file = Path(str(chosen.folder)) / token_prior.FILE
-    if unfinished(file.parent, chosen.steps):
-        return
     learned, held = images.split(chosen.holdout, chosen.seed)
     cost, plain = token_prior.bits(prior, held if len(held) else learned), prior.plain_bits
     print(f"{file}: {cost:.0f} bits for the tokens of an image, {plain:.0f} without the prior.")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..tasks.classification.options import TrainClassifierOptions
 from .command import command
-from .options import DataName, unfinished
+from .options import DataName
 
 
 @command(
@@ -29,9 +29,6 @@ def train_classifier(chosen: TrainClassifierOptions, data: DataName) -> None:
     chosen, images = chosen.in_runs("classifier"), datasets.load(data, chosen.size)
     made = train.train_classifier(images, **vars(chosen))
     file = Path(str(chosen.folder)) / train.FILE
-    if unfinished(file.parent, chosen.steps):
-        return
-    train.save(made, file)
     kept = images.split(chosen.holdout, chosen.seed)[1] if chosen.holdout else images
     for sigma, right in train.accuracy(made, kept).items():
         print(f"sigma {sigma:5.2f}: {right:.1%} of {'held-out' if chosen.holdout else 'training'} images correct")

@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
-from contextvars import ContextVar
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -17,12 +16,12 @@ import typer
 from typer.models import ArgumentInfo
 
 from ..errors import InputError
+from ..io.config import running
 from ..options import Flag
 from .app import Command, app
 
 KINDS = {int: "N", float: "X", Path: "PATH", str: "TEXT"}
 OTHER = "_as_option"  # ends the name of a parameter that is a second way to give another one
-_running: ContextVar[tuple[str, dict[str, Any]]] = ContextVar("running")  # the command, and its settings
 CONFIG = "Read settings from this run.toml; what is typed here wins."
 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only, and what the command was asked for.")]
@@ -124,11 +123,13 @@ def command(
                 kind(**{f.name: typed.pop(f.name) for f in own}) for kind, own in zip(options, known, strict=True)
             ]
             drawn = {key: value for chosen in filled for key, value in vars(chosen).items() if isinstance(value, int)}
-            _running.set((name, settings | {key: drawn[key] for key in settings if settings[key] == "random"}))
+            running.set((name, settings | {key: drawn[key] for key in settings if settings[key] == "random"}))
             if place is not None:
                 if place.exists():
                     raise InputError(f"{str(place)!r} is there already. Choose another name for --write-config.")
                 keep_config(place)
+            launch_processes(max(getattr(chosen, "procs", 1) for chosen in (*filled, None)))
+            quiet = quiet or os.environ.get("RANK", "0") != "0"  # of several processes, one speaks
             with printing(quiet and not answers, quiet, as_json):
                 if experimental:
                     say_experimental(experimental)
@@ -157,6 +158,16 @@ def command(
         return function
 
     return register
+
+
+def launch_processes(procs: int) -> None:
+    """Run the command in so many processes instead, unless this is one of them."""
+    if procs < 1:
+        raise InputError(f"--procs must be at least 1, got {procs}. Leave it out to train in one process.")
+    if procs > 1 and os.environ.get("WORLD_SIZE", "1") == "1":
+        from ..training.distributed import launch
+
+        raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
 
 
 def say_experimental(why: str) -> None:
@@ -199,7 +210,7 @@ def keep_config(path: Path) -> None:
     """Write the settings of the running command, so that ``--config`` does it again."""
     from ..io.config import write_config
 
-    write_config(path, *_running.get())
+    write_config(path, *running.get())
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ..training.budget import TrainStep
 from ..training.callback import Callback, TrainingView, report
 from ..training.learner import Learner
 from ..training.previews import preview
+from .options import program_name
 
 SHADES = " .:-=+*#%@"
 PROMPTS = (
@@ -68,10 +69,10 @@ def demo(folder: str | Path = "out/demo", seconds: float = 40.0, device: str | N
     )
     print(f"""
 What to type next:
-  fastdiffusion sample {folder} --classes 3,7 -n 16 --scale {SCALE} --seed 100 --out out
-  fastdiffusion reproduce out/0100-3.png
-  fastdiffusion about dpmpp_3m
-  fastdiffusion train YOUR-IMAGES/ --size 64 --minutes 60""")
+  {program_name()} sample {folder} --classes 3,7 -n 16 --scale {SCALE} --seed 100 --out out
+  {program_name()} reproduce out/0100-3.png
+  {program_name()} about dpmpp_2m
+  {program_name()} sample "a red heart" -n 4""")
     torch.set_num_threads(threads)
     return report
 
@@ -90,7 +91,7 @@ def _train(data: Dataset, folder: Path, seconds: float, device: str | None) -> M
         data, net="unet-tiny", lr=3e-3, dropout=0.1, holdout=0.02, folder=folder, save_every=3600, device=device
     )
     torch.set_num_threads(faster_threads(learner))
-    learner.fit(minutes=seconds / 60, fresh=True, callbacks=[Window()])
+    learner.fit(minutes=seconds / 60, fresh=True, callbacks=[Window(learner)])
     return learner.model
 
 
@@ -111,16 +112,16 @@ def faster_threads(learner: Learner) -> int:
 class Window(Callback):
     """Shows in the terminal what the model makes, four times while it learns."""
 
-    def start(self, training: TrainingView) -> None:
-        """Nothing was shown yet."""
-        self.shown = 0
+    def __init__(self, learner: Learner):
+        self.learner, self.shown = learner, 0
 
     def step(self, training: TrainingView, step: TrainStep) -> None:
         """Show eight pictures when another quarter is done."""
         part = step.seconds / (step.seconds + step.eta)
         if self.shown < 4 and part >= (0.02, 0.25, 0.5, 0.999)[self.shown]:
             self.shown += 1
-            report(training, f"\n\n{text_image(preview(training, 8, 8))}\nstep {step.step:,}, loss {step.loss:.3f}")
+            images = text_image(preview(self.learner.model, self.learner.setup, 8, 8))
+            report(training, f"\n\n{images}\nstep {step.step:,}, loss {step.loss:.3f}")
 
 
 def text_image(images: torch.Tensor) -> str:

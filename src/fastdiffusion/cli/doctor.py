@@ -13,26 +13,34 @@ import torch
 from ..data import cache_folder, fashion_mnist
 from ..data.emoji.font import find_font
 from ..data.fashion_mnist import FOLDER
-from ..errors import FastdiffusionError
+from ..errors import FastdiffusionError, InputError
 from ..version import __version__
 
 CORE = ("torch", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow", "scikit-learn", "typer")
 EXTRAS = {
-    "app": ["gradio"],
     "sd": ["diffusers", "transformers"],
     "data": ["datasets", "emoji"],
     "optim": ["schedulefree"],
+    "track": ["tensorboard"],
+    "fast": ["openvino"],
 }
 
 
-def doctor(model: str | None = None) -> str:
-    """A report in plain lines, of this machine or of a model folder on it. Nothing is downloaded, nothing changed."""
-    return text(findings(model))
+def doctor(model: str | None = None, tune: bool = False) -> str:
+    """A report in plain lines, of this machine or of a checkpoint on it. Nothing is downloaded.
+
+    ``tune`` also measures which settings suit the checkpoint here, and writes them beside it for ``load``.
+    """
+    return text(findings(model, tune))
 
 
-def findings(model: str | None = None) -> dict[str, str]:
+def findings(model: str | None = None, tune: bool = False) -> dict[str, str]:
     """The same, by what each line is about."""
-    return dict(_findings() if model is None else _examined(model))
+    if model is None:
+        if tune:
+            raise InputError("--tune measures a model, and none is named. Type: fastdiffusion doctor MODEL --tune")
+        return dict(_findings())
+    return {**dict(_examined(model)), **(dict(_tuned(model)) if tune else {})}
 
 
 def text(found: Mapping[str, str]) -> str:
@@ -45,6 +53,26 @@ def _examined(model: str) -> Iterator[tuple[str, str]]:
     from ..tasks.loading import load
 
     return examine(load(model))
+
+
+def _tuned(model: str) -> Iterator[tuple[str, str]]:
+    """What was measured, and where it was written."""
+    from functools import partial
+
+    from ..adapters.tuning import tune
+    from ..device import best_device, device_of
+    from ..models import tuned
+    from ..tasks.loading import load
+
+    device = device_of(best_device())
+    found = list(tune(partial(load, model, device=device.type, tuned=False), device))
+    chosen = {setting.name: setting.value for setting in found if setting.value is not None}
+    for setting in found:
+        yield f"tuned {setting.name}", f"{setting.value or 'as it is'}: {setting.why}"
+    yield (
+        "written to",
+        str(tuned.save_settings(model, device, chosen, {setting.name: setting.why for setting in found})),
+    )
 
 
 def _findings() -> Iterator[tuple[str, str]]:

@@ -95,22 +95,25 @@ def demo(
 @command(
     "doctor",
     panel="Info",
-    examples=["fastdiffusion doctor", "fastdiffusion doctor sd15/ --json"],
+    examples=["fastdiffusion doctor", "fastdiffusion doctor sd15/ --json", "fastdiffusion doctor sd15/ --tune"],
     answers=True,
     document=True,
 )
 def doctor(
     model: Annotated[
-        str | None, typer.Argument(metavar="MODEL", help="A folder in diffusers' layout, to be examined.")
+        str | None, typer.Argument(metavar="MODEL", help="A checkpoint of another program, to be examined.")
     ] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Measure which settings suit it here; load then takes them.")
+    ] = False,
 ) -> object:
     """Say what works on this machine, or with a checkpoint.
 
     Versions, devices, data sets, fonts, extras. Of a model: whether it equals diffusers' own pipeline, which attention
-    layers are seen, what prompts can do, how long an evaluation takes.
+    layers are seen, what prompts can do, how long an evaluation takes, which settings suit it.
     """
     from .doctor import findings, text
 
-    found = findings(model)
+    found = findings(model, tune)
     print(text(found))
     return found

@@ -12,7 +12,7 @@ from ..errors import InputError, counted
 from ..tasks.generation.options import VariationsOptions
 from ..tasks.text_image.options import AddLanguageOptions
 from .command import command
-from .options import Aspect, DataName, Device, Out, Size, next_command, offer_models, unfinished
+from .options import Aspect, DataName, Device, Out, Size, next_command, offer_models
 
 
 @command(
@@ -119,7 +119,5 @@ def add_language(
     first = loaded_pairs[0]
     print(f"{counted(len(loaded_pairs), 'pair')}, for example {first.text!r} = {first.known!r}.")
     extended = multilingual.add_language(loaded(model, "cpu"), loaded_pairs, **vars(chosen))
-    if unfinished(Path(str(chosen.folder)), chosen.steps):
-        return
     save(extended, out)
     next_command(f"sample {shlex.quote(str(out))} {shlex.quote(first.text)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 
 from .. import choices
 from ..errors import InputError
-from .command import keep_config, offer
+from .command import offer
 
 
 def offer_models(incomplete: str) -> list[str]:
@@ -44,25 +46,20 @@ Aspect = Annotated[
 ]
 
 
-def unfinished(folder: Path, steps: int) -> bool:
-    """Whether a training was stopped before its last step, which is then printed; its folder gets run.toml."""
-    from ..io.config import NAME
-    from ..io.run_folder import Folder
-
-    keep_config(folder / NAME)
-
-    stopped = not Folder(folder).finished(steps)
-    if stopped:
-        print("Stopped. The same command resumes it.")
-    return stopped
-
-
 def next_command(command: str, **options: Any) -> None:
     """Print what to type next, with those options that are not None: the next command must load the same images."""
     flags = [
         f" --{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in options.items() if value is not None
     ]
-    print(f"Next: fastdiffusion {command}{''.join(flags)}")
+    print(f"Next: {program_name()} {command}{''.join(flags)}")
+
+
+def program_name() -> str:
+    """What to type for this program: its name, or where it lies, as in .venv/bin, if a shell would not find it."""
+    started = Path(sys.argv[0])
+    return (
+        str(started) if started.name == "fastdiffusion" and shutil.which("fastdiffusion") is None else "fastdiffusion"
+    )
 
 
 def folder(path: Path) -> Path:

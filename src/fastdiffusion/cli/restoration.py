@@ -12,7 +12,7 @@ import typer
 from .. import choices
 from ..errors import InputError
 from ..tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
-from .command import command, keep_config, offer, say_experimental
+from .command import command, offer, say_experimental
 from .options import DataName, Metadata
 from .several import each
 
@@ -132,7 +132,6 @@ def train_cold(chosen: TrainColdOptions, data: DataName) -> None:
 
     folder = Path(chosen.folder or "runs/cold")
     cold_diffusion.train_cold(data, **vars(replace(chosen, folder=folder)))
-    keep_config(folder / "run.toml")
     print(
         f"{folder / 'cold.safetensors'} and preview.png: held-out images, degraded, restored in 1 and 16 evaluations."
     )

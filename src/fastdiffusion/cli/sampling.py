@@ -73,7 +73,7 @@ def sample(
     from tqdm import tqdm
 
     from ..models import registry
-    from ..models.folder import is_folder
+    from ..models.folder import is_other
     from ..tasks.generation import sample as generation
     from ..tasks.generation.film import Film, checked_film
     from ..tasks.generation.samples import FORMATS, is_file
@@ -102,7 +102,7 @@ def sample(
     except KeyboardInterrupt:
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
-    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and is_folder(named):
+    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and is_other(named):
         print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
     if is_file(out):
         print(f"{paths[0]}.")

@@ -10,7 +10,7 @@ import typer
 
 from ..tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from .command import command
-from .options import Metadata, unfinished
+from .options import Metadata
 from .several import each
 
 OUT = Path("out/stylized.png")
@@ -76,5 +76,4 @@ def train_style(
 
     folder = Path(chosen.folder or "runs/style")
     network.train_style(style, data, **vars(replace(chosen, folder=folder)))
-    if not unfinished(folder, chosen.steps):
-        print(f"Next: fastdiffusion stylize IMAGE {folder / 'style.safetensors'}")
+    print(f"Next: fastdiffusion stylize IMAGE {folder / 'style.safetensors'}")

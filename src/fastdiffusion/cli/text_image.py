@@ -11,7 +11,7 @@ import typer
 from ..errors import InputError
 from ..tasks.text_image.options import TrainCaptionMeanOptions, TrainClipOptions
 from .command import command
-from .options import Aspect, DataName, Device, next_command, unfinished
+from .options import Aspect, DataName, Device, next_command
 
 ClipPath = Annotated[
     Path | None, typer.Option("--model", "-m", help="What train-clip wrote; by default the bundled encoder, of emoji.")
@@ -39,8 +39,6 @@ def train_clip(chosen: TrainClipOptions, data: DataName, aspect: Aspect = None) 
     chosen = chosen.in_runs("clip")
     folder = Path(str(chosen.folder))
     clip.train_clip(load_folder(data, chosen.size, aspect, "pad"), **vars(chosen))  # as clip-score and search load them
-    if unfinished(folder, chosen.steps):
-        return
     last = next((line for line in reversed(Folder(folder).metrics()) if "recall" in line), None)
     if last is not None:
         interval = f"[{last['low']:.1%}, {last['high']:.1%}]"
@@ -69,8 +67,6 @@ def train_caption_mean(chosen: TrainCaptionMeanOptions, data: DataName, aspect: 
     chosen = chosen.in_runs("caption-mean")
     folder, size, autoencoder = Path(str(chosen.folder)), chosen.size, chosen.autoencoder
     caption_mean.train_caption_mean(load_folder(data, size, aspect, "crop"), **vars(chosen))
-    if unfinished(folder, chosen.steps):
-        return
     shared = {"size": size, "aspect": aspect or ("crop" if autoencoder is None and Path(data).is_dir() else None)}
     holdout = None if chosen.holdout == TrainCaptionMeanOptions.holdout else chosen.holdout
     shared |= {"autoencoder": autoencoder, "holdout": holdout, "seed": chosen.seed or None}

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from .. import choices
-from ..errors import InputError
-from ..training.config import Budget, TrainingConfig
-from .command import command, keep_config, offer
-from .options import Aspect, DataName, Device, ModelPath, Size, next_command
-
-if TYPE_CHECKING:
-    from ..models import Model
-    from ..samplers import Table
+from ..tasks.fitting import FitOptions
+from ..training.config import TrainingConfig
+from ..training.options import Budget
+from .command import command, offer
+from .options import Aspect, DataName, ModelPath, Size, folder, next_command
 
 
 @command(
@@ -46,25 +42,17 @@ def train(
     inputs: Annotated[
         Path | None, typer.Option(help="Folder of inputs, with the names of their answers in DATA: learn pairs.")
     ] = None,
-    procs: Annotated[int, typer.Option(min=1, help="Number of processes on this machine.")] = 1,
     cpu: Annotated[bool, typer.Option("--cpu", hidden=True, help="The old spelling of --device cpu.")] = False,
 ) -> None:
     """Train a model on images, or go on with it.
 
     The same command continues where the last one stopped, bit for bit.
     """
-    from ..training.distributed import launch, rank_and_world
-
-    if procs > 1 and rank_and_world()[1] == 1:
-        raise typer.Exit(launch(procs, ["-m", "fastdiffusion", *sys.argv[1:]]))
     from ..tasks import training
 
     device = "cpu" if cpu else config.device
     options = {**vars(config), **vars(budget), "device": device}
     done = training.train(data, size=size, aspect=aspect, labels=labels, inputs=inputs, **options)
-    if rank_and_world()[0]:
-        return
-    keep_config(done.path / "run.toml")
     if config.restore is not None or inputs is not None:
         next_command("restore photo.jpg", corruption=config.restore or "pairs", model=done.path)
     else:
@@ -107,75 +95,39 @@ def scan(
 
 @command(
     "fit",
+    FitOptions,
     panel="Train",
     examples=[
         "fastdiffusion fit runs/digits --steps 5,8,12",
-        'fastdiffusion fit sd15/ --steps 6 --prompt "a cat" --prompt "a street at night"',
+        "fastdiffusion fit sd15/ --steps 6,8 --prompts prompts.txt --scale 5",
+        "fastdiffusion fit sd15/ --steps 10 --prompts prompts.txt --levels dpmpp_2m",
     ],
+    document=True,
 )
 def fit(
+    chosen: FitOptions,
     model: ModelPath,
-    steps: Annotated[str, typer.Option(help="Evaluations to fit for: one number, or several with commas.")] = "5,8,12",
-    seconds: Annotated[float, typer.Option(help="Time for each number of evaluations, roughly, in seconds.")] = 60.0,
-    polish: Annotated[bool, typer.Option(help="Spend the time left on optimizing all numbers together.")] = True,
-    noises: Annotated[int, typer.Option(help="Number of noises to fit to.")] = 64,
-    scale: Annotated[
-        float | None, typer.Option("--scale", "--guidance-scale", help="Guidance to fit for; 1 is off.")
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the tables and lists of sigmas, besides.")
     ] = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option(help="A prompt that a text-to-image model will be asked for; repeat it, the more the better."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
-    device: Device = None,
-) -> None:
-    """Fit a faster sampler to a model, into its file.
+) -> object:
+    """Fit samplers to a model: the same images in fewer steps.
 
-    The same images in fewer evaluations. Afterwards --steps 8 takes the table that was fitted for 8. For a folder in
-    diffusers' layout the tables are written beside it, hold for one --scale and size, and the scale is by default the
-    model's own; for other models it is 1.
+    It says first what it costs, and goes on where it was if it is interrupted and repeated. Afterwards --steps 8 takes
+    the table that was fitted for 8, at this scale and size. A checkpoint of another family gets its tables beside it.
+    --levels dpmpp_2m prints lists of sigmas for other programs instead.
     """
-    try:
-        counts = [int(count) for count in steps.split(",")]
-    except ValueError:
-        raise InputError(f"steps are whole numbers with commas, got {steps!r}. Example: --steps 5,8,12") from None
-    if noises < 1:
-        raise InputError(f"noises must be at least 1, got {noises}. Try 64.")
-    if not model.exists():
-        raise InputError(f"There is no file {str(model)!r} to fit samplers into. Give the path of your model.")
-    from ..models import folder
-    from ..samplers.fitting import fit_sampler
-    from ..tasks.loading import loaded
+    from ..tasks.fitting import prepare
 
-    ready = loaded(model, device)
-    if scale is None:
-        scale = ready.scale if folder.is_folder(model) else 1.0
-    cond = ready.cond(range(len(ready.classes))) if ready.classes else None
-    if ready.conditioner is not None and prompt:
-        cond = ready.encode_prompt(prompt)
-    elif prompt or (ready.conditioner is not None and scale != 1):
-        raise InputError(
-            "--prompt is for text-to-image models, whose --scale needs some: add --prompt 'a cat' and others."
-        )
-    for count in counts:
-        table = fit_sampler(
-            ready, count, cond=cond, noises=noises, seconds=seconds, polish=polish, scale=scale, seed=seed
-        )
-        ready = _keep_table(model, ready, count, scale, table)
-        error, textbook = table.info["error"], table.info["textbook_error"]
-        print(f"{count} evaluations: error {error:.4f}, the best textbook table has {textbook:.4f}", flush=True)
-
-
-def _keep_table(path: Path, model: Model, steps: int, scale: float, fitted: Table) -> Model:
-    """Write a fitted table into the model's file or beside its folder, each as it comes; returns the model with it."""
-    from ..io.checkpoints import annotate
-    from ..models import folder
-    from ..models.serialization import FILE, notes
-
-    if folder.is_folder(path):
-        folder.write_table(path, model, steps, scale, (model.image_shape[-2], model.image_shape[-1]), fitted)
-        return model
-    model = model.with_table(steps, fitted)
-    tables = {"tables": notes(model)["tables"]}
-    annotate(path / FILE if path.is_dir() else path, lambda config: {**config, **tables})
-    return model
+    ready = prepare(model, **vars(chosen))
+    place = None if out is None else folder(out)
+    print(ready.cost(), flush=True)
+    result = ready.run()
+    print("\n".join(result.notes))
+    if chosen.levels is not None:
+        print(result.listed(), end="")
+    if result.path is not None:
+        print(f"Written to {result.path}.")
+    if place is not None:
+        print(*result.save(place), sep="\n")
+    return {str(steps): dict(table.info, sigmas=result.sigmas(steps)) for steps, table in result.tables.items()}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from ..tasks.translation.options import TrainTranslationOptions, TranslateOptions
-from .command import command, keep_config
+from .command import command
 from .options import Metadata
 
 
@@ -37,7 +37,6 @@ def train_translation(
 
     folder = Path(chosen.folder or "runs/translation")
     paired.train_translation(source, target, **vars(replace(chosen, folder=folder)))
-    keep_config(folder / "run.toml")
     edges = " --from-edges" if target is None and chosen.classes is None else ""
     print(f"Look at {folder / 'preview.png'}. Next: fastdiffusion translate IMAGE {folder}{edges}")
 

@@ -73,17 +73,7 @@ def control(net: nn.Module, *controllers: Controller, run: Run | None = None) ->
         controllers: Each gets what those before it have left.
         run: The sampling run that it is part of, for controllers with a window.
     """
-    names: dict[nn.Module, str] = {layer: name for name, layer in attention_layers(net).items()}
-
-    def hook(call: AttentionCall) -> None:
-        if call.module in names:
-            call.name, call.progress = names[call.module], _progress(run)
-            for controller in controllers:
-                if controller.sees(call):
-                    if call.hidden:
-                        raise InputError(call.hidden)
-                    controller(call)
-
+    hook = _Hook({layer: name for name, layer in attention_layers(net).items()}, controllers, run)
     stack = HOOKS.stack  # this thread's, even if the context is left by another
     stack.append(hook)
     try:
@@ -91,6 +81,28 @@ def control(net: nn.Module, *controllers: Controller, run: Run | None = None) ->
             yield
     finally:
         stack.remove(hook)
+
+
+@dataclass(eq=False)
+class _Hook:
+    """What the layers of one net hand their calls to."""
+
+    names: Mapping[nn.Module, str]
+    controllers: Sequence[Controller]
+    run: Run | None
+
+    def __call__(self, call: AttentionCall) -> None:
+        if call.module in self.names:
+            call.name, call.progress = self.names[call.module], _progress(self.run)
+            for controller in self.controllers:
+                if controller.sees(call):
+                    controller(call)
+
+    def wants(self, layer: nn.Module, kind: str) -> bool:
+        """Whether a controller would see a layer's calls of a kind: then a layer that cannot hand them over fails."""
+        return layer in self.names and any(
+            each.kind in (None, kind) and each.matches(self.names[layer]) for each in self.controllers
+        )
 
 
 def _progress(run: Run | None) -> float | None:
@@ -118,7 +130,7 @@ class Controller:
 
     Attributes:
         layers: Patterns of layer names, such as "decoder.*"; one of them must match.
-        kind: "self" or "cross"; by default both.
+        kind: "self" or "cross"; by default both. Joint attention of text and image is both.
         pixels: Least and most queries of a layer, which are the pixels of its map: 1024 where it is 32 x 32.
         window: Part of the run, from start (included) to end (excluded), each from 0 to 1.
     """
@@ -130,12 +142,11 @@ class Controller:
 
     def sees(self, call: AttentionCall) -> bool:
         """Whether a call is one of those. Raises InputError for a window outside a run."""
-        patterns = [self.layers] if isinstance(self.layers, str) else self.layers
-        if self.kind not in (None, "self" if call.tokens is None else "cross"):
+        if call.pixels is None and self.kind not in (None, "self" if call.tokens is None else "cross"):
             return False
-        if not self.pixels[0] <= call.query.shape[-2] <= self.pixels[1]:
+        if not self.pixels[0] <= len(range(call.query.shape[-2])[call.pixels or slice(None)]) <= self.pixels[1]:
             return False
-        if not any(fnmatchcase(call.name, pattern) for pattern in patterns):
+        if not self.matches(call.name):
             return False
         if tuple(self.window) == (0.0, 1.0):
             return True
@@ -145,6 +156,16 @@ class Controller:
                 "adaptive."
             )
         return self.window[0] <= call.progress < self.window[1]
+
+    def matches(self, name: str) -> bool:
+        """Whether a layer of that name is one of ``layers``."""
+        return any(fnmatchcase(name, each) for each in ([self.layers] if isinstance(self.layers, str) else self.layers))
+
+    def block(self, call: AttentionCall) -> tuple[slice, slice]:
+        """The queries and keys that it is about: in joint attention the image's, and by ``kind`` text, image or all."""
+        if call.pixels is None:
+            return slice(None), slice(None)
+        return call.pixels, {"self": call.pixels, "cross": call.tokens}.get(self.kind or "") or slice(None)
 
     def __call__(self, call: AttentionCall) -> None:
         """See and change one call."""
@@ -159,7 +180,8 @@ class Store(Controller):
         pixels: By default, layers of at most 32 x 32 pixels.
         rows: Rows of the batch to keep; by default all. Of a guided model the conditional rows come first.
         differentiable: Keep the graph, for a loss of the probabilities.
-        probabilities: By layer: (rows, pixels, pixels) of self-attention, (rows, pixels, tokens) of cross-attention.
+        probabilities: By layer: (rows, pixels, pixels) of self-attention, (rows, pixels, tokens) of cross-attention;
+            of joint attention the former if ``kind`` is "self".
     """
 
     pixels: tuple[float, float] = (0, 32 * 32)
@@ -170,7 +192,8 @@ class Store(Controller):
 
     def __call__(self, call: AttentionCall) -> None:
         now = call.probabilities if self.differentiable else call.probabilities.detach()
-        now = now[self.rows or slice(None)].mean(1)[..., call.tokens or slice(None)]
+        columns = call.pixels if self.kind == "self" else call.tokens
+        now = now[self.rows or slice(None)].mean(1)[..., call.pixels or slice(None), columns or slice(None)]
         count = self._calls[call.name] = self._calls.get(call.name, 0) + 1
         before = self.probabilities.get(call.name, now)
         if before.shape != now.shape:
@@ -216,6 +239,10 @@ class Replace(Controller):
             own = torch.zeros_like(column, dtype=torch.bool)
             own[call.tokens] = places < 0
             taken = torch.where(own, old[rows], taken[..., column])
+        if call.pixels is not None:  # the rest of joint attention stays
+            chosen = torch.zeros(old.shape[-2:], dtype=torch.bool, device=old.device)
+            chosen[self.block(call)] = True
+            taken = torch.where(chosen, taken, old[rows])
         call.probabilities = old.index_copy(0, torch.tensor(rows, device=old.device) % len(old), taken)
 
 
@@ -240,11 +267,13 @@ class Reweight(Controller):
         probabilities = call.probabilities
         _check_rows(call, *(self.rows or ()))
         columns = range(probabilities.shape[-1])[call.tokens or slice(None)]
-        factors = probabilities.new_ones(len(probabilities), 1, 1, probabilities.shape[-1])
+        queries = 1 if call.pixels is None else probabilities.shape[-2]
+        factors = probabilities.new_ones(len(probabilities), 1, queries, probabilities.shape[-1])
         for token, weight in self.weights.items():
             if not -len(columns) <= token < len(columns):
                 raise InputError(f"There is no token {token} to reweight: the prompt has {len(columns)}.")
-            factors[slice(None) if self.rows is None else list(self.rows), ..., columns[token]] = weight
+            rows = slice(None) if self.rows is None else list(self.rows)
+            factors[rows, :, call.pixels or slice(None), columns[token]] = weight
         call.probabilities = probabilities * factors
 
 
@@ -267,12 +296,18 @@ class Share(Controller):
     def __call__(self, call: AttentionCall) -> None:
         if len(call.query) % (2 * self.n):
             raise InputError(f"A batch of {len(call.query)} rows does not divide into two halves of {self.n}.")
-        queries, style = _halves(call.query, self.n)
-        queries = (queries - queries.mean(-2, keepdim=True)) / (queries.std(-2, keepdim=True) + 1e-6)
-        queries = queries * style.std(-2, keepdim=True) + style.mean(-2, keepdim=True)
-        keys, values = (_halves(t, self.n)[1] for t in (call.key, call.value))
-        own, other = _halves(call.output, self.n)
-        mask = call.mask if call.mask is None or len(call.mask) == 1 else _halves(call.mask, self.n)[1]
+        (queries, style), (own, other) = _halves(call.query, self.n), _halves(call.output, self.n)
+        image = (..., call.pixels or slice(None), slice(None))
+        (mean, std), (style_mean, style_std) = (
+            (t[image].mean(-2, keepdim=True), t[image].std(-2, keepdim=True)) for t in (queries, style)
+        )
+        queries = _at(call.pixels, (queries - mean) / (std + 1e-6) * style_std + style_mean, queries)
+        keys, values = (
+            _at(call.pixels, theirs, mine) for mine, theirs in (_halves(call.key, self.n), _halves(call.value, self.n))
+        )
+        mask = call.mask
+        if mask is not None and len(mask) > 1:
+            mask = _halves(mask, self.n)[1 if call.pixels is None else 0]
         shared = torch.lerp(own, call.attend(queries, keys, values, mask), self.strength)
         halves = [t.unflatten(0, (-1, self.n)) for t in (shared, other)]
         call.output = torch.stack(halves, 1).flatten(0, 2)
@@ -281,6 +316,15 @@ class Share(Controller):
 def _halves(t: Tensor, n: int) -> tuple[Tensor, Tensor]:
     first, second = t.unflatten(0, (-1, 2, n)).unbind(1)
     return first.flatten(0, 1), second.flatten(0, 1)
+
+
+def _at(pixels: slice | None, new: Tensor, old: Tensor) -> Tensor:
+    """``new`` at the places of the image, and ``old`` at those of the text, which joint attention has too."""
+    if pixels is None:
+        return new
+    mixed = old.clone()
+    mixed[..., pixels, :] = new[..., pixels, :]
+    return mixed
 
 
 def _check_rows(call: AttentionCall, *rows: int) -> None:

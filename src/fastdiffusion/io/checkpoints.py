@@ -26,6 +26,7 @@ from .atomic import write_bytes
 
 VERSION = 1  # of the file format; a file of a higher one is refused, one of a lower one is read
 CONFIG_LIMIT = 8 << 20  # bytes of JSON: far above any real configuration, far below what could hurt
+HEADER_LIMIT = 100_000_000  # bytes, as safetensors itself has it
 SCALE = ":scale"  # ends the name of the scales of a tensor that is written in 8 bits
 SMALL = 1024  # numbers; a tensor of fewer is not worth rounding
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
@@ -201,6 +202,16 @@ def _opened(path: Path) -> Iterator[Any]:
 def _tensors(file: Any) -> dict[str, Tensor]:
     # clone: the mapped tensors are not aligned, and CPU kernels round differently there (1e-6)
     return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def is_own(path: str | Path) -> bool:
+    """Whether a safetensors file says that it is one of :func:`save_tensors`, by its header; True if it has none."""
+    try:
+        with Path(path).open("rb") as file:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), HEADER_LIMIT)))
+        return header.get("__metadata__", {}).get("format") == "fastdiffusion"
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return True  # its own loader says what is wrong with it
 
 
 def _unavailable(path: Path, error: Exception) -> UnavailableError:

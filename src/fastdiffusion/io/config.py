@@ -6,6 +6,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from ..errors import InputError, unknown
 from .atomic import write_bytes
 
 NAME = "run.toml"
+running: ContextVar[tuple[str, Mapping[str, Any]]] = ContextVar("running")  # the command, and its settings as typed
+
+
+def keep(folder: Path, command: str, settings: Mapping[str, Any]) -> None:
+    """Write run.toml into a run's folder: the running command as it was typed, or else the settings of the call."""
+    plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | Path | tuple | list)}
+    write_config(folder / NAME, *running.get((command, plain)))
 
 
 def write_config(path: str | os.PathLike[str], command: str, settings: Mapping[str, Any]) -> None:

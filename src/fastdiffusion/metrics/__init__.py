@@ -11,7 +11,7 @@ from .distances import (
     nearest,
     precision_recall,
 )
-from .feature_nets import Classifier, classifier, features, load_classifier, train_classifier
+from .feature_nets import Classifier, features, load_classifier
 from .gradients import THRESHOLDS, gradient_distance, gradient_statistics
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Classifier",
     "Features",
     "Others",
-    "classifier",
     "density_coverage",
     "features",
     "frechet",
@@ -31,5 +30,4 @@ __all__ = [
     "load_classifier",
     "nearest",
     "precision_recall",
-    "train_classifier",
 ]

@@ -1,6 +1,6 @@
-"""A model folder in diffusers' layout, known by its files alone: its hash, and the tables that were fitted to it.
+"""A checkpoint of another program, known by its files alone: its hash, and the tables that were fitted to it.
 
-Nothing here opens a network: ``adapters`` does.
+It is a folder in diffusers' layout, or one file. Nothing here opens a network: ``adapters`` does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from ..data.cache import cache_folder
 from ..errors import CheckpointError, DataError
 from ..io.atomic import write_json
+from ..io.checkpoints import is_own
 from ..samplers import Table
 from .model import Model, table_key
 from .protocols import Size
@@ -32,23 +33,35 @@ def is_folder(path: Any) -> bool:
         return False
 
 
+def is_other(path: Any) -> bool:
+    """Whether there is a checkpoint of another program at ``path``: a folder, a GGUF, or safetensors not of ours."""
+    try:
+        if not isinstance(path, str | Path) or not Path(path).is_file():
+            return is_folder(path)
+    except (OSError, ValueError):
+        return False
+    suffix = Path(path).suffix.lower()
+    return suffix == ".gguf" or (suffix in (".safetensors", ".sft") and not is_own(path))
+
+
 def files(folder: Path) -> list[Path]:
     """What the hash covers: configurations, tokenizers and weights, in a fixed order."""
     parts = [part for part in sorted(folder.iterdir()) if part.is_dir() and part.name not in IGNORED]
-    paths = [folder / INDEX, *(path for part in parts for path in sorted(part.iterdir()))]
+    first = [folder / INDEX] if is_folder(folder) else sorted(folder.iterdir())  # or of a tokenizer alone
+    paths = [*first, *(path for part in parts for path in sorted(part.iterdir()))]
     return [path for path in paths if path.suffix in KINDS and not path.name.startswith(".") and path.is_file()]
 
 
-def digest(folder: str | Path) -> str:
-    """sha256 over the names and contents of the folder's files.
+def digest(path: str | Path) -> str:
+    """sha256 of a file, as other programs name checkpoints by; of a folder, over the names and contents of its files.
 
     A file's hash is kept in the cache with its size and time of change: 7 GB take 15 s, once. Raises CheckpointError if
     a file cannot be read.
     """
     try:
-        return _digest(Path(folder).resolve())
+        return _digest(Path(path).resolve())
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error.strerror}. Is it still there?") from None
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is it still there?") from None
 
 
 def file_digest(path: str | Path) -> str:
@@ -72,26 +85,24 @@ def _file_digest(path: Path, cache: dict[str, Any]) -> str:
     return str(known[str(path)][-1])
 
 
-def _digest(folder: Path) -> str:
-    cache, sha = _cache(), hashlib.sha256()
-    for path in files(folder):
-        sha.update(json.dumps([path.relative_to(folder).as_posix(), _file_digest(path, cache)]).encode())
-    result = sha.hexdigest()
-    cache.setdefault("folders", {})[result] = str(folder)
+def _digest(place: Path) -> str:
+    cache = _cache()
+    if place.is_dir():
+        pairs = [[path.relative_to(place).as_posix(), _file_digest(path, cache)] for path in files(place)]
+        result = hashlib.sha256("".join(map(json.dumps, pairs)).encode()).hexdigest()
+    else:
+        result = _file_digest(place, cache)
+    cache.setdefault("folders", {})[result] = str(place)
     _keep(cache)
     return result
 
 
 def hashed_before(sha256: str) -> Path | None:
-    """A folder on this machine that had this hash when it was last used, and still has an index."""
-    path = _cache().get("folders", {}).get(sha256)
-    return Path(path) if path is not None and is_folder(path) else None
-
-
-def file_hashed_before(sha256: str) -> Path | None:
-    """A file on this machine that had this hash when it was last used, and still is there."""
-    places = (Path(path) for path, state in _cache().get("files", {}).items() if state[-1] == sha256)
-    return next((path for path in places if path.is_file()), None)
+    """A checkpoint or another file on this machine that had this hash when it was last used, and is still there."""
+    cache = _cache()
+    files = (path for path, state in cache.get("files", {}).items() if state[-1] == sha256)
+    places = (Path(path) for path in (cache.get("folders", {}).get(sha256), *files) if path is not None)
+    return next((path for path in places if path.is_file() or is_folder(path)), None)
 
 
 def _cache() -> dict[str, Any]:
@@ -111,21 +122,19 @@ def _keep(cache: dict[str, Any]) -> None:
 
 
 def tables_file(folder: str | Path) -> Path:
-    """Where the folder's tables are: beside it, ``sdxl/`` and ``sdxl.tables.json``."""
+    """Where a checkpoint's tables are: beside it, of ``sdxl/`` in ``sdxl.tables.json``."""
     folder = Path(folder).resolve()
     return folder.with_name(f"{folder.name}.tables.json")
 
 
-def read_tables(folder: str | Path) -> dict[str, Table]:
-    """The tables that were fitted to exactly this checkpoint, by ``table_key``; a bad file is a CheckpointError."""
-    places = [path for path in (tables_file(folder), *_elsewhere(folder)) if path.is_file()]
-    if not places:
-        return {}
-    sha256, tables = digest(folder), {}
+def read_tables(checkpoint: str | Path, model: Model) -> dict[str, Table]:
+    """The tables that were fitted to exactly this model of it, by ``table_key``; a bad file is a CheckpointError."""
+    places = [path for path in (tables_file(checkpoint), *_elsewhere(model)) if path.is_file()]
+    tables: dict[str, Table] = {}
     for path in reversed(places):
         try:
             content = json.loads(path.read_text())
-            if content["checkpoint"] == sha256:
+            if content["checkpoint"] == model.id:
                 tables |= {str(key): Table.from_json(json.dumps(raw)) for key, raw in content["tables"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path} is no file of sampler tables ({error}). Delete it, and fit again.") from None
@@ -137,7 +146,7 @@ def write_table(folder: str | Path, model: Model, steps: int, scale: float, size
 
     Returns where it is. What was fitted to another checkpoint of that name is dropped.
     """
-    tables = {key: table for key, table in read_tables(folder).items() if key != table_key(steps, scale, size)}
+    tables = {key: table for key, table in read_tables(folder, model).items() if key != table_key(steps, scale, size)}
     tables[table_key(steps, scale, size)] = fitted
     content = {"checkpoint": model.id, "tables": {key: asdict(table) for key, table in tables.items()}}
     try:
@@ -150,8 +159,8 @@ def write_table(folder: str | Path, model: Model, steps: int, scale: float, size
         return path
 
 
-def _elsewhere(folder: str | Path) -> list[Path]:
+def _elsewhere(model: Model) -> list[Path]:
     with suppress(DataError):
         if (place := cache_folder() / "tables").is_dir():
-            return [place / f"{digest(folder)}.json"]
+            return [place / f"{model.id}.json"]
     return []

@@ -7,6 +7,7 @@ their parts only. A ``Denoiser`` brings its parts itself (``native``); files are
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from .. import nets, schedules
 from ..denoisers import Denoiser
-from ..errors import InputError, unknown
+from ..errors import InputError, counted, unknown
 from ..guidance import Guided, cfg
 from ..io.checkpoints import fingerprint, on_disk
 from ..io.guarded import BUDGET
@@ -56,7 +57,7 @@ class Model:
         sigma_min: Lowest noise level that it was trained for.
         sigma_max: Highest noise level, where sampling starts.
         sigma_data: Standard deviation of the data, in the units of ``x``.
-        tables: Sampler tables fitted to this model, by number of steps.
+        tables: Sampler tables fitted to this model, by ``table_key``.
         info: What the model card says: data, steps, losses, licence. JSON values; never a path or a user's name.
         modules: The networks by name ("net", "autoencoder", "text_encoder", ...): for devices, hooks and tuning.
         schedule: The default sigmas of a run, ``schedule(steps, size)``.
@@ -104,6 +105,12 @@ class Model:
         if not low < self.sigma_min < self.sigma_max < high or not low < self.sigma_data < high:
             raise InputError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
 
+    def __repr__(self) -> str:
+        of = f"samples of {'x'.join(map(str, self.image_shape))}"
+        asked = "prompts" if self.conditioner else counted(len(self.classes), "class") if self.classes else "nothing"
+        name = self.info.get("name") or self.info.get("data") or type(self.denoise).__name__
+        return f"Model({name}: {of} from {asked}, {self.parameters_count / 1e6:.2f} M parameters, on {self.device})"
+
     @cached_property
     def id(self) -> str:
         """sha256 over what decides the model's samples: its configuration without tables and notes, and its tensors.
@@ -131,7 +138,9 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Where it computes: where the parameters are, unless an ``offload`` of the denoiser moves them there."""
+        if (offload := getattr(self.denoise, "offload", None)) is not None:
+            return offload.device
         return next((p.device for module in self.modules.values() for p in module.parameters()), torch.device("cpu"))
 
     @property
@@ -141,6 +150,9 @@ class Model:
 
     def to(self, device: torch.device | str) -> Model:
         """Move the model's modules to a device; returns the model."""
+        if (offload := getattr(self.denoise, "offload", None)) is not None:
+            offload.device = torch.device(device)
+            return self
         for module in self.modules.values():
             module.to(device)
         return self
@@ -236,28 +248,50 @@ class Model:
     ) -> Table:
         """The table of a run: one fitted to this model unless a sampler or schedule is named, else the named one.
 
-        A table may have been fitted for one guidance scale and image size (``table_key``): then both must be these.
+        A table holds for one guidance scale and image size (``table_key``), and is taken where both are these; those
+        that earlier versions fitted say neither, and are taken for their number of steps.
         Without a fitted table the default is ``dpmpp_2m``, the best textbook choice for images at 5 to 12 evaluations
         (docs/samplers.md), on the model's own schedule for images of ``size``.
         """
         if sampler is None and schedule is None:
-            pixels = size or (self.image_shape[-2:] if len(self.shape) > 2 else (0, 0))
-            exactly = table_key(steps, self.scale if scale is None else scale, (pixels[0], pixels[1]))
-            fitted = self.tables.get(str(steps)) or self.tables.get(exactly)
+            exactly = table_key(steps, self.scale if scale is None else scale, size or self.pixels)
+            fitted = self.tables.get(exactly) or self.tables.get(str(steps))
             if fitted is not None:
                 return fitted
         levels = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         sigmas = schedules.schedule(schedule, steps, **levels) if schedule else self.schedule(steps, size)
         return table(sampler or "dpmpp_2m", sigmas)
 
-    def with_table(self, steps: int, fitted: Table) -> Model:
-        """The same model with a table for runs of ``steps``."""
-        return replace(self, tables={**self.tables, str(steps): fitted})
+    def with_table(self, steps: int, fitted: Table, scale: float | None = None, size: Size | None = None) -> Model:
+        """The same model with a table for ``steps``: at one guidance scale and image size, if they are given."""
+        key = str(steps) if scale is None else table_key(steps, scale, size or self.pixels)
+        return replace(self, tables={**self.tables, key: fitted})
+
+    def table_note(self, used: Table, steps: int, size: Size | None, scale: float | None) -> str | None:
+        """What a run should say about its table: that it is a fitted one, or that one was fitted for other settings."""
+        exactly = table_key(steps, self.scale if scale is None else scale, size or self.pixels)
+        if used in (self.tables.get(exactly), self.tables.get(str(steps))):
+            return f"The sampler is the table that was fitted to this model for {exactly}."
+        if others := [key for key in self.tables if key.startswith(f"{steps} steps, ")]:
+            return f"No table is fitted for {exactly}, but one for {others[0]}. fastdiffusion fit makes another."
+        return None
+
+    @property
+    def pixels(self) -> Size:
+        """Height and width of the usual image; (0, 0) where the samples are no images."""
+        return (self.image_shape[-2], self.image_shape[-1]) if len(self.shape) > 2 else (0, 0)
 
 
 def table_key(steps: int, scale: float, size: Size) -> str:
     """The key in ``Model.tables`` of a table that holds for one guidance scale and one image size only."""
     return f"{steps} steps, scale {scale:g}, {size[0]}x{size[1]}"
+
+
+def checked_key(key: str) -> str:
+    """A key of ``Model.tables``, of this or an earlier version; ValueError for anything else."""
+    if re.fullmatch(r"\d{1,4}( steps, scale -?[\d.e+-]{1,12}, \d{1,6}x\d{1,6})?", key) is None:
+        raise ValueError(f"{key[:40]!r} says no number of steps")
+    return key
 
 
 def tensors(model: Model) -> dict[str, Tensor]:

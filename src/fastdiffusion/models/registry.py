@@ -42,7 +42,7 @@ def names_a_model(text: str) -> bool:
     if not text.strip():
         return False  # and not the folder here
     place = "/" in text and (" " not in text or _exists(Path(path.parts[0])))
-    return text in SHIPPED or path.suffix == ".safetensors" or place or _exists(path)
+    return text in SHIPPED or path.suffix in (".safetensors", ".gguf", ".ckpt") or place or _exists(path)
 
 
 def model_and_prompt(model: Any, prompt: Any) -> tuple[Any, Any]:
@@ -61,7 +61,7 @@ def _exists(path: Path) -> bool:
 
 def digest(path: Path) -> str:
     """sha256 of a model's content, whatever was noted in the file since; of any other file, of its bytes."""
-    if folder.is_folder(path):
+    if folder.is_other(path):
         return folder.digest(path)
     with suppress(CheckpointError):
         return load(path).id
@@ -71,7 +71,7 @@ def digest(path: Path) -> str:
 def locate(name: str, sha256: str, near: Path) -> Path | None:
     """A file of that name and content: in the package, beside the picture ``near``, above it, here, or in a run here.
 
-    A folder in diffusers' layout is also found where it was when it was last used, whatever its name.
+    A checkpoint of another program is also found where it was when it was last used, whatever its name.
 
     None if there is no file of that name. Raises CheckpointError if those that there are have other contents.
     """

@@ -24,7 +24,7 @@ from ..io.checkpoints import load_tensors, save_tensors, stored
 from ..io.metadata import without_paths
 from ..samplers import Table
 from ..version import __version__
-from .model import Model, configuration, native_denoiser, tensors
+from .model import Model, checked_key, configuration, native_denoiser, tensors
 from .protocols import Autoencoder
 
 FILE = "model.safetensors"  # the model's name in a run folder and in an exported one
@@ -77,7 +77,7 @@ def _build(spec: Mapping[str, Any]) -> Model:
     guarded.check_config(spec.get("classes", ()))
     spec["classes"] = tuple(str(name) for name in spec.get("classes", ()))
     guarded.BUDGET.check(tables=len(spec.get("tables", {})))
-    spec["tables"] = {str(int(steps)): Table.from_json(raw) for steps, raw in spec.get("tables", {}).items()}
+    spec["tables"] = {checked_key(key): Table.from_json(raw) for key, raw in spec.get("tables", {}).items()}
     spec["info"] = dict(spec.get("info", {}))
     spec["scale"] = float(spec["info"].pop("scale", 1.0))
     guarded.BUDGET.check(number=abs(spec["scale"]), characters=len(spec.get("corruption") or ""))

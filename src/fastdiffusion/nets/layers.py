@@ -279,11 +279,11 @@ class AttentionCall:
         query, key, value: (b, heads, n or m, d).
         mask: True (or 0, if added) where a key is visible; broadcasts to (b, heads, n, m).
         tokens: The keys that are the prompt's tokens, in cross-attention; None in self-attention.
+        pixels: In joint attention, where text and image attend to both, the places of the image; else None.
         attend: From query, key, value and mask to the output: the layer's own way to compute it.
         weigh: From query, key and mask to the probabilities that ``attend`` uses.
         name: The layer's name in its net, such as "encoder.3.cross_attention"; filled in by the hook.
         progress: Where the run is, from 0 to below 1; None outside a run. Filled in by the hook.
-        hidden: Why it can be neither read nor changed, if that is so; query, key and value are then the layer's input.
     """
 
     module: nn.Module
@@ -296,7 +296,7 @@ class AttentionCall:
     weigh: Callable[..., Tensor] = softmax_probabilities
     name: str = ""
     progress: float | None = None
-    hidden: str = ""
+    pixels: slice | None = None
     _probabilities: Tensor | None = field(default=None, init=False)
     _output: Tensor | None = field(default=None, init=False)
 

@@ -79,6 +79,8 @@ class Compiled:
             around: More guidance, which gets the prompts' condition too (parts joined by AND are composed inside it).
         """
         guide = guide or guidance.cfg
+        if self.negative is not None and scale == 1:
+            denoise = _filled(denoise, self.negative)
         guided = guide(denoise, scale, self.negative) if self.single else _composed(denoise, self, scale)
         guided = around(guided)
         return _conditioned(guided, self) if self.single else guided
@@ -91,6 +93,20 @@ def _conditioned(denoise: Denoise, compiled: Compiled, *, run: Run) -> Denoise:
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         (text,) = compiled.stage(run).conds
         return denoise(x, sigma, guidance.replace_text(cond or text, text, len(x)))
+
+    return guided
+
+
+@guidance.guidance
+def _filled(denoise: Denoise, negative: Cond) -> Denoise:
+    """The negative prompt in rows whose text is hidden: what guidance outside compares with, if it is not said."""
+
+    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+        hidden = [] if cond is None or cond.mask is None else (~cond.mask.any(1)).tolist()
+        if cond is not None and any(hidden):
+            other = guidance.replace_text(cond, negative, len(x))
+            cond = Cond.cat([(other if gone else cond)[[i]] for i, gone in enumerate(hidden)])
+        return denoise(x, sigma, cond)
 
     return guided
 
@@ -117,6 +133,7 @@ def compile(
     spans: Spans | None = None,
     limit: int | None = None,
     uncond: Cond | None = None,
+    measure: Spans | None = None,
     reader: Reader | None = None,
 ) -> Compiled:
     """Prompts, one for each image, as conditions for each evaluation of a run.
@@ -130,6 +147,7 @@ def compile(
         limit: Most tokens that the encoder takes, its marks included. A longer text is cut between words and encoded
             piece by piece, so that nothing of it is lost.
         uncond: The model's unconditional case (``conditioner.null``), used where ``negative`` is empty.
+        measure: The spans that ``limit`` counts, where ``spans`` are of several encoders' tokens in turn.
         reader: What encodes ``negative``, its spans and its limit, where that is not what encodes the prompts.
 
     Raises:
@@ -141,8 +159,8 @@ def compile(
     without = parse(negative) if negative.strip() else None
     if without and (len(without.parts) > 1 or moments(without, 12) != [0]):
         raise InputError("A negative prompt takes weights and BREAK, but neither AND nor changes during the run.")
-    made = _Maker(encode, spans, limit)
-    negatives = made if reader is None else _Maker(*reader)
+    made = _Maker(encode, spans, limit, measure or spans)
+    negatives = made if reader is None else _Maker(*reader, reader[1])
     total, most = evaluations or 1, max(len(prompt.parts) for prompt in parsed)
     changes: dict[int, list[list[tuple[Line, ...]]]] = {}  # by evaluation, part and prompt
     for i in sorted({i for prompt in parsed for i in moments(prompt, total)}):
@@ -180,8 +198,8 @@ def aligned(spans: Spans, normalize: Callable[[str], str]) -> Spans:
 class _Maker:
     """Encodes every text of a batch at once, puts pieces together, and weights their tokens."""
 
-    def __init__(self, encode: Encode, spans: Spans | None, limit: int | None):
-        self.encode, self.spans, self.limit = encode, spans, limit
+    def __init__(self, encode: Encode, spans: Spans | None, limit: int | None, measure: Spans | None):
+        self.encode, self.spans, self.limit, self.measure = encode, spans, limit, measure
         self.cut: dict[str, list[tuple[int, int]]] = {}
         self.rows: dict[str, Cond] = {}
         self.longest = 0
@@ -214,9 +232,9 @@ class _Maker:
 
     def _cuts(self, text: str) -> list[tuple[int, int]]:
         """Where to cut a text whose tokens are too many: before words."""
-        if self.spans is None or self.limit is None:
+        if self.measure is None or self.limit is None:
             return [(0, len(text))]
-        spans = self.spans(text)
+        spans = self.measure(text)
         capacity = self.limit - sum(a == b for a, b in spans)
         spans = [(a, b) for a, b in spans if a != b]
         starts, first = [0], 0

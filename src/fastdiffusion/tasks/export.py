@@ -11,7 +11,7 @@ from ..models.card import card
 from ..options import fill
 from .generation.options import ExportOptions
 from .generation.sample import sample
-from .loading import loaded
+from .loading import loaded, of_run
 
 
 def export(model: Model | str | Path, folder: str | Path, **options: Any) -> Path:
@@ -25,8 +25,9 @@ def export(model: Model | str | Path, folder: str | Path, **options: Any) -> Pat
         options: See :class:`ExportOptions <fastdiffusion.tasks.generation.options.ExportOptions>`: name, license,
             data_license, and of the preview n, prompt, steps, scale, seed, ...
     """
-    rest = dict(vars(fill(ExportOptions, **options)))
+    chosen = fill(ExportOptions, **options)
+    rest = of_run(vars(chosen))
     notes = {key: rest.pop(key) for key in ("name", "license", "data_license")}
-    ready = loaded(model, rest.pop("device"))
+    ready = loaded(model, chosen)
     ready = replace(ready, info={**ready.info, **{key: value for key, value in notes.items() if value is not None}})
     return export_folder(ready, folder, card(ready), sample(ready, **rest)._repr_png_())

@@ -16,13 +16,11 @@ from .. import losses
 from ..corruptions import Corruption
 from ..data import Dataset, augment
 from ..denoisers import Denoiser
-from ..errors import InputError, unknown
+from ..errors import InputError, counted, unknown
 from ..io.images import as_input, to_tensor
 from ..noise import Stream, generator
 from ..schedules import SIGMA_DISTRIBUTIONS, stratified
 from ..types import Cond
-
-# what a generator is for
 
 
 class TrainingBatch(NamedTuple):
@@ -35,26 +33,10 @@ class TrainingBatch(NamedTuple):
     self_condition_mask: Bool[Tensor, " b"] | None
     names: Sequence[str]
 
-    def to(self, device: torch.device) -> TrainingBatch:
-        """All of it on a device."""
-        moved = {k: v.to(device) for k, v in self._asdict().items() if isinstance(v, Tensor | Cond)}
-        return self._replace(**moved)
 
-    def split(self, count: int, device: torch.device) -> list[TrainingBatch]:
-        """Equal parts, on a device."""
-        size = len(self.sigma) // count
-        slices = (slice(i * size, (i + 1) * size) for i in range(count))
-        return [
-            TrainingBatch(
-                self.x0[rows].to(device, memory_format=torch.channels_last, non_blocking=True),
-                self.sigma[rows].to(device, non_blocking=True),
-                self.noise[rows].to(device, non_blocking=True),
-                None if self.cond is None else self.cond[rows].to(device),
-                None if self.self_condition_mask is None else self.self_condition_mask[rows].to(device),
-                self.names[rows],
-            )
-            for rows in slices
-        ]
+def title(data: Dataset) -> str:
+    """What is trained on, for people."""
+    return f"{data.name}: {counted(len(data), 'image')} of {'x'.join(map(str, data.shape))}"
 
 
 @dataclass

@@ -1,15 +1,16 @@
-"""The settings of a training run, as options. Nothing here needs torch."""
+"""The settings of training a diffusion model, as options. Nothing here needs torch."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .. import choices
-from ..options import DEVICE, FRESH, PRECISION, SEED, option
+from ..options import option
+from .options import RunOptions
 
 # What two commands that continue one run may give differently.
 FREE = frozenset(
@@ -24,8 +25,8 @@ _NOW = {
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
-    """What a training run can be given; ``setup.check`` refuses what cannot be trained.
+class TrainingConfig(RunOptions):
+    """What training a diffusion model can be given, with what every run can; ``setup.check`` refuses what cannot be.
 
     Attributes:
         net: A name in ``nets.PRESETS``, or a specification {"name": "unet", ...}; by default "unet-small", for
@@ -49,11 +50,7 @@ class TrainingConfig:
             them, so that they do not leak into the samples.
         augment_p: Probability of each.
         dropout: Of the net.
-        optimizer: A name in ``optimizers.OPTIMIZERS``; "auto" is muon, with ``shard`` adamw.
-        lr: Highest learning rate, by default the optimizer's in ``optimizers.RATES``. ``lr_finder.find_lr(learner)``
-            measures one.
         weight_decay: Of AdamW or Muon.
-        batch_size: Images per step, over all processes and microbatches.
         grad_accumulation: Microbatches that a batch is computed in, one after the other, to save memory.
         grad_clip: Greatest norm of the gradient; 0 is off.
         warmup: Steps in which the learning rate rises.
@@ -61,15 +58,8 @@ class TrainingConfig:
         ema: Lengths of the averages of the weights, as parts of the run (EDM2, sec. 3). The model is the last one; at
             the end of the run it is the one with the lowest validation loss.
         holdout: Part of the data kept for the validation loss.
-        precision: "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, else float32.
         compile: Use torch.compile; "auto": on a GPU. It costs minutes before it gains.
         shard: Divide weights and optimizer among the processes (FSDP2) instead of copying them (DDP).
-        track: "tensorboard", "trackio" or "wandb", through Accelerate, beside metrics.jsonl and report.html.
-        folder: Where the run lives; None keeps it in memory.
-        save_every: Seconds between checkpoints, or more, so that saving takes at most 2 % of the time.
-        seed: Of everything.
-        device: "cpu", "cuda" or "mps"; by default the best there is.
-        verbose: Print what is going on.
     """
 
     net: str | dict[str, Any] | None = option(
@@ -78,15 +68,7 @@ class TrainingConfig:
         kind=str,
         choices=choices.NETS,
     )
-    folder: str | Path | None = option(
-        None, "Folder of the run; by default runs/NAME, after the data.", "--folder", "--out", "-o", kind=Path
-    )
-    batch_size: int = option(64, "Images in each step, over all processes.")
     grad_accumulation: int = option(1, "Microbatches that a batch is computed in, to save memory.")
-    lr: float | None = option(None, "Highest learning rate; by default the optimizer's.")
-    optimizer: str = option(
-        "auto", "The optimizer; auto is muon, with --shard adamw.", choices=("auto", *choices.OPTIMIZERS)
-    )
     weight_decay: float = option(0.0, "Of AdamW or Muon.", python_only=True)
     grad_clip: float = option(1.0, "Greatest norm of the gradient; 0 is off.", python_only=True)
     warmup: int = option(100, "Steps in which the learning rate rises.", python_only=True)
@@ -113,14 +95,8 @@ class TrainingConfig:
     self_condition: bool = option(False, "Also condition the net on its own estimate.")
     sigma_data: float | None = option(None, "Standard deviation of the data; by default measured.", python_only=True)
     holdout: float = option(0.05, "Part of the data that is kept for the validation loss.")
-    precision: str = option("auto", PRECISION, choices=choices.PRECISIONS)
     compile: bool | str = option(False, "Use torch.compile.", python_only=True)
     shard: bool = option(False, "Divide the weights among the processes, in place of copying them.")
-    track: str | None = option(None, "A tracker, besides report.html.", choices=choices.TRACKERS)
-    save_every: float = option(30.0, "Seconds between checkpoints.", python_only=True)
-    verbose: bool = option(True, "Print what is going on.", python_only=True)
-    seed: int = option(0, SEED)
-    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
     def __post_init__(self) -> None:
         if isinstance(self.augment, str):
@@ -134,23 +110,6 @@ class TrainingConfig:
         return json.loads(json.dumps({**settings, "data": data}))
 
 
-@dataclass(frozen=True)
-class Budget:
-    """How long a run lasts, all sessions together; ten minutes where neither is given.
-
-    Attributes:
-        minutes: Training time.
-        steps: Steps, instead.
-        fresh: Forget what the folder holds and start anew.
-    """
-
-    minutes: float | None = option(None, "Minutes to train, of all sessions together; 10 by default.")
-    steps: int | None = option(None, "Steps to train, instead of minutes.")
-    fresh: bool = option(False, FRESH, "--fresh/--resume")
-
-
-def changes(now: dict[str, Any], then: dict[str, Any]) -> str:
-    """How an identity differs from the one that is stored with a run, which may be of an earlier version; "" if not."""
-    then = {_NOW.get(name, name): value for name, value in then.items()}
-    different = sorted(name for name in now if now[name] != then.get(name))
-    return ", ".join("other data" if n == "data" else f"{n}={then.get(n)!r} (now {now[n]!r})" for n in different)
+def renamed(then: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity that is stored with a run, perhaps by version 0.1, in the names of today."""
+    return {_NOW.get(name, name): value for name, value in then.items()}

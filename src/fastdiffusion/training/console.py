@@ -11,9 +11,10 @@ from contextlib import suppress
 
 import torch
 
-from ..models import FILE
+from ..errors import counted
 from .budget import TrainStep
 from .callback import Callback, TrainingView
+from .verdict import verdict
 
 
 class Console(Callback):
@@ -24,7 +25,7 @@ class Console(Callback):
         self.live = sys.stderr.isatty() or "ipykernel" in sys.modules
         self.announced, self.shown, self.loss = False, 0.0, math.nan
         if training.state.step > 1:
-            say(f"Resuming after step {training.state.step - 1:,}.")
+            say(f"Resuming after {counted(training.state.step - 1, 'step')}.")
 
     def step(self, training: TrainingView, step: TrainStep) -> None:
         """Say once what is to be expected, then show the progress four times a second."""
@@ -33,7 +34,7 @@ class Console(Callback):
             say(f"\nStep {step.step:,} was skipped: its loss is not a number ({names}).")
             return
         self.loss = step.loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * step.loss
-        if not self.announced and step.of is not None and step.step >= min(training.first_step + 10, step.of):
+        if not self.announced and (step.last or step.step >= training.first_step + 10):
             self.announced = True
             say(expectations(training, step))
         if self.live and time.monotonic() - self.shown > 0.25:
@@ -48,12 +49,12 @@ class Console(Callback):
         text += f" at step {s.step:,} after {clock(s.seconds)}"
         text += "." if math.isnan(self.loss) else f", loss {self.loss:.4f}."
         if training.run is not None:
-            text += (
-                f" The same command continues it; {training.run.path / FILE} is the model so far."
-                if training.stopped
-                else f"\n{training.run.path / FILE}, previews/ and report.html are there."
-            )
+            file = training.run.path / (training.task.file or "report.html")
+            text += f" The same command continues it; {file} is the result so far." if training.stopped else ""
+            text += "" if training.stopped else f"\n{file}, previews/ and report.html are there."
         say(("\n" if self.live else "") + text)
+        if not training.stopped:
+            say(verdict(training))
 
 
 def say(text: str, end: str = "\n") -> None:
@@ -64,23 +65,20 @@ def say(text: str, end: str = "\n") -> None:
 
 def expectations(training: TrainingView, step: TrainStep) -> str:
     """Parameters, memory, speed and what the budget buys, in two lines."""
-    count = sum(p.numel() for p in training.objective.denoiser.parameters())
-    size = "x".join(map(str, training.setup.train.shape))
-    images = (step.of or 0) * training.config.batch_size
+    count = sum(p.numel() for part in training.task.parts.values() for p in part.module.parameters())
     return (
-        f"{training.setup.train.name}: {len(training.setup.train):,} images of {size}, {count / 1e6:.2f} M parameters, "
+        f"{training.task.title}, {count / 1e6:.2f} M parameters, "
         f"{footprint()}, {training.state.precision} on {training.device}"
         + (f", {training.world} processes" if training.world > 1 else "")
-        + f"\n{step.images_per_second:,.0f} images/s: about {step.of:,} steps, {images:,} images, "
-        f"{images / len(training.setup.train):,.1f} epochs, {clock(step.seconds + step.eta)}"
+        + f"\n{step.images_per_second:,.0f} examples/s: about {counted(step.of, 'step')}, "
+        f"{counted(step.of * training.options.batch_size, 'example')}, {clock(step.seconds + step.eta)}"
     )
 
 
 def line(step: TrainStep, loss: float) -> str:
     """The moving line; what matters most comes first, because a narrow terminal cuts it."""
-    of = f"/{step.of:,}" if step.of else ""
     speed = f"{step.images_per_second:,.0f} img/s"
-    return f"loss {loss:.4f}  {clock(step.eta)} left  {speed}  {step.step:,}{of}  lr {step.lr:.1e}"
+    return f"loss {loss:.4f}  {clock(step.eta)} left  {speed}  {step.step:,}/{step.of:,}  lr {step.lr:.1e}"
 
 
 def clock(seconds: float) -> str:

@@ -17,7 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..device import device_of
+from ..errors import FastdiffusionError, InputError
 
 ASKED = "FASTDIFFUSION_PROCS"  # how many processes `launch` was asked for
 QUIETLY = """
@@ -147,6 +148,49 @@ def total(values: Sequence[float], device: torch.device) -> list[float]:
     summed = torch.tensor(values, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     dist.all_reduce(summed)
     return summed.tolist()
+
+
+def place(device: str | None) -> torch.device:
+    """Where this process computes: on the device of that name, by default the best; several are joined there.
+
+    Raises FastdiffusionError where the processes do not find each other, and would train apart.
+    """
+    chosen, world = device_of(device), rank_and_world()[1]
+    if world == 1:
+        return chosen
+    from accelerate import PartialState
+
+    joined = PartialState(cpu=chosen.type == "cpu").device  # it joins processes on CPUs only if told so
+    if not dist.is_initialized() or dist.get_world_size() != world:
+        raise FastdiffusionError("The processes are not joined, and would train apart. Start them by --procs.")
+    return joined
+
+
+def mean_gradients(module: nn.Module, loss: Tensor) -> Tensor:
+    """Average a module's gradients, its statistics (of BatchNorm, of a codebook) and a loss over all processes.
+
+    In one message, after the backward pass: unlike DDP's hooks that serves any loss, one with gradients inside too.
+    Gradients of divided weights (FSDP2) are averages already. Returns the mean loss.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return loss
+    mine = [p.grad for p in module.parameters() if p.grad is not None and not hasattr(p.grad, "full_tensor")]
+    mine += [b for b in module.buffers() if b.is_floating_point() and not hasattr(b, "full_tensor")]
+    message = torch.cat([loss.reshape(1).float(), *(t.detach().reshape(-1).float() for t in mine)])
+    dist.all_reduce(message)
+    message /= dist.get_world_size()
+    for tensor, mean in zip(mine, message[1:].split([t.numel() for t in mine]), strict=True):
+        tensor.copy_(mean.view(tensor.shape))
+    return message[0]
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, in their order; gradients go back to where each row came from."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(rows.contiguous()))
 
 
 def shard(module: nn.Module) -> None:

@@ -28,7 +28,8 @@ def find_lr(learner: Learner, low: float = 1e-5, high: float = 0.3, n: int = 80)
     try:
         for i in range(n):
             rates.append(low * (high / low) ** (i / (n - 1)))
-            losses.append(learner.update(learner.draw(learner.state.step), rates[-1])[0])
+            factor = rates[-1] / learner.rates["model"]
+            losses.append(learner.update(learner.draw(learner.state.step), factor)[0]["model"])
             learner.state.step += 1
             if not math.isfinite(losses[-1]):
                 break

@@ -1,4 +1,4 @@
-"""Optimizers for training, and the learning rate over a run."""
+"""Optimizers for training."""
 
 from __future__ import annotations
 
@@ -66,13 +66,18 @@ def default(shard: bool = False) -> str:
     return "muon" if hasattr(torch.optim, "Muon") and not shard else "adamw"
 
 
-def build(name: str, module: nn.Module, lr: float, weight_decay: float = 0.0) -> list[Optimizer]:
-    """The named optimizer (or pair of them) for all of a module's parameters; InputError for an unknown name."""
-    if name not in OPTIMIZERS:
-        raise unknown("optimizer", name, OPTIMIZERS)
+def build(
+    kind: str | Callable[..., list[Optimizer]], module: nn.Module, lr: float, weight_decay: float = 0.0
+) -> list[Optimizer]:
+    """The named optimizer (or pair of them) for all of a module's parameters; InputError for an unknown name.
+
+    A function from (module, lr) to optimizers may stand for a name.
+    """
+    if isinstance(kind, str) and kind not in OPTIMIZERS:
+        raise unknown("optimizer", kind, OPTIMIZERS)
     if not 0 < lr <= 100:
         raise InputError(f"lr must be above 0 and at most 100, got {lr}. Try 0.001, or leave it out.")
-    return OPTIMIZERS[name](module, lr, weight_decay)
+    return OPTIMIZERS[kind](module, lr, weight_decay) if isinstance(kind, str) else kind(module, lr)
 
 
 def matrix(p: Tensor) -> Tensor:
@@ -178,18 +183,3 @@ def unpack(optimizers: list[Optimizer], tensors: dict[str, Tensor], settings: li
         now = optimizer.state_dict()["param_groups"]
         groups = [{**mine, **theirs} for mine, theirs in zip(now, saved["groups"], strict=True)]
         optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-# ---- the learning rate ------------------------------------------------------------------------------------------
-
-
-def rate(step: int, start: int, warmup: int, decay_from: int | None, total: int | None) -> float:
-    """Factor of the learning rate at ``step``: from ``start`` up in ``warmup`` steps, level, then straight to 0.
-
-    The decay goes from ``decay_from`` to ``total``; both may still be unknown (a budget in minutes), because nothing
-    before the decay depends on where it will end (Hägele et al. 2024, arXiv:2405.18392).
-    """
-    factor = min(1.0, (step - start + 1) / max(warmup, 1))
-    if decay_from is not None and total is not None and step >= decay_from:
-        factor *= (total - step) / (total - decay_from)
-    return factor

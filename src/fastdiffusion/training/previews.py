@@ -6,43 +6,26 @@ import torch
 
 from .. import samplers
 from ..guidance import cfg
-from ..io.images import grid, save_png
+from ..models import Model
 from ..noise import initial
 from .batches import Batches
-from .budget import TrainStep
-from .callback import Callback, TrainingView, is_due, report
+from .setup import Setup
+from .task import rows
 
 PREVIEWS, STEPS = 16, 12  # images in a preview, and solver steps for each
 TEXT_SCALE = 3.0  # guidance of previews that are made from captions
 
 
-class Preview(Callback):
-    """previews/<step>.png: the same noises and classes each time. Whatever goes wrong, training goes on."""
-
-    def step(self, training: TrainingView, step: TrainStep) -> None:
-        """Sample a sheet, rarely."""
-        if not is_due(step, training.config.batch_size, PREVIEWS * STEPS):
-            return
-        try:
-            images = preview(training)
-            if training.main:
-                zoom = max(1, 32 // images.shape[-1])
-                save_png(grid(images, 4, zoom), training.run.path / "previews" / f"{step.step:07d}.png")  # pyright: ignore
-        except Exception as error:  # a full disk, a sampler that diverges: not worth a run
-            report(training, f"\nNo preview at step {step.step:,}: {error}")
-
-
 @torch.no_grad()
-def preview(training: TrainingView, n: int = PREVIEWS, steps: int = STEPS) -> torch.Tensor:
-    """Images of the averaged model from the seeds 0, 1, ... and its classes in turn."""
-    model = training.model
+def preview(model: Model, setup: Setup, n: int = PREVIEWS, steps: int = STEPS) -> torch.Tensor:
+    """Images of a model in training from the seeds 0, 1, ... and its classes in turn."""
     table = model.table(steps)
     cond, denoise = None, model.denoise
     if model.corruption is not None:
-        return restoration_preview(training, n)
+        return restoration_preview(model, setup, n)
     if model.conditioner is not None:  # captions of training images, with the guidance that they need
-        rows = [i * len(training.setup.train) // n for i in range(n)]
-        cond, denoise = model.encode_prompt(training.setup.train.annotations(rows).captions), cfg(denoise, TEXT_SCALE)
+        some = [i * len(setup.train) // n for i in range(n)]
+        cond, denoise = model.encode_prompt(setup.train.annotations(some).captions), cfg(denoise, TEXT_SCALE)
     elif model.classes:
         cond = model.cond([i % len(model.classes) for i in range(n)])
     x = table.sigmas[0] * initial(range(n), model.shape).to(model.device)
@@ -50,11 +33,11 @@ def preview(training: TrainingView, n: int = PREVIEWS, steps: int = STEPS) -> to
 
 
 @torch.no_grad()
-def restoration_preview(training: TrainingView, n: int) -> torch.Tensor:
+def restoration_preview(model: Model, setup: Setup, n: int) -> torch.Tensor:
     """Held-out inputs, and the answers of one evaluation: two of each a row."""
-    data = training.setup.held_out if len(training.setup.held_out) else training.setup.train
-    stream = Batches(data, n // 2, -1, corruption=training.setup.corruption)
-    batch, model = stream.draw(0).split(1, training.device)[0], training.model
+    data = setup.held_out if len(setup.held_out) else setup.train
+    stream = Batches(data, n // 2, -1, corruption=setup.corruption)
+    batch = rows(stream.draw(0), slice(None), model.device)
     assert batch.cond is not None and batch.cond.image is not None
     inputs = batch.cond.image[:, : model.shape[0]]
     answer = model.denoise(inputs, inputs.new_full((len(inputs),), model.sigma_max), batch.cond)

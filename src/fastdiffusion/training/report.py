@@ -10,7 +10,6 @@ from typing import Any
 
 from ..io.atomic import write_text
 from ..io.run_folder import Folder
-from ..models import Model
 
 SHEETS = 6  # previews shown, the first and the last among them
 COLORS = ("#4c78a8", "#e45756", "#54a24b")
@@ -18,7 +17,7 @@ COLORS = ("#4c78a8", "#e45756", "#54a24b")
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
+{mark}<title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 table {{ border-collapse: collapse; }} td {{ padding: .1rem 1rem .1rem 0; vertical-align: top; }}
@@ -42,23 +41,32 @@ svg {{ width: 100%; height: auto; }} svg text {{ font: 12px system-ui, sans-seri
 FILE = "report.html"
 
 
-def write(folder: Folder, config: Mapping[str, Any], model: Model) -> None:
-    """Write ``report.html`` into a run's folder from its metrics, previews and configuration."""
-    records = folder.metrics()
-    info = {**model.info, "parameters": f"{model.parameters_count:,}"}
+def mark(step: int) -> str:
+    """What a report says, unseen, of the step that it was written after."""
+    return f'<meta name="step" content="{step}">'
+
+
+def write(folder: Folder, config: Mapping[str, Any], info: Mapping[str, Any], step: int) -> None:
+    """Write ``report.html`` into a run's folder: what it says of itself, its metrics, previews and configuration."""
+    records, info = folder.metrics(), dict(info)
     speeds = [r["images_per_second"] for r in records if "images_per_second" in r]
     if speeds:
         info["images per second"] = f"{sorted(speeds)[len(speeds) // 2]:,.0f}"
     skipped = [name for r in records for name in r.get("skipped", ())]
     if skipped:
-        info["pictures in skipped batches"] = ", ".join(skipped[:20])
+        info["examples in skipped batches"] = ", ".join(skipped[:20])
     series = {
         "training": [(r["step"], r["loss"]) for r in records if "loss" in r],
         "validation": [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r],
     }
-    title = f"Training on {info.get('data', 'pictures')}"
+    title = f"Training on {info.get('data', folder.path.name)}"
     page = _PAGE.format(
-        title=escape(title), summary=table(info), curve=curve(series), previews=previews(folder), settings=table(config)
+        mark=mark(step),
+        title=escape(title),
+        summary=table(info),
+        curve=curve(series),
+        previews=previews(folder),
+        settings=table(config),
     )
     write_text(folder.path / FILE, page)
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import warnings
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -18,8 +16,7 @@ from ..corruptions import Corruption, parse
 from ..data import Dataset, augment, measure_sigma_data
 from ..data.latents import Latents
 from ..denoisers import PARAMETERIZATIONS, Denoiser
-from ..device import check_precision
-from ..errors import DataError, InputError, missing, unknown
+from ..errors import DataError, InputError, unknown, warn
 from ..models import Model, load, load_autoencoder, native_denoiser
 from ..nets import presets
 from ..nets import tokenizer as tokenizers
@@ -27,12 +24,10 @@ from ..nets.layers import Embed
 from ..nets.text import normalized, vocabulary_ids
 from ..noise import Stream, generator
 from ..schedules import SIGMA_DISTRIBUTIONS
-from . import optimizers
 from .batches import measure_damage
 from .config import TrainingConfig
-from .distributed import check_world, rank_and_world
+from .distributed import rank_and_world
 
-TRACKERS = ("tensorboard", "trackio", "wandb")
 VOCABULARY = 4096  # most tokens of a text encoder
 
 
@@ -68,13 +63,10 @@ class Setup:
 
 def check(config: TrainingConfig) -> None:
     """Refuse settings that cannot be trained, before anything is loaded."""
-    check_precision(config.precision)
     for kind, name, known in (
         ("parameterization", config.parameterization, PARAMETERIZATIONS),
         ("noise level distribution", config.sigma_distribution, SIGMA_DISTRIBUTIONS),
         ("loss weighting", config.loss_weighting, losses.LOSS_WEIGHTINGS),
-        ("optimizer", config.optimizer, ("auto", *optimizers.OPTIMIZERS)),
-        ("tracker", config.track or "tensorboard", TRACKERS),
     ):
         if name not in known:
             raise unknown(kind, name, known)
@@ -89,16 +81,11 @@ def check(config: TrainingConfig) -> None:
         except TypeError as error:
             name = getattr(config, kind)
             raise InputError(f"{kind} {name} does not take these options ({error}).") from None
-    check_world()
     size, splits = config.batch_size, rank_and_world()[1] * config.grad_accumulation
     if size < 1 or splits < 1 or size % splits:
         raise InputError(
             f"batch_size must be a multiple of processes times grad_accumulation, here {splits}; got {size}."
         )
-    if config.track and find_spec(config.track) is None:
-        raise missing(f"track={config.track!r}", config.track, "track")
-    if config.track and config.folder is None:
-        raise InputError(f"track={config.track!r} needs a place to write. Give folder='runs/one'.")
     if not config.ema:
         raise InputError("ema needs at least one length, e.g. ema=(0.1,).")
     if config.restore is not None and config.autoencoder is not None:
@@ -159,7 +146,7 @@ def scale(
         measured = float(some[some.isfinite()].std())
     if sigma_data is not None and not 0.8 < sigma_data / measured < 1.25:
         text = f"sigma_data is {sigma_data:.3g} but the data's standard deviation is {measured:.3g}."
-        warnings.warn(f"{text} Leave sigma_data out to have it measured.", stacklevel=4)
+        warn(f"{text} Leave sigma_data out to have it measured.")
     sigma_data = sigma_data or init_sigma_data or round(measured, 4)
     return sigma_data, 1.0 if is_image else sigma_data / 0.5
 

@@ -5,6 +5,7 @@ from .flux import Chroma, Flux
 from .flux2 import Flux2, Klein
 from .hidream import HiDream
 from .inpainting import StableDiffusionInpaint, StableDiffusionXlInpaint
+from .krea2 import Krea2
 from .lumina2 import Lumina2
 from .pixart import PixArtSigma
 from .qwen_image import QwenImage
@@ -27,6 +28,7 @@ FAMILIES: dict[str, type[Family]] = {
     "Flux2KleinPipeline": Klein,
     "QwenImagePipeline": QwenImage,
     "ZImagePipeline": ZImage,
+    "Krea2Pipeline": Krea2,
     "PixArtSigmaPipeline": PixArtSigma,
     "SanaPipeline": Sana,
     "Lumina2Pipeline": Lumina2,

@@ -35,7 +35,7 @@ def places(h: int, w: int, like: Tensor) -> Float[Tensor, "n 3"]:
 class Flux(Family):
     """FLUX.1: the states of T5 and the pooled vector of CLIP; dev takes the guidance scale as an input."""
 
-    name, patch = "flux", 2
+    name, patch, joint = "flux", 2, "text first"
     network, encoders = "FluxTransformer2DModel", (CLIP, T5)
 
     def __init__(self, checkpoint: Checkpoint):

@@ -28,7 +28,7 @@ def empirical_mu(tokens: int, steps: int) -> float:
 class Flux2(Family):
     """FLUX.2: three hidden layers of Mistral side by side, 512 tokens with the padding; the scale is an input."""
 
-    name, vae, side = "flux2", PatchVae, 64
+    name, vae, side, joint = "flux2", PatchVae, 64, "text first"
     network = "Flux2Transformer2DModel"
     encoders = (
         Encoder(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...models import Size
 from ...types import Cond
+from ..attention import Layout
 from ..family import CLIP_WITH_PROJECTION, T5, Encoder, Family
 from ..texts import Text
 
@@ -27,6 +28,15 @@ class HiDream(Family):
     name, scale, patch, time, spacing = "hidream", 5.0, 2, "1000 t", "trained"
     network = "HiDreamImageTransformer2DModel"
     encoders = (LONG_CLIP, LONG_CLIP, T5._replace(limit=128), LLAMA)
+
+    def layout(self, x: Tensor, cond: Cond) -> Layout | None:
+        """The image, padded unless it is square; T5's tokens; Llama's of its last and the present layer."""
+        if cond.emb is None:
+            return None
+        height, width = (side // self.patch for side in x.shape[-2:])
+        start, tokens = height * width if height == width else self.net.max_seq, cond.emb.shape[1]
+        total = start + tokens + 2 * cond.extra["llama"].shape[2]
+        return Layout(slice(start, start + tokens), slice(0, height * width), total)
 
     def schedule(self, steps: int, size: Size | None = None) -> Tensor:
         return self.levels.schedule(steps, self.net.max_seq)  # of the largest image, whatever the size

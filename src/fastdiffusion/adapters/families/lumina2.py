@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import warn
 from ...guidance import Guided, Scale
 from ...models import Size
 from ...types import Cond, Denoise
+from ..attention import Layout
 from ..family import Family
 from ..guidance import norm_rescaled
 from ..texts import Text, compact, rows_of
@@ -31,7 +34,8 @@ class Lumina2(Family):
     of the conditional velocity.
     """
 
-    name, scale, masks, patch, time = "lumina-2", 4.0, True, 2, "1 - t"
+    name, scale, patch, time, joint = "lumina-2", 4.0, 2, "1 - t", "text first"
+    masks, refiners = True, ("context_refiner",)
     network, encoders = "Lumina2Transformer2DModel", (GEMMA._replace(limit=256),)
 
     def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
@@ -52,13 +56,7 @@ class Lumina2(Family):
         return self.negative.condition([""], size)
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        cond = compact(cond)  # the network counts tokens from the first on
-        assert cond.emb is not None
-        emb, most = cond.emb, int(self.net.config.axes_lens[0]) - 1
-        mask = emb.new_ones(emb.shape[:2]) if cond.mask is None else cond.mask
-        if emb.shape[1] > most:  # a prompt in several pieces
-            warn(f"Only the first {most} of {emb.shape[1]} tokens have a place in this network. Shorten the prompt.")
-            emb, mask = emb[:, :most], mask[:, :most]
+        emb, mask = self._kept(cond)
         return -self.net(
             hidden_states=x,
             timestep=t,
@@ -66,6 +64,26 @@ class Lumina2(Family):
             encoder_attention_mask=mask.long(),
             return_dict=False,
         )[0]
+
+    def _kept(self, cond: Cond) -> tuple[Tensor, Tensor]:
+        """Token states and their mask, without padding before the ends, and no more than have a place."""
+        cond, most = compact(cond), int(self.net.config.axes_lens[0]) - 1
+        assert cond.emb is not None
+        mask = torch.ones_like(cond.emb[..., 0], dtype=torch.bool) if cond.mask is None else cond.mask
+        if mask.shape[1] > most:  # a prompt in several pieces
+            warn(f"Only the first {most} of {mask.shape[1]} tokens have a place in this network. Shorten the prompt.")
+        return cond.emb[:, :most], mask[:, :most]
+
+    def layout(self, x: Tensor, cond: Cond) -> Layout | None:
+        """Text first; where a text is shorter than the batch's longest, its padding stands behind the image."""
+        if cond.emb is None:
+            return None
+        mask, pixels = self._kept(cond)[1], math.prod(x.shape[2:]) // self.patch**2
+        layout = Layout.of(mask.shape[1], pixels, text_first=True)
+        own, place = mask.sum(1, keepdim=True), torch.arange(layout.total, device=mask.device)[None]
+        text = torch.where(place < own, place, place + pixels)  # of the first mask.shape[1] places
+        order = torch.where(place < mask.shape[1], text, place - mask.shape[1] + own)
+        return layout._replace(order=order)
 
     def schedule(self, steps: int, size: Size | None = None) -> Tensor:
         return self.levels.schedule(steps, self.autoencoder.latent_channels)  # diffusers takes channels for tokens

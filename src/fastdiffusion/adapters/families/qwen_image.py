@@ -27,15 +27,15 @@ DROPPED = 34  # tokens of the template before the text
 class QwenImage(Family):
     """Classifier-free guidance keeps the length of the conditional velocity, token by token; "nothing" is " "."""
 
-    name, vae, patch, masks = "qwen-image", ChannelVae, 2, True
-    network = "QwenImageTransformer2DModel"
+    name, vae, patch, masks, joint = "qwen-image", ChannelVae, 2, True, "text first"
+    network, pad = "QwenImageTransformer2DModel", "longest"
     encoders = (
         Encoder("Qwen2_5_VLForConditionalGeneration", ("Qwen2Tokenizer", "Qwen2TokenizerFast"), 1024 + DROPPED),
     )
     scale = 4.0
 
     def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
-        return Text(encoder, tokenizer, limit, "longest", TEMPLATE.format, DROPPED)
+        return Text(encoder, tokenizer, limit, self.pad, TEMPLATE.format, DROPPED)
 
     def condition(self, prompts: Sequence[str], size: Size) -> Cond:
         states = self.main(prompts, masked=True, output_hidden_states=True).hidden_states[-1]

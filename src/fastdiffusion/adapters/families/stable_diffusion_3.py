@@ -20,7 +20,7 @@ class StableDiffusion3(Family):
     A text too long for CLIP's 77 tokens is still read whole by T5.
     """
 
-    name, scale, patch = "stable-diffusion-3", 7.0, 2
+    name, scale, patch, joint = "stable-diffusion-3", 7.0, 2, "image first"
     network = "SD3Transformer2DModel"
     encoders = (CLIP_WITH_PROJECTION, CLIP_WITH_PROJECTION, T5._replace(limit=256))
     time, spacing = "1000 t", "trained"

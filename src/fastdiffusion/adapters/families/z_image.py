@@ -18,13 +18,14 @@ class ZImage(Family):
     """The layer before the last of Qwen3, real tokens alone. Its own scale s, 0 of which is off, is ours less 1."""
 
     name, patch, masks, time = "z-image", 2, True, "1 - t"
-    network = "ZImageTransformer2DModel"
+    joint, multiple, refiners = "image first", 32, ("context_refiner",)
+    network, pad = "ZImageTransformer2DModel", "longest"
     encoders = (Encoder(("Qwen3ForCausalLM", "Qwen3Model"), ("Qwen2Tokenizer", "Qwen2TokenizerFast"), 512),)
     scale = 6.0
 
     def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
         template = chat(tokenizer, add_generation_prompt=True, enable_thinking=True)
-        return Text(encoder, tokenizer, limit, "longest", template)
+        return Text(encoder, tokenizer, limit, self.pad, template)
 
     def condition(self, prompts: Sequence[str], size: Size) -> Cond:
         states = self.main(prompts, masked=True, output_hidden_states=True).hidden_states[-2]

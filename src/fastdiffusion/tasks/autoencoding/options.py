@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ... import choices
 from ...options import option
-from ...training.options import ImageTrainingOptions, default
+from ...training.options import ImageTrainingOptions, default, usual
 
 if TYPE_CHECKING:
     from ...nets.autoencoders import Autoencoder
@@ -34,7 +34,7 @@ class TrainAutoencoderOptions(ImageTrainingOptions):
             and all that was trained on them, stay what they are.
     """
 
-    steps: int = default("steps", 3000)
+    steps: int | None = usual(3000)
     kind: str = option(
         "kl", "What it encodes to: kl, continuous latents; vq, fsq or gumbel, tokens.", choices=choices.AUTOENCODERS
     )
@@ -79,7 +79,7 @@ class TrainTokenPriorOptions(ImageTrainingOptions):
         holdout: Part of the images that the prior is never trained on, to measure :func:`bits` with.
     """
 
-    steps: int = default("steps", 2000)
+    steps: int | None = usual(2000)
     width: int = option(128, "Channels of the prior.")
     depth: int = option(4, "Layers of the prior.")
 

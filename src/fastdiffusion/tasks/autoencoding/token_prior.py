@@ -29,7 +29,6 @@ from ...device import device_of
 from ...errors import InputError
 from ...io import guarded
 from ...io.checkpoints import fingerprint
-from ...io.images import grid, save_png
 from ...io.metadata import recipe
 from ...io.results import ImageResult
 from ...models import load_autoencoder
@@ -38,12 +37,14 @@ from ...nets.autoencoders import Autoencoder, Discrete
 from ...nets.vq_prior import MaskedTokens
 from ...noise import Stream, generator
 from ...options import fill
-from ...training.trainer import Part, train
+from ...training.batches import title
+from ...training.distributed import place
+from ...training.task import Part, Task
+from ...training.trainer import train
 from .options import SampleTokensOptions, TrainTokenPriorOptions
 from .train import batches, fitting
 
 FILE = "codes.safetensors"
-PREVIEW_EVERY = 500
 
 
 class VQPrior(nn.Module):
@@ -92,27 +93,26 @@ def train_token_prior(autoencoder: Discrete | str | Path, data: Dataset | str, *
     net = fitting(autoencoder if isinstance(autoencoder, nn.Module) else load_autoencoder(autoencoder), images)
     if len(images.groups) != 1:
         raise InputError("Tokens need images of one size. Load the folder with aspect='crop'.")
-    made = _new(net, images.batch(images.groups[0][:1]).images.shape[2:], chosen).to(chosen.place)
-    learned = images.split(chosen.holdout, seed)[0]
-    known = encode_dataset(made.autoencoder, learned)
+    made = _new(net, images.batch(images.groups[0][:1]).images.shape[2:], chosen).to(place(chosen.device))
+    learned, held = images.split(chosen.holdout, seed)
+    known = encode_dataset(made.autoencoder, learned).cpu()
+    others = encode_dataset(made.autoencoder, held).cpu()[:256] if len(held) else None
 
-    def loss(step: int) -> Tensor:
-        rows = torch.randint(len(known), (chosen.batch_size,), generator=generator(seed, Stream.TOKEN_ORDER, step))
-        return surprise(made.prior, known[rows], seed, step).mean()
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        some = torch.randint(len(known), (chosen.batch_size,), generator=generator(seed, Stream.TOKEN_ORDER, step))
+        return known[some], hidden(known[some], generator(seed, Stream.TOKEN_MASK, step))
 
     config = {**made.config, "data": learned.fingerprint, "batch_size": chosen.batch_size, "lr": chosen.lr,
               "optimizer": chosen.optimizer, "weights": fingerprint(made.autoencoder.state_dict())}  # fmt: skip
-    parts, done = {"prior": Part(made.prior, loss, chosen.optimizer, chosen.lr)}, None
-    for done in train(parts, config=config, warmup=100, **chosen.run()):
-        if chosen.folder is not None and (done.step % PREVIEW_EVERY == 0 or done.step == chosen.steps):
-            made.prior.eval()
-            sheet = grid(sample_tokens(made).images, 8, max(1, 48 // made.image_size[1]))
-            save_png(sheet, Path(chosen.folder) / "preview.png")
-            made.prior.train()
-    made.eval()
-    if chosen.folder is not None and (done is None or done.step == chosen.steps):  # finished: before, or now
-        guarded.save("codes", made, Path(chosen.folder) / FILE)
-    return made.cpu()
+    train(Task(
+        {"prior": Part(made.prior, lambda batch: surprise(made.prior, *batch), chosen.optimizer, chosen.lr)},
+        draw, config, title(learned), chosen.usual_examples, "train-token-prior",
+        {"data": images.name}, [made], warmup=100,
+        held_out=[] if others is None else [(others, hidden(others, generator(-1, Stream.TOKEN_MASK)))],
+        preview=lambda: (sample_tokens(made).images, 8),
+        write=lambda folder: guarded.save("codes", made, folder / FILE), file=FILE,
+    ), chosen)  # fmt: skip
+    return made.eval().cpu()
 
 
 def _new(autoencoder: Autoencoder, image_size: Sequence[int], chosen: TrainTokenPriorOptions) -> VQPrior:
@@ -143,9 +143,8 @@ def hidden(tokens: Int64[Tensor, "b H W"], source: torch.Generator) -> Bool[Tens
     return (rank < torch.randint(1, n + 1, (b, 1), generator=source)).view_as(tokens)
 
 
-def surprise(prior: MaskedTokens, tokens: Int64[Tensor, "b H W"], seed: int, key: int) -> Float[Tensor, " b"]:
+def surprise(prior: MaskedTokens, tokens: Int64[Tensor, "b H W"], mask: Bool[Tensor, "b H W"]) -> Float[Tensor, " b"]:
     """Mean cross-entropy of the masked tokens, in nats: in expectation at least -log p(tokens) / places."""
-    mask = hidden(tokens, generator(seed, Stream.TOKEN_MASK, key)).to(tokens.device)
     logits = prior(tokens.masked_fill(mask, prior.hidden)).float()
     each = F.cross_entropy(logits, tokens, reduction="none") * mask
     return each.flatten(1).sum(1) / mask.flatten(1).sum(1)
@@ -155,7 +154,11 @@ def surprise(prior: MaskedTokens, tokens: Int64[Tensor, "b H W"], seed: int, key
 def bits(made: VQPrior, data: Dataset, draws: int = 16, seed: int = 0) -> float:
     """Bits an image that its tokens cost with this prior, at most; see ``plain_bits``."""
     known = encode_dataset(made.autoencoder, data)
-    losses = [p for k in range(draws) for p in [surprise(made.prior, rows, seed, k) for rows in known.split(256)]]
+    losses = [
+        surprise(made.prior, rows, hidden(rows, generator(seed, Stream.TOKEN_MASK, k)).to(rows.device))
+        for k in range(draws)
+        for rows in known.split(256)
+    ]
     return float(torch.cat(losses).mean()) * known[0].numel() / math.log(2)
 
 

@@ -10,8 +10,9 @@ little of the divergence to a normal distribution, which keeps latents smooth.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,19 +25,20 @@ from ... import nets
 from ...data import Dataset
 from ...errors import InputError, unknown
 from ...io.checkpoints import fingerprint, save_tensors, stored
-from ...io.images import as_input, grid, save_png
+from ...io.images import as_input
 from ...nets.adversarial import LOSSES, PatchDiscriminator, adaptive_weight
 from ...nets.autoencoders import Autoencoder, Discrete
 from ...nets.layers import drawn
 from ...nets.perceptual import perceptual_distance
 from ...noise import Stream, generator
 from ...options import fill
-from ...training.batches import Batches
-from ...training.trainer import Part, train
+from ...training.batches import Batches, title
+from ...training.task import Part, Task
+from ...training.trainer import train
 from .options import TrainAutoencoderOptions
 
 FILE = "codec.safetensors"
-PREVIEW_EVERY = 500
+HELD_OUT = 4  # batches of the validation loss
 COMMITMENT = 0.25  # of an encoder to its codebook (van den Oord et al. 2017, eq. 3)
 CRITIC_LR = 1e-3
 KINDS = ("kl", "vq", "fsq", "gumbel")
@@ -46,16 +48,14 @@ LEVELS = {64: (8, 8), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5)}
 def train_autoencoder(data: Dataset | str, **options: Any) -> Autoencoder:
     """An autoencoder for these images; the same call goes on where it stopped.
 
-    One that ``minutes`` stopped can be used, but its file is written when it is finished.
-
     Args:
         data: Images, or what ``data.load`` takes.
         options: See :class:`TrainAutoencoderOptions`.
     """
     chosen = fill(TrainAutoencoderOptions, **options)
     data = datasets.load(data, chosen.size)
-    original, place = chosen.decoder_of, chosen.place
-    autoencoder = (_new(data.shape[0], chosen) if original is None else deepcopy(original)).to(place)
+    original = chosen.decoder_of
+    autoencoder = _new(data.shape[0], chosen) if original is None else deepcopy(original)
     if not all(0 <= v < math.inf for v in (chosen.kl, chosen.free_bits, chosen.perceptual, chosen.adversarial)):
         raise InputError(
             "kl, free_bits, perceptual and adversarial are weights: numbers that are not negative. 0 is off."
@@ -65,61 +65,72 @@ def train_autoencoder(data: Dataset | str, **options: Any) -> Autoencoder:
     names = ("kl", "free_bits", "perceptual", "adversarial", "lr", "batch_size", "optimizer")
     config |= {name: getattr(chosen, name) for name in names}
     config["decoder"] = None if original is None else fingerprint(original.state_dict())
-    autoencoder.encoder.requires_grad_(original is None)
-    game = _Game(autoencoder, _critic(data.shape[0], chosen), train_data, chosen)
+    autoencoder.eval().encoder.requires_grad_(original is None)
+    game = _Game(autoencoder, _critic(data.shape[0], chosen), chosen)
     learned = autoencoder if original is None else autoencoder.decoder
     parts = {"autoencoder": Part(learned, game.autoencoder_loss, chosen.optimizer, chosen.lr)}
     if game.critic is not None:
         parts["critic"] = Part(game.critic, game.critic_loss, "adamw", CRITIC_LR)
-    shown, step = held if len(held) else train_data, 0
-    for step, *_ in train(parts, config=config, warmup=100, **chosen.run()):
-        if chosen.folder is not None and (step % PREVIEW_EVERY == 0 or step == chosen.steps):
-            preview(autoencoder.eval(), shown, Path(chosen.folder) / "preview.png")
-            autoencoder.train(original is None)
+
+    def write(folder: Path) -> None:
+        if original is None:
+            standardize(autoencoder, train_data)
+        save(autoencoder, folder / FILE)
+
+    train(Task(
+        parts, game.stream(train_data, chosen.seed), config, title(train_data), chosen.usual_examples,
+        "train-autoencoder", {"data": data.name}, [autoencoder],
+        held_out=list(map(game.stream(held, -1), range(HELD_OUT))) if len(held) else (), warmup=100, before=game.at,
+        preview=partial(preview, autoencoder, held if len(held) else train_data), write=write, file=FILE,
+    ), chosen)  # fmt: skip
     autoencoder.eval().requires_grad_(True)
-    if original is None:
+    if original is None and not bool(autoencoder.mean.any()):  # in memory, or finished before
         standardize(autoencoder, train_data)
-    if chosen.folder is not None and step in (0, chosen.steps):  # finished: now, or before
-        save(autoencoder, Path(chosen.folder) / FILE)
     return autoencoder.cpu()
 
 
 class _Game:
     """What the autoencoder and its critic are trained on: within each step they take turns, on the same images."""
 
-    def __init__(
-        self, autoencoder: Autoencoder, critic: nn.Module | None, data: Dataset, chosen: TrainAutoencoderOptions
-    ):
-        self.autoencoder, self.critic, self.chosen, self.place = autoencoder, critic, chosen, chosen.place
-        self.batches = Batches(data, min(chosen.batch_size, len(data)), chosen.seed)
+    def __init__(self, autoencoder: Autoencoder, critic: nn.Module | None, chosen: TrainAutoencoderOptions):
+        self.autoencoder, self.critic, self.chosen = autoencoder, critic, chosen
         self.weight = chosen.kl if chosen.kind in ("kl", "gumbel") else COMMITMENT
-        self.made = torch.empty(0)  # the last reconstructions, for the critic's turn
+        self.progress, self.made = 0.0, torch.empty(0)  # of the run; the last reconstructions, for the critic's turn
 
-    def images(self, step: int) -> Tensor:
-        return self.batches.draw(step).x0.to(self.place).contiguous(memory_format=torch.channels_last)
+    def at(self, progress: float) -> None:
+        self.progress = progress
+        self.autoencoder.anneal(progress)
 
-    def autoencoder_loss(self, step: int) -> Tensor:
-        autoencoder, chosen, x = self.autoencoder, self.chosen, self.images(step)
-        side = [-(-n // autoencoder.factor) for n in x.shape[2:]]
-        autoencoder.anneal(step / chosen.steps)
-        noise = torch.randn(
-            len(x), len(autoencoder.mean), *side, generator=generator(chosen.seed, Stream.POSTERIOR_NOISE, step)
-        )
-        y, penalty = autoencoder(x, noise.to(x.device))
+    def stream(self, data: Dataset, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """Draws images, and the noise of their latents."""
+        batches = Batches(data, min(self.chosen.batch_size, len(data)), seed)
+        factor, channels = self.autoencoder.factor, len(self.autoencoder.mean)
+
+        def draw(step: int) -> tuple[Tensor, Tensor]:
+            x = batches.draw(step).x0
+            shape = (len(x), channels, *(-(-n // factor) for n in x.shape[2:]))
+            return x, torch.randn(shape, generator=generator(seed, Stream.POSTERIOR_NOISE, step))
+
+        return draw
+
+    def autoencoder_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        autoencoder, chosen, (x, noise) = self.autoencoder, self.chosen, batch
+        y, penalty = autoencoder(x, noise)
         y = y.float()
         self.made = y.detach()
         penalty = penalty.mean(0).clamp(min=chosen.free_bits).mean()
         value = 4 * F.mse_loss(y, x) + F.l1_loss(y, x) + self.weight * penalty
         if chosen.perceptual:
             value = value + chosen.perceptual * perceptual_distance(y, x).mean()
-        if self.critic is not None and step >= chosen.steps // 4:
+        if self.critic is not None and self.progress >= 0.25 and torch.is_grad_enabled():
             against = LOSSES["hinge"].generator(self.critic(y))
             value = value + chosen.adversarial * adaptive_weight(value, against, autoencoder.last) * against
         return value
 
-    def critic_loss(self, step: int) -> Tensor:  # from the first step: the decoder is to follow a critic that knows
+    def critic_loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """From the first step: the decoder is to follow a critic that knows."""
         assert self.critic is not None
-        return LOSSES["hinge"].discriminator(self.critic(self.images(step)), self.critic(self.made))
+        return LOSSES["hinge"].discriminator(self.critic(batch[0]), self.critic(self.made))
 
 
 def _new(channels: int, chosen: TrainAutoencoderOptions) -> Autoencoder:
@@ -143,9 +154,7 @@ def _new(channels: int, chosen: TrainAutoencoderOptions) -> Autoencoder:
 def _critic(channels: int, chosen: TrainAutoencoderOptions) -> PatchDiscriminator | None:
     if not chosen.adversarial:
         return None
-    return drawn(lambda: PatchDiscriminator(channels, width=32, depth=2), chosen.seed, Stream.POSTERIOR_NOISE, 1).to(
-        chosen.place
-    )
+    return drawn(lambda: PatchDiscriminator(channels, width=32, depth=2), chosen.seed, Stream.POSTERIOR_NOISE, 1)
 
 
 def fitting(autoencoder: nn.Module, data: Dataset) -> Autoencoder:
@@ -220,11 +229,11 @@ def use(autoencoder: Discrete, data: Dataset, n: int | None = None) -> float:
 
 
 @torch.no_grad()
-def preview(autoencoder: Autoencoder, data: Dataset, path: Path, n: int = 8) -> None:
-    """A sheet: images above, their reconstructions below."""
+def preview(autoencoder: Autoencoder, data: Dataset, n: int = 8) -> tuple[Tensor, int]:
+    """A sheet and its columns: images above, their reconstructions below."""
     x = nets_input(data, data.groups[0][:: max(len(data.groups[0]) // n, 1)][:n], autoencoder.mean.device)
     y = autoencoder.decode(autoencoder.encode(x)).clamp(-1, 1)[..., : x.shape[-2], : x.shape[-1]]
-    save_png(grid(torch.cat([x, y]).cpu(), len(x), max(1, 64 // x.shape[-1])), path)
+    return torch.cat([x, y]), len(x)
 
 
 def save(autoencoder: Autoencoder, path: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ... import choices
 from ...options import option
-from ...training.options import ImageTrainingOptions, default
+from ...training.options import ImageTrainingOptions, default, usual
 
 if TYPE_CHECKING:
     from ...models import Model
@@ -22,7 +22,7 @@ class TrainNoiseLevelOptions(ImageTrainingOptions):
         net: A U-Net's name in ``nets.PRESETS``, of which half is taken.
     """
 
-    steps: int = default("steps", 500)
+    steps: int | None = usual(500)
     net: str = option("unet-tiny", "A U-Net, of which half is taken.", choices=choices.UNETS)
     batch_size: int = default("batch_size", 128)
     lr: float = default("lr", 1e-3)
@@ -40,7 +40,7 @@ class TrainClassifierOptions(TrainNoiseLevelOptions):
         dropout: Against memorizing.
     """
 
-    steps: int = default("steps", 1000)
+    steps: int | None = usual(1000)
     model: Model | str | Path | None = option(
         None, "Classify the features of this model instead: for feature_guidance.", kind=Path
     )

@@ -25,9 +25,9 @@ from ...models import Model, native_denoiser
 from ...nets import layers, presets
 from ...nets.classifier import Classifier, NoiseLevel
 from ...options import fill
-from ...training.batches import Batches, TrainingBatch
-from ...training.options import TrainingOptions
-from ...training.trainer import Part, train
+from ...training.batches import Batches, TrainingBatch, title
+from ...training.task import Part, Task, rows
+from ...training.trainer import train
 from ..loading import loaded
 from .options import TrainClassifierOptions, TrainNoiseLevelOptions
 
@@ -52,43 +52,42 @@ def train_classifier(data: Dataset | str, **options: Any) -> Classifier:
     data = datasets.load(data, chosen.size)
     if not data.classes:
         raise DataError(f"{data.name} has no labels to learn. Sort the images into one folder per class.")
-    learned, classes = _learned(data, chosen), len(data.classes)
+    classes = len(data.classes)
     if chosen.model is not None:
         denoiser = _denoiser(chosen.model)
         made = layers.drawn(lambda: Classifier.from_denoiser(denoiser, classes), chosen.seed, 1)
     else:
-        keywords = _keywords(chosen.net, learned, chosen.dropout)
-        made = layers.drawn(lambda: Classifier(keywords, classes, _sigma_data(learned)), chosen.seed, 1)
+        keywords = _keywords(chosen.net, data, chosen.dropout)
+        made = layers.drawn(
+            lambda: Classifier(keywords, classes, _sigma_data(data.split(chosen.holdout, chosen.seed)[0])),
+            chosen.seed,
+            1,
+        )
 
     def loss(e: TrainingBatch) -> Tensor:
         assert e.cond is not None and e.cond.label is not None
         logits = made(e.x0 + expand(e.sigma, e.x0) * e.noise, e.sigma)
         return nn.functional.cross_entropy(logits, e.cond.label, ignore_index=-1)
 
-    return _trained(made, learned, loss, chosen)
+    return _trained(made, data, loss, chosen)
 
 
 def train_noise_level(data: Dataset | str, **options: Any) -> NoiseLevel:
     """A predictor of the noise level, for blind sampling; options as in :class:`TrainNoiseLevelOptions`."""
     chosen = fill(TrainNoiseLevelOptions, **options)
     data = datasets.load(data, chosen.size)
-    learned = _learned(data, chosen)
-    made = layers.drawn(lambda: NoiseLevel(_keywords(chosen.net, learned, 0.0)), chosen.seed, 1)
+    made = layers.drawn(lambda: NoiseLevel(_keywords(chosen.net, data, 0.0)), chosen.seed, 1)
 
     def loss(e: TrainingBatch) -> Tensor:
         error = made(e.x0 + expand(e.sigma, e.x0) * e.noise).log() - e.sigma.log()
         return nn.functional.smooth_l1_loss(error, torch.zeros_like(error), beta=0.1)
 
-    return _trained(made, learned, loss, chosen)
+    return _trained(made, data, loss, chosen)
 
 
 def _denoiser(model: Model | str | Path) -> Denoiser:
     """The net whose features are classified."""
     return native_denoiser(loaded(model), "A classifier on features")
-
-
-def _learned(data: Dataset, chosen: TrainNoiseLevelOptions) -> Dataset:
-    return data.split(chosen.holdout, chosen.seed)[0] if chosen.holdout else data
 
 
 @torch.no_grad()
@@ -117,7 +116,7 @@ def level_error(
 def _examples(net: nn.Module, data: Dataset, n: int, seed: int) -> TrainingBatch:
     """``n`` images with their noise, where the net is."""
     device = next(net.parameters()).device
-    return Batches(data, min(n, len(data)), seed).draw(0).split(1, device)[0]
+    return rows(Batches(data, min(n, len(data)), seed).draw(0), slice(None), device)
 
 
 def save(net: Classifier | NoiseLevel, path: str | Path) -> None:
@@ -130,7 +129,7 @@ def load(path: str | Path) -> Classifier | NoiseLevel:
     return guarded.load(path, KINDS, "train-classifier").requires_grad_(True)
 
 
-# ---- the loop -----------------------------------------------------------------------------------------------------
+# ---- training -----------------------------------------------------------------------------------------------------
 
 
 def _keywords(net: str, data: Dataset, dropout: float) -> dict[str, Any]:
@@ -147,16 +146,16 @@ def _sigma_data(data: Dataset) -> float:
     return round(float(some.std()) if some.is_floating_point() else datasets.measure_sigma_data(data), 4)
 
 
-def _trained(made: Net, data: Dataset, loss: Callable[[TrainingBatch], Tensor], chosen: TrainingOptions) -> Net:
+def _trained(made: Net, data: Dataset, loss: Callable[[TrainingBatch], Tensor], chosen: TrainNoiseLevelOptions) -> Net:
     """Train what asks for gradients, at ``LEVELS``, evenly in log sigma; returns ``made`` in eval mode, on the CPU."""
-    batches, place = Batches(data, min(chosen.batch_size, len(data)), chosen.seed, "uniform", LEVELS), chosen.place
-    made.to(place)
-
-    def step_loss(step: int) -> Tensor:
-        return loss(batches.draw(step).split(1, place)[0])
-
-    part = Part(made, step_loss, chosen.optimizer, chosen.lr, weight_decay=0.01)
-    config = {**made.config, "data": data.fingerprint, "lr": chosen.lr}
-    for _ in train({"net": part}, config=config, decay=1.0, **chosen.run()):
-        pass
+    learned, held = data.split(chosen.holdout, chosen.seed)
+    batches = Batches(learned, min(chosen.batch_size, len(learned)), chosen.seed, "uniform", LEVELS)
+    others = Batches(held, min(chosen.batch_size, len(held)), -1, "uniform", LEVELS) if len(held) else None
+    train(Task(
+        {"net": Part(made, loss, chosen.optimizer, chosen.lr, weight_decay=0.01)}, batches.draw,
+        {**made.config, "data": learned.fingerprint, "lr": chosen.lr}, title(learned), chosen.usual_examples,
+        "train-classifier" if isinstance(made, Classifier) else "", {"data": data.name},
+        held_out=[others.draw(0)] if others else (), decay=1.0, write=lambda folder: save(made, folder / FILE),
+        file=FILE,
+    ), chosen)  # fmt: skip
     return made.cpu()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.nn import functional
 from ... import data as datasets
 from ... import metrics, prompts
 from ...data import Dataset, cache_folder, selection
-from ...errors import CheckpointError, InputError
+from ...errors import CheckpointError, InputError, warn
 from ...io.atomic import write_json
 from ...io.checkpoints import annotate, fingerprint, load_tensors, save_tensors
 from ...io.images import grid, safe_name, save_png, to_tensor, to_uint8
@@ -29,7 +28,8 @@ from ...options import fill
 from ..generation.options import RunOptions
 from ..generation.sample import sample
 from ..generation.samples import Samples
-from ..loading import loaded
+from ..loading import loaded, of_run
+from . import feature_net
 from .options import EvaluateOptions
 
 SHOWN = 10  # generated images beside their neighbors
@@ -117,7 +117,7 @@ def evaluate(model: Model | str | Path, data: Dataset | str | Path, **options: A
             scale, guidance, features, rounds, ...
     """
     chosen = fill(EvaluateOptions, **options)
-    ready = loaded(model, chosen.device)
+    ready = loaded(model, chosen)
     _, height, width = ready.image_shape
     trained = ready.info.get("options") if isinstance(data, str | Path) and Path(data).is_dir() else None
     keys = ("aspect", "mode", "labels")  # the data are read as the training read them
@@ -130,7 +130,7 @@ def evaluate(model: Model | str | Path, data: Dataset | str | Path, **options: A
         classes = conditions.labels.tolist()
     if ready.conditioner is not None and any(conditions.captions):
         captions = [prompts.plain(caption) for caption in conditions.captions]
-    shared = {f.name: getattr(chosen, f.name) for f in fields(RunOptions)}
+    shared = of_run({f.name: getattr(chosen, f.name) for f in fields(RunOptions)})
     size = {"size": (height, width)} if "size" in ready.info else {}  # as the data are, and not as most of them were
     made = sample(ready, captions, classes=classes, **{**shared, "n": n, **size})
     if classes is not None:
@@ -162,7 +162,7 @@ def record_metrics(report: Report, path: Path) -> None:
             raise CheckpointError("It has been trained on in the meantime.")
         annotate(path, with_metrics)
     except CheckpointError as error:
-        warnings.warn(f"The numbers were not noted in the model. {error}", stacklevel=3)
+        warn(f"The numbers were not noted in the model. {error}")
 
 
 def measure(
@@ -184,7 +184,7 @@ def measure(
         raise InputError(f"The model makes {shapes[0]} images, the data has {shapes[1]}. Load the data with size=.")
     n = _count(len(images), data)
     fake, chosen = to_uint8(images[:n]), selection.choose(data, 2 * n, seed)
-    net = features or metrics.classifier(data)
+    net = features or feature_net.feature_net(data)
     name, about = _described(net)
     (real, _), (other, other_labels) = (selection.load_images(data, part) for part in (chosen[:n], chosen[n:]))
     generated = metrics.features(net, fake)

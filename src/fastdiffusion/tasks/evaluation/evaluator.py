@@ -12,24 +12,30 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
-from tqdm import trange
+from torch import Tensor, nn
 
 from ... import metrics
 from ...data.emoji.holdout import COLORS
+from ...errors import counted
 from ...io import guarded
 from ...io.checkpoints import save_tensors
 from ...io.images import to_array, to_pil, to_tensor
 from ...nets.evaluator import Evaluator
+from ...nets.layers import drawn
 from ...noise import generator
+from ...options import fill
+from ...training.task import Part, Task
+from ...training.trainer import train
+from .options import TrainEvaluatorOptions
 
 SHIPPED = "judge.safetensors"
 
@@ -88,15 +94,8 @@ def load(path: str | Path | None = None) -> Evaluator:
 # ---- training ----------------------------------------------------------------------------------------------------
 
 
-def train(
-    images: Tensor,
-    names: Sequence[Sequence[str]],
-    keys: Sequence[str] | None = None,
-    steps: int = 2000,
-    batch_size: int = 128,
-    lr: float = 3e-3,
-    seed: int = 0,
-    watch: Callable[[int, float], None] | None = None,
+def train_evaluator(
+    images: Tensor, names: Sequence[Sequence[str]], keys: Sequence[str] | None = None, **options: Any
 ) -> Evaluator:
     """Train an evaluator: at each step, which of *all* names is each image's (InfoNCE with every name in the sum)?
 
@@ -104,17 +103,12 @@ def train(
         images: uint8, (n, 3 or 4, 64, 64); a fourth channel is alpha, and backgrounds then vary.
         names: All names of each image.
         keys: Images of equal keys (skin tones of one glyph) share one glyph's part of the steps.
-        steps: Of training.
-        batch_size: Images per step.
-        lr: Highest learning rate; it rises for a tenth of the steps and falls to 0.
-        seed: Of everything.
-        watch: Called with each step and its loss.
+        options: See :class:`TrainEvaluatorOptions`.
     """
-    named = [(i, name) for i, own in enumerate(names) for name in own]
+    chosen = fill(TrainEvaluatorOptions, **options)
+    named, seed = [(i, name) for i, own in enumerate(names) for name in own], chosen.seed
     owner = torch.tensor([i for i, _ in named])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(generator(seed, 1).initial_seed() % 2**63)
-        evaluator = Evaluator([own[0] for own in names])
+    evaluator: Evaluator = drawn(lambda: Evaluator([own[0] for own in names]), seed, 1)
     evaluator.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     rows, starts = evaluator.rows([name for _, name in named])
     glyphs: dict[str, list[int]] = {}
@@ -123,29 +117,34 @@ def train(
     share = torch.zeros(len(images))
     for members in glyphs.values():
         share[members] = len(members) ** -0.5  # between one share per glyph and one per image
-    decayed = [p for p in evaluator.parameters() if p.ndim > 1]
-    plain = [p for p in evaluator.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0}], lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
-    for step in trange(steps, desc="training the evaluator", disable=None, leave=False):
-        draw = generator(seed, 2, step)
-        chosen = torch.multinomial(share, batch_size, replacement=len(images) < 4 * batch_size, generator=draw)
-        image_vectors = evaluator.encode_image(distort(images[chosen], draw))
-        logits = evaluator.log_scale.exp().clamp(max=60) * image_vectors @ evaluator.encode_rows(rows, starts).T
-        own = owner[None, :] == chosen[:, None]
-        target = torch.multinomial(own.float(), 1, generator=draw)  # an image with two names: one, and not the other
-        loss = F.cross_entropy(logits.masked_fill(own.scatter(1, target, False), -math.inf), target[:, 0])
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(evaluator.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if watch is not None:
-            watch(step, loss.item())
-    evaluator.eval().requires_grad_(False)
+
+    def draw(step: int) -> tuple[Tensor, Tensor, Tensor]:
+        source, few = generator(seed, 2, step), len(images) < 4 * chosen.batch_size
+        some = torch.multinomial(share, chosen.batch_size, replacement=few, generator=source)
+        x, own = distort(images[some], source), owner[None, :] == some[:, None]
+        target = torch.multinomial(own.float(), 1, generator=source)  # an image with two names: one, and not the other
+        return x, own.scatter(1, target, False), target[:, 0]
+
+    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        x, others, target = batch
+        everything = evaluator.encode_rows(rows.to(x.device), starts.to(x.device))
+        logits = evaluator.log_scale.exp().clamp(max=60) * evaluator.encode_image(x) @ everything.T
+        return F.cross_entropy(logits.masked_fill(others, -math.inf), target, reduction="none")
+
+    part = Part(evaluator, loss, _decaying_matrices, chosen.lr)
+    config = {"names": len(named), "images": len(images), "batch_size": chosen.batch_size, "lr": chosen.lr}
+    what = counted(len(images), "image")
+    train(Task({"evaluator": part}, draw, config, what, chosen.usual_examples, decay=0.9), chosen)
+    evaluator.cpu().requires_grad_(False)
     some = images[torch.randperm(len(images), generator=generator(seed, 3))[:1000]]
     evaluator.unit.copy_(metrics.features(evaluator, on_background(some)).var(0).mean().sqrt())
     return evaluator
+
+
+def _decaying_matrices(module: nn.Module, lr: float) -> list[Any]:
+    """AdamW that decays matrices and kernels, and no bias, norm or temperature."""
+    matrices, rest = ([p for p in module.parameters() if (p.ndim > 1) is wide] for wide in (True, False))
+    return [torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr)]
 
 
 def on_background(images: Tensor, colors: Tensor | None = None) -> Float[Tensor, "b 3 h w"]:

@@ -32,9 +32,9 @@ from ...options import fill
 from ..generation.options import SampleOptions, StudyOptions
 from ..generation.sample import sample, sample_steps
 from ..generation.samples import Samples
-from ..loading import loaded
+from ..loading import LoadOptions, loaded, of_run
 
-FIXED = ("n", "batch_size", "device")  # the same in all cells
+FIXED = ("n", "batch_size", *(f.name for f in fields(LoadOptions)))  # the same in all cells
 SWEPT = {f.name: f for f in fields(SampleOptions) if f.name not in FIXED}
 LARGEST = 1000  # cells of a study
 
@@ -157,9 +157,9 @@ def study(model: Model | str | Path, sweep: Mapping[str, Sequence[Any]] | Sequen
     if not swept or cells > LARGEST:
         raise InputError(f"A study needs 1 to {LARGEST} cells, this one has {cells if swept else 0}.")
     chosen = fill(StudyOptions, **options)
-    ready = loaded(model, chosen.device)
+    ready = loaded(model, chosen)
     runs = (dict(zip(swept, values, strict=True)) for values in product(*swept.values()))
-    return Study(swept, [sample(ready, **{**vars(chosen), **run}) for run in runs])
+    return Study(swept, [sample(ready, **{**of_run(vars(chosen)), **run}) for run in runs])
 
 
 def values_of(text: str) -> tuple[str, list[Any]]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ... import choices
 from ...errors import InputError, unknown
-from ...options import DEVICE, option
+from ...options import option
+from ..loading import LoadOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 SIZE = "Size in pixels: 64, or WIDTHxHEIGHT such as 96x64. By default the model's own."
 Guidance = str | Callable[..., Any]
+_SCHEDULED = re.compile(r"(.+?)[ _](karras|exponential)", re.IGNORECASE)  # as others write them: "DPM++ 2M Karras"
 
 
 def seed_of(seed: object) -> int:
@@ -34,8 +36,8 @@ def seed_of(seed: object) -> int:
 
 
 @dataclass(frozen=True)
-class RunOptions:
-    """What every verb that samples takes.
+class RunOptions(LoadOptions):
+    """What every verb that samples takes, besides how its model is loaded.
 
     Attributes:
         n: Number of images.
@@ -49,7 +51,6 @@ class RunOptions:
         sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else ``dpmpp_2m``.
         schedule: A name in ``schedules.SCHEDULES``; by default the model's own.
         batch_size: Images at once: for speed and memory only.
-        device: Where to compute; by default where the model is, and for a file the best device there is.
     """
 
     n: int = option(16, "Number of images.", "-n", "--n")
@@ -71,14 +72,17 @@ class RunOptions:
         None, "Spacing of the noise levels; by default the model's own.", choices=choices.SCHEDULES
     )
     batch_size: int = option(16, "Images computed at once, for speed and memory only.")
-    device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("n", "steps", "batch_size"):
             value = getattr(self, name)
             if not (type(value) is int and value >= 1):
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}. Example: {name}=16.")
         object.__setattr__(self, "seed", seed_of(self.seed))
+        if named := _SCHEDULED.fullmatch(self.sampler or ""):
+            object.__setattr__(self, "sampler", named[1])
+            object.__setattr__(self, "schedule", self.schedule or named[2].lower())
 
 
 @dataclass(frozen=True)

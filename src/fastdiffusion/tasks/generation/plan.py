@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -33,7 +32,7 @@ from ...samplers import Table, run, strength_table
 from ...schedules import Sigmas
 from ...types import Cond, Denoise
 from ...version import __version__
-from ..loading import loaded
+from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .canvas import Canvas, canvas
 from .meter import Meter
@@ -152,6 +151,7 @@ class Plan:
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guide(denoise), cond
         other = getattr(conditioner, "negative", conditioner)
+        reader = partial(other.encode, size=self.size), other.token_spans, other.max_tokens
         compiled = prompts.compile(
             [self.prompts[i] for i in batch],
             partial(model.encode_prompt, size=self.size),
@@ -160,9 +160,8 @@ class Plan:
             conditioner.token_spans,
             conditioner.max_tokens,
             null,
-            None
-            if other is conditioner
-            else (partial(other.encode, size=self.size), other.token_spans, other.max_tokens),
+            getattr(conditioner, "measure", None),
+            None if other is conditioner else reader,
         )
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
@@ -183,8 +182,8 @@ class Plan:
             "fastdiffusion": __version__,
             "recipe": RECIPE,
             "verb": "sample",
-            "model": {"name": self.name, "sha256": self.model.id},
-            "parameters": {name: value for name, value in vars(self.options).items() if name != "device"},
+            "model": {"name": self.name, "sha256": self.model.id, **settings(self.model)},
+            "parameters": of_run(vars(self.options)),
             "table": None if self.table is None else json.loads(self.table.to_json()),
         }
         labels = [-1 if self.labels is None else self.labels[i] for i in indices]
@@ -260,7 +259,7 @@ def plan(
 
     A recipe brings its ``table`` and ``name``; its files are looked for ``near`` its image.
     """
-    ready = loaded(model, chosen.device)
+    ready = loaded(model, chosen)
     (source, image_name), (mask, mask_name) = _file(chosen.image, near), _file(chosen.mask, near)
     image = None if source is None else open_image(source)
     shape = _shape(ready, chosen, image)
@@ -351,15 +350,18 @@ def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | No
 
 def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     """The scale of a run; ``guided`` says that the guidance compares with and without the condition itself."""
-    scale = chosen.scale
+    scale, embedded = chosen.scale, model.guidance == "embedded"
     if scale is None:
-        own = 1.0 if chosen.prompt is None else model.scale
-        scale = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
+        own = 1.0 if chosen.prompt is None and not embedded else model.scale
+        compared = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
+        scale = own if embedded else compared
     if not abs(scale) <= BUDGET.number:
         raise InputError(f"scale must be finite, got {scale!r}. 1 is off, 2 to 4 is usual.")
-    if scale == 1 and chosen.negative_prompt and not guided:
-        warnings.warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.", stacklevel=4)
-    if scale != 1 and guided:
+    if chosen.negative_prompt and not guided and embedded:
+        warn("A negative prompt does nothing here: add guidance='cfg scale=3'.")
+    elif chosen.negative_prompt and not guided and scale == 1:
+        warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.")
+    if scale != 1 and guided and not embedded:
         raise InputError("scale and this guidance would both guide by the label. Leave scale out.")
     return scale
 

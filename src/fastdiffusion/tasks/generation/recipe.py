@@ -16,7 +16,7 @@ from ...models import Model
 from ...models.registry import locate
 from ...options import fill
 from ...samplers import Table
-from ..loading import loaded
+from ..loading import LOADING, loaded, recorded
 from .options import SampleOptions
 from .plan import perform, plan
 from .samples import RECIPE, Samples
@@ -24,7 +24,6 @@ from .samples import RECIPE, Samples
 _NOW = {"negative": "negative_prompt", "guide": "guidance"}  # parameters of the first version's recipes
 _NUMBERS = ("scale", "strength", "variation_strength")
 _LISTS = ("prompt", "classes", "size")
-_NEVER = ("device",)  # where to compute is not the recipe's business
 
 
 def reproduce(image: str | Path, model: Model | str | Path | None = None, device: str | None = None) -> Samples:
@@ -54,7 +53,8 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
             )
         table = None if recipe["table"] is None else Table.from_json(json.dumps(recipe["table"]))
         index = None if "grid" in recipe else int(recipe["index"])
-        ready = loaded(_find(recipe["model"], Path(image)) if model is None else model, device)
+        asked = device if isinstance(model, Model) else recorded(recipe["model"], Path(image), device)
+        ready = loaded(_find(recipe["model"], Path(image)) if model is None else model, asked)
         if ready.id != recipe["model"]["sha256"]:
             raise CheckpointError(
                 f"{name!r} was made by another model, {recipe['model']['name']!r} with sha256 "
@@ -83,7 +83,7 @@ def _check_kinds(parameters: Mapping[str, Any]) -> None:
     for key, value in parameters.items():
         for item in value if isinstance(value, list) else [value]:
             wanted: Any = (float, int) if key in _NUMBERS else (str, int, None.__class__)
-            if not isinstance(item, wanted) or (isinstance(item, int) and abs(item) > 1 << 63) or key in _NEVER:
+            if not isinstance(item, wanted) or (isinstance(item, int) and abs(item) > 1 << 63) or key in LOADING:
                 raise InputError(f"{str(key)[:40]} cannot be {str(item)[:40]!r}")
         if isinstance(value, list) and key not in _LISTS:
             raise InputError(f"{str(key)[:40]} cannot be a list")
@@ -119,7 +119,7 @@ def _find(wanted: Mapping[str, str], image: Path) -> Path:
     """The model file that a recipe names: by its name in the likely places, and by its hash."""
     hint = f"Name it: fastdiffusion reproduce {image.name} --model MODEL"
     try:
-        path = locate(wanted["name"], wanted["sha256"], image)
+        path = locate(wanted["name"], wanted.get("file", wanted["sha256"]), image)
     except CheckpointError as error:
         raise CheckpointError(f"{error} {hint}") from None
     if path is None:

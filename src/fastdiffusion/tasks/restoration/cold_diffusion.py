@@ -9,7 +9,8 @@ each time on a slightly better image (Bansal et al. 2022, "Cold diffusion", arXi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ... import samplers
 from ...data import Dataset
 from ...denoisers import edm
 from ...errors import InputError
-from ...io import guarded, inputs
+from ...io import guarded
 from ...io.images import to_tensor
 from ...nets import layers, presets
 from ...nets.unet import UNet
@@ -30,12 +31,14 @@ from ...noise import Stream, generator, initial
 from ...options import fill
 from ...samplers import processes
 from ...samplers.processes import BlurNoise, Process
-from ...training.trainer import Part, train
+from ...training.batches import title
+from ...training.task import Part, Task
+from ...training.trainer import train
 from ...types import Cond, Step
 from .options import TrainColdOptions
 
 LEVELS = 8  # different ones in a batch
-PREVIEW = 250  # steps between previews
+FILE = "cold.safetensors"
 
 
 class Restorer(nn.Module):
@@ -89,36 +92,34 @@ def train_cold(data: Dataset | str, process: str = "blur 4", **options: Any) -> 
     made: Restorer = layers.drawn(lambda: Restorer(process, spec, data.shape, sigma_data), chosen.seed)
     learned, held = data.split(chosen.holdout, chosen.seed)
     config = {**made.config, "data": learned.fingerprint, "lr": chosen.lr, "batch_size": chosen.batch_size}
-    part = Part(
-        made.to(chosen.place), _loss(made, learned, chosen.batch_size, chosen.seed), chosen.optimizer, chosen.lr
-    )
-    folder = None if chosen.folder is None else Path(chosen.folder)
-    for done in train({"net": part}, config=config, **chosen.run()):
-        if folder is not None and (done.step % PREVIEW == 0 or done.step == chosen.steps):
-            _preview(made, held if len(held) else learned, folder / "preview.png")
-    made.cpu().eval().requires_grad_(False)
-    if folder is not None:
-        save(made, folder / "cold.safetensors")
-    return made
+
+    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        x, level, x0 = batch
+        return (made(x, level) - x0).square().flatten(1).mean(1)
+
+    draws = [partial(_draw, made.process, some, chosen.batch_size) for some in (learned, held)]
+    train(Task(
+        {"net": Part(made, loss, chosen.optimizer, chosen.lr)}, partial(draws[0], chosen.seed), config, title(learned),
+        chosen.usual_examples, "train-cold", {"data": data.name},
+        held_out=[draws[1](-1, i) for i in range(4)] if len(held) else (),
+        preview=partial(_preview, made, held if len(held) else learned),
+        write=lambda folder: save(made, folder / FILE), file=FILE,
+    ), chosen)  # fmt: skip
+    return made.cpu().requires_grad_(False)
 
 
-def _loss(made: Restorer, data: Dataset, batch_size: int, seed: int) -> Callable[[int], Tensor]:
-    """The squared error of a step's batch, which is drawn and degraded on the CPU, at several levels."""
-
-    def loss(step: int) -> Tensor:
-        draw = generator(seed, Stream.COLD_ROWS, step)
-        group = data.groups[int(torch.randint(len(data.groups), (), generator=draw))]
-        rows = torch.randint(len(group), (batch_size,), generator=draw)
-        x0 = to_tensor(data.batch([group[i] for i in rows.tolist()]).images)
-        noise = torch.randn(x0.shape, generator=generator(seed, Stream.COLD_NOISE, step))
-        n = min(LEVELS, batch_size)  # each part of the range has its images
-        levels = ((torch.arange(n) + torch.rand(n, generator=draw)) / n).tolist()
-        chunks = list(zip(x0.tensor_split(n), noise.tensor_split(n), levels, strict=True))
-        x = torch.cat([made.process.degrade(a, t, n) for a, n, t in chunks])
-        level = torch.cat([x.new_full((len(a),), t) for a, _, t in chunks])
-        return (made(x.to(made.device), level.to(made.device)) - x0.to(made.device)).square().mean()
-
-    return loss
+def _draw(process: Process, data: Dataset, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A step's images, degraded to several levels, the levels, and the images as they were."""
+    draw = generator(seed, Stream.COLD_ROWS, step)
+    group = data.groups[int(torch.randint(len(data.groups), (), generator=draw))]
+    rows = torch.randint(len(group), (batch_size,), generator=draw)
+    x0 = to_tensor(data.batch([group[i] for i in rows.tolist()]).images)
+    noise = torch.randn(x0.shape, generator=generator(seed, Stream.COLD_NOISE, step))
+    n = min(LEVELS, batch_size)  # each part of the range has its images
+    levels = ((torch.arange(n) + torch.rand(n, generator=draw)) / n).tolist()
+    chunks = list(zip(x0.tensor_split(n), noise.tensor_split(n), levels, strict=True))
+    x = torch.cat([process.degrade(a, t, n) for a, n, t in chunks])
+    return x, torch.cat([x.new_full((len(a),), t) for a, _, t in chunks]), x0
 
 
 def restore_steps(
@@ -164,15 +165,11 @@ def sample(restorer: Restorer, seeds: Sequence[int], steps: int = 50, eta: float
     return restore(restorer, start, steps, eta=eta, seeds=seeds)
 
 
-def _preview(made: Restorer, held: Dataset, path: Path) -> None:
-    """Held-out images, if there are any, degraded, restored in one evaluation, restored in sixteen."""
+def _preview(made: Restorer, held: Dataset) -> tuple[Tensor, int]:
+    """Images degraded, restored in one evaluation, restored in sixteen; and how many to a row."""
     x0 = to_tensor(held.batch(held.groups[0][:8]).images)
     x = made.process.degrade(x0, 1.0, initial(range(len(x0)), x0.shape[1:]))
-    training = made.training
-    made.eval()
-    rows = torch.cat([x0, x.clamp(-1, 1), restore(made, x, 1), restore(made, x, 16)])
-    made.train(training)
-    inputs.sheet(rows, path, len(x0))
+    return torch.cat([x0, x.clamp(-1, 1), restore(made, x, 1), restore(made, x, 16)]), len(x0)
 
 
 def save(restorer: Restorer, path: str | Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from ... import choices
 from ...options import DEVICE, option
-from ...training.options import ImageTrainingOptions, default
+from ...training.options import ImageTrainingOptions, default, usual
 
 MODEL = "The model that restores; by default the bundled restorer."
 
@@ -80,6 +80,6 @@ class TrainColdOptions(ImageTrainingOptions):
 
     process: str = option("blur 4", "A process, or a corruption such as 'pixelate 8'.", choices=choices.PROCESSES)
     net: str = option("unet-tiny", "The network, a U-Net.", choices=choices.UNETS)
-    steps: int = default("steps", 1500)
+    steps: int | None = usual(1500)
     lr: float = default("lr", 2e-3)
     optimizer: str = default("optimizer", "adamw")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...data import Dataset, selection
-from ...io import guarded, images, inputs
+from ...io import guarded, images
 from ...io.inputs import ImageLike, as_tensor, opened, scaled
 from ...nets.layers import drawn, records_config
 from ...nets.unet import UNet
 from ...noise import Stream, generator
 from ...options import fill
-from ...training.trainer import Part, train
+from ...training.batches import title
+from ...training.distributed import place
+from ...training.task import Part, Task
+from ...training.trainer import train
 from ..translation.domains import squares
 from .options import TrainStyleOptions
 from .statistics import Colors, colors, device_for, directions, recolored, statistics
@@ -37,7 +41,7 @@ NET = {
 }
 
 
-PREVIEW = 100  # steps between previews
+FILE = "style.safetensors"
 
 
 def enlarged(original: Image.Image, image: Float[Tensor, "3 h w"]) -> Image.Image:
@@ -88,7 +92,8 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Styliz
         options: The fields of :class:`TrainStyleOptions`.
     """
     chosen = fill(TrainStyleOptions, **options)
-    device, seed, size = device_for(chosen.device), chosen.seed, chosen.size
+    chosen = replace(chosen, device=str(device_for(chosen.device)))
+    device, seed, size = place(chosen.device), chosen.seed, chosen.size
     pattern = as_tensor(opened(style, "style"))
     pattern = scaled(pattern, size / min(pattern.shape[-2:]))
     mark = hashlib.sha256(images.to_uint8(pattern).numpy().tobytes()).hexdigest()[:16]
@@ -96,41 +101,39 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Styliz
     photos = selection.load_images(data, range(len(data)), (size, size))[0]
     made: Stylizer = drawn(lambda: Stylizer(NET, size), seed)
     made.mean, made.covariance = colors(pattern)
-    made, pattern = made.to(device), pattern.to(device)
     with torch.no_grad():
-        along = directions(pattern, None, seed)
-        goal = statistics(pattern, along)
+        along = directions(pattern.to(device), None, seed)
+        goal, moved = statistics(pattern.to(device), along), colors(pattern.to(device))
 
-    def photo(rows: slice) -> Tensor:
-        return images.to_tensor(photos[rows]).expand(-1, 3, -1, -1).to(device)
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        source = generator(seed, Stream.STYLE_ROWS, step)
+        some = torch.randint(len(photos), (chosen.batch_size,), generator=source)
+        strengths = torch.stack([torch.rand((), generator=source) for _ in some])
+        return images.to_tensor(photos[some]).expand(-1, 3, -1, -1), strengths
 
-    def loss(step: int) -> Tensor:
-        draw = generator(seed, Stream.STYLE_ROWS, step)
-        total = torch.zeros((), device=device)
-        for row in torch.randint(len(photos), (chosen.batch_size,), generator=draw).tolist():
-            x, strength = photo(slice(row, row + 1)), float(torch.rand((), generator=draw))
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        each = []
+        for x, strength in zip(batch[0].split(1), batch[1].tolist(), strict=True):
             with torch.no_grad():
-                base = recolored(x, colors(pattern), strength)
+                base = recolored(x, moved, strength)
                 target = statistics(x, along).towards(goal, strength)
             now = statistics(made(x, strength), along, None, base)
-            total = total + (now.distance(target) + chosen.keep * now.away) / chosen.batch_size
-        return total
+            each.append(now.distance(target) + chosen.keep * now.away)
+        return torch.stack(each)
+
+    def preview() -> tuple[Tensor, int]:
+        x = images.to_tensor(photos[:4]).expand(-1, 3, -1, -1).to(device)
+        return torch.cat([x, *(torch.cat([made(v, s) for v in x.split(1)]) for s in (0.3, 0.6, 1.0))]), len(x)
 
     config = {**made.config, "style": mark, "data": data.fingerprint} | {
-        name: getattr(chosen, name) for name in ("batch_size", "keep", "lr")
+        name: getattr(chosen, name) for name in ("batch_size", "keep", "lr", "optimizer")
     }
-    if chosen.optimizer != "adamw":  # the only one that there was: runs of then can be continued
-        config["optimizer"] = chosen.optimizer
-    for done in train({"net": Part(made, loss, chosen.optimizer, chosen.lr)}, config=config, **chosen.run()):
-        if chosen.folder is not None and (done.step % PREVIEW == 0 or done.step == chosen.steps):
-            with torch.no_grad():
-                x = photo(slice(0, 4))
-                rows = [x, *(torch.cat([made(v, s) for v in x.split(1)]) for s in (0.3, 0.6, 1.0))]
-                inputs.sheet(torch.cat(rows).cpu(), Path(chosen.folder) / "preview.png", len(x))
-    made.cpu().eval().requires_grad_(False)
-    if chosen.folder is not None:
-        save(made, Path(chosen.folder) / "style.safetensors")
-    return made
+    train(Task(
+        {"net": Part(made, loss, chosen.optimizer, chosen.lr)}, draw, config, title(data), chosen.usual_examples,
+        "train-style", {"data": data.name},
+        preview=preview, write=lambda folder: save(made, folder / FILE), file=FILE,
+    ), chosen)  # fmt: skip
+    return made.cpu().requires_grad_(False)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 from ... import choices
 from ...errors import InputError
 from ...options import DEVICE, SEED, option
-from ...training.options import TrainingOptions, default
+from ...training.options import TrainingOptions, default, usual
 
 LEAST = 16  # pixels of the shorter side
 STRENGTH = "How much of the style: 0 is the image itself, 1 all of it."
@@ -62,7 +62,7 @@ class TrainStyleOptions(TrainingOptions):
         keep: Weight of the content, where the style's is 1.
     """
 
-    steps: int = default("steps", 400)
+    steps: int | None = usual(400)
     size: int = option(128, "Side of the practice images in pixels.")
     batch_size: int = default("batch_size", 2)
     keep: float = option(0.6, KEEP)

@@ -26,8 +26,10 @@ from ...nets.presets import PRESETS
 from ...nets.text import CaptionMean, TextEncoder
 from ...noise import Stream, generator
 from ...options import fill
+from ...training.batches import title
 from ...training.learner import Learner
-from ...training.trainer import Part, train
+from ...training.task import Part, Task
+from ...training.trainer import train
 from .options import TrainCaptionMeanOptions
 
 FILE = "draft.safetensors"
@@ -47,19 +49,36 @@ def train_caption_mean(data: Dataset | str, **options: Any) -> Model:
     chosen = fill(TrainCaptionMeanOptions, **options)
     learner = _learner(data, chosen)
     text_encoder, caption_mean = _parts(learner, chosen)
-    both = nn.ModuleDict({"text_encoder": text_encoder, "caption_mean": caption_mean}).to(chosen.place)
+    both = nn.ModuleDict({"text_encoder": text_encoder, "caption_mean": caption_mean})
     config = {
         "data": learner.setup.train.fingerprint, "words": text_encoder.config, "draft": caption_mean.config,
         "batch_size": chosen.batch_size, "lr": chosen.lr,
         "begin": None if learner.setup.base is None else learner.setup.base.id[:16],
     }  # fmt: skip
-    part = Part(both, _loss(learner, text_encoder, caption_mean, chosen), learner.config.optimizer, chosen.lr)
-    for _ in train({"caption_mean": part}, config=config, **chosen.run()):
-        pass
-    model = learner.averaged(None).to("cpu")
-    if chosen.folder is not None:
-        save(model, Path(chosen.folder) / FILE)
-    return model
+    held, seed = learner.setup.held_out, chosen.seed
+
+    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Squared distance of the mean from images of each caption, in units of the data's standard deviation."""
+        tokens, target = batch
+        mean = caption_mean(text_encoder(tokens)[2])
+        return (mean - F.adaptive_avg_pool2d(target, mean.shape[2:])).square().mean()
+
+    def stream(data: Dataset, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+        def draw(step: int) -> tuple[Tensor, Tensor]:
+            order = generator(seed, Stream.CAPTION_MEAN_ROWS, step)
+            some = torch.randint(len(data), (chosen.batch_size,), generator=order).tolist()
+            batch = data.batch(some, generator(seed, Stream.CAPTION_MEAN_CAPTION, step))
+            return text_encoder.tokens(batch.captions), as_input(batch.images) / learner.setup.sigma_data
+
+        return draw
+
+    train(Task(
+        {"caption_mean": Part(both, loss, learner.config.optimizer, chosen.lr)}, stream(learner.setup.train, seed),
+        config, title(learner.setup.train), chosen.usual_examples, "train-caption-mean",
+        {"data": learner.setup.train.name}, held_out=[stream(held, -1)(0)] if len(held) else (),
+        write=lambda folder: save(learner.averaged(None), folder / FILE), file=FILE,
+    ), chosen)  # fmt: skip
+    return learner.averaged(None).to("cpu")
 
 
 def _learner(data: Dataset | str, chosen: TrainCaptionMeanOptions) -> Learner:
@@ -83,21 +102,3 @@ def _parts(learner: Learner, chosen: TrainCaptionMeanOptions) -> tuple[TextEncod
     if len(learner.setup.train.groups) != 1:
         raise InputError("A caption mean needs images of one size. Load the folder with aspect='crop'.")
     return net.text_encoder, net.caption_mean
-
-
-def _loss(
-    learner: Learner, text_encoder: TextEncoder, caption_mean: CaptionMean, chosen: TrainCaptionMeanOptions
-) -> Callable[[int], Tensor]:
-    """Squared distance of the mean from images of each caption, in units of the data's standard deviation."""
-    rows, scale, seed, place = learner.setup.train, learner.setup.sigma_data, chosen.seed, chosen.place
-
-    def loss(step: int) -> Tensor:
-        some = torch.randint(
-            len(rows), (chosen.batch_size,), generator=generator(seed, Stream.CAPTION_MEAN_ROWS, step)
-        ).tolist()
-        batch = rows.batch(some, generator(seed, Stream.CAPTION_MEAN_CAPTION, step))
-        mean = caption_mean(text_encoder(text_encoder.tokens(batch.captions).to(place))[2])
-        target = as_input(batch.images).to(place) / scale
-        return (mean - F.adaptive_avg_pool2d(target, mean.shape[2:])).square().mean()
-
-    return loss

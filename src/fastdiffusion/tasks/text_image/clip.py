@@ -10,7 +10,6 @@ fourteen languages; what is held out there is held out here.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +26,7 @@ from ... import metrics
 from ...data import Dataset, augment
 from ...denoisers import expand
 from ...device import device_of
-from ...errors import DataError, InputError, unknown
+from ...errors import DataError, InputError, unknown, warn
 from ...io import guarded
 from ...io.checkpoints import fingerprint
 from ...io.images import flatten, open_image, to_tensor
@@ -40,9 +39,11 @@ from ...nets.text import normalized
 from ...noise import Stream, generator
 from ...options import fill
 from ...schedules import uniform
-from ...training.batches import Batches
+from ...training.batches import Batches, title
+from ...training.distributed import gathered, place
 from ...training.options import TrainingOptions
-from ...training.trainer import Part, train
+from ...training.task import Part, Task, Whole
+from ...training.trainer import Trainer, train
 from .options import TrainClipOptions, TrainNoisyOptions
 
 FILE = "clip.safetensors"
@@ -109,24 +110,34 @@ def train_clip(data: Dataset | str, **options: Any) -> Clip:
             raise unknown(name, value, registry)
     train_data, held = (_captioned(some) for some in data.split(chosen.holdout, chosen.seed))
     clip = _new(train_data, chosen)
-    seed, place = chosen.seed, chosen.place
-    batches = Batches(train_data, min(chosen.batch_size, len(train_data)), seed)
+    draw = _pairs(train_data, min(chosen.batch_size, len(train_data)), chosen.seed)
 
-    def step_loss(step: int) -> Tensor:
-        rows = batches.order(step)
-        batch = train_data.batch(rows, generator(seed, Stream.CLIP_CAPTION, step))
-        image_vectors = clip.encode_image(_augmented(batch.images, seed, step).to(place))
-        return contrast(clip, image_vectors, clip.encode_text(batch.captions), batch.captions, batch.names)
+    def loss(batch: tuple[Tensor, Sequence[str], Whole]) -> Tensor:
+        images, captions, everything = batch
+        return contrast(clip, clip.encode_image(images), clip.encode_text(captions), *everything)
 
     config = {
         "net": chosen.net, "loss": chosen.loss, "batch_size": chosen.batch_size, "lr": chosen.lr,
         "optimizer": chosen.optimizer, "vocabulary": chosen.vocabulary, "data": train_data.fingerprint,
     }  # fmt: skip
-    _run(clip, step_loss, config, chosen)
-    run = None if chosen.folder is None else Folder(chosen.folder)
-    if run is not None and len(held) and run.finished(chosen.steps) and "recall" not in run.metrics()[-1]:
-        report(clip.to(place), held, run, chosen.steps)
+    held_out = [_pairs(held, min(chosen.batch_size, len(held)), -1)(0)] if len(held) > 1 else []
+    trainer = _run(clip, draw, loss, config, chosen, train_data, "train-clip", held_out)
+    run = trainer.run if trainer.main else None
+    if run is not None and len(held) and not any("recall" in line for line in run.metrics()[-1:]):
+        report(clip.to(trainer.device), held, run, trainer.state.step)
     return clip.cpu()
+
+
+def _pairs(data: Dataset, n: int, seed: int) -> Callable[[int], tuple[Tensor, Sequence[str], Whole]]:
+    """Draws images, one caption of each, and the captions and names of the whole batch, all of which are contrasted."""
+    batches = Batches(data, n, seed)
+
+    def draw(step: int) -> tuple[Tensor, Sequence[str], Whole]:
+        batch = data.batch(batches.order(step), generator(seed, Stream.CLIP_CAPTION, step))
+        images = _augmented(batch.images, seed, step)
+        return images, batch.captions, Whole((batch.captions, batch.names))
+
+    return draw
 
 
 def _new(data: Dataset, chosen: TrainClipOptions) -> Clip:
@@ -161,7 +172,7 @@ def _captioned(data: Dataset) -> Dataset:
         [i for i, text in enumerate(data.annotations(range(len(data))).captions) if text.strip()] if len(data) else []
     )
     if 0 < len(rows) < len(data):
-        warnings.warn(f"{len(data) - len(rows):,} of {len(data):,} images have no caption: left out.", stacklevel=3)
+        warn(f"{len(data) - len(rows):,} of {len(data):,} images have no caption: left out.")
     return data if len(rows) == len(data) else datasets.Subset(data, rows)
 
 
@@ -179,32 +190,35 @@ def train_noisy(clip: Clip, data: Dataset, images: Dataset | None = None, **opti
             the same size.
     """
     chosen = fill(TrainNoisyOptions, **options)
-    seed, place, latent = chosen.seed, chosen.place, images is not None
-    clip, made = clip.to(place), _noisy(clip, data, latent, seed).to(place)
+    seed, latent = chosen.seed, images is not None
+    clip, made = clip.to(place(chosen.device)), _noisy(clip, data, latent, seed)
     batches = Batches(data, min(chosen.batch_size, len(data)), seed)
-    image_vectors = embedded(clip, images) if images is not None else None
+    known = embedded(clip, images) if images is not None else None
 
-    def step_loss(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Any, ...]:
         rows = batches.order(step)
         batch = data.batch(rows, generator(seed, Stream.CLIP_CAPTION, step))
         x = batch.images if latent else _augmented(batch.images, seed, step)
-        sigma = uniform(torch.rand(len(rows), generator=generator(seed, Stream.CLIP_SIGMA, step)), **LEVELS).to(place)
-        noise = torch.randn(x.shape, generator=generator(seed, Stream.CLIP_NOISE, step)).to(place)
-        x = x.to(place)
+        sigma = uniform(torch.rand(len(rows), generator=generator(seed, Stream.CLIP_SIGMA, step)), **LEVELS)
+        noise = torch.randn(x.shape, generator=generator(seed, Stream.CLIP_NOISE, step))
+        everything = Whole((batch.captions, batch.names))
+        return x, sigma, noise, None if known is None else known[rows], batch.captions, everything
+
+    def loss(batch: tuple[Any, ...]) -> Tensor:
+        x, sigma, noise, target, captions, everything = batch
         with torch.no_grad():
-            text_vectors = clip.encode_text(batch.captions)
-            target = clip.encode_image(x) if image_vectors is None else image_vectors[rows].to(place)
+            text_vectors = clip.encode_text(captions)
+            target = clip.encode_image(x) if target is None else target
         noisy_vectors = made.encode_image(x + expand(sigma, x) * noise, sigma)
         return (
-            contrast(made, noisy_vectors, text_vectors, batch.captions, batch.names)
-            + 2 * (1 - (noisy_vectors * target).sum(1)).mean()
+            contrast(made, noisy_vectors, text_vectors, *everything) + 2 * (1 - (noisy_vectors * target).sum(1)).mean()
         )
 
     config = {
         "noisy": True, "clip": fingerprint(clip.state_dict()), "batch_size": chosen.batch_size, "lr": chosen.lr,
         "optimizer": chosen.optimizer, "data": data.fingerprint, "image": made.config["image"],
     }  # fmt: skip
-    _run(made, step_loss, config, chosen)
+    _run(made, draw, loss, config, chosen, data)
     return made.cpu()
 
 
@@ -239,23 +253,43 @@ def embedded(clip: Clip, data: Dataset) -> Float[Tensor, "n d"]:
 def contrast(
     clip: Clip, image_vectors: Tensor, text_vectors: Tensor, captions: Sequence[str], names: Sequence[str]
 ) -> Tensor:
-    """The loss of a batch; equal captions, and equal images, are not contrasted."""
-    same = torch.tensor([[a == b for b in captions] for a in captions])
-    same |= torch.tensor([[a == b for b in names] for a in names])
-    same &= ~torch.eye(len(names), dtype=torch.bool)
+    """The loss of a batch, over all processes; equal captions, and equal images, are not contrasted.
+
+    Args:
+        clip: Whose loss it is.
+        image_vectors: Of this process's rows.
+        text_vectors: Of their captions.
+        captions: Of the whole batch.
+        names: Of its images.
+    """
+    image_vectors, text_vectors = gathered(image_vectors), gathered(text_vectors)
+    n = len(image_vectors)  # a row that cannot be divided is left out
+    same = torch.tensor([[a == b for b in captions[:n]] for a in captions[:n]])
+    same |= torch.tensor([[a == b for b in names[:n]] for a in names[:n]])
+    same &= ~torch.eye(n, dtype=torch.bool)
     return LOSSES[clip.config["loss"]](
         image_vectors, text_vectors, clip.log_scale.exp().clamp(max=100), same.to(image_vectors.device)
     )
 
 
-def _run(clip: Clip, loss: Callable[[int], Tensor], config: dict[str, Any], chosen: TrainingOptions) -> None:
-    """Train in place, on the device of the run; what it leaves in a folder can be used at once."""
-    clip.to(chosen.place)
-    for _ in train({"clip": Part(clip, loss, chosen.optimizer, chosen.lr)}, config=config, **chosen.run()):
-        pass  # bfloat16 would round products of 100 by a half
-    clip.eval().requires_grad_(False)
-    if chosen.folder is not None:
-        save(clip, Path(chosen.folder) / FILE)
+def _run(
+    clip: Clip,
+    draw: Callable[[int], Any],
+    loss: Callable[[Any], Tensor],
+    config: dict[str, Any],
+    chosen: TrainingOptions,
+    data: Dataset,
+    command: str = "",
+    held_out: Sequence[Any] = (),
+) -> Trainer:
+    """Train in place, on the device of the run."""
+    trainer = train(Task(
+        {"clip": Part(clip, loss, chosen.optimizer, chosen.lr)}, draw, config, title(data),
+        chosen.usual_examples, command, {"data": data.name},
+        held_out=held_out, write=lambda folder: save(clip, folder / FILE), file=FILE,
+    ), chosen)  # fmt: skip
+    clip.requires_grad_(False)
+    return trainer
 
 
 def _spread(texts: Sequence[str], n: int) -> list[str]:

@@ -14,7 +14,6 @@ all languages.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from ... import nets, samplers
 from ...data.emoji.translations import Pair
 from ...denoisers import Denoiser
-from ...errors import DataError, InputError
+from ...errors import DataError, InputError, counted, warn
 from ...guidance import cfg
 from ...models import Model, native_denoiser
 from ...nets import tokenizer as tokenizers
@@ -34,13 +33,13 @@ from ...nets.layers import Attention, drawn
 from ...nets.text import TextConditioned, TextEncoder, normalized, vocabulary_ids
 from ...noise import Stream, generator, initial
 from ...options import fill
-from ...training import optimizers
+from ...training.distributed import gathered, place
 from ...training.options import TrainingOptions
-from ...training.trainer import Part, train
+from ...training.task import Part, Task, Whole
+from ...training.trainer import train
 from .options import AddLanguageOptions
 
 SHOWN = 8  # queries that a batch is compared at, drawn anew at every step
-Encoded = tuple[Tensor, Tensor, Tensor]  # token states, mask and pooled vector, as a text encoder gives them
 
 
 def add_language(model: Model, pairs: Sequence[Pair], **options: Any) -> Model:
@@ -100,14 +99,11 @@ def _check(chosen: AddLanguageOptions, second: TextEncoder | None) -> None:
         raise InputError("This model has no other languages to go on with. Leave resume_languages out.")
     if not 0 <= chosen.keep < 1:
         raise InputError(f"keep is a part of each batch, from 0 to below 1, got {chosen.keep}. Try 0.2.")
-    for key in ("batch_size", "depth", "steps"):
+    for key in ("batch_size", "depth"):
         if type(value := getattr(chosen, key)) is not int or value < 1:
             raise InputError(f"{key} must be a whole number of at least 1, got {value!r}.")
     if second is not None and not chosen.resume_languages:
-        warnings.warn(
-            "This model has other languages already: they are replaced. Name all at once, or give resume_languages.",
-            stacklevel=3,
-        )
+        warn("This model has other languages already: they are replaced. Name all at once, or give resume_languages.")
 
 
 def _known(own: TextEncoder, pairs: Sequence[Pair]) -> list[Pair]:
@@ -121,30 +117,28 @@ def _known(own: TextEncoder, pairs: Sequence[Pair]) -> list[Pair]:
         )
     if len(kept) < len(pairs):
         left = next(pair for pair in pairs if not own.lists(pair.known))
-        warnings.warn(
+        warn(
             f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are left out: the model was never trained on their "
-            f"known side, e.g. {left.known!r}.", stacklevel=3,
-        )  # fmt: skip
+            f"known side, e.g. {left.known!r}.")  # fmt: skip
     return kept
 
 
-Rows = Callable[[torch.Generator], tuple[Encoded, list[str]]]
+Texts = Callable[[torch.Generator], tuple[list[str], list[str]]]
 
 
-def _batches(pairs: Sequence[Pair], new: TextEncoder, chosen: AddLanguageOptions) -> Rows:
-    """Draws a batch of about equal lengths: the new encoder's answer to it, and the known texts that mean the same."""
+def _batches(pairs: Sequence[Pair], new: TextEncoder, chosen: AddLanguageOptions) -> Texts:
+    """Draws a batch of about equal lengths: new texts, and the known ones that mean the same."""
     kept, n = round(chosen.keep * chosen.batch_size), chosen.batch_size
     alike = _of_one_length(pairs, [len(new.tokens([pair.text])[0]) for pair in pairs])
     shares = torch.tensor([weights[-1] for _, weights in alike])
 
-    def rows(g: torch.Generator) -> tuple[Encoded, list[str]]:
+    def texts(g: torch.Generator) -> tuple[list[str], list[str]]:
         some, often = alike[int(torch.multinomial(shares, 1, generator=g))]
         places = torch.searchsorted(often, often[-1] * torch.rand(n, generator=g, dtype=torch.float64))
         picked = [some[min(i, len(some) - 1)] for i in places.tolist()]
-        texts = [pair.known if i < kept else pair.text for i, pair in enumerate(picked)]
-        return new(new.tokens(texts).to(new.position.device)), [pair.known for pair in picked]
+        return [pair.known if i < kept else pair.text for i, pair in enumerate(picked)], [p.known for p in picked]
 
-    return rows
+    return texts
 
 
 def _second(own: TextEncoder, texts: Sequence[str], vocabulary: int, depth: int, seed: int) -> TextEncoder:
@@ -198,8 +192,8 @@ def _alone(encoder: TextEncoder, texts: Sequence[str]) -> TextEncoder:
 
 def distill(
     model: Model,
-    student: nn.Module,
-    rows: Rows,
+    student: TextEncoder,
+    texts: Texts,
     known: Sequence[str],
     config: Mapping[str, Any],
     chosen: TrainingOptions,
@@ -209,42 +203,48 @@ def distill(
     Args:
         model: A text-to-image model; frozen, and moved to the device of the run.
         student: What is trained.
-        rows: Draws a batch: the student's answer, and the texts that mean the same.
+        texts: Draws a batch: texts for the student, and the known texts that mean the same.
         known: Texts that the model understands, for runs in which queries are collected.
         config: What two runs must share to be one.
         chosen: Of the run.
     """
-    place = chosen.place
-    net, student = _native(model.to(place))[1], student.to(place)
+    device = place(chosen.device)
+    net = _native(model.to(device))[1]
     old, caption_mean = net.text_encoder, net.caption_mean
     layers, bank = _queries(model, known, chosen.seed)
 
-    def loss(step: int) -> Tensor:
+    def draw(step: int) -> tuple[list[str], list[str], Whole]:
         g = generator(chosen.seed, Stream.LANGUAGE_PAIRS, step)
-        mine, texts = rows(g)
+        new, same = texts(g)
+        return new, same, Whole(tuple(torch.randint(len(queries), (SHOWN,), generator=g) for queries in bank))
+
+    def loss(batch: tuple[list[str], list[str], Sequence[Tensor]]) -> Tensor:
+        new, same, picked = batch
+        mine = student(student.tokens(new).to(device))
         with torch.no_grad():
-            theirs = old(old.tokens(texts).to(place))
+            theirs = old(old.tokens(same).to(device))
         total = _apart(mine[2], theirs[2])
         if caption_mean is not None:  # what the vector is most used for
             with torch.no_grad():
                 wanted = caption_mean(theirs[2])
             total = (total + _apart(caption_mean(mine[2]), wanted)) / 2
-        for layer, queries in zip(layers, bank, strict=True):
-            x = queries[torch.randint(len(queries), (SHOWN,), generator=g)].expand(len(texts), -1, -1)
+        for layer, queries, some in zip(layers, bank, picked, strict=True):
+            x = queries[some].expand(len(new), -1, -1)
             with torch.no_grad():
                 wanted = layer(x, theirs[0], theirs[1])
             total = total + _apart(layer(x, mine[0], mine[1]), wanted)
         return total / (len(layers) + 1)
 
-    name = optimizers.default() if chosen.optimizer == "auto" else chosen.optimizer
-    part = Part(student, loss, optimizer=name, lr=chosen.lr)
-    for _ in train({"student": part}, config=config, warmup=100, **chosen.run()):
-        pass
+    train(Task(
+        {"student": Part(student, loss, chosen.optimizer, chosen.lr)}, draw, config,
+        counted(len(known), "known text"), chosen.usual_examples, "add-language", warmup=100,
+    ), chosen)  # fmt: skip
 
 
 def _apart(mine: Tensor, wanted: Tensor) -> Float[Tensor, ""]:
     """Squared difference, as a part of how much ``wanted`` varies over the texts."""
-    return (mine - wanted).square().mean() / (wanted - wanted.mean(0)).square().mean().clamp(min=1e-8)
+    everything = gathered(wanted)
+    return (mine - wanted).square().mean() / (everything - everything.mean(0)).square().mean().clamp(min=1e-8)
 
 
 def _queries(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ... import choices
 from ...options import option
-from ...training.options import ImageTrainingOptions, TrainingOptions, default
+from ...training.options import ImageTrainingOptions, TrainingOptions, default, usual
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +27,7 @@ class TrainClipOptions(ImageTrainingOptions):
         holdout: Part of the images that is not trained on, for the R-precision in metrics.jsonl.
     """
 
-    steps: int = default("steps", 2000)
+    steps: int | None = usual(2000)
     net: str = option("small", "Size of the image encoder.", choices=choices.CLIP_SIZES)
     loss: str = option("infonce", "The contrastive loss: infonce (CLIP) or cloob.", choices=choices.CLIP_LOSSES)
     batch_size: int = default("batch_size", 256, help="Pairs in each step, each contrasted with all others.")
@@ -52,7 +52,7 @@ class TrainPriorOptions(TrainingOptions):
         dropout: Part of the examples without their caption's vector, for guidance.
     """
 
-    steps: int = default("steps", 3000)
+    steps: int | None = usual(3000)
     batch_size: int = default("batch_size", 256, help="Vectors in each step.")
     lr: float = default("lr", 5e-3)
     draws: int = option(4, "Captions of each image that are drawn and embedded.")
@@ -73,7 +73,7 @@ class TrainCaptionMeanOptions(ImageTrainingOptions):
         holdout: Part of the data that the denoiser keeps for validation: give the same there.
     """
 
-    steps: int = default("steps", 3000)
+    steps: int | None = usual(3000)
     net: str | dict[str, Any] = option(
         "unet-latent", "The network of the denoiser that follows.", kind=str, choices=choices.NETS
     )
@@ -103,7 +103,7 @@ class AddLanguageOptions(TrainingOptions):
             longer say fades.
     """
 
-    steps: int = default("steps", 3000)
+    steps: int | None = usual(3000)
     folder: str | Path | None = default(
         "folder",
         None,

@@ -29,7 +29,10 @@ from ...nets.clip import Clip, Prior
 from ...nets.layers import drawn
 from ...noise import Stream, generator
 from ...options import fill
-from ...training.trainer import Part, train
+from ...training.batches import title
+from ...training.distributed import place
+from ...training.task import Part, Task
+from ...training.trainer import train
 from ...types import Cond
 from .clip import embedded
 from .options import TrainPriorOptions
@@ -46,34 +49,33 @@ def train_prior(clip: Clip, data: Dataset, **options: Any) -> Denoiser:
         options: See :class:`TrainPriorOptions`.
     """
     chosen = fill(TrainPriorOptions, **options)
-    seed, n, place = chosen.seed, chosen.batch_size, chosen.place
-    image_vectors, text_vectors = embeddings(clip.to(place), data, chosen.draws, seed)
+    seed, n = chosen.seed, chosen.batch_size
+    image_vectors, text_vectors = embeddings(clip.to(place(chosen.device)), data, chosen.draws, seed)
     unit = clip.dim**0.5  # unit vectors have numbers of about 1 / unit
-    prior: Denoiser = drawn(lambda: Denoiser(Prior(clip.dim), "edm", sigma_data=1.0), seed, 1).to(place)
+    prior: Denoiser = drawn(lambda: Denoiser(Prior(clip.dim), "edm", sigma_data=1.0), seed, 1)
+    weight = partial(losses.weight, "edm", sigma_data=1.0)
 
-    def loss(step: int) -> Tensor:
+    def draw(step: int) -> tuple[Tensor, Tensor, Tensor, Cond]:
         rows = torch.randint(len(image_vectors), (n,), generator=generator(seed, Stream.PRIOR_ORDER, step))
         which = torch.randint(chosen.draws, (n,), generator=generator(seed, Stream.PRIOR_CAPTION, step))
         text = text_vectors[which, rows]
         text = text + chosen.blur * torch.randn(text.shape, generator=generator(seed, Stream.PRIOR_BLUR, step))
         source = generator(seed, Stream.PRIOR_SIGMA, step)
         sigma = schedules.lognormal(torch.rand(n, generator=source), 0.0, 1.4)
-        cond = Cond(pooled=unit * text).drop(torch.rand(n, generator=source) < chosen.dropout).to(place)
+        cond = Cond(pooled=unit * text).drop(torch.rand(n, generator=source) < chosen.dropout)
         x0 = unit * image_vectors[rows]
-        unit_noise = torch.randn(x0.shape, generator=generator(seed, Stream.PRIOR_NOISE, step)).to(place)
-        weight = partial(losses.weight, "edm", sigma_data=1.0)
-        return losses.denoising_loss(prior, x0.to(place), sigma.to(place), unit_noise, cond, weight).mean()
+        return x0, sigma, torch.randn(x0.shape, generator=generator(seed, Stream.PRIOR_NOISE, step)), cond
 
     config = {
         "prior": clip.dim, "clip": fingerprint(clip.state_dict()), "draws": chosen.draws, "dropout": chosen.dropout,
         "data": data.fingerprint, "batch_size": n, "lr": chosen.lr, "optimizer": chosen.optimizer, "blur": chosen.blur,
     }  # fmt: skip
-    for _ in train({"prior": Part(prior, loss, chosen.optimizer, chosen.lr)}, config=config, **chosen.run()):
-        pass
-    prior.eval().requires_grad_(False)
-    if chosen.folder is not None:
-        save(prior, Path(chosen.folder) / FILE)
-    return prior.cpu()
+    part = Part(prior, lambda batch: losses.denoising_loss(prior, *batch, weight), chosen.optimizer, chosen.lr)
+    train(Task(
+        {"prior": part}, draw, config, title(data), chosen.usual_examples,
+        write=lambda folder: save(prior, folder / FILE), file=FILE,
+    ), chosen)  # fmt: skip
+    return prior.requires_grad_(False).cpu()
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ... import choices
 from ...options import DEVICE, option
-from ...training.options import ImageTrainingOptions, default
+from ...training.options import ImageTrainingOptions, default, usual
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class TrainTranslationOptions(ImageTrainingOptions):
         None, "Two classes of FROM as the two domains, e.g. sneaker,bag.", kind=str | None
     )
     net: str = option("unet-small", "The network, a U-Net.", choices=choices.UNETS)
-    steps: int = default("steps", 2000)
+    steps: int | None = usual(2000)
     batch_size: int = default("batch_size", 32)
     lr: float = default("lr", None, help="Highest learning rate; by default the method's.", kind=float | None)
     optimizer: str = default(

@@ -26,7 +26,7 @@ from ... import losses, noise, samplers, schedules
 from ...data import Dataset
 from ...device import device_of
 from ...errors import InputError, unknown
-from ...io import guarded, inputs
+from ...io import guarded
 from ...io.images import to_tensor, to_uint8
 from ...io.inputs import ImageLike, as_tensor, fit_image, opened, scaled
 from ...io.metadata import recipe
@@ -41,7 +41,9 @@ from ...noise import Stream, generator
 from ...options import fill
 from ...samplers import processes
 from ...training import optimizers
-from ...training.trainer import Part, train
+from ...training.distributed import gathered, rank_and_world
+from ...training.task import Part, Task, Whole
+from ...training.trainer import train
 from ...types import Cond, Step
 from ..loading import loaded
 from .domains import Domains, domains
@@ -50,14 +52,14 @@ from .training_free import ddib, sdedit
 
 KINDS: dict[str, Callable[..., nn.Module]] = {"translator": Translator, "cycle": Cycle}
 METHODS = (*PAIRED, "cyclegan")
-Loss = Callable[[int], Tensor]
-Batch = Callable[[int], tuple[Tensor, Tensor]]
+FILE = "translation.safetensors"
+Batch = tuple[Tensor, Tensor, Tensor, Tensor, Any]
+Loss = Callable[[Batch], Tensor]
 SIGMAS = (0.02, 20.0)  # of a diffusion that is conditioned on its source
 SIGMA_DISTRIBUTION = (0.0, 1.4)  # lognormal: large areas of one color are decided in much noise
 SHARE = {"gan": 0.5, "cyclegan": 0.5}  # of the optimizer's usual rate: in a game, the other must be able to follow
 CRITIC_LR = 5e-4  # of AdamW
 DECAY = 0.25  # of the run: the rate's fall, which is when colors stop swaying
-PREVIEW = 250  # steps between previews
 
 
 # ---- training -----------------------------------------------------------------------------------------------------
@@ -80,17 +82,16 @@ def train_translation(source: Dataset | str, target: Dataset | str | None = None
     made = _drawn(chosen, data)
     optimizer = optimizers.default() if chosen.optimizer == "auto" else chosen.optimizer
     lr = chosen.lr or optimizers.RATES.get(optimizer, 1e-3) * SHARE.get(chosen.method, 1.0)
-    learned = _parts(made, data, chosen, optimizer, lr)
     config = {**made.config, "data": data.fingerprint, "lr": lr, "batch_size": chosen.batch_size}
     config |= {"mirror": chosen.mirror, "optimizer": optimizer}
-    folder = None if chosen.folder is None else Path(chosen.folder)
-    for done in train(learned, config=config, decay=DECAY, **chosen.run()):
-        if folder is not None and (done.step % PREVIEW == 0 or done.step == chosen.steps):
-            _preview(made, data, folder / "preview.png")
-    made.cpu().eval().requires_grad_(False)
-    if folder is not None:
-        save(made, folder / "translation.safetensors")
-    return made
+    loss, critics = _losses(made, chosen.seed)
+    train(Task(
+        {"net": Part(made, loss, optimizer, lr), **critics}, partial(_draw, data, chosen), config,
+        " to ".join(data.names), chosen.usual_examples, "train-translation", decay=DECAY,
+        preview=partial(_preview, made, data),
+        write=lambda folder: save(made, folder / FILE), file=FILE,
+    ), chosen)  # fmt: skip
+    return made.cpu().requires_grad_(False)
 
 
 def _drawn(options: TrainTranslationOptions, data: Domains) -> Translator | Cycle:
@@ -103,66 +104,57 @@ def _drawn(options: TrainTranslationOptions, data: Domains) -> Translator | Cycl
     return layers.drawn(lambda: Translator(options.method, spec, shape, difference), options.seed)
 
 
-def _parts(
-    made: Translator | Cycle, data: Domains, options: TrainTranslationOptions, optimizer: str, lr: float
-) -> dict[str, Part]:
-    """What is trained, and by which loss: the net, and critics where the method has them."""
-
-    def batch(step: int) -> tuple[Tensor, Tensor]:
-        a, b = data.draw(options.batch_size, options.seed, step, options.mirror)
-        return a.to(_device(made)), b.to(_device(made))
-
-    critics: dict[str, Part] = {}
-    if isinstance(made, Cycle):
-        loss, critics = _cycle(made, batch, options.seed)
-    elif options.method == "gan":
-        loss, critics = _gan(made, batch, options.seed)
-    else:
-        loss = partial(_loss, made, batch, options.seed)
-    parts = {"net": Part(made, loss, optimizer, lr), **critics}
-    for part in parts.values():
-        part.module.to(options.place)
-    return parts
+def _draw(data: Domains, options: TrainTranslationOptions, step: int) -> Batch:
+    """Images of both domains, noise, numbers evenly in [0, 1], and the step."""
+    a, b = data.draw(options.batch_size, options.seed, step, options.mirror)
+    fresh = torch.randn(b.shape, generator=generator(options.seed, Stream.TRANSLATION_NOISE, step))
+    even = schedules.stratified(len(b), generator(options.seed, Stream.TRANSLATION_SIGMA, step))
+    return a, b, fresh, even, Whole([step])
 
 
 def _device(net: nn.Module) -> torch.device:
     return next(net.parameters()).device
 
 
-def _loss(made: Translator, batch: Batch, seed: int, step: int) -> Tensor:
+def _losses(made: Translator | Cycle, seed: int) -> tuple[Loss, dict[str, Part]]:
+    """The net's loss, and critics where the method has them."""
+    if isinstance(made, Cycle):
+        return _cycle(made, seed)
+    return _gan(made, seed) if made.method == "gan" else (partial(_loss, made), {})
+
+
+def _loss(made: Translator, batch: Batch) -> Tensor:
     """Of a net that learns to estimate b, from its noisy forms or from places on the bridge to it."""
-    a, b = batch(step)
-    cond, n = Cond(image=a), len(a)
+    a, b, fresh, even, _ = batch
+    cond = Cond(image=a)
     if made.method == "regression":
-        return (made(a, a.new_zeros(n), cond) - b).square().mean()
-    fresh = torch.randn(b.shape, generator=generator(seed, Stream.TRANSLATION_NOISE, step)).to(b)
-    even = schedules.stratified(n, generator(seed, Stream.TRANSLATION_SIGMA, step)).to(b)
+        return (made(a, a.new_zeros(len(a)), cond) - b).square().mean()
     levels = translators.sigma(even) if made.method == "bridge" else schedules.lognormal(even, *SIGMA_DISTRIBUTION)
     weight = partial(losses.edm, sigma_data=made.denoiser.sigma_data)
     return losses.denoising_loss(made.denoiser, b, levels, fresh, cond, weight).mean()
 
 
-def _gan(made: Translator, batch: Batch, seed: int) -> tuple[Loss, dict[str, Part]]:
+def _gan(made: Translator, seed: int) -> tuple[Loss, dict[str, Part]]:
     """pix2pix: a critic sees the source and an answer; the answer is also held near the truth."""
     critic = layers.drawn(lambda: PatchDiscriminator(made.shape[0], made.shape[0], 32, _depth(made.shape)), seed + 1)
     game, shown = LOSSES["hinge"], {}
 
-    def generator_loss(step: int) -> Tensor:
-        a, b = batch(step)
+    def generator_loss(batch: Batch) -> Tensor:
+        a, b, *_ = batch
         fake = made(a, a.new_zeros(len(a)), Cond(image=a))
-        shown[0] = (a, b, fake.detach())
+        shown[0] = fake.detach()
         near = 10 * (fake - b).abs().mean() + 2 * perceptual_distance(fake, b).mean()
         # 100 to 1, eq. 4; at 0.5 all images change color together
         return near + 0.1 * game.generator(critic(fake, a))
 
-    def critic_loss(step: int) -> Tensor:
-        a, b, fake = shown[0]
-        return game.discriminator(critic(b, a), critic(fake, a)) + 0.5 * r1(lambda x: critic(x, a), b)
+    def critic_loss(batch: Batch) -> Tensor:
+        a, b, *_ = batch
+        return game.discriminator(critic(b, a), critic(shown[0], a)) + 0.5 * r1(lambda x: critic(x, a), b)
 
     return generator_loss, {"critic": Part(critic, critic_loss, lr=CRITIC_LR)}
 
 
-def _cycle(made: Cycle, batch: Batch, seed: int) -> tuple[Loss, dict[str, Part]]:
+def _cycle(made: Cycle, seed: int) -> tuple[Loss, dict[str, Part]]:
     """CycleGAN (Zhu et al. 2017, eq. 3 and sec. 5.2): two critics, there and back again, and what is there stays."""
     make = partial(PatchDiscriminator, made.shape[0], 0, 32, _depth(made.shape))
     of_a, of_b = (layers.drawn(make, seed + i) for i in (1, 2))
@@ -170,20 +162,22 @@ def _cycle(made: Cycle, batch: Batch, seed: int) -> tuple[Loss, dict[str, Part]]
     critics = nn.ModuleList([of_a, of_b, pool_a, pool_b])
     game, shown = LOSSES["least_squares"], {}
 
-    def generator_loss(step: int) -> Tensor:
-        a, b = batch(step)
+    def generator_loss(batch: Batch) -> Tensor:
+        a, b, *_ = batch
         like_b, like_a = made(a), made(b, reverse=True)
-        shown[0] = (a, b, like_a.detach(), like_b.detach())
+        shown[0] = (like_a.detach(), like_b.detach())
         cycle = (made(like_b, reverse=True) - a).abs().mean() + (made(like_a) - b).abs().mean()
         some = math.ceil(len(a) / 4)  # enough to learn that what is there stays, at a quarter of the time
         same = (made(b[:some]) - b[:some]).abs().mean() + (made(a[:some], reverse=True) - a[:some]).abs().mean()
         # Half of the paper's weight on the way back, a tenth on what stays: nets that begin as identities dare little
         return game.generator(of_b(like_b)) + game.generator(of_a(like_a)) + 5 * cycle + 0.5 * same
 
-    def critic_loss(step: int) -> Tensor:
-        a, b, like_a, like_b = shown[0]
+    def critic_loss(batch: Batch) -> Tensor:
+        a, b, _, _, (step,) = batch
         draw = generator(seed, Stream.TRANSLATION_POOL, step)
-        old_a, old_b = pool_a.exchange(like_a, draw), pool_b.exchange(like_b, draw)
+        mine = slice(rank_and_world()[0] * len(a), (rank_and_world()[0] + 1) * len(a))
+        # the pools are the same in all processes
+        old_a, old_b = (p.exchange(gathered(x), draw)[mine] for p, x in zip((pool_a, pool_b), shown[0], strict=True))
         return game.discriminator(of_a(a), of_a(old_a)) + game.discriminator(of_b(b), of_b(old_b))
 
     return generator_loss, {"critics": Part(critics, critic_loss, lr=CRITIC_LR)}
@@ -193,18 +187,14 @@ def _depth(shape: tuple[int, int, int]) -> int:
     return 2 if max(shape[1:]) <= 48 else 3
 
 
-def _preview(made: Translator | Cycle, data: Domains, path: Path) -> None:
-    """Held-out sources and results, and what they should be, or the way back."""
-    training, (a, b) = made.training, data.kept(8)
-    made.eval()
+def _preview(made: Translator | Cycle, data: Domains) -> tuple[Tensor, int]:
+    """Held-out sources and results, and what they should be, or the way back; and how many to a row."""
+    a, b = (images.to(_device(made)) for images in data.kept(8))
     if isinstance(made, Cycle):
-        a, b = a.to(_device(made)), b.to(_device(made))
-        with torch.no_grad():
-            rows = [a, made(a), made(made(a), reverse=True), b, made(b, reverse=True)]
+        rows = [a, made(a), made(made(a), reverse=True), b, made(b, reverse=True)]
     else:
         rows = [a, answer(made, a, steps=10), b]
-    made.train(training)
-    inputs.sheet(torch.cat(rows).cpu(), path, len(a))
+    return torch.cat(rows), len(a)
 
 
 # ---- use ----------------------------------------------------------------------------------------------------------
