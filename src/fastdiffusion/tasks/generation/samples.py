@@ -49,9 +49,10 @@ class Samples:
         return len(self.images)
 
     def __repr__(self) -> str:
-        of = "x".join(map(str, self.images.shape[1:]))
-        seeds = f"seed {self.seeds[0]}" if len(set(self.seeds)) == 1 else f"seeds {self.seeds[0]} to {self.seeds[-1]}"
-        return f"Samples({counted(len(self), 'sample')} of {of}, {seeds}, by {self.recipe['model']['name']})"
+        of, name = "x".join(map(str, self.images.shape[1:])), self.recipe.get("model", {}).get("name")
+        ends = [str(seed) for seed in dict.fromkeys((*self.seeds[:1], *self.seeds[-1:]))]
+        seeds = f", seed{'s' * (len(ends) > 1)} {' to '.join(ends)}" if ends else ""
+        return f"Samples({counted(len(self), 'sample')} of {of}{seeds}{f', by {name}' if name else ''})"
 
     def __getitem__(self, rows: slice) -> Samples:
         """Some of them, with the same recipe."""
