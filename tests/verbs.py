@@ -17,6 +17,7 @@ from torch import nn
 
 import fastdiffusion
 from fastdiffusion import Learner, data, schedules
+from fastdiffusion.guidance import loss_guidance
 from fastdiffusion.io.images import to_tensor
 from fastdiffusion.models import Model
 
@@ -96,6 +97,41 @@ def sample_from_image(desk, device, folder):
 @row("sample")
 def sample_inpaint(desk, device, folder):
     return verb("sample")(desk.plain, guidance=f"inpaint {desk.small} {desk.small_hole}", n=1, steps=3, device=device)
+
+
+@row("sample")
+def sample_masked(desk, device, folder):
+    options = {"image": desk.small, "mask": desk.small_hole, "outpaint": "0,4,4,0", "n": 1, "steps": 3}
+    return verb("sample")(desk.latent, classes="3", **options, size=20, device=device)
+
+
+@row("sample")
+def sample_upscaled(desk, device, folder):
+    return verb("sample")(desk.plain, n=1, steps=2, upscale="x2", device=device)
+
+
+@row("sample")
+def sample_noise_of_others(desk, device, folder):
+    return [
+        verb("sample")(desk.plain, n=2, steps=3, rng=rng, sampler="euler_ancestral", device=device)
+        for rng in ("a1111", "comfy")
+    ]
+
+
+@row("sample")
+def sample_loss_on_images(desk, device, folder):
+    model = fastdiffusion.load(desk.latent, device=device)
+    decode = model.autoencoder.decode
+
+    def guided(denoise):
+        return loss_guidance(denoise, lambda images: images.flatten(1).mean(1), 2.0, decode=decode)
+
+    return verb("sample")(model, classes="3", n=1, steps=2, guidance=guided)
+
+
+@row()
+def sample_previews(desk, device, folder):
+    return [step.preview.clone() for step in verb("sample_steps")(desk.latent, n=2, steps=3, device=device)]
 
 
 @row("sample")

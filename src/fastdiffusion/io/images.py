@@ -399,6 +399,8 @@ def encoded(
     chunks, exif, buffer = PngImagePlugin.PngInfo(), Image.Exif(), io.BytesIO()
     if text is not None:
         chunks.add_text(metadata.KEY, text)
+        if known := metadata.as_automatic1111(recipe or {}):
+            chunks.add_itxt("parameters", known)
         exif.get_ifd(_EXIF)[_COMMENT] = f"ASCII\0\0\0{metadata.KEY}:{text}".encode()
     comment = b"" if text is None else exif.tobytes()
     match path.suffix.lower():
