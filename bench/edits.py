@@ -5,7 +5,7 @@ python bench/edits.py [--methods p2p flowedit sdedit] [--seeds 3] [--steps 20] [
 The baseline draws the target's prompt from the same noise. A result is recognised if the evaluator ranks its name first
 among the source's and 99 others (a color: if the background has it). Background is what is flat in the source: within
 10 % of the color of its rim; its change is the mean absolute difference there, of 255. "given" methods start from the
-drawn source as an image, whose noise they are not told.
+drawn source as an image, whose noise they do not know; "all" ones may change every pixel (--no-keep).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def background(image: torch.Tensor) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=["p2p", "p2p given", "flowedit given", "sdedit given"])
+    parser.add_argument("--methods", nargs="+", default=["flowedit", "flowedit all", "p2p all", "p2p given all"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--options", type=json.loads, default={}, help="further options of edit, as JSON")
@@ -60,11 +60,12 @@ def main() -> None:
         for seed in range(args.seeds):
             for source, target, name in edits():
                 drawn = edit(prompt=target, source=source, model=model, seed=seed, steps=args.steps,
-                             method="p2p", cross=0.0, self_attention=0.0)  # fmt: skip
+                             method="p2p", cross=0.0, self_attention=0.0, keep=False)  # fmt: skip
                 image, before = drawn.images, drawn.source
                 if method != "again":
-                    given = to_pil(before[0]) if method.endswith(" given") else None
-                    options = {"method": method.removesuffix(" given"), "steps": args.steps, **args.options}
+                    name_of, *how = method.split()
+                    given = to_pil(before[0]) if "given" in how else None
+                    options = {"method": name_of, "keep": "all" not in how, "steps": args.steps, **args.options}
                     image = edit(given, target, source=source, model=model, seed=seed + 100 * (given is not None),
                                  **options).images  # fmt: skip
                 flat = background(before)

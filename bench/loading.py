@@ -2,23 +2,24 @@
 
     python bench/loading.py
 
-A Stable Diffusion of random weights (about 100 million parameters in the UNet, all in fp16) is written as a folder and
-as one file. Each row is a fresh process: resident memory after loading and its peak, both above what the imports take.
-The last rows are what a VAE of the published widths holds while it decodes, whole and in tiles: the numbers behind
-``adapters.low_memory``. Linux only; about two minutes on one core.
+Each row is a fresh process that loads a folder of random weights: the peak of its resident memory above what the
+imports take, right after loading (mapped weights take none before they are used) and after all weights have been read
+once. The last rows are what a VAE of the published widths holds while it decodes, whole and in tiles: the number behind
+``adapters.low_memory``. Linux only; about three minutes on one core.
 """
 
 import json
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 ROOT = Path(__file__).parents[1]
 CHILD = """
-import sys, json, gc, torch, diffusers, transformers, fastdiffusion, fastdiffusion.adapters
+import gc, json, sys, diffusers, torch, transformers, fastdiffusion, fastdiffusion.adapters
 from pathlib import Path
 torch.set_num_threads(1)
 
@@ -36,24 +37,29 @@ what, path, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 run = dict(loaders(path))
 run["import"]()
 if what == "decode":
-    from fastdiffusion.adapters.sources.single_file import CONFIGS
+    from fastdiffusion.adapters import low_memory
+    from fastdiffusion.adapters.sources.layouts import CONFIGS
     config = json.loads((CONFIGS / "stable-diffusion-1.json").read_text())["vae"]
     vae = diffusers.AutoencoderKL.from_config(config).eval()
     if options.pop("tiled"):
-        vae.enable_tiling()
+        low_memory.tile(vae)
     z = torch.randn(1, 4, options["side"] // 8, options["side"] // 8)
     run["decode"] = torch.no_grad()(lambda: vae.decode(z))
 gc.collect()
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
 before = memory("VmRSS")
 kept = run[what]()
-gc.collect()
-print(json.dumps([memory("VmRSS") - before, memory("VmHWM") - before]))
+peak = memory("VmHWM") - before
+if what in ("ours", "theirs"):
+    for module in (kept.modules if what == "ours" else kept.components).values():
+        for tensor in getattr(module, "parameters", list)():
+            tensor.sum()
+print(json.dumps([peak, memory("VmHWM") - before]))
 """
 
 
 def measured(what, path, **options):
-    """(MB that are kept, MB at the peak) above what was there before."""
+    """MB at the peak above what was there before: after loading, and after the weights have been read."""
     arguments = [sys.executable, "-c", CHILD, what, str(path), json.dumps(options)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=900)
     if done.returncode:
@@ -62,10 +68,9 @@ def measured(what, path, **options):
 
 
 def checkpoint(place):
-    """A random Stable Diffusion in fp16, as a folder and as one file whose layout has its sizes."""
+    """A random Stable Diffusion of 100 million parameters in fp16."""
     sys.path.insert(0, str(ROOT / "tests"))
     import diffusers
-    import one_file
     from tiny_parts import clip
     from tiny_pipelines import NO_CHECKER, SCHEDULER
 
@@ -76,36 +81,33 @@ def checkpoint(place):
     )
     vae = diffusers.AutoencoderKL(
         block_out_channels=(64, 64, 128, 128), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, sample_size=256, force_upcast=False,
+        up_block_types=("UpDecoderBlock2D",) * 4, sample_size=256,
     )  # fmt: skip
     pipe = diffusers.StableDiffusionPipeline(
         vae=vae, text_encoder=encoder, tokenizer=tokenizer, unet=unet, scheduler=diffusers.DDIMScheduler(**SCHEDULER),
         **NO_CHECKER,
     )  # fmt: skip
-    pipe.to(torch.float16).save_pretrained(place / "sd", safe_serialization=True)
-    one_file.write(pipe, place / "sd.safetensors")
-    return pipe
+    pipe.to(torch.float16).save_pretrained(place)
 
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        pipe = checkpoint(place)
-        nets = (pipe.unet, pipe.vae, pipe.text_encoder)
-        count = sum(p.numel() for net in nets for p in net.parameters())
-        size = sum(file.stat().st_size for file in (place / "sd").rglob("*.safetensors")) / 2**20
-        print(f"{count / 1e6:.0f} million parameters, {size:.0f} MB in fp16, torch {torch.__version__}")
-        theirs = measured("theirs", place / "sd")
-        rows = {"diffusers, folder": theirs, "fastdiffusion, folder": measured("ours", place / "sd")}
-        for name, (kept, peak) in rows.items():
-            print(f"{name:24} kept {kept:6.0f} MB  peak {peak:6.0f} MB  {peak / theirs[1]:5.2f} of diffusers' peak")
-    for side in (512, 768):
-        for tiled in (False, True):
-            _, peak = measured("decode", ".", side=side, tiled=tiled)
-            numbers = peak * 2**20 / 4 / side**2
-            print(
-                f"decoding {side} px, {'tiled' if tiled else 'whole'}: {peak:.0f} MB, {numbers:.0f} float32 per pixel"
-            )
+        place = Path(folder) / "sd"
+        checkpoint(place)
+        size = sum(file.stat().st_size for file in place.rglob("*.safetensors")) / 2**20
+        print(f"{size:.0f} MB in fp16, torch {torch.__version__}, diffusers {version('diffusers')}")
+        theirs = measured("theirs", place)
+        rows = {"diffusers": theirs, "fastdiffusion": measured("ours", place)}
+        rows["fastdiffusion, float32"] = measured("ours", place, precision="float32")
+        for name, (loaded, used) in rows.items():
+            print(f"{name:24} peak {loaded:6.0f} MB loaded, {used:6.0f} MB when all weights have been read")
+        print(
+            f"ratio to diffusers {rows['fastdiffusion'][0] / theirs[0]:.2f}, {rows['fastdiffusion'][1] / theirs[1]:.2f}"
+        )
+    for tiled in (False, True):
+        peak, _ = measured("decode", ".", side=768, tiled=tiled)
+        per_pixel = peak * 2**20 / 768**2
+        print(f"decoding 768 px, {'tiled' if tiled else 'whole'}: {peak:.0f} MB, {per_pixel:.0f} bytes per pixel")
 
 
 if __name__ == "__main__":

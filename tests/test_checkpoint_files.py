@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from tiny_pipelines import build
 
 import fastdiffusion
-from fastdiffusion.adapters import low_memory
-from fastdiffusion.adapters.sources import conversion, hub, single_file
+from fastdiffusion.adapters import examine, low_memory
+from fastdiffusion.adapters.sources import conversion, hub, layouts, single_file
 from fastdiffusion.adapters.sources.weights import open_weights
 from fastdiffusion.cli import main
 from fastdiffusion.errors import CheckpointError, InputError, MissingExtra
@@ -26,7 +26,7 @@ from fastdiffusion.tasks.generation.recipe import reproduce
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
-SHIPPED = single_file.CONFIGS
+SHIPPED = layouts.CONFIGS
 PARTS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
@@ -64,7 +64,7 @@ def case(place, monkeypatch):
             shutil.copytree(SHIPPED, configs)
             (configs / "clip-merges.txt.xz").write_bytes(lzma.compress(b"c a\nca t</w>\n"))
             one_file.write_configs(build(name), configs, SHIPPED)
-        monkeypatch.setattr(single_file, "CONFIGS", configs)
+        monkeypatch.setattr(layouts, "CONFIGS", configs)
         if name not in made:
             made[name] = Case(name, folder)
         return made[name]
@@ -352,6 +352,22 @@ def test_the_hub_is_asked_only_when_told_to(fake_hub, monkeypatch, tmp_path, cap
         fastdiffusion.load("hf:owner/sd15", device="cpu")
 
 
+def test_without_a_network(monkeypatch, tmp_path, capsys):
+    import huggingface_hub
+
+    def blocked(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", blocked)
+    monkeypatch.chdir(tmp_path)
+    assert main(["sample", "hf:owner/name", "a cat", "--download"]) == 2
+    assert "HF_HUB_OFFLINE is set: unset it" in capsys.readouterr().err
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    assert main(["sample", "hf:owner/name", "a cat", "--download"]) == 2
+    message = capsys.readouterr().err
+    assert "Name or service not known" in message and "Check the name, the network" in message
+
+
 def test_one_file_of_the_hub(fake_hub, case):
     served, _, _ = fake_hub
     shutil.copy(case("sd15").file, served / "sd15.safetensors")
@@ -442,10 +458,13 @@ def test_settings_for_a_given_memory():
 
 def test_mem_says_what_it_chose(case, tmp_path, monkeypatch, capsys):
     one = case("sd15")
-    monkeypatch.setattr(low_memory, "_DECODING", 0)
-    total = sum(p.numel() for part in ("unet", "vae", "text_encoder") for p in getattr(one.pipe, part).parameters())
+    for name in ("_DECODING", "_DENOISING"):
+        monkeypatch.setattr(low_memory, name, 0)
+    parts = [getattr(one.pipe, part) for part in PARTS if hasattr(one.pipe, part)]
+    unet, vae, text = (sum(p.numel() for p in part.parameters()) for part in parts)
+    limit = 3 * (unet + text) + 4 * vae  # less than in float32, more than in half precision; the VAE stays float32
     with pytest.warns(UserWarning, match="--mem chose --precision bf16"):
-        model = one.load(mem=f"{3.5 * total / 1e6}M")
+        model = one.load(mem=f"{limit / 1e6}M")
     assert model.modules["net"].dtype == torch.bfloat16 and "precision bf16" in model.info["notes"][0]
     with pytest.warns(UserWarning, match="no other setting"):
         assert one.load(mem="4G").id == one.load().id
@@ -474,10 +493,17 @@ def test_every_way_to_ask(case, tmp_path, monkeypatch):
     assert main([*run, "--precision", "bfloat16", "--prediction", "v"]) == 0
     reproduced = reproduce(tmp_path / "out" / "0000-a-cat.png", device="cpu")
     assert torch.equal(reproduced.images, made.images), "loaded as the recipe says"
+    assert torch.equal(reproduce(tmp_path / "out" / "0000-a-cat.png", model).images, made.images)
     assert fastdiffusion.sample(one.file, "a cat", n=1, steps=2, device="cpu").recipe["model"].keys() == {
         "name",
         "sha256",
     }
+
+
+def test_the_doctor_finds_a_single_file_equal_to_the_pipeline(case):
+    """With the noise levels that ship for its layout."""
+    verdicts = [text for what, text in examine(case("sd15").load()) if what == "pipeline"]
+    assert len(verdicts) == 2 and all(text.endswith(": equal") for text in verdicts)
 
 
 def test_a_recipe_may_not_load_as_it_likes(case, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image
 
 from fastdiffusion import models, nets
 from fastdiffusion.cli import demo as demo_
-from fastdiffusion.cli import main
+from fastdiffusion.cli import main, options
 from fastdiffusion.data import digits
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.io.config import read_config, write_config
@@ -279,8 +280,8 @@ def test_demo(here, monkeypatch, capsys):
     names = {str(path.relative_to("d")) for path in Path("d").rglob("*") if path.is_file()}
     assert {"grid.png", "model.safetensors", "report.html", "evaluation/report.json"} < names
     lines = capsys.readouterr().out.split("What to type next:")[1].strip().splitlines()
-    for line in lines[:3]:  # all but the one with YOUR-IMAGES
-        assert main(line.split()[1:]) == 0, capsys.readouterr().err
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr().err
     assert "label accuracy" in load("d").info["metrics"]
 
 
@@ -386,3 +387,13 @@ def test_what_is_experimental_says_so(here, capsys):
         assert "xperimental" in capsys.readouterr().out, command
     assert main(["--help"]) == 0
     assert "(experimental)" in capsys.readouterr().out
+
+
+def test_what_to_type_next_works_where_the_shell_does_not_find_the_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [".venv/bin/fastdiffusion", "names"])
+    monkeypatch.setattr(options.shutil, "which", lambda name: None)
+    assert main(["names", "burger"]) == 0
+    assert capsys.readouterr().out.endswith("Next: .venv/bin/fastdiffusion sample hamburger\n")
+    monkeypatch.setattr(options.shutil, "which", lambda name: "/usr/bin/fastdiffusion")
+    assert main(["names", "burger"]) == 0
+    assert capsys.readouterr().out.endswith("Next: fastdiffusion sample hamburger\n")

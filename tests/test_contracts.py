@@ -140,7 +140,7 @@ class Verb(NamedTuple):
     Attributes:
         functions: Whose parameters the flags are: of functions, and the fields of options dataclasses.
         flags: That only the command line has: where results go and in which form, and how data are named and opened.
-        parameters: That only Python has: what cannot be typed.
+        parameters: That only Python has: what cannot be typed; of options dataclasses the fields that say so.
         defaults: Flags whose default is written in another way, or chosen by the command: the default on the command
             line, and what it stands for in Python.
     """
@@ -152,15 +152,14 @@ class Verb(NamedTuple):
 
 
 def verb(*functions: Callable[..., Any], flags: str = "", parameters: str = "", **defaults: tuple[Any, Any]) -> Verb:
-    return Verb(functions, frozenset(flags.split()), frozenset(parameters.split()), defaults)
+    options = [f for kind in functions if is_dataclass(kind) for f in fields(kind) if f.metadata]
+    untyped = {f.name for f in options if f.metadata["flag"].python_only}
+    return Verb(functions, frozenset(flags.split()), frozenset(parameters.split()) | untyped, defaults)
 
 
 VERBS = {
     "train": verb(
-        training.train, TrainingConfig, Budget, flags="procs cpu",
-        parameters="compile decay ema grad_clip loss_weighting_options save_every sigma_data "
-        "sigma_distribution_options uncertainty verbose warmup weight_decay",
-    ),
+        training.train, TrainingConfig, Budget, flags="cpu"),
     "scan": verb(ImageFolder),
     "fit": verb(fitting.fit, fitting.FitOptions, flags="out"),
     "train-classifier": verb(classifiers.train_classifier, classification.TrainClassifierOptions),

@@ -104,9 +104,9 @@ def test_the_numbers_are_noted_in_the_model(half, tmp_path):
     save(model, tmp_path / "model.safetensors", dtype=torch.bfloat16)
     before = load_tensors(tmp_path / "model.safetensors")
     options = {"n": 20, "steps": 1, "features": half[2], "rounds": 3}
-    evaluate(tmp_path, half[0], note=False, **options)
+    evaluate(tmp_path, half[0], **options)  # by default it only reads
     assert load_tensors(tmp_path / "model.safetensors")[0] == before[0]
-    found = evaluate(tmp_path, half[0], **options)
+    found = evaluate(tmp_path, half[0], note=True, **options)
     config, tensors = load_tensors(tmp_path / "model.safetensors")
     assert all(torch.equal(tensors[name], tensor) for name, tensor in before[1].items())
     noted, number = config["info"].pop("metrics"), found.numbers["fd_digits"]

@@ -1,7 +1,10 @@
 """What holds for every family of checkpoints: equal to its own pipeline, row by row, and a Model like any other."""
 
+import re
 from copy import deepcopy
 from dataclasses import replace
+from math import isqrt
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +17,8 @@ from tiny_pipelines import FAMILIES
 
 import fastdiffusion
 from fastdiffusion import prompts
-from fastdiffusion.adapters.examine import difference, pipeline
+from fastdiffusion.adapters import FAMILIES as KNOWN
+from fastdiffusion.adapters.examine import difference, pipeline, pipeline_class
 from fastdiffusion.guidance.attention import Controller, Replace, Reweight, Share, Store, attention_layers, control
 from fastdiffusion.types import Cond
 
@@ -30,13 +34,14 @@ def test_equals_its_pipeline(name):
             assert difference(model, scale, 6, UNLIKE, get(name).size) <= 1e-4
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+OTHERS = {"sd15", "sd2v", "zero_snr", "lcm", "sdxl", "pixart", "sana", "wan"}  # whose usual levels are our own choice
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in OTHERS])
 def test_the_usual_levels_are_the_schedulers(name):
     """Of flows, whose pipelines have no other: with shifts by size and steps, and other spacings."""
     one = get(name)
-    config, scheduler = one.model.denoise.checkpoint.scheduler, type(one.pipe.scheduler)
-    if scheduler.__name__ != "FlowMatchEulerDiscreteScheduler":
-        pytest.skip("its usual levels are our own choice")
+    config = one.model.denoise.checkpoint.scheduler
     for other in ({}, {"use_karras_sigmas": True}, {"use_dynamic_shifting": True, "time_shift_type": "linear"}):
         if {"use_beta_sigmas", "use_karras_sigmas"} <= {*other, *(k for k, v in config.items() if v is True)}:
             continue
@@ -275,16 +280,20 @@ def test_the_autoencoder_is_the_pipelines(name):
     model, pipe = one.model, pipeline(one.model)
     options = {"num_inference_steps": 2, "height": 64, "width": 96, "return_dict": False}
     options |= model.denoise.pipeline_options(1.0)
+    shape = (*model.shape[:-2], 64 // model.factor, 96 // model.factor)
+    options |= {"num_frames": 4 * shape[1] - 3} if len(shape) == 4 else {}
+    pipe.default_sample_size = isqrt(shape[-2] * shape[-1])  # HiDream's changes sizes to this area
     latents, shown = (
         pipe(prompt=["a cat"], generator=torch.Generator().manual_seed(0), output_type=kind, **options)[0]
         for kind in ("latent", "pt")
     )
-    shape = (*model.shape[:-2], 64 // model.factor, 96 // model.factor)
     with torch.no_grad():
-        images = model.decode(model.denoise.from_pipeline(latents, shape))
-        torch.testing.assert_close((images / 2 + 0.5).clamp(0, 1), shown, atol=1e-5, rtol=1e-5)
+        z = model.denoise.from_pipeline(latents, shape)
+        images = model.decode(z)
+        shown = shown.transpose(1, 2) if shown.ndim == 5 else shown  # frames come first there
+        torch.testing.assert_close((images / 2 + 0.5).clamp(0, 1), shown, atol=1e-4, rtol=1e-4)
         code = model.encode(images)
-        assert code.shape == (1, *shape)
+        assert code.shape == z.shape
         same = model.autoencoder.normalize(model.autoencoder.denormalize(code))
         torch.testing.assert_close(same, code, atol=1e-5, rtol=1e-5)
 
@@ -312,12 +321,31 @@ def test_another_device(name):
     one = get(name)
     options = {"n": 2, "steps": 2, "size": 64}
     wanted = fastdiffusion.sample(one.path, "a (cat:1.5) AND a dog", **options, device="cpu").images
+    touch = Touch(kind="cross") if name in HIDDEN else Touch()
     with pretended():
         model = fastdiffusion.load(one.path, device="cuda")
         got = fastdiffusion.sample(model, "a (cat:1.5) AND a dog", **options)
-        with torch.no_grad(), control(model.modules["net"], Touch()):
+        with torch.no_grad(), control(model.modules["net"], touch):
             x = torch.randn(2, *model.shape[:-2], 64 // model.factor, 64 // model.factor).to("cuda")
             conds = [model.encode_prompt(["a cat"], (64, 64)), twice(model.encode_prompt(["a dog"], (64, 64)))]
             model.denoise(x, torch.ones(2).to("cuda"), Cond.cat(conds))
             model.denoise(x, torch.ones(2).to("cuda"), Cond.cat(conds).null())
     torch.testing.assert_close(got.images, wanted, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_page_about_families(name):
+    """Its rows are the families there are, with the scale and the number of tokens of each."""
+    page = (Path(__file__).parents[1] / "docs" / "families.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "Pipeline` |" in line
+    ]
+    assert {row[1].strip("`") for row in rows} == {*KNOWN}
+    model, kind = get(name).model, pipeline_class(get(name).model)
+    kind = "LatentConsistencyModelPipeline" if name == "lcm" else kind  # which may be called either
+    own = [row for row in rows if row[1] == f"`{kind}`"]
+    row = own[1 if name == "schnell" else 0]
+    assert float(row[2].split(",")[0].split(";")[0]) == model.scale
+    assert ("embedded" in row[2]) == (model.guidance == "embedded")
+    assert ("norm" in row[2]) == (model.guide(model.denoise, 2.0).factory.__name__ == "norm_rescaled")
+    assert str(model.conditioner.max_tokens) in re.findall(r"\d+", row[4])

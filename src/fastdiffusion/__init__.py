@@ -11,8 +11,8 @@ modules (``fd.samplers``, ``fd.guidance``, ``fd.schedules``, ...) are the theory
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
-from warnings import warn
 
+from .errors import warn as _warn
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests/test_contracts.py compares the two
@@ -121,7 +121,7 @@ __all__ = sorted([*_SOURCE, "__version__"])  # pyright: ignore[reportUnsupported
 def __getattr__(name: str) -> Any:
     """Load a public name on first use (PEP 562), so that importing the package costs nothing."""
     if name in _OLD:
-        warn(f"fastdiffusion.{name} is now fastdiffusion.{_OLD[name]}.", DeprecationWarning, stacklevel=2)
+        _warn(f"fastdiffusion.{name} is now fastdiffusion.{_OLD[name]}.", DeprecationWarning)
         return __getattr__(_OLD[name])
     if name in _MODULES:
         return import_module(f".{name}", __name__)

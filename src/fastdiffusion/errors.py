@@ -77,12 +77,12 @@ def counted(n: int, thing: str) -> str:
     return f"{n:,} {thing}{ends}"
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """A warning that points at the line outside this package which asked for what it is about."""
     level, frame = 1, sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _INSIDE:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def missing(thing: str, package: str, extra: str) -> MissingExtra:

@@ -41,7 +41,7 @@ def x0(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
 
 
 def v(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """snr + 1: the mean squared error of v (Salimans & Ho 2022)."""
+    """snr + 1: the mean squared error of v where sigma_data is 1 (Salimans & Ho 2022); elsewhere ``edm`` is."""
     return _snr(sigma) + 1
 
 

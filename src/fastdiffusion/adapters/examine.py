@@ -134,13 +134,13 @@ def examine(model: Model) -> Iterator[tuple[str, str]]:
         f"{str(dtype).removeprefix('torch.')} on {model.device.type}, {weights / 1e9:.2f} GB of weights",
     )
     small: Size = (min(model.image_shape[-2], SMALL), min(model.image_shape[-1], SMALL))
-    for scale in dict.fromkeys((1.0, model.scale if model.scale != 1 else 4.0)):
+    for what, scale in {"pipeline": 1.0, "guidance": model.scale if model.scale != 1 else 4.0}.items():
         found, limit = difference(model, scale, size=small), EXACT if dtype == torch.float32 else ROUNDED
         verdict = "equal" if found <= limit else f"NOT EQUAL (at most {limit:g}): please report it"
         yield (
-            f"at scale {scale:g}",
-            f"4 steps of Euler at {small[1]}x{small[0]} differ from {pipeline_class(model)} by {found:.1e} of the "
-            f"largest value: {verdict}",
+            what,
+            f"4 steps of Euler at scale {scale:g} and {small[1]}x{small[0]} differ from {pipeline_class(model)} by "
+            f"{found:.1e} of the largest value: {verdict}",
         )
     recorder, layers = _Recorder(), attention_layers(net)
     x, sigma = torch.zeros(1, *model.shape, device=model.device), torch.ones(1, device=model.device)

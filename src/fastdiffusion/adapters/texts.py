@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..errors import warn
 from ..types import Cond
 
 Spans = list[tuple[int, int]]
@@ -68,10 +68,9 @@ class Text:
         for text in prompts:
             length, most = len(self.spans(text)), self.limit - self.drop
             if length > most:
-                warnings.warn(
+                warn(
                     f"Only the first {most} of {length} tokens of {text[:40]!r} are encoded. "
-                    "sample(prompt=...) encodes a long prompt in pieces.",
-                    stacklevel=4,
+                    "sample(prompt=...) encodes a long prompt in pieces."
                 )
 
     def knows(self, text: str) -> bool:

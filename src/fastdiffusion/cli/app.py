@@ -16,6 +16,7 @@ from .. import choices
 from ..errors import InputError, nearest, unknown
 
 PANELS = ("Create", "Restore", "Edit", "Train", "Measure", "Info")
+FIRST = ("sample", "restore", "edit", "train", "scan", "evaluate", "demo")  # in their panels
 SHARED = ("quiet", "json", "config", "write_config", "help")  # of every command, where they mean something
 UsageError: Any = typer.BadParameter.__mro__[1]
 
@@ -82,6 +83,7 @@ class Commands(TyperGroup):
         """One section for each panel, with whole sentences."""
         for panel in PANELS:
             listed = [(name, c) for name, c in self.commands.items() if not c.hidden and c.rich_help_panel == panel]  # type: ignore[attr-defined]
+            listed.sort(key=lambda entry: entry[0] not in FIRST)
             with formatter.section(panel):
                 formatter.write_dl([(name.ljust(20), (c.help or "").split("\n")[0]) for name, c in listed], col_max=22)
 

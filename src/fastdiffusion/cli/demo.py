@@ -19,6 +19,7 @@ from ..training.budget import TrainStep
 from ..training.callback import Callback, TrainingView, report
 from ..training.learner import Learner
 from ..training.previews import preview
+from .options import program_name
 
 SHADES = " .:-=+*#%@"
 PROMPTS = (
@@ -68,10 +69,10 @@ def demo(folder: str | Path = "out/demo", seconds: float = 40.0, device: str | N
     )
     print(f"""
 What to type next:
-  fastdiffusion sample {folder} --classes 3,7 -n 16 --scale {SCALE} --seed 100 --out out
-  fastdiffusion reproduce out/0100-3.png
-  fastdiffusion about dpmpp_3m
-  fastdiffusion train YOUR-IMAGES/ --size 64 --minutes 60""")
+  {program_name()} sample {folder} --classes 3,7 -n 16 --scale {SCALE} --seed 100 --out out
+  {program_name()} reproduce out/0100-3.png
+  {program_name()} about dpmpp_2m
+  {program_name()} sample "a red heart" -n 4""")
     torch.set_num_threads(threads)
     return report
 

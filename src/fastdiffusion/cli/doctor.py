@@ -18,10 +18,11 @@ from ..version import __version__
 
 CORE = ("torch", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow", "scikit-learn", "typer")
 EXTRAS = {
-    "app": ["gradio"],
     "sd": ["diffusers", "transformers"],
     "data": ["datasets", "emoji"],
     "optim": ["schedulefree"],
+    "track": ["tensorboard"],
+    "fast": ["openvino"],
 }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +51,15 @@ def next_command(command: str, **options: Any) -> None:
     flags = [
         f" --{key.replace('_', '-')} {shlex.quote(str(value))}" for key, value in options.items() if value is not None
     ]
-    print(f"Next: fastdiffusion {command}{''.join(flags)}")
+    print(f"Next: {program_name()} {command}{''.join(flags)}")
+
+
+def program_name() -> str:
+    """What to type for this program: its name, or where it lies, as in .venv/bin, if a shell would not find it."""
+    started = Path(sys.argv[0])
+    return (
+        str(started) if started.name == "fastdiffusion" and shutil.which("fastdiffusion") is None else "fastdiffusion"
+    )
 
 
 def folder(path: Path) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from ..errors import CheckpointError, UnavailableError
+from ..errors import CheckpointError, UnavailableError, warn
 from .atomic import replacing
 from .checkpoints import load_tensors, save_tensors
 
@@ -72,7 +71,7 @@ class Folder:
                 failures.append(str(error))
                 continue
             if failures:
-                warnings.warn(f"{failures[0]} Continuing from {path.name}.", stacklevel=2)
+                warn(f"{failures[0]} Continuing from {path.name}.")
             return checkpoint
         if failures:
             raise CheckpointError(

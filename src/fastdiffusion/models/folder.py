@@ -40,7 +40,8 @@ def is_other(path: Any) -> bool:
             return is_folder(path)
     except (OSError, ValueError):
         return False
-    return Path(path).suffix.lower() == ".gguf" or (Path(path).suffix == ".safetensors" and not is_own(path))
+    suffix = Path(path).suffix.lower()
+    return suffix == ".gguf" or (suffix in (".safetensors", ".sft") and not is_own(path))
 
 
 def files(folder: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .. import nets, schedules
 from ..denoisers import Denoiser
-from ..errors import InputError, unknown
+from ..errors import InputError, counted, unknown
 from ..guidance import Guided, cfg
 from ..io.checkpoints import fingerprint, on_disk
 from ..io.guarded import BUDGET
@@ -104,6 +104,12 @@ class Model:
         low, high = 1 / BUDGET.number, BUDGET.number  # float32 must still compute with them
         if not low < self.sigma_min < self.sigma_max < high or not low < self.sigma_data < high:
             raise InputError(f"need 0 < sigma_min < sigma_max, got {self.sigma_min} and {self.sigma_max}.")
+
+    def __repr__(self) -> str:
+        of = f"samples of {'x'.join(map(str, self.image_shape))}"
+        asked = "prompts" if self.conditioner else counted(len(self.classes), "class") if self.classes else "nothing"
+        name = self.info.get("name") or self.info.get("data") or type(self.denoise).__name__
+        return f"Model({name}: {of} from {asked}, {self.parameters_count / 1e6:.2f} M parameters, on {self.device})"
 
     @cached_property
     def id(self) -> str:

@@ -136,10 +136,10 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
             warn(note)
         return ready
     asked = chosen.changed
-    if isinstance(model, Model) and list(asked) == ["lora"]:
+    if list(asked) == ["lora"]:
         from ..adapters import with_loras
 
-        return registry.loaded(with_loras(model, asked["lora"]), chosen.device)
+        return with_loras(registry.loaded(model, chosen.device), asked["lora"])
     if asked:
         what = "this one is loaded already" if isinstance(model, Model) else f"{str(model)!r} is none"
         raise InputError(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from .. import data as datasets
-from ..errors import InputError
+from ..errors import InputError, unknown
 from ..io.images import safe_name
 from ..models import Model
 from ..training import report as reports
+from ..training.config import TrainingConfig
 from ..training.console import say
 from ..training.distributed import rank_and_world
 from ..training.learner import Learner
+from ..training.options import Budget
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ def train(
         InputError: An option that does not exist or does nothing here.
         DataError: Images that cannot be used.
     """
+    known = [f.name for kind in (TrainingConfig, Budget) for f in fields(kind)] + ["callbacks"]
+    for name in options:
+        if name not in known:
+            raise unknown("option of train", name, [*known, "size", "aspect", "labels", "inputs"])
     of_budget = ("minutes", "steps", "fresh", "procs", "callbacks")
     budget = {name: options.pop(name) for name in of_budget if name in options}
     images = _opened(data, size, aspect, labels, inputs, options)

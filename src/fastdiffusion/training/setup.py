@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..corruptions import Corruption, parse
 from ..data import Dataset, augment, measure_sigma_data
 from ..data.latents import Latents
 from ..denoisers import PARAMETERIZATIONS, Denoiser
-from ..errors import DataError, InputError, unknown
+from ..errors import DataError, InputError, unknown, warn
 from ..models import Model, load, load_autoencoder, native_denoiser
 from ..nets import presets
 from ..nets import tokenizer as tokenizers
@@ -147,7 +146,7 @@ def scale(
         measured = float(some[some.isfinite()].std())
     if sigma_data is not None and not 0.8 < sigma_data / measured < 1.25:
         text = f"sigma_data is {sigma_data:.3g} but the data's standard deviation is {measured:.3g}."
-        warnings.warn(f"{text} Leave sigma_data out to have it measured.", stacklevel=4)
+        warn(f"{text} Leave sigma_data out to have it measured.")
     sigma_data = sigma_data or init_sigma_data or round(measured, 4)
     return sigma_data, 1.0 if is_image else sigma_data / 0.5
 

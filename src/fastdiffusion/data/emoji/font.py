@@ -12,14 +12,13 @@ import io
 import os
 import re
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
-from ...errors import DataError, InputError, MissingExtra, missing
+from ...errors import DataError, InputError, MissingExtra, missing, warn
 from ...io import images
 from ..cache import decode_once
 from ..dataset import Images, digest
@@ -75,9 +74,7 @@ def emoji(
         raise DataError(f"Cannot read the font {path.name!r}: {error.strerror}. Give another: font='...'.") from None
     ligatures = bool(features.check("raqm"))
     if not ligatures:
-        warnings.warn(
-            "This Pillow lacks raqm: emoji of several code points (flags, families) are left out.", stacklevel=2
-        )
+        warn("This Pillow lacks raqm: emoji of several code points (flags, families) are left out.")
     pen = Pen(content, ligatures)
     state = digest(_VERSION, hashlib.sha256(content).hexdigest(), list(names), ligatures)
     decoded = decode_once(digest("emoji", path.name, size, alpha), state, _render(pen, list(names), size, alpha))

@@ -9,7 +9,6 @@ Source and target are one batch, rows 0 and 1, from the same noise: what the pro
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from ...models import Model
 from ...models.registry import short_name
 from ...noise import initial
 from ...options import fill
-from ...samplers import Table, editing, image_to_image, strength_table
+from ...samplers import editing, image_to_image, strength_table
 from ...schedules import strength_sigma
 from ...types import Denoise
 from ...version import __version__
@@ -37,6 +36,7 @@ from ..loading import loaded, of_run, settings
 from .options import EditOptions
 from .result import EditResult
 
+KEPT = 0.6  # what the prompts disagree less about stays; chosen on bench/edits.txt (docs/edit.md)
 PLACED = (0.5, 0.6, 0.7)  # parts of noise at which words are looked for (DiffEdit takes 0.5)
 SOURCE_SCALE = 1.5  # guidance of FlowEdit's walk away from the source (Kulikov et al. 2024, sec. 5)
 
@@ -71,7 +71,7 @@ def edit(
         raise InputError("Give an image, or say what is drawn first: source='a red heart'.")
     for note in prompts.notes(ready.conditioner, (prompt, chosen.source)):
         warn(note)
-    method, why = _method(chosen, image is not None)
+    method, why = _method(chosen)
     notes = [why] if why else []
     if not isinstance(image, Image.Image) and image is not None:
         notes += losses(image)
@@ -91,16 +91,12 @@ def edit(
     return EditResult(result, ("edited",), recipe, tuple(notes), source, mask)
 
 
-def _method(chosen: EditOptions, has_image: bool) -> tuple[str, str]:
+def _method(chosen: EditOptions) -> tuple[str, str]:
     """The method, and if it was chosen here, why."""
     if chosen.method != "auto":
-        if chosen.method == "flowedit" and not has_image:
-            raise InputError("flowedit walks from an image, and none was given. Take method='p2p'.")
         if chosen.method != "sdedit" and not chosen.source.strip():
             raise InputError(f"{chosen.method} compares with what the image shows. Say it: source='a cat'.")
         return chosen.method, ""
-    if not has_image:
-        return "p2p", ""
     if not chosen.source.strip():
         return "sdedit", "Method sdedit: nothing says what the image shows. With --source more of it is kept."
     return "flowedit", "Method flowedit, which kept most for the same change when it was measured (docs/edit.md)."
@@ -128,10 +124,16 @@ class _Edit:
     # ---- the ways -------------------------------------------------------------------------------------------------
 
     def generated(self) -> tuple[Tensor, Tensor]:
-        """Source and result, both drawn from the same noise."""
-        table = self.model.table(self.options.steps)
-        start = table.sigmas[0] * initial([self.options.seed], self.model.shape).to(self.model.device)
-        return self._decoded(self._pair(start, table, [self.options.seed] * 2))
+        """A source that is drawn first, and the result."""
+        table, seed = self.model.table(self.options.steps), self.options.seed
+        x = table.sigmas[0] * initial([seed], self.model.shape).to(self.model.device)
+        if self.options.method != "p2p":
+            drawn = self.model.decode(samplers.final(samplers.run(self.guided, x, table, self.cond[[0]], [seed])))
+            return self.of_image(drawn.clamp(-1, 1)[0])
+        both = x.repeat(2, *[1] * (x.ndim - 1))
+        latents = samplers.final(samplers.run(self._controlled(self.guided), both, table, self.cond, [seed] * 2))
+        source, result = self.model.decode(latents).cpu().split(1)
+        return source, result
 
     def of_image(self, image: Float[Tensor, "c h w"]) -> tuple[Tensor, Tensor]:
         """The image, and the result."""
@@ -172,10 +174,6 @@ class _Edit:
         high = strength_sigma(self.options.strength, self.model.sigma_data, self.model.sigma_max)
         return image_to_image.below(high, self.options.steps, self._schedule)
 
-    def _pair(self, start: Tensor, table: Table, seeds: Sequence[int]) -> Tensor:
-        both = start.repeat(2, *[1] * (start.ndim - 1))
-        return samplers.final(samplers.run(self._controlled(self.guided), both, table, self.cond, seeds))
-
     def _controlled(self, denoise: Denoise) -> Denoise:
         """With the source's attention in the target, unless both windows are empty."""
         o = self.options
@@ -183,10 +181,6 @@ class _Edit:
             return denoise
         made = p2p.controllers(self.columns, (0.0, o.cross), (0.0, o.self_attention), self.weights)
         return attention_control(denoise, self.model.modules["net"], *made)
-
-    def _decoded(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        source, result = self.model.decode(latents).cpu().split(1)
-        return source, result
 
     # ---- words ----------------------------------------------------------------------------------------------------
 
@@ -213,24 +207,29 @@ class _Edit:
         return weights
 
     def mask(self, source: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 1 h w"] | None:
-        """Where pixels may change: a given mask, or where the words of ``only`` are; None is everywhere."""
+        """Where pixels may change: a given mask, where the words of ``only`` are, or where the prompts disagree."""
         masks = []
         if self.options.mask is not None:
             masks.append(open_mask(self.options.mask, (source.shape[-2], source.shape[-1]))[None])
         if self.options.only:
-            masks.append(self._place(source, self.options.only))
+            masks.append(self._places(source, *self._with_and_without(self.options.only), p2p.THRESHOLD))
+        if not masks and self.options.keep and self.options.source.strip():
+            masks.append(self._places(source, *self.texts, KEPT))
         return torch.stack(masks).prod(0) if masks else None
 
-    def _place(self, source: Tensor, phrase: str) -> Float[Tensor, "1 1 h w"]:
-        """Where words are: there the prompt that has them and the prompt without them disagree about the image."""
+    def _with_and_without(self, phrase: str) -> tuple[str, str]:
         whole = next((text for i, text in enumerate(self.texts) if self.find(phrase, i)), None)
         if whole is None:
             raise unknown("word of the prompts", phrase, " ".join(self.texts).split())
-        rest = " ".join(name for name in whole.split() if name.casefold() not in phrase.casefold().split())
-        x0, cond = self.model.encode(source.to(self.model.device)), self.model.encode_prompt([whole, rest])
+        parts = phrase.casefold().split()
+        return whole, " ".join(name for name in whole.split() if name.casefold() not in parts)
+
+    def _places(self, source: Tensor, first: str, second: str, threshold: float) -> Float[Tensor, "1 1 h w"]:
+        """Where two prompts disagree about the image."""
+        x0, cond = self.model.encode(source.to(self.model.device)), self.model.encode_prompt([first, second])
         sigmas = [strength_sigma(part, self.model.sigma_data) for part in PLACED]
-        places = editing.difference_map(self.model.denoise, x0, sigmas, cond[[0]], cond[[1]], range(4))
-        mask = (places > p2p.THRESHOLD).float()[None, None]
+        places = editing.difference_map(self.model.denoise, x0, sigmas, cond[[0]], cond[[1]], range(3))
+        mask = (places > threshold).float()[None, None]
         return torch.nn.functional.interpolate(mask, source.shape[-2:], mode="bilinear").cpu()
 
     def recorded(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ class EditOptions(LoadOptions):
         strength: Of a given image: the part of noise in the mix that it goes back to, from 0 (the image itself) to 1.
         cross: Part of the run in which the new prompt's tokens keep the places of the old one's.
         self_attention: Part of the run in which places attend to each other as in the source: it holds the shape.
+        keep: Whether pixels stay where the two prompts disagree least about the image; ``mask`` and ``only`` go first.
         only: Words of either prompt: where they are, the image may change; elsewhere its pixels are kept.
         mask: An image, or its file, white where the image may change.
         reweight: Words of the new prompt with factors, "sunglasses:2, red:0.5".
@@ -39,9 +40,10 @@ class EditOptions(LoadOptions):
 
     source: str = option("", "What the image shows; without an image, what is drawn first.")
     method: str = option("auto", "How; auto chooses, and says what and why.", choices=METHODS)
-    strength: float = option(0.8, "Of a given image: how far to go back, from 0 (the image itself) to 1.")
+    strength: float = option(0.7, "Of a given image: how far to go back, from 0 (the image itself) to 1.")
     cross: float = option(0.8, "Part of the run in which tokens keep their places, 0 to 1.")
     self_attention: float = option(0.4, "Part of the run in which the shape is held, 0 to 1.")
+    keep: bool = option(True, "Keep pixels where the two prompts disagree least.")
     only: str = option("", "Words: only where they are the image changes.")
     mask: str | Path | Image.Image | None = option(None, "White where the image may change.", kind=Path | None)
     reweight: str = option("", 'Words of the new prompt with factors: "sunglasses:2".')

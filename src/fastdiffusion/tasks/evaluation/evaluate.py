@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,7 +17,7 @@ from torch.nn import functional
 from ... import data as datasets
 from ... import metrics, prompts
 from ...data import Dataset, cache_folder, selection
-from ...errors import CheckpointError, InputError
+from ...errors import CheckpointError, InputError, warn
 from ...io.atomic import write_json
 from ...io.checkpoints import annotate, fingerprint, load_tensors, save_tensors
 from ...io.images import grid, safe_name, save_png, to_tensor, to_uint8
@@ -163,7 +162,7 @@ def record_metrics(report: Report, path: Path) -> None:
             raise CheckpointError("It has been trained on in the meantime.")
         annotate(path, with_metrics)
     except CheckpointError as error:
-        warnings.warn(f"The numbers were not noted in the model. {error}", stacklevel=3)
+        warn(f"The numbers were not noted in the model. {error}")
 
 
 def measure(

@@ -24,7 +24,7 @@ class EvaluateOptions(RunOptions):
         features: A net from images in [-1, 1] to features; by default a classifier that is trained on the data the
             first time (2 minutes for Fashion-MNIST on 2 cores) and kept in the cache.
         rounds: Of the bootstrap.
-        note: Write the numbers into the model's file, for its card; its images stay the same.
+        note: Also write the numbers into the model's file, for its card; its images stay the same.
     """
 
     n: int = option(1000, "Number of images on each side.", "-n", "--n")
@@ -32,7 +32,7 @@ class EvaluateOptions(RunOptions):
     batch_size: int = option(64, "Images computed at once, for speed and memory only.")
     features: nn.Module | None = option(None, "What to measure in.", python_only=True)
     rounds: int = option(100, "Rounds of the bootstrap, for the intervals.")
-    note: bool = option(True, "Write the numbers into the model's file, for its card.")
+    note: bool = option(False, "Also write the numbers into the model's file, for its card.", "--note/--no-note")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SIZE = "Size in pixels: 64, or WIDTHxHEIGHT such as 96x64. By default the model's own."
 Guidance = str | Callable[..., Any]
+_SCHEDULED = re.compile(r"(.+?)[ _](karras|exponential)", re.IGNORECASE)  # as others write them: "DPM++ 2M Karras"
 
 
 def seed_of(seed: object) -> int:
@@ -79,6 +80,9 @@ class RunOptions(LoadOptions):
             if not (type(value) is int and value >= 1):
                 raise InputError(f"{name} must be a whole number of at least 1, got {value!r}. Example: {name}=16.")
         object.__setattr__(self, "seed", seed_of(self.seed))
+        if named := _SCHEDULED.fullmatch(self.sampler or ""):
+            object.__setattr__(self, "sampler", named[1])
+            object.__setattr__(self, "schedule", self.schedule or named[2].lower())
 
 
 @dataclass(frozen=True)

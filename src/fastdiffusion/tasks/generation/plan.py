@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -279,9 +278,9 @@ def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     if not abs(scale) <= BUDGET.number:
         raise InputError(f"scale must be finite, got {scale!r}. 1 is off, 2 to 4 is usual.")
     if chosen.negative_prompt and not guided and embedded:
-        warnings.warn("A negative prompt does nothing here: add guidance='cfg scale=3'.", stacklevel=4)
+        warn("A negative prompt does nothing here: add guidance='cfg scale=3'.")
     elif chosen.negative_prompt and not guided and scale == 1:
-        warnings.warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.", stacklevel=4)
+        warn("A negative prompt does nothing at scale 1, which is off. Try scale=3.")
     if scale != 1 and guided and not embedded:
         raise InputError("scale and this guidance would both guide by the label. Leave scale out.")
     return scale

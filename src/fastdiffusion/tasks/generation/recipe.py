@@ -53,7 +53,7 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
             )
         table = None if recipe["table"] is None else Table.from_json(json.dumps(recipe["table"]))
         index = None if "grid" in recipe else int(recipe["index"])
-        asked = recorded(recipe["model"], Path(image), device)
+        asked = device if isinstance(model, Model) else recorded(recipe["model"], Path(image), device)
         ready = loaded(_find(recipe["model"], Path(image)) if model is None else model, asked)
         if ready.id != recipe["model"]["sha256"]:
             raise CheckpointError(

@@ -10,7 +10,6 @@ fourteen languages; what is held out there is held out here.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -27,7 +26,7 @@ from ... import metrics
 from ...data import Dataset, augment
 from ...denoisers import expand
 from ...device import device_of
-from ...errors import DataError, InputError, unknown
+from ...errors import DataError, InputError, unknown, warn
 from ...io import guarded
 from ...io.checkpoints import fingerprint
 from ...io.images import flatten, open_image, to_tensor
@@ -173,7 +172,7 @@ def _captioned(data: Dataset) -> Dataset:
         [i for i, text in enumerate(data.annotations(range(len(data))).captions) if text.strip()] if len(data) else []
     )
     if 0 < len(rows) < len(data):
-        warnings.warn(f"{len(data) - len(rows):,} of {len(data):,} images have no caption: left out.", stacklevel=3)
+        warn(f"{len(data) - len(rows):,} of {len(data):,} images have no caption: left out.")
     return data if len(rows) == len(data) else datasets.Subset(data, rows)
 
 

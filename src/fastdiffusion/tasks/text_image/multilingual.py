@@ -14,7 +14,6 @@ all languages.
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from ... import nets, samplers
 from ...data.emoji.translations import Pair
 from ...denoisers import Denoiser
-from ...errors import DataError, InputError, counted
+from ...errors import DataError, InputError, counted, warn
 from ...guidance import cfg
 from ...models import Model, native_denoiser
 from ...nets import tokenizer as tokenizers
@@ -104,10 +103,7 @@ def _check(chosen: AddLanguageOptions, second: TextEncoder | None) -> None:
         if type(value := getattr(chosen, key)) is not int or value < 1:
             raise InputError(f"{key} must be a whole number of at least 1, got {value!r}.")
     if second is not None and not chosen.resume_languages:
-        warnings.warn(
-            "This model has other languages already: they are replaced. Name all at once, or give resume_languages.",
-            stacklevel=3,
-        )
+        warn("This model has other languages already: they are replaced. Name all at once, or give resume_languages.")
 
 
 def _known(own: TextEncoder, pairs: Sequence[Pair]) -> list[Pair]:
@@ -121,10 +117,9 @@ def _known(own: TextEncoder, pairs: Sequence[Pair]) -> list[Pair]:
         )
     if len(kept) < len(pairs):
         left = next(pair for pair in pairs if not own.lists(pair.known))
-        warnings.warn(
+        warn(
             f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are left out: the model was never trained on their "
-            f"known side, e.g. {left.known!r}.", stacklevel=3,
-        )  # fmt: skip
+            f"known side, e.g. {left.known!r}.")  # fmt: skip
     return kept
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from torch import Tensor
 from ... import data as datasets
 from ...data import Dataset, selection
 from ...data.pairs import same_shape
-from ...errors import DataError, InputError
+from ...errors import DataError, InputError, warn
 from ...io.images import to_tensor
 from ...nets.translators import edges
 from ...noise import Stream, generator
@@ -149,7 +148,7 @@ def _pairs(a: Dataset, b: Dataset, seed: int) -> tuple[list[int], list[int]]:
             "each folder; for images that are no pairs use method='cyclegan'."
         )
     if alone := sorted(here.keys() ^ there.keys()):
-        warnings.warn(f"{len(alone)} images without a partner are left out, {alone[0]!r} first.", stacklevel=4)
+        warn(f"{len(alone)} images without a partner are left out, {alone[0]!r} first.")
     one, other = (_sides(d) for d in (a, b))
     for name in (name for name in both if name in one and name in other):
         (w, h), (v, g) = one[name], other[name]
@@ -171,7 +170,7 @@ def _stems(data: Dataset) -> dict[str, int]:
             twice.append(name)
     if twice:
         some = f"{len(twice)} images of {data.name!r}"
-        warnings.warn(f"{some} share their name with another and are left out, {twice[0]!r} first.", stacklevel=5)
+        warn(f"{some} share their name with another and are left out, {twice[0]!r} first.")
     return rows
 
 
