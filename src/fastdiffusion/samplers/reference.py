@@ -159,8 +159,10 @@ class Flow:
         return evaluate
 
     def perform(self, table: Table) -> Tensor:
-        """What a table makes of the noises."""
-        evaluate, x, history = self.rollout([row.sigma for row in table.rows]), self.start, []
+        """What a table makes of the noises, from whatever level it starts at."""
+        evaluate, history = self.rollout([row.sigma for row in table.rows]), []
+        begin = table.sigmas[0] / math.exp(float(self.log_sigmas[0]))
+        x = self.start if math.isclose(begin, 1, rel_tol=1e-5) else begin * self.start
         for i, row in enumerate(table.rows):
             x0 = evaluate(i, x)
             x = tables.move(row, x, x0, history)
