@@ -161,8 +161,8 @@ class Flow:
     def perform(self, table: Table) -> Tensor:
         """What a table makes of the noises, from whatever level it starts at."""
         evaluate, history = self.rollout([row.sigma for row in table.rows]), []
-        begin = table.sigmas[0] / math.exp(float(self.log_sigmas[0]))
-        x = self.start if math.isclose(begin, 1, rel_tol=1e-5) else begin * self.start
+        factor = table.sigmas[0] / math.exp(float(self.log_sigmas[0]))
+        x = self.start if math.isclose(factor, 1, rel_tol=1e-5) else factor * self.start
         for i, row in enumerate(table.rows):
             x0 = evaluate(i, x)
             x = tables.move(row, x, x0, history)
