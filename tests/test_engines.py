@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 
+import loaded_families
 import pytest
 import torch
 from torch import nn
@@ -157,3 +158,25 @@ def test_the_bundled_model():
         assert store.probabilities
         engines.detach({"net": model.modules["net"]})
         assert torch.equal(model.denoise(x, sigma, cond), before)
+
+
+def test_a_checkpoint_with_an_engine(cache, tmp_path):
+    place = loaded_families.get("sd15").path
+    plain, fast = fastdiffusion.load(place, device="cpu"), fastdiffusion.load(place, engine="openvino", device="cpu")
+    assert plain.id != fast.id
+    drawn = [fastdiffusion.sample(m, "a cat", n=1, steps=2, size=64) for m in (plain, fast)]
+    assert relative(drawn[1].images, drawn[0].images) < 1e-4
+    assert {path.name for path in cache.glob("*/*")} == {"net", "decoder"}  # what ran was converted
+    assert drawn[1].recipe["model"]["loaded"] == {"engine": "openvino", "precision": "float32"}
+    (path,) = drawn[1].save(tmp_path)
+    again = fastdiffusion.reproduce(path)
+    assert torch.equal(again.images, drawn[1].images)
+    assert again.recipe["model"] == drawn[1].recipe["model"]
+
+
+def test_the_engine_is_chosen_by_name(monkeypatch):
+    fast = fastdiffusion.load("emoji", engine="openvino", device="cpu")
+    made = fastdiffusion.sample(fast, "a red heart", n=1, steps=2)
+    assert relative(made.images, fastdiffusion.sample("emoji", "a red heart", n=1, steps=2, device="cpu").images) < 1e-4
+    with pytest.raises(InputError, match="Did you mean 'openvino'"):
+        fastdiffusion.load("emoji", engine="openvin")

@@ -28,6 +28,7 @@ AUGMENTS = (
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PRECISIONS = ("auto", "float32", "bfloat16")
 LOAD_PRECISIONS = ("float32", "bf16", "fp16")
+ENGINES = ("torch", "openvino")
 PREDICTIONS = ("auto", "eps", "v")
 DEVICES = ("cpu", "cuda", "mps")  # with a number, too: cuda:1
 

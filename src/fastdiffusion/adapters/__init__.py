@@ -5,10 +5,11 @@ Everything else - sampling, guidance, the prompt language, fitting - is what thi
 is a denoiser.
 """
 
+from .engines import with_engine
 from .examine import examine
 from .families import FAMILIES
 from .loading import load
 from .lora import with_loras
 from .table_scheduler import TableScheduler
 
-__all__ = ["FAMILIES", "TableScheduler", "examine", "load", "with_loras"]
+__all__ = ["FAMILIES", "TableScheduler", "examine", "load", "with_engine", "with_loras"]

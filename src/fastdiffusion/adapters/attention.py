@@ -148,8 +148,9 @@ class _Mode(TorchFunctionMode):
         def attend(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None = None) -> Tensor:
             if order is None or len(q) != len(order):
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs)
-            q, k, v = (_arranged(t, back, 2) for t in (q, k, v))  # so that nothing is rounded differently
-            m = None if m is None else _arranged(m, back, 3)
+            inverse = order.argsort(1)
+            q, k, v = (_arranged(t, inverse, 2) for t in (q, k, v))  # so that nothing is rounded differently
+            m = None if m is None else _arranged(m, inverse, 3)
             return _arranged(F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs), order, 2)
 
         def weigh(q: Tensor, k: Tensor, m: Tensor | None = None) -> Tensor:
@@ -158,15 +159,13 @@ class _Mode(TorchFunctionMode):
 
         if layout is not None:
             tokens, pixels = (layout.tokens, layout.pixels) if joint else (None, None)
-        back = None
         if order is not None:
-            back = order.argsort(1)
             query, key, value = (_arranged(t, order, 2) for t in (query, key, value))
             mask = None if mask is None else _arranged(mask, order, 3)
         call = AttentionCall(module, query, key, value, mask, tokens, attend, weigh, pixels=pixels)
         for hook in HOOKS.stack:
             hook(call)
-        return call.output if back is None else _arranged(call.output, back, 2)
+        return call.output if order is None else _arranged(call.output, order.argsort(1), 2)
 
 
 def _arranged(t: Tensor, order: Tensor, dim: int) -> Tensor:

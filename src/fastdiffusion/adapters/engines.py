@@ -16,6 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from torch.utils import _pytree as pytree
 from ..data.cache import cache_folder
 from ..errors import InputError, missing, out_of_memory, warn
 from ..io.atomic import write_json
+from ..models import Model
 from ..nets.layers import HOOKS
 from ..types import Cond
 from . import engine_trial
@@ -69,6 +71,26 @@ def attach(modules: Mapping[str, nn.Module], model_id: str, precision: str = "fl
     for name, module in modules.items():
         place = cache_folder() / "engines" / model_id[:32] / name
         module.forward = Engine(module.float(), place, precision)
+
+
+def with_engine(model: Model, precision: str | None = None) -> Model:
+    """A model whose network, and whose autoencoder where it is one of diffusers, OpenVINO computes; see :func:`attach`.
+
+    The model is changed in place, and with it every other that has the same modules. What a recipe keeps of it, and
+    for a checkpoint of another program its ``id``, say so.
+    """
+    if model.device.type != "cpu":
+        raise InputError(f"--engine openvino computes on a CPU, and this model is on {model.device}. Add --device cpu.")
+    vae = model.modules.get("autoencoder")
+    parts = {
+        name: getattr(vae, name) for name in ("encoder", "decoder") if isinstance(getattr(vae, name, None), nn.Module)
+    }
+    adapted = hasattr(model.denoise, "checkpoint")
+    chosen = {"engine": "openvino", "precision": precision or "float32"}
+    attach({"net": model.modules["net"], **parts}, model.id, chosen["precision"])
+    if adapted:
+        model.denoise.settings = getattr(model.denoise, "settings", {}) | chosen  # type: ignore[attr-defined]
+    return replace(model, info={**model.info, "loaded": {**model.info.get("loaded", {}), **chosen}})
 
 
 def detach(modules: Mapping[str, nn.Module]) -> None:

@@ -263,7 +263,7 @@ class Family:
         """``n`` rows of what this family takes for "no prompt"."""
         return self.nothing(size or self._pixels(self.shape)).expand(n)
 
-    @property
+    @cached_property
     def negative(self) -> Family:
         """The conditioner of negative prompts: itself, unless the family reads them in another way."""
         return self

@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import InputError, missing
 from ..models import Model, folder
 from . import low_memory
+from .engines import with_engine
 from .families import FAMILIES
 from .family import Checkpoint, Family, model
 from .lora import with_loras
@@ -52,6 +53,7 @@ def load(
     lora: Sequence[str] = (),
     prediction: str = "auto",
     precision: str | None = None,
+    engine: str = "torch",
     offload: bool = False,
     vae_tiling: bool = False,
     mem: float | None = None,
@@ -85,10 +87,11 @@ def load(
         precision = "bf16" if choice.half else precision
     if offload and not gpu:
         raise InputError("--offload moves networks between memory and a GPU, and this runs on a CPU. Leave it out.")
-    dtypes = {part: dtype if precision is None else PRECISIONS[precision] for part, dtype in own.items()}
-    if precision != "float32" and upcast:
+    rounded = precision if engine == "torch" else "float32"  # another engine rounds as it computes
+    dtypes = {part: dtype if rounded is None else PRECISIONS[rounded] for part, dtype in own.items()}
+    if rounded != "float32" and upcast:
         dtypes["vae"] = own["vae"]  # it computes in float32, and shall not be rounded before
-    changes: dict[str, Any] = {"precision": precision} if dtypes != own else {}
+    changes: dict[str, Any] = {"precision": precision} if dtypes != own and engine == "torch" else {}
     changes |= {"prediction": prediction} if scheduler != source.scheduler else {}
     changes |= {"vae_tiling": True} if vae_tiling else {}
     changes |= source.added
@@ -97,6 +100,7 @@ def load(
         denoiser.settings = info["loaded"] = changes
     made = model(denoiser, {})
     made = with_loras(replace(made, info={**made.info, **info}), lora)
+    made = with_engine(made, precision) if engine == "openvino" else made
     if vae_tiling:
         low_memory.tile(made.modules["autoencoder"])
     if offload and device is not None:

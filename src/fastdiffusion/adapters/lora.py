@@ -177,8 +177,8 @@ def _parse(key: str) -> tuple[str | None, str, str]:
     ends = ((what, re.search(f"{pattern}$", key)) for what, pattern in ENDS.items())
     what, end = next(((what, end) for what, end in ends if end), (None, None))
     layer = key[: end.start() if end else None].removeprefix(PEFT)
-    begin = max((begin for begin in PARTS if layer.startswith(begin)), key=len, default="")
-    return what, PARTS.get(begin, "net"), layer.removeprefix(begin).removeprefix(PEFT)
+    prefix = max((prefix for prefix in PARTS if layer.startswith(prefix)), key=len, default="")
+    return what, PARTS.get(prefix, "net"), layer.removeprefix(prefix).removeprefix(PEFT)
 
 
 def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -188,8 +188,8 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
     try:
         if "lora_adapter_metadata" in metadata:
             for key, value in json.loads(metadata["lora_adapter_metadata"]).items():
-                begin = next((begin for begin in PARTS if key.startswith(begin)), "")
-                settings.setdefault(PARTS.get(begin, "net"), {})[key.removeprefix(begin)] = value
+                prefix = next((prefix for prefix in PARTS if key.startswith(prefix)), "")
+                settings.setdefault(PARTS.get(prefix, "net"), {})[key.removeprefix(prefix)] = value
         elif path.stem == "adapter_model" and beside.is_file():
             settings["net"] = dict(json.loads(beside.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as error:
@@ -200,7 +200,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
 
 
 def _scaling(settings: Mapping[str, Any], layer: str, rank: int, alpha: Tensor | None) -> float:
-    """alpha / rank (for "rslora" its root); a file that says nothing of alpha means its rank."""
+    """alpha / rank (for "rslora" its root); where a file has no alpha, it is the rank."""
     value = settings.get("lora_alpha") or rank
     for name, other in (settings.get("alpha_pattern") or {}).items():
         value = other if layer == name or layer.endswith(f".{name}") else value
@@ -216,9 +216,9 @@ def _placed(model: Model, file: _File) -> list[tuple[Target, _Update, Place]]:
     tables = {part: places(module) for part, module in model.modules.items()}
     family = family_of({update.layer: update.columns for update in file.updates if update.part == "net"})
     is_for = f"{file.name} is a LoRA for {family.name if family else 'another model'}."
-    instead = f"Take one for {model.info.get('family', 'this model')}."
+    remedy = f"Take one for {model.info.get('family', 'this model')}."
     if family is not None and not family.has(model.modules.get("net")):
-        raise InputError(f"{is_for} {instead}")
+        raise InputError(f"{is_for} {remedy}")
     placed: list[tuple[Target, _Update, Place]] = []
     odd = list(file.odd)
     for update in file.updates:
@@ -234,11 +234,11 @@ def _placed(model: Model, file: _File) -> list[tuple[Target, _Update, Place]]:
         if (len(update.up), update.columns) != (rows, parameters[0][0].numel()):
             raise InputError(
                 f"{is_for} Its {update.layer} changes {len(update.up)} x {update.columns} numbers, and this model has "
-                f"{rows} x {parameters[0][0].numel()} there. {instead}"
+                f"{rows} x {parameters[0][0].numel()} there. {remedy}"
             )
         placed += zip(targets, [update] * len(found), found, strict=True)
     if not placed:
-        raise InputError(f"{is_for} No layer of it is in this model, {odd[0]} for one. {instead}")
+        raise InputError(f"{is_for} No layer of it is in this model, {odd[0]} for one. {remedy}")
     if odd:
         some = ", ".join(odd[:3])
         warn(f"{counted(len(odd), 'key')} of {file.name} have no place in this model and do nothing, such as {some}.")

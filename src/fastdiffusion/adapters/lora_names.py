@@ -7,10 +7,10 @@ names are compared in that form.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -33,13 +33,13 @@ class Layout:
     """The original names of a family's layers.
 
     Attributes:
-        pieces: Parts of dotted names here, and what the original calls them.
+        segments: Parts of dotted names here, and what the original calls them.
         whole: Whole names here, and the original's.
         fused: Names of original layers, and the layers here that hold their rows, one after the other.
         swapped: Layers here whose halves, scale and shift, are in the other order.
     """
 
-    pieces: Mapping[str, str]
+    segments: Mapping[str, str]
     whole: Mapping[str, str] = field(default_factory=dict)
     fused: Mapping[str, Sequence[str]] = field(default_factory=dict)
     swapped: Sequence[str] = ()
@@ -48,8 +48,8 @@ class Layout:
         """The original name of a layer, or of a block of layers."""
         if name in self.whole:
             return self.whole[name]
-        pieces = "|".join(re.escape(piece) for piece in sorted(self.pieces, key=len, reverse=True))
-        return re.sub(rf"(?<![^.])(?:{pieces})(?![^.])", lambda match: self.pieces[match[0]], name)
+        segments = "|".join(re.escape(segment) for segment in sorted(self.segments, key=len, reverse=True))
+        return re.sub(rf"(?<![^.])(?:{segments})(?![^.])", lambda match: self.segments[match[0]], name)
 
 
 def _within(block: str, names: Sequence[str]) -> tuple[str, ...]:
@@ -243,8 +243,8 @@ def _originals(net: Any, own: Sequence[str]) -> Iterator[tuple[str, list[Place]]
             block = first.removesuffix(parts[0])
             names = [block + part for part in parts]
             if first.endswith(f".{parts[0]}") and known.issuperset(names):
-                ends = accumulate((net.get_submodule(name).weight.shape[0] for name in names), initial=0)
-                rows = (slice(a, b) for a, b in pairwise(ends))
+                ends = itertools.accumulate((net.get_submodule(name).weight.shape[0] for name in names), initial=0)
+                rows = (slice(a, b) for a, b in itertools.pairwise(ends))
                 yield layout.rename(block) + original, [Place(*pair) for pair in zip(names, rows, strict=True)]
 
 
@@ -271,8 +271,8 @@ def _unet(net: Any, own: Sequence[str]) -> Iterator[tuple[str, str]]:
                 i += 1
             if getattr(level, "upsamplers", None):
                 blocks[f"{here}.{b}.upsamplers.0.conv"] = f"{side}.{i - 1}.{1 + attends}.conv"
-    middle = {"resnets.0": 0, "attentions.0": 1, "resnets.1": 2}
-    blocks |= {f"mid_block.{name}": f"middle_block.{i}" for name, i in middle.items()}
+    mid_block = {"resnets.0": 0, "attentions.0": 1, "resnets.1": 2}
+    blocks |= {f"mid_block.{name}": f"middle_block.{i}" for name, i in mid_block.items()}
     for name in own:
         if name in UNET:
             yield name, UNET[name]

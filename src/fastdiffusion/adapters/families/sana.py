@@ -1,4 +1,4 @@
-"""SANA: latents of 32 pixels, linear self-attention, and a language model that is told to enhance the prompt."""
+"""SANA: latents of 32 pixels, linear self-attention, and a language model with an instruction to enhance the prompt."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Sana(Family):
     time = "1000 t"
 
     def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
-        import diffusers
+        from diffusers.pipelines import SanaPipeline
 
         tokenizer.padding_side = "right"
-        lines = signature(diffusers.SanaPipeline.__call__).parameters["complex_human_instruction"].default
-        instruction = "\n".join(lines)
+        default = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
+        instruction = "\n".join(default)
         dropped = len(tokenizer.encode(instruction)) - 2
         return Text(
             encoder, tokenizer, dropped + limit, "longest", lambda text: instruction + lowered(text), drop=dropped
