@@ -58,7 +58,7 @@ WHERE = {
     "add_language": "tasks.text_image.multilingual", "variations": "tasks.variations",
     "build_index": "tasks.variations", "train_cold": "tasks.restoration.cold_diffusion",
     "remove_watermark": "tasks.restoration.watermarks", "train_style": "tasks.stylization.network",
-    "train_translation": "tasks.translation.paired", "fit_sampler": "samplers.fitting", "fit": "tasks.fitting",
+    "train_translation": "tasks.translation.paired",
 }  # fmt: skip
 
 
@@ -209,16 +209,8 @@ def evaluate(desk, device, folder):
 @row("fit")
 def fit(desk, device, folder):
     model = fastdiffusion.load(desk.classes).to(device)
-    options = {"noises": 4, "evaluations": 600, "batch_size": 3, "device": device}
-    result = verb("fit")(model, steps=2, scale=2.0, **options)
-    return [*result.tables[2].rows, *verb("fit")(model, steps=3, levels="dpmpp_2m", **options).sigmas(3)]
-
-
-@row()
-def fit_sampler(desk, device, folder):
-    model = fastdiffusion.load(desk.classes).to(device)
-    table = verb("fit_sampler")(model, 2, cond=model.cond([1, 2]), noises=4, evaluations=600)
-    return list(table.rows)
+    result = verb("fit")(model, steps=2, scale=2.0, noises=4, evaluations=350, batch_size=3, device=device)
+    return list(result.tables[2].rows)
 
 
 @row()
