@@ -1,6 +1,6 @@
 """kill -9 while training, again and again: every kind of net must end with the weights of a run that nobody killed.
 
-    python bench/kills.py                  # 17 kinds x 5 kills: about 12 minutes on one core
+    python bench/kills.py                  # 17 kinds x 5 kills: many minutes on one core
     python bench/kills.py --kinds diffusion clip --kills 20
 
 Each run is killed at random moments (not at steps), resumed by the same call, killed again; after the last kill it is
@@ -158,7 +158,7 @@ def killed(kind: str, folder: Path, kills: int, steps: int, chance: random.Rando
         before = newest()
         answer = in_child(
             lambda: weights(KINDS[kind](folder=run.path, steps=steps, save_every=0.0)),
-            chance.uniform(0, 0.8 * length / kills), lambda before=before: newest() > before,
+            chance.uniform(0, 1.5 * length / kills), lambda before=before: newest() > before,
         )  # fmt: skip
         times += answer is None
         at.append(newest())

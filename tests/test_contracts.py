@@ -57,7 +57,7 @@ from fastdiffusion.tasks.editing import edit
 from fastdiffusion.tasks.editing.options import EditOptions
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
-from fastdiffusion.tasks.generation import recipe, sample, samples
+from fastdiffusion.tasks.generation import recipe, rng, sample, samples
 from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions, StudyOptions, VariationsOptions
 from fastdiffusion.tasks.restoration import cold_diffusion, method, restore, watermarks
 from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
@@ -171,7 +171,9 @@ VERBS = {
     ),
     "train-token-prior": verb(token_prior.train_token_prior, autoencoding.TrainTokenPriorOptions, flags="aspect"),
     "sample-tokens": verb(token_prior.sample_tokens, autoencoding.SampleTokensOptions, flags="out"),
-    "sample": verb(sample.sample, SampleOptions, flags="out format metadata sidecar", model=(None, "emoji")),
+    "sample": verb(
+        sample.sample, SampleOptions, flags="out format metadata sidecar film verbose", model=(None, "emoji")
+    ),
     "reproduce": verb(recipe.reproduce, flags="out"),
     "evaluate": verb(evaluate.evaluate, EvaluateOptions, flags="out", parameters="features"),
     "study": verb(study.study, StudyOptions, flags="out"),
@@ -342,7 +344,7 @@ CHOICES = {
     choices.FORMATS: samples.FORMATS, choices.CORRUPTIONS: corruptions.CORRUPTIONS, choices.UNDOES: method.UNDOES,
     choices.RESTORATIONS: method.METHODS, choices.ANSWERS: method.ANSWERS, choices.PROCESSES: processes.PROCESSES,
     choices.TRANSLATIONS: paired.METHODS, choices.AUTOENCODERS: train.KINDS, choices.CLIP_SIZES: clip.SIZES,
-    choices.CLIP_LOSSES: net_clip.LOSSES,
+    choices.CLIP_LOSSES: net_clip.LOSSES, choices.RNGS: ["own", *rng.THEIRS],
 }  # fmt: skip
 
 
@@ -351,7 +353,7 @@ def test_choices_are_the_registries():
     for listed, known in CHOICES.items():
         assert set(listed) == set(known) and len(listed) == len(set(listed))
     lists = {name: value for name, value in vars(choices).items() if name.isupper()}
-    assert {name for name, value in lists.items() if value not in CHOICES} == {"DEVICES"}
+    assert {name for name, value in lists.items() if value not in CHOICES} == {"DEVICES", "UPSCALES"}
 
 
 def test_every_choice_is_accepted_by_its_verb_and_completed_by_the_shell():

@@ -189,6 +189,12 @@ def test_levels_alone(flow, sampler):
     assert flow.error_of(table) < 0.8 * min(map(flow.error_of, schedule))
 
 
+def test_a_table_may_start_higher_than_the_reference(flow):
+    """As flow models' own levels do, at infinity nearly: from the same noise, and to the same place."""
+    low, high = (samplers.table("dpmpp_3m", [*top, *schedules.exponential(60).tolist()[1:]]) for top in ([80.0], [1e4]))
+    assert flow.error_of(high) < 2 * flow.error_of(low) + 1e-3
+
+
 def test_the_flow_between_its_points(flow):
     fine = held_out(RING, n=8)
     for sigma in (40.0, 3.3, 0.4, 0.05):

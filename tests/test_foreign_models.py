@@ -256,13 +256,13 @@ def test_a_unet_of_diffusers_trains_through_its_adapter_and_the_error_of_its_noi
     pytest.importorskip("transformers")
     from tiny_pipelines import build
 
-    from fastdiffusion.adapters.loading import load_folder
+    from fastdiffusion.adapters import load
 
     build("sd15").save_pretrained(tmp_path / "sd")
     data = captioned((3, 64, 64), 8)
 
     def fresh():
-        return load_folder(tmp_path / "sd")
+        return load(tmp_path / "sd")
 
     def error(model):
         task = model_task(model, data, TrainingOptions(batch_size=8))

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import struct
 import zlib
 from pathlib import Path
 
@@ -394,6 +395,48 @@ def test_colors_of_another_profile_are_brought_to_srgb(tmp_path):
     assert images.read_image(tmp_path / "broken.png").getpixel((0, 0)) == (255, 0, 0)
     red, green, blue = images.read_image(tmp_path / "swapped.png").getpixel((0, 0))  # pyright: ignore
     assert green > 250 and red < 5 and blue < 5
+
+
+def _linear(space: str) -> bytes:
+    """An ICC profile (v2) of sRGB's primaries, or of grays, whose values are light itself."""
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, 256) + b"\0\0"  # gamma 1
+    text = b"desc\0\0\0\0" + struct.pack(">I", 5) + b"even\0" + b"\0" * 79
+    white, *primaries = (
+        b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(65536 * v) for v in xyz))
+        for xyz in ((0.9642, 1, 0.8249), (0.4361, 0.2225, 0.0139), (0.3851, 0.7169, 0.0971), (0.1431, 0.0606, 0.7141))
+    )
+    tags = [(b"desc", text), (b"wtpt", white)]
+    tags += [(b"kTRC", curve)] if space == "GRAY" else []
+    tags += [] if space == "GRAY" else [(c + b"XYZ", v) for c, v in zip((b"r", b"g", b"b"), primaries, strict=True)]
+    tags += [] if space == "GRAY" else [(c + b"TRC", curve) for c in (b"r", b"g", b"b")]
+    table, body = struct.pack(">I", len(tags)), b""
+    for name, content in tags:
+        table += name + struct.pack(">2I", 132 + 12 * len(tags) + len(body), len(content))
+        body += content + b"\0" * (-len(content) % 4)
+    head = struct.pack(">I4sI4s4s4s12x4s28x3i", 128 + len(table + body), b"lcms", 0x02400000, b"mntr", space.encode(),
+                       b"XYZ ", b"acsp", 63190, 65536, 54061)  # fmt: skip
+    return head.ljust(128, b"\0") + table + body
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "L", "LA"])
+def test_profiles_are_honored_in_every_mode(tmp_path, mode):
+    """Half the light is shown as 188 of 255 (IEC 61966-2-1), in colors and in grays, and transparency stays."""
+    image = Image.new("RGB", (4, 4), (128, 128, 128))
+    image = image.quantize(2) if mode == "P" else image.convert(mode)
+    if "A" in mode:
+        image.putalpha(77)
+    image.save(tmp_path / "a.png", icc_profile=_linear("GRAY" if mode[0] == "L" else "RGB "))
+    read = images.read_image(tmp_path / "a.png")
+    assert read.convert("L").getpixel((0, 0)) == pytest.approx(188, abs=1)
+    assert ("A" in mode) == ("A" in read.mode) and ("A" not in mode or read.getchannel("A").getpixel((0, 0)) == 77)
+
+
+def test_lab_is_read(tmp_path):
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    made = ImageCms.profileToProfile(Image.new("RGB", (4, 4), (200, 100, 50)), srgb, lab, outputMode="LAB")
+    assert made is not None
+    made.save(tmp_path / "a.tif")
+    assert images.read_image(tmp_path / "a.tif").getpixel((0, 0)) == pytest.approx((200, 100, 50), abs=3)
 
 
 def test_pictures_from_python_are_read_like_files(tmp_path):

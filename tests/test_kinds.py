@@ -12,24 +12,24 @@ SPEC = importlib.util.spec_from_file_location("kills", Path(__file__).parents[1]
 kills = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(kills)
 
-# Kinds whose batches draw something in each process by itself: dropout, or a sample of the posterior.
-OF_CHANCE = {"diffusion", "classifier", "gumbel autoencoder"}
-# Kinds that learn from a draw of codebook entries or of attention queries: what they count is each process's own.
-OF_THEIR_OWN = {"vq autoencoder"}
+SOME = ("diffusion", "autoencoder", "token prior", "clip", "language", "cyclegan")  # bench/kills.py has them all
+# Those whose loss is a mean over examples, with nothing that is each process's own: dropout, BatchNorm's statistics,
+# a critic's weight by its own gradients.
+EXACT = ("token prior", "unclip prior", "caption mean", "language", "translation", "cold")
 
 
 def flat(made):
     return torch.cat([t.detach().double().flatten() for t in made.state_dict().values() if t.is_floating_point()])
 
 
-@pytest.mark.parametrize("kind", kills.KINDS)
+@pytest.mark.parametrize("kind", SOME)
 def test_a_run_that_was_killed_ends_as_one_that_nobody_killed(kind, tmp_path):
     """SIGKILL at a random moment; bench/kills.py does it five times to each."""
     equal, times, _ = kills.killed(kind, tmp_path, 1, 10, random.Random(kind))
     assert equal and times <= 1
 
 
-@pytest.mark.parametrize("kind", kills.KINDS)
+@pytest.mark.parametrize("kind", ["clip", "token prior", "language", "cold"])
 def test_two_processes_train_as_one(kind, tmp_path):
     def work(rank):
         made = kills.KINDS[kind](folder=tmp_path / "two", steps=3)
@@ -37,7 +37,7 @@ def test_two_processes_train_as_one(kind, tmp_path):
 
     one, two = pair(work)
     assert one["hash"] == two["hash"]
-    if kind not in OF_CHANCE | OF_THEIR_OWN:
+    if kind in EXACT:
         alone = flat(kills.KINDS[kind](folder=tmp_path / "one", steps=3))
         away = (torch.tensor(one["weights"], dtype=torch.float64) - alone).abs().max()
         assert float(away) < 1e-4 * max(float(alone.abs().max()), 1)

@@ -37,8 +37,11 @@ def test_flags_become_keywords(monkeypatch, tmp_path):
         def __init__(self, data, **keywords):
             given.append((data.name, keywords))
 
+        model = None
+
         def fit(self, **budget):
             given.append(budget)
+            return self
 
     monkeypatch.setattr(learners, "Learner", Recorded)
     order = "train digits --net dit-tiny --augment mirror,crop --label-dropout 0.2 --batch-size 8 --cpu --steps 7"

@@ -17,6 +17,7 @@ from torch import nn
 
 import fastdiffusion
 from fastdiffusion import Learner, data, schedules
+from fastdiffusion.guidance import loss_guidance
 from fastdiffusion.io.images import to_tensor
 from fastdiffusion.models import Model
 
@@ -57,7 +58,7 @@ WHERE = {
     "add_language": "tasks.text_image.multilingual", "variations": "tasks.variations",
     "build_index": "tasks.variations", "train_cold": "tasks.restoration.cold_diffusion",
     "remove_watermark": "tasks.restoration.watermarks", "train_style": "tasks.stylization.network",
-    "train_translation": "tasks.translation.paired", "fit_sampler": "samplers.fitting", "fit": "tasks.fitting",
+    "train_translation": "tasks.translation.paired",
 }  # fmt: skip
 
 
@@ -96,6 +97,41 @@ def sample_from_image(desk, device, folder):
 @row("sample")
 def sample_inpaint(desk, device, folder):
     return verb("sample")(desk.plain, guidance=f"inpaint {desk.small} {desk.small_hole}", n=1, steps=3, device=device)
+
+
+@row("sample")
+def sample_masked(desk, device, folder):
+    options = {"image": desk.small, "mask": desk.small_hole, "outpaint": "0,4,4,0", "n": 1, "steps": 3}
+    return verb("sample")(desk.latent, classes="3", **options, size=20, device=device)
+
+
+@row("sample")
+def sample_upscaled(desk, device, folder):
+    return verb("sample")(desk.plain, n=1, steps=2, upscale="x2", device=device)
+
+
+@row("sample")
+def sample_noise_of_others(desk, device, folder):
+    return [
+        verb("sample")(desk.plain, n=2, steps=3, rng=rng, sampler="euler_ancestral", device=device)
+        for rng in ("a1111", "comfy")
+    ]
+
+
+@row("sample")
+def sample_loss_on_images(desk, device, folder):
+    model = fastdiffusion.load(desk.latent, device=device)
+    decode = model.autoencoder.decode
+
+    def guided(denoise):
+        return loss_guidance(denoise, lambda images: images.flatten(1).mean(1), 2.0, decode=decode)
+
+    return verb("sample")(model, classes="3", n=1, steps=2, guidance=guided)
+
+
+@row()
+def sample_previews(desk, device, folder):
+    return [step.preview.clone() for step in verb("sample_steps")(desk.latent, n=2, steps=3, device=device)]
 
 
 @row("sample")
@@ -173,16 +209,8 @@ def evaluate(desk, device, folder):
 @row("fit")
 def fit(desk, device, folder):
     model = fastdiffusion.load(desk.classes).to(device)
-    options = {"noises": 4, "evaluations": 600, "batch_size": 3, "device": device}
-    result = verb("fit")(model, steps=2, scale=2.0, **options)
-    return [*result.tables[2].rows, *verb("fit")(model, steps=3, levels="dpmpp_2m", **options).sigmas(3)]
-
-
-@row()
-def fit_sampler(desk, device, folder):
-    model = fastdiffusion.load(desk.classes).to(device)
-    table = verb("fit_sampler")(model, 2, cond=model.cond([1, 2]), noises=4, evaluations=600)
-    return list(table.rows)
+    result = verb("fit")(model, steps=2, scale=2.0, noises=4, evaluations=350, batch_size=3, device=device)
+    return list(result.tables[2].rows)
 
 
 @row()

@@ -38,6 +38,8 @@ CHANNELS = ("auto", "L", "RGB", "RGBA")
 LABELS = ("auto", "folders", "table", "none")
 MODELS = ("emoji",)
 FORMATS = ("png", "webp")
+RNGS = ("own", "a1111", "comfy")
+UPSCALES = ("x2", "x4")
 
 CORRUPTIONS = (
     "blur", "motion", "defocus", "kernel", "noise", "mix", "gray", "fade", "posterize", "downscale", "pixelate", "jpeg",

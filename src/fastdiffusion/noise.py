@@ -1,7 +1,8 @@
 """Random numbers: one generator per image, on the CPU, so that image i depends on seeds[i] alone.
 
-Neither the batch it is drawn in, nor the device, nor the number of steps changes a seed's image: the noise of
-stochastic samplers is a Brownian path keyed by seed and noise level, and 20 and 40 steps walk along the same path.
+Neither the batch it is drawn in, nor the device, nor the number of steps changes a seed's noise: that of stochastic
+samplers is a Brownian path keyed by seed and noise level, and 20 and 40 steps walk along the same path. What a network
+makes of it is rounded otherwise in another batch or on another device.
 """
 
 from __future__ import annotations

@@ -72,13 +72,14 @@ class TableScheduler:
             InputError: No table, or a scheduler of a kind of model that is not known.
         """
         if not isinstance(table, Table):
-            is_text = isinstance(table, str) and table.lstrip().startswith("{")
+            text = str(table)
             try:
-                table = Table.from_json(table if is_text else Path(table).read_text(encoding="utf-8"))
+                text = text if text.lstrip().startswith("{") else Path(table).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(
                     f"{table} cannot be read as a sampler table ({error}). Give a table or its file."
                 ) from None
+            table = Table.from_json(text)
         config = scheduler.config
         flow = "FlowMatch" in type(scheduler).__name__ or config.get("prediction_type") == "flow_prediction"
         return cls(table, config, flow, seeds)

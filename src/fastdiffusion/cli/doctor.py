@@ -23,6 +23,7 @@ EXTRAS = {
     "optim": ["schedulefree"],
     "track": ["tensorboard"],
     "fast": ["openvino"],
+    "gguf": ["gguf"],
 }
 
 

@@ -32,19 +32,19 @@ FEW = 8  # images, below which a watermark is found in part
 def restore(
     chosen: RestoreOptions,
     image: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size; folders; patterns such as *.jpg.")
+        list[Path], typer.Argument(metavar="IMAGE...", help="Images of any size; folders; patterns; - for stdin.")
     ],
     corruption: Annotated[
-        str,
+        str | None,
         typer.Option(
             help='What happened, e.g. "gray, blur 1.5, jpeg 30"; or what to do, e.g. "upscale x2".',
             autocompletion=offer((*choices.UNDOES, *choices.CORRUPTIONS)),
         ),
-    ],
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", help="File or folder for the result; by default NAME-restored.png beside the image."
+            "--out", "-o", help="File, folder, or - for stdout; by default NAME-restored.png beside the image."
         ),
     ] = None,
     compare: Annotated[bool, typer.Option(help="Write before, after and difference as well.")] = False,
@@ -66,11 +66,14 @@ def restore(
             f"Use --posterior {chosen.method}."
         )
 
-    if chosen.model is None and re.search(r"\b(colorize|gray)\b", corruption):
+    if chosen.model is None and re.search(r"\b(colorize|gray)\b", corruption or ""):
         say_experimental("the bundled restorer finds few colors of photographs. Give some: --hints or --palette.")
 
     def one(source: Path, path: Path) -> str:
-        done = restoration.restore(source, corruption, **vars(chosen))
+        what = corruption or ("jpeg" if source.suffix.lower() in (".jpg", ".jpeg", ".jpe") else None)
+        if what is None:
+            raise InputError("Say what happened to it, e.g. --corruption 'upscale x2' or 'blur 1.5, noise 0.05'.")
+        done = restoration.restore(source, what, **vars(chosen))
         return f"{done}\n{', '.join(map(str, done.save(path, compare=compare, metadata=metadata)))}"
 
     each(image, out, "restored", one)
@@ -96,7 +99,8 @@ def remove_watermark(
 ) -> None:
     """Find the watermark that images share, and remove it.
 
-    Writes the images, and mark.png: the watermark. Pixels without it stay as they are.
+    Writes the images, and mark.png: the watermark. Pixels without it stay as they are. Where it did not succeed it says
+    so, and exits with 1.
 
     Experimental: fewer than eight images, where letters of the watermark stay.
     """
@@ -112,6 +116,8 @@ def remove_watermark(
     for path in done.save(out, recipe("remove-watermark", vars(chosen), *images) if metadata else None):
         print(path)
     print(done)
+    if not done.succeeded:
+        raise typer.Exit(1)
 
 
 @command(
@@ -132,6 +138,4 @@ def train_cold(chosen: TrainColdOptions, data: DataName) -> None:
 
     folder = Path(chosen.folder or "runs/cold")
     cold_diffusion.train_cold(data, **vars(replace(chosen, folder=folder)))
-    print(
-        f"{folder / 'cold.safetensors'} and preview.png: held-out images, degraded, restored in 1 and 16 evaluations."
-    )
+    print(f"{folder / 'cold.safetensors'} and previews/: held-out images, degraded, restored in 1 and 16 evaluations.")

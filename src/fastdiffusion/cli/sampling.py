@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,24 @@ from ..errors import InputError, counted, unknown
 from ..tasks.evaluation.options import EvaluateOptions
 from ..tasks.generation.options import ExportOptions, SampleOptions, StudyOptions
 from .command import command, offer
-from .options import DataName, Device, Metadata, ModelPath, Out, next_command, offer_models
+from .options import DataName, Device, Metadata, ModelPath, Out, folder, next_command, offer_models
+
+if TYPE_CHECKING:
+    from ..tasks.generation.samples import SampleStep
+
+
+def _file_or_folder(path: Path) -> Path:
+    """A place for results; raises InputError before any work is done."""
+    if path.suffix.lower() in (".png", ".webp", ".jpg", ".jpeg") and not path.is_dir():
+        folder(path.parent)
+        return path
+    return folder(path)
+
+
+FileOrFolder = Annotated[
+    Path,
+    typer.Option("--out", "-o", help="Folder for the results; or a file, for one image.", callback=_file_or_folder),
+]
 
 
 @command(
@@ -24,7 +41,7 @@ from .options import DataName, Device, Metadata, ModelPath, Out, next_command, o
     examples=[
         'fastdiffusion sample "a red heart" -n 4 --seed 7',
         "fastdiffusion sample runs/digits -n 16 --classes 3,7 --scale 2",
-        'fastdiffusion sample emoji "a blue heart" --image photo.png --strength 0.6',
+        'fastdiffusion sample emoji "a blue heart" --image photo.png --mask hole.png --film steps.gif',
     ],
 )
 def sample(
@@ -37,38 +54,61 @@ def sample(
             autocompletion=offer_models,
         ),
     ] = None,
-    out: Out = Path("out"),
+    out: FileOrFolder = Path("out"),
     format: Annotated[
         str,
         typer.Option(help="Of the files: png or webp; both keep every pixel.", autocompletion=offer(choices.FORMATS)),
     ] = "png",
     metadata: Metadata = True,
     sidecar: Annotated[bool, typer.Option("--sidecar", help="Also write it beside each image, as JSON.")] = False,
+    film: Annotated[
+        Path | None, typer.Option(help="Write a film of how they emerge: steps.gif, .webp or .png.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Print what each step costs.")] = False,
 ) -> None:
     """Make images from a prompt, of classes, or from an image.
 
     One file each, with its recipe inside, and a sheet of all. A prompt alone is drawn by the model that ships.
     """
-    from ..models import folder, registry
+    from tqdm import tqdm
+
+    from ..models.folder import is_other
     from ..tasks.generation import sample as generation
-    from ..tasks.generation.samples import FORMATS
+    from ..tasks.generation.film import Film, checked_film
+    from ..tasks.generation.samples import FORMATS, is_file
 
     if format not in FORMATS:
         raise unknown("format", format, FORMATS)
-    options = dict(vars(chosen))
+    if film is not None:
+        checked_film(film)
     if model is None and chosen.prompt is None:
         raise InputError('Say what to draw, or with which model: fastdiffusion sample "a red heart".')
-    model, options["prompt"] = registry.model_and_prompt(model or "emoji", chosen.prompt)
+    model = model or "emoji"
+    frames = Film()
+
+    def watch(step: SampleStep) -> None:
+        if film is not None:
+            frames.add(step)
+        if verbose and step.of:
+            cost = f"{step.evaluations:g} evaluations for each image, {step.seconds:.2f} s"
+            tqdm.write(f"step {step.done} of {step.of}: sigma {step.sigma:.4g}, {cost}", file=sys.stderr)
 
     try:
-        made, paths = generation.sample_to(out, model, metadata=metadata, format=format, sidecar=sidecar, **options)
+        made, paths = generation.sample_to(
+            out, model, metadata=metadata, format=format, sidecar=sidecar, watch=watch, **vars(chosen)
+        )
     except KeyboardInterrupt:
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
-    sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
-    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and folder.is_other(model):
+    if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and is_other(named):
         print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
-    print(f"{counted(len(paths), 'image')} in {out}, from {paths[0].name} on, and {sheet.name}.")
+    if is_file(out):
+        print(f"{paths[0]}.")
+    else:
+        sheet = made.save_grid(out / f"grid.{format}", metadata=metadata, labels=True)
+        print(f"{counted(len(paths), 'image')} in {out}, from {paths[0].name} on, and {sheet.name}.")
+    if film is not None:
+        print(f"{frames.save(film)}: how they emerged.")
     if metadata or sidecar:
         next_command(f"reproduce {shlex.quote(str(paths[0]))}")
 

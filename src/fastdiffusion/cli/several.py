@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..errors import FastdiffusionError, InputError
+from ..errors import DataError, FastdiffusionError, InputError
+
+STREAM = Path("-")
 
 
 class SomeFailed(FastdiffusionError):
@@ -18,9 +22,9 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
     """Do one thing to each of the images that are meant, and go on after one that cannot be used.
 
     Args:
-        images: Files, folders (all images in them), or patterns such as "*.jpg".
-        out: The result's file, for one image; else a folder, where results have their images' names.
-        end: By default results stand beside their images, as NAME-end.png.
+        images: Files, folders (all images in them), or patterns such as "*.jpg"; or "-" alone, the image on stdin.
+        out: The result's file, for one image, or "-" for stdout; else a folder, where results have their images' names.
+        end: By default the result of stdin goes to stdout, and others stand beside their images, as NAME-end.png.
         work: Takes an image and the file to write, and returns what to print.
 
     Raises:
@@ -29,6 +33,8 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
     """
     from tqdm import tqdm
 
+    if STREAM in (*images, out):
+        return _piped(images, out, work)
     from ..data.scan import SUFFIXES
     from ..io.images import ENDS, checked_name
     from ..io.outputs import gather
@@ -62,3 +68,24 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
             failed.append(f"{image}: {error}")
     if failed:
         raise SomeFailed("\n  ".join([f"{len(failed)} of {len(jobs)} images failed:", *failed]))
+
+
+def _piped(images: Sequence[Path], out: Path | None, work: Callable[[Path, Path], str]) -> None:
+    """One image from stdin, or to stdout as a PNG; what is to be said then goes to stderr."""
+    from ..io.images import checked_name, opened
+
+    if len(images) != 1 or images[0].is_dir():
+        raise InputError("One image at a time goes through - (stdin and stdout). Give a folder with --out for several.")
+    with tempfile.TemporaryDirectory() as folder:
+        source, result = images[0], Path(folder) / "result.png" if out in (None, STREAM) else checked_name(out)
+        if source == STREAM:
+            content = sys.stdin.buffer.read()
+            try:
+                kind = opened(content).format or "png"
+            except DataError as error:
+                raise DataError(f"Cannot read the image on stdin: {error}.") from None
+            source = Path(folder) / f"stdin.{kind.lower()}"
+            source.write_bytes(content)
+        print(work(source, result).replace(str(result), "stdout"), file=sys.stderr)
+        if out in (None, STREAM):
+            sys.stdout.buffer.write(result.read_bytes())

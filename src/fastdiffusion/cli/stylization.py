@@ -15,10 +15,10 @@ from .several import each
 
 OUT = Path("out/stylized.png")
 Content = Annotated[
-    list[Path], typer.Argument(metavar="IMAGE...", help="The images to change; folders; patterns such as *.jpg.")
+    list[Path], typer.Argument(metavar="IMAGE...", help="The images to change; folders; patterns; - for stdin.")
 ]
 OutImage = Annotated[
-    Path, typer.Option("--out", "-o", help="File to write, .png, .webp or .jpg; a folder for several.")
+    Path, typer.Option("--out", "-o", help="File to write, .png, .webp or .jpg; a folder for several; - for stdout.")
 ]
 
 
@@ -51,7 +51,8 @@ def stylize(
         return "\n".join([f"{written}: {width}x{height} pixels.", *made.notes])
 
     several = len(content) > 1 or content[0].is_dir() or "*" in str(content[0])
-    each(content, Path("out/stylized") if several and out == OUT else out, "stylized", one)
+    piped = content == [Path("-")] and out == OUT
+    each(content, None if piped else Path("out/stylized") if several and out == OUT else out, "stylized", one)
 
 
 @command(

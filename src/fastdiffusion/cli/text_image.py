@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -99,6 +100,7 @@ def clip_score(
     scores = sorted(scoring.clip_score(image, prompt, model, device), key=lambda score: -score.similarity)
     for score in scores:
         print(f"{score.similarity:6.3f}  better than {score.better_than:6.1%}  {score.prompt}")
+    _what_it_knows(model)
     return [score._asdict() for score in scores]
 
 
@@ -126,6 +128,13 @@ def search(
 
     for match in scoring.search(folder, prompt, n, model, device):
         print(f"{match.similarity:6.3f}  {folder / match.path}")
+    _what_it_knows(model)
+
+
+def _what_it_knows(model: Path | None) -> None:
+    """Said every time: a photograph cannot be told from an emoji for sure, and the numbers look alike."""
+    if model is None:
+        print("The encoder in this package knows emoji only; for other images, --model (train-clip).", file=sys.stderr)
 
 
 @command(

@@ -38,7 +38,7 @@ def train_translation(
     folder = Path(chosen.folder or "runs/translation")
     paired.train_translation(source, target, **vars(replace(chosen, folder=folder)))
     edges = " --from-edges" if target is None and chosen.classes is None else ""
-    print(f"Look at {folder / 'preview.png'}. Next: fastdiffusion translate IMAGE {folder}{edges}")
+    print(f"Look at {folder / 'previews'}. Next: fastdiffusion translate IMAGE {folder}{edges}")
 
 
 @command(

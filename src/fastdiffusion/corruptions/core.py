@@ -243,10 +243,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Text:
-    """A parameter that is a word: one of ``known``, the first by default; or any text where that is empty."""
+    """A parameter that is a word: one of ``known``, the first by default; or any text where that is empty.
+
+    ``alike``: a model that learned one word undoes the others as well.
+    """
 
     known: tuple[str, ...] = ()
     default: str = ""
+    alike: bool = False
 
     def check(self, where: str, value: Any) -> str:
         """The value, if it is allowed."""

@@ -39,7 +39,7 @@ def _within(learned: Corruption, asked: Corruption) -> bool:
 
 def _inside(parameter: Any, mine: Any, other: Any) -> bool:
     if not isinstance(parameter, Number):
-        return mine == other or not parameter.known  # any text is as good as another
+        return mine == other or parameter.alike or not parameter.known  # any text is as good as another
     if isinstance(mine, tuple) and isinstance(other, tuple):
         return mine[0] <= other[0] and other[1] <= mine[1]
     return not isinstance(other, tuple)  # a file: its hole is among all holes, its steps among all qualities

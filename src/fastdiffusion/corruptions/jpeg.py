@@ -35,7 +35,7 @@ def tables(quality: Float[Tensor, " b"]) -> Float[Tensor, "b 2 8 8"]:
 
 @corruption(
     quality=Number(10, 90, least=1, most=100, whole=True, none=100, file=True),
-    colors=Text(("420", "444", "422", "440", "rgb", "rgb420", "rgb422")),
+    colors=Text(("420", "444", "422", "440", "rgb", "rgb420", "rgb422"), alike=True),
 )
 def jpeg(draw: Draw, shape: Shape, quality: Tensor | str, colors: str) -> Operator:
     """JPEG at libjpeg's quality 1 to 100; colours at half the resolution ("420", as most programs do) or full ("444").

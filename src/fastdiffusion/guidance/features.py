@@ -76,4 +76,4 @@ def clip_guidance(
     log_prob = matches(clip, [prompt] if isinstance(prompt, str) else prompt)
     if clip.noisy:
         return by_classifier(denoise, log_prob, scale, interval)
-    return loss_guidance(denoise, lambda x0: -log_prob(x0 if decode is None else decode(x0)), scale, interval)
+    return loss_guidance(denoise, lambda images: -log_prob(images), scale, interval, decode=decode)

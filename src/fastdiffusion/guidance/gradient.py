@@ -70,6 +70,7 @@ def loss_guidance(
     interval: Interval = ALWAYS,
     through: bool = True,
     sigma_data: float = 0.5,
+    decode: Callable[[Tensor], Tensor] | None = None,
     *,
     run: Run,
 ) -> Denoise:
@@ -83,12 +84,17 @@ def loss_guidance(
 
     Args:
         denoise: What to guide.
-        loss: From x0 of shape (b, *d) to one number per image, shape (b,).
+        loss: From x0 of shape (b, *d), or the images of it, to one number per image, shape (b,).
         scale: How strongly; in 1 / units of the loss.
         interval: Guide only where low < sigma <= high.
         through: Whether to differentiate through the denoiser.
         sigma_data: Standard deviation of the data, for ``through=False`` only.
+        decode: From x0 to images, for a loss on the images of a model of latents: ``model.autoencoder.decode``
+            (``Model.decode`` keeps no graph).
     """
+
+    def of_images(x0: Tensor) -> Tensor:
+        return loss(x0 if decode is None else decode(x0))
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         now = scale_at(scale, run, interval, off=0.0)
@@ -99,13 +105,13 @@ def loss_guidance(
 
             def forward(at: Tensor) -> tuple[Tensor, Tensor]:
                 x0 = denoise(at, sigma, cond)
-                return loss(x0), x0
+                return of_images(x0), x0
 
             push, x0 = gradient(forward, x)
             x0 = x0 if x.requires_grad else x0.detach()
         else:
             x0 = denoise(x, sigma, cond)
-            push, _ = gradient(lambda at: (loss(at), None), x0)
+            push, _ = gradient(lambda at: (of_images(at), None), x0)
             variance = variance * sigma_data**2 / (variance + sigma_data**2)
         return x0 - now * variance * push
 

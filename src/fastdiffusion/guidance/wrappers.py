@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..denoisers import expand
 from ..types import Cond, Denoise
 from .core import guidance, rows_like
 
@@ -28,15 +29,19 @@ def self_conditioned(denoise: Denoise) -> Denoise:
 
 
 @guidance
-def inpaint(denoise: Denoise, image: Float[Tensor, "b *d"], mask: Tensor) -> Denoise:
-    """Paint where ``mask`` is 1 and keep ``image`` where it is 0; between is a mix.
+def inpaint(denoise: Denoise, image: Float[Tensor, "b *d"], mask: Tensor, sigma_data: float = 0.5) -> Denoise:
+    """Paint where ``mask`` is 1 and keep ``image`` where it is 0; m between changes by the strength m.
 
     Replacement (Song et al. 2021b, app. I.2; Lugmayr et al. 2022, RePaint): the sampler re-degrades the known pixels
-    with the run's own noise, and the result holds them exactly. ``image`` and ``mask`` broadcast to the batch.
+    with the run's own noise, and the result holds them exactly. A pixel of mask m is known until the noise falls to
+    the level that ``strength`` m means, and free from there on (differential diffusion, Levin & Fried 2023,
+    arXiv:2306.00950, in sigma): soft edges are drawn, not faded. ``image`` and ``mask`` broadcast to the batch.
     """
+    level = sigma_data * mask / (1 - mask)  # infinite where the mask is 1
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        return torch.lerp(rows_like(image, x), denoise(x, sigma, cond), rows_like(mask, x))
+        free = expand(sigma, x) <= rows_like(level, x)
+        return torch.where(free, denoise(x, sigma, cond), rows_like(image, x))
 
     return guided
 

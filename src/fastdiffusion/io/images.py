@@ -186,7 +186,7 @@ def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"],
     with opened(source) as image:
         if image.format not in ("JPEG", "MPO"):
             return None
-        layers: list[tuple[int, ...]] = image.layer  # pyright: ignore[reportAttributeAccessIssue]
+        layers: list[tuple[int, int, int, int]] = image.layer  # pyright: ignore[reportAttributeAccessIssue]
         tables: dict[int, list[int]] = image.quantization  # pyright: ignore[reportAttributeAccessIssue]
         orientation = image.getexif().get(0x0112, 1)
         sampling, rest = layers[0][1:3], {one[1:3] for one in layers[1:3]}
@@ -200,6 +200,8 @@ def jpeg_tables(source: str | os.PathLike[str]) -> tuple[Float[Tensor, "2 8 8"],
             colors = "444"
         elif image.info.get("adobe_transform") == 0:
             colors = None if colors is None else f"rgb{colors}".removesuffix("444")
+        if _own_profile(image) is not None:  # what is shown is no longer what was rounded
+            colors = None
         steps = [tables.get(layers[min(i, len(layers) - 1)][3]) for i in (0, 1)]
     if None in steps:
         return None
@@ -250,19 +252,36 @@ def decode(image: Image.Image, near: int | None = None) -> Image.Image:
         raise DataError(_reason(error)) from None
 
 
-def _in_srgb(image: Image.Image) -> Image.Image:
-    """Colors as screens take them where nothing is said: those of another profile (Display P3, Adobe RGB) converted."""
+def _own_profile(image: Image.Image) -> ImageCms.ImageCmsProfile | None:
+    """Its color profile, where that is another one than screens take where nothing is said; a broken one is none."""
     profile = image.info.get("icc_profile")
-    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
-        return image
+    if image.mode != "LAB" and (not profile or image.mode not in ("L", "LA", "P", "PA", "RGB", "RGBA", "CMYK")):
+        return None
     try:
-        own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "srgb" in ImageCms.getProfileDescription(own).lower():
-            return image
-        mode = "RGB" if image.mode == "CMYK" else image.mode
-        return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"), outputMode=mode) or image
-    except (ImageCms.PyCMSError, OSError, ValueError):  # a broken profile is none
+        own = ImageCms.ImageCmsProfile(
+            ImageCms.createProfile("LAB") if image.mode == "LAB" else io.BytesIO(profile or b"")
+        )
+        return None if "srgb" in ImageCms.getProfileDescription(own).lower() else own
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return None
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Colors as screens take them: those of another profile (Display P3, a gray one, Lab) converted."""
+    own, gray = _own_profile(image), image.mode in ("L", "LA")
+    if own is None:
         return image
+    alpha = plain(image).getchannel("A") if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info else None
+    colors = image if image.mode in ("CMYK", "LAB") else image.convert("L" if gray else "RGB")
+    try:
+        made = ImageCms.profileToProfile(colors, own, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+    except (ImageCms.PyCMSError, OSError, ValueError):  # of another kind of colors than the image
+        return image
+    made = made.getchannel("G") if gray else made
+    made.info.pop("transparency", None)
+    if alpha is not None:
+        made.putalpha(alpha)
+    return made
 
 
 @cache
@@ -380,6 +399,8 @@ def encoded(
     chunks, exif, buffer = PngImagePlugin.PngInfo(), Image.Exif(), io.BytesIO()
     if text is not None:
         chunks.add_text(metadata.KEY, text)
+        if known := metadata.as_automatic1111(recipe or {}):
+            chunks.add_itxt("parameters", known)
         exif.get_ifd(_EXIF)[_COMMENT] = f"ASCII\0\0\0{metadata.KEY}:{text}".encode()
     comment = b"" if text is None else exif.tobytes()
     match path.suffix.lower():

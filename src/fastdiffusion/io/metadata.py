@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -14,6 +15,11 @@ from ..version import __version__
 
 KEY = "fastdiffusion"  # of the text in an image that holds our recipe
 _FIELD = re.compile(r'\s*([^:,]*)(?::\s*("(?:\\.|[^"\\])*"|[^,]*))?[^,]*(?:,|$)')
+SAMPLERS = {  # what AUTOMATIC1111 calls ours
+    "consistency": "LCM", "ddim": "DDIM", "dpm_2": "DPM2", "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2s_ancestral": "DPM++ 2S a", "dpmpp_3m_sde": "DPM++ 3M SDE", "euler": "Euler", "euler_ancestral": "Euler a",
+    "heun": "Heun", "lms": "LMS", "restart": "Restart", "unipc": "UniPC",
+}  # fmt: skip
 _LINKS = 50  # nodes of a graph that are followed for one answer
 
 
@@ -78,6 +84,58 @@ def automatic1111(text: str) -> dict[str, Any]:
         number = re.fullmatch(r"-?\d+(\.\d+)?", value)
         recipe[key.strip().lower().replace(" ", "_")] = json.loads(value) if number else value.strip()
     return recipe
+
+
+def as_automatic1111(recipe: Mapping[str, Any]) -> str | None:
+    """A recipe of ``sample`` with a prompt, as that program and what reads its images know it; None for any other.
+
+    :func:`automatic1111` reads it.
+    """
+    p = recipe.get("parameters")
+    if recipe.get("verb") != "sample" or not isinstance(p, Mapping) or p.get("prompt") is None:
+        return None
+    prompt = recipe.get("class", p["prompt"] if isinstance(p["prompt"], str) else "\n".join(p["prompt"]))
+    table: Mapping[str, Any] = recipe.get("table") or {}
+    sampler = p.get("sampler") or table.get("name")
+    size = p.get("size")
+    fields = {
+        "Steps": p.get("steps"),
+        "Sampler": SAMPLERS.get(str(sampler), sampler),
+        "Schedule type": p.get("schedule") and str(p["schedule"]).capitalize(),
+        "CFG scale": p.get("scale"),
+        "Seed": recipe.get("seed", p.get("seed")),
+        "Size": f"{size}x{size}" if isinstance(size, int) else size,
+        "Model": recipe.get("model", {}).get("name"),
+        "Denoising strength": p.get("strength") if p.get("image") else None,
+        "RNG": "CPU" if p.get("rng") == "a1111" else None,
+        "Version": f"fastdiffusion {recipe.get('fastdiffusion')}",
+    }
+    negative = [f"Negative prompt: {p['negative_prompt']}"] if p.get("negative_prompt") else []
+    known = ", ".join(f"{key}: {_quoted(value)}" for key, value in fields.items() if value is not None)
+    return "\n".join([prompt, *negative, known])
+
+
+def _quoted(value: Any) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r'[,:"\n]', text) else text
+
+
+def as_command(recipe: Mapping[str, Any]) -> str:
+    """What to type to make another program's image alike, as far as its recipe says; its model stands as MODEL."""
+    named = re.fullmatch(r"(?i)(.*?)(?: +(karras|exponential))?", str(recipe.get("sampler", "")).strip())
+    schedule = str(recipe.get("schedule_type") or recipe.get("schedule") or (named and named[2]) or "").lower()
+    flags = {
+        "negative": recipe.get("negative_prompt"),
+        "steps": recipe.get("steps"),
+        "scale": recipe.get("cfg_scale"),
+        "seed": recipe.get("seed"),
+        "size": recipe.get("size"),
+        "sampler": named and named[1],
+        "schedule": schedule if schedule in ("karras", "exponential") else None,
+        "rng": {"AUTOMATIC1111": "a1111", "ComfyUI": "comfy"}[recipe["made_by"]],
+    }
+    typed = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value not in (None, "")]
+    return " ".join(["fastdiffusion sample MODEL", shlex.quote(str(recipe.get("prompt", ""))), "-n 1", *typed])
 
 
 def comfyui(graph: Any) -> dict[str, Any] | None:

@@ -93,6 +93,17 @@ def save_image(
     raise AssertionError("there are more numbers than files")
 
 
+def write_numbered(path: Path, content: bytes) -> Path:
+    """Write a file; where another lies under its name, as NAME-2, NAME-3 and so on. Returns where it is."""
+    for place in numbered(path):
+        if not os.path.lexists(place):
+            write_bytes(place, content)
+        elif not place.is_file() or place.read_bytes() != content:
+            continue
+        return place
+    raise AssertionError("there are more numbers than files")
+
+
 def _like(path: Path, image: Image.Image, recipe: Mapping[str, Any] | None) -> bool:
     """Whether a file holds this image, but for rounding, and the same recipe."""
     if recipe is None or not same_recipe(path, recipe):

@@ -174,7 +174,7 @@ def fit_tables(
     ledger = Ledger(planned.evaluations, None if keep is None else keep / "measured.jsonl", progress or silent)
     levels = schedules.exponential(planned.reference, problem.sigma_min, problem.sigma_max)
     ledger.what = f"reference of {counted(planned.reference, 'evaluation')}"
-    flows = []
+    flows: list[Flow] = []
     for part, first, n in (("fit", 0, planned.noises), ("held-out", planned.noises, planned.held_out)):
         x, cond = problem.draw(first, n)
         place = None if keep is None else keep / part
@@ -184,7 +184,7 @@ def fit_tables(
     for i, steps in enumerate(planned.steps):
         ledger.what = f"table of {counted(steps, 'step')}"
         ledger.limit = planned.evaluations - (len(planned.steps) - 1 - i) * planned.each
-        search = Search(*flows, ledger, steps, problem.sigma_min, problem.schedule)
+        search = Search(flows[0], flows[1], ledger, steps, problem.sigma_min, problem.schedule)
         best = search.best_levels(sampler) if sampler else search.best_table(planned.polish)
         facts = {"shape": list(problem.shape), "sigma_min": problem.sigma_min, "noises": planned.noises}
         tables[steps] = replace(best, info={**best.info, **facts, **problem.info})

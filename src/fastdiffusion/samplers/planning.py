@@ -78,12 +78,11 @@ def plan(
         raise InputError(f"noises must be at least 1, got {noises}. Try 64.")
     most = min(noises, max(NUMBERS // math.prod(shape), ENOUGH))
     counts, least = tuple(dict.fromkeys(steps)), min(LEAST, noises)
-    for fixed, a_step in REFERENCES:
-        reference = max(fixed, a_step * max(counts))
-        n = min(int(0.4 * evaluations / (1.5 * reference)), most)
-        if n >= min(ENOUGH, most):
-            break
-    n = max(n, least)
+    references = [max(fixed, a_step * max(counts)) for fixed, a_step in REFERENCES]
+    affordable = {reference: min(int(0.4 * evaluations / (1.5 * reference)), most) for reference in references}
+    fine = (reference for reference, n in affordable.items() if n >= min(ENOUGH, most))
+    reference = next(fine, references[-1])
+    n = max(affordable[reference], least)
     planned = Plan(counts, evaluations, reference, n, max(n // 2, LEAST), polish)
     needed = (planned.noises * 2 + planned.held_out * 4) * max(counts)
     if planned.each < needed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -121,11 +122,16 @@ class Flow:
         """
         variance = float(self.end.double().var())
 
+        @lru_cache(maxsize=32)  # a search moves one level at a time
+        def known(sigma: float) -> tuple[float, Tensor]:
+            kept = variance / (variance + sigma**2)
+            return kept, self.estimate(sigma) - kept * self.at(sigma)
+
         @guidance
         def beside(_: Denoise, *, run: Run) -> Denoise:
             def denoise(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-                kept = variance / (variance + run.sigma**2)
-                return self.estimate(run.sigma) + kept * (x - self.at(run.sigma))
+                kept, rest = known(run.sigma)
+                return rest + kept * x
 
             return denoise
 
@@ -153,8 +159,10 @@ class Flow:
         return evaluate
 
     def perform(self, table: Table) -> Tensor:
-        """What a table makes of the noises."""
-        evaluate, x, history = self.rollout([row.sigma for row in table.rows]), self.start, []
+        """What a table makes of the noises, from whatever level it starts at."""
+        evaluate, history = self.rollout([row.sigma for row in table.rows]), []
+        factor = table.sigmas[0] / math.exp(float(self.log_sigmas[0]))
+        x = self.start if math.isclose(factor, 1, rel_tol=1e-5) else factor * self.start
         for i, row in enumerate(table.rows):
             x0 = evaluate(i, x)
             x = tables.move(row, x, x0, history)

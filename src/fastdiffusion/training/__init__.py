@@ -1,1 +1,1 @@
-"""One trainer: configuration, batches, optimizers, averages, callbacks and reports."""
+"""One trainer for every kind of net (``trainer``); a ``task`` says what differs between them."""

@@ -69,6 +69,7 @@ class State:
         budget: Seconds of the budget; None when it is given in steps.
         total: Steps of the budget; None when it is given in time.
         progress: Part of the budget that is used up; it never falls.
+        reserve: Seconds of a budget in time that are kept for what follows the last step.
         precision: "float32" or "bfloat16".
         bad: Skipped batches in a row.
         looked: Progress when the run was last validated and shown, and the step.
@@ -84,6 +85,7 @@ class State:
     budget: float | None = None
     total: int | None = None
     progress: float = 0.0
+    reserve: float = 0.0
     precision: str | None = "float32"
     bad: int = 0
     looked: tuple[float, int] = (0.0, 0)
@@ -128,15 +130,21 @@ class State:
     def _used(self) -> float:
         """Part of the budget that is used up."""
         if self.budget is not None:
-            return min((self.seconds - self.start_seconds) / max(self.budget - self.start_seconds, 1e-9), 1.0)
+            allowed = self.budget - self.start_seconds
+            reserve = min(self.reserve, 0.2 * allowed)
+            return min((self.seconds - self.start_seconds) / max(allowed - reserve, 1e-9), 1.0)
         assert self.total is not None
         return min((self.step - self.start) / max(self.total - self.start, 1), 1.0) if self.total > self.step else 1.0
 
-    def advance(self, seconds: float, pace: float) -> None:
-        """One step is done, ``seconds`` after the run began; a budget in time ends where half a step would not fit."""
-        self.step, self.seconds = self.step + 1, seconds
-        self.progress = max(self.progress, self._used())
-        if self.budget is not None and self.budget - seconds < 0.5 / pace:
+    def advance(self, seconds: float, pace: float, reserve: float = 0.0) -> None:
+        """One step is done, ``seconds`` after the run began; a budget in time ends where half a step would not fit.
+
+        ``reserve`` are the seconds of it that the results will take.
+        """
+        self.step, self.seconds, self.reserve = self.step + 1, seconds, reserve
+        used = self._used()
+        self.progress = max(self.progress, used)
+        if self.budget is not None and (1 - used) * (self.budget - self.start_seconds) < 0.5 / pace:
             self.progress = 1.0
 
     def rate(self, warmup: int, decay: float) -> float:

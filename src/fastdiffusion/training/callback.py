@@ -68,7 +68,7 @@ class TrainingView(Protocol):
 class Callback:
     """Does nothing. Subclasses override what they need. Called in all processes; only ``training.main`` writes.
 
-    A callback is told what happens and changes nothing of it; the one thing that it may ask for is an end
+    A callback sees what happens and changes nothing of it; the one thing that it may ask for is an end
     (``training.stop()``).
     """
 

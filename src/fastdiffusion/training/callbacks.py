@@ -1,4 +1,4 @@
-"""What is told of a run while it goes: lines in metrics.jsonl, trackers, stored averages. It changes nothing of it."""
+"""What records a run while it goes, and changes nothing of it: metrics.jsonl, trackers, stored averages."""
 
 from __future__ import annotations
 

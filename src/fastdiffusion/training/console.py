@@ -14,7 +14,7 @@ import torch
 from ..errors import counted
 from .budget import TrainStep
 from .callback import Callback, TrainingView
-from .verdict import verdict
+from .report import verdict
 
 
 class Console(Callback):

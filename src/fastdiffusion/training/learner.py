@@ -26,7 +26,7 @@ from .distributed import place, rank_and_world, whole
 from .ema import Ema
 from .options import Budget
 from .previews import preview
-from .task import Part, Task
+from .task import Part, Task, Updates
 from .trainer import Trainer, check
 
 HELD_OUT = 256  # images of the validation loss, at most
@@ -80,9 +80,11 @@ class Learner(Trainer):
             self.batches.draw,
             config.identity(data.train.fingerprint),
             title(data.train), USUAL, "train", {"data": data.train.name},
-            held_out=self._held_out(), averaged=net, ema=config.ema, warmup=config.warmup,
-            decay=0.0 if config.optimizer == "schedule_free" else config.decay, grad_clip=config.grad_clip,
-            grad_accumulation=config.grad_accumulation, shard=config.shard, divided=True,
+            held_out=self._held_out(),
+            updates=Updates(
+                net, config.ema, config.warmup, 0.0 if config.optimizer == "schedule_free" else config.decay,
+                config.grad_clip, config.grad_accumulation, config.shard, divided=True,
+            ),
             preview=lambda: (preview(self.model, self.setup), 4), write=self._write, write_often=True, file=FILE,
         )  # fmt: skip
 
@@ -150,7 +152,7 @@ class Learner(Trainer):
     def resume(self, fresh: bool = False) -> None:
         """Continue from the newest checkpoint in the folder; ``fresh`` forgets it and starts anew."""
         if fresh and self.state.step:
-            self.begin(self._task())
+            self.set_up(self._task())
         super().resume(fresh)
 
     def fit(self, *, callbacks: Sequence[Callback] = (), **options: Any) -> Self:  # pyright: ignore

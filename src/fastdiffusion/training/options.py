@@ -21,7 +21,7 @@ class RunOptions:
         optimizer: A name in ``optimizers.OPTIMIZERS``; "auto" is muon, where it can be had.
         precision: "float32", "bfloat16", or "auto": bfloat16 on a GPU that has it, else float32.
         track: "tensorboard", "trackio" or "wandb", through Accelerate, beside metrics.jsonl and report.html.
-        save_every: Seconds between checkpoints, or more, so that saving takes at most 2 % of the time.
+        save_every: Seconds between checkpoints, or more, so that saving takes at most 2 % of the time; 0 is every step.
         verbose: Print what is going on.
         seed: Of everything.
         device: Where to train, "cpu", "cuda" or "mps"; by default the best there is.

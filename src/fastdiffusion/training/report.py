@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ..errors import counted
 from ..io.atomic import write_text
 from ..io.run_folder import Folder
+from .callback import TrainingView
 
 SHEETS = 6  # previews shown, the first and the last among them
 COLORS = ("#4c78a8", "#e45756", "#54a24b")
@@ -39,6 +41,7 @@ svg {{ width: 100%; height: auto; }} svg text {{ font: 12px system-ui, sans-seri
 
 
 FILE = "report.html"
+TURN = 0.01  # part of the validation loss that is worth a word
 
 
 def mark(step: int) -> str:
@@ -120,3 +123,38 @@ def curve(series: Mapping[str, Sequence[tuple[float, float]]], width: int = 800,
             elements.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
             elements.append(f'<text x="{width - 90}" y="{25 + 16 * i}" style="fill:{color}">{escape(name)}</text>')
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="Loss over steps">{"".join(elements)}</svg>'
+
+
+# ---- in words ---------------------------------------------------------------------------------------------------
+
+
+def verdict(training: TrainingView) -> str:
+    """What was seen beside what such a run usually needs, and where the validation loss was going at the end."""
+    state, usual = training.state, training.task.usual
+    examples = state.step * training.options.batch_size
+    if not usual:
+        return f"Trained on {counted(examples, 'example')}{trend(state.validations)}."
+    share = examples / usual
+    amount = f"{counted(examples, 'example')} seen, where such a run usually needs about {usual:,}"
+    if share < 0.5:
+        longer = f"train about {max(round(usual / max(examples, 1)), 2):,} times as long"
+        return f"This is a beginning ({amount}): {longer}{trend(state.validations)}."
+    start = "Trained nearly enough" if share < 1 else "Trained enough, by what such a run usually needs"
+    return f"{start} ({amount}){trend(state.validations)}."
+
+
+def trend(validations: list[tuple[int, float]]) -> str:
+    """Where the validation loss was going over the last quarter of what was measured; "" where too little was."""
+    if len(validations) < 4:
+        return ""
+    last = validations[-1][1]
+    at, best = min(validations, key=lambda one: one[1])
+    before = validations[-1 - max(len(validations) // 4, 1)][1]
+    if last > (1 + TURN) * best:
+        return (
+            f"; its validation loss has risen by {last / best - 1:.1%} since step {at:,}: it begins to learn the "
+            "training data by heart, against which more data, augmentation or fewer steps help"
+        )
+    if last < (1 - TURN) * before:
+        return f"; its validation loss was still falling ({1 - last / before:.1%} over the last quarter)"
+    return "; its validation loss has settled"

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 from ..io.images import grid, save_png
 from . import report as reports
 from .callback import TrainingView, report
-from .verdict import verdict
 
 SIDE = 32  # pixels that an image of a sheet has at least
 
@@ -33,7 +32,7 @@ def complete(training: TrainingView) -> bool:
 def show(training: Run) -> None:
     """A sheet, and the result so far where that is cheap. Whatever goes wrong, training goes on."""
     task, run = training.task, training.run
-    if run is None or not (training.main or task.shard):
+    if run is None or not (training.main or task.updates.shard):
         return
     try:
         with training.evaluating():
@@ -52,7 +51,7 @@ def show(training: Run) -> None:
 def finish(training: Run) -> None:
     """The results, also of a run that was stopped, which has a checkpoint by now, and no time for a report."""
     task, run = training.task, training.run
-    if run is None or not (training.main or task.shard):
+    if run is None or not (training.main or task.updates.shard):
         return
     if not training.stopped:
         show(training)
@@ -61,5 +60,5 @@ def finish(training: Run) -> None:
         with training.evaluating():
             notes = task.write(run.path) or {}
     if training.main and not training.stopped:
-        info = {**training.info, **notes, "in words": verdict(training)}
+        info = {**training.info, **notes, "in words": reports.verdict(training)}
         reports.write(run, training.identity, info, training.state.step)

@@ -39,6 +39,29 @@ class Part(NamedTuple):
     weight_decay: float = 0.0
 
 
+class Updates(NamedTuple):
+    """How the weights of a task's parts are updated.
+
+    Attributes:
+        averaged: The net whose weights are averaged, over each of ``ema`` (parts of the run).
+        warmup: Steps in which the learning rate rises.
+        decay: Last part of the run in which it falls to 0.
+        grad_clip: Greatest norm of a gradient; 0 is off.
+        grad_accumulation: Microbatches that a batch is computed in; of a task of one part.
+        shard: Divide weights and optimizer among the processes (FSDP2).
+        divided: Whether ``draw`` gives each process its own rows; otherwise it gives all, and each takes its own.
+    """
+
+    averaged: nn.Module | None = None
+    ema: Sequence[float] = ()
+    warmup: int = 50
+    decay: float = 0.5
+    grad_clip: float = 1.0
+    grad_accumulation: int = 1
+    shard: bool = False
+    divided: bool = False
+
+
 @dataclass(frozen=True)
 class Task:
     """What a trainer trains.
@@ -47,19 +70,13 @@ class Task:
         parts: By name. Several are trained in turns within each step, as a generator and its critic are.
         draw: ``draw(step)`` is a step's batch, on the CPU, the same whenever it is asked for: so a checkpoint holds no
             state of any iterator or random generator. It is called ahead, in another thread.
-        divided: Whether ``draw`` gives each process its own rows; otherwise it gives all, and each takes its own.
         identity: What two runs must share to be one, as JSON.
         title: What it is trained on, for people: "digits: 1,797 images of 1x8x8".
         command: What the command line calls it, and ``arguments`` that stand beside the options: for run.toml.
         usual: Examples that such a run usually sees before it is trained enough; 0 is unknown.
         modules: Nets that are evaluated and not trained; they are moved to the device with the others.
         held_out: Batches that validation measures the first part's loss on.
-        averaged: The net whose weights are averaged, over each of ``ema`` (parts of the run).
-        warmup: Steps in which the learning rate rises.
-        decay: Last part of the run in which it falls to 0.
-        grad_clip: Greatest norm of a gradient; 0 is off.
-        grad_accumulation: Microbatches that a batch is computed in; of a task of one part.
-        shard: Divide weights and optimizer among the processes (FSDP2).
+        updates: How their weights are updated.
         before: Called with the progress (0 to 1) before each step.
         preview: Images of what the nets can do so far, in rows of so many: a sheet in previews/. Like ``write`` it is
             called in the process that writes, with ``shard`` in all.
@@ -77,14 +94,7 @@ class Task:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     modules: Sequence[nn.Module] = ()
     held_out: Sequence[Batch] = ()
-    averaged: nn.Module | None = None
-    ema: Sequence[float] = ()
-    warmup: int = 50
-    decay: float = 0.5
-    grad_clip: float = 1.0
-    grad_accumulation: int = 1
-    shard: bool = False
-    divided: bool = False
+    updates: Updates = field(default_factory=Updates)
     before: Callable[[float], None] | None = None
     preview: Callable[[], tuple[Tensor, int]] | None = None
     write: Callable[[Path], Mapping[str, Any] | None] | None = None

@@ -76,24 +76,24 @@ class Trainer:
         self.first_step = 0  # of this session
         self._signals: list[int] = []
         self._saved = (0.0, 0.0)  # when and how long the last checkpoint took; the first step's tries out the disk
-        self.begin(task)
+        self.set_up(task)
 
-    def begin(self, task: Task) -> None:
+    def set_up(self, task: Task) -> None:
         """Put a task at step 0: nets on the device, fresh optimizers and averages."""
         self.task = task
         self.state = State(precision=choose_precision(self.options.precision, self.device))
         for module in (*task.modules, *(part.module for part in task.parts.values())):
             module.to(self.device)
-        if task.shard and self.world > 1:
+        if task.updates.shard and self.world > 1:
             for part in task.parts.values():
                 shard(part.module)
         self.rates: dict[str, float] = {}
         self.optimizers: dict[str, list[Any]] = {}
         for name, part in task.parts.items():
-            kind = optimizers.default(task.shard) if part.optimizer == "auto" else part.optimizer
+            kind = optimizers.default(task.updates.shard) if part.optimizer == "auto" else part.optimizer
             self.rates[name] = optimizers.RATES.get(str(kind), 1e-3) if part.lr is None else part.lr
             self.optimizers[name] = optimizers.build(kind, _learned(part.module), self.rates[name], part.weight_decay)
-        self.average = Ema(task.averaged, task.ema) if task.averaged is not None else None
+        self.average = Ema(task.updates.averaged, task.updates.ema) if task.updates.averaged is not None else None
 
     @property
     def main(self) -> bool:
@@ -117,12 +117,12 @@ class Trainer:
 
     def draw(self, step: int) -> list[Batch]:
         """This process's part of a step's batch, on the device, in microbatches."""
-        return self._divide(self.task.draw(step), self.task.grad_accumulation)
+        return self._divide(self.task.draw(step), self.task.updates.grad_accumulation)
 
-    def _divide(self, batch: Batch, pieces: int = 1) -> list[Batch]:
-        rank, world = (0, 1) if self.task.divided else (self.rank, self.world)
-        size = length(batch) // (world * pieces)
-        starts = range(rank * pieces * size, (rank + 1) * pieces * size, max(size, 1))
+    def _divide(self, batch: Batch, count: int = 1) -> list[Batch]:
+        rank, world = (0, 1) if self.task.updates.divided else (self.rank, self.world)
+        size = length(batch) // (world * count)
+        starts = range(rank * count * size, (rank + 1) * count * size, max(size, 1))
         return [rows(batch, slice(start, start + size), self.device) for start in starts]
 
     def update(self, microbatches: Sequence[Batch], rate: float = 1.0) -> tuple[dict[str, float], float, list[Tensor]]:
@@ -153,7 +153,7 @@ class Trainer:
             each.append(loss.detach())
         value = torch.stack([loss.float().mean() for loss in each]).mean()
         value = mean_gradients(part.module, value)
-        norm = whole(nn.utils.clip_grad_norm_(part.module.parameters(), self.task.grad_clip or math.inf))
+        norm = whole(nn.utils.clip_grad_norm_(part.module.parameters(), self.task.updates.grad_clip or math.inf))
         mean, steepness = torch.stack([value, norm.float()]).tolist()  # here alone the processor waits for the device
         if math.isfinite(mean) and math.isfinite(steepness):  # the same numbers in all processes
             for optimizer in self.optimizers[name]:
@@ -208,7 +208,7 @@ class Trainer:
                 microbatches, coming = coming.result(), ahead.submit(self.draw, s.step + 1)
                 if task.before is not None:
                     task.before(s.progress)
-                rate = s.rate(task.warmup, task.decay)
+                rate = s.rate(task.updates.warmup, task.updates.decay)
                 losses, norm, each = self.update(microbatches, rate)
                 finite = all(map(math.isfinite, (*losses.values(), norm)))
                 bad = () if finite else self._culprits(microbatches, each)
@@ -225,14 +225,20 @@ class Trainer:
     def _agree(self, started: float, pace: float) -> float:
         """What all processes must do alike: the clock, the speed, when to save, whether to stop; returns the speed."""
         now, got = time.perf_counter(), self._signals[0] if self._signals else 0
-        due = now - self._saved[0] > max(self.options.save_every, 50 * self._saved[1])
+        every = self.options.save_every
+        due = every == 0 or now - self._saved[0] > max(every, 50 * self._saved[1])
         mine = [now - started, float(due), pace] if self.main else [0.0, 0.0, 0.0]
         mine += [float(got == signal.SIGINT), float(got == signal.SIGTERM)]
         seconds, due, pace, interrupted, ended = total(mine, self.device)
-        self.state.advance(seconds, pace)
+        self.state.advance(seconds, pace, self._results() / (3 * self.options.batch_size * pace))
         self.save_due = due > 0
         self.stopped = signal.SIGTERM if ended else signal.SIGINT if interrupted else 0
         return pace
+
+    def _results(self) -> int:
+        """Forward passes that follow the last step: to train on an example costs about three."""
+        shown = 3 * LOOK // 2 if self.run is not None and self.task.preview is not None else 0
+        return shown + (1 + len(self.task.updates.ema)) * sum(map(length, self.task.held_out))
 
     def _abort(self, names: Sequence[str]) -> None:
         """Go back to the last checkpoint and end the run."""
@@ -317,7 +323,7 @@ class Trainer:
 
     def _finish(self, jobs: Sequence[Callback]) -> None:
         """Save before anything else that could fail; then the results, also of a run that was stopped."""
-        lengths = list(map(float, self.task.ema))
+        lengths = list(map(float, self.task.updates.ema))
         if self.task.held_out and len(lengths) > 1 and not self.stopped:
             losses = {length: self.validate(length) for length in lengths}
             self.state.length = min(losses, key=lambda length: losses[length])
@@ -346,7 +352,7 @@ class Trainer:
     def validate(self, length: float | None = None) -> float:
         """The first part's mean loss on held-out data, by the average of a length, by default the last; it is kept."""
         part = next(iter(self.task.parts.values()))
-        length = length or float([*self.task.ema, 0.0][len(self.task.ema) - 1])
+        length = length or float([*self.task.updates.ema, 0.0][len(self.task.updates.ema) - 1])
         averaged = self.average.applied(length) if self.average is not None else nullcontext()
         with self.evaluating(), averaged:
             losses = [part.loss(mine).float().mean() for batch in self.task.held_out for mine in self._divide(batch)]

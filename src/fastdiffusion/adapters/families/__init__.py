@@ -4,6 +4,7 @@ from ..family import Family
 from .flux import Chroma, Flux
 from .flux2 import Flux2, Klein
 from .hidream import HiDream
+from .inpainting import StableDiffusionInpaint, StableDiffusionXlInpaint
 from .krea2 import Krea2
 from .lumina2 import Lumina2
 from .pixart import PixArtSigma
@@ -18,6 +19,8 @@ FAMILIES: dict[str, type[Family]] = {
     "StableDiffusionPipeline": StableDiffusion,
     "LatentConsistencyModelPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXl,
+    "StableDiffusionInpaintPipeline": StableDiffusionInpaint,
+    "StableDiffusionXLInpaintPipeline": StableDiffusionXlInpaint,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
     "ChromaPipeline": Chroma,

@@ -66,13 +66,17 @@ class StableDiffusion(Family):
     def main(self) -> Text:
         return self.texts[0]
 
+    @property
+    def input_channels(self) -> int:
+        """Of what the network is given."""
+        return self.autoencoder.latent_channels
+
     def check(self) -> None:
         path, config = self.checkpoint.path, self.net.config
-        if config.in_channels != self.autoencoder.latent_channels:
+        if config.in_channels != self.input_channels:
             raise InputError(
-                f"The unet of {path} takes {config.in_channels} channels, its VAE makes "
-                f"{self.autoencoder.latent_channels}: models for inpainting or depth are not supported. "
-                "--guidance 'inpaint IMAGE MASK' inpaints with a plain one."
+                f"The unet of {path} takes {config.in_channels} channels, and {self.input_channels} go with its class "
+                "in model_index.json. Networks of text and image, and those that inpaint, are supported."
             )
         width = sum(int(text.encoder.config.hidden_size) for text in self.texts)
         if config.cross_attention_dim != width:

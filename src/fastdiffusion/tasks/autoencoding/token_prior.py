@@ -39,7 +39,7 @@ from ...noise import Stream, generator
 from ...options import fill
 from ...training.batches import title
 from ...training.distributed import place
-from ...training.task import Part, Task
+from ...training.task import Part, Task, Updates
 from ...training.trainer import train
 from .options import SampleTokensOptions, TrainTokenPriorOptions
 from .train import batches, fitting
@@ -107,7 +107,7 @@ def train_token_prior(autoencoder: Discrete | str | Path, data: Dataset | str, *
     train(Task(
         {"prior": Part(made.prior, lambda batch: surprise(made.prior, *batch), chosen.optimizer, chosen.lr)},
         draw, config, title(learned), chosen.usual_examples, "train-token-prior",
-        {"data": images.name}, [made], warmup=100,
+        {"data": images.name}, [made], updates=Updates(warmup=100),
         held_out=[] if others is None else [(others, hidden(others, generator(-1, Stream.TOKEN_MASK)))],
         preview=lambda: (sample_tokens(made).images, 8),
         write=lambda folder: guarded.save("codes", made, folder / FILE), file=FILE,

@@ -33,7 +33,7 @@ from ...nets.perceptual import perceptual_distance
 from ...noise import Stream, generator
 from ...options import fill
 from ...training.batches import Batches, title
-from ...training.task import Part, Task
+from ...training.task import Part, Task, Updates
 from ...training.trainer import train
 from .options import TrainAutoencoderOptions
 
@@ -80,7 +80,8 @@ def train_autoencoder(data: Dataset | str, **options: Any) -> Autoencoder:
     train(Task(
         parts, game.stream(train_data, chosen.seed), config, title(train_data), chosen.usual_examples,
         "train-autoencoder", {"data": data.name}, [autoencoder],
-        held_out=list(map(game.stream(held, -1), range(HELD_OUT))) if len(held) else (), warmup=100, before=game.at,
+        held_out=list(map(game.stream(held, -1), range(HELD_OUT))) if len(held) else (), updates=Updates(warmup=100),
+        before=game.at,
         preview=partial(preview, autoencoder, held if len(held) else train_data), write=write, file=FILE,
     ), chosen)  # fmt: skip
     autoencoder.eval().requires_grad_(True)

@@ -26,7 +26,7 @@ from ...nets import layers, presets
 from ...nets.classifier import Classifier, NoiseLevel
 from ...options import fill
 from ...training.batches import Batches, TrainingBatch, title
-from ...training.task import Part, Task, rows
+from ...training.task import Part, Task, Updates, rows
 from ...training.trainer import train
 from ..loading import loaded
 from .options import TrainClassifierOptions, TrainNoiseLevelOptions
@@ -155,7 +155,8 @@ def _trained(made: Net, data: Dataset, loss: Callable[[TrainingBatch], Tensor], 
         {"net": Part(made, loss, chosen.optimizer, chosen.lr, weight_decay=0.01)}, batches.draw,
         {**made.config, "data": learned.fingerprint, "lr": chosen.lr}, title(learned), chosen.usual_examples,
         "train-classifier" if isinstance(made, Classifier) else "", {"data": data.name},
-        held_out=[others.draw(0)] if others else (), decay=1.0, write=lambda folder: save(made, folder / FILE),
+        held_out=[others.draw(0)] if others else (), updates=Updates(decay=1.0),
+        write=lambda folder: save(made, folder / FILE),
         file=FILE,
     ), chosen)  # fmt: skip
     return made.cpu()

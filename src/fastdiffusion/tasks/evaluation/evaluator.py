@@ -33,7 +33,7 @@ from ...nets.evaluator import Evaluator
 from ...nets.layers import drawn
 from ...noise import generator
 from ...options import fill
-from ...training.task import Part, Task
+from ...training.task import Part, Task, Updates
 from ...training.trainer import train
 from .options import TrainEvaluatorOptions
 
@@ -134,7 +134,7 @@ def train_evaluator(
     part = Part(evaluator, loss, _decaying_matrices, chosen.lr)
     config = {"names": len(named), "images": len(images), "batch_size": chosen.batch_size, "lr": chosen.lr}
     what = counted(len(images), "image")
-    train(Task({"evaluator": part}, draw, config, what, chosen.usual_examples, decay=0.9), chosen)
+    train(Task({"evaluator": part}, draw, config, what, chosen.usual_examples, updates=Updates(decay=0.9)), chosen)
     evaluator.cpu().requires_grad_(False)
     some = images[torch.randperm(len(images), generator=generator(seed, 3))[:1000]]
     evaluator.unit.copy_(metrics.features(evaluator, on_background(some)).var(0).mean().sqrt())

@@ -21,7 +21,7 @@ from ...nets.layers import drawn
 from ...noise import generator
 from ...options import fill
 from ...training.batches import title
-from ...training.task import Part, Task
+from ...training.task import Part, Task, Updates
 from ...training.trainer import train
 from .options import TrainFeatureNetOptions
 
@@ -72,7 +72,14 @@ def train_feature_net(data: Dataset, **options: object) -> Classifier:
     part = Part(net, loss, chosen.optimizer, chosen.lr, weight_decay=0.02)
     config = {**net.config, "data": data.fingerprint, "batch_size": size, "lr": chosen.lr}
     train(
-        Task({"net": part}, draw, config, f"A classifier of {title(data)}", usual * size, decay=0.8, grad_clip=0.0),
+        Task(
+            {"net": part},
+            draw,
+            config,
+            f"A classifier of {title(data)}",
+            usual * size,
+            updates=Updates(decay=0.8, grad_clip=0.0),
+        ),
         chosen.usually(usual),
     )
     net.cpu().requires_grad_(False)

@@ -18,13 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from ...errors import InputError, unknown
-from ...guidance import Interval
+from ...guidance import Interval, inpaint
 from ...guidance.registry import ALIASES, GUIDANCE, Kind
-from ...io import inputs
 from ...io.guarded import BUDGET
 from ...io.images import open_image
 from ...models import Model, registry
@@ -34,6 +33,7 @@ from ...types import Cond, Denoise
 from .. import loading
 from ..classification import train as classification
 from ..text_image import clip as clips
+from .canvas import Canvas, canvas
 
 Guide = str | Callable[[Denoise], Denoise]
 FUNCTION = "function"  # how a recipe calls guidance that was a Python function
@@ -49,21 +49,21 @@ class Setting:
         shape: Of what its denoiser works on in this run.
         near: Where a recipe's files are looked for; None if the words were typed by a person.
         recorded: The words of one guidance as a recipe keeps them.
-        image: The last image in pixels, (c, h, w), and the height and width that its file had.
-        kept: Each image (c, h, w) that is inpainted, and its mask (1, h, w): where that is 0, results hold its pixels.
+        image: The last image, as its file has it.
+        kept: Each image that is inpainted: where its mask is 0, results hold its pixels.
     """
 
     model: Model
     shape: tuple[int, ...]
     near: Path | None = None
     recorded: list[str] = field(default_factory=list)
-    image: tuple[Tensor, tuple[int, int]] | None = None
-    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    image: Image.Image | None = None
+    kept: list[Canvas] = field(default_factory=list)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the images."""
-        return self.shape[1] * self.model.factor, self.shape[2] * self.model.factor
+    def image_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of the images."""
+        return self.model.image_shape[0], *(side * self.model.factor for side in self.shape[-2:])
 
     def file(self, text: str) -> Path:
         """The file that a word names; in the recipe it stands by name and content."""
@@ -93,17 +93,14 @@ def _label(text: str, at: Setting) -> Cond | None:
 
 
 def _image(text: str, at: Setting) -> Tensor:
-    whole = open_image(at.file(text))
-    pixels = inputs.fit_image(whole, (at.model.image_shape[0], *at.size))
-    at.image = pixels, (whole.height, whole.width)
-    return at.model.encode(pixels[None].to(at.model.device))
+    at.image = open_image(at.file(text))
+    return at.model.encode(canvas(at.image, at.image_shape).image[None].to(at.model.device))
 
 
 def _mask(text: str, at: Setting) -> Tensor:
-    painted = inputs.fit_mask(inputs.open_mask(at.file(text), at.image and at.image[1]), at.size)
-    if at.image is not None:
-        at.kept.append((at.image[0], painted))
-    return functional.avg_pool2d(painted[None], at.model.factor)  # of latents, each covers a square of pixels
+    assert at.image is not None
+    at.kept.append(canvas(at.image, at.image_shape, at.file(text)))
+    return at.kept[-1].latent_mask(at.model.factor)
 
 
 def _model(text: str, at: Setting) -> Denoise:
@@ -226,6 +223,10 @@ def _step(tokens: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
         raise InputError(f"{name} needs its scale. Example: {entry.example}")
     if "decode" in parameters and at.model.autoencoder is not None:
         values["decode"] = at.model.autoencoder.decode
+    if "sigma_data" in parameters:
+        values["sigma_data"] = at.model.sigma_data
+    if entry.factory is inpaint and hasattr(at.model.denoise, "inpainting"):  # ``Plan`` gives it what is kept
+        return lambda denoise: denoise
     return lambda denoise: entry.factory(denoise, **values)
 
 

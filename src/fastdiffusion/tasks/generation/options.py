@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import choices
-from ...errors import InputError
+from ...errors import InputError, unknown
 from ...options import option
 from ..loading import LoadOptions
 
@@ -95,13 +95,21 @@ class SampleOptions(RunOptions):
         classes: Names or indices, a list or "3,7"; image i takes the i-th, round and round. By default all in turn;
             "none" is unconditional.
         negative_prompt: A prompt to guide away from.
-        image: An image to start from; scaled and cropped to the model's size.
+        image: An image to start from; scaled and cropped to the size of the run.
+        mask: Of ``image``, and of its size: white is drawn anew, black keeps its pixels exactly; gray changes by that
+            strength. Files of 0 and 1, and strokes on transparency, are understood too.
+        outpaint: How many pixels to add to ``image``, "LEFT,TOP,RIGHT,BOTTOM", which are drawn: they start as its
+            edges, continued. Without ``size`` the result is as large as both; with it they are scaled together.
         strength: How far to go from ``image``: the noise level to start from, sigma_data * s / (1 - s). 0 returns the
-            image, 1 starts from noise. The ``steps`` cover the way from that level down, by a textbook table.
+            image, 1 starts from noise. The ``steps`` cover the way from that level down, by a textbook table. By
+            default 0.5; with a mask 1, and to outpaint 0.9.
         variation_seed: Image i is turned towards the noise of this seed + i, by ``variation_strength``.
         variation_strength: 0 (off) to 1.
         size: Pixels: a side of square images, "WIDTHxHEIGHT", or (height, width); by default the model's own. The same
             seed keeps its layout.
+        rng: Whose noise: "own", or what AUTOMATIC1111 ("a1111", where its setting RNG is CPU) or ComfyUI ("comfy")
+            draws for the seed. With "comfy" all images have the same seed, and are the rows of one batch.
+        upscale: "x2" or "x4": enlarge the finished images by the restorer that ships.
     """
 
     prompt: str | Sequence[str] | None = option(
@@ -112,18 +120,40 @@ class SampleOptions(RunOptions):
     )
     negative_prompt: str = option("", "A prompt to guide away from.", "--negative", "--negative-prompt")
     image: str | Path | Image.Image | None = option(None, "An image to start from.", kind=Path | None)
-    strength: float = option(0.5, "How far to go from --image: 0 keeps it, 1 starts from noise.")
+    mask: str | Path | Image.Image | None = option(
+        None, "A mask of --image: white is drawn anew, black is kept.", kind=Path | None
+    )
+    outpaint: str | Sequence[int] | None = option(
+        None, "Pixels to add to --image and to draw.", kind=str | None, metavar="LEFT,TOP,RIGHT,BOTTOM"
+    )
+    strength: float | None = option(
+        None, "How far to go from --image: 0 keeps it, 1 starts from noise; 0.5, with --mask 1, to --outpaint 0.9."
+    )
     variation_seed: int = option(0, "Seed of a second noise, to move towards.")
     variation_strength: float = option(0.0, "How far to move towards --variation-seed, 0 to 1.")
     size: int | str | tuple[int, int] | None = option(None, SIZE, kind=str | None)
+    rng: str = option("own", "Whose noise is drawn for a seed.", choices=choices.RNGS)
+    upscale: str | None = option(
+        None, "Enlarge the finished images by the restorer that ships.", choices=choices.UPSCALES
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if type(self.variation_seed) is not int:
             raise InputError(f"variation_seed must be a whole number, got {self.variation_seed!r}. Try 0.")
+        for name in ("rng", "upscale"):
+            if getattr(self, name) not in (known := {"rng": choices.RNGS, "upscale": (None, *choices.UPSCALES)}[name]):
+                raise unknown(name, getattr(self, name), [choice for choice in known if choice])
+        if (self.mask is not None or self.outpaint is not None) and self.image is None:
+            what = "mask" if self.mask is not None else "outpaint"
+            raise InputError(f"{what} changes an image, and there is none. Give it: image='in.png' (--image in.png).")
+        if self.strength is None:
+            object.__setattr__(self, "strength", 0.9 if self.outpaint else 1.0 if self.mask is not None else 0.5)
         for name in ("variation_strength", "strength"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}. Try 0.2.")
+        if self.outpaint is not None:
+            object.__setattr__(self, "outpaint", ",".join(map(str, borders(self.outpaint))))
         sides = image_size(self.size)  # as a recipe keeps it
         size = None if sides is None else sides[0] if sides[0] == sides[1] else f"{sides[1]}x{sides[0]}"
         object.__setattr__(self, "size", size)
@@ -172,6 +202,19 @@ class ExportOptions(RunOptions):
     license: str | None = option(None, "License of the model, e.g. apache-2.0.")
     data_license: str | None = option(None, "License of the images that it was trained on.")
     prompt: str | None = option(None, "What the preview shows, for a text-to-image model.")
+
+
+def borders(outpaint: str | Sequence[int]) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) in pixels, of such numbers or their text; at least one is above 0."""
+    parts = re.findall(r"[^\s,;x]+", outpaint) if isinstance(outpaint, str) else list(outpaint)
+    numbers = [int(part) if re.fullmatch(r"\d{1,6}", str(part)) else -1 for part in parts]
+    if len(numbers) != 4 or min(numbers) < 0 or not any(numbers):
+        raise InputError(
+            f"outpaint is the pixels to add: left, top, right and bottom, got {outpaint!r}. "
+            "Example: outpaint='0,0,64,0'."
+        )
+    left, top, right, bottom = numbers
+    return left, top, right, bottom
 
 
 def image_size(size: int | str | Sequence[int] | None) -> tuple[int, int] | None:

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -22,20 +22,25 @@ from torch import Tensor
 
 from ... import prompts, schedules
 from ...errors import CheckpointError, InputError, warn
-from ...guidance import cfg, embedded
+from ...guidance import cfg, embedded, inpaint
 from ...io.guarded import BUDGET
-from ...io.inputs import fit_image
+from ...io.images import open_image
 from ...models import Model, Size
 from ...models.registry import named, short_name
-from ...noise import resized, toward_seeds
+from ...noise import Fresh, resized, toward_seeds
 from ...samplers import Table, run, strength_table
 from ...schedules import Sigmas
 from ...types import Cond, Denoise
 from ...version import __version__
 from ..loading import loaded, of_run, settings
 from . import guidance_spec
-from .options import SampleOptions, image_size
+from .canvas import Canvas, canvas
+from .meter import Meter
+from .options import SampleOptions, borders, image_size
+from .preview import linear_preview
+from .rng import THEIRS, caveats, unlike
 from .samples import RECIPE, Samples, SampleStep
+from .upscale import upscaled
 
 LABEL_GUIDANCE = {"cfg", "apg", "negative"}  # these compare with and without the condition, as ``scale`` does
 NEGATIVE_SCALE = 2.0  # by default, where a negative prompt is given and the model has no scale of its own
@@ -55,8 +60,9 @@ class Plan:
         prompts: One per image; None without prompts.
         shape: Of what the denoiser works on.
         guided: What ``options.guidance`` does to a denoiser.
-        image: (c, h, w), what is started from.
-        kept: Images (c, h, w) whose pixels results hold exactly, where the mask (1, h, w) beside each is 0.
+        canvas: The image that is started from, and its mask.
+        kept: Canvases whose pixels results hold, where their masks are 0: that one's, and those of the guidance.
+        notes: What a person should know, in sentences.
     """
 
     model: Model
@@ -67,15 +73,53 @@ class Plan:
     prompts: list[str] | None
     shape: tuple[int, ...]
     guided: Callable[[Denoise], Denoise]
-    image: Tensor | None
-    kept: tuple[tuple[Tensor, Tensor], ...] = ()
+    canvas: Canvas | None = None
+    kept: tuple[Canvas, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The images of latents, with the pixels that inpainting keeps: an autoencoder would change them."""
-        images = self.model.decode(latents)
-        for known, mask in self.kept:
-            images = torch.lerp(known.to(images), images.clamp(-1, 1), mask.to(images))
+        """The images of latents, with the pixels that inpainting keeps."""
+        return self._held(self.model.decode(latents))
+
+    def preview(self, latents: Tensor) -> Tensor:
+        """The same without the autoencoder's decoder, in no time: see ``preview``."""
+        factor, frames = self.model.factor, getattr(self.model.autoencoder, "temporal_factor", 1)
+        images = linear_preview(self.model)(latents).repeat_interleave(factor, -1).repeat_interleave(factor, -2)
+        if frames > 1:  # the first one of a film is encoded alone
+            images = images.repeat_interleave(frames, 2)[:, :, frames - 1 :]
+        return self._held(images)
+
+    def _held(self, images: Tensor) -> Tensor:
+        for each in self.kept:
+            images = each.hold(images)
         return images
+
+    @cached_property
+    def known(self) -> Tensor:
+        """The canvas as the denoiser knows it, (1, *shape)."""
+        assert self.canvas is not None
+        return self.model.encode(self.canvas.image[None].to(self.model.device))
+
+    def _conditioned_on_image(self) -> Denoise:
+        """The model's denoiser; a network that was trained to inpaint takes the kept image and its mask as inputs."""
+        denoise, inpainting = self.model.denoise, getattr(self.model.denoise, "inpainting", None)
+        masked = [(each.image, each.mask) for each in self.kept if each.mask is not None]
+        if inpainting is None or not masked:
+            return denoise
+        extra = inpainting(*(part[None].to(self.model.device) for part in masked[-1]))
+
+        def conditioned(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+            cond = cond or Cond()
+            return denoise(x, sigma, replace(cond, extra={**cond.extra, **extra}))
+
+        return conditioned
+
+    def guide(self, denoise: Denoise) -> Denoise:
+        """A denoiser under the guidance of the options, and held to what the mask keeps."""
+        denoise = self.guided(denoise)
+        if self.canvas is None or self.canvas.mask is None or hasattr(self.model.denoise, "inpainting"):
+            return denoise
+        return inpaint(denoise, self.known, self.canvas.latent_mask(self.model.factor), self.model.sigma_data)
 
     @property
     def batches(self) -> list[range]:
@@ -97,7 +141,7 @@ class Plan:
     def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
         """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
         p, model = self.options, self.model
-        scale, denoise = 1.0 if p.scale is None else p.scale, model.denoise
+        scale, denoise = 1.0 if p.scale is None else p.scale, self._conditioned_on_image()
         if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
             scale, denoise = 1.0, embedded(denoise, scale)
         conditioner = model.conditioner
@@ -105,7 +149,7 @@ class Plan:
         if self.prompts is None or conditioner is None or self.table is None:
             denoise = cfg(denoise, scale) if scale != 1 else denoise
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
-            return self.guided(denoise), cond
+            return self.guide(denoise), cond
         other = getattr(conditioner, "negative", conditioner)
         reader = partial(other.encode, size=self.size), other.token_spans, other.max_tokens
         compiled = prompts.compile(
@@ -121,7 +165,7 @@ class Plan:
         )
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
-        return compiled.guide(denoise, scale, model.guide if scale != 1 else None, self.guided), None
+        return compiled.guide(denoise, scale, model.guide if scale != 1 else None, self.guide), None
 
     @property
     def size(self) -> Size | None:
@@ -145,9 +189,24 @@ class Plan:
         labels = [-1 if self.labels is None else self.labels[i] for i in indices]
         names = tuple(self.model.classes[label] if label >= 0 else "" for label in labels)
         names = names if self.prompts is None else tuple(self.prompts[i] for i in indices)
-        seeds = tuple(self.options.seed + i for i in indices)
+        seeds = tuple(self.options.seed + i * (self.options.rng != "comfy") for i in indices)
         images = images.detach() if self.size is None else images.detach().clamp(-1, 1)
-        return Samples(images, seeds, names, tuple(indices), recipe)
+        return Samples(images, seeds, names, tuple(indices), recipe, self.notes)
+
+    def finish(self, images: Tensor) -> Tensor:
+        """What is done to the images after the run."""
+        return upscaled(images, self.options.upscale, self.model.device) if self.options.upscale else images
+
+    def noise(self, batch: range) -> tuple[Tensor, Fresh | None]:
+        """What a batch starts from, on the CPU; and where its later noise comes from, if not as usual."""
+        p, fresh = self.options, None
+        if p.rng == "own":
+            noise = resized([p.seed + i for i in batch], self.shape, self.model.shape)
+        else:
+            fresh = THEIRS[p.rng](p.seed, p.n, batch, self.shape, self.model.device)
+            noise = fresh.initial()
+            fresh = None if unlike(self.table) else fresh
+        return toward_seeds(noise, [p.variation_seed + i for i in batch], p.variation_strength), fresh
 
 
 @torch.no_grad()
@@ -157,19 +216,18 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
     rows = only or range(p.n)
     batches = [batch for batch in plan.batches if rows.start <= batch.start < rows.stop]
     blank = torch.zeros(*model.image_shape[:-2], *(plan.size or model.image_shape[-2:]))
-    blank = blank if plan.image is None else plan.image
+    blank = blank if plan.canvas is None else plan.canvas.image
     if plan.table is None:
-        yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), plan.decode)
+        yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), plan.decode, plan.preview)
         return
-    known = 0.0 if plan.image is None or p.strength == 1 else model.encode(plan.image[None].to(model.device))
+    start = 0.0 if plan.canvas is None or p.strength == 1 else plan.known
     finished: list[Tensor] = []
     for k, batch in enumerate(batches):
-        seeds = [p.seed + i for i in batch]
-        noise = resized(seeds, plan.shape, model.shape)
-        noise = toward_seeds(noise, [p.variation_seed + i for i in batch], p.variation_strength)
-        denoise, cond = plan.conditioned(batch)
-        for step in run(denoise, known + (plan.table.sigmas[0] * noise).to(model.device), plan.table, cond, seeds):
+        (noise, fresh), (denoise, cond), meter = plan.noise(batch), plan.conditioned(batch), Meter(model)
+        x = start + (plan.table.sigmas[0] * noise).to(model.device)
+        for step in run(meter.around(denoise), x, plan.table, cond, [p.seed + i for i in batch], fresh):
             last = step.index + 1 == step.of
+            seconds, evaluations = meter.cost()
             if last:
                 finished.append(plan.decode(step.x).cpu())
             left = len(rows) - (batch.start - rows.start) - len(batch)
@@ -181,6 +239,9 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
                 None if last else step.x0,
                 blank.expand(left, *blank.shape),
                 plan.decode,
+                plan.preview,
+                seconds,
+                evaluations,
             )
 
 
@@ -199,39 +260,57 @@ def plan(
     A recipe brings its ``table`` and ``name``; its files are looked for ``near`` its image.
     """
     ready = loaded(model, chosen)
-    shape = _shape(ready, chosen)
+    (source, image_name), (mask, mask_name) = _file(chosen.image, near), _file(chosen.mask, near)
+    image = None if source is None else open_image(source)
+    shape = _shape(ready, chosen, image)
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
-    labels, texts = _labels(ready, chosen), _prompts(ready, chosen)
+    labels, (texts, notes) = _labels(ready, chosen), _prompts(ready, chosen)
     setting = guidance_spec.Setting(ready, shape, near)
     guided, recorded = guidance_spec.parse_guidance(chosen.guidance, setting)
-    image = description = None
-    if chosen.image is not None:
-        image, description = _start_image(chosen.image, ready, shape, near)
+    drawn = None
+    if image is not None:
+        if len(shape) != 3:
+            raise InputError("This model makes no single images, and starts from none. Leave image out.")
+        around = None if chosen.outpaint is None else borders(chosen.outpaint)
+        drawn = canvas(image, setting.image_shape, mask, around)
     options = replace(
         chosen,
         prompt=chosen.prompt if chosen.prompt is None or isinstance(chosen.prompt, str) else list(chosen.prompt),
         classes=chosen.classes if isinstance(chosen.classes, str | int | None) else list(chosen.classes),
         guidance=recorded,
         scale=_scale(ready, chosen, bool(LABEL_GUIDANCE & set(guidance_spec.names(recorded)))),
-        image=description,
+        image=image_name,
+        mask=mask_name,
     )
     if table is None:
         table = _table(ready, options, _pixels(ready, shape))
-    return Plan(
-        ready, name or short_name(model), options, table, labels, texts, shape, guided, image, tuple(setting.kept)
-    )
+    kept = [*setting.kept, *([] if drawn is None else [drawn])]
+    notes += [note for each in kept for note in each.notes]
+    notes += caveats(options.rng, table)
+    for note in (notes := list(dict.fromkeys(notes))):
+        warn(note)
+    name = name or short_name(model)
+    return Plan(ready, name, options, table, labels, texts, shape, guided, drawn, tuple(kept), tuple(notes))
 
 
-def _shape(model: Model, chosen: SampleOptions) -> tuple[int, ...]:
+def _shape(model: Model, chosen: SampleOptions, image: Image.Image | None) -> tuple[int, ...]:
     """Of what the denoiser works on, for images of the size that was asked for."""
-    shape, sides = model.shape, image_size(chosen.size) or _own_size(model)
+    shape, sides = model.shape, image_size(chosen.size)
+    if sides is None and image is not None and chosen.outpaint is not None:
+        left, top, right, bottom = borders(chosen.outpaint)
+        sides = (image.height + top + bottom, image.width + left + right)
+    sides = sides or _own_size(model)
     if sides is not None:
         if len(shape) < 3:
             raise InputError(f"This model makes no images, and takes no size. Leave out size={chosen.size!r}.")
-        if any(side % model.factor for side in sides):
+        step = model.factor * getattr(model.denoise, "patch", 1)
+        if any(side % step for side in sides):
+            near = "x".join(str(-(-side // step) * step) for side in reversed(sides))
+            advice = "add so many pixels, or scale all of it with" if chosen.outpaint else "try"
             raise InputError(
-                f"This model makes sizes that divide by {model.factor}, got {chosen.size}. Try {model.image_shape[-1]}."
+                f"This model makes sizes that divide by {step}, got {sides[1]}x{sides[0]}. Nearest is {near}: "
+                f"{advice} size={near!r} (--size {near})."
             )
         shape = (*shape[:-2], *(side // model.factor for side in sides))
     if chosen.n * math.prod(shape) > LARGEST:
@@ -256,7 +335,7 @@ def _pixels(model: Model, shape: tuple[int, ...]) -> Size | None:
 
 def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | None:
     """The sampler's table: all the way, or from the noise level that ``strength`` names; None where that is 0."""
-    if chosen.image is None:
+    if chosen.image is None or chosen.strength == 1:
         return model.table(chosen.steps, chosen.sampler, chosen.schedule, size, chosen.scale)
 
     def schedule(n: int) -> Sigmas:
@@ -265,6 +344,7 @@ def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | No
         return schedules.schedule(chosen.schedule, n, sigma_min=model.sigma_min, sigma_max=model.sigma_max)
 
     sampler = chosen.sampler or "dpmpp_2m"
+    assert chosen.strength is not None  # ``SampleOptions`` has chosen
     return strength_table(chosen.strength, chosen.steps, schedule, model.sigma_data, model.sigma_max, sampler)
 
 
@@ -286,31 +366,25 @@ def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     return scale
 
 
-def _start_image(
-    image: str | Path | Image.Image, model: Model, shape: tuple[int, ...], near: Path | None
-) -> tuple[Tensor, str]:
-    """The image to start from, and how a recipe names it."""
-    path, description = (
-        (image, "an image given in Python") if isinstance(image, Image.Image) else named(str(image), near)
-    )
-    height, width = (side * model.factor for side in shape[-2:])
-    return fit_image(path, (model.image_shape[0], height, width)), description
+def _file(image: str | Path | Image.Image | None, near: Path | None) -> tuple[Path | Image.Image | None, str | None]:
+    """An image or its file, and how a recipe names it."""
+    if image is None or isinstance(image, Image.Image):
+        return image, None if image is None else "an image given in Python"
+    return named(str(image), near)
 
 
-def _prompts(model: Model, chosen: SampleOptions) -> list[str] | None:
-    """The prompt of each image, its choices {a|b} made; None without any."""
+def _prompts(model: Model, chosen: SampleOptions) -> tuple[list[str] | None, list[str]]:
+    """The prompt of each image, its choices {a|b} made, or None without any; and what is to be said of them."""
     prompt, negative = chosen.prompt, chosen.negative_prompt
     if prompt is None and not negative:
-        return None
+        return None, []
     if model.conditioner is None:
         raise InputError("This model was trained without captions. Leave the prompt out, or take model='emoji'.")
     texts = [""] if prompt is None else prompts.several(prompt)
     if negative and prompts.choose(negative, 0) != negative.replace("\\{", "{").replace("\\}", "}"):
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
     wanted = [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
-    for note in prompts.notes(model.conditioner, (*wanted, negative)):
-        warn(note)
-    return wanted
+    return wanted, prompts.notes(model.conditioner, (*wanted, negative))
 
 
 def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:

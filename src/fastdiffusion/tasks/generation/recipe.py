@@ -11,7 +11,7 @@ from typing import Any
 from ...errors import CheckpointError, DataError, InputError, MissingExtra
 from ...io.guarded import BUDGET
 from ...io.images import inner_recipe, read_recipe, save_png
-from ...io.metadata import summarize
+from ...io.metadata import as_command, summarize
 from ...models import Model
 from ...models.registry import locate
 from ...options import fill
@@ -41,8 +41,8 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
     name, recipe = Path(image).name, read_recipe(image)
     if "made_by" in recipe:
         raise DataError(
-            f"{name!r} was made by {recipe['made_by']}, whose models are not ours to run. "
-            f"What it says: {summarize(recipe)}."
+            f"{name!r} was made by {recipe['made_by']}, and cannot be made again to the byte. What it says: "
+            f"{summarize(recipe)}. With the same model this comes near: {as_command(recipe)}"
         )
     if recipe.get("verb") != "sample":
         raise DataError(f"{name!r} was not made by fastdiffusion's sample. What it says of itself: {str(recipe)[:300]}")
@@ -75,7 +75,7 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
             raise
         raise DataError(f"The recipe in {name!r} cannot be followed ({error}).") from None
     *_, last = perform(planned, rows)
-    return planned.samples(last.images[wanted.start - rows.start :][: len(wanted)], wanted)
+    return planned.samples(planned.finish(last.images[wanted.start - rows.start :][: len(wanted)]), wanted)
 
 
 def _check_kinds(parameters: Mapping[str, Any]) -> None:

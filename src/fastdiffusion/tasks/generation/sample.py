@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ...models.registry import model_and_prompt
 from ...options import fill
 from .options import SampleOptions
 from .plan import perform, plan
-from .samples import Samples, SampleStep
+from .samples import Samples, SampleStep, is_file
 
 
 def sample(model: Model | str | Path = "emoji", prompt: str | Sequence[str] | None = None, **options: Any) -> Samples:
@@ -37,31 +37,34 @@ def sample(model: Model | str | Path = "emoji", prompt: str | Sequence[str] | No
     model, prompt = model_and_prompt(model, prompt)
     ready = plan(model, fill(SampleOptions, prompt=prompt, **options))
     last = deque(tqdm(perform(ready), "sampling", ready.nfe, disable=None, leave=False), maxlen=1).pop()
-    return ready.samples(last.images, range(ready.options.n))
+    return ready.samples(ready.finish(last.images), range(ready.options.n))
 
 
 def sample_to(
-    folder: str | Path,
+    out: str | Path,
     model: Model | str | Path = "emoji",
     prompt: str | Sequence[str] | None = None,
     *,
     metadata: bool = True,
     format: str = "png",
     sidecar: bool = False,
+    watch: Callable[[SampleStep], None] | None = None,
     **options: Any,
 ) -> tuple[Samples, list[Path]]:
-    """Like :func:`sample`, each batch written to ``folder`` as soon as it is done: see :meth:`Samples.save`.
+    """Like :func:`sample`, each batch written to ``out`` as soon as it is done: see :meth:`Samples.save`.
 
     Batches that lie there already, by the same recipe, are read and not made again: what was interrupted goes on.
+    ``watch`` is called with every step of those that are made, one batch after the other.
     """
     model, prompt = model_and_prompt(model, prompt)
     ready = plan(model, fill(SampleOptions, prompt=prompt, **options))
+    is_file(out, ready.options.n)
     parts: list[Samples] = []
     paths: list[Path] = []
     with tqdm(desc="sampling", total=ready.nfe, disable=None, leave=False) as bar:
         for batch in ready.batches:
             names = ready.samples(torch.zeros(len(batch), *ready.model.image_shape), batch)
-            before = names.saved_before(folder, format) if metadata or sidecar else None
+            before = names.saved_before(out, format) if metadata or sidecar else None
             if before is not None:
                 bar.update(ready.nfe // len(ready.batches))
                 parts.append(replace(names, images=torch.stack([to_tensor(read_image(path)) for path in before])))
@@ -70,10 +73,12 @@ def sample_to(
             images = names.images
             for step in perform(ready, batch):
                 bar.update(step.of > 0)
+                if watch is not None:
+                    watch(step)
                 if step.done == step.of:
                     images = step.images
-            parts.append(ready.samples(images, batch))
-            paths += parts[-1].save(folder, metadata=metadata, format=format, sidecar=sidecar)
+            parts.append(ready.samples(ready.finish(images), batch))
+            paths += parts[-1].save(out, metadata=metadata, format=format, sidecar=sidecar)
     return ready.samples(torch.cat([part.images for part in parts]), range(ready.options.n)), paths
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, cat, no_grad
 
-from ...errors import InputError, unknown
-from ...io.images import grid, safe_name, to_pil
+from ...errors import InputError, counted, unknown
+from ...io.images import ENDS, checked_name, grid, safe_name, to_pil
 from ...io.outputs import made_before, save_image
 
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
 FORMATS = ("png", "webp")
+LETTERS = (11, 10, 9, 8)  # sizes of a label's letters in pixels, the first that has room
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Samples:
         labels: Class names, "" where there is none.
         indices: Each image's number in the run that ``recipe`` describes.
         recipe: Model, parameters and sampler table, as JSON values: no path, no user, no time of day.
+        notes: What a person should know of the run, in sentences.
     """
 
     images: Float[Tensor, "n *d"]
@@ -41,13 +43,21 @@ class Samples:
     labels: tuple[str, ...]
     indices: tuple[int, ...]
     recipe: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        of, name = "x".join(map(str, self.images.shape[1:])), self.recipe.get("model", {}).get("name")
+        ends = [str(seed) for seed in dict.fromkeys((*self.seeds[:1], *self.seeds[-1:]))]
+        seeds = f", seed{'s' * (len(ends) > 1)} {' to '.join(ends)}" if ends else ""
+        return f"Samples({counted(len(self), 'sample')} of {of}{seeds}{f', by {name}' if name else ''})"
+
     def __getitem__(self, rows: slice) -> Samples:
         """Some of them, with the same recipe."""
-        return Samples(self.images[rows], self.seeds[rows], self.labels[rows], self.indices[rows], self.recipe)
+        chosen = {name: getattr(self, name)[rows] for name in ("images", "seeds", "labels", "indices")}
+        return replace(self, **chosen)
 
     def recipe_of(self, i: int) -> dict[str, Any]:
         """The recipe of one image, as its file carries it."""
@@ -68,27 +78,29 @@ class Samples:
         )
 
     def save(
-        self, folder: str | Path, name: str = "", metadata: bool = True, format: str = "png", sidecar: bool = False
+        self, out: str | Path, name: str = "", metadata: bool = True, format: str = "png", sidecar: bool = False
     ) -> list[Path]:
         """Write one file each, named by seed and class, with its recipe inside; returns where they are.
 
         Where another image has the name, -2, -3 and so on is added; the same image is not written again.
 
         Args:
-            folder: It is made if need be.
+            out: A folder, which is made if need be; for a single image also a file, such as "heart.png".
             name: Stands before the seed in each file's name.
             metadata: False writes pixels and nothing else.
             format: "png", or "webp" (lossless as well).
             sidecar: Also write each recipe as JSON beside its image.
         """
         paths = []
-        for i, (image, path) in enumerate(zip(self.images, self.paths(folder, name, format), strict=True)):
+        for i, (image, path) in enumerate(zip(self.images, self.paths(out, name, format), strict=True)):
             recipe = self.recipe_of(i)
             paths.append(save_image(image, path, recipe if metadata else None, recipe if sidecar else None))
         return paths
 
-    def paths(self, folder: str | Path, name: str = "", format: str = "png") -> list[Path]:
+    def paths(self, out: str | Path, name: str = "", format: str = "png") -> list[Path]:
         """The files' names, as long as no other image has them."""
+        if is_file(out, len(self)):
+            return [checked_name(out)]
         if format not in FORMATS:
             raise unknown("format", format, FORMATS)
         texts = (
@@ -96,11 +108,11 @@ class Samples:
         )
         locale = sys.getfilesystemencoding()  # it may be one without ä
         safe = (safe_name(text.encode(locale, "replace").decode(errors="replace")) for text in texts)
-        return [Path(folder) / f"{text}.{format}" for text in safe]
+        return [Path(out) / f"{text}.{format}" for text in safe]
 
-    def saved_before(self, folder: str | Path, format: str = "png") -> list[Path] | None:
+    def saved_before(self, out: str | Path, format: str = "png") -> list[Path] | None:
         """The files of an earlier :meth:`save` with these recipes, if all are there."""
-        paths = self.paths(folder, format=format)
+        paths = self.paths(out, format=format)
         found = [made_before(path, self.recipe_of(i)) for i, path in enumerate(paths)]
         return None if None in found else [path for path in found if path is not None]
 
@@ -126,6 +138,9 @@ class SampleStep:
         estimate: Of the batch in work, what the denoiser estimates; None after its last evaluation.
         rest: What stands for the images of later batches: zeros (grey), or the image that is started from.
         decode: Of the model.
+        look: From latents to images like ``decode``, but in no time: see ``preview.LinearPreview``.
+        seconds: What this evaluation took.
+        evaluations: Of the network, for each image in it: 2 where guidance compares with another prompt.
     """
 
     done: int
@@ -135,29 +150,76 @@ class SampleStep:
     estimate: Tensor | None
     rest: Tensor
     decode: Callable[[Tensor], Tensor]
+    look: Callable[[Tensor], Tensor]
+    seconds: float = 0.0
+    evaluations: float = 0.0
 
     @cached_property
     def images(self) -> Float[Tensor, "n *d"]:
         """All images: finished ones, the current estimates of those in work, and the rest. Decoded when first asked."""
+        return self._all(self.decode)
+
+    @cached_property
+    def preview(self) -> Float[Tensor, "n *d"]:
+        """The same without decoding what is in work: its colors, by a linear map of the latents."""
+        return self._all(self.look)
+
+    def _all(self, decode: Callable[[Tensor], Tensor]) -> Tensor:
         with no_grad():
-            work = [] if self.estimate is None else [self.decode(self.estimate).cpu()]
+            work = [] if self.estimate is None else [decode(self.estimate).cpu()]
         return cat([*self.finished, *work, self.rest])
 
 
+def is_file(out: str | Path, n: int = 1) -> bool:
+    """Whether results go to one file, and not to a folder: by the end of its name. InputError where there are ``n``."""
+    single = Path(out).suffix.lower() in ENDS and not Path(out).is_dir()
+    if single and n > 1:
+        raise InputError(f"{n} images need a folder, and {str(out)!r} is a file's name. Try out='out'.")
+    return single
+
+
 def _captioned(image: Image.Image, text: str, zoom: int) -> Image.Image:
-    """An image enlarged, with a line of text under it."""
+    """An image enlarged, with its label under it: in two lines and smaller letters where it is long."""
     width, height = image.width * zoom, image.height * zoom
-    sheet = Image.new("RGB", (width, height + 14), "white")
+    rows, size = _rows_of_text(_legible(text), width)
+    sheet = Image.new("RGB", (width, height + 3 + (size + 1) * max(len(rows), 1)), "white")
     sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
+    for i, row in enumerate(rows):
+        place = (width - draw.textlength(row, font)) // 2, height + i * (size + 1)
+        draw.text(place, row, "black", font)
+    return sheet
+
+
+def _rows_of_text(text: str, width: int) -> tuple[list[str], int]:
+    """At most two lines of whole words, and the size of their letters; what has no room ends in an ellipsis."""
+    tokens = text.split()  # a name may hold a line break
+    size = next((size for size in LETTERS if not _wrapped(tokens, size, width)[1]), LETTERS[-1])
+    rows, rest = _wrapped(tokens, size, width)
+    if rest:
+        font, (*first, last) = ImageFont.load_default(size), rows or [""]
+        while last and font.getlength(f"{last}…") > width:
+            last = last.rpartition(" ")[0]
+        rows = [*first, f"{last}…"]
+    return rows, size
+
+
+def _wrapped(tokens: list[str], size: int, width: int) -> tuple[list[str], list[str]]:
+    """As many words as two lines have room for, line by line; and those that are left over."""
+    font, rows, rest = ImageFont.load_default(size), [], list(tokens)
+    while rest and len(rows) < 2 and font.getlength(rest[0]) <= width:
+        rows.append(rest.pop(0))
+        while rest and font.getlength(f"{rows[-1]} {rest[0]}") <= width:
+            rows[-1] += f" {rest.pop(0)}"
+    return rows, rest
+
+
+def _legible(text: str) -> str:
+    """A text without what the font lacks: no boxes for a script, letters at least without their marks."""
+    font = ImageFont.load_default(LETTERS[0])
     tofu = _drawn("\uffff", font)
     text = "".join(letter if _drawn(letter, font) != tofu else normalize("NFKD", letter)[0] for letter in text[:200])
-    text = "".join(letter for letter in text if _drawn(letter, font) != tofu)  # no boxes for a script that it lacks
-    text = " ".join(text.split())  # a name may hold a line break
-    while text and draw.textlength(text, font) > width:
-        text = text[:-1]
-    draw.text(((width - draw.textlength(text, font)) // 2, height), text, "black", font)
-    return sheet
+    return "".join(letter for letter in text if letter.isspace() or _drawn(letter, font) != tofu)
 
 
 def _drawn(letter: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> bytes:

@@ -1,4 +1,4 @@
-"""Blind deblurring: which kernel blurred a photograph?
+"""Blind deblurring: which kernel blurred a photograph? And is it the one that somebody says?
 
 Edges of photographs are sharp, so the blurred image's own edges, sharpened by a shock filter, show what it was before
 the blur; the kernel is then a least-squares problem (Cho & Lee 2009, "Fast Motion Deblurring"), solved anew with every
@@ -8,16 +8,25 @@ image's spectrum decides which.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ...corruptions.blurs import disk, gaussian, line, taps
+from ...corruptions import Step
+from ...corruptions.blurs import disk, gaussian, line, radius_of, reach, taps
 from ...errors import InputError
 from .colorization import luminance
 
 MOST = 384  # side of the part that is looked at
+LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
+# What another kernel than the one that was said has to be likelier by, per frequency: anything, a step away from it
+# (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), and however far it is
+SURER, STEP_AWAY, FAR = 0.05, 0.1, 1.5
+SPANS = {"motion": (1.0, 10.0), "defocus": (1.0,), "blur": (0.6,)}
 
 
 def estimate_kernel(
@@ -60,27 +69,96 @@ def estimate_kernel(
     return _simplest(kernel, blurred) if simple else kernel
 
 
+def refined(said: Step, image: Float[Tensor, "1 c h w"]) -> Step:
+    """The simple blur that explains the image: ``said`` itself, unless its spectrum speaks clearly for another one.
+
+    A kernel that is off by a pixel or ten degrees makes ripples all over. Small and flat images tell nothing.
+    """
+    x = image.cpu() if image.shape[1] == 1 else luminance(image.cpu())
+    if said.name not in SPANS or min(x.shape[2:]) < LEAST or float(x.std()) < 1 / 255:
+        return said
+    widest = min(24, min(x.shape[2:]) // 4)
+    steps = [said, *_near(said), *_simple_blurs(widest)]
+    kernels = _kernels(steps, max(reach(step.name, step.values[0]) for step in steps))
+    part = _liveliest(x)
+    unlikely = _surprise(kernels, part) - _likeness(kernels, estimate_kernel(x, simple=False))
+
+    def likeliest(apart: list[float]) -> Step:
+        return steps[int((unlikely + torch.tensor(apart)).argmin())]
+
+    found = likeliest([0.0, *(SURER + min(STEP_AWAY * _distance(step, said) ** 2, FAR) for step in steps[1:])])
+    if found is said:
+        return said
+    return likeliest([0.0 if _distance(step, found) < 0.7 else math.inf for step in steps])  # now without a bias
+
+
+def _near(said: Step) -> list[Step]:
+    """The blurs of the same kind around one."""
+    first, *rest = (float(value) for value in said.values)
+    if said.name == "blur":
+        return [Step("blur", (round(first * by, 2),)) for by in (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.4, 1.6)]
+    sizes = [first + d for d in (-2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2) if first + d >= 1]
+    if said.name == "defocus":
+        return [Step("defocus", (size,)) for size in sizes]
+    turns = (-15, -12.5, -10, -7.5, -5, -2.5, 0, 2.5, 5, 7.5, 10, 12.5, 15)
+    return [Step("motion", (size, (rest[0] + turn) % 180)) for size in sizes for turn in turns]
+
+
+def _simple_blurs(radius: int) -> list[Step]:
+    """Gaussians, straight lines and disks, up to a radius in pixels."""
+    widths = [Step("blur", (round(0.4 + 0.2 * i, 2),)) for i in range(max(1, round((radius / 3 - 0.4) / 0.2)))]
+    disks = [Step("defocus", (1 + 0.5 * i,)) for i in range(2 * radius - 3)]
+    return widths + disks + [Step("motion", (float(n), 7.5 * i)) for n in range(3, 2 * radius) for i in range(24)]
+
+
+def _distance(a: Step, b: Step) -> float:
+    """How far one blur is from another of its kind, in SPANS; of another kind it is far."""
+    if a.name != b.name:
+        return math.inf
+    apart = [abs(float(v) - float(w)) for v, w in zip(a.values, b.values, strict=True)]
+    if a.name == "blur":
+        apart = [apart[0] / float(b.values[0])]
+    elif len(apart) == 2:
+        apart[1] = min(apart[1] % 180, 180 - apart[1] % 180)
+    return sum((d / span) ** 2 for d, span in zip(apart, SPANS[a.name], strict=True)) ** 0.5
+
+
+def _kernels(steps: Sequence[Step], radius: int) -> Float[Tensor, "n k k"]:
+    """The kernels of simple blurs, of one size; what of a Gaussian lies farther out is left out."""
+    rows: list[Tensor | None] = [None] * len(steps)
+    for name in SPANS:
+        which = [i for i, step in enumerate(steps) if step.name == name]
+        if which:
+            values = torch.tensor([[float(v) for v in steps[i].values] for i in which]).T
+            if name == "blur":
+                along = taps(values[0], max(radius_of(float(v)) for v in values[0]))
+                made = along[:, :, None] * along[:, None, :]
+            else:
+                made = line(values[0], values[1]) if name == "motion" else disk(values[0])
+            made = _cut(made, radius)
+            for i, kernel in zip(which, made / made.sum((1, 2), keepdim=True), strict=True):
+                rows[i] = kernel
+    return torch.stack([row for row in rows if row is not None])
+
+
 def _simplest(kernel: Tensor, image: Tensor) -> Tensor:
     """The Gaussian, line or disk that is most like ``kernel`` and explains the image's spectrum best."""
-    at = torch.arange(len(kernel), dtype=kernel.dtype) - len(kernel) // 2
-    reach = len(kernel) // 2
-    angles, lengths = torch.arange(0, 180, 7.5), torch.arange(3.0, 2 * reach, 1.0)
-    widths = torch.arange(0.4, reach / 3, 0.2)[:, None, None]
-    bells = torch.exp(-(at[:, None].square() + at.square()) / (2 * widths.square()))
-    streaks = line(lengths.repeat_interleave(len(angles)), angles.repeat(len(lengths)))
-    disks = disk(torch.arange(1.0, reach - 0.5, 0.5))
-    candidates = torch.cat([_cut(kernels, reach) for kernels in (bells, streaks, disks)])
-    candidates = candidates / candidates.sum((1, 2), keepdim=True)
-    like = (candidates * kernel).sum((1, 2)) / (candidates.square().sum((1, 2)).sqrt() * kernel.norm())
-    surprise = _surprise(candidates, image)
-    return candidates[int((like - surprise + surprise.min()).argmax())]
+    radius = len(kernel) // 2
+    candidates = _kernels(_simple_blurs(radius), radius)
+    return candidates[int((_surprise(candidates, image) - _likeness(candidates, kernel)).argmin())]
+
+
+def _likeness(kernels: Float[Tensor, "n k k"], kernel: Tensor) -> Float[Tensor, " n"]:
+    """Correlation of each with one."""
+    kernel = _cut(kernel[None], kernels.shape[1] // 2)[0]
+    return (kernels * kernel).sum((1, 2)) / (kernels.square().sum((1, 2)).sqrt() * kernel.norm())
 
 
 def _surprise(kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64) -> Float[Tensor, " n"]:
     """Negative log-likelihood per frequency (Whittle 1953) of each kernel.
 
     A sharp photograph's spectrum falls as a power of the frequency, the kernel's zeros cut valleys into it, and
-    rounding fills them to a floor.
+    rounding fills them to a floor. How steep it falls and how high it begins are chosen for each kernel.
     """
     side = min(side, *image.shape[2:])
     patches = image[0, 0].unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(0, 1)
@@ -91,20 +169,20 @@ def _surprise(kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64) ->
     observed = (power[lively] / energy[lively, None, None].clamp(min=1e-6)).mean(0)
     frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
     use, floor = frequency > 2.5 / side, observed.flatten().quantile(0.02)
-    passed = torch.fft.rfft2(kernels, (side, side)).abs().square()
-    scores = []
-    for slope in (2.0, 2.6, 3.2):
-        shape = (frequency.clamp(min=1 / side) ** -slope * passed)[:, use]
-        height = (observed[use].log() - (shape + 1e-9).log()).median(1, keepdim=True).values.exp()
-        expected = height * shape + floor
-        scores.append((expected.log() + observed[use] / expected).mean(1))
-    return torch.stack(scores).amin(0)
+    observed, passed = observed[use], torch.fft.rfft2(kernels, (side, side)).abs().square()[:, use]
+    best = torch.full((len(kernels),), math.inf)
+    for slope in (1.6, 2.0, 2.4, 2.8, 3.2, 3.6):
+        shape = frequency[use] ** -slope * passed
+        height = observed.sum() / shape.sum(1, keepdim=True)
+        for factor in torch.logspace(-1.2, 1.2, 13):
+            expected = factor * height * shape + floor
+            best = torch.minimum(best, (expected.log() + observed / expected).mean(1))
+    return best
 
 
 def _cut(kernels: Tensor, reach: int) -> Tensor:
     """Brought to sides of 2 * reach + 1."""
-    pad = reach - kernels.shape[1] // 2
-    return F.pad(kernels, (pad,) * 4)
+    return F.pad(kernels, (reach - kernels.shape[1] // 2,) * 4)  # by a negative number it cuts
 
 
 def _liveliest(x: Tensor) -> Tensor:

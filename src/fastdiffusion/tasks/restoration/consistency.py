@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from ...corruptions import Operator
 from ...guidance import posterior
 from .colorization import in_gamut
-from .measurement import Measurement
+from .measurement import ROUNDING, Measurement
 from .method import BLURS
 
-ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
 ROUGHNESS = 0.04  # how far off the second differences of a model's answer are expected to be, where it was blurred
 
 
@@ -43,11 +40,11 @@ def loses_frequencies(operator: Operator, measurement: Measurement) -> bool:
 def deblurred(x: Tensor, y: Tensor, operator: Operator, measurement: Measurement) -> Tensor:
     """The image that agrees with a blurred input, as far as it was not rounded away, and otherwise is like ``x``."""
     only_blurred = len(measurement.names(*BLURS)) == len(measurement.corruption.steps)
-    margin = measurement.reach if only_blurred else 0  # the rest may lie at a place
+    margin = 2 * measurement.reach if only_blurred else 0  # the rest may lie at a place
     if margin:
         c, h, w = operator.shape
         operator = measurement.corruption.on((c, h + 2 * margin, w + 2 * margin), [0] * len(y))
-    return posterior.smoothly(x, y, operator, _per_row(x, ROUNDING**2), ROUGHNESS, margin=margin)
+    return posterior.smoothly(x, y, operator, _per_row(x, measurement.rounding**2), ROUGHNESS, margin=margin)
 
 
 def _per_row(x: Tensor, value: float) -> Tensor:

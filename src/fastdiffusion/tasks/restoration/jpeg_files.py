@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from itertools import pairwise
 from typing import NamedTuple
@@ -50,6 +51,31 @@ def as_written(corruption: Corruption, path: str | os.PathLike[str]) -> Written:
     return Written(Chain((*corruption.steps[:-1], Step("jpeg", (steps, colors)))), orientation)
 
 
+def file_step(path: str | os.PathLike[str]) -> Step | None:
+    """JPEG with a file's own quantization steps; None where it is no JPEG."""
+    found = jpeg_tables(path)
+    return None if found is None else Step("jpeg", (found[0], found[1] or "444"))
+
+
+def left_over(y: Float[Tensor, "1 c h w"], tail: Corruption) -> float:
+    """Standard deviation of what is wrong with an image after the noise and the rounding of ``tail`` were taken away.
+
+    Of noise a restorer leaves about a third. Of JPEG's rounding, what the blocks' own coefficients tell: see
+    :func:`trusted`.
+    """
+    variance = 0.0
+    for step in tail.steps:
+        value = step.values[0] if step.values else None
+        if step.name == "noise" and isinstance(value, float):
+            variance += (value / 3) ** 2
+        elif step.name == "jpeg" and isinstance(value, float | Tensor):
+            steps = value if isinstance(value, Tensor) else tables(torch.tensor([value]))[0]
+            light = y if y.shape[1] == 1 else luminance(y)
+            ((_, _, _, center, _, q),) = cells(light, light, steps[None], "444")
+            variance += float(_variance(center, q).mean()) / 127.5**2
+    return math.sqrt(variance)
+
+
 def likely(x: Tensor, y: Tensor, corruption: Corruption, trust: float = 1.0) -> Tensor:
     """A mean estimate, mixed with a JPEG file's own pixels where these are likely to be nearer the truth."""
     step = corruption.steps[-1] if len(corruption.steps) == 1 else None
@@ -72,7 +98,7 @@ def colors_along(x: Tensor, y: Tensor, steps: Float[Tensor, "2 8 8"], colors: st
     Color differences are taken for a linear function of the estimate's brightness around each pixel (the guided filter,
     He et al. 2010), by turns with what the file leaves open.
     """
-    made, inside = operator((3, *x.shape[2:]), steps.expand(len(x), 2, 8, 8), colors), y
+    made, inside = operator((3, x.shape[2], x.shape[3]), steps.expand(len(x), 2, 8, 8), colors), y
     light = luminance(x)
     for _ in range(2):
         inside = made.project(light + _guided(light, inside - luminance(inside)), y)
@@ -92,8 +118,7 @@ def _box(x: Tensor) -> Tensor:
 def trusted(x: Tensor, y: Tensor, steps: Float[Tensor, "2 8 8"], colors: str) -> Tensor:
     """The estimate ``x`` of what a file ``y`` shows, as far as it tells more than the file.
 
-    The error of a rounded coefficient has a known variance: q^2 / 12, or that of a Laplacian inside the cell around 0,
-    whose width the share of coefficients outside it tells. An estimate that differs by more, in the mean over the
+    The error of a rounded coefficient has a known variance. An estimate that differs by more, in the mean over the
     blocks, has itself an error of the rest: the best mixture leaves that part of the difference out (Wiener), frequency
     by frequency. What a restorer takes for noise, fine texture above all, so stays as it is.
     """
@@ -101,16 +126,23 @@ def trusted(x: Tensor, y: Tensor, steps: Float[Tensor, "2 8 8"], colors: str) ->
     for plane, c, d, center, known, q in cells(x, y, steps.expand(len(x), 2, 8, 8), colors):
         base = torch.where(known, center, d)
         difference = c - base
-        power, blocks = difference.square().mean((2, 3), keepdim=True), center.shape[2] * center.shape[3]
-        outside = ((center != 0).sum((2, 3), keepdim=True) + 0.5) / (blocks + 1)
-        u = -outside.log()
-        inside = (2 / u.square() - (1 + 2 / u) * outside / (1 - outside)) * q.square() / 4
-        variance = outside * q.square() / 12 + (1 - outside) * inside.clamp(min=0).minimum(q.square() / 12)
-        share = (variance / power.clamp(min=1e-6)).clamp(max=1).square()  # squared: rather too little than too much
+        power = difference.square().mean((2, 3), keepdim=True)
+        share = (_variance(center, q) / power.clamp(min=1e-6)).clamp(max=1).square()  # squared: rather too little
         move = difference * share
         move = torch.where(known, torch.minimum(torch.maximum(move, -0.49 * q), 0.49 * q), move)
         moves.append(plane_of(base + move - c, plane.shape))
     return torch.lerp(y, x + joined_colors(moves, x.shape, colors) / 127.5, worth(steps))
+
+
+def _variance(center: Tensor, q: Tensor) -> Tensor:
+    """Of what rounding took from the coefficients of each frequency, whose rounded values are ``center``.
+
+    q^2 / 12, or that of a Laplacian inside the cell around 0, whose width the share of coefficients outside it tells.
+    """
+    outside = ((center != 0).sum((2, 3), keepdim=True) + 0.5) / (center.shape[2] * center.shape[3] + 1)
+    u = -outside.log()
+    inside = (2 / u.square() - (1 + 2 / u) * outside / (1 - outside)) * q.square() / 4
+    return outside * q.square() / 12 + (1 - outside) * inside.clamp(min=0).minimum(q.square() / 12)
 
 
 def worth(steps: Float[Tensor, "2 8 8"]) -> float:

@@ -21,6 +21,7 @@ from .tiles import Tile
 
 SMALL = 512  # side of a copy of the whole image
 DEEP = 32  # pixels into a hole, from where on the whole image says what lies around
+ROUNDING = 2 / 255 / math.sqrt(12)  # standard deviation of what a file with 8 bits per channel rounds away
 WIDEST = 1024  # side of a tile that a wide blur may ask for
 
 
@@ -34,6 +35,7 @@ class Measurement:
         exact: Whether it is known exactly what happened, so that results are held to the input.
         device: Where tiles are worked on; the image itself stays on the CPU.
         trust: How far it is to be changed, 0 to 1: see ``jpeg_files.Written``.
+        rounding: Standard deviation of what was rounded away since, at least that of 8 bits.
     """
 
     def __init__(
@@ -44,9 +46,10 @@ class Measurement:
         exact: bool,
         device: torch.device | str = "cpu",
         trust: float = 1.0,
+        rounding: float = 0.0,
     ):
         self.corruption, self.channels, self.exact, self.device = corruption, channels, exact, device
-        self.trust = trust
+        self.trust, self.rounding = trust, max(rounding, ROUNDING)
         self.factor = math.prod(map(shrinking, corruption.steps))
         mode = "L" if self.names("gray") or channels == 1 else "RGB"
         self.image: UInt8[Tensor, "k p q"] = torch.from_numpy(
@@ -142,7 +145,7 @@ class Measurement:
 
     def error(self, images: UInt8[Tensor, "n c h w"], tile: int, overlap: int) -> tuple[float, float] | None:
         """(root mean square, largest) difference between the input and the results degraded again, of 255."""
-        if not self.exact or operator_of(self.corruption, self.channels).std is not None:
+        if not self.exact or self.rounding > ROUNDING or operator_of(self.corruption, self.channels).std is not None:
             return None
         halo = overlap // 2
         squares, numbers, largest = 0.0, 0, 0.0

@@ -9,6 +9,7 @@ supervised model. Where it is known what happened, the answer is held to it: deg
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -17,23 +18,22 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...corruptions import Chain, Corruption, Step
+from ...corruptions import Corruption
 from ...device import best_device
 from ...errors import CheckpointError, InputError
-from ...io.images import flatten, open_image, to_array, to_pil, to_tensor, turned
+from ...io.images import to_pil, turned
 from ...io.inputs import losses
 from ...models import Model, load
 from ...options import fill
 from ...version import __version__
 from ..loading import loaded
-from .jpeg_files import Written, as_written
+from .given import Source, given
 from .measurement import Measurement
-from .method import check, check_answer, choose_method, parse_task
+from .method import check, check_answer, choose_method
 from .options import RestoreOptions
 from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
 
-SMALLEST = 8  # pixels
 COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 
 
@@ -59,38 +59,38 @@ def restore(
     """
     chosen = fill(RestoreOptions, model=model, **options)
     check(chosen)
-    source = _open(image)
-    corruption, kernel = _without_blind(corruption, source)
-    what = Chain(()) if corruption == "pairs" else parse_task(corruption)
     ready = loaded(bundled(), chosen.device or best_device()) if model is None else loaded(model, chosen.device)
     if corruption == "pairs" and ready.corruption != "pairs":
         raise InputError("corruption='pairs' is for models trained on pairs. Say what happened: corruption='jpeg 30'.")
     channels = _channels(ready)
-    method = choose_method(chosen.method, what, ready, model, chosen.posterior)
-    label = str(what) or "pairs"
-    what, orientation, trust = as_written(what, image) if isinstance(image, str | os.PathLike) else Written(what)
-    if orientation != 1:  # as it lies in the file, where its blocks are
-        source = to_pil(turned(torch.from_numpy(to_array(source)), {6: 8, 8: 6}.get(orientation, orientation)))
-    check_answer(chosen, method, what)
-    measurement = Measurement(source, what, channels, what.known and ready.corruption != "pairs", ready.device, trust)
-    del source  # the measurement has its pixels: a large image is not held twice
+
+    def undo(source: Source, last: Corruption) -> Image.Image:
+        same = {"tile": chosen.tile, "overlap": chosen.overlap, "self_ensemble": chosen.self_ensemble}
+        return to_pil(restore(source, last, ready, **same).images[0])
+
+    found = given(image, corruption, ready, chosen, undo)
+    method = choose_method(chosen.method, found.said, ready, model, chosen.posterior)
+    check_answer(chosen, method, found.what)
+    exact = found.what.known and ready.corruption != "pairs"
+    measurement = Measurement(found.image, found.what, channels, exact, ready.device, found.trust, found.rounding)
+    found = replace(found, image=Image.new("L", (1, 1)))  # the measurement has its pixels: no large image is held twice
     job = TiledRestoration(measurement, ready, method, chosen)
     tile, overlap = measurement.tiling(chosen.tile, chosen.overlap)
     images = job.run(tile, overlap)
-    marked = any(step.name in ("watermark", "logo") for step in what.steps) or "watermark" in str(corruption)
-    notes = [NOTE] * marked + losses(image) + [COLORLESS] * job.lacks_color(images)
+    marked = any(step.name in ("watermark", "logo") for step in found.what.steps) or "watermark" in str(corruption)
+    notes = [*found.notes, *[NOTE] * marked, *losses(image), *[COLORLESS] * job.lacks_color(images)]
     error = measurement.error(images, tile, overlap)
-    images = turned(images, orientation)
+    images = turned(images, found.orientation)
     return RestorationResult(
         images,
-        turned(measurement.image, orientation),
-        label,
+        turned(measurement.image, found.orientation),
+        found.label,
         method,
         error,
         _uncertainty(images),
         tuple(notes),
-        _recipe(chosen, ready, label, method, tile, overlap),
-        kernel,
+        _recipe(chosen, ready, found.label, method, tile, overlap),
+        found.kernel,
     )
 
 
@@ -104,27 +104,6 @@ def bundled() -> Model:
         )
     with as_file(weights) as path:
         return load(path)
-
-
-def _open(image: str | os.PathLike[str] | Image.Image) -> Image.Image:
-    """An image in L or RGB."""
-    flat = flatten(open_image(image))
-    if min(flat.size) < SMALLEST:
-        raise InputError(
-            f"An image of {flat.width}x{flat.height} pixels is too small to restore: give one of at least "
-            f"{SMALLEST}x{SMALLEST}."
-        )
-    return flat if flat.mode in ("L", "RGB") else flat.convert("RGB")
-
-
-def _without_blind(corruption: str | Corruption, source: Image.Image) -> tuple[str | Corruption, Tensor | None]:
-    """The corruption with the blur kernel that is found in the image, if it is to be looked for."""
-    if not isinstance(corruption, str) or " ".join(corruption.split()) not in ("deblur blind", "blind"):
-        return corruption, None
-    from .blind_deblurring import estimate_kernel
-
-    kernel = estimate_kernel(to_tensor(source)[None])
-    return Step("kernel", (kernel,)), kernel
 
 
 def _channels(model: Model) -> int:
@@ -149,6 +128,7 @@ def _recipe(options: RestoreOptions, model: Model, label: str, method: str, tile
     """What was done, as JSON values."""
     kept = {name: getattr(options, name) for name in ("n", "answer", "steps", "seed", "posterior")}
     ensemble = {"self_ensemble": True} if options.self_ensemble else {}
+    ensemble |= {} if options.refine else {"refine": False}
     return {
         "fastdiffusion": __version__,
         "verb": "restore",

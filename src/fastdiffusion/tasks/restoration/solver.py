@@ -17,8 +17,8 @@ from ...models import Model
 from ...samplers import processes
 from ...types import Cond, Denoise
 from . import tiles
-from .consistency import ROUNDING, deblurred, loses_frequencies
-from .measurement import Measurement
+from .consistency import deblurred, loses_frequencies
+from .measurement import ROUNDING, Measurement
 from .method import strongest_noise, takes_mean, weakened
 from .options import RestoreOptions
 from .tiles import Tile

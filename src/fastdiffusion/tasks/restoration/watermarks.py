@@ -35,13 +35,16 @@ from .result import NOTE
 
 OPAQUE = 0.85  # opacity from which on too little shines through
 FAINT = 0.08  # opacity below which there is no watermark
+LEFT = 0.02  # part of the watermark's edges from which on it can still be read; by eye and by tesseract
+ENOUGH = 8  # images, from which it is mostly found well
 
 
 @dataclass(frozen=True)
 class WatermarkResult:
     """The images without the watermark, and the watermark: opacity (h, w) and color (3, h, w).
 
-    ``alpha`` is the images' transparency, in [-1, 1], where they have some; ``notes`` are what a person should know.
+    ``alpha`` is the images' transparency, in [-1, 1], where they have some; ``remains`` the part of the watermark's
+    edges that the images still share, about 0 where it is gone; ``notes`` are what a person should know.
     """
 
     images: Float[Tensor, "n 3 h w"]
@@ -49,7 +52,13 @@ class WatermarkResult:
     opacity: Float[Tensor, "h w"]
     color: Float[Tensor, "3 h w"]
     alpha: Float[Tensor, "n 1 h w"] | None = None
+    remains: float = 0.0
     notes: tuple[str, ...] = (NOTE,)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether nothing that can be read is left of it."""
+        return self.remains < LEFT
 
     def save(self, folder: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None) -> list[Path]:
         """Write one PNG each, and mark.png: opacity and color; all carry the ``recipe``.
@@ -68,7 +77,12 @@ class WatermarkResult:
     def __str__(self) -> str:
         share = float((self.opacity > 0).float().mean())
         summary = f"The watermark covers {share:.1%} of the image, opacity up to {float(self.opacity.max()):.2f}."
-        return "\n".join([summary, *self.notes])
+        failed = (
+            f"The watermark is not gone: {self.remains:.0%} of its edges are left, and it may still be read. Give more "
+            f"images, {max(ENOUGH, 2 * len(self.images))} or so, or paint over it: fastdiffusion restore IMAGE "
+            "--corruption 'inpaint MASK'."
+        )
+        return "\n".join([summary, *([] if self.succeeded else [failed]), *self.notes])
 
 
 def written(names: Sequence[str], folder: str | os.PathLike[str]) -> list[Path]:
@@ -88,7 +102,8 @@ def remove_watermark(
     """Find the watermark that images of one size share, and remove it; pixels without it stay exactly as they are.
 
     Args:
-        images: Three or more; the more, the better it is found (eight are good).
+        images: Three or more. The more, the better it is found: three to five mostly leave traces, eight are good. The
+            result says whether it succeeded.
         model: The restorer that inpaints where the watermark is opaque; see :func:`fastdiffusion.restore`.
         options: See :class:`RemoveWatermarkOptions`.
 
@@ -128,7 +143,21 @@ def remove_watermark(
             painted = restore(to_pil(image), mask(hole), **vars(chosen)).images[0]
             clear[i] = torch.where(hole[0] > 0, to_tensor(painted), image)
     kept = None if bool((alpha == 1).all()) else alpha
-    return WatermarkResult(clear, tuple(names), opacity, color, kept, tuple(notes))
+    return WatermarkResult(clear, tuple(names), opacity, color, kept, remaining(y, clear), tuple(notes))
+
+
+def remaining(y: Float[Tensor, "n 3 h w"], x: Float[Tensor, "n 3 h w"]) -> float:
+    """The part of what images share that is still in the restored ones: 1 if all, about 0 if nothing.
+
+    Each image's edges are projected on what the other images' edges have in common, so that its own do not count.
+    """
+    before, after = _gradients(y), _gradients(x)
+    own, left = 0.0, 0.0
+    for i in range(len(y)):
+        others = [j for j in range(len(y)) if j != i]
+        shared = before[:, others].median(1).values if len(y) > 3 else before[:, others].mean(1)
+        own, left = own + float((shared * before[:, i]).sum()), left + float((shared * after[:, i]).sum())
+    return left / own if own > 0 else 0.0
 
 
 def find_watermark(y: Float[Tensor, "n 3 h w"]) -> tuple[Float[Tensor, "h w"], Float[Tensor, "3 h w"]]:

@@ -35,7 +35,7 @@ from ...noise import Stream, generator, initial
 from ...options import fill
 from ...training.distributed import gathered, place
 from ...training.options import TrainingOptions
-from ...training.task import Part, Task, Whole
+from ...training.task import Part, Task, Updates, Whole
 from ...training.trainer import train
 from .options import AddLanguageOptions
 
@@ -237,7 +237,7 @@ def distill(
 
     train(Task(
         {"student": Part(student, loss, chosen.optimizer, chosen.lr)}, draw, config,
-        counted(len(known), "known text"), chosen.usual_examples, "add-language", warmup=100,
+        counted(len(known), "known text"), chosen.usual_examples, "add-language", updates=Updates(warmup=100),
     ), chosen)  # fmt: skip
 
 

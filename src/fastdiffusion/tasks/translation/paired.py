@@ -42,7 +42,7 @@ from ...options import fill
 from ...samplers import processes
 from ...training import optimizers
 from ...training.distributed import gathered, rank_and_world
-from ...training.task import Part, Task, Whole
+from ...training.task import Part, Task, Updates, Whole
 from ...training.trainer import train
 from ...types import Cond, Step
 from ..loading import loaded
@@ -87,7 +87,7 @@ def train_translation(source: Dataset | str, target: Dataset | str | None = None
     loss, critics = _losses(made, chosen.seed)
     train(Task(
         {"net": Part(made, loss, optimizer, lr), **critics}, partial(_draw, data, chosen), config,
-        " to ".join(data.names), chosen.usual_examples, "train-translation", decay=DECAY,
+        " to ".join(data.names), chosen.usual_examples, "train-translation", updates=Updates(decay=DECAY),
         preview=partial(_preview, made, data),
         write=lambda folder: save(made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip

@@ -1,0 +1,77 @@
+"""The canvas of image to image: the image that a run starts from, with what is added to it, and what of it stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from ...errors import InputError
+from ...io import inputs
+from ...io.images import MAX_PIXELS, to_pil, to_tensor
+
+Borders = tuple[int, int, int, int]  # left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """An image at the size of a run, and its mask.
+
+    Attributes:
+        image: In [-1, 1].
+        mask: 1 where it is drawn anew, 0 where it is kept; None where nothing is kept.
+        notes: What was done to it, in sentences.
+    """
+
+    image: Float[Tensor, "c h w"]
+    mask: Float[Tensor, "1 h w"] | None = None
+    notes: tuple[str, ...] = ()
+
+    def latent_mask(self, factor: int) -> Float[Tensor, "1 1 i j"]:
+        """The mask of latents: each may change as much as any pixel of the square that it stands for."""
+        assert self.mask is not None
+        return functional.max_pool2d(self.mask[None], factor)
+
+    def hold(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Images with this one's own pixels where the mask is 0, which an autoencoder would change; between, a mix."""
+        if self.mask is None:
+            return images
+        return torch.lerp(self.image.to(images), images.clamp(-1, 1), self.mask.to(images))
+
+
+def canvas(
+    image: Image.Image,
+    shape: tuple[int, ...],
+    mask: str | Path | Image.Image | None = None,
+    borders: Borders | None = None,
+) -> Canvas:
+    """An image brought to the channels and size of a run, (c, h, w), together with its mask.
+
+    Args:
+        image: As it was opened.
+        shape: Of the run's images.
+        mask: See ``inputs.open_mask``.
+        borders: How many pixels are added at each side and drawn; they begin as the nearest pixel of the image.
+    """
+    notes = inputs.losses(image) if shape[0] in (1, 3) else []
+    marked = None if mask is None else inputs.open_mask(mask, (image.height, image.width))
+    if borders is not None:
+        marked = torch.zeros(1, image.height, image.width) if marked is None else marked
+        left, top, right, bottom = borders
+        around = (left, right, top, bottom)
+        pixels = (image.width + left + right) * (image.height + top + bottom)
+        if pixels > MAX_PIXELS:
+            raise InputError(f"With what is added the image has {pixels / 1e6:.0f} megapixels. Add less.")
+        image = to_pil(functional.pad(to_tensor(image)[None], around, mode="replicate")[0])
+        marked = functional.pad(marked, around, value=1.0)
+    height, width = shape[-2:]
+    if image.size != (width, height):
+        cropped = " and cropped" if image.width * height != image.height * width else ""
+        notes.append(f"The image was scaled{cropped} from {image.width}x{image.height} to {width}x{height} pixels.")
+    marked = None if marked is None else inputs.fit_mask(marked, (height, width))
+    return Canvas(inputs.fit_image(image, shape), marked, tuple(notes))

@@ -1,0 +1,169 @@
+"""What is given: an image, and what happened to it as far as it is said, its file tells, and its spectrum shows."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ...corruptions import Chain, Corruption, OneOf, Step, covers, parse
+from ...corruptions.core import show
+from ...errors import InputError
+from ...io.images import flatten, open_image, to_array, to_pil, to_tensor, turned
+from ...models import Model
+from .jpeg_files import as_written, file_step, left_over
+from .method import BLURS, parse_task
+from .options import RestoreOptions
+
+SMALLEST = 8  # pixels
+LAST = ("noise", "jpeg")  # what may have happened after all else, and is undone first
+Source = str | os.PathLike[str] | Image.Image
+
+
+@dataclass(frozen=True)
+class Given:
+    """An image in L or RGB, and what happened to it.
+
+    Attributes:
+        image: Its pixels, as they lie in the file.
+        what: What is left to be undone.
+        said: The same as it was said, before the image was asked.
+        label: All that is undone, as text.
+        orientation: EXIF's, by which the image and the result are turned to be seen.
+        trust: How far to change a file whose way of keeping colors is unknown.
+        rounding: Standard deviation of what is wrong with its pixels besides.
+        kernel: The blur kernel that was looked for.
+        notes: What a person should know.
+    """
+
+    image: Image.Image
+    what: Corruption
+    said: Corruption
+    label: str
+    orientation: int = 1
+    trust: float = 1.0
+    rounding: float = 0.0
+    kernel: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+
+def given(
+    image: Source,
+    corruption: str | Corruption,
+    model: Model,
+    options: RestoreOptions,
+    undo: Callable[[Source, Corruption], Image.Image],
+) -> Given:
+    """See :class:`Given`.
+
+    Args:
+        image: A file or a PIL image of any size.
+        corruption: As for ``restore``.
+        model: What is to undo it.
+        options: As the caller gave them.
+        undo: Restores an image from noise and JPEG's rounding that came after all else.
+    """
+    blind, what, notes = _asked(corruption)
+    label = corruption if isinstance(corruption, str) and blind else str(what) or "pairs"
+    path, source = None if isinstance(image, Image.Image) else image, _open(image)
+    count = _last(what, blind, model, options)
+    own = file_step(path) if path is not None and _blurs_alone(what, blind) else None
+    if count == 0 and own is None:
+        written, orientation, trust = as_written(what, path) if path is not None else (what, 1, 1.0)
+        if orientation != 1:  # as it lies in the file, where its blocks are
+            source = to_pil(turned(torch.from_numpy(to_array(source)), {6: 8, 8: 6}.get(orientation, orientation)))
+        found = Given(source, written, what, label, orientation, trust)
+    else:
+        tail = Chain(what.steps[len(what.steps) - count :]) if own is None else Chain((Step("jpeg"),))
+        head = Chain(what.steps[: len(what.steps) - count])
+        source = _without(image, tail, model, undo)
+        rounding = left_over(to_tensor(source)[None], tail if own is None else own)
+        found = Given(source, head, head, label, rounding=rounding)
+    if not blind and not options.refine:
+        return replace(found, notes=notes)
+    made, kernel, more = _seen(found, blind)
+    return replace(found, what=made, said=made if blind else found.said, kernel=kernel, notes=(*notes, *more))
+
+
+def _asked(corruption: str | Corruption) -> tuple[bool, Corruption, tuple[str, ...]]:
+    """Whether a kernel is to be looked for, what else happened, and how numbers were read."""
+    if corruption == "pairs":
+        return False, Chain(()), ()
+    blind = re.match(r"\s*(deblur\s+)?blind\s*(,|$)", corruption) if isinstance(corruption, str) else None
+    if isinstance(corruption, str) and blind:
+        corruption = corruption[blind.end() :]
+    what = parse_task(corruption) if corruption else Chain(())
+    notes, steps = [], []
+    for step in what.steps:
+        if step.name == "noise" and step.values and isinstance(step.values[0], float) and step.values[0] > 2:
+            less = round(step.values[0] * 2 / 255, 4)
+            notes.append(f"{step} is read as {show(step.values[0])} of 255: noise {less:g}, where black to white is 2.")
+            step = Step("noise", (less,))
+        steps.append(step)
+    return blind is not None, Chain(tuple(steps)) if notes and not isinstance(what, OneOf) else what, tuple(notes)
+
+
+def _last(what: Corruption, blind: bool, model: Model, options: RestoreOptions) -> int:
+    """How many steps at the end are undone on their own, because the model does not undo all together."""
+    steps = what.steps
+    if not isinstance(what, Chain) or options.method not in ("auto", "zero-shot"):
+        return 0
+    count = 0
+    while count < len(steps) and steps[-1 - count].name in LAST:
+        count += 1
+    if (count == len(steps) and not blind) or (not blind and _covered(what, model)):
+        return 0
+    return count
+
+
+def _blurs_alone(what: Corruption, blind: bool) -> bool:
+    """Whether nothing but blurs is said to have happened; a JPEG file then tells what came after."""
+    names = [step.name for step in what.steps]
+    return what.known and all(name in BLURS for name in names) and (bool(names) or blind)
+
+
+def _covered(what: Corruption, model: Model) -> bool:
+    learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
+    return learned is not None and covers(learned, what)
+
+
+def _without(image: Source, tail: Chain, model: Model, undo: Callable[[Source, Corruption], Image.Image]) -> Any:
+    """The image with the end of what happened undone, as far as the model can: in one go, or the last first."""
+    for part in [tail] if _covered(tail, model) else reversed(tail.parts):
+        if _covered(part, model):
+            image = undo(image, part)
+    return _open(image)
+
+
+def _seen(found: Given, blind: bool) -> tuple[Corruption, Tensor | None, tuple[str, ...]]:
+    """What happened, with a blur that the image itself tells; the kernel that was looked for; and what was changed."""
+    from .blind_deblurring import estimate_kernel, refined
+
+    if blind:
+        kernel = estimate_kernel(to_tensor(found.image)[None])
+        return Chain((Step("kernel", (kernel,)), *found.what.steps)), kernel, ()
+    if len(found.what.steps) != 1 or not found.what.known or found.what.steps[0].name not in BLURS:
+        return found.what, None, ()
+    (said,) = found.what.steps
+    step = refined(said, to_tensor(found.image)[None])
+    if step == said:
+        return found.what, None, ()
+    note = f"The image tells {step}, not {said}, and was restored from that. If {said} is exact, add --no-refine."
+    return step, None, (note,)
+
+
+def _open(image: Source) -> Image.Image:
+    """An image in L or RGB."""
+    flat = flatten(open_image(image))
+    if min(flat.size) < SMALLEST:
+        raise InputError(
+            f"An image of {flat.width}x{flat.height} pixels is too small to restore: give one of at least "
+            f"{SMALLEST}x{SMALLEST}."
+        )
+    return flat if flat.mode in ("L", "RGB") else flat.convert("RGB")
