@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import nn
 
 QKV = ("to_q", "to_k", "to_v")
@@ -243,7 +244,7 @@ def _originals(net: Any, own: Sequence[str]) -> Iterator[tuple[str, list[Place]]
             block = first.removesuffix(parts[0])
             names = [block + part for part in parts]
             if first.endswith(f".{parts[0]}") and known.issuperset(names):
-                ends = itertools.accumulate((net.get_submodule(name).weight.shape[0] for name in names), initial=0)
+                ends = np.cumsum([0, *(net.get_submodule(name).weight.shape[0] for name in names)]).tolist()
                 rows = (slice(a, b) for a, b in itertools.pairwise(ends))
                 yield layout.rename(block) + original, [Place(*pair) for pair in zip(names, rows, strict=True)]
 

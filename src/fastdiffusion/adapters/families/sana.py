@@ -45,7 +45,7 @@ class Sana(Family):
     time = "1000 t"
 
     def reader(self, encoder: Any, tokenizer: Any, limit: int) -> Text:
-        from diffusers.pipelines import SanaPipeline
+        from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 
         tokenizer.padding_side = "right"
         default = signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default

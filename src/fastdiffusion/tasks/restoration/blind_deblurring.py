@@ -69,16 +69,16 @@ def estimate_kernel(
     return _simplest(kernel, blurred) if simple else kernel
 
 
-def refined(said: Step, image: Float[Tensor, "1 c h w"]) -> Step:
-    """The simple blur that explains the image: ``said`` itself, unless its spectrum speaks clearly for another one.
+def refined(named: Step, image: Float[Tensor, "1 c h w"]) -> Step:
+    """The simple blur that explains the image: ``named`` itself, unless its spectrum speaks clearly for another one.
 
     A kernel that is off by a pixel or ten degrees makes ripples all over. Small and flat images tell nothing.
     """
     x = image.cpu() if image.shape[1] == 1 else luminance(image.cpu())
-    if said.name not in SPANS or min(x.shape[2:]) < LEAST or float(x.std()) < 1 / 255:
-        return said
+    if named.name not in SPANS or min(x.shape[2:]) < LEAST or float(x.std()) < 1 / 255:
+        return named
     widest = min(24, min(x.shape[2:]) // 4)
-    steps = [said, *_near(said), *_simple_blurs(widest)]
+    steps = [named, *_near(named), *_simple_blurs(widest)]
     kernels = _kernels(steps, max(reach(step.name, step.values[0]) for step in steps))
     part = _liveliest(x)
     unlikely = _surprise(kernels, part) - _likeness(kernels, estimate_kernel(x, simple=False))
@@ -86,22 +86,22 @@ def refined(said: Step, image: Float[Tensor, "1 c h w"]) -> Step:
     def likeliest(apart: list[float]) -> Step:
         return steps[int((unlikely + torch.tensor(apart)).argmin())]
 
-    found = likeliest([0.0, *(SURER + min(STEP_AWAY * _distance(step, said) ** 2, FAR) for step in steps[1:])])
-    if found is said:
-        return said
+    found = likeliest([0.0, *(SURER + min(STEP_AWAY * _distance(step, named) ** 2, FAR) for step in steps[1:])])
+    if found is named:
+        return named
     return likeliest([0.0 if _distance(step, found) < 0.7 else math.inf for step in steps])  # now without a bias
 
 
-def _near(said: Step) -> list[Step]:
+def _near(named: Step) -> list[Step]:
     """The blurs of the same kind around one."""
-    first, *rest = (float(value) for value in said.values)
-    if said.name == "blur":
+    first, *rest = (float(value) for value in named.values)
+    if named.name == "blur":
         return [Step("blur", (round(first * by, 2),)) for by in (0.5, 0.6, 0.7, 0.8, 0.9, 1.1, 1.25, 1.4, 1.6)]
     sizes = [first + d for d in (-2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.5, 2) if first + d >= 1]
-    if said.name == "defocus":
+    if named.name == "defocus":
         return [Step("defocus", (size,)) for size in sizes]
-    turns = (-15, -12.5, -10, -7.5, -5, -2.5, 0, 2.5, 5, 7.5, 10, 12.5, 15)
-    return [Step("motion", (size, (rest[0] + turn) % 180)) for size in sizes for turn in turns]
+    angles = (-15, -12.5, -10, -7.5, -5, -2.5, 0, 2.5, 5, 7.5, 10, 12.5, 15)
+    return [Step("motion", (size, (rest[0] + angle) % 180)) for size in sizes for angle in angles]
 
 
 def _simple_blurs(radius: int) -> list[Step]:

@@ -27,7 +27,7 @@ from ...models import Model, load
 from ...options import fill
 from ...version import __version__
 from ..loading import loaded
-from .given import Source, given
+from .inputs import Source, opened
 from .measurement import Measurement
 from .method import check, check_answer, choose_method
 from .options import RestoreOptions
@@ -68,8 +68,8 @@ def restore(
         same = {"tile": chosen.tile, "overlap": chosen.overlap, "self_ensemble": chosen.self_ensemble}
         return to_pil(restore(source, last, ready, **same).images[0])
 
-    found = given(image, corruption, ready, chosen, undo)
-    method = choose_method(chosen.method, found.said, ready, model, chosen.posterior)
+    found = opened(image, corruption, ready, chosen, undo)
+    method = choose_method(chosen.method, found.named, ready, model, chosen.posterior)
     check_answer(chosen, method, found.what)
     exact = found.what.known and ready.corruption != "pairs"
     measurement = Measurement(found.image, found.what, channels, exact, ready.device, found.trust, found.rounding)

@@ -1,4 +1,4 @@
-"""What is given: an image, and what happened to it as far as it is said, its file tells, and its spectrum shows."""
+"""What is to be restored: an image, and what happened to it, as it is named, as its file and its spectrum tell."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Source = str | os.PathLike[str] | Image.Image
 
 
 @dataclass(frozen=True)
-class Given:
+class Inputs:
     """An image in L or RGB, and what happened to it.
 
     Attributes:
         image: Its pixels, as they lie in the file.
         what: What is left to be undone.
-        said: The same as it was said, before the image was asked.
+        named: The same as it was named, before the image was asked.
         label: All that is undone, as text.
         orientation: EXIF's, by which the image and the result are turned to be seen.
         trust: How far to change a file whose way of keeping colors is unknown.
@@ -44,7 +44,7 @@ class Given:
 
     image: Image.Image
     what: Corruption
-    said: Corruption
+    named: Corruption
     label: str
     orientation: int = 1
     trust: float = 1.0
@@ -53,14 +53,14 @@ class Given:
     notes: tuple[str, ...] = ()
 
 
-def given(
+def opened(
     image: Source,
     corruption: str | Corruption,
     model: Model,
     options: RestoreOptions,
     undo: Callable[[Source, Corruption], Image.Image],
-) -> Given:
-    """See :class:`Given`.
+) -> Inputs:
+    """See :class:`Inputs`.
 
     Args:
         image: A file or a PIL image of any size.
@@ -78,17 +78,17 @@ def given(
         written, orientation, trust = as_written(what, path) if path is not None else (what, 1, 1.0)
         if orientation != 1:  # as it lies in the file, where its blocks are
             source = to_pil(turned(torch.from_numpy(to_array(source)), {6: 8, 8: 6}.get(orientation, orientation)))
-        found = Given(source, written, what, label, orientation, trust)
+        found = Inputs(source, written, what, label, orientation, trust)
     else:
         tail = Chain(what.steps[len(what.steps) - count :]) if own is None else Chain((Step("jpeg"),))
         head = Chain(what.steps[: len(what.steps) - count])
         source = _without(image, tail, model, undo)
         rounding = left_over(to_tensor(source)[None], tail if own is None else own)
-        found = Given(source, head, head, label, rounding=rounding)
+        found = Inputs(source, head, head, label, rounding=rounding)
     if not blind and not options.refine:
         return replace(found, notes=notes)
     made, kernel, more = _seen(found, blind)
-    return replace(found, what=made, said=made if blind else found.said, kernel=kernel, notes=(*notes, *more))
+    return replace(found, what=made, named=made if blind else found.named, kernel=kernel, notes=(*notes, *more))
 
 
 def _asked(corruption: str | Corruption) -> tuple[bool, Corruption, tuple[str, ...]]:
@@ -141,7 +141,7 @@ def _without(image: Source, tail: Chain, model: Model, undo: Callable[[Source, C
     return _open(image)
 
 
-def _seen(found: Given, blind: bool) -> tuple[Corruption, Tensor | None, tuple[str, ...]]:
+def _seen(found: Inputs, blind: bool) -> tuple[Corruption, Tensor | None, tuple[str, ...]]:
     """What happened, with a blur that the image itself tells; the kernel that was looked for; and what was changed."""
     from .blind_deblurring import estimate_kernel, refined
 
@@ -150,11 +150,11 @@ def _seen(found: Given, blind: bool) -> tuple[Corruption, Tensor | None, tuple[s
         return Chain((Step("kernel", (kernel,)), *found.what.steps)), kernel, ()
     if len(found.what.steps) != 1 or not found.what.known or found.what.steps[0].name not in BLURS:
         return found.what, None, ()
-    (said,) = found.what.steps
-    step = refined(said, to_tensor(found.image)[None])
-    if step == said:
+    (named,) = found.what.steps
+    step = refined(named, to_tensor(found.image)[None])
+    if step == named:
         return found.what, None, ()
-    note = f"The image tells {step}, not {said}, and was restored from that. If {said} is exact, add --no-refine."
+    note = f"The image tells {step}, not {named}, and was restored from that. If {named} is exact, add --no-refine."
     return step, None, (note,)
 
 
