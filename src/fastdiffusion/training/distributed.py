@@ -160,7 +160,8 @@ def place(device: str | None) -> torch.device:
         return chosen
     from accelerate import PartialState
 
-    joined = PartialState(cpu=chosen.type == "cpu").device  # it joins processes on CPUs only if told so
+    # it joins processes on CPUs only where it is asked to
+    joined: torch.device = PartialState(cpu=chosen.type == "cpu").device  # pyright: ignore[reportAssignmentType]
     if not dist.is_initialized() or dist.get_world_size() != world:
         raise FastdiffusionError("The processes are not joined, and would train apart. Start them by --procs.")
     return joined

@@ -49,7 +49,7 @@ class Learner(Trainer):
         batches: The stream of its batches.
     """
 
-    average: Ema
+    average: Ema  # pyright: ignore[reportIncompatibleVariableOverride] # always there
 
     def __init__(self, data: Dataset | str, net: str | dict[str, Any] | None = None, **options: Any):
         config = fill(TrainingConfig, net=net, **options)

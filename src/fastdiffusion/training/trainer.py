@@ -311,9 +311,9 @@ class Trainer:
         looks, improved = self.state.look(math.ceil(LOOK / (3 * SHARE * self.options.batch_size))), False
         if looks and self.task.held_out:
             best = min((loss for _, loss in self.state.validations), default=math.inf)
-            step = step._replace(validation=self.validate())
-            improved = step.validation <= best
-            self.state.validations.append((step.step, step.validation))
+            loss = self.validate()
+            step, improved = step._replace(validation=loss), loss <= best
+            self.state.validations.append((step.step, loss))
         for job in jobs:
             job.step(self, step)
         if self.save_due or improved:
@@ -437,7 +437,7 @@ class Trainer:
     def differences(self, then: Mapping[str, Any]) -> str:
         """How this run's identity differs from one that is stored; "" if it does not."""
         now = self.identity
-        different = sorted(name for name in now | then if now.get(name) != then.get(name))
+        different = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
         return ", ".join(
             "other data" if n == "data" else f"{n}={str(then.get(n))[:40]} (now {str(now.get(n))[:40]})"
             for n in different

@@ -112,7 +112,7 @@ def train_clip(data: Dataset | str, **options: Any) -> Clip:
     clip = _new(train_data, chosen)
     draw = _pairs(train_data, min(chosen.batch_size, len(train_data)), chosen.seed)
 
-    def loss(batch: tuple[Tensor, Sequence[str], Whole]) -> Tensor:
+    def loss(batch: tuple[Tensor, Sequence[str], tuple[Sequence[str], Sequence[str]]]) -> Tensor:
         images, captions, everything = batch
         return contrast(clip, clip.encode_image(images), clip.encode_text(captions), *everything)
 

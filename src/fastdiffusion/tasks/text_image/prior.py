@@ -70,7 +70,7 @@ def train_prior(clip: Clip, data: Dataset, **options: Any) -> Denoiser:
         "prior": clip.dim, "clip": fingerprint(clip.state_dict()), "draws": chosen.draws, "dropout": chosen.dropout,
         "data": data.fingerprint, "batch_size": n, "lr": chosen.lr, "optimizer": chosen.optimizer, "blur": chosen.blur,
     }  # fmt: skip
-    part = Part(prior, lambda batch: losses.denoising_loss(prior, *batch, weight), chosen.optimizer, chosen.lr)
+    part = Part(prior, lambda batch: losses.denoising_loss(prior, *batch, weight=weight), chosen.optimizer, chosen.lr)
     train(Task(
         {"prior": part}, draw, config, title(data), chosen.usual_examples,
         write=lambda folder: save(prior, folder / FILE), file=FILE,
