@@ -133,7 +133,8 @@ def fit_sampler(
         evaluations = default_evaluations(int(getattr(model, "parameters_count", 0)), shape)
     planned = plan([steps], evaluations, shape, noises, polish)
     if scale != 1:  # a model says itself what it was trained to take for "no condition"
-        denoise = cfg(denoise, scale, model.null() if isinstance(model, Fittable) else None)
+        guide = getattr(model, "guide", cfg)
+        denoise = guide(denoise, scale, model.null() if isinstance(model, Fittable) else None)
     problem = Problem(
         denoise, tuple(shape), sigma_max, sigma_min, None if cond is None else cond.to(where), seed, batch_size, where,
         info={"scale": scale},

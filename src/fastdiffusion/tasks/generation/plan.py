@@ -290,6 +290,8 @@ def plan(
     notes += caveats(options.rng, table)
     for note in (notes := list(dict.fromkeys(notes))):
         warn(note)
+    if image is None and table is not None and chosen.sampler is None and chosen.schedule is None:
+        notes += filter(None, [ready.table_note(table, options.steps, _pixels(ready, shape), options.scale)])
     name = name or short_name(model)
     return Plan(ready, name, options, table, labels, texts, shape, guided, drawn, tuple(kept), tuple(notes))
 
