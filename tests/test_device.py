@@ -101,7 +101,7 @@ def test_a_verb_makes_the_same_on_a_gpu(name, where, desk, on_cpu, tmp_path):
 
 
 def test_every_command_that_computes_is_in_the_table():
-    from fastdiffusion.cli.options import app
+    from fastdiffusion.cli.app import app
 
     commands = {c.name or c.callback.__name__.replace("_", "-") for c in app.registered_commands if not c.hidden}
     covered = {entry.command for entry in ROWS.values()} - {None}

@@ -24,7 +24,7 @@ from fastdiffusion.guidance import (
     self_conditioned,
     self_ensemble,
 )
-from fastdiffusion.samplers import adaptive, fitting, optimization, probability_flow, processes
+from fastdiffusion.samplers import adaptive, optimization, probability_flow, processes, reference, search
 from fastdiffusion.types import Cond, Run
 
 MEANS = torch.tensor([[-1.0, 0.5], [0.8, 1.0], [0.2, -0.9]], dtype=torch.float64)
@@ -379,8 +379,8 @@ def test_guidance_knows_where_every_other_loop_is() -> None:
     probability_flow.log_likelihood(probed, START, 0.1, 80.0, cond)
     assert [i for _, i, *_ in seen] == list(range(len(seen))) and len(seen) > 12
     seen.clear()
-    flow = fitting.Flow(probed, cond, SIGMAS[:-1].log(), START[None].expand(8, -1, -1), START[None].expand(8, -1, -1))
-    fitting.fit_rows(flow, [3.0, 1.0, 0.0])
+    flow = reference.Flow(probed, cond, SIGMAS[:-1].log(), START[None].expand(8, -1, -1), START[None].expand(8, -1, -1))
+    search.fit_rows(flow, [3.0, 1.0, 0.0])
     assert [(i, s, run.sigmas) for run, i, s, _ in seen] == [(0, 3.0, (3.0, 1.0)), (1, 1.0, (3.0, 1.0))]
 
 

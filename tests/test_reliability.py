@@ -19,7 +19,7 @@ from fastdiffusion import models
 from fastdiffusion.errors import CheckpointError, FastdiffusionError
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
-from fastdiffusion.training import previews
+from fastdiffusion.training import results
 from fastdiffusion.training.callback import Callback
 
 
@@ -207,7 +207,7 @@ def test_a_preview_that_fails_does_not_stop_training(tmp_path, monkeypatch, caps
     def full(*_):
         raise OSError("full")
 
-    monkeypatch.setattr(previews, "save_png", full)
+    monkeypatch.setattr(results, "save_png", full)
     learn = learner(folder=tmp_path, verbose=True).fit(steps=3)
     assert learn.state.finished
     assert "No preview" in capsys.readouterr().err
@@ -236,7 +236,7 @@ def test_the_moving_line_keeps_what_matters_in_forty_columns():
     from fastdiffusion.training.budget import TrainStep
     from fastdiffusion.training.console import line
 
-    text = line(TrainStep(12_345, 100_000, 0.1234, 1.0, 1e-3, 812.0, 60.0, 3725.0), 0.1234)
+    text = line(TrainStep(12_345, 100_000, 0.1, 0.1234, {}, 1.0, 1e-3, 812.0, 60.0, 3725.0), 0.1234)
     assert text[:39].startswith("loss 0.1234  1:02:05 left  812 img/s")
 
 

@@ -15,7 +15,7 @@ from fastdiffusion.errors import CheckpointError, InputError
 from fastdiffusion.io.checkpoints import annotate, load_tensors
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
-from fastdiffusion.training import learner as learners
+from fastdiffusion.tasks import training as tasks_training
 from fastdiffusion.training.callback import TrainingView
 from fastdiffusion.training.callbacks import Snapshots, defaults
 from fastdiffusion.training.config import FREE, TrainingConfig
@@ -43,7 +43,7 @@ def test_flags_become_keywords(monkeypatch, tmp_path):
             given.append(budget)
             return self
 
-    monkeypatch.setattr(learners, "Learner", Recorded)
+    monkeypatch.setattr(tasks_training, "Learner", Recorded)
     order = "train digits --net dit-tiny --augment mirror,crop --label-dropout 0.2 --batch-size 8 --cpu --steps 7"
     assert cli.main([*order.split(), "--folder", str(tmp_path)]) == 0
     (name, keywords), budget = given

@@ -315,6 +315,24 @@ def train_style(desk, device, folder):
     return verb("train_style")(desk.style, str(desk.photos), size=16, device=device, **TINY)
 
 
+def _editing(method):
+    def editing(desk, device, folder):
+        options = {"source": "a blue square", "method": method, "keep": method == "flowedit", "steps": 3, "seed": 1}
+        return verb("edit")(desk.photo, "a red square", desk.text, device=device, **options)
+
+    editing.__name__ = f"edit_{method}"
+    row("edit")(editing)
+
+
+for _method in ("p2p", "flowedit", "sdedit"):
+    _editing(_method)
+
+
+@row("edit")
+def edit_of_words(desk, device, folder):
+    return verb("edit")(None, "a red square", desk.text, source="a blue square", method="p2p", steps=3, device=device)
+
+
 @row("translate")
 def translate_by_class(desk, device, folder):
     return verb("translate")(desk.photo, desk.classes, prompt="3", steps=2, device=device)

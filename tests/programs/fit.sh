@@ -1,1 +1,1 @@
-fastdiffusion fit runs/digits-fit --steps 3 --noises 8 --seconds 1
+fastdiffusion fit runs/digits-fit --steps 3 --noises 8 --evaluations 300

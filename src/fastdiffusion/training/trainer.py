@@ -277,7 +277,8 @@ class Trainer:
                 stack.enter_context(self.run.lock())
             self._signals = stack.enter_context(stop_signals())
             self.resume(fresh)
-            jobs = [*defaults(self), *callbacks]
+            usual = defaults(self)
+            jobs = [*usual, *callbacks]
             if self.run is not None and self.main and self.task.command:
                 budget_given = {"steps": steps, "minutes": minutes}
                 configs.keep(self.run.path, self.task.command, {**self.task.arguments, **self._flags(), **budget_given})
@@ -291,7 +292,7 @@ class Trainer:
             for job in jobs:
                 job.start(self)
             for step in loop if first is None else chain([first], loop):
-                self._after(step, jobs)
+                self._after(step, usual, callbacks)
                 if self.stopped:
                     break
             self._finish(jobs)
@@ -306,20 +307,22 @@ class Trainer:
         typed = [f for f in fields(self.options) if not f.metadata["flag"].python_only]
         return {f.name: v for f in typed if (v := getattr(self.options, f.name)) != f.default}
 
-    def _after(self, step: TrainStep, jobs: Sequence[Callback]) -> None:
-        """What follows a step: measure, tell the callbacks, save, show."""
+    def _after(self, step: TrainStep, usual: Sequence[Callback], callbacks: Sequence[Callback]) -> None:
+        """What follows a step: measure, note, save, show; then others may look, who may be slow."""
         looks, improved = self.state.look(math.ceil(LOOK / (3 * SHARE * self.options.batch_size))), False
         if looks and self.task.held_out:
             best = min((loss for _, loss in self.state.validations), default=math.inf)
             loss = self.validate()
             step, improved = step._replace(validation=loss), loss <= best
             self.state.validations.append((step.step, loss))
-        for job in jobs:
+        for job in usual:
             job.step(self, step)
         if self.save_due or improved:
             self.save(improved)
         if looks and not step.last:
             results.show(self)
+        for job in callbacks:
+            job.step(self, step)
 
     def _finish(self, jobs: Sequence[Callback]) -> None:
         """Save before anything else that could fail; then the results, also of a run that was stopped."""
