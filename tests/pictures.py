@@ -105,10 +105,10 @@ def bad() -> dict[str, tuple[bytes, str]]:
         "empty.png": (b"", "empty file"),
         "half.jpg": (jpeg[: len(jpeg) // 2], "cut short (truncated)"),
         "half.png": (full[: len(full) // 2], "cut short (truncated)"),
-        "text.jpg": (b"<html>404 not found</html>", "not a picture, or of a kind that is not read"),
+        "text.jpg": (b"<html>404 not found</html>", "not an image, or of a kind that is not read"),
         "program.png": (
             b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-            "not a picture, or of a kind that is not read",
+            "not an image, or of a kind that is not read",
         ),
         "dot.png": (encoded(photo(1, 1)), "1x1 pixels is too small for size 32"),
         "line.png": (encoded(photo(20_000, 1)), "20000x1 pixels is too small for size 32"),

@@ -233,7 +233,7 @@ def test_any_size_and_mode_of_picture(model, folder, tmp_path):
     with pytest.raises(DataError, match="There is no file"):
         sample(model, n=1, image=tmp_path / "none.png")
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(DataError, match=r"Cannot read the picture 'text.png': not a picture"):
+    with pytest.raises(DataError, match=r"Cannot read the image 'text.png': not an image"):
         sample(model, n=1, image=tmp_path / "text.png")
     with pytest.raises(InputError, match="strength must be from 0 to 1"):
         sample(model, n=1, image=large, strength=1.5)

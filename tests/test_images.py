@@ -117,7 +117,7 @@ def test_unusable_files_say_why(name):
     content, reason = pictures.bad()[name]
     with pytest.raises(DataError) as error:
         images.read_image(content)
-    assert str(error.value) == ("not a picture, or of a kind that is not read" if name == "empty.png" else reason)
+    assert str(error.value) == ("not an image, or of a kind that is not read" if name == "empty.png" else reason)
 
 
 def test_missing_file_says_why(tmp_path):
@@ -160,7 +160,7 @@ def test_damaged_files_are_read_as_pillow_reads_them_or_refused_with_a_reason(na
         except Exception:
             refused += 1
             with pytest.raises(
-                DataError, match=r"^(broken \(.+\)|cut short \(truncated\)|not a picture, or .+ not read)$"
+                DataError, match=r"^(broken \(.+\)|cut short \(truncated\)|not an image, or .+ not read)$"
             ):
                 images.read_image(file)
             continue

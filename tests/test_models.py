@@ -415,6 +415,6 @@ def test_a_card_has_no_paths():
 
 def test_a_card_tells_what_kind_of_model_it_is():
     card = cards.card(make(classes=(), corruption="blur 0.5..3 | jpeg 10..60"))
-    assert "A restoration diffusion model" in card and "restore photo.jpg --by 'blur 0.5..3' --model" in card
+    assert "A restoration diffusion model" in card and "restore photo.jpg --corruption 'blur 0.5..3' --model" in card
     words = cards.card(models.load(registry.WEIGHTS / "emoji.safetensors"))
     assert "A text-to-image diffusion model" in words and "3x64x64" in words and "'some words'" in words

@@ -21,7 +21,7 @@ class InputError(FastdiffusionError, ValueError):
 
 
 class DataError(FastdiffusionError):
-    """A folder, picture, caption file or data set that cannot be used."""
+    """A folder, image, caption file or data set that cannot be used."""
 
 
 class CheckpointError(FastdiffusionError):

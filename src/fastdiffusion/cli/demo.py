@@ -116,7 +116,7 @@ class Window(Callback):
         self.learner, self.shown = learner, 0
 
     def step(self, training: TrainingView, step: TrainStep) -> None:
-        """Show eight pictures when another quarter is done."""
+        """Show eight images when another quarter is done."""
         part = step.seconds / (step.seconds + step.eta)
         if self.shown < 4 and part >= (0.02, 0.25, 0.5, 0.999)[self.shown]:
             self.shown += 1

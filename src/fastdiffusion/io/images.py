@@ -1,6 +1,6 @@
-"""Pictures in and out: the only file that knows PIL, uint8 and PNG. Everywhere else an image is a float in [-1, 1].
+"""Images in and out: the only file that knows PIL, uint8 and PNG. Everywhere else an image is a float in [-1, 1].
 
-Reading is safe: formats are a short list, a picture is measured before it is decoded, and whatever a broken or hostile
+Reading is safe: formats are a short list, an image is measured before it is decoded, and whatever a broken or hostile
 file makes the decoder do, the caller sees a DataError with the reason. Writing is atomic, with a recipe or nothing.
 """
 
@@ -58,24 +58,24 @@ MAX_PIXELS = 89_478_485  # where Pillow starts to warn of decompression bombs; h
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _EXIF, _COMMENT = 0x8769, 0x9286  # where EXIF data keep a user's comment
 _SEGMENT = 65_533  # bytes of EXIF data that a JPEG has room for
-_SIDECAR = 1 << 24  # bytes of a recipe beside a picture, at most
+_SIDECAR = 1 << 24  # bytes of a recipe beside an image, at most
 _opening = threading.Lock()  # warnings.catch_warnings is not safe across threads
 
 # ---- arrays -----------------------------------------------------------------------------------------------------
 
 
 def to_tensor(image: Image.Image | np.ndarray | Tensor) -> Float[Tensor, "*b c h w"]:
-    """A PIL picture, or uint8 of shape (..., c, h, w), as float32 in [-1, 1]."""
+    """A PIL image, or uint8 of shape (..., c, h, w), as float32 in [-1, 1]."""
     if isinstance(image, Image.Image):
         image = to_array(image)
     pixels = torch.as_tensor(image)
     if pixels.dtype != torch.uint8:
-        raise InputError(f"to_tensor takes uint8 or a PIL picture, got {pixels.dtype}. Floats need no conversion.")
+        raise InputError(f"to_tensor takes uint8 or a PIL image, got {pixels.dtype}. Floats need no conversion.")
     return pixels.float() / 127.5 - 1
 
 
 def as_input(images: Tensor) -> Tensor:
-    """What a net is given: uint8 pictures in [-1, 1], and what is floating point (latents) as it is."""
+    """What a net is given: uint8 images in [-1, 1], and what is floating point (latents) as it is."""
     return images if images.is_floating_point() else to_tensor(images)
 
 
@@ -85,7 +85,7 @@ def to_uint8(images: Float[Tensor, "*d"]) -> UInt8[Tensor, "*d"]:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """A PIL picture as uint8 (c, h, w)."""
+    """A PIL image as uint8 (c, h, w)."""
     if image.mode not in _MODES.values():
         image = plain(image)
     pixels = np.array(image)
@@ -93,12 +93,12 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def to_pil(image: Tensor | np.ndarray | Image.Image) -> Image.Image:
-    """One image (c, h, w), float in [-1, 1] or uint8, as a PIL picture; 1 to 4 channels are L, LA, RGB, RGBA."""
+    """One image (c, h, w), float in [-1, 1] or uint8, as a PIL image; 1 to 4 channels are L, LA, RGB, RGBA."""
     if isinstance(image, Image.Image):
         return image
     pixels = torch.as_tensor(image).detach().cpu()
     if pixels.ndim != 3 or len(pixels) not in _MODES:
-        raise InputError(f"A picture has shape (1 to 4, height, width), got {tuple(pixels.shape)}.")
+        raise InputError(f"An image has shape (1 to 4, height, width), got {tuple(pixels.shape)}.")
     pixels = pixels if pixels.dtype == torch.uint8 else to_uint8(pixels)
     array = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
     return Image.fromarray(array.contiguous().numpy(), _MODES[len(pixels)])
@@ -108,10 +108,10 @@ def grid(images: Tensor | Sequence[Any], columns: int | None = None, zoom: int =
     """Many images on one white sheet, row by row; sizes may differ.
 
     Args:
-        images: A batch (b, c, h, w) or a list of images or PIL pictures.
-        columns: Pictures per row; by default about as many as rows.
+        images: A batch (b, c, h, w) or a list of images or PIL images.
+        columns: Images per row; by default about as many as rows.
         zoom: Enlarge by this whole factor, pixel by pixel.
-        gap: White pixels between pictures.
+        gap: White pixels between images.
     """
     cells = [to_pil(image) for image in images]
     if not cells:
@@ -143,11 +143,11 @@ def lettering(text: str, width: int) -> Float[Tensor, "h w"]:
 
 
 def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Read a picture safely: L, LA, RGB or RGBA, upright, first frame only, without EXIF or other metadata.
+    """Read an image safely: L, LA, RGB or RGBA, upright, first frame only, without EXIF or other metadata.
 
     Args:
         source: A path, the bytes of a file, or an open binary file.
-        max_pixels: Larger pictures are refused before they are decoded.
+        max_pixels: Larger images are refused before they are decoded.
 
     Raises:
         DataError: with the reason alone (no path), whatever was wrong with the file.
@@ -156,8 +156,8 @@ def read_image(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: in
         return decode(image)
 
 
-def open_image(source: str | os.PathLike[str] | Image.Image, role: str = "picture") -> Image.Image:
-    """A picture that is given, or :func:`read` from a file; the error then says which file, and what it was to be."""
+def open_image(source: str | os.PathLike[str] | Image.Image, role: str = "image") -> Image.Image:
+    """An image that is given, or :func:`read` from a file; the error then says which file, and what it was to be."""
     if isinstance(source, Image.Image):
         return plain(ImageOps.exif_transpose(source))
     try:
@@ -169,7 +169,7 @@ def open_image(source: str | os.PathLike[str] | Image.Image, role: str = "pictur
 
 
 def not_read(suffix: str) -> str:
-    """Why a picture that ends in one of UNREAD is not used, and what helps."""
+    """Why an image that ends in one of UNREAD is not used, and what helps."""
     return f"{suffix[1:].upper()} is not read: save it as PNG or JPEG (the Python package {UNREAD[suffix]} opens it)"
 
 
@@ -218,7 +218,7 @@ def turned(x: Tensor, orientation: int) -> Tensor:
 
 
 def opened(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The header of a picture (size, mode, format), measured and not decoded; raises DataError with the reason."""
+    """The header of an image (size, mode, format), measured and not decoded; raises DataError with the reason."""
     try:
         with _opening, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused below, with our own number
@@ -235,7 +235,7 @@ def opened(source: str | os.PathLike[str] | bytes | BinaryIO, max_pixels: int = 
 
 
 def decode(image: Image.Image, near: int | None = None) -> Image.Image:
-    """The pixels of an opened picture; see :func:`read`.
+    """The pixels of an opened image; see :func:`read`.
 
     ``near`` allows a JPEG to be decoded at 1/2, 1/4 or 1/8 of its size, its shorter side at least that long.
     """
@@ -295,7 +295,7 @@ def _reason(error: Exception) -> str:
     """A decoder's error in plain words."""
     text = str(error)
     if isinstance(error, UnidentifiedImageError):
-        return "not a picture, or of a kind that is not read"
+        return "not an image, or of a kind that is not read"
     if isinstance(error, DataError):
         return text
     if isinstance(error, OSError) and error.strerror:
@@ -306,7 +306,7 @@ def _reason(error: Exception) -> str:
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """Any mode as L, LA, RGB or RGBA; 16-bit and float pictures are scaled to 8 bits; metadata dropped."""
+    """Any mode as L, LA, RGB or RGBA; 16-bit and float images are scaled to 8 bits; metadata dropped."""
     mode = image.mode
     if mode.startswith("I;16"):
         values = np.asarray(image).astype(np.uint32)
@@ -316,7 +316,7 @@ def plain(image: Image.Image) -> Image.Image:
         low, top = values.min(initial=0), values.max(initial=0)
         if not (math.isfinite(low + top) and low >= -0.01 * max(top, 1) and top <= 65535):  # NaN fails too
             raise DataError(f"its numbers are no brightness: from {low:.4g} to {top:.4g}; 0 to 1, 255 or 65535 is read")
-        # float pictures have no agreed range: 1, 255 or 65535 by what they contain
+        # float images have no agreed range: 1, 255 or 65535 by what they contain
         scale = 255 if mode == "F" and top <= 1 else 1 if top <= 255 else 1 / 257
         out = Image.fromarray((values * scale).round().clip(0, 255).astype(np.uint8))
     elif "transparency" in image.info or mode in ("PA", "La", "RGBa"):
@@ -330,19 +330,19 @@ def plain(image: Image.Image) -> Image.Image:
 
 
 def is_deep(image: Image.Image) -> bool:
-    """Whether a picture that was opened and not decoded yet has 16 bits a channel, which decoding makes 8."""
+    """Whether an image that was opened and not decoded yet has 16 bits a channel, which decoding makes 8."""
     stored = (tile[3] if isinstance(tile[3], str) else tile[3][0] for tile in getattr(image, "tile", ()))
     return image.mode.startswith("I;16") or any(";16" in str(mode) for mode in stored)
 
 
 def used_bits(image: Image.Image) -> int:
-    """How many bits the values of a picture of 16 bits take: 8, 12 (microscopes, X-ray and depth cameras) or 16."""
+    """How many bits the values of an image of 16 bits take: 8, 12 (microscopes, X-ray and depth cameras) or 16."""
     top = int(np.asarray(image).max(initial=0))
     return 8 if top < 2**8 else 12 if top < 2**12 else 16
 
 
 def flatten(image: Image.Image, background: str = "white") -> Image.Image:
-    """Lay a picture with alpha on a background colour; LA becomes L and RGBA becomes RGB."""
+    """Lay an image with alpha on a background colour; LA becomes L and RGBA becomes RGB."""
     if image.mode not in ("LA", "RGBA"):
         return image
     sheet = Image.new("RGBA", image.size, background)
@@ -360,7 +360,7 @@ def checked_name(path: str | os.PathLike[str]) -> Path:
     """A name that :func:`save_png` can write under; raises InputError before any work is done."""
     path = Path(path)
     if path.suffix.lower() not in ENDS:
-        raise InputError(f"Pictures are written as .png, .webp or .jpg, not {path.suffix!r}. Try {path.stem}.png.")
+        raise InputError(f"Images are written as .png, .webp or .jpg, not {path.suffix!r}. Try {path.stem}.png.")
     if (obstacle := next((p for p in path.parents if p.exists() and not p.is_dir()), None)) is not None:
         raise InputError(f"{path} cannot be written: {str(obstacle)!r} is a file and not a folder.")
     place = next((p for p in path.absolute().parents if p.exists()), path)
@@ -373,7 +373,7 @@ def checked_name(path: str | os.PathLike[str]) -> Path:
 def save_png(
     image: Tensor | np.ndarray | Image.Image, path: str | os.PathLike[str], recipe: Mapping[str, Any] | None = None
 ):
-    """Write a picture, whole or not at all: a PNG, or by the end of its name a lossless WebP, or a JPEG.
+    """Write an image, whole or not at all: a PNG, or by the end of its name a lossless WebP, or a JPEG.
 
     The same image and recipe give the same bytes.
 
@@ -416,7 +416,7 @@ def encoded(
 
 
 def save_sidecar(path: str | os.PathLike[str], recipe: Mapping[str, Any]) -> None:
-    """Write a picture's recipe as JSON beside it, under its name; :func:`read_recipe` finds it there."""
+    """Write an image's recipe as JSON beside it, under its name; :func:`read_recipe` finds it there."""
     text = json.dumps(metadata.without_paths(dict(recipe), existing=True), sort_keys=True, indent=1)
     write_bytes(Path(path).with_suffix(".json"), text.encode() + b"\n")
 
@@ -427,22 +427,22 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The recipe of a picture: in it, or in the JSON file beside it. See ``recipes.parse`` for other programs' ones.
+    """The recipe of an image: in it, or in the JSON file beside it. See ``recipes.parse`` for other programs' ones.
 
     Raises:
-        DataError: no picture, or no recipe.
+        DataError: no image, or no recipe.
     """
     name, beside = Path(path).name, Path(path).with_suffix(".json")
     recipe = inner_recipe(path)
     if recipe is None and beside.is_file() and beside.stat().st_size < _SIDECAR:
         recipe = metadata.parse({metadata.KEY: beside.read_text(errors="replace")})
     if recipe is None:
-        raise DataError(f"{name!r} carries no recipe. Give a picture that was saved with its metadata.")
+        raise DataError(f"{name!r} carries no recipe. Give an image that was saved with its metadata.")
     return recipe
 
 
 def inner_recipe(path: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The recipe that a picture file itself carries, or None."""
+    """The recipe that an image file itself carries, or None."""
     try:
         with opened(path) as image:
             image.load()  # text may stand behind the pixels
@@ -453,7 +453,7 @@ def inner_recipe(path: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _exif_texts(image: Image.Image) -> dict[str, str]:
-    """The texts in a picture's EXIF data, named as a PNG would: WebP and JPEG have no other place for them."""
+    """The texts in an image's EXIF data, named as a PNG would: WebP and JPEG have no other place for them."""
     exif = image.getexif()
     texts = {}
     for tag in (0x010E, 0x010F, 0x0110):  # ComfyUI writes "prompt:{...}" where the camera should stand

@@ -16,9 +16,9 @@ from .serialization import notes
 LABELS = {
     "data": "data set",
     "net": "network",
-    "pictures": "pictures",
+    "pictures": "images",
     "steps": "training steps",
-    "images_seen": "pictures seen (with repetition)",
+    "images_seen": "images seen (with repetition)",
     "minutes": "minutes of training",
     "train_loss": "training loss",
     "validation_loss": "validation loss",
@@ -53,8 +53,8 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
         kind, listed, classes = "text-to-image", "It draws what words say, as its captions said it.", "samples"
         use = "sample model.safetensors 'some words' -n 16 --steps 12 --seed 0"
     elif model.corruption is not None:
-        kind, classes = "restoration", "pictures"
-        use = f"restore photo.jpg --by {shlex.quote(model.corruption.split(' | ')[0])} --model model.safetensors"
+        kind, classes = "restoration", "images"
+        use = f"restore photo.jpg --corruption {shlex.quote(model.corruption.split(' | ')[0])} --model model.safetensors"
         listed = f"It undoes: {_text(model.corruption)}."
     return f"""{_header(info, kind)}
 # {_text(name)}
@@ -92,8 +92,8 @@ Noise levels: {model.sigma_min:g} to {model.sigma_max:g}.
 ## Limits
 
 {limits}
-It knows only what its training data show, with their gaps and biases, and may reproduce single training pictures.
-It is made for pictures near {near}; other sizes, and noise levels outside of its range, were not measured.
+It knows only what its training data show, with their gaps and biases, and may reproduce single training images.
+It is made for images near {near}; other sizes, and noise levels outside of its range, were not measured.
 Licence of the model: {_text(info.get("license", "not stated"))}.
 """
 

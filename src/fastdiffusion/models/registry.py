@@ -69,7 +69,7 @@ def digest(path: Path) -> str:
 
 
 def locate(name: str, sha256: str, near: Path) -> Path | None:
-    """A file of that name and content: in the package, beside the picture ``near``, above it, here, or in a run here.
+    """A file of that name and content: in the package, beside the image ``near``, above it, here, or in a run here.
 
     A checkpoint of another program is also found where it was when it was last used, whatever its name.
 
@@ -97,7 +97,7 @@ def named(name_or_path: str, near: Path | None = None) -> tuple[Path, str]:
 
     Args:
         name_or_path: A path; or what a recipe kept of it, if ``near`` is given.
-        near: The picture that carries the recipe.
+        near: The image that carries the recipe.
     """
     if near is None:
         path = Path(os.path.expanduser(name_or_path))  # unlike Path's, no error where there is no such user

@@ -32,7 +32,7 @@ from ...options import fill
 from .options import EvaluateAutoencoderOptions
 from .train import batches, fitting, quality, use
 
-ACTIVE = 0.01  # variance over pictures from which a latent counts as active (Burda et al. 2016)
+ACTIVE = 0.01  # variance over images from which a latent counts as active (Burda et al. 2016)
 SHOWN = 8  # columns of a sheet
 BATCH = 32
 
