@@ -53,7 +53,7 @@ def marked(path: Path):
     return pytest.param(path, id=path.name, marks=marks)
 
 
-@pytest.mark.parametrize("path", map(marked, PROGRAMS))
+@pytest.mark.parametrize("path", [marked(path) for path in PROGRAMS])
 def test_it_runs(path, desk, monkeypatch):
     monkeypatch.chdir(desk)
     before = {p: p.stat().st_mtime_ns for p in desk.rglob("*") if p.is_file()}
