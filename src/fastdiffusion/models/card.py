@@ -53,10 +53,8 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
         kind, listed, classes = "text-to-image", "It draws what words say, as its captions said it.", "samples"
         use = "sample model.safetensors 'some words' -n 16 --steps 12 --seed 0"
     elif model.corruption is not None:
-        kind, classes = "restoration", "images"
-        use = (
-            f"restore photo.jpg --corruption {shlex.quote(model.corruption.split(' | ')[0])} --model model.safetensors"
-        )
+        kind, classes, undoes = "restoration", "images", shlex.quote(model.corruption.split(" | ")[0])
+        use = f"restore photo.jpg --corruption {undoes} --model model.safetensors"
         listed = f"It undoes: {_text(model.corruption)}."
     return f"""{_header(info, kind)}
 # {_text(name)}
