@@ -144,3 +144,12 @@ def test_guidance_of_a_pair(model):
     both = prompt_to_prompt.pair(model.denoise, cfg(model.denoise, 3.0))(x, torch.ones(2), cond)
     assert torch.allclose(both[:1], model.denoise(x[:1], torch.ones(1), cond[:1]), atol=1e-5)
     assert torch.allclose(both[1:], cfg(model.denoise, 3.0)(x, torch.ones(2), cond)[1:], atol=1e-5)
+
+
+def test_a_mask_is_scaled_together_with_its_image(model):
+    given = to_pil(fastdiffusion.sample(model, "a red heart", n=1, steps=4).images[0]).resize((128, 128))
+    mask = torch.full((1, 128, 128), -1.0)
+    mask[:, :, 80:] = 1
+    result = edit(given, "a blue heart", model=model, source="a red heart", mask=to_pil(mask), steps=2)
+    assert torch.equal(result.images[..., :38], result.source[..., :38])
+    assert "scaled from 128x128 to 64x64" in " ".join(result.notes)

@@ -5,7 +5,6 @@ token is at this place?", the target gets the source's answer, in the first part
 
     columns = align(tokens_of_source, tokens_of_target)
     denoise = attention_control(cfg(model.denoise, 3), net, *controllers(columns))
-    denoise = local_blend(denoise, net, tokens=([2], [2]))       # only where these tokens are
 """
 
 from __future__ import annotations
@@ -14,16 +13,11 @@ from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from ..errors import InputError
-from ..types import Cond, Denoise, Run
-from .attention import Controller, Replace, Reweight, Store, control
+from ..types import Cond, Denoise
+from .attention import Controller, Replace, Reweight
 from .core import Interval, guidance
-
-THRESHOLD = 0.3  # a token is where its map is above this part of its greatest value (the paper's own)
 
 
 def align(source: Sequence[str], target: Sequence[str]) -> list[int]:
@@ -73,54 +67,3 @@ def pair(source: Denoise, target: Denoise) -> Denoise:
         return torch.cat([source(x[:1], sigma[:1], None if cond is None else cond[:1]), target(x, sigma, cond)[1:]])
 
     return guided
-
-
-@guidance
-def local_blend(
-    denoise: Denoise,
-    net: nn.Module,
-    tokens: tuple[Sequence[int], Sequence[int]],
-    threshold: float = THRESHOLD,
-    *,
-    run: Run,
-) -> Denoise:
-    """Keep the source in row 0 wherever the tokens are not (Hertz et al. 2022, sec. 3, "local editing").
-
-    The estimate of row 1 is replaced by that of row 0 where neither the source's tokens nor the target's are looked at,
-    on the mean of all maps so far. Since the last step of a table returns the estimate, results are then equal there.
-
-    Args:
-        denoise: A denoiser of source and target, in this order, guided or not.
-        net: Its network.
-        tokens: Their places in the source's prompt, and in the target's.
-        threshold: Where a map counts, as a part of its greatest value.
-    """
-    store = Store(kind="cross", rows=slice(0, 2))
-
-    def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-        with control(net, store, run=run):
-            source, target = denoise(x, sigma, cond)
-        maps = [token_map(store, row, places, x.shape[-2:]) for row, places in enumerate(tokens) if places]
-        mask = torch.stack(maps).amax(0) > threshold
-        return torch.stack([source, torch.where(mask, target, source)])
-
-    return guided
-
-
-def token_map(store: Store, row: int, tokens: Sequence[int], size: Sequence[int]) -> Float[Tensor, "h w"]:
-    """How much the places of an image attend to some tokens, from 0 to 1: the mean over layers, at ``size``.
-
-    Raises InputError where no layer attends to tokens.
-    """
-    height, width = size
-    maps = []
-    for probabilities in store.probabilities.values():
-        at = probabilities[row][:, list(tokens)].sum(1)
-        ratio = (len(at) * height / width) ** 0.5
-        grid = at.reshape(1, 1, round(ratio), -1).float()
-        maps.append(F.interpolate(grid, size=(height, width), mode="bilinear", align_corners=False)[0, 0])
-    if not maps:
-        raise InputError("No layer of this net attends to the prompt in a way that can be seen. Leave --only out.")
-    mean = torch.stack([m / m.max().clamp(min=1e-12) for m in maps]).mean(0)
-    smooth = F.max_pool2d(mean[None, None], 3, 1, 1)[0, 0] if min(size) > 4 else mean
-    return smooth / smooth.max().clamp(min=1e-12)

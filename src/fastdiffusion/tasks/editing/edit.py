@@ -22,7 +22,8 @@ from ... import prompts, samplers
 from ...errors import InputError, unknown, warn
 from ...guidance import prompt_to_prompt as p2p
 from ...guidance.attention import attention_control
-from ...io.inputs import fit_image, losses, open_mask
+from ...io.images import open_image
+from ...io.inputs import open_mask
 from ...models import Model
 from ...models.registry import short_name
 from ...noise import initial
@@ -31,11 +32,13 @@ from ...samplers import editing, image_to_image, strength_table
 from ...schedules import strength_sigma
 from ...types import Denoise
 from ...version import __version__
+from ..generation.canvas import canvas
 from ..generation.samples import RECIPE
 from ..loading import loaded, of_run, settings
 from .options import EditOptions
 from .result import EditResult
 
+WORDS = 0.3  # where the words of ``only`` are, as a part of the greatest disagreement
 KEPT = 0.6  # what the prompts disagree less about stays; chosen on bench/edits.txt (docs/edit.md)
 PLACED = (0.5, 0.6, 0.7)  # parts of noise at which words are looked for (DiffEdit takes 0.5)
 SOURCE_SCALE = 1.5  # guidance of FlowEdit's walk away from the source (Kulikov et al. 2024, sec. 5)
@@ -73,13 +76,18 @@ def edit(
         warn(note)
     method, why = _method(chosen)
     notes = [why] if why else []
-    if not isinstance(image, Image.Image) and image is not None:
-        notes += losses(image)
     with torch.no_grad():
-        work = _Edit(ready, prompt, replace(chosen, method=method))
-        source, result = work.generated() if image is None else work.of_image(fit_image(image, ready.image_shape))
+        work, mask = _Edit(ready, prompt, replace(chosen, method=method)), None
+        if image is None:
+            source, result = work.generated()
+            if chosen.mask is not None:
+                mask = open_mask(chosen.mask, (source.shape[-2], source.shape[-1]))
+        else:
+            fitted = canvas(open_image(image), ready.image_shape, chosen.mask)
+            mask, notes = fitted.mask, [*notes, *fitted.notes]
+            source, result = work.of_image(fitted.image)
         source, result = source.clamp(-1, 1), result.clamp(-1, 1)
-        if (mask := work.mask(source)) is not None:
+        if (mask := work.mask(source, mask)) is not None:
             result = torch.lerp(source, result, mask)
     recipe = {
         "fastdiffusion": __version__,
@@ -206,13 +214,13 @@ class _Edit:
             weights |= dict.fromkeys(found, value)
         return weights
 
-    def mask(self, source: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 1 h w"] | None:
+    def mask(
+        self, source: Float[Tensor, "1 c h w"], marked: Float[Tensor, "1 h w"] | None
+    ) -> Float[Tensor, "1 1 h w"] | None:
         """Where pixels may change: a given mask, where the words of ``only`` are, or where the prompts disagree."""
-        masks = []
-        if self.options.mask is not None:
-            masks.append(open_mask(self.options.mask, (source.shape[-2], source.shape[-1]))[None])
+        masks = [] if marked is None else [marked[None]]
         if self.options.only:
-            masks.append(self._places(source, *self._with_and_without(self.options.only), p2p.THRESHOLD))
+            masks.append(self._places(source, *self._with_and_without(self.options.only), WORDS))
         if not masks and self.options.keep and self.options.source.strip():
             masks.append(self._places(source, *self.texts, KEPT))
         return torch.stack(masks).prod(0) if masks else None
