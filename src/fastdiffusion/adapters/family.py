@@ -158,8 +158,9 @@ class Family:
         self.autoencoder = self.vae(modules["vae"])
         self.levels = self.noise_levels(checkpoint.scheduler)
         self.texts = [
-            self.reader(modules[f"text_encoder{n}"], checkpoint.tokenizers[f"tokenizer{n}"], encoder.limit)
+            self.reader(modules[f"text_encoder{n}"], words, min(encoder.limit, int(words.model_max_length)))
             for n, encoder in self.numbered()
+            if (words := checkpoint.tokenizers[f"tokenizer{n}"]) is not None
         ]
         self.check()
 
