@@ -72,7 +72,7 @@ def unet(width: int, side: int = 16, channels: int = 4) -> nn.Module:
     diffusers, _ = _libraries()
     net = diffusers.UNet2DConditionModel(
         sample_size=side, in_channels=channels, out_channels=channels, block_out_channels=(32, 64, 128),
-        layers_per_block=1, cross_attention_dim=width, attention_head_dim=8, norm_num_groups=8,
+        layers_per_block=1, cross_attention_dim=width, attention_head_dim=(2, 4, 4), norm_num_groups=8,
         down_block_types=("CrossAttnDownBlock2D",) * 3, up_block_types=("CrossAttnUpBlock2D",) * 3,
     )  # fmt: skip
     begin_as_identity(net)
