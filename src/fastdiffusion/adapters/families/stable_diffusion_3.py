@@ -47,6 +47,7 @@ class StableDiffusion3(Family):
     name, scale, patch, joint = "stable-diffusion-3", 7.0, 2, "image first"
     network = "SD3Transformer2DModel"
     encoders = (CLIP_WITH_PROJECTION, CLIP_WITH_PROJECTION, T5._replace(limit=T5_LIMIT))
+    optional = ("text_encoder_3", "tokenizer_3")
     time, spacing = "1000 t", "trained"
 
     def condition(self, prompts: Sequence[str], size: Size) -> Cond:

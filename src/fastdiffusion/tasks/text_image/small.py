@@ -56,3 +56,26 @@ def text_task(encoder: nn.Module, words: Any, head: nn.Module, data: Dataset, en
 
     return Task({"words": Part(both, loss, options.optimizer, options.lr)}, stream(data, seed), {"words": data.fingerprint, "n": n}, title(data),
                 held_out=[stream(data, -1)(0)])
+
+
+class MeanOfLevels(nn.Module):
+    """E[latents | caption] by a UNet's own lower levels on the way up, with constants where its way down would be."""
+
+    def __init__(self, unet: Any):
+        super().__init__()
+        self.mid, self.up = unet.mid_block, nn.ModuleList(unet.up_blocks[:2])
+        self.time_proj, self.time_embedding = unet.time_proj, unet.time_embedding
+        a, b, c = unet.config.block_out_channels
+        side = unet.config.sample_size // 4
+        shapes = [(c, side), (b, side), (c, side), (a, 2 * side), (b, 2 * side)]
+        self.constants = nn.ParameterList(nn.Parameter(torch.randn(1, d, s, s)) for d, s in shapes)
+        self.out = nn.Sequential(nn.GroupNorm(8, b), nn.SiLU(), nn.Conv2d(b, unet.config.out_channels, 3, padding=1))
+
+    def forward(self, states: Tensor) -> Tensor:
+        n = len(states)
+        emb = self.time_embedding(self.time_proj(states.new_full((n,), 950.0)))
+        start, *skips = (c.expand(n, -1, -1, -1) for c in self.constants)
+        h = self.mid(start, emb, encoder_hidden_states=states)
+        h = self.up[0](hidden_states=h, temb=emb, res_hidden_states_tuple=(skips[0], skips[1]), encoder_hidden_states=states)
+        h = self.up[1](hidden_states=h, temb=emb, res_hidden_states_tuple=(skips[2], skips[3]), encoder_hidden_states=states)
+        return self.out(h)
