@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from .. import choices
 from .. import data as datasets
 from ..errors import InputError, unknown
 from ..io.images import safe_name
 from ..models import Model
+from ..options import fill
 from ..training import report as reports
 from ..training.config import TrainingConfig
 from ..training.console import say
 from ..training.distributed import rank_and_world
 from ..training.learner import Learner
 from ..training.options import Budget
+from .small_checkpoints.stages import DENOISER, STAGES
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,23 @@ def train(
         say(f"{images.report}\nThe model and its report will name the data {images.name!r}, after the folder.")
     if options.get("folder") is None:
         options["folder"] = Path("runs") / safe_name(images.name)
-    learner = Learner(images, **options).fit(**budget)
     path = Path(options["folder"])
-    page = path / reports.FILE
-    return TrainingResult(path, learner.model, page if page.exists() else None)
+    if options.get("net") in choices.SMALL_NETS:
+        from .small_checkpoints import train_small
+
+        page = path / STAGES / DENOISER / reports.FILE
+        model = train_small(images, fill(TrainingConfig, **options), _budget(budget))
+    else:
+        page, model = path / reports.FILE, Learner(images, **options).fit(**budget).model
+    return TrainingResult(path, model, page if page.exists() else None)
+
+
+def _budget(given: Mapping[str, Any]) -> Budget:
+    """What a run of several stages is given: ten minutes by default; callbacks belong to one loop alone."""
+    if given.get("callbacks"):
+        raise InputError("A checkpoint of several parts is trained in several loops. Leave callbacks out.")
+    chosen = fill(Budget, **{name: value for name, value in given.items() if name != "callbacks"})
+    return chosen if chosen.minutes is not None or chosen.steps is not None else replace(chosen, minutes=10.0)
 
 
 def _opened(
