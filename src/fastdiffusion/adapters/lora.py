@@ -77,7 +77,10 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
                 updates.setdefault(target, []).append((update, place))
     parameters = {target: _parameter(model, target) for target in updates}
     changed = {id(parameters[target]): _sum(parameters[target], added) for target, added in updates.items()}
-    return _copy(model, changed, notes) if notes else model
+    if not notes:
+        return model
+    loras = [*model.info.get("loras", ()), *notes]
+    return copied(model, changed, {"loras": loras}, {"loras": [[n["sha256"], n["scale"]] for n in loras]})
 
 
 def split_scale(lora: str | Path) -> tuple[Path, float]:
@@ -261,8 +264,13 @@ def _sum(parameter: Tensor, added: Sequence[tuple[_Update, Place]]) -> Tensor:
     return value.to(parameter.dtype)
 
 
-def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any]]) -> Model:
-    """The model with other values of some parameters, by ``id``; what does not change is shared."""
+def copied(
+    model: Model, changed: Mapping[int, Tensor], info: Mapping[str, Any], settings: Mapping[str, Any]
+) -> Model:
+    """A new model with other values of some parameters, by ``id``; what does not change is shared by both.
+
+    ``info`` and ``settings`` (of the denoiser, which ``Model.id`` covers) are added; fitted tables are left behind.
+    """
     checkpoint = getattr(model.denoise, "checkpoint", None)
     memo: dict[int, Any] = {} if checkpoint is None else {id(t): t for t in checkpoint.tokenizers.values()}
     for module in model.modules.values():
@@ -273,10 +281,9 @@ def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any
     names = ("denoise", "modules", "schedule", "autoencoder", "conditioner")
     watched = {part: EXTERNAL[module] for part, module in model.modules.items() if module in EXTERNAL}
     parts, watched = copy.deepcopy(({name: getattr(model, name) for name in names}, watched), memo)
-    loras = [*model.info.get("loras", ()), *notes]
     denoise: Any = parts["denoise"]
     if denoise is model.denoise:
         raise InputError("This model's denoiser is a function, whose networks cannot be exchanged. Make it an object.")
-    denoise.settings = dict(getattr(denoise, "settings", {})) | {"loras": [[n["sha256"], n["scale"]] for n in loras]}
+    denoise.settings = dict(getattr(denoise, "settings", {})) | dict(settings)
     EXTERNAL.update({parts["modules"][part]: attention for part, attention in watched.items()})
-    return replace(model, **parts, tables={}, info={**model.info, "loras": loras})
+    return replace(model, **parts, tables={}, info={**model.info, **info})
