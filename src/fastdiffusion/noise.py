@@ -74,6 +74,7 @@ class Stream(IntEnum):
     CAPTION_MEAN_ROWS = 96
     CAPTION_MEAN_CAPTION = 97
     EDIT_NOISE = 100
+    CONDITION_NOISE = 110
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:
