@@ -1,7 +1,9 @@
 """OpenVINO in place of torch: the same numbers; and torch wherever the engine cannot, or would hide something."""
 
 import importlib.util
+import shutil
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import loaded_families
@@ -11,9 +13,10 @@ from torch import nn
 
 import fastdiffusion
 from fastdiffusion import nets
-from fastdiffusion.adapters import engine_files, engine_trial, engines
+from fastdiffusion.adapters import engine_files, engine_trial, engines, tuning
 from fastdiffusion.errors import InputError, MissingExtra
 from fastdiffusion.guidance import attention
+from fastdiffusion.models import tuned
 from fastdiffusion.types import Cond
 
 if importlib.util.find_spec("openvino") is None:  # importing it as it stands would send telemetry
@@ -243,3 +246,23 @@ def test_own_networks(name):
     engines.attach({"net": net}, name)
     assert relative(net(*inputs), before) < 1e-4
     assert not net.forward.refused
+
+
+def test_tuning_takes_the_engine_where_it_is_faster(tmp_path, monkeypatch):
+    place = shutil.copytree(loaded_families.get("sd15").path, tmp_path / "sd15")
+    taken = {None: 1.0, "float32": 0.6, "bf16": 0.3, "int8": 0.29}
+
+    def timed(model, rows):
+        loaded = model.info.get("loaded", {})
+        return taken[loaded.get("precision") if "engine" in loaded else None] * rows, torch.ones(1)
+
+    monkeypatch.setattr(tuning, "timed", timed)
+    for precision in ("bf16", "float32"):
+        found = {setting.name: setting.value for setting in tuning.tune(partial(
+            fastdiffusion.load, place, device="cpu", tuned=False), torch.device("cpu"))}  # fmt: skip
+        assert (found["engine"], found["precision"]) == ("openvino", precision)
+        monkeypatch.setattr(engines, "available", lambda: ("float32",))  # a CPU without bf16
+    tuned.save_settings(place, "cpu", {"engine": "openvino", "precision": "float32"}, {})
+    with pytest.warns(UserWarning, match="--engine openvino, --precision float32, as doctor --tune chose"):
+        model = fastdiffusion.load(place, device="cpu")
+    assert isinstance(model.modules["net"].forward, engines.Engine)

@@ -58,11 +58,9 @@ def attach(modules: Mapping[str, nn.Module], model_id: str, precision: str = "fl
     """
     if precision not in PRECISIONS:
         raise InputError(f"The engine openvino computes in {', '.join(PRECISIONS)}, not {precision!r}.")
-    try:
-        able = engine_trial.hint("int8") == "bf16"
-    except ImportError:
-        raise missing("The engine openvino", "openvino", "fast") from None
-    if precision == "bf16" and not able:
+    if not (here := available()):
+        raise missing("The engine openvino", "openvino", "fast")
+    if precision not in here:
         raise InputError("This CPU does not compute in bf16. Leave --precision out: float32 is used.")
     for name, module in modules.items():
         place = cache_folder() / "engines" / model_id[:32] / name
@@ -84,6 +82,8 @@ def with_engine(model: Model, precision: str | None = None) -> Model:
         if isinstance(part := getattr(model.modules.get("autoencoder"), name, None), nn.Module)
     }
     adapted = hasattr(model.denoise, "checkpoint")
+    if model.info.get("loras"):
+        warn("OpenVINO keeps another converted network for each LoRA and strength; the first run takes that time.")
     chosen = {"engine": "openvino", "precision": precision or "float32"}
     attach({"net": model.modules["net"], **parts}, model.id, chosen["precision"])
     if adapted:
@@ -95,6 +95,20 @@ def detach(modules: Mapping[str, nn.Module]) -> None:
     """Let torch compute again."""
     for module in modules.values():
         vars(module).pop("forward", None)
+
+
+def available() -> tuple[str, ...]:
+    """The precisions that are computed in here; none without OpenVINO."""
+    try:
+        able = engine_trial.hint("int8") == "bf16"
+    except ImportError:
+        return ()
+    return tuple(precision for precision in PRECISIONS if able or precision != "bf16")
+
+
+def refused(model: Model) -> str:
+    """Why torch computes a model's network although OpenVINO was asked to; "" where it does not."""
+    return getattr(vars(model.modules["net"]).get("forward"), "refused", "")
 
 
 class Engine:
