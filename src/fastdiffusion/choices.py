@@ -27,7 +27,7 @@ AUGMENTS = (
 )  # fmt: skip
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PRECISIONS = ("auto", "float32", "bfloat16")
-LOAD_PRECISIONS = ("float32", "bf16", "fp16")
+LOAD_PRECISIONS = ("float32", "bf16", "fp16", "int8")
 ENGINES = ("torch", "openvino")
 PREDICTIONS = ("auto", "eps", "v")
 DEVICES = ("cpu", "cuda", "mps")  # with a number, too: cuda:1
