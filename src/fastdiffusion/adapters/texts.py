@@ -63,7 +63,7 @@ class Text:
 
     def spans(self, text: str) -> Spans:
         """Which characters of the raw text each row of the result covers, to its end; empty for all that is no text."""
-        return aligned(self._spans, self.written)(text) if self.added else self._spans(text)
+        return list(aligned(self._spans, self.written)(text)) if self.added else self._spans(text)
 
     def _spans(self, text: str) -> Spans:
         start = self.template("\0").index("\0")

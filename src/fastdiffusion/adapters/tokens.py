@@ -106,14 +106,14 @@ def widths(model: Model) -> dict[str, int]:
     return {name: text.encoder.get_input_embeddings().embedding_dim for name, text in texts_of(model).items()}
 
 
-def rows_of_words(model: Model, words: str) -> dict[str, Float[Tensor, "n d"]]:
+def rows_of_text(model: Model, text: str) -> dict[str, Float[Tensor, "n d"]]:
     """The rows that each text encoder has for some words: where a new token starts."""
     if (encoder := own_encoder(model)) is not None:
-        return {OWN: encoder.embed.weight[encoder.tokenizer.encode(normalized(words))].detach().float()}
+        return {OWN: encoder.embed.weight[encoder.tokenizer.encode(normalized(text))].detach().float()}
     rows = {}
-    for name, text in texts_of(model).items():
-        ids = text.tokenizer(words, add_special_tokens=False)["input_ids"]
-        rows[name] = text.encoder.get_input_embeddings().weight[ids].detach().float()
+    for name, reader in texts_of(model).items():
+        ids = reader.tokenizer(text, add_special_tokens=False)["input_ids"]
+        rows[name] = reader.encoder.get_input_embeddings().weight[ids].detach().float()
     return rows
 
 

@@ -286,7 +286,9 @@ class Trainer:
             first = next(loop, None)
             if first is None and results.complete(self):
                 spent = f"{self.state.step:,} steps, {self.state.seconds / 60:.1f} minutes"
-                why = f"has ended ({spent}): {self.state.ended}" if self.state.ended else f"has had its budget ({spent})"
+                why = (
+                    f"has ended ({spent}): {self.state.ended}" if self.state.ended else f"has had its budget ({spent})"
+                )
                 report(self, f"This run {why}. Give more --minutes or --steps, or --fresh.")
                 return self._done()
             self.first_step = self.state.step  # with no step left, its results were never written

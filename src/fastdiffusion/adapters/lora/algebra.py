@@ -14,7 +14,7 @@ from ...io.checkpoints import read_safetensors
 from ...models import Model
 from .. import tokens
 from .layers import CONVOLUTIONS
-from .reading import File, placed_updates, opened_file, split_scale
+from .reading import File, opened_file, placed_updates, split_scale
 from .writing import Key, Matrices
 
 KINDS = (nn.Linear, *CONVOLUTIONS)

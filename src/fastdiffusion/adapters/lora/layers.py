@@ -1,7 +1,7 @@
 """LoRA layers beside the layers of any network, of this package or another: what is trained.
 
-A layer's output becomes ``W x + scale * alpha / rank * up(down(x))`` (Hu et al. 2021, arXiv:2106.09685, sec. 4.1). It is
-added by a hook, so that the network keeps its classes, names and weights, and is itself again once the hooks are gone.
+A layer's output becomes ``W x + scale * alpha / rank * up(down(x))`` (Hu et al. 2021, arXiv:2106.09685, sec. 4.1).
+It is added by a hook, so that the network keeps its classes, names and weights, and is itself again once the hooks are gone.
 """
 
 from __future__ import annotations
@@ -138,8 +138,7 @@ class Lora(nn.Module):
     def matrices(self) -> dict[tuple[str, str], tuple[Tensor, Tensor, float]]:
         """(down, up, alpha) of each layer, by the names of a network and of a layer in it."""
         return {
-            key: (added.down.detach().cpu(), added.up.detach().cpu(), added.alpha)
-            for key, added in self.layers.items()
+            key: (added.down.detach().cpu(), added.up.detach().cpu(), added.alpha) for key, added in self.layers.items()
         }
 
 

@@ -80,7 +80,9 @@ class Conditions:
         return Cond.cat([self.kept[text] for text in texts])
 
 
-def run(course: Course, options: AdaptationOptions, command: str, arguments: Mapping[str, Any]) -> tuple[Trainer, Watch]:
+def run(
+    course: Course, options: AdaptationOptions, command: str, arguments: Mapping[str, Any]
+) -> tuple[Trainer, Watch]:
     """Train; the same call goes on where the last one stopped. Returns the trainer and who looked at it."""
     adaptation, folder = course.adaptation, Path(str(options.folder))
     objective, texts = Objective(adaptation.model), Conditions(adaptation)
@@ -126,7 +128,7 @@ def run(course: Course, options: AdaptationOptions, command: str, arguments: Map
     steps = options.budget["steps"] or options.usual_steps
     every = max(steps // LOOKS, 5)
     watch = Watch(folder, adaptation.part, every, measure, lambda: _preview(course), options.floor, options.early_stop)
-    watch.begin(trainer, options.fresh)
+    watch.prepare(trainer, options.fresh)
     jobs: list[Callback] = [watch]
     trainer.fit(**options.budget, callbacks=jobs)
     watch.restore()
@@ -143,7 +145,7 @@ def _batches(course: Course, objective: Objective, options: AdaptationOptions) -
         g = generator(seed, Stream.BATCH_ORDER, step)
         group = groups[int(torch.multinomial(sizes, 1, generator=g))]
         order = torch.randperm(len(group), generator=g).tolist()
-        chosen = [group[order[i % len(group)]] for i in range(options.batch_size)]
+        chosen: list[int] = [group[order[i % len(group)]] for i in range(options.batch_size)]
         choice = torch.rand(len(chosen), 2, generator=generator(seed, Stream.CAPTION, step)).tolist()
         prompts = [
             "" if drop < course.dropped else caption(course.token, course.subject, examples.captions[i], c)
@@ -174,7 +176,9 @@ def _held_out(course: Course, objective: Objective) -> list[tuple[Any, ...]]:
         noise = torch.randn(HELD_OUT, *x0.shape, generator=generator(0, Stream.BATCH_NOISE, 1 << 21, i))
         text = caption(course.token, course.subject, examples.captions[i], 0.0)
         mask = None if examples.masks is None else examples.masks[i].expand(HELD_OUT, -1, -1, -1)
-        batches.append((x0.expand(HELD_OUT, *x0.shape), objective.sigmas(u), noise, [text] * HELD_OUT, mask, torch.zeros(HELD_OUT)))
+        batches.append(
+            (x0.expand(HELD_OUT, *x0.shape), objective.sigmas(u), noise, [text] * HELD_OUT, mask, torch.zeros(HELD_OUT))
+        )
     return batches
 
 

@@ -103,7 +103,9 @@ def opened(
     channels, side = model.image_shape[0], size or model.pixels[0]
     step = model.factor * getattr(model.denoise, "patch", 1)
     if side % step:
-        raise InputError(f"This model makes sizes that divide by {step}, got {side}. Try {max(side // step, 1) * step}.")
+        raise InputError(
+            f"This model makes sizes that divide by {step}, got {side}. Try {max(side // step, 1) * step}."
+        )
     data = load_folder(folder, side, aspect, mode={1: "L", 3: "RGB", 4: "RGBA"}.get(channels, "RGB"), labels="none")
     if data.shape[0] != channels:
         raise InputError(f"This model makes {channels} channels, the images of {data.name} have {data.shape[0]}.")
@@ -149,9 +151,7 @@ def _latents(model: Model, data: Dataset) -> list[Tensor]:
     return [made[str(i)] for i in range(len(data))]
 
 
-def _masks(
-    folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor: int
-) -> list[Float[Tensor, "1 h w"]]:
+def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor: int) -> list[Float[Tensor, "1 h w"]]:
     """Each image's mask at the size of its latents; squares are cut from masks as from images."""
     places = {path.stem: path for path in sorted(Path(folder).glob("*")) if path.is_file()}
     made = []
@@ -161,7 +161,7 @@ def _masks(
             raise DataError(f"{str(folder)!r} has no mask for {name!r}. Put one there, of the same name.")
         height, width = (n * factor for n in z.shape[-2:])
         values = fit_mask(open_mask(path), (height, width))
-        small = torch.nn.functional.adaptive_avg_pool2d(values[None], z.shape[-2:])[0]
+        small = torch.nn.functional.adaptive_avg_pool2d(values[None], (z.shape[-2], z.shape[-1]))[0]
         if not bool((small > 0.1).any()):
             raise DataError(f"The mask {path.name!r} is black all over. White is what counts.")
         made.append(small)
@@ -169,7 +169,7 @@ def _masks(
 
 
 def caption(token: str, subject: str, own: Sequence[str], choice: float) -> str:
-    """The text that an image is trained with: its caption with the token in it, or a template, by a number in [0, 1)."""
+    """The text that an image is trained with: its caption with the token in it, or a template; ``choice`` is in [0, 1)."""
     if own:
         text = own[int(choice * len(own))]
         if not token or token in text:

@@ -66,7 +66,7 @@ class PersonalizeOptions(AdaptationOptions):
         method: "lora" trains the word and a LoRA, "embedding" the word alone (textual inversion), "dreambooth" as lora,
             beside images of the class that keep the class diverse, "full" the whole network so.
         subject: "object", or "style".
-        word: What it is, in a word that the model has: where the new word starts, and the class of the prior. By
+        class_name: What it is, in a word that the model has: where the new word starts, and the class of the prior. By
             default the one of some general words that explains the images best.
         vectors: Rows of the new word in each text encoder.
         prior: Images that the model makes once, half of the class and half of everyday prompts, on which it is held to
@@ -77,7 +77,7 @@ class PersonalizeOptions(AdaptationOptions):
     token: str = option("<subject>", "The new word for what the images show.")
     method: str = option("lora", "What is trained.", choices=choices.PERSONALIZATIONS)
     subject: str = option("object", "What the images share: an object or a style.", choices=choices.SUBJECTS)
-    word: str | None = option(None, "What it is, in a word that the model has.")
+    class_name: str | None = option(None, "What it is, in a word that the model has.")
     vectors: int = option(1, "Rows of the new word in each text encoder.")
     prior: int | None = option(None, "Images of the model's own, half of the class, that hold it.")
     masks: str | Path | None = option(None, "Folder of masks, white where images count.", kind=Path | None)

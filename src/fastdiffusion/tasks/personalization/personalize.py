@@ -37,15 +37,15 @@ PRIOR = 32  # images of the model's own, which hold it
 WATCHED = 8  # prompts whose answers are measured
 
 
-def personalize(model: Model | str | Path, folder: Dataset | str | Path, **options: Any) -> PersonalizationResult:
+def personalize(model: Model | str | Path, data: Dataset | str | Path, **options: Any) -> PersonalizationResult:
     """Teach a model what some images show, under a new word; the same call goes on where the last one stopped.
 
     Args:
         model: A text-to-image model, of this package or of another family.
-        folder: 3 to 20 images, with captions beside them or without; or a data set.
+        data: 3 to 20 images, with captions beside them or without; or a data set.
         options: See :class:`PersonalizeOptions
-            <fastdiffusion.tasks.personalization.options.PersonalizeOptions>`: token, method, word, steps, ... The run
-            goes to ``runs/NAME``, after the folder.
+            <fastdiffusion.tasks.personalization.options.PersonalizeOptions>`: token, method, class_name, steps, ...
+            The run goes to ``runs/NAME``, after the folder.
 
     Raises:
         InputError: A token that is a word already, a distilled model, an option that does not exist.
@@ -59,19 +59,19 @@ def personalize(model: Model | str | Path, folder: Dataset | str | Path, **optio
         raise InputError("This model takes no prompts, and learns no new word. Take a text-to-image model.")
     refuse_distilled(base)
     tokens.check_new(base, chosen.token)
-    examples = opened(base, folder, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
+    examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
     chosen = chosen.in_runs(safe_name(examples.name))
     for note in examples.notes:
         warn(note)
-    word = chosen.word or _nearest(base, examples, chosen.subject)
-    adaptation = _adaptation(base, chosen, word)
-    course = _course(adaptation, examples, chosen, word)
-    trainer, watch = run(course, chosen, "personalize", {"model": _name(model), "folder": _name(folder)})
+    class_name = chosen.class_name or _nearest(base, examples, chosen.subject)
+    adaptation = _adaptation(base, chosen, class_name)
+    course = _course(adaptation, examples, chosen, class_name)
+    trainer, watch = run(course, chosen, "personalize", {"model": _name(model), "data": _name(data)})
     place = Path(str(chosen.folder))
     path, page = place / adaptation.file, place / reports.FILE
     notes = [f"{name}: {text}." for name, text in summary(watch.looks, chosen.floor, trainer.state.ended).items()]
-    if chosen.word is None:
-        notes.insert(0, f"{chosen.token} started as {word!r}, which explained the images best.")
+    if chosen.class_name is None:
+        notes.insert(0, f"{chosen.token} started as {class_name!r}, which explained the images best.")
     ready = loaded(path, chosen.device) if adaptation.method == "full" else _with(base, path)
     return PersonalizationResult(
         path, ready, page if page.exists() else None, chosen.token, kept_step(watch, chosen), tuple(watch.looks),
@@ -89,18 +89,20 @@ def _name(what: Any) -> str:
     return str(what) if isinstance(what, str | Path) else getattr(what, "name", "model")
 
 
-def _adaptation(base: Model, chosen: PersonalizeOptions, word: str) -> Adaptation:
+def _adaptation(base: Model, chosen: PersonalizeOptions, class_name: str) -> Adaptation:
     lora = {name: getattr(chosen, name) for name in ("rank", "alpha", "targets", "dropout", "text_encoder", "seed")}
-    return adapt(base, chosen.method, chosen.token, word, chosen.vectors, **lora)
+    return adapt(base, chosen.method, chosen.token, class_name, chosen.vectors, **lora)
 
 
-def _course(adaptation: Adaptation, examples: Examples, chosen: PersonalizeOptions, word: str) -> Course:
+def _course(adaptation: Adaptation, examples: Examples, chosen: PersonalizeOptions, class_name: str) -> Course:
     base, token = adaptation.base, chosen.token
     watched = prompts_of(chosen.prompts, WATCHED)
     kept = own_images(base, watched, chosen.seed, chosen.size)
     count = chosen.prior if chosen.prior is not None else PRIOR * (chosen.method != "embedding")
     others = prompts_of(chosen.prompts, WATCHED + count)[WATCHED:]
-    prior = [others[i] if i % 2 else f"a {word}" if chosen.subject == "object" else word for i in range(count)]
+    prior = [
+        others[i] if i % 2 else f"a {class_name}" if chosen.subject == "object" else class_name for i in range(count)
+    ]
     made = own_images(base, prior, chosen.seed + 1000, chosen.size) if count else []
     shown = [token, f"{token} on a blue background", f"two {token}", f"a red {token}", *watched[:4]]
     identity = {
@@ -110,7 +112,7 @@ def _course(adaptation: Adaptation, examples: Examples, chosen: PersonalizeOptio
             "batch_size", "floor",
         )
     }  # fmt: skip
-    identity |= {"model": base.id, "word": word, "prior": count, "watched": digest(watched)}
+    identity |= {"model": base.id, "class_name": class_name, "prior": count, "watched": digest(watched)}
     return Course(
         adaptation, examples, chosen.subject, token, list(zip(prior, made, strict=True)),
         Retention(base, watched, kept, chosen.seed), shown, identity=identity,
@@ -121,16 +123,17 @@ def _course(adaptation: Adaptation, examples: Examples, chosen: PersonalizeOptio
 def _nearest(model: Model, examples: Examples, subject: str) -> str:
     """The general word that explains the images best: that with the least loss at fixed noise."""
     unknown = getattr(model.conditioner, "unknown_words", lambda text: [])
-    words = [word for word in (STYLE_WORDS if subject == "style" else GENERAL) if not unknown(word)]
+    names = [name for name in (STYLE_WORDS if subject == "style" else GENERAL) if not unknown(name)]
     objective, some = Objective(model), list(examples.train)[:4]
-    x0 = torch.stack([examples.latents[i] for i in some if examples.latents[i].shape == examples.latents[some[0]].shape])
+    x0 = torch.stack(
+        [examples.latents[i] for i in some if examples.latents[i].shape == examples.latents[some[0]].shape]
+    )
     u, draw = (torch.arange(4) + 0.5) / 4, torch.Generator().manual_seed(0)
     x0 = x0.repeat_interleave(4, 0).to(model.device)
     sigma = objective.sigmas(u).repeat(len(x0) // 4).to(model.device)
     noise = torch.randn(x0.shape, generator=draw).to(model.device)
-    losses = {
-        word: float(objective(x0, sigma, noise, conditions(model, [word]).expand(len(x0))).mean()) for word in words
-    }
-    return min(losses, key=lambda word: losses[word]) if losses else "object"
-
-
+    losses: dict[str, float] = {}
+    for name in names:
+        cond = conditions(model, [name]).expand(len(x0))
+        losses[name] = float(objective(x0, sigma, noise, cond).mean())
+    return min(losses, key=lambda name: losses[name]) if losses else "object"

@@ -84,7 +84,7 @@ class Watch(Callback):
         self.looks: list[Look] = []
         self.reason = ""
 
-    def begin(self, training: Any, fresh: bool) -> None:
+    def prepare(self, training: Any, fresh: bool) -> None:
         """Look at the model as it is, before the first step; then take up the looks of an earlier session."""
         first = self.look(training, 0, write=False)
         if not fresh:
@@ -93,7 +93,9 @@ class Watch(Callback):
         self.looks = [first, *(look for look in self._kept() if 0 < look.step <= step and not fresh)]
         if step == 0:
             self._write(first)
-        elif step % self.every == 0 and (self.looks[-1].step != step or self._step_of_kept() != best(self.looks, self.floor).step):
+        elif step % self.every == 0 and (
+            self.looks[-1].step != step or self._step_of_kept() != best(self.looks, self.floor).step
+        ):
             self.looks = [look for look in self.looks if look.step != step]
             self.look(training, step)  # a kill came between the checkpoint and the look
 
@@ -166,17 +168,15 @@ def summary(looks: list[Look], floor: float, reason: str) -> dict[str, str]:
     if not looks:
         return {}
     first, kept, last = looks[0], best(looks, floor), looks[-1]
-    said = {
+    facts = {
         "kept": f"step {kept.step:,}",
         "held-out loss": f"{first.loss:.4f} at first, {kept.loss:.4f} kept ({kept.loss / first.loss - 1:+.1%})",
         "retention": f"{kept.retention:.1%} of the answers to other prompts",
     }
     if reason:
-        said["ended"] = f"after {last.step:,} steps, because {reason}"
+        facts["ended"] = f"after {last.step:,} steps, because {reason}"
     if last.loss > 1.01 * kept.loss:
-        said["overfit"] = f"held-out loss rose by {last.loss / kept.loss - 1:.1%} after the kept step"
+        facts["overfit"] = f"held-out loss rose by {last.loss / kept.loss - 1:.1%} after the kept step"
     if last.retention < kept.retention - 0.01:
-        said["forgetting"] = f"retention fell to {last.retention:.1%} at the last step"
-    return said
-
-
+        facts["forgetting"] = f"retention fell to {last.retention:.1%} at the last step"
+    return facts
