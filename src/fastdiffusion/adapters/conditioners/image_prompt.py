@@ -76,7 +76,7 @@ def with_image_prompts(
     else:
         embedding = mix([images_of.pooled(image) for image, _ in opened], weights)
         without = torch.zeros_like(embedding)
-    made = copied(model, {}, {}, {})
+    made = copied(model, {}, {})
     net, other = made.modules["net"], cast("Any", made.denoise)
     _install(net, parts, scale, path)
     other.attention = EXTERNAL[net] = DiffusersAttention((*family.attention.without, "encoder_hid_proj"))
