@@ -129,7 +129,8 @@ def _checkpoint(
     parts = _parts(source, family)
 
     def kind(part: str) -> Any:
-        library: Any = transformers if part.startswith(("text_encoder", "tokenizer")) else diffusers
+        library: Any = transformers if part.startswith(("text_encoder", "tokenizer", "image_encoder")) else diffusers
+        library = diffusers.pipelines.stable_diffusion if part == "image_normalizer" else library
         return getattr(library, parts[part][0])
 
     modules = {part: source.module(part, kind(part), dtype) for part, dtype in dtypes.items()}

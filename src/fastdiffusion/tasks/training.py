@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +13,14 @@ from ..errors import InputError, unknown
 from ..io.images import safe_name
 from ..models import Model
 from ..options import fill
-from ..training import report as reports
 from ..training.config import TrainingConfig
 from ..training.console import say
 from ..training.distributed import rank_and_world
 from ..training.learner import Learner
 from ..training.options import Budget
+from ..training.report import TrainingResult
+from .small_checkpoints import train_small
 from .small_checkpoints.stages import DENOISER, STAGES
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training run made.
-
-    Attributes:
-        path: Its folder.
-        model: Ready to sample from.
-        report: The page with its loss curve and previews; None as long as the run has not reached its end.
-    """
-
-    path: Path
-    model: Model
-    report: Path | None
 
 
 def train(
@@ -45,7 +31,7 @@ def train(
     labels: str | None = None,
     inputs: str | Path | None = None,
     **options: Any,
-) -> TrainingResult:
+) -> TrainingResult[Model]:
     """Train a model on images; the same call again goes on where the last one stopped, bit for bit.
 
     Args:
@@ -74,15 +60,11 @@ def train(
         say(f"{images.report}\nThe model and its report will name the data {images.name!r}, after the folder.")
     if options.get("folder") is None:
         options["folder"] = Path("runs") / safe_name(images.name)
-    path = Path(options["folder"])
-    if options.get("net") in choices.SMALL_NETS:
-        from .small_checkpoints import train_small
-
-        page = path / STAGES / DENOISER / reports.FILE
-        model = train_small(images, fill(TrainingConfig, **options), _budget(budget))
-    else:
-        page, model = path / reports.FILE, Learner(images, **options).fit(**budget).model
-    return TrainingResult(path, model, page if page.exists() else None)
+    if options.get("net") not in choices.SMALL_NETS:
+        return TrainingResult.of(Learner(images, **options).fit(**budget).model, options["folder"])
+    model = train_small(images, fill(TrainingConfig, **options), _budget(budget))
+    last = TrainingResult.of(model, Path(options["folder"]) / STAGES / DENOISER)
+    return TrainingResult(Path(options["folder"]), model, last.report)
 
 
 def _budget(given: Mapping[str, Any]) -> Budget:
