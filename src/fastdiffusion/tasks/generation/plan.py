@@ -138,31 +138,40 @@ class Plan:
             raise ValueError(f"image {index} of a run of {self.options.n}")
         return self.batches[index // self.options.batch_size]
 
-    def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
-        """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
-        p, model = self.options, self.model
-        scale, denoise = 1.0 if p.scale is None else p.scale, self._conditioned_on_image()
-        if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
-            scale, denoise = 1.0, embedded(denoise, scale)
-        conditioner = model.conditioner
-        null = None if conditioner is None else conditioner.null(len(batch), self.size)
+    def compiled(self, batch: range) -> prompts.Compiled | None:
+        """The prompts of a batch as conditions; None without any."""
+        p, model, conditioner = self.options, self.model, self.model.conditioner
         if self.prompts is None or conditioner is None or self.table is None:
-            denoise = cfg(denoise, scale) if scale != 1 else denoise
-            cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
-            return self.guide(denoise), cond
+            return None
         other = getattr(conditioner, "negative", conditioner)
         reader = partial(other.encode, size=self.size), other.token_spans, other.max_tokens
-        compiled = prompts.compile(
+        return prompts.compile(
             [self.prompts[i] for i in batch],
             partial(model.encode_prompt, size=self.size),
             self.table.nfe,
             p.negative_prompt,
             conditioner.token_spans,
             conditioner.max_tokens,
-            null,
+            conditioner.null(len(batch), self.size),
             getattr(conditioner, "measure", None),
             None if other is conditioner else reader,
         )
+
+    def conditioned(self, batch: range, compiled: prompts.Compiled | None = None) -> tuple[Denoise, Cond | None]:
+        """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with.
+
+        ``compiled`` stands for what the batch's prompts compile to.
+        """
+        p, model = self.options, self.model
+        scale, denoise = 1.0 if p.scale is None else p.scale, self._conditioned_on_image()
+        if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
+            scale, denoise = 1.0, embedded(denoise, scale)
+        compiled = self.compiled(batch) if compiled is None else compiled
+        if compiled is None:
+            null = None if model.conditioner is None else model.conditioner.null(len(batch), self.size)
+            denoise = cfg(denoise, scale) if scale != 1 else denoise
+            cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
+            return self.guide(denoise), cond
         if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
             raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
         return compiled.guide(denoise, scale, model.guide if scale != 1 else None, self.guide), None
