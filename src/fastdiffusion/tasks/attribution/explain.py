@@ -58,6 +58,8 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
         raise InputError("There are no words to explain: the image was drawn without a prompt.")
     if planned.table is None:
         raise InputError("At strength 0 an image is its own source, and no word made it. Explain another.")
+    if planned.regions:
+        raise InputError("Regions are several prompts, and words are explained in one. Explain an image without them.")
     if len(planned.shape) != 3 or planned.size is None:
         raise InputError("This model makes films or no images, and explain reads single images.")
     read = terms(planned.prompts[index], planned.model.conditioner)

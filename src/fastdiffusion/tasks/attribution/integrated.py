@@ -78,8 +78,8 @@ class Run:
     def __init__(self, plan: Plan, index: int):
         self.batch = range(index, index + 1)
         self.plan = replace(plan, model=checkpointed(plan.model))
-        compiled = plan.compiled(self.batch)
-        assert compiled is not None and plan.table is not None and plan.model.conditioner is not None
+        assert plan.prompts is not None and plan.table is not None and plan.model.conditioner is not None
+        compiled = plan.compiled(plan.prompts, self.batch)
         self.compiled, self.table = compiled, plan.table
         self.noise, self.fresh = plan.noise(self.batch)
         null = plan.model.conditioner.null(1, plan.size)
