@@ -79,10 +79,7 @@ def far(a, b):
 
 # ---- ControlNets and T2I-Adapters -------------------------------------------------------------------------------
 
-CONTROLNET = {
-    "sd15": diffusers.StableDiffusionControlNetPipeline,
-    "sdxl": diffusers.StableDiffusionXLControlNetPipeline,
-}
+CONTROLNET = {"sd15": diffusers.StableDiffusionControlNetPipeline, "sdxl": diffusers.StableDiffusionXLControlNetPipeline}
 T2I = {"sd15": diffusers.StableDiffusionAdapterPipeline, "sdxl": diffusers.StableDiffusionXLAdapterPipeline}
 
 
@@ -108,15 +105,7 @@ def test_a_t2i_adapter_equals_its_pipeline(base, scale):
     pipe, noise = base.pipe(T2I, adapter=base.adapter), torch.randn(2, 4, 8, 8)
     part = {"adapter_conditioning_factor": 0.5} if base.name == "sdxl" else {}
     truth = wanted(
-        pipe,
-        scale,
-        noise,
-        prompt=PROMPTS,
-        image=[MAPS[0]] * 2,
-        height=64,
-        width=64,
-        adapter_conditioning_scale=0.7,
-        **part,
+        pipe, scale, noise, prompt=PROMPTS, image=[MAPS[0]] * 2, height=64, width=64, adapter_conditioning_scale=0.7, **part
     )
     window = (0.0, 0.5) if part else (0.0, 1.0)
     model = with_controls(base.model, [Controlled(base.folder / "sketch", MAPS[0], 0.7, window)], SIZE)

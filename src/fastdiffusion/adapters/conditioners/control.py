@@ -134,10 +134,7 @@ def _check(net: Any, family: Family, what: str) -> None:
     else:
         names = ("block_out_channels", "cross_attention_dim", "down_block_types", "layers_per_block")
         values = [(list(c[n]) if isinstance(c[n], tuple) else c[n] for n in names) for c in (other, own)]
-        fits = (
-            all(a == b for a, b in zip(*values, strict=True))
-            and other.in_channels == family.autoencoder.latent_channels
-        )
+        fits = all(a == b for a, b in zip(*values, strict=True)) and other.in_channels == family.autoencoder.latent_channels
         fits = fits and other.get("addition_embed_type") == own.get("addition_embed_type")
         is_for, has = f"texts of width {other.cross_attention_dim}", str(own.cross_attention_dim)
     if not fits:
@@ -190,6 +187,7 @@ class ControlNet(_Steering):
         )
         inputs["mid_block_additional_residual"] = mid + inputs.get("mid_block_additional_residual", 0)
         return inputs
+
 
     def _residuals(self, inputs: Mapping[str, Any], x: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
         """What it adds; it takes no mask, so that rows whose texts differ in length go one after the other."""

@@ -157,9 +157,7 @@ def _install(net: Any, parts: Mapping[str, Mapping[str, Tensor]], scale: float, 
     try:
         net._load_ip_adapter_weights([parts], low_cpu_mem_usage=False)
     except (KeyError, RuntimeError, ValueError, IndexError) as error:
-        raise InputError(
-            f"{path.name} is an IP-Adapter for another model ({str(error).splitlines()[-1].strip()})."
-        ) from None
+        raise InputError(f"{path.name} is an IP-Adapter for another model ({str(error).splitlines()[-1].strip()}).") from None
     if sum(key.endswith("to_k_ip.weight") for key in parts["ip_adapter"]) != sum(
         hasattr(processor, "scale") for processor in net.attn_processors.values()
     ):

@@ -119,9 +119,7 @@ class StableUnClip(ImagePrompted):
         normal = self.checkpoint.modules["image_normalizer"]
         mean, std = normal.mean.float(), normal.std.float()
         sigma = float(self.image_levels.sigma(torch.tensor([float(self.noise_level)])))
-        noisy = ((embedding - mean) / std + sigma * self.noise_of().to(embedding)) / math.sqrt(
-            1 + sigma**2
-        ) * std + mean
+        noisy = ((embedding - mean) / std + sigma * self.noise_of().to(embedding)) / math.sqrt(1 + sigma**2) * std + mean
         half = self.width // 2
         angles = self.noise_level * torch.exp(-math.log(10000) / half * torch.arange(half, device=noisy.device))
         return torch.cat([noisy, angles.cos()[None], angles.sin()[None]], 1)

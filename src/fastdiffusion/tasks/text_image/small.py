@@ -25,9 +25,7 @@ class MeanOfStates(nn.Module):
         self.norm = nn.LayerNorm(width)
         patch = side // grid
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
-        self.out = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, channels * patch * patch)
-        )
+        self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, channels * patch * patch))
         self.grid, self.patch = grid, patch
 
     def forward(self, states: Tensor) -> Tensor:
@@ -38,15 +36,7 @@ class MeanOfStates(nn.Module):
         return F.pixel_shuffle(patches, self.patch)
 
 
-def text_task(
-    encoder: nn.Module,
-    words: Any,
-    head: nn.Module,
-    data: Dataset,
-    encode: Any,
-    options: TrainingOptions,
-    held: Dataset | None = None,
-) -> Task:
+def text_task(encoder: nn.Module, words: Any, head: nn.Module, data: Dataset, encode: Any, options: TrainingOptions, held: Dataset | None = None) -> Task:
     """The text encoder and a head learn the mean latents of each caption."""
     seed, n = options.seed, options.batch_size
     both = nn.ModuleDict({"encoder": encoder, "head": head})
@@ -59,24 +49,13 @@ def text_task(
         def draw(step: int) -> tuple[Tensor, Tensor]:
             some = torch.randint(len(data), (n,), generator=generator(seed, Stream.CAPTION_MEAN_ROWS, step)).tolist()
             batch = data.batch(some, generator(seed, Stream.CAPTION_MEAN_CAPTION, step))
-            found = words(
-                list(batch.captions),
-                padding=True,
-                truncation=True,
-                max_length=words.model_max_length,
-                return_tensors="pt",
-            )
+            found = words(list(batch.captions), padding=True, truncation=True, max_length=words.model_max_length, return_tensors="pt")
             return found["input_ids"], encode(batch.images)
 
         return draw
 
-    return Task(
-        {"words": Part(both, loss, options.optimizer, options.lr)},
-        stream(data, seed),
-        {"words": data.fingerprint, "n": n},
-        title(data),
-        held_out=[stream(data, -1)(0)],
-    )
+    return Task({"words": Part(both, loss, options.optimizer, options.lr)}, stream(data, seed), {"words": data.fingerprint, "n": n}, title(data),
+                held_out=[stream(data, -1)(0)])
 
 
 class MeanOfLevels(nn.Module):
@@ -97,10 +76,6 @@ class MeanOfLevels(nn.Module):
         emb = self.time_embedding(self.time_proj(states.new_full((n,), 950.0)))
         start, *skips = (c.expand(n, -1, -1, -1) for c in self.constants)
         h = self.mid(start, emb, encoder_hidden_states=states)
-        h = self.up[0](
-            hidden_states=h, temb=emb, res_hidden_states_tuple=(skips[0], skips[1]), encoder_hidden_states=states
-        )
-        h = self.up[1](
-            hidden_states=h, temb=emb, res_hidden_states_tuple=(skips[2], skips[3]), encoder_hidden_states=states
-        )
+        h = self.up[0](hidden_states=h, temb=emb, res_hidden_states_tuple=(skips[0], skips[1]), encoder_hidden_states=states)
+        h = self.up[1](hidden_states=h, temb=emb, res_hidden_states_tuple=(skips[2], skips[3]), encoder_hidden_states=states)
         return self.out(h)
