@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError, warn
-from ...io.images import ENDS
+from ...io.images import ENDS, safe_name
 from ...io.inputs import open_mask
 from ...io.metadata import without_paths
 from ...models import Model, Size
@@ -80,7 +80,7 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
         "verb": "explain",
         "explained": without_paths(_kept(chosen), existing=True),
     }
-    names = ("explained", *(f"map-{i}-{term.text}" for i, term in enumerate(read.words)))
+    names = ("explained", *(safe_name(f"map-{i}-{term.text}") for i, term in enumerate(read.words)))
     shown = seen.image.clamp(-1, 1).cpu()
     sheet = torch.cat([shown, torch.stack([_over(shown[0], each) for each in maps.mean(0)])]) if len(maps) else shown
     return Explanation(
@@ -237,17 +237,16 @@ def _numbers(
         return None if value is None else float(value.double().sum()) / whole
 
     rows: list[WordNumbers] = []
-    place = 0
+    mass = (maps.mean(0) * region).sum((1, 2))
+    mapped, place = (mass / mass.sum().clamp(min=1e-12)).tolist(), 0
     for term in read.all:
         held = None if found is None else part(found.rows[:, list(term.rows)])
         if term.kind != "word":
             rows.append(WordNumbers(term.text, term.kind, None, (), held, None, None))
             continue
         by_step = None if found is None else found.words[:, place]
-        mean = maps[:, place].mean(0)
-        inside = float((mean * region[0]).sum() / mean.sum().clamp(min=1e-12))
         steps = () if by_step is None else tuple((by_step / whole).tolist())
-        rows.append(WordNumbers(term.text, "word", part(by_step), steps, held, without[place] / whole, inside))
+        rows.append(WordNumbers(term.text, "word", part(by_step), steps, held, without[place] / whole, mapped[place]))
         place += 1
     if found is not None:
         for name, kind, value in (("whole prompt", "pooled", found.pooled), ("rest", "other", found.other)):
@@ -266,7 +265,7 @@ def _agreement(numbers: Sequence[WordNumbers], found: Attribution | None) -> dic
         return {}
     columns = {
         "occlusion": [row.occlusion for row in words],
-        "maps": [row.inside for row in words],
+        "maps": [row.mapped for row in words],
     }
     shares = [row.share for row in words]
     return {name: rank_correlation(shares, values) for name, values in columns.items() if None not in values}

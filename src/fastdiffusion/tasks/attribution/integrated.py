@@ -81,7 +81,7 @@ class Run:
         assert plan.prompts is not None and plan.table is not None and plan.model.conditioner is not None
         compiled = plan.compiled(plan.prompts, self.batch)
         self.compiled, self.table = compiled, plan.table
-        self.noise, self.fresh = plan.noise(self.batch)
+        self.noise, _ = plan.noise(self.batch)
         null = plan.model.conditioner.null(1, plan.size)
         self.cond = compiled.stages[0].conds[0]
         self.base = _baseline(self.cond, null)
@@ -114,7 +114,8 @@ class Run:
             x = _encode(plan.model, pixels) + (self.table.sigmas[0] * self.noise).to(plan.model.device)
         x = x.expand(rows, *x.shape[1:]) if len(x) == 1 else x
         seeds = [plan.options.seed + i for i in self.batch] * rows
-        return samplers.run(denoise, x, self.table, cond, seeds, self.fresh, grad)
+        _, fresh = plan.noise(self.batch)  # anew for each run: it draws in order
+        return samplers.run(denoise, x, self.table, cond, seeds, fresh, grad)
 
     def decode(self, latents: Tensor) -> Float[Tensor, "n c h w"]:
         """The images of states, with their graph."""
@@ -245,7 +246,8 @@ def _measured(
     parts |= {name: torch.zeros(rows, steps) for name in ("pooled", "other")} | {"negative": torch.zeros(rows)}
 
     def share(gradient: Tensor, change: Tensor) -> Tensor:
-        return (gradient * change).float().cpu() * _column(width, gradient)
+        shared = (gradient * change).float().cpu()
+        return shared * _column(width, shared)
 
     for k, found in enumerate(by_step):
         for name, gradient in found.items():

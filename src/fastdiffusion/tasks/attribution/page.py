@@ -41,14 +41,13 @@ def _data(explanation: Explanation) -> dict[str, Any]:
     steps = sorted(set(kept)) or list(range(len(e.maps)))
     words, place = [], 0
     for row in e.words:
-        maps = []
+        maps, peaks = [], []
         if row.kind == "word" and place < MOST_WORDS and place < e.maps.shape[1]:
             own = torch.cat([e.maps[steps, place], e.maps[:, place].mean(0, keepdim=True)])
-            maps = [_gray(each) for each in own]
+            maps, peaks = [_gray(each) for each in own], own.flatten(1).amax(1).tolist()
         place += row.kind == "word"
-        words.append(
-            {**row._asdict(), "by_step": [row.by_step[i] for i in steps if i < len(row.by_step)], "maps": maps}
-        )
+        by_step = [row.by_step[i] for i in steps if i < len(row.by_step)]
+        words.append({**row._asdict(), "by_step": by_step, "maps": maps, "peaks": peaks})
     height, width = e.images.shape[-2:]
     return {
         "text": e.text,

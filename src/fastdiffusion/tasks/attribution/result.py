@@ -33,7 +33,7 @@ class WordNumbers(NamedTuple):
         held: Where in the condition the prompt's share is held: by the rows of this word, mark, or part. These add up
             to the shares of all words.
         occlusion: What is lost of the whole without the word, the run made again; None for what is no word.
-        inside: The part of the word's map that lies in the region; None for what is no word.
+        mapped: Its map's part of all words' maps in the region; None for what is no word.
     """
 
     text: str
@@ -42,7 +42,7 @@ class WordNumbers(NamedTuple):
     by_step: tuple[float, ...]
     held: float | None
     occlusion: float | None
-    inside: float | None
+    mapped: float | None
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
