@@ -79,13 +79,13 @@ def deletion(model: fastdiffusion.Model, n: int) -> dict[str, object]:
     found: dict[str, list[float]] = {name: [] for name in ("top", "random", "difference", "missing")}
     for seed, (_, name) in enumerate(rng.sample(glyphs(3, 6), n)):
         made = explain(name, model, seed=seed, steps=8, points=24, batch_size=8, maps="occlusion")
-        words = [row.text for row in made.words if row.kind == "word"]
+        words = [row.text for row in made.terms if row.kind == "word"]
         others = [word for word in words if word != made.top.text]
         if not others:
             continue
         read, lost = terms(name, model.conditioner), []
         for word in (made.top.text, rng.choice(others)):
-            left = read.without([next(term for term in read.words if term.text == word)])
+            left = read.without([next(term for term in read.content if term.text == word)])
             image = fastdiffusion.sample(model, left, n=1, seed=seed, steps=8).images
             with torch.no_grad():
                 scores = [net.encode_image(each) @ net.encode_text([name]).T for each in (made.images[:1], image)]
