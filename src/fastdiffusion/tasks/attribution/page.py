@@ -40,7 +40,7 @@ def _data(explanation: Explanation) -> dict[str, Any]:
     kept = [round(i * (len(e.maps) - 1) / max(1, MOST - 1)) for i in range(MOST)] if len(e.maps) > MOST else []
     steps = sorted(set(kept)) or list(range(len(e.maps)))
     rows, place = [], 0
-    for row in e.rows:
+    for row in e.terms:
         maps, peaks = [], []
         if row.kind == "word" and place < MOST_WORDS and place < e.maps.shape[1]:
             own = torch.cat([e.maps[steps, place], e.maps[:, place].mean(0, keepdim=True)])
