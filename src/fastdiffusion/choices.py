@@ -40,6 +40,7 @@ MODELS = ("emoji",)
 FORMATS = ("png", "webp")
 RNGS = ("own", "a1111", "comfy")
 UPSCALES = ("x2", "x4")
+SEAMLESS = ("x", "y", "xy")
 
 CORRUPTIONS = (
     "blur", "motion", "defocus", "kernel", "noise", "mix", "gray", "fade", "posterize", "downscale", "pixelate", "jpeg",

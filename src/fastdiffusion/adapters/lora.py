@@ -264,9 +264,7 @@ def _sum(parameter: Tensor, added: Sequence[tuple[_Update, Place]]) -> Tensor:
     return value.to(parameter.dtype)
 
 
-def copied(
-    model: Model, changed: Mapping[int, Tensor], info: Mapping[str, Any], settings: Mapping[str, Any]
-) -> Model:
+def copied(model: Model, changed: Mapping[int, Tensor], info: Mapping[str, Any], settings: Mapping[str, Any]) -> Model:
     """A new model with other values of some parameters, by ``id``; what does not change is shared by both.
 
     ``info`` and ``settings`` (of the denoiser, which ``Model.id`` covers) are added; fitted tables are left behind.

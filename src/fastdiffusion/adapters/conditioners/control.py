@@ -24,8 +24,8 @@ from ...io.inputs import fit_image
 from ...models import Model, Size, folder
 from ...nets.translators import edges
 from ...types import Cond
-from ..family import Control, Family
 from ..families.stable_diffusion import StableDiffusion
+from ..family import Control, Family
 from ..texts import grouped
 from .common import changed, checked_scale, copied_family, family_of, of_image, open_network
 
@@ -94,9 +94,9 @@ def control_map(control: Controlled, channels: int, size: Size) -> Float[Tensor,
             f"Crop it, or make images of its shape: size='{width // 8 * 8}x{height // 8 * 8}'."
         )
     if control.edges:
-        lines = -edges(to_tensor(flatten(image).convert("RGB"))[None])  # at its own size, where they are sharp
-        lines = functional.adaptive_max_pool2d(lines, size) if height > size[0] else functional.interpolate(lines, size)
-        return (lines.expand(-1, channels, -1, -1) + 1) / 2
+        drawn = -edges(to_tensor(flatten(image).convert("RGB"))[None])  # at its own size, where they are sharp
+        drawn = functional.adaptive_max_pool2d(drawn, size) if height > size[0] else functional.interpolate(drawn, size)
+        return (drawn.expand(-1, channels, -1, -1) + 1) / 2
     return (fit_image(image, (channels, *size))[None] + 1) / 2
 
 
@@ -134,7 +134,10 @@ def _check(net: Any, family: Family, what: str) -> None:
     else:
         names = ("block_out_channels", "cross_attention_dim", "down_block_types", "layers_per_block")
         values = [(list(c[n]) if isinstance(c[n], tuple) else c[n] for n in names) for c in (other, own)]
-        fits = all(a == b for a, b in zip(*values, strict=True)) and other.in_channels == family.autoencoder.latent_channels
+        fits = (
+            all(a == b for a, b in zip(*values, strict=True))
+            and other.in_channels == family.autoencoder.latent_channels
+        )
         fits = fits and other.get("addition_embed_type") == own.get("addition_embed_type")
         is_for, has = f"texts of width {other.cross_attention_dim}", str(own.cross_attention_dim)
     if not fits:
@@ -188,7 +191,6 @@ class ControlNet(_Steering):
         inputs["mid_block_additional_residual"] = mid + inputs.get("mid_block_additional_residual", 0)
         return inputs
 
-
     def _residuals(self, inputs: Mapping[str, Any], x: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
         """What it adds; it takes no mask, so that rows whose texts differ in length go one after the other."""
         emb, mask = inputs["encoder_hidden_states"], inputs.get("encoder_attention_mask")
@@ -203,8 +205,8 @@ class ControlNet(_Steering):
             )
             found.append([*down, mid])
             order += rows
-        back = torch.tensor(order).argsort().to(x.device)
-        *down, mid = (torch.cat(parts)[back] if len(found) > 1 else parts[0] for parts in zip(*found, strict=True))
+        inverse = torch.tensor(order).argsort().to(x.device)
+        *down, mid = (torch.cat(parts)[inverse] if len(found) > 1 else parts[0] for parts in zip(*found, strict=True))
         return down, mid
 
 

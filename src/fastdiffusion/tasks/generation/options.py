@@ -13,6 +13,7 @@ from ... import choices
 from ...errors import InputError, unknown
 from ...options import option
 from ..loading import LoadOptions
+from .condition_options import ConditionOptions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,8 +87,8 @@ class RunOptions(LoadOptions):
 
 
 @dataclass(frozen=True)
-class SampleOptions(RunOptions):
-    """Options of :func:`fastdiffusion.sample`, besides those of :class:`RunOptions`.
+class SampleOptions(ConditionOptions, RunOptions):
+    """Options of :func:`fastdiffusion.sample`, besides those of :class:`RunOptions` and of the conditions by images.
 
     Attributes:
         prompt: What to draw, for a text-to-image model, in the language of ``fastdiffusion.prompts``. Of several (a
@@ -138,7 +139,8 @@ class SampleOptions(RunOptions):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        RunOptions.__post_init__(self)
+        self.check_conditions()
         if type(self.variation_seed) is not int:
             raise InputError(f"variation_seed must be a whole number, got {self.variation_seed!r}. Try 0.")
         for name in ("rng", "upscale"):

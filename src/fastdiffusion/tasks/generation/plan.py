@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from ...io.guarded import BUDGET
 from ...io.images import open_image
 from ...models import Model, Size
 from ...models.registry import named, short_name
+from ...nets.seamless import seamless
 from ...noise import Fresh, resized, toward_seeds
 from ...samplers import Table, run, strength_table
 from ...schedules import Sigmas
@@ -35,6 +37,7 @@ from ...version import __version__
 from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .canvas import Canvas, canvas
+from .conditioning import conditioned, on_torus, sized, with_extra
 from .meter import Meter
 from .options import SampleOptions, borders, image_size
 from .preview import linear_preview
@@ -79,7 +82,12 @@ class Plan:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The images of latents, with the pixels that inpainting keeps."""
-        return self._held(self.model.decode(latents))
+        with self.torus():
+            return self._held(self.model.decode(latents))
+
+    def torus(self) -> AbstractContextManager[None]:
+        """Where the edges of images continue on the other side, if they are to."""
+        return nullcontext() if self.options.seamless is None else seamless(self.options.seamless)
 
     def preview(self, latents: Tensor) -> Tensor:
         """The same without the autoencoder's decoder, in no time: see ``preview``."""
@@ -98,21 +106,18 @@ class Plan:
     def known(self) -> Tensor:
         """The canvas as the denoiser knows it, (1, *shape)."""
         assert self.canvas is not None
-        return self.model.encode(self.canvas.image[None].to(self.model.device))
+        with self.torus():
+            return self.model.encode(self.canvas.image[None].to(self.model.device))
 
     def _conditioned_on_image(self) -> Denoise:
         """The model's denoiser; a network that was trained to inpaint takes the kept image and its mask as inputs."""
         denoise, inpainting = self.model.denoise, getattr(self.model.denoise, "inpainting", None)
+        if self.options.seamless is not None:
+            denoise = on_torus(denoise, self.options.seamless)
         masked = [(each.image, each.mask) for each in self.kept if each.mask is not None]
         if inpainting is None or not masked:
             return denoise
-        extra = inpainting(*(part[None].to(self.model.device) for part in masked[-1]))
-
-        def conditioned(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-            cond = cond or Cond()
-            return denoise(x, sigma, replace(cond, extra={**cond.extra, **extra}))
-
-        return conditioned
+        return with_extra(denoise, inpainting(*(part[None].to(self.model.device) for part in masked[-1])))
 
     def guide(self, denoise: Denoise) -> Denoise:
         """A denoiser under the guidance of the options, and held to what the mask keeps."""
@@ -182,7 +187,11 @@ class Plan:
             "fastdiffusion": __version__,
             "recipe": RECIPE,
             "verb": "sample",
-            "model": {"name": self.name, "sha256": self.model.id, **settings(self.model)},
+            "model": {
+                "name": self.name,
+                "sha256": self.model.info.get("base_id", self.model.id),
+                **settings(self.model),
+            },
             "parameters": of_run(vars(self.options)),
             "table": None if self.table is None else json.loads(self.table.to_json()),
         }
@@ -262,7 +271,10 @@ def plan(
     ready = loaded(model, chosen)
     (source, image_name), (mask, mask_name) = _file(chosen.image, near), _file(chosen.mask, near)
     image = None if source is None else open_image(source)
+    chosen = sized(ready, chosen, image)
     shape = _shape(ready, chosen, image)
+    under = conditioned(ready, chosen, _pixels(ready, shape), image, near)
+    ready, chosen, image = under.model, under.options, under.image
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
     labels, (texts, notes) = _labels(ready, chosen), _prompts(ready, chosen)
@@ -354,7 +366,7 @@ def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     """The scale of a run; ``guided`` says that the guidance compares with and without the condition itself."""
     scale, embedded = chosen.scale, model.guidance == "embedded"
     if scale is None:
-        own = 1.0 if chosen.prompt is None and not embedded else model.scale
+        own = 1.0 if chosen.prompt is None and not chosen.image_prompt and not embedded else model.scale
         compared = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
         scale = own if embedded else compared
     if not abs(scale) <= BUDGET.number:
@@ -378,7 +390,7 @@ def _file(image: str | Path | Image.Image | None, near: Path | None) -> tuple[Pa
 def _prompts(model: Model, chosen: SampleOptions) -> tuple[list[str] | None, list[str]]:
     """The prompt of each image, its choices {a|b} made, or None without any; and what is to be said of them."""
     prompt, negative = chosen.prompt, chosen.negative_prompt
-    if prompt is None and not negative:
+    if prompt is None and not negative and not chosen.image_prompt:
         return None, []
     if model.conditioner is None:
         raise InputError("This model was trained without captions. Leave the prompt out, or take model='emoji'.")
