@@ -96,6 +96,7 @@ class Family(Startable):
     name: ClassVar[str]
     network: ClassVar[str]  # class of diffusers
     encoders: ClassVar[tuple[Encoder, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()  # parts that a checkpoint may lack
     pad: ClassVar[str] = "max_length"  # "longest" where padding means nothing to the network
     time: ClassVar[str] = "t"  # what a flow's network takes for t, in ``levels.TIMES``
     spacing: ClassVar[str] = "1/n"  # where a flow's usual run ends; see ``levels.FlowLevels``
@@ -185,8 +186,9 @@ class Family(Startable):
         self.autoencoder = self.vae(modules["vae"])
         self.levels = self.noise_levels(checkpoint.scheduler)
         self.texts = [
-            self.reader(modules[f"text_encoder{n}"], checkpoint.tokenizers[f"tokenizer{n}"], encoder.limit)
+            self.reader(modules[f"text_encoder{n}"], words, min(encoder.limit, int(words.model_max_length)))
             for n, encoder in self.numbered()
+            if (words := checkpoint.tokenizers.get(f"tokenizer{n}")) is not None
         ]
         self.check()
 

@@ -22,7 +22,7 @@ from ..attention import DiffusersAttention
 from ..families.stable_diffusion import StableDiffusion
 from ..family import Control, Family
 from ..image_encoder import ImageEncoder, mix
-from ..lora import copied
+from ..lora.reading import copied
 from ..sources.folders import Network, read_json
 from .common import changed, checked_scale, copied_family, family_of, of_image
 
@@ -77,7 +77,7 @@ def with_image_prompts(
     else:
         embedding = mix([images_of.pooled(image) for image, _ in opened], weights)
         without = torch.zeros_like(embedding)
-    made = copied(model, {}, {}, {})
+    made = copied(model, {}, {})
     net, other = made.modules["net"], cast("Any", made.denoise)
     _install(net, parts, scale, path)
     other.attention = EXTERNAL[net] = DiffusersAttention((*family.attention.without, "encoder_hid_proj"))

@@ -126,7 +126,7 @@ class Upscaler(ImageInput):
 
     def noise_of(self, image: Tensor, seed: int) -> Tensor:
         """The noise that is added to an image."""
-        return torch.randn(image.shape, generator=generator(seed, Stream.CONDITION_NOISE)).to(image)
+        return torch.randn(image.shape, generator=generator(seed, Stream.CONDITION_IMAGE_NOISE)).to(image)
 
     def inputs(self, cond: Cond) -> dict[str, Any]:
         return {"class_labels": cond.extra["noise_level"]}

@@ -132,7 +132,7 @@ class StableUnClip(ImagePrompted):
 
     def noise_of(self) -> Float[Tensor, "1 d"]:
         """The noise that is added to an embedding."""
-        return torch.randn(1, self.width, generator=generator(0, Stream.CONDITION_NOISE))
+        return torch.randn(1, self.width, generator=generator(0, Stream.CONDITION_IMAGE_NOISE))
 
     def inputs(self, cond: Cond) -> dict[str, Any]:
         return {"class_labels": cond.extra["embedding"].to(self.net.dtype)}

@@ -34,6 +34,11 @@ class Folder:
         """The configuration of a network."""
         return read_json(self.place / part / "config.json")
 
+    def has(self, part: str) -> bool:
+        """Whether the folder names a part at all; see :meth:`check`."""
+        named = self.index.get(part)
+        return isinstance(named, list) and bool(named) and named[-1] is not None
+
     def check(self, part: str, kinds: Sequence[str]) -> None:
         """Raise CheckpointError for a part that is missing, and InputError for one of another class."""
         named = self.index.get(part) or [None, None]
