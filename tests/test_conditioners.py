@@ -4,6 +4,7 @@ import pictures
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -14,6 +15,7 @@ import tiny_pipelines
 
 import fastdiffusion
 from fastdiffusion import nets, sample, samplers
+from fastdiffusion.adapters import with_loras
 from fastdiffusion.adapters.conditioners import (
     Controlled,
     edge_map,
@@ -270,7 +272,7 @@ def typed(one, *words):
 
 
 def test_conditions_are_typed_and_reproduced(one, files, capsys):
-    """All of them together, with a LoRA's place taken by none: the same bytes again, and what each file was is kept."""
+    """All of them together: the same bytes again, and a recipe keeps what each file was."""
     canny, sketch = one.folder / "canny", one.folder / "sketch"
     words = ["--control", f"{canny}:edges:edges.png:0.8:0-0.5", "--control", f"{sketch}:edges.png:0.3"]
     words += ["--image-prompt", "photo.png:2", "--image-prompt", "edges.png", "--ip-adapter", "ip.safetensors:0.5"]
@@ -303,8 +305,8 @@ def test_each_condition_counts(one, files):
     assert torch.equal(sample(one.model, "a cat", **RUN, control=[given]).images, results[0])
 
 
-def test_from_an_image_with_guidance_and_a_lora_of_the_net(one, files):
-    """They compose: a control with image to image, a mask, further guidance, and a model that a LoRA changed."""
+def test_conditions_go_with_masks_guidance_and_loras(one, files):
+    """A control with image to image, a mask and further guidance; and with a LoRA, in either order."""
     canny = f"{one.folder / 'canny'}:edges.png"
     Image.new("L", (64, 64), 0).save("mask.png")
     mask = Image.new("L", (64, 64))
@@ -317,13 +319,23 @@ def test_from_an_image_with_guidance_and_a_lora_of_the_net(one, files):
     half = sample(one.model, "a cat", strength=0.5, guidance="apg scale=3", **options)
     without = sample(one.model, "a cat", strength=0.5, guidance="apg scale=3", **{**options, "control": ()})
     assert float((half.images - without.images).abs().max()) > 1e-4
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    ends = {"A": torch.randn(2, 16), "B": torch.randn(16, 2)}
+    save_file({f"unet.{name}.lora_{end}.weight": value for end, value in ends.items()}, str(files / "lora.safetensors"))
+    x, sigma, cond = torch.randn(1, 4, 8, 8), torch.ones(1), one.model.encode_prompt(["a cat"], SIZE)
+    steered = [Controlled(one.folder / "canny", MAPS[0])]
+    with torch.no_grad():
+        first = with_controls(with_loras(one.model, ["lora.safetensors"]), steered, SIZE).denoise(x, sigma, cond)
+        second = with_loras(with_controls(one.model, steered, SIZE), ["lora.safetensors"]).denoise(x, sigma, cond)
+        assert torch.equal(first, second)
+        assert far(first, with_controls(one.model, steered, SIZE).denoise(x, sigma, cond)) > 1e-4
 
 
 def test_prompts_in_pieces_and_of_unlike_length(base):
     """A row's estimate does not depend on the padding of another, though a ControlNet takes no mask."""
     model = with_controls(base.model, [Controlled(base.folder / "canny", MAPS[0])], SIZE)
     x, sigma = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 0.7])
-    one = model.encode_prompt(["a cat"], SIZE)
+    short = model.encode_prompt(["a cat"], SIZE)
     long = Cond.of(short.parts() | {"emb": torch.cat([short.emb, short.emb], 1)})
     with torch.no_grad():
         both = model.denoise(x, sigma, Cond.cat([short, long]))
