@@ -41,7 +41,7 @@ from fastdiffusion.data import ImageFolder, augment, folders
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.guidance import posterior
-from fastdiffusion.io import images
+from fastdiffusion.io import provenance
 from fastdiffusion.models import Model, registry
 from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import clip as net_clip
@@ -216,7 +216,7 @@ VERBS = {
     "list-samplers": verb(fastdiffusion.list_samplers),
     "names": verb(reading.names, flags="prompt", parameters="text"),
     "about": verb(about.about),
-    "recipe": verb(images.read_recipe, flags="image", parameters="path"),
+    "recipe": verb(provenance.read_all, flags="image", parameters="path key"),
     "demo": verb(demo.demo, flags="out", parameters="folder"),
     "doctor": verb(doctor.doctor),
 }  # fmt: skip

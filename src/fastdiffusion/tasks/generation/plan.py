@@ -27,6 +27,7 @@ from ...guidance import cfg, embedded, inpaint
 from ...guidance.regional import Region, regional
 from ...io.guarded import BUDGET
 from ...io.images import open_image
+from ...io.mark import SMALLEST, mark
 from ...models import Model, Size
 from ...models.registry import named, short_name
 from ...nets.seamless import seamless
@@ -231,7 +232,9 @@ class Plan:
 
     def finish(self, images: Tensor) -> Tensor:
         """What is done to the images after the run."""
-        return upscaled(images, self.options.upscale, self.model.device) if self.options.upscale else images
+        if self.options.upscale:
+            images = upscaled(images, self.options.upscale, self.model.device)
+        return mark(images.clamp(-1, 1)) if self.options.mark else images
 
     def noise(self, batch: range) -> tuple[Tensor, Fresh | None]:
         """What a batch starts from, on the CPU; and where its later noise comes from, if not as usual."""
@@ -333,6 +336,8 @@ def plan(
         raise InputError("A network that was trained to inpaint takes no regions beside its mask. Leave one out.")
     notes += [note for each in kept for note in each.notes]
     notes += caveats(options.rng, table)
+    if chosen.mark:
+        notes += _mark_notes(ready, shape, any(each.mask is not None for each in kept))
     for note in (notes := list(dict.fromkeys(notes))):
         warn(note)
     if image is None and table is not None and chosen.sampler is None and chosen.schedule is None:
@@ -433,6 +438,14 @@ def _prompts(model: Model, chosen: SampleOptions) -> tuple[list[str] | None, lis
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
     wanted = [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
     return wanted, prompts.notes(model.conditioner, (*wanted, negative))
+
+
+def _mark_notes(model: Model, shape: tuple[int, ...], keeps: bool) -> list[str]:
+    """What is to be said of the mark; raises InputError where the samples have no room for it."""
+    size = _pixels(model, shape)
+    if size is None or len(shape) != 3 or min(size) < SMALLEST:
+        raise InputError(f"The mark needs images of at least {SMALLEST} pixels a side. Leave mark out.")
+    return ["The mark changes pixels that the mask keeps, too, by a few of 255."] if keeps else []
 
 
 def _regions(model: Model, chosen: SampleOptions, shape: tuple[int, ...]) -> tuple[tuple[Place, list[str]], ...]:
