@@ -49,6 +49,8 @@ from fastdiffusion.nets import presets
 from fastdiffusion.prompts import reading
 from fastdiffusion.samplers import processes
 from fastdiffusion.tasks import export, fitting, training, variations
+from fastdiffusion.tasks.attribution.explain import explain
+from fastdiffusion.tasks.attribution.options import ExplainOptions
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
@@ -205,6 +207,7 @@ VERBS = {
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, StylizeOptions, flags="out metadata", parameters="net"),
+    "explain": verb(explain, ExplainOptions, flags="out metadata"),
     "edit": verb(edit.edit, EditOptions, flags="what out compare metadata", parameters="image prompt"),
     "personalize": verb(personalize.personalize, PersonalizeOptions),
     "finetune": verb(finetune.finetune, FinetuneOptions),
@@ -365,6 +368,7 @@ CHOICES = {
     choices.RESTORATIONS: method.METHODS, choices.ANSWERS: method.ANSWERS, choices.PROCESSES: processes.PROCESSES,
     choices.TRANSLATIONS: paired.METHODS, choices.AUTOENCODERS: train.KINDS, choices.CLIP_SIZES: clip.SIZES,
     choices.CLIP_LOSSES: net_clip.LOSSES, choices.RNGS: ["own", *rng.THEIRS],
+    choices.MAPS: ["auto", "attention", "occlusion"],
 }  # fmt: skip
 
 

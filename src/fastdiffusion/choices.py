@@ -41,6 +41,7 @@ FORMATS = ("png", "webp")
 RNGS = ("own", "a1111", "comfy")
 UPSCALES = ("x2", "x4")
 SEAMLESS = ("x", "y", "xy")
+MAPS = ("auto", "attention", "occlusion")
 
 CORRUPTIONS = (
     "blur", "motion", "defocus", "kernel", "noise", "mix", "gray", "fade", "posterize", "downscale", "pixelate", "jpeg",

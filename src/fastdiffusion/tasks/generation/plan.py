@@ -153,8 +153,11 @@ class Plan:
             raise ValueError(f"image {index} of a run of {self.options.n}")
         return self.batches[index // self.options.batch_size]
 
-    def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
-        """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
+    def conditioned(self, batch: range, compiled: prompts.Compiled | None = None) -> tuple[Denoise, Cond | None]:
+        """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with.
+
+        ``compiled`` stands for what the batch's prompts compile to.
+        """
         p, model = self.options, self.model
         scale, denoise = 1.0 if p.scale is None else p.scale, self._conditioned_on_image()
         if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
@@ -167,14 +170,14 @@ class Plan:
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guide(denoise, plain), cond
         guide, names = model.guide if scale != 1 else None, {*guidance_spec.names(str(p.guidance or ""))}
-        compiled = self._compiled(self.prompts, batch)
+        compiled = self.compiled(self.prompts, batch) if compiled is None else compiled
         if (self.regions or not compiled.single) and (LABEL_GUIDANCE | {"cads"}) & names:
             what = "Regions" if self.regions else "Prompts joined by AND"
             raise InputError(f"{what} are guided by scale alone. Leave cfg, apg, negative and cads out.")
         if self.regions:
             step, (height, width) = getattr(model.denoise, "patch", 1), self.shape[-2:]
             parts = [
-                Region(self._compiled(texts, batch).guide(denoise, scale, guide), place.box(height, width, step))
+                Region(self.compiled(texts, batch).guide(denoise, scale, guide), place.box(height, width, step))
                 for place, texts in self.regions
             ]
             size = model.shape[-2], model.shape[-1]
@@ -182,7 +185,7 @@ class Plan:
         around = partial(self.guide, plain=plain) if compiled.single else self.guide  # joined ones are of no one text
         return compiled.guide(denoise, scale, guide, around), None
 
-    def _compiled(self, texts: Sequence[str], batch: range) -> prompts.Compiled:
+    def compiled(self, texts: Sequence[str], batch: range) -> prompts.Compiled:
         """The prompts of a batch, of those of all images, as conditions."""
         conditioner, p = self.model.conditioner, self.options
         assert conditioner is not None and self.table is not None
