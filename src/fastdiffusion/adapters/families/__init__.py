@@ -5,6 +5,7 @@ from .flux import Chroma, Flux
 from .flux2 import Flux2, Klein
 from .hidream import HiDream
 from .inpainting import StableDiffusionInpaint, StableDiffusionXlInpaint
+from .kontext import FluxKontext
 from .krea2 import Krea2
 from .lumina2 import Lumina2
 from .pixart import PixArtSigma
@@ -23,6 +24,7 @@ FAMILIES: dict[str, type[Family]] = {
     "StableDiffusionXLInpaintPipeline": StableDiffusionXlInpaint,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "FluxKontextPipeline": FluxKontext,
     "ChromaPipeline": Chroma,
     "Flux2Pipeline": Flux2,
     "Flux2KleinPipeline": Klein,
