@@ -12,9 +12,9 @@ from fastdiffusion.guidance import prompt_to_prompt
 from fastdiffusion.guidance.attention import Reweight, Store, control
 from fastdiffusion.io.images import read_image, to_pil, to_tensor
 from fastdiffusion.samplers import editing
+from fastdiffusion.tasks.editing.alignment import Alignment
 from fastdiffusion.tasks.editing.edit import edit
 from fastdiffusion.tasks.editing.options import EditOptions, windows_of
-from fastdiffusion.tasks.editing.words import Words
 
 
 @pytest.fixture(scope="module")
@@ -185,12 +185,12 @@ def words(source, target, **options):
             return [(0, 0)] + [(m.start() + i, min(m.start() + i + 2, m.end()))
                                for m in re.finditer(r"\w+|[^\w\s]", text) for i in range(0, len(m[0]), 2)]  # fmt: skip
 
-    return Words(Pairs(), source, target, EditOptions(source=source, **options))
+    return Alignment(Pairs(), source, target, EditOptions(source=source, **options))
 
 
 def test_words_of_several_tokens_in_any_case_beside_punctuation():
     found = words("A cat, asleep", "A Cat, with Sunglasses, asleep", reweight="sunglasses:2, cat:-1")
-    assert found.alignment == (("A", "A"), ("Cat", "cat"), ("with", ""), ("Sunglasses", ""), ("asleep", "asleep"))
+    assert found.pairs == (("A", "A"), ("Cat", "cat"), ("with", ""), ("Sunglasses", ""), ("asleep", "asleep"))
     assert found.note == "Alignment: with = (new), Sunglasses = (new)."
     assert len(found.find("sunglasses", 1)) == 5
     assert sorted(found.weights.values()) == [-1, -1, 2, 2, 2, 2, 2]
@@ -203,9 +203,9 @@ def test_words_of_several_tokens_in_any_case_beside_punctuation():
 def test_the_alignment_can_be_edited():
     plain = words("a cat on a mat", "a mat on a cat")
     edited = words("a cat on a mat", "a mat on a cat", align="cat=cat, mat=")
-    assert dict(edited.alignment)["cat"] == "cat"
-    assert dict(edited.alignment)["mat"] == ""
-    assert plain.alignment != edited.alignment
+    assert dict(edited.pairs)["cat"] == "cat"
+    assert dict(edited.pairs)["mat"] == ""
+    assert plain.pairs != edited.pairs
 
 
 def test_windows_are_fractions_of_the_run_and_a_word_may_have_its_own():

@@ -48,12 +48,12 @@ def test_a_fixed_point_comes_back_and_plain_ddim_does_not():
     for denoise in (gaussian(0.5), gaussian(0.5, 2.0)):
         plain = inversion.euler(denoise, x0, sigmas)
         exact = inversion.euler(denoise, x0, sigmas, iterations=30)
-        assert error(exact.back(denoise, None), x0) < 1e-4
-        assert error(plain.back(denoise, None), x0) > 10 * error(exact.back(denoise, None), x0)
+        assert error(exact.reconstruction(denoise, None), x0) < 1e-4
+        assert error(plain.reconstruction(denoise, None), x0) > 10 * error(exact.reconstruction(denoise, None), x0)
         assert (plain.evaluations, len(plain.states)) == (9, 10)
     # normal data of the stated deviation need one Newton step, whatever the step's length
     once = inversion.euler(gaussian(0.0), x0, sigmas, iterations=2)
-    assert error(once.back(gaussian(0.0), None), x0) < 1e-4
+    assert error(once.reconstruction(gaussian(0.0), None), x0) < 1e-4
 
 
 def test_a_guided_fixed_point_that_diverges_keeps_its_best():
@@ -61,7 +61,7 @@ def test_a_guided_fixed_point_that_diverges_keeps_its_best():
     sigmas = schedules.karras(12, 0.02, 10)
     plain, found = (inversion.euler(two_points, x0, sigmas, iterations=n) for n in (0, 20))
     assert torch.isfinite(found.x).all()
-    assert error(found.back(two_points, None), x0) <= error(plain.back(two_points, None), x0) + 1e-6
+    assert error(found.reconstruction(two_points, None), x0) <= error(plain.reconstruction(two_points, None), x0) + 1e-6
 
 
 def test_rows_do_not_depend_on_each_other():
@@ -73,7 +73,7 @@ def test_rows_do_not_depend_on_each_other():
 def test_the_flow_comes_back_to_a_tolerance():
     x0 = data(2, 2, 4, 4)
     up = inversion.flow(gaussian(0.5), x0, 0.002, 80.0)
-    assert error(inversion.flow(gaussian(0.5), up, 0.002, 80.0, back=True), x0) < 1e-3
+    assert error(inversion.flow(gaussian(0.5), up, 0.002, 80.0, reverse=True), x0) < 1e-3
     assert float(up.std()) > 50
 
 
@@ -81,12 +81,12 @@ def test_edit_friendly_noise_makes_exactly_the_data():
     x0, table = data(3, 2, 4, 4), samplers.table("euler_ancestral", schedules.karras(12))
     denoise = gaussian(0.5)
     found = inversion.edit_friendly(denoise, x0, table, None, [1, 2, 3])
-    assert error(found.back(denoise, None), x0) < 1e-4
+    assert error(found.reconstruction(denoise, None), x0) < 1e-4
     assert float(found.rest.abs().max()) < 0.02  # all but the last step's noise, of sigma .002, is in the run
     alone = inversion.edit_friendly(denoise, x0[1:2], table, None, [2])
     assert torch.allclose(alone.x[0], found.x[1])  # an image's noise is its own
     # the same noise under another distribution: its data, shifted by the distance of the means
-    assert torch.allclose((found.back(gaussian(2.5), None) - x0).mean(), torch.tensor(2.0), atol=0.1)
+    assert torch.allclose((found.reconstruction(gaussian(2.5), None) - x0).mean(), torch.tensor(2.0), atol=0.1)
     with pytest.raises(InputError, match="euler_ancestral"):
         inversion.edit_friendly(denoise, x0, samplers.table("euler", schedules.karras(4)), None, [0, 1, 2])
 
@@ -120,8 +120,8 @@ def test_null_text_holds_at_any_scale_and_is_the_same_again():
     for scale in (2.0, 7.5, 12.0):
         nulls = inversion.null_text(lambda u, s=scale: guide(u, s), found, x0, null, cond)
         denoise = inversion.by_step(spoken, [guide(u, scale) for u in nulls.uncond])
-        plain = error(found.back(guide(null, scale), cond), x0)
-        assert error(nulls.back(denoise, cond), x0) < min(0.02, plain / 3)
+        plain = error(found.reconstruction(guide(null, scale), cond), x0)
+        assert error(nulls.reconstruction(denoise, cond), x0) < min(0.02, plain / 3)
         again = inversion.null_text(lambda u, s=scale: guide(u, s), found, x0, null, cond)
         assert all(torch.equal(a.emb, b.emb) for a, b in zip(nulls.uncond, again.uncond, strict=True))
     assert torch.equal(null.emb, torch.zeros(1, 3, 4))
@@ -199,9 +199,9 @@ def test_on_every_kind_of_family(name):
             again[method] = float(found.note.split("within ")[1].split()[0])
         assert again["direct"] == again["edit-friendly"] == 0  # by construction
         friendly = inversions.METHODS["edit-friendly"](work)[0]
-        assert error(friendly.back(model.denoise, work.cond), work.x0) < 1e-4
+        assert error(friendly.reconstruction(model.denoise, work.cond), work.x0) < 1e-4
         fixed = work.euler(model.denoise, 12)
-        assert error(fixed.back(model.denoise, work.cond), work.x0) < 2e-3
+        assert error(fixed.reconstruction(model.denoise, work.cond), work.x0) < 2e-3
         if model.guidance == "cfg":
             found = inversions.inverted("null-text", work)
             assert float(found.note.split("within ")[1].split()[0]) <= max(again["ddim"] / 10, 0.01)

@@ -4,14 +4,15 @@
     found = null_text(guide, found, uncond, cond)                       # holds at any guidance scale
     made = final(run(denoise, found.x, found.table, cond, paths=found.paths()))
 
-In data units a DDIM step and an Euler step of a rectified flow are one formula, x' = D + (s'/s) (x - D), so that each of
-these serves noise, v and flow models alike.
+In data units a DDIM step and an Euler step of a rectified flow are one formula, x' = D + (s'/s) (x - D), so that each
+of these serves noise, v and flow models alike.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -27,7 +28,6 @@ from ..types import Cond, Denoise, Run
 from .adaptive import rk45
 from .registry import table as named
 from .tables import Table, final, move, run
-
 
 MEMORY = 5  # points that a fixed point is extrapolated from
 
@@ -77,7 +77,7 @@ class Inversion:
             made.append((goal - added - row.ratio * x) / (1 - row.ratio))
         return made
 
-    def back(self, denoise: Denoise, cond: Cond | None) -> Float[Tensor, "b *d"]:
+    def reconstruction(self, denoise: Denoise, cond: Cond | None) -> Float[Tensor, "b *d"]:
         """What the run makes of it."""
         made = final(run(denoise, self.x, self.table, cond, paths=self.paths()))
         return made if self.rest is None else made + self.rest
@@ -189,10 +189,10 @@ def flow(
     sigma_max: float,
     cond: Cond | None = None,
     tolerance: float = 1e-4,
-    back: bool = False,
+    reverse: bool = False,
 ) -> Float[Tensor, "b *d"]:
-    """Along the probability flow to a tolerance, by Runge-Kutta with error control; ``back`` goes down again."""
-    ends = (sigma_max, sigma_min) if back else (sigma_min, sigma_max)
+    """Along the probability flow to a tolerance, by Runge-Kutta with error control; ``reverse`` goes down."""
+    ends = (sigma_max, sigma_min) if reverse else (sigma_min, sigma_max)
     return final(rk45(denoise, x0, *ends, cond, tolerance, tolerance))
 
 
@@ -261,8 +261,8 @@ def null_text(
 ) -> Inversion:
     """What "nothing" must be at each step, so that a guided run stays on the states of an unguided inversion.
 
-    Null-text inversion (Mokady et al. 2023, arXiv:2211.09794, algorithm 1) of any denoiser and any guidance that compares
-    with a condition: the float parts of ``uncond`` (token states and pooled vector) are optimized step by step, each
+    Null-text inversion (Mokady et al. 2023, arXiv:2211.09794, algorithm 1) of any denoiser and any guidance that
+    compares with a condition: the float parts of ``uncond`` (token states and pooled vector) are optimized step by step, each
     from the one before, for the mean squared distance to the next state; here by L-BFGS, which needs no learning rate.
     Where that ends further off than ``cond`` itself in the place of "nothing", which leaves nothing to be guided away
     from (negative-prompt inversion, Miyake et al. 2023, arXiv:2305.16807), it goes on from there. Parts are float32,
@@ -345,16 +345,14 @@ def _least(
                 part.grad = torch.zeros_like(part) if slope is None else slope
         return value.detach()
 
-    try:
+    with suppress(Enough):
         search.step(closure)  # type: ignore[arg-type]
-    except Enough:
-        pass
     return best, least
 
 
 @guidance
 def by_step(denoise: Denoise, others: Sequence[Denoise], *, run: Run) -> Denoise:
-    """At each evaluation of a run the denoiser of its own: ``others[run.index]``. ``denoise`` stands for all of them."""
+    """At each evaluation of a run a denoiser of its own, ``others[run.index]``; ``denoise`` names them all."""
     ready = [start(each, run) for each in others]
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:

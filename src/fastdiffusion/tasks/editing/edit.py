@@ -26,10 +26,10 @@ from ...version import __version__
 from ..generation.canvas import canvas
 from ..generation.samples import RECIPE
 from ..loading import loaded, of_run, settings
+from .alignment import check_phrases
 from .methods import Edit
 from .options import EditOptions
 from .result import EditResult
-from .words import check_words
 
 SOURCELESS = ("sdedit", "magicmix", "imagic", "reference")  # methods that ask nothing of what the image shows
 
@@ -69,7 +69,9 @@ def edit(
     method, why = _method(ready, chosen, image is None)
     edits = [Edit(ready, target, chosen, method) for target in targets]
     for each in edits:
-        check_words([p for text in (chosen.only, chosen.protect) if text.strip() for p in text.split(",")], each.words)
+        check_phrases(
+            [p for text in (chosen.only, chosen.protect) if text.strip() for p in text.split(",")], each.aligned
+        )
     with torch.no_grad():
         source, marked, notes = _source(edits[0], image)
         made = [_edited(each, source, marked, image is None) for each in edits]
@@ -84,7 +86,7 @@ def edit(
     notes = [*([why] if why else []), *notes, *dict.fromkeys(note for each in edits for note in each.notes)]
     names = ("edited",) if len(edits) == 1 else tuple(f"edited-{i}" for i in range(len(edits)))
     return EditResult(
-        results, names, recipe, tuple(notes), source, torch.cat(masks) if masks else None, edits[0].words.alignment
+        results, names, recipe, tuple(notes), source, torch.cat(masks) if masks else None, edits[0].aligned.pairs
     )
 
 
@@ -118,7 +120,7 @@ def _source(
     """The image that is edited, a mask that was given with it, and what a person should know of both."""
     mask = work.options.mask
     if image is None:
-        drawn, _ = (Edit(work.model, work.words.texts[1], work.options, "diffedit")).drawn()
+        drawn, _ = (Edit(work.model, work.aligned.texts[1], work.options, "diffedit")).drawn()
         marked = None if mask is None else open_mask(mask, (drawn.shape[-2], drawn.shape[-1]))
         return drawn.clamp(-1, 1), None if marked is None else marked[None], []
     fitted = canvas(open_image(image), work.model.image_shape, mask)

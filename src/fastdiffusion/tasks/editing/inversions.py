@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,7 +26,7 @@ NULL_TEXT_ITERATIONS = 10
 
 
 @dataclass(frozen=True)
-class Found:
+class Inverted:
     """An inversion of one image.
 
     Attributes:
@@ -76,19 +75,19 @@ class Task:
         return self.model.null(1)
 
 
-def inverted(method: str, task: Task) -> Found:
+def inverted(method: str, task: Task) -> Inverted:
     """The noise of an image by one of ``METHODS``."""
     start = time.monotonic()
-    found, denoise, back, exact = METHODS[method](task)
+    found, denoise, reverse, exact = METHODS[method](task)
     seconds = time.monotonic() - start
     known = found.estimates(task.x0) if exact else None
-    again = task.x0 if known is not None else found.back(back, task.cond)
-    error = float((again - task.x0).abs().max() / task.x0.abs().max().clamp(min=1e-12))
+    made = task.x0 if known is not None else found.reconstruction(reverse, task.cond)
+    error = float((made - task.x0).abs().max() / task.x0.abs().max().clamp(min=1e-12))
     note = (
         f"Inversion {method}: {seconds:.1f} s, {found.evaluations} evaluations; under its own prompt the image comes "
         f"back within {error:.1e} of its largest value."
     )
-    return Found(found, denoise, known, note)
+    return Inverted(found, denoise, known, note)
 
 
 Way = tuple[Inversion, Denoise, Denoise, bool]

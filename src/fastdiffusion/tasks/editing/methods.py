@@ -25,9 +25,9 @@ from ...samplers import editing, image_to_image, inversion, strength_table
 from ...schedules import Sigmas, strength_sigma
 from ...types import Cond, Denoise
 from . import inversions
+from .alignment import SOURCE, TARGET, Alignment
 from .imagic import imagic
 from .options import EditOptions
-from .words import SOURCE, TARGET, Words
 
 AGREE = 0.6  # what the prompts disagree less about stays; chosen on bench/edits.txt (docs/edit.md)
 WORDS = 0.3  # where words are, as a part of the greatest disagreement
@@ -46,8 +46,8 @@ class Edit:
     def __init__(self, model: Model, target: str, options: EditOptions, method: str):
         assert model.conditioner is not None
         self.model, self.options, self.method = model, options, method
-        self.words = Words(model.conditioner, options.source, target, options)
-        self.cond = model.encode_prompt(list(self.words.texts))
+        self.aligned = Alignment(model.conditioner, options.source, target, options)
+        self.cond = model.encode_prompt(list(self.aligned.texts))
         self.scale = model.scale if options.scale is None else options.scale
         self.strength = STRENGTH.get(method, INVERTED) if options.strength is None else options.strength
         self.notes: list[str] = []
@@ -73,8 +73,8 @@ class Edit:
             return image
         self._image = image.to(self.model.device)
         x0 = self.model.encode(self._image)
-        way = WAYS.get(self.method, Edit._inverted)
-        return self.model.decode(way(self, x0, self._of_latents(mask, x0))).cpu()
+        method = WAYS.get(self.method, Edit._inverted)
+        return self.model.decode(method(self, x0, self._of_latents(mask, x0))).cpu()
 
     def _of_latents(self, mask: Mask | None, x0: Latents) -> Mask | None:
         """Each latent may change as much as its square of pixels does on average, so that edges stay soft."""
@@ -84,10 +84,10 @@ class Edit:
 
     def _inverted(self, x0: Latents, mask: Mask | None) -> Latents:
         """The target drawn beside the inverted source; the latter's attention holds it, but for "diffedit"."""
-        attends = self.method != "diffedit" and self.words.attends
+        attends = self.method != "diffedit" and self.aligned.attends
         name = {"p2p": "edit-friendly", "diffedit": "direct"}.get(self.method, self.method)
         task = inversions.Task(
-            self.model, x0, self.cond[[SOURCE]], self.words.texts[SOURCE], self._levels(), self._guide, self.scale,
+            self.model, x0, self.cond[[SOURCE]], self.aligned.texts[SOURCE], self._levels(), self._guide, self.scale,
             self.options.seed, self.options.extra_steps or inversions.NULL_TEXT_ITERATIONS, self.options.cached,
         )  # fmt: skip
         found = inversions.inverted(name, task)
@@ -104,13 +104,13 @@ class Edit:
         source = self.cond[[SOURCE]]
         noisy = inversion.flow(self.model.denoise, x0, low, high, source, 1e-3)
         seconds = time.monotonic() - start
-        again = inversion.flow(self.model.denoise, noisy, low, high, source, 1e-3, back=True)
-        error = float((again - x0).abs().max() / x0.abs().max())
+        made = inversion.flow(self.model.denoise, noisy, low, high, source, 1e-3, reverse=True)
+        error = float((made - x0).abs().max() / x0.abs().max())
         self.notes.append(
             f"Inversion flow-ode: {seconds:.1f} s; under its own prompt the image comes back within {error:.1e} of its "
             "largest value."
         )
-        made = inversion.flow(self.guided, noisy, low, high, self.cond[[TARGET]], 1e-3, back=True)
+        made = inversion.flow(self.guided, noisy, low, high, self.cond[[TARGET]], 1e-3, reverse=True)
         return made if mask is None else torch.lerp(x0, made, mask)
 
     def _walked(self, x0: Latents, mask: Mask | None) -> Latents:
@@ -170,12 +170,17 @@ class Edit:
 
     def controlled(self, denoise: Denoise) -> Denoise:
         """With the source's attention in the target, in its windows."""
-        words = self.words
-        if not words.attends:
+        aligned = self.aligned
+        if not aligned.attends:
             return denoise
-        self.notes.append(words.note)
+        self.notes.append(aligned.note)
         made = p2p.controllers(
-            words.columns, words.cross, words.self_attention, words.weights, words.windows, self.options.normalize
+            aligned.columns,
+            aligned.cross,
+            aligned.self_attention,
+            aligned.weights,
+            aligned.windows,
+            self.options.normalize,
         )
         return attention_control(denoise, self.model.modules["net"], *made)
 
@@ -196,13 +201,13 @@ class Edit:
         options, cut = self.options, self.options.threshold
         masks = [] if marked is None else [marked]
         if only := _phrases(options.only):
-            places = [self._where(source, *self.words.without(phrase)) for phrase in only]
+            places = [self._where(source, *self.aligned.without(phrase)) for phrase in only]
             masks.append(soft(torch.stack(places).amax(0), WORDS if cut is None else cut, source))
         if not masks and options.keep and options.source.strip():
-            masks.append(soft(self._where(source, *self.words.texts), AGREE if cut is None else cut, source))
+            masks.append(soft(self._where(source, *self.aligned.texts), AGREE if cut is None else cut, source))
         for phrase in _phrases(options.protect):
             masks.append(
-                1 - soft(self._where(source, *self.words.without(phrase)), WORDS if cut is None else cut, source)
+                1 - soft(self._where(source, *self.aligned.without(phrase)), WORDS if cut is None else cut, source)
             )
         return torch.stack(masks).prod(0) if masks else None
 

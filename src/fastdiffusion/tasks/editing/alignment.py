@@ -14,7 +14,7 @@ SOURCE, TARGET = 0, 1
 NAMES = ("word of the old prompt", "word of the new prompt")
 
 
-class Words:
+class Alignment:
     """Source and target of an edit.
 
     Attributes:
@@ -34,11 +34,11 @@ class Words:
             for n, place in enumerate(places):
                 self.columns[place] = taken[n * len(taken) // len(places)]
         weights = weights_of(options.reweight)
-        self.weights = {token: w for word, w in weights.items() for token in self.need(word, TARGET)}
+        self.weights = {token: w for name, w in weights.items() for token in self.need(name, TARGET)}
         windows = windows_of(options.window)
         self.cross, self.self_attention = windows.pop("cross"), windows.pop("self")
         self.windows: dict[int, Window] = {
-            token: window for word, window in windows.items() for token in self.need(word, TARGET)
+            token: window for name, window in windows.items() for token in self.need(name, TARGET)
         }
 
     @property
@@ -82,19 +82,19 @@ class Words:
         return text, re.sub(r"\s+", " ", kept + text[at:]).strip()
 
     @property
-    def alignment(self) -> tuple[tuple[str, str], ...]:
+    def pairs(self) -> tuple[tuple[str, str], ...]:
         """Pairs of a new word and the old one in whose place it stands, "" if it has a place of its own."""
         new, old = (_words(text, spans) for text, spans in zip(reversed(self.texts), reversed(self.spans), strict=True))
         pairs: dict[str, list[str]] = {}
         for token, column in enumerate(self.columns):
             if token in new:
                 pairs.setdefault(new[token], []).append(old.get(column, ""))
-        return tuple((word, next((o for o in olds if o), "")) for word, olds in pairs.items())
+        return tuple((name, next((o for o in olds if o), "")) for name, olds in pairs.items())
 
     @property
     def note(self) -> str:
         """The alignment in a sentence; words that stayed are left out."""
-        pairs = [(a, b) for a, b in self.alignment if a.casefold() != b.casefold()]
+        pairs = [(a, b) for a, b in self.pairs if a.casefold() != b.casefold()]
         if not pairs:
             return "Alignment: every word has stayed."
         return "Alignment: " + ", ".join(f"{a} = {b}" if b else f"{a} = (new)" for a, b in pairs) + "."
@@ -122,9 +122,9 @@ def _words(text: str, spans: Sequence[tuple[int, int]]) -> dict[int, str]:
     return found
 
 
-def check_words(phrases: Sequence[str], words: Words) -> None:
+def check_phrases(phrases: Sequence[str], aligned: Alignment) -> None:
     """Raise InputError for a phrase that neither prompt has."""
     for phrase in phrases:
         if not phrase.strip():
             raise InputError("A word between commas is empty. Write 'the hat, the tie'.")
-        words.prompt_with(phrase)
+        aligned.prompt_with(phrase)
