@@ -3,12 +3,13 @@
 python bench/edits.py [--methods diffedit flowedit ...] [--seeds 0 1 2] [--steps 12] [--model emoji] [--edits 64]
     [--options '{"strength": 0.8}'] [--out out/bench]
 
-"again", the baseline, draws the target's prompt from the same noise. All others start from the drawn source as an image,
-8 bits a color, whose noise they do not know; "all" ones may change every pixel (--no-keep). "direct all" is the
+"again", the baseline, draws the target from the same noise. All others start from the drawn source as an image, of 8
+bits a color, whose noise they do not know; "all" ones may change every pixel (--no-keep). "direct all" is the
 further baseline: direct (PnP) inversion with prompt-to-prompt (Ju et al. 2023, arXiv:2310.01506).
 
 A result is recognised if the evaluator ranks its name first among the source's and 99 others (a color: if the
-background has it). Background is what is flat in the source: within 10 % of the color of its rim; edits of it are left out there.
+background has it). Background is what is flat in the source: within 10 % of the color of its rim; edits of it are left
+out there.
 "change" is the mean absolute difference there, of 255. The seven measures of PIE-Bench, in this package's own nets:
 structure (distance of the self-similarities of the perceptual net's coarsest map, for DINO's), of the background PSNR,
 perceptual distance (for LPIPS), squared error and SSIM, and the evaluator's similarity of the name to the whole image

@@ -153,6 +153,18 @@ def test_recolouring_is_seen(model):
     assert result.source[0, 0, 24:40, 24:40].mean() > result.source[0, 2, 24:40, 24:40].mean() + 0.5
 
 
+def test_regions_have_strengths_and_prompts(model, heart):
+    """A region of strength 0 keeps its pixels to the bit; one with a prompt is drawn by it."""
+    options = {"model": model, "strength": 1.0, "steps": 4, "seed": 2}
+    made = edit(heart, "a yellow square", regions="left: 0", **options)
+    assert made.recipe["parameters"]["method"] == "sdedit"
+    assert torch.equal(made.images[..., :32], made.source[..., :32])
+    assert not torch.equal(made.images[..., 32:], made.source[..., 32:])
+    whole = edit(heart, "a dog", regions="all: a yellow square", **options)
+    plain = edit(heart, "a yellow square", method="sdedit", **options)
+    torch.testing.assert_close(whole.images, plain.images, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -165,6 +177,8 @@ def test_recolouring_is_seen(model):
         ({"prompt": "a dog", "source": "a cat", "window": "cross=0.8..0.2"}, "NAME=FROM..TO"),
         ({"prompt": "a dog", "source": "a cat", "align": "dog=hat"}, "No word of the old prompt named 'hat'"),
         ({"prompt": "a dog", "source": "a cat", "align": "dog"}, "NEW=OLD"),
+        ({"prompt": "a dog", "source": "a cat", "regions": "left: 2"}, "strength of a region"),
+        ({"prompt": "a dog", "source": "a cat", "regions": "left: a hat", "method": "flowedit"}, "for sdedit"),
         ({"prompt": "a dog", "method": "null-text"}, "Say it: source="),
         ({"prompt": "a dog", "source": "a cat", "reweight": "hat:2"}, "No word of the new prompt named 'hat'"),
         ({"prompt": "a dog", "source": "a cat", "reweight": "dog"}, "WORD:FACTOR"),

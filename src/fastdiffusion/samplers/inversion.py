@@ -167,13 +167,13 @@ def _mixed(passed: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     x, f = passed[-1]
     if len(passed) == 1:
         return x - f
-    moves, turns = (torch.stack([(b[k] - a[k]).flatten(1) for a, b in pairwise(passed)], -1).double() for k in (0, 1))
-    square = turns.mT @ turns
+    moves, changes = (torch.stack([(b[k] - a[k]).flatten(1) for a, b in pairwise(passed)], -1).double() for k in (0, 1))
+    square = changes.mT @ changes
     square = square + 1e-8 * square.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] * torch.eye(
         square.shape[-1], dtype=square.dtype, device=square.device
     )
-    found = torch.linalg.lstsq(square, turns.mT @ f.flatten(1)[..., None].double()).solution
-    step = f.flatten(1).double() + ((moves - turns) @ found)[..., 0]
+    found = torch.linalg.lstsq(square, changes.mT @ f.flatten(1)[..., None].double()).solution
+    step = f.flatten(1).double() + ((moves - changes) @ found)[..., 0]
     return x - step.to(x).reshape(x.shape)
 
 
@@ -262,10 +262,11 @@ def null_text(
     """What "nothing" must be at each step, so that a guided run stays on the states of an unguided inversion.
 
     Null-text inversion (Mokady et al. 2023, arXiv:2211.09794, algorithm 1) of any denoiser and any guidance that
-    compares with a condition: the float parts of ``uncond`` (token states and pooled vector) are optimized step by step, each
-    from the one before, for the mean squared distance to the next state; here by L-BFGS, which needs no learning rate.
+    compares with a condition: the float parts of ``uncond`` (token states and pooled vector) are optimized step by
+    step, each from the one before, for the mean squared distance to the next state; here by L-BFGS, which needs no
+    learning rate.
     Where that ends further off than ``cond`` itself in the place of "nothing", which leaves nothing to be guided away
-    from (negative-prompt inversion, Miyake et al. 2023, arXiv:2305.16807), it goes on from there. Parts are float32,
+    from (negative-prompt inversion, Miyake et al. 2023, arXiv:2305.16807), it starts from there. Parts are float32,
     whatever the network computes in, and nothing is drawn: the same again is the same.
 
     Args:

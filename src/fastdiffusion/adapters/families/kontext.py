@@ -30,11 +30,11 @@ class FluxKontext(Flux):
         return {"reference": self.autoencoder.encode(image)}
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        if (seen := cond.extra.get("reference")) is None:
+        if (reference := cond.extra.get("reference")) is None:
             return super().predict(x, t, cond)
         assert cond.emb is not None
-        (h, w), packed, other = x.shape[-2:], pack(x), pack(seen.to(x))
-        beside = places(seen.shape[-2] // 2, seen.shape[-1] // 2, t)
+        (h, w), packed, other = x.shape[-2:], pack(x), pack(reference.to(x))
+        beside = places(reference.shape[-2] // 2, reference.shape[-1] // 2, t)
         beside[:, 0] = 1
         out = self.net(
             hidden_states=torch.cat([packed, other], 1),
@@ -48,10 +48,10 @@ class FluxKontext(Flux):
         return unpack(out[:, : packed.shape[1]], h, w)
 
     def layout(self, x: Tensor, cond: Cond) -> Layout | None:
-        layout, seen = super().layout(x, cond), cond.extra.get("reference")
-        if layout is None or seen is None:
+        layout, reference = super().layout(x, cond), cond.extra.get("reference")
+        if layout is None or reference is None:
             return layout
-        return layout._replace(total=layout.total + math.prod(seen.shape[-2:]) // self.patch**2)
+        return layout._replace(total=layout.total + math.prod(reference.shape[-2:]) // self.patch**2)
 
     def pipeline_options(self, scale: float) -> dict[str, Any]:
         raise InputError("FLUX.1 Kontext cannot be compared by doctor yet: its pipeline chooses sizes of its own.")

@@ -95,6 +95,8 @@ def _method(model: Model, chosen: EditOptions, drawn: bool) -> tuple[str, str]:
     refers = hasattr(model.denoise, "reference")
     if chosen.method == "reference" and not refers:
         raise InputError("This model's network takes no reference image. FLUX.1 Kontext's does; or --method diffedit.")
+    if chosen.method == "auto" and chosen.regions.strip():
+        return "sdedit", "Method sdedit, because of the regions."
     if chosen.method == "auto" and refers:
         return "reference", "Method reference: this network takes the image itself."
     if chosen.method != "auto":
@@ -140,7 +142,9 @@ def _edited(
     result = result.clamp(-1, 1)
     if mask is None:
         return result, None
-    if work.method == "sdedit" and marked is not None:  # gray is a strength, and is drawn, not faded
+    if work.method == "sdedit" and (
+        marked is not None or work.options.regions
+    ):  # gray is a strength, and is drawn, not faded
         return torch.where(mask > 0, result, source), mask
     return torch.lerp(source, result, mask), mask
 

@@ -16,21 +16,22 @@ from torch import Tensor
 from torch.nn import functional
 
 from ... import samplers
-from ...guidance import inpaint
+from ...guidance import Region, inpaint, regional
 from ...guidance import prompt_to_prompt as p2p
 from ...guidance.attention import attention_control
+from ...guidance.core import guidance
 from ...models import Model
 from ...noise import initial
 from ...samplers import editing, image_to_image, inversion, strength_table
 from ...schedules import Sigmas, strength_sigma
 from ...types import Cond, Denoise
+from ..word_masks import CUT, word_map
 from . import inversions
 from .alignment import SOURCE, TARGET, Alignment
 from .imagic import imagic
-from .options import EditOptions
+from .options import EditOptions, regions_of
 
 AGREE = 0.6  # what the prompts disagree less about stays; chosen on bench/edits.txt (docs/edit.md)
-WORDS = 0.3  # where words are, as a part of the greatest disagreement
 PLACED = (0.5, 0.6, 0.7)  # parts of noise at which places are looked for (DiffEdit takes 0.5)
 SOURCE_SCALE = 1.5  # guidance of FlowEdit's walk away from the source (Kulikov et al. 2024, sec. 5)
 STRENGTH = {"flowedit": 0.7, "sdedit": 0.7, "magicmix": 0.75, "imagic": 0.7}  # of the others INVERTED
@@ -121,14 +122,39 @@ class Edit:
 
     def _noised(self, x0: Latents, mask: Mask | None) -> Latents:
         """Noise, and the target takes it away; a gray mask is a part of the strength (differential diffusion)."""
+        strengths = self._strengths(x0) if mask is None else mask * self._strengths(x0)
+        strength = float(strengths.max())
+        if strength == 0:
+            return x0
         table = strength_table(
-            self.strength, self.options.steps, self._schedule, self.model.sigma_data, self.model.sigma_max
+            strength, self.options.steps, self._schedule, self.model.sigma_data, self.model.sigma_max
         )
         assert table is not None
         start = table.sigmas[0] * initial([self.options.seed], x0.shape[1:]).to(x0)
-        x = start + (x0 if self.strength < 1 else 0)
-        held = self.guided if mask is None else inpaint(self.guided, x0, mask * self.strength, self.model.sigma_data)
+        x, denoise = start + (x0 if strength < 1 else 0), self._in_regions(x0)
+        even = mask is None and float(strengths.min()) == strength
+        held = denoise if even else inpaint(denoise, x0, strengths, self.model.sigma_data)
         return samplers.final(samplers.run(held, x, table, self.cond[[TARGET]], [self.options.seed]))
+
+    def _strengths(self, like: Tensor) -> Mask:
+        """The strength at each place: of the regions that have one, or the usual one."""
+        made = like.new_full((1, 1, *like.shape[-2:]), self.strength)
+        for place, text in regions_of(self.options.regions):
+            if isinstance(text, float):
+                left, top, right, bottom = place.box(*like.shape[-2:])
+                made[..., top:bottom, left:right] = text
+        return made
+
+    def _in_regions(self, like: Tensor) -> Denoise:
+        """The target's denoiser, and in regions with a prompt of their own that one's."""
+        step, (height, width), parts = getattr(self.model.denoise, "patch", 1), like.shape[-2:], []
+        for place, text in regions_of(self.options.regions):
+            if isinstance(text, str):
+                parts.append(
+                    Region(_under(self.guided, self.model.encode_prompt([text])), place.box(height, width, step))
+                )
+        size = (self.model.shape[-2], self.model.shape[-1])
+        return regional(_under(self.guided, self.cond[[TARGET]]), parts, size) if parts else self.guided
 
     def _mixed(self, x0: Latents, mask: Mask | None) -> Latents:
         low = strength_sigma(self.strength / 2, self.model.sigma_data)
@@ -201,21 +227,35 @@ class Edit:
         options, cut = self.options, self.options.threshold
         masks = [] if marked is None else [marked]
         if only := _phrases(options.only):
-            places = [self._where(source, *self.aligned.without(phrase)) for phrase in only]
-            masks.append(soft(torch.stack(places).amax(0), WORDS if cut is None else cut, source))
+            places = [self._words(source, phrase) for phrase in only]
+            masks.append(soft(torch.stack(places).amax(0), CUT if cut is None else cut, source))
         if not masks and options.keep and options.source.strip():
             masks.append(soft(self._where(source, *self.aligned.texts), AGREE if cut is None else cut, source))
         for phrase in _phrases(options.protect):
-            masks.append(
-                1 - soft(self._where(source, *self.aligned.without(phrase)), WORDS if cut is None else cut, source)
-            )
+            masks.append(1 - soft(self._words(source, phrase), CUT if cut is None else cut, source))
+        if any(isinstance(text, float) for _, text in regions_of(options.regions)):
+            masks.append((self._strengths(source) > 0).float())
         return torch.stack(masks).prod(0) if masks else None
+
+    def _words(self, source: Float[Tensor, "1 c h w"], phrase: str) -> Mask:
+        """Where the words of one of the prompts are, from 0 to 1, at the size of the latents."""
+        found = word_map(self.model, source[0], self.aligned.prompt_with(phrase), phrase)
+        if found.why:
+            self.notes.append(found.why)
+        factor = self.model.factor
+        return functional.avg_pool2d(found.map[None], factor)
 
     def _where(self, source: Tensor, first: str, second: str) -> Mask:
         """Where two prompts disagree about the image, from 0 to 1, at the size of its latents."""
         x0, cond = self.model.encode(source.to(self.model.device)), self.model.encode_prompt([first, second])
         sigmas = [strength_sigma(part, self.model.sigma_data) for part in PLACED]
         return editing.difference_map(self.model.denoise, x0, sigmas, cond[[0]], cond[[1]], range(3))[None, None].cpu()
+
+
+@guidance
+def _under(denoise: Denoise, fixed: Cond) -> Denoise:
+    """A denoiser of one prompt, whatever the run's."""
+    return lambda x, sigma, cond=None: denoise(x, sigma, fixed.expand(len(x)))
 
 
 def _phrases(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from ... import choices
 from ...errors import InputError, unknown
 from ...options import option
 from ..generation.options import seed_of
+from ..generation.regions import Place, parse_regions
 from ..loading import LoadOptions
 
 if TYPE_CHECKING:
@@ -48,6 +49,9 @@ class EditOptions(LoadOptions):
         threshold: How much of a map's largest value is inside of its mask, from 0 (all) to 1; by default .6 of ``keep``
             and .3 of words.
         mask: An image, or its file, white where the image may change. For "sdedit", gray is a part of the strength.
+        regions: Of "sdedit": what is drawn in parts of the image, or how far back they go, "left: a tree; right: 0.3".
+            A place is a word (left, right, top, bottom, top left, ..., center, all) or left,top,right,bottom from 0 to
+            1; both may be said of one place.
         extra_steps: Of gradient descent: for "imagic" in all, for "null-text" in each step.
         cached: Whether an inversion is looked for and kept in the cache, by image, prompt, model and settings.
         steps: Intervals of the sampler's table.
@@ -67,6 +71,7 @@ class EditOptions(LoadOptions):
     protect: str = option("", "Words: where they are the image stays.")
     threshold: float | None = option(None, "How much of a map's largest value is inside of its mask, 0 to 1.")
     mask: str | Path | Image.Image | None = option(None, "White where the image may change.", kind=Path | None)
+    regions: str = option("", 'Prompts or strengths of parts, for sdedit: "left: a tree; right: 0.3".')
     extra_steps: int | None = option(None, "Steps of gradient descent: of imagic; of null-text, for each step.")
     cached: bool = option(True, "Look for an inversion in the cache, and keep it there.")
     steps: int = option(20, "Solver steps.")
@@ -87,6 +92,8 @@ class EditOptions(LoadOptions):
         windows_of(self.window)
         weights_of(self.reweight)
         pairs_of(self.align)
+        if regions_of(self.regions) and self.method not in ("auto", "sdedit"):
+            raise InputError(f"Regions are for sdedit, not for {self.method}. Take --mask, or leave --method out.")
         object.__setattr__(self, "seed", seed_of(self.seed))
 
 
@@ -122,6 +129,21 @@ def weights_of(text: str) -> dict[str, float]:
         if not abs(weights[name.strip()]) <= 100:
             raise InputError(f"The factor of {name.strip()!r} must be from -100 to 100, got {factor}.")
     return weights
+
+
+def regions_of(text: str) -> list[tuple[Place, str | float]]:
+    """Places with their prompts or strengths."""
+    regions: list[tuple[Place, str | float]] = []
+    for place, entry in parse_regions(text) if text.strip() else ():
+        try:
+            strength = float(entry)
+        except ValueError:
+            regions.append((place, entry))
+            continue
+        if not 0 <= strength <= 1:
+            raise InputError(f"The strength of a region must be from 0 to 1, got {entry}.")
+        regions.append((place, strength))
+    return regions
 
 
 def pairs_of(text: str) -> dict[str, str]:
