@@ -49,6 +49,10 @@ CORRUPTIONS = (
 )  # fmt: skip
 UNDOES = ("upscale", "colorize", "dejpeg", "dewatermark", "deblur", "denoise", "inpaint")
 RESTORATIONS = ("auto", "supervised", "zero-shot", "cold")
+EDITS = (
+    "auto", "diffedit", "flowedit", "p2p", "null-text", "direct", "edit-friendly", "fixed-point", "ddim", "flow-ode",
+    "sdedit", "magicmix", "imagic", "reference",
+)  # fmt: skip
 ANSWERS = ("auto", "mean", "sample")
 PROCESSES = ("gaussian", "blur_noise", "heat", "soft")
 TRANSLATIONS = ("regression", "gan", "diffusion", "bridge", "cyclegan")
