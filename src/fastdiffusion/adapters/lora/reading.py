@@ -88,6 +88,8 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
     if not notes:
         return model
     made = copied(model, changed, {"loras": notes})
+    if not hasattr(model.denoise, "id"):  # a native file is known by its content, which recipes look for
+        made = replace(made, info={**made.info, "base": model.info.get("base", model.id)})
     return tokens.with_tokens(made, added) if added else made
 
 
