@@ -66,7 +66,7 @@ def data() -> Images:
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory) -> tuple[Clip, Folder]:
     folder = tmp_path_factory.mktemp("clip")
-    return clips_clip.train_clip(data, steps=100, folder=folder, **OPTIONS), Folder(folder)
+    return clips_clip.train_clip(data, steps=100, folder=folder, **OPTIONS).model, Folder(folder)
 
 
 @pytest.fixture(scope="module")
@@ -143,10 +143,10 @@ def test_the_run_writes_its_recall_beside_chance(trained):
 
 @pytest.mark.parametrize("loss", ["infonce", "cloob"])
 def test_a_cut_run_goes_on_bit_for_bit(data, tmp_path, loss, cut):
-    whole = clips_clip.train_clip(data, steps=6, loss=loss, folder=tmp_path / "whole", **OPTIONS)
+    whole = clips_clip.train_clip(data, steps=6, loss=loss, folder=tmp_path / "whole", **OPTIONS).model
     with cut(4):
         clips_clip.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
-    resumed = clips_clip.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS)
+    resumed = clips_clip.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **OPTIONS).model
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     with pytest.raises(CheckpointError, match="holds a run with other data, seed=1"):
         clips_clip.train_clip(data, steps=6, loss=loss, folder=tmp_path / "cut", **{**OPTIONS, "seed": 77})

@@ -112,6 +112,21 @@ def test_every_command_is_a_function():
     assert all(callable(getattr(fastdiffusion, name)) for name in functions)
 
 
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name.startswith("train") or name == "add-language"])
+def test_every_training_verb_returns_path_model_and_report(command):
+    """``TrainingResult[what it trained]``; that it is one at run time, jaxtyping's checks of every test see to."""
+    returned = inspect.signature(getattr(fastdiffusion, command.replace("-", "_"))).return_annotation
+    assert str(returned).startswith("TrainingResult[")
+
+
+def test_a_result_names_its_folder_and_its_report(tmp_path):
+    made = fastdiffusion.TrainingResult.of("net", tmp_path)
+    assert (made.path, made.model, made.report) == (tmp_path, "net", None)
+    (tmp_path / "report.html").write_text("")
+    assert fastdiffusion.TrainingResult.of("net", str(tmp_path)).report == tmp_path / "report.html"
+    assert fastdiffusion.TrainingResult.of("net", None).path is None
+
+
 def test_the_promised_names():
     """Taking one of these away breaks programs: it needs a new major version."""
     assert set(fastdiffusion.__all__) >= {

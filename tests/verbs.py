@@ -285,7 +285,7 @@ def remove_watermark(desk, device, folder):
 
 @row("train-cold")
 def train_cold(desk, device, folder):
-    return verb("train_cold")(str(desk.photos), "blur 2", size=16, net="unet-tiny", device=device, **TINY)
+    return verb("train_cold")(str(desk.photos), "blur 2", size=16, net="unet-tiny", device=device, **TINY).model
 
 
 # ---- style and translation ----------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def stylize_by_a_net(desk, device, folder):
 
 @row("train-style")
 def train_style(desk, device, folder):
-    return verb("train_style")(desk.style, str(desk.photos), size=16, device=device, **TINY)
+    return verb("train_style")(desk.style, str(desk.photos), size=16, device=device, **TINY).model
 
 
 def _editing(method):
@@ -351,7 +351,7 @@ def _translation(method):
         return str(desk.photos), str(desk.clean)
 
     def training(desk, device, folder):
-        return verb("train_translation")(*pair(desk), **options, device=device)
+        return verb("train_translation")(*pair(desk), **options, device=device).model
 
     def using(desk, device, folder):
         def make(path):
@@ -416,13 +416,13 @@ def train_continued(desk, device, folder):
 
 @row("train-classifier")
 def train_classifier(desk, device, folder):
-    return verb("train_classifier")(digits(), dropout=0.0, device=device, **TINY)
+    return verb("train_classifier")(digits(), dropout=0.0, device=device, **TINY).model
 
 
 def _autoencoder(kind):
     def training(desk, device, folder):
         options = {"kind": kind, "width": 8, "levels": 1, "adversarial": 0.1, "perceptual": 0.1, "codebook_size": 64}
-        return verb("train_autoencoder")(digits(), device=device, **options, **EXACT)
+        return verb("train_autoencoder")(digits(), device=device, **options, **EXACT).model
 
     training.__name__ = f"train_autoencoder_{kind}"
     row("train-autoencoder")(training)
@@ -451,7 +451,7 @@ def _tokens(desk):
 
 @row("train-token-prior")
 def train_token_prior(desk, device, folder):
-    return verb("train_token_prior")(_tokens(desk), digits(), width=16, depth=1, device=device, **TINY).prior
+    return verb("train_token_prior")(_tokens(desk), digits(), width=16, depth=1, device=device, **TINY).model.prior
 
 
 @row("sample-tokens")
@@ -469,13 +469,13 @@ def sample_tokens(desk, device, folder):
 
 @row("train-clip")
 def train_clip(desk, device, folder):
-    return verb("train_clip")(data.load(str(desk.photos), 16), net="tiny", device=device, **TINY)
+    return verb("train_clip")(data.load(str(desk.photos), 16), net="tiny", device=device, **TINY).model
 
 
 @row("train-caption-mean")
 def train_caption_mean(desk, device, folder):
     options = {"net": {**NET, "words": WORDS}, "side": 8, "precision": "float32"}
-    made = verb("train_caption_mean")(data.load(str(desk.photos), 16), device=device, **options, **TINY)
+    made = verb("train_caption_mean")(data.load(str(desk.photos), 16), device=device, **options, **TINY).model
     return net_of(made) if isinstance(made, Model) else made
 
 
@@ -487,7 +487,7 @@ def add_language(desk, device, folder):
     pairs = [Pair(f"un cuadro {word}", known) for word, known in zip(words, desk.captions, strict=True)]
     options = {"vocabulary": 300, "depth": 1, **EXACT}
     model = fastdiffusion.load(desk.text)
-    return net_of(verb("add_language")(model, pairs, device=device, **options)).text_encoder.student_encoder
+    return net_of(verb("add_language")(model, pairs, device=device, **options).model).text_encoder.student_encoder
 
 
 @row("clip-score")

@@ -61,13 +61,13 @@ if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests
     from .tasks.text_image.multilingual import add_language as add_language
     from .tasks.text_image.scoring import clip_score as clip_score
     from .tasks.text_image.scoring import search as search
-    from .tasks.training import TrainingResult as TrainingResult
     from .tasks.training import train as train
     from .tasks.translation.paired import train_translation as train_translation
     from .tasks.translation.paired import translate as translate
     from .tasks.variations import build_index as index
     from .tasks.variations import variations as variations
     from .training.learner import Learner as Learner
+    from .training.report import TrainingResult as TrainingResult
 
 _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER there
     "cli.about": "about",
@@ -107,10 +107,11 @@ _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER the
     "tasks.text_image.clip": "train_clip",
     "tasks.text_image.multilingual": "add_language",
     "tasks.text_image.scoring": "clip_score search",
-    "tasks.training": "TrainingResult train",
+    "tasks.training": "train",
     "tasks.translation.paired": "train_translation translate",
     "tasks.variations": "index=build_index variations",
     "training.learner": "Learner",
+    "training.report": "TrainingResult",
 }
 _SOURCE = {
     name: (module, other or name)

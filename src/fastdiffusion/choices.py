@@ -10,8 +10,8 @@ SAMPLERS = (
 )  # fmt: skip
 SCHEDULES = ("karras", "exponential", "linear", "scaled_linear", "cosine", "sigmoid", "flow")
 GUIDANCE = (
-    "cfg", "apg", "negative", "autoguidance", "classifier", "feature_guidance", "clip", "inpaint", "compose",
-    "loss_guidance", "blind", "self_ensemble", "self_conditioned",
+    "cfg", "apg", "cfg_zero", "pag", "seg", "slg", "cads", "negative", "autoguidance", "classifier",
+    "feature_guidance", "clip", "inpaint", "compose", "loss_guidance", "blind", "self_ensemble", "self_conditioned",
 )  # fmt: skip
 POSTERIORS = ("ddnm", "diffpir", "pigdm", "dps", "tmpd")
 
@@ -27,7 +27,7 @@ AUGMENTS = (
 )  # fmt: skip
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PRECISIONS = ("auto", "float32", "bfloat16")
-LOAD_PRECISIONS = ("float32", "bf16", "fp16")
+LOAD_PRECISIONS = ("float32", "bf16", "fp16", "int8")
 ENGINES = ("torch", "openvino")
 PREDICTIONS = ("auto", "eps", "v")
 DEVICES = ("cpu", "cuda", "mps")  # with a number, too: cuda:1

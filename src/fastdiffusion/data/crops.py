@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from ..errors import DataError, unknown
 from ..io import images
+from ..progress import Progress
 from .cache import decode_once
 from .dataset import Images, digest
 from .folders import CHANNELS, checked_folder, checked_size
@@ -70,7 +70,7 @@ class Crops(Images):
 
 def _cut(root: Path, files: list[File], size: int, most: int, mode: str) -> Iterator[tuple[np.ndarray | None, dict]]:
     """Every square with its photograph's facts and its place; or None and the reason."""
-    for file in tqdm(files, "cutting", unit="", disable=None, delay=1, leave=False):
+    for file in Progress(files, "cutting", unit="", delay=1):
         try:
             image, fact = inspect(root, file)
             image = reduced(images.flatten(image).convert(mode), PIXELS)

@@ -17,10 +17,10 @@ from unicodedata import normalize
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
 from ..errors import DataError, InputError, unknown
 from ..io import images
+from ..progress import Progress
 from .cache import decode_once
 from .captions import Notes, read_notes
 from .dataset import Images, digest
@@ -214,7 +214,7 @@ def _decode(
 
     with warnings.catch_warnings(), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         warnings.filterwarnings("ignore", module="PIL")  # of odd EXIF data and the like: a file is used or skipped
-        bar = tqdm(total=len(files), desc="reading", unit="", disable=None, delay=1, leave=False)
+        bar = Progress(total=len(files), desc="reading", unit="", delay=1)
         for start in range(0, len(files), _CHUNK):
             for result in pool.map(one, files[start : start + _CHUNK]):
                 bar.update()

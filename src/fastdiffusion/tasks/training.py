@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,12 @@ from .. import data as datasets
 from ..errors import InputError, unknown
 from ..io.images import safe_name
 from ..models import Model
-from ..training import report as reports
 from ..training.config import TrainingConfig
 from ..training.console import say
 from ..training.distributed import rank_and_world
 from ..training.learner import Learner
 from ..training.options import Budget
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training run made.
-
-    Attributes:
-        path: Its folder.
-        model: Ready to sample from.
-        report: The page with its loss curve and previews; None as long as the run has not reached its end.
-    """
-
-    path: Path
-    model: Model
-    report: Path | None
+from ..training.report import TrainingResult
 
 
 def train(
@@ -42,7 +27,7 @@ def train(
     labels: str | None = None,
     inputs: str | Path | None = None,
     **options: Any,
-) -> TrainingResult:
+) -> TrainingResult[Model]:
     """Train a model on images; the same call again goes on where the last one stopped, bit for bit.
 
     Args:
@@ -72,9 +57,7 @@ def train(
     if options.get("folder") is None:
         options["folder"] = Path("runs") / safe_name(images.name)
     learner = Learner(images, **options).fit(**budget)
-    path = Path(options["folder"])
-    page = path / reports.FILE
-    return TrainingResult(path, learner.model, page if page.exists() else None)
+    return TrainingResult.of(learner.model, options["folder"])
 
 
 def _opened(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from ..errors import counted
 from ..io.atomic import write_text
@@ -40,8 +43,30 @@ svg {{ width: 100%; height: auto; }} svg text {{ font: 12px system-ui, sans-seri
 """
 
 
+Trained = TypeVar("Trained")
 FILE = "report.html"
 TURN = 0.01  # part of the validation loss that is worth a word
+
+
+@dataclass(frozen=True)
+class TrainingResult(Generic[Trained]):
+    """What a training run made.
+
+    Attributes:
+        path: Its folder; None for a run that was kept in memory.
+        model: What was trained, on the CPU: a model that is ready to sample from, or a net.
+        report: The page with its loss curve and previews; None as long as the run has not reached its end.
+    """
+
+    path: Path | None
+    model: Trained
+    report: Path | None
+
+    @classmethod
+    def of(cls, model: Trained, folder: str | os.PathLike[str] | None) -> TrainingResult[Trained]:
+        """The result of a run in ``folder``."""
+        path = None if folder is None else Path(folder)
+        return cls(path, model, path / FILE if path is not None and (path / FILE).exists() else None)
 
 
 def mark(step: int) -> str:
