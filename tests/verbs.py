@@ -537,5 +537,5 @@ def finetune(desk, device, folder):
 @row("lora")
 def lora(desk, device, folder):
     made = verb("personalize")(desk.text, desk.photos, class_name="square", prior=0, device=device, **_own(folder))
-    done = verb("lora")("resize", made.path, desk.text, folder / "small.safetensors", device, rank=1)
+    done = verb("lora")("resize", made.file, desk.text, folder / "small.safetensors", device, rank=1)
     return fastdiffusion.load(desk.text, device=device, lora=[str(done.path)]).modules["net"]
