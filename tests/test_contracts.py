@@ -55,6 +55,8 @@ from fastdiffusion.tasks.classification import options as classification
 from fastdiffusion.tasks.classification import train as classifiers
 from fastdiffusion.tasks.editing import edit
 from fastdiffusion.tasks.editing.options import EditOptions
+from fastdiffusion.tasks.personalization import finetune, lora, personalize
+from fastdiffusion.tasks.personalization.options import FinetuneOptions, LoraOptions, PersonalizeOptions
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, rng, sample, samples
@@ -204,6 +206,9 @@ VERBS = {
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, StylizeOptions, flags="out metadata", parameters="net"),
     "edit": verb(edit.edit, EditOptions, flags="what out compare metadata", parameters="image prompt"),
+    "personalize": verb(personalize.personalize, PersonalizeOptions),
+    "finetune": verb(finetune.finetune, FinetuneOptions),
+    "lora": verb(lora.lora, LoraOptions),
     "train-style": verb(network.train_style, TrainStyleOptions),
     "train-translation": verb(paired.train_translation, TrainTranslationOptions),
     "translate": verb(paired.translate, TranslateOptions, flags="out metadata"),

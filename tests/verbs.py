@@ -498,3 +498,30 @@ def clip_score(desk, device, folder):
 @row("search")
 def search(desk, device, folder):
     return verb("search")(desk.photos, "a red square", n=4, model=_clip(desk), device=device)
+
+
+# ---- personalization ----------------------------------------------------------------------------------------------
+
+
+def _own(folder, **options):
+    return {"folder": folder / "run", "steps": 2, "batch_size": 2, "rank": 2, "verbose": False, **options}
+
+
+@row("personalize")
+def personalize(desk, device, folder):
+    made = verb("personalize")(desk.text, desk.photos, class_name="square", prior=2, device=device, **_own(folder))
+    return [made.model.modules["net"], [look.loss for look in made.looks]]
+
+
+@row("finetune")
+def finetune(desk, device, folder):
+    options = _own(folder, retain=2, method="full")
+    made = verb("finetune")(desk.text, desk.photos, device=device, **options)
+    return [made.model.modules["net"], [look.loss for look in made.looks]]
+
+
+@row("lora")
+def lora(desk, device, folder):
+    made = verb("personalize")(desk.text, desk.photos, class_name="square", prior=0, device=device, **_own(folder))
+    done = verb("lora")("resize", made.path, desk.text, folder / "small.safetensors", device, rank=1)
+    return fastdiffusion.load(desk.text, device=device, lora=[str(done.path)]).modules["net"]

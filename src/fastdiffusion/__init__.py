@@ -46,6 +46,10 @@ if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests
     from .tasks.generation.sample import sample_steps as sample_steps
     from .tasks.generation.samples import Samples as Samples
     from .tasks.loading import load as load
+    from .tasks.personalization.finetune import finetune as finetune
+    from .tasks.personalization.lora import lora as lora
+    from .tasks.personalization.personalize import personalize as personalize
+    from .tasks.personalization.result import PersonalizationResult as PersonalizationResult
     from .tasks.restoration.cold_diffusion import train_cold as train_cold
     from .tasks.restoration.restore import restore as restore
     from .tasks.restoration.result import RestorationResult as RestorationResult
@@ -89,6 +93,10 @@ _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER the
     "tasks.generation.sample": "sample sample_steps",
     "tasks.generation.samples": "Samples",
     "tasks.loading": "load",
+    "tasks.personalization.finetune": "finetune",
+    "tasks.personalization.lora": "lora",
+    "tasks.personalization.personalize": "personalize",
+    "tasks.personalization.result": "PersonalizationResult",
     "tasks.restoration.cold_diffusion": "train_cold",
     "tasks.restoration.restore": "restore",
     "tasks.restoration.result": "RestorationResult",

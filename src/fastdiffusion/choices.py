@@ -10,8 +10,8 @@ SAMPLERS = (
 )  # fmt: skip
 SCHEDULES = ("karras", "exponential", "linear", "scaled_linear", "cosine", "sigmoid", "flow")
 GUIDANCE = (
-    "cfg", "apg", "negative", "autoguidance", "classifier", "feature_guidance", "clip", "inpaint", "compose",
-    "loss_guidance", "blind", "self_ensemble", "self_conditioned",
+    "cfg", "apg", "cfg_zero", "pag", "seg", "slg", "cads", "negative", "autoguidance", "classifier",
+    "feature_guidance", "clip", "inpaint", "compose", "loss_guidance", "blind", "self_ensemble", "self_conditioned",
 )  # fmt: skip
 POSTERIORS = ("ddnm", "diffpir", "pigdm", "dps", "tmpd")
 
@@ -27,7 +27,7 @@ AUGMENTS = (
 )  # fmt: skip
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PRECISIONS = ("auto", "float32", "bfloat16")
-LOAD_PRECISIONS = ("float32", "bf16", "fp16")
+LOAD_PRECISIONS = ("float32", "bf16", "fp16", "int8")
 ENGINES = ("torch", "openvino")
 PREDICTIONS = ("auto", "eps", "v")
 DEVICES = ("cpu", "cuda", "mps")  # with a number, too: cuda:1
@@ -53,3 +53,8 @@ TRANSLATIONS = ("regression", "gan", "diffusion", "bridge", "cyclegan")
 AUTOENCODERS = ("kl", "vq", "fsq", "gumbel")
 CLIP_SIZES = ("tiny", "small", "base")
 CLIP_LOSSES = ("infonce", "cloob")
+PERSONALIZATIONS = ("lora", "embedding", "dreambooth", "full")
+FINETUNINGS = ("lora", "full")
+SUBJECTS = ("object", "style")
+LORA_KEYS = ("diffusers", "kohya", "comfy")
+LORA_ACTIONS = ("merge", "extract", "resize", "convert")

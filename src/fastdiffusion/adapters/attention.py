@@ -131,8 +131,8 @@ class _Mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is not F.scaled_dot_product_attention or not self.stack:
-            return func(*args, **kwargs)
+        if func is not F.scaled_dot_product_attention or not self.stack or self.stack[-1][0] not in self.unseen:
+            return func(*args, **kwargs)  # a layer's second evaluation is an IP-Adapter's, of an image
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         kwargs |= dict(zip(names, args, strict=False))
         query, key, value, mask = (kwargs.pop(name, None) for name in names[:4])

@@ -81,7 +81,7 @@ def sample(
         raise unknown("format", format, FORMATS)
     if film is not None:
         checked_film(film)
-    if model is None and chosen.prompt is None:
+    if model is None and chosen.prompt is None and chosen.regions is None:
         raise InputError('Say what to draw, or with which model: fastdiffusion sample "a red heart".')
     model = model or "emoji"
     frames = Film()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -69,6 +70,10 @@ class TextConditioner:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
         """Token states, mask and pooled vector of each prompt as it is read (:meth:`reading`); "" is "nothing"."""
+        return self.condition(prompts, size)
+
+    def condition(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
+        """The same, with gradients of the text encoder."""
         tokens = self.net.text_encoder.tokens([self.reading(text).text for text in prompts])
         return self.net.encode_prompt(Cond(tokens=tokens.to(next(self.net.parameters()).device)))
 
@@ -82,7 +87,19 @@ class TextConditioner:
         if not encoder.config["known"] or not text.strip():
             return reading.Reading(text, tuple((i, i + 1) for i in range(len(text))))
         student = encoder.student_encoder
+        if encoder.signs:
+            return self._with_added(text)
         return reading.interpret(text, encoder.lists, None if student is None else student.lists, self._draws_emoji)
+
+    def _with_added(self, text: str) -> reading.Reading:
+        """A text with added tokens, which stay what they are; the words around them are read as ever."""
+        encoder, starts = self.net.text_encoder, list[tuple[int, int]]()
+        for match in re.finditer("|".join(map(re.escape, encoder.signs)) + "|.", text, re.DOTALL):
+            starts += [match.span()] * len(encoder.signs.get(match[0], "."))
+        student = None if encoder.student_encoder is None else encoder.student_encoder.lists
+        inner = reading.interpret(encoder.spelled(text), encoder.lists, student, self._draws_emoji)
+        origins = tuple((starts[a][0], starts[b - 1][1]) if a < b else (0, 0) for a, b in inner.origins)
+        return inner._replace(origins=origins)
 
     @cached_property
     def _draws_emoji(self) -> bool:

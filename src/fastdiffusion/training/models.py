@@ -21,7 +21,7 @@ from ..models import Model
 from ..noise import Stream, generator
 from .batches import Batches, title
 from .options import TrainingOptions
-from .task import Part, Task
+from .task import Part, Task, Updates
 
 DROPPED = 0.1  # part of the captions that is left out, for guidance
 
@@ -32,6 +32,11 @@ def model_task(
     options: TrainingOptions,
     trained: Sequence[str] = ("net",),
     write: Callable[[Path], None] | None = None,
+    encode: Callable[[Tensor], Tensor] | None = None,
+    loss: Callable[..., Tensor] | None = None,
+    sigmas: Callable[[Tensor], Tensor] | None = None,
+    ema: Sequence[float] = (),
+    updates: Updates | None = None,
 ) -> Task:
     """A task that trains a model's modules in place by ``model.loss``; without one, by the error of the noise.
 
@@ -47,35 +52,41 @@ def model_task(
     for name in trained:
         if name not in model.modules:
             raise unknown("module of this model", name, model.modules)
-    if model.image_shape[-3:] != (wanted := tuple(data.shape)):
+    if encode is None and model.image_shape[-3:] != (wanted := tuple(data.shape)):
         raise InputError(
             f"This model makes {model.image_shape} images, the data are {wanted}. Load the data with size=."
         )
     seed, n = options.seed, min(options.batch_size, len(data))
     order = Batches(data, n, seed)
-    loss = model.loss or partial(losses.denoising_loss, model.denoise, weight=losses.noise)
+    loss = loss or model.loss or partial(losses.denoising_loss, model.denoise, weight=losses.noise)
 
     def draw(step: int) -> tuple[Any, ...]:
         batch = data.batch(order.order(step), generator(seed, Stream.CAPTION, step))
         even = schedules.stratified(n, generator(seed, Stream.BATCH_SIGMA, step))
-        sigma = (schedules.lognormal(even) * 2 * model.sigma_data).clamp(model.sigma_min, model.sigma_max)
+        sigma = sigmas(even) if sigmas is not None else schedules.lognormal(even) * 2 * model.sigma_data
+        sigma = sigma.clamp(model.sigma_min, model.sigma_max)
         noise = torch.randn((n, *model.shape), generator=generator(seed, Stream.BATCH_NOISE, step))
         dropped = (torch.rand(n, generator=generator(seed, Stream.COND_DROPOUT, step)) < DROPPED).tolist()
         captions = ["" if drop else text for drop, text in zip(dropped, batch.captions, strict=True)]
         labels = [-1 if drop else int(label) for drop, label in zip(dropped, batch.labels, strict=True)]
-        return as_input(batch.images), sigma, noise, captions, labels
+        return as_input(batch.images) if encode is None else batch.images, sigma, noise, captions, labels
+
+    reads = any(name.startswith("text_encoder") for name in trained)
 
     def of_batch(batch: tuple[Tensor, Tensor, Tensor, list[str], list[int]]) -> Tensor:
         images, sigma, noise, captions, labels = batch
         cond = model.cond(labels) if model.classes else None
         if model.conditioner is not None:
-            cond = model.conditioner.encode(captions, (images.shape[-2], images.shape[-1]))
-        return loss(model.encode(images), sigma, noise, cond)
+            size = model.image_shape[-2:]
+            cond = model.conditioner.condition(captions, size) if reads else model.conditioner.encode(captions, size)
+        return loss((encode or model.encode)(images), sigma, noise, cond)
 
     for name, module in model.modules.items():
         module.requires_grad_(name in trained)
-    part = Part(nn.ModuleDict({name: model.modules[name] for name in trained}), of_batch, options.optimizer, options.lr)
+    module = nn.ModuleDict({name: model.modules[name] for name in trained})
+    part = Part(module, of_batch, options.optimizer, options.lr)
     return Task(
         {"model": part}, draw, {"model": model.id, "trained": list(trained), "data": data.fingerprint, "batch_size": n},
         title(data), modules=list(model.modules.values()), write=write,
+        updates=updates or Updates(module if ema else None, ema),
     )  # fmt: skip

@@ -13,6 +13,7 @@ from ... import choices
 from ...errors import InputError, unknown
 from ...options import option
 from ..loading import LoadOptions
+from .regions import parse_regions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -95,6 +96,9 @@ class SampleOptions(RunOptions):
         classes: Names or indices, a list or "3,7"; image i takes the i-th, round and round. By default all in turn;
             "none" is unconditional.
         negative_prompt: A prompt to guide away from.
+        regions: Prompts for parts of the image, "left: a tree; right: a house"; ``prompt`` is for the rest. A place is
+            left, right, top, bottom, top left, ..., center, all, or left,top,right,bottom from 0 to 1; later ones lie
+            over earlier ones.
         image: An image to start from; scaled and cropped to the size of the run.
         mask: Of ``image``, and of its size: white is drawn anew, black keeps its pixels exactly; gray changes by that
             strength. Files of 0 and 1, and strokes on transparency, are understood too.
@@ -119,6 +123,9 @@ class SampleOptions(RunOptions):
         None, "Classes to draw, names or indices, e.g. 3,7; by default all in turn.", kind=str | None
     )
     negative_prompt: str = option("", "A prompt to guide away from.", "--negative", "--negative-prompt")
+    regions: str | None = option(
+        None, 'Prompts for parts of the image, e.g. "left: a tree; right: a house".', metavar="REGIONS"
+    )
     image: str | Path | Image.Image | None = option(None, "An image to start from.", kind=Path | None)
     mask: str | Path | Image.Image | None = option(
         None, "A mask of --image: white is drawn anew, black is kept.", kind=Path | None
@@ -144,6 +151,8 @@ class SampleOptions(RunOptions):
         for name in ("rng", "upscale"):
             if getattr(self, name) not in (known := {"rng": choices.RNGS, "upscale": (None, *choices.UPSCALES)}[name]):
                 raise unknown(name, getattr(self, name), [choice for choice in known if choice])
+        if self.regions is not None:
+            parse_regions(self.regions)
         if (self.mask is not None or self.outpaint is not None) and self.image is None:
             what = "mask" if self.mask is not None else "outpaint"
             raise InputError(f"{what} changes an image, and there is none. Give it: image='in.png' (--image in.png).")

@@ -23,6 +23,7 @@ from torch import Tensor
 from ... import prompts, schedules
 from ...errors import CheckpointError, InputError, warn
 from ...guidance import cfg, embedded, inpaint
+from ...guidance.regional import Region, regional
 from ...io.guarded import BUDGET
 from ...io.images import open_image
 from ...models import Model, Size
@@ -38,11 +39,17 @@ from .canvas import Canvas, canvas
 from .meter import Meter
 from .options import SampleOptions, borders, image_size
 from .preview import linear_preview
+from .regions import Place, parse_regions
 from .rng import THEIRS, caveats, unlike
 from .samples import RECIPE, Samples, SampleStep
 from .upscale import upscaled
 
-LABEL_GUIDANCE = {"cfg", "apg", "negative"}  # these compare with and without the condition, as ``scale`` does
+LABEL_GUIDANCE = {
+    "cfg",
+    "apg",
+    "cfg_zero",
+    "negative",
+}  # these compare with and without the condition, as ``scale`` does
 NEGATIVE_SCALE = 2.0  # by default, where a negative prompt is given and the model has no scale of its own
 LARGEST = 2**33  # values that one run may hold: a recipe may come from an untrusted source
 
@@ -59,7 +66,8 @@ class Plan:
         labels: One per image, -1 is unconditional; None without classes.
         prompts: One per image; None without prompts.
         shape: Of what the denoiser works on.
-        guided: What ``options.guidance`` does to a denoiser.
+        guided: What ``options.guidance`` does to a denoiser, given the model's plain one too.
+        regions: Places with a prompt of their own, one for each image.
         canvas: The image that is started from, and its mask.
         kept: Canvases whose pixels results hold, where their masks are 0: that one's, and those of the guidance.
         notes: What a person should know, in sentences.
@@ -72,7 +80,8 @@ class Plan:
     labels: list[int] | None
     prompts: list[str] | None
     shape: tuple[int, ...]
-    guided: Callable[[Denoise], Denoise]
+    guided: Callable[..., Denoise]
+    regions: tuple[tuple[Place, list[str]], ...] = ()
     canvas: Canvas | None = None
     kept: tuple[Canvas, ...] = ()
     notes: tuple[str, ...] = ()
@@ -114,9 +123,9 @@ class Plan:
 
         return conditioned
 
-    def guide(self, denoise: Denoise) -> Denoise:
-        """A denoiser under the guidance of the options, and held to what the mask keeps."""
-        denoise = self.guided(denoise)
+    def guide(self, denoise: Denoise, plain: Denoise | None = None) -> Denoise:
+        """A denoiser under the guidance of the options, and held to what the mask keeps; ``plain`` is the model's."""
+        denoise = self.guided(denoise, plain)
         if self.canvas is None or self.canvas.mask is None or hasattr(self.model.denoise, "inpainting"):
             return denoise
         return inpaint(denoise, self.known, self.canvas.latent_mask(self.model.factor), self.model.sigma_data)
@@ -144,28 +153,46 @@ class Plan:
         scale, denoise = 1.0 if p.scale is None else p.scale, self._conditioned_on_image()
         if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
             scale, denoise = 1.0, embedded(denoise, scale)
+        plain = denoise
         conditioner = model.conditioner
-        null = None if conditioner is None else conditioner.null(len(batch), self.size)
         if self.prompts is None or conditioner is None or self.table is None:
             denoise = cfg(denoise, scale) if scale != 1 else denoise
+            null = None if conditioner is None else conditioner.null(len(batch), self.size)
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
-            return self.guide(denoise), cond
+            return self.guide(denoise, plain), cond
+        guide, names = model.guide if scale != 1 else None, {*guidance_spec.names(str(p.guidance or ""))}
+        compiled = self._compiled(self.prompts, batch)
+        if (self.regions or not compiled.single) and (LABEL_GUIDANCE | {"cads"}) & names:
+            what = "Regions" if self.regions else "Prompts joined by AND"
+            raise InputError(f"{what} are guided by scale alone. Leave cfg, apg, negative and cads out.")
+        if self.regions:
+            step, (height, width) = getattr(model.denoise, "patch", 1), self.shape[-2:]
+            parts = [
+                Region(self._compiled(texts, batch).guide(denoise, scale, guide), place.box(height, width, step))
+                for place, texts in self.regions
+            ]
+            size = model.shape[-2], model.shape[-1]
+            return self.guide(regional(compiled.guide(denoise, scale, guide), parts, size)), None
+        around = partial(self.guide, plain=plain) if compiled.single else self.guide  # joined ones are of no one text
+        return compiled.guide(denoise, scale, guide, around), None
+
+    def _compiled(self, texts: Sequence[str], batch: range) -> prompts.Compiled:
+        """The prompts of a batch, of those of all images, as conditions."""
+        conditioner, p = self.model.conditioner, self.options
+        assert conditioner is not None and self.table is not None
         other = getattr(conditioner, "negative", conditioner)
         reader = partial(other.encode, size=self.size), other.token_spans, other.max_tokens
-        compiled = prompts.compile(
-            [self.prompts[i] for i in batch],
-            partial(model.encode_prompt, size=self.size),
+        return prompts.compile(
+            [texts[i] for i in batch],
+            partial(self.model.encode_prompt, size=self.size),
             self.table.nfe,
             p.negative_prompt,
             conditioner.token_spans,
             conditioner.max_tokens,
-            null,
+            conditioner.null(len(batch), self.size),
             getattr(conditioner, "measure", None),
             None if other is conditioner else reader,
         )
-        if not compiled.single and LABEL_GUIDANCE & set(guidance_spec.names(str(p.guidance or ""))):
-            raise InputError("Prompts joined by AND are guided by scale alone. Leave cfg, apg and negative out.")
-        return compiled.guide(denoise, scale, model.guide if scale != 1 else None, self.guide), None
 
     @property
     def size(self) -> Size | None:
@@ -266,6 +293,10 @@ def plan(
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
     labels, (texts, notes) = _labels(ready, chosen), _prompts(ready, chosen)
+    regions = _regions(ready, chosen, shape)
+    if regions:
+        texts = texts or [""] * chosen.n
+        notes += prompts.notes(ready.conditioner, [text for _, parts in regions for text in parts])
     setting = guidance_spec.Setting(ready, shape, near)
     guided, recorded = guidance_spec.parse_guidance(chosen.guidance, setting)
     drawn = None
@@ -286,6 +317,8 @@ def plan(
     if table is None:
         table = _table(ready, options, _pixels(ready, shape))
     kept = [*setting.kept, *([] if drawn is None else [drawn])]
+    if regions and hasattr(ready.denoise, "inpainting") and any(each.mask is not None for each in kept):
+        raise InputError("A network that was trained to inpaint takes no regions beside its mask. Leave one out.")
     notes += [note for each in kept for note in each.notes]
     notes += caveats(options.rng, table)
     for note in (notes := list(dict.fromkeys(notes))):
@@ -293,7 +326,7 @@ def plan(
     if image is None and table is not None and chosen.sampler is None and chosen.schedule is None:
         notes += filter(None, [ready.table_note(table, options.steps, _pixels(ready, shape), options.scale)])
     name = name or short_name(model)
-    return Plan(ready, name, options, table, labels, texts, shape, guided, drawn, tuple(kept), tuple(notes))
+    return Plan(ready, name, options, table, labels, texts, shape, guided, regions, drawn, tuple(kept), tuple(notes))
 
 
 def _shape(model: Model, chosen: SampleOptions, image: Image.Image | None) -> tuple[int, ...]:
@@ -354,7 +387,8 @@ def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     """The scale of a run; ``guided`` says that the guidance compares with and without the condition itself."""
     scale, embedded = chosen.scale, model.guidance == "embedded"
     if scale is None:
-        own = 1.0 if chosen.prompt is None and not embedded else model.scale
+        asked = chosen.prompt is not None or chosen.regions is not None or embedded
+        own = model.scale if asked else 1.0
         compared = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
         scale = own if embedded else compared
     if not abs(scale) <= BUDGET.number:
@@ -387,6 +421,18 @@ def _prompts(model: Model, chosen: SampleOptions) -> tuple[list[str] | None, lis
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
     wanted = [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
     return wanted, prompts.notes(model.conditioner, (*wanted, negative))
+
+
+def _regions(model: Model, chosen: SampleOptions, shape: tuple[int, ...]) -> tuple[tuple[Place, list[str]], ...]:
+    """The regions, with the prompt of each image, its choices {a|b} made."""
+    if chosen.regions is None:
+        return ()
+    if model.conditioner is None or chosen.classes is not None or len(shape) < 3:
+        raise InputError("Regions have prompts: they are for images of a model with captions. Leave regions out.")
+    regions = parse_regions(chosen.regions)
+    for place, _ in regions:
+        place.box(shape[-2], shape[-1], getattr(model.denoise, "patch", 1))
+    return tuple((place, [prompts.choose(text, chosen.seed + i) for i in range(chosen.n)]) for place, text in regions)
 
 
 def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:

@@ -1,0 +1,10 @@
+"""Further conditions of a checkpoint: ControlNets, T2I-Adapters, IP-Adapters, and images that a network takes.
+
+Each function makes a new ``Model`` of a given one, which keeps its weights; ``Model.id`` follows. All compute in torch.
+"""
+
+from .control import Controlled, with_controls
+from .image_prompt import with_image_prompts
+from .input_image import with_image
+
+__all__ = ["Controlled", "with_controls", "with_image", "with_image_prompts"]
