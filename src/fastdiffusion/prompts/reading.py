@@ -39,6 +39,12 @@ ABROAD = frozenset(_ABROAD.split())  # idle words, in languages of the student e
 _FLAGS = re.compile(r"\s+((?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?(?:\s+(?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?)*)\s*$", re.I)
 IMAGES = r"(?:photo|photograph|picture|image|drawing|painting|illustration|icon|sketch|emoji|render|portrait|shot)"
 _IMAGE_OF = re.compile(rf"(?:(?:a|an|the)\s+)?(?:\w+\s+)?{IMAGES}s?\s+of\s+(?:(?:a|an|the)\s+)?(?=\S)", re.IGNORECASE)
+_VERBS = "draw|make|create|generate|paint|show|give|imagine|design"
+_REQUEST = re.compile(  # "please draw me", "can you make", "I'd like"
+    r"(?:please\s+)?(?:(?:can|could|would|will)\s+you\s+(?:please\s+)?|i(?:'d|’d|\s+would)?\s+(?:want|need|like)\s+"
+    rf"(?:to\s+see\s+|you\s+to\s+)?)?(?:(?:{_VERBS})\s+(?=(?:me|us|a|an|the|some)\s))?(?:(?:me|us)\s+)?",
+    re.IGNORECASE,
+)
 _BACKGROUND = re.compile(r"\s+on\s+(?:an?\s+)?[^\W\d_]+(?:\s+background)?$")
 _REAL = frozenset({"photo", "photograph", "photorealistic", "realistic", "4k", "8k", "hd", "uhd"})
 _EDGES = '.!?;:…"“”„«»()[]*'
@@ -249,6 +255,8 @@ class _Changes:
         tokens = [kept for token in tokens if (kept := self._listed(token)) is not None]
         while tokens and (self.left or self.idle) and tokens[-1].text.upper() in _NARROW:  # "a castle on a [hill]"
             tokens.pop()
+        if tokens and self.idle and tokens[-1].text.endswith(",") and tokens[-1].text != ",":
+            tokens[-1] = tokens[-1]._replace(text=tokens[-1].text[:-1], end=tokens[-1].end - 1)
         scenic = any(key(token.text) in SCENIC for token in content)
         self.scene = self.things > 2 or (scenic and self.things > 1) or (len(content) > 3 and bool(self.left))
         if self.table.names:
@@ -274,8 +282,10 @@ class _Changes:
         return tuple(notes)
 
     def _without_fillers(self, text: str, tokens: list[_Token]) -> list[_Token]:
-        prefix = _IMAGE_OF.match(text)
-        kept = [token for token in tokens if prefix is None or token.start >= prefix.end()]
+        request = _REQUEST.match(text)
+        asked = 0 if request is None else request.end()
+        prefix = _IMAGE_OF.match(text, asked)
+        kept = [token for token in tokens if token.start >= (asked if prefix is None else prefix.end())]
         dropped = [token for token in tokens if token not in kept]
         rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS]
         if not any(key(token.text) not in ARTICLES for token in rest):
