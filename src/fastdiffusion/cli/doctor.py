@@ -16,7 +16,7 @@ import torch
 from ..data import cache_folder, fashion_mnist
 from ..data.emoji.font import find_font
 from ..data.fashion_mnist import FOLDER
-from ..errors import FastdiffusionError, InputError
+from ..errors import FastdiffusionError, InputError, counted
 from ..version import __version__
 
 CORE = ("torch", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow", "scikit-learn", "typer")
@@ -150,7 +150,7 @@ def _broken(packages: Sequence[str]) -> dict[str, str]:
 
 def _devices() -> Iterator[str]:
     kind = torch.backends.cpu.get_cpu_capability()
-    yield f"cpu with {os.cpu_count()} cores, {torch.get_num_threads()} threads, {kind}"
+    yield f"cpu with {counted(os.cpu_count() or 1, 'core')}, {counted(torch.get_num_threads(), 'thread')}, {kind}"
     for i in range(torch.cuda.device_count()):
         yield f"cuda:{i} {torch.cuda.get_device_name(i)}"
     if torch.backends.mps.is_available():

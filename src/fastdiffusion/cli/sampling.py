@@ -101,7 +101,7 @@ def sample(
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
     if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and is_other(model):
-        print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
+        print(f"With the table that was fitted for {counted(chosen.steps, 'step')} at this scale and size.")
     if is_file(out):
         print(f"{paths[0]}.")
     else:
