@@ -19,6 +19,7 @@ PARAMETERIZATIONS = ("edm", "v", "noise", "score", "x0", "flow")
 SIGMA_DISTRIBUTIONS = ("lognormal", "uniform", "cosine_interpolated", "beta_linear", "beta_cosine", "logit_normal")
 LOSS_WEIGHTINGS = ("edm", "noise", "x0", "v", "flow", "min_snr", "p2")
 NETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer", "dit-tiny", "dit-small", "dit-base")
+SMALL_NETS = ("sd-small", "sd3-small")  # checkpoints of other programs' classes
 UNETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer")
 OPTIMIZERS = ("adamw", "muon", "schedule_free")
 AUGMENTS = (
