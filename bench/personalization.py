@@ -201,7 +201,7 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
     return {
         "a": a, "b": b, "c": c, "gap closed": (b - a) / (c - a), "obeys": sum(obeys) / len(obeys),
         "diversity": after / before, "retention": made.looks[-1].retention, "step": made.step, "cpu seconds": seconds,
-        "bytes": made.path.stat().st_size,
+        "bytes": made.file.stat().st_size,
     }, torch.cat([train[:3], own[:3], placed[::4][:3]])  # fmt: skip
 
 

@@ -211,7 +211,9 @@ def test_diffusers_loads_a_word(name, vectors, tmp_path):
             part = {"text_encoder": getattr(pipe, f"text_encoder{n}"), "tokenizer": getattr(pipe, f"tokenizer{n}")}
             pipe.load_textual_inversion(rows[key], token="<new>", **part)
     with torch.no_grad():
-        theirs = pipe.encode_prompt("a <new> here", "cpu", 1, False)[0]
+        theirs = pipe.encode_prompt(
+            "a <new> here", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0]
         own = conditions(adaptation.model, ["a <new> here"]).emb
     assert_close(own, theirs, 1e-5)
 
@@ -271,22 +273,22 @@ def test_from_folder_to_file(desk, text, method, tmp_path):
     """Every method ends with a file that draws the new word; the report has curves and previews."""
     before = {name: t.clone() for name, t in text.modules["net"].state_dict().items()}
     done = learned(desk, tmp_path / "run", method=method)
-    assert done.path.exists() and done.report is not None and done.token == "<new>"
+    assert done.file.exists() and done.report is not None and done.token == "<new>"
     page = done.report.read_text()
     assert "retention" in page and "held out" in page and "data:image/png" in page
     assert done.looks[0].retention == 1 and done.step == best(list(done.looks), 0.5).step
     drawn = fastdiffusion.sample(done.model, "a <new> and a red square", n=1, steps=2)
     if method == "full":
-        loaded = fastdiffusion.load(done.path, device="cpu")
+        loaded = fastdiffusion.load(done.file, device="cpu")
     else:
-        loaded = fastdiffusion.load(desk.text, device="cpu", lora=[str(done.path)])
+        loaded = fastdiffusion.load(desk.text, device="cpu", lora=[str(done.file)])
     assert torch.equal(fastdiffusion.sample(loaded, "a <new> and a red square", n=1, steps=2).images, drawn.images)
     assert all(torch.equal(before[name], t) for name, t in text.modules["net"].state_dict().items())
-    (saved,) = drawn.save(tmp_path / "a.png")
     if method == "lora":
-        (tmp_path / "text.safetensors").write_bytes(desk.text.read_bytes())
-        (tmp_path / "lora.safetensors").write_bytes(done.path.read_bytes())
-        assert torch.equal(fastdiffusion.reproduce(saved).images, drawn.images)
+        made = fastdiffusion.sample(desk.text, "a <new>", n=1, steps=2, lora=[str(done.file)], device="cpu")
+        (saved,) = made.save(done.file.parent / "a.png")
+        (done.file.parent / "text.safetensors").write_bytes(desk.text.read_bytes())
+        assert torch.equal(fastdiffusion.reproduce(saved, device="cpu").images, made.images)
 
 
 def test_it_goes_on_bit_for_bit(desk, tmp_path):
@@ -321,7 +323,7 @@ def test_only_the_new_rows_move(desk, text, tmp_path):
     encoder = done.model.modules["net"].text_encoder
     own = text.modules["net"].text_encoder.state_dict()
     assert all(torch.equal(t, own[name]) for name, t in encoder.state_dict().items() if name != "added_rows")
-    assert done.path.stat().st_size <= 50_000 and done.path.name == "embedding.safetensors"
+    assert done.file.stat().st_size <= 50_000 and done.file.name == "embedding.safetensors"
 
 
 def test_masks_say_what_counts(desk, text, tmp_path):

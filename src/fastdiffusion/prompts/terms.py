@@ -59,7 +59,7 @@ class Terms(NamedTuple):
             InputError: A word that is not there, or that the model does not read.
         """
         if not (places := _places(phrase, self.text) or _places(_ARTICLE.sub("", phrase, 1), self.text)):
-            for part in phrase.split():
+            for part in (_ARTICLE.sub("", phrase, 1) or phrase).split():
                 if not (found := _places(part, self.text)):
                     raise unknown("word of the prompt", part, [term.text for term in self.words])
                 places += found

@@ -20,17 +20,16 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .. import prompts
+from .. import choices, prompts
 from ..errors import InputError, unknown
-from ..guidance.concept_maps import Concepts, along_edges
 from ..guidance.attention import control
+from ..guidance.concept_maps import Concepts, along_edges
 from ..models import Model, Size
 from ..noise import Stream, generator
 from ..prompts.terms import Term, Terms, terms
 from ..schedules import strength_sigma
 from ..types import Cond
 
-METHODS = ("auto", "attention", "occlusion")
 LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6)  # parts of noise at which a given image is looked at
 DRAWS = 3  # noises at each of them
 THROUGH = 0.5  # of what a prompt changes, the least that must go through attention for its maps to mean anything
@@ -82,8 +81,8 @@ def word_map(
     model: Model, image: Float[Tensor, "c h w"], prompt: str, words: str, method: str = "auto", seed: int = 0
 ) -> WordMap:
     """The map that :func:`word_mask` cuts: see there."""
-    if method not in METHODS:
-        raise unknown("method of maps", method, METHODS)
+    if method not in choices.MAPS:
+        raise unknown("method of maps", method, choices.MAPS)
     if model.conditioner is None:
         raise InputError("This model was trained without captions, and finds no words. Take model='emoji'.")
     size = (image.shape[-2], image.shape[-1])

@@ -22,7 +22,7 @@ from ..attention import DiffusersAttention
 from ..families.stable_diffusion import StableDiffusion
 from ..family import Control, Family
 from ..image_encoder import ImageEncoder, mix
-from ..lora.reading import copied
+from ..copies import copied
 from ..sources.folders import Network, read_json
 from .common import changed, checked_scale, copied_family, family_of, of_image
 

@@ -6,8 +6,8 @@
     pag:3
 
 A guidance is a name, its arguments in order, and options ``key=value`` (``:3`` after the name is its scale); ``>>``
-puts the next one around what stands before it, and so does a list. Names with spaces are quoted as in a shell. The names are
-those of ``fastdiffusion.guidance.GUIDANCE`` that have an example; here is how each kind of argument is read.
+puts the next one around what stands before it, and so does a list. Names with spaces are quoted as in a shell. The
+names are those of ``fastdiffusion.guidance.GUIDANCE`` that have an example; here is how each kind of argument is read.
 """
 
 from __future__ import annotations

@@ -115,6 +115,7 @@ class SampleOptions(ConditionOptions, RunOptions):
         rng: Whose noise: "own", or what AUTOMATIC1111 ("a1111", where its setting RNG is CPU) or ComfyUI ("comfy")
             draws for the seed. With "comfy" all images have the same seed, and are the rows of one batch.
         upscale: "x2" or "x4": enlarge the finished images by the restorer that ships.
+        mark: Put an invisible mark into the finished images, which says that a program made them (docs/provenance.md).
     """
 
     prompt: str | Sequence[str] | None = option(
@@ -144,6 +145,7 @@ class SampleOptions(ConditionOptions, RunOptions):
     upscale: str | None = option(
         None, "Enlarge the finished images by the restorer that ships.", choices=choices.UPSCALES
     )
+    mark: bool = option(False, "Put an invisible mark into the images: a program made them.")
 
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)

@@ -27,6 +27,7 @@ from ...guidance import cfg, embedded, inpaint
 from ...guidance.regional import Region, regional
 from ...io.guarded import BUDGET
 from ...io.images import open_image
+from ...io.mark import SMALLEST, mark
 from ...models import Model, Size
 from ...models.registry import named, short_name
 from ...nets.seamless import seamless
@@ -152,8 +153,11 @@ class Plan:
             raise ValueError(f"image {index} of a run of {self.options.n}")
         return self.batches[index // self.options.batch_size]
 
-    def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
-        """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
+    def conditioned(self, batch: range, compiled: prompts.Compiled | None = None) -> tuple[Denoise, Cond | None]:
+        """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with.
+
+        ``compiled`` stands for what the batch's prompts compile to.
+        """
         p, model = self.options, self.model
         scale, denoise = 1.0 if p.scale is None else p.scale, self._conditioned_on_image()
         if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
@@ -166,14 +170,14 @@ class Plan:
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guide(denoise, plain), cond
         guide, names = model.guide if scale != 1 else None, {*guidance_spec.names(str(p.guidance or ""))}
-        compiled = self._compiled(self.prompts, batch)
+        compiled = self.compiled(self.prompts, batch) if compiled is None else compiled
         if (self.regions or not compiled.single) and (LABEL_GUIDANCE | {"cads"}) & names:
             what = "Regions" if self.regions else "Prompts joined by AND"
             raise InputError(f"{what} are guided by scale alone. Leave cfg, apg, negative and cads out.")
         if self.regions:
             step, (height, width) = getattr(model.denoise, "patch", 1), self.shape[-2:]
             parts = [
-                Region(self._compiled(texts, batch).guide(denoise, scale, guide), place.box(height, width, step))
+                Region(self.compiled(texts, batch).guide(denoise, scale, guide), place.box(height, width, step))
                 for place, texts in self.regions
             ]
             size = model.shape[-2], model.shape[-1]
@@ -181,7 +185,7 @@ class Plan:
         around = partial(self.guide, plain=plain) if compiled.single else self.guide  # joined ones are of no one text
         return compiled.guide(denoise, scale, guide, around), None
 
-    def _compiled(self, texts: Sequence[str], batch: range) -> prompts.Compiled:
+    def compiled(self, texts: Sequence[str], batch: range) -> prompts.Compiled:
         """The prompts of a batch, of those of all images, as conditions."""
         conditioner, p = self.model.conditioner, self.options
         assert conditioner is not None and self.table is not None
@@ -231,7 +235,9 @@ class Plan:
 
     def finish(self, images: Tensor) -> Tensor:
         """What is done to the images after the run."""
-        return upscaled(images, self.options.upscale, self.model.device) if self.options.upscale else images
+        if self.options.upscale:
+            images = upscaled(images, self.options.upscale, self.model.device)
+        return mark(images.clamp(-1, 1)) if self.options.mark else images
 
     def noise(self, batch: range) -> tuple[Tensor, Fresh | None]:
         """What a batch starts from, on the CPU; and where its later noise comes from, if not as usual."""
@@ -333,6 +339,8 @@ def plan(
         raise InputError("A network that was trained to inpaint takes no regions beside its mask. Leave one out.")
     notes += [note for each in kept for note in each.notes]
     notes += caveats(options.rng, table)
+    if chosen.mark:
+        notes += _mark_notes(ready, shape, any(each.mask is not None for each in kept))
     for note in (notes := list(dict.fromkeys(notes))):
         warn(note)
     if image is None and table is not None and chosen.sampler is None and chosen.schedule is None:
@@ -433,6 +441,14 @@ def _prompts(model: Model, chosen: SampleOptions) -> tuple[list[str] | None, lis
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
     wanted = [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
     return wanted, prompts.notes(model.conditioner, (*wanted, negative))
+
+
+def _mark_notes(model: Model, shape: tuple[int, ...], keeps: bool) -> list[str]:
+    """What is to be said of the mark; raises InputError where the samples have no room for it."""
+    size = _pixels(model, shape)
+    if size is None or len(shape) != 3 or min(size) < SMALLEST:
+        raise InputError(f"The mark needs images of at least {SMALLEST} pixels a side. Leave mark out.")
+    return ["The mark changes pixels that the mask keeps, too, by a few of 255."] if keeps else []
 
 
 def _regions(model: Model, chosen: SampleOptions, shape: tuple[int, ...]) -> tuple[tuple[Place, list[str]], ...]:
