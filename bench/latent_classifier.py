@@ -54,7 +54,7 @@ def main() -> None:
     folder = args.out / "latent-classifier"
     drawings = Images("groups of emoji", [np.ascontiguousarray(images)], labels, classes=tuple(GROUPS))
     options = {"latents": "emoji", "steps": args.steps, "batch_size": 64, "holdout": 0.2, "folder": folder}
-    made = train_classifier(drawings, **options)
+    made = train_classifier(drawings, **options).model
     held = of_latents(drawings, Options(latents="emoji"))[0].split(0.2, 0)[1]
     print("held-out latents correct:", {k: round(v, 3) for k, v in accuracy(made, held).items()}, flush=True)
     wanted = [list(GROUPS)[i % len(GROUPS)] for i in range(args.n)]

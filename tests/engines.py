@@ -1,7 +1,10 @@
 """OpenVINO in place of torch: the same numbers; and torch wherever the engine cannot, or would hide something."""
 
 import importlib.util
+import shutil
 import sys
+from functools import partial
+from types import SimpleNamespace
 
 import loaded_families
 import pytest
@@ -9,9 +12,12 @@ import torch
 from torch import nn
 
 import fastdiffusion
-from fastdiffusion.adapters import engine_trial, engines
+from fastdiffusion import nets
+from fastdiffusion.adapters import engine_files, engine_trial, engines, tuning
 from fastdiffusion.errors import InputError, MissingExtra
 from fastdiffusion.guidance import attention
+from fastdiffusion.models import tuned
+from fastdiffusion.types import Cond
 
 if importlib.util.find_spec("openvino") is None:  # importing it as it stands would send telemetry
     pytest.skip("no OpenVINO: pip install 'fastdiffusion[fast]'", allow_module_level=True)
@@ -128,7 +134,7 @@ def test_an_operator_without_a_counterpart_is_named(inputs):
 
 
 def test_bad_settings(norm, monkeypatch):
-    with pytest.raises(InputError, match="float32 or bf16"):
+    with pytest.raises(InputError, match="float32, bf16, int8"):
         engines.attach({"net": norm}, "abc", "int3")
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(MissingExtra, match=r"fastdiffusion\[fast\]"):
@@ -166,7 +172,7 @@ def test_a_checkpoint_with_an_engine(cache, tmp_path):
     assert plain.id != fast.id
     drawn = [fastdiffusion.sample(m, "a cat", n=1, steps=2, size=64) for m in (plain, fast)]
     assert relative(drawn[1].images, drawn[0].images) < 1e-4
-    assert {path.name for path in cache.glob("*/*")} == {"net", "decoder"}  # what ran was converted
+    assert {path.name for path in cache.glob("*/*")} == {"net", "decoder", "text_encoder"}  # what ran was converted
     assert drawn[1].recipe["model"]["loaded"] == {"engine": "openvino", "precision": "float32"}
     (path,) = drawn[1].save(tmp_path)
     again = fastdiffusion.reproduce(path)
@@ -180,3 +186,83 @@ def test_the_engine_is_chosen_by_name(monkeypatch):
     assert relative(made.images, fastdiffusion.sample("emoji", "a red heart", n=1, steps=2, device="cpu").images) < 1e-4
     with pytest.raises(InputError, match="Did you mean 'openvino'"):
         fastdiffusion.load("emoji", engine="openvin")
+
+
+def test_weights_of_8_bits_are_near_and_small(inputs, cache):
+    torch.manual_seed(0)
+    net = ready(
+        nn.Sequential(nn.Conv2d(16, 128, 3), nn.SiLU(), nn.Conv2d(128, 16, 3), nn.Flatten(), nn.Linear(256, 99))
+    )
+    before = net(inputs[0])
+    engines.attach({"net": net}, "abc", "int8")
+    assert 1e-4 < relative(net(inputs[0]), before) < 0.03
+    assert not net.forward.refused
+    whole, small = (next(cache.rglob(name)).stat().st_size for name in ("net.bin", "int8.bin"))
+    assert small < 0.3 * whole
+
+
+def test_torch_shares_the_weights_with_the_file(inputs, cache):
+    torch.manual_seed(0)
+    net = ready(nn.Sequential(nn.Conv2d(16, 128, 3), nn.Flatten(), nn.Linear(128 * 36, 9)))
+    before = net(inputs[0])
+    engines.attach({"net": net}, "abc")
+    net(inputs[0])
+    (file,) = cache.rglob("net.bin")
+    kept = file.read_bytes()
+    for layer in (net[0], net[2]):
+        assert layer.weight.untyped_storage().nbytes() == len(kept)  # a view of the file, the one of both
+    engines.detach({"net": net})
+    assert torch.equal(net(inputs[0]), before)
+    net[2].weight.data.zero_()
+    assert file.read_bytes() == kept  # and changes stay in this process
+
+
+def test_a_full_disk_leaves_nothing_behind(norm, inputs, cache, monkeypatch):
+    before = norm(*inputs)
+    engines.attach({"net": norm}, "abc")
+
+    def full(net, path, **_):
+        path.with_suffix(".xml").write_text("half a")
+        raise RuntimeError("Failed to write: No space left on device")
+
+    monkeypatch.setattr(engine_trial.openvino(), "save_model", full)
+    with pytest.warns(UserWarning, match="No space left"):
+        assert torch.equal(norm(*inputs), before)
+    assert not [path for path in cache.rglob("*") if path.is_file()]
+    engines.attach({"net": norm}, "abc")
+    monkeypatch.setattr(engine_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.warns(UserWarning, match="No space: it takes 0.0 GB"):
+        assert torch.equal(norm(*inputs), before)
+
+
+@pytest.mark.parametrize("name", ["unet-small", "restorer", "dit-tiny"])
+def test_own_networks(name):
+    torch.manual_seed(0)
+    net = ready(nets.build({**nets.presets.PRESETS[name], "classes": 3}))
+    for p in net.parameters():
+        p.data.normal_(0, 0.1)  # at first their last layers are zeros
+    inputs = torch.randn(2, 3, 16, 16), torch.tensor([0.1, -1.0]), Cond(label=torch.tensor([1, -1]))
+    before = net(*inputs)
+    engines.attach({"net": net}, name)
+    assert relative(net(*inputs), before) < 1e-4
+    assert not net.forward.refused
+
+
+def test_tuning_takes_the_engine_where_it_is_faster(tmp_path, monkeypatch):
+    place = shutil.copytree(loaded_families.get("sd15").path, tmp_path / "sd15")
+    taken = {None: 1.0, "float32": 0.6, "bf16": 0.3, "int8": 0.29}
+
+    def timed(model, rows):
+        loaded = model.info.get("loaded", {})
+        return taken[loaded.get("precision") if "engine" in loaded else None] * rows, torch.ones(1)
+
+    monkeypatch.setattr(tuning, "timed", timed)
+    for precision in ("bf16", "float32"):
+        found = {setting.name: setting.value for setting in tuning.tune(partial(
+            fastdiffusion.load, place, device="cpu", tuned=False), torch.device("cpu"))}  # fmt: skip
+        assert (found["engine"], found["precision"]) == ("openvino", precision)
+        monkeypatch.setattr(engines, "available", lambda: ("float32",))  # a CPU without bf16
+    tuned.save_settings(place, "cpu", {"engine": "openvino", "precision": "float32"}, {})
+    with pytest.warns(UserWarning, match="--engine openvino, --precision float32, as doctor --tune chose"):
+        model = fastdiffusion.load(place, device="cpu")
+    assert isinstance(model.modules["net"].forward, engines.Engine)

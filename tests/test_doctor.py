@@ -49,6 +49,7 @@ def clock(monkeypatch, seconds):
         return taken, torch.ones(1, 1, 1, 1) + moved
 
     monkeypatch.setattr(tuning, "timed", timed)
+    monkeypatch.setattr(tuning.engines, "available", tuple)  # importing OpenVINO here would crash later forks
     monkeypatch.setattr(tuning.os, "cpu_count", lambda: 2)
 
 

@@ -20,7 +20,7 @@ def trained(tmp_path_factory):
         "tones", [np.broadcast_to(levels, (32, 3, 64, 64)).astype(np.uint8)], [0, 1] * 16, classes=("dark", "light")
     )
     folder = tmp_path_factory.mktemp("classifier")
-    net = train_classifier(images, latents="emoji", steps=60, batch_size=16, lr=3e-3, folder=folder)
+    net = train_classifier(images, latents="emoji", steps=60, batch_size=16, lr=3e-3, folder=folder).model
     return net, folder / FILE
 
 

@@ -1,4 +1,4 @@
-"""What an engine's child process runs: ``python engine_trial.py NET.xml FOLDER PRECISION``.
+"""What an engine's child process runs: ``python engine_trial.py NET.xml FOLDER PRECISION THREADS``.
 
 FOLDER holds inputs.npz; outputs.npz is written beside it. Neither torch nor this package is imported, so that a trial
 starts at once, and a crash of the engine is the end of this process alone.
@@ -18,6 +18,12 @@ def openvino() -> Any:
     import openvino
 
     return openvino
+
+
+def hint(precision: str) -> str:
+    """What OpenVINO calls the type to compute in; weights of 8 bits are for whatever is fastest here."""
+    able = "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "bf16" if precision == "bf16" or (precision == "int8" and able) else "f32"
 
 
 def compiled(path: Path, shapes: Sequence[Sequence[int]], precision: str, threads: int) -> Any:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -31,12 +29,12 @@ from ..io.atomic import write_json
 from ..models import Model
 from ..nets.layers import HOOKS
 from ..types import Cond
+from . import engine_files as files
 from . import engine_trial
 
-PRECISIONS = {"float32": "f32", "bf16": "bf16"}  # ours, and OpenVINO's
 # Greatest difference from torch in units of the output's greatest magnitude. Wrong programs are far beyond: about 1.
-NET = "net.xml"
-TOLERANCES = {"float32": 1e-3, "bf16": 0.2}
+TOLERANCES = {"float32": 1e-3, "bf16": 0.2, "int8": 0.2}
+PRECISIONS = tuple(TOLERANCES)
 
 pytree.register_pytree_node(
     Cond,
@@ -49,24 +47,20 @@ pytree.register_pytree_node(
 def attach(modules: Mapping[str, nn.Module], model_id: str, precision: str = "float32") -> None:
     """Let OpenVINO compute these networks from now on: ``module(...)`` is the same call with the same result.
 
-    Their outputs must be a tensor, or a tuple of tensors.
-
     Args:
         modules: By the names under which the converted ones are kept.
         model_id: Covers the weights: another model, or one with a LoRA, is converted anew.
-        precision: "float32" or "bf16".
+        precision: "float32", "bf16", or "int8": weights of 8 bits, computed with in bf16 where the CPU can.
 
     Raises:
         MissingExtra: OpenVINO is not installed.
         InputError: An unknown precision, or bf16 on a CPU without it.
     """
     if precision not in PRECISIONS:
-        raise InputError(f"The engine openvino computes in {' or '.join(PRECISIONS)}, not {precision!r}.")
-    try:
-        core = engine_trial.openvino().Core()
-    except ImportError:
-        raise missing("The engine openvino", "openvino", "fast") from None
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise InputError(f"The engine openvino computes in {', '.join(PRECISIONS)}, not {precision!r}.")
+    if not (here := available()):
+        raise missing("The engine openvino", "openvino", "fast")
+    if precision not in here:
         raise InputError("This CPU does not compute in bf16. Leave --precision out: float32 is used.")
     for name, module in modules.items():
         place = cache_folder() / "engines" / model_id[:32] / name
@@ -74,18 +68,22 @@ def attach(modules: Mapping[str, nn.Module], model_id: str, precision: str = "fl
 
 
 def with_engine(model: Model, precision: str | None = None) -> Model:
-    """A model whose network, and whose autoencoder where it is one of diffusers, OpenVINO computes; see :func:`attach`.
+    """A model whose network, autoencoder and text encoders OpenVINO computes; see :func:`attach`.
 
     The model is changed in place, and with it every other that has the same modules. What a recipe keeps of it, and
     for a checkpoint of another program its ``id``, say so.
     """
     if model.device.type != "cpu":
         raise InputError(f"--engine openvino computes on a CPU, and this model is on {model.device}. Add --device cpu.")
-    vae = model.modules.get("autoencoder")
-    parts = {
-        name: getattr(vae, name) for name in ("encoder", "decoder") if isinstance(getattr(vae, name, None), nn.Module)
+    parts = {name: module for name, module in model.modules.items() if name.startswith("text_encoder")}
+    parts |= {
+        name: part
+        for name in ("encoder", "decoder")
+        if isinstance(part := getattr(model.modules.get("autoencoder"), name, None), nn.Module)
     }
     adapted = hasattr(model.denoise, "checkpoint")
+    if model.info.get("loras"):
+        warn("OpenVINO keeps another converted network for each LoRA and strength; the first run takes that time.")
     chosen = {"engine": "openvino", "precision": precision or "float32"}
     attach({"net": model.modules["net"], **parts}, model.id, chosen["precision"])
     if adapted:
@@ -99,13 +97,27 @@ def detach(modules: Mapping[str, nn.Module]) -> None:
         vars(module).pop("forward", None)
 
 
+def available() -> tuple[str, ...]:
+    """The precisions that are computed in here; none without OpenVINO."""
+    try:
+        able = engine_trial.hint("int8") == "bf16"
+    except ImportError:
+        return ()
+    return tuple(precision for precision in PRECISIONS if able or precision != "bf16")
+
+
+def refused(model: Model) -> str:
+    """Why torch computes a model's network although OpenVINO was asked to; "" where it does not."""
+    return getattr(vars(model.modules["net"]).get("forward"), "refused", "")
+
+
 class Engine:
     """A module's ``forward``, computed by OpenVINO.
 
     Args:
         module: In float32.
         place: A folder for its converted forms, one for each way in which it is called.
-        precision: A key of ``PRECISIONS``.
+        precision: One of ``PRECISIONS``.
 
     Attributes:
         refused: Why torch computes for good; "" while the engine runs.
@@ -115,23 +127,23 @@ class Engine:
         self.module, self.place, self.precision = module, place, precision
         self.torch_forward: Callable[..., Any] = type(module).forward.__get__(module)
         self.refused = ""
-        self._latest: tuple[str, Any, bool] = ("", None, False)  # one compiled program at a time, for memory
+        self._latest: tuple[str, Any, Any] = ("", None, None)  # one compiled program at a time, for memory
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = _Call(args, kwargs)
         if self.refused or self._watched(call.tensors):
             return self.torch_forward(*args, **kwargs)
         if self._latest[0] != call.key:
-            self._latest = ("", None, False)
+            self._latest = ("", None, None)
             try:
                 self._latest = (call.key, *self._program(call))
             except _Refused as reason:
                 self.refused = str(reason)
                 warn(f"OpenVINO does not compute the {self.place.name}, torch does: {reason}.")
                 return self.torch_forward(*args, **kwargs)
-        _, program, alone = self._latest
+        _, program, structure = self._latest
         results = [torch.from_numpy(result.copy()) for result in program(call.arrays()).values()]
-        return results[0] if alone else tuple(results)
+        return pytree.tree_unflatten(results, structure)
 
     def _watched(self, tensors: Sequence[Tensor]) -> bool:
         """Whether only torch can do this evaluation: training, a gradient, a hook on a layer, another device."""
@@ -142,44 +154,34 @@ class Engine:
         inner = (m for m in self.module.modules() if m is not self.module)
         return any(m._forward_hooks or m._forward_pre_hooks for m in inner)
 
-    def _program(self, call: _Call) -> tuple[Any, bool]:
-        """The compiled network for this call, after a trial; and whether it returns one tensor, not a tuple."""
+    def _program(self, call: _Call) -> tuple[Any, Any]:
+        """The compiled network for this call, after a trial; and how its outputs lie in what the module returns."""
         folder = self.place / call.signature
-        if not (notes_path := folder / "notes.json").is_file():
-            self._convert(call, folder)
-        notes = json.loads(notes_path.read_text(encoding="utf-8"))
-        trial = f"{call.shapes} {self.precision}"
-        if trial not in notes["differences"]:
-            notes["differences"][trial] = self._difference(call, folder / NET)
-            write_json(notes_path, notes)
-        if not (difference := notes["differences"][trial]) <= TOLERANCES[self.precision]:
-            raise _Refused(f"it differs from torch by {difference:.2g} of the greatest number, at {call.shapes}")
-        shapes, threads = [t.shape for t in call.tensors], torch.get_num_threads()
-        return engine_trial.compiled(folder / NET, shapes, PRECISIONS[self.precision], threads), notes["alone"]
-
-    def _convert(self, call: _Call, folder: Path) -> None:
-        """Write the network in OpenVINO's form, whole or not at all."""
-        flat, ov = _Flat(self.torch_forward, call), engine_trial.openvino()
-        trained = [p for p in self.module.parameters() if p.requires_grad]
         try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
-                with warnings.catch_warnings(), torch.no_grad():
-                    warnings.simplefilter("ignore")  # of tracing: each new shape is compared with torch
-                    self.module.requires_grad_(False)  # a traced constant must not want a gradient
-                    net = ov.convert_model(flat, example_input=tuple(call.tensors))
-                _spare_group_norms(net)
-                ov.save_model(net, Path(partial, NET), compress_to_fp16=False)
-                write_json(Path(partial, "notes.json"), {"alone": flat.alone, "differences": {}})
-                os.rename(partial, folder)
+            if not (folder / files.NOTES).is_file():
+                self._convert(call, folder)
+            if self.precision == "int8" and not (folder / files.INT8).is_file():
+                files.compress(folder)
         except Exception as error:
             if out_of_memory(error):
                 raise
             unknown = " ".join(line for line in str(error).splitlines() if line.startswith("-- ") or "No space" in line)
             raise _Refused(f"it cannot be converted ({unknown or str(error)[:200]})") from None
-        finally:
-            for parameter in trained:
-                parameter.requires_grad_()
+        files.share(self.module, folder)
+        path = folder / (files.INT8 if self.precision == "int8" else files.NET)
+        notes = json.loads((folder / files.NOTES).read_text(encoding="utf-8"))
+        trial = f"{call.shapes} {self.precision}"
+        if trial not in notes["differences"]:
+            notes["differences"][trial] = self._difference(call, path)
+            write_json(folder / files.NOTES, notes)
+        if not (difference := notes["differences"][trial]) <= TOLERANCES[self.precision]:
+            raise _Refused(f"it differs from torch by {difference:.2g} of the greatest number, at {call.shapes}")
+        shapes, threads = [t.shape for t in call.tensors], torch.get_num_threads()
+        program = engine_trial.compiled(path, shapes, engine_trial.hint(self.precision), threads)
+        return program, pytree.treespec_loads(notes["outputs"])
+
+    def _convert(self, call: _Call, folder: Path) -> None:
+        files.convert(_Flat(self.torch_forward, call, self.module), call.tensors, folder)
 
     def _difference(self, call: _Call, path: Path) -> float:
         """From torch, at most, relative to the output's greatest number, as a child process computes it."""
@@ -187,7 +189,7 @@ class Engine:
 
         with tempfile.TemporaryDirectory() as folder:
             np.savez(Path(folder, "inputs.npz"), *call.arrays())
-            settings = (folder, PRECISIONS[self.precision], str(torch.get_num_threads()))
+            settings = (folder, engine_trial.hint(self.precision), str(torch.get_num_threads()))
             done = subprocess.run(
                 [sys.executable, engine_trial.__file__, str(path), *settings], capture_output=True, text=True
             )
@@ -196,26 +198,9 @@ class Engine:
                 raise _Refused(f"the engine broke down in its trial ({how})")
             answers = list(np.load(Path(folder, "outputs.npz")).values())
         with torch.no_grad():
-            truth = self.torch_forward(*call.args, **call.kwargs)
-        pairs = list(zip(answers, [truth] if isinstance(truth, Tensor) else truth, strict=True))
+            truth = pytree.tree_leaves(self.torch_forward(*call.args, **call.kwargs))
+        pairs = list(zip(answers, truth, strict=True))
         return max(float((torch.from_numpy(a) - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
-
-
-def _spare_group_norms(net: Any) -> None:
-    """Write group_norm(x) * f as group_norm(x) + group_norm(x) * (f - 1): OpenVINO 2026.4 fuses the first, and crashes.
-
-    It does so in float32 where f differs between images: adaptive group norm.
-    """
-    ops = engine_trial.openvino().opset13
-    for node in net.get_ops():
-        if node.get_type_name() != "Multiply":
-            continue
-        a, b = (port.get_source_output() for port in node.inputs())
-        for x, factor in ((a, b), (b, a)):
-            if x.get_node().get_type_name() == "GroupNormalization":
-                more = ops.multiply(x, ops.subtract(factor, ops.constant(1.0, factor.get_element_type())))
-                node.output(0).replace(ops.add(x, more).output(0))
-                break
 
 
 class _Refused(Exception):
@@ -256,14 +241,14 @@ class _Call:
 class _Flat(nn.Module):
     """A network as a function of its tensors alone, which can be traced."""
 
-    alone = True
+    outputs = ""  # how they lie in what the network returns, once it has
 
-    def __init__(self, forward: Callable[..., Any], call: _Call):
+    def __init__(self, forward: Callable[..., Any], call: _Call, module: nn.Module):
         super().__init__()
-        self.network, self.call = forward, call
+        self.network, self.call, self.network_weights = forward, call, list(module.parameters())
 
     def forward(self, *tensors: Tensor) -> Any:
         args, kwargs = self.call.rebuilt(tensors)
-        result = self.network(*args, **kwargs)
-        self.alone = isinstance(result, Tensor)
-        return result
+        leaves, structure = pytree.tree_flatten(self.network(*args, **kwargs))
+        self.outputs = pytree.treespec_dumps(structure)
+        return leaves[0] if len(leaves) == 1 else tuple(leaves)

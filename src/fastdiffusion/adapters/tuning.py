@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..models import Model
+from . import engines
 
 WORTH = 0.9  # of the time, that a setting must get down to
 ALIKE = 5e-2  # of the largest value: as far as an estimate may move by less precision
@@ -35,6 +36,7 @@ def tune(load: Callable[..., Model], device: torch.device) -> Iterator[Tuned]:
     """
     model = load()
     seconds, estimate = timed(model, 1)
+    why = ""
     if device.type == "cpu":
         threads, before = torch.get_num_threads(), torch.get_num_threads()
         for n in sorted({1, max((os.cpu_count() or 1) // 2, 1), os.cpu_count() or 1} - {before}):
@@ -44,7 +46,7 @@ def tune(load: Callable[..., Model], device: torch.device) -> Iterator[Tuned]:
                 seconds, threads = faster, n
         torch.set_num_threads(threads)
         yield Tuned("threads", threads, f"{seconds:.2g} s an evaluation of one image")
-    own = next(model.modules["net"].parameters()).dtype
+    own, chosen = next(model.modules["net"].parameters()).dtype, {}
     for precision, dtype in {"bf16": torch.bfloat16, "fp16": torch.float16}.items():
         if dtype == own or (precision == "fp16" and device.type == "cpu"):  # slow and narrow there
             continue
@@ -53,10 +55,22 @@ def tune(load: Callable[..., Model], device: torch.device) -> Iterator[Tuned]:
         faster, other = timed(model, 1)
         moved = float((other - estimate).abs().max() / estimate.abs().max())
         if faster < WORTH * seconds and moved <= ALIKE:
-            yield Tuned("precision", precision, f"{faster:.2g} s for {seconds:.2g} s; an estimate moves by {moved:.1e}")
+            chosen = {"precision": precision}
+            why, seconds = f"{faster:.2g} s for {seconds:.2g} s; an estimate moves by {moved:.1e}", faster
             break
+    for precision in engines.available() if device.type == "cpu" else ():
+        del model
+        model = load(engine="openvino", precision=precision)
+        faster, other = timed(model, 1)
+        moved = float((other - estimate).abs().max() / estimate.abs().max())
+        if not engines.refused(model) and faster < WORTH * seconds and moved <= ALIKE:
+            chosen = {"engine": "openvino", "precision": precision}
+            why, seconds = f"{faster:.2g} s for {seconds:.2g} s; an estimate moves by {moved:.1e}", faster
+    model = load(**chosen)
+    if chosen:
+        for name, value in chosen.items():
+            yield Tuned(name, value, why)
     else:
-        model = load()
         yield Tuned("precision", None, f"the file's own, {str(own).removeprefix('torch.')}: nothing else gains")
     rows, each = 1, timed(model, 1)[0]
     for n in (2, 4, 8):

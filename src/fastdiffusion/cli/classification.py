@@ -29,7 +29,7 @@ def train_classifier(chosen: TrainClassifierOptions, data: DataName) -> None:
     from ..tasks.classification import train
 
     chosen, images = chosen.in_runs("classifier"), datasets.load(data, chosen.size)
-    made = train.train_classifier(images, **vars(chosen))
+    made = train.train_classifier(images, **vars(chosen)).model
     images = images if chosen.latents is None else train.of_latents(images, chosen)[0]
     file = Path(str(chosen.folder)) / train.FILE
     kept = images.split(chosen.holdout, chosen.seed)[1] if chosen.holdout else images

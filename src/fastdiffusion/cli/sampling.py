@@ -106,7 +106,7 @@ def sample(
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
     if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and is_other(model):
-        print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
+        print(f"With the table that was fitted for {counted(chosen.steps, 'step')} at this scale and size.")
     if len(made) == sum(made.withheld):
         print(f"{counted(len(made), 'image')} withheld by the checker: nothing was written.", file=sys.stderr)
         raise typer.Exit(1)

@@ -116,7 +116,9 @@ def automatic1111(text: str) -> dict[str, Any]:
         if not re.fullmatch(r"[\w /-]+", key):
             continue
         number = re.fullmatch(r"-?\d+(\.\d+)?", value)
-        recipe[key.strip().lower().replace(" ", "_")] = json.loads(value) if number else value.strip()
+        recipe[key.strip().lower().replace(" ", "_")] = (
+            json.loads(value) if number and len(value) < 400 else value.strip()
+        )
     return recipe
 
 

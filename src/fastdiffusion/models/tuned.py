@@ -19,7 +19,7 @@ from ..errors import CheckpointError, DataError, warn
 from ..io.atomic import write_json
 from . import folder
 
-LOADED = {"precision": str, "mem": str}  # what ``load`` takes of them, and its type
+LOADED = {"engine": str, "precision": str, "mem": str}  # what ``load`` takes of them, and its type
 KNOWN = {**LOADED, "threads": int, "batch_size": int}
 
 

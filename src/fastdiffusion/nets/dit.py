@@ -18,7 +18,8 @@ def positions(size: tuple[int, int], dim: int, device: torch.device) -> Float[Te
 
     Coordinates count from the middle, so that a larger or odd image extends a smaller one on all sides.
     """
-    frequencies = torch.logspace(0, -2, dim // 4, device=device)
+    decades = torch.linspace(0, -2, dim // 4, dtype=torch.float64)  # as logspace, which cannot be exported
+    frequencies = (10.0**decades).float().to(device)
     angles = [(torch.arange(n, device=device) - (n - 1) / 2)[:, None] * frequencies for n in size]
     rows, columns = (torch.cat([a.sin(), a.cos()], 1) for a in angles)
     h, w = size

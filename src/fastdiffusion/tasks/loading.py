@@ -23,16 +23,18 @@ HUB = "hf:"
 class LoadOptions:
     """How a model is loaded: what every command that takes a model accepts.
 
-    All but ``device`` are for checkpoints of other programs (docs/checkpoints.md).
+    All but ``device`` and ``lora`` are for checkpoints of other programs (docs/checkpoints.md).
 
     Attributes:
         device: Where to compute, such as "cuda", "mps" or "cpu"; by default where the model is, and for a file the best
             that there is.
-        lora: LoRA files, each with how strongly it counts: "style.safetensors:0.8"; of several, all.
+        lora: LoRA files, each with how strongly it counts: "style.safetensors:0.8"; of several, all. Tokens that they
+            bring can be used in prompts; a file may also have nothing but a token.
         prediction: What the network predicts, "eps" (the noise) or "v"; "auto" is what the file says.
-        precision: "float32", "bf16" or "fp16"; by default that of the file.
-        engine: "openvino" computes the network and the autoencoder on a CPU, in float32 or bf16 (``precision``), where
-            nothing looks into their layers: several times as fast (docs/checkpoints.md).
+        precision: "float32", "bf16" or "fp16"; by default that of the file. The engine openvino has "int8" in place of
+            "fp16": weights of 8 bits.
+        engine: "openvino" computes the networks on a CPU, in float32 unless ``precision`` says otherwise, where nothing
+            looks into their layers: faster (docs/checkpoints.md).
         offload: Keep one network at a time on the GPU: slower, for models larger than its memory.
         vae_tiling: Decode large images in tiles: less memory, slightly other pixels.
         mem: Memory that a run may take, such as "6G"; chooses among the last three as few as fit, and says so.
@@ -47,7 +49,9 @@ class LoadOptions:
         "auto", "What the network predicts: eps, v, or auto: what the file says.", choices=choices.PREDICTIONS
     )
     precision: str | None = option(
-        None, "In what to compute: float32, bf16, fp16; by default the file's own.", choices=choices.LOAD_PRECISIONS
+        None,
+        "In what to compute: float32, bf16, fp16, int8; by default the file's own.",
+        choices=choices.LOAD_PRECISIONS,
     )
     engine: str = option("torch", "What computes on a CPU: torch or openvino.", choices=choices.ENGINES)
     offload: bool = option(False, "Keep one network at a time on the GPU: slower, less memory.")
@@ -69,6 +73,8 @@ class LoadOptions:
             if self.precision not in PRECISIONS:
                 raise unknown("precision", self.precision, PRECISIONS)
             object.__setattr__(self, "precision", PRECISIONS[self.precision])
+        if self.precision == "int8" and self.engine == "torch":
+            raise InputError("Weights of 8 bits are computed with by another engine. Add: --engine openvino")
         _bytes(self.mem)
 
     @property
@@ -170,4 +176,4 @@ def of_run(options: Mapping[str, Any]) -> dict[str, Any]:
 def settings(model: Model) -> dict[str, Any]:
     """What a recipe keeps of how a model was loaded, if that changes its images: it, and the checkpoint's own hash."""
     kept = {name: model.info[name] for name in ("loaded", "loras") if model.info.get(name)}
-    return kept and {**kept, "file": getattr(model.denoise, "id", model.id)}
+    return kept and {**kept, "file": getattr(model.denoise, "id", model.info.get("base", model.id))}

@@ -13,6 +13,7 @@ from ... import choices
 from ...errors import InputError, unknown
 from ...options import option
 from ..loading import LoadOptions
+from .condition_options import ConditionOptions
 from .regions import parse_regions
 
 if TYPE_CHECKING:
@@ -87,8 +88,8 @@ class RunOptions(LoadOptions):
 
 
 @dataclass(frozen=True)
-class SampleOptions(RunOptions):
-    """Options of :func:`fastdiffusion.sample`, besides those of :class:`RunOptions`.
+class SampleOptions(ConditionOptions, RunOptions):
+    """Options of :func:`fastdiffusion.sample`, besides those of :class:`RunOptions` and of the conditions by images.
 
     Attributes:
         prompt: What to draw, for a text-to-image model, in the language of ``fastdiffusion.prompts``. Of several (a
@@ -147,7 +148,8 @@ class SampleOptions(RunOptions):
     mark: bool = option(False, "Put an invisible mark into the images: a program made them.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        RunOptions.__post_init__(self)
+        self.check_conditions()
         if type(self.variation_seed) is not int:
             raise InputError(f"variation_seed must be a whole number, got {self.variation_seed!r}. Try 0.")
         for name in ("rng", "upscale"):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ...errors import counted
 from ...io.images import read_image, to_tensor
 from ...models import Model
 from ...models.registry import model_and_prompt
 from ...options import fill
+from ...progress import Progress
 from .checking import Checker, flagged, load_checker, withheld
 from .options import SampleOptions
 from .plan import perform, plan
@@ -47,7 +47,7 @@ def sample(
     model, prompt = model_and_prompt(model, prompt)
     check = load_checker(checker)
     ready = plan(model, fill(SampleOptions, prompt=prompt, **options))
-    last = deque(tqdm(perform(ready), "sampling", ready.nfe, disable=None, leave=False), maxlen=1).pop()
+    last = deque(Progress(perform(ready), "sampling", ready.nfe), maxlen=1).pop()
     return _checked(ready.samples(ready.finish(last.images), range(ready.options.n)), check)
 
 
@@ -83,7 +83,7 @@ def sample_to(
     is_file(out, ready.options.n)
     parts: list[Samples] = []
     paths: list[Path] = []
-    with tqdm(desc="sampling", total=ready.nfe, disable=None, leave=False) as bar:
+    with Progress(desc="sampling", total=ready.nfe) as bar:
         for batch in ready.batches:
             names = ready.samples(torch.zeros(len(batch), *ready.model.image_shape), batch)
             before = names.saved_before(out, format) if metadata or sidecar else None

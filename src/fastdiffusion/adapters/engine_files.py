@@ -1,0 +1,139 @@
+"""Networks in OpenVINO's form, as files: converted whole or not at all, in 32 or 8 bits, and shared with torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import torch
+from torch import Tensor, nn
+
+from ..io.atomic import write_json
+from . import engine_trial
+
+NET, INT8, NOTES = "net.xml", "int8.xml", "notes.json"
+SHARED = 1 << 16  # bytes from which a weight is worth sharing
+
+
+def convert(flat: Any, inputs: Sequence[Tensor], folder: Path) -> None:
+    """Write ``flat(*inputs)``, a module whose ``network_weights`` are its parameters, into a new folder.
+
+    Raises OSError for a disk that is full, and whatever OpenVINO raises.
+    """
+    ov, weights = engine_trial.openvino(), list(flat.network_weights)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    needed, free = 1.01 * sum(p.nbytes for p in weights), shutil.disk_usage(folder.parent).free
+    if needed > free:
+        raise OSError(f"No space: it takes {needed / 1e9:.1f} GB of {folder.parent}, and {free / 1e9:.1f} GB are free")
+    trained = [p for p in weights if p.requires_grad]
+    try:
+        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
+            with warnings.catch_warnings(), torch.no_grad():
+                warnings.simplefilter("ignore")  # of tracing: each new shape is compared with torch
+                for p in trained:
+                    p.requires_grad_(False)  # a traced constant must not want a gradient
+                net = ov.convert_model(flat, example_input=tuple(inputs))
+            _spare_group_norms(net)
+            _write(net, Path(partial, NET))
+            write_json(Path(partial, NOTES), {"outputs": flat.outputs, "differences": {}})
+            os.rename(partial, folder)
+    finally:
+        for p in trained:
+            p.requires_grad_()
+
+
+def compress(folder: Path) -> None:
+    """Write the network once more beside itself, its weights in 8 bits: whole numbers and a scale for each channel.
+
+    Biases, norms and tables of embeddings stay as they are.
+    """
+    import numpy as np
+
+    ov = engine_trial.openvino()
+    ops, net = ov.opset13, ov.Core().read_model(folder / NET)
+    for node in net.get_ops():
+        if (kind := node.get_type_name()) not in ("MatMul", "Convolution"):
+            continue
+        constant = node.input(1).get_source_output().get_node()
+        if constant.get_type_name() != "Constant" or constant.get_element_type() != ov.Type.f32:
+            continue
+        weight = constant.data
+        if weight.ndim < 2 or weight.nbytes < SHARED:
+            continue
+        columns = kind == "MatMul" and not node.get_attributes()["transpose_b"]
+        axes = (0,) if columns else tuple(range(1, weight.ndim))
+        scale = np.abs(weight).max(axes, keepdims=True) / 127
+        scale[scale == 0] = 1
+        whole = ops.convert(ops.constant(np.round(weight / scale).astype(np.int8)), np.float32)
+        node.input(1).replace_source_output(ops.multiply(whole, ops.constant(scale)).output(0))
+    with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as partial:
+        _write(net, Path(partial, INT8))
+        for suffix in (".bin", ".xml"):  # the one that is looked for comes last
+            os.rename(Path(partial, INT8).with_suffix(suffix), folder / Path(INT8).with_suffix(suffix))
+
+
+def share(module: nn.Module, folder: Path) -> None:
+    """Let torch's large weights be views of the converted file: memory that is empty until torch computes.
+
+    The file is mapped privately: nothing that is done to a weight reaches it.
+    """
+    path = (folder / NET).with_suffix(".bin")
+    file = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+    places: dict[tuple[int, bytes], list[Tensor]] = {}
+    for start, end in _constants(folder / NET):
+        if end - start >= SHARED:
+            places.setdefault(_key(part := file[start:end]), []).append(part)
+    for p in module.parameters():
+        if p.nbytes < SHARED or not p.is_contiguous() or p.dtype != torch.float32 or _from_file(p):
+            continue
+        own = p.detach().reshape(-1).view(torch.uint8)
+        if (same := next((part for part in places.get(_key(own), ()) if torch.equal(part, own)), None)) is not None:
+            p.data = same.view(torch.float32).view(p.shape)
+    del file
+
+
+def _from_file(p: Tensor) -> bool:
+    """Whether a weight is such a view already: the only ones whose storage is larger than they are."""
+    return p.untyped_storage().nbytes() > p.nbytes
+
+
+def _key(raw: Tensor) -> tuple[int, bytes]:
+    return len(raw), raw[:256].numpy().tobytes()
+
+
+def _constants(path: Path) -> Iterator[tuple[int, int]]:
+    """Where the constants are in the file beside a network: first byte, and the byte after the last."""
+    for layer in ElementTree.parse(path).iter("layer"):
+        if layer.get("type") == "Const" and (data := layer.find("data")) is not None:
+            start = int(data.get("offset", 0))
+            yield start, start + int(data.get("size", 0))
+
+
+def _write(net: Any, path: Path) -> None:
+    """Both files of a network; OpenVINO itself does not always say that a disk is full."""
+    engine_trial.openvino().save_model(net, path, compress_to_fp16=False)
+    if path.with_suffix(".bin").stat().st_size < max((end for _, end in _constants(path)), default=0):
+        raise OSError("No space was left while it was written")
+
+
+def _spare_group_norms(net: Any) -> None:
+    """Write group_norm(x) * f as group_norm(x) + group_norm(x) * (f - 1): OpenVINO 2026.4 fuses the first, and crashes.
+
+    It does so in float32 where f differs between images: adaptive group norm.
+    """
+    ops = engine_trial.openvino().opset13
+    for node in net.get_ops():
+        if node.get_type_name() != "Multiply":
+            continue
+        a, b = (port.get_source_output() for port in node.inputs())
+        for x, factor in ((a, b), (b, a)):
+            if x.get_node().get_type_name() == "GroupNormalization":
+                more = ops.multiply(x, ops.subtract(factor, ops.constant(1.0, factor.get_element_type())))
+                node.output(0).replace(ops.add(x, more).output(0))
+                break
