@@ -67,7 +67,7 @@ def main() -> None:
             difference = float((answer - truth).abs().max() / truth.abs().max())
             print(
                 f"{'openvino ' + precision:24} {each:6.2f} s, {base / each:.1f} times as fast; the first call, with "
-                f"conversion and trial, {first:.0f} s; differs by {difference:.1e} {net.forward.refused}",
+                f"conversion and trial, {first:.0f} s; differs by {difference:.1e} {net.forward.refusals}",
                 flush=True,
             )
             engines.detach({"net": net})
