@@ -100,7 +100,7 @@ def at_equal_bits(curve: list[Path], bits: float) -> float | None:
 
 
 def emoji(row: str, steps: int, out: Path) -> dict[str, Any]:
-    autoencoder = train_autoencoder("emoji-scenes", steps=steps, folder=out / row, **EMOJI[row])
+    autoencoder = train_autoencoder("emoji-scenes", steps=steps, folder=out / row, **EMOJI[row]).model
     held = data.load("emoji-scenes", part="designs")
     results: dict[str, Any] = describe(autoencoder, held, n=144, samples=4)
     save_png(sheet(autoencoder, held), out / f"{row}.png")
@@ -119,7 +119,7 @@ def collapse(out: Path) -> dict[str, Any]:
     for row, options in COLLAPSE.items():
         autoencoder = train_autoencoder(
             digits, steps=500, levels=3, latent=16, **SMALL, **options, folder=out / f"digits-{row}"
-        )
+        ).model
         assert isinstance(autoencoder, KL)
         results[row] = describe(autoencoder, held) | {"psnr_drawn": drawn(autoencoder, held, len(held))}
         results[row] |= evaluator(imagine(autoencoder, range(898), (8, 8)))
@@ -155,14 +155,14 @@ def priors(name: str, kinds: list[str], seeds: list[int], prior_steps: int, out:
             folder = out / f"{name}-{kind}-{seed}"
             held = images.split(0.05, seed)[1]
             keywords = {"steps": 500, **SMALL, **PRIORS[name][kind]}
-            autoencoder = train_autoencoder(images, seed=seed, folder=folder, **keywords)
+            autoencoder = train_autoencoder(images, seed=seed, folder=folder, **keywords).model
             if isinstance(autoencoder, KL):
                 x, row = imagine(autoencoder, range(evaluator.n), images.shape[1:]), describe(autoencoder, held)
             else:
                 assert isinstance(autoencoder, Discrete)
                 tokens = train_token_prior(
                     autoencoder, images, steps=prior_steps, width=96, depth=3, seed=seed, folder=folder / "prior"
-                )
+                ).model
                 row = describe(autoencoder, held) | {
                     "bits, prior": bits(tokens, held),
                     "used": use(autoencoder, images, 1000),

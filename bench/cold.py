@@ -71,7 +71,7 @@ def main() -> None:
         begun = time.process_time()
         net = cold_diffusion.train_cold(
             data, name, steps=args.steps, net=args.net, holdout=HELD, folder=folder, device="cpu"
-        )
+        ).model
         seconds = time.process_time() - begun
         start = net.process.degrade(x0, 1.0, noise.initial(range(len(x0)), x0.shape[1:]))
         row: dict = {"training": round(seconds), "input": {"fd": round(fd(start), 2), "psnr": mean(psnr(start, x0))}}

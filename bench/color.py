@@ -74,7 +74,7 @@ def measured(
     made = {"real": real, "gray": shades.expand_as(real)}
     for answer in ("mean", "sample"):
         made[answer] = torch.cat([
-            to_tensor(restore(to_pil(x), "colorize", model, answer=answer, seed=i).images) for i, x in enumerate(shades)
+            restore(to_pil(x), "colorize", model, answer=answer, seed=i).images for i, x in enumerate(shades)
         ])  # fmt: skip
     pool = [captions[0] for captions in emoji.captions]
     right = {}

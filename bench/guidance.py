@@ -112,8 +112,8 @@ def run(args: argparse.Namespace, seed: int) -> list[dict[str, float | str]]:
     of = subject(args, seed)
     model, train = of.model, of.train
     guides: dict[str, Classifier] = {
-        "classifier": train_classifier(train, steps=args.classifier_steps, seed=1 + seed),
-        "middle of the U-Net": train_classifier(train, steps=args.classifier_steps, model=model, seed=1 + seed),
+        "classifier": train_classifier(train, steps=args.classifier_steps, seed=1 + seed).model,
+        "middle of the U-Net": train_classifier(train, steps=args.classifier_steps, model=model, seed=1 + seed).model,
     }
     bench = Bench(of, args.n, args.steps)
     for name, guide in guides.items():

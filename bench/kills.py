@@ -66,7 +66,7 @@ def _text_model() -> Any:
 
 
 def _tokens() -> Any:
-    return train_autoencoder(squares(), kind="fsq", width=8, levels=1, codebook_size=64, steps=1, **QUIET)
+    return train_autoencoder(squares(), kind="fsq", width=8, levels=1, codebook_size=64, steps=1, **QUIET).model
 
 
 QUIET = {"batch_size": 4, "device": "cpu", "verbose": False}
@@ -75,35 +75,37 @@ KINDS: dict[str, Kind] = {
         squares(), net=NET, self_condition=True, augment=("mirror",), dropout=0.1, grad_accumulation=2,
         folder=o.pop("folder"), save_every=o.pop("save_every", 0.0), **QUIET,
     ).fit(steps=o["steps"]).objective,
-    "classifier": lambda **o: train_classifier(squares(), dropout=0.2, holdout=0.1, **QUIET, **o),
+    "classifier": lambda **o: train_classifier(squares(), dropout=0.2, holdout=0.1, **QUIET, **o).model,
     "noise level": lambda **o: train_noise_level(squares(), **QUIET, **o),
-    "autoencoder": lambda **o: train_autoencoder(squares(), width=8, levels=1, adversarial=0.1, **QUIET, **o),
+    "autoencoder": lambda **o: train_autoencoder(squares(), width=8, levels=1, adversarial=0.1, **QUIET, **o).model,
     "vq autoencoder": lambda **o: train_autoencoder(
         squares(), kind="vq", width=8, levels=1, codebook_size=16, **QUIET, **o
-    ),
+    ).model,
     "gumbel autoencoder": lambda **o: train_autoencoder(
         squares(), kind="gumbel", width=8, levels=1, codebook_size=16, **QUIET, **o
-    ),
-    "token prior": lambda **o: train_token_prior(_tokens(), squares(), width=16, depth=1, **QUIET, **o),
-    "clip": lambda **o: clips.train_clip(squares(), net="tiny", **QUIET, **o),
+    ).model,
+    "token prior": lambda **o: train_token_prior(_tokens(), squares(), width=16, depth=1, **QUIET, **o).model,
+    "clip": lambda **o: clips.train_clip(squares(), net="tiny", **QUIET, **o).model,
     "unclip prior": lambda **o: train_prior(
-        clips.train_clip(squares(), net="tiny", steps=1, **QUIET), squares(), **QUIET, **o
+        clips.train_clip(squares(), net="tiny", steps=1, **QUIET).model, squares(), **QUIET, **o
     ),
     "caption mean": lambda **o: train_caption_mean(
         squares(), net={**NET, "words": WORDS}, side=4, **QUIET, **o
-    ).modules["net"],
+    ).model.modules["net"],
     "language": lambda **o: add_language(
         _text_model(), [Pair(f"un cuadro {word}", f"a {word} square") for word in COLORS],
         vocabulary=300, depth=1, **QUIET, **o,
-    ).modules["net"],
-    "translation": lambda **o: train_translation(squares(), squares(), method="gan", net="unet-tiny", **QUIET, **o),
+    ).model.modules["net"],
+    "translation": lambda **o: train_translation(
+        squares(), squares(), method="gan", net="unet-tiny", **QUIET, **o
+    ).model,
     "cyclegan": lambda **o: train_translation(
         squares(), classes="red,blue", method="cyclegan", net="unet-tiny", **QUIET, **o
-    ),
-    "cold": lambda **o: train_cold(squares(), "blur 2", **QUIET, **o),
+    ).model,
+    "cold": lambda **o: train_cold(squares(), "blur 2", **QUIET, **o).model,
     "style": lambda **o: train_style(
         squares().batch([1]).images[0] / 127.5 - 1, squares(), size=16, **QUIET, **o
-    ),
+    ).model,
     "evaluator": lambda **o: train_evaluator(
         squares(side=64).batch(range(32)).images, [[c] for c in squares().texts()[::2]], **QUIET, **o
     ),

@@ -184,7 +184,7 @@ def main() -> None:
         return not only or part in only
 
     def answer(text: str, **options):
-        return lambda y, op: to_tensor(restore(y, text, model, **options).images[0])
+        return lambda y, op: restore(y, text, model, **options).images[0]
 
     def unchanged(y: Image.Image, op) -> Tensor:
         return op.lift(to_tensor(y)[None])[0].expand(3, -1, -1)
@@ -305,7 +305,7 @@ def seams(folder: Path, model: Model) -> dict:
         y = reduced(read_image(path).convert("RGB"), 250_000)
         done = restore(y, "downscale 2", model, tile=128, overlap=64)
         whole = restore(y, "downscale 2", model, tile=4096)
-        x, w = done.images[0].float(), whole.images[0].float()
+        x, w = done.pixels[0].float(), whole.pixels[0].float()
         extra = (x - w).diff(dim=2).abs().mean((0, 1))
         plain = x.diff(dim=2).abs().mean((0, 1))
         borders = [2 * c - 1 for c in range(64, y.width - 64, 64)]

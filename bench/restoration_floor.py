@@ -108,7 +108,7 @@ def files(crops: dict[str, Image.Image], report: Report, show: Path | None) -> N
                 for name, image in crops.items():
                     path, x = stored(image, Path(temporary) / "x.jpg", quality, way), to_tensor(image)
                     y = to_tensor(open_image(path).convert("RGB"))
-                    done = to_tensor(restore(path, "dejpeg").images[0])
+                    done = restore(path, "dejpeg").images[0]
                     gains[name] = psnr(done, x) - psnr(y, x)
                     if chroma(y, x) > 0.004:
                         ratios.append(chroma(done, x) / chroma(y, x))
@@ -135,11 +135,11 @@ def others(
             x = x[inner]
             options = {"posterior": "dps"} if "posterize" in said else {}
             known, source = _holes(said, happened, operator, y)
-            done = to_tensor(restore(source, known, method=method, **options).images)
+            done = restore(source, known, method=method, **options).images
             before = parse(happened).on(x.shape[1:], [i]).lift(y).expand_as(x).clamp(-1, 1)
             gains[name] = psnr(done, x) - psnr(before, x)
             if said != happened:
-                over[name] = psnr(done, x) - psnr(to_tensor(restore(source, "deblur blind").images), x)
+                over[name] = psnr(done, x) - psnr(restore(source, "deblur blind").images, x)
             _save(show, f"{happened}-{said}-{method}-{name}", before[0], done[0], x[0])
         as_said = "" if said == happened else f", said to be {said}"
         least = f" at least {min(over.values()):+.2f} beside the blind result |" if over else ""

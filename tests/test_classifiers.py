@@ -32,7 +32,7 @@ def model() -> Model:
 
 @pytest.fixture(scope="module")
 def judge(digits) -> Classifier:
-    return train_classifier(digits[0], steps=150, batch_size=64, lr=3e-3)
+    return train_classifier(digits[0], steps=150, batch_size=64, lr=3e-3).model
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_no_label_guides_nowhere(judge):
 
 def test_it_reads_the_middle_of_a_model_and_leaves_it_alone(digits, model):
     before = {name: value.clone() for name, value in models.native_denoiser(model).net.state_dict().items()}
-    reader = train_classifier(digits[0], steps=3, model=model, batch_size=16)
+    reader = train_classifier(digits[0], steps=3, model=model, batch_size=16).model
     assert all(
         torch.equal(value, before[name]) for name, value in models.native_denoiser(model).net.state_dict().items()
     )
@@ -94,10 +94,10 @@ def test_the_middle_guides_like_the_whole_classifier(width):
 
 def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, cut):
     options = {"steps": 6, "batch_size": 16, "dropout": 0.3}
-    whole = train_classifier(digits[0], **options)
+    whole = train_classifier(digits[0], **options).model
     with cut(4):
         train_classifier(digits[0], folder=tmp_path, **options)
-    resumed = train_classifier(digits[0], folder=tmp_path, **options)
+    resumed = train_classifier(digits[0], folder=tmp_path, **options).model
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     with pytest.raises(CheckpointError, match=r"holds a run with lr=0\.001"):
         train_classifier(digits[0], folder=tmp_path, **{**options, "lr": 0.1})

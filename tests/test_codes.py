@@ -33,7 +33,7 @@ TWO = torch.stack([torch.arange(9).view(3, 3) % 5, torch.arange(9).view(3, 3) % 
 
 @pytest.fixture(scope="module")
 def autoencoder():
-    return train_autoencoder("digits", kind="fsq", **TINY)
+    return train_autoencoder("digits", kind="fsq", **TINY).model
 
 
 # ---- a posterior over tokens ------------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ def test_files_of_every_kind(make, tmp_path):
 
 
 def test_fsq_has_the_codebooks_of_its_paper():
-    made = train_autoencoder("digits", steps=1, kind="fsq", width=8, codebook_size=256)
+    made = train_autoencoder("digits", steps=1, kind="fsq", width=8, codebook_size=256).model
     assert made.config["levels"] == [8, 6, 5]
     with pytest.raises(InputError, match="codebooks of 64, 256"):
         train_autoencoder("digits", steps=1, kind="fsq", codebook_size=300)
@@ -152,7 +152,7 @@ def test_a_grid_depends_on_its_seed_alone():
 
 
 def test_a_cut_run_goes_on_bit_for_bit(autoencoder, tmp_path, cut):
-    whole = train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path / "whole")
+    whole = train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path / "whole").model
     with cut(1):
         train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path / "cut")
     assert not (tmp_path / "cut" / "report.html").exists()
@@ -196,13 +196,13 @@ def test_what_does_not_fit_is_refused(autoencoder, tmp_path):
 
 
 def test_bad_numbers_are_told(autoencoder, tmp_path):
-    made = train_token_prior(autoencoder, "digits", **PRIOR)
+    made = train_token_prior(autoencoder, "digits", **PRIOR).model
     for call in (
-        lambda: train_token_prior(autoencoder, "digits", **{**PRIOR, "batch_size": 0}),
+        lambda: train_token_prior(autoencoder, "digits", **{**PRIOR, "batch_size": 0}).model,
         lambda: sample_tokens(made, n=2, batch_size=-1),
-        lambda: train_autoencoder("digits", **{**TINY, "batch_size": 0}),
-        lambda: train_autoencoder("digits", **{**TINY, "lr": math.nan}),
-        lambda: train_autoencoder("digits", kl=math.nan, **TINY),
+        lambda: train_autoencoder("digits", **{**TINY, "batch_size": 0}).model,
+        lambda: train_autoencoder("digits", **{**TINY, "lr": math.nan}).model,
+        lambda: train_autoencoder("digits", kl=math.nan, **TINY).model,
     ):
         with pytest.raises(InputError, match=r"batch_size|lr must be|not negative"):
             call()
@@ -213,7 +213,7 @@ def test_bad_numbers_are_told(autoencoder, tmp_path):
 
 def test_one_picture_of_one_latent_is_finite(tmp_path):
     one = data.Subset(data.load("digits"), [3])
-    autoencoder = train_autoencoder(one, steps=1, levels=3, width=8, holdout=0)
+    autoencoder = train_autoencoder(one, steps=1, levels=3, width=8, holdout=0).model
     assert (
         autoencoder.std.isfinite().all()
         and autoencoder.decode(autoencoder.encode(torch.zeros(1, 1, 8, 8))).isfinite().all()
@@ -253,7 +253,7 @@ def test_from_the_command_line(autoencoder, tmp_path, capsys):
 
 
 def test_a_variational_codec_from_the_command_line(tmp_path):
-    made = train_autoencoder("digits", steps=10, latent=4, levels=3, width=8, free_bits=0.1)
+    made = train_autoencoder("digits", steps=10, latent=4, levels=3, width=8, free_bits=0.1).model
     autoencoders.save(made, tmp_path / "kl.safetensors")
     run = ["codec", str(tmp_path / "kl.safetensors"), "digits", "-n", "20", "--samples", "8", "-o", str(tmp_path)]
     assert cli.main(run) == 0
@@ -266,14 +266,16 @@ def test_free_bits_cure_a_collapse():
     """Under a heavy weight all latents collapse; with half a nat free, they do not."""
     given = {"latent": 8, "levels": 3, "width": 8, "lr": 3e-3, "kl": 4.0, "optimizer": "adamw"}
     held = data.load("digits").split(0.05, 0)[1]
-    silent, cured = (describe(train_autoencoder("digits", steps=250, **given, free_bits=f), held) for f in (0, 0.5))
+    silent, cured = (
+        describe(train_autoencoder("digits", steps=250, **given, free_bits=f).model, held) for f in (0, 0.5)
+    )
     assert silent["active"] <= 1 and cured["active"] >= 6
     assert cured["psnr"] > silent["psnr"] + 0.5 and cured["iwae"] > silent["iwae"]
 
 
 def test_a_prior_goes_on_only_with_the_weights_that_it_began_with(autoencoder, tmp_path):
     train_token_prior(autoencoder, "digits", **PRIOR, folder=tmp_path)
-    other = train_autoencoder("digits", kind="fsq", **TINY, seed=1)
+    other = train_autoencoder("digits", kind="fsq", **TINY, seed=1).model
     with pytest.raises(CheckpointError, match="weights"):
         train_token_prior(other, "digits", **PRIOR, folder=tmp_path)
 

@@ -97,7 +97,7 @@ def tiny(monkeypatch):
 @pytest.mark.parametrize("name", ["pixelate 4", "blur_noise"])
 def test_a_small_training_restores(name, tmp_path):
     digits = data.load("digits")
-    made = cold_diffusion.train_cold(digits, name, steps=60, batch_size=32, lr=5e-3, folder=tmp_path / "run")
+    made = cold_diffusion.train_cold(digits, name, steps=60, batch_size=32, lr=5e-3, folder=tmp_path / "run").model
     x0 = to_tensor(digits.batch(range(64)).images)
     level = 1.0 if name == "pixelate 4" else 0.4
     x = made.process.degrade(x0, level, torch.randn_like(x0))

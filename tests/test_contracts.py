@@ -41,7 +41,7 @@ from fastdiffusion.data import ImageFolder, augment, folders
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.guidance import posterior
-from fastdiffusion.io import images
+from fastdiffusion.io import provenance
 from fastdiffusion.models import Model, registry
 from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import clip as net_clip
@@ -49,6 +49,8 @@ from fastdiffusion.nets import presets
 from fastdiffusion.prompts import reading
 from fastdiffusion.samplers import processes
 from fastdiffusion.tasks import export, fitting, training, variations
+from fastdiffusion.tasks.attribution.explain import explain
+from fastdiffusion.tasks.attribution.options import ExplainOptions
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
@@ -59,6 +61,8 @@ from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, rng, sample, samples
 from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions, StudyOptions, VariationsOptions
+from fastdiffusion.tasks.personalization import finetune, lora, personalize
+from fastdiffusion.tasks.personalization.options import FinetuneOptions, LoraOptions, PersonalizeOptions
 from fastdiffusion.tasks.restoration import cold_diffusion, method, restore, watermarks
 from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from fastdiffusion.tasks.stylization import network, stylize
@@ -108,6 +112,21 @@ def test_every_command_is_a_function():
     functions = {name.replace("-", "_") for name in COMMANDS}
     assert functions <= set(fastdiffusion.__all__)
     assert all(callable(getattr(fastdiffusion, name)) for name in functions)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name.startswith("train") or name == "add-language"])
+def test_every_training_verb_returns_path_model_and_report(command):
+    """``TrainingResult[what it trained]``; that it is one at run time, jaxtyping's checks of every test see to."""
+    returned = inspect.signature(getattr(fastdiffusion, command.replace("-", "_"))).return_annotation
+    assert str(returned).startswith("TrainingResult[")
+
+
+def test_a_result_names_its_folder_and_its_report(tmp_path):
+    made = fastdiffusion.TrainingResult.of("net", tmp_path)
+    assert (made.path, made.model, made.report) == (tmp_path, "net", None)
+    (tmp_path / "report.html").write_text("")
+    assert fastdiffusion.TrainingResult.of("net", str(tmp_path)).report == tmp_path / "report.html"
+    assert fastdiffusion.TrainingResult.of("net", None).path is None
 
 
 def test_the_promised_names():
@@ -188,7 +207,11 @@ VERBS = {
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, StylizeOptions, flags="out metadata", parameters="net"),
+    "explain": verb(explain, ExplainOptions, flags="out metadata"),
     "edit": verb(edit.edit, EditOptions, flags="what out compare metadata", parameters="image prompt"),
+    "personalize": verb(personalize.personalize, PersonalizeOptions),
+    "finetune": verb(finetune.finetune, FinetuneOptions),
+    "lora": verb(lora.lora, LoraOptions),
     "train-style": verb(network.train_style, TrainStyleOptions),
     "train-translation": verb(paired.train_translation, TrainTranslationOptions),
     "translate": verb(paired.translate, TranslateOptions, flags="out metadata"),
@@ -196,7 +219,7 @@ VERBS = {
     "list-samplers": verb(fastdiffusion.list_samplers),
     "names": verb(reading.names, flags="prompt", parameters="text"),
     "about": verb(about.about),
-    "recipe": verb(images.read_recipe, flags="image", parameters="path"),
+    "recipe": verb(provenance.read_all, flags="image", parameters="path key"),
     "demo": verb(demo.demo, flags="out", parameters="folder"),
     "doctor": verb(doctor.doctor),
 }  # fmt: skip
@@ -345,6 +368,7 @@ CHOICES = {
     choices.RESTORATIONS: method.METHODS, choices.ANSWERS: method.ANSWERS, choices.PROCESSES: processes.PROCESSES,
     choices.TRANSLATIONS: paired.METHODS, choices.AUTOENCODERS: train.KINDS, choices.CLIP_SIZES: clip.SIZES,
     choices.CLIP_LOSSES: net_clip.LOSSES, choices.RNGS: ["own", *rng.THEIRS],
+    choices.MAPS: ["auto", "attention", "occlusion"],
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def data() -> Images:
 
 @pytest.fixture(scope="module")
 def drafted(data: Images) -> Model:
-    return train_caption_mean(data, steps=150, **SETTINGS)
+    return train_caption_mean(data, steps=150, **SETTINGS).model
 
 
 def drawn(model: Model, captions: list[str]) -> torch.Tensor:
@@ -88,7 +88,7 @@ def test_a_file_keeps_it_and_training_goes_on_with_it(data, drafted, tmp_path):
 
 def test_another_language_keeps_it(drafted):
     pairs = [Pair(text[::-1], text) for text in CAPTIONS]
-    taught = add_language(drafted, pairs, steps=2, vocabulary=320, batch_size=8)
+    taught = add_language(drafted, pairs, steps=2, vocabulary=320, batch_size=8).model
     assert (
         torch.equal(
             models.native_denoiser(taught).net.caption_mean.layers[0].weight,
@@ -99,14 +99,14 @@ def test_another_language_keeps_it(drafted):
 
 
 def test_it_goes_on_where_it_was_cut(data, tmp_path, cut):
-    whole = train_caption_mean(data, steps=6, folder=tmp_path / "a", **SETTINGS)
+    whole = train_caption_mean(data, steps=6, folder=tmp_path / "a", **SETTINGS).model
     with cut(1):
         train_caption_mean(data, steps=6, folder=tmp_path / "b", **SETTINGS)
     saved = load_tensors(tmp_path / "b" / "step-000000001.safetensors")[0]["config"]
     assert (
         list(saved["optimizer"]) == ["draft"] and {"words", "draft", "begin"} < saved["run"].keys()
     )  # as ever in files
-    cut = train_caption_mean(data, steps=6, folder=tmp_path / "b", **SETTINGS)
+    cut = train_caption_mean(data, steps=6, folder=tmp_path / "b", **SETTINGS).model
     assert torch.equal(drawn(cut, CAPTIONS), drawn(whole, CAPTIONS))
     assert torch.equal(drawn(load(tmp_path / "b" / FILE), CAPTIONS), drawn(whole, CAPTIONS))
     with pytest.raises(CheckpointError, match="choose another folder"):

@@ -1,5 +1,6 @@
 """What holds for every family of checkpoints: equal to its own pipeline, row by row, and a Model like any other."""
 
+import inspect
 import re
 from copy import deepcopy
 from dataclasses import replace
@@ -16,9 +17,12 @@ from loaded_families import get
 from tiny_pipelines import FAMILIES
 
 import fastdiffusion
-from fastdiffusion import prompts
+from fastdiffusion import prompts, samplers
 from fastdiffusion.adapters import FAMILIES as KNOWN
 from fastdiffusion.adapters.examine import difference, pipeline, pipeline_class
+from fastdiffusion.adapters.levels import FlowLevels
+from fastdiffusion.errors import InputError
+from fastdiffusion.guidance import pag, slg
 from fastdiffusion.guidance.attention import Controller, Replace, Reweight, Share, Store, attention_layers, control
 from fastdiffusion.types import Cond
 
@@ -349,3 +353,60 @@ def test_the_page_about_families(name):
     assert ("embedded" in row[2]) == (model.guidance == "embedded")
     assert ("norm" in row[2]) == (model.guide(model.denoise, 2.0).factory.__name__ == "norm_rescaled")
     assert str(model.conditioner.max_tokens) in re.findall(r"\d+", row[4])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_disturbed_attention_guides_or_says_which_layer_it_cannot_see(name):
+    one = get(name)
+    model, net = one.model, one.model.modules["net"]
+    x, sigma = torch.randn(1, *model.shape), torch.full((1,), 0.9)
+    cond = model.encode_prompt(["a cat"], one.size)
+    plain = model.denoise(x, sigma, cond)
+    assert torch.equal(pag(model.denoise, net, 1.0)(x, sigma, cond), plain)
+    for guide in (pag, slg):
+        try:
+            guided = guide(model.denoise, net, 3.0)(x, sigma, cond)
+        except InputError as error:
+            assert name == "sana" and "attn1" in str(error)  # noqa: PT017 (its self-attention is linear)
+        else:
+            assert not torch.allclose(guided, plain) and bool(guided.isfinite().all())
+    assert torch.equal(model.denoise(x, sigma, cond), plain)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sd15", "StableDiffusionPAGPipeline"), ("sd3", "StableDiffusion3PAGPipeline")]
+)
+@torch.no_grad()
+def test_pag_equals_diffusers_pipeline(name, kind):
+    """Two prompts, 3 steps of Euler, with and without classifier-free guidance."""
+    import diffusers
+
+    one = get(name)
+    model, family = one.model, one.model.denoise
+    layers = ["mid"] if name == "sd15" else ["blocks.0"]
+    net = model.modules["net"]
+    own = pipeline(model)
+    known = inspect.signature(getattr(diffusers, kind)).parameters
+    parts = {name: part for name, part in own.components.items() if name in known}
+    pipe = getattr(diffusers, kind)(**parts, pag_applied_layers=layers)
+    pipe.set_progress_bar_config(disable=True)
+    for scale in (1.0, 4.0):
+        options = {**family.pipeline_options(scale), "pag_scale": 2.0}
+        noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
+        shape = (one.size[0] // model.factor, one.size[1] // model.factor)
+        noise = noise[..., : shape[0], : shape[1]]
+        wanted = pipe(
+            prompt=list(UNLIKE), latents=family.to_pipeline(noise.clone()), num_inference_steps=3, height=one.size[0],
+            width=one.size[1], output_type="latent", return_dict=False, **options,
+        )[0]  # fmt: skip
+        sigmas = pipe.scheduler.sigmas.double()
+        flow = isinstance(family.levels, FlowLevels)
+        sigmas = (sigmas / (1 - sigmas)).clamp(max=FlowLevels.TOP) if flow else sigmas
+        start = noise * (1 + float(sigmas[0]) if flow else float(pipe.scheduler.init_noise_sigma))
+        guided = model.guide(model.denoise, scale, model.null(1, one.size)) if scale != 1 else model.denoise
+        chosen = [pattern + "*" if "." in pattern else pattern for pattern in layers]
+        guided = pag(guided, net, 3.0, chosen, plain=model.denoise)
+        cond = model.encode_prompt(UNLIKE, one.size)
+        got = samplers.final(samplers.run(guided, start, samplers.table("euler", sigmas), cond, [0, 1]))
+        assert float((got - family.from_pipeline(wanted, model.shape)).abs().max() / wanted.abs().max()) <= 1e-4

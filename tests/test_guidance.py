@@ -17,6 +17,7 @@ from fastdiffusion.guidance import (
     autoguidance,
     blind,
     cfg,
+    cfg_zero,
     classifier,
     compose,
     inpaint,
@@ -108,6 +109,7 @@ def of_one_line(d, *, run: Run):
 CASES = {
     "cfg": lambda d: cfg(d, 3.0),
     "apg": lambda d: apg(d, 3.0, norm=1.0),
+    "cfg_zero": lambda d: cfg_zero(d, 3.0),
     "autoguidance": lambda d: autoguidance(d, shifted, 2.0),
     "compose": lambda d: compose(d, [Cond(label=torch.tensor([0])), Cond(label=torch.tensor([1]))], [1.0, 0.5]),
     "classifier": lambda d: classifier(d, log_prob, 2.0),
@@ -121,6 +123,7 @@ OFF = {
     "cfg": lambda d: cfg(d, 1.0, rescale=0.7),
     "cfg outside its interval": lambda d: cfg(d, 3.0, interval=(100.0, 200.0)),
     "apg": lambda d: apg(d, 1),
+    "cfg_zero": lambda d: cfg_zero(d, 1.0),
     "autoguidance": lambda d: autoguidance(d, d, 1.0),
     "classifier": lambda d: classifier(d, log_prob, 0.0),
     "loss_guidance": lambda d: loss_guidance(d, energy, lambda sigma: 0.0),
@@ -129,7 +132,7 @@ OFF = {
 
 
 def test_every_guidance_is_enrolled() -> None:
-    elsewhere = {"feature_guidance", "clip_guidance"}  # test_classifiers and test_clip
+    elsewhere = {"feature_guidance", "clip_guidance", "pag", "seg", "slg", "cads"}  # test_{classifiers,clip,disturbed}
     assert {*CASES, *elsewhere} == {entry.factory.__name__ for entry in guidance.GUIDANCE.values()}
 
 
@@ -138,7 +141,7 @@ def test_what_is_registered_is_in_the_signature() -> None:
         parameters = inspect.signature(entry.factory).parameters
         assert {*entry.arguments, *entry.options} <= parameters.keys(), name
         assert not entry.example or entry.example.split()[0] == name
-        needed = {p.name for p in list(parameters.values())[1:] if p.default is p.empty} - {"run"}
+        needed = {p.name for p in list(parameters.values())[1:] if p.default is p.empty} - {"run", "net"}
         assert not entry.example or needed <= {*entry.arguments, *entry.options}, name
 
 
@@ -208,6 +211,19 @@ def like_apg(d):
         push = push / push.norm(dim=1, keepdim=True).clamp(min=1)
         unit = positive / positive.norm(dim=1, keepdim=True)
         return positive + 2 * (push - (push * unit).sum(1, keepdim=True) * unit)
+
+    return guided
+
+
+def like_cfg_zero(d):
+    def guided(x, sigma, cond):
+        t = (sigma / (1 + sigma))[:, None]
+        if torch.allclose(x[:B].norm(dim=1), START.norm(dim=1)):  # the first evaluation, mirrored or not
+            return x * (1 - t)
+        one, without = every(d, x, sigma, [cond, labelled(cond, None, x)])
+        v, u = (((x - x0) / sigma[:, None] - x0) for x0 in (one, without))
+        u = u * ((v * u).sum(1) / u.square().sum(1))[:, None]
+        return x * (1 - t) - t * (u + 3 * (v - u))
 
     return guided
 
@@ -285,7 +301,7 @@ FORMULAS = dict(
     zip(
         CASES,
         (
-            like_cfg, like_apg, like_autoguidance, like_compose, like_classifier, like_loss_guidance,
+            like_cfg, like_apg, like_cfg_zero, like_autoguidance, like_compose, like_classifier, like_loss_guidance,
             like_inpaint, like_blind, like_self_ensemble, like_self_conditioned,
         ),
         strict=True,

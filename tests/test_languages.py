@@ -72,7 +72,7 @@ def answers(model: Model, texts: list[str]) -> torch.Tensor:
 
 
 def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, tmp_path):
-    taught = add_language(model, PAIRS, steps=120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path)
+    taught = add_language(model, PAIRS, steps=120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path).model
     known, new = [p.known for p in PAIRS], [p.text for p in PAIRS]
     wanted = answers(model, known)
     before = (answers(model, new) - wanted).square().mean()
@@ -86,7 +86,7 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     assert all(torch.equal(a, b) for a, b in inner)  # the denoiser is as it was
     again = add_language(
         model, PAIRS, steps=120, vocabulary=320, depth=1, batch_size=16, folder=tmp_path
-    )  # is finished already
+    ).model  # is finished already
     assert torch.equal(answers(again, new), answers(taught, new))
 
     both = [new[0], known[1], "", new[2] + " " + known[3]]  # readers of a batch are chosen by row
@@ -117,13 +117,13 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     same = load(tmp_path / "taught.safetensors")
     assert torch.equal(answers(same, both), answers(taught, both))
     with pytest.warns(UserWarning, match="other languages already"):  # another language takes the first one's place
-        anew = add_language(same, PAIRS, steps=2, vocabulary=320, depth=1, batch_size=16)
+        anew = add_language(same, PAIRS, steps=2, vocabulary=320, depth=1, batch_size=16).model
     assert torch.equal(answers(anew, known), wanted) and not torch.equal(answers(anew, new), answers(taught, new))
 
     more = [*PAIRS, Pair("carré bleu", "blue square")]
     on = add_language(
         same, more, steps=60, batch_size=16, resume_languages=True
-    )  # the same tokenizer, more words, and nothing is forgotten
+    ).model  # the same tokenizer, more words, and nothing is forgotten
     assert (
         on.conditioner.net.text_encoder.student_encoder.tokenizer.merges
         == taught.conditioner.net.text_encoder.student_encoder.tokenizer.merges

@@ -33,7 +33,7 @@ def blobs(n: int = 96, size: int = 16) -> Images:
 
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory):
-    return train_autoencoder(blobs(), steps=200, folder=tmp_path_factory.mktemp("codec"), **SMALL)
+    return train_autoencoder(blobs(), steps=200, folder=tmp_path_factory.mktemp("codec"), **SMALL).model
 
 
 def test_the_divergence_is_the_closed_form_against_monte_carlo():
@@ -64,13 +64,13 @@ def test_any_size(autoencoder, size):
 
 def test_a_cut_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     options = {**SMALL, "steps": 12}
-    whole = train_autoencoder(blobs(), folder=tmp_path / "whole", **options)
+    whole = train_autoencoder(blobs(), folder=tmp_path / "whole", **options).model
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "defaults", lambda training: [*callbacks.defaults(training), StopAt(3)])
         with pytest.raises(KeyboardInterrupt):
             train_autoencoder(blobs(), folder=tmp_path / "cut", **options)
     assert Folder(tmp_path / "cut").latest()[0] == 3
-    resumed = train_autoencoder(blobs(), folder=tmp_path / "cut", **options)
+    resumed = train_autoencoder(blobs(), folder=tmp_path / "cut", **options).model
     for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(CheckpointError, match="holds a run with codec="):
@@ -136,7 +136,9 @@ def test_standardize_takes_the_measure_of_the_data(autoencoder):
 
 @pytest.mark.parametrize("kind", ["vq", "fsq"])
 def test_discrete_latents(kind):
-    autoencoder = train_autoencoder(blobs(), steps=60, kind=kind, width=16, batch_size=16, optimizer="adamw", lr=3e-3)
+    autoencoder = train_autoencoder(
+        blobs(), steps=60, kind=kind, width=16, batch_size=16, optimizer="adamw", lr=3e-3
+    ).model
     x = to_tensor(blobs().batch(list(range(32))).images)
     tokens, z = autoencoder.tokens(x), autoencoder.encode(x)
     assert tokens.shape == (32, 4, 4) and int(tokens.min()) >= 0 and int(tokens.max()) < autoencoder.codebook_size
@@ -169,11 +171,13 @@ def test_words_that_nobody_uses_start_again():
 
 def test_a_critic_and_features_teach_a_decoder_alone(autoencoder, tmp_path):
     options = {"perceptual": 0.1, "adversarial": 0.1, "decoder_of": autoencoder, "batch_size": 8, "lr": 1e-3}
-    tuned = train_autoencoder(blobs(), steps=8, folder=tmp_path, optimizer="adamw", **options)
+    tuned = train_autoencoder(blobs(), steps=8, folder=tmp_path, optimizer="adamw", **options).model
     x = to_tensor(blobs().batch([1, 2]).images)
     assert torch.equal(tuned.encode(x), autoencoder.encode(x))
     assert not torch.equal(tuned.decode(autoencoder.encode(x)), autoencoder.decode(autoencoder.encode(x)))
-    same = train_autoencoder(blobs(), steps=8, folder=tmp_path, optimizer="adamw", **options)  # is finished already
+    same = train_autoencoder(
+        blobs(), steps=8, folder=tmp_path, optimizer="adamw", **options
+    ).model  # is finished already
     assert torch.equal(same.decode(autoencoder.encode(x)), tuned.decode(autoencoder.encode(x)))
 
 

@@ -16,8 +16,6 @@ HERE = Path(__file__).parent / "programs"
 TO_COME = {
     "morph",
     "explain",
-    "personalize",
-    "finetune",
     "animate",
     "checkpoint",
 }  # verbs that are not there yet

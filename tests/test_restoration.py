@@ -100,8 +100,8 @@ def test_tiles_leave_no_seams(trembling):
     image = photo(300, 210, seed=2)
     whole = restore(image, "jpeg 5..95", trembling, tile=512)
     parts = restore(image, "jpeg 5..95", trembling, tile=128, overlap=64)
-    apart = (whole.images.float() - parts.images.float()).abs()
-    assert float(whole.images.float().std()) > 1 and float(apart.mean()) < 0.1 and float(apart.max()) <= 2
+    apart = (whole.pixels.float() - parts.pixels.float()).abs()
+    assert float(whole.pixels.float().std()) > 1 and float(apart.mean()) < 0.1 and float(apart.max()) <= 2
 
 
 # ---- ways ---------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ def test_upscaling_is_held_to_the_input(restorer, text):
     method = "zero-shot" if "area" in text else "auto"
     done = restore(small, text, restorer, method=method, steps=3)
     assert done.images.shape[1:] == (3, 64, 96)
-    again = parse_task(text).on((3, 64, 96), [0]).mean(to_tensor(done.images))
+    again = parse_task(text).on((3, 64, 96), [0]).mean(done.images)
     assert float((again - to_tensor(small)).abs().max()) <= 2.02 / 255  # a step of 255, in [-1, 1]
     assert done.error is not None and done.error[1] <= 1.01
 
@@ -191,7 +191,7 @@ def test_several_answers_differ_and_say_where(trembling):
     assert len(done) == 3 and not torch.equal(done.images[0], done.images[1])
     assert float(done.uncertainty.max()) > 0
     one = restore(small, "downscale 2", trembling, n=1, answer="sample", steps=3, seed=5)
-    assert float((one.images[0].float() - done.images[1].float()).abs().max()) <= 1
+    assert float((one.pixels[0].float() - done.pixels[1].float()).abs().max()) <= 1
 
 
 def test_holes_are_painted_and_nothing_else_is_touched(restorer, tmp_path):
@@ -203,7 +203,7 @@ def test_holes_are_painted_and_nothing_else_is_touched(restorer, tmp_path):
     given[:, 20:30, 30:50] = 1
     done = restore(to_pil(given), f"inpaint '{tmp_path / 'hole.png'}'", restorer)
     outside = torch.from_numpy(hole == 0)
-    assert torch.equal(done.images[0][:, outside], to_uint8(given)[:, outside])
+    assert torch.equal(done.pixels[0][:, outside], to_uint8(given)[:, outside])
     assert error(to_pil(done.images[0]), clean) < 0.1 * error(to_pil(given), clean)
 
 
@@ -218,11 +218,11 @@ def test_luminance_is_kept_with_hints_and_palette(trembling, tmp_path):
     hints.save(tmp_path / "hints.png")
     for options in ({}, {"hints": tmp_path / "hints.png"}, {"palette": "#a03020,#203040"}, {"n": 2, "steps": 2}):
         done = restore(gray, "colorize", trembling, **options)
-        kept = luminance(to_tensor(done.images))[:, 0] - to_tensor(gray)
+        kept = luminance(done.images)[:, 0] - to_tensor(gray)
         assert float(kept.abs().max()) * 127.5 <= 1.01, options
         if "hints" in options:
             asked = to_tensor(hints.convert("RGB"))[:, 8:12, 10:14]
-            told = to_tensor(done.images[0])[:, 8:12, 10:14]
+            told = done.images[0][:, 8:12, 10:14]
             chroma = (told - luminance(told[None])[0]) - (asked - luminance(asked[None])[0])
             assert float(chroma.abs().max()) * 127.5 <= 4
 
@@ -418,7 +418,7 @@ def test_a_jpeg_file_says_itself_how_it_was_rounded(trembling, tmp_path):
     held, free = (restore(tmp_path / name, "dejpeg", trembling) for name in ("a.jpg", "a.png"))
     assert held.corruption == free.corruption == "jpeg" and free.error is None and held.error is not None
     steps, colors, _ = jpeg_tables(tmp_path / "a.jpg")
-    again = jpeg(steps, colors).on((3, 48, 64), [0]).mean(to_tensor(held.images))
+    again = jpeg(steps, colors).on((3, 48, 64), [0]).mean(held.images)
     assert float((again - to_tensor(Image.open(tmp_path / "a.jpg"))).abs().mean()) * 127.5 < 3
 
 
@@ -439,7 +439,7 @@ def test_dejpeg_gives_no_less_than_the_file(tmp_path, way):
         original = to_tensor(ImageOps.exif_transpose(_with_orientation(image, exif)))
         done = restore(tmp_path / "a.jpg", "dejpeg")
         assert done.error is not None and done.images.shape[1:] == upright.shape
-        before, after = ((x - original).square().mean() for x in (upright, to_tensor(done.images[0])))
+        before, after = ((x - original).square().mean() for x in (upright, done.images[0]))
         assert float(after) <= float(before) + 1e-6
 
 
@@ -455,7 +455,7 @@ def test_odd_files_are_restored(restorer, tmp_path):
         done = restore(tmp_path / name, "jpeg 10", restorer)
         assert done.images.shape == (1, 3, 30, 40) and not done.notes
         same = to_tensor(Image.open(tmp_path / name).convert("RGB"))
-        assert float((to_tensor(done.images[0]) - same).abs().mean()) < 0.1
+        assert float((done.images[0] - same).abs().mean()) < 0.1
     transparent().save(tmp_path / "half.png")
     assert "laid on white" in str(restore(tmp_path / "half.png", "jpeg 10", restorer))
 
@@ -478,8 +478,8 @@ def test_an_ensemble_turns_with_the_image(trembling) -> None:
     given = degraded(photo(48, 48), "noise 0.1")
     turned = given.transpose(Image.Transpose.ROTATE_90)
     for self_ensemble in (True, False):
-        there = restore(given, "noise 0.1", trembling, self_ensemble=self_ensemble).images[0]
-        back = torch.rot90(restore(turned, "noise 0.1", trembling, self_ensemble=self_ensemble).images[0], -1, (1, 2))
+        there = restore(given, "noise 0.1", trembling, self_ensemble=self_ensemble).pixels[0]
+        back = torch.rot90(restore(turned, "noise 0.1", trembling, self_ensemble=self_ensemble).pixels[0], -1, (1, 2))
         assert (int((there.int() - back.int()).abs().max()) <= 1) is self_ensemble
 
 
@@ -489,7 +489,7 @@ def test_a_hole_larger_than_a_tile_is_filled_from_around_it(restorer):
     hole = np.zeros((192, 192), np.uint8)
     hole[10:182, 10:182] = 255
     done = restore(plain, mask(to_tensor(Image.fromarray(hole)) / 2 + 0.5), restorer, tile=64, overlap=32)
-    off = (done.images[0].float() - torch.tensor([200.0, 120, 60])[:, None, None]).abs()
+    off = (done.pixels[0].float() - torch.tensor([200.0, 120, 60])[:, None, None]).abs()
     assert float(off.max()) <= 2
 
 

@@ -111,7 +111,7 @@ def test_a_net_learns_a_style_and_resumes(tmp_path):
     for i in range(3):
         to_pil(waves(32, 32, i + 1, (0.5, 0.3, 0.1 * i))).save(tmp_path / "photos" / f"{i}.png")
     call = {"data": str(tmp_path / "photos"), "size": 32, "batch_size": 1, "folder": tmp_path / "run"}
-    made = network.train_style(to_pil(STYLE), steps=3, **call)
+    made = network.train_style(to_pil(STYLE), steps=3, **call).model
     again = network.load(tmp_path / "run" / "style.safetensors")
     x = CONTENT[None]
     assert torch.equal(made(x, 0.0), x)

@@ -60,7 +60,7 @@ def test_pairs_are_files_of_one_name(folders):
 
 
 def test_a_pair_has_one_shape(folders, tmp_path):
-    with pytest.warns(UserWarning, match="2 images without a partner are left out, 'only-a' first"):
+    with pytest.warns(UserWarning, match="Left out: 2 images without a partner, 'only-a' first"):
         domains(*folders, size=16)
     Image.new("RGB", (40, 32)).save(tmp_path / "b" / "03.png")  # twice the size does not matter
     assert len(Pairs(*folders, size=16)) == 12
@@ -126,12 +126,12 @@ def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch, c
         [],
         paired._preview,
     )
-    whole = train_translation(*folders, **call)
+    whole = train_translation(*folders, **call).model
     monkeypatch.setattr(trainer, "LOOK", 0)  # a preview after every step
     monkeypatch.setattr(paired, "_preview", lambda *arguments: shown.append(sheet(*arguments)) or shown[-1])
     with cut(2):
         train_translation(*folders, **call, folder=tmp_path / "run")
-    made = train_translation(*folders, **call, folder=tmp_path / "run")
+    made = train_translation(*folders, **call, folder=tmp_path / "run").model
     assert len(shown) > 2 and shown[-1][0].isfinite().all()
     for name, value in whole.state_dict().items():
         assert torch.equal(value, made.state_dict()[name]), name
@@ -142,7 +142,7 @@ def test_a_cut_run_goes_on_bit_for_bit(method, folders, tmp_path, monkeypatch, c
 def test_a_regression_learns_the_mean():
     x = to_tensor(data.load("digits").batch(range(64)).images)
     images = data.Images("t", [data.load("digits").batch(range(64)).images.numpy()])
-    net = train_translation(images, images, method="regression", steps=60, batch_size=16, lr=5e-3)
+    net = train_translation(images, images, method="regression", steps=60, batch_size=16, lr=5e-3).model
     assert isinstance(net, Translator)
     assert (answer(net, x) - x).square().mean() < 0.01
 

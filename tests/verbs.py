@@ -285,7 +285,7 @@ def remove_watermark(desk, device, folder):
 
 @row("train-cold")
 def train_cold(desk, device, folder):
-    return verb("train_cold")(str(desk.photos), "blur 2", size=16, net="unet-tiny", device=device, **TINY)
+    return verb("train_cold")(str(desk.photos), "blur 2", size=16, net="unet-tiny", device=device, **TINY).model
 
 
 # ---- style and translation ----------------------------------------------------------------------------------------
@@ -312,25 +312,39 @@ def stylize_by_a_net(desk, device, folder):
 
 @row("train-style")
 def train_style(desk, device, folder):
-    return verb("train_style")(desk.style, str(desk.photos), size=16, device=device, **TINY)
+    return verb("train_style")(desk.style, str(desk.photos), size=16, device=device, **TINY).model
 
 
 def _editing(method):
     def editing(desk, device, folder):
         options = {"source": "a blue square", "method": method, "keep": method == "flowedit", "steps": 3, "seed": 1}
+        options |= {"extra_steps": 1, "cached": False}
         return verb("edit")(desk.photo, "a red square", desk.text, device=device, **options)
 
     editing.__name__ = f"edit_{method}"
     row("edit")(editing)
 
 
-for _method in ("p2p", "flowedit", "sdedit"):
+for _method in ("diffedit", "flowedit", "edit-friendly", "null-text", "sdedit", "imagic"):
     _editing(_method)
 
 
 @row("edit")
 def edit_of_words(desk, device, folder):
     return verb("edit")(None, "a red square", desk.text, source="a blue square", method="p2p", steps=3, device=device)
+
+
+@row("explain")
+def explain(desk, device, folder):
+    made = verb("explain")("a red square", desk.text, steps=2, points=8, device=device)
+    return [made.images, made.maps, made.attribution.rows]
+
+
+@row("explain")
+def explain_from_image(desk, device, folder):
+    options = {"image": desk.small, "negative_prompt": "a blue square", "scale": 2.0, "maps": "attention"}
+    made = verb("explain")("a red square", desk.text, box="2,2,9,6", steps=3, points=8, device=device, **options)
+    return [made.images, made.maps, made.attribution.pixels, made.attribution.negative]
 
 
 @row("translate")
@@ -351,7 +365,7 @@ def _translation(method):
         return str(desk.photos), str(desk.clean)
 
     def training(desk, device, folder):
-        return verb("train_translation")(*pair(desk), **options, device=device)
+        return verb("train_translation")(*pair(desk), **options, device=device).model
 
     def using(desk, device, folder):
         def make(path):
@@ -416,13 +430,13 @@ def train_continued(desk, device, folder):
 
 @row("train-classifier")
 def train_classifier(desk, device, folder):
-    return verb("train_classifier")(digits(), dropout=0.0, device=device, **TINY)
+    return verb("train_classifier")(digits(), dropout=0.0, device=device, **TINY).model
 
 
 def _autoencoder(kind):
     def training(desk, device, folder):
         options = {"kind": kind, "width": 8, "levels": 1, "adversarial": 0.1, "perceptual": 0.1, "codebook_size": 64}
-        return verb("train_autoencoder")(digits(), device=device, **options, **EXACT)
+        return verb("train_autoencoder")(digits(), device=device, **options, **EXACT).model
 
     training.__name__ = f"train_autoencoder_{kind}"
     row("train-autoencoder")(training)
@@ -451,7 +465,7 @@ def _tokens(desk):
 
 @row("train-token-prior")
 def train_token_prior(desk, device, folder):
-    return verb("train_token_prior")(_tokens(desk), digits(), width=16, depth=1, device=device, **TINY).prior
+    return verb("train_token_prior")(_tokens(desk), digits(), width=16, depth=1, device=device, **TINY).model.prior
 
 
 @row("sample-tokens")
@@ -469,13 +483,13 @@ def sample_tokens(desk, device, folder):
 
 @row("train-clip")
 def train_clip(desk, device, folder):
-    return verb("train_clip")(data.load(str(desk.photos), 16), net="tiny", device=device, **TINY)
+    return verb("train_clip")(data.load(str(desk.photos), 16), net="tiny", device=device, **TINY).model
 
 
 @row("train-caption-mean")
 def train_caption_mean(desk, device, folder):
     options = {"net": {**NET, "words": WORDS}, "side": 8, "precision": "float32"}
-    made = verb("train_caption_mean")(data.load(str(desk.photos), 16), device=device, **options, **TINY)
+    made = verb("train_caption_mean")(data.load(str(desk.photos), 16), device=device, **options, **TINY).model
     return net_of(made) if isinstance(made, Model) else made
 
 
@@ -487,7 +501,7 @@ def add_language(desk, device, folder):
     pairs = [Pair(f"un cuadro {word}", known) for word, known in zip(words, desk.captions, strict=True)]
     options = {"vocabulary": 300, "depth": 1, **EXACT}
     model = fastdiffusion.load(desk.text)
-    return net_of(verb("add_language")(model, pairs, device=device, **options)).text_encoder.student_encoder
+    return net_of(verb("add_language")(model, pairs, device=device, **options).model).text_encoder.student_encoder
 
 
 @row("clip-score")
@@ -498,3 +512,30 @@ def clip_score(desk, device, folder):
 @row("search")
 def search(desk, device, folder):
     return verb("search")(desk.photos, "a red square", n=4, model=_clip(desk), device=device)
+
+
+# ---- personalization ----------------------------------------------------------------------------------------------
+
+
+def _own(folder, **options):
+    return {"folder": folder / "run", "steps": 2, "batch_size": 2, "rank": 2, "verbose": False, **options}
+
+
+@row("personalize")
+def personalize(desk, device, folder):
+    made = verb("personalize")(desk.text, desk.photos, class_name="square", prior=2, device=device, **_own(folder))
+    return [made.model.modules["net"], [look.loss for look in made.looks]]
+
+
+@row("finetune")
+def finetune(desk, device, folder):
+    options = _own(folder, retain=2, method="full")
+    made = verb("finetune")(desk.text, desk.photos, device=device, **options)
+    return [made.model.modules["net"], [look.loss for look in made.looks]]
+
+
+@row("lora")
+def lora(desk, device, folder):
+    made = verb("personalize")(desk.text, desk.photos, class_name="square", prior=0, device=device, **_own(folder))
+    done = verb("lora")("resize", made.file, desk.text, folder / "small.safetensors", device, rank=1)
+    return fastdiffusion.load(desk.text, device=device, lora=[str(done.path)]).modules["net"]

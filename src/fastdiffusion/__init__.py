@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests
     from .models import save as save
     from .prompts.reading import names as names
     from .samplers.registry import list_samplers as list_samplers
+    from .tasks.attribution.explain import explain as explain
     from .tasks.autoencoding.analysis import describe as evaluate_autoencoder
     from .tasks.autoencoding.token_prior import sample_tokens as sample_tokens
     from .tasks.autoencoding.token_prior import train_token_prior as train_token_prior
@@ -46,6 +47,10 @@ if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests
     from .tasks.generation.sample import sample_steps as sample_steps
     from .tasks.generation.samples import Samples as Samples
     from .tasks.loading import load as load
+    from .tasks.personalization.finetune import finetune as finetune
+    from .tasks.personalization.lora import lora as lora
+    from .tasks.personalization.personalize import personalize as personalize
+    from .tasks.personalization.result import PersonalizationResult as PersonalizationResult
     from .tasks.restoration.cold_diffusion import train_cold as train_cold
     from .tasks.restoration.restore import restore as restore
     from .tasks.restoration.result import RestorationResult as RestorationResult
@@ -57,13 +62,13 @@ if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests
     from .tasks.text_image.multilingual import add_language as add_language
     from .tasks.text_image.scoring import clip_score as clip_score
     from .tasks.text_image.scoring import search as search
-    from .tasks.training import TrainingResult as TrainingResult
     from .tasks.training import train as train
     from .tasks.translation.paired import train_translation as train_translation
     from .tasks.translation.paired import translate as translate
     from .tasks.variations import build_index as index
     from .tasks.variations import variations as variations
     from .training.learner import Learner as Learner
+    from .training.report import TrainingResult as TrainingResult
 
 _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER there
     "cli.about": "about",
@@ -76,6 +81,7 @@ _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER the
     "models": "Model save",
     "prompts.reading": "names",
     "samplers.registry": "list_samplers",
+    "tasks.attribution.explain": "explain",
     "tasks.autoencoding.analysis": "evaluate_autoencoder=describe",
     "tasks.autoencoding.token_prior": "sample_tokens train_token_prior",
     "tasks.autoencoding.train": "train_autoencoder",
@@ -89,6 +95,10 @@ _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER the
     "tasks.generation.sample": "sample sample_steps",
     "tasks.generation.samples": "Samples",
     "tasks.loading": "load",
+    "tasks.personalization.finetune": "finetune",
+    "tasks.personalization.lora": "lora",
+    "tasks.personalization.personalize": "personalize",
+    "tasks.personalization.result": "PersonalizationResult",
     "tasks.restoration.cold_diffusion": "train_cold",
     "tasks.restoration.restore": "restore",
     "tasks.restoration.result": "RestorationResult",
@@ -99,10 +109,11 @@ _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER the
     "tasks.text_image.clip": "train_clip",
     "tasks.text_image.multilingual": "add_language",
     "tasks.text_image.scoring": "clip_score search",
-    "tasks.training": "TrainingResult train",
+    "tasks.training": "train",
     "tasks.translation.paired": "train_translation translate",
     "tasks.variations": "index=build_index variations",
     "training.learner": "Learner",
+    "training.report": "TrainingResult",
 }
 _SOURCE = {
     name: (module, other or name)

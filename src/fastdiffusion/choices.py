@@ -10,8 +10,8 @@ SAMPLERS = (
 )  # fmt: skip
 SCHEDULES = ("karras", "exponential", "linear", "scaled_linear", "cosine", "sigmoid", "flow")
 GUIDANCE = (
-    "cfg", "apg", "negative", "autoguidance", "classifier", "feature_guidance", "clip", "inpaint", "compose",
-    "loss_guidance", "blind", "self_ensemble", "self_conditioned",
+    "cfg", "apg", "cfg_zero", "pag", "seg", "slg", "cads", "negative", "autoguidance", "classifier",
+    "feature_guidance", "clip", "inpaint", "compose", "loss_guidance", "blind", "self_ensemble", "self_conditioned",
 )  # fmt: skip
 POSTERIORS = ("ddnm", "diffpir", "pigdm", "dps", "tmpd")
 
@@ -19,6 +19,7 @@ PARAMETERIZATIONS = ("edm", "v", "noise", "score", "x0", "flow")
 SIGMA_DISTRIBUTIONS = ("lognormal", "uniform", "cosine_interpolated", "beta_linear", "beta_cosine", "logit_normal")
 LOSS_WEIGHTINGS = ("edm", "noise", "x0", "v", "flow", "min_snr", "p2")
 NETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer", "dit-tiny", "dit-small", "dit-base")
+SMALL_NETS = ("sd-small", "sd3-small")  # checkpoints of other programs' classes
 UNETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer")
 OPTIMIZERS = ("adamw", "muon", "schedule_free")
 AUGMENTS = (
@@ -41,6 +42,8 @@ MODELS = ("emoji",)
 FORMATS = ("png", "webp")
 RNGS = ("own", "a1111", "comfy")
 UPSCALES = ("x2", "x4")
+SEAMLESS = ("x", "y", "xy")
+MAPS = ("auto", "attention", "occlusion")
 
 CORRUPTIONS = (
     "blur", "motion", "defocus", "kernel", "noise", "mix", "gray", "fade", "posterize", "downscale", "pixelate", "jpeg",
@@ -48,9 +51,18 @@ CORRUPTIONS = (
 )  # fmt: skip
 UNDOES = ("upscale", "colorize", "dejpeg", "dewatermark", "deblur", "denoise", "inpaint")
 RESTORATIONS = ("auto", "supervised", "zero-shot", "cold")
+EDITS = (
+    "auto", "diffedit", "flowedit", "p2p", "null-text", "direct", "edit-friendly", "fixed-point", "ddim", "flow-ode",
+    "sdedit", "magicmix", "imagic", "reference",
+)  # fmt: skip
 ANSWERS = ("auto", "mean", "sample")
 PROCESSES = ("gaussian", "blur_noise", "heat", "soft")
 TRANSLATIONS = ("regression", "gan", "diffusion", "bridge", "cyclegan")
 AUTOENCODERS = ("kl", "vq", "fsq", "gumbel")
 CLIP_SIZES = ("tiny", "small", "base")
 CLIP_LOSSES = ("infonce", "cloob")
+PERSONALIZATIONS = ("lora", "embedding", "dreambooth", "full")
+FINETUNINGS = ("lora", "full")
+SUBJECTS = ("object", "style")
+LORA_KEYS = ("diffusers", "kohya", "comfy")
+LORA_ACTIONS = ("merge", "extract", "resize", "convert")

@@ -49,6 +49,7 @@ class Stream(IntEnum):
     POSTERIOR_DRAWS = 41
     LANGUAGE_QUERIES = 42
     RETRIEVAL = 43
+    CONDITION_IMAGE_NOISE = 44
     CLIP_CAPTION = 48
     CLIP_AUGMENT = 49
     CLIP_NOISE = 50
@@ -73,6 +74,7 @@ class Stream(IntEnum):
     CAPTION_MEAN_ROWS = 96
     CAPTION_MEAN_CAPTION = 97
     EDIT_NOISE = 100
+    CONDITION_NOISE = 110
 
 
 def generator(seed: int, *keys: int) -> torch.Generator:

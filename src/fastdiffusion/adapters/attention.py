@@ -69,10 +69,15 @@ class DiffusersAttention:
             and not any(part in name for part in self.without)
         }
 
+    @property
+    def watched(self) -> bool:
+        """Whether this thread's hooks see the layers now."""
+        return getattr(self._local, "entered", False)
+
     @contextmanager
     def watch(self, net: nn.Module) -> Iterator[None]:
         """Let this thread's hooks see every layer; nested contexts are one."""
-        if getattr(self._local, "entered", False):
+        if self.watched:
             yield
             return
         mode, thread = _Mode(self), threading.get_ident()
@@ -131,8 +136,8 @@ class _Mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if func is not F.scaled_dot_product_attention or not self.stack:
-            return func(*args, **kwargs)
+        if func is not F.scaled_dot_product_attention or not self.stack or self.stack[-1][0] not in self.unseen:
+            return func(*args, **kwargs)  # a layer's second evaluation is an IP-Adapter's, of an image
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
         kwargs |= dict(zip(names, args, strict=False))
         query, key, value, mask = (kwargs.pop(name, None) for name in names[:4])

@@ -7,6 +7,7 @@ package does anyway.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,10 +23,10 @@ from .. import prompts as language
 from ..denoisers import expand, scaling
 from ..errors import InputError
 from ..guidance import Guided, Scale, cfg, embedded
-from ..guidance.core import to_rows
+from ..guidance.core import Startable, to_rows
 from ..models import Model, Size, folder
 from ..samplers import Table
-from ..types import Cond, Denoise
+from ..types import Cond, Denoise, Run
 from .attention import Layout, register
 from .autoencoders import Vae
 from .levels import FlowLevels, TrainedLevels
@@ -72,7 +73,21 @@ class Checkpoint:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Family:
+class Control:
+    """A further condition of a family's network, such as a ControlNet; see ``adapters.conditioners``."""
+
+    def extra(self, shown: bool) -> Mapping[str, Tensor]:
+        """Parts of ``cond.extra``, of one row; if not ``shown``, what stands for none of it in guidance."""
+        return {}
+
+    def inputs(
+        self, family: Family, inputs: Mapping[str, Any], x: Tensor, t: Tensor, cond: Cond, size: Size
+    ) -> dict[str, Any]:
+        """The keywords of the network, with its own added; images are of ``size``."""
+        return dict(inputs)
+
+
+class Family(Startable):
     """A denoiser and its conditioner; a subclass says what stands up to ``__init__``, most of which has a default.
 
     The network keeps its own precision; x, sigma, conditions and results are float32.
@@ -81,6 +96,7 @@ class Family:
     name: ClassVar[str]
     network: ClassVar[str]  # class of diffusers
     encoders: ClassVar[tuple[Encoder, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()  # parts that a checkpoint may lack
     pad: ClassVar[str] = "max_length"  # "longest" where padding means nothing to the network
     time: ClassVar[str] = "t"  # what a flow's network takes for t, in ``levels.TIMES``
     spacing: ClassVar[str] = "1/n"  # where a flow's usual run ends; see ``levels.FlowLevels``
@@ -93,6 +109,10 @@ class Family:
     vae: ClassVar[type[Vae]] = Vae
     guidance: str = "cfg"  # "embedded" where the scale is an input of the network, ``cond.extra["guidance"]``
     scale: float = 1.0  # the usual one
+    image: str = ""  # "input" where the network was trained to take an image, "prompt" where one stands for the text
+    controls: tuple[Control, ...] = ()  # further conditions, of ``adapters.conditioners``
+    shown: bool = True  # whether they show what they have; not to what guidance compares with
+    run: Run | None = None  # that this object was started for
 
     # ---- what a family says -----------------------------------------------------------------------------------
 
@@ -134,6 +154,14 @@ class Family:
     def check(self) -> None:
         """Raise InputError for a variant that is not supported."""
 
+    def start(self, run: Run) -> Denoise:
+        """Itself, or with controls a copy that knows where its run is."""
+        if not self.controls:
+            return self
+        started = copy.copy(self)
+        started.run = run
+        return started
+
     # ---- what diffusers' own pipeline calls it (for comparison: ``examine``, tests) -----------------------------
 
     def to_pipeline(self, z: Tensor) -> Tensor:
@@ -158,8 +186,9 @@ class Family:
         self.autoencoder = self.vae(modules["vae"])
         self.levels = self.noise_levels(checkpoint.scheduler)
         self.texts = [
-            self.reader(modules[f"text_encoder{n}"], checkpoint.tokenizers[f"tokenizer{n}"], encoder.limit)
+            self.reader(modules[f"text_encoder{n}"], words, min(encoder.limit, int(words.model_max_length)))
             for n, encoder in self.numbered()
+            if (words := checkpoint.tokenizers.get(f"tokenizer{n}")) is not None
         ]
         self.check()
 
@@ -256,17 +285,26 @@ class Family:
     def encode(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
         """One row for each text; a text that is too long loses its end, with a warning."""
         self.main.check(prompts)
-        return self.condition(list(prompts), size or self._pixels(self.shape))
+        return self._with_controls(self.condition(list(prompts), size or self._pixels(self.shape)), self.shown)
 
     @torch.no_grad()
     def null(self, n: int, size: Size | None = None) -> Cond:
         """``n`` rows of what this family takes for "no prompt"."""
-        return self.nothing(size or self._pixels(self.shape)).expand(n)
+        return self._with_controls(self.nothing(size or self._pixels(self.shape)), False).expand(n)
 
     @cached_property
     def negative(self) -> Family:
         """The conditioner of negative prompts: itself, unless the family reads them in another way."""
-        return self
+        if not any(each.extra(True) for each in self.controls):
+            return self
+        other = copy.copy(self)
+        other.shown = False
+        return other
+
+    def _with_controls(self, cond: Cond, shown: bool) -> Cond:
+        """With what the controls add to a condition."""
+        added = {name: to_rows(v, len(cond)) for each in self.controls for name, v in each.extra(shown).items()}
+        return replace(cond, extra={**cond.extra, **added}) if added else cond
 
     def token_spans(self, text: str) -> Spans:
         """Which characters of the raw text each row of ``emb`` covers; empty for marks, padding and templates."""

@@ -172,4 +172,9 @@ def _betas(config: Mapping[str, Any]) -> Tensor:
         return torch.linspace(first, last, n, dtype=torch.float32)
     if kind == "scaled_linear":
         return torch.linspace(first**0.5, last**0.5, n, dtype=torch.float32).square()
-    raise InputError(f"The scheduler has the beta schedule {kind!r}; linear and scaled_linear can be read.")
+    if kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17
+        root = ((torch.arange(n + 1, dtype=torch.float64) / n + 0.008) / 1.008 * math.pi / 2).cos()
+        return (1 - (root[1:] / root[:-1]).square()).clamp(max=0.999).float()
+    raise InputError(
+        f"The scheduler has the beta schedule {kind!r}; linear, scaled_linear and squaredcos_cap_v2 can be read."
+    )

@@ -36,6 +36,7 @@ class Source(Protocol):
 
     @property
     def scheduler(self) -> dict[str, Any]: ...
+    def has(self, part: str) -> bool: ...
     def check(self, part: str, kinds: Sequence[str]) -> None: ...
     def config(self, part: str) -> Mapping[str, Any]: ...
     def numbers(self, part: str) -> int: ...
@@ -72,10 +73,11 @@ def load(
     """
     source = _opened(what, None if tokenizer is None else Path(tokenizer), download, precision in ("bf16", "fp16"))
     family = _family(source.index, source.path)
-    for part, kinds in family.parts().items():
+    parts = _parts(source, family)
+    for part, kinds in parts.items():
         source.check(part, kinds)
     scheduler = _scheduler(source, prediction)
-    own = {part: source.precision(part) for part in family.parts() if not part.startswith("tokenizer")}
+    own = {part: source.precision(part) for part in parts if not part.startswith("tokenizer")}
     upcast = source.config("vae").get("force_upcast", True)
     gpu = device is not None and device.type != "cpu"
     info: dict[str, Any] = {}
@@ -109,6 +111,12 @@ def load(
     return replace(made, tables=folder.read_tables(source.path, made))
 
 
+def _parts(source: Source, family: type[Family]) -> dict[str, tuple[str, ...]]:
+    """The parts that the checkpoint has, and the classes that each may have: all but optional ones that it lacks."""
+    named = family.parts()
+    return {part: kinds for part, kinds in named.items() if part not in family.optional or source.has(part)}
+
+
 def _checkpoint(
     source: Source, family: type[Family], dtypes: Mapping[str, torch.dtype], scheduler: Mapping[str, Any]
 ) -> Checkpoint:
@@ -118,10 +126,11 @@ def _checkpoint(
         import transformers
     except ImportError:
         raise missing("A checkpoint of another program", "diffusers and transformers", "sd") from None
-    parts = family.parts()
+    parts = _parts(source, family)
 
     def kind(part: str) -> Any:
-        library: Any = transformers if part.startswith(("text_encoder", "tokenizer")) else diffusers
+        library: Any = transformers if part.startswith(("text_encoder", "tokenizer", "image_encoder")) else diffusers
+        library = diffusers.pipelines.stable_diffusion if part == "image_normalizer" else library
         return getattr(library, parts[part][0])
 
     modules = {part: source.module(part, kind(part), dtype) for part, dtype in dtypes.items()}

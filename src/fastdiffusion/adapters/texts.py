@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import warn
+from ..prompts import aligned
 from ..types import Cond
 
 Spans = list[tuple[int, int]]
@@ -40,12 +41,19 @@ class Text:
     ):
         self.encoder, self.tokenizer, self.limit, self.pad = encoder, tokenizer, limit, pad
         self.template, self.drop, self.marks = template, drop, marks
+        self.added: dict[str, str] = {}  # added tokens of several rows, and the tokens that are read for them
+
+    def written(self, text: str) -> str:
+        """A text as the tokenizer takes it: an added token of several rows is as many tokens."""
+        for name, tokens in self.added.items():
+            text = text.replace(name, tokens)
+        return text
 
     def tokens(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
         """The token numbers of each text, and where they are no padding."""
         options: Any = {"padding": self.pad, "max_length": self.limit, "truncation": True, "return_tensors": "pt"}
         options |= {"return_attention_mask": True, "add_special_tokens": self.marks}
-        found = self.tokenizer([self.template(text) for text in prompts], **options)
+        found = self.tokenizer([self.template(self.written(text)) for text in prompts], **options)
         return found["input_ids"].to(self.encoder.device), found["attention_mask"].to(self.encoder.device).bool()
 
     def __call__(self, prompts: Sequence[str], masked: bool = False, **options: Any) -> Any:
@@ -55,6 +63,9 @@ class Text:
 
     def spans(self, text: str) -> Spans:
         """Which characters of the raw text each row of the result covers, to its end; empty for all that is no text."""
+        return list(aligned(self._spans, self.written)(text)) if self.added else self._spans(text)
+
+    def _spans(self, text: str) -> Spans:
         start = self.template("\0").index("\0")
         options: Any = {"return_offsets_mapping": True, "verbose": False, "add_special_tokens": self.marks}
         offsets = self.tokenizer(self.template(text), **options)["offset_mapping"]

@@ -40,7 +40,8 @@ def train_autoencoder(chosen: TrainAutoencoderOptions, data: DataName, aspect: A
     chosen, images = chosen.in_runs("autoencoder"), load_folder(data, chosen.size, aspect, "crop")
     if images.report is not None:
         print(images.report)
-    autoencoder, file = train.train_autoencoder(images, **vars(chosen)), Path(str(chosen.folder)) / train.FILE
+    autoencoder = train.train_autoencoder(images, **vars(chosen)).model
+    file = Path(str(chosen.folder)) / train.FILE
     _, held = images.split(chosen.holdout, chosen.seed)
     quality = train.quality(autoencoder, held if len(held) else images)
     print(f"{file}: PSNR {quality.psnr:.2f} dB, gradient energy {quality.gradient_energy:.2f} of real.")
@@ -118,7 +119,7 @@ def train_token_prior(
     from ..tasks.autoencoding import token_prior
 
     chosen, images = chosen.in_runs("token-prior"), load_folder(data, chosen.size, aspect, "crop")
-    prior = token_prior.train_token_prior(autoencoder, images, **vars(chosen))
+    prior = token_prior.train_token_prior(autoencoder, images, **vars(chosen)).model
     file = Path(str(chosen.folder)) / token_prior.FILE
     learned, held = images.split(chosen.holdout, chosen.seed)
     cost, plain = token_prior.bits(prior, held if len(held) else learned), prior.plain_bits

@@ -27,7 +27,7 @@ def train_classifier(chosen: TrainClassifierOptions, data: DataName) -> None:
     from ..tasks.classification import train
 
     chosen, images = chosen.in_runs("classifier"), datasets.load(data, chosen.size)
-    made = train.train_classifier(images, **vars(chosen))
+    made = train.train_classifier(images, **vars(chosen)).model
     file = Path(str(chosen.folder)) / train.FILE
     kept = images.split(chosen.holdout, chosen.seed)[1] if chosen.holdout else images
     for sigma, right in train.accuracy(made, kept).items():

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import shlex
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import choices
+from ..errors import InputError
 from .command import command, offer
-from .options import Device, Out
+from .options import Device, Out, next_command
 
 EXPLAINED = (
     *choices.SAMPLERS, *choices.SCHEDULES, *choices.SIGMA_DISTRIBUTIONS, *choices.LOSS_WEIGHTINGS, *choices.GUIDANCE,
     *choices.PARAMETERIZATIONS, *choices.NETS, *choices.OPTIMIZERS, *choices.DATASETS, *choices.AUGMENTS,
 )  # fmt: skip
+shown = partial(command, panel="Info", answers=True)
 
 
-@command(
+@shown(
+    "names",
+    examples=["fastdiffusion names burger", "fastdiffusion names flag of -n 50"],
+)
+def names(
+    prompt: Annotated[list[str] | None, typer.Argument(metavar="WORD...", help="What to look for.")] = None,
+    n: Annotated[int, typer.Option("-n", "--n", help="How many names to list.")] = 20,
+) -> None:
+    """Search the names of what the bundled model draws.
+
+    First what the words mean, then names that share them, then what is spelled alike.
+    """
+    from ..prompts import reading
+
+    table = reading.known_names()
+    if not prompt:
+        print(f"The model that ships draws {len(table.names):,} emoji by name. Search them: fastdiffusion names burger")
+        return
+    found = reading.names(" ".join(prompt), max(n, 1))
+    if not found:
+        raise InputError(
+            f"No name like {' '.join(prompt)!r} among {len(table.names):,}. Try another word, e.g. burger."
+        )
+    print("\n".join(found))
+    next_command(f"sample {shlex.quote(found[0])}")
+
+
+@shown(
     "list-samplers",
-    panel="Info",
     examples=["fastdiffusion list-samplers", "fastdiffusion about dpmpp_2m  # one of them, with its equation"],
-    answers=True,
 )
 def list_samplers() -> None:
     """List the samplers: order, evaluations a step, and use."""
@@ -33,11 +62,9 @@ def list_samplers() -> None:
         print(f"{sampler.name:20} {sampler.order:5}  {sampler.nfe:3}  {noise:5}  {sampler.use}")
 
 
-@command(
+@shown(
     "about",
-    panel="Info",
     examples=["fastdiffusion about dpmpp_2m", "fastdiffusion about  # all that can be asked for"],
-    answers=True,
 )
 def about(
     name: Annotated[
@@ -55,11 +82,9 @@ def about(
     print(explain(name))
 
 
-@command(
+@shown(
     "recipe",
-    panel="Info",
     examples=["fastdiffusion recipe out/0000-a-red-heart.png", "fastdiffusion recipe from-another-program.png"],
-    answers=True,
 )
 def recipe(
     image: Annotated[
@@ -68,13 +93,14 @@ def recipe(
 ) -> None:
     """Show how an image was made.
 
-    As fastdiffusion wrote it into the file, or AUTOMATIC1111 or ComfyUI did.
+    As fastdiffusion wrote it into the file, or AUTOMATIC1111 or ComfyUI did; and under "provenance" what says that a
+    program made it: the tag in the file, the invisible mark in its pixels.
     """
     import json
 
-    from ..io.images import read_recipe
+    from ..io.provenance import read_all
 
-    print(json.dumps(read_recipe(image), indent=2, ensure_ascii=False))
+    print(json.dumps(read_all(image), indent=2, ensure_ascii=False))
 
 
 @command("demo", panel="Info", examples=["fastdiffusion demo", "fastdiffusion demo --seconds 120 --out out/longer"])
@@ -92,11 +118,9 @@ def demo(
     show(out, seconds, device)
 
 
-@command(
+@shown(
     "doctor",
-    panel="Info",
     examples=["fastdiffusion doctor", "fastdiffusion doctor sd15/ --json", "fastdiffusion doctor sd15/ --tune"],
-    answers=True,
     document=True,
 )
 def doctor(

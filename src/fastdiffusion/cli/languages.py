@@ -119,5 +119,5 @@ def add_language(
     first = loaded_pairs[0]
     print(f"{counted(len(loaded_pairs), 'pair')}, for example {first.text!r} = {first.known!r}.")
     extended = multilingual.add_language(loaded(model, "cpu"), loaded_pairs, **vars(chosen))
-    save(extended, out)
+    save(extended.model, out)
     next_command(f"sample {shlex.quote(str(out))} {shlex.quote(first.text)}")

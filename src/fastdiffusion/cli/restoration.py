@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -65,9 +64,6 @@ def restore(
             f"--method says how to restore; {chosen.method} is a posterior of zero-shot. "
             f"Use --posterior {chosen.method}."
         )
-
-    if chosen.model is None and re.search(r"\b(colorize|gray)\b", corruption or ""):
-        say_experimental("the bundled restorer finds few colors of photographs. Give some: --hints or --palette.")
 
     def one(source: Path, path: Path) -> str:
         what = corruption or ("jpeg" if source.suffix.lower() in (".jpg", ".jpeg", ".jpe") else None)

@@ -31,13 +31,12 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
         InputError: A place that cannot be written, before any work is done; the error of a single image.
         SomeFailed: Some of several images could not be used; they are listed.
     """
-    from tqdm import tqdm
-
     if STREAM in (*images, out):
         return _piped(images, out, work)
     from ..data.scan import SUFFIXES
     from ..io.images import ENDS, checked_name
     from ..io.outputs import gather
+    from ..progress import Progress, say
 
     found = gather(images, SUFFIXES)
     single = len(found) == 1 and not images[0].is_dir()
@@ -59,9 +58,9 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
         if path.resolve() in originals:
             raise InputError(f"{path} is one of the originals. Choose another place with --out.")
     failed: list[str] = []
-    for image, path in tqdm(jobs, desc="images", unit="", disable=True if single else None, leave=False):
+    for image, path in jobs if single else Progress(jobs, "images", unit=""):
         try:
-            print(work(image, path))
+            say(work(image, path))
         except FastdiffusionError as error:
             if single:
                 raise

@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from ..errors import InputError
 from ..tasks.text_image.options import TrainCaptionMeanOptions, TrainClipOptions
 from .command import command
 from .options import Aspect, DataName, Device, next_command
@@ -135,32 +134,3 @@ def _what_it_knows(model: Path | None) -> None:
     """Said every time: a photograph cannot be told from an emoji for sure, and the numbers look alike."""
     if model is None:
         print("The encoder in this package knows emoji only; for other images, --model (train-clip).", file=sys.stderr)
-
-
-@command(
-    "names",
-    panel="Info",
-    examples=["fastdiffusion names burger", "fastdiffusion names flag of -n 50"],
-    answers=True,
-)
-def names(
-    prompt: Annotated[list[str] | None, typer.Argument(metavar="WORD...", help="What to look for.")] = None,
-    n: Annotated[int, typer.Option("-n", "--n", help="How many names to list.")] = 20,
-) -> None:
-    """Search the names of what the bundled model draws.
-
-    First what the words mean, then names that share them, then what is spelled alike.
-    """
-    from ..prompts import reading
-
-    table = reading.known_names()
-    if not prompt:
-        print(f"The model that ships draws {len(table.names):,} emoji by name. Search them: fastdiffusion names burger")
-        return
-    found = reading.names(" ".join(prompt), max(n, 1))
-    if not found:
-        raise InputError(
-            f"No name like {' '.join(prompt)!r} among {len(table.names):,}. Try another word, e.g. burger."
-        )
-    print("\n".join(found))
-    next_command(f"sample {shlex.quote(found[0])}")

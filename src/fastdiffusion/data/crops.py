@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
-from ..errors import DataError, unknown
+from ..errors import DataError, counted, unknown
 from ..io import images
+from ..progress import Progress
 from .cache import decode_once
 from .dataset import Images, digest
 from .folders import CHANNELS, checked_folder, checked_size
@@ -54,7 +54,7 @@ class Crops(Images):
         facts = {row["name"]: Fact(**{k: row[k] for k in Fact._fields}) for row in rows}
         report = Scan(root.resolve().name, tuple(facts.values()), tuple(skipped), len(others))
         if not rows:
-            raise DataError(f"None of the {len(skipped)} images in {str(path)!r} can be used:\n{report}")
+            raise DataError(f"None of {counted(len(skipped), 'image')} in {str(path)!r} can be used:\n{report}")
         first_alike = dict(zip(facts, twins(list(facts.values())), strict=True))
         first = [fact.sha256 for fact in facts.values()]
         gray = mode == "auto" and all(fact.gray for fact in facts.values())
@@ -70,7 +70,7 @@ class Crops(Images):
 
 def _cut(root: Path, files: list[File], size: int, most: int, mode: str) -> Iterator[tuple[np.ndarray | None, dict]]:
     """Every square with its photograph's facts and its place; or None and the reason."""
-    for file in tqdm(files, "cutting", unit="", disable=None, delay=1, leave=False):
+    for file in Progress(files, "cutting", unit="", delay=1):
         try:
             image, fact = inspect(root, file)
             image = reduced(images.flatten(image).convert(mode), PIXELS)

@@ -7,10 +7,10 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ..errors import DataError, InputError, missing
 from ..io import images
+from ..progress import Progress
 from .cache import decode_once
 from .captions import LABEL, TEXT
 from .dataset import Images, digest
@@ -69,7 +69,7 @@ def hub(
 
     family = digest("hub", name, split, str(sorted(options.items())), size, aspect, mode)
     state = digest(_VERSION, limit, streaming, column, str(getattr(table, "_fingerprint", None)))
-    rows = tqdm(islice(table, limit), desc="reading", unit="", disable=None, delay=1)
+    rows = Progress(islice(table, limit), desc="reading", unit="", delay=1)
     decoded = decode_once(family, state, _decode(rows, column, classes, size, aspect, mode))
     facts = [fact for group in decoded.facts for fact in group]
     if not facts:

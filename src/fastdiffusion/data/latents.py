@@ -7,11 +7,11 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..errors import CheckpointError, InputError
 from ..io.checkpoints import fingerprint, load_tensors, save_tensors
 from ..io.images import as_input
+from ..progress import Progress
 from . import Batch, Dataset, cache_folder
 from .dataset import Annotations, digest
 
@@ -65,7 +65,7 @@ class Latents(Dataset):
     def _encoded(self, autoencoder: nn.Module) -> Tensor:
         rows, device = sorted(set(self.rows)), next(autoencoder.parameters()).device
         parts = []
-        for start in tqdm(range(0, len(rows), BATCH), "encoding", disable=None, leave=False):
+        for start in Progress(range(0, len(rows), BATCH), "encoding"):
             images = self.parent.batch(rows[start : start + BATCH]).images
             x = as_input(images).to(device)
             parts.append(autoencoder.encode(x.contiguous(memory_format=torch.channels_last)).cpu())  # pyright: ignore[reportCallIssue]

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from ..errors import DataError, unknown
 from ..io import images
+from ..progress import Progress
 from .cache import decode_once
 from .dataset import Batch, Images, digest
 from .folders import CHANNELS, checked_folder, checked_size, fit
@@ -88,7 +88,7 @@ def _decode(
         for file in some:
             if by_stem.setdefault(str(Path(file.name).with_suffix("")), file) is not file:
                 yield None, Skipped(file.name, "has the name of another image, but for its end")._asdict()
-    for stem, file in tqdm(stems[-1].items(), "reading", unit="", disable=None, delay=1, leave=False):
+    for stem, file in Progress(stems[-1].items(), "reading", unit="", delay=1):
         try:
             after, fact = inspect(roots[-1], file)
             if len(roots) == 1:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .classifier_free import apg, autoguidance, cfg, compose, embedded, replace_text
+from .annealing import cads
+from .classifier_free import apg, autoguidance, cfg, cfg_zero, compose, embedded, replace_text
 from .core import ALWAYS, Guided, Interval, Other, Scale, guidance, scale_at, start
 from .gradient import LogProb, classifier, gradient, loss_guidance
+from .regional import Region, regional
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
 
 if TYPE_CHECKING:
+    from .perturbed import pag, seg, slg
     from .registry import GUIDANCE
 
 __all__ = [
@@ -19,11 +22,14 @@ __all__ = [
     "Interval",
     "LogProb",
     "Other",
+    "Region",
     "Scale",
     "apg",
     "autoguidance",
     "blind",
+    "cads",
     "cfg",
+    "cfg_zero",
     "classifier",
     "compose",
     "embedded",
@@ -31,16 +37,24 @@ __all__ = [
     "guidance",
     "inpaint",
     "loss_guidance",
+    "pag",
+    "regional",
     "replace_text",
     "scale_at",
+    "seg",
     "self_conditioned",
     "self_ensemble",
+    "slg",
     "start",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    """Load the registry on first use: it needs the networks, and samplers import this package."""
+    """Load what needs the networks on first use: samplers import this package."""
+    if name in ("pag", "seg", "slg"):
+        from . import perturbed
+
+        return getattr(perturbed, name)
     if name != "GUIDANCE":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .registry import GUIDANCE

@@ -40,8 +40,16 @@ ALWAYS: Interval = (0.0, float("inf"))
 Other = TypeVar("Other")
 
 
+class Startable:
+    """A denoiser that depends on where its run is: :func:`start` exchanges it for the one of a run."""
+
+    def start(self, run: Run) -> Denoise:
+        """The denoiser of one run."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Guided:
+class Guided(Startable):
     """A denoiser under guidance, not yet started. Called directly, it is a run of one evaluation."""
 
     factory: Callable[..., Denoise]
@@ -66,7 +74,7 @@ def start(denoise: Any, run: Run) -> Any:
 
     Whoever starts a denoiser sets ``run.index`` and ``run.sigma`` before each evaluation.
     """
-    return denoise.start(run) if isinstance(denoise, Guided) else denoise
+    return denoise.start(run) if isinstance(denoise, Startable) else denoise
 
 
 def guidance(factory: Callable[..., Denoise]) -> Callable[..., Guided]:

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data.selection import _resized
 from ..io import guarded
 from ..io.checkpoints import load_tensors
 from ..io.images import to_tensor
+from ..progress import Progress
 from .distances import Features
 
 
@@ -81,7 +81,7 @@ def features(net: Callable[[Tensor], Tensor], images: Tensor, batch_size: int = 
     if isinstance(owner, nn.Module):
         images = images.to(next((t.device for t in owner.parameters()), images.device))
     rows = []
-    for part in tqdm(images.split(batch_size), "features", disable=None, leave=False):
+    for part in Progress(images.split(batch_size), "features"):
         values = look(to_tensor(part) if part.dtype == torch.uint8 else part)
         rows.append((values.flatten(2).mean(2) if values.ndim > 2 else values).float().cpu())
     return torch.cat(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import losses, nets, prompts
 from ..denoisers import Denoiser
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..guidance import self_conditioned
 from ..guidance.core import Guided
 from ..nets.text import normalized
@@ -51,8 +52,11 @@ def check(denoiser: Denoiser, shape: tuple[int, ...], classes: tuple[str, ...]) 
         raise InputError(f"shape must be (channels, height, width), got {shape}. Example: (3, 64, 64).")
     made = (config.get("out_channels", shape[0]), config.get("classes", len(classes)))
     if made != (shape[0], len(classes)):
-        wanted = f"{shape[0]} channels and {len(classes)} classes"
-        raise InputError(f"The net was built for {made[0]} channels and {made[1]} classes, the model has {wanted}.")
+        wanted = f"{counted(shape[0], 'channel')} and {counted(len(classes), 'class')}"
+        raise InputError(
+            f"The net was built for {counted(made[0], 'channel')} and {counted(made[1], 'class')}, "
+            f"the model has {wanted}."
+        )
 
 
 class TextConditioner:
@@ -69,6 +73,10 @@ class TextConditioner:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
         """Token states, mask and pooled vector of each prompt as it is read (:meth:`reading`); "" is "nothing"."""
+        return self.condition(prompts, size)
+
+    def condition(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
+        """The same, with gradients of the text encoder."""
         tokens = self.net.text_encoder.tokens([self.reading(text).text for text in prompts])
         return self.net.encode_prompt(Cond(tokens=tokens.to(next(self.net.parameters()).device)))
 
@@ -82,7 +90,19 @@ class TextConditioner:
         if not encoder.config["known"] or not text.strip():
             return reading.Reading(text, tuple((i, i + 1) for i in range(len(text))))
         student = encoder.student_encoder
+        if encoder.signs:
+            return self._with_added(text)
         return reading.interpret(text, encoder.lists, None if student is None else student.lists, self._draws_emoji)
+
+    def _with_added(self, text: str) -> reading.Reading:
+        """A text with added tokens, which stay what they are; the words around them are read as ever."""
+        encoder, starts = self.net.text_encoder, list[tuple[int, int]]()
+        for match in re.finditer("|".join(map(re.escape, encoder.signs)) + "|.", text, re.DOTALL):
+            starts += [match.span()] * len(encoder.signs.get(match[0], "."))
+        student = None if encoder.student_encoder is None else encoder.student_encoder.lists
+        inner = reading.interpret(encoder.spelled(text), encoder.lists, student, self._draws_emoji)
+        origins = tuple((starts[a][0], starts[b - 1][1]) if a < b else (0, 0) for a, b in inner.origins)
+        return inner._replace(origins=origins)
 
     @cached_property
     def _draws_emoji(self) -> bool:

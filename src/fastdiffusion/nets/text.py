@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -18,6 +18,9 @@ from ..errors import InputError
 from ..types import Cond
 from .layers import Attention, records_config
 from .tokenizer import BYTES, PAD, Tokenizer
+
+SIGN = 0xE000  # the first private sign of Unicode: signs stand for the rows of added tokens
+ADDED = 1 << 20  # the number of the first added row, above those of any vocabulary
 
 
 def normalized(text: str) -> str:
@@ -88,9 +91,30 @@ class TextEncoder(nn.Module):
         self.student_encoder: TextEncoder | None = None
         self._tokenizer: Tokenizer | None = None
         self._known_ids: frozenset[int] | None = None
+        self.signs: dict[str, str] = {}  # what an added token is spelled with
 
     merges: Tensor
     known: Tensor
+    added_rows: nn.Parameter
+
+    def add_tokens(self, rows: Mapping[str, Float[Tensor, "n d"]]) -> None:
+        """Add tokens, each of one row or several. A text with one is always encoded here, never by the student."""
+        kept = [self.added_rows.detach()] if self.signs else []
+        for name, own in rows.items():
+            if own.ndim != 2 or own.shape[1] != self.width or name in self.signs:
+                raise InputError(f"{name!r} is there already, or its rows are not {self.width} wide.")
+            first = SIGN + sum(map(len, self.signs.values()))
+            self.signs[name] = "".join(chr(first + i) for i in range(len(own)))
+        own = self.embed.weight
+        joined = [t.to(own.device, torch.float32) for t in (*kept, *rows.values())]
+        self.added_rows = nn.Parameter(torch.cat(joined), requires_grad=own.requires_grad)
+        self.config["added"] = {name: len(signs) for name, signs in self.signs.items()}
+
+    def spelled(self, text: str) -> str:
+        """A text with its added tokens as their signs."""
+        for name, signs in self.signs.items():
+            text = text.replace(name, signs)
+        return text
 
     def set_vocabulary(self, tokenizer: Tokenizer, texts: Sequence[str] = ()) -> None:
         """Take over a tokenizer of at most ``vocabulary`` tokens, and list the ``known`` words of the texts."""
@@ -122,7 +146,8 @@ class TextEncoder(nn.Module):
 
     def encoder_of(self, text: str) -> TextEncoder:
         """The encoder of a text: this one if it lists every word or has no student, else the student."""
-        return self if self.student_encoder is None or self.lists(text) else self.student_encoder
+        added = bool(self.signs) and any(ord(sign) - SIGN in range(len(self.added_rows)) for sign in self.spelled(text))
+        return self if self.student_encoder is None or added or self.lists(text) else self.student_encoder
 
     def lists(self, text: str) -> bool:
         """Whether every word of a text was in the captions, of an encoder that lists its words."""
@@ -130,11 +155,28 @@ class TextEncoder(nn.Module):
             return False
         if self._known_ids is None:
             self._known_ids = frozenset(self.known.tolist())
+        text = self.spelled(text)
         return self._known_ids.issuperset(vocabulary_ids([text]))
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Which characters of the normalized text (:func:`normalized`) each token covers."""
-        return self.encoder_of(text).tokenizer.spans(text)
+        encoder = self.encoder_of(text)
+        if encoder is not self or not self.signs:
+            return encoder.tokenizer.spans(text)
+        spans, start = list[tuple[int, int]](), 0
+        for part in self._parts(text):  # signs have one token each
+            own = [(len(part) - 1, len(part))] if self._is_sign(part) else self.tokenizer.spans(part)
+            spans += [(start + a, start + b) for a, b in own]
+            start += len(part)
+        return spans
+
+    def _is_sign(self, part: str) -> bool:
+        return len(part) < 3 and SIGN <= ord(part[-1]) < SIGN + len(self.added_rows)
+
+    def _parts(self, text: str) -> list[str]:
+        """A text cut at the signs of added tokens, each a part with the space before it."""
+        last = chr(SIGN + len(self.added_rows) - 1)
+        return [part for part in re.split(f"( ?[{chr(SIGN)}-{last}])", text) if part]
 
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "b n"]:
         """Token numbers, padded with 0; an empty text is all padding, the unconditional case."""
@@ -148,20 +190,33 @@ class TextEncoder(nn.Module):
         other = self.encoder_of(text)
         if other is not self:
             return [self.config["vocabulary"] + token for token in other._numbers(text)]
-        return self.tokenizer.encode(normalized(text))[: self.length]
+        if not self.signs:
+            return self.tokenizer.encode(normalized(text))[: self.length]
+        numbers = list[int]()
+        for part in self._parts(normalized(self.spelled(text))):
+            numbers += [ADDED + ord(part[-1]) - SIGN] if self._is_sign(part) else self.tokenizer.encode(part)
+        return numbers[: self.length]
 
     def forward(self, tokens: Int64[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:
         """(token states (b, n, d), mask (b, n), the mean state of each caption (b, d); 0 for padding)."""
         if self.student_encoder is not None:
-            strange = (tokens > self.config["vocabulary"]).any(1)
+            strange = ((tokens > self.config["vocabulary"]) & (tokens < ADDED)).any(1)
             if bool(strange.any()):
                 theirs = self.student_encoder((tokens[strange] - self.config["vocabulary"]).clamp(min=PAD))
                 return _joined(strange, theirs, self._understood(tokens[~strange][:, : self.length]))
         return self._understood(tokens)
 
+    def _embedded(self, tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """The tokens' rows, also those of added ones."""
+        if not self.signs:
+            return self.embed(tokens)
+        added = tokens >= ADDED
+        own = self.embed(tokens.masked_fill(added, PAD))
+        return torch.where(added[..., None], self.added_rows[(tokens - ADDED).clamp(min=0)], own)
+
     def _understood(self, tokens: Int64[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:
         mask = tokens != PAD
-        x = self.embed(tokens) + self.position[: tokens.shape[1]]
+        x = self._embedded(tokens) + self.position[: tokens.shape[1]]
         visible = mask | ~mask.any(1, keepdim=True)  # a row of padding attends to itself: no NaN, and masked later
         for layer in self.layers:
             x = layer(x, visible)

@@ -195,6 +195,24 @@ def aligned(spans: Spans, normalize: Callable[[str], str]) -> Spans:
     return raw_spans
 
 
+def cuts(text: str, measure: Spans | None, limit: int | None) -> list[tuple[int, int]]:
+    """Where to cut a text whose tokens are more than ``limit``: before words. Each piece is encoded on its own."""
+    if measure is None or limit is None:
+        return [(0, len(text))]
+    spans = measure(text)
+    capacity = limit - sum(a == b for a, b in spans)
+    spans = [(a, b) for a, b in spans if a != b]
+    starts, first = [0], 0
+    while len(spans) - first > capacity:
+        last = first + capacity  # the first token that has no room
+        while last > first and not (spans[last][0] == 0 or text[spans[last][0]].isspace()
+                                    or text[spans[last][0] - 1].isspace()):  # fmt: skip
+            last -= 1
+        first = last if last > first else first + capacity  # a word longer than the room is cut where it must be
+        starts.append(spans[first][0])
+    return list(zip(starts, [*starts[1:], len(text)], strict=True))
+
+
 class _Maker:
     """Encodes every text of a batch at once, puts pieces together, and weights their tokens."""
 
@@ -231,21 +249,7 @@ class _Maker:
         return 0 if emb is None else emb.shape[1]
 
     def _cuts(self, text: str) -> list[tuple[int, int]]:
-        """Where to cut a text whose tokens are too many: before words."""
-        if self.measure is None or self.limit is None:
-            return [(0, len(text))]
-        spans = self.measure(text)
-        capacity = self.limit - sum(a == b for a, b in spans)
-        spans = [(a, b) for a, b in spans if a != b]
-        starts, first = [0], 0
-        while len(spans) - first > capacity:
-            last = first + capacity  # the first token that has no room
-            while last > first and not (spans[last][0] == 0 or text[spans[last][0]].isspace()
-                                        or text[spans[last][0] - 1].isspace()):  # fmt: skip
-                last -= 1
-            first = last if last > first else first + capacity  # a word longer than the room is cut where it must be
-            starts.append(spans[first][0])
-        return list(zip(starts, [*starts[1:], len(text)], strict=True))
+        return cuts(text, self.measure, self.limit)
 
     def conds(self, batch: Sequence[tuple[Line, ...]]) -> Cond:
         """One row per item, all of one length."""

@@ -160,11 +160,10 @@ class Prepared:
 
     def run(self) -> FitResult:
         """Do it, or go on with it."""
-        from tqdm import tqdm
-
+        from ..progress import Progress
         from ..samplers.fitting import fit_tables
 
-        with _work(self.path) as keep, tqdm(total=self.plan.evaluations, disable=None, leave=False) as bar:
+        with _work(self.path) as keep, Progress(total=self.plan.evaluations) as bar:
 
             def show(done: int, of: int, what: str) -> None:
                 bar.set_description(what, refresh=False)

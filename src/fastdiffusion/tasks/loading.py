@@ -23,12 +23,13 @@ HUB = "hf:"
 class LoadOptions:
     """How a model is loaded: what every command that takes a model accepts.
 
-    All but ``device`` are for checkpoints of other programs (docs/checkpoints.md).
+    All but ``device`` and ``lora`` are for checkpoints of other programs (docs/checkpoints.md).
 
     Attributes:
         device: Where to compute, such as "cuda", "mps" or "cpu"; by default where the model is, and for a file the best
             that there is.
-        lora: LoRA files, each with how strongly it counts: "style.safetensors:0.8"; of several, all.
+        lora: LoRA files, each with how strongly it counts: "style.safetensors:0.8"; of several, all. Tokens that they
+            bring can be used in prompts; a file may also have nothing but a token.
         prediction: What the network predicts, "eps" (the noise) or "v"; "auto" is what the file says.
         precision: "float32", "bf16" or "fp16"; by default that of the file. The engine openvino has "int8" in place of
             "fp16": weights of 8 bits.
@@ -175,4 +176,4 @@ def of_run(options: Mapping[str, Any]) -> dict[str, Any]:
 def settings(model: Model) -> dict[str, Any]:
     """What a recipe keeps of how a model was loaded, if that changes its images: it, and the checkpoint's own hash."""
     kept = {name: model.info[name] for name in ("loaded", "loras") if model.info.get(name)}
-    return kept and {**kept, "file": getattr(model.denoise, "id", model.id)}
+    return kept and {**kept, "file": getattr(model.denoise, "id", model.info.get("base", model.id))}

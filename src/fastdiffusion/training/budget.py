@@ -76,6 +76,7 @@ class State:
         validations: The validation losses so far: (step, loss).
         length: Of the average of the weights that is the model; None until chosen.
         validation: The last validation loss; None until measured.
+        ended: Why the run ended before its budget was used up; "" if it did not.
     """
 
     step: int = 0
@@ -92,6 +93,7 @@ class State:
     validations: list[tuple[int, float]] = field(default_factory=list)
     length: float | None = None
     validation: float | None = None
+    ended: str = ""
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> Self:
@@ -124,6 +126,7 @@ class State:
             if (steps or 0) <= self.step and (budget or 0) <= (self.budget or self.seconds):
                 return
             self.start, self.start_seconds, self.looked = self.step, self.seconds, (0.0, self.step)
+            self.ended = ""
         self.budget, self.total = budget, steps
         self.progress = self._used()
 

@@ -64,12 +64,16 @@ class TrainingView(Protocol):
         """End after this step, as the signal of that number would."""
         ...
 
+    def end(self, reason: str) -> None:
+        """End after this step as if the budget were used up, and say why."""
+        ...
+
 
 class Callback:
     """Does nothing. Subclasses override what they need. Called in all processes; only ``training.main`` writes.
 
     A callback sees what happens and changes nothing of it; the one thing that it may ask for is an end
-    (``training.stop()``).
+    (``training.stop()``, ``training.end(reason)``).
     """
 
     def start(self, training: TrainingView) -> None:

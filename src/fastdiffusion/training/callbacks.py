@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from ..io.checkpoints import save_tensors
 from .budget import TrainStep
-from .callback import Callback, TrainingView
+from .callback import Callback, TrainingView, report
 from .console import Console
 from .distributed import whole
 
@@ -16,6 +19,7 @@ def defaults(training: TrainingView) -> list[Callback]:
     """The usual callbacks in their order: record, show."""
     metrics = Metrics()
     jobs: list[Callback] = [metrics, Tracker(metrics)] if training.options.track else [metrics]
+    jobs.append(Pace())
     return [*jobs, Console()] if training.options.verbose and training.main else jobs
 
 
@@ -81,6 +85,46 @@ class Tracker(Callback):
     def end(self, training: TrainingView) -> None:
         """Close it."""
         self.accelerator.end_training()
+
+
+class Pace(Callback):
+    """Says when steps suddenly take three times as long as they did: another program, a full memory, a hot machine.
+
+    Args:
+        clock: Seconds that have passed, of any start.
+    """
+
+    USUAL, LATELY, TIMES = 50, 5, 3.0  # steps that say what is usual; steps in a row that must differ; by how much
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock, self.last, self.slow = clock, math.nan, False
+        self.durations: deque[float] = deque(maxlen=self.USUAL)
+        self.lately: deque[float] = deque(maxlen=self.LATELY)
+
+    def start(self, training: TrainingView) -> None:
+        """Begin to measure."""
+        self.last = self.clock()
+
+    def step(self, training: TrainingView, step: TrainStep) -> None:
+        """Compare the last steps with those before them."""
+        now = self.clock()
+        duration, self.last = now - self.last, now
+        if len(self.lately) == self.LATELY and not self.slow:
+            self.durations.append(self.lately[0])
+        self.lately.append(duration)
+        if len(self.durations) < self.LATELY:
+            return
+        usual = sorted(self.durations)[len(self.durations) // 2]
+        if not self.slow and min(self.lately) > self.TIMES * usual:
+            self.slow = True
+            report(
+                training,
+                f"\nSteps take {min(self.lately) / usual:.1f} times as long as before ({usual:.2f} s) since step "
+                f"{step.step - self.LATELY + 1:,}. Does another program use this machine, or is its memory full?",
+            )
+        elif self.slow and max(self.lately) < 1.5 * usual:
+            self.slow = False
+            report(training, f"\nSteps are as fast as before again, since step {step.step - self.LATELY + 1:,}.")
 
 
 class Snapshots(Callback):

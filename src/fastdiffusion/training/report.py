@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import base64
 import math
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from ..errors import counted
 from ..io.atomic import write_text
@@ -40,8 +43,30 @@ svg {{ width: 100%; height: auto; }} svg text {{ font: 12px system-ui, sans-seri
 """
 
 
+Trained = TypeVar("Trained")
 FILE = "report.html"
 TURN = 0.01  # part of the validation loss that is worth a word
+
+
+@dataclass(frozen=True)
+class TrainingResult(Generic[Trained]):
+    """What a training run made.
+
+    Attributes:
+        path: Its folder; None for a run that was kept in memory.
+        model: What was trained, on the CPU: a model that is ready to sample from, or a net.
+        report: The page with its loss curve and previews; None as long as the run has not reached its end.
+    """
+
+    path: Path | None
+    model: Trained
+    report: Path | None
+
+    @classmethod
+    def of(cls, model: Trained, folder: str | os.PathLike[str] | None) -> TrainingResult[Trained]:
+        """The result of a run in ``folder``."""
+        path = None if folder is None else Path(folder)
+        return cls(path, model, path / FILE if path is not None and (path / FILE).exists() else None)
 
 
 def mark(step: int) -> str:
@@ -51,23 +76,29 @@ def mark(step: int) -> str:
 
 def write(folder: Folder, config: Mapping[str, Any], info: Mapping[str, Any], step: int) -> None:
     """Write ``report.html`` into a run's folder: what it says of itself, its metrics, previews and configuration."""
-    records, info = folder.metrics(), dict(info)
+    records, info, more = folder.metrics(), dict(info), ""
     speeds = [r["images_per_second"] for r in records if "images_per_second" in r]
     if speeds:
         info["images per second"] = f"{sorted(speeds)[len(speeds) // 2]:,.0f}"
     skipped = [name for r in records for name in r.get("skipped", ())]
     if skipped:
         info["examples in skipped batches"] = ", ".join(skipped[:20])
+    looks = {name: [(r["step"], r[name]) for r in records if name in r] for name in ("held_out_loss", "retention")}
+    if looks["retention"]:
+        more = curve({name.replace("_", " "): line for name, line in looks.items() if name == "retention"})
+        more = f"<h2>What is left of what it knew</h2>\n{more}"
     series = {
+        "held out": looks["held_out_loss"],
         "training": [(r["step"], r["loss"]) for r in records if "loss" in r],
         "validation": [(r["step"], r["validation_loss"]) for r in records if "validation_loss" in r],
     }
+    series = {name: line for name, line in series.items() if line or name == "training"}
     title = f"Training on {info.get('data', folder.path.name)}"
     page = _PAGE.format(
         mark=mark(step),
         title=escape(title),
         summary=table(info),
-        curve=curve(series),
+        curve=curve(series) + more,
         previews=previews(folder),
         settings=table(config),
     )

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..device import autocast, check_precision, choose_precision
-from ..errors import CheckpointError, FastdiffusionError, InputError, missing, unknown
+from ..errors import CheckpointError, FastdiffusionError, InputError, counted, missing, unknown
 from ..io import config as configs
 from ..io.checkpoints import in_code, on_disk
 from ..io.run_folder import Folder
@@ -158,7 +158,7 @@ class Trainer:
         if math.isfinite(mean) and math.isfinite(steepness):  # the same numbers in all processes
             for optimizer in self.optimizers[name]:
                 for group in optimizer.param_groups:
-                    group["lr"] = self.rates[name] * rate
+                    group["lr"] = self.rates[name] * rate * group.get("factor", 1.0)
                 optimizer.step()
             if self.average is not None and name == next(iter(self.rates)):
                 self.average.update(self.state.step + 1)
@@ -285,8 +285,11 @@ class Trainer:
             loop = self.steps(steps, minutes)
             first = next(loop, None)
             if first is None and results.complete(self):
-                spent = f"{self.state.step:,} steps, {self.state.seconds / 60:.1f} minutes"
-                report(self, f"This run has had its budget ({spent}). Give more --minutes or --steps, or --fresh.")
+                spent = f"{counted(self.state.step, 'step')}, {self.state.seconds / 60:.1f} minutes"
+                why = (
+                    f"has ended ({spent}): {self.state.ended}" if self.state.ended else f"has had its budget ({spent})"
+                )
+                report(self, f"This run {why}. Give more --minutes or --steps, or --fresh.")
                 return self._done()
             self.first_step = self.state.step  # with no step left, its results were never written
             for job in jobs:
@@ -366,6 +369,11 @@ class Trainer:
     def stop(self, number: int = signal.SIGINT) -> None:
         """End after this step, as the signal of that number would."""
         self.stopped = number
+
+    def end(self, reason: str) -> None:
+        """End after this step as if the budget were used up, and say why."""
+        self.state.progress, self.state.ended = 1.0, reason
+        report(self, f"\nThe run ends after {counted(self.state.step, 'step')}: {reason}.")
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 

@@ -4,7 +4,10 @@ from ..family import Family
 from .flux import Chroma, Flux
 from .flux2 import Flux2, Klein
 from .hidream import HiDream
+from .image_input import InstructPix2Pix, Upscaler
+from .image_prompted import ImageVariation, StableUnClip
 from .inpainting import StableDiffusionInpaint, StableDiffusionXlInpaint
+from .kontext import FluxKontext
 from .krea2 import Krea2
 from .lumina2 import Lumina2
 from .pixart import PixArtSigma
@@ -21,8 +24,13 @@ FAMILIES: dict[str, type[Family]] = {
     "StableDiffusionXLPipeline": StableDiffusionXl,
     "StableDiffusionInpaintPipeline": StableDiffusionInpaint,
     "StableDiffusionXLInpaintPipeline": StableDiffusionXlInpaint,
+    "StableDiffusionInstructPix2PixPipeline": InstructPix2Pix,
+    "StableDiffusionUpscalePipeline": Upscaler,
+    "StableDiffusionImageVariationPipeline": ImageVariation,
+    "StableUnCLIPImg2ImgPipeline": StableUnClip,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "FluxKontextPipeline": FluxKontext,
     "ChromaPipeline": Chroma,
     "Flux2Pipeline": Flux2,
     "Flux2KleinPipeline": Klein,

@@ -41,15 +41,13 @@ class StableDiffusion(Family):
         return Cond(emb=self.main(prompts)[0].float())
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
-        return self.net(
-            x,
-            t,
-            encoder_hidden_states=cond.emb,
-            encoder_attention_mask=cond.mask,
-            timestep_cond=self.guidance_embedding(cond.extra["guidance"]) if self.guidance == "embedded" else None,
-            **self.inputs(cond),
-            return_dict=False,
-        )[0]
+        inputs = {"encoder_hidden_states": cond.emb, "encoder_attention_mask": cond.mask, **self.inputs(cond)}
+        if self.guidance == "embedded":
+            inputs["timestep_cond"] = self.guidance_embedding(cond.extra["guidance"])
+        latents = x[:, : self.autoencoder.latent_channels]
+        for control in self.controls:
+            inputs = control.inputs(self, inputs, latents, t, cond, self._pixels(x.shape))
+        return self.net(x, t, **inputs, return_dict=False)[0]
 
     def guidance_embedding(self, scale: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
         """Sines and cosines of 1000 (scale - 1) (Luo et al. 2023, arXiv:2310.04378, sec. 4.2)."""

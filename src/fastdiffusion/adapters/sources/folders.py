@@ -34,6 +34,11 @@ class Folder:
         """The configuration of a network."""
         return read_json(self.place / part / "config.json")
 
+    def has(self, part: str) -> bool:
+        """Whether the folder names a part at all; see :meth:`check`."""
+        named = self.index.get(part)
+        return isinstance(named, list) and bool(named) and named[-1] is not None
+
     def check(self, part: str, kinds: Sequence[str]) -> None:
         """Raise CheckpointError for a part that is missing, and InputError for one of another class."""
         named = self.index.get(part) or [None, None]
@@ -88,7 +93,8 @@ class Folder:
         """The files of a part's weights, and their variant ("fp16", ...)."""
         place = self.place / part
         names = sorted(file.name for file in place.iterdir() if file.is_file())
-        stem = "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
+        of_transformers = any(name.startswith("model.") and name.endswith((".safetensors", ".json")) for name in names)
+        stem = "model" if of_transformers else "diffusion_pytorch_model"
         tensors = [name for name in names if name.endswith((".safetensors", ".safetensors.index.json"))
                    or (name.startswith(f"{stem}.safetensors.index.") and name.endswith(".json"))]  # fmt: skip
         single, sharded = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
@@ -109,6 +115,19 @@ class Folder:
         if not isinstance(weight_map, dict):
             raise CheckpointError(f"{place / sharded} is no index of weights. Download it anew.")
         return [place / name for name in sorted({Path(str(n)).name for n in weight_map.values()}) or [single]], variant
+
+
+class Network(Folder):
+    """A folder of one network alone, such as a ControlNet: its config.json and its weights."""
+
+    def __init__(self, place: Path):
+        self.path = self.place = place
+        self.index = {}
+
+    @property
+    def weights(self) -> Path:
+        """The first file of its weights."""
+        return self._files("")[0][0]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -89,6 +89,11 @@ class SingleFile:
         """The file's tensors of a part, by their names without its prefix; none if the file lacks the part."""
         return layouts.tensors_of(self.weights, self.layout, part)
 
+    def has(self, part: str) -> bool:
+        """Whether the file, or what comes with it, has a text encoder; of a tokenizer whether it has its encoder."""
+        encoder = part.replace("tokenizer", "text_encoder")
+        return bool(self.names(encoder)) or (self._folder is not None and self._folder.has(encoder))
+
     def check(self, part: str, kinds: Sequence[str]) -> None:
         """Raise CheckpointError for a part that neither the file has nor what comes with it."""
         if part.startswith("tokenizer"):

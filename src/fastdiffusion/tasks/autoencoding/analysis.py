@@ -19,7 +19,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ... import noise
 from ...data import Dataset
@@ -29,6 +28,7 @@ from ...io.images import grid
 from ...nets.autoencoders import KL, Discrete, divergence
 from ...noise import Stream, generator
 from ...options import fill
+from ...progress import Progress
 from .options import EvaluateAutoencoderOptions
 from .train import batches, fitting, quality, use
 
@@ -180,7 +180,7 @@ def _likelihood(autoencoder: KL, x: Tensor, samples: int, seed: int) -> dict[str
     """The part of :func:`describe` that only a variational autoencoder has."""
     rate = torch.cat([divergence(*autoencoder.posterior(part)).flatten(1).sum(1) for part in x.split(BATCH)])
     s, alive = spread(autoencoder, x, seed), activity(autoencoder, x)
-    chunks = tqdm(x.split(BATCH), "bounds", disable=None, leave=False)
+    chunks = Progress(x.split(BATCH), "bounds")
     w = torch.cat([log_weights(autoencoder, part, s, samples, seed + i) for i, part in enumerate(chunks)], 1)
     return {
         "bits": float(rate.mean()) / math.log(2),

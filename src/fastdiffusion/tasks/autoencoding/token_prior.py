@@ -1,6 +1,6 @@
 """Images as tokens: an autoencoder with a codebook, and a small prior over which tokens stand together.
 
-    prior = train_token_prior(autoencoder, "digits", folder="runs/token-prior")
+    prior = train_token_prior(autoencoder, "digits", folder="runs/token-prior").model
     images = sample_tokens(prior, n=16)
 
 The second stage of VQ-VAE (van den Oord et al. 2017, sec. 3.3). The prior masks some tokens and learns to predict them
@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ... import data as datasets
 from ... import nets
@@ -37,8 +36,10 @@ from ...nets.autoencoders import Autoencoder, Discrete
 from ...nets.vq_prior import MaskedTokens
 from ...noise import Stream, generator
 from ...options import fill
+from ...progress import Progress
 from ...training.batches import title
 from ...training.distributed import place
+from ...training.report import TrainingResult
 from ...training.task import Part, Task, Updates
 from ...training.trainer import train
 from .options import SampleTokensOptions, TrainTokenPriorOptions
@@ -80,7 +81,9 @@ class VQPrior(nn.Module):
         return y[..., : self.image_size[0], : self.image_size[1]].clamp(-1, 1)
 
 
-def train_token_prior(autoencoder: Discrete | str | Path, data: Dataset | str, **options: Any) -> VQPrior:
+def train_token_prior(
+    autoencoder: Discrete | str | Path, data: Dataset | str, **options: Any
+) -> TrainingResult[VQPrior]:
     """A prior over an autoencoder's tokens; the same call goes on where it stopped.
 
     Args:
@@ -112,7 +115,7 @@ def train_token_prior(autoencoder: Discrete | str | Path, data: Dataset | str, *
         preview=lambda: (sample_tokens(made).images, 8),
         write=lambda folder: guarded.save("codes", made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
-    return made.eval().cpu()
+    return TrainingResult.of(made.eval().cpu(), chosen.folder)
 
 
 def _new(autoencoder: Autoencoder, image_size: Sequence[int], chosen: TrainTokenPriorOptions) -> VQPrior:
@@ -127,9 +130,7 @@ def _new(autoencoder: Autoencoder, image_size: Sequence[int], chosen: TrainToken
 @torch.no_grad()
 def encode_dataset(autoencoder: Discrete, data: Dataset) -> Int64[Tensor, "n H W"]:
     """The tokens of all images, where the autoencoder is."""
-    bar = tqdm(
-        batches(data, device=autoencoder.mean.device), "encoding", -(-len(data) // 32), disable=None, leave=False
-    )
+    bar = Progress(batches(data, device=autoencoder.mean.device), "encoding", -(-len(data) // 32))
     return torch.cat([autoencoder.tokens(x) for x in bar])
 
 
@@ -208,7 +209,7 @@ def sample_tokens(model: VQPrior | str | Path, **options: Any) -> ImageResult:
     if made is not model or chosen.device is not None:
         made.to(device_of(chosen.device))
     seeds = range(chosen.seed, chosen.seed + n)
-    starts = tqdm(range(0, n, size), "sampling", disable=None, leave=False)
+    starts = Progress(range(0, n, size), "sampling")
     tokens = (write(made.prior, seeds[i : i + size], chosen.steps, chosen.temperature) for i in starts)
     images = torch.cat([made.decode(some).cpu() for some in tokens])
     return ImageResult(images, tuple(f"{seed:04d}" for seed in seeds), recipe("sample-tokens", vars(chosen), model))

@@ -1,6 +1,6 @@
 """Train the autoencoder that a latent model works behind.
 
-    autoencoder = train_autoencoder("photos/", minutes=10, folder="runs/autoencoder")
+    autoencoder = train_autoencoder("photos/", minutes=10, folder="runs/autoencoder").model
     z = autoencoder.encode(images)
 
 The loss of Rombach et al. 2022 (sec. 3.1): squared and absolute error, the distance of perceptual features, and a
@@ -33,6 +33,7 @@ from ...nets.perceptual import perceptual_distance
 from ...noise import Stream, generator
 from ...options import fill
 from ...training.batches import Batches, title
+from ...training.report import TrainingResult
 from ...training.task import Part, Task, Updates
 from ...training.trainer import train
 from .options import TrainAutoencoderOptions
@@ -45,7 +46,7 @@ KINDS = ("kl", "vq", "fsq", "gumbel")
 LEVELS = {64: (8, 8), 256: (8, 6, 5), 1024: (8, 5, 5, 5), 4096: (7, 5, 5, 5, 5)}  # Mentzer et al. 2023, table 1
 
 
-def train_autoencoder(data: Dataset | str, **options: Any) -> Autoencoder:
+def train_autoencoder(data: Dataset | str, **options: Any) -> TrainingResult[Autoencoder]:
     """An autoencoder for these images; the same call goes on where it stopped.
 
     Args:
@@ -87,7 +88,7 @@ def train_autoencoder(data: Dataset | str, **options: Any) -> Autoencoder:
     autoencoder.eval().requires_grad_(True)
     if original is None and not bool(autoencoder.mean.any()):  # in memory, or finished before
         standardize(autoencoder, train_data)
-    return autoencoder.cpu()
+    return TrainingResult.of(autoencoder.cpu(), chosen.folder)
 
 
 class _Game:

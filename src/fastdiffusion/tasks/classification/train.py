@@ -1,6 +1,6 @@
 """Train what reads noisy images: a classifier to guide by, and a predictor of the noise level. Pixels or latents.
 
-    classifier = train_classifier("digits", steps=1000, folder="runs/classifier")
+    classifier = train_classifier("digits", steps=1000, folder="runs/classifier").model
     guided = guidance.classifier(model.denoise, classifier.log_prob, scale=2)
 
 As in training a model, all that is random is a function of seed and step, so a run that was cut is resumed from its
@@ -26,6 +26,7 @@ from ...nets import layers, presets
 from ...nets.classifier import Classifier, NoiseLevel
 from ...options import fill
 from ...training.batches import Batches, TrainingBatch, title
+from ...training.report import TrainingResult
 from ...training.task import Part, Task, Updates, rows
 from ...training.trainer import train
 from ..loading import loaded
@@ -37,7 +38,7 @@ LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}  # noise too weak to see teaches
 Net = TypeVar("Net", Classifier, NoiseLevel)
 
 
-def train_classifier(data: Dataset | str, **options: Any) -> Classifier:
+def train_classifier(data: Dataset | str, **options: Any) -> TrainingResult[Classifier]:
     """A classifier of noisy images at all noise levels (Dhariwal & Nichol 2021, app. H), for classifier guidance.
 
     Args:
@@ -69,7 +70,7 @@ def train_classifier(data: Dataset | str, **options: Any) -> Classifier:
         logits = made(e.x0 + expand(e.sigma, e.x0) * e.noise, e.sigma)
         return nn.functional.cross_entropy(logits, e.cond.label, ignore_index=-1)
 
-    return _trained(made, data, loss, chosen)
+    return TrainingResult.of(_trained(made, data, loss, chosen), chosen.folder)
 
 
 def train_noise_level(data: Dataset | str, **options: Any) -> NoiseLevel:

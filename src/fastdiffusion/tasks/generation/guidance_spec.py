@@ -3,10 +3,11 @@
     cfg scale=3 interval=0.3..5 rescale=0.7
     negative dog scale=2
     cfg scale=2 >> inpaint photo.png mask.png
+    pag:3
 
-A guidance is a name, its arguments in order, and options ``key=value``; ``>>`` puts the next one around what stands
-before it, and so does a list. Names with spaces are quoted as in a shell. The names are those of
-``fastdiffusion.guidance.GUIDANCE`` that have an example; here is how each kind of argument is read.
+A guidance is a name, its arguments in order, and options ``key=value`` (``:3`` after the name is its scale); ``>>``
+puts the next one around what stands before it, and so does a list. Names with spaces are quoted as in a shell. The
+names are those of ``fastdiffusion.guidance.GUIDANCE`` that have an example; here is how each kind of argument is read.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InputError, unknown
 from ...guidance import Interval, inpaint
+from ...guidance.perturbed import chosen_layers
 from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io.guarded import BUDGET
 from ...io.images import open_image
@@ -81,6 +83,23 @@ def _number(text: str, at: Setting) -> float:
     return value
 
 
+def _count(text: str, at: Setting) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def _layers(text: str, at: Setting) -> tuple[str, ...]:
+    return chosen_layers(_net(at.model), [part for part in text.split(",") if part])
+
+
+def _net(model: Model) -> nn.Module:
+    if "net" not in model.modules:
+        raise InputError("This model shows no network, whose attention could be changed. Leave pag, seg and slg out.")
+    return model.modules["net"]
+
+
 def _interval(text: str, at: Setting) -> Interval:
     low, dots, high = text.partition("..")
     if not dots:
@@ -128,6 +147,8 @@ def _clip(text: str, at: Setting) -> Clip:
 Parser = Callable[[str, Setting], Any]
 PARSERS: dict[Kind, Parser] = {
     "number": _number,
+    "count": _count,
+    "layers": _layers,
     "interval": _interval,
     "label": _label,
     "image": _image,
@@ -142,21 +163,21 @@ PARSERS: dict[Kind, Parser] = {
 # ---- sentences ----------------------------------------------------------------------------------------------------
 
 
-def parse_guidance(
-    value: Guide | Sequence[Guide] | None, at: Setting
-) -> tuple[Callable[[Denoise], Denoise], str | None]:
+def parse_guidance(value: Guide | Sequence[Guide] | None, at: Setting) -> tuple[Callable[..., Denoise], str | None]:
     """What guidance does to a denoiser, and the words that a recipe keeps of it (None if there are none).
+
+    Besides the denoiser it is given the model's plain one, where that is another: some compares with it.
 
     Raises InputError for words that are no guidance, DataError and CheckpointError for files that cannot be used.
     """
     specs = [] if value is None else [value] if isinstance(value, str) or callable(value) else list(value)
     texts = [spec for spec in specs if isinstance(spec, str)]
     BUDGET.check(characters=sum(map(len, texts)), guidance=len(specs) + sum(text.count(">>") for text in texts))
-    steps: list[Callable[[Denoise], Denoise]] = []
+    steps: list[Callable[..., Denoise]] = []
     kept: list[str] = []
     for spec in specs:
         if callable(spec):
-            steps.append(spec)
+            steps.append(lambda denoise, plain, spec=spec: spec(denoise))
             kept.append(FUNCTION)
             continue
         for tokens in _split(spec):
@@ -164,9 +185,9 @@ def parse_guidance(
             steps.append(_step(tokens, at))
             kept.append(shlex.join(at.recorded))
 
-    def apply(denoise: Denoise) -> Denoise:
+    def apply(denoise: Denoise, plain: Denoise | None = None) -> Denoise:
         for step in steps:
-            denoise = step(denoise)
+            denoise = step(denoise, None if denoise is plain else plain)
         return denoise
 
     return apply, " >> ".join(kept) or None
@@ -195,9 +216,11 @@ def _split(text: str) -> list[list[str]]:
     return specs
 
 
-def _step(tokens: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
+def _step(tokens: list[str], at: Setting) -> Callable[..., Denoise]:
     """One guidance from its words."""
-    name, *rest = tokens
+    (name, colon, number), rest = tokens[0].partition(":"), tokens[1:]
+    if colon:
+        rest = [*rest, f"scale={number}"]
     if name == FUNCTION:
         raise InputError("This was guided by a Python function, which no recipe can hold. Pass it as guidance= again.")
     if ALIASES.get(name, name) not in WRITTEN:
@@ -226,8 +249,13 @@ def _step(tokens: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
     if "sigma_data" in parameters:
         values["sigma_data"] = at.model.sigma_data
     if entry.factory is inpaint and hasattr(at.model.denoise, "inpainting"):  # ``Plan`` gives it what is kept
-        return lambda denoise: denoise
-    return lambda denoise: entry.factory(denoise, **values)
+        return lambda denoise, plain: denoise
+    if "net" in parameters:
+        values["net"] = _net(at.model)
+        chosen_layers(values["net"])  # a network without attention says so before the run
+    if "plain" in parameters:
+        return lambda denoise, plain: entry.factory(denoise, plain=plain, **values)
+    return lambda denoise, plain: entry.factory(denoise, **values)
 
 
 def _value(name: str, key: str, kind: Kind, text: str, at: Setting, before: str = "") -> Any:

@@ -13,6 +13,8 @@ from ... import choices
 from ...errors import InputError, unknown
 from ...options import option
 from ..loading import LoadOptions
+from .condition_options import ConditionOptions
+from .regions import parse_regions
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -86,8 +88,8 @@ class RunOptions(LoadOptions):
 
 
 @dataclass(frozen=True)
-class SampleOptions(RunOptions):
-    """Options of :func:`fastdiffusion.sample`, besides those of :class:`RunOptions`.
+class SampleOptions(ConditionOptions, RunOptions):
+    """Options of :func:`fastdiffusion.sample`, besides those of :class:`RunOptions` and of the conditions by images.
 
     Attributes:
         prompt: What to draw, for a text-to-image model, in the language of ``fastdiffusion.prompts``. Of several (a
@@ -95,6 +97,9 @@ class SampleOptions(RunOptions):
         classes: Names or indices, a list or "3,7"; image i takes the i-th, round and round. By default all in turn;
             "none" is unconditional.
         negative_prompt: A prompt to guide away from.
+        regions: Prompts for parts of the image, "left: a tree; right: a house"; ``prompt`` is for the rest. A place is
+            left, right, top, bottom, top left, ..., center, all, or left,top,right,bottom from 0 to 1; later ones lie
+            over earlier ones.
         image: An image to start from; scaled and cropped to the size of the run.
         mask: Of ``image``, and of its size: white is drawn anew, black keeps its pixels exactly; gray changes by that
             strength. Files of 0 and 1, and strokes on transparency, are understood too.
@@ -110,6 +115,7 @@ class SampleOptions(RunOptions):
         rng: Whose noise: "own", or what AUTOMATIC1111 ("a1111", where its setting RNG is CPU) or ComfyUI ("comfy")
             draws for the seed. With "comfy" all images have the same seed, and are the rows of one batch.
         upscale: "x2" or "x4": enlarge the finished images by the restorer that ships.
+        mark: Put an invisible mark into the finished images, which says that a program made them (docs/provenance.md).
     """
 
     prompt: str | Sequence[str] | None = option(
@@ -119,6 +125,9 @@ class SampleOptions(RunOptions):
         None, "Classes to draw, names or indices, e.g. 3,7; by default all in turn.", kind=str | None
     )
     negative_prompt: str = option("", "A prompt to guide away from.", "--negative", "--negative-prompt")
+    regions: str | None = option(
+        None, 'Prompts for parts of the image, e.g. "left: a tree; right: a house".', metavar="REGIONS"
+    )
     image: str | Path | Image.Image | None = option(None, "An image to start from.", kind=Path | None)
     mask: str | Path | Image.Image | None = option(
         None, "A mask of --image: white is drawn anew, black is kept.", kind=Path | None
@@ -136,14 +145,18 @@ class SampleOptions(RunOptions):
     upscale: str | None = option(
         None, "Enlarge the finished images by the restorer that ships.", choices=choices.UPSCALES
     )
+    mark: bool = option(False, "Put an invisible mark into the images: a program made them.")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        RunOptions.__post_init__(self)
+        self.check_conditions()
         if type(self.variation_seed) is not int:
             raise InputError(f"variation_seed must be a whole number, got {self.variation_seed!r}. Try 0.")
         for name in ("rng", "upscale"):
             if getattr(self, name) not in (known := {"rng": choices.RNGS, "upscale": (None, *choices.UPSCALES)}[name]):
                 raise unknown(name, getattr(self, name), [choice for choice in known if choice])
+        if self.regions is not None:
+            parse_regions(self.regions)
         if (self.mask is not None or self.outpaint is not None) and self.image is None:
             what = "mask" if self.mask is not None else "outpaint"
             raise InputError(f"{what} changes an image, and there is none. Give it: image='in.png' (--image in.png).")

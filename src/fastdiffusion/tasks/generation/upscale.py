@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...errors import InputError
-from ...io.images import to_pil, to_tensor
+from ...io.images import to_pil
 from ..restoration.restore import restore
 
 
@@ -20,6 +20,5 @@ def upscaled(
     """
     if images.shape[1] not in (1, 3):
         raise InputError(f"Images of {images.shape[1]} channels cannot be upscaled. Leave upscale out.")
-    made = (restore(to_pil(image), f"upscale {factor}", device=str(device)).images[0] for image in images)
-    large = torch.stack([to_tensor(image) for image in made])
+    large = torch.cat([restore(to_pil(image), f"upscale {factor}", device=str(device)).images for image in images])
     return large if large.shape[1] == images.shape[1] else large.mean(1, keepdim=True)

@@ -1,6 +1,6 @@
 """Diffusion along any process: blur and noise together, blur alone, or any corruption at all without noise.
 
-    restorer = train_cold("digits", "pixelate 8", steps=1500)
+    restorer = train_cold("digits", "pixelate 8", steps=1500).model
     for step in restore_steps(restorer, damaged, steps=16): ...
 
 A network learns the clean image from the degraded one at all levels; it is then evaluated at one level after another,
@@ -32,6 +32,7 @@ from ...options import fill
 from ...samplers import processes
 from ...samplers.processes import BlurNoise, Process
 from ...training.batches import title
+from ...training.report import TrainingResult
 from ...training.task import Part, Task
 from ...training.trainer import train
 from ...types import Cond, Step
@@ -78,7 +79,7 @@ class Restorer(nn.Module):
         return c.c_skip * x + c.c_out.clamp(min=0.1) * self.net(c.c_in * x, level.clamp(min=1e-3).log() / 4, None)
 
 
-def train_cold(data: Dataset | str, process: str = "blur 4", **options: Any) -> Restorer:
+def train_cold(data: Dataset | str, process: str = "blur 4", **options: Any) -> TrainingResult[Restorer]:
     """Train along a process.
 
     Args:
@@ -105,7 +106,7 @@ def train_cold(data: Dataset | str, process: str = "blur 4", **options: Any) -> 
         preview=partial(_preview, made, held if len(held) else learned),
         write=lambda folder: save(made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
-    return made.cpu().requires_grad_(False)
+    return TrainingResult.of(made.cpu().requires_grad_(False), chosen.folder)
 
 
 def _draw(process: Process, data: Dataset, batch_size: int, seed: int, step: int) -> tuple[Tensor, Tensor, Tensor]:

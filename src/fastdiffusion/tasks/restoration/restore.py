@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ...corruptions import Corruption
 from ...device import best_device
-from ...errors import CheckpointError, InputError
-from ...io.images import to_pil, turned
+from ...errors import CheckpointError, InputError, warn
+from ...io.images import turned
 from ...io.inputs import losses
 from ...models import Model, load
 from ...options import fill
@@ -34,6 +34,7 @@ from .options import RestoreOptions
 from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
 
+FEW_COLORS = "Experimental: the bundled restorer finds few colors of photographs. Give some: hints or palette."
 COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 
 
@@ -66,9 +67,11 @@ def restore(
 
     def undo(source: Source, last: Corruption) -> Image.Image:
         same = {"tile": chosen.tile, "overlap": chosen.overlap, "self_ensemble": chosen.self_ensemble}
-        return to_pil(restore(source, last, ready, **same).images[0])
+        return restore(source, last, ready, **same).to_pil()[0]
 
     found = opened(image, corruption, ready, chosen, undo)
+    if model is None and not (chosen.hints or chosen.palette) and any(s.name == "gray" for s in found.what.steps):
+        warn(FEW_COLORS)  # before the work, which may take minutes
     method = choose_method(chosen.method, found.named, ready, model, chosen.posterior)
     check_answer(chosen, method, found.what)
     exact = found.what.known and ready.corruption != "pairs"

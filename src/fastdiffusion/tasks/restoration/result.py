@@ -28,7 +28,7 @@ class RestorationResult:
     """The restored images. In a notebook it shows itself.
 
     Attributes:
-        images: The results, (n, c, h, w).
+        pixels: The results as they are written, 0 to 255; a large image takes a quarter of the memory so.
         degraded: The input, on its own grid.
         corruption: What was undone.
         method: How: "supervised", "zero-shot" or "cold".
@@ -40,7 +40,7 @@ class RestorationResult:
         kernel: The blur kernel that was found, if it was looked for.
     """
 
-    images: UInt8[Tensor, "n c h w"]
+    pixels: UInt8[Tensor, "n c h w"]
     degraded: UInt8[Tensor, "k p q"]
     corruption: str
     method: str
@@ -50,12 +50,21 @@ class RestorationResult:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     kernel: Float[Tensor, "s t"] | None = None
 
+    @property
+    def images(self) -> Float[Tensor, "n c h w"]:
+        """The results in [-1, 1], made from ``pixels`` each time."""
+        return to_tensor(self.pixels)
+
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pixels)
+
+    def to_pil(self) -> list[Image.Image]:
+        """Each as a PIL image."""
+        return [to_pil(image) for image in self.pixels]
 
     def comparison(self, side: int = 900) -> Image.Image:
         """Before, after and their difference (grey is none, four times enlarged), each at most ``side`` pixels."""
-        after = self.images[0]
+        after = self.pixels[0]
         before = to_tensor(self.degraded)[None]
         before = before.expand(1, after.shape[0], *before.shape[2:]) if len(self.degraded) == 1 else before
         before = torch.nn.functional.interpolate(before, after.shape[1:], mode="nearest")[0]
@@ -81,7 +90,7 @@ class RestorationResult:
             return path.with_name(f"{path.stem}-{end}{path.suffix}")
 
         written = []
-        for i, image in enumerate(self.images):
+        for i, image in enumerate(self.pixels):
             place = path if len(self) == 1 else named(str(i + 1))
             written.append(save_image(image, place, {**self.recipe, "index": i} if metadata else None))
         extra: dict[str, Any] = {}
@@ -96,7 +105,7 @@ class RestorationResult:
         return written
 
     def __str__(self) -> str:
-        size = f"{self.images.shape[3]}x{self.images.shape[2]}"
+        size = f"{self.pixels.shape[3]}x{self.pixels.shape[2]}"
         undone, how = self.corruption, self.method
         report = [f"{undone} undone ({how}): {size}" + (f", {len(self)} answers" if len(self) > 1 else "")]
         if self.error is not None:
@@ -107,5 +116,5 @@ class RestorationResult:
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        to_pil(self.images[0]).save(buffer, "PNG")
+        to_pil(self.pixels[0]).save(buffer, "PNG")
         return buffer.getvalue()

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from ...errors import InputError
 from ...io.images import open_image, to_uint8
 from ...models import Model
+from ...progress import Progress
 from . import tiles
 from .colorization import Hints, Palette
 from .consistency import hold
@@ -56,7 +56,7 @@ class TiledRestoration:
         total = tiles.count(m.height, m.width, tile, overlap, m.grid)
         evaluations = 1 if takes_mean(options) and self.method == "supervised" else options.steps
         out = torch.empty(options.n, *m.shape, dtype=torch.uint8)
-        with tqdm(total=total * evaluations, desc="restoring", disable=None, leave=False) as bar:
+        with Progress(total=total * evaluations, desc="restoring") as bar:
             work = self.worker(bar.update)
             strips = tiles.tiled(work, m.height, m.width, tile, overlap, m.grid, m.factor, halo=overlap // 4)
             for top, strip in strips:

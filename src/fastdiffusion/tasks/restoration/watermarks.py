@@ -141,7 +141,7 @@ def remove_watermark(
         hole = F.max_pool2d(hole[None, None].float(), 3, 1, 1) * (opacity > 0)
         for i, image in enumerate(clear):
             painted = restore(to_pil(image), mask(hole), **vars(chosen)).images[0]
-            clear[i] = torch.where(hole[0] > 0, to_tensor(painted), image)
+            clear[i] = torch.where(hole[0] > 0, painted, image)
     kept = None if bool((alpha == 1).all()) else alpha
     return WatermarkResult(clear, tuple(names), opacity, color, kept, remaining(y, clear), tuple(notes))
 

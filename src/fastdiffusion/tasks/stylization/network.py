@@ -24,6 +24,7 @@ from ...noise import Stream, generator
 from ...options import fill
 from ...training.batches import title
 from ...training.distributed import place
+from ...training.report import TrainingResult
 from ...training.task import Part, Task
 from ...training.trainer import train
 from ..translation.domains import squares
@@ -83,7 +84,7 @@ class Stylizer(nn.Module):
         return base + strength * self.net(base, x.new_full((len(x),), strength - 0.5), None)
 
 
-def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Stylizer:
+def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> TrainingResult[Stylizer]:
     """Learn one style at all strengths, by the losses of :func:`stylize`; the same call again continues a run.
 
     Args:
@@ -133,7 +134,7 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Styliz
         "train-style", {"data": data.name},
         preview=preview, write=lambda folder: save(made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
-    return made.cpu().requires_grad_(False)
+    return TrainingResult.of(made.cpu().requires_grad_(False), chosen.folder)
 
 
 @torch.no_grad()

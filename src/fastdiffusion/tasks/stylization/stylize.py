@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ... import samplers, schedules
 from ...guidance.attention import attention_layers, shared_attention
@@ -33,6 +32,7 @@ from ...io.metadata import recipe
 from ...io.results import ImageResult
 from ...models import Model
 from ...options import fill
+from ...progress import Progress
 from ...samplers import probability_flow
 from ...types import Cond
 from ..loading import loaded
@@ -85,7 +85,7 @@ def _stylized(
         ready = loaded(chosen.model, chosen.device)
         x, like = (fit_image(p, ready.image_shape)[None] for p in (original, opened(style, "style")))
         return images.to_pil(stylize_inside(ready, x, like, chosen.strength, chosen.steps, seed=chosen.seed)[0])
-    for step in (bar := tqdm(stylize_steps(original, style, **options), "stylizing", disable=None, leave=False)):
+    for step in (bar := Progress(stylize_steps(original, style, **options), "stylizing")):
         bar.total, image = step.of, step.image
     assert image is not None
     return enlarged(original, image) if chosen.strength else original

@@ -1,6 +1,6 @@
 """The mean image of each caption, learned before the denoiser: its text encoder and E[x0 given caption], by regression.
 
-    model = train_caption_mean("photos/", autoencoder="codec.safetensors", folder="runs/caption-mean")
+    model = train_caption_mean("photos/", autoencoder="codec.safetensors", folder="runs/caption-mean").model
     Learner("photos/", init_from="runs/caption-mean/draft.safetensors", captions=True).fit(minutes=60)
 
 A step here costs a hundredth of a denoiser's, and all of it goes where captions decide (see docs/lab-notes.md).
@@ -28,6 +28,7 @@ from ...noise import Stream, generator
 from ...options import fill
 from ...training.batches import title
 from ...training.learner import Learner
+from ...training.report import TrainingResult
 from ...training.task import Part, Task
 from ...training.trainer import train
 from .options import TrainCaptionMeanOptions
@@ -35,7 +36,7 @@ from .options import TrainCaptionMeanOptions
 FILE = "draft.safetensors"
 
 
-def train_caption_mean(data: Dataset | str, **options: Any) -> Model:
+def train_caption_mean(data: Dataset | str, **options: Any) -> TrainingResult[Model]:
     """A model whose text encoder and caption mean have learned E[x0 given caption], its denoiser still to be trained.
 
     Args:
@@ -78,7 +79,7 @@ def train_caption_mean(data: Dataset | str, **options: Any) -> Model:
         {"data": learner.setup.train.name}, held_out=[stream(held, -1)(0)] if len(held) else (),
         write=lambda folder: save(learner.averaged(None), folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
-    return learner.averaged(None).to("cpu")
+    return TrainingResult.of(learner.averaged(None).to("cpu"), chosen.folder)
 
 
 def _learner(data: Dataset | str, chosen: TrainCaptionMeanOptions) -> Learner:

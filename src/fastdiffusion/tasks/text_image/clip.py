@@ -1,6 +1,6 @@
 """Images and text compared: train a dual encoder on captioned images, score an image, search a folder.
 
-    clip = train_clip("photos/", minutes=20, folder="runs/clip")
+    clip = train_clip("photos/", minutes=20, folder="runs/clip").model
     clip_score("photo.png", ["a cat", "a dog"], clip)
     search("photos/", "a black cat", model=clip)
 
@@ -19,14 +19,13 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from tqdm import trange
 
 from ... import data as datasets
 from ... import metrics
 from ...data import Dataset, augment
 from ...denoisers import expand
 from ...device import device_of
-from ...errors import DataError, InputError, unknown, warn
+from ...errors import DataError, InputError, counted, unknown, warn
 from ...io import guarded
 from ...io.checkpoints import fingerprint
 from ...io.images import flatten, open_image, to_tensor
@@ -38,10 +37,12 @@ from ...nets.layers import drawn
 from ...nets.text import normalized
 from ...noise import Stream, generator
 from ...options import fill
+from ...progress import Progress
 from ...schedules import uniform
 from ...training.batches import Batches, title
 from ...training.distributed import gathered, place
 from ...training.options import TrainingOptions
+from ...training.report import TrainingResult
 from ...training.task import Part, Task, Whole
 from ...training.trainer import Trainer, train
 from .options import TrainClipOptions, TrainNoisyOptions
@@ -92,7 +93,7 @@ def ready(model: Clip | str | Path | None, device: str | None = None) -> Clip:
 # ---- training -------------------------------------------------------------------------------------------------------
 
 
-def train_clip(data: Dataset | str, **options: Any) -> Clip:
+def train_clip(data: Dataset | str, **options: Any) -> TrainingResult[Clip]:
     """A dual encoder for these images and their captions; the same call goes on where it stopped.
 
     Args:
@@ -125,7 +126,7 @@ def train_clip(data: Dataset | str, **options: Any) -> Clip:
     run = trainer.run if trainer.main else None
     if run is not None and len(held) and not any("recall" in line for line in run.metrics()[-1:]):
         report(clip.to(trainer.device), held, run, trainer.state.step)
-    return clip.cpu()
+    return TrainingResult.of(clip.cpu(), chosen.folder)
 
 
 def _pairs(data: Dataset, n: int, seed: int) -> Callable[[int], tuple[Tensor, Sequence[str], Whole]]:
@@ -172,7 +173,7 @@ def _captioned(data: Dataset) -> Dataset:
         [i for i, text in enumerate(data.annotations(range(len(data))).captions) if text.strip()] if len(data) else []
     )
     if 0 < len(rows) < len(data):
-        warn(f"{len(data) - len(rows):,} of {len(data):,} images have no caption: left out.")
+        warn(f"Left out: {counted(len(data) - len(rows), 'image')} of {len(data):,}, without a caption.")
     return data if len(rows) == len(data) else datasets.Subset(data, rows)
 
 
@@ -244,7 +245,7 @@ def embedded(clip: Clip, data: Dataset) -> Float[Tensor, "n d"]:
     """The vectors of all images of a data set, row by row, on the CPU."""
     vectors = torch.zeros(len(data), clip.dim)
     for group in data.groups:
-        for first in trange(0, len(group), 256, desc="embedding", disable=None, leave=False):
+        for first in Progress(range(0, len(group), 256), "embedding"):
             rows = group[first : first + 256]
             vectors[rows] = clip.encode_image(to_tensor(data.batch(rows).images).to(clip.log_scale.device)).cpu()
     return vectors

@@ -1,7 +1,7 @@
 """Languages added to a text-to-image model: another tokenizer and text encoder beside its own; the denoiser is frozen.
 
-    extended = add_language(load("emoji.safetensors"), translations("emoji:ja,es") + translations("edict"), steps=3000)
-    sample(extended, "ハートの目の猫")
+    made = add_language(load("emoji.safetensors"), translations("emoji:ja,es") + translations("edict"), steps=3000)
+    sample(made.model, "ハートの目の猫")
 
 Japanese Stable Diffusion did this in two stages: first a new text encoder with the denoiser frozen, then both together;
 how the first stage was trained was never published. Here it is distillation: for every text there is one that the model
@@ -35,6 +35,7 @@ from ...noise import Stream, generator, initial
 from ...options import fill
 from ...training.distributed import gathered, place
 from ...training.options import TrainingOptions
+from ...training.report import TrainingResult
 from ...training.task import Part, Task, Updates, Whole
 from ...training.trainer import train
 from .options import AddLanguageOptions
@@ -42,7 +43,7 @@ from .options import AddLanguageOptions
 SHOWN = 8  # queries that a batch is compared at, drawn anew at every step
 
 
-def add_language(model: Model, pairs: Sequence[Pair], **options: Any) -> Model:
+def add_language(model: Model, pairs: Sequence[Pair], **options: Any) -> TrainingResult[Model]:
     """The model with a second text encoder, which understands the new texts as the first understands the known ones.
 
     The first stays as it is and encodes what it knows (``TextEncoder.student_encoder``), so nothing is forgotten. A
@@ -81,7 +82,7 @@ def add_language(model: Model, pairs: Sequence[Pair], **options: Any) -> Model:
         TextConditioned(net.net, own, net.caption_mean), denoiser.parameterization, denoiser.sigma_data,
         denoiser.self_condition,
     )  # fmt: skip
-    return replace(model, denoise=extended.eval()).to(before)
+    return TrainingResult.of(replace(model, denoise=extended.eval()).to(before), chosen.folder)
 
 
 def _native(model: Model) -> tuple[Denoiser, TextConditioned]:

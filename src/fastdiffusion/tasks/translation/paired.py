@@ -1,6 +1,6 @@
 """From one kind of image to another: learned from pairs, from two unpaired domains, or not learned at all.
 
-    net = train_translation("sketches/", "photos/", method="gan", folder="runs/sketch")   # files of equal names
+    net = train_translation("sketches/", "photos/", method="gan", folder="runs/sketch").model   # files of equal names
     translate("mine.png", net).save("out.png")
 
 Without training for it, any diffusion model translates into its own domain: :func:`sdedit` adds noise and removes it,
@@ -20,7 +20,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ... import losses, noise, samplers, schedules
 from ...data import Dataset
@@ -39,9 +38,11 @@ from ...nets.perceptual import perceptual_distance
 from ...nets.translators import PAIRED, Cycle, Translator, edges
 from ...noise import Stream, generator
 from ...options import fill
+from ...progress import Progress
 from ...samplers import processes
 from ...training import optimizers
 from ...training.distributed import gathered, rank_and_world
+from ...training.report import TrainingResult
 from ...training.task import Part, Task, Updates, Whole
 from ...training.trainer import train
 from ...types import Cond, Step
@@ -65,7 +66,9 @@ DECAY = 0.25  # of the run: the rate's fall, which is when colors stop swaying
 # ---- training -----------------------------------------------------------------------------------------------------
 
 
-def train_translation(source: Dataset | str, target: Dataset | str | None = None, **options: Any) -> Translator | Cycle:
+def train_translation(
+    source: Dataset | str, target: Dataset | str | None = None, **options: Any
+) -> TrainingResult[Translator | Cycle]:
     """Learn to translate; again, to go on.
 
     Args:
@@ -91,7 +94,7 @@ def train_translation(source: Dataset | str, target: Dataset | str | None = None
         preview=partial(_preview, made, data),
         write=lambda folder: save(made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
-    return made.cpu().requires_grad_(False)
+    return TrainingResult.of(made.cpu().requires_grad_(False), chosen.folder)
 
 
 def _drawn(options: TrainTranslationOptions, data: Domains) -> Translator | Cycle:
@@ -251,7 +254,7 @@ def _by_net(net: Translator | Cycle, image: ImageLike, options: TranslateOptions
         return net(source, options.reverse)
     seeds = range(options.seed, options.seed + options.n)
     run = answer_steps(net, source.expand(options.n, -1, -1, -1), options.steps, seeds)
-    return samplers.final(iter(tqdm(run, "translating", options.steps if several else 1, disable=None, leave=False)))
+    return samplers.final(iter(Progress(run, "translating", options.steps if several else 1)))
 
 
 def _by_model(model: Model, image: ImageLike, options: TranslateOptions, prompt: str) -> Tensor:

@@ -162,7 +162,7 @@ def places(net: nn.Module) -> dict[str, list[Place]]:
     """Where entries go, by their names with "_" for "."."""
     own = [name for name, module in net.named_modules() if getattr(module, "weight", None) is not None]
     table: dict[str, list[Place]] = {}
-    for name, found in _originals(net, own):
+    for name, found in originals(net, own):
         table[_flat(name)] = found
     for name in own:  # the names of diffusers come first
         for alias in (name, name.removeprefix("text_model."), re.sub(r"to_out\.0$", "to_out", name)):
@@ -226,7 +226,7 @@ def _flat(name: str) -> str:
     return name.replace(".", "_")
 
 
-def _originals(net: Any, own: Sequence[str]) -> Iterator[tuple[str, list[Place]]]:
+def originals(net: Any, own: Sequence[str]) -> Iterator[tuple[str, list[Place]]]:
     kind = type(net).__name__
     if kind == "UNet2DConditionModel":
         for name, original in _unet(net, own):

@@ -6,7 +6,6 @@ LoCon too), of SDXL's and FLUX's original code and of ComfyUI are understood; no
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -18,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import CheckpointError, InputError, counted, warn
-from ..guidance.attention import EXTERNAL
-from ..io.checkpoints import read_safetensors
-from ..io.guarded import BUDGET
-from ..models import Model, folder
-from .lora_names import Place, family_of, find, places
+from ...errors import CheckpointError, InputError, counted, warn
+from ...io.checkpoints import read_safetensors
+from ...io.guarded import BUDGET
+from ...models import Model, folder
+from .. import tokens
+from ..copies import copied
+from .names import Place, family_of, find, places
 
 # What a key ends in, by what its tensor is.
 ENDS = {
@@ -48,6 +48,7 @@ REFUSED = {
     "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_w": "LoHa", "lokr_w": "LoKr", "oft_": "OFT",
     "on_input": "(IA)^3",
 }  # fmt: skip
+NATIVE = "a model of fastdiffusion"
 Target = tuple[str, str, str]  # a parameter of a model: the module, the layer within it, "weight" or "bias"
 
 
@@ -61,23 +62,34 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
     Args:
         model: Its networks are in ``modules``.
         loras: Files, each "FILE" or "FILE:scale", such as "style.safetensors:0.8". A scale of 1 is what was trained,
-            0 changes no bit, and one below 0 does the opposite.
+            0 changes no bit, and one below 0 does the opposite. Tokens that a file brings come with it; it may also
+            have nothing but a token (``tokens``).
 
     Raises:
         CheckpointError: A file that is missing, damaged or a pickle.
         InputError: No LoRA, one of another kind (DoRA, LoHa, LoKr, ...), or one for another family of models.
     """
-    updates: dict[Target, list[tuple[_Update, Place]]] = {}
-    notes = []
+    updates: dict[Target, list[tuple[Update, Place]]] = {}
+    notes: list[dict[str, Any]] = []
+    added: list[tokens.Token] = []
     for path, scale in map(split_scale, loras):
-        placed = _placed(model, _read(path, scale))
+        content = read_safetensors(path)
+        alone = tokens.of_file(model, path, *content)
+        file = File(path.name, tokens=[alone]) if alone is not None else opened_file(path, scale, *content)
+        placed = placed_updates(model, file) if alone is None else []
         if scale != 0:
             notes.append({"name": path.name, "sha256": folder.digest(path), "scale": scale})
+            added += file.tokens
             for target, update, place in placed:
                 updates.setdefault(target, []).append((update, place))
     parameters = {target: _parameter(model, target) for target in updates}
     changed = {id(parameters[target]): _sum(parameters[target], added) for target, added in updates.items()}
-    return _copy(model, changed, notes) if notes else model
+    if not notes:
+        return model
+    made = copied(model, changed, {"loras": notes})
+    if not hasattr(model.denoise, "id"):  # a native file is known by its content, which recipes look for
+        made = replace(made, info={**made.info, "base": model.info.get("base", model.id)})
+    return tokens.with_tokens(made, added) if added else made
 
 
 def split_scale(lora: str | Path) -> tuple[Path, float]:
@@ -96,7 +108,7 @@ def split_scale(lora: str | Path) -> tuple[Path, float]:
 
 
 @dataclass(frozen=True)
-class _Update:
+class Update:
     """What a file adds to one layer's weight or bias: ``factor * up @ down``, or ``factor * up`` alone.
 
     With ``mid`` it is a convolution in Tucker form, 1 x 1, k x k and 1 x 1 one after the other (LyCORIS' LoCon).
@@ -133,20 +145,21 @@ class _Update:
 
 
 @dataclass(frozen=True)
-class _File:
+class File:
     """A LoRA file: its name, its updates, and the keys of tensors that are none."""
 
     name: str
-    updates: list[_Update] = field(default_factory=list)
+    updates: list[Update] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
+    tokens: list[tokens.Token] = field(default_factory=list)
+    base: str = ""
 
 
-def _read(path: Path, scale: float) -> _File:
-    metadata, tensors = read_safetensors(path)
+def opened_file(path: Path, scale: float, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> File:
     for sign, kind in REFUSED.items():
         if any(sign in key for key in tensors):
             raise InputError(f"{path.name} is a {kind}, which is not supported. Take a plain LoRA.")
-    file, settings = _File(path.name), _settings(path, metadata)
+    file, settings = _noted(path.name, metadata), _settings(path, metadata)
     layers: dict[tuple[str, str], dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         what, part, layer = _parse(key)
@@ -159,10 +172,10 @@ def _read(path: Path, scale: float) -> _File:
         if "up" in entry and "down" in entry:
             times["up_bias"] = scale * _scaling(settings.get(part, {}), layer, len(entry["down"]), entry.get("alpha"))
             matrices = (entry["up"], entry["down"], entry.get("mid"))
-            file.updates.append(_Update(part, layer, "weight", times["up_bias"], *matrices))
+            file.updates.append(Update(part, layer, "weight", times["up_bias"], *matrices))
         whole = [what for what in times if what in entry]
         file.updates.extend(
-            _Update(part, layer, "bias" if what.endswith("bias") else "weight", times[what], entry[what])
+            Update(part, layer, "bias" if what.endswith("bias") else "weight", times[what], entry[what])
             for what in whole
         )
         if not whole and "up_bias" not in times:
@@ -170,6 +183,15 @@ def _read(path: Path, scale: float) -> _File:
     if not file.updates:
         raise InputError(f"{path.name} is no LoRA: it has no layers with lora_up and lora_down, or lora_A and lora_B.")
     return file
+
+
+def _noted(name: str, metadata: Mapping[str, str]) -> File:
+    """What a file of this program says in its metadata: its tokens, and the family that it is for."""
+    try:
+        note = dict(json.loads(metadata.get(tokens.NOTE, "{}")))
+    except (ValueError, TypeError):
+        raise CheckpointError(f"The settings of {name} cannot be read. Take another copy.") from None
+    return File(name, tokens=tokens.unpacked(note.get("tokens", ())), base=str(note.get("family", "")))
 
 
 def _parse(key: str) -> tuple[str | None, str, str]:
@@ -211,15 +233,20 @@ def _scaling(settings: Mapping[str, Any], layer: str, rank: int, alpha: Tensor |
 # ---- into a model -----------------------------------------------------------------------------------------------
 
 
-def _placed(model: Model, file: _File) -> list[tuple[Target, _Update, Place]]:
+def placed_updates(model: Model, file: File) -> list[tuple[Target, Update, Place]]:
     """Every update with its places in the model; what has none is reported."""
     tables = {part: places(module) for part, module in model.modules.items()}
     family = family_of({update.layer: update.columns for update in file.updates if update.part == "net"})
+    if file.base and file.base != model.info.get("family", NATIVE):
+        raise InputError(
+            f"{file.name} is a LoRA for {file.base}, and this model is {model.info.get('family', NATIVE)}. "
+            "Take the base that it was trained on."
+        )
     is_for = f"{file.name} is a LoRA for {family.name if family else 'another model'}."
     remedy = f"Take one for {model.info.get('family', 'this model')}."
     if family is not None and not family.has(model.modules.get("net")):
         raise InputError(f"{is_for} {remedy}")
-    placed: list[tuple[Target, _Update, Place]] = []
+    placed: list[tuple[Target, Update, Place]] = []
     odd = list(file.odd)
     for update in file.updates:
         if update.columns is None:
@@ -250,7 +277,7 @@ def _parameter(model: Model, target: Target) -> Any:
     return getattr(model.modules[part].get_submodule(layer), name, None)
 
 
-def _sum(parameter: Tensor, added: Sequence[tuple[_Update, Place]]) -> Tensor:
+def _sum(parameter: Tensor, added: Sequence[tuple[Update, Place]]) -> Tensor:
     """A parameter with updates, of its own type."""
     value = parameter.detach().to(torch.float32, copy=True)
     for update, place in added:
@@ -259,24 +286,3 @@ def _sum(parameter: Tensor, added: Sequence[tuple[_Update, Place]]) -> Tensor:
     if not bool(value.isfinite().all()):
         raise InputError(f"{added[-1][0].layer} of a LoRA is not finite. Take another copy of the file.")
     return value.to(parameter.dtype)
-
-
-def _copy(model: Model, changed: Mapping[int, Tensor], notes: list[dict[str, Any]]) -> Model:
-    """The model with other values of some parameters, by ``id``; what does not change is shared."""
-    checkpoint = getattr(model.denoise, "checkpoint", None)
-    memo: dict[int, Any] = {} if checkpoint is None else {id(t): t for t in checkpoint.tokenizers.values()}
-    for module in model.modules.values():
-        for tensor in (*module.parameters(), *module.buffers()):
-            value = changed.get(id(tensor), tensor.detach())  # another tensor of the same memory: ``to`` moves one only
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
-    names = ("denoise", "modules", "schedule", "autoencoder", "conditioner")
-    watched = {part: EXTERNAL[module] for part, module in model.modules.items() if module in EXTERNAL}
-    parts, watched = copy.deepcopy(({name: getattr(model, name) for name in names}, watched), memo)
-    loras = [*model.info.get("loras", ()), *notes]
-    denoise: Any = parts["denoise"]
-    if denoise is model.denoise:
-        raise InputError("This model's denoiser is a function, whose networks cannot be exchanged. Make it an object.")
-    denoise.settings = dict(getattr(denoise, "settings", {})) | {"loras": [[n["sha256"], n["scale"]] for n in loras]}
-    EXTERNAL.update({parts["modules"][part]: attention for part, attention in watched.items()})
-    return replace(model, **parts, tables={}, info={**model.info, "loras": loras})

@@ -1,0 +1,67 @@
+"""Does the bundled model draw what people type? The evaluator, which it never met, ranks all names for each image.
+
+    python bench/everyday.py                                          # both lists: the numbers, and a sheet in random order
+    python bench/everyday.py bench/prompts-unseen.txt --seeds 0 1 2 --model runs/emoji
+
+A prompt is right where the name that fits its image best is one of those that a person would accept; baseline: the images
+of other prompts. The sheet is in random order, its key in a file beside it, so that it can be judged blind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import torch
+
+from fastdiffusion import metrics, sample
+from fastdiffusion.io.images import grid
+from fastdiffusion.models.registry import loaded
+from fastdiffusion.tasks.evaluation import evaluator as evaluators
+
+HERE = Path(__file__).parent
+LISTS = (HERE / "prompts.txt", HERE / "prompts-unseen.txt")
+
+
+def rows_of(path: Path) -> list[tuple[str, list[str]]]:
+    """The prompts of a list, each with the names that a person would accept."""
+    lines = [line.split("\t") for line in path.read_text().splitlines() if line and not line.startswith("#")]
+    return [(prompt, names.split("/")) for prompt, names in lines]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("lists", type=Path, nargs="*", default=list(LISTS))
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--out", type=Path, default=Path("out/everyday"))
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    model, evaluator, results = loaded(args.model), evaluators.load(), {}
+    for path in args.lists:
+        rows, right, crossed, wrong = rows_of(path), [], [], []
+        for seed in args.seeds:
+            images = sample(model, [p for p, _ in rows], n=len(rows), steps=args.steps, seed=seed).images
+            best = [row[0] for row in evaluators.best_names(evaluator, images)]
+            right += [float(name in names) for name, (_, names) in zip(best, rows, strict=True)]
+            shifted = best[1:] + best[:1]
+            crossed += [float(name in names) for name, (_, names) in zip(shifted, rows, strict=True)]
+            wrong += [f"{p}: {name}" for name, (p, names) in zip(best, rows, strict=True) if name not in names]
+            if seed == args.seeds[0]:
+                order = random.Random(0).sample(range(len(rows)), len(rows))
+                grid(images[order], 10).save(args.out / f"{path.stem}.png")
+                (args.out / f"{path.stem}-key.txt").write_text("\n".join(rows[i][0] for i in order))
+        low, high = metrics.interval(lambda v: float(v.mean()), torch.tensor(right))
+        results[path.stem] = {
+            "right": sum(right) / len(right), "interval": [max(low, 0), min(high, 1)], "other prompts": sum(crossed) / len(crossed),
+            "wrong": wrong,
+        }  # fmt: skip
+        print(path.stem, json.dumps(results[path.stem], indent=1), flush=True)
+    (args.out / "everyday.json").write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

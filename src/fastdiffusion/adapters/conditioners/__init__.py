@@ -1,0 +1,11 @@
+"""Further conditions of a checkpoint: ControlNets, T2I-Adapters, IP-Adapters, and images that a network takes.
+
+Each function makes a new ``Model`` of a given one, which keeps its weights; ``Model.id`` follows. All compute in torch.
+"""
+
+from .common import weights_of
+from .control import Controlled, with_controls
+from .image_prompt import with_image_prompts
+from .input_image import with_image
+
+__all__ = ["Controlled", "weights_of", "with_controls", "with_image", "with_image_prompts"]

@@ -1,0 +1,1 @@
+"""Teach a trained model a subject, a style or a domain, without forgetting the rest."""

@@ -1,0 +1,156 @@
+"""What of a model is trained: rows of a new word, a LoRA, or all of the network; and the files that come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...adapters import tokens
+from ...adapters.copies import copied
+from ...adapters.lora import Lora
+from ...adapters.lora.writing import write
+from ...errors import InputError
+from ...models import Model, save
+from ...models.native import own_denoiser
+
+RATES = {"embedding": 2e-2, "lora": 3e-3, "dreambooth": 3e-3, "full": 3e-4}
+ROWS = {"embedding": 1.0, "lora": 6.0, "dreambooth": 6.0, "full": 60.0}  # how much faster rows move, for their size
+FILES = {"embedding": "embedding.safetensors", "full": "model.safetensors"}
+OWN_PARTS = ("text_encoder.", "caption_mean.")  # in the network of a native text-to-image model
+
+
+@dataclass
+class Adaptation:
+    """A copy of a model, of which a part is trained.
+
+    Attributes:
+        base: The model as it was.
+        model: The copy, which shares all weights with it that are not trained.
+        part: What is trained, as one module.
+        rows: The rows of the new word, which are in ``part``; empty without one.
+        lora: Its LoRA, if it has one.
+        token: The new word; "" without one.
+        method: A name in ``choices.PERSONALIZATIONS``.
+    """
+
+    base: Model
+    model: Model
+    part: nn.Module
+    rows: Mapping[str, nn.Parameter]
+    lora: Lora | None
+    token: str
+    method: str
+
+    @property
+    def file(self) -> str:
+        """Name of the file that is written."""
+        return FILES.get(self.method, "lora.safetensors")
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether the text encoders are part of what is trained."""
+        names = {part for part, _ in self.lora.layers} if self.lora is not None else set()
+        inner = any(layer.startswith("text_encoder.") for _, layer in (self.lora.layers if self.lora else ()))
+        return bool(self.rows) or inner or any(name.startswith("text_encoder") for name in names)
+
+    def optimizer(self, module: nn.Module, lr: float) -> list[Any]:
+        """AdamW without decay; rows move in proportion to how large the rows of their encoder are."""
+        own = list(self.rows.values())
+        others = [p for p in module.parameters() if p.requires_grad and not any(p is row for row in own)]
+        groups: list[dict[str, Any]] = [{"params": others}] if others else []
+        for row in own:
+            size = float(row.detach().square().mean().sqrt())
+            groups.append({"params": [row], "factor": max(size, 1e-3) * ROWS[self.method]})
+        return [torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), weight_decay=0.0)]
+
+    def added(self) -> list[tokens.Token]:
+        """The new word as it is now."""
+        rows = {part: row.detach().cpu().float().clone() for part, row in self.rows.items()}
+        return [tokens.Token(self.token, rows)] if rows else []
+
+    def write(self, folder: Path, notes: Mapping[str, Any]) -> Path:
+        """Write what was trained into a folder."""
+        path = folder / self.file
+        if self.method == "embedding":
+            tokens.write(path, self.base, self.added()[0])
+        elif self.lora is not None:
+            write(path, self.base, self.lora.matrices(), self.added(), notes={"base": self.base.id, **notes})
+        else:
+            save(self.model, path)
+        return path
+
+
+def adapt(
+    base: Model,
+    method: str,
+    token: str = "",
+    class_name: str = "",
+    vectors: int = 1,
+    *,
+    rank: int = 8,
+    alpha: float | None = None,
+    targets: str = "auto",
+    dropout: float = 0.0,
+    text_encoder: bool = False,
+    seed: int = 0,
+) -> Adaptation:
+    """A copy of a model whose chosen part asks for gradients.
+
+    Raises InputError for a token that is a word already, and for a full fine-tune of a model of another family, which
+    has no file of its own here.
+    """
+    native = own_denoiser(base.denoise) is not None
+    if method == "full" and not native:
+        raise InputError(
+            "All weights of a checkpoint of another program are not trained here: its result would be another "
+            "checkpoint of many GB. Train a LoRA: --method lora, with a higher --rank."
+        )
+    started = [tokens.Token(token, _first_rows(base, class_name, vectors, seed))] if token else []
+    if token:
+        tokens.check_new(base, token)
+        model = tokens.with_tokens(base, started)
+    else:
+        model = copied(base, {}, {"trained": [method]})
+    if method == "full":
+        weights = {id(p): p.detach().clone() for m in model.modules.values() for p in m.parameters()}
+        model = copied(model, weights, {"trained": [method]})
+    for module in model.modules.values():
+        module.requires_grad_(False)
+    rows = tokens.parameters(model, token) if token else {}
+    for row in rows.values():
+        row.requires_grad_(True)
+    part, lora = nn.ModuleDict(), None
+    if rows:
+        part["tokens"] = nn.ParameterDict(rows)
+    if method in ("lora", "dreambooth"):
+        names = [name for name in model.modules if name.startswith(("net", "text_encoder") if text_encoder else "net")]
+        left_out = () if text_encoder else OWN_PARTS
+        targets = targets if targets != "auto" else "all" if native else "attention"
+        chosen = {name: model.modules[name] for name in names}
+        part["lora"] = lora = Lora(chosen, targets, rank, alpha, dropout, seed, left_out)
+    if method == "full":
+        net = model.modules["net"]
+        for name, p in net.named_parameters():
+            p.requires_grad_(text_encoder or not name.startswith(OWN_PARTS))
+        for row in rows.values():
+            row.requires_grad_(True)
+        part = nn.ModuleDict({"net": net})
+    return Adaptation(base, model, part, rows, lora, token, method)
+
+
+def _first_rows(model: Model, class_name: str, vectors: int, seed: int) -> dict[str, Tensor]:
+    """What a new word starts as: the rows of known words, in turn; further ones a little apart."""
+    draw, made = torch.Generator().manual_seed(seed), {}
+    for part, rows in tokens.rows_of_text(model, class_name).items():
+        if not len(rows):
+            raise InputError(f"{class_name!r} is no word that this model has. Give another with --class-name.")
+        own = rows.mean(0, keepdim=True) if vectors == 1 else rows[[i % len(rows) for i in range(vectors)]]
+        apart = 0.1 * rows.std() * torch.randn(own.shape, generator=draw).to(own)
+        apart[: 1 if vectors == 1 else len(rows)] = 0
+        made[part] = own + apart
+    return made

@@ -1,0 +1,206 @@
+"""A run of ``personalize`` or ``finetune`` as a trainer's task: its batches, its loss, and who looks at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ... import samplers, schedules
+from ...denoisers import expand
+from ...guidance import Guided
+from ...models import Model
+from ...noise import Stream, generator, initial
+from ...prompts import plain
+from ...training.callbacks import Callback
+from ...training.task import Part, Task, Updates, rows
+from ...training.trainer import Trainer
+from ...types import Cond
+from .adapting import RATES, Adaptation
+from .images import Examples, caption
+from .objective import Objective, conditions
+from .options import AdaptationOptions
+from .retention import Retention
+from .watching import LOOKS, Watch, best, summary
+
+HELD_OUT = 8  # noise levels at which each held-out image is measured
+PREVIEW_STEPS = 8
+KEEPING = 4.0  # how much an error on the model's own images counts
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a run learns, and how it is measured.
+
+    Attributes:
+        adaptation: What is trained.
+        examples: On what.
+        subject: "object" or "style".
+        token: The new word; "" without one.
+        own: (prompt, latents) of images that the model made, trained on beside; empty without.
+        retention: What is measured of what it knew.
+        shown: Prompts of the previews, the new word's first.
+        dropped: Part of the captions that is left out, for guidance.
+        identity: What two runs must share to be one.
+    """
+
+    adaptation: Adaptation
+    examples: Examples
+    subject: str
+    token: str
+    own: Sequence[tuple[str, Tensor]]
+    retention: Retention
+    shown: Sequence[str]
+    dropped: float = 0.0
+    identity: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Conditions:
+    """Conditions of texts: encoded with gradients where they are trained, else each text once."""
+
+    def __init__(self, adaptation: Adaptation):
+        self.model, self.live = adaptation.model, adaptation.reads_texts or adaptation.method == "full"
+        self.kept: dict[str, Cond] = {}
+
+    def __call__(self, texts: Sequence[str]) -> Cond | None:
+        """One row for each text; None for a model without prompts."""
+        if self.model.conditioner is None:
+            return None
+        if self.live:
+            return conditions(self.model, texts)
+        new = [text for text in dict.fromkeys(texts) if text not in self.kept]
+        if new:
+            with torch.no_grad():
+                encoded = conditions(self.model, new)
+            self.kept |= {text: encoded[i : i + 1] for i, text in enumerate(new)}
+        return Cond.cat([self.kept[text] for text in texts])
+
+
+def run(
+    course: Course, options: AdaptationOptions, command: str, arguments: Mapping[str, Any]
+) -> tuple[Trainer, Watch]:
+    """Train; the same call goes on where the last one stopped. Returns the trainer and who looked at it."""
+    adaptation, folder = course.adaptation, Path(str(options.folder))
+    objective, texts = Objective(adaptation.model), Conditions(adaptation)
+
+    def loss(batch: tuple[Any, ...]) -> Tensor:
+        x0, sigma, noise, prompts, mask, own = batch
+        cond, n = texts(prompts), len(x0) - int(own.sum())
+        if n == len(x0):
+            return objective(x0, sigma, noise, cond, mask)
+        with torch.no_grad():  # what the model as it was answers on its own images: so nothing pulls at the start
+            x = x0[n:] + expand(sigma[n:], x0) * noise[n:]
+            was = course.adaptation.base.denoise(x, sigma[n:], conditions(course.adaptation.base, prompts[n:]))
+        target = torch.cat([x0[:n], was.to(x0)])
+        each = objective(x0, sigma, noise, cond, mask, target)
+        return torch.cat([each[:n], KEEPING * each[n:]])
+
+    draw, held_out = _batches(course, objective, options), _held_out(course, objective)
+
+    def measure() -> tuple[float, float]:
+        device, total, count = adaptation.model.device, 0.0, 0
+        for batch in held_out:
+            each = loss(rows(batch, slice(None), device))
+            total, count = total + float(each.sum()), count + len(each)
+        return total / count, course.retention(adaptation.model)
+
+    def write(place: Path) -> Mapping[str, Any]:
+        chosen = watch.restore()
+        notes = summary(watch.looks, options.floor, trainer.state.ended)
+        adaptation.write(place, {"step": 0 if chosen is None else chosen.step})
+        watch.show(place / "preview.png")
+        return {**notes, "notes": " ".join(course.examples.notes)} if course.examples.notes else notes
+
+    lr = options.lr if options.lr is not None else RATES[adaptation.method]
+    part = Part(adaptation.part, loss, adaptation.optimizer, lr)
+    n = len(course.examples.train)
+    task = Task(
+        {"adaptation": part}, draw, {**course.identity, "data": course.examples.fingerprint},
+        f"{course.examples.name}: {n} images", command=command, arguments=arguments,
+        modules=list(adaptation.model.modules.values()), updates=Updates(warmup=20, decay=0.3), write=write,
+        file=adaptation.file,
+    )  # fmt: skip
+    trainer = Trainer(task, options)
+    steps = options.budget["steps"] or options.usual_steps
+    every = max(steps // LOOKS, 5)
+    watch = Watch(folder, adaptation.part, every, measure, lambda: _preview(course), options.floor, options.early_stop)
+    watch.prepare(trainer, options.fresh)
+    jobs: list[Callback] = [watch]
+    trainer.fit(**options.budget, callbacks=jobs)
+    watch.restore()
+    return trainer, watch
+
+
+def _batches(course: Course, objective: Objective, options: AdaptationOptions) -> Any:
+    """``draw(step)``: images of the folder, and behind them some that the model made itself."""
+    examples, seed = course.examples, options.seed
+    groups = examples.groups()
+    sizes = torch.tensor([len(group) for group in groups], dtype=torch.float)
+
+    def draw(step: int) -> tuple[Any, ...]:
+        g = generator(seed, Stream.BATCH_ORDER, step)
+        group = groups[int(torch.multinomial(sizes, 1, generator=g))]
+        order = torch.randperm(len(group), generator=g).tolist()
+        chosen: list[int] = [group[order[i % len(group)]] for i in range(options.batch_size)]
+        choice = torch.rand(len(chosen), 2, generator=generator(seed, Stream.CAPTION, step)).tolist()
+        prompts = [
+            "" if drop < course.dropped else caption(course.token, course.subject, examples.captions[i], c)
+            for i, (c, drop) in zip(chosen, choice, strict=True)
+        ]
+        x0 = [examples.latents[i] for i in chosen]
+        masks = None if examples.masks is None else [examples.masks[i] for i in chosen]
+        if course.own and x0[0].shape == course.own[0][1].shape:
+            some = torch.randperm(len(course.own), generator=g)[: max(options.batch_size // 2, 1)].tolist()
+            prompts += [course.own[i][0] for i in some]
+            x0 += [course.own[i][1] for i in some]
+            masks = None if masks is None else masks + [torch.ones_like(masks[0])] * len(some)
+        even = schedules.stratified(len(x0), generator(seed, Stream.BATCH_SIGMA, step))
+        noise = torch.randn(len(x0), *x0[0].shape, generator=generator(seed, Stream.BATCH_NOISE, step))
+        mask = None if masks is None else torch.stack(masks)
+        own = torch.arange(len(x0)) >= len(chosen)
+        return torch.stack(x0), objective.sigmas(even), noise, prompts, mask, own
+
+    return draw
+
+
+def _held_out(course: Course, objective: Objective) -> list[tuple[Any, ...]]:
+    """A batch for each held-out image: the same noise and levels at every look."""
+    examples, batches = course.examples, []
+    u = (torch.arange(HELD_OUT) + 0.5) / HELD_OUT
+    for i in examples.held_out:
+        x0 = examples.latents[i]
+        noise = torch.randn(HELD_OUT, *x0.shape, generator=generator(0, Stream.BATCH_NOISE, 1 << 21, i))
+        text = caption(course.token, course.subject, examples.captions[i], 0.0)
+        mask = None if examples.masks is None else examples.masks[i].expand(HELD_OUT, -1, -1, -1)
+        batches.append(
+            (x0.expand(HELD_OUT, *x0.shape), objective.sigmas(u), noise, [text] * HELD_OUT, mask, torch.zeros(HELD_OUT))
+        )
+    return batches
+
+
+@torch.no_grad()
+def _preview(course: Course) -> tuple[Tensor, int]:
+    """What the model draws now of fixed prompts, from fixed seeds."""
+    return drawn(course.adaptation.model, course.shown), max(len(course.shown) // 2, 1)
+
+
+@torch.no_grad()
+def drawn(model: Model, prompts: Sequence[str], steps: int = PREVIEW_STEPS, seed: int = 0) -> Tensor:
+    """An image of each prompt, under the model's own guidance; image i has seed + i."""
+    n, table = len(prompts), model.table(steps)
+    denoise: Any = model.denoise
+    cond = model.null(n) if model.conditioner is None else conditions(model, [plain(text) for text in prompts])
+    if model.scale != 1 and model.guidance == "cfg":
+        guided: Guided = model.guide(denoise, model.scale, model.null(n))
+        denoise = guided
+    x = table.sigmas[0] * initial(range(seed, seed + n), model.shape).to(model.device)
+    return model.decode(samplers.final(samplers.run(denoise, x, table, cond, range(n)))).float().clamp(-1, 1)
+
+
+def kept_step(watch: Watch, options: AdaptationOptions) -> int:
+    """The step whose weights were kept."""
+    return best(watch.looks, options.floor).step if watch.looks else 0

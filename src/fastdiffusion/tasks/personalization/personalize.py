@@ -1,0 +1,139 @@
+"""``personalize``: a new word for what some images show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...adapters import tokens
+from ...data import Dataset
+from ...data.dataset import digest
+from ...errors import InputError, warn
+from ...io.images import safe_name
+from ...models import Model
+from ...options import fill
+from ...training import report as reports
+from ...training.trainer import check
+from ..loading import loaded
+from .adapting import Adaptation, adapt
+from .course import Course, kept_step, run
+from .images import Examples, opened
+from .objective import Objective, conditions, refuse_distilled
+from .options import PersonalizeOptions
+from .result import PersonalizationResult
+from .retention import Retention, own_images, prompts_of
+from .watching import summary
+
+GENERAL = (
+    "object", "thing", "person", "face", "animal", "dog", "cat", "bird", "plant", "flower", "food", "building", "car",
+    "toy", "doll", "logo", "symbol", "sign", "ball", "star", "heart", "button", "flag", "square", "circle", "cloth",
+    "robot", "bag", "hat", "cup",
+)  # fmt: skip
+STYLE_WORDS = ("style", "drawing", "painting", "art", "picture", "pattern", "symbol")
+PRIOR = 32  # images of the model's own, which hold it
+WATCHED = 8  # prompts whose answers are measured
+
+
+def personalize(model: Model | str | Path, data: Dataset | str | Path, **options: Any) -> PersonalizationResult:
+    """Teach a model what some images show, under a new word; the same call goes on where the last one stopped.
+
+    Args:
+        model: A text-to-image model, of this package or of another family.
+        data: 3 to 20 images, with captions beside them or without; or a data set.
+        options: See :class:`PersonalizeOptions
+            <fastdiffusion.tasks.personalization.options.PersonalizeOptions>`: token, method, class_name, steps, ...
+            The run goes to ``runs/NAME``, after the folder.
+
+    Raises:
+        InputError: A token that is a word already, a distilled model, an option that does not exist.
+        DataError: Too few or too many images that can be used.
+    """
+    chosen = fill(PersonalizeOptions, **options)
+    chosen = replace(chosen, steps=chosen.budget["steps"], optimizer="adamw")
+    check(chosen)
+    base = loaded(model, chosen.device)
+    if base.conditioner is None:
+        raise InputError("This model takes no prompts, and learns no new word. Take a text-to-image model.")
+    refuse_distilled(base)
+    tokens.check_new(base, chosen.token)
+    examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
+    chosen = chosen.in_runs(safe_name(examples.name))
+    for note in examples.notes:
+        warn(note)
+    class_name = chosen.class_name or _nearest(base, examples, chosen.subject)
+    adaptation = _adaptation(base, chosen, class_name)
+    course = _course(adaptation, examples, chosen, class_name)
+    trainer, watch = run(course, chosen, "personalize", {"model": _name(model), "data": _name(data)})
+    place = Path(str(chosen.folder))
+    file, page = place / adaptation.file, place / reports.FILE
+    notes = [f"{name}: {text}." for name, text in summary(watch.looks, chosen.floor, trainer.state.ended).items()]
+    if chosen.class_name is None:
+        notes.insert(0, f"{chosen.token} started as {class_name!r}, which explained the images best.")
+    ready = loaded(file, chosen.device) if adaptation.method == "full" else _with(base, file)
+    return PersonalizationResult(
+        place, file, ready, page if page.exists() else None, chosen.token, kept_step(watch, chosen), tuple(watch.looks),
+        (*examples.notes, *notes),
+    )  # fmt: skip
+
+
+def _with(base: Model, path: Path) -> Model:
+    from ...adapters import with_loras
+
+    return with_loras(base, [path]).eval()
+
+
+def _name(what: Any) -> str:
+    return str(what) if isinstance(what, str | Path) else getattr(what, "name", "model")
+
+
+def _adaptation(base: Model, chosen: PersonalizeOptions, class_name: str) -> Adaptation:
+    lora = {name: getattr(chosen, name) for name in ("rank", "alpha", "targets", "dropout", "text_encoder", "seed")}
+    return adapt(base, chosen.method, chosen.token, class_name, chosen.vectors, **lora)
+
+
+def _course(adaptation: Adaptation, examples: Examples, chosen: PersonalizeOptions, class_name: str) -> Course:
+    base, token = adaptation.base, chosen.token
+    watched = prompts_of(chosen.prompts, WATCHED)
+    kept = own_images(base, watched, chosen.seed, chosen.size)
+    count = chosen.prior if chosen.prior is not None else PRIOR * (chosen.method != "embedding")
+    others = prompts_of(chosen.prompts, WATCHED + count)[WATCHED:]
+    prior = [
+        others[i] if i % 2 else f"a {class_name}" if chosen.subject == "object" else class_name for i in range(count)
+    ]
+    made = own_images(base, prior, chosen.seed + 1000, chosen.size) if count else []
+    shown = [token, f"{token} on a blue background", f"two {token}", f"a red {token}", *watched[:4]]
+    identity = {
+        name: str(getattr(chosen, name))
+        for name in (
+            "token", "method", "subject", "vectors", "rank", "alpha", "targets", "dropout", "text_encoder", "lr",
+            "batch_size", "floor",
+        )
+    }  # fmt: skip
+    identity |= {"model": base.id, "class_name": class_name, "prior": count, "watched": digest(watched)}
+    return Course(
+        adaptation, examples, chosen.subject, token, list(zip(prior, made, strict=True)),
+        Retention(base, watched, kept, chosen.seed), shown, identity=identity,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _nearest(model: Model, examples: Examples, subject: str) -> str:
+    """The general word that explains the images best: that with the least loss at fixed noise."""
+    unknown = getattr(model.conditioner, "unknown_words", lambda text: [])
+    names = [name for name in (STYLE_WORDS if subject == "style" else GENERAL) if not unknown(name)]
+    objective, some = Objective(model), list(examples.train)[:4]
+    x0 = torch.stack(
+        [examples.latents[i] for i in some if examples.latents[i].shape == examples.latents[some[0]].shape]
+    )
+    u, draw = (torch.arange(4) + 0.5) / 4, torch.Generator().manual_seed(0)
+    x0 = x0.repeat_interleave(4, 0).to(model.device)
+    sigma = objective.sigmas(u).repeat(len(x0) // 4).to(model.device)
+    noise = torch.randn(x0.shape, generator=draw).to(model.device)
+    losses: dict[str, float] = {}
+    for name in names:
+        cond = conditions(model, [name]).expand(len(x0))
+        losses[name] = float(objective(x0, sigma, noise, cond).mean())
+    return min(losses, key=lambda name: losses[name]) if losses else "object"

@@ -1,0 +1,235 @@
+"""Where in an image some words of its prompt are, as a map or a mask: for ``edit --only``, and for inpainting.
+
+Two ways, and "auto" takes the first where it says anything:
+
+"attention": what each place attends to, averaged over noise levels and layers (``guidance.concept_maps``).
+"occlusion": which places the model explains better with the words than without. At some noise levels x0 is estimated
+from the words alone and from the prompt without them; where the first comes nearer to the image, there the words are
+(a difference of pointwise mutual informations, after Kong et al. 2023, arXiv:2310.07972).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import choices, prompts
+from ..errors import InputError, unknown
+from ..guidance.attention import control
+from ..guidance.concept_maps import Concepts, along_edges
+from ..models import Model, Size
+from ..noise import Stream, generator
+from ..prompts.terms import Term, Terms, terms
+from ..schedules import strength_sigma
+from ..types import Cond
+
+LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6)  # parts of noise at which a given image is looked at
+DRAWS = 3  # noises at each of them
+THROUGH = 0.5  # of what a prompt changes, the least that must go through attention for its maps to mean anything
+CUT = 0.3  # what of a map's largest values is in the mask
+EDGE, REACH = 0.15, 1000  # of ``along_edges``, for images of 64 pixels a side
+
+
+class WordMap(NamedTuple):
+    """Where some words are.
+
+    Attributes:
+        map: (1, h, w), from 0 to 1.
+        method: "attention" or "occlusion".
+        why: Why this one, if it was not asked for; a sentence.
+    """
+
+    map: Float[Tensor, "1 h w"]
+    method: str
+    why: str
+
+
+def word_mask(
+    model: Model,
+    image: Float[Tensor, "c h w"],
+    prompt: str,
+    words: str,
+    method: str = "auto",
+    cut: float = CUT,
+) -> Float[Tensor, "1 h w"]:
+    """1 where some words of a prompt are in an image, 0 elsewhere.
+
+    Args:
+        model: One that takes prompts.
+        image: In [-1, 1], of sides that divide by ``model.factor``.
+        prompt: What it shows, in the language of prompts without AND and changes.
+        words: Of the prompt, such as "the hat": as a phrase, or else each of them.
+        method: "attention", "occlusion", or "auto".
+        cut: What of the map's largest values belongs to the mask, 0 to 1.
+
+    Raises:
+        InputError: A word that is not in the prompt; a model without prompts, or without attention if that was asked
+            for.
+    """
+    return (word_map(model, image, prompt, words, method).map > cut).float()
+
+
+@torch.no_grad()
+def word_map(
+    model: Model, image: Float[Tensor, "c h w"], prompt: str, words: str, method: str = "auto", seed: int = 0
+) -> WordMap:
+    """The map that :func:`word_mask` cuts: see there."""
+    if method not in choices.MAPS:
+        raise unknown("method of maps", method, choices.MAPS)
+    if model.conditioner is None:
+        raise InputError("This model was trained without captions, and finds no words. Take model='emoji'.")
+    size = (image.shape[-2], image.shape[-1])
+    read = terms(prompt, model.conditioner)
+    chosen = read.find(words)
+    shown = image[None].to(model.device)
+    x0, why = model.encode(shown), ""
+    states = _noised(model, x0, seed)
+    if method == "auto":
+        method, why = choose(model, read, states, size)
+    if method == "attention":
+        own = [i for i, term in enumerate(read.words) if term in chosen]
+        found = of_attention(model, read, states, size)[own].mean(0, keepdim=True)
+        return WordMap(_scaled(found).cpu(), method, why)
+    raw = _evidence(model, x0, states, read, chosen, size)
+    spread = along_edges(raw, shown[0], round(REACH * min(1.0, max(size) / 64)), EDGE)
+    return WordMap(_scaled(spread).cpu(), method, why)
+
+
+def choose(model: Model, read: Terms, states: Sequence[tuple[Tensor, float]], size: Size) -> tuple[str, str]:
+    """ "attention" or "occlusion", and why, in a sentence.
+
+    Attention says something where the prompt acts through it. So that is measured: how far the estimates of x0 move
+    if the token states are those of "no prompt" while all else of the condition stays, as a part of how far they move
+    without the prompt. Where a pooled vector does most, attention maps show little of what the words did.
+    """
+    try:
+        of_attention(model, read, states[:1], size)
+    except InputError as error:
+        return "occlusion", f"Maps by occlusion: attention cannot be seen here. {error}"
+    cond, null = condition(model, read, size), condition(model, read, size, "")
+    if cond.pooled is None and not cond.extra:
+        return "attention", "Maps by attention: it is the only way from the prompt to the image in this model."
+    silent = replace(cond, emb=None, mask=None).with_text(Cond(emb=null.emb, mask=null.mask))
+    moved = whole = 0.0
+    for x, sigma in states:
+        level = x.new_full((len(x),), sigma)
+        full, hidden, without = (model.denoise(x, level, c.expand(len(x))) for c in (cond, silent, null))
+        moved, whole = moved + float((full - hidden).norm()), whole + float((full - without).norm())
+    part = moved / max(whole, 1e-12)
+    if part < THROUGH:
+        return "occlusion", (
+            f"Maps by occlusion: {part:.0%} of what the prompt changes goes through attention in this model, the rest "
+            "through its pooled vector."
+        )
+    return "attention", f"Maps by attention: {min(part, 1):.0%} of what the prompt changes goes through it."
+
+
+@torch.no_grad()
+def of_attention(
+    model: Model,
+    read: Terms,
+    states: Sequence[tuple[Tensor, float]],
+    size: Size,
+    cond: Cond | None = None,
+) -> Float[Tensor, "w h w2"]:
+    """How much each place attends to each of a prompt's words, averaged over states (x, sigma).
+
+    Raises:
+        InputError: Attention cannot be seen in this network, or does not attend to a text.
+    """
+    if (net := model.modules.get("net")) is None:
+        raise InputError("This model brings no network whose attention could be seen.")
+    cond, total = condition(model, read, size) if cond is None else cond, torch.zeros(len(read.words), *size)
+    used = compact(cond)
+    seen = Concepts(words=[[used.place[row] for row in word.rows if row in used.place] for word in read.words])
+    with control(net, seen):
+        for x, sigma in states:
+            model.denoise(x, x.new_full((len(x),), sigma), used.cond.expand(len(x)))
+            total += seen.maps(x.shape[2:], size).cpu()
+            seen.clear()
+    return total / len(states)
+
+
+class Compact(NamedTuple):
+    """A condition of one row without what its mask hides, and where each row of ``emb`` has gone."""
+
+    cond: Cond
+    place: dict[int, int]
+
+
+def compact(cond: Cond) -> Compact:
+    """Some families leave hidden rows out of their network: then tokens are counted without them."""
+    if cond.emb is None or cond.mask is None:
+        return Compact(cond, {i: i for i in range(0 if cond.emb is None else cond.emb.shape[1])})
+    kept = [i for i, real in enumerate(cond.mask[0].tolist()) if real]
+    if not kept:
+        return Compact(cond, {i: i for i in range(cond.emb.shape[1])})
+    n = cond.emb.shape[1]
+    parts = {
+        name: v[:, kept] if v.ndim > 1 and v.shape[1] == n and name in ("emb", "mask", "tokens") else v
+        for name, v in cond.parts().items()
+    }
+    return Compact(Cond.of(parts), {row: i for i, row in enumerate(kept)})
+
+
+def condition(model: Model, read: Terms, size: Size, prompt: str | None = None) -> Cond:
+    """The condition of a prompt, one row; by default of all its words."""
+    assert model.conditioner is not None
+    text = read.without([]) if prompt is None else prompt
+    if not text.strip():
+        return model.conditioner.null(1, size)
+    made = prompts.compile(
+        [text],
+        partial(model.encode_prompt, size=size),
+        spans=model.conditioner.token_spans,
+        limit=model.conditioner.max_tokens,
+        measure=getattr(model.conditioner, "measure", None),
+    )
+    return made.stages[0].conds[0]
+
+
+def _noised(model: Model, x0: Tensor, seed: int) -> list[tuple[Tensor, float]]:
+    """The image at several noise levels: (DRAWS states, sigma) each."""
+    states = []
+    for part in LEVELS:
+        sigma = strength_sigma(part, model.sigma_data)
+        keys = range(seed, seed + DRAWS)
+        noises = [torch.randn(x0.shape[1:], generator=generator(s, Stream.EDIT_NOISE, round(1e6 * part))) for s in keys]
+        states.append((x0 + sigma * torch.stack(noises).to(x0), sigma))
+    return states
+
+
+def _evidence(
+    model: Model,
+    x0: Tensor,
+    states: Sequence[tuple[Tensor, float]],
+    read: Terms,
+    chosen: Sequence[Term],
+    size: Size,
+) -> Float[Tensor, "1 h w"]:
+    """Where the words alone explain an image better than the prompt without them: relative squared errors."""
+    rest = [term for term in read.all if term not in chosen and term.kind in ("word", "punctuation")]
+    conds = [condition(model, read, size, read.without(gone)) for gone in (rest, chosen)]
+    total: Any = 0
+    for x, sigma in states:
+        level = x.new_full((len(x),), sigma)
+        with_words, without = (
+            (model.denoise(x, level, cond.expand(len(x))) - x0).square().sum(1).mean(0) for cond in conds
+        )
+        total = total + (without - with_words) / (without + with_words).mean().clamp(min=1e-12)
+    total = total.mean(0) if total.ndim > 2 else total  # of a film
+    return F.interpolate(total[None, None], size, mode="bilinear", align_corners=False)[0]
+
+
+def _scaled(maps: Float[Tensor, "w h w2"]) -> Float[Tensor, "w h w2"]:
+    """From 0 to 1, where the greatest fiftieth of a map is 1, so that single places do not decide."""
+    flat = maps.flatten(1)
+    flat = flat[:, :: max(1, flat.shape[1] // 100_000)]  # of large images a part: quantiles have a limit
+    return (maps / flat.quantile(0.98, 1).clamp(min=1e-12)[:, None, None]).clamp(0, 1)

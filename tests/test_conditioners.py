@@ -1,0 +1,450 @@
+"""Further conditions of a checkpoint: equal to the pipelines that have them, and a model like any other."""
+
+import pictures
+import pytest
+import torch
+from PIL import Image
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+import desk
+import loaded_families
+import tiny_conditioners as tiny
+import tiny_pipelines
+
+import fastdiffusion
+from fastdiffusion import nets, sample, samplers
+from fastdiffusion.adapters.conditioners import Controlled, with_controls, with_image, with_image_prompts
+from fastdiffusion.cli import main
+from fastdiffusion.errors import InputError
+from fastdiffusion.guidance.attention import Store, attention_layers, control
+from fastdiffusion.io.images import read_recipe, to_tensor
+from fastdiffusion.nets.seamless import check_seamless, seamless
+from fastdiffusion.types import Cond
+
+PROMPTS = ["a cat, on a mat", "a dog"]
+SIZE = (64, 64)
+MAPS = [pictures.photo(64, 64), pictures.photo(64, 64).transpose(Image.Transpose.ROTATE_90)]
+
+
+class Base:
+    """A plain pipeline, its model, and what conditions both, in a folder."""
+
+    def __init__(self, name, folder):
+        self.name, self.folder = name, folder
+        self.plain = tiny_pipelines.build(name)
+        self.plain.scheduler = tiny.euler()
+        self.path = folder / name
+        self.plain.save_pretrained(self.path)
+        self.model = fastdiffusion.load(self.path, device="cpu")
+        self.controls = [tiny.controlnet(self.plain.unet, seed) for seed in (1, 2)]
+        self.adapter = tiny.t2i_adapter(self.plain.unet)
+        for i, net in enumerate([*self.controls, self.adapter]):
+            net.save_pretrained(folder / ("canny", "depth", "sketch")[i])
+
+    def pipe(self, kinds, **more):
+        return as_pipe(kinds[self.name], self.plain, **more)
+
+
+def as_pipe(kind, plain, **more):
+    parts = {**{n: part for n, part in plain.components.items() if n != "image_encoder"}, **more}
+    if "XL" not in kind.__name__:
+        parts["requires_safety_checker"] = False
+    pipe = kind(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module", params=["sd15", "sdxl"])
+def base(request, tmp_path_factory):
+    return Base(request.param, tmp_path_factory.mktemp(f"conditioned-{request.param}"))
+
+
+def wanted(pipe, scale, noise, **options):
+    return pipe(
+        latents=noise.clone(), num_inference_steps=6, guidance_scale=scale, output_type="latent", return_dict=False,
+        **options,
+    )[0]  # fmt: skip
+
+
+@torch.no_grad()
+def ours(model, pipe, scale, noise, prompts=PROMPTS, negative=None):
+    """Final latents of six steps of the pipeline's Euler."""
+    null = model.null(1, SIZE) if negative is None else model.conditioner.negative.encode([negative], SIZE)
+    denoise = model.guide(model.denoise, scale, null)
+    start, table = noise * float(pipe.scheduler.init_noise_sigma), pipe.scheduler.sigmas.double()
+    return samplers.final(
+        samplers.run(denoise, start, samplers.table("euler", table), model.encode_prompt(prompts, SIZE))
+    )
+
+
+def far(a, b):
+    """The greatest difference, relative to the largest value."""
+    return float((a - b).abs().max() / b.abs().max())
+
+
+# ---- ControlNets and T2I-Adapters -------------------------------------------------------------------------------
+
+CONTROLNET = {
+    "sd15": diffusers.StableDiffusionControlNetPipeline,
+    "sdxl": diffusers.StableDiffusionXLControlNetPipeline,
+}
+T2I = {"sd15": diffusers.StableDiffusionAdapterPipeline, "sdxl": diffusers.StableDiffusionXLAdapterPipeline}
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_two_control_nets_equal_their_pipeline(base, scale):
+    """Each with its scale and its part of the run; without them the result is another one."""
+    pipe, noise = base.pipe(CONTROLNET, controlnet=base.controls), torch.randn(2, 4, 8, 8)
+    truth = wanted(
+        pipe, scale, noise, prompt=PROMPTS, image=list(MAPS), controlnet_conditioning_scale=[0.8, 0.5],
+        control_guidance_start=[0.0, 0.3], control_guidance_end=[0.6, 1.0],
+    )  # fmt: skip
+    controls = [
+        Controlled(base.folder / "canny", MAPS[0], 0.8, (0.0, 0.6)),
+        Controlled(base.folder / "depth", MAPS[1], 0.5, (0.3, 1.0)),
+    ]
+    model = with_controls(base.model, controls, SIZE)
+    assert far(ours(model, pipe, scale, noise), truth) <= 1e-4
+    assert far(ours(base.model, pipe, scale, noise), truth) > 1e-2, "the pipeline is steered"
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_a_t2i_adapter_equals_its_pipeline(base, scale):
+    pipe, noise = base.pipe(T2I, adapter=base.adapter), torch.randn(2, 4, 8, 8)
+    part = {"adapter_conditioning_factor": 0.5} if base.name == "sdxl" else {}
+    truth = wanted(
+        pipe,
+        scale,
+        noise,
+        prompt=PROMPTS,
+        image=[MAPS[0]] * 2,
+        height=64,
+        width=64,
+        adapter_conditioning_scale=0.7,
+        **part,
+    )
+    window = (0.0, 0.5) if part else (0.0, 1.0)
+    model = with_controls(base.model, [Controlled(base.folder / "sketch", MAPS[0], 0.7, window)], SIZE)
+    assert far(ours(model, pipe, scale, noise), truth) <= 1e-4
+    assert far(ours(base.model, pipe, scale, noise), truth) > 1e-2
+
+
+# ---- IP-Adapters ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_an_ip_adapter_equals_its_pipeline(base, plus, scale, tmp_path):
+    """Its scale, with a negative prompt, and several images at the weights 1 and 0 are the first."""
+    file, encoder = tiny.ip_adapter(base.plain.unet, tmp_path / "ip.safetensors", plus), tiny.image_encoder()
+    encoder.save_pretrained(tmp_path / "image_encoder")
+    pipe = as_pipe(
+        type(base.plain), tiny_pipelines.build(base.name), image_encoder=encoder, feature_extractor=tiny.processor(),
+        scheduler=tiny.euler(),
+    )  # fmt: skip
+    pipe.load_ip_adapter(str(tmp_path), subfolder="", weight_name=file.name, image_encoder_folder=None)
+    pipe.set_ip_adapter_scale(0.6)
+    noise, photo = torch.randn(2, 4, 8, 8), pictures.photo(80, 50)
+    options = {"prompt": PROMPTS, "negative_prompt": ["mud"] * 2, "height": 64, "width": 64}
+    truth = wanted(pipe, scale, noise, ip_adapter_image=photo, **options)
+    before = ours(base.model, pipe, scale, noise, negative="mud")
+    model = with_image_prompts(base.model, [(photo, 1.0), (MAPS[0], 0.0)], file, 0.6)
+    assert far(ours(model, pipe, scale, noise, negative="mud"), truth) <= 1e-4
+    assert far(before, truth) > 1e-2, "the image counts"
+    assert torch.equal(before, ours(base.model, pipe, scale, noise, negative="mud")), "the given model stays as it was"
+    other = with_image_prompts(base.model, [(photo, 0.5), (MAPS[0], 0.5)], file, 0.6)
+    assert far(ours(other, pipe, scale, noise, negative="mud"), truth) > 1e-4
+    assert len({base.model.id, model.id, other.id}) == 3
+
+
+# ---- pipelines that take an image -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Each pipeline of ``tiny_conditioners``, its folder and its model."""
+    made = {}
+    for name, build in tiny.PIPELINES.items():
+        pipe, path = build(), tmp_path_factory.mktemp("taking-images") / name
+        pipe.set_progress_bar_config(disable=True)
+        pipe.save_pretrained(path)
+        made[name] = pipe, fastdiffusion.load(path, device="cpu"), path
+    return made
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_instruct_pix2pix_equals_its_pipeline(folders, scale):
+    """Both scales, with a negative prompt and without."""
+    pipe, model, _ = folders["pix2pix"]
+    noise, made = torch.randn(2, 4, 8, 8), with_image(model, to_tensor(MAPS[0])[None], image_scale=1.7)
+    for negative in ("", "mud"):
+        truth = wanted(
+            pipe, scale, noise, prompt=PROMPTS, image=[MAPS[0]] * 2, image_guidance_scale=1.7,
+            negative_prompt=[negative] * 2,
+        )  # fmt: skip
+        assert far(ours(made, pipe, scale, noise, negative=negative or None), truth) <= 1e-4
+    other = with_image(model, to_tensor(MAPS[1])[None], image_scale=1.7)
+    assert far(ours(other, pipe, scale, noise, negative="mud"), truth) > 1e-2
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_the_upscaler_equals_its_pipeline(folders, scale, monkeypatch):
+    """The pipeline's noise of the image is ours."""
+    pipe, model, _ = folders["upscaler"]
+    small, noise = pictures.photo(8, 8), torch.randn(2, 4, 8, 8)
+    made = with_image(model, to_tensor(small)[None], noise_level=40, seed=3)
+    own = made.denoise.noise_of(to_tensor(small)[None], 3)
+    module = diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale
+    monkeypatch.setattr(module, "randn_tensor", lambda shape, **_: own.expand(shape))
+    truth = wanted(pipe, scale, noise, prompt=PROMPTS, image=[small] * 2, noise_level=40)
+    assert model.factor == 4 and far(ours(made, pipe, scale, noise), truth) <= 1e-4
+    assert far(ours(with_image(model, to_tensor(small)[None], noise_level=900), pipe, scale, noise), truth) > 1e-2
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_an_image_variation_equals_its_pipeline(folders, scale):
+    pipe, model, _ = folders["image_variation"]
+    photo, noise = pictures.photo(80, 50), torch.randn(1, 4, 8, 8)
+    truth = wanted(pipe, scale, noise, image=photo, height=64, width=64)
+    assert far(ours(with_image_prompts(model, [(photo, 1.0)]), pipe, scale, noise, [""]), truth) <= 1e-4
+    assert far(ours(with_image_prompts(model, [(MAPS[0], 1.0)]), pipe, scale, noise, [""]), truth) > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_unclip_equals_its_pipeline(folders, scale, monkeypatch):
+    """A noisy embedding; and between two images, their spherical interpolation."""
+    pipe, model, _ = folders["unclip"]
+    photo, noise = pictures.photo(80, 50), torch.randn(2, 4, 8, 8)
+    # Latents that are given it takes as they are.
+    monkeypatch.setattr(type(pipe.scheduler), "init_noise_sigma", 1.0)
+    made = with_image_prompts(model, [(photo, 3.0), (MAPS[0], 1.0)], noise_level=30)
+    own = made.denoise.noise_of()
+    monkeypatch.setattr(
+        diffusers.pipelines.stable_diffusion.pipeline_stable_unclip_img2img, "randn_tensor",
+        lambda shape, **_: own.expand(shape),
+    )  # fmt: skip
+    encoder = model.denoise.image_encoder
+    between = fastdiffusion.noise.slerp(encoder.pooled(photo), encoder.pooled(MAPS[0]), 0.25)
+    options = {"prompt": PROMPTS, "height": 64, "width": 64, "noise_level": 30}
+    truth = wanted(pipe, scale, noise, image_embeds=between.expand(2, -1), **options)
+    assert far(ours(made, pipe, scale, noise), truth) <= 1e-4
+    alone = wanted(pipe, scale, noise, image=[photo] * 2, **options)
+    assert far(ours(with_image_prompts(model, [(photo, 1.0)], noise_level=30), pipe, scale, noise), alone) <= 1e-4
+    assert far(alone, truth) > 1e-3
+
+
+# ---- in use -----------------------------------------------------------------------------------------------------
+
+RUN = {"n": 2, "steps": 2, "scale": 3.0, "size": 64}
+
+
+@pytest.fixture
+def files(base, tmp_path, monkeypatch):
+    """A folder to work in, with a map, a photograph and an IP-Adapter."""
+    MAPS[0].save(tmp_path / "edges.png")
+    pictures.photo(80, 50).save(tmp_path / "photo.png")
+    tiny.ip_adapter(base.plain.unet, tmp_path / "ip.safetensors")
+    tiny.image_encoder().save_pretrained(tmp_path / "image_encoder")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def typed(base, *words):
+    return ["sample", str(base.path), "a cat", *words, "-n", "1", "--steps", "2", "--size", "64", "-o", "out.png"]
+
+
+def test_conditions_are_typed_and_reproduced(base, files, capsys):
+    """All of them together, with a LoRA's place taken by none: the same bytes again, and what each file was is kept."""
+    canny, sketch = base.folder / "canny", base.folder / "sketch"
+    words = ["--control", f"{canny}:edges:edges.png:0.8:0-0.5", "--control", f"{sketch}:edges.png:0.3"]
+    words += ["--image-prompt", "photo.png:2", "--image-prompt", "edges.png", "--ip-adapter", "ip.safetensors:0.5"]
+    assert main(typed(base, *words, "--seamless", "xy", "--device", "cpu")) == 0
+    assert main(["reproduce", "out.png", "--device", "cpu"]) == 0
+    assert "the same bytes" in capsys.readouterr().out
+    recipe = read_recipe("out.png")
+    parameters = recipe["parameters"]
+    assert parameters["control"][0].startswith("diffusion_pytorch_model.safetensors@")
+    assert parameters["control"][0].endswith(":0.8:0.0-0.5") and ":edges:edges.png@" in parameters["control"][0]
+    assert parameters["ip_adapter"].startswith("ip.safetensors@") and parameters["image_prompt"][0].endswith(":2.0")
+    assert recipe["model"]["sha256"] == base.model.id, "of the model alone, which is what a person has"
+    MAPS[1].save("edges.png")
+    assert main(["reproduce", "out.png", "--device", "cpu"]) == 2
+    assert "edges.png" in capsys.readouterr().err
+
+
+def test_each_condition_counts(base, files):
+    """Scale 0 is the model itself to the bit; every condition changes images, and leaves the model as it was."""
+    canny = f"{base.folder / 'canny'}:edges.png"
+    plain = sample(base.model, "a cat", **RUN).images
+    prompted = {"image_prompt": "photo.png", "ip_adapter": "ip.safetensors"}
+    changes = [{"control": canny}, {"control": f"{canny}:0.5:0-0.5"}, prompted, {"seamless": "x"}]
+    results = [sample(base.model, "a cat", **RUN, **change).images for change in changes]
+    for made in results:
+        assert float((made - plain).abs().max()) > 1e-4
+    assert torch.equal(sample(base.model, "a cat", **RUN).images, plain)
+    assert torch.equal(sample(base.model, "a cat", **RUN, control=f"{canny}:0").images, plain)
+    given = Controlled(base.folder / "canny", MAPS[0])
+    assert torch.equal(sample(base.model, "a cat", **RUN, control=[given]).images, results[0])
+
+
+def test_from_an_image_with_guidance_and_a_lora_of_the_net(base, files):
+    """They compose: a control with image to image, a mask, further guidance, and a model that a LoRA changed."""
+    canny = f"{base.folder / 'canny'}:edges.png"
+    Image.new("L", (64, 64), 0).save("mask.png")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (8, 8, 40, 40))
+    mask.save("mask.png")
+    options = {"n": 1, "steps": 2, "size": 64, "image": "edges.png", "control": canny}
+    masked = sample(base.model, "a cat", mask="mask.png", scale=3.0, **options)
+    kept = (masked.images[0] - to_tensor(MAPS[0])).abs().amax(0)
+    assert float(kept[50:].max()) == 0 and float(kept[10:38, 10:38].max()) > 0
+    half = sample(base.model, "a cat", strength=0.5, guidance="apg scale=3", **options)
+    without = sample(base.model, "a cat", strength=0.5, guidance="apg scale=3", **{**options, "control": ()})
+    assert float((half.images - without.images).abs().max()) > 1e-4
+
+
+def test_prompts_in_pieces_and_of_unlike_length(base):
+    """A row's estimate does not depend on the padding of another, though a ControlNet takes no mask."""
+    model = with_controls(base.model, [Controlled(base.folder / "canny", MAPS[0])], SIZE)
+    x, sigma = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 0.7])
+    one = model.encode_prompt(["a cat"], SIZE)
+    long = Cond.of(one.parts() | {"emb": torch.cat([one.emb, one.emb], 1)})
+    with torch.no_grad():
+        both = model.denoise(x, sigma, Cond.cat([one, long]))
+        for i, cond in enumerate((one, long)):
+            alone = model.denoise(x[i : i + 1], sigma[i : i + 1], cond)
+            torch.testing.assert_close(both[i : i + 1], alone, atol=1e-4 * float(alone.abs().max()), rtol=1e-5)
+
+
+def test_attention_is_still_seen(base, files):
+    """Under an IP-Adapter the layers' maps are those of the text, and a store that only reads changes no bit."""
+    model = with_image_prompts(base.model, [("photo.png", 1.0)], "ip.safetensors")
+    x, sigma, cond = torch.randn(1, 4, 8, 8), torch.tensor([1.0]), model.encode_prompt(["a cat"], SIZE)
+    store = Store(kind="cross")
+    with torch.no_grad():
+        plain = model.denoise(x, sigma, cond)
+        with control(model.modules["net"], store):
+            assert torch.equal(model.denoise(x, sigma, cond), plain)
+    assert {value.shape[-1] for value in store.probabilities.values()} == {77}
+    assert store.probabilities.keys() == {
+        name for name in attention_layers(base.model.modules["net"]) if name.endswith("attn2")
+    }
+
+
+WRONG = {
+    "no such folder": (["--control", "nowhere:edges.png"], "nowhere is no network"),
+    "a missing image": (["--control", "CANNY:nothing.png"], "There is no file 'nothing.png'"),
+    "not a number": (["--control", "CANNY:edges.png:nan"], "must be a finite number"),
+    "another shape": (["--control", "CANNY:photo.png"], "80x50 pixels and the images 64x64"),
+    "no part of a run": (["--control", "CANNY:edges.png:1:0.5-0.2"], "no part of it"),
+    "half a control": (["--control", "CANNY"], "a network and its image"),
+    "another family's": (["--control", "OTHER:edges.png"], "is for another model"),
+    "an image without an adapter": (["--image-prompt", "photo.png"], "needs an adapter"),
+    "an adapter without an image": (["--ip-adapter", "ip.safetensors"], "needs an image"),
+    "a model as an adapter": (["--image-prompt", "photo.png", "--ip-adapter", "UNET"], "is no IP-Adapter"),
+    "another family's adapter": (["--image-prompt", "photo.png", "--ip-adapter", "other.safetensors"], "another model"),
+    "weights of nothing": (["--image-prompt", "photo.png:0", "--ip-adapter", "ip.safetensors"], "one above it"),
+    "seamless z": (["--seamless", "z"], "No pair of edges named 'z'"),
+    "another model's scale": (["--image-scale", "2"], "InstructPix2Pix's"),
+    "another model's level": (["--noise-level", "2"], "noise_level is for"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_conditions_are_one_sentence(base, files, name, capsys):
+    words, sentence = WRONG[name]
+    other = "sdxl" if base.name == "sd15" else "sd15"
+    net = tiny_pipelines.build(other).unet
+    if "other" in str(words).lower():
+        tiny.controlnet(net).save_pretrained(files / "other")
+        tiny.ip_adapter(net, files / "other.safetensors")
+    places = {"CANNY": base.folder / "canny", "OTHER": files / "other",
+              "UNET": base.path / "unet" / "diffusion_pytorch_model.safetensors"}  # fmt: skip
+    for key, place in places.items():
+        words = [word.replace(key, str(place)) for word in words]
+    assert main(typed(base, *words, "--device", "cpu")) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error and "Traceback" not in error
+
+
+def test_our_own_models_take_no_networks_of_others(files, base):
+    with pytest.raises(InputError, match="for checkpoints of other programs"):
+        sample("emoji", "a heart", n=1, steps=1, control=f"{base.folder / 'canny'}:edges.png")
+
+
+def test_pipelines_that_take_an_image_are_used_like_any_other(folders, tmp_path, monkeypatch, capsys):
+    """From the command line, and made again to the byte; without an image they say what they need."""
+    monkeypatch.chdir(tmp_path)
+    pictures.photo(64, 64).save("in.png")
+    pictures.photo(16, 8).save("small.png")
+    uses = {
+        "pix2pix": ["make it a cat", "--image", "in.png", "--image-scale", "1.2", "--size", "64"],
+        "upscaler": ["a cat", "--image", "small.png", "--noise-level", "10"],
+        "image_variation": ["--image-prompt", "in.png:1", "--image-prompt", "small.png:2", "--size", "64"],
+        "unclip": ["a cat", "--image-prompt", "in.png", "--noise-level", "5", "--size", "64"],
+    }
+    for name, words in uses.items():
+        run = [
+            "sample",
+            str(folders[name][2]),
+            *words,
+            "-n",
+            "1",
+            "--steps",
+            "2",
+            "-o",
+            f"{name}.png",
+            "--device",
+            "cpu",
+        ]
+        assert main(run) == 0, name
+        assert main(["reproduce", f"{name}.png", "--device", "cpu"]) == 0
+        assert "the same bytes" in capsys.readouterr().out
+        bare = ["sample", str(folders[name][2]), *(words[:1] if words[0][0] != "-" else []), "-o", "bare.png"]
+        assert main([*bare, "-n", "1", "--device", "cpu"]) == 2
+        assert "there is none. Give it" in capsys.readouterr().err
+    assert Image.open("upscaler.png").size == (64, 32)
+
+
+# ---- seamless ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", ["x", "y", "xy"])
+def test_seamless_networks_commute_with_rolling(base, axes):
+    """The noise rolled is the image rolled, on the seamless axes alone; afterwards the network is as it was."""
+    model, shift = base.model, {"x": (0, 2), "y": (2, 0), "xy": (4, 2)}[axes]
+    x, sigma, cond = torch.randn(1, 4, 8, 8), torch.tensor([2.0]), base.model.encode_prompt(["a cat"], SIZE)
+    with torch.no_grad():
+        plain = model.decode(model.denoise(x, sigma, cond))
+        with seamless(axes):
+            made = model.decode(model.denoise(x, sigma, cond))
+            rolled = model.decode(model.denoise(x.roll(shift, (-2, -1)), sigma, cond))
+        assert torch.equal(model.decode(model.denoise(x, sigma, cond)), plain)
+        without = model.decode(model.denoise(x.roll(shift, (-2, -1)), sigma, cond))
+    pixels = tuple(8 * n for n in shift)
+    assert far(rolled, made.roll(pixels, (-2, -1))) <= 1e-4
+    assert far(without, plain.roll(pixels, (-2, -1))) > 1e-3 < far(made, plain)
+
+
+def test_seamless_on_our_own_networks():
+    """A U-Net with attention and both ways of halving, and the bundled decoder."""
+    model = fastdiffusion.load("emoji", device="cpu")
+    for options in ({}, {"blur": 1.0}):
+        torch.manual_seed(0)
+        net = desk.stirred(nets.build({**desk.NET, "in_channels": 3, "out_channels": 3, **options}))
+        x, c_noise = torch.randn(1, 3, 16, 16), torch.zeros(1)
+        with torch.no_grad(), seamless("xy"):
+            assert far(net(x.roll((4, 8), (-2, -1)), c_noise), net(x, c_noise).roll((4, 8), (-2, -1))) <= 1e-4
+        with torch.no_grad():
+            assert far(net(x.roll((4, 8), (-2, -1)), c_noise), net(x, c_noise).roll((4, 8), (-2, -1))) > 1e-3
+    z = torch.randn(1, *model.shape)
+    with torch.no_grad(), seamless("x"):
+        assert far(model.decode(z.roll(3, -1)), model.decode(z).roll(3 * model.factor, -1)) <= 1e-4
+
+
+def test_transformers_have_no_seams_to_close():
+    with pytest.raises(InputError, match="a transformer"):
+        sample(loaded_families.get("sd3").model, "a cat", n=1, steps=1, size=64, seamless="x")
+    with pytest.raises(InputError, match="a transformer"):
+        check_seamless(nets.build({**nets.presets.PRESETS["dit-tiny"], "in_channels": 3, "out_channels": 3}))

@@ -1,0 +1,420 @@
+"""Subjects, styles and domains: LoRA layers on every net, new words, and runs that end by themselves."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from desk import laid_out
+from loaded_families import get
+from PIL import Image
+from safetensors.torch import load_file
+
+import fastdiffusion
+from fastdiffusion.adapters import tokens, with_loras
+from fastdiffusion.adapters.lora import Lora, algebra
+from fastdiffusion.adapters.lora.writing import FORMATS, write
+from fastdiffusion.errors import CheckpointError, DataError, InputError
+from fastdiffusion.models import save
+from fastdiffusion.tasks.personalization.adapting import adapt
+from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
+from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+from tiny_pipelines import FAMILIES
+
+DISTILLED = {"lcm", "schnell", "klein"}
+NATIVE_KEYS = ("net", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    return laid_out(tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture(scope="module")
+def text(desk):
+    return fastdiffusion.load(desk.text, device="cpu")
+
+
+def stirred(lora, seed=0):
+    """LoRA layers that do something."""
+    g = torch.Generator().manual_seed(seed)
+    for added in lora.layers.values():
+        added.up.data = 0.2 * torch.randn(added.up.shape, generator=g)
+    return lora
+
+
+def answers(model, prompt="a red square", n=2):
+    """What a model estimates, from fixed noise."""
+    g = torch.Generator().manual_seed(1)
+    x = 3 * torch.randn(n, *model.shape, generator=g)
+    with torch.no_grad():
+        return model.denoise(x, torch.full((n,), 2.0), conditions(model, [prompt] * n))
+
+
+def assert_close(a, b, tolerance):
+    assert (a - b).abs().max() <= tolerance * b.abs().max()
+
+
+# ---- LoRA -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keys", FORMATS)
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_attached_is_merged_on_a_native_net(text, tmp_path, targets, keys):
+    attached = tokens.with_tokens(text, [tokens.Token("<a>", tokens.rows_of_text(text, "red"))])
+    lora = stirred(Lora({"net": attached.modules["net"]}, targets, 2, alpha=3.0))
+    assert len(lora.layers) > (3 if targets == "attention" else 20)
+    wanted = answers(attached)
+    write(tmp_path / "a.safetensors", text, lora.matrices(), form=keys)
+    assert not torch.equal(wanted, answers(text))
+    assert_close(answers(with_loras(text, [tmp_path / "a.safetensors"])), wanted, 1e-5)
+    with lora.off():
+        assert torch.equal(answers(attached), answers(text))
+    lora.detach()
+    assert torch.equal(answers(attached), answers(text))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_attached_is_merged_on_every_family(name, tmp_path):
+    """Attention and convolutions, text encoders too, in the keys of three programs."""
+    model = get(name).model
+    attached = adapt(model, "lora", text_encoder=False, targets=r"attn|attention|conv", rank=2, alpha=3.0)
+    stirred(attached.lora)
+    wanted = answers(attached.model)
+    assert not torch.equal(wanted, answers(model))
+    for keys in FORMATS:
+        write(tmp_path / f"{keys}.safetensors", model, attached.lora.matrices(), form=keys)
+        assert_close(answers(with_loras(model, [tmp_path / f"{keys}.safetensors"])), wanted, 1e-5)
+    with attached.lora.off():
+        assert torch.equal(answers(attached.model), answers(model))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sdxl", "sd3", "flux", "qwen_image", "sana", "lumina2", "z_image"])
+def test_diffusers_loads_it(name, tmp_path):
+    """``load_lora_weights`` and ``fuse_lora`` give the weights that merging gives here, text encoders included."""
+    model, pipe = get(name).model, get(name).pipe.__class__.from_pretrained(get(name).path)
+    with_texts = name in ("sd15", "sdxl")
+    attached = adapt(model, "lora", text_encoder=with_texts, rank=2, alpha=3.0)
+    write(tmp_path / "a.safetensors", model, stirred(attached.lora).matrices())
+    merged = with_loras(model, [tmp_path / "a.safetensors"])
+    pipe.load_lora_weights(tmp_path / "a.safetensors")
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    parts = {"net": getattr(pipe, "unet", None) or pipe.transformer}
+    parts |= {
+        part: getattr(pipe, part) for part in ("text_encoder", "text_encoder_2") if with_texts and hasattr(pipe, part)
+    }
+    changed = 0
+    for part, theirs in parts.items():
+        for key, value in theirs.state_dict().items():
+            own = merged.modules[part].state_dict()[key]
+            changed += not torch.equal(own, model.modules[part].state_dict()[key])
+            assert (own - value).abs().max() <= 1e-5 * value.abs().max().clamp(min=1e-3), key
+    assert changed == len(attached.lora.layers)
+
+
+def test_algebra(text, tmp_path):
+    """Merging adds up exactly, the full rank loses nothing, a smaller one the least; a fine-tune's difference is found."""
+    files = []
+    for seed in (1, 2):
+        made = adapt(text, "lora", rank=2, seed=seed)
+        files.append(tmp_path / f"{seed}.safetensors")
+        write(files[-1], text, stirred(made.lora, seed).matrices())
+    both = algebra.opened(text, [f"{files[0]}:0.5", files[1]])
+    write(tmp_path / "both.safetensors", text, both.matrices)
+    wanted = answers(with_loras(text, [f"{files[0]}:0.5", files[1]]))
+    assert_close(answers(with_loras(text, [tmp_path / "both.safetensors"])), wanted, 1e-5)
+    full, one = algebra.resized(both, 4), algebra.resized(both, 1)
+    assert full.kept == pytest.approx(1, abs=1e-9) and 0.2 < one.kept < 0.9999
+    for key, (down, up, alpha) in full.matrices.items():
+        was_down, was_up, was_alpha = both.matrices[key]
+        product, was = up.flatten(1) @ down.flatten(1), was_up.flatten(1) @ was_down.flatten(1)
+        assert_close(alpha / len(down) * product, was_alpha / len(was_down) * was, 1e-4)
+    tuned = with_loras(text, [tmp_path / "both.safetensors"])
+    found = algebra.extracted(text, tuned, 4)
+    assert found.kept > 0.9999 and found.matrices.keys() == both.matrices.keys()
+    with pytest.raises(InputError, match="nothing to extract"):
+        algebra.extracted(text, text, 4)
+
+
+def test_the_verb_lora(desk, text, tmp_path):
+    made = adapt(text, "lora", "<a>", "red", rank=4)
+    write(tmp_path / "a.safetensors", text, stirred(made.lora).matrices(), made.added())
+    small = fastdiffusion.lora(
+        "resize", tmp_path / "a.safetensors", desk.text, tmp_path / "b.safetensors", "cpu", rank=2
+    )
+    assert small.kept < 1 and "<a>" in " ".join(small.notes)
+    kohya = fastdiffusion.lora("convert", small.path, desk.text, tmp_path / "c.safetensors", "cpu", keys="kohya")
+    assert all("lora_unet_" in key for key in load_file(kohya.path))
+    one, two = (with_loras(text, [path]) for path in (small.path, kohya.path))
+    assert_close(answers(one, "<a>"), answers(two, "<a>"), 1e-5)
+    with pytest.raises(InputError, match="No action of lora named 'shrink'"):
+        fastdiffusion.lora("shrink", small.path, desk.text)
+    with pytest.raises(InputError, match="needs the new rank"):
+        fastdiffusion.lora("resize", small.path, desk.text)
+
+
+def test_a_lora_for_another_base(text, tmp_path):
+    made = adapt(text, "lora", rank=2)
+    write(tmp_path / "a.safetensors", text, stirred(made.lora).matrices())
+    with pytest.raises(
+        InputError, match=r"is a LoRA for a model of fastdiffusion, and this model is stable-diffusion\."
+    ):
+        with_loras(get("sd15").model, [tmp_path / "a.safetensors"])
+
+
+# ---- new words --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("name", ["own", "sd15", "sdxl", "sd3", "flux", "qwen_image", "z_image"])
+def test_a_new_word(name, vectors, text, tmp_path):
+    """It starts as the word it was made of, moves alone, and travels in a small file; all other texts keep their bits."""
+    model = text if name == "own" else get(name).model
+    word = "red" if name == "own" else "cat"
+    adaptation = adapt(model, "embedding", "<new>", word, vectors)
+    made = adaptation.model
+    before = answers(model, f"a {word}")
+    if vectors == 1 and all(len(rows) == 1 for rows in tokens.rows_of_text(model, word).values()):
+        assert torch.equal(answers(made, "a <new>"), answers(made, f"a {word}"))
+    with torch.no_grad():
+        for row in adaptation.rows.values():
+            row += torch.randn(row.shape, generator=torch.Generator().manual_seed(0)) * row.std().nan_to_num(1.0)
+    assert torch.equal(answers(made, f"a {word}"), before)
+    assert not torch.equal(answers(made, "a <new>"), before)
+    tokens.write(tmp_path / "new.safetensors", model, adaptation.added()[0])
+    again = with_loras(model, [tmp_path / "new.safetensors"])
+    assert torch.equal(answers(again, "a <new>"), answers(made, "a <new>"))
+    assert again.id != model.id and (tmp_path / "new.safetensors").stat().st_size <= 50_000
+    spans = [(a, b) for a, b in again.conditioner.token_spans("a <new> b") if a < b]
+    assert sum(2 <= a and b <= 7 for a, b in spans) >= vectors and spans[-1] == (8, 9)
+    with pytest.raises(InputError, match="'<new>' is a word that this model has already"):
+        adapt(again, "embedding", "<new>", word)
+
+
+@pytest.mark.parametrize("vectors", [1, 3])
+@pytest.mark.parametrize("name", ["sd15", "sdxl"])
+def test_diffusers_loads_a_word(name, vectors, tmp_path):
+    model, pipe = get(name).model, get(name).pipe.__class__.from_pretrained(get(name).path)
+    adaptation = adapt(model, "embedding", "<new>", "cat", vectors)
+    tokens.write(tmp_path / "new.safetensors", model, adaptation.added()[0])
+    rows = load_file(tmp_path / "new.safetensors")
+    if name == "sd15":
+        pipe.load_textual_inversion(tmp_path / "new.safetensors")
+    else:
+        for key, n in (("clip_l", ""), ("clip_g", "_2")):
+            part = {"text_encoder": getattr(pipe, f"text_encoder{n}"), "tokenizer": getattr(pipe, f"tokenizer{n}")}
+            pipe.load_textual_inversion(rows[key], token="<new>", **part)
+    with torch.no_grad():
+        theirs = pipe.encode_prompt(
+            "a <new> here", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0]
+        own = conditions(adaptation.model, ["a <new> here"]).emb
+    assert_close(own, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["dog", "two words", "(a)", "x" * 50])
+def test_a_token_that_cannot_be_one(text, desk, name, tmp_path):
+    base = fastdiffusion.load("emoji", device="cpu") if name == "dog" else text
+    with pytest.raises(InputError, match="is a word that this model has already|A token is one word"):
+        fastdiffusion.personalize(base, desk.photos, token=name, class_name="red", folder=tmp_path / "run")
+
+
+# ---- training ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in DISTILLED | {"wan"}])
+@pytest.mark.parametrize("method", ["embedding", "lora"])
+def test_every_family_learns(name, method):
+    """Its own loss on fixed noise falls, by rows or by a LoRA with them; nothing else has a gradient."""
+    model = get(name).model
+    adaptation = adapt(model, method, "<new>", "cat", rank=2)
+    objective = Objective(adaptation.model)
+    g = torch.Generator().manual_seed(0)
+    x0 = torch.randn(1, *model.shape, generator=g).expand(4, *model.shape)
+    sigma, noise = objective.sigmas((torch.arange(4) + 0.5) / 4), torch.randn(x0.shape, generator=g)
+    (optimizer,) = adaptation.optimizer(adaptation.part, 1.0)
+    losses = []
+    for _ in range(6):
+        loss = objective(x0, sigma, noise, conditions(adaptation.model, ["<new>"] * 4)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        for group in optimizer.param_groups:
+            group["lr"] = group.get("factor", 1.0) * (0.05 if method == "embedding" else 0.01)
+        optimizer.step()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    learned = {id(p) for p in adaptation.part.parameters()}
+    for module in adaptation.model.modules.values():
+        assert all(p.grad is None for p in module.parameters() if id(p) not in learned)
+    assert all(p.grad is None for module in model.modules.values() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(DISTILLED))
+def test_a_distilled_model_is_refused(name):
+    with pytest.raises(InputError, match="distilled to a few steps"):
+        refuse_distilled(get(name).model)
+
+
+OPTIONS = {"token": "<new>", "class_name": "red", "steps": 10, "batch_size": 2, "rank": 2, "prior": 4, "verbose": False}
+
+
+def learned(desk, folder, **options):
+    return fastdiffusion.personalize(desk.text, desk.photos, folder=folder, **{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize("method", ["lora", "embedding", "dreambooth", "full"])
+def test_from_folder_to_file(desk, text, method, tmp_path):
+    """Every method ends with a file that draws the new word; the report has curves and previews."""
+    before = {name: t.clone() for name, t in text.modules["net"].state_dict().items()}
+    done = learned(desk, tmp_path / "run", method=method)
+    assert done.file.exists() and done.report is not None and done.token == "<new>"
+    page = done.report.read_text()
+    assert "retention" in page and "held out" in page and "data:image/png" in page
+    assert done.looks[0].retention == 1 and done.step == best(list(done.looks), 0.5).step
+    drawn = fastdiffusion.sample(done.model, "a <new> and a red square", n=1, steps=2)
+    if method == "full":
+        loaded = fastdiffusion.load(done.file, device="cpu")
+    else:
+        loaded = fastdiffusion.load(desk.text, device="cpu", lora=[str(done.file)])
+    assert torch.equal(fastdiffusion.sample(loaded, "a <new> and a red square", n=1, steps=2).images, drawn.images)
+    assert all(torch.equal(before[name], t) for name, t in text.modules["net"].state_dict().items())
+    if method == "lora":
+        made = fastdiffusion.sample(desk.text, "a <new>", n=1, steps=2, lora=[str(done.file)], device="cpu")
+        (saved,) = made.save(done.file.parent / "a.png")
+        (done.file.parent / "text.safetensors").write_bytes(desk.text.read_bytes())
+        assert torch.equal(fastdiffusion.reproduce(saved, device="cpu").images, made.images)
+
+
+def test_it_goes_on_bit_for_bit(desk, tmp_path):
+    """A run in two sessions, and one that was killed between a checkpoint and its look, equal the whole one."""
+    whole = learned(desk, tmp_path / "whole", save_every=0)
+    learned(desk, tmp_path / "two", steps=10, save_every=0, early_stop=True)
+    code = f"""
+import os, fastdiffusion
+from fastdiffusion.tasks.personalization import watching
+look = watching.Watch.look
+def killed(self, training, step, write=True):
+    if step == 5 and write:
+        training.save()
+        os._exit(9)
+    return look(self, training, step, write)
+watching.Watch.look = killed
+fastdiffusion.personalize({str(desk.text)!r}, {str(desk.photos)!r}, folder={str(tmp_path / "killed")!r}, save_every=0, **{OPTIONS!r})
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 9
+    assert not (tmp_path / "killed" / "lora.safetensors").exists()
+    learned(desk, tmp_path / "killed", save_every=0)
+    for other in ("two", "killed"):
+        mine, theirs = (load_file(tmp_path / name / "lora.safetensors") for name in ("whole", other))
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+        assert json.loads((tmp_path / other / "looks.json").read_text()) == [list(look) for look in whole.looks]
+    with pytest.raises(CheckpointError, match="rank=2 .now 4."):
+        learned(desk, tmp_path / "whole", rank=4)
+
+
+def test_only_the_new_rows_move(desk, text, tmp_path):
+    done = learned(desk, tmp_path / "run", method="embedding", vectors=2)
+    encoder = done.model.modules["net"].text_encoder
+    own = text.modules["net"].text_encoder.state_dict()
+    assert all(torch.equal(t, own[name]) for name, t in encoder.state_dict().items() if name != "added_rows")
+    assert done.file.stat().st_size <= 50_000 and done.file.name == "embedding.safetensors"
+
+
+def test_masks_say_what_counts(desk, text, tmp_path):
+    """What is black in every mask has no part in the loss."""
+    objective, g = Objective(text), torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(2, *text.shape, generator=g) for _ in range(2))
+    mask = torch.zeros(2, 1, *text.shape[1:])
+    mask[..., :4] = 1
+    sigma, cond = torch.full((2,), 1.0), conditions(text, ["a red square"] * 2)
+    target = x0.clone()
+    target[..., 4:] += 5
+    assert torch.equal(objective(x0, sigma, noise, cond, mask, target), objective(x0, sigma, noise, cond, mask))
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    for i in range(7):
+        Image.new("L", (16, 16), 255).save(masks / f"{i}.png")
+    with pytest.raises(DataError, match=r"has no mask for '7.png'"):
+        learned(desk, tmp_path / "run", masks=masks)
+    Image.new("L", (16, 16), 255).save(masks / "7.png")
+    masked, plain = (learned(desk, tmp_path / name, masks=m) for name, m in (("m", masks), ("p", None)))
+    assert masked.looks[-1].loss == pytest.approx(plain.looks[-1].loss, rel=1e-5)  # all white is none
+
+
+# ---- when to stop -----------------------------------------------------------------------------------------------
+
+
+def test_the_step_is_chosen_by_both():
+    looks = [Look(0, 1.0, 1.0), Look(10, 0.8, 0.9), Look(20, 0.6, 0.4), Look(30, 0.9, 0.9)]
+    assert best(looks, 0.5).step == 10 and best(looks, 0.0).step == 20 and best(looks[:1], 2.0).step == 0
+    assert reason_to_end(looks, 0.5) == ""
+    low = [*looks[:2], Look(20, 0.6, 0.4), Look(30, 0.5, 0.3)]
+    assert "retains less than 50%" in reason_to_end(low, 0.5)
+    flat = [*looks[:2], *(Look(20 + i, 0.8 + i / 100, 0.9) for i in range(5))]
+    assert "not come out better for 5 looks" in reason_to_end(flat, 0.5)
+
+
+def test_a_run_ends_by_itself_and_keeps_the_best(desk, tmp_path):
+    """At a rate that ruins the model it ends early, and the kept step is an earlier one."""
+    done = learned(desk, tmp_path / "run", steps=200, lr=0.3, prior=0)
+    assert done.looks[-1].step < 200 and done.step < done.looks[-1].step
+    assert any("because" in note for note in done.notes)
+    longer = learned(desk, tmp_path / "run", steps=200, lr=0.3, prior=0)  # the same command again: it has ended
+    assert longer.step == done.step and longer.looks == done.looks
+
+
+@pytest.mark.parametrize("n", [1, 21])
+def test_too_few_and_too_many_images(desk, n, tmp_path):
+    for i in range(n):
+        Image.new("RGB", (16, 16), (10 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=rf"A subject takes 3 to 20 different images, and .* has {n} .*broken.png"):
+        fastdiffusion.personalize(desk.text, tmp_path, class_name="red")
+
+
+def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):
+    options = {"steps": 8, "batch_size": 2, "rank": 2, "verbose": False, "holdout": 0.2}
+    held = fastdiffusion.finetune(desk.text, desk.photos, folder=tmp_path / "a", retain=6, lr=0.02, **options)
+    free = fastdiffusion.finetune(
+        desk.text, desk.photos, folder=tmp_path / "b", retain=0, lr=0.02, early_stop=False, **options
+    )
+    assert held.looks[-1].retention > free.looks[-1].retention
+    for i in range(3):
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    with pytest.raises(DataError, match="3 of 3 images .* have no caption"):
+        fastdiffusion.finetune(desk.text, tmp_path, folder=tmp_path / "c")
+
+
+def test_no_space(desk, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(CheckpointError, match="Cannot use"):
+        learned(desk, tmp_path / "run")
+
+
+def test_a_saved_model_keeps_its_new_words(text, tmp_path):
+    made = adapt(text, "full", "<new>", "red").model
+    save(replace(made, info={}), tmp_path / "a.safetensors")
+    again = fastdiffusion.load(tmp_path / "a.safetensors", device="cpu")
+    assert torch.equal(answers(again, "a <new>"), answers(made, "a <new>"))
+
+
+def test_a_run_whose_steps_slow_down_says_so(monkeypatch):
+    """Three times as long for five steps in a row, once; short pauses, such as looks, are none."""
+    from fastdiffusion.training import callbacks
+
+    messages = []
+    monkeypatch.setattr(callbacks, "report", lambda training, text: messages.append(text))
+    now = [0.0]
+    pace = callbacks.Pace(lambda: now[0])
+    pace.start(None)
+    for i, seconds in enumerate([1.0] * 20 + [9.0] + [1.0] * 5 + [4.0] * 30 + [1.0] * 10):
+        now[0] += seconds
+        pace.step(None, type("Step", (), {"step": i + 1}))
+    assert len(messages) == 2 and "4.0 times as long" in messages[0] and "as fast as before" in messages[1]
+    assert "since step 27" in messages[0]
