@@ -1,5 +1,6 @@
 """OpenVINO in place of torch: the same numbers; and torch wherever the engine cannot, or would hide something."""
 
+import copy
 import importlib.util
 import json
 import shutil
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import loaded_families
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import fastdiffusion
@@ -18,6 +20,7 @@ from fastdiffusion.adapters import engine_files, engine_trial, engines, tuning
 from fastdiffusion.errors import InputError, MissingExtra
 from fastdiffusion.guidance import attention
 from fastdiffusion.models import tuned
+from fastdiffusion.nets import presets
 from fastdiffusion.types import Cond
 
 if importlib.util.find_spec("openvino") is None:  # importing it as it stands would send telemetry
@@ -86,6 +89,16 @@ def test_detach_gives_torch_back(norm, inputs):
     engines.attach({"net": norm}, "abc")
     engines.detach({"net": norm})
     assert torch.equal(norm(*inputs), before)
+
+
+def test_a_copy_has_weights_of_its_own(norm, inputs):
+    engines.attach({"net": norm}, "abc")
+    norm(*inputs)
+    other = copy.deepcopy(norm)
+    other.norm.weight.data.mul_(3)
+    other.norm.bias.data.add_(1)
+    engines.detach({"net": norm})
+    assert relative(other(*inputs), norm(*inputs)) > 0.1
 
 
 def test_torch_computes_what_somebody_looks_into(norm, inputs, cache):
@@ -239,7 +252,7 @@ def test_a_full_disk_leaves_nothing_behind(norm, inputs, cache, monkeypatch):
 @pytest.mark.parametrize("name", ["unet-small", "restorer", "dit-tiny"])
 def test_own_networks(name):
     torch.manual_seed(0)
-    net = ready(nets.build({**nets.presets.PRESETS[name], "classes": 3}))
+    net = ready(nets.build({**presets.PRESETS[name], "classes": 3}))
     for p in net.parameters():
         p.data.normal_(0, 0.1)  # at first their last layers are zeros
     inputs = torch.randn(2, 3, 16, 16), torch.tensor([0.1, -1.0]), Cond(label=torch.tensor([1, -1]))
@@ -298,7 +311,7 @@ def test_a_folder_of_diffusers(tmp_path):
         fastdiffusion.export(place, folder, format="diffusers")
     with pytest.raises(InputError, match="no class of diffusers"):
         fastdiffusion.export("emoji", tmp_path / "other", format="diffusers")
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert {p.name for p in tmp_path.iterdir()} <= {"out", "fastdiffusion"}  # the cache is there too
 
 
 def test_onnx(tmp_path):
@@ -323,3 +336,17 @@ def test_what_was_traced_wrongly_for_a_shape_is_traced_anew(inputs, cache):
         assert relative(net(x), net.forward.torch_forward(x)) < 1e-6
     assert not net.forward.refusals
     assert len(list(cache.rglob("net.xml"))) == 2
+
+
+def test_the_restorer(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    pixels = nn.functional.interpolate(torch.rand(1, 3, 12, 20, generator=g), (96, 160), mode="bicubic")[0].clamp(0, 1)
+    image = Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy())
+    plain, fast = (
+        fastdiffusion.restore(image, "jpeg 30", device="cpu", **options) for options in ({}, {"engine": "openvino"})
+    )
+    off = (plain.images.int() - fast.images.int()).abs()
+    assert int(off.max()) <= 1 and float(off.float().mean()) < 0.01
+    assert fast.recipe["parameters"]["engine"] == "openvino" and "engine" not in plain.recipe["parameters"]
+    with pytest.raises(InputError, match="engine"):
+        fastdiffusion.restore(image, "jpeg 30", device="cpu", precision="int8")

@@ -8,6 +8,7 @@ somebody looks into: with a gradient, a hook on a layer, or attention control.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import subprocess
@@ -36,14 +37,16 @@ from . import engine_trial
 TOLERANCES = {"float32": 1e-3, "bf16": 0.2, "int8": 0.2}
 PRECISIONS = tuple(TOLERANCES)
 
+
+def _named(cond: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    return [(pytree.MappingKey(name), value) for name, value in cond.parts().items()], tuple(cond.parts())
+
+
 pytree.register_pytree_node(
     Cond,
     lambda cond: (list(cond.parts().values()), tuple(cond.parts())),
     lambda values, names: Cond.of(dict(zip(names, values, strict=True))),
-    flatten_with_keys_fn=lambda cond: (
-        [(pytree.MappingKey(name), value) for name, value in cond.parts().items()],
-        tuple(cond.parts()),
-    ),
+    flatten_with_keys_fn=_named,
     serialized_type_name="fastdiffusion.Cond",
 )
 
@@ -149,6 +152,10 @@ class Engine:
         _, program, structure = self._latest
         results = [torch.from_numpy(result.copy()) for result in program(call.arrays()).values()]
         return pytree.tree_unflatten(results, structure)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        """Of a copied network torch computes: the copy may get other weights (a LoRA, a control)."""
+        return type(self.module).forward.__get__(copy.deepcopy(self.module, memo))
 
     def _watched(self, tensors: Sequence[Tensor]) -> bool:
         """Whether only torch can do this evaluation: training, a gradient, a hook on a layer, another device."""
