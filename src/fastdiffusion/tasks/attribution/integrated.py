@@ -5,7 +5,7 @@ of the input adds is its share of the line integral of the gradient. All shares 
 ends, exactly; what a quadrature lacks of that is stated (``Attribution.missing``).
 
 Here the input is the condition: the states of every token at every evaluation of the denoiser, the pooled vector, the
-negative prompt's, and image to image the pixels of the image. From states to words lead Shapley values (``by_words``).
+negative prompt's, and image to image the pixels of the image. From states to words lead Shapley values (``by_term``).
 The baseline is what the model takes for "no prompt", and gray. Every evaluation of the network is checkpointed (Chen et
 al. 2016, arXiv:1604.06174): the backward pass makes it once more, and holds the activations of one at a time.
 """
@@ -44,7 +44,7 @@ class Attribution:
     The prompt's share is split in two ways: by words, and by where in the condition it is held.
 
     Attributes:
-        words: Of the prompt's words, by evaluation.
+        terms: Of the prompt's words, by evaluation.
         rows: Of its token states, by evaluation.
         pooled: Of its pooled vector, by evaluation, unless that is the mean of the token states: then it is in theirs.
         other: Of what else the condition has, by evaluation.
@@ -54,12 +54,12 @@ class Attribution:
         points: Of the quadrature.
     """
 
-    words: Float[Tensor, "k w"]
+    terms: Float[Tensor, "k t"]
     rows: Float[Tensor, "k n"]
     pooled: Float[Tensor, " k"]
     other: Float[Tensor, " k"]
     negative: Float[Tensor, ""]
-    pixels: Float[Tensor, "c h w2"] | None
+    pixels: Float[Tensor, "c h w"] | None
     low: float
     high: float
     points: int
@@ -67,7 +67,7 @@ class Attribution:
     @property
     def missing(self) -> float:
         """What the sum of all shares lacks of the target's difference, as a part of that."""
-        parts = [self.words, self.negative, *([] if self.pixels is None else [self.pixels])]
+        parts = [self.terms, self.negative, *([] if self.pixels is None else [self.pixels])]
         total = sum(float(part.double().sum()) for part in parts)
         return abs(total - (self.high - self.low)) / max(abs(self.high - self.low), 1e-12)
 
@@ -81,7 +81,7 @@ class Run:
         assert plan.prompts is not None and plan.table is not None and plan.model.conditioner is not None
         compiled = plan.compiled(plan.prompts, self.batch)
         self.compiled, self.table = compiled, plan.table
-        self.noise, self.fresh = plan.noise(self.batch)
+        self.noise, _ = plan.noise(self.batch)
         null = plan.model.conditioner.null(1, plan.size)
         self.cond = compiled.stages[0].conds[0]
         self.base = _baseline(self.cond, null)
@@ -114,7 +114,8 @@ class Run:
             x = _encode(plan.model, pixels) + (self.table.sigmas[0] * self.noise).to(plan.model.device)
         x = x.expand(rows, *x.shape[1:]) if len(x) == 1 else x
         seeds = [plan.options.seed + i for i in self.batch] * rows
-        return samplers.run(denoise, x, self.table, cond, seeds, self.fresh, grad)
+        _, fresh = plan.noise(self.batch)  # anew for each run: it draws in order
+        return samplers.run(denoise, x, self.table, cond, seeds, fresh, grad)
 
     def decode(self, latents: Tensor) -> Float[Tensor, "n c h w"]:
         """The images of states, with their graph."""
@@ -184,18 +185,18 @@ class Panel(NamedTuple):
     b: float
     low: float
     high: float
-    middle: float
+    center: float
     parts: dict[str, Tensor]
 
     @property
     def wrong(self) -> float:
         """How far the shares miss the target's change over the panel, which is known."""
-        names = [name for name in ("words", "negative", "pixels") if name in self.parts]
+        names = [name for name in ("terms", "negative", "pixels") if name in self.parts]
         return abs(sum(float(self.parts[name].double().sum()) for name in names) - (self.high - self.low))
 
 
 def attribute(
-    run: Run, target: Target, words: Mapping[str, Tensor], most: int = 64, batch_size: int = 1
+    run: Run, target: Target, terms: Mapping[str, Tensor], most: int = 64, batch_size: int = 1
 ) -> Attribution:
     """The shares of every part of a run's condition in a target.
 
@@ -205,7 +206,7 @@ def attribute(
     Args:
         run: What is explained.
         target: One number of each image, differentiable.
-        words: Of :func:`by_words`: what of each part of the condition is due to each word.
+        terms: Of :func:`by_term`: what of each part of the condition is due to each word.
         most: Points; each costs about four runs.
         batch_size: Points at once: for speed and memory only.
     """
@@ -215,7 +216,7 @@ def attribute(
     whole, panels, points = abs(values[-1] - values[0]), list[Panel](), 0
     while pending:
         for i in range(0, len(pending), batch_size):
-            panels += _measured(run, target, words, pending[i : i + batch_size])
+            panels += _measured(run, target, terms, pending[i : i + batch_size])
         points, pending = points + len(pending), []
         panels.sort(key=lambda panel: panel.wrong, reverse=True)
         if sum(panel.wrong for panel in panels) > EXACT * whole:
@@ -223,13 +224,13 @@ def attribute(
             panels = panels[len(bad) :]
             for panel in bad:
                 m = (panel.a + panel.b) / 2
-                pending += [(panel.a, m, panel.low, panel.middle), (m, panel.b, panel.middle, panel.high)]
+                pending += [(panel.a, m, panel.low, panel.center), (m, panel.b, panel.center, panel.high)]
     sums = {name: sum((panel.parts[name] for panel in panels), torch.zeros(())) for name in panels[0].parts}
     return Attribution(**{"pixels": None, **sums}, low=values[0], high=values[-1], points=points)
 
 
 def _measured(
-    run: Run, target: Target, words: Mapping[str, Tensor], panels: Sequence[tuple[float, float, float, float]]
+    run: Run, target: Target, terms: Mapping[str, Tensor], panels: Sequence[tuple[float, float, float, float]]
 ) -> list[Panel]:
     """Panels with their shares, all in one evaluation."""
     by_step, its, of_pixels, values = run.gradients([(a + b) / 2 for a, b, *_ in panels], target)
@@ -240,17 +241,18 @@ def _measured(
     away = {name: own[name] - base for name, base in run.no_negative.items()}
     mean = _is_mean(cond, run.base)
     n = 0 if cond.emb is None else cond.emb.shape[1]
-    count = len(next(iter(words.values())))
-    parts = {"words": torch.zeros(rows, steps, count), "rows": torch.zeros(rows, steps, n)}
+    count = len(next(iter(terms.values())))
+    parts = {"terms": torch.zeros(rows, steps, count), "rows": torch.zeros(rows, steps, n)}
     parts |= {name: torch.zeros(rows, steps) for name in ("pooled", "other")} | {"negative": torch.zeros(rows)}
 
     def share(gradient: Tensor, change: Tensor) -> Tensor:
-        return (gradient * change).float().cpu() * _column(width, gradient)
+        shared = (gradient * change).float().cpu()
+        return shared * _column(width, shared)
 
     for k, found in enumerate(by_step):
         for name, gradient in found.items():
-            parts["words"][:, k] += (
-                torch.einsum("b...,w...->bw", gradient.float(), words[name].float()).cpu() * width[:, None]
+            parts["terms"][:, k] += (
+                torch.einsum("b...,t...->bt", gradient.float(), terms[name].float()).cpu() * width[:, None]
             )
             if name == "emb":
                 parts["rows"][:, k] += share(gradient, delta["emb"]).sum(-1)
@@ -265,7 +267,7 @@ def _measured(
     return [Panel(*panel, values[i], {name: v[i] for name, v in parts.items()}) for i, panel in enumerate(panels)]
 
 
-def by_words(run: Run, count: int, encode: Callable[[Sequence[int]], Cond], seed: int = 0) -> dict[str, Tensor]:
+def by_term(run: Run, count: int, encode: Callable[[Sequence[int]], Cond], seed: int = 0) -> dict[str, Tensor]:
     """What of each part of a run's condition is due to each word: Shapley values of the text encoder.
 
     A text encoder mixes words: the state of one token knows of all the others, and much of a prompt may sit in the mark
@@ -282,8 +284,8 @@ def by_words(run: Run, count: int, encode: Callable[[Sequence[int]], Cond], seed
     """
     known: dict[tuple[int, ...], dict[str, Tensor]] = {(): run.base, tuple(range(count)): run.cond.parts()}
 
-    def parts(words: Sequence[int]) -> dict[str, Tensor]:
-        key = tuple(sorted(words))
+    def parts(terms: Sequence[int]) -> dict[str, Tensor]:
+        key = tuple(sorted(terms))
         if key not in known:
             known[key] = _baseline(run.cond, encode(key))
         return known[key]
@@ -296,10 +298,10 @@ def by_words(run: Run, count: int, encode: Callable[[Sequence[int]], Cond], seed
         orders = [order for one in drawn for order in (one, one[::-1])]
     found = {name: torch.zeros(count, *base.shape[1:]) for name, base in run.base.items()}
     for order in orders:
-        for i, word in enumerate(order):
+        for i, term in enumerate(order):
             before, after = parts(order[:i]), parts(order[: i + 1])
             for name, total in found.items():
-                total[word] += (after[name] - before[name])[0].float().cpu() / len(orders)
+                total[term] += (after[name] - before[name])[0].float().cpu() / len(orders)
     return {name: value.to(run.base[name].device) for name, value in found.items()}
 
 
