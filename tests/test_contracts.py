@@ -55,12 +55,12 @@ from fastdiffusion.tasks.classification import options as classification
 from fastdiffusion.tasks.classification import train as classifiers
 from fastdiffusion.tasks.editing import edit
 from fastdiffusion.tasks.editing.options import EditOptions
-from fastdiffusion.tasks.personalization import finetune, lora, personalize
-from fastdiffusion.tasks.personalization.options import FinetuneOptions, LoraOptions, PersonalizeOptions
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, rng, sample, samples
 from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions, StudyOptions, VariationsOptions
+from fastdiffusion.tasks.personalization import finetune, lora, personalize
+from fastdiffusion.tasks.personalization.options import FinetuneOptions, LoraOptions, PersonalizeOptions
 from fastdiffusion.tasks.restoration import cold_diffusion, method, restore, watermarks
 from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from fastdiffusion.tasks.stylization import network, stylize
