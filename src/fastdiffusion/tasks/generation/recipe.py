@@ -22,8 +22,8 @@ from .plan import Plan, perform, plan
 from .samples import RECIPE, Samples
 
 _NOW = {"negative": "negative_prompt", "guide": "guidance"}  # parameters of the first version's recipes
-_NUMBERS = ("scale", "strength", "variation_strength")
-_LISTS = ("prompt", "classes", "size")
+_NUMBERS = ("scale", "strength", "variation_strength", "image_scale")
+_LISTS = ("prompt", "classes", "size", "control", "image_prompt")
 
 
 def reproduce(image: str | Path, model: Model | str | Path | None = None, device: str | None = None) -> Samples:
