@@ -334,6 +334,19 @@ def edit_of_words(desk, device, folder):
     return verb("edit")(None, "a red square", desk.text, source="a blue square", method="p2p", steps=3, device=device)
 
 
+@row("explain")
+def explain(desk, device, folder):
+    made = verb("explain")("a red square", desk.text, steps=2, points=8, device=device)
+    return [made.images, made.maps, made.attribution.rows]
+
+
+@row("explain")
+def explain_from_image(desk, device, folder):
+    options = {"image": desk.small, "negative_prompt": "a blue square", "scale": 2.0, "maps": "attention"}
+    made = verb("explain")("a red square", desk.text, box="2,2,9,6", steps=3, points=8, device=device, **options)
+    return [made.images, made.maps, made.attribution.pixels, made.attribution.negative]
+
+
 @row("translate")
 def translate_by_class(desk, device, folder):
     return verb("translate")(desk.photo, desk.classes, prompt="3", steps=2, device=device)
@@ -524,5 +537,5 @@ def finetune(desk, device, folder):
 @row("lora")
 def lora(desk, device, folder):
     made = verb("personalize")(desk.text, desk.photos, class_name="square", prior=0, device=device, **_own(folder))
-    done = verb("lora")("resize", made.path, desk.text, folder / "small.safetensors", device, rank=1)
+    done = verb("lora")("resize", made.file, desk.text, folder / "small.safetensors", device, rank=1)
     return fastdiffusion.load(desk.text, device=device, lora=[str(done.path)]).modules["net"]
