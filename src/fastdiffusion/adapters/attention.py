@@ -69,10 +69,15 @@ class DiffusersAttention:
             and not any(part in name for part in self.without)
         }
 
+    @property
+    def watched(self) -> bool:
+        """Whether this thread's hooks see the layers now."""
+        return getattr(self._local, "entered", False)
+
     @contextmanager
     def watch(self, net: nn.Module) -> Iterator[None]:
         """Let this thread's hooks see every layer; nested contexts are one."""
-        if getattr(self._local, "entered", False):
+        if self.watched:
             yield
             return
         mode, thread = _Mode(self), threading.get_ident()

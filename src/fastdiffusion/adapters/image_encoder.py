@@ -79,5 +79,6 @@ def _between(a: Tensor, b: Tensor, part: float) -> Tensor:
 def no_text(text: str) -> None:
     """Raise InputError for a prompt where an image stands for it."""
     if text.strip():
-        raise InputError(f"This model takes an image in place of a prompt, and got {text[:40]!r}. Leave the prompt out.")
-
+        raise InputError(
+            f"This model takes an image in place of a prompt, and got {text[:40]!r}. Leave the prompt out."
+        )

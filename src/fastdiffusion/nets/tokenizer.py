@@ -105,7 +105,23 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
         raise InputError(f"A vocabulary holds all {BYTES} bytes and more, got size={size}. Try 4096.")
     counts = Counter(chunk for text in texts for chunk in _CHUNK.findall(text))
     sequences = [[byte + 1 for byte in chunk.encode(errors="surrogatepass")] for chunk in counts]
-    weights = list(counts.values())
+    return Tokenizer(learn(sequences, list(counts.values()), BYTES + 1, size, least))
+
+
+def learn(
+    sequences: list[list[int]], weights: Sequence[int], base: int, size: int, least: int = 2
+) -> list[tuple[int, int]]:
+    """The pairs that are joined, in order: the i-th makes token ``base + i``, until there are ``size`` tokens.
+
+    The same for the same sequences, ties included.
+
+    Args:
+        sequences: Tokens below ``base`` of each word; they are joined in place.
+        weights: How often each occurs.
+        base: Number of tokens that are there already, each of one byte.
+        size: Most tokens.
+        least: How often a pair must occur.
+    """
     pairs: Counter[tuple[int, int]] = Counter()
     where: dict[tuple[int, int], set[int]] = {}
     for w, sequence in enumerate(sequences):
@@ -113,10 +129,10 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
             pairs[pair] += weights[w]
             where.setdefault(pair, set()).add(w)
     merges: list[tuple[int, int]] = []
-    length = [1] * (BYTES + 1)  # bytes of each token
+    length = [1] * base  # bytes of each token
     waiting = [(-count, pair) for pair, count in pairs.items()]  # a heap; entries of outdated counts are passed over
     heapify(waiting)
-    while waiting and BYTES + 1 + len(merges) < size:
+    while waiting and base + len(merges) < size:
         count, best = heappop(waiting)
         if pairs[best] != -count:
             if pairs[best] > 0:
@@ -126,7 +142,7 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
             break
         if (joined := length[best[0]] + length[best[1]]) > BUDGET.token:
             continue
-        token = BYTES + 1 + len(merges)
+        token = base + len(merges)
         merges.append(best)
         length.append(joined)
         fewer: set[tuple[int, int]] = set()
@@ -145,4 +161,4 @@ def train(texts: Iterable[str], size: int = 4096, least: int = 2) -> Tokenizer:
                 fewer.add(pair)
         for pair in sorted(fewer):  # new pairs, and old ones whose count went down and up again
             heappush(waiting, (-pairs[pair], pair))
-    return Tokenizer(merges)
+    return merges

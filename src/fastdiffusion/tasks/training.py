@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from .. import choices
 from .. import data as datasets
 from ..errors import InputError, unknown
 from ..io.images import safe_name
 from ..models import Model
+from ..options import fill
 from ..training.config import TrainingConfig
 from ..training.console import say
 from ..training.distributed import rank_and_world
 from ..training.learner import Learner
 from ..training.options import Budget
 from ..training.report import TrainingResult
+from .small_checkpoints import train_small
+from .small_checkpoints.stages import DENOISER, STAGES
 
 
 def train(
@@ -56,8 +60,19 @@ def train(
         say(f"{images.report}\nThe model and its report will name the data {images.name!r}, after the folder.")
     if options.get("folder") is None:
         options["folder"] = Path("runs") / safe_name(images.name)
-    learner = Learner(images, **options).fit(**budget)
-    return TrainingResult.of(learner.model, options["folder"])
+    if options.get("net") not in choices.SMALL_NETS:
+        return TrainingResult.of(Learner(images, **options).fit(**budget).model, options["folder"])
+    model = train_small(images, fill(TrainingConfig, **options), _budget(budget))
+    last = TrainingResult.of(model, Path(options["folder"]) / STAGES / DENOISER)
+    return TrainingResult(Path(options["folder"]), model, last.report)
+
+
+def _budget(given: Mapping[str, Any]) -> Budget:
+    """What a run of several stages is given: ten minutes by default; callbacks belong to one loop alone."""
+    if given.get("callbacks"):
+        raise InputError("A checkpoint of several parts is trained in several loops. Leave callbacks out.")
+    chosen = fill(Budget, **{name: value for name, value in given.items() if name != "callbacks"})
+    return chosen if chosen.minutes is not None or chosen.steps is not None else replace(chosen, minutes=10.0)
 
 
 def _opened(

@@ -30,7 +30,8 @@ class TrainingConfig(RunOptions):
 
     Attributes:
         net: A name in ``nets.PRESETS``, or a specification {"name": "unet", ...}; by default "unet-small", for
-            restoration "restorer".
+            restoration "restorer". "sd-small" and "sd3-small" are whole checkpoints of Stable Diffusion's classes, for
+            captioned images of 64 pixels (``tasks.small_checkpoints``): few of the other settings count there.
         parameterization: What the net predicts; a name in ``denoisers.PARAMETERIZATIONS``.
         sigma_distribution: Which noise levels are trained; a name in ``schedules.SIGMA_DISTRIBUTIONS``.
         sigma_distribution_options: Its keywords, such as {"mean": -1.2}.
@@ -64,9 +65,10 @@ class TrainingConfig(RunOptions):
 
     net: str | dict[str, Any] | None = option(
         None,
-        "The network; by default unet-small, and for --restore restorer.",
+        "The network; by default unet-small, and for --restore restorer. sd-small and sd3-small give a checkpoint that "
+        "other programs open.",
         kind=str,
-        choices=choices.NETS,
+        choices=(*choices.NETS, *choices.SMALL_NETS),
     )
     grad_accumulation: int = option(1, "Microbatches that a batch is computed in, to save memory.")
     weight_decay: float = option(0.0, "Of AdamW or Muon.", python_only=True)

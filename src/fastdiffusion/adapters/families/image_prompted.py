@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class ImagePrompted(StableDiffusion):
         return int(self.image_encoder.net.config.projection_dim)
 
     def shown_embedding(self) -> Float[Tensor, "1 d"]:
-        """What is drawn; raises InputError where nothing was given."""
+        """What is drawn; raises InputError where there is none."""
         if self.embedding is None:
             raise InputError("This model draws what an image shows, and there is none. Give it: image_prompt='in.png'.")
         return self.embedding
@@ -59,7 +59,11 @@ class ImagePrompted(StableDiffusion):
 class ImageVariation(ImagePrompted):
     """The embedding stands for the text, as one token; there are no prompts."""
 
-    name, encoders, max_tokens = "stable-diffusion-image-variation", (), 1
+    name, encoders = "stable-diffusion-image-variation", ()
+
+    @property
+    def max_tokens(self) -> int:
+        return 1
 
     def condition(self, prompts: Sequence[str], size: Size) -> Cond:
         for text in prompts:
@@ -119,7 +123,9 @@ class StableUnClip(ImagePrompted):
         normal = self.checkpoint.modules["image_normalizer"]
         mean, std = normal.mean.float(), normal.std.float()
         sigma = float(self.image_levels.sigma(torch.tensor([float(self.noise_level)])))
-        noisy = ((embedding - mean) / std + sigma * self.noise_of().to(embedding)) / math.sqrt(1 + sigma**2) * std + mean
+        noisy = ((embedding - mean) / std + sigma * self.noise_of().to(embedding)) / math.sqrt(
+            1 + sigma**2
+        ) * std + mean
         half = self.width // 2
         angles = self.noise_level * torch.exp(-math.log(10000) / half * torch.arange(half, device=noisy.device))
         return torch.cat([noisy, angles.cos()[None], angles.sin()[None]], 1)
