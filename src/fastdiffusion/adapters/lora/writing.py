@@ -118,9 +118,7 @@ def _in_original_names(
     """The same by the names of a family's original code, where several layers may be rows of one."""
     own = [name for name, module in net.named_modules() if getattr(module, "weight", None) is not None]
     found = [(name, places) for name, places in originals(net, own) if {p.module for p in places} & matrices.keys()]
-    found.sort(
-        key=lambda one: -len({p.module for p in one[1]})
-    )  # where two names hold a layer, the larger one is meant
+    found.sort(key=lambda one: -len({p.module for p in one[1]}))  # of two names of a layer the larger one is meant
     done: set[str] = set()
     result: dict[str, tuple[Tensor, Tensor, float]] = {}
     for name, places in found:
