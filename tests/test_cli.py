@@ -69,7 +69,8 @@ def test_guided_from_an_image_in_webp(model, here, capsys):
     assert "the same bytes" in capsys.readouterr().out
     recipe = json.loads(Path("out/0000-3.json").read_text())
     assert main(["recipe", "out/0000-3.webp"]) == 0
-    assert json.loads(capsys.readouterr().out) == recipe
+    tag = {"digital_source_type": "compositeWithTrainedAlgorithmicMedia"}
+    assert json.loads(capsys.readouterr().out) == recipe | {"provenance": tag}
     assert recipe["parameters"]["guidance"].startswith("negative 8 scale=2 >> inpaint in.png@")
     assert main(["study", str(model), "--sweep", "strength=0,0.5", "-n", "1", "--steps", "1", "--image", "in.png"]) == 0
     assert "strength" in capsys.readouterr().out

@@ -41,7 +41,7 @@ from fastdiffusion.data import ImageFolder, augment, folders
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
 from fastdiffusion.guidance import posterior
-from fastdiffusion.io import images
+from fastdiffusion.io import provenance
 from fastdiffusion.models import Model, registry
 from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import clip as net_clip
@@ -49,18 +49,20 @@ from fastdiffusion.nets import presets
 from fastdiffusion.prompts import reading
 from fastdiffusion.samplers import processes
 from fastdiffusion.tasks import export, fitting, training, variations
+from fastdiffusion.tasks.attribution.explain import explain
+from fastdiffusion.tasks.attribution.options import ExplainOptions
 from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
 from fastdiffusion.tasks.classification import train as classifiers
 from fastdiffusion.tasks.editing import edit
 from fastdiffusion.tasks.editing.options import EditOptions
-from fastdiffusion.tasks.personalization import finetune, lora, personalize
-from fastdiffusion.tasks.personalization.options import FinetuneOptions, LoraOptions, PersonalizeOptions
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, rng, sample, samples
 from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions, StudyOptions, VariationsOptions
+from fastdiffusion.tasks.personalization import finetune, lora, personalize
+from fastdiffusion.tasks.personalization.options import FinetuneOptions, LoraOptions, PersonalizeOptions
 from fastdiffusion.tasks.restoration import cold_diffusion, method, restore, watermarks
 from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from fastdiffusion.tasks.stylization import network, stylize
@@ -205,6 +207,7 @@ VERBS = {
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, StylizeOptions, flags="out metadata", parameters="net"),
+    "explain": verb(explain, ExplainOptions, flags="out metadata"),
     "edit": verb(edit.edit, EditOptions, flags="what out compare metadata", parameters="image prompt"),
     "personalize": verb(personalize.personalize, PersonalizeOptions),
     "finetune": verb(finetune.finetune, FinetuneOptions),
@@ -216,7 +219,7 @@ VERBS = {
     "list-samplers": verb(fastdiffusion.list_samplers),
     "names": verb(reading.names, flags="prompt", parameters="text"),
     "about": verb(about.about),
-    "recipe": verb(images.read_recipe, flags="image", parameters="path"),
+    "recipe": verb(provenance.read_all, flags="image", parameters="path key"),
     "demo": verb(demo.demo, flags="out", parameters="folder"),
     "doctor": verb(doctor.doctor),
 }  # fmt: skip
@@ -365,6 +368,7 @@ CHOICES = {
     choices.RESTORATIONS: method.METHODS, choices.ANSWERS: method.ANSWERS, choices.PROCESSES: processes.PROCESSES,
     choices.TRANSLATIONS: paired.METHODS, choices.AUTOENCODERS: train.KINDS, choices.CLIP_SIZES: clip.SIZES,
     choices.CLIP_LOSSES: net_clip.LOSSES, choices.RNGS: ["own", *rng.THEIRS],
+    choices.MAPS: ["auto", "attention", "occlusion"],
 }  # fmt: skip
 
 

@@ -1,15 +1,20 @@
-"""Editing: words aligned, noise that makes exactly the given data, flows whose difference is 0 where prompts agree."""
+"""Editing: words aligned, attention replaced and weighed, flows whose difference is 0 where prompts agree."""
+
+import re
 
 import pytest
 import torch
 
 import fastdiffusion
-from fastdiffusion import samplers, schedules
+from fastdiffusion import choices, schedules
 from fastdiffusion.errors import InputError
-from fastdiffusion.guidance import cfg, prompt_to_prompt
+from fastdiffusion.guidance import prompt_to_prompt
+from fastdiffusion.guidance.attention import Reweight, Store, control
 from fastdiffusion.io.images import read_image, to_pil, to_tensor
 from fastdiffusion.samplers import editing
+from fastdiffusion.tasks.editing.alignment import Alignment
 from fastdiffusion.tasks.editing.edit import edit
+from fastdiffusion.tasks.editing.options import EditOptions, windows_of
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +47,6 @@ def test_tokens_are_aligned(source, target, columns):
     assert prompt_to_prompt.align(source.split(), target.split()) == columns
 
 
-def test_edit_friendly_noise_makes_exactly_the_data():
-    g = torch.Generator().manual_seed(0)
-    x0, table = torch.randn(3, 2, 4, 4, generator=g), samplers.table("euler_ancestral", schedules.karras(12))
-    denoise = gaussian(0.5)
-    found = editing.edit_friendly(denoise, x0, table, None, [1, 2, 3])
-    made = samplers.final(samplers.run(denoise, found.x, table, paths=found.paths())) + found.rest
-    assert torch.allclose(made, x0, atol=1e-4)
-    assert float(found.rest.abs().max()) < 0.02  # all but the last step's noise, of sigma .002, is in the run
-    alone = editing.edit_friendly(denoise, x0[1:2], table, None, [2])
-    assert torch.allclose(alone.x[0], found.x[1])  # an image's noise is its own
-    # the same noise under another distribution: its data, shifted by the distance of the means
-    moved = samplers.final(samplers.run(gaussian(2.5), found.x, table, paths=found.paths())) + found.rest
-    assert torch.allclose((moved - x0).mean(), torch.tensor(2.0), atol=0.1)
-
-
-def test_a_sampler_without_noise_in_each_step_is_refused():
-    with pytest.raises(InputError, match="euler_ancestral"):
-        editing.edit_friendly(gaussian(0), torch.zeros(1, 2), samplers.table("euler", schedules.karras(4)), None, [0])
-
-
 def test_flow_edit_moves_one_distribution_onto_the_other():
     g = torch.Generator().manual_seed(0)
     x0, sigmas = torch.randn(4, 2, 4, 4, generator=g), schedules.karras(40, 0.002, 1e3)
@@ -83,6 +68,16 @@ def test_difference_map_shows_where_conditions_disagree():
     assert float(places[:, :3].max()) == 0
 
 
+def test_magic_mix_goes_from_the_layout_to_the_meaning():
+    x0, sigmas = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0)), schedules.karras(20, 0.002, 3.0)
+    layout, meaning, between = (
+        editing.magic_mix(gaussian(3, 0.1), x0, sigmas, 0.5, range(4), share=share) for share in (0.0, 1.0, 0.6)
+    )
+    near = [float((made - x0).square().mean()) for made in (layout, between, meaning)]
+    assert near == sorted(near)
+    assert float(meaning.mean()) == pytest.approx(3, abs=0.3)
+
+
 def test_source_is_what_sample_draws_and_words_that_stay_change_nothing(model):
     result = edit(prompt="a red heart", source="a red heart", model=model, seed=3, steps=4, method="p2p", keep=False)
     drawn = fastdiffusion.sample(model, "a red heart", n=1, seed=3, steps=4).images
@@ -90,29 +85,65 @@ def test_source_is_what_sample_draws_and_words_that_stay_change_nothing(model):
     assert torch.allclose(result.images, result.source, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["p2p", "flowedit"])
-def test_a_given_image_under_its_own_words_stays(model, method, tmp_path):
-    given = to_pil(fastdiffusion.sample(model, "a red heart", n=1, steps=4).images[0])
-    whole = {"scale": 1.0} if method == "p2p" else {}
-    result = edit(given, "a red heart", model=model, source="a red heart", method=method, steps=6, keep=False, **whole)
-    through = model.decode(model.encode(to_tensor(given)[None])).clamp(-1, 1)
-    limit = 0.02 if method == "p2p" else 0.2  # FlowEdit is guided otherwise towards the target than from the source
-    assert float((result.images - through).abs().mean()) < limit
-    assert torch.equal(edit(given, "a dog", model=model, strength=0, source="a cat").images, to_tensor(given)[None])
+@pytest.fixture(scope="module")
+def heart(model):
+    return to_pil(fastdiffusion.sample(model, "a red heart", n=1, steps=4).images[0])
 
 
-def test_pixels_outside_of_the_mask_are_kept(model, tmp_path):
-    given = to_pil(fastdiffusion.sample(model, "a red heart", n=1, steps=4).images[0])
+@pytest.mark.parametrize("method", ["direct", "edit-friendly", "fixed-point", "diffedit", "flow-ode"])
+def test_a_given_image_under_its_own_words_stays(model, heart, method):
+    result = edit(
+        heart, "a red heart", model=model, source="a red heart", method=method, steps=4, keep=False, scale=1.0
+    )
+    through = model.decode(model.encode(to_tensor(heart)[None])).clamp(-1, 1)
+    assert float((result.images - through).abs().mean()) < 0.02
+    assert torch.equal(edit(heart, "a dog", model=model, strength=0, source="a cat").images, to_tensor(heart)[None])
+
+
+@pytest.mark.parametrize("method", [name for name in choices.EDITS if name not in ("auto", "reference")])
+def test_every_method_makes_an_image_and_leaves_the_model(model, heart, method, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = {name: value.clone() for name, value in model.modules["net"].state_dict().items()}
+    made = [
+        edit(heart, "a blue heart", model=model, source="a red heart", method=method, steps=2, extra_steps=1, seed=1)
+        for _ in range(2)
+    ]
+    assert made[0].images.shape == (1, 3, 64, 64)
+    assert torch.isfinite(made[0].images).all()
+    assert torch.equal(made[0].images, made[1].images)
+    assert not torch.equal(made[0].images, made[0].source)
+    assert made[0].recipe["parameters"]["method"] == method
+    assert all(torch.equal(value, before[name]) for name, value in model.modules["net"].state_dict().items())
+
+
+def test_pixels_outside_of_the_mask_are_kept(model, heart, tmp_path):
     mask = torch.full((1, 64, 64), -1.0)
     mask[:, :, 40:] = 1
-    result = edit(given, "a blue heart", model=model, source="a red heart", mask=to_pil(mask), steps=4)
+    result = edit(heart, "a blue heart", model=model, source="a red heart", mask=to_pil(mask), steps=4)
     (path,) = result.save(tmp_path / "edited.png")
-    before, after = to_tensor(given), to_tensor(read_image(path))
+    before, after = to_tensor(heart), to_tensor(read_image(path))
     assert torch.equal(before[:, :, :40], after[:, :, :40])
     assert not torch.equal(before[:, :, 40:], after[:, :, 40:])
     assert result.save(tmp_path / "edited.png") == [path]  # the same is not written twice
-    other = edit(given, "a green heart", model=model, source="a red heart", steps=4)
+    other = edit(heart, "a green heart", model=model, source="a red heart", steps=4)
     assert other.save(tmp_path / "edited.png") == [tmp_path / "edited-2.png"]
+
+
+def test_several_targets_have_one_source(model, heart, tmp_path):
+    both = edit(heart, ["a blue heart", "a green heart"], model=model, source="a red heart", steps=3, seed=1)
+    for i, target in enumerate(("a blue heart", "a green heart")):
+        alone = edit(heart, target, model=model, source="a red heart", steps=3, seed=1)
+        assert torch.equal(both.images[i : i + 1], alone.images)
+    assert [path.name for path in both.save(tmp_path / "e.png")] == ["e-0.png", "e-1.png"]
+
+
+def test_a_gray_mask_is_a_strength_in_its_region(model, heart):
+    """Left at a quarter of the strength, right at all of it: the change on the right does not depend on the left."""
+    mask = torch.full((1, 64, 64), 1.0)
+    mask[:, :, :32] = -0.5
+    graded = edit(heart, "a dog", model=model, method="sdedit", mask=to_pil(mask), strength=0.9, steps=6)
+    change = (graded.images - graded.source).abs().mean((0, 1, 2))
+    assert float(change[:28].mean()) < 0.6 * float(change[36:].mean())
 
 
 def test_recolouring_is_seen(model):
@@ -122,12 +153,32 @@ def test_recolouring_is_seen(model):
     assert result.source[0, 0, 24:40, 24:40].mean() > result.source[0, 2, 24:40, 24:40].mean() + 0.5
 
 
+def test_regions_have_strengths_and_prompts(model, heart):
+    """A region of strength 0 keeps its pixels to the bit; one with a prompt is drawn by it."""
+    options = {"model": model, "strength": 1.0, "steps": 4, "seed": 2}
+    made = edit(heart, "a yellow square", regions="left: 0", **options)
+    assert made.recipe["parameters"]["method"] == "sdedit"
+    assert torch.equal(made.images[..., :32], made.source[..., :32])
+    assert not torch.equal(made.images[..., 32:], made.source[..., 32:])
+    whole = edit(heart, "a dog", regions="all: a yellow square", **options)
+    plain = edit(heart, "a yellow square", method="sdedit", **options)
+    torch.testing.assert_close(whole.images, plain.images, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ({"prompt": " "}, "what the result shows"),
         ({"prompt": "a dog"}, "what is drawn first"),
         ({"prompt": "a dog", "source": "a cat", "only": "hat"}, "No word of the prompts named 'hat'"),
+        ({"prompt": "a dog", "source": "a cat", "protect": "cat, hat"}, "No word of the prompts named 'hat'"),
+        ({"prompt": "a dog", "source": "a cat", "window": "hat=0..1"}, "No word of the new prompt named 'hat'"),
+        ({"prompt": "a dog", "source": "a cat", "window": "cross=0.8"}, "NAME=FROM..TO"),
+        ({"prompt": "a dog", "source": "a cat", "window": "cross=0.8..0.2"}, "NAME=FROM..TO"),
+        ({"prompt": "a dog", "source": "a cat", "align": "dog=hat"}, "No word of the old prompt named 'hat'"),
+        ({"prompt": "a dog", "source": "a cat", "align": "dog"}, "NEW=OLD"),
+        ({"prompt": "a dog", "source": "a cat", "regions": "left: 2"}, "strength of a region"),
+        ({"prompt": "a dog", "source": "a cat", "regions": "left: a hat", "method": "flowedit"}, "for sdedit"),
         ({"prompt": "a dog", "source": "a cat", "reweight": "hat:2"}, "No word of the new prompt named 'hat'"),
         ({"prompt": "a dog", "source": "a cat", "reweight": "dog"}, "WORD:FACTOR"),
         ({"prompt": "a dog", "source": "a cat", "method": "p3p"}, "Did you mean 'p2p'"),
@@ -139,11 +190,73 @@ def test_what_cannot_be_done_is_said(model, arguments, sentence):
         edit(model=model, steps=2, **arguments)
 
 
-def test_guidance_of_a_pair(model):
-    cond, x = model.encode_prompt(["a red heart", "a dog"]), torch.randn(2, *model.shape)
-    both = prompt_to_prompt.pair(model.denoise, cfg(model.denoise, 3.0))(x, torch.ones(2), cond)
-    assert torch.allclose(both[:1], model.denoise(x[:1], torch.ones(1), cond[:1]), atol=1e-5)
-    assert torch.allclose(both[1:], cfg(model.denoise, 3.0)(x, torch.ones(2), cond)[1:], atol=1e-5)
+def words(source, target, **options):
+    """Words of a tokenizer whose tokens are letters in pairs, so that most words are several."""
+
+    class Pairs:
+        def token_spans(self, text):
+            return [(0, 0)] + [(m.start() + i, min(m.start() + i + 2, m.end()))
+                               for m in re.finditer(r"\w+|[^\w\s]", text) for i in range(0, len(m[0]), 2)]  # fmt: skip
+
+    return Alignment(Pairs(), source, target, EditOptions(source=source, **options))
+
+
+def test_words_of_several_tokens_in_any_case_beside_punctuation():
+    found = words("A cat, asleep", "A Cat, with Sunglasses, asleep", reweight="sunglasses:2, cat:-1")
+    assert found.pairs == (("A", "A"), ("Cat", "cat"), ("with", ""), ("Sunglasses", ""), ("asleep", "asleep"))
+    assert found.note == "Alignment: with = (new), Sunglasses = (new)."
+    assert len(found.find("sunglasses", 1)) == 5
+    assert sorted(found.weights.values()) == [-1, -1, 2, 2, 2, 2, 2]
+    assert found.find("at", 1) == []  # no part of a word
+    assert found.without("sunglasses") == ("A Cat, with Sunglasses, asleep", "A Cat, with , asleep")
+    japanese = words("座る猫", "座る犬", align="犬=猫")
+    assert japanese.find("犬", 1)
+
+
+def test_the_alignment_can_be_edited():
+    assert words("a cat on a mat", "a dog on a mat").pairs[1] == ("dog", "cat")
+    assert words("a cat on a mat", "a dog on a mat", align="dog=").pairs[1] == ("dog", "")
+    assert words("a cat on a mat", "a dog on a mat", align="dog=mat").pairs[1] == ("dog", "mat")
+
+
+def test_methods_that_compare_ask_what_the_image_shows(model, heart):
+    with pytest.raises(InputError, match="Say it: source="):
+        edit(heart, "a dog", model=model, method="null-text")
+    with pytest.raises(InputError, match="takes no reference image"):
+        edit(heart, "a dog", model=model, method="reference")
+
+
+def test_windows_are_fractions_of_the_run_and_a_word_may_have_its_own():
+    assert windows_of("cross=0..0.8, self=.1..0.4, big hat=0..1") == {
+        "cross": (0.0, 0.8), "self": (0.1, 0.4), "big hat": (0.0, 1.0)
+    }  # fmt: skip
+    found = words("a cat", "a dog", window="cross=0..0.5, dog=0..0.1")
+    assert found.attends
+    assert not words("a cat", "a dog", window="cross=0..0").attends
+    made = prompt_to_prompt.controllers(found.columns, found.cross, found.self_attention, {}, found.windows)
+    by_window = {each.window: each.columns for each in made}
+    assert set(by_window) == {(0.0, 0.1), (0.0, 0.5)}
+    assert all(a == -1 or b == -1 for a, b in zip(*by_window.values(), strict=True))  # a token has one window
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_weights_may_be_negative_and_keep_the_sum(model, normalize):
+    cond, x = model.encode_prompt(["a red heart"]), torch.randn(1, *model.shape)
+    store = Store(kind="cross")
+    with control(model.modules["net"], Reweight({1: -2.0}, normalize=normalize), store), torch.no_grad():
+        model.denoise(x, torch.ones(1), cond)
+    plain = Store(kind="cross")
+    with control(model.modules["net"], plain), torch.no_grad():
+        model.denoise(x, torch.ones(1), cond)
+    name = next(iter(store.probabilities))
+    weighed, before = store.probabilities[name], plain.probabilities[name]
+    assert (weighed[..., 1] < 0).all()
+    if not normalize:
+        torch.testing.assert_close(weighed[..., 1], -2 * before[..., 1])
+    with control(model.modules["net"], Reweight({1: 1.0}, normalize=normalize)), torch.no_grad():
+        same = model.denoise(x, torch.ones(1), cond)
+    with torch.no_grad():
+        torch.testing.assert_close(same, model.denoise(x, torch.ones(1), cond), atol=1e-4, rtol=1e-4)
 
 
 def test_a_mask_is_scaled_together_with_its_image(model):

@@ -1,5 +1,6 @@
 """What holds for every family of checkpoints: equal to its own pipeline, row by row, and a Model like any other."""
 
+import inspect
 import re
 from copy import deepcopy
 from dataclasses import replace
@@ -21,8 +22,10 @@ from fastdiffusion.adapters import FAMILIES as KNOWN
 from fastdiffusion.adapters.examine import difference, pipeline, pipeline_class
 from fastdiffusion.adapters.levels import FlowLevels
 from fastdiffusion.errors import InputError
-from fastdiffusion.guidance import pag, slg
+from fastdiffusion.guidance import classifier, pag, slg
 from fastdiffusion.guidance.attention import Controller, Replace, Reweight, Share, Store, attention_layers, control
+from fastdiffusion.nets import presets
+from fastdiffusion.nets.classifier import Classifier
 from fastdiffusion.types import Cond
 
 UNLIKE = ("a cat, on a mat that is rather long", "a dog")
@@ -386,7 +389,9 @@ def test_pag_equals_diffusers_pipeline(name, kind):
     layers = ["mid"] if name == "sd15" else ["blocks.0"]
     net = model.modules["net"]
     own = pipeline(model)
-    pipe = getattr(diffusers, kind)(**own.components, pag_applied_layers=layers)
+    known = inspect.signature(getattr(diffusers, kind)).parameters
+    parts = {name: part for name, part in own.components.items() if name in known}
+    pipe = getattr(diffusers, kind)(**parts, pag_applied_layers=layers)
     pipe.set_progress_bar_config(disable=True)
     for scale in (1.0, 4.0):
         options = {**family.pipeline_options(scale), "pag_scale": 2.0}
@@ -426,3 +431,23 @@ def test_rows_of_a_t5_that_is_not_there_count_as_often_while_a_net_is_trained():
         handle.remove()
     assert shapes[-1] == 78
     assert (few - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_classifier_of_latents_guides(name):
+    """A random one: sigma^2 times its own gradient is what it adds."""
+    model = get(name).model
+    if len(model.shape) != 3:  # a film's; such a classifier would have to read several frames
+        return
+    spec = {**presets.PRESETS["unet-tiny"], "in_channels": model.shape[0]}
+    torch.manual_seed(0)
+    net = Classifier({key: value for key, value in spec.items() if key != "name"}, 3)
+    torch.nn.init.normal_(net.head.out.weight)
+    x, sigma = torch.randn(1, *model.shape), torch.full((1,), 0.9)
+    with torch.no_grad():
+        cond = model.encode_prompt(["a cat"], get(name).size)
+        plain = model.denoise(x, sigma, cond)
+        guided = classifier(model.denoise, net, 2.0, label=1)(x, sigma, cond)
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(net.log_prob(leaf, sigma, Cond(label=torch.tensor([1]))).sum(), leaf)
+    torch.testing.assert_close(guided - plain, 2 * 0.81 * slope, rtol=1e-3, atol=1e-5)

@@ -57,6 +57,25 @@ def test_seventy_of_eighty_everyday_prompts_reach_the_nearest_glyph():
     assert len(lines) == 80 and len(right) >= 70
 
 
+@pytest.mark.parametrize(("prompt", "read", "notes"), [
+    ("ein Hund", "Hund", ""),
+    ("dibuja un gato", "un gato", ""),
+    ("eine", "eine", ""),
+    ("draw me a picture of a smiling sun please", "sun with face", "left out"),
+    ("Can you please make me a red heart?", "a red heart", "left out"),
+    ("I'd like a rocket", "a rocket", "left out"),
+    ("paint palette", "artist palette", "is read as"),
+    ("A dog, trending on artstation", "A dog", "left out"),
+    ("a red heart --ar 16:9 --v 5", "a red heart", "--ar 16:9 --v 5: left out. Options stand outside"),
+    ("犬 —ar 1:1", "犬", "Options stand outside the prompt"),
+    ("a t-shirt - red", "a t-shirt - red", None),
+])  # fmt: skip
+def test_what_is_no_name_is_left_out(prompt, read, notes):
+    found = conditioner().reading(prompt)
+    assert key(found.text) == key(read) and len(found.origins) == len(found.text)
+    assert notes is None or (bool(notes) == bool(found.notes) and notes in " ".join(found.notes))
+
+
 def test_what_was_changed_is_said_and_points_at_the_caller():
     with pytest.warns(UserWarning, match="'cheeseburger' is read as 'hamburger'") as caught:
         sample("emoji", "a cheeseburger", n=1, steps=1)
@@ -153,6 +172,9 @@ def test_wrong_names_are_corrected():
         parse_task("colorise")
     with pytest.raises(InputError, match="Did you mean 'colorize'"):
         parse_task("blur 1, Colourise")
+    with pytest.raises(InputError, match="Did you mean 'deblur blind'"):
+        parse_task("sharpen")
+    assert str(parse_task("upscale 2x")) == str(parse_task("upscale x2")) == "downscale 2"
     assert "Did you mean 'dpmpp_2m'" in str(unknown("sampler", "DPM++2Mx", ["euler", "dpmpp_2m"]))
 
 

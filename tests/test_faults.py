@@ -122,6 +122,8 @@ def test_another_programs_metadata_is_read_in_linear_time():
     known = metadata.automatic1111('a\nSteps: 20, Sampler: Euler a, CFG scale: 7.5, Note: "b, c: d", Seed: 1')
     assert (known["steps"], known["sampler"], known["cfg_scale"], known["seed"]) == (20, "Euler a", 7.5, 1)
     assert known["note"] == '"b, c: d"'
+    known = metadata.automatic1111("a\nSteps: 20, Seed: " + "9" * 5000)  # Python refuses to make a number of it
+    assert known["steps"] == 20 and known["seed"] == "9" * 5000
 
 
 def test_a_graph_of_many_links_is_read_in_linear_time():
@@ -421,6 +423,60 @@ def test_doctor_tries_what_is_installed(monkeypatch):
 
     monkeypatch.setattr(doctor, "import_module", broken)
     assert "accelerate" in doctor._works("accelerate") and "BROKEN (undefined symbol: x)" in doctor._works("accelerate")
+
+
+def test_doctor_tries_the_extras_in_a_process_of_their_own(tmp_path, monkeypatch):
+    (tmp_path / "torn.py").write_text("raise ImportError('undefined symbol: y')")
+    (tmp_path / "deadly.py").write_text("import os; os._exit(9)")
+    (tmp_path / "fine.py").write_text("")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = doctor._broken(["torn", "deadly", "fine"])
+    assert found == {"torn": "undefined symbol: y", "deadly": "importing it ends Python, exit code 9"}
+    assert doctor._stated("torch", found["torn"]).endswith("BROKEN (undefined symbol: y), reinstall it")
+
+
+CUTTING = """
+import numpy, sys
+from fastdiffusion.cli import explain_bus_errors
+explain_bus_errors()
+mapped = numpy.memmap(sys.argv[1], numpy.uint8, "r")
+open(sys.argv[1], "w").close()  # another program makes it shorter
+print(int(mapped.sum()))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not let a mapped file be cut")
+def test_a_mapped_file_that_is_cut_is_a_sentence(tmp_path):
+    (tmp_path / "a.bin").write_bytes(bytes(1 << 20))
+    out = subprocess.run([sys.executable, "-c", CUTTING, str(tmp_path / "a.bin")], capture_output=True, text=True)
+    assert out.returncode == 2 and "became shorter" in out.stderr and not out.stdout
+
+
+def test_notices_in_a_file_change_nothing_else(model, tmp_path):
+    path = tmp_path / "m.safetensors"
+    models.save(model, path)
+    before, whole = models.load(path).id, load_tensors(path)
+    for license in ("MIT", "CC0-1.0", "é" * 3):
+        checkpoints.label(path, license=license, attribution="nobody")
+        assert checkpoints.notices(path) == {"license": license, "attribution": "nobody"}
+        config, tensors = load_tensors(path)  # checks the sum
+        assert config == whole[0] and all(torch.equal(t, whole[1][name]) for name, t in tensors.items())
+        assert models.load(path).id == before
+    checkpoints.annotate(path, lambda config: config | {"tables": {}})
+    assert checkpoints.notices(path)["license"] == "é" * 3
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_tensors(path)
+
+
+def test_every_file_of_weights_states_its_license():
+    weights = Path(models.__file__).parents[1] / "weights"
+    table = (weights / "README.md").read_text("utf-8")
+    for path in weights.glob("*.safetensors"):
+        found = checkpoints.notices(path)
+        assert found.get("license") and found.get("attribution"), f"{path.name}: run scripts/label-weights"
+        assert f"| {path.name} |" in table
 
 
 def test_processes_that_cannot_reach_each_other_are_refused(monkeypatch):

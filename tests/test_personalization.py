@@ -119,7 +119,7 @@ def test_diffusers_loads_it(name, tmp_path):
 
 
 def test_algebra(text, tmp_path):
-    """Merging adds up exactly, the full rank loses nothing, a smaller one the least; a fine-tune's difference is found."""
+    """Merging adds up exactly, the full rank loses nothing, a smaller one least; a difference is found."""
     files = []
     for seed in (1, 2):
         made = adapt(text, "lora", rank=2, seed=seed)
@@ -174,7 +174,7 @@ def test_a_lora_for_another_base(text, tmp_path):
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize("name", ["own", "sd15", "sdxl", "sd3", "flux", "qwen_image", "z_image"])
 def test_a_new_word(name, vectors, text, tmp_path):
-    """It starts as the word it was made of, moves alone, and travels in a small file; all other texts keep their bits."""
+    """It starts as the word it was made of, moves alone, and travels in a small file; other texts keep their bits."""
     model = text if name == "own" else get(name).model
     word = "red" if name == "own" else "cat"
     adaptation = adapt(model, "embedding", "<new>", word, vectors)
@@ -192,7 +192,7 @@ def test_a_new_word(name, vectors, text, tmp_path):
     assert torch.equal(answers(again, "a <new>"), answers(made, "a <new>"))
     assert again.id != model.id and (tmp_path / "new.safetensors").stat().st_size <= 50_000
     spans = [(a, b) for a, b in again.conditioner.token_spans("a <new> b") if a < b]
-    assert sum(2 <= a and b <= 7 for a, b in spans) >= vectors and spans[-1] == (8, 9)
+    assert sum(a >= 2 and b <= 7 for a, b in spans) >= vectors and spans[-1] == (8, 9)
     with pytest.raises(InputError, match="'<new>' is a word that this model has already"):
         adapt(again, "embedding", "<new>", word)
 
@@ -211,7 +211,9 @@ def test_diffusers_loads_a_word(name, vectors, tmp_path):
             part = {"text_encoder": getattr(pipe, f"text_encoder{n}"), "tokenizer": getattr(pipe, f"tokenizer{n}")}
             pipe.load_textual_inversion(rows[key], token="<new>", **part)
     with torch.no_grad():
-        theirs = pipe.encode_prompt("a <new> here", "cpu", 1, False)[0]
+        theirs = pipe.encode_prompt(
+            "a <new> here", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=False
+        )[0]
         own = conditions(adaptation.model, ["a <new> here"]).emb
     assert_close(own, theirs, 1e-5)
 
@@ -219,7 +221,7 @@ def test_diffusers_loads_a_word(name, vectors, tmp_path):
 @pytest.mark.parametrize("name", ["dog", "two words", "(a)", "x" * 50])
 def test_a_token_that_cannot_be_one(text, desk, name, tmp_path):
     base = fastdiffusion.load("emoji", device="cpu") if name == "dog" else text
-    with pytest.raises(InputError, match="is a word that this model has already|A token is one word"):
+    with pytest.raises(InputError, match=r"is a word that this model has already|A token is one word"):
         fastdiffusion.personalize(base, desk.photos, token=name, class_name="red", folder=tmp_path / "run")
 
 
@@ -271,22 +273,22 @@ def test_from_folder_to_file(desk, text, method, tmp_path):
     """Every method ends with a file that draws the new word; the report has curves and previews."""
     before = {name: t.clone() for name, t in text.modules["net"].state_dict().items()}
     done = learned(desk, tmp_path / "run", method=method)
-    assert done.path.exists() and done.report is not None and done.token == "<new>"
+    assert done.file.exists() and done.report is not None and done.token == "<new>"
     page = done.report.read_text()
     assert "retention" in page and "held out" in page and "data:image/png" in page
     assert done.looks[0].retention == 1 and done.step == best(list(done.looks), 0.5).step
     drawn = fastdiffusion.sample(done.model, "a <new> and a red square", n=1, steps=2)
     if method == "full":
-        loaded = fastdiffusion.load(done.path, device="cpu")
+        loaded = fastdiffusion.load(done.file, device="cpu")
     else:
-        loaded = fastdiffusion.load(desk.text, device="cpu", lora=[str(done.path)])
+        loaded = fastdiffusion.load(desk.text, device="cpu", lora=[str(done.file)])
     assert torch.equal(fastdiffusion.sample(loaded, "a <new> and a red square", n=1, steps=2).images, drawn.images)
     assert all(torch.equal(before[name], t) for name, t in text.modules["net"].state_dict().items())
-    (saved,) = drawn.save(tmp_path / "a.png")
     if method == "lora":
-        (tmp_path / "text.safetensors").write_bytes(desk.text.read_bytes())
-        (tmp_path / "lora.safetensors").write_bytes(done.path.read_bytes())
-        assert torch.equal(fastdiffusion.reproduce(saved).images, drawn.images)
+        made = fastdiffusion.sample(desk.text, "a <new>", n=1, steps=2, lora=[str(done.file)], device="cpu")
+        (saved,) = made.save(done.file.parent / "a.png")
+        (done.file.parent / "text.safetensors").write_bytes(desk.text.read_bytes())
+        assert torch.equal(fastdiffusion.reproduce(saved, device="cpu").images, made.images)
 
 
 def test_it_goes_on_bit_for_bit(desk, tmp_path):
@@ -303,7 +305,8 @@ def killed(self, training, step, write=True):
         os._exit(9)
     return look(self, training, step, write)
 watching.Watch.look = killed
-fastdiffusion.personalize({str(desk.text)!r}, {str(desk.photos)!r}, folder={str(tmp_path / "killed")!r}, save_every=0, **{OPTIONS!r})
+options = {{"folder": {str(tmp_path / "killed")!r}, "save_every": 0, **{OPTIONS!r}}}
+fastdiffusion.personalize({str(desk.text)!r}, {str(desk.photos)!r}, **options)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 9
     assert not (tmp_path / "killed" / "lora.safetensors").exists()
@@ -312,7 +315,7 @@ fastdiffusion.personalize({str(desk.text)!r}, {str(desk.photos)!r}, folder={str(
         mine, theirs = (load_file(tmp_path / name / "lora.safetensors") for name in ("whole", other))
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
         assert json.loads((tmp_path / other / "looks.json").read_text()) == [list(look) for look in whole.looks]
-    with pytest.raises(CheckpointError, match="rank=2 .now 4."):
+    with pytest.raises(CheckpointError, match=r"rank=2 .now 4."):
         learned(desk, tmp_path / "whole", rank=4)
 
 
@@ -321,7 +324,7 @@ def test_only_the_new_rows_move(desk, text, tmp_path):
     encoder = done.model.modules["net"].text_encoder
     own = text.modules["net"].text_encoder.state_dict()
     assert all(torch.equal(t, own[name]) for name, t in encoder.state_dict().items() if name != "added_rows")
-    assert done.path.stat().st_size <= 50_000 and done.path.name == "embedding.safetensors"
+    assert done.file.stat().st_size <= 50_000 and done.file.name == "embedding.safetensors"
 
 
 def test_masks_say_what_counts(desk, text, tmp_path):
@@ -378,20 +381,20 @@ def test_too_few_and_too_many_images(desk, n, tmp_path):
 
 def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):
     options = {"steps": 8, "batch_size": 2, "rank": 2, "verbose": False, "holdout": 0.2}
-    held = fastdiffusion.finetune(desk.text, desk.photos, folder=tmp_path / "a", retain=6, lr=0.02, **options)
+    held = fastdiffusion.finetune(desk.text, desk.photos, folder=tmp_path / "a", retain=6, lr=0.002, **options)
     free = fastdiffusion.finetune(
-        desk.text, desk.photos, folder=tmp_path / "b", retain=0, lr=0.02, early_stop=False, **options
+        desk.text, desk.photos, folder=tmp_path / "b", retain=0, lr=0.002, early_stop=False, **options
     )
     assert held.looks[-1].retention > free.looks[-1].retention
     for i in range(3):
         Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(DataError, match="3 of 3 images .* have no caption"):
+    with pytest.raises(DataError, match=r"3 of 3 images .* have no caption"):
         fastdiffusion.finetune(desk.text, tmp_path, folder=tmp_path / "c")
 
 
 def test_no_space(desk, tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(CheckpointError, match="Cannot use"):
+    with pytest.raises(CheckpointError, match=r"Cannot (use|write)"):
         learned(desk, tmp_path / "run")
 
 

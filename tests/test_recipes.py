@@ -91,7 +91,7 @@ def test_ours_is_written_beside_the_recipe_and_read_back(sd, tmp_path, capsys):
 
 def test_what_has_no_prompt_has_no_such_text(model, tmp_path):
     (path,) = sample(model, n=1, steps=1).save(tmp_path)
-    assert list(Image.open(path).text) == ["fastdiffusion"]
+    assert list(Image.open(path).text) == ["fastdiffusion", "XML:com.adobe.xmp"]
     (path,) = sample(model, n=1, steps=1).save(tmp_path / "bare", metadata=False)
     assert Image.open(path).text == {}
 

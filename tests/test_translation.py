@@ -60,7 +60,7 @@ def test_pairs_are_files_of_one_name(folders):
 
 
 def test_a_pair_has_one_shape(folders, tmp_path):
-    with pytest.warns(UserWarning, match="2 images without a partner are left out, 'only-a' first"):
+    with pytest.warns(UserWarning, match="Left out: 2 images without a partner, 'only-a' first"):
         domains(*folders, size=16)
     Image.new("RGB", (40, 32)).save(tmp_path / "b" / "03.png")  # twice the size does not matter
     assert len(Pairs(*folders, size=16)) == 12

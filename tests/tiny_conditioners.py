@@ -1,4 +1,4 @@
-"""Tiny random networks that condition others: ControlNets, T2I-Adapters, IP-Adapters, and the pipelines that need them."""
+"""Tiny random networks that condition others, and the pipelines that take images."""
 
 import diffusers
 import tiny_pipelines

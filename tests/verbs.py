@@ -318,19 +318,33 @@ def train_style(desk, device, folder):
 def _editing(method):
     def editing(desk, device, folder):
         options = {"source": "a blue square", "method": method, "keep": method == "flowedit", "steps": 3, "seed": 1}
+        options |= {"extra_steps": 1, "cached": False}
         return verb("edit")(desk.photo, "a red square", desk.text, device=device, **options)
 
     editing.__name__ = f"edit_{method}"
     row("edit")(editing)
 
 
-for _method in ("p2p", "flowedit", "sdedit"):
+for _method in ("diffedit", "flowedit", "edit-friendly", "null-text", "sdedit", "imagic"):
     _editing(_method)
 
 
 @row("edit")
 def edit_of_words(desk, device, folder):
     return verb("edit")(None, "a red square", desk.text, source="a blue square", method="p2p", steps=3, device=device)
+
+
+@row("explain")
+def explain(desk, device, folder):
+    made = verb("explain")("a red square", desk.text, steps=2, points=8, device=device)
+    return [made.images, made.maps, made.attribution.rows]
+
+
+@row("explain")
+def explain_from_image(desk, device, folder):
+    options = {"image": desk.small, "negative_prompt": "a blue square", "scale": 2.0, "maps": "attention"}
+    made = verb("explain")("a red square", desk.text, box="2,2,9,6", steps=3, points=8, device=device, **options)
+    return [made.images, made.maps, made.attribution.pixels, made.attribution.negative]
 
 
 @row("translate")
@@ -523,5 +537,5 @@ def finetune(desk, device, folder):
 @row("lora")
 def lora(desk, device, folder):
     made = verb("personalize")(desk.text, desk.photos, class_name="square", prior=0, device=device, **_own(folder))
-    done = verb("lora")("resize", made.path, desk.text, folder / "small.safetensors", device, rank=1)
+    done = verb("lora")("resize", made.file, desk.text, folder / "small.safetensors", device, rank=1)
     return fastdiffusion.load(desk.text, device=device, lora=[str(done.path)]).modules["net"]

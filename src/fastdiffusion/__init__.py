@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests
     from .models import save as save
     from .prompts.reading import names as names
     from .samplers.registry import list_samplers as list_samplers
+    from .tasks.attribution.explain import explain as explain
     from .tasks.autoencoding.analysis import describe as evaluate_autoencoder
     from .tasks.autoencoding.token_prior import sample_tokens as sample_tokens
     from .tasks.autoencoding.token_prior import train_token_prior as train_token_prior
@@ -80,6 +81,7 @@ _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER the
     "models": "Model save",
     "prompts.reading": "names",
     "samplers.registry": "list_samplers",
+    "tasks.attribution.explain": "explain",
     "tasks.autoencoding.analysis": "evaluate_autoencoder=describe",
     "tasks.autoencoding.token_prior": "sample_tokens train_token_prior",
     "tasks.autoencoding.train": "train_autoencoder",

@@ -30,6 +30,7 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 PRECISIONS = ("auto", "float32", "bfloat16")
 LOAD_PRECISIONS = ("float32", "bf16", "fp16", "int8")
 ENGINES = ("torch", "openvino")
+EXPORTS = ("fastdiffusion", "onnx", "openvino", "diffusers")
 PREDICTIONS = ("auto", "eps", "v")
 DEVICES = ("cpu", "cuda", "mps")  # with a number, too: cuda:1
 
@@ -41,6 +42,8 @@ MODELS = ("emoji",)
 FORMATS = ("png", "webp")
 RNGS = ("own", "a1111", "comfy")
 UPSCALES = ("x2", "x4")
+SEAMLESS = ("x", "y", "xy")
+MAPS = ("auto", "attention", "occlusion")
 
 CORRUPTIONS = (
     "blur", "motion", "defocus", "kernel", "noise", "mix", "gray", "fade", "posterize", "downscale", "pixelate", "jpeg",
@@ -48,6 +51,10 @@ CORRUPTIONS = (
 )  # fmt: skip
 UNDOES = ("upscale", "colorize", "dejpeg", "dewatermark", "deblur", "denoise", "inpaint")
 RESTORATIONS = ("auto", "supervised", "zero-shot", "cold")
+EDITS = (
+    "auto", "diffedit", "flowedit", "p2p", "null-text", "direct", "edit-friendly", "fixed-point", "ddim", "flow-ode",
+    "sdedit", "magicmix", "imagic", "reference",
+)  # fmt: skip
 ANSWERS = ("auto", "mean", "sample")
 PROCESSES = ("gaussian", "blur_noise", "heat", "soft")
 TRANSLATIONS = ("regression", "gan", "diffusion", "bridge", "cyclegan")

@@ -26,6 +26,7 @@ from ..models.native import own_denoiser
 from ..nets import TextConditioned
 from ..nets.text import TextEncoder, normalized
 from ..version import __version__
+from .copies import copied
 from .texts import Text
 
 NOTE = "fastdiffusion"  # the entry of a file's metadata that is ours
@@ -139,8 +140,6 @@ def with_tokens(model: Model, tokens: Sequence[Token]) -> Model:
 
     Raises InputError for a token that the model has, or whose rows are not those of its text encoders.
     """
-    from .lora.reading import copied
-
     needed = widths(model)
     for token in tokens:
         check_new(model, token.name)

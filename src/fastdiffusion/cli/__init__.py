@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import signal
 import sys
 import traceback
 import warnings
 from contextlib import suppress
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -22,10 +23,11 @@ from .app import app, register_old_names
 
 # Each registers its commands, in the order of the help.
 from . import training, classification, autoencoding, sampling, languages, restoration, text_image  # noqa: F401 # isort: skip
-from . import editing, personalization, stylization, translation, info  # noqa: F401 # isort: skip
+from . import editing, explaining, personalization, stylization, translation, info  # noqa: F401 # isort: skip
 
 
 register_old_names()
+_HANDLERS: list[Any] = []
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -94,6 +96,7 @@ def program() -> NoReturn:
     """
     open_streams()
     tune_malloc()
+    explain_bus_errors()
     code = main()
     gc.freeze()
     try:
@@ -118,6 +121,27 @@ def tune_malloc() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # musl has none
         mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
         mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, at its highest
+
+
+CUT = b"fastdiffusion: A file that was being read became shorter, or its disk failed. Run the same command again.\n"
+
+
+def explain_bus_errors() -> None:
+    """Have a sentence instead of silence where a file that is mapped into memory is cut meanwhile, or its disk fails.
+
+    Python cannot handle SIGBUS: its own handlers run after the instruction that failed, which fails again for ever.
+    """
+    if not hasattr(signal, "SIGBUS"):  # Windows
+        return
+    import ctypes
+
+    def end(number: int) -> None:
+        os.write(2, CUT)
+        os._exit(2)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(end)
+    _HANDLERS.append(handler)  # C keeps only its address
+    ctypes.CDLL(None).signal(signal.SIGBUS, handler)
 
 
 def _print_version(value: bool) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 
@@ -13,7 +16,7 @@ import torch
 from ..data import cache_folder, fashion_mnist
 from ..data.emoji.font import find_font
 from ..data.fashion_mnist import FOLDER
-from ..errors import FastdiffusionError, InputError
+from ..errors import FastdiffusionError, InputError, counted
 from ..version import __version__
 
 CORE = ("torch", "accelerate", "safetensors", "huggingface_hub", "numpy", "pillow", "scikit-learn", "typer")
@@ -83,9 +86,10 @@ def _findings() -> Iterator[tuple[str, str]]:
     )
     yield "core", ", ".join(_works(name) for name in CORE)
     yield "devices", ", ".join(_devices())
+    broken = _broken([name for packages in EXTRAS.values() for name in packages if _version(name) is not None])
     for extra, packages in EXTRAS.items():
         missing = [name for name in packages if _version(name) is None]
-        here = ", ".join(f"{name} {_version(name)}" for name in packages if name not in missing)
+        here = ", ".join(_stated(name, broken.get(name)) for name in packages if name not in missing)
         add = f"no {', '.join(missing)}; add with: pip install 'fastdiffusion[{extra}]'" if missing else ""
         yield f"extra {extra}", "; ".join(filter(None, (here, add)))
     yield "torchvision", _torchvision()
@@ -109,17 +113,44 @@ def _works(package: str) -> str:
     try:
         import_module({"pillow": "PIL", "scikit-learn": "sklearn"}.get(package, package))
     except Exception as error:
-        return f"{package} {_version(package)} BROKEN ({_reason(error)}), reinstall it"
-    return f"{package} {_version(package)}"
+        return _stated(package, _reason(error))
+    return _stated(package)
+
+
+def _stated(package: str, broken: str | None = None) -> str:
+    return f"{package} {_version(package)}" + (f" BROKEN ({broken}), reinstall it" if broken else "")
 
 
 def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1][:100]
 
 
+_TRY = """
+import importlib, json, sys
+sys.modules["openvino_telemetry"] = None  # a stub is then taken: nothing is sent
+broken = {}
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        broken[name] = (str(error).strip() or type(error).__name__).splitlines()[-1][:100]
+print(json.dumps(broken))
+"""
+
+
+def _broken(packages: Sequence[str]) -> dict[str, str]:
+    """Which of these cannot be imported, and why; in a process of their own, which a broken library may end."""
+    out = subprocess.run([sys.executable, "-W", "ignore", "-c", _TRY, *packages], capture_output=True, text=True)
+    if out.returncode == 0:
+        return json.loads(out.stdout.splitlines()[-1])
+    if len(packages) == 1:
+        return {packages[0]: f"importing it ends Python, exit code {out.returncode}"}
+    return {name: why for package in packages for name, why in _broken([package]).items()}
+
+
 def _devices() -> Iterator[str]:
     kind = torch.backends.cpu.get_cpu_capability()
-    yield f"cpu with {os.cpu_count()} cores, {torch.get_num_threads()} threads, {kind}"
+    yield f"cpu with {counted(os.cpu_count() or 1, 'core')}, {counted(torch.get_num_threads(), 'thread')}, {kind}"
     for i in range(torch.cuda.device_count()):
         yield f"cuda:{i} {torch.cuda.get_device_name(i)}"
     if torch.backends.mps.is_available():

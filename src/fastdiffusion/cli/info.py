@@ -93,13 +93,14 @@ def recipe(
 ) -> None:
     """Show how an image was made.
 
-    As fastdiffusion wrote it into the file, or AUTOMATIC1111 or ComfyUI did.
+    As fastdiffusion wrote it into the file, or AUTOMATIC1111 or ComfyUI did; and under "provenance" what says that a
+    program made it: the tag in the file, the invisible mark in its pixels.
     """
     import json
 
-    from ..io.images import read_recipe
+    from ..io.provenance import read_all
 
-    print(json.dumps(read_recipe(image), indent=2, ensure_ascii=False))
+    print(json.dumps(read_all(image), indent=2, ensure_ascii=False))
 
 
 @command("demo", panel="Info", examples=["fastdiffusion demo", "fastdiffusion demo --seconds 120 --out out/longer"])

@@ -37,9 +37,9 @@ def personalize(chosen: PersonalizeOptions, model: ModelPath, data: Images) -> N
     from ..tasks.personalization.personalize import personalize as personalizing
 
     made = personalizing(str(model), data, **vars(chosen))
-    print("\n".join([f"{made.path}: step {made.step}.", *made.notes]))
-    target = made.path if chosen.method == "full" else model
-    lora = None if chosen.method == "full" else made.path
+    print("\n".join([f"{made.file}: step {made.step}.", *made.notes]))
+    target = made.file if chosen.method == "full" else model
+    lora = None if chosen.method == "full" else made.file
     next_command(f"sample {shlex.quote(str(target))} {shlex.quote(chosen.token)}", lora=lora)
 
 
@@ -60,11 +60,11 @@ def finetune(chosen: FinetuneOptions, model: ModelPath, data: Images) -> None:
     from ..tasks.personalization.finetune import finetune as finetuning
 
     made = finetuning(str(model), data, **vars(chosen))
-    print("\n".join([f"{made.path}: step {made.step}.", *made.notes]))
+    print("\n".join([f"{made.file}: step {made.step}.", *made.notes]))
     if chosen.method == "full":
-        next_command(f"sample {shlex.quote(str(made.path))}")
+        next_command(f"sample {shlex.quote(str(made.file))}")
     else:
-        next_command(f"sample {shlex.quote(str(model))}", lora=made.path)
+        next_command(f"sample {shlex.quote(str(model))}", lora=made.file)
 
 
 @command(

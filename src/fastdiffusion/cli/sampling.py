@@ -65,6 +65,9 @@ def sample(
         Path | None, typer.Option(help="Write a film of how they emerge: steps.gif, .webp or .png.")
     ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Print what each step costs.")] = False,
+    checker: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="A Python function: which images to withhold.")
+    ] = None,
 ) -> None:
     """Make images from a prompt, of classes, or from an image.
 
@@ -81,6 +84,8 @@ def sample(
         raise unknown("format", format, FORMATS)
     if film is not None:
         checked_film(film)
+    if film is not None and checker is not None:
+        raise InputError("A film shows images before the checker has seen them. Leave --film or --checker out.")
     if model is None and chosen.prompt is None and chosen.regions is None:
         raise InputError('Say what to draw, or with which model: fastdiffusion sample "a red heart".')
     model = model or "emoji"
@@ -95,13 +100,16 @@ def sample(
 
     try:
         made, paths = generation.sample_to(
-            out, model, metadata=metadata, format=format, sidecar=sidecar, watch=watch, **vars(chosen)
+            out, model, metadata=metadata, format=format, sidecar=sidecar, watch=watch, checker=checker, **vars(chosen)
         )
     except KeyboardInterrupt:
         print(f"Stopped. What is finished is in {out}; the same command makes the rest.", file=sys.stderr)
         raise
     if (made.recipe["table"] or {"info": {}})["info"].get("fitted") and is_other(model):
-        print(f"With the table that was fitted for {chosen.steps} steps at this scale and size.")
+        print(f"With the table that was fitted for {counted(chosen.steps, 'step')} at this scale and size.")
+    if len(made) == sum(made.withheld):
+        print(f"{counted(len(made), 'image')} withheld by the checker: nothing was written.", file=sys.stderr)
+        raise typer.Exit(1)
     if is_file(out):
         print(f"{paths[0]}.")
     else:
@@ -109,6 +117,9 @@ def sample(
         print(f"{counted(len(paths), 'image')} in {out}, from {paths[0].name} on, and {sheet.name}.")
     if film is not None:
         print(f"{frames.save(film)}: how they emerged.")
+    if any(made.withheld):
+        print(f"{sum(made.withheld)} of {counted(len(made), 'image')} withheld by the checker.", file=sys.stderr)
+        raise typer.Exit(1)
     if metadata or sidecar:
         next_command(f"reproduce {shlex.quote(str(paths[0]))}")
 
@@ -215,6 +226,7 @@ def study(
     examples=[
         "fastdiffusion export runs/photos --out shared --license apache-2.0",
         "fastdiffusion export runs/digits --name Digits -n 16",
+        "fastdiffusion export runs/digits --format onnx --out digits-onnx",
     ],
 )
 def export(
@@ -224,8 +236,13 @@ def export(
 ) -> None:
     """Write a folder to share: the model, its card and a preview.
 
-    The card says what the run measured. The folder can be pushed to a model hub as it is.
+    The card says what the run measured. The folder can be pushed to a model hub as it is. With --format, it holds the
+    networks for another program, compared with torch.
     """
     from ..tasks.export import export as write
 
-    print(f"{write(model, folder, **vars(chosen))}: model.safetensors, README.md, config.json, preview.png.")
+    made = write(model, folder, **vars(chosen))
+    if chosen.format == "fastdiffusion":
+        print(f"{made}: model.safetensors, README.md, config.json, preview.png.")
+    else:
+        print(f"{made}: {', '.join(sorted(path.name for path in made.iterdir()))}.")

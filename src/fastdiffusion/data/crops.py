@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError, unknown
+from ..errors import DataError, counted, unknown
 from ..io import images
 from ..progress import Progress
 from .cache import decode_once
@@ -54,7 +54,7 @@ class Crops(Images):
         facts = {row["name"]: Fact(**{k: row[k] for k in Fact._fields}) for row in rows}
         report = Scan(root.resolve().name, tuple(facts.values()), tuple(skipped), len(others))
         if not rows:
-            raise DataError(f"None of the {len(skipped)} images in {str(path)!r} can be used:\n{report}")
+            raise DataError(f"None of {counted(len(skipped), 'image')} in {str(path)!r} can be used:\n{report}")
         first_alike = dict(zip(facts, twins(list(facts.values())), strict=True))
         first = [fact.sha256 for fact in facts.values()]
         gray = mode == "auto" and all(fact.gray for fact in facts.values())

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from ..errors import DataError, InputError
+from ..errors import DataError, InputError, counted
 from ..io.images import to_tensor
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ class Dataset(ABC):
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.shape))
-        classes = f", {len(self.classes)} classes" if self.classes else ""
-        return f"{type(self).__name__}({self.name!r}: {len(self):,} images of {size}{classes})"
+        classes = f", {counted(len(self.classes), 'class')}" if self.classes else ""
+        return f"{type(self).__name__}({self.name!r}: {counted(len(self), 'image')} of {size}{classes})"
 
 
 class Subset(Dataset):
@@ -231,9 +231,7 @@ class Images(Dataset):
                 f"{len(self.captions)} and {len(self.names)}."
             )
         if n and int(self.labels.max()) >= max(len(self.classes), 1):
-            raise InputError(
-                f"Label {int(self.labels.max())} has no name: only {len(self.classes)} classes were given."
-            )
+            raise InputError(f"Label {int(self.labels.max())} has no name: of names there are {len(self.classes)}.")
 
     def __len__(self) -> int:
         return len(self.names)

@@ -18,7 +18,7 @@ from unicodedata import normalize
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import DataError, InputError, unknown
+from ..errors import DataError, InputError, counted, unknown
 from ..io import images
 from ..progress import Progress
 from .cache import decode_once
@@ -81,7 +81,7 @@ class ImageFolder(Images):
         private = root.resolve() == Path(os.path.expanduser("~")).resolve()  # its name is the user's
         report = Scan("images" if private else root.resolve().name, tuple(facts), tuple(sorted(skipped)), len(others))
         if not facts:
-            raise DataError(f"None of the {len(skipped)} images in {str(path)!r} can be used:\n{report}")
+            raise DataError(f"None of {counted(len(skipped), 'image')} in {str(path)!r} can be used:\n{report}")
 
         notes = read_notes(root, [file.name for file in files], others)
         chosen = _labels(labels, facts, notes)
@@ -90,10 +90,10 @@ class ImageFolder(Images):
         number = {name: i for i, name in enumerate(classes)} | {"": -1}
         captions = [notes.captions.get(fact.name, ()) for fact in facts]
         small = sum(min(fact.width, fact.height) < size for fact in facts)
-        remarks = [*notes.remarks] + [f"smaller than {size} and enlarged: {small:,} images"] * (small > 0)
+        remarks = [*notes.remarks] + [f"smaller than {size} and enlarged: {counted(small, 'image')}"] * (small > 0)
         deep, part = ([f for f in facts if "16" in f.mode and ("used" in f.mode) == few] for few in (0, 1))
-        remarks += [f"of 16 bits a channel, 8 are used: {len(deep):,} images"] * bool(deep)
-        remarks += [f"files of 16 bits that use fewer, brightened to match: {len(part):,} images"] * bool(part)
+        remarks += [f"of 16 bits a channel, 8 are used: {counted(len(deep), 'image')}"] * bool(deep)
+        remarks += [f"files of 16 bits that use fewer, brightened to match: {counted(len(part), 'image')}"] * bool(part)
         if labels == "auto" and not any(notes.labels.values()) and (parts := _parts(facts)):
             remarks.append(
                 f"{' and '.join(parts)} are parts of a split, not classes; all are used. For one part, name its folder"

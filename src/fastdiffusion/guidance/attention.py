@@ -250,15 +250,17 @@ class Replace(Controller):
 class Reweight(Controller):
     """Multiply the probabilities of chosen tokens (Hertz et al. 2022, sec. 3, "attention re-weighting").
 
-    They are not scaled back to a sum of 1. All weights 1 change nothing but the order of computation.
+    All weights 1 change nothing but the order of computation; negative ones push what a token says away.
 
     Attributes:
         weights: Factors by the token's place in the prompt.
         rows: Rows of the batch that are changed; by default all.
+        normalize: Whether what is attended to keeps its sum of magnitudes, 1; by default it is not scaled back.
     """
 
     weights: Mapping[int, float]
     rows: Sequence[int] | None = None
+    normalize: bool = False
 
     def sees(self, call: AttentionCall) -> bool:
         return call.tokens is not None and super().sees(call)
@@ -274,7 +276,10 @@ class Reweight(Controller):
                 raise InputError(f"There is no token {token} to reweight: the prompt has {len(columns)}.")
             rows = slice(None) if self.rows is None else list(self.rows)
             factors[rows, :, call.pixels or slice(None), columns[token]] = weight
-        call.probabilities = probabilities * factors
+        edited = probabilities * factors
+        if self.normalize:
+            edited = edited / edited.abs().sum(-1, keepdim=True).clamp(min=1e-8)
+        call.probabilities = edited
 
 
 @dataclass(eq=False)

@@ -29,6 +29,7 @@ CONFIG_LIMIT = 8 << 20  # bytes of JSON: far above any real configuration, far b
 HEADER_LIMIT = 100_000_000  # bytes, as safetensors itself has it
 SCALE = ":scale"  # ends the name of the scales of a tensor that is written in 8 bits
 SMALL = 1024  # numbers; a tensor of fewer is not worth rounding
+_OWN = ("format", "version", "config", "sha256")  # what a header holds for the loader
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
 # Files keep the names that the first of them had: files, hashes and recipes hold, whatever the code calls a part.
 _DISK = {
@@ -106,8 +107,16 @@ def _dequantized(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-    """Write tensors and a JSON configuration as one safetensors file, atomically and with a checksum."""
+def save_tensors(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    notices: Mapping[str, str] | None = None,
+) -> None:
+    """Write tensors and a JSON configuration as one safetensors file, atomically and with a checksum.
+
+    ``notices`` are texts for people, such as a license, that decide nothing: see :func:`label`.
+    """
     text = json.dumps(config)
     if len(text) > CONFIG_LIMIT:
         raise CheckpointError(
@@ -115,14 +124,34 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor], config: Mappin
         )
     dense = {on_disk(name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     version = str(VERSION)
-    metadata = {"format": "fastdiffusion", "version": version, "config": text, "sha256": _digest(version, text, dense)}
-    write_bytes(path, safetensors.torch.save(dense, metadata))
+    own = {"format": "fastdiffusion", "version": version, "config": text, "sha256": _digest(version, text, dense)}
+    write_bytes(path, safetensors.torch.save(dense, {**(notices or {}), **own}))
+
+
+def notices(path: str | Path) -> dict[str, str]:
+    """What :func:`label` wrote into a file's header."""
+    with _opened(Path(path)) as file:
+        return {key: text for key, text in (file.metadata() or {}).items() if key not in _OWN}
+
+
+def label(path: str | Path, **notices: str) -> None:
+    """Write notices, such as ``license`` and ``attribution``, into the header of a file of :func:`save_tensors`.
+
+    All else keeps its bytes: configuration, checksum and tensors, and so the model's ``id``.
+    """
+    content = Path(path).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    own = {key: text for key, text in header["__metadata__"].items() if key in _OWN}
+    text = json.dumps({**header, "__metadata__": {**own, **notices}}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes, as safetensors itself has it
+    write_bytes(path, len(text).to_bytes(8, "little") + text + content[8 + length :])
 
 
 def annotate(path: str | Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     """Change the configuration of a file of :func:`save_tensors`; its tensors stay as they are stored."""
     config, tensors = load_tensors(path, stored=True)
-    save_tensors(path, tensors, change(config))
+    save_tensors(path, tensors, change(config), notices(path))
 
 
 def load_tensors(

@@ -380,9 +380,9 @@ def save_png(
     Args:
         image: Float in [-1, 1], uint8, or PIL; (c, h, w).
         path: Where; the folder is made.
-        recipe: How it was made, kept as JSON in a PNG's text chunk "fastdiffusion" or the others' EXIF comment; None
-            writes no metadata at all. Folders are taken out of it: of an existing absolute path only the last name
-            stays.
+        recipe: How it was made, kept as JSON in a PNG's text chunk "fastdiffusion" or the others' EXIF comment, with
+            the tag of ``metadata.source_type``; None writes no metadata at all. Folders are taken out of it: of an
+            existing absolute path only the last name stays.
 
     Raises:
         InputError: Another end, or a recipe above the 64 KB that a JPEG has room for.
@@ -403,13 +403,17 @@ def encoded(
             chunks.add_itxt("parameters", known)
         exif.get_ifd(_EXIF)[_COMMENT] = f"ASCII\0\0\0{metadata.KEY}:{text}".encode()
     comment = b"" if text is None else exif.tobytes()
+    packet = None if recipe is None else metadata.xmp(recipe)
+    tag: dict[str, Any] = {} if packet is None else {"xmp": packet.encode()}
     match path.suffix.lower():
         case ".png":
+            if packet is not None:
+                chunks.add_itxt("XML:com.adobe.xmp", packet)
             content.save(buffer, "PNG", pnginfo=chunks)
         case ".webp":
-            content.save(buffer, "WEBP", lossless=True, exact=True, exif=comment)
+            content.save(buffer, "WEBP", lossless=True, exact=True, exif=comment, **tag)
         case ".jpg" | ".jpeg" if len(comment) <= _SEGMENT:
-            flatten(content).save(buffer, "JPEG", quality=95, subsampling=0, exif=comment)
+            flatten(content).save(buffer, "JPEG", quality=95, subsampling=0, exif=comment, **tag)
         case _:
             raise InputError(f"The recipe of {path.name!r} is too long for a JPEG. Write a .png or .webp.")
     return buffer.getvalue()

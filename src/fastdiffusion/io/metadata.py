@@ -51,6 +51,40 @@ def recipe(command: str, options: Mapping[str, Any], *inputs: object) -> dict[st
     return {"fastdiffusion": __version__, "verb": command, "inputs": names, "parameters": plain}
 
 
+MADE, MIXED, ENHANCED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicallyEnhanced"
+_SOURCES = {
+    "sample": MADE, "sample-tokens": MADE, "variations": MADE, "edit": MADE, "stylize": MIXED, "translate": MIXED,
+    "remove-watermark": MIXED, "restore": ENHANCED,
+}  # fmt: skip
+_FILLED = ("mask", "inpaint", "scratches", "watermark", "logo")  # restorations that draw what is not there
+
+
+def source_type(recipe: Mapping[str, Any]) -> str | None:
+    """What IPTC calls the source of such an image (https://cv.iptc.org/newscodes/digitalsourcetype), None if unknown.
+
+    What a model made of a prompt is ``trainedAlgorithmicMedia``; where a model's work and somebody's image are put
+    together (image to image, inpainting, an edit, a style) it is ``compositeWithTrainedAlgorithmicMedia``. A
+    restoration shows what its input shows: it is ``algorithmicallyEnhanced``, unless holes were filled.
+    """
+    kind, p = _SOURCES.get(str(recipe.get("verb"))), recipe.get("parameters")
+    given = isinstance(p, Mapping) and (p.get("image") or "inpaint" in str(p.get("guidance")))
+    if kind == ENHANCED and any(name in str(recipe.get("corruption")) for name in _FILLED):
+        return MIXED
+    return MIXED if kind == MADE and given else kind
+
+
+def xmp(recipe: Mapping[str, Any]) -> str | None:
+    """The XMP packet that says :func:`source_type`."""
+    if (kind := source_type(recipe)) is None:
+        return None
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
+        f"<Iptc4xmpExt:DigitalSourceType>http://cv.iptc.org/newscodes/digitalsourcetype/{kind}"
+        "</Iptc4xmpExt:DigitalSourceType></rdf:Description></rdf:RDF></x:xmpmeta>"
+    )
+
+
 def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:
     """The recipe in the named texts of an image; None if there is none.
 
@@ -82,7 +116,9 @@ def automatic1111(text: str) -> dict[str, Any]:
         if not re.fullmatch(r"[\w /-]+", key):
             continue
         number = re.fullmatch(r"-?\d+(\.\d+)?", value)
-        recipe[key.strip().lower().replace(" ", "_")] = json.loads(value) if number else value.strip()
+        recipe[key.strip().lower().replace(" ", "_")] = (
+            json.loads(value) if number and len(value) < 400 else value.strip()
+        )
     return recipe
 
 

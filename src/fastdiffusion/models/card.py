@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from ..errors import counted
 from .model import Model
 from .native import own_denoiser
 from .serialization import notes
@@ -41,7 +42,7 @@ def card(model: Model, preview: str | None = "preview.png") -> str:
     shape, near = ("x".join(map(str, sides)) for sides in (model.image_shape, model.image_shape[1:]))
     denoiser = own_denoiser(model.denoise)
     predicts = "" if denoiser is None else f", parameterization {_text(denoiser.parameterization)}"
-    classes = f", {len(model.classes)} classes" if model.classes else ", without classes"
+    classes = f", {counted(len(model.classes), 'class')}" if model.classes else ", without classes"
     chosen = f" --classes {_shell(model.classes[:2])}" if model.classes else ""
     names = [*map(_text, model.classes[:20]), *(["..."] if len(model.classes) > 20 else [])]
     listed = f"Classes: {', '.join(names)}" if names else "It has no classes to choose from."

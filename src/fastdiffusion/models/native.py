@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import losses, nets, prompts
 from ..denoisers import Denoiser
-from ..errors import InputError
+from ..errors import InputError, counted
 from ..guidance import self_conditioned
 from ..guidance.core import Guided
 from ..nets.text import normalized
@@ -52,8 +52,11 @@ def check(denoiser: Denoiser, shape: tuple[int, ...], classes: tuple[str, ...]) 
         raise InputError(f"shape must be (channels, height, width), got {shape}. Example: (3, 64, 64).")
     made = (config.get("out_channels", shape[0]), config.get("classes", len(classes)))
     if made != (shape[0], len(classes)):
-        wanted = f"{shape[0]} channels and {len(classes)} classes"
-        raise InputError(f"The net was built for {made[0]} channels and {made[1]} classes, the model has {wanted}.")
+        wanted = f"{counted(shape[0], 'channel')} and {counted(len(classes), 'class')}"
+        raise InputError(
+            f"The net was built for {counted(made[0], 'channel')} and {counted(made[1], 'class')}, "
+            f"the model has {wanted}."
+        )
 
 
 class TextConditioner:

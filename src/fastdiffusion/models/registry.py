@@ -13,7 +13,7 @@ from typing import Any
 
 from ..device import best_device, device_of
 from ..errors import CheckpointError, DataError
-from ..io.images import safe_name
+from ..io.images import ENDS, safe_name
 from . import folder
 from .model import Model
 from .serialization import FILE, load
@@ -80,7 +80,9 @@ def locate(name: str, sha256: str, near: Path) -> Path | None:
     if own is not None and digest(own) == sha256:
         return own
     around = [near.resolve().parent, *near.resolve().parents[1:3], Path.cwd(), Path.cwd() / "runs"]
-    places = [place / name for place in around] + [path for place in around for path in sorted(place.glob(f"*/{FILE}"))]
+    places = [place / name for place in around]
+    if Path(name).suffix.lower() not in ENDS:  # an image is not looked for among models, each of which is hashed
+        places += [path for place in around for path in sorted(place.glob(f"*/{FILE}"))]
     if (before := folder.hashed_before(sha256)) is not None:
         places.append(before)
     present = [path for path in dict.fromkeys(places) if path.is_file() or folder.is_folder(path)]

@@ -74,8 +74,9 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
         raise unknown("net", name, NETS)
     options = {k: v for k, v in spec.items() if k not in ("name", "words", "foreign", "draft")}
     if (text_spec := spec.get("words")) is not None:
-        encoder = build({**text_spec, "name": "text"})
+        encoder = build({**{k: v for k, v in text_spec.items() if k != "added"}, "name": "text"})
         assert isinstance(encoder, TextEncoder)
+        _add_tokens(encoder, text_spec.get("added", {}))
         if (student_spec := spec.get("foreign")) is not None:
             encoder.student_encoder = cast(
                 "TextEncoder", build({**student_spec, "name": "text", "width": encoder.width})
@@ -92,6 +93,15 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
             raise unknown(f"{name} option", key, known)
         _check(name, key, value, known[key].default)
     return NETS[name](**options)
+
+
+def _add_tokens(encoder: TextEncoder, added: Any) -> None:
+    """Give an encoder room for the tokens that a configuration names, each with its number of rows."""
+    fits = isinstance(added, Mapping) and len(added) <= 256
+    if not fits or not all(isinstance(n, int) and 0 < n <= 64 and 0 < len(name) <= 40 for name, n in added.items()):
+        raise InputError(f"text's added must say how many rows each token has, got {str(added)[:40]}.")
+    if added:
+        encoder.add_tokens({name: torch.zeros(n, encoder.width) for name, n in added.items()})
 
 
 def is_listed(net: nn.Module) -> bool:

@@ -63,7 +63,6 @@ class TextEncoder(nn.Module):
         head: Channels of an attention head.
         length: Most tokens of a caption; what is longer is cut.
         known: Number of distinct words in its training captions; 0 = they are not listed.
-        added: Tokens that were added to a trained encoder, and how many rows each has in ``added_rows``.
     """
 
     config: dict[str, Any]
@@ -77,10 +76,8 @@ class TextEncoder(nn.Module):
         head: int = 48,
         length: int = 24,
         known: int = 0,
-        added: Mapping[str, int] | None = None,
     ):
         super().__init__()
-        self.config.pop("added")
         if vocabulary <= BYTES:
             raise InputError(f"vocabulary must be above {BYTES}, got {vocabulary}. Try 4096.")
         self.width, self.length = width, length
@@ -95,8 +92,6 @@ class TextEncoder(nn.Module):
         self._tokenizer: Tokenizer | None = None
         self._known_ids: frozenset[int] | None = None
         self.signs: dict[str, str] = {}  # what an added token is spelled with
-        if added:
-            self.add_tokens({name: torch.zeros(n, width) for name, n in added.items()})
 
     merges: Tensor
     known: Tensor

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
 from importlib.resources import files
@@ -25,13 +25,26 @@ _SCENIC = "at in under near beside behind over through riding by inside beneath 
 _FILLERS = """
 beautiful pretty cute nice lovely delicious tasty yummy gorgeous awesome amazing adorable spooky cool fancy detailed
 highly masterpiece photorealistic realistic photograph photo hd 4k 8k uhd best quality very really please draw stunning
-perfect simple my your our his her their some this that
+perfect simple trending artstation my your our his her their some this that
+"""
+_ABROAD = """
+der die das den dem des ein eine einen einem einer eines sehr bitte zeichne zeichnen male mach ich möchte
+el los las un una unos unas muy favor dibuja dibujar quiero uno gli molto bello bella disegna
+les une des très joli jolie svp dessine dessiner um uma uns umas os muito desenhe quero het een en ett
 """
 SHARED = frozenset(_SHARED.split())  # words of several languages, which are in names of places and say nothing of which
 SCENIC = frozenset(_SCENIC.split())  # between two things they make a scene
 FILLERS = frozenset(_FILLERS.split())  # how good an image should be, and nothing of what it shows
+ABROAD = frozenset(_ABROAD.split())  # idle words, in languages of the student encoder
+_FLAGS = re.compile(r"\s+((?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?(?:\s+(?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?)*)\s*$", re.I)
 IMAGES = r"(?:photo|photograph|picture|image|drawing|painting|illustration|icon|sketch|emoji|render|portrait|shot)"
 _IMAGE_OF = re.compile(rf"(?:(?:a|an|the)\s+)?(?:\w+\s+)?{IMAGES}s?\s+of\s+(?:(?:a|an|the)\s+)?(?=\S)", re.IGNORECASE)
+_VERBS = "draw|make|create|generate|paint|show|give|imagine|design"
+_REQUEST = re.compile(  # "please draw me", "can you make", "I'd like"
+    r"(?:please\s+)?(?:(?:can|could|would|will)\s+you\s+(?:please\s+)?|i(?:'d|’d|\s+would)?\s+(?:want|need|like)\s+"
+    rf"(?:to\s+see\s+|you\s+to\s+)?)?(?:(?:{_VERBS})\s+(?=(?:me|us|a|an|the|some)\s))?(?:(?:me|us)\s+)?",
+    re.IGNORECASE,
+)
 _BACKGROUND = re.compile(r"\s+on\s+(?:an?\s+)?[^\W\d_]+(?:\s+background)?$")
 _REAL = frozenset({"photo", "photograph", "photorealistic", "realistic", "4k", "8k", "hd", "uhd"})
 _EDGES = '.!?;:…"“”„«»()[]*'
@@ -127,6 +140,10 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
         student: Of its student encoder, for other languages. Texts that are mostly the student's pass as they are.
         emoji: Use the table of emoji names.
     """
+    if emoji and (flags := _FLAGS.search(text)):
+        without = interpret(text[: flags.start()], lists, student, emoji)
+        note = f"{flags[1]}: left out. Options stand outside the prompt: fastdiffusion sample --help lists them."
+        return without._replace(notes=(*without.notes, note))
     visible = [i for i, sign in enumerate(text) if _visible(text, i, sign)]
     clean = "".join(text[i] for i in visible)
     whole = Reading(clean, tuple((i, i + 1) for i in visible))
@@ -138,8 +155,12 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
         return whole
     if _in_other_language(tokens, lists, student, table):
         assert student is not None
-        strange = tuple(token.text for token in tokens if not (student(token.text) or _wide(token.text)))
-        return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
+        strange = [token for token in tokens if not (student(token.text) or _wide(token.text))]
+        idle = [token for token in strange if token.text.casefold() in ABROAD]
+        unread = tuple(token.text for token in strange if token not in idle)
+        if idle and len(idle) < len(tokens):
+            whole = Reading(*_rejoined(clean, [token for token in tokens if token not in idle], visible))
+        return whole._replace(notes=_unread(unread, table, left=False), unknown=unread)
     changed = _Changes(lists, table)
     kept = changed.made(clean, tokens)
     if not any(lists(token.text) and re.search(r"[^\W_]", token.text) for token in kept):
@@ -147,6 +168,11 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
         return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
     if [*kept] == [_Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
         return whole._replace(notes=changed.notes())
+    return Reading(*_rejoined(clean, kept, visible), changed.notes(), tuple(changed.left))
+
+
+def _rejoined(clean: str, kept: Iterable[_Token], visible: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The text of tokens, and its characters' origins in the prompt; ``visible`` are those of ``clean``."""
     out, origins = "", list[tuple[int, int]]()
     for token in kept:
         start, end = visible[token.start], visible[token.end - 1] + 1
@@ -157,7 +183,7 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
             [(start, end)] * len(token.text)
         )  # fmt: skip
         out += added
-    return Reading(out, tuple(origins), changed.notes(), tuple(changed.left))
+    return out, tuple(origins)
 
 
 def _visible(text: str, i: int, sign: str) -> bool:
@@ -227,8 +253,10 @@ class _Changes:
             tokens = self._named(tokens)
         content = [token for token in tokens if key(token.text) not in ARTICLES]
         tokens = [kept for token in tokens if (kept := self._listed(token)) is not None]
-        while tokens and self.left and tokens[-1].text.upper() in _NARROW:  # "a castle on a [hill]"
+        while tokens and (self.left or self.idle) and tokens[-1].text.upper() in _NARROW:  # "a castle on a [hill]"
             tokens.pop()
+        if tokens and self.idle and tokens[-1].text.endswith(",") and tokens[-1].text != ",":
+            tokens[-1] = tokens[-1]._replace(text=tokens[-1].text[:-1], end=tokens[-1].end - 1)
         scenic = any(key(token.text) in SCENIC for token in content)
         self.scene = self.things > 2 or (scenic and self.things > 1) or (len(content) > 3 and bool(self.left))
         if self.table.names:
@@ -254,8 +282,10 @@ class _Changes:
         return tuple(notes)
 
     def _without_fillers(self, text: str, tokens: list[_Token]) -> list[_Token]:
-        prefix = _IMAGE_OF.match(text)
-        kept = [token for token in tokens if prefix is None or token.start >= prefix.end()]
+        request = _REQUEST.match(text)
+        asked = 0 if request is None else request.end()
+        prefix = _IMAGE_OF.match(text, asked)
+        kept = [token for token in tokens if token.start >= (asked if prefix is None else prefix.end())]
         dropped = [token for token in tokens if token not in kept]
         rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS]
         if not any(key(token.text) not in ARTICLES for token in rest):

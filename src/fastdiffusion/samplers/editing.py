@@ -1,10 +1,8 @@
-"""Two ways to edit data without finding their noise: edit-friendly inversion, and FlowEdit."""
+"""Ways to edit data without finding their noise: FlowEdit, MagicMix, and where two conditions disagree."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -12,85 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import InputError
 from ..guidance import start
-from ..noise import Stream, generator
 from ..types import Cond, Denoise, Run
-from .tables import Table, move
-
-
-def _drawn(seeds: Sequence[int], like: Tensor, key: int) -> Tensor:
-    """Unit noise, of each image its own, another for each key."""
-    draws = [torch.randn(like.shape[1:], generator=generator(s, Stream.EDIT_NOISE, key)) for s in seeds]
-    return torch.stack(draws).to(like)
-
-
-@dataclass(frozen=True)
-class Inversion:
-    """Data as the start and the noise of a stochastic run.
-
-    Attributes:
-        x: The state at ``table.sigmas[0]``.
-        noises: For each row of the table the noise that it adds.
-        rest: What the run's end lacks of the data: the last step adds no noise.
-    """
-
-    x: Float[Tensor, "b *d"]
-    noises: tuple[Float[Tensor, "b *d"] | None, ...]
-    rest: Float[Tensor, "b *d"]
-
-    def paths(self, rows: int = 1) -> Recorded:
-        """The noise for ``run(paths=...)``; the same for each of ``rows`` copies of the data."""
-        return Recorded([n.repeat(rows, *[1] * (n.ndim - 1)) for n in self.noises if n is not None])
-
-
-class Recorded:
-    """Noise that was written down, in order."""
-
-    def __init__(self, noises: Sequence[Tensor]):
-        self._rest = deque(noises)
-
-    def draw(self, sigma: float, to: float) -> Tensor:
-        """The next one."""
-        return self._rest.popleft()
-
-
-@torch.no_grad()
-def edit_friendly(
-    denoise: Denoise, x0: Float[Tensor, "b *d"], table: Table, cond: Cond | None, seeds: Sequence[int]
-) -> Inversion:
-    """The noise with which a stochastic sampler makes exactly these data (Huberman-Spiegelglas et al. 2024).
-
-    Edit-friendly DDPM inversion (arXiv:2304.06140): states are drawn from the forward process, each with noise of its
-    own (eq. 6), and the noise of each step is what is missing from one to the next. It has more variance than a
-    sampler's, and holds the structure of the data: under another prompt it stays.
-
-    Args:
-        denoise: A model, or a model under guidance.
-        x0: The data.
-        table: Of a sampler that adds noise once in each step but the last, such as "euler_ancestral".
-        cond: What the data show.
-        seeds: One for each.
-    """
-    if not all(len(row.noise) == (i < len(table.rows) - 1) for i, row in enumerate(table.rows)):
-        raise InputError(f"Sampler {table.name!r} does not add noise once in each step. Take euler_ancestral.")
-    now = Run(tuple(row.sigma for row in table.rows), len(table.sigmas) - 1)
-    denoise = start(denoise, now)
-    x = first = x0 + table.sigmas[0] * _drawn(seeds, x0, 0)
-    history: deque[Tensor] = deque(maxlen=table.depth + 1)
-    noises: list[Tensor | None] = []
-    for i, row in enumerate(table.rows):
-        now.index, now.sigma = i, row.sigma
-        estimate = denoise(x, x0.new_full((len(x0),), row.sigma), cond)
-        mean = move(row, x, estimate, history)
-        history.appendleft(estimate)
-        if not row.noise:
-            return Inversion(first, tuple(noises), x0 - mean)
-        ((b, _, _),) = row.noise
-        noise = (x0 + table.rows[i + 1].sigma * _drawn(seeds, x0, i + 1) - mean) / b
-        noises.append(noise)
-        x = mean + b * noise
-    raise AssertionError("a table without rows")
+from .inversion import drawn
 
 
 @torch.no_grad()
@@ -126,11 +48,48 @@ def flow_edit(
         t, after, level = sigma / (1 + sigma), to / (1 + to), x0.new_full((len(x0),), sigma)
         change = torch.zeros_like(z)
         for k in range(draws):
-            noise = sigma * _drawn(seeds, x0, i * draws + k)
+            noise = sigma * drawn(seeds, x0, i * draws + k)
             moved = z + sigma * (z - x0) + noise
             change += (there(moved, level, cond[1]) - here(x0 + noise, level, cond[0])) / draws
         z = z + (after - t) / t * (z - x0 - change)
     return z
+
+
+@torch.no_grad()
+def magic_mix(
+    denoise: Denoise,
+    x0: Float[Tensor, "b *d"],
+    sigmas: Sequence[float] | Tensor,
+    until: float,
+    seeds: Sequence[int],
+    cond: Cond | None = None,
+    share: float = 0.6,
+) -> Float[Tensor, "b *d"]:
+    """The layout of one thing with the meaning of another (Liew et al. 2022, "MagicMix", arXiv:2210.16056, sec. 3).
+
+    The data are drowned in noise at ``sigmas[0]``, where layout survives and meaning does not. From there the condition
+    fills it in, and down to the level ``until`` each state is mixed with the data's own at that level.
+
+    Args:
+        denoise: A model under guidance.
+        x0: What the layout is taken of.
+        sigmas: Falling, the last one 0.
+        until: The level below which nothing is mixed in.
+        seeds: Of the noise, one for each.
+        cond: What gives the meaning.
+        share: Of the drawn state in the mix (nu): 0 keeps the layout, 1 mixes nothing.
+    """
+    levels = [float(s) for s in sigmas]
+    now = Run(tuple(levels[:-1]), len(levels) - 1)
+    denoise, noise = start(denoise, now), drawn(seeds, x0, 0)
+    x = x0 + levels[0] * noise
+    for i, (sigma, to) in enumerate(pairwise(levels)):
+        now.index, now.sigma = i, sigma
+        estimate = denoise(x, x0.new_full((len(x0),), sigma), cond)
+        x = torch.lerp(estimate, x, to / sigma)
+        if to > until:
+            x = torch.lerp(x0 + to * noise, x, share)
+    return x
 
 
 @torch.no_grad()
@@ -149,7 +108,7 @@ def difference_map(
     """
     total = x0.new_zeros(x0.shape[-2:])
     for sigma in sigmas:
-        x = x0 + sigma * _drawn(seeds, x0.expand(len(seeds), *x0.shape[1:]), round(1e6 * sigma))
+        x = x0 + sigma * drawn(seeds, x0.expand(len(seeds), *x0.shape[1:]), round(1e6 * sigma))
         level = x.new_full((len(x),), sigma)
         estimates = [denoise(x, level, None if cond is None else cond.expand(len(x))) for cond in (first, second)]
         total += (estimates[0] - estimates[1]).square().sum(1).sqrt().mean(0) / sigma**0.5

@@ -176,4 +176,4 @@ def of_run(options: Mapping[str, Any]) -> dict[str, Any]:
 def settings(model: Model) -> dict[str, Any]:
     """What a recipe keeps of how a model was loaded, if that changes its images: it, and the checkpoint's own hash."""
     kept = {name: model.info[name] for name in ("loaded", "loras") if model.info.get(name)}
-    return kept and {**kept, "file": getattr(model.denoise, "id", model.id)}
+    return kept and {**kept, "file": getattr(model.denoise, "id", model.info.get("base", model.id))}

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..device import autocast, check_precision, choose_precision
-from ..errors import CheckpointError, FastdiffusionError, InputError, missing, unknown
+from ..errors import CheckpointError, FastdiffusionError, InputError, counted, missing, unknown
 from ..io import config as configs
 from ..io.checkpoints import in_code, on_disk
 from ..io.run_folder import Folder
@@ -285,7 +285,7 @@ class Trainer:
             loop = self.steps(steps, minutes)
             first = next(loop, None)
             if first is None and results.complete(self):
-                spent = f"{self.state.step:,} steps, {self.state.seconds / 60:.1f} minutes"
+                spent = f"{counted(self.state.step, 'step')}, {self.state.seconds / 60:.1f} minutes"
                 why = (
                     f"has ended ({spent}): {self.state.ended}" if self.state.ended else f"has had its budget ({spent})"
                 )
@@ -373,7 +373,7 @@ class Trainer:
     def end(self, reason: str) -> None:
         """End after this step as if the budget were used up, and say why."""
         self.state.progress, self.state.ended = 1.0, reason
-        report(self, f"\nThe run ends after {self.state.step:,} steps: {reason}.")
+        report(self, f"\nThe run ends after {counted(self.state.step, 'step')}: {reason}.")
 
     # ---- checkpoints ----------------------------------------------------------------------------------------------
 

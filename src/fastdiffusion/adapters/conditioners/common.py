@@ -63,18 +63,23 @@ def checked_scale(scale: float, what: str) -> float:
     return float(scale)
 
 
+def weights_of(place: Path) -> Path:
+    """The file of a network's weights, in its folder; ``place`` may be that file."""
+    folder = place if place.is_dir() else place.parent
+    if not place.exists() or not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{place} is no network: a folder with its config.json and its weights is needed, as a hub serves it."
+        )
+    return Network(folder).weights if place.is_dir() else place
+
+
 def open_network(place: Path, kinds: Mapping[str, Any], what: str, dtype: torch.dtype) -> tuple[Any, Path]:
     """A network of one of the classes ``kinds``, by the names in config.json, and its weights' file.
 
     ``place`` is its folder, or the file of its weights in it.
     """
-    folder = place if place.is_dir() else place.parent
-    if not place.exists() or not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{place} is no {what}: a folder with its config.json and its weights is needed, as a hub serves it."
-        )
-    name = read_json(folder / "config.json").get("_class_name")
+    weights = weights_of(place)
+    name = str(read_json(weights.parent / "config.json").get("_class_name", "network without a class"))
     if name not in kinds:
-        raise InputError(f"{folder} holds a {name or 'network without a class'}, which is no {what} that is supported.")
-    source = Network(folder)
-    return source.module("", kinds[name], dtype), source.weights
+        raise InputError(f"{place} holds a {name}, which is no {what} that is supported.")
+    return Network(weights.parent).module("", kinds[name], dtype), weights

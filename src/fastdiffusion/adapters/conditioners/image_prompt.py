@@ -19,10 +19,10 @@ from ...io.images import open_image
 from ...models import Model, Size, folder
 from ...types import Cond
 from ..attention import DiffusersAttention
+from ..copies import copied
 from ..families.stable_diffusion import StableDiffusion
 from ..family import Control, Family
 from ..image_encoder import ImageEncoder, mix
-from ..lora import copied
 from ..sources.folders import Network, read_json
 from .common import changed, checked_scale, copied_family, family_of, of_image
 
@@ -45,7 +45,8 @@ def with_image_prompts(
         images: Each with its weight; weights count by their share.
         adapter: An IP-Adapter's file, plain or "plus" (Ye et al. 2023, arXiv:2308.06721).
         scale: How strongly the adapter counts beside the prompt: 1 is what was trained, 0 is off.
-        encoder: The folder of the adapter's image encoder; by default ``image_encoder`` beside it, or the model's own.
+        encoder: The folder of the adapter's image encoder, or its weights' file in it; by default ``image_encoder``
+            beside it, or the model's own.
         noise_level: How much noise an unCLIP model adds to the embedding: 0 to 999, more is freer.
 
     Raises:
@@ -128,14 +129,14 @@ def _width(projection: Mapping[str, Tensor]) -> tuple[str, int]:
     return "projection_dim", int(projection["proj.weight"].shape[1])
 
 
-def _encoder(path: Path, given: str | Path | None, family: Family, name: str, width: int) -> ImageEncoder:
+def _encoder(path: Path, chosen: str | Path | None, family: Family, name: str, width: int) -> ImageEncoder:
     """The image encoder that goes with an adapter, by its width."""
     try:
         import transformers
     except ImportError:
         raise missing("An IP-Adapter", "diffusers and transformers", "sd") from None
-    if given is not None:
-        places = [Path(given).expanduser()]
+    if chosen is not None:
+        places = [place if (place := Path(chosen).expanduser()).is_dir() else place.parent]
     else:  # as the hub's repositories have them
         around = (path.parent, path.parent.parent, path.parent.parent / "models", family.checkpoint.path)
         places = [place / "image_encoder" for place in around]
@@ -144,7 +145,8 @@ def _encoder(path: Path, given: str | Path | None, family: Family, name: str, wi
     if not fitting:
         have = f"{present[0]} has another" if present else "none is beside it"
         raise CheckpointError(
-            f"{path.name} needs an image encoder with a {name} of {width}, and {have}. Name its folder: --image-encoder."
+            f"{path.name} needs an image encoder with a {name} of {width}, and {have}. "
+            "Name its folder: --image-encoder."
         )
     config = fitting[0] / "preprocessor_config.json"
     net = Network(fitting[0]).module("", transformers.CLIPVisionModelWithProjection, family.net.dtype)

@@ -7,6 +7,7 @@ from .hidream import HiDream
 from .image_input import InstructPix2Pix, Upscaler
 from .image_prompted import ImageVariation, StableUnClip
 from .inpainting import StableDiffusionInpaint, StableDiffusionXlInpaint
+from .kontext import FluxKontext
 from .krea2 import Krea2
 from .lumina2 import Lumina2
 from .pixart import PixArtSigma
@@ -29,6 +30,7 @@ FAMILIES: dict[str, type[Family]] = {
     "StableUnCLIPImg2ImgPipeline": StableUnClip,
     "StableDiffusion3Pipeline": StableDiffusion3,
     "FluxPipeline": Flux,
+    "FluxKontextPipeline": FluxKontext,
     "ChromaPipeline": Chroma,
     "Flux2Pipeline": Flux2,
     "Flux2KleinPipeline": Klein,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class ImagePrompted(StableDiffusion):
         return int(self.image_encoder.net.config.projection_dim)
 
     def shown_embedding(self) -> Float[Tensor, "1 d"]:
-        """What is drawn; raises InputError where nothing was given."""
+        """What is drawn; raises InputError where there is none."""
         if self.embedding is None:
             raise InputError("This model draws what an image shows, and there is none. Give it: image_prompt='in.png'.")
         return self.embedding
@@ -59,7 +59,11 @@ class ImagePrompted(StableDiffusion):
 class ImageVariation(ImagePrompted):
     """The embedding stands for the text, as one token; there are no prompts."""
 
-    name, encoders, max_tokens = "stable-diffusion-image-variation", (), 1
+    name, encoders = "stable-diffusion-image-variation", ()
+
+    @property
+    def max_tokens(self) -> int:
+        return 1
 
     def condition(self, prompts: Sequence[str], size: Size) -> Cond:
         for text in prompts:

@@ -6,7 +6,6 @@ LoCon too), of SDXL's and FLUX's original code and of ComfyUI are understood; no
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import re
@@ -16,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import CheckpointError, InputError, counted, warn
-from ...guidance.attention import EXTERNAL
 from ...io.checkpoints import read_safetensors
 from ...io.guarded import BUDGET
 from ...models import Model, folder
 from .. import tokens
+from ..copies import copied
 from .names import Place, family_of, find, places
 
 # What a key ends in, by what its tensor is.
@@ -88,6 +87,8 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
     if not notes:
         return model
     made = copied(model, changed, {"loras": notes})
+    if not hasattr(model.denoise, "id"):  # a native file is known by its content, which recipes look for
+        made = replace(made, info={**made.info, "base": model.info.get("base", model.id)})
     return tokens.with_tokens(made, added) if added else made
 
 
@@ -155,6 +156,7 @@ class File:
 
 
 def opened_file(path: Path, scale: float, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> File:
+    """What a file adds to which layers, by its own names, times ``scale``."""
     for sign, kind in REFUSED.items():
         if any(sign in key for key in tensors):
             raise InputError(f"{path.name} is a {kind}, which is not supported. Take a plain LoRA.")
@@ -285,33 +287,3 @@ def _sum(parameter: Tensor, added: Sequence[tuple[Update, Place]]) -> Tensor:
     if not bool(value.isfinite().all()):
         raise InputError(f"{added[-1][0].layer} of a LoRA is not finite. Take another copy of the file.")
     return value.to(parameter.dtype)
-
-
-def copied(model: Model, changed: Mapping[int, Tensor], notes: Mapping[str, Sequence[Any]]) -> Model:
-    """The model with other values of some parameters, by ``id``; what does not change is shared.
-
-    ``notes`` are added to the lists in its ``info`` and its denoiser's ``settings``.
-    """
-    checkpoint = getattr(model.denoise, "checkpoint", None)
-    memo: dict[int, Any] = {} if checkpoint is None else {id(t): t for t in checkpoint.tokenizers.values()}
-    for module in model.modules.values():
-        for tensor in (*module.parameters(), *module.buffers()):
-            value = changed.get(id(tensor), tensor.detach())  # another tensor of the same memory: ``to`` moves one only
-            is_parameter = isinstance(tensor, nn.Parameter)
-            memo[id(tensor)] = nn.Parameter(value, tensor.requires_grad) if is_parameter else value
-    names = ("denoise", "modules", "schedule", "autoencoder", "conditioner")
-    watched = {part: EXTERNAL[module] for part, module in model.modules.items() if module in EXTERNAL}
-    parts, watched = copy.deepcopy(({name: getattr(model, name) for name in names}, watched), memo)
-    denoise: Any = parts["denoise"]
-    if denoise is model.denoise:
-        raise InputError("This model's denoiser is a function, whose networks cannot be exchanged. Make it an object.")
-    before = dict(getattr(denoise, "settings", {}))
-    denoise.settings = before | {key: [*before.get(key, ()), *map(_essence, new)] for key, new in notes.items()}
-    EXTERNAL.update({parts["modules"][part]: attention for part, attention in watched.items()})
-    info = {key: [*model.info.get(key, ()), *new] for key, new in notes.items() if key == "loras"}
-    return replace(model, **parts, tables={}, info={**model.info, **info})
-
-
-def _essence(note: Any) -> Any:
-    """What of a note the model's id covers: of a LoRA its content and scale, and not its name."""
-    return [note["sha256"], note["scale"]] if isinstance(note, Mapping) else note

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ...data import Dataset, cache_folder
 from ...data.selection import choose, load_images
-from ...errors import CheckpointError, DataError
+from ...errors import CheckpointError, DataError, counted
 from ...io.checkpoints import save_tensors
 from ...io.images import safe_name, to_tensor
 from ...metrics.distances import ROWS
@@ -39,7 +39,9 @@ def train_feature_net(data: Dataset, **options: object) -> Classifier:
     """
     chosen = fill(TrainFeatureNetOptions, **options)
     if len(data) < 20:
-        raise DataError(f"{data.name!r} has {len(data)} images; a classifier to measure with needs at least 20.")
+        raise DataError(
+            f"{data.name!r} has {counted(len(data), 'image')}; a classifier to measure with needs at least 20."
+        )
     channels, h, w = data.shape
     side = min(32, max(8, 2 ** round(math.log2(max(h, w)))))
     images, labels = load_images(data, choose(data, 100_000, chosen.seed), (side, side))

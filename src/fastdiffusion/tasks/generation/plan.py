@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,8 +27,10 @@ from ...guidance import cfg, embedded, inpaint
 from ...guidance.regional import Region, regional
 from ...io.guarded import BUDGET
 from ...io.images import open_image
+from ...io.mark import SMALLEST, mark
 from ...models import Model, Size
 from ...models.registry import named, short_name
+from ...nets.seamless import seamless
 from ...noise import Fresh, resized, toward_seeds
 from ...samplers import Table, run, strength_table
 from ...schedules import Sigmas
@@ -36,6 +39,7 @@ from ...version import __version__
 from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .canvas import Canvas, canvas
+from .conditioning import conditioned, on_torus, sized, with_extra
 from .meter import Meter
 from .options import SampleOptions, borders, image_size
 from .preview import linear_preview
@@ -88,7 +92,12 @@ class Plan:
 
     def decode(self, latents: Tensor) -> Tensor:
         """The images of latents, with the pixels that inpainting keeps."""
-        return self._held(self.model.decode(latents))
+        with self.torus():
+            return self._held(self.model.decode(latents))
+
+    def torus(self) -> AbstractContextManager[None]:
+        """Where the edges of images continue on the other side, if they are to."""
+        return nullcontext() if self.options.seamless is None else seamless(self.options.seamless)
 
     def preview(self, latents: Tensor) -> Tensor:
         """The same without the autoencoder's decoder, in no time: see ``preview``."""
@@ -107,21 +116,18 @@ class Plan:
     def known(self) -> Tensor:
         """The canvas as the denoiser knows it, (1, *shape)."""
         assert self.canvas is not None
-        return self.model.encode(self.canvas.image[None].to(self.model.device))
+        with self.torus():
+            return self.model.encode(self.canvas.image[None].to(self.model.device))
 
     def _conditioned_on_image(self) -> Denoise:
         """The model's denoiser; a network that was trained to inpaint takes the kept image and its mask as inputs."""
         denoise, inpainting = self.model.denoise, getattr(self.model.denoise, "inpainting", None)
+        if self.options.seamless is not None:
+            denoise = on_torus(denoise, self.options.seamless)
         masked = [(each.image, each.mask) for each in self.kept if each.mask is not None]
         if inpainting is None or not masked:
             return denoise
-        extra = inpainting(*(part[None].to(self.model.device) for part in masked[-1]))
-
-        def conditioned(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-            cond = cond or Cond()
-            return denoise(x, sigma, replace(cond, extra={**cond.extra, **extra}))
-
-        return conditioned
+        return with_extra(denoise, inpainting(*(part[None].to(self.model.device) for part in masked[-1])))
 
     def guide(self, denoise: Denoise, plain: Denoise | None = None) -> Denoise:
         """A denoiser under the guidance of the options, and held to what the mask keeps; ``plain`` is the model's."""
@@ -147,8 +153,11 @@ class Plan:
             raise ValueError(f"image {index} of a run of {self.options.n}")
         return self.batches[index // self.options.batch_size]
 
-    def conditioned(self, batch: range) -> tuple[Denoise, Cond | None]:
-        """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with."""
+    def conditioned(self, batch: range, compiled: prompts.Compiled | None = None) -> tuple[Denoise, Cond | None]:
+        """The denoiser of a batch, conditioned on its prompts and guided, and the condition that it is called with.
+
+        ``compiled`` stands for what the batch's prompts compile to.
+        """
         p, model = self.options, self.model
         scale, denoise = 1.0 if p.scale is None else p.scale, self._conditioned_on_image()
         if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
@@ -161,14 +170,14 @@ class Plan:
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
             return self.guide(denoise, plain), cond
         guide, names = model.guide if scale != 1 else None, {*guidance_spec.names(str(p.guidance or ""))}
-        compiled = self._compiled(self.prompts, batch)
+        compiled = self.compiled(self.prompts, batch) if compiled is None else compiled
         if (self.regions or not compiled.single) and (LABEL_GUIDANCE | {"cads"}) & names:
             what = "Regions" if self.regions else "Prompts joined by AND"
             raise InputError(f"{what} are guided by scale alone. Leave cfg, apg, negative and cads out.")
         if self.regions:
             step, (height, width) = getattr(model.denoise, "patch", 1), self.shape[-2:]
             parts = [
-                Region(self._compiled(texts, batch).guide(denoise, scale, guide), place.box(height, width, step))
+                Region(self.compiled(texts, batch).guide(denoise, scale, guide), place.box(height, width, step))
                 for place, texts in self.regions
             ]
             size = model.shape[-2], model.shape[-1]
@@ -176,7 +185,7 @@ class Plan:
         around = partial(self.guide, plain=plain) if compiled.single else self.guide  # joined ones are of no one text
         return compiled.guide(denoise, scale, guide, around), None
 
-    def _compiled(self, texts: Sequence[str], batch: range) -> prompts.Compiled:
+    def compiled(self, texts: Sequence[str], batch: range) -> prompts.Compiled:
         """The prompts of a batch, of those of all images, as conditions."""
         conditioner, p = self.model.conditioner, self.options
         assert conditioner is not None and self.table is not None
@@ -209,7 +218,11 @@ class Plan:
             "fastdiffusion": __version__,
             "recipe": RECIPE,
             "verb": "sample",
-            "model": {"name": self.name, "sha256": self.model.id, **settings(self.model)},
+            "model": {
+                "name": self.name,
+                "sha256": self.model.info.get("base_id", self.model.id),
+                **settings(self.model),
+            },
             "parameters": of_run(vars(self.options)),
             "table": None if self.table is None else json.loads(self.table.to_json()),
         }
@@ -222,7 +235,9 @@ class Plan:
 
     def finish(self, images: Tensor) -> Tensor:
         """What is done to the images after the run."""
-        return upscaled(images, self.options.upscale, self.model.device) if self.options.upscale else images
+        if self.options.upscale:
+            images = upscaled(images, self.options.upscale, self.model.device)
+        return mark(images.clamp(-1, 1)) if self.options.mark else images
 
     def noise(self, batch: range) -> tuple[Tensor, Fresh | None]:
         """What a batch starts from, on the CPU; and where its later noise comes from, if not as usual."""
@@ -289,7 +304,10 @@ def plan(
     ready = loaded(model, chosen)
     (source, image_name), (mask, mask_name) = _file(chosen.image, near), _file(chosen.mask, near)
     image = None if source is None else open_image(source)
+    chosen = sized(ready, chosen, image)
     shape = _shape(ready, chosen, image)
+    under = conditioned(ready, chosen, _pixels(ready, shape), image, near)
+    ready, chosen, image = under.model, under.options, under.image
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
     labels, (texts, notes) = _labels(ready, chosen), _prompts(ready, chosen)
@@ -321,6 +339,8 @@ def plan(
         raise InputError("A network that was trained to inpaint takes no regions beside its mask. Leave one out.")
     notes += [note for each in kept for note in each.notes]
     notes += caveats(options.rng, table)
+    if chosen.mark:
+        notes += _mark_notes(ready, shape, any(each.mask is not None for each in kept))
     for note in (notes := list(dict.fromkeys(notes))):
         warn(note)
     if image is None and table is not None and chosen.sampler is None and chosen.schedule is None:
@@ -387,7 +407,7 @@ def _scale(model: Model, chosen: SampleOptions, guided: bool) -> float:
     """The scale of a run; ``guided`` says that the guidance compares with and without the condition itself."""
     scale, embedded = chosen.scale, model.guidance == "embedded"
     if scale is None:
-        asked = chosen.prompt is not None or chosen.regions is not None or embedded
+        asked = chosen.prompt is not None or chosen.regions is not None or chosen.image_prompt or embedded
         own = model.scale if asked else 1.0
         compared = 1.0 if guided else NEGATIVE_SCALE if chosen.negative_prompt and own == 1 else own
         scale = own if embedded else compared
@@ -412,7 +432,7 @@ def _file(image: str | Path | Image.Image | None, near: Path | None) -> tuple[Pa
 def _prompts(model: Model, chosen: SampleOptions) -> tuple[list[str] | None, list[str]]:
     """The prompt of each image, its choices {a|b} made, or None without any; and what is to be said of them."""
     prompt, negative = chosen.prompt, chosen.negative_prompt
-    if prompt is None and not negative:
+    if prompt is None and not negative and not chosen.image_prompt:
         return None, []
     if model.conditioner is None:
         raise InputError("This model was trained without captions. Leave the prompt out, or take model='emoji'.")
@@ -421,6 +441,14 @@ def _prompts(model: Model, chosen: SampleOptions) -> tuple[list[str] | None, lis
         raise InputError("A negative prompt takes no choices {a|b}. Write \\{ and \\} for the signs themselves.")
     wanted = [prompts.choose(texts[i % len(texts)], chosen.seed + i) for i in range(chosen.n)]
     return wanted, prompts.notes(model.conditioner, (*wanted, negative))
+
+
+def _mark_notes(model: Model, shape: tuple[int, ...], keeps: bool) -> list[str]:
+    """What is to be said of the mark; raises InputError where the samples have no room for it."""
+    size = _pixels(model, shape)
+    if size is None or len(shape) != 3 or min(size) < SMALLEST:
+        raise InputError(f"The mark needs images of at least {SMALLEST} pixels a side. Leave mark out.")
+    return ["The mark changes pixels that the mask keeps, too, by a few of 255."] if keeps else []
 
 
 def _regions(model: Model, chosen: SampleOptions, shape: tuple[int, ...]) -> tuple[tuple[Place, list[str]], ...]:

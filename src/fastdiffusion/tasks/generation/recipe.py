@@ -18,12 +18,12 @@ from ...options import fill
 from ...samplers import Table
 from ..loading import LOADING, loaded, recorded
 from .options import SampleOptions
-from .plan import perform, plan
+from .plan import Plan, perform, plan
 from .samples import RECIPE, Samples
 
 _NOW = {"negative": "negative_prompt", "guide": "guidance"}  # parameters of the first version's recipes
-_NUMBERS = ("scale", "strength", "variation_strength")
-_LISTS = ("prompt", "classes", "size")
+_NUMBERS = ("scale", "strength", "variation_strength", "image_scale")
+_LISTS = ("prompt", "classes", "size", "control", "image_prompt")
 
 
 def reproduce(image: str | Path, model: Model | str | Path | None = None, device: str | None = None) -> Samples:
@@ -38,6 +38,15 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
         DataError: No recipe in the image, or one that cannot be followed.
         CheckpointError: The model is not found, or is another one than the recipe names.
     """
+    planned, wanted, rows = followed(image, model, device)
+    *_, last = perform(planned, rows)
+    return planned.samples(planned.finish(last.images[wanted.start - rows.start :][: len(wanted)]), wanted)
+
+
+def followed(
+    image: str | Path, model: Model | str | Path | None = None, device: str | None = None
+) -> tuple[Plan, range, range]:
+    """The run that a saved image came from: its plan, which images of it these are, and the batches they are in."""
     name, recipe = Path(image).name, read_recipe(image)
     if "made_by" in recipe:
         raise DataError(
@@ -74,8 +83,7 @@ def reproduce(image: str | Path, model: Model | str | Path | None = None, device
         if isinstance(error, CheckpointError | DataError | MissingExtra):
             raise
         raise DataError(f"The recipe in {name!r} cannot be followed ({error}).") from None
-    *_, last = perform(planned, rows)
-    return planned.samples(planned.finish(last.images[wanted.start - rows.start :][: len(wanted)]), wanted)
+    return planned, wanted, rows
 
 
 def _check_kinds(parameters: Mapping[str, Any]) -> None:

@@ -36,6 +36,7 @@ class Samples:
         indices: Each image's number in the run that ``recipe`` describes.
         recipe: Model, parameters and sampler table, as JSON values: no path, no user, no time of day.
         notes: What a person should know of the run, in sentences.
+        withheld: Which images a checker withheld: they are grey, and are not written.
     """
 
     images: Float[Tensor, "n *d"]
@@ -44,6 +45,7 @@ class Samples:
     indices: tuple[int, ...]
     recipe: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    withheld: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,7 +58,7 @@ class Samples:
 
     def __getitem__(self, rows: slice) -> Samples:
         """Some of them, with the same recipe."""
-        chosen = {name: getattr(self, name)[rows] for name in ("images", "seeds", "labels", "indices")}
+        chosen = {name: getattr(self, name)[rows] for name in ("images", "seeds", "labels", "indices", "withheld")}
         return replace(self, **chosen)
 
     def recipe_of(self, i: int) -> dict[str, Any]:
@@ -82,7 +84,8 @@ class Samples:
     ) -> list[Path]:
         """Write one file each, named by seed and class, with its recipe inside; returns where they are.
 
-        Where another image has the name, -2, -3 and so on is added; the same image is not written again.
+        Where another image has the name, -2, -3 and so on is added; the same image is not written again. What a checker
+        withheld is not written at all.
 
         Args:
             out: A folder, which is made if need be; for a single image also a file, such as "heart.png".
@@ -93,6 +96,8 @@ class Samples:
         """
         paths = []
         for i, (image, path) in enumerate(zip(self.images, self.paths(out, name, format), strict=True)):
+            if any(self.withheld[i : i + 1]):
+                continue
             recipe = self.recipe_of(i)
             paths.append(save_image(image, path, recipe if metadata else None, recipe if sidecar else None))
         return paths

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ...adapters import tokens
+from ...adapters.copies import copied
 from ...adapters.lora import Lora
-from ...adapters.lora.reading import copied
 from ...adapters.lora.writing import write
 from ...errors import InputError
 from ...models import Model, save

@@ -75,10 +75,10 @@ def finetune(model: Model | str | Path, data: Dataset | str | Path, **options: A
     arguments = {"model": str(model), "data": str(data)} if isinstance(model, str | Path) else {}
     trainer, watch = run(course, chosen, "finetune", arguments)
     place = Path(str(chosen.folder))
-    path, page = place / adaptation.file, place / reports.FILE
+    file, page = place / adaptation.file, place / reports.FILE
     notes = [f"{name}: {text}." for name, text in summary(watch.looks, chosen.floor, trainer.state.ended).items()]
-    ready = loaded(path, chosen.device) if chosen.method == "full" else with_loras(base, [path]).eval()
+    ready = loaded(file, chosen.device) if chosen.method == "full" else with_loras(base, [file]).eval()
     return PersonalizationResult(
-        path, ready, page if page.exists() else None, "", kept_step(watch, chosen), tuple(watch.looks),
+        place, file, ready, page if page.exists() else None, "", kept_step(watch, chosen), tuple(watch.looks),
         (*examples.notes, *notes),
     )  # fmt: skip

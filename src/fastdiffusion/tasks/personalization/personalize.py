@@ -68,13 +68,13 @@ def personalize(model: Model | str | Path, data: Dataset | str | Path, **options
     course = _course(adaptation, examples, chosen, class_name)
     trainer, watch = run(course, chosen, "personalize", {"model": _name(model), "data": _name(data)})
     place = Path(str(chosen.folder))
-    path, page = place / adaptation.file, place / reports.FILE
+    file, page = place / adaptation.file, place / reports.FILE
     notes = [f"{name}: {text}." for name, text in summary(watch.looks, chosen.floor, trainer.state.ended).items()]
     if chosen.class_name is None:
         notes.insert(0, f"{chosen.token} started as {class_name!r}, which explained the images best.")
-    ready = loaded(path, chosen.device) if adaptation.method == "full" else _with(base, path)
+    ready = loaded(file, chosen.device) if adaptation.method == "full" else _with(base, file)
     return PersonalizationResult(
-        path, ready, page if page.exists() else None, chosen.token, kept_step(watch, chosen), tuple(watch.looks),
+        place, file, ready, page if page.exists() else None, chosen.token, kept_step(watch, chosen), tuple(watch.looks),
         (*examples.notes, *notes),
     )  # fmt: skip
 

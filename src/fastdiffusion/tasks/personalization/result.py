@@ -14,7 +14,8 @@ class PersonalizationResult:
     """What a run made.
 
     Attributes:
-        path: Its file: a LoRA, a file of one token, or a model.
+        path: Its folder.
+        file: What is to be kept: a LoRA, a file of one token, or a model.
         model: Ready to sample from.
         report: The page with its curves and previews; None as long as the run has not reached its end.
         token: The new word; "" without one.
@@ -24,6 +25,7 @@ class PersonalizationResult:
     """
 
     path: Path
+    file: Path
     model: Model
     report: Path | None
     token: str = ""

@@ -25,7 +25,7 @@ from ... import metrics
 from ...data import Dataset, augment
 from ...denoisers import expand
 from ...device import device_of
-from ...errors import DataError, InputError, unknown, warn
+from ...errors import DataError, InputError, counted, unknown, warn
 from ...io import guarded
 from ...io.checkpoints import fingerprint
 from ...io.images import flatten, open_image, to_tensor
@@ -173,7 +173,7 @@ def _captioned(data: Dataset) -> Dataset:
         [i for i, text in enumerate(data.annotations(range(len(data))).captions) if text.strip()] if len(data) else []
     )
     if 0 < len(rows) < len(data):
-        warn(f"{len(data) - len(rows):,} of {len(data):,} images have no caption: left out.")
+        warn(f"Left out: {counted(len(data) - len(rows), 'image')} of {len(data):,}, without a caption.")
     return data if len(rows) == len(data) else datasets.Subset(data, rows)
 
 

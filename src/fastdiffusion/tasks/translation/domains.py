@@ -13,7 +13,7 @@ from torch import Tensor
 from ... import data as datasets
 from ...data import Dataset, selection
 from ...data.pairs import same_shape
-from ...errors import DataError, InputError, warn
+from ...errors import DataError, InputError, counted, warn
 from ...io.images import to_tensor
 from ...nets.translators import edges
 from ...noise import Stream, generator
@@ -108,7 +108,7 @@ def domains(
         learned, held = a.split(holdout, seed)
         if not len(held) or len(learned) < 2:
             raise DataError(
-                f"{len(learned)} images to learn from and {len(held)} held out: give more, or a holdout of 0.05."
+                f"{counted(len(learned), 'image')} to learn from and {len(held)} held out: give more, or holdout 0.05."
             )
         mark = learned.fingerprint
         pixels = selection.load_images(a, [*learned.indices, *held.indices])[0]
@@ -148,7 +148,7 @@ def _pairs(a: Dataset, b: Dataset, seed: int) -> tuple[list[int], list[int]]:
             "each folder; for images that are no pairs use method='cyclegan'."
         )
     if alone := sorted(here.keys() ^ there.keys()):
-        warn(f"{len(alone)} images without a partner are left out, {alone[0]!r} first.")
+        warn(f"Left out: {counted(len(alone), 'image')} without a partner, {alone[0]!r} first.")
     one, other = (_sides(d) for d in (a, b))
     for name in (name for name in both if name in one and name in other):
         (w, h), (v, g) = one[name], other[name]

@@ -1,0 +1,173 @@
+"""Explanations measured: where words are, whether the top word matters, whether shares add up, what memory it takes.
+
+python bench/explain.py masks [--model MODEL] [--of pairs|colors] [-n 32]   # IoU of word masks, against baselines
+python bench/explain.py deletion [--model MODEL] [-n 64]   # the top word left out, against another word
+python bench/explain.py memory [--model MODEL]             # peak of sampling and of explaining, each in a process
+
+Compositions of two objects ("pairs"): glyphs side by side, each 64 pixels, whose masks are those they were drawn with;
+prompts are "A and B". Or a glyph and the color that it is on ("colors"), "A on blue". Baselines are a mask of all ones
+and a centered disc. For the deletion test the prompts are names of glyphs of at least three words; the evaluator's
+score of the whole name is compared after leaving out the word with the largest share, and after leaving out another
+one at random. 95 % intervals by bootstrap over prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import subprocess
+import sys
+
+import torch
+
+import fastdiffusion
+from fastdiffusion import metrics
+from fastdiffusion.data.emoji import holdout
+from fastdiffusion.data.emoji.font import emoji
+from fastdiffusion.io.images import to_tensor
+from fastdiffusion.prompts.terms import terms
+from fastdiffusion.tasks import word_masks
+from fastdiffusion.tasks.attribution.explain import explain
+from fastdiffusion.tasks.evaluation import evaluator
+
+
+def glyphs(least: int = 1, most: int = 3) -> list[tuple[int, str]]:
+    known = emoji(64, alpha=True)
+    names = [(i, captions[0]) for i, captions in enumerate(known.captions)]
+    plain = [
+        (i, name) for i, name in names if not holdout.reserved(known.names[i]) and not holdout.skins(known.names[i])
+    ]
+    return [(i, name) for i, name in plain if least <= len(name.split()) <= most and name.replace(" ", "").isalpha()]
+
+
+def pair(rng: random.Random) -> tuple[torch.Tensor, list[torch.Tensor], list[str]]:
+    """Two glyphs side by side on white, where each of them is, and their names."""
+    known, chosen = emoji(64, alpha=True), rng.sample(glyphs(), 2)
+    images = to_tensor(known.batch([i for i, _ in chosen]).images)
+    alpha = (images[:, 3:] + 1) / 2
+    shown = torch.cat(list(images[:, :3] * alpha + 1 - alpha), -1)
+    masks = [torch.zeros(64, 128, dtype=torch.bool) for _ in chosen]
+    for k, mask in enumerate(masks):
+        mask[:, 64 * k : 64 * (k + 1)] = alpha[k, 0] > 0.5
+    return shown, masks, [name for _, name in chosen]
+
+
+def on_color(rng: random.Random) -> tuple[torch.Tensor, list[torch.Tensor], list[str]]:
+    """A glyph on a color, where it is and where the color is, and their names."""
+    i, name = rng.choice(glyphs())
+    color = rng.choice([color for color in holdout.COLORS if color != "white"])
+    image = to_tensor(emoji(64, alpha=True).batch([i]).images)[0]
+    alpha, ground = (image[3:] + 1) / 2, torch.tensor(holdout.COLORS[color])[:, None, None] / 127.5 - 1
+    return image[:3] * alpha + ground * (1 - alpha), [alpha[0] > 0.5, alpha[0] <= 0.5], [name, color]
+
+
+def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a & b).sum() / (a | b).sum().clamp(min=1))
+
+
+def masks(model: fastdiffusion.Model, n: int, of: str) -> dict[str, object]:
+    rng, found = random.Random(11), {}
+    for _ in range(n):
+        image, places, names = {"pairs": pair, "colors": on_color}[of](rng)
+        height, width = image.shape[1:]
+        y, x = torch.meshgrid(
+            torch.arange(height) - height / 2 + 0.5, torch.arange(width) - width / 2 + 0.5, indexing="ij"
+        )
+        baselines = {"ones": torch.ones(height, width, dtype=torch.bool), "disc": (x.square() + y.square()).sqrt() < 26}
+        prompt = {"pairs": " and ", "colors": " on "}[of].join(names)
+        for k, (name, place, other) in enumerate(zip(names, places, reversed(places), strict=True)):
+            part = "" if of == "pairs" else (" of the glyph", " of the color")[k]
+            for method in ("attention", "occlusion"):
+                made = word_masks.word_map(model, image, prompt, name, method)
+                found.setdefault(method + part, []).append(overlap(made.map[0] > word_masks.CUT, place))
+                hit = made.map[0][place].mean() > made.map[0][other].mean()
+                found.setdefault(f"{method}{part}: the right one", []).append(float(hit))
+            for kind, mask in baselines.items():
+                found.setdefault(kind + part, []).append(overlap(mask, place))
+    return {name: summary(values) for name, values in found.items()}
+
+
+def deletion(model: fastdiffusion.Model, n: int) -> dict[str, object]:
+    rng, net = random.Random(12), evaluator.load()
+    found: dict[str, list[float]] = {name: [] for name in ("top", "random", "difference", "missing")}
+    for seed, (_, name) in enumerate(rng.sample(glyphs(3, 6), n)):
+        made = explain(name, model, seed=seed, steps=8, points=24, batch_size=8, maps="occlusion")
+        words = [row.text for row in made.terms if row.kind == "word"]
+        others = [word for word in words if word != made.top.text]
+        if not others:
+            continue
+        read, lost = terms(name, model.conditioner), []
+        for word in (made.top.text, rng.choice(others)):
+            left = read.without([next(term for term in read.content if term.text == word)])
+            image = fastdiffusion.sample(model, left, n=1, seed=seed, steps=8).images
+            with torch.no_grad():
+                scores = [net.encode_image(each) @ net.encode_text([name]).T for each in (made.images[:1], image)]
+            lost.append(float(scores[0] - scores[1]))
+        found["top"].append(lost[0])
+        found["random"].append(lost[1])
+        found["difference"].append(lost[0] - lost[1])
+        found["missing"].append(made.attribution.missing)
+        print(
+            seed, name, "|", made.top.text, [round(v, 3) for v in lost], f"{made.attribution.missing:.3f}", flush=True
+        )
+    within = sum(v <= 0.02 for v in found["missing"]) / len(found["missing"])
+    return {**{name: summary(values) for name, values in found.items()}, "within 2 %": within}
+
+
+def summary(values: list[float]) -> dict[str, object]:
+    low, high = metrics.interval(lambda v: float(v.mean()), torch.tensor(values))
+    mean, median = sum(values) / len(values), sorted(values)[len(values) // 2]
+    return {
+        "n": len(values),
+        "mean": round(mean, 4),
+        "median": round(median, 4),
+        "95 %": [round(low, 4), round(high, 4)],
+    }
+
+
+def memory(name: str) -> dict[str, object]:
+    """Peaks above what is held once the model is loaded and has run one step, in MB."""
+    peaks = {}
+    for what in ("sample", "explain"):
+        run = [sys.executable, __file__, f"_{what}", "--model", name]
+        peaks[what] = float(subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    return {**peaks, "ratio": round(peaks["explain"] / peaks["sample"], 2)}
+
+
+def peak_of(what: str, model: fastdiffusion.Model) -> float:
+    size = model.image_shape[-1] * (8 if model.image_shape[-1] <= 64 else 1)  # large enough to be seen above the rest
+
+    def now() -> float:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+    before = now()
+    if what == "sample":
+        fastdiffusion.sample(model, "a red heart", n=1, steps=4, size=size)
+    else:
+        explain("a red heart", model, steps=4, points=8, size=size, maps="occlusion")
+    return now() - before
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("masks", "deletion", "memory", "_sample", "_explain"))
+    parser.add_argument("--model", default="emoji")
+    parser.add_argument("-n", type=int, default=0)
+    parser.add_argument("--of", choices=("pairs", "colors"), default="pairs", help="what the masks are measured on")
+    args = parser.parse_args()
+    if args.what == "memory":
+        print(json.dumps(memory(args.model)))
+        return
+    model = fastdiffusion.load(args.model, device="cpu")
+    if args.what.startswith("_"):
+        print(peak_of(args.what[1:], model))
+    else:
+        n = args.n or {"masks": 32, "deletion": 64}[args.what]
+        made = masks(model, n, args.of) if args.what == "masks" else deletion(model, n)
+        print(json.dumps(made, indent=1))
+
+
+if __name__ == "__main__":
+    main()

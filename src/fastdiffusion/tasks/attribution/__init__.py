@@ -1,0 +1,1 @@
+"""Why an image looks as it does: which words made which pixels."""

@@ -1,0 +1,283 @@
+"""The ways to edit one image: each takes its latents and returns the result's.
+
+Source and target are one batch, rows 0 and 1, from the same noise: what the prompts share stays alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from ... import samplers
+from ...guidance import Region, inpaint, regional
+from ...guidance import prompt_to_prompt as p2p
+from ...guidance.attention import attention_control
+from ...guidance.core import guidance
+from ...models import Model
+from ...noise import initial
+from ...samplers import editing, image_to_image, inversion, strength_table
+from ...schedules import Sigmas, strength_sigma
+from ...types import Cond, Denoise
+from ..word_masks import CUT, word_map
+from . import inversions
+from .alignment import SOURCE, TARGET, Alignment
+from .imagic import imagic
+from .options import EditOptions, regions_of
+
+AGREE = 0.6  # what the prompts disagree less about stays; chosen on bench/edits.txt (docs/edit.md)
+PLACED = (0.5, 0.6, 0.7)  # parts of noise at which places are looked for (DiffEdit takes 0.5)
+SOURCE_SCALE = 1.5  # guidance of FlowEdit's walk away from the source (Kulikov et al. 2024, sec. 5)
+STRENGTH = {"flowedit": 0.7, "sdedit": 0.7, "magicmix": 0.75, "imagic": 0.7}  # of the others INVERTED
+INVERTED = 0.8
+IMAGIC_STEPS = 150
+Latents = Float[Tensor, "1 c h w"]
+Mask = Float[Tensor, "1 1 h w"]
+
+
+class Edit:
+    """One edit of a model: the two prompts, how they are denoised together, and where."""
+
+    def __init__(self, model: Model, target: str, options: EditOptions, method: str):
+        assert model.conditioner is not None
+        self.model, self.options, self.method = model, options, method
+        self.aligned = Alignment(model.conditioner, options.source, target, options)
+        self.cond = model.encode_prompt(list(self.aligned.texts))
+        self.scale = model.scale if options.scale is None else options.scale
+        self.strength = STRENGTH.get(method, INVERTED) if options.strength is None else options.strength
+        self.notes: list[str] = []
+        self._image: Tensor | None = None
+
+    # ---- a source that is drawn, and one that is given ----------------------------------------------------------
+
+    def drawn(self) -> tuple[Tensor, Tensor | None]:
+        """The source as the model draws it; with "p2p" also the result, which is drawn beside it."""
+        table, seed = self.model.table(self.options.steps), self.options.seed
+        x = table.sigmas[0] * initial([seed], self.model.shape).to(self.model.device)
+        if self.method != "p2p":
+            latents = samplers.final(samplers.run(self.guided, x, table, self.cond[[SOURCE]], [seed]))
+            return self.model.decode(latents).cpu(), None
+        both = x.repeat(2, *[1] * (x.ndim - 1))
+        latents = samplers.final(samplers.run(self.controlled(self.guided), both, table, self.cond, [seed] * 2))
+        source, result = self.model.decode(latents).cpu().split(1)
+        return source, result
+
+    def of(self, image: Float[Tensor, "1 c h w"], mask: Mask | None) -> Float[Tensor, "1 c h w"]:
+        """The result of a given image, drawn where the mask allows it; the mask is of pixels."""
+        if self.strength == 0:
+            return image
+        self._image = image.to(self.model.device)
+        x0 = self.model.encode(self._image)
+        method = WAYS.get(self.method, Edit._inverted)
+        return self.model.decode(method(self, x0, self._of_latents(mask, x0))).cpu()
+
+    def _of_latents(self, mask: Float[Tensor, "1 1 i j"] | None, x0: Latents) -> Mask | None:
+        """Each latent may change as much as its square of pixels does on average, so that edges stay soft."""
+        return None if mask is None else functional.adaptive_avg_pool2d(mask, list(x0.shape[-2:])).to(x0)
+
+    # ---- the ways -----------------------------------------------------------------------------------------------
+
+    def _inverted(self, x0: Latents, mask: Mask | None) -> Latents:
+        """The target drawn beside the inverted source; the latter's attention holds it, but for "diffedit"."""
+        attends = self.method != "diffedit" and self.aligned.attends
+        name = {"p2p": "edit-friendly", "diffedit": "direct"}.get(self.method, self.method)
+        task = inversions.Task(
+            self.model, x0, self.cond[[SOURCE]], self.aligned.texts[SOURCE], self._levels(), self._guide, self.scale,
+            self.options.seed, self.options.extra_steps or inversions.NULL_TEXT_ITERATIONS, self.options.cached,
+        )  # fmt: skip
+        found = inversions.inverted(name, task)
+        self.notes.append(found.note)
+        target = self.controlled(found.denoise) if attends else found.denoise
+        both = found.inversion.x.repeat(2, *[1] * (x0.ndim - 1))
+        denoise = p2p.beside(target, found.known, mask, attends)
+        run = samplers.run(denoise, both, found.inversion.table, self.cond, paths=found.inversion.paths(2))
+        return samplers.final(run)[1:]
+
+    def _flow_ode(self, x0: Latents, mask: Mask | None) -> Latents:
+        """Up along the source's flow and down along the target's, both to a tolerance."""
+        start, (low, high) = time.monotonic(), (float(self._levels()[-2]), float(self._levels()[0]))
+        source = self.cond[[SOURCE]]
+        noisy = inversion.flow(self.model.denoise, x0, low, high, source, 1e-3)
+        seconds = time.monotonic() - start
+        made = inversion.flow(self.model.denoise, noisy, low, high, source, 1e-3, reverse=True)
+        error = float((made - x0).abs().max() / x0.abs().max())
+        self.notes.append(
+            f"Inversion flow-ode: {seconds:.1f} s; under its own prompt the image comes back within {error:.1e} of its "
+            "largest value."
+        )
+        made = inversion.flow(self.guided, noisy, low, high, self.cond[[TARGET]], 1e-3, reverse=True)
+        return made if mask is None else torch.lerp(x0, made, mask)
+
+    def _walked(self, x0: Latents, mask: Mask | None) -> Latents:
+        source = self.model.guide(self.model.denoise, min(SOURCE_SCALE, self.scale), self.model.null(1))
+        conds = (self.cond[[SOURCE]], self.cond[[TARGET]])
+        made = editing.flow_edit(source, self.guided, x0, self._levels(), [self.options.seed], conds)
+        return made if mask is None else torch.lerp(x0, made, mask)
+
+    def _noised(self, x0: Latents, mask: Mask | None) -> Latents:
+        """Noise, and the target takes it away; a gray mask is a part of the strength (differential diffusion)."""
+        strengths = self._strengths(x0) if mask is None else mask * self._strengths(x0)
+        strength = float(strengths.max())
+        if strength == 0:
+            return x0
+        table = strength_table(
+            strength, self.options.steps, self._schedule, self.model.sigma_data, self.model.sigma_max
+        )
+        assert table is not None
+        start = table.sigmas[0] * initial([self.options.seed], x0.shape[1:]).to(x0)
+        x, denoise = start + (x0 if strength < 1 else 0), self._in_regions(x0)
+        even = mask is None and float(strengths.min()) == strength
+        slack = (1.001 * strengths).clamp(max=1)  # the level that a strength means is not to be rounded away
+        held = denoise if even else inpaint(denoise, x0, slack, self.model.sigma_data)
+        return samplers.final(samplers.run(held, x, table, self.cond[[TARGET]], [self.options.seed]))
+
+    def _strengths(self, like: Tensor) -> Mask:
+        """The strength at each place: of the regions that have one, or the usual one."""
+        made = like.new_full((1, 1, *like.shape[-2:]), self.strength)
+        for place, text in regions_of(self.options.regions):
+            if isinstance(text, float):
+                left, top, right, bottom = place.box(*like.shape[-2:])
+                made[..., top:bottom, left:right] = text
+        return made
+
+    def _in_regions(self, like: Tensor) -> Denoise:
+        """The target's denoiser, and in regions with a prompt of their own that one's."""
+        step, (height, width), parts = getattr(self.model.denoise, "patch", 1), like.shape[-2:], []
+        for place, text in regions_of(self.options.regions):
+            if isinstance(text, str):
+                parts.append(
+                    Region(_under(self.guided, self.model.encode_prompt([text])), place.box(height, width, step))
+                )
+        size = (self.model.shape[-2], self.model.shape[-1])
+        return regional(_under(self.guided, self.cond[[TARGET]]), parts, size) if parts else self.guided
+
+    def _mixed(self, x0: Latents, mask: Mask | None) -> Latents:
+        low = strength_sigma(self.strength / 2, self.model.sigma_data)
+        made = editing.magic_mix(self.guided, x0, self._levels(), low, [self.options.seed], self.cond[[TARGET]])
+        return made if mask is None else torch.lerp(x0, made, mask)
+
+    def _adapted(self, x0: Latents, mask: Mask | None) -> Latents:
+        steps = self.options.extra_steps or IMAGIC_STEPS
+        made, note = imagic(
+            self.model, x0, self.cond[[TARGET]], self._levels_from(1.0), self.scale, self.strength, steps,
+            self.options.seed,
+        )  # fmt: skip
+        self.notes.append(note)
+        return made if mask is None else torch.lerp(x0, made, mask)
+
+    def _referred(self, x0: Latents, mask: Mask | None) -> Latents:
+        """The image given to the network as a reference; the target is drawn from noise alone."""
+        extra = self.model.denoise.reference(self._image)  # type: ignore[attr-defined]
+
+        def referring(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
+            cond = cond or Cond()
+            return self.model.denoise(x, sigma, replace(cond, extra={**cond.extra, **extra}))
+
+        table, seed = self.model.table(self.options.steps), self.options.seed
+        guided = self.model.guide(referring, self.scale, self.model.null(1)) if self.scale != 1 else referring
+        x = table.sigmas[0] * initial([seed], x0.shape[1:]).to(x0)
+        made = samplers.final(samplers.run(guided, x, table, self.cond[[TARGET]], [seed]))
+        return made if mask is None else torch.lerp(x0, made, mask)
+
+    # ---- denoisers ----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def guided(self) -> Denoise:
+        """The model under its guidance."""
+        return self._guide(self.model.null(1))
+
+    def _guide(self, uncond: Cond | None) -> Denoise:
+        return self.model.guide(self.model.denoise, self.scale, uncond) if self.scale != 1 else self.model.denoise
+
+    def controlled(self, denoise: Denoise) -> Denoise:
+        """With the source's attention in the target, in its windows."""
+        aligned = self.aligned
+        if not aligned.attends:
+            return denoise
+        self.notes.append(aligned.note)
+        made = p2p.controllers(
+            aligned.columns,
+            aligned.cross,
+            aligned.self_attention,
+            aligned.weights,
+            aligned.windows,
+            self.options.normalize,
+        )
+        return attention_control(denoise, self.model.modules["net"], *made)
+
+    def _schedule(self, n: int) -> Sigmas:
+        return self.model.schedule(n, None)
+
+    def _levels(self) -> Sigmas:
+        return self._levels_from(self.strength)
+
+    def _levels_from(self, strength: float) -> Sigmas:
+        high = strength_sigma(strength, self.model.sigma_data, self.model.sigma_max)
+        return image_to_image.below(high, self.options.steps, self._schedule)
+
+    # ---- places -------------------------------------------------------------------------------------------------
+
+    def mask(self, source: Float[Tensor, "1 c h w"], marked: Mask | None) -> Mask | None:
+        """Where pixels may change: a given mask, where the words of ``only`` are, or where the prompts disagree."""
+        options, cut = self.options, self.options.threshold
+        masks = [] if marked is None else [marked]
+        if only := _phrases(options.only):
+            places = [self._words(source, phrase) for phrase in only]
+            masks.append(soft(torch.stack(places).amax(0), CUT if cut is None else cut, source))
+        if not masks and options.keep and options.source.strip():
+            masks.append(soft(self._where(source, *self.aligned.texts), AGREE if cut is None else cut, source))
+        for phrase in _phrases(options.protect):
+            masks.append(1 - soft(self._words(source, phrase), CUT if cut is None else cut, source))
+        if any(isinstance(text, float) for _, text in regions_of(options.regions)):
+            masks.append((self._strengths(source) > 0).float())
+        return torch.stack(masks).prod(0) if masks else None
+
+    def _words(self, source: Float[Tensor, "1 c h w"], phrase: str) -> Float[Tensor, "1 1 i j"]:
+        """Where the words of one of the prompts are, from 0 to 1, at the size of the latents."""
+        found = word_map(self.model, source[0], self.aligned.prompt_with(phrase), phrase)
+        if found.why:
+            self.notes.append(found.why)
+        factor = self.model.factor
+        return functional.avg_pool2d(found.map[None], factor)
+
+    def _where(self, source: Tensor, first: str, second: str) -> Float[Tensor, "1 1 i j"]:
+        """Where two prompts disagree about the image, from 0 to 1, at the size of its latents."""
+        x0, cond = self.model.encode(source.to(self.model.device)), self.model.encode_prompt([first, second])
+        sigmas = [strength_sigma(part, self.model.sigma_data) for part in PLACED]
+        return editing.difference_map(self.model.denoise, x0, sigmas, cond[[0]], cond[[1]], range(3))[None, None].cpu()
+
+
+@guidance
+def _under(denoise: Denoise, fixed: Cond) -> Denoise:
+    """A denoiser of one prompt, whatever the run's."""
+    return lambda x, sigma, cond=None: denoise(x, sigma, fixed.expand(len(x)))
+
+
+def _phrases(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def soft(places: Float[Tensor, "1 1 i j"], threshold: float, image: Float[Tensor, "1 c h w"]) -> Mask:
+    """Where a map is above a threshold, and half of its neighbors, at the size of the image.
+
+    The border of what changes is a rim of old colors if it is cut too close: an edge runs through the latents at it.
+    """
+    inside = (places > threshold).float()
+    grown = functional.max_pool2d(inside, 3, 1, 1)
+    return functional.interpolate((inside + grown) / 2, image.shape[-2:], mode="bilinear")
+
+
+WAYS: dict[str, Callable[[Edit, Latents, Mask | None], Latents]] = {
+    "flow-ode": Edit._flow_ode,
+    "flowedit": Edit._walked,
+    "sdedit": Edit._noised,
+    "magicmix": Edit._mixed,
+    "imagic": Edit._adapted,
+    "reference": Edit._referred,
+}
