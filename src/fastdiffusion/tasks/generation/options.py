@@ -214,6 +214,8 @@ class ExportOptions(RunOptions):
     """Options of :func:`fastdiffusion.export`, besides those of :class:`RunOptions`, which are of its preview.
 
     Attributes:
+        format: "fastdiffusion": model file, card and preview. "onnx" or "openvino": each network as a file,
+            compared with torch. "diffusers": a folder in its layout, for models whose network is of its classes.
         name: Title of the card; by default what the model's data are called.
         license: Of the model, an SPDX identifier such as "apache-2.0".
         data_license: Of the images that it was trained on.
@@ -221,6 +223,7 @@ class ExportOptions(RunOptions):
     """
 
     n: int = option(32, "Number of samples in the preview.", "-n", "--n")
+    format: str = option("fastdiffusion", "For which program.", choices=choices.EXPORTS)
     name: str | None = option(None, "Title of the card.")
     license: str | None = option(None, "License of the model, e.g. apache-2.0.")
     data_license: str | None = option(None, "License of the images that it was trained on.")
