@@ -53,7 +53,7 @@ def main() -> None:
     print({name: labels.count(k) for k, name in enumerate(GROUPS)}, flush=True)
     folder = args.out / "latent-classifier"
     drawings = Images("groups of emoji", [np.ascontiguousarray(images)], labels, classes=tuple(GROUPS))
-    options = {"latents": "emoji", "steps": args.steps, "batch_size": 64, "holdout": 0.2, "folder": folder}
+    options = {"latents": "emoji", "steps": args.steps, "batch_size": 64, "lr": 3e-3, "holdout": 0.2, "folder": folder}
     made = train_classifier(drawings, **options).model
     held = of_latents(drawings, Options(latents="emoji"))[0].split(0.2, 0)[1]
     print("held-out latents correct:", {k: round(v, 3) for k, v in accuracy(made, held).items()}, flush=True)
