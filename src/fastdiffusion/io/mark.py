@@ -4,7 +4,7 @@ Spread spectrum (Cox et al. 1997, "Secure spread spectrum watermarking for multi
 the image (Miller et al. 2004, "Applying informed coding and embedding"): a pattern of +1 and -1 that follows from a key
 stands in the signs of the image's cosine transform, in a band of middle frequencies. A coefficient whose sign is right
 stays; one that is nearly so is moved a little; one that is far from it is left alone. How much is moved is found by
-trying: until the mark is still there after a JPEG of quality 60, two thirds of the size, and a little of both.
+trying: until the mark is still there after a JPEG of quality 75 and after two thirds of the size.
 
 The transform is of the whole image, by index and not by pixel, so that scaling moves nothing. Bands are an octave
 apart, and an image has the highest that it has pixels for: many coefficients, of which each is changed little.
@@ -143,11 +143,15 @@ def _marked(image: Float[Tensor, "c h w"], key: str) -> Float[Tensor, "c h w"]:
 
 
 def _trials(image: Image.Image) -> Iterator[Image.Image]:
-    """What the mark must outlast: a JPEG of quality 60, two thirds of the size, four fifths in a JPEG of quality 75."""
-    flat = flatten(image)
-    yield _jpeg(flat, 60)
+    """What the mark must outlast: a JPEG of quality 75, and two thirds of the size.
+
+    Where there are pixels enough that nobody will see it: quality 60, and four fifths of the size in quality 75, too.
+    """
+    flat, large = flatten(image), octave(image.height, image.width) > 0
+    yield _jpeg(flat, 60 if large else 75)
     yield flat.resize((flat.width * 2 // 3, flat.height * 2 // 3), Image.Resampling.BICUBIC)
-    yield _jpeg(flat.resize((flat.width * 4 // 5, flat.height * 4 // 5), Image.Resampling.BICUBIC), 75)
+    if large:
+        yield _jpeg(flat.resize((flat.width * 4 // 5, flat.height * 4 // 5), Image.Resampling.BICUBIC), 75)
 
 
 def _jpeg(image: Image.Image, quality: int) -> Image.Image:
