@@ -1,7 +1,7 @@
 """Subjects of five kinds, taught to the emoji model by each method: how near, how obedient, what is forgotten.
 
     python bench/personalization.py --methods embedding,lora --subjects toy          # some; about 3 CPU minutes each
-    python bench/personalization.py --cost                                           # a LoRA step against accelerate and peft
+    python bench/personalization.py --cost --side own                                # a LoRA step; --side peft: theirs
 
 Subjects are drawn here: nobody's images, and more of them than are trained on. Numbers are the evaluator's:
 gap closed   (b - a) / (c - a): similarity to held-out images of what the class's word draws (a), of what the new

@@ -1,6 +1,8 @@
 """OpenVINO in place of torch: the same numbers; and torch wherever the engine cannot, or would hide something."""
 
+import copy
 import importlib.util
+import json
 import shutil
 import sys
 from functools import partial
@@ -9,6 +11,7 @@ from types import SimpleNamespace
 import loaded_families
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import fastdiffusion
@@ -17,6 +20,7 @@ from fastdiffusion.adapters import engine_files, engine_trial, engines, tuning
 from fastdiffusion.errors import InputError, MissingExtra
 from fastdiffusion.guidance import attention
 from fastdiffusion.models import tuned
+from fastdiffusion.nets import presets
 from fastdiffusion.types import Cond
 
 if importlib.util.find_spec("openvino") is None:  # importing it as it stands would send telemetry
@@ -66,11 +70,11 @@ def test_the_engine_computes_what_torch_computes_for_any_shape(norm, inputs, cac
     engines.attach({"net": norm}, "abc")
     assert relative(norm(x, emb), norm.forward.torch_forward(x, emb)) < 1e-5
     assert relative(norm(x[:1, :, :3], emb[:1]), norm.forward.torch_forward(x[:1, :, :3], emb[:1])) < 1e-5
-    assert not norm.forward.refused
+    assert not norm.forward.refusals
     assert len(list(cache.glob("abc/net/*/net.xml"))) == 1  # converted once
     # the next process neither converts nor tries again
     monkeypatch.setattr(engines.Engine, "_convert", None)
-    monkeypatch.setattr(engines.Engine, "_difference", None)
+    monkeypatch.setattr(engines, "difference", None)
     engines.attach({"net": norm}, "abc")
     assert relative(norm(x, emb), norm.forward.torch_forward(x, emb)) < 1e-5
 
@@ -85,6 +89,16 @@ def test_detach_gives_torch_back(norm, inputs):
     engines.attach({"net": norm}, "abc")
     engines.detach({"net": norm})
     assert torch.equal(norm(*inputs), before)
+
+
+def test_a_copy_has_weights_of_its_own(norm, inputs):
+    engines.attach({"net": norm}, "abc")
+    norm(*inputs)
+    other = copy.deepcopy(norm)
+    other.norm.weight.data.mul_(3)
+    other.norm.bias.data.add_(1)
+    engines.detach({"net": norm})
+    assert relative(other(*inputs), norm(*inputs)) > 0.1
 
 
 def test_torch_computes_what_somebody_looks_into(norm, inputs, cache):
@@ -158,7 +172,7 @@ def test_the_bundled_model():
         before = model.denoise(x, sigma, cond)
         engines.attach({"net": model.modules["net"]}, model.id)
         assert relative(model.denoise(x, sigma, cond), before) < 1e-5
-        assert not model.modules["net"].forward.refused
+        assert not model.modules["net"].forward.refusals
         with attention.control(model.modules["net"], store := attention.Store()):
             model.denoise(x, sigma, cond)
         assert store.probabilities
@@ -196,7 +210,7 @@ def test_weights_of_8_bits_are_near_and_small(inputs, cache):
     before = net(inputs[0])
     engines.attach({"net": net}, "abc", "int8")
     assert 1e-4 < relative(net(inputs[0]), before) < 0.03
-    assert not net.forward.refused
+    assert not net.forward.refusals
     whole, small = (next(cache.rglob(name)).stat().st_size for name in ("net.bin", "int8.bin"))
     assert small < 0.3 * whole
 
@@ -238,14 +252,14 @@ def test_a_full_disk_leaves_nothing_behind(norm, inputs, cache, monkeypatch):
 @pytest.mark.parametrize("name", ["unet-small", "restorer", "dit-tiny"])
 def test_own_networks(name):
     torch.manual_seed(0)
-    net = ready(nets.build({**nets.presets.PRESETS[name], "classes": 3}))
+    net = ready(nets.build({**presets.PRESETS[name], "classes": 3}))
     for p in net.parameters():
         p.data.normal_(0, 0.1)  # at first their last layers are zeros
     inputs = torch.randn(2, 3, 16, 16), torch.tensor([0.1, -1.0]), Cond(label=torch.tensor([1, -1]))
     before = net(*inputs)
     engines.attach({"net": net}, name)
     assert relative(net(*inputs), before) < 1e-4
-    assert not net.forward.refused
+    assert not net.forward.refusals
 
 
 def test_tuning_takes_the_engine_where_it_is_faster(tmp_path, monkeypatch):
@@ -266,3 +280,73 @@ def test_tuning_takes_the_engine_where_it_is_faster(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="--engine openvino, --precision float32, as doctor --tune chose"):
         model = fastdiffusion.load(place, device="cpu")
     assert isinstance(model.modules["net"].forward, engines.Engine)
+
+
+@pytest.mark.parametrize("name", ["emoji", "sd15"])
+def test_exported_networks_answer_alike(name, tmp_path):
+    what = name if name == "emoji" else loaded_families.get(name).path
+    folder = fastdiffusion.export(what, tmp_path / "out", format="openvino")
+    described = json.loads((folder / "networks.json").read_text())["networks"]
+    assert described.keys() == {"net", "decoder"} | ({"text_encoder"} if name == "sd15" else set())
+    model = fastdiffusion.load(what, device="cpu")
+    z = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
+    program = engine_trial.compiled(folder / "decoder.xml", [z.shape], "f32", 1)
+    assert relative(torch.from_numpy(program([z.numpy()])[0]), model.decode(z)) < 1e-4
+    assert [port.any_name for port in program.inputs] == list(described["decoder"]["inputs"]) == ["z"]
+
+
+def test_a_network_that_answers_differently_is_not_exported(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines, "difference", lambda *_: 0.1)
+    with pytest.raises(InputError, match="answers differently in openvino"):
+        fastdiffusion.export("emoji", tmp_path / "out", format="openvino")
+    assert not any((tmp_path / "out").iterdir())
+
+
+def test_a_folder_of_diffusers(tmp_path):
+    place = loaded_families.get("sd15").path
+    folder = fastdiffusion.export(place, tmp_path / "out", format="diffusers")
+    plain, again = (fastdiffusion.sample(p, "a cat", n=1, steps=2, size=64, device="cpu") for p in (place, folder))
+    assert torch.equal(plain.images, again.images)
+    with pytest.raises(InputError, match="Name a new folder"):
+        fastdiffusion.export(place, folder, format="diffusers")
+    with pytest.raises(InputError, match="no class of diffusers"):
+        fastdiffusion.export("emoji", tmp_path / "other", format="diffusers")
+    assert {p.name for p in tmp_path.iterdir()} <= {"out", "fastdiffusion"}  # the cache is there too
+
+
+def test_onnx(tmp_path):
+    if importlib.util.find_spec("onnx") is None:
+        with pytest.raises(MissingExtra, match=r"fastdiffusion\[onnx\]"):
+            fastdiffusion.export("emoji", tmp_path / "out", format="onnx")
+    else:
+        folder = fastdiffusion.export("emoji", tmp_path / "out", format="onnx")
+        assert {path.name for path in folder.iterdir()} == {"net.onnx", "decoder.onnx", "networks.json"}
+    with pytest.raises(InputError, match="Did you mean 'onnx'"):
+        fastdiffusion.export("emoji", tmp_path / "out", format="onx")
+
+
+def test_what_was_traced_wrongly_for_a_shape_is_traced_anew(inputs, cache):
+    class Even(nn.Module):
+        def forward(self, x):
+            return x * (2 if x.shape[-1] % 2 else 3)  # which tracing cannot see
+
+    net = ready(Even())
+    engines.attach({"net": net}, "abc")
+    for x in (inputs[0], inputs[0][..., :5], inputs[0][..., :4]):
+        assert relative(net(x), net.forward.torch_forward(x)) < 1e-6
+    assert not net.forward.refusals
+    assert len(list(cache.rglob("net.xml"))) == 2
+
+
+def test_the_restorer(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    pixels = nn.functional.interpolate(torch.rand(1, 3, 12, 20, generator=g), (96, 160), mode="bicubic")[0].clamp(0, 1)
+    image = Image.fromarray((pixels * 255).byte().permute(1, 2, 0).numpy())
+    plain, fast = (
+        fastdiffusion.restore(image, "jpeg 30", device="cpu", **options) for options in ({}, {"engine": "openvino"})
+    )
+    off = (plain.images.int() - fast.images.int()).abs()
+    assert int(off.max()) <= 1 and float(off.float().mean()) < 0.01
+    assert fast.recipe["parameters"]["engine"] == "openvino" and "engine" not in plain.recipe["parameters"]
+    with pytest.raises(InputError, match="engine"):
+        fastdiffusion.restore(image, "jpeg 30", device="cpu", precision="int8")

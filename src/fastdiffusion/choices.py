@@ -30,6 +30,7 @@ TRACKERS = ("tensorboard", "trackio", "wandb")
 PRECISIONS = ("auto", "float32", "bfloat16")
 LOAD_PRECISIONS = ("float32", "bf16", "fp16", "int8")
 ENGINES = ("torch", "openvino")
+EXPORTS = ("fastdiffusion", "onnx", "openvino", "diffusers")
 PREDICTIONS = ("auto", "eps", "v")
 DEVICES = ("cpu", "cuda", "mps")  # with a number, too: cuda:1
 

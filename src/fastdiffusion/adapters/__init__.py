@@ -7,9 +7,19 @@ is a denoiser.
 
 from .engines import with_engine
 from .examine import examine
+from .exports import export_networks, export_pipeline
 from .families import FAMILIES
 from .loading import load
 from .lora import with_loras
 from .table_scheduler import TableScheduler
 
-__all__ = ["FAMILIES", "TableScheduler", "examine", "load", "with_engine", "with_loras"]
+__all__ = [
+    "FAMILIES",
+    "TableScheduler",
+    "examine",
+    "export_networks",
+    "export_pipeline",
+    "load",
+    "with_engine",
+    "with_loras",
+]

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,8 +22,10 @@ NET, INT8, NOTES = "net.xml", "int8.xml", "notes.json"
 SHARED = 1 << 16  # bytes from which a weight is worth sharing
 
 
-def convert(flat: Any, inputs: Sequence[Tensor], folder: Path) -> None:
+def convert(flat: Any, inputs: Sequence[Tensor], folder: Path, names: Sequence[str] = ()) -> None:
     """Write ``flat(*inputs)``, a module whose ``network_weights`` are its parameters, into a new folder.
+
+    ``names`` are those of the inputs, for other programs.
 
     Raises OSError for a disk that is full, and whatever OpenVINO raises.
     """
@@ -31,18 +34,27 @@ def convert(flat: Any, inputs: Sequence[Tensor], folder: Path) -> None:
     needed, free = 1.01 * sum(p.nbytes for p in weights), shutil.disk_usage(folder.parent).free
     if needed > free:
         raise OSError(f"No space: it takes {needed / 1e9:.1f} GB of {folder.parent}, and {free / 1e9:.1f} GB are free")
+    with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
+        with constant(weights):
+            net = ov.convert_model(flat, example_input=tuple(inputs))
+        _spare_group_norms(net)
+        for port, name in zip(net.inputs, names, strict=False):
+            port.get_tensor().set_names({name})
+        _write(net, Path(partial, NET))
+        write_json(Path(partial, NOTES), {"outputs": flat.outputs, "differences": {}})
+        os.rename(partial, folder)
+
+
+@contextmanager
+def constant(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Tracing: a traced constant must not want a gradient, and a tracer's warnings are of what is compared later."""
     trained = [p for p in weights if p.requires_grad]
+    for p in trained:
+        p.requires_grad_(False)
     try:
-        with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
-            with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of tracing: each new shape is compared with torch
-                for p in trained:
-                    p.requires_grad_(False)  # a traced constant must not want a gradient
-                net = ov.convert_model(flat, example_input=tuple(inputs))
-            _spare_group_norms(net)
-            _write(net, Path(partial, NET))
-            write_json(Path(partial, NOTES), {"outputs": flat.outputs, "differences": {}})
-            os.rename(partial, folder)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for p in trained:
             p.requires_grad_()

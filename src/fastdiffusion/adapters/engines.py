@@ -8,6 +8,7 @@ somebody looks into: with a gradient, a hook on a layer, or attention control.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import subprocess
@@ -36,10 +37,16 @@ from . import engine_trial
 TOLERANCES = {"float32": 1e-3, "bf16": 0.2, "int8": 0.2}
 PRECISIONS = tuple(TOLERANCES)
 
+
+def _named(cond: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    return [(pytree.MappingKey(name), value) for name, value in cond.parts().items()], tuple(cond.parts())
+
+
 pytree.register_pytree_node(
     Cond,
     lambda cond: (list(cond.parts().values()), tuple(cond.parts())),
     lambda values, names: Cond.of(dict(zip(names, values, strict=True))),
+    flatten_with_keys_fn=_named,
     serialized_type_name="fastdiffusion.Cond",
 )
 
@@ -108,7 +115,8 @@ def available() -> tuple[str, ...]:
 
 def refused(model: Model) -> str:
     """Why torch computes a model's network although OpenVINO was asked to; "" where it does not."""
-    return getattr(vars(model.modules["net"]).get("forward"), "refused", "")
+    reasons: dict[str, str] = getattr(vars(model.modules["net"]).get("forward"), "refusals", {})
+    return next(iter(reasons.values()), "")
 
 
 class Engine:
@@ -120,30 +128,34 @@ class Engine:
         precision: One of ``PRECISIONS``.
 
     Attributes:
-        refused: Why torch computes for good; "" while the engine runs.
+        refusals: Why torch goes on, by the call; empty while the engine runs.
     """
 
     def __init__(self, module: nn.Module, place: Path, precision: str):
         self.module, self.place, self.precision = module, place, precision
         self.torch_forward: Callable[..., Any] = type(module).forward.__get__(module)
-        self.refused = ""
+        self.refusals: dict[str, str] = {}
         self._latest: tuple[str, Any, Any] = ("", None, None)  # one compiled program at a time, for memory
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        call = _Call(args, kwargs)
-        if self.refused or self._watched(call.tensors):
+        call = Call(args, kwargs)
+        if call.key in self.refusals or self._watched(call.tensors):
             return self.torch_forward(*args, **kwargs)
         if self._latest[0] != call.key:
             self._latest = ("", None, None)
             try:
                 self._latest = (call.key, *self._program(call))
-            except _Refused as reason:
-                self.refused = str(reason)
+            except Refused as reason:
+                self.refusals[call.key] = str(reason)
                 warn(f"OpenVINO does not compute the {self.place.name}, torch does: {reason}.")
                 return self.torch_forward(*args, **kwargs)
         _, program, structure = self._latest
         results = [torch.from_numpy(result.copy()) for result in program(call.arrays()).values()]
         return pytree.tree_unflatten(results, structure)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        """Of a copied network torch computes: the copy may get other weights (a LoRA, a control)."""
+        return type(self.module).forward.__get__(copy.deepcopy(self.module, memo))
 
     def _watched(self, tensors: Sequence[Tensor]) -> bool:
         """Whether only torch can do this evaluation: training, a gradient, a hook on a layer, another device."""
@@ -154,9 +166,22 @@ class Engine:
         inner = (m for m in self.module.modules() if m is not self.module)
         return any(m._forward_hooks or m._forward_pre_hooks for m in inner)
 
-    def _program(self, call: _Call) -> tuple[Any, Any]:
-        """The compiled network for this call, after a trial; and how its outputs lie in what the module returns."""
-        folder = self.place / call.signature
+    def _program(self, call: Call) -> tuple[Any, Any]:
+        """The compiled network for this call, after a trial; and how its outputs lie in what the module returns.
+
+        What was traced for one shape holds for most others. Where it does not, this shape gets a network of its own.
+        """
+        difference = 0.0
+        for name in (call.signature, f"{call.signature} {hashlib.sha256(call.key.encode()).hexdigest()[:8]}"):
+            path, notes = self._ready(call, self.place / name)
+            if (difference := notes["differences"][self._trial(call)]) <= TOLERANCES[self.precision]:
+                shapes, threads = [t.shape for t in call.tensors], torch.get_num_threads()
+                program = engine_trial.compiled(path, shapes, engine_trial.hint(self.precision), threads)
+                return program, pytree.treespec_loads(notes["outputs"])
+        raise Refused(f"it differs from torch by {difference:.2g} of the greatest number, at {call.shapes}")
+
+    def _ready(self, call: Call, folder: Path) -> tuple[Path, dict[str, Any]]:
+        """The converted network in a folder, and notes on it, among them this call's trial."""
         try:
             if not (folder / files.NOTES).is_file():
                 self._convert(call, folder)
@@ -166,48 +191,50 @@ class Engine:
             if out_of_memory(error):
                 raise
             unknown = " ".join(line for line in str(error).splitlines() if line.startswith("-- ") or "No space" in line)
-            raise _Refused(f"it cannot be converted ({unknown or str(error)[:200]})") from None
+            raise Refused(f"it cannot be converted ({unknown or str(error)[:200]})") from None
         files.share(self.module, folder)
         path = folder / (files.INT8 if self.precision == "int8" else files.NET)
         notes = json.loads((folder / files.NOTES).read_text(encoding="utf-8"))
-        trial = f"{call.shapes} {self.precision}"
-        if trial not in notes["differences"]:
-            notes["differences"][trial] = self._difference(call, path)
+        if (trial := self._trial(call)) not in notes["differences"]:
+            notes["differences"][trial] = difference(self.torch_forward, call, path, self.precision)
             write_json(folder / files.NOTES, notes)
-        if not (difference := notes["differences"][trial]) <= TOLERANCES[self.precision]:
-            raise _Refused(f"it differs from torch by {difference:.2g} of the greatest number, at {call.shapes}")
-        shapes, threads = [t.shape for t in call.tensors], torch.get_num_threads()
-        program = engine_trial.compiled(path, shapes, engine_trial.hint(self.precision), threads)
-        return program, pytree.treespec_loads(notes["outputs"])
+        return path, notes
 
-    def _convert(self, call: _Call, folder: Path) -> None:
-        files.convert(_Flat(self.torch_forward, call, self.module), call.tensors, folder)
+    def _trial(self, call: Call) -> str:
+        return f"{call.shapes} {self.precision}"
 
-    def _difference(self, call: _Call, path: Path) -> float:
-        """From torch, at most, relative to the output's greatest number, as a child process computes it."""
-        import numpy as np
-
-        with tempfile.TemporaryDirectory() as folder:
-            np.savez(Path(folder, "inputs.npz"), *call.arrays())
-            settings = (folder, engine_trial.hint(self.precision), str(torch.get_num_threads()))
-            done = subprocess.run(
-                [sys.executable, engine_trial.__file__, str(path), *settings], capture_output=True, text=True
-            )
-            if done.returncode:
-                how = f"signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip()[-200:]
-                raise _Refused(f"the engine broke down in its trial ({how})")
-            answers = list(np.load(Path(folder, "outputs.npz")).values())
-        with torch.no_grad():
-            truth = pytree.tree_leaves(self.torch_forward(*call.args, **call.kwargs))
-        pairs = list(zip(answers, truth, strict=True))
-        return max(float((torch.from_numpy(a) - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
+    def _convert(self, call: Call, folder: Path) -> None:
+        files.convert(Flat(self.torch_forward, call, self.module), call.tensors, folder)
 
 
-class _Refused(Exception):
+def difference(forward: Callable[..., Any], call: Call, path: Path, precision: str = "float32") -> float:
+    """Of a converted network from torch, at most, relative to the output's greatest number; in a child process.
+
+    Raises Refused where that process breaks down.
+    """
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(Path(folder, "inputs.npz"), *call.arrays())
+        settings = (folder, engine_trial.hint(precision), str(torch.get_num_threads()))
+        done = subprocess.run(
+            [sys.executable, engine_trial.__file__, str(path), *settings], capture_output=True, text=True
+        )
+        if done.returncode:
+            how = f"signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip()[-200:]
+            raise Refused(f"the engine broke down in its trial ({how})")
+        answers = list(np.load(Path(folder, "outputs.npz")).values())
+    with torch.no_grad():
+        truth = pytree.tree_leaves(forward(*call.args, **call.kwargs))
+    pairs = list(zip(answers, truth, strict=True))
+    return max(float((torch.from_numpy(a) - b).abs().max() / b.abs().max().clamp(min=1e-30)) for a, b in pairs)
+
+
+class Refused(Exception):
     """Why the engine does not compute a network."""
 
 
-class _Call:
+class Call:
     """One call's inputs: its tensors, and all that is no tensor, which a converted network has built in."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
@@ -221,6 +248,12 @@ class _Call:
         """The way of calling: what is given, its types, and every constant."""
         kinds = [(t.ndim, str(t.dtype)) if isinstance(t, Tensor) else repr(t) for t in self.leaves]
         return hashlib.sha256(repr((str(self.structure), kinds)).encode()).hexdigest()[:16]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors: the argument's, or the key inside it."""
+        places, _ = pytree.tree_flatten_with_path((self.args, self.kwargs))
+        return [str(getattr(place[-1], "key", i)) for i, (place, leaf) in enumerate(places) if isinstance(leaf, Tensor)]
 
     @property
     def key(self) -> str:
@@ -238,12 +271,12 @@ class _Call:
         return pytree.tree_unflatten(leaves, self.structure)
 
 
-class _Flat(nn.Module):
+class Flat(nn.Module):
     """A network as a function of its tensors alone, which can be traced."""
 
     outputs = ""  # how they lie in what the network returns, once it has
 
-    def __init__(self, forward: Callable[..., Any], call: _Call, module: nn.Module):
+    def __init__(self, forward: Callable[..., Any], call: Call, module: nn.Module):
         super().__init__()
         self.network, self.call, self.network_weights = forward, call, list(module.parameters())
 

@@ -226,6 +226,7 @@ def study(
     examples=[
         "fastdiffusion export runs/photos --out shared --license apache-2.0",
         "fastdiffusion export runs/digits --name Digits -n 16",
+        "fastdiffusion export runs/digits --format onnx --out digits-onnx",
     ],
 )
 def export(
@@ -235,8 +236,13 @@ def export(
 ) -> None:
     """Write a folder to share: the model, its card and a preview.
 
-    The card says what the run measured. The folder can be pushed to a model hub as it is.
+    The card says what the run measured. The folder can be pushed to a model hub as it is. With --format, it holds the
+    networks for another program, compared with torch.
     """
     from ..tasks.export import export as write
 
-    print(f"{write(model, folder, **vars(chosen))}: model.safetensors, README.md, config.json, preview.png.")
+    made = write(model, folder, **vars(chosen))
+    if chosen.format == "fastdiffusion":
+        print(f"{made}: model.safetensors, README.md, config.json, preview.png.")
+    else:
+        print(f"{made}: {', '.join(sorted(path.name for path in made.iterdir()))}.")

@@ -34,6 +34,8 @@ class RestoreOptions:
         tile: Side of the tiles that are restored one at a time, in pixels of the input, at least 64. It bounds the
             memory; wide blurs take larger ones.
         overlap: Pixels that neighboring tiles share, at least.
+        engine: "openvino" computes the model on a CPU, faster, and nearly the same (docs/checkpoints.md).
+        precision: In what it does: "float32", "bf16" or "int8"; torch has float32 here.
         device: Where to compute. Results come back on the CPU.
     """
 
@@ -56,6 +58,8 @@ class RestoreOptions:
     refine: bool = option(True, "Correct a blur that is slightly off.", "--refine/--no-refine")
     tile: int = option(256, "Side of the tiles that are restored one at a time, for memory only.")
     overlap: int = option(64, "Pixels that neighboring tiles share.")
+    engine: str = option("torch", "What computes on a CPU: torch or openvino.", choices=choices.ENGINES)
+    precision: str | None = option(None, "In what OpenVINO computes: float32, bf16, int8.")
     device: str | None = option(None, DEVICE, choices=choices.DEVICES)
 
 

@@ -26,7 +26,7 @@ from ...io.inputs import losses
 from ...models import Model, load
 from ...options import fill
 from ...version import __version__
-from ..loading import loaded
+from ..loading import LoadOptions, loaded
 from .inputs import Source, opened
 from .measurement import Measurement
 from .method import check, check_answer, choose_method
@@ -60,7 +60,9 @@ def restore(
     """
     chosen = fill(RestoreOptions, model=model, **options)
     check(chosen)
-    ready = loaded(bundled(), chosen.device or best_device()) if model is None else loaded(model, chosen.device)
+    device = chosen.device or (best_device() if model is None else None)
+    how = LoadOptions(device=device, engine=chosen.engine, precision=chosen.precision)
+    ready = loaded(bundled() if model is None else model, how)
     if corruption == "pairs" and ready.corruption != "pairs":
         raise InputError("corruption='pairs' is for models trained on pairs. Say what happened: corruption='jpeg 30'.")
     channels = _channels(ready)
@@ -132,6 +134,7 @@ def _recipe(options: RestoreOptions, model: Model, label: str, method: str, tile
     kept = {name: getattr(options, name) for name in ("n", "answer", "steps", "seed", "posterior")}
     ensemble = {"self_ensemble": True} if options.self_ensemble else {}
     ensemble |= {} if options.refine else {"refine": False}
+    ensemble |= {"engine": options.engine, "precision": options.precision} if options.engine != "torch" else {}
     return {
         "fastdiffusion": __version__,
         "verb": "restore",
