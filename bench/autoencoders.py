@@ -72,7 +72,7 @@ def drawn(autoencoder: Autoencoder, images: Dataset, n: int) -> float:
     errors = []
     for x in batches(images, n):
         side = [-(-k // autoencoder.factor) for k in x.shape[2:]]
-        y = autoencoder(x, torch.randn(len(x), len(autoencoder.mean), *side))[0]
+        y = autoencoder(x, torch.randn(len(x), autoencoder.noise_channels, *side))[0]
         errors.append(((y.clamp(-1, 1) - x) / 2).square().flatten(1).mean(1))
     return float(-10 * torch.cat(errors).clamp(min=1e-10).log10().mean())
 

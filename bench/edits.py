@@ -132,33 +132,42 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "edits.json"
     done: dict[str, dict[str, Any]] = {} if args.force or not kept.is_file() else json.loads(kept.read_text())["edits"]
-    net, model = evaluator.load(), fastdiffusion.load(args.model, device="cpu")
+    foreign = {} if args.model == "emoji" else {"precision": "float32"}
+    net, model = evaluator.load(), fastdiffusion.load(args.model, device="cpu", **foreign)
     chosen = edits()[:: max(1, 64 // args.edits)]
-    for method in ("again", *args.methods):
-        for seed in args.seeds:
-            cells = []
-            for source, target, name in chosen:
-                key = f"{method} | {source} -> {target} | {seed}"
+    every = ("again", *args.methods)
+    for seed in args.seeds:
+        cells: dict[str, list[Tensor]] = {}
+        for source, target, name in chosen:
+            keys = {method: f"{method} | {source} -> {target} | {seed}" for method in every}
+            if all(key in done for key in keys.values()) and args.sheet not in args.methods:
+                continue
+            plain: dict[str, Any] = {"model": model, "steps": args.steps}
+            drawn = edit(
+                prompt=target, source=source, method="p2p", window="cross=0..0", keep=False, seed=seed, **plain
+            )
+            before = drawn.source
+            assert before is not None
+            for method, key in keys.items():
                 if key in done and method != args.sheet:
                     continue
-                options: dict[str, Any] = {"model": model, "seed": seed, "steps": args.steps}
-                drawn = edit(prompt=target, source=source, method="p2p", window="cross=0..0", keep=False, **options)
-                before, image, seconds = drawn.source, drawn.images, 0.0
-                assert before is not None
+                image, start = drawn.images, time.monotonic()
                 if method != "again":
-                    given = to_pil(before[0])
-                    how = {"method": method.split()[0], "keep": "all" not in method.split(), "cached": False}
-                    start = time.monotonic()
-                    options |= {"seed": seed + 100, **how, **args.options}
-                    image = edit(given, target, source=source, **options).images
-                    seconds = time.monotonic() - start
-                done[key] = {**measured(net, before, image, name, source), "seconds": seconds}
-                cells += [before[0], image[0], (image - before)[0] / 2]
+                    how = {
+                        "method": method.split()[0],
+                        "keep": "all" not in method,
+                        "cached": False,
+                        "seed": seed + 100,
+                    }
+                    image = edit(to_pil(before[0]), target, source=source, **plain, **how, **args.options).images
+                done[key] = {**measured(net, before, image, name, source), "seconds": time.monotonic() - start}
+                cells.setdefault(method, []).extend([before[0], image[0], (image - before)[0] / 2])
             kept.write_text(json.dumps({"edits": done}))
-            if method == args.sheet and cells:
-                grid(cells, columns=24).save(args.out / f"edits-{method}-{seed}.png".replace(" ", "-"))
+        for method in every:
             rows = [row for key, row in done.items() if key.startswith(f"{method} |") and key.endswith(f"| {seed}")]
             print(f"{method}, seed {seed}:", json.dumps(summary(rows)), flush=True)
+            if method == args.sheet and cells.get(method):
+                grid(cells[method], columns=24).save(args.out / f"edits-{method}-{seed}.png".replace(" ", "-"))
 
 
 if __name__ == "__main__":

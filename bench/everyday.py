@@ -1,10 +1,10 @@
 """Does the bundled model draw what people type? The evaluator, which it never met, ranks all names for each image.
 
-    python bench/everyday.py                                          # both lists: the numbers, and a sheet in random order
+    python bench/everyday.py                                    # both lists: the numbers, and sheets in random order
     python bench/everyday.py bench/prompts-unseen.txt --seeds 0 1 2 --model runs/emoji
 
-A prompt is right where the name that fits its image best is one of those that a person would accept; baseline: the images
-of other prompts. The sheet is in random order, its key in a file beside it, so that it can be judged blind.
+A prompt is right where the name that fits its image best is one of those that a person would accept; baseline: the
+images of other prompts. A sheet is in random order, its key in a file beside it, so that it can be judged blind.
 """
 
 from __future__ import annotations
@@ -56,9 +56,11 @@ def main() -> None:
                 (args.out / f"{path.stem}-key.txt").write_text("\n".join(rows[i][0] for i in order))
         low, high = metrics.interval(lambda v: float(v.mean()), torch.tensor(right))
         results[path.stem] = {
-            "right": sum(right) / len(right), "interval": [max(low, 0), min(high, 1)], "other prompts": sum(crossed) / len(crossed),
+            "right": sum(right) / len(right),
+            "interval": [max(low, 0), min(high, 1)],
+            "other prompts": sum(crossed) / len(crossed),
             "wrong": wrong,
-        }  # fmt: skip
+        }
         print(path.stem, json.dumps(results[path.stem], indent=1), flush=True)
     (args.out / "everyday.json").write_text(json.dumps(results, indent=1))
 

@@ -1,13 +1,14 @@
 """Explanations measured: where words are, whether the top word matters, whether shares add up, what memory it takes.
 
-python bench/explain.py masks [--model MODEL] [-n 32]      # IoU of word masks with two objects, against baselines
+python bench/explain.py masks [--model MODEL] [--of pairs|colors] [-n 32]   # IoU of word masks, against baselines
 python bench/explain.py deletion [--model MODEL] [-n 64]   # the top word left out, against another word
 python bench/explain.py memory [--model MODEL]             # peak of sampling and of explaining, each in a process
 
-Compositions of two objects: glyphs side by side, each 64 pixels, whose masks are those they were drawn with; prompts
-are "A and B". Baselines are a mask of all ones and a centered disc. For the deletion test the prompts are names of
-glyphs of at least three words; the evaluator's score of the whole name is compared after leaving out the word with the
-largest share, and after leaving out another one at random. 95 % intervals by bootstrap over prompts.
+Compositions of two objects ("pairs"): glyphs side by side, each 64 pixels, whose masks are those they were drawn with;
+prompts are "A and B". Or a glyph and the color that it is on ("colors"), "A on blue". Baselines are a mask of all ones
+and a centered disc. For the deletion test the prompts are names of glyphs of at least three words; the evaluator's
+score of the whole name is compared after leaving out the word with the largest share, and after leaving out another
+one at random. 95 % intervals by bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -53,24 +54,38 @@ def pair(rng: random.Random) -> tuple[torch.Tensor, list[torch.Tensor], list[str
     return shown, masks, [name for _, name in chosen]
 
 
+def on_color(rng: random.Random) -> tuple[torch.Tensor, list[torch.Tensor], list[str]]:
+    """A glyph on a color, where it is and where the color is, and their names."""
+    i, name = rng.choice(glyphs())
+    color = rng.choice([color for color in holdout.COLORS if color != "white"])
+    image = to_tensor(emoji(64, alpha=True).batch([i]).images)[0]
+    alpha, ground = (image[3:] + 1) / 2, torch.tensor(holdout.COLORS[color])[:, None, None] / 127.5 - 1
+    return image[:3] * alpha + ground * (1 - alpha), [alpha[0] > 0.5, alpha[0] <= 0.5], [name, color]
+
+
 def overlap(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a & b).sum() / (a | b).sum().clamp(min=1))
 
 
-def masks(model: fastdiffusion.Model, n: int) -> dict[str, object]:
+def masks(model: fastdiffusion.Model, n: int, of: str) -> dict[str, object]:
     rng, found = random.Random(11), {}
-    y, x = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(128) - 63.5, indexing="ij")
-    baselines = {"ones": torch.ones(64, 128, dtype=torch.bool), "disc": (x.square() + y.square()).sqrt() < 26}
     for _ in range(n):
-        image, places, names = pair(rng)
-        for name, place, other in zip(names, places, reversed(places), strict=True):
-            for method in ("auto", "attention", "occlusion"):
-                made = word_masks.word_map(model, image, " and ".join(names), name, method)
-                found.setdefault(method, []).append(overlap(made.map[0] > word_masks.CUT, place))
+        image, places, names = {"pairs": pair, "colors": on_color}[of](rng)
+        height, width = image.shape[1:]
+        y, x = torch.meshgrid(
+            torch.arange(height) - height / 2 + 0.5, torch.arange(width) - width / 2 + 0.5, indexing="ij"
+        )
+        baselines = {"ones": torch.ones(height, width, dtype=torch.bool), "disc": (x.square() + y.square()).sqrt() < 26}
+        prompt = {"pairs": " and ", "colors": " on "}[of].join(names)
+        for k, (name, place, other) in enumerate(zip(names, places, reversed(places), strict=True)):
+            part = "" if of == "pairs" else (" of the glyph", " of the color")[k]
+            for method in ("attention", "occlusion"):
+                made = word_masks.word_map(model, image, prompt, name, method)
+                found.setdefault(method + part, []).append(overlap(made.map[0] > word_masks.CUT, place))
                 hit = made.map[0][place].mean() > made.map[0][other].mean()
-                found.setdefault(f"{method}: the right one", []).append(float(hit))
+                found.setdefault(f"{method}{part}: the right one", []).append(float(hit))
             for kind, mask in baselines.items():
-                found.setdefault(kind, []).append(overlap(mask, place))
+                found.setdefault(kind + part, []).append(overlap(mask, place))
     return {name: summary(values) for name, values in found.items()}
 
 
@@ -79,13 +94,13 @@ def deletion(model: fastdiffusion.Model, n: int) -> dict[str, object]:
     found: dict[str, list[float]] = {name: [] for name in ("top", "random", "difference", "missing")}
     for seed, (_, name) in enumerate(rng.sample(glyphs(3, 6), n)):
         made = explain(name, model, seed=seed, steps=8, points=24, batch_size=8, maps="occlusion")
-        words = [row.text for row in made.words if row.kind == "word"]
+        words = [row.text for row in made.terms if row.kind == "word"]
         others = [word for word in words if word != made.top.text]
         if not others:
             continue
         read, lost = terms(name, model.conditioner), []
         for word in (made.top.text, rng.choice(others)):
-            left = read.without([next(term for term in read.words if term.text == word)])
+            left = read.without([next(term for term in read.content if term.text == word)])
             image = fastdiffusion.sample(model, left, n=1, seed=seed, steps=8).images
             with torch.no_grad():
                 scores = [net.encode_image(each) @ net.encode_text([name]).T for each in (made.images[:1], image)]
@@ -140,6 +155,7 @@ def main() -> None:
     parser.add_argument("what", choices=("masks", "deletion", "memory", "_sample", "_explain"))
     parser.add_argument("--model", default="emoji")
     parser.add_argument("-n", type=int, default=0)
+    parser.add_argument("--of", choices=("pairs", "colors"), default="pairs", help="what the masks are measured on")
     args = parser.parse_args()
     if args.what == "memory":
         print(json.dumps(memory(args.model)))
@@ -149,7 +165,8 @@ def main() -> None:
         print(peak_of(args.what[1:], model))
     else:
         n = args.n or {"masks": 32, "deletion": 64}[args.what]
-        print(json.dumps({"masks": masks, "deletion": deletion}[args.what](model, n), indent=1))
+        made = masks(model, n, args.of) if args.what == "masks" else deletion(model, n)
+        print(json.dumps(made, indent=1))
 
 
 if __name__ == "__main__":

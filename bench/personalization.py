@@ -1,7 +1,7 @@
 """Subjects of five kinds, taught to the emoji model by each method: how near, how obedient, what is forgotten.
 
     python bench/personalization.py --methods embedding,lora --subjects toy          # some; about 3 CPU minutes each
-    python bench/personalization.py --cost                                           # a LoRA step against accelerate and peft
+    python bench/personalization.py --cost --side own                                # a LoRA step; --side peft: theirs
 
 Subjects are drawn here: nobody's images, and more of them than are trained on. Numbers are the evaluator's:
 gap closed   (b - a) / (c - a): similarity to held-out images of what the class's word draws (a), of what the new
@@ -190,7 +190,9 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
         return fastdiffusion.sample(model, prompt, n=n, seed=seed, steps=12).images
 
     truth = held_out(name)
-    train = torch.stack([to_tensor(Image.open(p).resize((64, 64), Image.Resampling.LANCZOS)) for p in folder.glob("*.png")])
+    train = torch.stack(
+        [to_tensor(Image.open(p).resize((64, 64), Image.Resampling.LANCZOS)) for p in folder.glob("*.png")]
+    )
     a = similarity(drawn(word, 8, "emoji"), truth, net)
     own = drawn(f"<{name}>", 8)
     b, c = similarity(own, truth, net), similarity(train, truth, net)
@@ -219,7 +221,9 @@ def cost(args: argparse.Namespace) -> None:
     unet = diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768).requires_grad_(False)
     g = torch.Generator().manual_seed(0)
     x, emb, t = (
-        torch.randn(1, 4, 32, 32, generator=g), torch.randn(1, 77, 768, generator=g), torch.randint(1000, (1,))
+        torch.randn(1, 4, 32, 32, generator=g),
+        torch.randn(1, 77, 768, generator=g),
+        torch.randint(1000, (1,)),
     )
     noise = torch.randn(x.shape, generator=g)
     targets = ["to_q", "to_k", "to_v", "to_out.0"]

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from kills import KINDS
@@ -24,19 +25,19 @@ from torch import Tensor
 MOST = 1e-4
 
 
-def trained(kind: str, world: int, steps: int, folder: Path) -> dict[str, Tensor]:
+def trained(kind: str, world: int, folder: Path, options: dict[str, Any]) -> dict[str, Tensor]:
     """The weights of the first of ``world`` forked processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    children = [_forked(kind, world, rank, port, steps, folder) for rank in range(world)]
+    children = [_forked(kind, world, rank, port, folder, options) for rank in range(world)]
     failed = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
     if any(failed):
         raise RuntimeError(f"{kind} with {world} processes: exit codes {failed}")
     return torch.load(folder / f"{world}.pt", weights_only=True)
 
 
-def _forked(kind: str, world: int, rank: int, port: int, steps: int, folder: Path) -> int:
+def _forked(kind: str, world: int, rank: int, port: int, folder: Path, options: dict[str, Any]) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -44,7 +45,7 @@ def _forked(kind: str, world: int, rank: int, port: int, steps: int, folder: Pat
     if world > 1:
         os.environ |= {"MASTER_ADDR": "127.0.0.1", **{key: str(value) for key, value in ranks.items()}}
     try:
-        made = KINDS[kind](folder=folder / f"run-{world}", steps=steps, save_every=0.0)
+        made = KINDS[kind](folder=folder / f"run-{world}", save_every=0.0, **options)
         if rank == 0:
             torch.save(made.state_dict(), folder / f"{world}.pt")
     except BaseException:
@@ -57,13 +58,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--optimizer", help="another than the kind's own")
     args = parser.parse_args()
+    options = {"steps": args.steps} | ({"optimizer": args.optimizer} if args.optimizer else {})
     torch.set_num_threads(1)
     apart = 0
     print("| kind | largest difference | of | in |\n|---|---|---|---|")
     for kind in args.kinds:
         with tempfile.TemporaryDirectory() as folder:
-            one, two = (trained(kind, world, args.steps, Path(folder)) for world in (1, 2))
+            one, two = (trained(kind, world, Path(folder), options) for world in (1, 2))
         differences = {name: float((w.double() - two[name].double()).abs().max()) for name, w in one.items()}
         worst = max(differences, key=lambda name: differences[name])
         apart += differences[worst] > MOST

@@ -283,6 +283,7 @@ def test_captions_in_the_encodings_of_windows_are_read_or_named(encoding, text):
 @pytest.mark.parametrize(("table", "encoding", "below", "name"), [
     pytest.param("file_name,text\n{}img\\{},caption {}\n", "utf-8", "img", "p{}.png", id="paths of Windows"),
     pytest.param("file_name;text\n{}{};caption {}, red\n", "utf-8", "", "p{}.png", id="semicolons"),
+    pytest.param("Datei;Größe;Beschreibung\r\n{}{};3;caption {}, red\r\n", "cp1252", "", "p{}.png", id="in German"),
     pytest.param("file_name\ttext\n{}{}\tcaption {}\n", "utf-8", "", "p{}.png", id="tabs"),
     pytest.param("file_name,text\n{}{},caption {}\n", "utf-16", "", "p{}.png", id="UTF-16"),
     pytest.param("file_name,text\n{}{},caption {}\n", "utf-8", "", "é{}.png", id="names of a Mac"),

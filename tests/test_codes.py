@@ -58,6 +58,20 @@ def test_a_cold_draw_is_the_token_that_wins():
     assert not torch.equal(winner, autoencoder.tokens(x))  # the draw is one of the posterior, not its likeliest
 
 
+def test_a_draw_belongs_to_its_example():
+    """So that two processes, which share a batch, draw what one does; and its distribution is Gumbel's."""
+    autoencoder = Gumbel(3, 4, 8, codebook=32)
+    x, noise = torch.rand(4, 3, 8, 8), torch.randn(4, autoencoder.noise_channels, 2, 2)
+    whole = autoencoder(x, noise)[0]
+    halves = torch.cat([autoencoder(x[rows], noise[rows])[0] for rows in (slice(2), slice(2, 4))])
+    torch.testing.assert_close(whole, halves)
+    assert float((whole - autoencoder(x, noise.flip(0))[0]).detach().abs().max()) > 1e-3
+    drawn = -(-torch.special.log_ndtr(torch.randn(100_000))).log()
+    assert float(drawn.mean()) == pytest.approx(0.5772, abs=0.02) and float(drawn.var()) == pytest.approx(
+        math.pi**2 / 6, rel=0.03
+    )
+
+
 def test_a_sure_posterior_draws_its_likeliest_token():
     autoencoder = Gumbel(3, 4, 8, codebook=32).train()
     x = torch.rand(2, 3, 8, 8)

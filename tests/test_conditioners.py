@@ -4,6 +4,7 @@ import pictures
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -14,12 +15,23 @@ import tiny_pipelines
 
 import fastdiffusion
 from fastdiffusion import nets, sample, samplers
-from fastdiffusion.adapters.conditioners import Controlled, with_controls, with_image, with_image_prompts
+from fastdiffusion.adapters import with_loras
+from fastdiffusion.adapters.conditioners import (
+    Controlled,
+    edge_map,
+    new_control,
+    with_controls,
+    with_image,
+    with_image_prompts,
+)
 from fastdiffusion.cli import main
-from fastdiffusion.errors import InputError
+from fastdiffusion.data import Images
+from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.guidance.attention import Store, attention_layers, control
 from fastdiffusion.io.images import read_recipe, to_tensor
 from fastdiffusion.nets.seamless import check_seamless, seamless
+from fastdiffusion.tasks import variations
+from fastdiffusion.tasks.generation.control_training import train_control
 from fastdiffusion.types import Cond
 
 PROMPTS = ["a cat, on a mat", "a dog"]
@@ -58,6 +70,12 @@ def as_pipe(kind, plain, **more):
 @pytest.fixture(scope="module", params=["sd15", "sdxl"])
 def base(request, tmp_path_factory):
     return Base(request.param, tmp_path_factory.mktemp(f"conditioned-{request.param}"))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """Of Stable Diffusion 1 alone."""
+    return Base("sd15", tmp_path_factory.mktemp("conditioned"))
 
 
 def wanted(pipe, scale, noise, **options):
@@ -133,8 +151,7 @@ def test_a_t2i_adapter_equals_its_pipeline(base, scale):
 # ---- IP-Adapters ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("plus", [False, True])
-@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize(("plus", "scale"), [(False, 1.0), (True, 4.0)])
 def test_an_ip_adapter_equals_its_pipeline(base, plus, scale, tmp_path):
     """Its scale, with a negative prompt, and several images at the weights 1 and 0 are the first."""
     file, encoder = tiny.ip_adapter(base.plain.unet, tmp_path / "ip.safetensors", plus), tiny.image_encoder()
@@ -240,26 +257,26 @@ RUN = {"n": 2, "steps": 2, "scale": 3.0, "size": 64}
 
 
 @pytest.fixture
-def files(base, tmp_path, monkeypatch):
+def files(one, tmp_path, monkeypatch):
     """A folder to work in, with a map, a photograph and an IP-Adapter."""
     MAPS[0].save(tmp_path / "edges.png")
     pictures.photo(80, 50).save(tmp_path / "photo.png")
-    tiny.ip_adapter(base.plain.unet, tmp_path / "ip.safetensors")
+    tiny.ip_adapter(one.plain.unet, tmp_path / "ip.safetensors")
     tiny.image_encoder().save_pretrained(tmp_path / "image_encoder")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def typed(base, *words):
-    return ["sample", str(base.path), "a cat", *words, "-n", "1", "--steps", "2", "--size", "64", "-o", "out.png"]
+def typed(one, *words):
+    return ["sample", str(one.path), "a cat", *words, "-n", "1", "--steps", "2", "--size", "64", "-o", "out.png"]
 
 
-def test_conditions_are_typed_and_reproduced(base, files, capsys):
-    """All of them together, with a LoRA's place taken by none: the same bytes again, and what each file was is kept."""
-    canny, sketch = base.folder / "canny", base.folder / "sketch"
+def test_conditions_are_typed_and_reproduced(one, files, capsys):
+    """All of them together: the same bytes again, and a recipe keeps what each file was."""
+    canny, sketch = one.folder / "canny", one.folder / "sketch"
     words = ["--control", f"{canny}:edges:edges.png:0.8:0-0.5", "--control", f"{sketch}:edges.png:0.3"]
     words += ["--image-prompt", "photo.png:2", "--image-prompt", "edges.png", "--ip-adapter", "ip.safetensors:0.5"]
-    assert main(typed(base, *words, "--seamless", "xy", "--device", "cpu")) == 0
+    assert main(typed(one, *words, "--seamless", "xy", "--device", "cpu")) == 0
     assert main(["reproduce", "out.png", "--device", "cpu"]) == 0
     assert "the same bytes" in capsys.readouterr().out
     recipe = read_recipe("out.png")
@@ -267,59 +284,69 @@ def test_conditions_are_typed_and_reproduced(base, files, capsys):
     assert parameters["control"][0].startswith("diffusion_pytorch_model.safetensors@")
     assert parameters["control"][0].endswith(":0.8:0.0-0.5") and ":edges:edges.png@" in parameters["control"][0]
     assert parameters["ip_adapter"].startswith("ip.safetensors@") and parameters["image_prompt"][0].endswith(":2.0")
-    assert recipe["model"]["sha256"] == base.model.id, "of the model alone, which is what a person has"
+    assert recipe["model"]["sha256"] == one.model.id, "of the model alone, which is what a person has"
     MAPS[1].save("edges.png")
     assert main(["reproduce", "out.png", "--device", "cpu"]) == 2
     assert "edges.png" in capsys.readouterr().err
 
 
-def test_each_condition_counts(base, files):
+def test_each_condition_counts(one, files):
     """Scale 0 is the model itself to the bit; every condition changes images, and leaves the model as it was."""
-    canny = f"{base.folder / 'canny'}:edges.png"
-    plain = sample(base.model, "a cat", **RUN).images
+    canny = f"{one.folder / 'canny'}:edges.png"
+    plain = sample(one.model, "a cat", **RUN).images
     prompted = {"image_prompt": "photo.png", "ip_adapter": "ip.safetensors"}
     changes = [{"control": canny}, {"control": f"{canny}:0.5:0-0.5"}, prompted, {"seamless": "x"}]
-    results = [sample(base.model, "a cat", **RUN, **change).images for change in changes]
+    results = [sample(one.model, "a cat", **RUN, **change).images for change in changes]
     for made in results:
         assert float((made - plain).abs().max()) > 1e-4
-    assert torch.equal(sample(base.model, "a cat", **RUN).images, plain)
-    assert torch.equal(sample(base.model, "a cat", **RUN, control=f"{canny}:0").images, plain)
-    given = Controlled(base.folder / "canny", MAPS[0])
-    assert torch.equal(sample(base.model, "a cat", **RUN, control=[given]).images, results[0])
+    assert torch.equal(sample(one.model, "a cat", **RUN).images, plain)
+    assert torch.equal(sample(one.model, "a cat", **RUN, control=f"{canny}:0").images, plain)
+    given = Controlled(one.folder / "canny", MAPS[0])
+    assert torch.equal(sample(one.model, "a cat", **RUN, control=[given]).images, results[0])
 
 
-def test_from_an_image_with_guidance_and_a_lora_of_the_net(base, files):
-    """They compose: a control with image to image, a mask, further guidance, and a model that a LoRA changed."""
-    canny = f"{base.folder / 'canny'}:edges.png"
+def test_conditions_go_with_masks_guidance_and_loras(one, files):
+    """A control with image to image, a mask and further guidance; and with a LoRA, in either order."""
+    canny = f"{one.folder / 'canny'}:edges.png"
     Image.new("L", (64, 64), 0).save("mask.png")
     mask = Image.new("L", (64, 64))
     mask.paste(255, (8, 8, 40, 40))
     mask.save("mask.png")
     options = {"n": 1, "steps": 2, "size": 64, "image": "edges.png", "control": canny}
-    masked = sample(base.model, "a cat", mask="mask.png", scale=3.0, **options)
+    masked = sample(one.model, "a cat", mask="mask.png", scale=3.0, **options)
     kept = (masked.images[0] - to_tensor(MAPS[0])).abs().amax(0)
     assert float(kept[50:].max()) == 0 and float(kept[10:38, 10:38].max()) > 0
-    half = sample(base.model, "a cat", strength=0.5, guidance="apg scale=3", **options)
-    without = sample(base.model, "a cat", strength=0.5, guidance="apg scale=3", **{**options, "control": ()})
+    half = sample(one.model, "a cat", strength=0.5, guidance="apg scale=3", **options)
+    without = sample(one.model, "a cat", strength=0.5, guidance="apg scale=3", **{**options, "control": ()})
     assert float((half.images - without.images).abs().max()) > 1e-4
+    name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    ends = {"A": torch.randn(2, 16), "B": torch.randn(16, 2)}
+    save_file({f"unet.{name}.lora_{end}.weight": value for end, value in ends.items()}, str(files / "lora.safetensors"))
+    x, sigma, cond = torch.randn(1, 4, 8, 8), torch.ones(1), one.model.encode_prompt(["a cat"], SIZE)
+    steered = [Controlled(one.folder / "canny", MAPS[0])]
+    with torch.no_grad():
+        first = with_controls(with_loras(one.model, ["lora.safetensors"]), steered, SIZE).denoise(x, sigma, cond)
+        second = with_loras(with_controls(one.model, steered, SIZE), ["lora.safetensors"]).denoise(x, sigma, cond)
+        assert torch.equal(first, second)
+        assert far(first, with_controls(one.model, steered, SIZE).denoise(x, sigma, cond)) > 1e-4
 
 
 def test_prompts_in_pieces_and_of_unlike_length(base):
     """A row's estimate does not depend on the padding of another, though a ControlNet takes no mask."""
     model = with_controls(base.model, [Controlled(base.folder / "canny", MAPS[0])], SIZE)
     x, sigma = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 0.7])
-    one = model.encode_prompt(["a cat"], SIZE)
-    long = Cond.of(one.parts() | {"emb": torch.cat([one.emb, one.emb], 1)})
+    short = model.encode_prompt(["a cat"], SIZE)
+    long = Cond.of(short.parts() | {"emb": torch.cat([short.emb, short.emb], 1)})
     with torch.no_grad():
-        both = model.denoise(x, sigma, Cond.cat([one, long]))
-        for i, cond in enumerate((one, long)):
+        both = model.denoise(x, sigma, Cond.cat([short, long]))
+        for i, cond in enumerate((short, long)):
             alone = model.denoise(x[i : i + 1], sigma[i : i + 1], cond)
             torch.testing.assert_close(both[i : i + 1], alone, atol=1e-4 * float(alone.abs().max()), rtol=1e-5)
 
 
-def test_attention_is_still_seen(base, files):
+def test_attention_is_still_seen(one, files):
     """Under an IP-Adapter the layers' maps are those of the text, and a store that only reads changes no bit."""
-    model = with_image_prompts(base.model, [("photo.png", 1.0)], "ip.safetensors")
+    model = with_image_prompts(one.model, [("photo.png", 1.0)], "ip.safetensors")
     x, sigma, cond = torch.randn(1, 4, 8, 8), torch.tensor([1.0]), model.encode_prompt(["a cat"], SIZE)
     store = Store(kind="cross")
     with torch.no_grad():
@@ -328,7 +355,7 @@ def test_attention_is_still_seen(base, files):
             assert torch.equal(model.denoise(x, sigma, cond), plain)
     assert {value.shape[-1] for value in store.probabilities.values()} == {77}
     assert store.probabilities.keys() == {
-        name for name in attention_layers(base.model.modules["net"]) if name.endswith("attn2")
+        name for name in attention_layers(one.model.modules["net"]) if name.endswith("attn2")
     }
 
 
@@ -352,25 +379,24 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_conditions_are_one_sentence(base, files, name, capsys):
+def test_wrong_conditions_are_one_sentence(one, files, name, capsys):
     words, sentence = WRONG[name]
-    other = "sdxl" if base.name == "sd15" else "sd15"
-    net = tiny_pipelines.build(other).unet
     if "other" in str(words).lower():
+        net = tiny_pipelines.build("sdxl").unet
         tiny.controlnet(net).save_pretrained(files / "other")
         tiny.ip_adapter(net, files / "other.safetensors")
-    places = {"CANNY": base.folder / "canny", "OTHER": files / "other",
-              "UNET": base.path / "unet" / "diffusion_pytorch_model.safetensors"}  # fmt: skip
+    places = {"CANNY": one.folder / "canny", "OTHER": files / "other",
+              "UNET": one.path / "unet" / "diffusion_pytorch_model.safetensors"}  # fmt: skip
     for key, place in places.items():
         words = [word.replace(key, str(place)) for word in words]
-    assert main(typed(base, *words, "--device", "cpu")) == 2
+    assert main(typed(one, *words, "--device", "cpu")) == 2
     error = capsys.readouterr().err.strip()
     assert sentence in error and "Traceback" not in error
 
 
-def test_our_own_models_take_no_networks_of_others(files, base):
+def test_our_own_models_take_no_networks_of_others(files, one):
     with pytest.raises(InputError, match="for checkpoints of other programs"):
-        sample("emoji", "a heart", n=1, steps=1, control=f"{base.folder / 'canny'}:edges.png")
+        sample("emoji", "a heart", n=1, steps=1, control=f"{one.folder / 'canny'}:edges.png")
 
 
 def test_pipelines_that_take_an_image_are_used_like_any_other(folders, tmp_path, monkeypatch, capsys):
@@ -411,10 +437,10 @@ def test_pipelines_that_take_an_image_are_used_like_any_other(folders, tmp_path,
 
 
 @pytest.mark.parametrize("axes", ["x", "y", "xy"])
-def test_seamless_networks_commute_with_rolling(base, axes):
+def test_seamless_networks_commute_with_rolling(one, axes):
     """The noise rolled is the image rolled, on the seamless axes alone; afterwards the network is as it was."""
-    model, shift = base.model, {"x": (0, 2), "y": (2, 0), "xy": (4, 2)}[axes]
-    x, sigma, cond = torch.randn(1, 4, 8, 8), torch.tensor([2.0]), base.model.encode_prompt(["a cat"], SIZE)
+    model, shift = one.model, {"x": (0, 2), "y": (2, 0), "xy": (4, 2)}[axes]
+    x, sigma, cond = torch.randn(1, 4, 8, 8), torch.tensor([2.0]), one.model.encode_prompt(["a cat"], SIZE)
     with torch.no_grad():
         plain = model.decode(model.denoise(x, sigma, cond))
         with seamless(axes):
@@ -448,3 +474,47 @@ def test_transformers_have_no_seams_to_close():
         sample(loaded_families.get("sd3").model, "a cat", n=1, steps=1, size=64, seamless="x")
     with pytest.raises(InputError, match="a transformer"):
         check_seamless(nets.build({**nets.presets.PRESETS["dit-tiny"], "in_channels": 3, "out_channels": 3}))
+
+
+# ---- a ControlNet of one's own ----------------------------------------------------------------------------------
+
+
+def test_a_control_net_is_trained_and_saved(one, tmp_path, monkeypatch):
+    """It begins as nothing, learns, leaves the model as it was, and is then used from its folder, by diffusers too."""
+    monkeypatch.chdir(tmp_path)
+    begun = new_control(one.model)
+    x, sigma, cond = torch.randn(2, 4, 8, 8), torch.ones(2), one.model.encode_prompt(PROMPTS, SIZE)
+    maps = torch.stack([edge_map(to_tensor(image)[None])[0] for image in MAPS])
+    with torch.no_grad():
+        plain = one.model.denoise(x, sigma, cond)
+        assert torch.equal(begun.denoise(x, sigma, Cond.of(cond.parts() | {"extra.control": maps})), plain)
+    images = Images(
+        "photos", [torch.stack([as_uint8(image) for image in MAPS]).numpy()], captions=[["a cat"], ["a dog"]]
+    )
+    folder = train_control(one.model, images, folder="run", steps=2, batch_size=2, lr=1e-2, verbose=False)
+    with torch.no_grad():
+        assert torch.equal(one.model.denoise(x, sigma, cond), plain)
+        rows = [
+            with_controls(one.model, [Controlled(folder, image, edges=True)], SIZE).denoise(x, sigma, cond)[i]
+            for i, image in enumerate(MAPS)
+        ]
+        made = with_controls(one.model, [Controlled(folder, MAPS[0], edges=True)], SIZE)
+        both = made.denoise(x, sigma, Cond.of(cond.parts() | {"extra.control": maps}))
+    assert far(both, torch.stack(rows)) <= 1e-4 and far(both, plain) > 1e-4
+    assert diffusers.ControlNetModel.from_pretrained(folder).config.conditioning_channels == 3
+
+
+def as_uint8(image):
+    return ((to_tensor(image) + 1) * 127.5).round().to(torch.uint8)
+
+
+def test_several_images_and_words_are_mixed(files, one, monkeypatch):
+    """Every image becomes a caption, words stay words, and AND joins them with their weights."""
+    passed = {}
+    monkeypatch.setattr(variations.sample, "sample", lambda model, prompts, **options: passed.update(prompts=prompts))
+    sample("emoji", "a crown", n=1, steps=6).save(files)
+    crown = str(next(files.glob("0*.png")))
+    variations.variations(crown, "on blue", mix=[f"{crown}:0.5", "a red heart:0.25", "gold"], n=2, temperature=0)
+    assert passed["prompts"] == ["crown on blue AND crown:0.5 AND a red heart:0.25 AND gold:1"] * 2
+    with pytest.raises(DataError, match=r"nothing\.png"):
+        variations.variations(crown, mix="nothing.png", n=1)

@@ -17,7 +17,7 @@ from fastdiffusion.errors import FastdiffusionError, InputError
 from fastdiffusion.io.checkpoints import fingerprint
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.training import optimizers
-from fastdiffusion.training.distributed import ASKED, launch, whole
+from fastdiffusion.training.distributed import ASKED, gathered, launch, whole
 from fastdiffusion.training.learner import Learner
 
 SOURCE = str(Path(__file__).parent.parent / "src")
@@ -86,6 +86,32 @@ if not torch.accelerator.is_available():
 
 
 @pytest.mark.parametrize("keywords", METHODS.values(), ids=METHODS)
+def contrast(rows: torch.Tensor) -> torch.Tensor:
+    """A loss that compares all rows with each other."""
+    z = torch.nn.functional.normalize(gathered(rows))
+    return torch.nn.functional.cross_entropy(3 * z @ z.T.roll(1, 1), torch.arange(len(z)))
+
+
+def test_a_loss_over_all_rows_has_the_gradient_of_one_process():
+    """Not merely to 1e-4 of the weights, where an optimizer may divide by gradients that are 0 but for rounding."""
+    x = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+
+    def gradient(rows):
+        w = torch.nn.Parameter(torch.eye(8))
+        contrast(rows @ w).backward()
+        return w.grad
+
+    def work(rank):
+        torch.distributed.init_process_group("gloo")
+        mean = gradient(x[2 * rank : 2 * rank + 2])
+        torch.distributed.all_reduce(mean)
+        return {"gradient": (mean / 2).flatten().tolist()}
+
+    alone = gradient(x).flatten().tolist()
+    for answer in pair(work):
+        assert answer["gradient"] == pytest.approx(alone, abs=1e-6)
+
+
 def test_two_processes_have_one_loss_and_equal_hashes(keywords):
     def work(rank):
         return train(**keywords)[1]

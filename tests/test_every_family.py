@@ -22,8 +22,10 @@ from fastdiffusion.adapters import FAMILIES as KNOWN
 from fastdiffusion.adapters.examine import difference, pipeline, pipeline_class
 from fastdiffusion.adapters.levels import FlowLevels
 from fastdiffusion.errors import InputError
-from fastdiffusion.guidance import pag, slg
+from fastdiffusion.guidance import classifier, pag, slg
 from fastdiffusion.guidance.attention import Controller, Replace, Reweight, Share, Store, attention_layers, control
+from fastdiffusion.nets import presets
+from fastdiffusion.nets.classifier import Classifier
 from fastdiffusion.types import Cond
 
 UNLIKE = ("a cat, on a mat that is rather long", "a dog")
@@ -410,3 +412,23 @@ def test_pag_equals_diffusers_pipeline(name, kind):
         cond = model.encode_prompt(UNLIKE, one.size)
         got = samplers.final(samplers.run(guided, start, samplers.table("euler", sigmas), cond, [0, 1]))
         assert float((got - family.from_pipeline(wanted, model.shape)).abs().max() / wanted.abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_classifier_of_latents_guides(name):
+    """A random one: sigma^2 times its own gradient is what it adds."""
+    model = get(name).model
+    if len(model.shape) != 3:  # a film's; such a classifier would have to read several frames
+        return
+    spec = {**presets.PRESETS["unet-tiny"], "in_channels": model.shape[0]}
+    torch.manual_seed(0)
+    net = Classifier({key: value for key, value in spec.items() if key != "name"}, 3)
+    torch.nn.init.normal_(net.head.out.weight)
+    x, sigma = torch.randn(1, *model.shape), torch.full((1,), 0.9)
+    with torch.no_grad():
+        cond = model.encode_prompt(["a cat"], get(name).size)
+        plain = model.denoise(x, sigma, cond)
+        guided = classifier(model.denoise, net, 2.0, label=1)(x, sigma, cond)
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(net.log_prob(leaf, sigma, Cond(label=torch.tensor([1]))).sum(), leaf)
+    torch.testing.assert_close(guided - plain, 2 * 0.81 * slope, rtol=1e-3, atol=1e-5)

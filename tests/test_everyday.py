@@ -172,6 +172,9 @@ def test_wrong_names_are_corrected():
         parse_task("colorise")
     with pytest.raises(InputError, match="Did you mean 'colorize'"):
         parse_task("blur 1, Colourise")
+    with pytest.raises(InputError, match="Did you mean 'deblur blind'"):
+        parse_task("sharpen")
+    assert str(parse_task("upscale 2x")) == str(parse_task("upscale x2")) == "downscale 2"
     assert "Did you mean 'dpmpp_2m'" in str(unknown("sampler", "DPM++2Mx", ["euler", "dpmpp_2m"]))
 
 

@@ -23,7 +23,7 @@ HIDDEN = {"sana"}  # whose self-attention cannot be seen; its attention to the t
 def test_words_and_their_rows(name):
     conditioner = get(name).model.conditioner
     read = terms(PROMPT, conditioner)
-    assert [term.text for term in read.words] == WORDS
+    assert [term.text for term in read.content] == WORDS
     rows = sorted(row for term in read.all for row in term.rows)
     assert rows == list(range(conditioner.encode([PROMPT]).emb.shape[1]))
 
@@ -45,7 +45,7 @@ def test_shares_and_maps_of_a_run(name):
     model = get(name).model
     made = explain(PROMPT, model, size=64, steps=2, points=8, batch_size=4, maps="attention")
     assert made.maps.shape == (len(made.sigmas), len(WORDS), 64, 64) and bool(made.maps.isfinite().all())
-    assert [row.text for row in made.words if row.kind == "word"] == WORDS
+    assert [row.text for row in made.terms if row.kind == "word"] == WORDS
     assert made.attribution is not None and bool(made.attribution.rows.isfinite().all())
     assert float(made.attribution.rows.abs().sum()) > 0
     plain = sample(model, PROMPT, n=1, steps=2, size=64).images

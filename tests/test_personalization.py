@@ -119,7 +119,7 @@ def test_diffusers_loads_it(name, tmp_path):
 
 
 def test_algebra(text, tmp_path):
-    """Merging adds up exactly, the full rank loses nothing, a smaller one the least; a fine-tune's difference is found."""
+    """Merging adds up exactly, the full rank loses nothing, a smaller one least; a difference is found."""
     files = []
     for seed in (1, 2):
         made = adapt(text, "lora", rank=2, seed=seed)
@@ -174,7 +174,7 @@ def test_a_lora_for_another_base(text, tmp_path):
 @pytest.mark.parametrize("vectors", [1, 3])
 @pytest.mark.parametrize("name", ["own", "sd15", "sdxl", "sd3", "flux", "qwen_image", "z_image"])
 def test_a_new_word(name, vectors, text, tmp_path):
-    """It starts as the word it was made of, moves alone, and travels in a small file; all other texts keep their bits."""
+    """It starts as the word it was made of, moves alone, and travels in a small file; other texts keep their bits."""
     model = text if name == "own" else get(name).model
     word = "red" if name == "own" else "cat"
     adaptation = adapt(model, "embedding", "<new>", word, vectors)
@@ -192,7 +192,7 @@ def test_a_new_word(name, vectors, text, tmp_path):
     assert torch.equal(answers(again, "a <new>"), answers(made, "a <new>"))
     assert again.id != model.id and (tmp_path / "new.safetensors").stat().st_size <= 50_000
     spans = [(a, b) for a, b in again.conditioner.token_spans("a <new> b") if a < b]
-    assert sum(2 <= a and b <= 7 for a, b in spans) >= vectors and spans[-1] == (8, 9)
+    assert sum(a >= 2 and b <= 7 for a, b in spans) >= vectors and spans[-1] == (8, 9)
     with pytest.raises(InputError, match="'<new>' is a word that this model has already"):
         adapt(again, "embedding", "<new>", word)
 
@@ -221,7 +221,7 @@ def test_diffusers_loads_a_word(name, vectors, tmp_path):
 @pytest.mark.parametrize("name", ["dog", "two words", "(a)", "x" * 50])
 def test_a_token_that_cannot_be_one(text, desk, name, tmp_path):
     base = fastdiffusion.load("emoji", device="cpu") if name == "dog" else text
-    with pytest.raises(InputError, match="is a word that this model has already|A token is one word"):
+    with pytest.raises(InputError, match=r"is a word that this model has already|A token is one word"):
         fastdiffusion.personalize(base, desk.photos, token=name, class_name="red", folder=tmp_path / "run")
 
 
@@ -305,7 +305,8 @@ def killed(self, training, step, write=True):
         os._exit(9)
     return look(self, training, step, write)
 watching.Watch.look = killed
-fastdiffusion.personalize({str(desk.text)!r}, {str(desk.photos)!r}, folder={str(tmp_path / "killed")!r}, save_every=0, **{OPTIONS!r})
+options = {{"folder": {str(tmp_path / "killed")!r}, "save_every": 0, **{OPTIONS!r}}}
+fastdiffusion.personalize({str(desk.text)!r}, {str(desk.photos)!r}, **options)
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 9
     assert not (tmp_path / "killed" / "lora.safetensors").exists()
@@ -314,7 +315,7 @@ fastdiffusion.personalize({str(desk.text)!r}, {str(desk.photos)!r}, folder={str(
         mine, theirs = (load_file(tmp_path / name / "lora.safetensors") for name in ("whole", other))
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
         assert json.loads((tmp_path / other / "looks.json").read_text()) == [list(look) for look in whole.looks]
-    with pytest.raises(CheckpointError, match="rank=2 .now 4."):
+    with pytest.raises(CheckpointError, match=r"rank=2 .now 4."):
         learned(desk, tmp_path / "whole", rank=4)
 
 
@@ -380,20 +381,20 @@ def test_too_few_and_too_many_images(desk, n, tmp_path):
 
 def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):
     options = {"steps": 8, "batch_size": 2, "rank": 2, "verbose": False, "holdout": 0.2}
-    held = fastdiffusion.finetune(desk.text, desk.photos, folder=tmp_path / "a", retain=6, lr=0.02, **options)
+    held = fastdiffusion.finetune(desk.text, desk.photos, folder=tmp_path / "a", retain=6, lr=0.002, **options)
     free = fastdiffusion.finetune(
-        desk.text, desk.photos, folder=tmp_path / "b", retain=0, lr=0.02, early_stop=False, **options
+        desk.text, desk.photos, folder=tmp_path / "b", retain=0, lr=0.002, early_stop=False, **options
     )
     assert held.looks[-1].retention > free.looks[-1].retention
     for i in range(3):
         Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
-    with pytest.raises(DataError, match="3 of 3 images .* have no caption"):
+    with pytest.raises(DataError, match=r"3 of 3 images .* have no caption"):
         fastdiffusion.finetune(desk.text, tmp_path, folder=tmp_path / "c")
 
 
 def test_no_space(desk, tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(CheckpointError, match="Cannot use"):
+    with pytest.raises(CheckpointError, match=r"Cannot (use|write)"):
         learned(desk, tmp_path / "run")
 
 

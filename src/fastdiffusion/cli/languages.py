@@ -22,6 +22,7 @@ from .options import Aspect, DataName, Device, Out, Size, next_command, offer_mo
     examples=[
         "fastdiffusion variations photo.png -n 8",
         'fastdiffusion variations photo.png "on a blue background" --strength 0.7',
+        'fastdiffusion variations cat.png --mix crown.png:0.5 --mix "a red heart:0.3"',
     ],
 )
 def variations(

@@ -8,7 +8,7 @@ import json
 import posixpath
 import random
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -60,14 +60,12 @@ def read_notes(root: Path, images: Iterable[str], others: Iterable[str]) -> Note
         except (OSError, ValueError, csv.Error, RecursionError) as error:
             remarks.append(f"{other}: cannot be read ({error})")
             continue
+        if suffix in TABLES:
+            rows, remark = _with_columns(rows, lambda written, at=other: bool(_named(written, at, names, stems)))
+            remarks += [f"{other}: {remark}"] * bool(remark)
         absent = 0
         for row in rows:
-            written = str(_first(row, FILE))
-            forms = dict.fromkeys((written, written.replace("\\", "/")))  # as Windows writes paths
-            paths = [posixpath.normpath(posixpath.join(posixpath.dirname(other), form)) for form in forms]
-            paths = [normalize("NFC", path) for path in paths]
-            found = (known[path] for known in (names, stems) for path in paths if path in known)
-            matches = beside if suffix in BESIDE else next(found, [])
+            matches = beside if suffix in BESIDE else _named(str(_first(row, FILE)), other, names, stems)
             absent += not matches
             for name in matches:
                 captions.setdefault(name, {}).update(dict.fromkeys(_texts(_first(row, TEXT))))
@@ -83,6 +81,29 @@ def read_notes(root: Path, images: Iterable[str], others: Iterable[str]) -> Note
     if alone:
         remarks.append(f"no image of this name: {_some(alone)}")
     return Notes({name: tuple(texts) for name, texts in captions.items() if texts}, labels, remarks)
+
+
+def _named(written: str, table: str, *tables: dict[str, list[str]]) -> list[str]:
+    """The images that a cell of ``table`` means, which is relative to the table's own folder."""
+    forms = dict.fromkeys((written, written.replace("\\", "/")))  # as Windows writes paths
+    paths = [posixpath.normpath(posixpath.join(posixpath.dirname(table), form)) for form in forms]
+    paths = [normalize("NFC", path) for path in paths]
+    return next((known[path] for known in tables for path in paths if path in known), [])
+
+
+def _with_columns(rows: list[dict[str, Any]], names_image: Callable[[str], bool]) -> tuple[list[dict[str, Any]], str]:
+    """The rows of a table whose columns have other names, by what the columns hold; and what was taken for what."""
+    keys = list(dict.fromkeys(key for row in rows for key in row if isinstance(key, str)))
+    if not rows or {*keys} & {*FILE}:
+        return rows, ""
+    named = {key: sum(names_image(str(row.get(key))) for row in rows) for key in keys}
+    file = max(named, key=lambda key: named[key], default="")
+    if named.get(file, 0) * 2 <= len(rows):
+        return rows, ""
+    others = {key: sum(len(str(row.get(key) or "")) for row in rows) for key in keys if key != file}
+    text = "" if {*keys} & {*TEXT, *LABEL} or not others else max(others, key=lambda key: others[key])
+    rows = [{**row, FILE[0]: row.get(file), **({TEXT[0]: row.get(text)} if text else {})} for row in rows]
+    return rows, f"{file!r} names the images" + f", and {text!r} is taken for their captions" * bool(text)
 
 
 def _stem(name: str) -> str:
@@ -145,6 +166,10 @@ def _csv(text: str, delimiter: str = ",") -> list[dict[str, Any]]:
         if {field.strip().lower() for field in next(csv.reader([first], delimiter=other), [])} & {*FILE}:
             delimiter = other
             break
+    else:  # names in another language: what parts the most
+        delimiter = max(
+            (delimiter, ",", ";", "\t", "|"), key=lambda sign: len(next(csv.reader([first], delimiter=sign), []))
+        )
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
     table.fieldnames = [field.strip().lower() for field in table.fieldnames or ()]
     return list(table)

@@ -36,14 +36,14 @@ class Concepts(Controller):
     their own; and they are computed here, so that the layer's own output keeps every bit.
 
     Attributes:
-        words: The tokens of each word, as rows of ``Cond.emb``.
+        tokens: The tokens of each word, as rows of ``Cond.emb``.
         rows: Of the batch, whose mean is taken; of a guided model the conditional rows come first.
     """
 
-    words: Sequence[Sequence[int]]
+    tokens: Sequence[Sequence[int]]
     rows: slice | None = None
     kind: Literal["self", "cross"] | None = "cross"
-    layer_maps: dict[str, Float[Tensor, "w n"]] = field(default_factory=dict, init=False)
+    layer_maps: dict[str, Float[Tensor, "t n"]] = field(default_factory=dict, init=False)
     _calls: dict[str, int] = field(default_factory=dict, init=False)
 
     def sees(self, call: AttentionCall) -> bool:
@@ -55,21 +55,21 @@ class Concepts(Controller):
         query, key = call.query[rows][..., call.pixels or slice(None), :], call.key[rows]
         mask = None if call.mask is None else call.mask[rows if len(call.mask) > 1 else slice(None)]
         columns = range(key.shape[-2])[call.tokens or slice(None)]
-        chosen = [[columns[token] for token in tokens if token < len(columns)] for tokens in self.words]
+        chosen = [[columns[token] for token in tokens if token < len(columns)] for tokens in self.tokens]
         block = max(1, BLOCK // (query.shape[0] * query.shape[1] * key.shape[-2]))
         parts = []
         for first in range(0, query.shape[-2], block):
             some = slice(first, first + block)
-            seen = mask
+            visible = mask
             if mask is not None and mask.shape[-2] > 1:
-                seen = mask[..., call.pixels or slice(None), :][..., some, :]
-            weights = call.weigh(query[..., some, :], key, seen).float().mean((0, 1))
+                visible = mask[..., call.pixels or slice(None), :][..., some, :]
+            weights = call.weigh(query[..., some, :], key, visible).float().mean((0, 1))
             parts.append(torch.stack([weights[:, tokens].sum(-1) for tokens in chosen]))
         now, count = torch.cat(parts, 1), self._calls.get(call.name, 0) + 1
         self._calls[call.name] = count
         self.layer_maps[call.name] = torch.lerp(self.layer_maps.get(call.name, now), now, 1 / count)
 
-    def maps(self, grid: Sequence[int], size: tuple[int, int]) -> Float[Tensor, "w h w2"]:
+    def maps(self, grid: Sequence[int], size: tuple[int, int]) -> Float[Tensor, "t h w"]:
         """The mean over the layers, each enlarged to ``size``; ``grid`` is that of the latents.
 
         Raises:
@@ -86,7 +86,7 @@ class Concepts(Controller):
         self._calls.clear()
 
 
-def _places(flat: Float[Tensor, "w n"], grid: Sequence[int]) -> Float[Tensor, "w h w2"]:
+def _places(flat: Float[Tensor, "t n"], grid: Sequence[int]) -> Float[Tensor, "t h w"]:
     """The places of a layer as a map, in the proportions of the latents; of a film the mean over its frames."""
     *frames, height, width = grid
     n = flat.shape[1] // math.prod(frames)
@@ -96,13 +96,13 @@ def _places(flat: Float[Tensor, "w n"], grid: Sequence[int]) -> Float[Tensor, "w
     return flat.unflatten(1, (-1, side, n // side)).mean(1)
 
 
-def _enlarged(maps: Float[Tensor, "w h w2"], size: tuple[int, int]) -> Float[Tensor, "w p q"]:
+def _enlarged(maps: Float[Tensor, "t h w"], size: tuple[int, int]) -> Float[Tensor, "t p q"]:
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
 def along_edges(
-    maps: Float[Tensor, "w h w2"], image: Float[Tensor, "c h w2"], rounds: int, tolerance: float
-) -> Float[Tensor, "w h w2"]:
+    maps: Float[Tensor, "t h w"], image: Float[Tensor, "c h w"], rounds: int, tolerance: float
+) -> Float[Tensor, "t h w"]:
     """Maps spread over an image's areas of one color: heat that hardly crosses an edge (Perona & Malik 1990).
 
     Args:

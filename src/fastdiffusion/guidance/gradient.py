@@ -42,12 +42,19 @@ def gradient(f: Callable[[Tensor], tuple[Tensor, Other]], x: Tensor) -> tuple[Te
 
 @guidance
 def classifier(
-    denoise: Denoise, log_prob: LogProb, scale: Scale = 1.0, interval: Interval = ALWAYS, *, run: Run
+    denoise: Denoise,
+    log_prob: LogProb,
+    scale: Scale = 1.0,
+    interval: Interval = ALWAYS,
+    label: int | None = None,
+    *,
+    run: Run,
 ) -> Denoise:
     """Classifier guidance: D + scale * sigma^2 * grad_x log p(y | x; sigma) (Dhariwal & Nichol 2021, arXiv:2105.05233).
 
     Their algorithm 2 in sigma. With the exact log-probability and scale 1 this is the exact conditional denoiser;
-    ``tasks.classification.train.train_classifier`` trains one: a net whose ``log_prob`` is meant. 0 is off.
+    ``tasks.classification.train.train_classifier`` trains one: a net whose ``log_prob`` is meant. 0 is off. With a
+    ``label`` it is of that class for every image, of a model that may have no classes of its own.
     """
     log_prob = getattr(log_prob, "log_prob", log_prob)
 
@@ -56,7 +63,8 @@ def classifier(
         x0 = denoise(x, sigma, cond)
         if now == 0:
             return x0
-        push, _ = gradient(lambda at: (log_prob(at, sigma, cond), None), x)
+        of = cond if label is None else Cond(label=torch.full((len(x),), label, device=x.device))
+        push, _ = gradient(lambda at: (log_prob(at, sigma, of), None), x)
         return x0 + now * expand(sigma, x).square() * push
 
     return guided

@@ -17,7 +17,9 @@ from .gradient import classifier, loss_guidance
 from .perturbed import pag, seg, slg
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
 
-Kind = Literal["number", "count", "interval", "label", "image", "mask", "model", "classifier", "clip", "text", "layers"]
+Kind = Literal[
+    "number", "count", "interval", "label", "image", "mask", "model", "classifier", "class", "clip", "text", "layers"
+]
 
 
 class Entry(NamedTuple):
@@ -52,7 +54,9 @@ GUIDANCE: dict[str, Entry] = {
     "cads": Entry(cads, {}, _CADS, "cads noise=0.5"),
     "negative": Entry(cfg, {"uncond": "label"}, _CFG, "negative dog scale=2"),
     "autoguidance": Entry(autoguidance, {"weak": "model"}, _SCALE, "autoguidance weak.safetensors scale=2"),
-    "classifier": Entry(classifier, {"log_prob": "classifier"}, _SCALE, "classifier classifier.safetensors scale=2"),
+    "classifier": Entry(
+        classifier, {"log_prob": "classifier"}, {**_SCALE, "label": "class"}, "classifier c.safetensors scale=2"
+    ),
     "feature_guidance": Entry(
         feature_guidance, {"classifier": "classifier"}, _SCALE, "feature_guidance reader.safetensors scale=2"
     ),

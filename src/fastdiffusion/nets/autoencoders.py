@@ -78,6 +78,11 @@ class Autoencoder(nn.Module):
         self.register_buffer("std", torch.ones(latent))
 
     @property
+    def noise_channels(self) -> int:
+        """Of the noise that ``forward`` takes."""
+        return len(self.mean)
+
+    @property
     def image_channels(self) -> int:
         """Channels of an image."""
         return self.config["channels"]
@@ -353,10 +358,22 @@ class Gumbel(Discrete):
         rows = self.encoder(pad_to(x, self.factor)).permute(0, 2, 3, 1).float()
         return self.log_precision.exp() * (rows @ self.book.T - self.book.square().sum(1) / 2)
 
+    @property
+    def noise_channels(self) -> int:
+        """Of the noise that ``forward`` takes: a number for each token."""
+        return self.codebook_size
+
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(reconstruction from a draw, divergence of the posterior from the uniform distribution, in nats a place)."""
+        """(reconstruction from a draw, divergence of the posterior from the uniform distribution, in nats a place).
+
+        ``noise`` is Gaussian, (b, codebook, H, W), so that a draw is of its example, whatever the batch; or fresh.
+        """
         logits = self.logits(x)
-        gumbels = -torch.empty(logits.shape).exponential_().log().to(logits)  # drawn on the CPU, whatever the device
+        if noise is None:
+            exponential = torch.empty(logits.shape).exponential_()  # drawn on the CPU, whatever the device
+        else:
+            exponential = -torch.special.log_ndtr(noise.permute(0, 2, 3, 1))  # -log of an even number
+        gumbels = -exponential.log().to(logits)
         soft = ((logits + gumbels) / self.temperature).softmax(-1)
         y = self.decoder((soft @ self.book).permute(0, 3, 1, 2))
         log_q = logits.log_softmax(-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,12 +62,20 @@ class Classifier(nn.Module):
         classes: Number of classes.
         sigma_data: Standard deviation of the data.
         parameterization: How noise level and input are scaled for the net, as in ``Denoiser``.
+        names: Of the classes.
     """
 
     config: dict[str, Any]
 
     @records_config
-    def __init__(self, net: Mapping[str, Any], classes: int, sigma_data: float = 0.5, parameterization: str = "edm"):
+    def __init__(
+        self,
+        net: Mapping[str, Any],
+        classes: int,
+        sigma_data: float = 0.5,
+        parameterization: str = "edm",
+        names: Sequence[str] = (),
+    ):
         super().__init__()
         self.trunk = Half(net)
         self.head = Head(self.trunk, classes)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..types import Cond
 
 _PIECE = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]+")
+_SIGNS = {"Pc", "Pd", "Ps", "Pe", "Pi", "Pf", "Po", "Sm", "Sc", "Sk", "Zs"}  # punctuation and the like; no emoji
 _ARTICLE = re.compile(r"(?:a|an|the)\s+", re.IGNORECASE)
 
 
@@ -43,10 +44,10 @@ class Terms(NamedTuple):
 
     text: str
     all: tuple[Term, ...]
-    lines: tuple[Line, ...]
+    texts: tuple[Line, ...]
 
     @property
-    def words(self) -> list[Term]:
+    def content(self) -> list[Term]:
         """Those that are words."""
         return [term for term in self.all if term.kind == "word"]
 
@@ -61,24 +62,24 @@ class Terms(NamedTuple):
         if not (places := _places(phrase, self.text) or _places(_ARTICLE.sub("", phrase, 1), self.text)):
             for part in (_ARTICLE.sub("", phrase, 1) or phrase).split():
                 if not (found := _places(part, self.text)):
-                    raise unknown("word of the prompt", part, [term.text for term in self.words])
+                    raise unknown("word of the prompt", part, [term.text for term in self.content])
                 places += found
         chosen = [term for term in self.all if any(term.span[0] < b and a < term.span[1] for a, b in places)]
         if not chosen or not places:
             raise InputError(
                 f"{phrase!r} is in the prompt {self.text!r}, but this model does not read it. Name another word: "
-                f"{', '.join(term.text for term in self.words)}."
+                f"{', '.join(term.text for term in self.content)}."
             )
         return chosen
 
     def without(self, terms: Sequence[Term]) -> str:
         """The prompt, in the language of prompts, without some of its words."""
-        gone, start, lines = [term.span for term in terms], 0, []
-        for line in self.lines:
+        gone, start, texts = [term.span for term in terms], 0, []
+        for line in self.texts:
             kept = [i for i in range(len(line.text)) if not any(a <= start + i < b for a, b in gone)]
-            lines.append(_written(line, kept))
+            texts.append(_written(line, kept))
             start += len(line.text) + 1
-        return " BREAK ".join(filter(None, lines))
+        return " BREAK ".join(filter(None, texts))
 
 
 def terms(prompt: str, conditioner: Any, cond: Cond | None = None) -> Terms:
@@ -98,10 +99,10 @@ def terms(prompt: str, conditioner: Any, cond: Cond | None = None) -> Terms:
             f"The prompt {prompt[:60]!r} is several texts, joined by AND or changing during the run, and words are "
             "explained in one. Give one of them."
         )
-    lines = tuple(at(items, 0, 1) for items in parsed.parts[0].texts)
+    texts = tuple(at(items, 0, 1) for items in parsed.parts[0].texts)
     spans: list[tuple[int, int]] = []
     start = 0
-    for line in lines:
+    for line in texts:
         for a, b in _cuts(line.text, conditioner):
             own = conditioner.token_spans(line.text[a:b])
             count = _rows(conditioner, line.text[a:b], len(own))
@@ -110,8 +111,8 @@ def terms(prompt: str, conditioner: Any, cond: Cond | None = None) -> Terms:
         start += len(line.text) + 1
     if cond is not None and cond.emb is not None:
         spans += [(0, 0)] * (cond.emb.shape[1] - len(spans))
-    text = " ".join(line.text for line in lines)
-    return Terms(text, tuple(_grouped(text, spans)), lines)
+    text = " ".join(line.text for line in texts)
+    return Terms(text, tuple(_grouped(text, spans)), texts)
 
 
 def _cuts(text: str, conditioner: Any) -> list[tuple[int, int]]:
@@ -127,13 +128,13 @@ def _rows(conditioner: Any, text: str, default: int) -> int:
 
 def _grouped(text: str, spans: Sequence[tuple[int, int]]) -> list[Term]:
     """Tokens of one word together, in the order of the text; and what is no text."""
-    pieces = [match.span() for match in _PIECE.finditer(text)]
+    chunks = [match.span() for match in _PIECE.finditer(text)]
     groups: dict[tuple[int, int], list[int]] = {}
     for row, (a, b) in enumerate(spans):
         if a >= b:
             continue
         first = next((i for i in range(a, b) if not text[i].isspace()), a)
-        piece = next(((i, j) for i, j in pieces if i <= first < j), (a, b))
+        piece = next(((i, j) for i, j in chunks if i <= first < j), (a, b))
         if _wide(text[first]):  # a script without spaces: each token, but those that share a letter
             piece = (first, b)
             for other in [key for key in groups if key[0] < b and first < key[1]]:
@@ -142,7 +143,7 @@ def _grouped(text: str, spans: Sequence[tuple[int, int]]) -> list[Term]:
         groups.setdefault(piece, []).append(row)
     made = []
     for (a, b), rows in sorted(groups.items()):
-        signs = all(unicodedata.category(sign)[0] in "PZ" for sign in text[a:b])
+        signs = all(unicodedata.category(sign) in _SIGNS for sign in text[a:b])
         made.append(Term(text[a:b], (a, b), tuple(rows), "punctuation" if signs else "word"))
     real = [row for row, (a, b) in enumerate(spans) if a < b]
     empty = [row for row, (a, b) in enumerate(spans) if a >= b]
@@ -170,13 +171,13 @@ def _places(phrase: str, text: str) -> list[tuple[int, int]]:
 
 def _written(line: Line, kept: Sequence[int]) -> str:
     """Some letters of a line as a prompt, each at its weight."""
-    pieces: list[tuple[str, float]] = []
+    chunks: list[tuple[str, float]] = []
     for i in kept:
         weight = next((w for a, b, w in line.spans if a <= i < b), 1.0)
-        if pieces and pieces[-1][1] == weight:
-            pieces[-1] = (pieces[-1][0] + line.text[i], weight)
+        if chunks and chunks[-1][1] == weight:
+            chunks[-1] = (chunks[-1][0] + line.text[i], weight)
         else:
-            pieces.append((line.text[i], weight))
-    made = "".join(plain(text) if weight == 1 else f"({plain(text)}:{weight!r})" for text, weight in pieces)
+            chunks.append((line.text[i], weight))
+    made = "".join(plain(text) if weight == 1 else f"({plain(text)}:{weight!r})" for text, weight in chunks)
     made = re.sub(r"\s+", " ", re.sub(r"\(\s*:[^)]*\)", "", made)).strip(" ,;")
     return made

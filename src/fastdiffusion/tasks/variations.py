@@ -1,6 +1,7 @@
 """Variations of an image: what it shows, drawn anew, with a prompt or without.
 
     variations("cat.png", "on blue", n=16)
+    variations("cat.png", mix=["crown.png:0.5", "a red heart:0.3"])
 
     index = build_index(clip, "photos/")                  # for a model of one's own
     variations("cat.png", model="runs/photos", index=index, clip=clip)
@@ -33,10 +34,12 @@ from ..noise import Stream, generator
 from ..options import fill
 from ..prompts import plain
 from .generation import sample, samples
+from .generation.condition_options import weighted
 from .generation.options import VariationsOptions
 from .text_image import clip as clips
 
 FILE = "memory.safetensors"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 ALIKE = 0.95  # cosine of two vectors by one encoder, rounded differently: far above those of two encoders
 
 
@@ -131,8 +134,8 @@ def variations(
         image: A file.
         prompt: Added to what the image shows, such as "on blue".
         model: The bundled one, or a text-to-image model that was trained on such captions.
-        options: See :class:`VariationsOptions <fastdiffusion.tasks.generation.options.VariationsOptions>`: n, strength,
-            temperature, index, clip, scale, steps, seed, size, ...
+        options: See :class:`VariationsOptions <fastdiffusion.tasks.generation.options.VariationsOptions>`: n, mix,
+            strength, temperature, index, clip, scale, steps, seed, size, ...
     """
     chosen = fill(VariationsOptions, **options)
     index, clip = chosen.index, chosen.clip
@@ -145,9 +148,22 @@ def variations(
         raise InputError(
             "The index was built with another encoder. Give both as they belong together: --index, --clip."
         )
-    with torch.no_grad():
-        vector = net.encode_image(clips.as_input(net, image).to(net.log_scale.device))[0].cpu()
-    captions = ready.retrieve(vector, range(chosen.seed, chosen.seed + chosen.n), chosen.temperature)
-    rest = {key: value for key, value in vars(chosen).items() if key not in ("temperature", "index", "clip")}
-    start = None if chosen.strength == 1 else image
-    return sample.sample(model, [f"{plain(caption)} {prompt}".strip() for caption in captions], image=start, **rest)
+    seeds = range(chosen.seed, chosen.seed + chosen.n)
+
+    @torch.no_grad()
+    def captions_of(source: str | Path) -> list[str]:
+        vector = net.encode_image(clips.as_input(net, source).to(net.log_scale.device))[0].cpu()
+        return [plain(caption) for caption in ready.retrieve(vector, seeds, chosen.temperature)]
+
+    texts = [f"{caption} {prompt}".strip() for caption in captions_of(image)]
+    for more in chosen.mix:
+        source, weight = weighted(more)
+        added = captions_of(source) if is_image(source) else [plain(source)] * chosen.n
+        texts = [f"{text} AND {other}:{weight:g}" for text, other in zip(texts, added, strict=True)]
+    rest = {key: value for key, value in vars(chosen).items() if key not in ("temperature", "index", "clip", "mix")}
+    return sample.sample(model, texts, image=None if chosen.strength == 1 else image, **rest)
+
+
+def is_image(source: str) -> bool:
+    """Whether something to mix is a file, there or not, and not words."""
+    return Path(source).suffix.lower() in SUFFIXES or (len(source) < 256 and Path(source).is_file())

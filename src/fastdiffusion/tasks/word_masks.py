@@ -55,7 +55,7 @@ def word_mask(
     model: Model,
     image: Float[Tensor, "c h w"],
     prompt: str,
-    words: str,
+    phrase: str,
     method: str = "auto",
     cut: float = CUT,
 ) -> Float[Tensor, "1 h w"]:
@@ -65,7 +65,7 @@ def word_mask(
         model: One that takes prompts.
         image: In [-1, 1], of sides that divide by ``model.factor``.
         prompt: What it shows, in the language of prompts without AND and changes.
-        words: Of the prompt, such as "the hat": as a phrase, or else each of them.
+        phrase: Of the prompt, such as "the hat": as a phrase, or else each of them.
         method: "attention", "occlusion", or "auto".
         cut: What of the map's largest values belongs to the mask, 0 to 1.
 
@@ -73,12 +73,12 @@ def word_mask(
         InputError: A word that is not in the prompt; a model without prompts, or without attention if that was asked
             for.
     """
-    return (word_map(model, image, prompt, words, method).map > cut).float()
+    return (word_map(model, image, prompt, phrase, method).map > cut).float()
 
 
 @torch.no_grad()
 def word_map(
-    model: Model, image: Float[Tensor, "c h w"], prompt: str, words: str, method: str = "auto", seed: int = 0
+    model: Model, image: Float[Tensor, "c h w"], prompt: str, phrase: str, method: str = "auto", seed: int = 0
 ) -> WordMap:
     """The map that :func:`word_mask` cuts: see there."""
     if method not in choices.MAPS:
@@ -86,23 +86,23 @@ def word_map(
     if model.conditioner is None:
         raise InputError("This model was trained without captions, and finds no words. Take model='emoji'.")
     size = (image.shape[-2], image.shape[-1])
-    read = terms(prompt, model.conditioner)
-    chosen = read.find(words)
+    parsed = terms(prompt, model.conditioner)
+    chosen = parsed.find(phrase)
     shown = image[None].to(model.device)
     x0, why = model.encode(shown), ""
     states = _noised(model, x0, seed)
     if method == "auto":
-        method, why = choose(model, read, states, size)
+        method, why = choose(model, parsed, states, size)
     if method == "attention":
-        own = [i for i, term in enumerate(read.words) if term in chosen]
-        found = of_attention(model, read, states, size)[own].mean(0, keepdim=True)
+        own = [i for i, term in enumerate(parsed.content) if term in chosen]
+        found = of_attention(model, parsed, states, size)[own].mean(0, keepdim=True)
         return WordMap(_scaled(found).cpu(), method, why)
-    raw = _evidence(model, x0, states, read, chosen, size)
+    raw = _evidence(model, x0, states, parsed, chosen, size)
     spread = along_edges(raw, shown[0], round(REACH * min(1.0, max(size) / 64)), EDGE)
     return WordMap(_scaled(spread).cpu(), method, why)
 
 
-def choose(model: Model, read: Terms, states: Sequence[tuple[Tensor, float]], size: Size) -> tuple[str, str]:
+def choose(model: Model, parsed: Terms, states: Sequence[tuple[Tensor, float]], size: Size) -> tuple[str, str]:
     """ "attention" or "occlusion", and why, in a sentence.
 
     Attention says something where the prompt acts through it. So that is measured: how far the estimates of x0 move
@@ -110,10 +110,10 @@ def choose(model: Model, read: Terms, states: Sequence[tuple[Tensor, float]], si
     without the prompt. Where a pooled vector does most, attention maps show little of what the words did.
     """
     try:
-        of_attention(model, read, states[:1], size)
+        of_attention(model, parsed, states[:1], size)
     except InputError as error:
         return "occlusion", f"Maps by occlusion: attention cannot be seen here. {error}"
-    cond, null = condition(model, read, size), condition(model, read, size, "")
+    cond, null = condition(model, parsed, size), condition(model, parsed, size, "")
     if cond.pooled is None and not cond.extra:
         return "attention", "Maps by attention: it is the only way from the prompt to the image in this model."
     silent = replace(cond, emb=None, mask=None).with_text(Cond(emb=null.emb, mask=null.mask))
@@ -134,11 +134,11 @@ def choose(model: Model, read: Terms, states: Sequence[tuple[Tensor, float]], si
 @torch.no_grad()
 def of_attention(
     model: Model,
-    read: Terms,
+    parsed: Terms,
     states: Sequence[tuple[Tensor, float]],
     size: Size,
     cond: Cond | None = None,
-) -> Float[Tensor, "w h w2"]:
+) -> Float[Tensor, "t h w"]:
     """How much each place attends to each of a prompt's words, averaged over states (x, sigma).
 
     Raises:
@@ -146,14 +146,14 @@ def of_attention(
     """
     if (net := model.modules.get("net")) is None:
         raise InputError("This model brings no network whose attention could be seen.")
-    cond, total = condition(model, read, size) if cond is None else cond, torch.zeros(len(read.words), *size)
+    cond, total = condition(model, parsed, size) if cond is None else cond, torch.zeros(len(parsed.content), *size)
     used = compact(cond)
-    seen = Concepts(words=[[used.place[row] for row in word.rows if row in used.place] for word in read.words])
-    with control(net, seen):
+    watched = Concepts(tokens=[[used.place[row] for row in term.rows if row in used.place] for term in parsed.content])
+    with control(net, watched):
         for x, sigma in states:
             model.denoise(x, x.new_full((len(x),), sigma), used.cond.expand(len(x)))
-            total += seen.maps(x.shape[2:], size).cpu()
-            seen.clear()
+            total += watched.maps(x.shape[2:], size).cpu()
+            watched.clear()
     return total / len(states)
 
 
@@ -179,10 +179,10 @@ def compact(cond: Cond) -> Compact:
     return Compact(Cond.of(parts), {row: i for i, row in enumerate(kept)})
 
 
-def condition(model: Model, read: Terms, size: Size, prompt: str | None = None) -> Cond:
+def condition(model: Model, parsed: Terms, size: Size, prompt: str | None = None) -> Cond:
     """The condition of a prompt, one row; by default of all its words."""
     assert model.conditioner is not None
-    text = read.without([]) if prompt is None else prompt
+    text = parsed.without([]) if prompt is None else prompt
     if not text.strip():
         return model.conditioner.null(1, size)
     made = prompts.compile(
@@ -210,13 +210,13 @@ def _evidence(
     model: Model,
     x0: Tensor,
     states: Sequence[tuple[Tensor, float]],
-    read: Terms,
+    parsed: Terms,
     chosen: Sequence[Term],
     size: Size,
 ) -> Float[Tensor, "1 h w"]:
     """Where the words alone explain an image better than the prompt without them: relative squared errors."""
-    rest = [term for term in read.all if term not in chosen and term.kind in ("word", "punctuation")]
-    conds = [condition(model, read, size, read.without(gone)) for gone in (rest, chosen)]
+    rest = [term for term in parsed.all if term not in chosen and term.kind in ("word", "punctuation")]
+    conds = [condition(model, parsed, size, parsed.without(gone)) for gone in (rest, chosen)]
     total: Any = 0
     for x, sigma in states:
         level = x.new_full((len(x),), sigma)
@@ -228,7 +228,7 @@ def _evidence(
     return F.interpolate(total[None, None], size, mode="bilinear", align_corners=False)[0]
 
 
-def _scaled(maps: Float[Tensor, "w h w2"]) -> Float[Tensor, "w h w2"]:
+def _scaled(maps: Float[Tensor, "t h w"]) -> Float[Tensor, "t h w"]:
     """From 0 to 1, where the greatest fiftieth of a map is 1, so that single places do not decide."""
     flat = maps.flatten(1)
     flat = flat[:, :: max(1, flat.shape[1] // 100_000)]  # of large images a part: quantiles have a limit

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from ...errors import InputError, missing
+from ...guidance.core import to_rows
 from ...io.images import flatten, open_image, to_tensor
 from ...io.inputs import fit_image
 from ...models import Model, Size, folder
@@ -84,6 +85,30 @@ def with_controls(model: Model, controls: Sequence[Controlled], size: Size | Non
     return made
 
 
+def new_control(model: Model) -> Model:
+    """A new model under an untrained ControlNet, ``modules["control"]``, which as yet changes nothing.
+
+    It begins as a copy of the encoder of the network (Zhang et al. 2023, sec. 3.1); its maps are in
+    ``cond.extra["control"]``, of three channels in [0, 1].
+    """
+    family = family_of(model, "A ControlNet")
+    if not isinstance(family, StableDiffusion):
+        raise InputError(f"ControlNets for {family.name} are not supported: Stable Diffusion 1, 2 and XL are.")
+    levels = range(family.autoencoder.factor.bit_length())
+    widths = tuple(16 * 2**level for level in levels)
+    net = _kinds()["ControlNetModel"].from_unet(family.net, conditioning_embedding_out_channels=widths)
+    net = net.to(family.net.device, torch.float32)
+    other = copied_family(family)
+    blank = torch.zeros(1, 3, *model.pixels, device=family.net.device)
+    other.controls = (*family.controls, ControlNet(net, blank, 1.0, WHOLE))
+    return changed(model, other, {"control": net}, ["untrained"])
+
+
+def edge_map(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+    """White lines on black where brightness or color changes, in [0, 1], of images in [-1, 1]."""
+    return ((1 - edges(images)) / 2).expand(-1, 3, -1, -1)
+
+
 def control_map(control: Controlled, channels: int, size: Size) -> Float[Tensor, "1 c h w"]:
     """The map of a run, in [0, 1], as the network takes it."""
     image = open_image(control.image, "control image")
@@ -94,9 +119,9 @@ def control_map(control: Controlled, channels: int, size: Size) -> Float[Tensor,
             f"Crop it, or make images of its shape: size='{width // 8 * 8}x{height // 8 * 8}'."
         )
     if control.edges:
-        drawn = -edges(to_tensor(flatten(image).convert("RGB"))[None])  # at its own size, where they are sharp
+        drawn = edge_map(to_tensor(flatten(image).convert("RGB"))[None])  # at its own size, where they are sharp
         drawn = functional.adaptive_max_pool2d(drawn, size) if height > size[0] else functional.interpolate(drawn, size)
-        return (drawn.expand(-1, channels, -1, -1) + 1) / 2
+        return drawn[:, :channels]
     return (fit_image(image, (channels, *size))[None] + 1) / 2
 
 
@@ -175,7 +200,10 @@ class _Steering(Control):
 
 
 class ControlNet(_Steering):
-    """Adds a residual to each skip connection, and one to the middle."""
+    """Adds a residual to each skip connection, and one to the middle.
+
+    ``cond.extra["control"]`` has a map for each image in the place of the one for all, as in training.
+    """
 
     def inputs(
         self, family: Family, inputs: Mapping[str, Any], x: Tensor, t: Tensor, cond: Cond, size: Size
@@ -183,7 +211,8 @@ class ControlNet(_Steering):
         inputs = dict(inputs)
         if not self.holds(family, size):
             return inputs
-        down, mid = self._residuals(inputs, x, t)
+        image = to_rows(cond.extra.get("control", self.image), len(x)).to(x)
+        down, mid = self._residuals(inputs, x, t, image)
         before = inputs.get("down_block_additional_residuals")
         inputs["down_block_additional_residuals"] = (
             down if before is None else [a + b for a, b in zip(before, down, strict=True)]
@@ -191,7 +220,7 @@ class ControlNet(_Steering):
         inputs["mid_block_additional_residual"] = mid + inputs.get("mid_block_additional_residual", 0)
         return inputs
 
-    def _residuals(self, inputs: Mapping[str, Any], x: Tensor, t: Tensor) -> tuple[list[Tensor], Tensor]:
+    def _residuals(self, inputs: Mapping[str, Any], x: Tensor, t: Tensor, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """What it adds; it takes no mask, so that rows whose texts differ in length go one after the other."""
         emb, mask = inputs["encoder_hidden_states"], inputs.get("encoder_attention_mask")
         others = {name: inputs[name] for name in ("timestep_cond", "added_cond_kwargs") if inputs.get(name) is not None}
@@ -199,9 +228,8 @@ class ControlNet(_Steering):
         order: list[int] = []
         for rows, some in grouped(Cond(emb=emb), mask):
             own = pytree.tree_map(lambda v, rows=rows: v[rows], others)
-            image = self.image.to(x).expand(len(rows), -1, -1, -1)
             down, mid = self.net(
-                x[rows], t[rows], some.emb, image, conditioning_scale=self.scale, **own, return_dict=False
+                x[rows], t[rows], some.emb, image[rows], conditioning_scale=self.scale, **own, return_dict=False
             )
             found.append([*down, mid])
             order += rows

@@ -19,10 +19,10 @@ from ...io.images import open_image
 from ...models import Model, Size, folder
 from ...types import Cond
 from ..attention import DiffusersAttention
+from ..copies import copied
 from ..families.stable_diffusion import StableDiffusion
 from ..family import Control, Family
 from ..image_encoder import ImageEncoder, mix
-from ..copies import copied
 from ..sources.folders import Network, read_json
 from .common import changed, checked_scale, copied_family, family_of, of_image
 

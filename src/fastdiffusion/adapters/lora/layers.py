@@ -1,7 +1,8 @@
 """LoRA layers beside the layers of any network, of this package or another: what is trained.
 
 A layer's output becomes ``W x + scale * alpha / rank * up(down(x))`` (Hu et al. 2021, arXiv:2106.09685, sec. 4.1).
-It is added by a hook, so that the network keeps its classes, names and weights, and is itself again once the hooks are gone.
+It is added by a hook, so that the network keeps its classes, names and weights, and is itself again once
+the hooks are gone.
 """
 
 from __future__ import annotations

@@ -227,6 +227,7 @@ def _flat(name: str) -> str:
 
 
 def originals(net: Any, own: Sequence[str]) -> Iterator[tuple[str, list[Place]]]:
+    """The names of a family's original code for the layers ``own`` of a net, and where the rows of each belong."""
     kind = type(net).__name__
     if kind == "UNet2DConditionModel":
         for name, original in _unet(net, own):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import CheckpointError, InputError, counted, warn
 from ...io.checkpoints import read_safetensors
@@ -156,6 +156,7 @@ class File:
 
 
 def opened_file(path: Path, scale: float, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> File:
+    """What a file adds to which layers, by its own names, times ``scale``."""
     for sign, kind in REFUSED.items():
         if any(sign in key for key in tensors):
             raise InputError(f"{path.name} is a {kind}, which is not supported. Take a plain LoRA.")

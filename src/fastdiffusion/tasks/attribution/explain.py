@@ -11,6 +11,7 @@ there (occlusion: the run again without it)? Where the answers differ, the numbe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import InputError, warn
-from ...io.images import ENDS
+from ...errors import InputError
+from ...io.images import ENDS, safe_name
 from ...io.inputs import open_mask
 from ...io.metadata import without_paths
 from ...models import Model, Size
@@ -32,11 +33,11 @@ from ..generation.plan import Plan, plan
 from ..generation.recipe import followed
 from ..loading import LOADING
 from ..text_image import clip as text_image
-from .integrated import Attribution, Run, Target, attribute, by_words
+from .integrated import Attribution, Run, Target, attribute, by_term, secants
 from .options import ExplainOptions, corners
 from .result import Explanation, WordNumbers, rank_correlation
 
-ALLOWED = 0.02  # of the whole, what the integral may lack without a warning
+ALLOWED = 0.02  # of the whole, what the integral may lack before shares are taken from finite steps
 
 
 def explain(what: str | Path, model: Model | str | Path | None = None, **options: Any) -> Explanation:
@@ -62,37 +63,37 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
         raise InputError("Regions are several prompts, and words are explained in one. Explain an image without them.")
     if len(planned.shape) != 3 or planned.size is None:
         raise InputError("This model makes films or no images, and explain reads single images.")
-    read = terms(planned.prompts[index], planned.model.conditioner)
+    parsed = terms(planned.prompts[index], planned.model.conditioner)
     run = Run(planned, index)
     with torch.no_grad():
-        seen = _watch(run)
+        watched = _watch(run)
         region = _region(chosen, planned.size)
-        method, why, maps = _maps(run, read, seen, planned.size, chosen.maps)
+        method, why, maps = _maps(run, parsed, watched, planned.size, chosen.maps)
         blank = run.at([0.0])
-        target = _target(chosen, seen.image, blank, region)
-        without = _without(run, read, target, planned.size)
-    found = _integrated(run, read, target, planned.size, chosen)
-    low, high = target(blank).item(), target(seen.image).item()
-    numbers = _numbers(read, found, maps, region, without, high - low)
-    notes = [*planned.notes, *_notes(read, found, why, chosen)]
+        target = _target(chosen, watched.image, blank, region)
+        without = _without(run, parsed, target, planned.size)
+    found = _integrated(run, parsed, target, planned.size, chosen)
+    low, high = target(blank).item(), target(watched.image).item()
+    numbers = _numbers(parsed, found, maps, region, without, high - low)
+    notes = [*planned.notes, *_notes(parsed, found, why, chosen)]
     recipe = {
-        **planned.samples(torch.zeros(1, *seen.image.shape[1:]), run.batch).recipe_of(0),
+        **planned.samples(torch.zeros(1, *watched.image.shape[1:]), run.batch).recipe_of(0),
         "verb": "explain",
         "explained": without_paths(_kept(chosen), existing=True),
     }
-    names = ("explained", *(f"map-{i}-{term.text}" for i, term in enumerate(read.words)))
-    shown = seen.image.clamp(-1, 1).cpu()
+    names = ("explained", *(safe_name(f"map-{i}-{term.text}") for i, term in enumerate(parsed.content)))
+    shown = watched.image.clamp(-1, 1).cpu()
     sheet = torch.cat([shown, torch.stack([_over(shown[0], each) for each in maps.mean(0)])]) if len(maps) else shown
     return Explanation(
         sheet,
         names,
         recipe,
         tuple(dict.fromkeys(notes)),
-        text=read.text,
-        words=tuple(numbers),
+        text=parsed.text,
+        terms=tuple(numbers),
         maps=maps,
-        steps=seen.images,
-        sigmas=seen.sigmas,
+        steps=watched.images,
+        sigmas=watched.sigmas,
         method=method,
         region=region,
         attribution=found,
@@ -116,7 +117,7 @@ def _run(what: str | Path, model: Model | str | Path | None, chosen: ExplainOpti
     return plan("emoji" if model is None else model, SampleOptions(prompt=what, n=1, **drawn, **started)), 0
 
 
-class Seen(NamedTuple):
+class Watched(NamedTuple):
     """A run that was watched: its image, and at each evaluation the state, its noise level and the estimate."""
 
     image: Float[Tensor, "1 c h w"]
@@ -125,7 +126,7 @@ class Seen(NamedTuple):
     sigmas: tuple[float, ...]
 
 
-def _watch(run: Run) -> Seen:
+def _watch(run: Run) -> Watched:
     model, states, estimates = run.plan.model, [], []
     steps = run.steps()
     x = None
@@ -137,23 +138,25 @@ def _watch(run: Run) -> Seen:
     latents = torch.cat(estimates)
     small = latents.shape[-1] * latents.shape[-2] * model.factor**2 <= 256**2
     images = torch.cat([run.decode(each) for each in latents.split(1)]) if small else run.plan.preview(latents)
-    return Seen(run.decode(x), states, images.clamp(-1, 1).cpu(), tuple(sigma for _, sigma in states))
+    return Watched(run.decode(x), states, images.clamp(-1, 1).cpu(), tuple(sigma for _, sigma in states))
 
 
-def _maps(run: Run, read: Terms, seen: Seen, size: Size, asked: str) -> tuple[str, str, Float[Tensor, "k w h w2"]]:
+def _maps(
+    run: Run, parsed: Terms, watched: Watched, size: Size, asked: str
+) -> tuple[str, str, Float[Tensor, "k t h w"]]:
     """How maps are made, why, and one of each word at each evaluation."""
     model, method, why = run.plan.model, asked, ""
     if asked == "auto":
-        some = seen.states[:: max(1, len(seen.states) // 4)]
-        method, why = word_masks.choose(model, read, some, size)
+        some = watched.states[:: max(1, len(watched.states) // 4)]
+        method, why = word_masks.choose(model, parsed, some, size)
     if method == "attention":
-        made = [word_masks.of_attention(model, read, [state], size, run.cond) for state in seen.states]
+        made = [word_masks.of_attention(model, parsed, [state], size, run.cond) for state in watched.states]
         return method, why, torch.stack(made)
-    conds = [run.cond, *(word_masks.condition(model, read, size, read.without([word])) for word in read.words)]
-    return method, why, torch.stack([_differences(model, conds, *state, size) for state in seen.states])
+    conds = [run.cond, *(word_masks.condition(model, parsed, size, parsed.without([term])) for term in parsed.content)]
+    return method, why, torch.stack([_differences(model, conds, *state, size) for state in watched.states])
 
 
-def _differences(model: Model, conds: Sequence[Cond], x: Tensor, sigma: float, size: Size) -> Float[Tensor, "w h w2"]:
+def _differences(model: Model, conds: Sequence[Cond], x: Tensor, sigma: float, size: Size) -> Float[Tensor, "t h w"]:
     """How far the estimate moves at each place if a word is left out; in units of the estimates themselves."""
     level = x.new_full((1,), sigma)
     full, *others = (model.denoise(x, level, cond) for cond in conds)
@@ -181,12 +184,12 @@ def _target(chosen: ExplainOptions, image: Tensor, blank: Tensor, region: Tensor
     The first is the projection, inside the region, on what the prompt has changed there.
     """
     if chosen.toward.strip():
-        judge = text_image.ready(None, str(image.device))
-        text = judge.encode_text([chosen.toward]).to(image.device)
+        clip = text_image.ready(None, str(image.device))
+        text = clip.encode_text([chosen.toward]).to(image.device)
         inside = region.to(image)
 
         def fits(images: Tensor) -> Tensor:
-            return (judge.encode_image(images * inside + (1 - inside)) @ text.T)[:, 0]  # all else white
+            return (clip.encode_image(images * inside + (1 - inside)) @ text.T)[:, 0]  # all else white
 
         return fits
     change = (image - blank) * region.to(image)
@@ -200,30 +203,33 @@ def _target(chosen: ExplainOptions, image: Tensor, blank: Tensor, region: Tensor
     return projected
 
 
-def _without(run: Run, read: Terms, target: Target, size: Size) -> list[float]:
+def _without(run: Run, parsed: Terms, target: Target, size: Size) -> list[float]:
     """What the target loses if a word is left out of the prompt and the run made again."""
     whole, lost = target(run.image()).item(), []
-    for word in read.words:
-        cond = word_masks.condition(run.plan.model, read, size, read.without([word]))
+    for term in parsed.content:
+        cond = word_masks.condition(run.plan.model, parsed, size, parsed.without([term]))
         lost.append(whole - target(run.image(cond)).item())
     return lost
 
 
-def _integrated(run: Run, read: Terms, target: Target, size: Size, chosen: ExplainOptions) -> Attribution | None:
+def _integrated(run: Run, parsed: Terms, target: Target, size: Size, chosen: ExplainOptions) -> Attribution | None:
     if not chosen.points:
         return None
 
-    def encode(words: Sequence[int]) -> Cond:
-        gone = [word for i, word in enumerate(read.words) if i not in words]
-        return word_masks.condition(run.plan.model, read, size, read.without(gone))
+    def encode(kept: Sequence[int]) -> Cond:
+        gone = [term for i, term in enumerate(parsed.content) if i not in kept]
+        return word_masks.condition(run.plan.model, parsed, size, parsed.without(gone))
 
     with torch.no_grad():
-        split = by_words(run, len(read.words), encode)
-    return attribute(run, target, split, chosen.points, chosen.batch_size)
+        split = by_term(run, len(parsed.content), encode)
+    found = attribute(run, target, split, chosen.points, chosen.batch_size)
+    if found.missing <= ALLOWED:
+        return found
+    return replace(found, exact=secants(run, target, split, batch_size=chosen.batch_size))
 
 
 def _numbers(
-    read: Terms,
+    parsed: Terms,
     found: Attribution | None,
     maps: Tensor,
     region: Tensor,
@@ -237,51 +243,56 @@ def _numbers(
         return None if value is None else float(value.double().sum()) / whole
 
     rows: list[WordNumbers] = []
-    place = 0
-    for term in read.all:
+    mass = (maps.mean(0) * region).sum((1, 2))
+    mapped, place = (mass / mass.sum().clamp(min=1e-12)).tolist(), 0
+    for term in parsed.all:
         held = None if found is None else part(found.rows[:, list(term.rows)])
         if term.kind != "word":
             rows.append(WordNumbers(term.text, term.kind, None, (), held, None, None))
             continue
-        by_step = None if found is None else found.words[:, place]
-        mean = maps[:, place].mean(0)
-        inside = float((mean * region[0]).sum() / mean.sum().clamp(min=1e-12))
+        by_step = None if found is None else found.terms[:, place]
         steps = () if by_step is None else tuple((by_step / whole).tolist())
-        rows.append(WordNumbers(term.text, "word", part(by_step), steps, held, without[place] / whole, inside))
+        share = part(by_step if found is None or found.exact is None else found.exact[place])
+        rows.append(WordNumbers(term.text, "word", share, steps, held, without[place] / whole, mapped[place]))
         place += 1
     if found is not None:
         for name, kind, value in (("whole prompt", "pooled", found.pooled), ("rest", "other", found.other)):
             if bool(value.any()):
                 rows.append(WordNumbers(name, kind, None, (), part(value), None, None))
+        rest = [] if found.exact is None else list(found.exact[place:])
         for name, kind, value in (("negative prompt", "negative", found.negative), ("image", "pixels", found.pixels)):
             if value is not None and bool(value.any()):
+                value = rest.pop(0) if rest else value
                 rows.append(WordNumbers(name, kind, part(value), (), None, None, None))
     return rows
 
 
 def _agreement(numbers: Sequence[WordNumbers], found: Attribution | None) -> dict[str, float]:
     """Spearman's rank correlation between the answers, over the words; of fewer than three there is none."""
-    words = [row for row in numbers if row.kind == "word"]
-    if len(words) < 3 or found is None:
+    own = [row for row in numbers if row.kind == "word"]
+    if len(own) < 3 or found is None:
         return {}
     columns = {
-        "occlusion": [row.occlusion for row in words],
-        "maps": [row.inside for row in words],
+        "occlusion": [row.occlusion for row in own],
+        "maps": [row.mapped for row in own],
     }
-    shares = [row.share for row in words]
+    shares = [row.share for row in own]
     return {name: rank_correlation(shares, values) for name, values in columns.items() if None not in values}
 
 
-def _notes(read: Terms, found: Attribution | None, why: str, chosen: ExplainOptions) -> list[str]:
+def _notes(parsed: Terms, found: Attribution | None, why: str, chosen: ExplainOptions) -> list[str]:
     notes = [why] if why else []
     if found is not None:
         notes.append(
             f"Shares by integrated gradients over {found.points} points: they add up to the whole but for "
             f"{found.missing:.1%}."
         )
-        if found.missing > ALLOWED:
-            notes.append(f"That is more than {ALLOWED:.0%}: the run jumps on the way. Try points={2 * chosen.points}.")
-            warn(notes[-1])
+        if found.exact is not None:
+            notes.append(
+                f"That is more than {ALLOWED:.0%}, because the run is rough on the way: the shares are those of finite "
+                f"steps instead, which add up exactly. Those at each step are the integral's: try points="
+                f"{2 * chosen.points}."
+            )
     return notes
 
 

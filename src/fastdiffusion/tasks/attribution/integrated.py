@@ -5,7 +5,7 @@ of the input adds is its share of the line integral of the gradient. All shares 
 ends, exactly; what a quadrature lacks of that is stated (``Attribution.missing``).
 
 Here the input is the condition: the states of every token at every evaluation of the denoiser, the pooled vector, the
-negative prompt's, and image to image the pixels of the image. From states to words lead Shapley values (``by_words``).
+negative prompt's, and image to image the pixels of the image. From states to words lead Shapley values (``by_term``).
 The baseline is what the model takes for "no prompt", and gray. Every evaluation of the network is checkpointed (Chen et
 al. 2016, arXiv:1604.06174): the backward pass makes it once more, and holds the activations of one at a time.
 """
@@ -44,7 +44,7 @@ class Attribution:
     The prompt's share is split in two ways: by words, and by where in the condition it is held.
 
     Attributes:
-        words: Of the prompt's words, by evaluation.
+        terms: Of the prompt's words, by evaluation.
         rows: Of its token states, by evaluation.
         pooled: Of its pooled vector, by evaluation, unless that is the mean of the token states: then it is in theirs.
         other: Of what else the condition has, by evaluation.
@@ -52,22 +52,24 @@ class Attribution:
         pixels: Image to image, of the pixels of the image that was started from.
         low, high: The target without the prompt, and with it.
         points: Of the quadrature.
+        exact: Shares by :func:`secants`, where the integral misses too much of the difference.
     """
 
-    words: Float[Tensor, "k w"]
+    terms: Float[Tensor, "k t"]
     rows: Float[Tensor, "k n"]
     pooled: Float[Tensor, " k"]
     other: Float[Tensor, " k"]
     negative: Float[Tensor, ""]
-    pixels: Float[Tensor, "c h w2"] | None
+    pixels: Float[Tensor, "c h w"] | None
     low: float
     high: float
     points: int
+    exact: Float[Tensor, " p"] | None = None
 
     @property
     def missing(self) -> float:
         """What the sum of all shares lacks of the target's difference, as a part of that."""
-        parts = [self.words, self.negative, *([] if self.pixels is None else [self.pixels])]
+        parts = [self.terms, self.negative, *([] if self.pixels is None else [self.pixels])]
         total = sum(float(part.double().sum()) for part in parts)
         return abs(total - (self.high - self.low)) / max(abs(self.high - self.low), 1e-12)
 
@@ -81,7 +83,7 @@ class Run:
         assert plan.prompts is not None and plan.table is not None and plan.model.conditioner is not None
         compiled = plan.compiled(plan.prompts, self.batch)
         self.compiled, self.table = compiled, plan.table
-        self.noise, self.fresh = plan.noise(self.batch)
+        self.noise, _ = plan.noise(self.batch)
         null = plan.model.conditioner.null(1, plan.size)
         self.cond = compiled.stages[0].conds[0]
         self.base = _baseline(self.cond, null)
@@ -114,7 +116,8 @@ class Run:
             x = _encode(plan.model, pixels) + (self.table.sigmas[0] * self.noise).to(plan.model.device)
         x = x.expand(rows, *x.shape[1:]) if len(x) == 1 else x
         seeds = [plan.options.seed + i for i in self.batch] * rows
-        return samplers.run(denoise, x, self.table, cond, seeds, self.fresh, grad)
+        _, fresh = plan.noise(self.batch)  # anew for each run: it draws in order
+        return samplers.run(denoise, x, self.table, cond, seeds, fresh, grad)
 
     def decode(self, latents: Tensor) -> Float[Tensor, "n c h w"]:
         """The images of states, with their graph."""
@@ -137,6 +140,22 @@ class Run:
         """The images on the way from the baseline (0) to the prompt (1)."""
         cond, away, pixels = self._points(alphas)
         return self.decode(samplers.final(self.steps([cond], away, pixels)))
+
+    @torch.no_grad()
+    def mixed(self, amounts: Float[Tensor, "n p"], terms: Mapping[str, Tensor]) -> Float[Tensor, "n c h w"]:
+        """The images with an amount, 0 to 1, of each word, then of the negative prompt and the pixels if there are any.
+
+        ``terms`` is of :func:`by_term`.
+        """
+        amounts = amounts.to(self.plan.model.device)
+        count, rows = len(next(iter(terms.values()))), len(amounts)
+        rest = list(amounts[:, count:].unbind(1))
+        parts = {name: v.expand(rows, *v.shape[1:]) for name, v in self.cond.parts().items()}
+        for name, base in self.base.items():
+            parts[name] = base + torch.einsum("bt,t...->b...", amounts[:, :count].to(base), terms[name].to(base))
+        away = self._points(rest.pop(0).tolist())[1] if self.negative is not None else None
+        pixels = self.pixels * _column(rest.pop(0), self.pixels) if self.pixels is not None else None
+        return self.decode(samplers.final(self.steps([Cond.of(parts)], away, pixels)))
 
     def _points(self, alphas: Sequence[float]) -> tuple[Cond, Cond | None, Tensor | None]:
         """Condition, negative prompt and pixels at points of the path."""
@@ -177,6 +196,31 @@ class Run:
         return by_step, negative, found[0] if found else None, values.tolist()
 
 
+def secants(
+    run: Run, target: Target, terms: Mapping[str, Tensor], panels: int = 8, batch_size: int = 1
+) -> Float[Tensor, " p"]:
+    """Shares from finite steps in place of gradients: of each word, then the negative prompt and the pixels if any.
+
+    The way from the baseline to the prompt is gone in panels, in each of which the parts come one after the other, in
+    turn from the first and from the last, and each is given what the target changes by (Aumann and Shapley's value in
+    finite steps). All shares add up to the target's difference exactly, however rough the run is in between.
+    """
+    count = len(next(iter(terms.values()))) + (run.negative is not None) + (run.pixels is not None)
+    amounts, order = [torch.zeros(count)], []
+    for panel in range(panels):
+        for part in range(count) if panel % 2 == 0 else reversed(range(count)):
+            order.append(part)
+            amounts.append(amounts[-1].clone())
+            amounts[-1][part] = (panel + 1) / panels
+    values: list[float] = []
+    for i in range(0, len(amounts), batch_size):
+        values += target(run.mixed(torch.stack(amounts[i : i + batch_size]), terms)).tolist()
+    shares = torch.zeros(count)
+    for part, (before, after) in zip(order, pairwise(values), strict=True):
+        shares[part] += after - before
+    return shares
+
+
 class Panel(NamedTuple):
     """A part of the path from ``a`` to ``b``: the target there, and what the gradient at its middle makes of it."""
 
@@ -184,18 +228,18 @@ class Panel(NamedTuple):
     b: float
     low: float
     high: float
-    middle: float
+    center: float
     parts: dict[str, Tensor]
 
     @property
     def wrong(self) -> float:
         """How far the shares miss the target's change over the panel, which is known."""
-        names = [name for name in ("words", "negative", "pixels") if name in self.parts]
+        names = [name for name in ("terms", "negative", "pixels") if name in self.parts]
         return abs(sum(float(self.parts[name].double().sum()) for name in names) - (self.high - self.low))
 
 
 def attribute(
-    run: Run, target: Target, words: Mapping[str, Tensor], most: int = 64, batch_size: int = 1
+    run: Run, target: Target, terms: Mapping[str, Tensor], most: int = 64, batch_size: int = 1
 ) -> Attribution:
     """The shares of every part of a run's condition in a target.
 
@@ -205,7 +249,7 @@ def attribute(
     Args:
         run: What is explained.
         target: One number of each image, differentiable.
-        words: Of :func:`by_words`: what of each part of the condition is due to each word.
+        terms: Of :func:`by_term`: what of each part of the condition is due to each word.
         most: Points; each costs about four runs.
         batch_size: Points at once: for speed and memory only.
     """
@@ -215,7 +259,7 @@ def attribute(
     whole, panels, points = abs(values[-1] - values[0]), list[Panel](), 0
     while pending:
         for i in range(0, len(pending), batch_size):
-            panels += _measured(run, target, words, pending[i : i + batch_size])
+            panels += _measured(run, target, terms, pending[i : i + batch_size])
         points, pending = points + len(pending), []
         panels.sort(key=lambda panel: panel.wrong, reverse=True)
         if sum(panel.wrong for panel in panels) > EXACT * whole:
@@ -223,13 +267,13 @@ def attribute(
             panels = panels[len(bad) :]
             for panel in bad:
                 m = (panel.a + panel.b) / 2
-                pending += [(panel.a, m, panel.low, panel.middle), (m, panel.b, panel.middle, panel.high)]
+                pending += [(panel.a, m, panel.low, panel.center), (m, panel.b, panel.center, panel.high)]
     sums = {name: sum((panel.parts[name] for panel in panels), torch.zeros(())) for name in panels[0].parts}
     return Attribution(**{"pixels": None, **sums}, low=values[0], high=values[-1], points=points)
 
 
 def _measured(
-    run: Run, target: Target, words: Mapping[str, Tensor], panels: Sequence[tuple[float, float, float, float]]
+    run: Run, target: Target, terms: Mapping[str, Tensor], panels: Sequence[tuple[float, float, float, float]]
 ) -> list[Panel]:
     """Panels with their shares, all in one evaluation."""
     by_step, its, of_pixels, values = run.gradients([(a + b) / 2 for a, b, *_ in panels], target)
@@ -240,17 +284,18 @@ def _measured(
     away = {name: own[name] - base for name, base in run.no_negative.items()}
     mean = _is_mean(cond, run.base)
     n = 0 if cond.emb is None else cond.emb.shape[1]
-    count = len(next(iter(words.values())))
-    parts = {"words": torch.zeros(rows, steps, count), "rows": torch.zeros(rows, steps, n)}
+    count = len(next(iter(terms.values())))
+    parts = {"terms": torch.zeros(rows, steps, count), "rows": torch.zeros(rows, steps, n)}
     parts |= {name: torch.zeros(rows, steps) for name in ("pooled", "other")} | {"negative": torch.zeros(rows)}
 
     def share(gradient: Tensor, change: Tensor) -> Tensor:
-        return (gradient * change).float().cpu() * _column(width, gradient)
+        shared = (gradient * change).float().cpu()
+        return shared * _column(width, shared)
 
     for k, found in enumerate(by_step):
         for name, gradient in found.items():
-            parts["words"][:, k] += (
-                torch.einsum("b...,w...->bw", gradient.float(), words[name].float()).cpu() * width[:, None]
+            parts["terms"][:, k] += (
+                torch.einsum("b...,t...->bt", gradient.float(), terms[name].float()).cpu() * width[:, None]
             )
             if name == "emb":
                 parts["rows"][:, k] += share(gradient, delta["emb"]).sum(-1)
@@ -265,7 +310,7 @@ def _measured(
     return [Panel(*panel, values[i], {name: v[i] for name, v in parts.items()}) for i, panel in enumerate(panels)]
 
 
-def by_words(run: Run, count: int, encode: Callable[[Sequence[int]], Cond], seed: int = 0) -> dict[str, Tensor]:
+def by_term(run: Run, count: int, encode: Callable[[Sequence[int]], Cond], seed: int = 0) -> dict[str, Tensor]:
     """What of each part of a run's condition is due to each word: Shapley values of the text encoder.
 
     A text encoder mixes words: the state of one token knows of all the others, and much of a prompt may sit in the mark
@@ -282,8 +327,8 @@ def by_words(run: Run, count: int, encode: Callable[[Sequence[int]], Cond], seed
     """
     known: dict[tuple[int, ...], dict[str, Tensor]] = {(): run.base, tuple(range(count)): run.cond.parts()}
 
-    def parts(words: Sequence[int]) -> dict[str, Tensor]:
-        key = tuple(sorted(words))
+    def parts(terms: Sequence[int]) -> dict[str, Tensor]:
+        key = tuple(sorted(terms))
         if key not in known:
             known[key] = _baseline(run.cond, encode(key))
         return known[key]
@@ -296,10 +341,10 @@ def by_words(run: Run, count: int, encode: Callable[[Sequence[int]], Cond], seed
         orders = [order for one in drawn for order in (one, one[::-1])]
     found = {name: torch.zeros(count, *base.shape[1:]) for name, base in run.base.items()}
     for order in orders:
-        for i, word in enumerate(order):
+        for i, term in enumerate(order):
             before, after = parts(order[:i]), parts(order[: i + 1])
             for name, total in found.items():
-                total[word] += (after[name] - before[name])[0].float().cpu() / len(orders)
+                total[term] += (after[name] - before[name])[0].float().cpu() / len(orders)
     return {name: value.to(run.base[name].device) for name, value in found.items()}
 
 

@@ -39,16 +39,15 @@ def _data(explanation: Explanation) -> dict[str, Any]:
     e = explanation
     kept = [round(i * (len(e.maps) - 1) / max(1, MOST - 1)) for i in range(MOST)] if len(e.maps) > MOST else []
     steps = sorted(set(kept)) or list(range(len(e.maps)))
-    words, place = [], 0
-    for row in e.words:
-        maps = []
+    rows, place = [], 0
+    for row in e.terms:
+        maps, peaks = [], []
         if row.kind == "word" and place < MOST_WORDS and place < e.maps.shape[1]:
             own = torch.cat([e.maps[steps, place], e.maps[:, place].mean(0, keepdim=True)])
-            maps = [_gray(each) for each in own]
+            maps, peaks = [_gray(each) for each in own], own.flatten(1).amax(1).tolist()
         place += row.kind == "word"
-        words.append(
-            {**row._asdict(), "by_step": [row.by_step[i] for i in steps if i < len(row.by_step)], "maps": maps}
-        )
+        by_step = [row.by_step[i] for i in steps if i < len(row.by_step)]
+        rows.append({**row._asdict(), "by_step": by_step, "maps": maps, "peaks": peaks})
     height, width = e.images.shape[-2:]
     return {
         "text": e.text,
@@ -57,7 +56,7 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "image": _color(e.images[0], SHOWN),
         "steps": [_color(e.steps[i], STEP) for i in steps],
         "sigmas": [e.sigmas[i] for i in steps],
-        "words": words,
+        "words": rows,
         "box": None if e.box is None else list(e.box),
         "method": e.method,
         "toward": e.toward,

@@ -33,7 +33,7 @@ class WordNumbers(NamedTuple):
         held: Where in the condition the prompt's share is held: by the rows of this word, mark, or part. These add up
             to the shares of all words.
         occlusion: What is lost of the whole without the word, the run made again; None for what is no word.
-        inside: The part of the word's map that lies in the region; None for what is no word.
+        mapped: Its map's part of all words' maps in the region; None for what is no word.
     """
 
     text: str
@@ -42,7 +42,7 @@ class WordNumbers(NamedTuple):
     by_step: tuple[float, ...]
     held: float | None
     occlusion: float | None
-    inside: float | None
+    mapped: float | None
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -53,8 +53,8 @@ class Explanation(ImageResult):
 
     Attributes:
         text: The prompt, without weights and brackets.
-        words: A row for each word and other part of the condition.
-        maps: Of each word at each evaluation, (k, w, h, w2); shares of attention, or how far estimates move.
+        terms: A row for each word and other part of the condition.
+        maps: Of each word at each evaluation, (k, t, h, w); shares of attention, or how far estimates move.
         steps: The estimate of the image at each evaluation.
         sigmas: Its noise level.
         method: How the maps were made, "attention" or "occlusion".
@@ -66,12 +66,12 @@ class Explanation(ImageResult):
     """
 
     text: str
-    words: tuple[WordNumbers, ...]
-    maps: Float[Tensor, "k w h w2"]
-    steps: Float[Tensor, "k c h w2"]
+    terms: tuple[WordNumbers, ...]
+    maps: Float[Tensor, "k t h w"]
+    steps: Float[Tensor, "k c h w"]
     sigmas: tuple[float, ...]
     method: str
-    region: Float[Tensor, "1 h w2"]
+    region: Float[Tensor, "1 h w"]
     attribution: Attribution | None
     box: tuple[int, int, int, int] | None
     agreement: dict[str, float]
@@ -80,8 +80,8 @@ class Explanation(ImageResult):
     @property
     def top(self) -> WordNumbers:
         """The word with the largest share."""
-        words = [row for row in self.words if row.kind == "word"]
-        return max(words, key=lambda row: (row.share if row.share is not None else row.occlusion) or 0.0)
+        terms = [row for row in self.terms if row.kind == "word"]
+        return max(terms, key=lambda row: (row.share if row.share is not None else row.occlusion) or 0.0)
 
     def boxed(self) -> Image.Image:
         """The image with the region drawn on it: its box, or what is outside of a mask faded."""
@@ -98,10 +98,11 @@ class Explanation(ImageResult):
             "target": f"fits {self.toward!r}" if self.toward else "difference from the image without the prompt",
             "box": None if self.box is None else list(self.box),
             "maps": self.method,
-            "words": [row._asdict() for row in self.words],
+            "words": [row._asdict() for row in self.terms],
             "integral": None if self.attribution is None else {
                 "points": self.attribution.points, "missing": self.attribution.missing,
                 "low": self.attribution.low, "high": self.attribution.high,
+                "shares": "integral" if self.attribution.exact is None else "finite steps",
             },
             "agreement": self.agreement,
             "sigmas": list(self.sigmas),
@@ -132,16 +133,16 @@ class Explanation(ImageResult):
         return written if place.suffix else [*written, *super().save(place, metadata)]
 
     def __repr__(self) -> str:
-        words = [row for row in self.words if row.kind == "word"]
-        return f"Explanation({self.text!r}: {counted(len(words), 'word')}, maps by {self.method})"
+        terms = [row for row in self.terms if row.kind == "word"]
+        return f"Explanation({self.text!r}: {counted(len(terms), 'word')}, maps by {self.method})"
 
     def __str__(self) -> str:
-        lines = []
-        for row in self.words:
+        rows = []
+        for row in self.terms:
             cells = [("share", row.share), ("held", row.held), ("lost without it", row.occlusion)]
             shown = "  ".join(f"{name} {value:+7.1%}" for name, value in cells if value is not None)
-            lines.append(f"{row.text:>20}  {shown}")
-        return "\n".join(lines)
+            rows.append(f"{row.text:>20}  {shown}")
+        return "\n".join(rows)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -106,7 +106,7 @@ class _Game:
     def stream(self, data: Dataset, seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
         """Draws images, and the noise of their latents."""
         batches = Batches(data, min(self.chosen.batch_size, len(data)), seed)
-        factor, channels = self.autoencoder.factor, len(self.autoencoder.mean)
+        factor, channels = self.autoencoder.factor, self.autoencoder.noise_channels
 
         def draw(step: int) -> tuple[Tensor, Tensor]:
             x = batches.draw(step).x0

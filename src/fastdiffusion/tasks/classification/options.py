@@ -37,11 +37,15 @@ class TrainClassifierOptions(TrainNoiseLevelOptions):
     Attributes:
         model: Classify the features in the middle of this model's U-Net and train only the head: cheap, often as good,
             and for the guidance ``middle``.
+        latents: Read the noisy latents of this model, to guide it: one that has an autoencoder.
         dropout: Against memorizing.
     """
 
     steps: int | None = usual(1000)
     model: Model | str | Path | None = option(
         None, "Classify the features of this model instead: for feature_guidance.", kind=Path
+    )
+    latents: Model | str | Path | None = option(
+        None, "Read the noisy latents of this model, to guide it.", kind=str | None
     )
     dropout: float = option(0.1, "Dropout, against memorizing.")

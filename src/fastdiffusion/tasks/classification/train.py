@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ... import data as datasets
 from ...data import Dataset
+from ...data.latents import Latents
 from ...denoisers import Denoiser, expand
-from ...errors import DataError, unknown
+from ...errors import DataError, InputError, unknown
 from ...io import guarded
 from ...models import Model, native_denoiser
 from ...nets import layers, presets
@@ -35,6 +36,7 @@ from .options import TrainClassifierOptions, TrainNoiseLevelOptions
 FILE = "classifier.safetensors"
 KINDS: dict[str, type[nn.Module]] = {"classifier": Classifier, "noise_level": NoiseLevel}
 LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}  # noise too weak to see teaches nothing, and guides by sigma^2
+MOST = 200.0  # nothing of latents is seen beyond
 Net = TypeVar("Net", Classifier, NoiseLevel)
 
 
@@ -53,14 +55,21 @@ def train_classifier(data: Dataset | str, **options: Any) -> TrainingResult[Clas
     data = datasets.load(data, chosen.size)
     if not data.classes:
         raise DataError(f"{data.name} has no labels to learn. Sort the images into one folder per class.")
-    classes = len(data.classes)
+    classes, levels = len(data.classes), LEVELS
+    if chosen.latents is not None:
+        data, levels = of_latents(data, chosen)
     if chosen.model is not None:
         denoiser = _denoiser(chosen.model)
         made = layers.drawn(lambda: Classifier.from_denoiser(denoiser, classes), chosen.seed, 1)
     else:
         keywords = _keywords(chosen.net, data, chosen.dropout)
         made = layers.drawn(
-            lambda: Classifier(keywords, classes, _sigma_data(data.split(chosen.holdout, chosen.seed)[0])),
+            lambda: Classifier(
+                keywords,
+                classes,
+                _sigma_data(data.split(chosen.holdout, chosen.seed)[0]),
+                names=list(data.classes) if chosen.latents is not None else (),
+            ),
             chosen.seed,
             1,
         )
@@ -70,7 +79,26 @@ def train_classifier(data: Dataset | str, **options: Any) -> TrainingResult[Clas
         logits = made(e.x0 + expand(e.sigma, e.x0) * e.noise, e.sigma)
         return nn.functional.cross_entropy(logits, e.cond.label, ignore_index=-1)
 
-    return TrainingResult.of(_trained(made, data, loss, chosen), chosen.folder)
+    return TrainingResult.of(_trained(made, data, loss, chosen, levels), chosen.folder)
+
+
+def of_latents(data: Dataset, chosen: TrainClassifierOptions) -> tuple[Dataset, dict[str, float]]:
+    """The data as a model denoises them, and its noise levels; raises InputError for a model of pixels."""
+    if chosen.model is not None:
+        raise InputError("model and latents are two ways: features of a U-Net, or a network of its own. Take one.")
+    assert chosen.latents is not None
+    of = loaded(chosen.latents)
+    if of.autoencoder is None or len(of.shape) != 3:
+        raise InputError("This model works on images and has no latents. Leave latents out.")
+    levels = {"sigma_min": max(of.sigma_min, LEVELS["sigma_min"]), "sigma_max": min(of.sigma_max, MOST)}
+    return Latents(data, _module(of.autoencoder)), levels
+
+
+def _module(autoencoder: object) -> nn.Module:
+    """An autoencoder as the data set of latents takes it."""
+    if not isinstance(autoencoder, nn.Module):
+        raise InputError("Latents of another library's autoencoder are not kept yet. Take a model of fastdiffusion.")
+    return autoencoder
 
 
 def train_noise_level(data: Dataset | str, **options: Any) -> NoiseLevel:
@@ -147,11 +175,17 @@ def _sigma_data(data: Dataset) -> float:
     return round(float(some.std()) if some.is_floating_point() else datasets.measure_sigma_data(data), 4)
 
 
-def _trained(made: Net, data: Dataset, loss: Callable[[TrainingBatch], Tensor], chosen: TrainNoiseLevelOptions) -> Net:
-    """Train what asks for gradients, at ``LEVELS``, evenly in log sigma; returns ``made`` in eval mode, on the CPU."""
+def _trained(
+    made: Net,
+    data: Dataset,
+    loss: Callable[[TrainingBatch], Tensor],
+    chosen: TrainNoiseLevelOptions,
+    levels: dict[str, float] = LEVELS,
+) -> Net:
+    """Train what asks for gradients, at ``levels``, evenly in log sigma; returns ``made`` in eval mode, on the CPU."""
     learned, held = data.split(chosen.holdout, chosen.seed)
-    batches = Batches(learned, min(chosen.batch_size, len(learned)), chosen.seed, "uniform", LEVELS)
-    others = Batches(held, min(chosen.batch_size, len(held)), -1, "uniform", LEVELS) if len(held) else None
+    batches = Batches(learned, min(chosen.batch_size, len(learned)), chosen.seed, "uniform", levels)
+    others = Batches(held, min(chosen.batch_size, len(held)), -1, "uniform", levels) if len(held) else None
     train(Task(
         {"net": Part(made, loss, chosen.optimizer, chosen.lr, weight_decay=0.01)}, batches.draw,
         {**made.config, "data": learned.fingerprint, "lr": chosen.lr}, title(learned), chosen.usual_examples,

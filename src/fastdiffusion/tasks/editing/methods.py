@@ -77,9 +77,9 @@ class Edit:
         method = WAYS.get(self.method, Edit._inverted)
         return self.model.decode(method(self, x0, self._of_latents(mask, x0))).cpu()
 
-    def _of_latents(self, mask: Mask | None, x0: Latents) -> Mask | None:
+    def _of_latents(self, mask: Float[Tensor, "1 1 i j"] | None, x0: Latents) -> Mask | None:
         """Each latent may change as much as its square of pixels does on average, so that edges stay soft."""
-        return None if mask is None else functional.adaptive_avg_pool2d(mask, x0.shape[-2:]).to(x0)
+        return None if mask is None else functional.adaptive_avg_pool2d(mask, list(x0.shape[-2:])).to(x0)
 
     # ---- the ways -----------------------------------------------------------------------------------------------
 
@@ -133,7 +133,8 @@ class Edit:
         start = table.sigmas[0] * initial([self.options.seed], x0.shape[1:]).to(x0)
         x, denoise = start + (x0 if strength < 1 else 0), self._in_regions(x0)
         even = mask is None and float(strengths.min()) == strength
-        held = denoise if even else inpaint(denoise, x0, strengths, self.model.sigma_data)
+        slack = (1.001 * strengths).clamp(max=1)  # the level that a strength means is not to be rounded away
+        held = denoise if even else inpaint(denoise, x0, slack, self.model.sigma_data)
         return samplers.final(samplers.run(held, x, table, self.cond[[TARGET]], [self.options.seed]))
 
     def _strengths(self, like: Tensor) -> Mask:
@@ -237,7 +238,7 @@ class Edit:
             masks.append((self._strengths(source) > 0).float())
         return torch.stack(masks).prod(0) if masks else None
 
-    def _words(self, source: Float[Tensor, "1 c h w"], phrase: str) -> Mask:
+    def _words(self, source: Float[Tensor, "1 c h w"], phrase: str) -> Float[Tensor, "1 1 i j"]:
         """Where the words of one of the prompts are, from 0 to 1, at the size of the latents."""
         found = word_map(self.model, source[0], self.aligned.prompt_with(phrase), phrase)
         if found.why:
@@ -245,7 +246,7 @@ class Edit:
         factor = self.model.factor
         return functional.avg_pool2d(found.map[None], factor)
 
-    def _where(self, source: Tensor, first: str, second: str) -> Mask:
+    def _where(self, source: Tensor, first: str, second: str) -> Float[Tensor, "1 1 i j"]:
         """Where two prompts disagree about the image, from 0 to 1, at the size of its latents."""
         x0, cond = self.model.encode(source.to(self.model.device)), self.model.encode_prompt([first, second])
         sigmas = [strength_sigma(part, self.model.sigma_data) for part in PLACED]
@@ -262,7 +263,7 @@ def _phrases(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def soft(places: Mask, threshold: float, image: Float[Tensor, "1 c h w"]) -> Mask:
+def soft(places: Float[Tensor, "1 1 i j"], threshold: float, image: Float[Tensor, "1 c h w"]) -> Mask:
     """Where a map is above a threshold, and half of its neighbors, at the size of the image.
 
     The border of what changes is a rim of old colors if it is cut too close: an edge runs through the latents at it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,8 +113,7 @@ class ConditionOptions:
         """Bring them to one form; raises InputError for what cannot be one."""
         for name in ("control", "image_prompt"):
             value: Any = getattr(self, name)
-            one = value is not None and (isinstance(value, str | Path) or not isinstance(value, Sequence))
-            several: list[Any] = [value] if one else [*(value or ())]
+            several: list[Any] = list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
             object.__setattr__(self, name, [str(each) if isinstance(each, Path) else each for each in several])
         for each in self.control:
             if isinstance(each, str):

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ...errors import InputError, unknown
-from ...guidance import Interval, inpaint
+from ...guidance import Interval, classifier, inpaint
 from ...guidance.perturbed import chosen_layers
 from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io.guarded import BUDGET
@@ -51,6 +51,7 @@ class Setting:
         shape: Of what its denoiser works on in this run.
         near: Where a recipe's files are looked for; None if the words were typed by a person.
         recorded: The words of one guidance as a recipe keeps them.
+        classes: Of the last classifier.
         image: The last image, as its file has it.
         kept: Each image that is inpainted: where its mask is 0, results hold its pixels.
     """
@@ -59,6 +60,7 @@ class Setting:
     shape: tuple[int, ...]
     near: Path | None = None
     recorded: list[str] = field(default_factory=list)
+    classes: tuple[str, ...] = ()
     image: Image.Image | None = None
     kept: list[Canvas] = field(default_factory=list)
 
@@ -131,9 +133,21 @@ def _model(text: str, at: Setting) -> Denoise:
 
 def _classifier(text: str, at: Setting) -> Classifier:
     net = classification.load(at.file(text))
-    if not isinstance(net, Classifier) or net.config["classes"] != len(at.model.classes):
-        raise InputError(f"{text!r} is no classifier of the {len(at.model.classes)} classes of this model.")
+    own = len(at.model.classes)
+    if not isinstance(net, Classifier) or (own and net.config["classes"] != own):
+        raise InputError(f"{text!r} is no classifier of the {own} classes of this model.")
+    if len(at.shape) != 3 or net.config["net"]["in_channels"] != at.shape[0]:
+        raise InputError(
+            f"{text!r} reads other images than this model denoises. Train one: train-classifier DATA --latents MODEL."
+        )
+    at.classes = tuple(net.config.get("names", ())) or tuple(map(str, range(net.config["classes"])))
     return net.to(at.model.device).requires_grad_(False)
+
+
+def _class(text: str, at: Setting) -> int:
+    if text not in at.classes:
+        raise unknown("class of this classifier", text, at.classes)
+    return at.classes.index(text)
 
 
 def _clip(text: str, at: Setting) -> Clip:
@@ -155,6 +169,7 @@ PARSERS: dict[Kind, Parser] = {
     "mask": _mask,
     "model": _model,
     "classifier": _classifier,
+    "class": _class,
     "clip": _clip,
     "text": lambda text, at: text,
 }
@@ -244,6 +259,10 @@ def _step(tokens: list[str], at: Setting) -> Callable[..., Denoise]:
     parameters = inspect.signature(entry.factory).parameters
     if "scale" in entry.options and "scale" not in values and parameters["scale"].default is inspect.Parameter.empty:
         raise InputError(f"{name} needs its scale. Example: {entry.example}")
+    if entry.factory is classifier and not at.model.classes and "label" not in values:
+        raise InputError(
+            f"This model has no classes. Say which one: label={at.classes[0]!r}. Known: {_few(at.classes)}."
+        )
     if "decode" in parameters and at.model.autoencoder is not None:
         values["decode"] = at.model.autoencoder.decode
     if "sigma_data" in parameters:
@@ -256,6 +275,10 @@ def _step(tokens: list[str], at: Setting) -> Callable[..., Denoise]:
     if "plain" in parameters:
         return lambda denoise, plain: entry.factory(denoise, plain=plain, **values)
     return lambda denoise, plain: entry.factory(denoise, **values)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join([*names[:5], "..."] if len(names) > 6 else names)
 
 
 def _value(name: str, key: str, kind: Kind, text: str, at: Setting, before: str = "") -> Any:

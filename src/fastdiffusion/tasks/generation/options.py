@@ -184,6 +184,8 @@ class VariationsOptions(RunOptions):
     """Options of ``fastdiffusion.tasks.variations.variations``, besides those of :class:`RunOptions`.
 
     Attributes:
+        mix: More images and words that the result is to show too, each "FILE:WEIGHT" or "WORDS:WEIGHT": they hold at
+            once, as the parts of a prompt that AND joins. The image itself has the weight 1.
         strength: How far to go from the image itself: 1 starts from noise and keeps only what the image shows; less
             keeps its layout too, as of ``sample``; 0 is the image.
         temperature: Of the retrieval: 0 takes the nearest caption every time, 0.1 almost any.
@@ -192,11 +194,19 @@ class VariationsOptions(RunOptions):
         size: As of ``sample``.
     """
 
+    mix: str | Sequence[str] = option(
+        (), "Another image, or words, to show too; may be repeated.", kind=list[str] | None,
+        metavar="IMAGE_OR_WORDS[:WEIGHT]",
+    )  # fmt: skip
     strength: float = option(1.0, "How far to go: 0 keeps the image, less than 1 its layout, 1 only what it shows.")
     temperature: float = option(0.02, "How far afield to look: 0 takes the nearest, 0.1 almost anything.")
     index: Any = option(None, "What the command index wrote; by default the bundled one, of emoji.", kind=Path | None)
     clip: Clip | str | Path | None = option(None, "The encoder that the index was built with.", kind=Path | None)
     size: int | str | tuple[int, int] | None = option(None, SIZE, kind=str | None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "mix", (self.mix,) if isinstance(self.mix, str) else tuple(self.mix or ()))
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def run(
         if n == len(x0):
             return objective(x0, sigma, noise, cond, mask)
         with torch.no_grad():  # what the model as it was answers on its own images: so nothing pulls at the start
-            x = x0[n:] + expand(sigma[n:], x0) * noise[n:]
+            x = x0[n:] + expand(sigma[n:], x0[n:]) * noise[n:]
             was = course.adaptation.base.denoise(x, sigma[n:], conditions(course.adaptation.base, prompts[n:]))
         target = torch.cat([x0[:n], was.to(x0)])
         each = objective(x0, sigma, noise, cond, mask, target)

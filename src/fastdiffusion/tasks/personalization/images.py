@@ -169,7 +169,7 @@ def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor:
 
 
 def caption(token: str, subject: str, own: Sequence[str], choice: float) -> str:
-    """The text that an image is trained with: its caption with the token in it, or a template; ``choice`` is in [0, 1)."""
+    """An image's text: its caption with the token in it, or a template; ``choice`` of them is in [0, 1)."""
     if own:
         text = own[int(choice * len(own))]
         if not token or token in text:

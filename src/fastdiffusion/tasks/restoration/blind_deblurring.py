@@ -26,6 +26,7 @@ LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
 # What another kernel than the one that was said has to be likelier by, per frequency: anything, a step away from it
 # (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), and however far it is
 SURER, STEP_AWAY, FAR = 0.05, 0.1, 1.5
+FINER = 0.1  # the same of parts of a pixel, which an image tells apart no better than that
 SPANS = {"motion": (1.0, 10.0), "defocus": (1.0,), "blur": (0.6,)}
 
 
@@ -78,7 +79,8 @@ def refined(named: Step, image: Float[Tensor, "1 c h w"]) -> Step:
     if named.name not in SPANS or min(x.shape[2:]) < LEAST or float(x.std()) < 1 / 255:
         return named
     widest = min(24, min(x.shape[2:]) // 4)
-    steps = [named, *_near(named), *_simple_blurs(widest)]
+    simple = _simple_blurs(widest)
+    steps = [named, *_near(named), *simple]
     kernels = _kernels(steps, max(reach(step.name, step.values[0]) for step in steps))
     part = _liveliest(x)
     unlikely = _surprise(kernels, part) - _likeness(kernels, estimate_kernel(x, simple=False))
@@ -89,7 +91,9 @@ def refined(named: Step, image: Float[Tensor, "1 c h w"]) -> Step:
     found = likeliest([0.0, *(SURER + min(STEP_AWAY * _distance(step, named) ** 2, FAR) for step in steps[1:])])
     if found is named:
         return named
-    return likeliest([0.0 if _distance(step, found) < 0.7 else math.inf for step in steps])  # now without a bias
+    plain = {(step.name, step.values) for step in (named, *simple)}  # now without a bias for what was named
+    finer = [0.0 if (step.name, step.values) in plain else FINER for step in steps]
+    return likeliest([f if _distance(step, found) < 0.7 else math.inf for step, f in zip(steps, finer, strict=True)])
 
 
 def _near(named: Step) -> list[Step]:

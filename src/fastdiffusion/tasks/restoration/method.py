@@ -26,6 +26,12 @@ UNDOES = {  # the tasks of restoration and the corruptions that they undo
 BLURS = ("blur", "motion", "defocus", "kernel")
 PLACED = ("mask", "scratches", "watermark", "logo")  # corruptions that lie at a place of the image
 SIDE = 64  # of an image that stands for any, after all that makes it smaller
+MEANT = {  # what people call a restoration that has another name here
+    "sharpen": "deblur blind", "unblur": "deblur blind", "focus": "deblur blind", "unsharp": "deblur blind",
+    "enlarge": "upscale x2", "enhance": "upscale x2", "upsample": "upscale x2", "superres": "upscale x2",
+    "clean": "denoise 0.1", "degrain": "denoise 0.1", "grain": "noise 0.05", "fill": "inpaint MASK",
+    "erase": "inpaint MASK",
+}  # fmt: skip
 HIDDEN = parse("mask 1")  # nothing is left of the image
 
 
@@ -63,8 +69,11 @@ def parse_task(corruption: str | Corruption) -> Corruption:
     if isinstance(corruption, Corruption):
         return corruption
     commands = "|".join(UNDOES)
+    corruption = re.sub(r"\b(upscale|downscale)(\s+)(\d+)x(?=\s*(?:[,|)]|$))", r"\1\2\3", corruption)  # "upscale 2x"
     text = re.sub(rf"(^|[,|(])(\s*)({commands})\s+(?=({'|'.join(CORRUPTIONS)})\b)", r"\1\2", corruption)
     for name in re.findall(r"(?:^|[,|(])\s*([^\W\d][\w-]*)", text):
+        if name in MEANT:
+            raise InputError(f"No corruption or restoration named {name!r}. Did you mean {MEANT[name]!r}?")
         if name not in CORRUPTIONS and name not in UNDOES:
             raise unknown("corruption or restoration", name, [*CORRUPTIONS, *UNDOES])
     return parse(re.sub(rf"(^|[,|(])(\s*)({commands})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
