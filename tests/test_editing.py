@@ -179,7 +179,6 @@ def test_regions_have_strengths_and_prompts(model, heart):
         ({"prompt": "a dog", "source": "a cat", "align": "dog"}, "NEW=OLD"),
         ({"prompt": "a dog", "source": "a cat", "regions": "left: 2"}, "strength of a region"),
         ({"prompt": "a dog", "source": "a cat", "regions": "left: a hat", "method": "flowedit"}, "for sdedit"),
-        ({"prompt": "a dog", "method": "null-text"}, "Say it: source="),
         ({"prompt": "a dog", "source": "a cat", "reweight": "hat:2"}, "No word of the new prompt named 'hat'"),
         ({"prompt": "a dog", "source": "a cat", "reweight": "dog"}, "WORD:FACTOR"),
         ({"prompt": "a dog", "source": "a cat", "method": "p3p"}, "Did you mean 'p2p'"),
@@ -215,11 +214,16 @@ def test_words_of_several_tokens_in_any_case_beside_punctuation():
 
 
 def test_the_alignment_can_be_edited():
-    plain = words("a cat on a mat", "a mat on a cat")
-    edited = words("a cat on a mat", "a mat on a cat", align="cat=cat, mat=")
-    assert dict(edited.pairs)["cat"] == "cat"
-    assert dict(edited.pairs)["mat"] == ""
-    assert plain.pairs != edited.pairs
+    assert words("a cat on a mat", "a dog on a mat").pairs[1] == ("dog", "cat")
+    assert words("a cat on a mat", "a dog on a mat", align="dog=").pairs[1] == ("dog", "")
+    assert words("a cat on a mat", "a dog on a mat", align="dog=mat").pairs[1] == ("dog", "mat")
+
+
+def test_methods_that_compare_ask_what_the_image_shows(model, heart):
+    with pytest.raises(InputError, match="Say it: source="):
+        edit(heart, "a dog", model=model, method="null-text")
+    with pytest.raises(InputError, match="takes no reference image"):
+        edit(heart, "a dog", model=model, method="reference")
 
 
 def test_windows_are_fractions_of_the_run_and_a_word_may_have_its_own():

@@ -21,7 +21,7 @@ from fastdiffusion.prompts.terms import terms
 from fastdiffusion.tasks import word_masks
 from fastdiffusion.tasks.attribution import integrated
 from fastdiffusion.tasks.attribution.explain import explain
-from fastdiffusion.tasks.attribution.integrated import Run, attribute, by_term
+from fastdiffusion.tasks.attribution.integrated import Run, attribute, by_term, secants
 from fastdiffusion.tasks.attribution.result import rank_correlation
 from fastdiffusion.tasks.generation.options import SampleOptions
 from fastdiffusion.tasks.generation.plan import plan
@@ -224,6 +224,9 @@ def test_shares_add_up_and_the_ends_are_the_sample_and_no_prompt(model):
     assert found.low == pytest.approx(0, abs=1e-5) and found.high == pytest.approx(1, abs=1e-5)
     assert found.missing < 0.02
     assert float(found.terms.sum()) == pytest.approx(float(found.rows.sum() + found.pooled.sum()), abs=1e-3)
+    exact = secants(run, target, split, panels=16, batch_size=8)
+    assert float(exact.sum()) == pytest.approx(1, abs=1e-4)
+    assert torch.allclose(exact, found.terms.sum(0), atol=0.1)  # a smooth run: the two agree
     one_by_one = attribute(run, target, split, 64, 3)
     assert torch.allclose(found.rows, one_by_one.rows, atol=1e-4)  # batches are for speed only
 
@@ -358,3 +361,16 @@ def test_rank_correlation():
     assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
     assert rank_correlation([1, 2, 2, 3], [1, 3, 3, 9]) == pytest.approx(1)
     assert rank_correlation([1, 2, 3], [5, 5, 5]) == 0
+
+
+def test_shares_add_up_where_the_integral_does_not(model, monkeypatch):
+    """A run that is too rough for the integral: also with a negative prompt and pixels, shares are exact."""
+    from fastdiffusion.tasks.attribution import explain as verb
+
+    monkeypatch.setattr(verb, "ALLOWED", -1.0)
+    given = to_pil(torch.rand(3, 16, 16) * 2 - 1)
+    made = explain(PROMPT, model, image=given, strength=0.6, scale=2.0, negative_prompt="blue", **QUICK)
+    assert made.attribution.exact.shape == (7,)
+    assert sum(row.share or 0 for row in made.terms) == pytest.approx(1, abs=1e-3)
+    assert made.numbers()["integral"]["shares"] == "finite steps"
+    assert any("add up exactly" in note for note in made.notes)

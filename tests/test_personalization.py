@@ -381,9 +381,9 @@ def test_too_few_and_too_many_images(desk, n, tmp_path):
 
 def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):
     options = {"steps": 8, "batch_size": 2, "rank": 2, "verbose": False, "holdout": 0.2}
-    held = fastdiffusion.finetune(desk.text, desk.photos, folder=tmp_path / "a", retain=6, lr=0.02, **options)
+    held = fastdiffusion.finetune(desk.text, desk.photos, folder=tmp_path / "a", retain=6, lr=0.002, **options)
     free = fastdiffusion.finetune(
-        desk.text, desk.photos, folder=tmp_path / "b", retain=0, lr=0.02, early_stop=False, **options
+        desk.text, desk.photos, folder=tmp_path / "b", retain=0, lr=0.002, early_stop=False, **options
     )
     assert held.looks[-1].retention > free.looks[-1].retention
     for i in range(3):

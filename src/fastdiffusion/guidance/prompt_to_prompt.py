@@ -53,16 +53,12 @@ def controllers(
         windows: In place of ``cross``, for some of the target's tokens.
         normalize: See :class:`~fastdiffusion.guidance.attention.Reweight`.
     """
-    of_token = [tuple((windows or {}).get(i, cross)) for i in range(len(columns))]
-    made: list[Controller] = [
-        Replace(
-            columns=[column if window == own else -1 for column, own in zip(columns, of_token, strict=True)],
-            kind="cross",
-            window=window,
-        )
-        for window in sorted(set(of_token))
-        if window[0] < window[1]
-    ]
+    of_token = [(windows or {}).get(i, cross) for i in range(len(columns))]
+    made: list[Controller] = []
+    for window in sorted(set(of_token)):
+        taken = [column if window == own else -1 for column, own in zip(columns, of_token, strict=True)]
+        if window[0] < window[1]:
+            made.append(Replace(columns=taken, kind="cross", window=window))
     if self_attention[0] < self_attention[1]:
         made.append(Replace(kind="self", window=self_attention, pixels=(0, 32 * 32)))
     return [*made, Reweight(weights, rows=[1], normalize=normalize)] if weights else made

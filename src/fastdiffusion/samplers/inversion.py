@@ -73,8 +73,9 @@ class Inversion:
         goals, made = [*self.states[1:], x0], []
         noises = self.noises or (None,) * len(self.states)
         for i, (row, x, goal) in enumerate(zip(self.table.rows, self.states, goals, strict=True)):
-            added = 0 if i >= len(noises) or noises[i] is None else row.noise[0][0] * noises[i]
-            made.append((goal - added - row.ratio * x) / (1 - row.ratio))
+            if i < len(noises) and (noise := noises[i]) is not None:
+                goal = goal - row.noise[0][0] * noise
+            made.append((goal - row.ratio * x) / (1 - row.ratio))
         return made
 
     def reconstruction(self, denoise: Denoise, cond: Cond | None) -> Float[Tensor, "b *d"]:

@@ -118,12 +118,14 @@ def _in_original_names(
     """The same by the names of a family's original code, where several layers may be rows of one."""
     own = [name for name, module in net.named_modules() if getattr(module, "weight", None) is not None]
     found = [(name, places) for name, places in originals(net, own) if {p.module for p in places} & matrices.keys()]
-    fused = {p.module for _, places in found if len({p.module for p in places}) > 1 for p in places}
+    found.sort(key=lambda one: -len({p.module for p in one[1]}))  # of two names of a layer the larger one is meant
+    done: set[str] = set()
     result: dict[str, tuple[Tensor, Tensor, float]] = {}
     for name, places in found:
-        layers = [layer for layer in dict.fromkeys(p.module for p in places) if layer in matrices]
-        if len({p.module for p in places}) == 1 and (layers[0] in fused or name in result):
+        if done & (held := {p.module for p in places}):
             continue
+        done |= held
+        layers = [layer for layer in dict.fromkeys(p.module for p in places) if layer in matrices]
         if places[0].take == ALL:
             result[name] = matrices[layers[0]]
             continue
@@ -135,5 +137,4 @@ def _in_original_names(
             first = sum(ranks[: layers.index(place.module)])
             up[place.take, first : first + len(down)] = alpha / len(down) * own_up[place.put].flatten(1)
         result[name] = (torch.cat([matrices[layer][0] for layer in layers]), up, float(sum(ranks)))
-    done = fused | {p.module for _, places in found for p in places}
     return result | {layer: triple for layer, triple in matrices.items() if layer not in done}

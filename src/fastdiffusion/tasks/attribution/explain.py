@@ -11,6 +11,7 @@ there (occlusion: the run again without it)? Where the answers differ, the numbe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...errors import InputError, warn
+from ...errors import InputError
 from ...io.images import ENDS, safe_name
 from ...io.inputs import open_mask
 from ...io.metadata import without_paths
@@ -32,11 +33,11 @@ from ..generation.plan import Plan, plan
 from ..generation.recipe import followed
 from ..loading import LOADING
 from ..text_image import clip as text_image
-from .integrated import Attribution, Run, Target, attribute, by_term
+from .integrated import Attribution, Run, Target, attribute, by_term, secants
 from .options import ExplainOptions, corners
 from .result import Explanation, WordNumbers, rank_correlation
 
-ALLOWED = 0.02  # of the whole, what the integral may lack without a warning
+ALLOWED = 0.02  # of the whole, what the integral may lack before shares are taken from finite steps
 
 
 def explain(what: str | Path, model: Model | str | Path | None = None, **options: Any) -> Explanation:
@@ -221,7 +222,10 @@ def _integrated(run: Run, parsed: Terms, target: Target, size: Size, chosen: Exp
 
     with torch.no_grad():
         split = by_term(run, len(parsed.content), encode)
-    return attribute(run, target, split, chosen.points, chosen.batch_size)
+    found = attribute(run, target, split, chosen.points, chosen.batch_size)
+    if found.missing <= ALLOWED:
+        return found
+    return replace(found, exact=secants(run, target, split, batch_size=chosen.batch_size))
 
 
 def _numbers(
@@ -248,14 +252,17 @@ def _numbers(
             continue
         by_step = None if found is None else found.terms[:, place]
         steps = () if by_step is None else tuple((by_step / whole).tolist())
-        rows.append(WordNumbers(term.text, "word", part(by_step), steps, held, without[place] / whole, mapped[place]))
+        share = part(by_step if found is None or found.exact is None else found.exact[place])
+        rows.append(WordNumbers(term.text, "word", share, steps, held, without[place] / whole, mapped[place]))
         place += 1
     if found is not None:
         for name, kind, value in (("whole prompt", "pooled", found.pooled), ("rest", "other", found.other)):
             if bool(value.any()):
                 rows.append(WordNumbers(name, kind, None, (), part(value), None, None))
+        rest = [] if found.exact is None else list(found.exact[place:])
         for name, kind, value in (("negative prompt", "negative", found.negative), ("image", "pixels", found.pixels)):
             if value is not None and bool(value.any()):
+                value = rest.pop(0) if rest else value
                 rows.append(WordNumbers(name, kind, part(value), (), None, None, None))
     return rows
 
@@ -280,9 +287,12 @@ def _notes(parsed: Terms, found: Attribution | None, why: str, chosen: ExplainOp
             f"Shares by integrated gradients over {found.points} points: they add up to the whole but for "
             f"{found.missing:.1%}."
         )
-        if found.missing > ALLOWED:
-            notes.append(f"That is more than {ALLOWED:.0%}: the run jumps on the way. Try points={2 * chosen.points}.")
-            warn(notes[-1])
+        if found.exact is not None:
+            notes.append(
+                f"That is more than {ALLOWED:.0%}, because the run is rough on the way: the shares are those of finite "
+                f"steps instead, which add up exactly. Those at each step are the integral's: try points="
+                f"{2 * chosen.points}."
+            )
     return notes
 
 

@@ -52,6 +52,7 @@ class Attribution:
         pixels: Image to image, of the pixels of the image that was started from.
         low, high: The target without the prompt, and with it.
         points: Of the quadrature.
+        exact: Shares by :func:`secants`, where the integral misses too much of the difference.
     """
 
     terms: Float[Tensor, "k t"]
@@ -63,6 +64,7 @@ class Attribution:
     low: float
     high: float
     points: int
+    exact: Float[Tensor, " p"] | None = None
 
     @property
     def missing(self) -> float:
@@ -139,6 +141,22 @@ class Run:
         cond, away, pixels = self._points(alphas)
         return self.decode(samplers.final(self.steps([cond], away, pixels)))
 
+    @torch.no_grad()
+    def mixed(self, amounts: Float[Tensor, "n p"], terms: Mapping[str, Tensor]) -> Float[Tensor, "n c h w"]:
+        """The images with an amount, 0 to 1, of each word, then of the negative prompt and the pixels if there are any.
+
+        ``terms`` is of :func:`by_term`.
+        """
+        amounts = amounts.to(self.plan.model.device)
+        count, rows = len(next(iter(terms.values()))), len(amounts)
+        rest = list(amounts[:, count:].unbind(1))
+        parts = {name: v.expand(rows, *v.shape[1:]) for name, v in self.cond.parts().items()}
+        for name, base in self.base.items():
+            parts[name] = base + torch.einsum("bt,t...->b...", amounts[:, :count].to(base), terms[name].to(base))
+        away = self._points(rest.pop(0).tolist())[1] if self.negative is not None else None
+        pixels = self.pixels * _column(rest.pop(0), self.pixels) if self.pixels is not None else None
+        return self.decode(samplers.final(self.steps([Cond.of(parts)], away, pixels)))
+
     def _points(self, alphas: Sequence[float]) -> tuple[Cond, Cond | None, Tensor | None]:
         """Condition, negative prompt and pixels at points of the path."""
         along = torch.tensor(list(alphas), device=self.plan.model.device)
@@ -176,6 +194,31 @@ class Run:
         by_step = [{name: found.pop(0) for name in own} for _, own in made]
         negative = {name: found.pop(0) for name in its}
         return by_step, negative, found[0] if found else None, values.tolist()
+
+
+def secants(
+    run: Run, target: Target, terms: Mapping[str, Tensor], panels: int = 8, batch_size: int = 1
+) -> Float[Tensor, " p"]:
+    """Shares from finite steps in place of gradients: of each word, then the negative prompt and the pixels if any.
+
+    The way from the baseline to the prompt is gone in panels, in each of which the parts come one after the other, in
+    turn from the first and from the last, and each is given what the target changes by (Aumann and Shapley's value in
+    finite steps). All shares add up to the target's difference exactly, however rough the run is in between.
+    """
+    count = len(next(iter(terms.values()))) + (run.negative is not None) + (run.pixels is not None)
+    amounts, order = [torch.zeros(count)], []
+    for panel in range(panels):
+        for part in range(count) if panel % 2 == 0 else reversed(range(count)):
+            order.append(part)
+            amounts.append(amounts[-1].clone())
+            amounts[-1][part] = (panel + 1) / panels
+    values: list[float] = []
+    for i in range(0, len(amounts), batch_size):
+        values += target(run.mixed(torch.stack(amounts[i : i + batch_size]), terms)).tolist()
+    shares = torch.zeros(count)
+    for part, (before, after) in zip(order, pairwise(values), strict=True):
+        shares[part] += after - before
+    return shares
 
 
 class Panel(NamedTuple):

@@ -102,6 +102,7 @@ class Explanation(ImageResult):
             "integral": None if self.attribution is None else {
                 "points": self.attribution.points, "missing": self.attribution.missing,
                 "low": self.attribution.low, "high": self.attribution.high,
+                "shares": "integral" if self.attribution.exact is None else "finite steps",
             },
             "agreement": self.agreement,
             "sigmas": list(self.sigmas),

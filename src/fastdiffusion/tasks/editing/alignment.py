@@ -84,12 +84,13 @@ class Alignment:
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Pairs of a new word and the old one in whose place it stands, "" if it has a place of its own."""
-        new, old = (_words(text, spans) for text, spans in zip(reversed(self.texts), reversed(self.spans), strict=True))
-        pairs: dict[str, list[str]] = {}
+        new, old = (_whole(text, spans) for text, spans in zip(reversed(self.texts), reversed(self.spans), strict=True))
+        pairs: dict[tuple[int, int], str] = {}
         for token, column in enumerate(self.columns):
             if token in new:
-                pairs.setdefault(new[token], []).append(old.get(column, ""))
-        return tuple((name, next((o for o in olds if o), "")) for name, olds in pairs.items())
+                taken = self.texts[SOURCE][slice(*old[column])] if column in old else ""
+                pairs[new[token]] = pairs.get(new[token]) or taken
+        return tuple((self.texts[TARGET][slice(*span)], taken) for span, taken in pairs.items())
 
     @property
     def note(self) -> str:
@@ -110,15 +111,15 @@ def _places(phrase: str, text: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
 
 
-def _words(text: str, spans: Sequence[tuple[int, int]]) -> dict[int, str]:
-    """By token the whole word that it is part of."""
-    whole = [match.span() for match in re.finditer(r"[\w'-]+", text)]
-    found = {}
+def _whole(text: str, spans: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:
+    """By token the word that it is part of, as its place in the text; marks and punctuation are none."""
+    whole, found = [match.span() for match in re.finditer(r"[\w'-]+", text)], {}
     for i, (a, b) in enumerate(spans):
-        if a < b and (text[a:b].strip()):
-            first = next((k for k in range(a, b) if not text[k].isspace()), a)
-            x, y = next(((x, y) for x, y in whole if x <= first < y), (a, b))
-            found[i] = text[x:y] if y - x <= 3 * (b - a) + 20 else text[a:b]
+        first = next((k for k in range(a, b) if not text[k].isspace()), None)
+        if first is None or not re.match(r"\w", text[first]):
+            continue
+        x, y = next((x, y) for x, y in whole if x <= first < y)
+        found[i] = (a, b) if re.match(r"[\u3040-\u9fff]", text[first]) else (x, y)  # no spaces: each token is one
     return found
 
 
@@ -127,4 +128,4 @@ def check_phrases(phrases: Sequence[str], aligned: Alignment) -> None:
     for phrase in phrases:
         if not phrase.strip():
             raise InputError("A word between commas is empty. Write 'the hat, the tie'.")
-        aligned.prompt_with(phrase)
+        aligned.prompt_with(phrase.strip())

@@ -79,7 +79,7 @@ class Edit:
 
     def _of_latents(self, mask: Float[Tensor, "1 1 i j"] | None, x0: Latents) -> Mask | None:
         """Each latent may change as much as its square of pixels does on average, so that edges stay soft."""
-        return None if mask is None else functional.adaptive_avg_pool2d(mask, x0.shape[-2:]).to(x0)
+        return None if mask is None else functional.adaptive_avg_pool2d(mask, list(x0.shape[-2:])).to(x0)
 
     # ---- the ways -----------------------------------------------------------------------------------------------
 
