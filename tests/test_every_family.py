@@ -386,7 +386,7 @@ def test_pag_equals_diffusers_pipeline(name, kind):
 
     one = get(name)
     model, family = one.model, one.model.denoise
-    layers = ["mid"] if name == "sd15" else ["blocks.0"]
+    layers = ["mid"] if name == "sd15" else ["blocks.1"]  # block 0 has a second attention, which PAG leaves
     net = model.modules["net"]
     own = pipeline(model)
     known = inspect.signature(getattr(diffusers, kind)).parameters
@@ -407,7 +407,7 @@ def test_pag_equals_diffusers_pipeline(name, kind):
         sigmas = (sigmas / (1 - sigmas)).clamp(max=FlowLevels.TOP) if flow else sigmas
         start = noise * (1 + float(sigmas[0]) if flow else float(pipe.scheduler.init_noise_sigma))
         guided = model.guide(model.denoise, scale, model.null(1, one.size)) if scale != 1 else model.denoise
-        chosen = [pattern + "*" if "." in pattern else pattern for pattern in layers]
+        chosen = [f"*{pattern}.attn" if "." in pattern else pattern for pattern in layers]
         guided = pag(guided, net, 3.0, chosen, plain=model.denoise)
         cond = model.encode_prompt(UNLIKE, one.size)
         got = samplers.final(samplers.run(guided, start, samplers.table("euler", sigmas), cond, [0, 1]))
