@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -189,9 +190,23 @@ def gathered(rows: Tensor) -> Tensor:
     """The rows of all processes, in their order; gradients go back to where each row came from."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    from torch.distributed.nn.functional import all_gather
+    return _Gathered.apply(rows.contiguous())  # pyright: ignore[reportReturnType]
 
-    return torch.cat(all_gather(rows.contiguous()))
+
+class _Gathered(torch.autograd.Function):
+    """torch.distributed.nn's ``all_gather`` mixes up gradients that do not lie row by row in memory (gloo)."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def shard(module: nn.Module) -> None:
