@@ -112,8 +112,8 @@ def _run(what: str | Path, model: Model | str | Path | None, chosen: ExplainOpti
             raise InputError(f"{path.name!r} is a sheet of {len(wanted)} images. Explain one of them.")
         return made, wanted.start
     names = ("seed", "steps", "scale", "negative_prompt", "image", "size", *LOADING)
-    drawn = {name: getattr(chosen, name) for name in names}
-    started = {} if chosen.image is None else {"strength": chosen.strength}
+    drawn: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+    started: dict[str, Any] = {} if chosen.image is None else {"strength": chosen.strength}
     return plan("emoji" if model is None else model, SampleOptions(prompt=what, n=1, **drawn, **started)), 0
 
 
