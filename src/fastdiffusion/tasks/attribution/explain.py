@@ -272,12 +272,9 @@ def _agreement(numbers: Sequence[WordNumbers], found: Attribution | None) -> dic
     own = [row for row in numbers if row.kind == "word"]
     if len(own) < 3 or found is None:
         return {}
-    columns = {
-        "occlusion": [row.occlusion for row in own],
-        "maps": [row.mapped for row in own],
-    }
-    shares = [row.share for row in own]
-    return {name: rank_correlation(shares, values) for name, values in columns.items() if None not in values}
+    columns = {"occlusion": [row.occlusion or 0.0 for row in own], "maps": [row.mapped or 0.0 for row in own]}
+    shares = [row.share or 0.0 for row in own]
+    return {name: rank_correlation(shares, values) for name, values in columns.items()}
 
 
 def _notes(parsed: Terms, found: Attribution | None, why: str, chosen: ExplainOptions) -> list[str]:
