@@ -8,8 +8,8 @@ inversion: PSNR of images that the model drew, inverted and drawn again under gu
 is the ceiling; of edit-friendly noise the largest error in latents, as a part of the largest value.
 
 weights: an image is drawn with a word at the weights -1, 0, 0.5, 1, 1.5, 2 and 3, by attention (prompt-to-prompt) and,
-from 0 up, by token states (the prompt language). Its score is the evaluator's similarity to the caption less that to the caption
-without the word; Spearman's correlation of weight and score, for each caption, over the mean of n seeds.
+from 0 up, by token states (the prompt language). Its score is the evaluator's similarity to the caption less that to
+the caption without the word; Spearman's correlation of weight and score, for each caption, over the mean of n seeds.
 
 sketches: what the model draws, in four flat colors on a grid of 10 x 10, is the sketch; its caption draws it anew at
 rising strength. Recognised: as in bench/edits.py. Edges: intersection over union with the sketch's, one pixel of slack.

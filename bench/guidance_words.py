@@ -24,7 +24,7 @@ from fastdiffusion.models.registry import loaded
 from fastdiffusion.tasks.evaluation import evaluator as judging
 
 ROWS = (
-    "cfg scale=2", "cfg_zero scale=2 zero=0", "pag scale=2", "slg scale=2", "seg scale=2", "cads noise=1",
+    "cfg scale=2", "cfg_zero scale=2 zero=0", "pag scale=2", "slg scale=2", "cads noise=1",
     "cfg_zero scale=2", "apg scale=2", "cfg scale=3", "pag scale=3", "cads noise=0.5",
 )  # fmt: skip
 COLUMNS = ("recall", "fd", "spread")
@@ -49,7 +49,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {}
     for name in ("plain", *args.rows):
         guide = None if name == "plain" else name
-        own = args.scale if name == "plain" or name.split()[0] in ("pag", "seg", "slg", "cads") else None
+        own = args.scale if name == "plain" or name.split()[0] in ("pag", "slg", "cads") else None
         for seed in range(args.seeds):
             drawn = [
                 sample(

@@ -106,10 +106,8 @@ def main() -> None:
         shown = [
             p for a, b in pairs[: 8 if len(images[0][0]) < 100 else 2] for p in (a, b, (10 * (b - a)).clamp(-1, 1))
         ]
-        save_png(
-            grid(torch.stack(shown), 6, max(1, 192 // shown[0].shape[-1])),
-            args.out / f"mark-{kind.split()[0]}-{kind[-6:]}.png",
-        )
+        sheet = grid(torch.stack(shown), 6, max(1, 192 // shown[0].shape[-1]))
+        save_png(sheet, args.out / f"mark-{kind[:3].strip()}-{kind[-5:]}.png")
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--scale", type=float, default=3.0)
     parser.add_argument("--strength", type=float, nargs="+", default=[1.0], help="scales of the control")
+    parser.add_argument("--mirror", action="store_true", help="mirror the maps: shapes that no training image has")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args()
@@ -69,6 +70,7 @@ def main() -> None:
     chosen = torch.randperm(len(known), generator=torch.Generator().manual_seed(0))[: args.n]
     rows = [emoji.batch([known[int(i)]]) for i in chosen]
     glyphs, names = torch.cat([as_input(row.images) for row in rows]), [row.captions[0] for row in rows]
+    glyphs = glyphs.flip(-1) if args.mirror else glyphs
     maps = edge_map(glyphs)[:, :1]
     results = {"without": drawn(model, names, None, args.scale, args.steps, args.batch)}
     for strength in args.strength:

@@ -215,7 +215,8 @@ def test_weights_of_8_bits_are_near_and_small(inputs, cache):
     assert small < 0.3 * whole
 
 
-def test_torch_shares_the_weights_with_the_file(inputs, cache):
+def test_torch_shares_the_weights_with_the_file(inputs, cache, monkeypatch):
+    monkeypatch.setattr(engine_files, "LARGE", 0)
     torch.manual_seed(0)
     net = ready(nn.Sequential(nn.Conv2d(16, 128, 3), nn.Flatten(), nn.Linear(128 * 36, 9)))
     before = net(inputs[0])
@@ -226,7 +227,7 @@ def test_torch_shares_the_weights_with_the_file(inputs, cache):
     for layer in (net[0], net[2]):
         assert layer.weight.untyped_storage().nbytes() == len(kept)  # a view of the file, the one of both
     engines.detach({"net": net})
-    assert torch.equal(net(inputs[0]), before)
+    assert relative(net(inputs[0]), before) < 1e-6
     net[2].weight.data.zero_()
     assert file.read_bytes() == kept  # and changes stay in this process
 

@@ -45,7 +45,7 @@ from fastdiffusion.io import provenance
 from fastdiffusion.models import Model, registry
 from fastdiffusion.models import model as models_model
 from fastdiffusion.nets import clip as net_clip
-from fastdiffusion.nets import presets
+from fastdiffusion.nets import presets, seamless
 from fastdiffusion.prompts import reading
 from fastdiffusion.samplers import processes
 from fastdiffusion.tasks import export, fitting, training, variations
@@ -368,7 +368,7 @@ CHOICES = {
     choices.RESTORATIONS: method.METHODS, choices.ANSWERS: method.ANSWERS, choices.PROCESSES: processes.PROCESSES,
     choices.TRANSLATIONS: paired.METHODS, choices.AUTOENCODERS: train.KINDS, choices.CLIP_SIZES: clip.SIZES,
     choices.CLIP_LOSSES: net_clip.LOSSES, choices.RNGS: ["own", *rng.THEIRS],
-    choices.MAPS: ["auto", "attention", "occlusion"],
+    choices.MAPS: ["auto", "attention", "occlusion"], choices.SEAMLESS: seamless.AXES,
 }  # fmt: skip
 
 

@@ -414,6 +414,25 @@ def test_pag_equals_diffusers_pipeline(name, kind):
         assert float((got - family.from_pipeline(wanted, model.shape)).abs().max() / wanted.abs().max()) <= 1e-4
 
 
+@torch.no_grad()
+def test_rows_of_a_t5_that_is_not_there_count_as_often_while_a_net_is_trained():
+    """256 rows of zeros are one with a larger logit: the same estimate."""
+    model = get("sd3_without_t5").model
+    net, x, sigma = model.modules["net"], torch.randn(2, *model.shape), torch.tensor([0.5, 3.0])
+    cond = model.conditioner.encode(["a cat", "a dog, which is another"], (64, 64))
+    assert cond.emb.shape[1] == 77 + 256
+    whole, shapes = model.denoise(x, sigma, cond), []
+    handle = net.context_embedder.register_forward_pre_hook(lambda module, args: shapes.append(args[0].shape[1]))
+    net.train()
+    try:
+        few = model.denoise(x, sigma, cond)
+    finally:
+        net.eval()
+        handle.remove()
+    assert shapes[-1] == 78
+    assert (few - whole).abs().max() <= 1e-5 * whole.abs().max()
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_classifier_of_latents_guides(name):
     """A random one: sigma^2 times its own gradient is what it adds."""

@@ -70,6 +70,11 @@ def sd3():
     )  # fmt: skip
 
 
+def sd3_without_t5():
+    whole = sd3()
+    return diffusers.StableDiffusion3Pipeline(**whole.components | {"text_encoder_3": None, "tokenizer_3": None})
+
+
 def flux(guidance=True):
     (one, first), (two, second) = clip(16), t5(32)
     net = diffusers.FluxTransformer2DModel(
@@ -166,7 +171,23 @@ def krea2():
 
 FAMILIES = {
     f.__name__: f
-    for f in (sd15, sd2v, zero_snr, lcm, sdxl, sd3, flux, schnell, chroma, flux2, klein, qwen_image, z_image, krea2)
+    for f in (
+        sd15,
+        sd2v,
+        zero_snr,
+        lcm,
+        sdxl,
+        sd3,
+        sd3_without_t5,
+        flux,
+        schnell,
+        chroma,
+        flux2,
+        klein,
+        qwen_image,
+        z_image,
+        krea2,
+    )
 }
 FAMILIES |= {f.__name__: f for f in (more.pixart, more.sana, more.lumina2, more.hidream, more.wan)}
 

@@ -69,15 +69,10 @@ class DiffusersAttention:
             and not any(part in name for part in self.without)
         }
 
-    @property
-    def watched(self) -> bool:
-        """Whether this thread's hooks see the layers now."""
-        return getattr(self._local, "entered", False)
-
     @contextmanager
     def watch(self, net: nn.Module) -> Iterator[None]:
         """Let this thread's hooks see every layer; nested contexts are one."""
-        if self.watched:
+        if getattr(self._local, "entered", False):
             yield
             return
         mode, thread = _Mode(self), threading.get_ident()

@@ -19,7 +19,7 @@ from ..io.atomic import write_json
 from . import engine_trial
 
 NET, INT8, NOTES = "net.xml", "int8.xml", "notes.json"
-SHARED = 1 << 16  # bytes from which a weight is worth sharing
+LARGE, SHARED = 1 << 26, 1 << 16  # bytes from which a network, and a weight of it, are worth sharing
 
 
 def convert(flat: Any, inputs: Sequence[Tensor], folder: Path, names: Sequence[str] = ()) -> None:
@@ -93,20 +93,23 @@ def compress(folder: Path) -> None:
 def share(module: nn.Module, folder: Path) -> None:
     """Let torch's large weights be views of the converted file: memory that is empty until torch computes.
 
-    The file is mapped privately: nothing that is done to a weight reaches it.
+    The file is mapped privately: nothing that is done to a weight reaches it. Numbers in it lie at other addresses than
+    torch would choose, which its kernels may round by; small networks stay as they are.
     """
+    if sum(p.nbytes for p in module.parameters()) < LARGE:
+        return
     path = (folder / NET).with_suffix(".bin")
     file = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
     places: dict[tuple[int, bytes], list[Tensor]] = {}
     for start, end in _constants(folder / NET):
-        if end - start >= SHARED:
+        if end - start >= SHARED and start % 4 == 0:
             places.setdefault(_key(part := file[start:end]), []).append(part)
     for p in module.parameters():
         if p.nbytes < SHARED or not p.is_contiguous() or p.dtype != torch.float32 or _from_file(p):
             continue
         own = p.detach().reshape(-1).view(torch.uint8)
         if (same := next((part for part in places.get(_key(own), ()) if torch.equal(part, own)), None)) is not None:
-            p.data = same.view(torch.float32).view(p.shape)
+            p.data = same.view(torch.float32).as_strided(p.shape, p.stride())
     del file
 
 

@@ -186,9 +186,9 @@ class Family(Startable):
         self.autoencoder = self.vae(modules["vae"])
         self.levels = self.noise_levels(checkpoint.scheduler)
         self.texts = [
-            self.reader(modules[f"text_encoder{n}"], words, min(encoder.limit, int(words.model_max_length)))
+            self.reader(modules[f"text_encoder{n}"], tokenizer, min(encoder.limit, int(tokenizer.model_max_length)))
             for n, encoder in self.numbered()
-            if (words := checkpoint.tokenizers.get(f"tokenizer{n}")) is not None
+            if (tokenizer := checkpoint.tokenizers.get(f"tokenizer{n}")) is not None
         ]
         self.check()
 

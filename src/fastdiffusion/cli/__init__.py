@@ -23,7 +23,7 @@ from .app import app, register_old_names
 
 # Each registers its commands, in the order of the help.
 from . import training, classification, autoencoding, sampling, languages, restoration, text_image  # noqa: F401 # isort: skip
-from . import editing, explaining, personalization, stylization, translation, info  # noqa: F401 # isort: skip
+from . import editing, stylization, translation, info  # noqa: F401 # isort: skip
 
 
 register_old_names()

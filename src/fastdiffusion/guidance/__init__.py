@@ -12,7 +12,7 @@ from .regional import Region, regional
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
 
 if TYPE_CHECKING:
-    from .perturbed import pag, seg, slg
+    from .perturbed import pag, slg
     from .registry import GUIDANCE
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "regional",
     "replace_text",
     "scale_at",
-    "seg",
     "self_conditioned",
     "self_ensemble",
     "slg",
@@ -51,7 +50,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Load what needs the networks on first use: samplers import this package."""
-    if name in ("pag", "seg", "slg"):
+    if name in ("pag", "slg"):
         from . import perturbed
 
         return getattr(perturbed, name)

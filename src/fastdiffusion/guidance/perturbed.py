@@ -38,18 +38,6 @@ class Identity(Controller):
 
 
 @dataclass(kw_only=True, eq=False)
-class Uniform(Controller):
-    """Let all pixels ask the same, the mean of what they would: attention blurred over the whole image."""
-
-    kind: Literal["self", "cross"] | None = "self"
-
-    def __call__(self, call: AttentionCall) -> None:
-        query, pixels = call.query.clone(), call.pixels or slice(None)
-        query[..., pixels, :] = query[..., pixels, :].mean(-2, keepdim=True)
-        call.output = call.attend(query, call.key, call.value, call.mask)
-
-
-@dataclass(kw_only=True, eq=False)
 class Skip(Controller):
     """Leave the layers out: nothing is added to what goes past them."""
 
@@ -129,21 +117,6 @@ def pag(
         InputError: A network without attention, or whose layers cannot be seen; the message names them.
     """
     return _away(denoise, net, Identity(layers=chosen_layers(net, layers)), scale, interval, plain)
-
-
-def seg(
-    denoise: Denoise,
-    net: nn.Module,
-    scale: Scale,
-    layers: str | Sequence[str] | None = None,
-    interval: Interval = ALWAYS,
-    plain: Denoise | None = None,
-) -> Guided:
-    """Smoothed-energy guidance: as :func:`pag`, but all pixels of D' ask for the same (Hong 2024, arXiv:2408.00760).
-
-    That is the paper's limit of a blur without bounds, which it uses (sec. 5.1).
-    """
-    return _away(denoise, net, Uniform(layers=chosen_layers(net, layers)), scale, interval, plain)
 
 
 def slg(

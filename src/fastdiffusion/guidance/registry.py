@@ -14,7 +14,7 @@ from .classifier_free import apg, autoguidance, cfg, cfg_zero, compose
 from .core import Guided
 from .features import clip_guidance, feature_guidance
 from .gradient import classifier, loss_guidance
-from .perturbed import pag, seg, slg
+from .perturbed import pag, slg
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
 
 Kind = Literal[
@@ -49,7 +49,6 @@ GUIDANCE: dict[str, Entry] = {
     "apg": Entry(apg, {}, _APG, "apg scale=5"),
     "cfg_zero": Entry(cfg_zero, {}, {**_SCALE, "zero": "count"}, "cfg_zero scale=3"),
     "pag": Entry(pag, {}, _AWAY, "pag scale=2"),
-    "seg": Entry(seg, {}, _AWAY, "seg scale=2"),
     "slg": Entry(slg, {}, _AWAY, "slg scale=2 layers=mid"),
     "cads": Entry(cads, {}, _CADS, "cads noise=0.5"),
     "negative": Entry(cfg, {"uncond": "label"}, _CFG, "negative dog scale=2"),

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -130,24 +130,34 @@ def _marked(image: Float[Tensor, "c h w"], key: str) -> Float[Tensor, "c h w"]:
     levels = torch.from_numpy(np.array(flatten(to_pil(image)).convert("L"), dtype=np.float32))
     c = _coefficients(levels, band)
     rows = c.shape[0]
-    back = _basis(height, rows).T, _basis(width, rows), math.sqrt(height * width) / (64 * 2**band)
+    down, across, unit = _basis(height, rows).T, _basis(width, rows), math.sqrt(height * width) / (64 * 2**band)
     marked = pixels.to(torch.uint8)
     for strength in STRENGTHS:
         aligned = signs * c
         moved = torch.where(aligned > -strength, (MARGIN * strength - aligned).clamp(min=0), 0) * signs * inside
-        change = back[0] @ moved @ back[1] * back[2]
+        change = down @ moved @ across * unit
         marked = torch.cat([colors + change, pixels[len(colors) :]]).round().clamp(0, 255).to(torch.uint8)
         if all(found(each, key) >= WANTED for each in _trials(to_pil(marked))):
             break
     return to_tensor(marked)
 
 
-def _trials(image: Image.Image) -> Sequence[Image.Image]:
-    """What the mark must outlast: a JPEG of quality 75, and two thirds of the size."""
-    buffer, flat = io.BytesIO(), flatten(image)
-    flat.save(buffer, "JPEG", quality=75)
-    small = max(image.width * 2 // 3, 1), max(image.height * 2 // 3, 1)
-    return Image.open(buffer), flat.resize(small, Image.Resampling.BICUBIC)
+def _trials(image: Image.Image) -> Iterator[Image.Image]:
+    """What the mark must outlast: a JPEG of quality 75, and two thirds of the size.
+
+    Where there are pixels enough that nobody will see it: quality 60, and four fifths of the size in quality 75, too.
+    """
+    flat, large = flatten(image), octave(image.height, image.width) > 0
+    yield _jpeg(flat, 60 if large else 75)
+    yield flat.resize((flat.width * 2 // 3, flat.height * 2 // 3), Image.Resampling.BICUBIC)
+    if large:
+        yield _jpeg(flat.resize((flat.width * 4 // 5, flat.height * 4 // 5), Image.Resampling.BICUBIC), 75)
+
+
+def _jpeg(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer)
 
 
 def psnr(before: UInt8[Tensor, "*d"], after: UInt8[Tensor, "*d"]) -> float:

@@ -67,10 +67,10 @@ def source_type(recipe: Mapping[str, Any]) -> str | None:
     restoration shows what its input shows: it is ``algorithmicallyEnhanced``, unless holes were filled.
     """
     kind, p = _SOURCES.get(str(recipe.get("verb"))), recipe.get("parameters")
-    given = isinstance(p, Mapping) and (p.get("image") or "inpaint" in str(p.get("guidance")))
+    has_image = isinstance(p, Mapping) and (p.get("image") or "inpaint" in str(p.get("guidance")))
     if kind == ENHANCED and any(name in str(recipe.get("corruption")) for name in _FILLED):
         return MIXED
-    return MIXED if kind == MADE and given else kind
+    return MIXED if kind == MADE and has_image else kind
 
 
 def xmp(recipe: Mapping[str, Any]) -> str | None:

@@ -12,7 +12,7 @@ from .images import opened, read_image, read_recipe
 
 
 def read_provenance(path: str | os.PathLike[str], key: str = mark.KEY) -> dict[str, Any]:
-    """What an image file says of where it comes from; empty where it says nothing.
+    """What an image file says of where it comes from; empty where there is neither.
 
     Keys: "digital_source_type", the name in IPTC's vocabulary; "mark", how many standard deviations the invisible mark
     of ``key`` stands out, if it is found. Raises DataError for no image.

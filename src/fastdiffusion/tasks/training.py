@@ -67,11 +67,11 @@ def train(
     return TrainingResult(Path(options["folder"]), model, last.report)
 
 
-def _budget(given: Mapping[str, Any]) -> Budget:
+def _budget(options: Mapping[str, Any]) -> Budget:
     """What a run of several stages is given: ten minutes by default; callbacks belong to one loop alone."""
-    if given.get("callbacks"):
+    if options.get("callbacks"):
         raise InputError("A checkpoint of several parts is trained in several loops. Leave callbacks out.")
-    chosen = fill(Budget, **{name: value for name, value in given.items() if name != "callbacks"})
+    chosen = fill(Budget, **{name: value for name, value in options.items() if name != "callbacks"})
     return chosen if chosen.minutes is not None or chosen.steps is not None else replace(chosen, minutes=10.0)
 
 

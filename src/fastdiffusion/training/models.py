@@ -91,14 +91,14 @@ def model_task(
         return as_input(batch.images), sigma.clamp(model.sigma_min, model.sigma_max), noise, captions, labels
 
     conditioner: Any = model.conditioner
-    read = None if conditioner is None else conditioner.encode
-    if read is not None and any(name.startswith("text_encoder") for name in trained):
-        read = conditioner.condition  # the same, with gradients
+    encode = None if conditioner is None else conditioner.encode
+    if encode is not None and any(name.startswith("text_encoder") for name in trained):
+        encode = conditioner.condition  # the same, with gradients
 
     def of_batch(batch: tuple[Tensor, Tensor, Tensor, list[str], list[int]]) -> Tensor:
         images, sigma, noise, captions, labels = batch
         cond = model.cond(labels) if model.classes else None
-        cond = cond if read is None else read(captions, size)
+        cond = cond if encode is None else encode(captions, size)
         return loss((chosen.encode or model.encode)(images), sigma, noise, cond)
 
     for name, module in model.modules.items():

@@ -49,12 +49,11 @@ class StableDiffusion3(Family):
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         assert cond.emb is not None
-        emb, zero = cond.emb, (cond.emb == 0).all(-1).all(0)
-        alike = int(zero.sum()) if self.without_t5 and not self.attention.watched else 0
-        if alike < 2:
-            return self.net(x, emb, cond.pooled, t, return_dict=False)[0]
-        with _LastKeyCounts(alike):
-            emb = torch.cat([emb[:, ~zero], emb.new_zeros(len(emb), 1, emb.shape[-1])], 1)
+        if not (self.without_t5 and self.net.training):
+            return self.net(x, cond.emb, cond.pooled, t, return_dict=False)[0]
+        zero = (cond.emb == 0).all(-1).all(0)  # three quarters of all tokens, and of the time of a small network
+        emb = torch.cat([cond.emb[:, ~zero], cond.emb[:, zero][:, :1]], 1)
+        with _LastKeyCounts(int(zero.sum()), emb.shape[1] + x.shape[-2] * x.shape[-1] // self.patch**2):
             return self.net(x, emb, cond.pooled, t, return_dict=False)[0]
 
     def token_spans(self, text: str) -> Spans:
@@ -65,20 +64,19 @@ class StableDiffusion3(Family):
 
 
 class _LastKeyCounts(TorchFunctionMode):
-    """Within it the last key of every attention counts as ``number`` that are like it.
+    """Within it the last one of ``keys`` keys counts as ``number`` that are like it.
 
     Rows of zeros at places without a position stay alike through all layers, so one stands for all of them: the logits
-    of its key rise by log(number).
+    of its key rise by log(number). Attention of other numbers of keys is among the image's tokens alone.
     """
 
-    def __init__(self, number: int):
+    def __init__(self, number: int, keys: int):
         super().__init__()
-        self.bias = math.log(number)
+        self.bias, self.keys = math.log(number), keys
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         options = dict(kwargs or {})
-        if func is functional.scaled_dot_product_attention:
-            key = args[1]
-            options["attn_mask"] = bias = key.new_zeros(1, 1, 1, key.shape[-2])
+        if func is functional.scaled_dot_product_attention and args[1].shape[-2] == self.keys:
+            options["attn_mask"] = bias = args[1].new_zeros(1, 1, 1, self.keys)
             bias[..., -1] = self.bias
         return func(*args, **options)

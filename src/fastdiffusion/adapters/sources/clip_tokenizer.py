@@ -47,12 +47,12 @@ def learn_clip_tokenizer(kind: Any, texts: Sequence[str], size: int, **options: 
     counts: Counter[str] = Counter()
     for text in texts:
         normal = backend.normalizer.normalize_str(text)
-        counts.update(word for word, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
+        counts.update(chunk for chunk, _ in backend.pre_tokenizer.pre_tokenize_str(normal))
     tokens = _base()
     number = {token: i for i, token in enumerate(tokens)}
-    words = [[*(number[letter] for letter in word[:-1]), number[f"{word[-1]}</w>"]] for word in counts]
+    chunks = [[*(number[letter] for letter in chunk[:-1]), number[f"{chunk[-1]}</w>"]] for chunk in counts]
     merges: list[tuple[str, str]] = []
-    for a, b in learn(words, list(counts.values()), len(tokens), size - 2):  # two marks
+    for a, b in learn(chunks, list(counts.values()), len(tokens), size - 2):  # two marks
         merges.append((tokens[a], tokens[b]))
         tokens.append(tokens[a] + tokens[b])
     return clip_tokenizer(kind, merges, **options)

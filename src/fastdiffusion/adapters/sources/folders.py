@@ -34,6 +34,13 @@ class Folder:
         """The configuration of a network."""
         return read_json(self.place / part / "config.json")
 
+    @property
+    def configs(self) -> dict[str, Any]:
+        """The index, and the configurations of the networks and of the scheduler that are there, by their names."""
+        nets = [part for part in self.index if self.has(part) and (self.place / part / "config.json").is_file()]
+        there = [(folder.INDEX, self.index), *((part, self.config(part)) for part in nets)]
+        return dict(there) | ({"scheduler": self.scheduler} if self.has("scheduler") else {})
+
     def has(self, part: str) -> bool:
         """Whether the folder names a part at all; see :meth:`check`."""
         named = self.index.get(part)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...models.folder import INDEX
 from .conversion import NET
 from .weights import WeightFile
 
@@ -111,35 +112,49 @@ def is_known(weights: WeightFile) -> bool:
     return not called(weights) and any(prefix_of(weights) + layout.mark in weights for layout in LAYOUTS)
 
 
-def identify(weights: WeightFile) -> tuple[Layout, dict[str, Any]]:
+def identify(weights: WeightFile, folder: Mapping[str, Any] | None = None) -> tuple[Layout, dict[str, Any]]:
     """The layout of a file, and the configurations of its parts, as the file's own size has them.
+
+    Those of a ``folder`` of the same class count where the usual ones do not fit.
 
     Raises InputError for a file of none, and where something else would have to be guessed.
     """
-    problems = []
     if other := called(weights):
         raise InputError(
             f"{weights.path} is {other}, which cannot be read as one file. Give its folder; of a network alone the "
             "folder that has the rest: --tokenizer FOLDER"
         )
-    for layout in LAYOUTS:
-        if prefix_of(weights) + layout.mark in weights:
+    problems: list[str] = []
+    marked = [layout for layout in LAYOUTS if prefix_of(weights) + layout.mark in weights]
+    for own in ({}, folder or {}):
+        for layout in sorted(marked, key=lambda each: not tensors_of(weights, each, "text_encoder")):
             configs = json.loads((CONFIGS / f"{layout.name}.json").read_text())
-            try:
-                _adapt(configs, net := _Net(weights))
-                problem = _misfit(configs, net)
-            except (IndexError, KeyError, ZeroDivisionError) as error:
-                problem = f"parts of its network are missing ({error})"
-            if not problem:
-                _check_encoders(weights, layout, configs)
-                _read_prediction(weights, configs["scheduler"])
-                return layout, configs
-            problems.append(f": {problem}")
+            if own and own[INDEX].get("_class_name") != configs[INDEX]["_class_name"]:
+                continue
+            configs |= {name: config for name, config in own.items() if name in configs and name != INDEX}
+            if problem := _problem(weights, configs):
+                problems.append(f": {problem}")
+                continue
+            _check_encoders(weights, layout, configs)
+            _read_prediction(weights, configs["scheduler"])
+            return layout, configs
+        if not folder:
+            break
     known = ", ".join(layout.name for layout in LAYOUTS)
     raise InputError(
         f"The layout of {weights.path} is not known{(problems or [''])[0]}. One file can hold {known}; of other models "
-        "give the folder in diffusers' layout."
+        "give the folder in diffusers' layout, of smaller or larger ones of these classes their folder besides: "
+        "--tokenizer FOLDER"
     )
+
+
+def _problem(weights: WeightFile, configs: dict[str, Any]) -> str:
+    """Why a file is not what the configurations say, which become those of its size; "" if it is."""
+    try:
+        _adapt(configs, net := _Net(weights))
+        return _misfit(configs, net)
+    except (IndexError, KeyError, ZeroDivisionError) as error:
+        return f"parts of its network are missing ({error})"
 
 
 class _Net:

@@ -72,7 +72,7 @@ class SingleFile:
     def __init__(self, weights: WeightFile, rest: Path | None = None):
         self.weights, self.path, self.rest = weights, weights.path, rest
         self._folder = Folder(rest) if rest is not None and folder.is_folder(rest) else None
-        self.layout, self.configs = layouts.identify(weights)
+        self.layout, self.configs = layouts.identify(weights, None if self._folder is None else self._folder.configs)
         self.index: dict[str, Any] = self.configs["model_index.json"]
 
     @property

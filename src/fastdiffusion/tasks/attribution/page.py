@@ -7,7 +7,7 @@ import io
 import json
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,9 +17,6 @@ from torch.nn import functional
 
 from ...io.images import to_pil
 
-if TYPE_CHECKING:
-    from .result import Explanation
-
 SHOWN = 512  # pixels of the longer side of the image on the page
 STEP = 128  # of a step's
 MAP = 64  # of a map: finer ones say no more
@@ -27,14 +24,14 @@ MOST = 24  # steps, and MOST_WORDS words: a page stays below two megabytes
 MOST_WORDS = 40
 
 
-def page(explanation: Explanation) -> str:
-    """HTML, CSS and script in one text; what it shows is in it as JSON and as data URIs."""
+def page(explanation: Any) -> str:
+    """Of an ``Explanation``: HTML, CSS and script in one text; what it shows is in it as JSON and as data URIs."""
     template = (files(__package__) / "page.html").read_text(encoding="utf-8")
     data = json.dumps(_data(explanation), ensure_ascii=False).replace("<", "\\u003c").replace("&", "\\u0026")
     return template.replace("{{title}}", escape(explanation.text)).replace("{{data}}", data)
 
 
-def _data(explanation: Explanation) -> dict[str, Any]:
+def _data(explanation: Any) -> dict[str, Any]:
     """What the page's script reads."""
     e = explanation
     kept = [round(i * (len(e.maps) - 1) / max(1, MOST - 1)) for i in range(MOST)] if len(e.maps) > MOST else []

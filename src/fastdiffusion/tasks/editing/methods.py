@@ -78,8 +78,8 @@ class Edit:
         return self.model.decode(method(self, x0, self._of_latents(mask, x0))).cpu()
 
     def _of_latents(self, mask: Float[Tensor, "1 1 i j"] | None, x0: Latents) -> Mask | None:
-        """Each latent may change as much as its square of pixels does on average, so that edges stay soft."""
-        return None if mask is None else functional.adaptive_avg_pool2d(mask, list(x0.shape[-2:])).to(x0)
+        """Each latent may change as much as any pixel of its square."""
+        return None if mask is None else functional.adaptive_max_pool2d(mask, list(x0.shape[-2:])).to(x0)
 
     # ---- the ways -----------------------------------------------------------------------------------------------
 
@@ -264,13 +264,23 @@ def _phrases(text: str) -> list[str]:
 
 
 def soft(places: Float[Tensor, "1 1 i j"], threshold: float, image: Float[Tensor, "1 c h w"]) -> Mask:
-    """Where a map is above a threshold, and half of its neighbors, at the size of the image.
+    """Where a map is above a threshold, at the size of the image; its border follows the image's own.
 
-    The border of what changes is a rim of old colors if it is cut too close: an edge runs through the latents at it.
+    A latent is many pixels, and a border that is cut through it leaves a rim of old colors. So the pixels of a ring of
+    one latent around are taken along where their color is nearer to that of what is inside, close by, than outside.
     """
-    inside = (places > threshold).float()
-    grown = functional.max_pool2d(inside, 3, 1, 1)
-    return functional.interpolate((inside + grown) / 2, image.shape[-2:], mode="bilinear")
+    inside, size = (places > threshold).float(), image.shape[-2:]
+    core = functional.interpolate(inside, size, mode="bilinear")
+    grown = functional.interpolate(functional.max_pool2d(inside, 3, 1, 1), size)
+    reach = 2 * (2 * size[-1] // places.shape[-1]) + 1
+    distances = []
+    for part in ((core > 0.5).float(), 1 - grown):
+        weight = functional.avg_pool2d(part, reach, 1, reach // 2)
+        mean = functional.avg_pool2d(image * part, reach, 1, reach // 2) / weight.clamp(min=1e-6)
+        distance = (image - mean).square().sum(1, keepdim=True)
+        distances.append(torch.where(weight > 0, distance, torch.inf))
+    ring = grown * (distances[0] < distances[1])
+    return torch.maximum(core, functional.avg_pool2d(ring, 3, 1, 1) * grown).clamp(max=1)
 
 
 WAYS: dict[str, Callable[[Edit, Latents, Mask | None], Latents]] = {

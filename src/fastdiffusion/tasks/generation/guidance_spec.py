@@ -98,7 +98,7 @@ def _layers(text: str, at: Setting) -> tuple[str, ...]:
 
 def _net(model: Model) -> nn.Module:
     if "net" not in model.modules:
-        raise InputError("This model shows no network, whose attention could be changed. Leave pag, seg and slg out.")
+        raise InputError("This model shows no network, whose attention could be changed. Leave pag and slg out.")
     return model.modules["net"]
 
 

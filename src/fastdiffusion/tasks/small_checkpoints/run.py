@@ -26,9 +26,9 @@ from .heads import LevelsHead, PatchHead
 from .stages import DENOISER, EMA, STAGES, autoencoder_task, caption_task, deviation
 
 # What each stage takes of the minutes, and its usual batch and learning rate (docs/lab-notes.md)
-SHARES = {"autoencoder": 0.3, "captions": 0.15, "levels": 0.08, DENOISER: 0.47}
-BATCHES = {"autoencoder": 16, "captions": 256, "levels": 128, DENOISER: 64}
-RATES = {"autoencoder": 6e-3, "captions": 1e-2, "levels": 6e-3, DENOISER: 6e-3}
+SHARES = {"autoencoder": 0.25, "captions": 0.25, "levels": 0.05, DENOISER: 0.45}
+BATCHES = {"autoencoder": 16, "captions": 64, "levels": 128, DENOISER: 64}
+RATES = {"autoencoder": 6e-3, "captions": 6e-3, "levels": 6e-3, DENOISER: 6e-3}
 KNOWN = frozenset(
     {"net", "folder", "autoencoder", "batch_size", "seed", "device", "save_every", "verbose", "track", "captions"}
 )

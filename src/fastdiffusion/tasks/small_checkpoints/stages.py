@@ -19,6 +19,7 @@ from ...training.task import Part, Task, Updates
 STAGES, DENOISER = "stages", "denoiser"  # the folder of the stages' own checkpoints and reports, and the last of them
 EMA = 0.1  # relative length of the averages of the weights
 NOISE = 0.03  # on latents while their decoder learns, as a part of their standard deviation
+ALIKE = 8  # batches of captions that are sorted by length, and one taken: else half of all tokens were padding
 HELD_OUT = 4  # batches of the validation loss
 
 
@@ -77,11 +78,15 @@ def caption_task(
 
     def stream(seed: int) -> Callable[[int], tuple[Tensor, Tensor]]:
         def draw(step: int) -> tuple[Tensor, Tensor]:
-            order = generator(seed, Stream.CAPTION_MEAN_ROWS, step)
-            some = torch.randint(len(latents), (options.batch_size,), generator=order).tolist()
-            batch = latents.batch(some, generator(seed, Stream.CAPTION_MEAN_CAPTION, step))
-            found = tokenizer(list(batch.captions), padding=True, truncation=True, return_tensors="pt")
-            return found["input_ids"], batch.images
+            order, n = generator(seed, Stream.CAPTION_MEAN_ROWS, step), options.batch_size
+            some = torch.randint(len(latents), (ALIKE * n,), generator=order).tolist()
+            captions = latents.annotations(some, generator(seed, Stream.CAPTION_MEAN_CAPTION, step)).captions
+            lengths = [len(row) for row in tokenizer(list(captions))["input_ids"]]
+            start = n * int(torch.randint(ALIKE, (1,), generator=order))
+            chosen = sorted(range(len(some)), key=lengths.__getitem__)[start : start + n]
+            texts = [captions[i] for i in chosen]
+            found = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+            return found["input_ids"], latents.batch([some[i] for i in chosen]).images
 
         return draw
 
