@@ -110,11 +110,10 @@ def checkpoint(folder: Path) -> Path:
             "vae": diffusers.AutoencoderKL.from_config(config["vae"]),
             "text_encoder": transformers.CLIPTextModel(transformers.CLIPTextConfig(**config["text_encoder"])),
         }
-    levels = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "steps_offset": 1}
     pipe = diffusers.StableDiffusionPipeline(
         **{name: filled(net) for name, net in parts.items()},
-        tokenizer=clip_tokenizer(transformers.CLIPTokenizer),
-        scheduler=diffusers.PNDMScheduler(**levels, beta_schedule="scaled_linear", skip_prk_steps=True),
+        tokenizer=clip_tokenizer(transformers.CLIPTokenizer, **config["tokenizer"]),
+        scheduler=diffusers.PNDMScheduler(**config["scheduler"], skip_prk_steps=True),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     pipe.save_pretrained(folder / "sd15")

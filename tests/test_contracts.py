@@ -55,7 +55,7 @@ from fastdiffusion.tasks.autoencoding import analysis, token_prior, train
 from fastdiffusion.tasks.autoencoding import options as autoencoding
 from fastdiffusion.tasks.classification import options as classification
 from fastdiffusion.tasks.classification import train as classifiers
-from fastdiffusion.tasks.editing import edit
+from fastdiffusion.tasks.editing import edit, inversions, methods
 from fastdiffusion.tasks.editing.options import EditOptions
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
@@ -368,6 +368,7 @@ CHOICES = {
     choices.RESTORATIONS: method.METHODS, choices.ANSWERS: method.ANSWERS, choices.PROCESSES: processes.PROCESSES,
     choices.TRANSLATIONS: paired.METHODS, choices.AUTOENCODERS: train.KINDS, choices.CLIP_SIZES: clip.SIZES,
     choices.CLIP_LOSSES: net_clip.LOSSES, choices.RNGS: ["own", *rng.THEIRS],
+    choices.EDITS: {"auto", "diffedit", "p2p", *inversions.METHODS, *methods.WAYS},
     choices.MAPS: ["auto", "attention", "occlusion"], choices.SEAMLESS: seamless.AXES,
 }  # fmt: skip
 

@@ -112,8 +112,8 @@ def _run(what: str | Path, model: Model | str | Path | None, chosen: ExplainOpti
             raise InputError(f"{path.name!r} is a sheet of {len(wanted)} images. Explain one of them.")
         return made, wanted.start
     names = ("seed", "steps", "scale", "negative_prompt", "image", "size", *LOADING)
-    drawn = {name: getattr(chosen, name) for name in names}
-    started = {} if chosen.image is None else {"strength": chosen.strength}
+    drawn: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+    started: dict[str, Any] = {} if chosen.image is None else {"strength": chosen.strength}
     return plan("emoji" if model is None else model, SampleOptions(prompt=what, n=1, **drawn, **started)), 0
 
 
@@ -272,12 +272,9 @@ def _agreement(numbers: Sequence[WordNumbers], found: Attribution | None) -> dic
     own = [row for row in numbers if row.kind == "word"]
     if len(own) < 3 or found is None:
         return {}
-    columns = {
-        "occlusion": [row.occlusion for row in own],
-        "maps": [row.mapped for row in own],
-    }
-    shares = [row.share for row in own]
-    return {name: rank_correlation(shares, values) for name, values in columns.items() if None not in values}
+    columns = {"occlusion": [row.occlusion or 0.0 for row in own], "maps": [row.mapped or 0.0 for row in own]}
+    shares = [row.share or 0.0 for row in own]
+    return {name: rank_correlation(shares, values) for name, values in columns.items()}
 
 
 def _notes(parsed: Terms, found: Attribution | None, why: str, chosen: ExplainOptions) -> list[str]:

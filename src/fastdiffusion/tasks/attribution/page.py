@@ -26,7 +26,7 @@ MOST_WORDS = 40
 
 def page(explanation: Any) -> str:
     """Of an ``Explanation``: HTML, CSS and script in one text; what it shows is in it as JSON and as data URIs."""
-    template = (files(__package__) / "page.html").read_text(encoding="utf-8")
+    template = (files("fastdiffusion.tasks.attribution") / "page.html").read_text(encoding="utf-8")
     data = json.dumps(_data(explanation), ensure_ascii=False).replace("<", "\\u003c").replace("&", "\\u0026")
     return template.replace("{{title}}", escape(explanation.text)).replace("{{data}}", data)
 
