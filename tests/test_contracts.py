@@ -33,6 +33,7 @@ from fastdiffusion import (
     samplers,
     schedules,
 )
+from fastdiffusion.adapters import engines, exports
 from fastdiffusion.adapters import loading as adapters_loading
 from fastdiffusion.cli import about, demo, doctor
 from fastdiffusion.cli.app import ELSEWHERE, OLD_COMMANDS, PANELS, SHARED
@@ -359,7 +360,8 @@ CHOICES = {
     choices.SIGMA_DISTRIBUTIONS: schedules.SIGMA_DISTRIBUTIONS, choices.LOSS_WEIGHTINGS: losses.LOSS_WEIGHTINGS,
     choices.NETS: presets.PRESETS, choices.OPTIMIZERS: optimizers.OPTIMIZERS, choices.AUGMENTS: augment.AUGMENTS,
     choices.UNETS: [name for name, spec in presets.PRESETS.items() if spec["name"] == "unet"],
-    choices.LOAD_PRECISIONS: adapters_loading.PRECISIONS,
+    choices.LOAD_PRECISIONS: {*adapters_loading.PRECISIONS, *engines.PRECISIONS},
+    choices.EXPORTS: {"fastdiffusion", "diffusers", *exports.SUFFIXES},
     choices.ENGINES: ("torch", "openvino"), choices.PREDICTIONS: {"auto", *adapters_loading.PREDICTIONS},
     choices.TRACKERS: trainer.TRACKERS, choices.PRECISIONS: device.PRECISIONS,
     choices.DATASETS: {*data.DATASETS} - {"emoji-polyglot"}, choices.ASPECTS: folders.ASPECTS,
