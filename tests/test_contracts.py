@@ -33,8 +33,9 @@ from fastdiffusion import (
     samplers,
     schedules,
 )
-from fastdiffusion.adapters import engines, exports
+from fastdiffusion.adapters import engines, exports, small
 from fastdiffusion.adapters import loading as adapters_loading
+from fastdiffusion.adapters.lora import writing
 from fastdiffusion.cli import about, demo, doctor
 from fastdiffusion.cli.app import ELSEWHERE, OLD_COMMANDS, PANELS, SHARED
 from fastdiffusion.cli.command import OTHER
@@ -62,7 +63,8 @@ from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
 from fastdiffusion.tasks.generation import recipe, rng, sample, samples
 from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions, StudyOptions, VariationsOptions
-from fastdiffusion.tasks.personalization import finetune, lora, personalize
+from fastdiffusion.tasks.personalization import adapting, finetune, lora, personalize
+from fastdiffusion.tasks.personalization import images as personalization_images
 from fastdiffusion.tasks.personalization.options import FinetuneOptions, LoraOptions, PersonalizeOptions
 from fastdiffusion.tasks.restoration import cold_diffusion, method, restore, watermarks
 from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
@@ -372,6 +374,8 @@ CHOICES = {
     choices.CLIP_LOSSES: net_clip.LOSSES, choices.RNGS: ["own", *rng.THEIRS],
     choices.EDITS: {"auto", "diffedit", "p2p", *inversions.METHODS, *methods.WAYS},
     choices.MAPS: ["auto", "attention", "occlusion"], choices.SEAMLESS: seamless.AXES,
+    choices.SMALL_NETS: small.PIPELINES, choices.PERSONALIZATIONS: adapting.RATES,
+    choices.SUBJECTS: personalization_images.TEMPLATES, choices.LORA_KEYS: writing.FORMATS,
 }  # fmt: skip
 
 
@@ -380,7 +384,9 @@ def test_choices_are_the_registries():
     for listed, known in CHOICES.items():
         assert set(listed) == set(known) and len(listed) == len(set(listed))
     lists = {name: value for name, value in vars(choices).items() if name.isupper()}
-    assert {name for name, value in lists.items() if value not in CHOICES} == {"DEVICES", "UPSCALES"}
+    assert {name for name, value in lists.items() if value not in CHOICES} == {
+        "DEVICES", "UPSCALES", "FINETUNINGS", "LORA_ACTIONS",
+    }  # fmt: skip
 
 
 def test_every_choice_is_accepted_by_its_verb_and_completed_by_the_shell():
