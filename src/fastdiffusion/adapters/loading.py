@@ -63,8 +63,9 @@ def load(
 ) -> Model:
     """The model in a folder in diffusers' layout, in one file, or of the hub; see ``tasks.loading.LoadOptions``.
 
-    Networks keep the precision of their files unless ``precision`` is given; x, sigma and images are float32. The VAE
-    computes in float32 where its configuration says ``force_upcast``, from its first use on.
+    Networks keep the precision of their files unless ``precision`` is given, but for fp16 on a CPU, where torch's
+    convolutions are some eighty times as slow as in float32: that becomes float32. x, sigma and images are float32. The
+    VAE computes in float32 where its configuration says ``force_upcast``, from its first use on.
 
     Raises:
         CheckpointError: A file that is missing, damaged, half downloaded, or a pickle.
@@ -94,6 +95,8 @@ def load(
     if rounded != "float32" and upcast:
         dtypes["vae"] = own["vae"]  # it computes in float32, and shall not be rounded before
     changes: dict[str, Any] = {"precision": precision} if dtypes != own and engine == "torch" else {}
+    if rounded is None and not gpu:
+        dtypes = {part: torch.float32 if dtype == torch.float16 else dtype for part, dtype in dtypes.items()}
     changes |= {"prediction": prediction} if scheduler != source.scheduler else {}
     changes |= {"vae_tiling": True} if vae_tiling else {}
     changes |= source.added

@@ -31,8 +31,8 @@ class LoadOptions:
         lora: LoRA files, each with how strongly it counts: "style.safetensors:0.8"; of several, all. Tokens that they
             bring can be used in prompts; a file may also have nothing but a token.
         prediction: What the network predicts, "eps" (the noise) or "v"; "auto" is what the file says.
-        precision: "float32", "bf16" or "fp16"; by default that of the file. The engine openvino has "int8" in place of
-            "fp16": weights of 8 bits.
+        precision: "float32", "bf16" or "fp16"; by default that of the file, and float32 in place of fp16 on a CPU,
+            which is slow in it. The engine openvino has "int8" in place of "fp16": weights of 8 bits.
         engine: "openvino" computes the networks on a CPU, in float32 unless ``precision`` says otherwise, where nothing
             looks into their layers: faster (docs/checkpoints.md).
         offload: Keep one network at a time on the GPU: slower, for models larger than its memory.
