@@ -26,7 +26,7 @@ from fastdiffusion.data.emoji import holdout
 from fastdiffusion.io.images import grid, save_png, to_tensor
 from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import Model
-from fastdiffusion.models.registry import loaded
+from fastdiffusion.tasks.loading import load
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
 from fastdiffusion.tasks.variations import variations
@@ -46,6 +46,7 @@ PROMPTS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji")
+    parser.add_argument("--precision", help="of a checkpoint of another program, such as float32")
     parser.add_argument("--n", type=int, default=128, help="prompts of each kind")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.5])
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/emoji-bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    evaluator, model = judging_evaluator.load(), loaded(args.model)
+    evaluator, model = judging_evaluator.load(), load(args.model, precision=args.precision)
     train = data.load("emoji-scenes")
     plain, named = known(train)
     order = list(named)

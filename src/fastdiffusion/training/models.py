@@ -91,9 +91,8 @@ def model_task(
         return as_input(batch.images), sigma.clamp(model.sigma_min, model.sigma_max), noise, captions, labels
 
     conditioner: Any = model.conditioner
-    encode = None if conditioner is None else conditioner.encode
-    if encode is not None and any(name.startswith("text_encoder") for name in trained):
-        encode = conditioner.condition  # the same, with gradients
+    learns = any(name.startswith("text_encoder") for name in trained)
+    encode: Any = conditioner and (conditioner.condition if learns else conditioner.encode)  # the former has gradients
 
     def of_batch(batch: tuple[Tensor, Tensor, Tensor, list[str], list[int]]) -> Tensor:
         images, sigma, noise, captions, labels = batch
