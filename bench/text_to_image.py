@@ -26,9 +26,9 @@ from fastdiffusion.data.emoji import holdout
 from fastdiffusion.io.images import grid, save_png, to_tensor
 from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import Model
-from fastdiffusion.tasks.loading import load
 from fastdiffusion.noise import generator
 from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
+from fastdiffusion.tasks.loading import load
 from fastdiffusion.tasks.variations import variations
 
 PROMPTS = (

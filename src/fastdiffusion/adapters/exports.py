@@ -121,18 +121,18 @@ def export_pipeline(model: Model, folder: Path, load: Callable[[Path], Model]) -
 def recorded(model: Model) -> dict[str, Part]:
     """The networks by name, each with the call that one evaluation and its decoding made of it."""
     modules = {n: m for n, m in model.modules.items() if n == "net" or n.startswith("text_encoder")}
-    calls: dict[str, Part] = {}
+    examples: dict[str, Part] = {}
 
-    def seen(name: str) -> Callable[..., None]:
+    def recorder(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
-            named = dict(list(given.arguments.items())[1:])
+            bound = inspect.signature(type(module).forward).bind(module, *args, **kwargs)
+            named = dict(list(bound.arguments.items())[1:])
             named |= named.pop("kwargs", {})
-            calls[name] = Part(module, type(module).forward.__get__(module), engines.Call((), named))
+            examples[name] = Part(module, type(module).forward.__get__(module), engines.Call((), named))
 
         return hook
 
-    handles = [m.register_forward_pre_hook(seen(name), with_kwargs=True) for name, m in modules.items()]
+    handles = [m.register_forward_pre_hook(recorder(name), with_kwargs=True) for name, m in modules.items()]
     try:
         x0 = model.denoise(*_example(model))
     finally:
@@ -140,8 +140,8 @@ def recorded(model: Model) -> dict[str, Part]:
             handle.remove()
     autoencoder = model.modules.get("autoencoder")
     if model.autoencoder is not None and autoencoder is not None:
-        calls["decoder"] = Part(autoencoder, model.autoencoder.decode, engines.Call((), {"z": x0}))
-    return {name: calls[name] for name in ("net", *modules, "decoder") if name in calls}
+        examples["decoder"] = Part(autoencoder, model.autoencoder.decode, engines.Call((), {"z": x0}))
+    return {name: examples[name] for name in ("net", *modules, "decoder") if name in examples}
 
 
 def _example(model: Model) -> tuple[Tensor, Tensor, Cond | None]:

@@ -39,10 +39,10 @@ ABROAD = frozenset(_ABROAD.split())  # idle words, in languages of the student e
 _FLAGS = re.compile(r"\s+((?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?(?:\s+(?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?)*)\s*$", re.I)
 IMAGES = r"(?:photo|photograph|picture|image|drawing|painting|illustration|icon|sketch|emoji|render|portrait|shot)"
 _IMAGE_OF = re.compile(rf"(?:(?:a|an|the)\s+)?(?:\w+\s+)?{IMAGES}s?\s+of\s+(?:(?:a|an|the)\s+)?(?=\S)", re.IGNORECASE)
-_VERBS = "draw|make|create|generate|paint|show|give|imagine|design"
+_ASKING = "draw|make|create|generate|paint|show|give|imagine|design"
 _REQUEST = re.compile(  # "please draw me", "can you make", "I'd like"
     r"(?:please\s+)?(?:(?:can|could|would|will)\s+you\s+(?:please\s+)?|i(?:'d|’d|\s+would)?\s+(?:want|need|like)\s+"
-    rf"(?:to\s+see\s+|you\s+to\s+)?)?(?:(?:{_VERBS})\s+(?=(?:me|us|a|an|the|some)\s))?(?:(?:me|us)\s+)?",
+    rf"(?:to\s+see\s+|you\s+to\s+)?)?(?:(?:{_ASKING})\s+(?=(?:me|us|a|an|the|some)\s))?(?:(?:me|us)\s+)?",
     re.IGNORECASE,
 )
 _BACKGROUND = re.compile(r"\s+on\s+(?:an?\s+)?[^\W\d_]+(?:\s+background)?$")
