@@ -99,7 +99,7 @@ def terms(prompt: str, conditioner: Any, cond: Cond | None = None) -> Terms:
             f"The prompt {prompt[:60]!r} is several texts, joined by AND or changing during the run, and words are "
             "explained in one. Give one of them."
         )
-    part = parsed.parts[0]
+    part = next(iter(parsed.parts))
     texts = tuple(at(items, 0, 1) for items in part.texts)
     spans: list[tuple[int, int]] = []
     start = 0
