@@ -85,7 +85,6 @@ if not torch.accelerator.is_available():
     METHODS["nobody said cpu"] = {"device": None}
 
 
-@pytest.mark.parametrize("keywords", METHODS.values(), ids=METHODS)
 def contrast(rows: torch.Tensor) -> torch.Tensor:
     """A loss that compares all rows with each other."""
     z = torch.nn.functional.normalize(gathered(rows))
@@ -112,6 +111,7 @@ def test_a_loss_over_all_rows_has_the_gradient_of_one_process():
         assert answer["gradient"] == pytest.approx(alone, abs=1e-6)
 
 
+@pytest.mark.parametrize("keywords", METHODS.values(), ids=METHODS)
 def test_two_processes_have_one_loss_and_equal_hashes(keywords):
     def work(rank):
         return train(**keywords)[1]

@@ -103,7 +103,7 @@ def test_listed_names_are_encoded_letter_by_letter_as_they_came():
 
 
 def test_other_languages_go_to_the_student_encoder_as_they_came():
-    for text in ("gato rojo", "officier de police", "ein roter Hund", "赤い車", "a red 猫", "یک قلب قرمز"):
+    for text in ("gato rojo", "officier de police", "roter Hund", "赤い車", "a red 猫", "یک قلب قرمز"):
         assert conditioner().reading(text).text == text
 
 

@@ -122,7 +122,7 @@ def test_callbacks_only_look_and_change_nothing(tmp_path):
     quiet.fit(steps=20)
     view = Only(run)
     jobs = [*defaults(view), Snapshots(10)]
-    assert [type(job).__name__ for job in jobs] == ["Metrics", "Tracker", "Console", "Snapshots"]
+    assert [type(job).__name__ for job in jobs] == ["Metrics", "Tracker", "Pace", "Console", "Snapshots"]
     for job in jobs:
         job.start(view)
     for step in run.steps(20):

@@ -150,7 +150,7 @@ class _Mode(TorchFunctionMode):
                 return F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs)
             inverse = order.argsort(1)
             q, k, v = (_arranged(t, inverse, 2) for t in (q, k, v))  # so that nothing is rounded differently
-            m = None if m is None else _arranged(m, inverse, 3)
+            m = None if m is None else _arranged(m if m.ndim == 4 else m.expand(1, 1, *m.shape), inverse, 3)
             return _arranged(F.scaled_dot_product_attention(q, k, v, attn_mask=m, **kwargs), order, 2)
 
         def weigh(q: Tensor, k: Tensor, m: Tensor | None = None) -> Tensor:

@@ -27,6 +27,7 @@ EXTRAS = {
     "track": ["tensorboard"],
     "fast": ["openvino"],
     "gguf": ["gguf"],
+    "onnx": ["onnx"],
 }
 
 

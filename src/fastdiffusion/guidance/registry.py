@@ -48,13 +48,13 @@ GUIDANCE: dict[str, Entry] = {
     "cfg": Entry(cfg, {}, _CFG, "cfg scale=3 interval=0.3..5 rescale=0.7"),
     "apg": Entry(apg, {}, _APG, "apg scale=5"),
     "cfg_zero": Entry(cfg_zero, {}, {**_SCALE, "zero": "count"}, "cfg_zero scale=3"),
-    "pag": Entry(pag, {}, _AWAY, "pag scale=2"),
-    "slg": Entry(slg, {}, _AWAY, "slg scale=2 layers=mid"),
+    "pag": Entry(pag, {}, _AWAY, "pag scale=3 layers=mid"),
+    "slg": Entry(slg, {}, _AWAY, "slg scale=2"),
     "cads": Entry(cads, {}, _CADS, "cads noise=0.5"),
     "negative": Entry(cfg, {"uncond": "label"}, _CFG, "negative dog scale=2"),
     "autoguidance": Entry(autoguidance, {"weak": "model"}, _SCALE, "autoguidance weak.safetensors scale=2"),
     "classifier": Entry(
-        classifier, {"log_prob": "classifier"}, {**_SCALE, "label": "class"}, "classifier c.safetensors scale=2"
+        classifier, {"log_prob": "classifier"}, {**_SCALE, "label": "class"}, "classifier classifier.safetensors scale=2"
     ),
     "feature_guidance": Entry(
         feature_guidance, {"classifier": "classifier"}, _SCALE, "feature_guidance reader.safetensors scale=2"

@@ -77,6 +77,8 @@ class Classifier(nn.Module):
         names: Sequence[str] = (),
     ):
         super().__init__()
+        if not names:
+            del self.config["names"]  # files of before have no such key, and keep their hashes
         self.trunk = Half(net)
         self.head = Head(self.trunk, classes)
 
