@@ -54,7 +54,10 @@ GUIDANCE: dict[str, Entry] = {
     "negative": Entry(cfg, {"uncond": "label"}, _CFG, "negative dog scale=2"),
     "autoguidance": Entry(autoguidance, {"weak": "model"}, _SCALE, "autoguidance weak.safetensors scale=2"),
     "classifier": Entry(
-        classifier, {"log_prob": "classifier"}, {**_SCALE, "label": "class"}, "classifier classifier.safetensors scale=2"
+        classifier,
+        {"log_prob": "classifier"},
+        {**_SCALE, "label": "class"},
+        "classifier classifier.safetensors scale=2",
     ),
     "feature_guidance": Entry(
         feature_guidance, {"classifier": "classifier"}, _SCALE, "feature_guidance reader.safetensors scale=2"
