@@ -18,8 +18,8 @@ import torch
 
 from fastdiffusion import metrics, sample
 from fastdiffusion.io.images import grid
-from fastdiffusion.models.registry import loaded
 from fastdiffusion.tasks.evaluation import evaluator as evaluators
+from fastdiffusion.tasks.loading import load
 
 HERE = Path(__file__).parent
 LISTS = (HERE / "prompts.txt", HERE / "prompts-unseen.txt")
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/everyday"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model, evaluator, results = loaded(args.model), evaluators.load(), {}
+    model, evaluator, results = load(args.model), evaluators.load(), {}
     for path in args.lists:
         rows, right, crossed, wrong = rows_of(path), [], [], []
         for seed in args.seeds:

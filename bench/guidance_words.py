@@ -20,8 +20,8 @@ from torch import Tensor
 
 from fastdiffusion import data, metrics, sample
 from fastdiffusion.metrics import retrieval
-from fastdiffusion.models.registry import loaded
 from fastdiffusion.tasks.evaluation import evaluator as judging
+from fastdiffusion.tasks.loading import load
 
 ROWS = (
     "cfg scale=2", "cfg_zero scale=2 zero=0", "pag scale=2", "slg scale=2", "cads noise=1",
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model, evaluator, train = loaded(args.model), judging.load(), data.load("emoji-scenes")
+    model, evaluator, train = load(args.model), judging.load(), data.load("emoji-scenes")
     plain, named = known(train)
     names = list(named)[: args.n]
     real = metrics.features(evaluator, images_of(train, plain[:2000]))

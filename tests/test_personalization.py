@@ -9,16 +9,18 @@ import pytest
 import torch
 from desk import laid_out
 from loaded_families import get
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 import fastdiffusion
 from fastdiffusion.adapters import tokens, with_loras
 from fastdiffusion.adapters.lora import Lora, algebra
 from fastdiffusion.adapters.lora.writing import FORMATS, write
+from fastdiffusion.data import load_folder
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.models import save
 from fastdiffusion.tasks.personalization.adapting import adapt
+from fastdiffusion.tasks.personalization.images import opened
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
 from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
 
@@ -377,6 +379,19 @@ def test_too_few_and_too_many_images(desk, n, tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=rf"A subject takes 3 to 20 different images, and .* has {n} .*broken.png"):
         fastdiffusion.personalize(desk.text, tmp_path, class_name="red")
+
+
+def test_views_that_look_alike_are_images_of_their_own(desk, tmp_path):
+    """A coarse likeness, by which copies stay on one side of a split, would take them for one; equal pixels are one."""
+    for i in range(5):
+        image = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(image).rectangle((16 + i % 2, 16, 48, 48 + i // 2), fill=(200, 40, 40 + i))
+        image.save(tmp_path / f"{i}.png")
+    Image.open(tmp_path / "0.png").save(tmp_path / "copy.png")
+    data = load_folder(tmp_path, 16, labels="none")
+    assert len({data.key(i) for i in range(6)}) < 3, "these views are meant to look alike"
+    found = opened(fastdiffusion.load(desk.text, device="cpu"), tmp_path, 16, 0.1, 0, few=True)
+    assert len(found.held) == 1 and len(found.train) in (4, 5)  # 4 where the copy's twin is held out
 
 
 def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -113,7 +114,8 @@ def opened(
     if report is not None and report.skipped:
         some = "; ".join(f"{one.name}: {one.reason}" for one in report.skipped[:3])
         notes.append(f"{counted(len(report.skipped), 'file')} could not be used ({some}).")
-    distinct = list({data.key(i): i for i in reversed(range(len(data)))}.values())[::-1]
+    keys = [_content(data, i) if few else data.key(i) for i in range(len(data))]
+    distinct = list({key: i for i, key in reversed(list(enumerate(keys)))}.values())[::-1]
     if few and not LEAST <= len(distinct) <= MOST:
         why = f" ({notes[0][:-1]})" if notes else ""
         raise DataError(
@@ -127,9 +129,14 @@ def opened(
     held = sorted(distinct[i] for i in order[: max(1, round(holdout * len(distinct)))])
     texts = [data.texts([i]) for i in range(len(data))]
     places = None if masks is None else _masks(masks, data, latents, model.factor)
-    train = [i for i in range(len(data)) if data.key(i) not in {data.key(j) for j in held}]
+    train = [i for i, key in enumerate(keys) if key not in {keys[j] for j in held}]
     fingerprint = digest(data.fingerprint, side, held, "" if places is None else [m.tolist() for m in places])
     return Examples(latents, texts, places, train, held, data.name, fingerprint, tuple(notes))
+
+
+def _content(data: Dataset, index: int) -> str:
+    """An image by its pixels. Images of one subject look alike: what ``Dataset.key`` takes for copies are its views."""
+    return digest(np.ascontiguousarray(data.batch([index]).images.numpy()))
 
 
 def _latents(model: Model, data: Dataset) -> list[Tensor]:
