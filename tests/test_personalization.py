@@ -391,7 +391,7 @@ def test_views_that_look_alike_are_images_of_their_own(desk, tmp_path):
     data = load_folder(tmp_path, 16, labels="none")
     assert len({data.key(i) for i in range(6)}) < 3, "these views are meant to look alike"
     found = opened(fastdiffusion.load(desk.text, device="cpu"), tmp_path, 16, 0.1, 0, few=True)
-    assert len(found.held) == 1 and len(found.train) in (4, 5)  # 4 where the copy's twin is held out
+    assert len(found.held_out) == 1 and len(found.train) in (4, 5)  # 4 where the copy's twin is held out
 
 
 def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):
