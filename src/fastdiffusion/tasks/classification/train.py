@@ -41,7 +41,7 @@ KINDS: dict[str, type[nn.Module]] = {
     "noise_level": NoiseLevel,
 }
 LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}  # noise too weak to see teaches nothing, and guides by sigma^2
-LATENT_LEVELS = {"sigma_min": 0.1, "sigma_max": 100.0}  # classes of latents are told apart between 1 and 30
+LATENT_LEVELS = {"sigma_min": 0.1, "sigma_max": 100.0}  # between 1 and 30 classes of latents part
 AnyClassifier = Classifier | LatentClassifier
 Net = TypeVar("Net", Classifier, LatentClassifier, NoiseLevel)
 
