@@ -10,7 +10,7 @@ SAMPLERS = (
 )  # fmt: skip
 SCHEDULES = ("karras", "exponential", "linear", "scaled_linear", "cosine", "sigmoid", "flow")
 GUIDANCE = (
-    "cfg", "apg", "cfg_zero", "pag", "slg", "cads", "negative", "autoguidance", "classifier",
+    "cfg", "apg", "cfg_zero", "cads", "negative", "autoguidance", "classifier",
     "feature_guidance", "clip", "inpaint", "compose", "loss_guidance", "blind", "self_ensemble", "self_conditioned",
 )  # fmt: skip
 POSTERIORS = ("ddnm", "diffpir", "pigdm", "dps", "tmpd")
