@@ -21,6 +21,7 @@ LOSS_WEIGHTINGS = ("edm", "noise", "x0", "v", "flow", "min_snr", "p2")
 NETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer", "dit-tiny", "dit-small", "dit-base")
 SMALL_NETS = ("sd-small", "sd3-small")  # checkpoints of other programs' classes
 UNETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer")
+CLASSIFIERS = ("mlp", *UNETS)
 OPTIMIZERS = ("adamw", "muon", "schedule_free")
 AUGMENTS = (
     "mirror", "crop", "flip_x", "flip_y", "scale", "rotate", "stretch", "shift", "brightness", "contrast", "hue",

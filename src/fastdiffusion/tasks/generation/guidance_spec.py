@@ -28,7 +28,7 @@ from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io.guarded import BUDGET
 from ...io.images import open_image
 from ...models import Model, registry
-from ...nets.classifier import Classifier
+from ...nets.classifier import Classifier, LatentClassifier
 from ...nets.clip import Clip
 from ...types import Cond, Denoise
 from .. import loading
@@ -120,12 +120,12 @@ def _model(text: str, at: Setting) -> Denoise:
     return weak.denoise
 
 
-def _classifier(text: str, at: Setting) -> Classifier:
+def _classifier(text: str, at: Setting) -> Classifier | LatentClassifier:
     net = classification.load(at.file(text))
     own = len(at.model.classes)
-    if not isinstance(net, Classifier) or (own and net.config["classes"] != own):
+    if not isinstance(net, (Classifier, LatentClassifier)) or (own and net.config["classes"] != own):
         raise InputError(f"{text!r} is no classifier of the {own} classes of this model.")
-    if len(at.shape) != 3 or net.config["net"]["in_channels"] != at.shape[0]:
+    if not net.takes(at.shape):
         raise InputError(
             f"{text!r} reads other images than this model denoises. Train one: train-classifier DATA --latents MODEL."
         )
