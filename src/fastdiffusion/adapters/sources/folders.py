@@ -5,7 +5,6 @@ Which classes are built is a closed table: what ``model_index.json`` says is com
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from ...errors import CheckpointError, InputError
+from ...io import untrusted_json
 from ...models import folder
 from .weights import DTYPES, PICKLES, open_weights
 
@@ -140,7 +140,7 @@ class Network(Folder):
 def read_json(path: Path) -> dict[str, Any]:
     """A configuration of the folder; raises CheckpointError for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = untrusted_json.read(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing. Download the whole folder of the model.") from None
     except (OSError, ValueError) as error:
