@@ -25,6 +25,7 @@ from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import native_denoiser
 from fastdiffusion.models.registry import loaded
 from fastdiffusion.nets import TextConditioned
+from fastdiffusion.prompts import abroad
 from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
 from fastdiffusion.training.learner import Learner
 
@@ -37,11 +38,14 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", default=["taught", "held_out"], choices=["taught", "held_out"])
     parser.add_argument("--joint", type=float, help="minutes of training denoiser and words together, on all languages")
+    parser.add_argument("--dictionary", action="store_true", help="with prompts.abroad; else the student encoder alone")
     parser.add_argument("-n", type=int, default=96)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--out", type=Path, default=Path("out/languages"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if not args.dictionary:
+        abroad.translated = lambda *_: None
     if args.joint:
         folder = args.out / "joint"
         Learner(

@@ -49,14 +49,14 @@ def test_json_of_strangers_is_one_kind_of_error(tmp_path, content):
     place = tmp_path / "a.json"
     place.write_bytes(content if isinstance(content, bytes) else content.encode())
     with refused(error=InputError):
-        untrusted_json.read(place)
+        untrusted_json.parsed_file(place)
     with refused(error=InputError):
         untrusted_json.parsed(content)
 
 
 def test_json_is_read_with_the_mark_that_windows_puts_before_it(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + '{"é": [1e3]}'.encode())
-    assert untrusted_json.read(tmp_path / "a.json") == {"é": [1000.0]} == untrusted_json.parsed('{"é": [1e3]}')
+    assert untrusted_json.parsed_file(tmp_path / "a.json") == {"é": [1000.0]} == untrusted_json.parsed('{"é": [1e3]}')
 
 
 @pytest.mark.parametrize("content", [DEEP, "[]", "7", '{"checkpoint": "x", "tables": 7}', '{"checkpoint": []}'])

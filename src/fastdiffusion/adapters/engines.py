@@ -194,7 +194,7 @@ class Engine:
             raise Refused(f"it cannot be converted ({unknown or str(error)[:200]})") from None
         files.share(self.module, folder)
         path = folder / (files.INT8 if self.precision == "int8" else files.NET)
-        notes = untrusted_json.read(folder / files.NOTES)
+        notes = untrusted_json.parsed_file(folder / files.NOTES)
         if (trial := self._trial(call)) not in notes["differences"]:
             notes["differences"][trial] = difference(self.torch_forward, call, path, self.precision)
             write_json(folder / files.NOTES, notes)

@@ -32,7 +32,7 @@ def free_folder(folder: str | os.PathLike[str], name: str, content: Mapping[str,
     folder = Path(folder)
     for place in chain([folder], (folder.with_name(f"{folder.name}-{i}") for i in count(2))):
         try:
-            if untrusted_json.read(place / name) == json.loads(json.dumps(content)):
+            if untrusted_json.parsed_file(place / name) == json.loads(json.dumps(content)):
                 return place
         except FileNotFoundError:
             return place

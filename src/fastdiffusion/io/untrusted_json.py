@@ -23,7 +23,7 @@ def parsed(text: str | bytes) -> Any:
         raise InputError(str(error)[:200]) from None
 
 
-def read(path: str | Path) -> Any:
+def parsed_file(path: str | Path) -> Any:
     """The value in a file of JSON; raises what :func:`parsed` does, and OSError."""
     with Path(path).open("rb") as file:
         content = file.read(4 * LARGEST + 1)  # of a character at most four bytes

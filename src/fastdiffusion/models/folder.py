@@ -97,7 +97,7 @@ def hashed_before(sha256: str) -> Path | None:
 
 def _cache() -> dict[str, Any]:
     with suppress(OSError, ValueError, DataError):
-        cache = untrusted_json.read(cache_folder() / "hashes.json")
+        cache = untrusted_json.parsed_file(cache_folder() / "hashes.json")
         if isinstance(cache, dict):
             return cache
     return {}
@@ -123,7 +123,7 @@ def read_tables(checkpoint: str | Path, model: Model) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for path in reversed(places):
         try:
-            content = untrusted_json.read(path)
+            content = untrusted_json.parsed_file(path)
             if content["checkpoint"] == model.id:
                 tables |= {str(key): Table.from_json(json.dumps(raw)) for key, raw in content["tables"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

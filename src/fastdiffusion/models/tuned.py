@@ -72,7 +72,7 @@ def settings_for(checkpoint: str | Path, device: torch.device | str) -> dict[str
     if place is None:
         return {}
     try:
-        content = untrusted_json.read(place)
+        content = untrusted_json.parsed_file(place)
         chosen = {str(key): value for key, value in content["settings"].items()}
         holds = content["checkpoint"] == folder.digest(checkpoint) and content["machine"] == machine(device)
         if any(not isinstance(value, KNOWN[key]) for key, value in chosen.items()):

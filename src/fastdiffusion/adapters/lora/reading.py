@@ -218,7 +218,7 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
                 prefix = next((prefix for prefix in PARTS if key.startswith(prefix)), "")
                 settings.setdefault(PARTS.get(prefix, "net"), {})[key.removeprefix(prefix)] = value
         elif path.stem == "adapter_model" and beside.is_file():
-            settings["net"] = dict(untrusted_json.read(beside))
+            settings["net"] = dict(untrusted_json.parsed_file(beside))
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The settings of {path} cannot be read ({error}). Download it anew.") from None
     if any(isinstance(one, Mapping) and one.get("use_dora") for one in settings.values()):

@@ -78,7 +78,7 @@ def linear_preview(model: Model) -> LinearPreview:
 @lru_cache(maxsize=8)
 def _kept(sha256: str) -> LinearPreview | None:
     with suppress(OSError, ValueError, KeyError, TypeError, DataError):
-        content = untrusted_json.read(_place(sha256))
+        content = untrusted_json.parsed_file(_place(sha256))
         return LinearPreview(torch.tensor(content["weight"]), torch.tensor(content["bias"]))
     return None
 

@@ -145,7 +145,7 @@ class Watch(Callback):
 
     def _kept(self) -> list[Look]:
         with suppress(OSError, ValueError, TypeError):
-            return [Look(int(s), float(loss), float(r)) for s, loss, r in untrusted_json.read(self.folder / LOG)]
+            return [Look(int(s), float(loss), float(r)) for s, loss, r in untrusted_json.parsed_file(self.folder / LOG)]
         return []
 
     def restore(self) -> Look | None:
