@@ -39,7 +39,7 @@ from ...version import __version__
 from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .canvas import Canvas, canvas
-from .conditioning import conditioned, on_torus, sized, with_extra
+from .conditioning import conditioned, learned_size, on_torus, size_notes, sized, with_extra
 from .meter import Meter
 from .options import SampleOptions, borders, image_size
 from .preview import linear_preview
@@ -336,7 +336,7 @@ def plan(
     if regions and hasattr(ready.denoise, "inpainting") and any(each.mask is not None for each in kept):
         raise InputError("A network that was trained to inpaint takes no regions beside its mask. Leave one out.")
     notes += [note for each in kept for note in each.notes]
-    notes += caveats(options.rng, table)
+    notes += [*caveats(options.rng, table), *size_notes(ready, _pixels(ready, shape))]
     if chosen.mark:
         notes += _mark_notes(ready, shape, any(each.mask is not None for each in kept))
     for note in (notes := list(dict.fromkeys(notes))):
@@ -353,7 +353,7 @@ def _shape(model: Model, chosen: SampleOptions, image: Image.Image | None) -> tu
     if sides is None and image is not None and chosen.outpaint is not None:
         left, top, right, bottom = borders(chosen.outpaint)
         sides = (image.height + top + bottom, image.width + left + right)
-    sides = sides or _own_size(model)
+    sides = sides or (None if model.info.get("size") is None else learned_size(model))
     if sides is not None:
         if len(shape) < 3:
             raise InputError(f"This model makes no images, and takes no size. Leave out size={chosen.size!r}.")
@@ -370,16 +370,6 @@ def _shape(model: Model, chosen: SampleOptions, image: Image.Image | None) -> tu
         sizes = "x".join(map(str, shape[1:]))
         raise InputError(f"{chosen.n} images of {sizes} are too many for one run. Make fewer at a time.")
     return shape
-
-
-def _own_size(model: Model) -> Size | None:
-    """Height and width of the images that a model mostly learned from, where they were no squares."""
-    match model.info.get("size"):
-        case [int(height), int(width)] if (
-            len(model.shape) > 2 and not height % model.factor and not width % model.factor
-        ):
-            return (height, width) if min(height, width) > 0 else None
-    return None
 
 
 def _pixels(model: Model, shape: tuple[int, ...]) -> Size | None:
