@@ -25,7 +25,7 @@ from ...noise import initial
 from ...samplers import editing, image_to_image, inversion, strength_table
 from ...schedules import Sigmas, strength_sigma
 from ...types import Cond, Denoise
-from ..word_masks import CUT, word_map
+from ..word_masks import CUT, phrases, soft, word_map
 from . import inversions
 from .alignment import SOURCE, TARGET, Alignment
 from .imagic import imagic
@@ -227,12 +227,12 @@ class Edit:
         """Where pixels may change: a given mask, where the words of ``only`` are, or where the prompts disagree."""
         options, cut = self.options, self.options.threshold
         masks = [] if marked is None else [marked]
-        if only := _phrases(options.only):
+        if only := phrases(options.only):
             places = [self._words(source, phrase) for phrase in only]
             masks.append(soft(torch.stack(places).amax(0), CUT if cut is None else cut, source))
         if not masks and options.keep and options.source.strip():
             masks.append(soft(self._where(source, *self.aligned.texts), AGREE if cut is None else cut, source))
-        for phrase in _phrases(options.protect):
+        for phrase in phrases(options.protect):
             masks.append(1 - soft(self._words(source, phrase), CUT if cut is None else cut, source))
         if any(isinstance(text, float) for _, text in regions_of(options.regions)):
             masks.append((self._strengths(source) > 0).float())
@@ -257,30 +257,6 @@ class Edit:
 def _under(denoise: Denoise, fixed: Cond) -> Denoise:
     """A denoiser of one prompt, whatever the run's."""
     return lambda x, sigma, cond=None: denoise(x, sigma, fixed.expand(len(x)))
-
-
-def _phrases(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def soft(places: Float[Tensor, "1 1 i j"], threshold: float, image: Float[Tensor, "1 c h w"]) -> Mask:
-    """Where a map is above a threshold, at the size of the image; its border follows the image's own.
-
-    A latent is many pixels, and a border that is cut through it leaves a rim of old colors. So the pixels of a ring of
-    one latent around are taken along where their color is nearer to that of what is inside, close by, than outside.
-    """
-    inside, size = (places > threshold).float(), image.shape[-2:]
-    core = functional.interpolate(inside, size, mode="bilinear")
-    grown = functional.interpolate(functional.max_pool2d(inside, 3, 1, 1), size)
-    reach = 2 * (2 * size[-1] // places.shape[-1]) + 1
-    distances = []
-    for part in ((core > 0.5).float(), 1 - grown):
-        weight = functional.avg_pool2d(part, reach, 1, reach // 2)
-        mean = functional.avg_pool2d(image * part, reach, 1, reach // 2) / weight.clamp(min=1e-6)
-        distance = (image - mean).square().sum(1, keepdim=True)
-        distances.append(torch.where(weight > 0, distance, torch.inf))
-    ring = grown * (distances[0] < distances[1])
-    return torch.maximum(core, functional.avg_pool2d(ring, 3, 1, 1) * grown).clamp(max=1)
 
 
 WAYS: dict[str, Callable[[Edit, Latents, Mask | None], Latents]] = {
