@@ -185,7 +185,7 @@ def test_a_mask_from_words_finds_what_the_words_explain():
 @pytest.mark.parametrize(("only", "changes"), [("left", slice(0, 10)), ("right, left", slice(0, 24))])
 def test_only_what_shows_the_words_is_drawn_anew(only, changes, tmp_path):
     image = torch.ones(1, 16, 24)
-    image[:, :, 10:] = 0.4
+    image[:, :, 10:] = 0.6
     given = to_pil(image)
     made = sample(of_halves(), "nothing", n=1, steps=4, scale=1.0, image=given, only=only)
     before, after = (np.asarray(each).astype(int) for each in (given, to_pil(made.images[0])))
