@@ -22,7 +22,8 @@ from ...guidance.attention import attention_control
 from ...guidance.core import guidance
 from ...models import Model
 from ...noise import initial
-from ...samplers import editing, image_to_image, inversion, strength_table
+from ...samplers import editing, image_to_image, strength_table
+from ...samplers.adaptive import rk45
 from ...schedules import Sigmas, strength_sigma
 from ...types import Cond, Denoise
 from ..word_masks import CUT, phrases, soft, word_map
@@ -101,17 +102,20 @@ class Edit:
 
     def _flow_ode(self, x0: Latents, mask: Mask | None) -> Latents:
         """Up along the source's flow and down along the target's, both to a tolerance."""
-        start, (low, high) = time.monotonic(), (float(self._levels()[-2]), float(self._levels()[0]))
-        source = self.cond[[SOURCE]]
-        noisy = inversion.flow(self.model.denoise, x0, low, high, source, 1e-3)
-        seconds = time.monotonic() - start
-        made = inversion.flow(self.model.denoise, noisy, low, high, source, 1e-3, reverse=True)
-        error = float((made - x0).abs().max() / x0.abs().max())
+        started, levels, source = time.monotonic(), self._levels(), self.cond[[SOURCE]]
+        up, down = (float(levels[-2]), float(levels[0])), (float(levels[0]), float(levels[-2]))
+
+        def flow(denoise: Denoise, x: Tensor, ends: tuple[float, float], cond: Cond) -> Tensor:
+            return samplers.final(rk45(denoise, x, *ends, cond, 1e-3, 1e-3))
+
+        noisy = flow(self.model.denoise, x0, up, source)
+        seconds = time.monotonic() - started
+        error = float((flow(self.model.denoise, noisy, down, source) - x0).abs().max() / x0.abs().max())
         self.notes.append(
             f"Inversion flow-ode: {seconds:.1f} s; under its own prompt the image comes back within {error:.1e} of its "
             "largest value."
         )
-        made = inversion.flow(self.guided, noisy, low, high, self.cond[[TARGET]], 1e-3, reverse=True)
+        made = flow(self.guided, noisy, down, self.cond[[TARGET]])
         return made if mask is None else torch.lerp(x0, made, mask)
 
     def _walked(self, x0: Latents, mask: Mask | None) -> Latents:
@@ -155,6 +159,12 @@ class Edit:
                     Region(_under(self.guided, self.model.encode_prompt([text])), place.box(height, width, step))
                 )
         size = (self.model.shape[-2], self.model.shape[-1])
+        if any(region.box != (0, 0, width, height) for region in parts):
+            high, wide = (side * self.model.factor for side in size)
+            self.notes.append(
+                f"A region shows its part of what this model draws at {wide}x{high} pixels. For whole things side by "
+                f"side: fastdiffusion sample --image IN.png --regions ... --size {2 * wide}x{high}."
+            )
         return regional(_under(self.guided, self.cond[[TARGET]]), parts, size) if parts else self.guided
 
     def _mixed(self, x0: Latents, mask: Mask | None) -> Latents:
