@@ -19,7 +19,7 @@ from ...training import report as reports
 from ...training.trainer import check
 from ..loading import loaded
 from . import slider as sliders
-from .adapting import Adaptation, adapt
+from .adapting import Adaptation, adapt, opened_base
 from .course import Course, kept_step, run
 from .images import Examples, opened
 from .objective import Objective, conditions, refuse_distilled
@@ -61,7 +61,7 @@ def personalize(
         sliders.check(chosen.method, data, chosen.masks)
     elif data is None:
         raise InputError("What shall it learn? Give a folder of 3 to 20 images, or --slider 'a sad face|a happy face'.")
-    base = loaded(model, chosen.device)
+    base, chosen = opened_base(model, chosen)
     if base.conditioner is None:
         raise InputError("This model takes no prompts, and learns no new word. Take a text-to-image model.")
     refuse_distilled(base)
