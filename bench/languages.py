@@ -28,6 +28,7 @@ from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import Model, native_denoiser
 from fastdiffusion.models.native import own_denoiser
 from fastdiffusion.nets import TextConditioned
+from fastdiffusion.prompts import abroad
 from fastdiffusion.tasks.evaluation import evaluator as judging_evaluator
 from fastdiffusion.training.learner import Learner
 
@@ -42,12 +43,15 @@ def main() -> None:
     parser.add_argument("--joint", type=float, help="minutes of training denoiser and words together, on all languages")
     parser.add_argument("--learn", type=int, help="steps in which a checkpoint of another program learns each language")
     parser.add_argument("--lora", nargs="*", default=[], help="of such a checkpoint: LoRAs, and languages it has")
+    parser.add_argument("--dictionary", action="store_true", help="with prompts.abroad; else the student encoder alone")
     parser.add_argument("-n", type=int, default=96)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--scale", type=float, help="of guidance; by default the model's")
     parser.add_argument("--out", type=Path, default=Path("out/languages"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if not args.dictionary:
+        abroad.translated = lambda *_: None
     if args.joint:
         folder = args.out / "joint"
         Learner(

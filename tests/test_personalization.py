@@ -19,9 +19,12 @@ from fastdiffusion.adapters.lora.writing import FORMATS, write
 from fastdiffusion.data import load_folder
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.models import save
-from fastdiffusion.tasks.personalization.adapting import adapt
+from fastdiffusion.options import fill
+from fastdiffusion.tasks.personalization import slider
+from fastdiffusion.tasks.personalization.adapting import adapt, opened_base
 from fastdiffusion.tasks.personalization.images import opened
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
+from fastdiffusion.tasks.personalization.options import PersonalizeOptions
 from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
 
 diffusers = pytest.importorskip("diffusers")
@@ -411,6 +414,86 @@ def test_no_space(desk, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(CheckpointError, match=r"Cannot (use|write)"):
         learned(desk, tmp_path / "run")
+
+
+# ---- sliders, and rare words ------------------------------------------------------------------------------------
+
+
+def test_what_lies_between_two_prompts():
+    assert slider.opposites("a sad  face|a happy face") == {"a face": ("a sad face", "a happy face")}
+    assert slider.opposites("old|young; an old cat|a young cat", "x") == {"x": ("an old cat", "a young cat")}
+    for wrong in ("a face", "a|", "a|b|c", "a|a"):
+        with pytest.raises(InputError, match="A slider lies between two prompts"):
+            slider.opposites(wrong)
+
+
+def test_a_slider_moves_answers_both_ways(desk, text, tmp_path):
+    """At scale 1 answers are nearer to those of the second prompt than to the first's; at -1 it is the other way."""
+    options = {
+        "steps": 20,
+        "rank": 4,
+        "batch_size": 2,
+        "prior": 0,
+        "holdout": 0.05,
+        "lr": 0.002,
+        "floor": 0.0,
+        "verbose": False,
+    }
+    ends = "a red square|a blue square"
+    done = fastdiffusion.personalize(desk.text, slider=ends, folder=tmp_path / "run", **options)
+    assert done.looks[0].loss > min(look.loss for look in done.looks) and done.token == ""
+    first, second = (answers(text, prompt) for prompt in ends.split("|"))
+    between, way = answers(text, "a square"), (second - first).flatten()
+
+    def moved(scale):
+        model = with_loras(text, [f"{done.file}:{scale}"])
+        return float(((answers(model, "a square") - between).flatten() @ way) / way.square().sum())
+
+    assert moved(-1) < 0 < moved(1) and moved(1) < moved(2) and moved(0) == 0
+    with pytest.raises(InputError, match="without images"):
+        fastdiffusion.personalize(desk.text, desk.photos, slider=ends)
+    with pytest.raises(InputError, match="A slider is a LoRA"):
+        fastdiffusion.personalize(desk.text, slider=ends, method="embedding")
+    with pytest.raises(InputError, match="What shall it learn"):
+        fastdiffusion.personalize(desk.text)
+
+
+def test_a_rare_word_needs_no_row_of_its_own(tmp_path):
+    """DreamBooth's identifier: one of the latter half of every vocabulary."""
+    model = get("sd15").model
+    vocabulary = next(iter(tokens.texts_of(model).values())).tokenizer.get_vocab()
+    words = sorted((n, w.removesuffix("</w>")) for w, n in vocabulary.items() if w.endswith("</w>") and len(w) > 5)
+    frequent, rare = words[0][1], words[-1][1]
+    assert tokens.rare(model, rare) and not tokens.rare(model, "<new>")
+    assert tokens.rare(model, frequent) == (words[0][0] >= len(vocabulary) // 2)
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    done = fastdiffusion.personalize(
+        model, tmp_path, token=rare, class_name="cat", method="dreambooth", steps=2, batch_size=1, rank=2, prior=1,
+        verbose=False, folder=tmp_path / "run", size=model.pixels[0],
+    )  # fmt: skip
+    assert done.token == f"{rare} cat" and any("rare word" in note for note in done.notes)
+    assert not any("added" in key or "token" in key for key in load_file(done.file))
+
+
+@pytest.mark.parametrize("name", ["sd15"])
+def test_frozen_weights_in_bfloat16(name, tmp_path):
+    """A checkpoint on disk is held in bfloat16 where the run computes in it; what is trained is in float32."""
+    folder = get(name).path
+    options = fill(PersonalizeOptions, precision="bfloat16", device="cpu")
+    base, rest = opened_base(folder, options)
+    assert base.modules["net"].dtype == torch.bfloat16 and rest.precision == "float32"
+    adaptation = adapt(base, "lora", "<new>", "cat", rank=2)
+    objective, g = Objective(adaptation.model), torch.Generator().manual_seed(0)
+    x0 = torch.randn(2, *base.shape, generator=g)
+    objective(
+        x0, torch.ones(2), torch.randn(x0.shape, generator=g), conditions(adaptation.model, ["<new>"] * 2)
+    ).mean().backward()
+    ups = [added.up for added in adaptation.lora.layers.values()]
+    assert all(up.dtype == torch.float32 and up.grad.dtype == torch.float32 for up in ups)
+    assert any(float(up.grad.abs().max()) > 0 for up in ups)
+    same, unchanged = opened_base(base, options)
+    assert same is base and unchanged is options
 
 
 def test_a_saved_model_keeps_its_new_words(text, tmp_path):

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..io import untrusted_json
 from ..io.atomic import write_bytes
 from ..models import Model
 from ..models.native import own_denoiser
@@ -30,7 +31,7 @@ from .copies import copied
 from .texts import Text
 
 NOTE = "fastdiffusion"  # the entry of a file's metadata that is ours
-MOST = 64  # rows of a token: of anybody's file
+MOST = 64  # rows of a token, and tokens of a LoRA: of anybody's file
 NAME = re.compile(r"[^\s()\[\]{}|:,\\]{2,40}")
 OWN = "text_encoder"  # the part that a native model's rows belong to
 
@@ -130,6 +131,18 @@ def check_new(model: Model, name: str) -> None:
         raise InputError(f"{name!r} is a word that this model has already. Choose a new one, such as '<{name}>'.")
 
 
+def rare(model: Model, name: str) -> bool:
+    """Whether each text encoder has a word as one token, and seldom met it: "sks" of Stable Diffusion.
+
+    Vocabularies are in the order in which their tokens were joined, the most frequent first: it is of the latter half.
+    A model of this package knows whole words, and none that is rare in this sense.
+    """
+    readers = texts_of(model).values()
+    ids = [reader.tokenizer(name, add_special_tokens=False)["input_ids"] for reader in readers]
+    halves = [len(reader.tokenizer) // 2 for reader in readers]
+    return bool(ids) and all(len(own) == 1 and own[0] >= half for own, half in zip(ids, halves, strict=True))
+
+
 def _is_one(text: Text, name: str) -> bool:
     ids = text.tokenizer(name, add_special_tokens=False)["input_ids"]
     return len(ids) == 1 and ids[0] != text.tokenizer.unk_token_id and bool(re.fullmatch(r"\w+", name))
@@ -217,11 +230,11 @@ def write(path: str | Path, model: Model, token: Token) -> None:
 
 def of_file(model: Model, path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Token | None:
     """The token of a file of embeddings, of this program or another; None for any other file."""
-    flat = [t for t in tensors.values() if t.ndim in (1, 2)]
+    flat = [t for t in tensors.values() if t.ndim in (1, 2) and t.numel()]
     if not tensors or len(flat) < len(tensors) or any("lora" in key for key in tensors) or len(tensors) > 4:
         return None
     try:
-        name = str(json.loads(metadata.get(NOTE, "{}")).get("token", ""))
+        name = str(untrusted_json.parsed(metadata.get(NOTE, "{}")).get("token", ""))
     except (ValueError, AttributeError):
         name = ""
     rows = {key: t.float().reshape(-1, t.shape[-1]) for key, t in tensors.items()}
@@ -245,6 +258,8 @@ def packed(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 
 def unpacked(entries: Any) -> list[Token]:
     """The inverse of :func:`packed`; raises InputError for what is no such list."""
+    if isinstance(entries, list) and len(entries) > MOST:
+        raise InputError(f"A LoRA brings {len(entries):,} tokens; at most {MOST} are read. Take another copy.")
     try:
         return [
             Token(str(entry["token"]), {part: _decoded(text) for part, text in entry["rows"].items()})

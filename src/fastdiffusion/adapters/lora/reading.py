@@ -6,7 +6,6 @@ LoCon too), of SDXL's and FLUX's original code and of ComfyUI are understood; no
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, InputError, counted, warn
+from ...io import untrusted_json
 from ...io.checkpoints import read_safetensors
 from ...io.guarded import BUDGET
 from ...models import Model, folder
@@ -141,8 +141,8 @@ class Update:
     def columns(self) -> int | None:
         """Numbers in a row of what is added; None where the matrices do not fit each other."""
         left, right = self.up.shape[1:].numel(), 0 if self.down is None else len(self.down)
-        if self.down is None:
-            return left
+        if self.down is None or right == 0:
+            return left if self.down is None else None
         if self.mid is None:
             return self.down.shape[1:].numel() if left == right else None
         return self.mid.shape[2:].numel() * self.down.shape[1:].numel() if self.mid.shape[:2] == (left, right) else None
@@ -154,9 +154,13 @@ class Update:
         if self.down is None:
             return self.factor * up
         down = self.down.to(device, torch.float32).flatten(1)
-        if self.mid is not None:
-            down = torch.einsum("ab...,bi->ai...", self.mid.to(device, torch.float32), down).flatten(1)
-        return self.factor * (up @ down)
+        if self.mid is None:
+            return self.factor * (up @ down)
+        mid = self.mid.to(device, torch.float32)
+        if len(mid) * down.shape[1] < len(up) * mid.shape[1]:  # whichever has fewer numbers in between
+            return self.factor * (up @ torch.einsum("ab...,bi->ai...", mid, down).flatten(1))
+        inner = (up @ mid.flatten(1)).unflatten(1, mid.shape[1:])
+        return self.factor * torch.einsum("ob...,bi->oi...", inner, down).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ def opened_file(path: Path, scale: float, metadata: Mapping[str, str], tensors: 
 def _noted(name: str, metadata: Mapping[str, str]) -> File:
     """What a file of this program says in its metadata: its tokens, and the family that it is for."""
     try:
-        note = dict(json.loads(metadata.get(tokens.NOTE, "{}")))
+        note = dict(untrusted_json.parsed(metadata.get(tokens.NOTE, "{}")))
     except (ValueError, TypeError):
         raise CheckpointError(f"The settings of {name} cannot be read. Take another copy.") from None
     return File(name, tokens=tokens.unpacked(note.get("tokens", ())), base=str(note.get("family", "")))
@@ -226,24 +230,37 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
     beside = path.with_name("adapter_config.json")
     try:
         if "lora_adapter_metadata" in metadata:
-            for key, value in json.loads(metadata["lora_adapter_metadata"]).items():
+            for key, value in untrusted_json.parsed(metadata["lora_adapter_metadata"]).items():
                 prefix = next((prefix for prefix in PARTS if key.startswith(prefix)), "")
                 settings.setdefault(PARTS.get(prefix, "net"), {})[key.removeprefix(prefix)] = value
         elif path.stem == "adapter_model" and beside.is_file():
-            settings["net"] = dict(json.loads(beside.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError) as error:
+            settings["net"] = dict(untrusted_json.parsed_file(beside))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The settings of {path} cannot be read ({error}). Download it anew.") from None
-    if any(one.get("use_dora") for one in settings.values()):
+    if any(isinstance(one, Mapping) and one.get("use_dora") for one in settings.values()):
         raise InputError(f"{path.name} is a DoRA, which is not supported. Take a plain LoRA.")
-    return settings
+    try:
+        return {part: _checked(one) for part, one in settings.items()}
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"The settings of {path} cannot be read ({error}). Download it anew.") from None
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is used of peft's settings, in its types; raises TypeError, ValueError or AttributeError for other ones."""
+    alpha, by_layer = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
+    return {
+        "lora_alpha": None if alpha is None else float(alpha),
+        "alpha_pattern": {str(name): float(value) for name, value in by_layer.items()},
+        "use_rslora": bool(settings.get("use_rslora")),
+    }
 
 
 def _scaling(settings: Mapping[str, Any], layer: str, rank: int, alpha: Tensor | None) -> float:
     """alpha / rank (for "rslora" its root); where a file has no alpha, it is the rank."""
     value = settings.get("lora_alpha") or rank
-    for name, other in (settings.get("alpha_pattern") or {}).items():
-        value = other if layer == name or layer.endswith(f".{name}") else value
-    value = float(value if alpha is None else alpha.float().mean())
+    own, parts = settings.get("alpha_pattern") or {}, layer.split(".")
+    ends = (".".join(parts[i:]) for i in range(len(parts)))  # of the layer's name, the longest first
+    value = float(next((own[end] for end in ends if end in own), value) if alpha is None else alpha.float().mean())
     return value / (math.sqrt(rank or 1) if settings.get("use_rslora") else rank or 1)
 
 

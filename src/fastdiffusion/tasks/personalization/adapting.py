@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,14 +14,35 @@ from ...adapters import tokens
 from ...adapters.copies import copied
 from ...adapters.lora import Lora
 from ...adapters.lora.writing import write
+from ...device import choose_precision, device_of
 from ...errors import InputError
 from ...models import Model, save
+from ...models import folder as model_folder
 from ...models.native import own_denoiser
+from ..loading import HUB, LoadOptions, loaded
+from .options import AdaptationOptions
 
 RATES = {"embedding": 2e-2, "lora": 3e-3, "dreambooth": 3e-3, "full": 3e-4}
 ROWS = {"embedding": 1.0, "lora": 6.0, "dreambooth": 6.0, "full": 60.0}  # how much faster rows move, for their size
 FILES = {"embedding": "embedding.safetensors", "full": "model.safetensors"}
 OWN_PARTS = ("text_encoder.", "caption_mean.")  # in the network of a native text-to-image model
+
+
+Options = TypeVar("Options", bound=AdaptationOptions)
+
+
+def opened_base(model: Model | str | Path, options: Options) -> tuple[Model, Options]:
+    """What is taught, and the options that remain.
+
+    A checkpoint of another program is not trained itself: where the run computes in bfloat16, its weights are of that,
+    which is half the memory. What is trained beside them is in float32.
+    """
+    device = device_of(options.device)
+    other = not isinstance(model, Model) and (str(model).startswith(HUB) or model_folder.is_other(model))
+    if not other or choose_precision(options.precision, device) != "bfloat16":
+        return loaded(model, options.device), options
+    base = loaded(model, LoadOptions(device=options.device, precision="bf16"))
+    return base, replace(options, precision="float32")
 
 
 @dataclass
