@@ -17,7 +17,8 @@ import tiny_pipelines
 
 import fastdiffusion
 from fastdiffusion import add_language, load, sample
-from fastdiffusion.adapters import students, with_loras
+from fastdiffusion.adapters import with_loras
+from fastdiffusion.adapters.conditioners import student as students
 from fastdiffusion.adapters.copies import copied
 from fastdiffusion.adapters.tokens import Token, with_tokens
 from fastdiffusion.cli import main

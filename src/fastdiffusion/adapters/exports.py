@@ -23,8 +23,8 @@ from ..models import Model
 from ..models.native import own_denoiser
 from ..types import Cond
 from . import engine_files, engines
+from .conditioners.student import students_of
 from .examine import pipeline
-from .students import students_of
 
 ALIKE = 1e-3  # of the largest number: as far as an exported network may be from torch
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
