@@ -25,6 +25,7 @@ from ..types import Cond
 from . import engines
 from .engines import files
 from .examine import pipeline
+from .students import students_of
 
 ALIKE = 1e-3  # of the largest number: as far as an exported network may be from torch
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
@@ -94,6 +95,10 @@ def export_pipeline(model: Model, folder: Path, load: Callable[[Path], Model]) -
     """
     if not hasattr(model.denoise, "checkpoint"):
         raise InputError("This network is no class of diffusers. Export it with --format onnx or --format openvino.")
+    if students_of(model):
+        raise InputError(
+            "A folder of diffusers has no place for a language. Load the model without it, and export that."
+        )
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} has files in it already. Name a new folder with --out.")
     import diffusers
