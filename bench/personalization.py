@@ -274,7 +274,7 @@ def own_steps(folder: Path, images: Path, steps: int) -> None:
         def preview(self) -> tuple[torch.Tensor, int]:
             return torch.zeros(1, 3, 8, 8), 1
 
-    steps_alone = Steps(learned, examples, "object", "", (), lambda model: 1.0, ())  # type: ignore[arg-type]
+    steps_alone = Steps(learned, examples, (), "", (), lambda model: 1.0, ())  # type: ignore[arg-type]
     update = Trainer.update
 
     def timed(self: Trainer, *args: Any) -> Any:

@@ -70,7 +70,7 @@ class Course:
     Attributes:
         adaptation: What is trained.
         examples: On what.
-        subject: "object" or "style".
+        templates: Texts for images without captions, the plain one first.
         token: The new word; "" without one.
         own: (prompt, latents) of images that the model made, trained on beside; empty without.
         retention: What is measured of what it knew.
@@ -81,7 +81,7 @@ class Course:
 
     adaptation: Adaptation
     examples: Examples
-    subject: str
+    templates: Sequence[str]
     token: str
     own: Sequence[tuple[str, Tensor]]
     retention: Retention
@@ -113,7 +113,7 @@ class Course:
             chosen: list[int] = [group[order[i % len(group)]] for i in range(batch_size)]
             choice = torch.rand(len(chosen), 2, generator=generator(seed, Stream.CAPTION, step)).tolist()
             prompts = [
-                "" if drop < self.dropped else caption(self.token, self.subject, examples.captions[i], c)
+                "" if drop < self.dropped else caption(self.token, self.templates, examples.captions[i], c)
                 for i, (c, drop) in zip(chosen, choice, strict=True)
             ]
             x0 = [examples.latents[i] for i in chosen]
@@ -138,7 +138,7 @@ class Course:
         for i in examples.held_out:
             x0 = examples.latents[i]
             noise = torch.randn(HELD_OUT, *x0.shape, generator=generator(0, Stream.BATCH_NOISE, 1 << 21, i))
-            texts = [caption(self.token, self.subject, examples.captions[i], 0.0)] * HELD_OUT
+            texts = [caption(self.token, self.templates, examples.captions[i], 0.0)] * HELD_OUT
             mask = None if examples.masks is None else examples.masks[i].expand(HELD_OUT, -1, -1, -1)
             x0 = x0.expand(HELD_OUT, *x0.shape)
             batches.append((x0, objective.sigmas(u), noise, texts, mask, torch.zeros(HELD_OUT)))

@@ -175,12 +175,17 @@ def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor:
     return made
 
 
-def caption(token: str, subject: str, own: Sequence[str], choice: float) -> str:
+def templates_of(model: Model, subject: str) -> tuple[str, ...]:
+    """Texts for images without captions, of words that the model knows: others would be noise in what is learned."""
+    unknown = getattr(model.conditioner, "unknown_words", lambda text: [])
+    return tuple(text for text in TEMPLATES[subject] if not unknown(text.format("")))
+
+
+def caption(token: str, templates: Sequence[str], own: Sequence[str], choice: float) -> str:
     """An image's text: its caption with the token in it, or a template; ``choice`` of them is in [0, 1)."""
     if own:
         text = own[int(choice * len(own))]
         if not token or token in text:
             return text
-        return f"{text} in the style of {token}" if subject == "style" else f"{token}, {text}"
-    templates = TEMPLATES[subject]
+        return f"{text} in the style of {token}" if STYLES[1] in templates else f"{token}, {text}"
     return templates[int(choice * len(templates))].format(token)
