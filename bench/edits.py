@@ -3,7 +3,8 @@
 python bench/edits.py [--methods diffedit flowedit ...] [--seeds 0 1 2] [--steps 12] [--model emoji] [--edits 64]
     [--options '{"strength": 0.8}'] [--out out/bench]
 
-"again", the baseline, draws the target from the same noise. All others start from the drawn source as an image, of 8
+"again", the baseline, draws the target from the same noise, and "drawn" draws it beside the source, with its attention
+(prompt-to-prompt). All others start from the drawn source as an image, of 8
 bits a color, whose noise they do not know; "all" ones may change every pixel (--no-keep). "direct all" is the
 further baseline: direct (PnP) inversion with prompt-to-prompt (Ju et al. 2023, arXiv:2310.01506).
 
@@ -41,8 +42,11 @@ from fastdiffusion.tasks.editing.edit import edit
 from fastdiffusion.tasks.evaluation import evaluator
 
 EDITS = Path(__file__).with_name("edits.txt")
-METHODS = ("diffedit", "diffedit all", "flowedit", "flowedit all", "null-text", "null-text all", "direct", "direct all",
-           "edit-friendly", "edit-friendly all", "sdedit", "sdedit all", "magicmix all")  # fmt: skip
+METHODS = tuple(
+    f"{name}{which}"
+    for name in ("drawn", "diffedit", "flowedit", "null-text", "direct", "edit-friendly", "sdedit", "magicmix")
+    for which in ("", " all")
+)
 MEASURES = ("structure", "psnr", "perceptual", "mse", "ssim", "whole", "edited")
 
 
@@ -152,14 +156,15 @@ def main() -> None:
                 if key in done and method != args.sheet:
                     continue
                 image, start = drawn.images, time.monotonic()
-                if method != "again":
-                    how = {
-                        "method": method.split()[0],
-                        "keep": "all" not in method,
-                        "cached": False,
-                        "seed": seed + 100,
-                    }
-                    image = edit(to_pil(before[0]), target, source=source, **plain, **how, **args.options).images
+                keep = {"keep": "all" not in method}
+                if method.startswith("drawn"):
+                    how = {"method": "p2p", "seed": seed}
+                    image = edit(prompt=target, source=source, **plain, **keep, **how, **args.options).images
+                elif method != "again":
+                    how = {"method": method.split()[0], "cached": False, "seed": seed + 100}
+                    image = edit(
+                        to_pil(before[0]), target, source=source, **plain, **keep, **how, **args.options
+                    ).images
                 done[key] = {**measured(net, before, image, name, source), "seconds": time.monotonic() - start}
                 cells.setdefault(method, []).extend([before[0], image[0], (image - before)[0] / 2])
             kept.write_text(json.dumps({"edits": done}))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import loaded_families
 import pytest
+import tiny_conditioners
 import torch
 from PIL import Image
 from torch import nn
@@ -155,6 +156,15 @@ def test_bad_settings(norm, monkeypatch):
         engines.attach({"net": norm}, "abc")
 
 
+def test_bf16_is_refused_by_a_cpu_without_it(norm, monkeypatch):
+    monkeypatch.setattr(engine_trial, "hint", lambda precision: "f32")  # as of 8 bits where the CPU has none
+    assert engines.available() == ("float32", "int8")
+    with pytest.raises(InputError, match=r"does not compute in bf16\. Leave --precision out"):
+        engines.attach({"net": norm}, "abc", "bf16")
+    with pytest.raises(InputError, match="does not compute in bf16"):
+        fastdiffusion.load("emoji", engine="openvino", precision="bf16", device="cpu")
+
+
 def test_no_telemetry():
     engine_trial.openvino()
     assert sys.modules["openvino_telemetry"] is None
@@ -192,6 +202,14 @@ def test_a_checkpoint_with_an_engine(cache, tmp_path):
     again = fastdiffusion.reproduce(path)
     assert torch.equal(again.images, drawn[1].images)
     assert again.recipe["model"] == drawn[1].recipe["model"]
+
+
+def test_conditioners_say_that_they_compute_in_torch(cache, tmp_path):
+    Image.linear_gradient("L").resize((64, 64)).save(tmp_path / "map.png")
+    fast = fastdiffusion.load(loaded_families.get("sd15").path, engine="openvino", device="cpu")
+    tiny_conditioners.controlnet(fast.modules["net"]).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="Leave --engine out"):
+        fastdiffusion.sample(fast, "a cat", n=1, steps=1, size=64, control=f"{tmp_path}:{tmp_path}/map.png")
 
 
 def test_the_engine_is_chosen_by_name(monkeypatch):

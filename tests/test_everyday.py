@@ -16,7 +16,8 @@ from fastdiffusion.cli import main
 from fastdiffusion.errors import InputError, counted, unknown
 from fastdiffusion.prompts import reading
 from fastdiffusion.prompts.reading import key, known_names
-from fastdiffusion.tasks.generation.options import SampleOptions
+from fastdiffusion.tasks.generation.conditioning import size_notes
+from fastdiffusion.tasks.generation.options import SampleOptions, image_size
 from fastdiffusion.tasks.restoration.method import parse_task
 
 PROMPTS = Path(__file__).parents[1] / "bench/prompts.txt"
@@ -58,7 +59,7 @@ def test_seventy_of_eighty_everyday_prompts_reach_the_nearest_glyph():
 
 
 @pytest.mark.parametrize(("prompt", "read", "notes"), [
-    ("ein Hund", "Hund", ""),
+    ("ein Hund", "dog", "'ein Hund' is read as 'dog'"),
     ("dibuja un gato", "un gato", ""),
     ("eine", "eine", ""),
     ("draw me a picture of a smiling sun please", "sun with face", "left out"),
@@ -89,8 +90,10 @@ def test_what_was_changed_is_said_and_points_at_the_caller():
     ("a red hambuger", ["'hambuger' is read as 'hamburger'"]),
     ("a castle on a hill at sunset", ["'hill' is read as 'mountain'", "single emoji"]),
     ("photorealistic cat face, 8k", ["left out", "single emoji"]),
-    ("rotes Herz", []),
-    ("赤いハート", []),
+    ("rotes Herz", ["'rotes Herz' is read as 'red heart'"]),
+    ("赤いハート", ["'赤いハート' is read as 'red heart'"]),
+    ("犬と猫", []),
+    ("ein Schloss am Abend", ["am, Abend: it may ignore it", "knows names, not sentences"]),
 ])  # fmt: skip
 def test_notes(prompt, words):
     notes = conditioner().notes(prompt)
@@ -102,9 +105,55 @@ def test_listed_names_are_encoded_letter_by_letter_as_they_came():
         assert conditioner().reading(name).text == name
 
 
-def test_other_languages_go_to_the_student_encoder_as_they_came():
-    for text in ("gato rojo", "officier de police", "roter Hund", "赤い車", "a red 猫", "یک قلب قرمز"):
+def test_what_no_dictionary_has_goes_to_the_student_encoder_as_it_came():
+    for text in ("gato del vecino", "犬と猫", "赤い車", "a red 猫", "یک قلب قرمز", "sandía con pepitas"):
         assert conditioner().reading(text).text == text
+
+
+@pytest.mark.parametrize(("prompt", "english"), [
+    ("perro y gato", "dog and cat"),
+    ("Perros y gatos", "dog and cat"),
+    ("ein Hund und eine Katze", "dog and cat"),
+    ("un perro", "dog"),
+    ("gato rojo", "red cat"),
+    ("roter Hund", "red dog"),
+    ("un árbol verde", "green tree"),
+    ("maison et arbre", "house and tree"),
+    ("gatto e cane", "cat and dog"),
+    ("красный автомобиль", "red automobile"),
+    ("köpek ve kedi", "dog and cat"),
+    ("anjing dan kucing", "dog and cat"),
+    ("고양이", "cat"),
+    ("赤いハート", "red heart"),
+])  # fmt: skip
+def test_words_of_other_languages_are_read_by_a_dictionary(prompt, english):
+    found = conditioner().reading(prompt)
+    assert found.text == english and f"{prompt!r} is read as {english!r}." in found.notes
+    assert len(found.origins) == len(english) and all(0 <= a < b <= len(prompt) for a, b in found.origins[:1])
+
+
+def test_words_that_change_places_still_point_at_the_prompt():
+    """So that weights and explanations find them: "verde" and "árbol"."""
+    text = "un árbol verde"
+    assert [text[a:b] for a, b in conditioner().token_spans(text)] == ["verde", "árbol"]
+
+
+def test_a_held_out_thing_in_another_language_is_named():
+    """As in English: what is kept from training is not drawn, and the note says what was left out."""
+    assert "has never read rose: left out" in " ".join(conditioner().notes("eine rote Rose"))
+
+
+@pytest.mark.parametrize(("size", "note"), [
+    ("1920x1080", "64x64 pixels: in much larger ones, 1920x1080, things repeat or fall apart"),
+    ("256x64", "much larger ones, 256x64"), ("16", "much smaller ones, 16x16, lose shapes"),
+    ("96x64", ""), ("64", ""), ("96", ""),
+])  # fmt: skip
+def test_sizes_far_from_what_was_learned_are_remarked(size, note):
+    notes = size_notes(load("emoji", device="cpu"), image_size(size))
+    assert note in " ".join(notes) and bool(note) == bool(notes)
+    if size == "16":
+        with pytest.warns(UserWarning, match="lose shapes"):
+            sample("emoji", "a red heart", n=1, steps=1, size=16)
 
 
 def test_weights_follow_the_words_into_their_other_name():
@@ -119,6 +168,7 @@ def test_the_table_ships_small_and_names_only_what_is_trained():
     assert set(table.everyday.values()) | set(table.search.values()) <= set(table.names.values())
     assert not (table.names.keys() & table.everyday.keys())
     assert Path(reading.__file__).with_name("names.json").stat().st_size < 150_000
+    assert Path(reading.__file__).with_name("abroad.json").stat().st_size < 1_000_000
 
 
 def test_full_width_signs_are_understood_and_can_be_escaped():

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from ..data.cache import cache_folder
 from ..errors import InputError, missing, out_of_memory, warn
+from ..io import untrusted_json
 from ..io.atomic import write_json
 from ..models import Model
 from ..nets.layers import HOOKS
@@ -194,7 +194,7 @@ class Engine:
             raise Refused(f"it cannot be converted ({unknown or str(error)[:200]})") from None
         files.share(self.module, folder)
         path = folder / (files.INT8 if self.precision == "int8" else files.NET)
-        notes = json.loads((folder / files.NOTES).read_text(encoding="utf-8"))
+        notes = untrusted_json.parsed_file(folder / files.NOTES)
         if (trial := self._trial(call)) not in notes["differences"]:
             notes["differences"][trial] = difference(self.torch_forward, call, path, self.precision)
             write_json(folder / files.NOTES, notes)

@@ -15,6 +15,7 @@ from ..io.images import flatten, to_tensor
 from ..noise import slerp
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training images
+LONGEST = 16  # times its shorter side is what is looked at of an image
 
 
 class ImageEncoder:
@@ -33,6 +34,8 @@ class ImageEncoder:
     def pixels(self, image: Image.Image) -> Float[Tensor, "1 3 h w"]:
         """Scaled so that its shorter side fits, its middle cut out, and normalised."""
         whole, short = flatten(image).convert("RGB"), min(image.size)
+        spare = [max(n - LONGEST * short, 0) // 2 for n in whole.size]  # of a line of pixels the middle is enlarged
+        whole = whole.crop((spare[0], spare[1], whole.width - spare[0], whole.height - spare[1]))
         width, height = (self.side * n // short for n in whole.size)
         whole = whole.resize((width, height), Image.Resampling.BICUBIC)
         left, top = (width - self.side) // 2, (height - self.side) // 2

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from ..errors import InputError, missing
+from ..errors import CheckpointError, FastdiffusionError, InputError, missing, out_of_memory
 from ..models import Model, folder
 from . import low_memory
 from .engines import with_engine
@@ -100,7 +100,7 @@ def load(
     changes |= {"prediction": prediction} if scheduler != source.scheduler else {}
     changes |= {"vae_tiling": True} if vae_tiling else {}
     changes |= source.added
-    denoiser: Any = family(_checkpoint(source, family, dtypes, scheduler))
+    denoiser: Any = _built(source, family, dtypes, scheduler)
     if changes:
         denoiser.settings = info["loaded"] = changes
     made = model(denoiser, {})
@@ -118,6 +118,28 @@ def _parts(source: Source, family: type[Family]) -> dict[str, tuple[str, ...]]:
     """The parts that the checkpoint has, and the classes that each may have: all but optional ones that it lacks."""
     named = family.parts()
     return {part: kinds for part, kinds in named.items() if part not in family.optional or source.has(part)}
+
+
+def _built(
+    source: Source, family: type[Family], dtypes: Mapping[str, torch.dtype], scheduler: Mapping[str, Any]
+) -> Family:
+    """The denoiser of all parts, its noise levels tried; CheckpointError where what configures them does not fit."""
+    checkpoint = _checkpoint(source, family, dtypes, scheduler)
+    try:
+        made = family(checkpoint)
+        levels = made.levels.schedule(2)
+    except FastdiffusionError:
+        raise
+    except Exception as error:  # whatever values of any type provoke
+        if out_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"The configurations of {source.path} do not fit together ({type(error).__name__}: {str(error)[:200]}). "
+            "Download it anew."
+        ) from error
+    if not bool(levels.isfinite().all()):
+        raise CheckpointError(f"The scheduler of {source.path} gives no finite noise levels. Download it anew.")
+    return made
 
 
 def _checkpoint(

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..io import untrusted_json
 from ..io.atomic import write_bytes
 from ..models import Model
 from ..models.native import own_denoiser
@@ -30,7 +31,7 @@ from .copies import copied
 from .texts import Text
 
 NOTE = "fastdiffusion"  # the entry of a file's metadata that is ours
-MOST = 64  # rows of a token: of anybody's file
+MOST = 64  # rows of a token, and tokens of a LoRA: of anybody's file
 NAME = re.compile(r"[^\s()\[\]{}|:,\\]{2,40}")
 OWN = "text_encoder"  # the part that a native model's rows belong to
 
@@ -229,11 +230,11 @@ def write(path: str | Path, model: Model, token: Token) -> None:
 
 def of_file(model: Model, path: Path, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Token | None:
     """The token of a file of embeddings, of this program or another; None for any other file."""
-    flat = [t for t in tensors.values() if t.ndim in (1, 2)]
+    flat = [t for t in tensors.values() if t.ndim in (1, 2) and t.numel()]
     if not tensors or len(flat) < len(tensors) or any("lora" in key for key in tensors) or len(tensors) > 4:
         return None
     try:
-        name = str(json.loads(metadata.get(NOTE, "{}")).get("token", ""))
+        name = str(untrusted_json.parsed(metadata.get(NOTE, "{}")).get("token", ""))
     except (ValueError, AttributeError):
         name = ""
     rows = {key: t.float().reshape(-1, t.shape[-1]) for key, t in tensors.items()}
@@ -257,6 +258,8 @@ def packed(tokens: Sequence[Token]) -> list[dict[str, Any]]:
 
 def unpacked(entries: Any) -> list[Token]:
     """The inverse of :func:`packed`; raises InputError for what is no such list."""
+    if isinstance(entries, list) and len(entries) > MOST:
+        raise InputError(f"A LoRA brings {len(entries):,} tokens; at most {MOST} are read. Take another copy.")
     try:
         return [
             Token(str(entry["token"]), {part: _decoded(text) for part, text in entry["rows"].items()})

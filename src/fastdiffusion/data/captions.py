@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import posixpath
 import random
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 from unicodedata import normalize
 
 import torch
+
+from ..io import untrusted_json
 
 FILE = ("file_name", "filename", "file", "image", "path", "name")
 TEXT = ("text", "texts", "caption", "captions", "prompt", "description")
@@ -142,7 +143,7 @@ def _txt(text: str) -> list[dict[str, Any]]:
 
 
 def _json(text: str) -> list[dict[str, Any]]:
-    value = json.loads(text)
+    value = untrusted_json.parsed(text)
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return [value]

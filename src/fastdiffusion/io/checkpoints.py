@@ -201,6 +201,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor
 def is_pickle(path: Path) -> bool:
     """Whether a file's name or first bytes are those of a pickle; raises CheckpointError if it cannot be read."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise ValueError("it is a pipe or a device")
         with path.open("rb") as file:
             head = file.read(9)
     except (OSError, ValueError) as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -36,6 +37,8 @@ class Budget:
         token: Bytes that one token of a tokenizer stands for.
         tokens: Bytes that all of them stand for.
         number: Magnitude that float32 still computes with.
+        size: A whole number in the configuration of another program's network.
+        entries: Entries of a list there.
     """
 
     values: int = 1 << 28
@@ -49,6 +52,8 @@ class Budget:
     token: int = 1 << 12
     tokens: int = 1 << 24
     number: float = 1e30
+    size: int = 1 << 24
+    entries: int = 4096
 
     def check(self, **asked: float) -> None:
         """Raise InputError for the first amount that is above its limit, or not a number."""
@@ -76,16 +81,36 @@ def check_config(value: Any, depth: int = 0) -> None:
         raise InputError(f"The configuration has a value that no network takes: {str(value)[:40]}.")
 
 
+def check_network_config(value: Mapping[str, Any] | list[Any], depth: int = 0) -> None:
+    """Refuse numbers and lists in another program's configuration that would size a network beyond all that there are.
+
+    Raises InputError. Names and other texts are that program's own.
+    """
+    if len(value) > BUDGET.entries:
+        raise InputError(f"it has a list of {len(value):,} entries")
+    for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
+        whole = isinstance(item, int) and "theta" not in str(key)  # the base of rotary positions: a number as others
+        if isinstance(item, int | float) and not abs(item) <= (BUDGET.size if whole else BUDGET.number):
+            raise InputError(f"{str(key)[:40]} is {str(item)[:40]}")
+        if isinstance(item, Mapping | list):
+            if depth > BUDGET.depth:
+                raise InputError("it is nested too deep")
+            check_network_config(item, depth + 1)
+
+
 @contextmanager
-def _at_most(count: int) -> Iterator[None]:
-    """Refuse to build networks of more than ``count`` parameters and buffers, as soon as they are met."""
-    met = 0
+def at_most(count: int, numbers: float = math.inf) -> Iterator[None]:
+    """Refuse to build networks of more than ``count`` parameters and buffers, or ``numbers`` in them, as they come up.
+
+    That is before a constructor draws them: until then memory has only been promised.
+    """
+    met = numel = 0
 
     def meet(module: nn.Module, name: str, value: Any) -> None:
-        nonlocal met
-        met += 1
-        if met > count:
-            raise InputError("The configuration asks for more layers than the file has tensors for.")
+        nonlocal met, numel
+        met, numel = met + 1, numel + (0 if value is None else value.numel())
+        if met > count or numel > numbers:
+            raise InputError("The configuration asks for more layers than the file has tensors for, or larger ones.")
 
     hooks = [
         torch_module.register_module_parameter_registration_hook(meet),
@@ -96,6 +121,11 @@ def _at_most(count: int) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def at_most_those_of(tensors: int, numbers: int) -> AbstractContextManager[None]:
+    """The same for another program's network whose file has so many tensors and numbers: tied weights are not in it."""
+    return at_most(4 * tensors + 1000, 3 * numbers + (1 << 22))
 
 
 class Undrawn(TorchFunctionMode):
@@ -131,7 +161,7 @@ def build(
         InputError: Anything that does not fit, in a sentence.
     """
     try:
-        with torch.device("meta"), Undrawn(), _at_most(2 * len(tensors) + 100):
+        with torch.device("meta"), Undrawn(), at_most(2 * len(tensors) + 100):
             _compare(modules(make()), tensors)
         with torch.random.fork_rng(devices=[]), Undrawn():  # random buffers leave no trace in the user's stream
             made = make()

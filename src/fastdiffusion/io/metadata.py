@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from ..version import __version__
+from . import untrusted_json
 
 KEY = "fastdiffusion"  # of the text in an image that holds our recipe
 _FIELD = re.compile(r'\s*([^:,]*)(?::\s*("(?:\\.|[^"\\])*"|[^,]*))?[^,]*(?:,|$)')
@@ -93,11 +94,11 @@ def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:
     """
     try:
         if KEY in texts:
-            recipe = json.loads(texts[KEY])
+            recipe = untrusted_json.parsed(texts[KEY])
         elif "parameters" in texts:
             recipe = automatic1111(texts["parameters"])
         elif "prompt" in texts:
-            recipe = comfyui(json.loads(texts["prompt"]))
+            recipe = comfyui(untrusted_json.parsed(texts["prompt"]))
         else:
             recipe = None
     except (ValueError, RecursionError):

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import DataError, InputError
-from . import metadata
+from . import metadata, untrusted_json
 from .images import encoded, read_image, read_recipe, save_sidecar, to_array, to_pil, write_bytes
 
 BATCHING = ("n", "batch_size")  # parameters that say what else was made, and not what this image is
@@ -32,7 +32,7 @@ def free_folder(folder: str | os.PathLike[str], name: str, content: Mapping[str,
     folder = Path(folder)
     for place in chain([folder], (folder.with_name(f"{folder.name}-{i}") for i in count(2))):
         try:
-            if json.loads((place / name).read_text(encoding="utf-8")) == json.loads(json.dumps(content)):
+            if untrusted_json.parsed_file(place / name) == json.loads(json.dumps(content)):
                 return place
         except FileNotFoundError:
             return place

@@ -13,6 +13,7 @@ from typing import IO, Any
 from torch import Tensor
 
 from ..errors import CheckpointError, UnavailableError, warn
+from . import untrusted_json
 from .atomic import replacing
 from .checkpoints import load_tensors, save_tensors
 
@@ -120,7 +121,7 @@ class Folder:
         records: list[dict[str, Any]] = []
         for line in path.read_bytes().splitlines() if path.exists() else ():
             with suppress(ValueError):
-                record = json.loads(line)
+                record = untrusted_json.parsed(line)
                 if not isinstance(record, dict):
                     continue
                 while records and _supersedes(record, records[-1]):

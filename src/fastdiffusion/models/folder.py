@@ -14,6 +14,7 @@ from typing import Any
 
 from ..data.cache import cache_folder
 from ..errors import CheckpointError, DataError
+from ..io import untrusted_json
 from ..io.atomic import write_json
 from ..io.checkpoints import is_own
 from ..samplers import Table
@@ -96,7 +97,7 @@ def hashed_before(sha256: str) -> Path | None:
 
 def _cache() -> dict[str, Any]:
     with suppress(OSError, ValueError, DataError):
-        cache = json.loads((cache_folder() / "hashes.json").read_text())
+        cache = untrusted_json.parsed_file(cache_folder() / "hashes.json")
         if isinstance(cache, dict):
             return cache
     return {}
@@ -122,7 +123,7 @@ def read_tables(checkpoint: str | Path, model: Model) -> dict[str, Table]:
     tables: dict[str, Table] = {}
     for path in reversed(places):
         try:
-            content = json.loads(path.read_text())
+            content = untrusted_json.parsed_file(path)
             if content["checkpoint"] == model.id:
                 tables |= {str(key): Table.from_json(json.dumps(raw)) for key, raw in content["tables"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -5,7 +5,6 @@ They hold for the file that they were measured with, and for a machine with as m
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +15,7 @@ import torch
 
 from ..data.cache import cache_folder
 from ..errors import CheckpointError, DataError, warn
+from ..io import untrusted_json
 from ..io.atomic import write_json
 from . import folder
 
@@ -72,7 +72,7 @@ def settings_for(checkpoint: str | Path, device: torch.device | str) -> dict[str
     if place is None:
         return {}
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = untrusted_json.parsed_file(place)
         chosen = {str(key): value for key, value in content["settings"].items()}
         holds = content["checkpoint"] == folder.digest(checkpoint) and content["machine"] == machine(device)
         if any(not isinstance(value, KNOWN[key]) for key, value in chosen.items()):

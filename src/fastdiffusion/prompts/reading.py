@@ -17,6 +17,8 @@ from importlib.resources import files
 from itertools import pairwise
 from typing import NamedTuple
 
+from . import abroad
+
 Lists = Callable[[str], bool]  # whether every word of a text was in the training captions
 
 ARTICLES = frozenset({"a", "an", "the"})
@@ -155,12 +157,17 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
         return whole
     if _in_other_language(tokens, lists, student, table):
         assert student is not None
+        if emoji and (english := _translated(clean, tokens, visible)) is not None:
+            return _within(english, interpret(english.text, lists, None, emoji))
         strange = [token for token in tokens if not (student(token.text) or _wide(token.text))]
         idle = [token for token in strange if token.text.casefold() in ABROAD]
         unread = tuple(token.text for token in strange if token not in idle)
         if idle and len(idle) < len(tokens):
             whole = Reading(*_rejoined(clean, [token for token in tokens if token not in idle], visible))
-        return whole._replace(notes=_unread(unread, table, left=False), unknown=unread)
+        notes = _unread(unread, table, left=False)
+        if emoji and unread and len(tokens) > 2:
+            notes += ("In languages other than English this model knows names, not sentences.",)
+        return whole._replace(notes=notes, unknown=unread)
     changed = _Changes(lists, table)
     kept = changed.made(clean, tokens)
     if not any(lists(token.text) and re.search(r"[^\W_]", token.text) for token in kept):
@@ -169,6 +176,23 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
     if [*kept] == [_Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
         return whole._replace(notes=changed.notes())
     return Reading(*_rejoined(clean, kept, visible), changed.notes(), tuple(changed.left))
+
+
+def _translated(clean: str, tokens: list[_Token], visible: Sequence[int]) -> Reading | None:
+    """A phrase of another language in English, where it is no name in that language and all its words are known."""
+    parts = abroad.translated([key(token.text) for token in tokens], forms)
+    if parts is None:
+        return None
+    english = [_Token(p.english, tokens[p.first].start, tokens[p.last - 1].end) for p in parts if p.english]
+    text, origins = _rejoined(clean, english, visible)
+    return Reading(text, origins, (f"{clean.strip()!r} is read as {text!r}.",))
+
+
+def _within(outer: Reading, inner: Reading) -> Reading:
+    """The reading of a reading's text."""
+    covered = [outer.origins[a:b] for a, b in inner.origins]  # in another order, where colors changed places
+    places = [(min(a for a, _ in each), max(b for _, b in each)) if each else (0, 0) for each in covered]
+    return inner._replace(origins=tuple(places), notes=(*outer.notes, *inner.notes))
 
 
 def _rejoined(clean: str, kept: Iterable[_Token], visible: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:

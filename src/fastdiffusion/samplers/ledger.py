@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ..io import untrusted_json
 from ..io.atomic import write_text
 
 Progress = Callable[[int, int, str], None]  # evaluations done, of how many, and what is being done
@@ -74,5 +75,5 @@ def _read(path: Path) -> list[list[Any]]:
     with suppress(OSError, ValueError):
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if line.endswith("\n"):
-                entries.append(json.loads(line))
+                entries.append(untrusted_json.parsed(line))
     return entries

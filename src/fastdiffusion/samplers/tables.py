@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..guidance import start
+from ..io import untrusted_json
 from ..io.guarded import BUDGET
 from ..noise import Fresh, Paths
 from ..schedules import check_sigmas
@@ -70,7 +71,7 @@ class Table:
     def from_json(text: str | Mapping[str, Any]) -> Table:
         """Read a table; raises InputError where the text is not one."""
         try:
-            raw = json.loads(text) if isinstance(text, str) else text
+            raw = untrusted_json.parsed(text) if isinstance(text, str) else text
             BUDGET.check(rows=len(raw["rows"]), history=max((len(r["weights"]) for r in raw["rows"]), default=0))
             rows = tuple(
                 Row(

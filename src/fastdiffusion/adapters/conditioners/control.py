@@ -98,6 +98,8 @@ def new_control(model: Model) -> Model:
     widths = tuple(16 * 2**level for level in levels)
     net = _kinds()["ControlNetModel"].from_unet(family.net, conditioning_embedding_out_channels=widths)
     net = net.to(family.net.device, torch.float32)
+    # zero convolutions at the way out suffice: with a second one behind the map, neither would learn for long
+    net.controlnet_cond_embedding.conv_out.reset_parameters()
     other = copied_family(family)
     blank = torch.zeros(1, 3, *model.pixels, device=family.net.device)
     other.controls = (*family.controls, ControlNet(net, blank, 1.0, WHOLE))

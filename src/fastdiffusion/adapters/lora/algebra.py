@@ -58,6 +58,8 @@ def opened(model: Model, loras: Sequence[str | Path]) -> Combined:
             weight = model.modules[part].get_submodule(layer).weight
             assert isinstance(weight, Tensor)
             up = update.up.float().flatten(1)[place.take] * update.factor
+            if not bool(up.isfinite().all() and update.down.isfinite().all()):
+                raise InputError(f"{layer} of {path.name} is not finite. Take another copy of the file.")
             whole = up.new_zeros(len(weight), up.shape[1])
             whole[place.put] = up
             ups.setdefault((part, layer), []).append(whole)

@@ -6,11 +6,11 @@ LoCon too), of SDXL's and FLUX's original code and of ComfyUI are understood; no
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from ...errors import CheckpointError, InputError, counted, warn
+from ...io import untrusted_json
 from ...io.checkpoints import read_safetensors
 from ...io.guarded import BUDGET
 from ...models import Model, folder
-from .. import tokens
+from ...nets.student import StudentEncoder
+from .. import students, tokens
 from ..copies import copied
 from .names import Place, family_of, find, places
 
@@ -63,7 +65,7 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
         model: Its networks are in ``modules``.
         loras: Files, each "FILE" or "FILE:scale", such as "style.safetensors:0.8". A scale of 1 is what was trained,
             0 changes no bit, and one below 0 does the opposite. Tokens that a file brings come with it; it may also
-            have nothing but a token (``tokens``).
+            have nothing but a token (``tokens``), or be a language (``students``).
 
     Raises:
         CheckpointError: A file that is missing, damaged or a pickle.
@@ -72,14 +74,14 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
     updates: dict[Target, list[tuple[Update, Place]]] = {}
     notes: list[dict[str, Any]] = []
     added: list[tokens.Token] = []
+    languages: list[StudentEncoder] = []
     for path, scale in map(split_scale, loras):
-        content = read_safetensors(path)
-        alone = tokens.of_file(model, path, *content)
-        file = File(path.name, tokens=[alone]) if alone is not None else opened_file(path, scale, *content)
-        placed = placed_updates(model, file) if alone is None else []
+        file = _file(model, path, scale)
+        placed = placed_updates(model, file) if file.updates else []
         if scale != 0:
             notes.append({"name": path.name, "sha256": folder.digest(path), "scale": scale})
             added += file.tokens
+            languages += [] if file.student is None else [file.student]
             for target, update, place in placed:
                 updates.setdefault(target, []).append((update, place))
     parameters = {target: _parameter(model, target) for target in updates}
@@ -89,7 +91,20 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
     made = copied(model, changed, {"loras": notes})
     if not hasattr(model.denoise, "id"):  # a native file is known by its content, which recipes look for
         made = replace(made, info={**made.info, "base": model.info.get("base", model.id)})
-    return tokens.with_tokens(made, added) if added else made
+    made = tokens.with_tokens(made, added) if added else made
+    return reduce(students.with_student, languages, made)
+
+
+def _file(model: Model, path: Path, scale: float) -> File:
+    """What is in a file: a token alone, a language, or a LoRA."""
+    metadata, tensors = read_safetensors(path)
+    if (token := tokens.of_file(model, path, metadata, tensors)) is not None:
+        return File(path.name, tokens=[token])
+    if (student := students.of_file(model, path, metadata, tensors)) is not None:
+        if scale not in (0, 1):
+            raise InputError(f"{path.name} is a language, which counts wholly or not at all. Leave :{scale:g} out.")
+        return File(path.name, student=student)
+    return opened_file(path, scale, metadata, tensors)
 
 
 def split_scale(lora: str | Path) -> tuple[Path, float]:
@@ -126,8 +141,8 @@ class Update:
     def columns(self) -> int | None:
         """Numbers in a row of what is added; None where the matrices do not fit each other."""
         left, right = self.up.shape[1:].numel(), 0 if self.down is None else len(self.down)
-        if self.down is None:
-            return left
+        if self.down is None or right == 0:
+            return left if self.down is None else None
         if self.mid is None:
             return self.down.shape[1:].numel() if left == right else None
         return self.mid.shape[2:].numel() * self.down.shape[1:].numel() if self.mid.shape[:2] == (left, right) else None
@@ -139,9 +154,13 @@ class Update:
         if self.down is None:
             return self.factor * up
         down = self.down.to(device, torch.float32).flatten(1)
-        if self.mid is not None:
-            down = torch.einsum("ab...,bi->ai...", self.mid.to(device, torch.float32), down).flatten(1)
-        return self.factor * (up @ down)
+        if self.mid is None:
+            return self.factor * (up @ down)
+        mid = self.mid.to(device, torch.float32)
+        if len(mid) * down.shape[1] < len(up) * mid.shape[1]:  # whichever has fewer numbers in between
+            return self.factor * (up @ torch.einsum("ab...,bi->ai...", mid, down).flatten(1))
+        inner = (up @ mid.flatten(1)).unflatten(1, mid.shape[1:])
+        return self.factor * torch.einsum("ob...,bi->oi...", inner, down).flatten(1)
 
 
 @dataclass(frozen=True)
@@ -153,6 +172,7 @@ class File:
     odd: list[str] = field(default_factory=list)
     tokens: list[tokens.Token] = field(default_factory=list)
     base: str = ""
+    student: StudentEncoder | None = None
 
 
 def opened_file(path: Path, scale: float, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> File:
@@ -189,7 +209,7 @@ def opened_file(path: Path, scale: float, metadata: Mapping[str, str], tensors: 
 def _noted(name: str, metadata: Mapping[str, str]) -> File:
     """What a file of this program says in its metadata: its tokens, and the family that it is for."""
     try:
-        note = dict(json.loads(metadata.get(tokens.NOTE, "{}")))
+        note = dict(untrusted_json.parsed(metadata.get(tokens.NOTE, "{}")))
     except (ValueError, TypeError):
         raise CheckpointError(f"The settings of {name} cannot be read. Take another copy.") from None
     return File(name, tokens=tokens.unpacked(note.get("tokens", ())), base=str(note.get("family", "")))
@@ -210,24 +230,37 @@ def _settings(path: Path, metadata: Mapping[str, str]) -> dict[str, dict[str, An
     beside = path.with_name("adapter_config.json")
     try:
         if "lora_adapter_metadata" in metadata:
-            for key, value in json.loads(metadata["lora_adapter_metadata"]).items():
+            for key, value in untrusted_json.parsed(metadata["lora_adapter_metadata"]).items():
                 prefix = next((prefix for prefix in PARTS if key.startswith(prefix)), "")
                 settings.setdefault(PARTS.get(prefix, "net"), {})[key.removeprefix(prefix)] = value
         elif path.stem == "adapter_model" and beside.is_file():
-            settings["net"] = dict(json.loads(beside.read_text(encoding="utf-8")))
-    except (OSError, ValueError, AttributeError) as error:
+            settings["net"] = dict(untrusted_json.parsed_file(beside))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"The settings of {path} cannot be read ({error}). Download it anew.") from None
-    if any(one.get("use_dora") for one in settings.values()):
+    if any(isinstance(one, Mapping) and one.get("use_dora") for one in settings.values()):
         raise InputError(f"{path.name} is a DoRA, which is not supported. Take a plain LoRA.")
-    return settings
+    try:
+        return {part: _checked(one) for part, one in settings.items()}
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise CheckpointError(f"The settings of {path} cannot be read ({error}). Download it anew.") from None
+
+
+def _checked(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What is used of peft's settings, in its types; raises TypeError, ValueError or AttributeError for other ones."""
+    alpha, by_layer = settings.get("lora_alpha"), settings.get("alpha_pattern") or {}
+    return {
+        "lora_alpha": None if alpha is None else float(alpha),
+        "alpha_pattern": {str(name): float(value) for name, value in by_layer.items()},
+        "use_rslora": bool(settings.get("use_rslora")),
+    }
 
 
 def _scaling(settings: Mapping[str, Any], layer: str, rank: int, alpha: Tensor | None) -> float:
     """alpha / rank (for "rslora" its root); where a file has no alpha, it is the rank."""
     value = settings.get("lora_alpha") or rank
-    for name, other in (settings.get("alpha_pattern") or {}).items():
-        value = other if layer == name or layer.endswith(f".{name}") else value
-    value = float(value if alpha is None else alpha.float().mean())
+    own, parts = settings.get("alpha_pattern") or {}, layer.split(".")
+    ends = (".".join(parts[i:]) for i in range(len(parts)))  # of the layer's name, the longest first
+    value = float(next((own[end] for end in ends if end in own), value) if alpha is None else alpha.float().mean())
     return value / (math.sqrt(rank or 1) if settings.get("use_rslora") else rank or 1)
 
 

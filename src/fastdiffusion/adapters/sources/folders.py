@@ -5,7 +5,6 @@ Which classes are built is a closed table: what ``model_index.json`` says is com
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...errors import CheckpointError, InputError
+from ...errors import CheckpointError, InputError, out_of_memory
+from ...io import untrusted_json
+from ...io.guarded import at_most_those_of, check_network_config
 from ...models import folder
 from .weights import DTYPES, PICKLES, open_weights
 
@@ -28,11 +29,11 @@ class Folder:
     @property
     def scheduler(self) -> dict[str, Any]:
         """Of the noise levels: the configuration of its scheduler."""
-        return read_json(self.place / "scheduler" / "scheduler_config.json")
+        return checked(self.place / "scheduler" / "scheduler_config.json")
 
     def config(self, part: str) -> dict[str, Any]:
         """The configuration of a network."""
-        return read_json(self.place / part / "config.json")
+        return checked(self.place / part / "config.json")
 
     @property
     def configs(self) -> dict[str, Any]:
@@ -73,14 +74,19 @@ class Folder:
 
     def module(self, part: str, kind: Any, dtype: torch.dtype) -> nn.Module:
         """A network with the weights of its folder, all of them."""
-        place, variant = self.place / part, self._files(part)[1]
+        place, (files, variant) = self.place / part, self._files(part)
+        self.config(part)
+        tensors = sum(len(open_weights(file)) for file in files)
         named = {"dtype" if kind.__module__.startswith("transformers") else "torch_dtype": dtype}
         try:
-            module, report = kind.from_pretrained(
-                str(place), variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True,
-                **named,
-            )  # fmt: skip
-        except (OSError, ValueError, RuntimeError, TypeError, KeyError) as error:
+            with at_most_those_of(tensors, self.numbers(part)):
+                module, report = kind.from_pretrained(
+                    str(place), variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True,
+                    **named,
+                )  # fmt: skip
+        except Exception as error:  # whatever a hostile configuration provokes in a constructor
+            if out_of_memory(error):
+                raise
             raise CheckpointError(f"{place} cannot be loaded ({str(error)[:300]}). Download it anew.") from None
         absent = [name for name in report["missing_keys"] if not name.endswith("position_ids")]
         if absent or report.get("mismatched_keys"):
@@ -140,13 +146,23 @@ class Network(Folder):
 def read_json(path: Path) -> dict[str, Any]:
     """A configuration of the folder; raises CheckpointError for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = untrusted_json.parsed_file(path)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing. Download the whole folder of the model.") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}). Download it anew.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is no configuration. Download it anew.")
+    return content
+
+
+def checked(path: Path) -> dict[str, Any]:
+    """The configuration of a network; raises CheckpointError for one that asks for more than any network has."""
+    content = read_json(path)
+    try:
+        check_network_config(content)
+    except InputError as error:
+        raise CheckpointError(f"{path} is no configuration of a network: {error}. Download it anew.") from None
     return content
 
 
@@ -161,6 +177,8 @@ def aligned(tensor: torch.Tensor) -> torch.Tensor:
 def read_tokenizer(kind: Any, place: Path) -> Any:
     """The tokenizer in a folder; raises CheckpointError for anything else."""
     try:
-        return kind.from_pretrained(str(place), local_files_only=True)
+        made = kind.from_pretrained(str(place), local_files_only=True)
+        made("a", truncation=True, max_length=min(int(made.model_max_length), 2))  # or it fails with the first prompt
+        return made
     except Exception as error:  # whatever its many formats provoke
         raise CheckpointError(f"The tokenizer in {place} cannot be read ({str(error)[:200]}).") from None

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import CheckpointError, InputError
-from ...io.guarded import Undrawn
+from ...errors import CheckpointError, InputError, out_of_memory
+from ...io.guarded import Undrawn, at_most_those_of
 from ...models import folder
 from . import layouts
 from .clip_tokenizer import clip_tokenizer
@@ -156,11 +156,14 @@ def build(
         what: What the configuration is of, for the error.
     """
     tensors = {name: _as(weights[stored], dtype) for name, stored in names.items()}
-    with torch.random.fork_rng(devices=[]), Undrawn():
-        module = kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
+    limit = at_most_those_of(len(names), weights.numbers(names.values()))
     try:
+        with torch.random.fork_rng(devices=[]), Undrawn(), limit:
+            module = kind.from_config(config) if hasattr(kind, "from_config") else kind(kind.config_class(**config))
         fill(module, convert(kind.__name__, tensors, config, module))
-    except (KeyError, ValueError, IndexError, RuntimeError) as error:
+    except Exception as error:  # whatever another's configuration provokes in a constructor
+        if out_of_memory(error):
+            raise
         raise CheckpointError(
             f"The {kind.__name__} in {weights.path} is not {what}'s ({str(error)[:200]}). Download the file anew, or "
             "give the folder in diffusers' layout."

@@ -5,7 +5,6 @@ What a file holds is known from its header alone, so that nothing is read of a f
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import CheckpointError, InputError, missing
+from ...io import untrusted_json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".msgpack", ".h5")
@@ -119,7 +119,7 @@ class Safetensors(WeightFile):
     def _check_quantization(self, name: str) -> None:
         kind = "unknown"
         with suppress(ValueError, AttributeError):
-            kind = str(json.loads(bytes(self._file.get_tensor(name).tolist())).get("format"))
+            kind = str(untrusted_json.parsed(bytes(self._file.get_tensor(name).tolist())).get("format"))
         if not kind.startswith("float8"):
             raise InputError(
                 f"{self.path} is quantized as {kind}; scaled fp8 and GGUF can be read. Take one of those, or fp16."

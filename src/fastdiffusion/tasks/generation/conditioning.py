@@ -22,6 +22,7 @@ from .condition_options import ControlSpec, weighted
 from .options import SampleOptions
 
 PYTHON = "an image given in Python"
+FAR = 2.0  # times the sides that a model learned from: where its shapes begin to repeat
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,35 @@ def sized(model: Model, chosen: SampleOptions, image: Image.Image | None) -> Sam
     if chosen.size not in (None, size, image.width * factor):
         raise InputError(f"This model enlarges {factor} times, to {size}. Leave size={chosen.size!r} out.")
     return replace(chosen, size=size)
+
+
+def size_notes(model: Model, size: Size | None) -> list[str]:
+    """What to expect of a size whose area or shape is far from that of the images that a model learned from."""
+    own = learned_size(model)
+    if size is None or own is None or getattr(model.denoise, "enlarges", 0):
+        return []
+    far = [side / usual for side, usual in zip(size, own, strict=True)]
+    if max(far) < FAR and min(far) > 1 / FAR:
+        return []
+    usual = f"{own[1]}x{own[0]}"
+    if max(far) < FAR:
+        return [
+            f"This model learned from images of {usual} pixels: much smaller ones, {size[1]}x{size[0]}, lose shapes."
+        ]
+    return [
+        f"This model learned from images of {usual} pixels: in much larger ones, {size[1]}x{size[0]}, things repeat or "
+        f"fall apart. Better: --size {usual} --upscale x4, or restore the result again."
+    ]
+
+
+def learned_size(model: Model) -> Size | None:
+    """Height and width of most images that a model learned from; None of one that makes no images."""
+    if len(model.shape) < 3:
+        return None
+    match model.info.get("size"):
+        case [int(height), int(width)] if not height % model.factor and not width % model.factor:
+            return (height, width) if min(height, width) > 0 else model.pixels
+    return model.pixels
 
 
 def conditioned(

@@ -6,7 +6,6 @@ what is being drawn, at the resolution of the latents and a thousandth of the de
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from torch.nn import functional
 
 from ...data.cache import cache_folder
 from ...errors import DataError
+from ...io import untrusted_json
 from ...io.atomic import write_json
 from ...models import Model
 from ...noise import generator
@@ -78,7 +78,7 @@ def linear_preview(model: Model) -> LinearPreview:
 @lru_cache(maxsize=8)
 def _kept(sha256: str) -> LinearPreview | None:
     with suppress(OSError, ValueError, KeyError, TypeError, DataError):
-        content = json.loads(_place(sha256).read_text())
+        content = untrusted_json.parsed_file(_place(sha256))
         return LinearPreview(torch.tensor(content["weight"]), torch.tensor(content["bias"]))
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CheckpointError
+from ...io import untrusted_json
 from ...io.atomic import write_json
 from ...io.checkpoints import load_tensors, save_tensors
 from ...io.images import grid, save_png
@@ -145,7 +145,7 @@ class Watch(Callback):
 
     def _kept(self) -> list[Look]:
         with suppress(OSError, ValueError, TypeError):
-            return [Look(int(s), float(loss), float(r)) for s, loss, r in json.loads((self.folder / LOG).read_text())]
+            return [Look(int(s), float(loss), float(r)) for s, loss, r in untrusted_json.parsed_file(self.folder / LOG)]
         return []
 
     def restore(self) -> Look | None:

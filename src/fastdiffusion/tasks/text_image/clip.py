@@ -50,6 +50,7 @@ from .options import TrainClipOptions, TrainNoisyOptions
 FILE = "clip.safetensors"
 LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}
 AUGMENTS = ("scale", "shift", "brightness", "contrast", "saturation")  # what a caption seldom mentions
+LONGEST = 4096  # pixels of an image's longer side that are looked at
 KNOWN = 1000  # captions that a file keeps as a measure for others
 
 # Half a U-Net. In the comments: parameters, and images of 64 px that one core trains on in a second.
@@ -326,6 +327,8 @@ def as_input(clip: Clip, image: str | Path | Image.Image | Tensor) -> Float[Tens
     if isinstance(image, Tensor):
         return image[None] if image.ndim == 3 else image
     whole = flatten(open_image(image)).convert(mode(clip))
+    if max(whole.size) > LONGEST:  # a line of pixels would be a square of gigabytes
+        whole.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     longest, side = max(whole.size), clip.side or 64
     sheet = Image.new(whole.mode, (longest, longest), "white")
     sheet.paste(whole, ((longest - whole.width) // 2, (longest - whole.height) // 2))

@@ -1,0 +1,203 @@
+"""Files of strangers for the verbs that take others' networks: LoRAs, words, folders, conditions, images as lines."""
+
+import base64
+import json
+import os
+import pickle
+import struct
+
+import pytest
+import torch
+from desk import laid_out
+from PIL import Image
+from safetensors.torch import save, save_file
+from test_faults import refused, within
+
+import fastdiffusion
+from fastdiffusion.adapters import tokens, with_loras
+from fastdiffusion.adapters.lora import algebra, reading
+from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError
+from fastdiffusion.io import checkpoints, untrusted_json
+from fastdiffusion.models import folder
+
+DEEP = "[" * 200_000
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    return laid_out(tmp_path_factory.mktemp("desk"))
+
+
+@pytest.fixture(scope="module")
+def text(desk):
+    return fastdiffusion.load(desk.text, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def layer(text):
+    """A linear layer of the network: its name, and its rows and columns."""
+    found = ((name, m) for name, m in text.modules["net"].named_modules() if isinstance(m, torch.nn.Linear))
+    name, module = next(found)
+    return name, *module.weight.shape
+
+
+# ---- JSON -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [DEEP, "{" * 9, "\0", "1" * 5000, '"\\ud800', b"\xff\xfe", b"x" * 50_000_000])
+def test_json_of_strangers_is_one_kind_of_error(tmp_path, content):
+    place = tmp_path / "a.json"
+    place.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with refused(error=InputError):
+        untrusted_json.parsed_file(place)
+    with refused(error=InputError):
+        untrusted_json.parsed(content)
+
+
+def test_json_is_read_with_the_mark_that_windows_puts_before_it(tmp_path):
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + '{"é": [1e3]}'.encode())
+    assert untrusted_json.parsed_file(tmp_path / "a.json") == {"é": [1000.0]} == untrusted_json.parsed('{"é": [1e3]}')
+
+
+@pytest.mark.parametrize("content", [DEEP, "[]", "7", '{"checkpoint": "x", "tables": 7}', '{"checkpoint": []}'])
+def test_tables_beside_a_checkpoint_are_read_or_named(text, tmp_path, content):
+    folder.tables_file(tmp_path / "sd").write_text(content)
+    with refused(error=CheckpointError) if content[0] != "{" else within(2):
+        folder.read_tables(tmp_path / "sd", text)
+
+
+# ---- LoRAs ------------------------------------------------------------------------------------------------------
+
+
+def packed(rows=None, name="<x>", raw=None):
+    content = save({"rows": torch.zeros(1, 16) if rows is None else rows}) if raw is None else raw
+    return {"token": name, "rows": {"text_encoder": base64.b64encode(content).decode()}}
+
+
+NOTES = {
+    "deep": DEEP, "a list": "[1, 2]", "a number": "7", "tokens a number": '{"tokens": 7}', "a null": '{"tokens": [null]}',
+    "tokens deep": '{"tokens": ' + DEEP + "}", "infinity": '{"tokens": [1e999]}', "another family": '{"family": {"a": 1}}',
+    "a pickle": json.dumps({"tokens": [packed(raw=pickle.dumps(1))]}),
+    "no rows": json.dumps({"tokens": [packed(raw=save({"a": torch.zeros(1)}))]}),
+    "not a number": json.dumps({"tokens": [packed(torch.full((1, 16), torch.nan))]}),
+    "a line break": json.dumps({"tokens": [packed(name="<x\ny>")]}),
+    "5,000 tokens": json.dumps({"tokens": [packed(name=f"<x{i}>") for i in range(5000)]}),
+}  # fmt: skip
+SETTINGS = {
+    "deep": DEEP, "a list": "[]", "text": '{"unet.lora_alpha": "x"}', "alphas": '{"unet.lora_alpha": [1]}',
+    "400 digits": '{"unet.lora_alpha": 1' + "0" * 400 + "}", "infinity": '{"unet.lora_alpha": 1e999}',
+    "a pattern's list": '{"unet.alpha_pattern": [1, 2]}', "a pattern's text": '{"unet.alpha_pattern": "x"}',
+    "a pattern's value": '{"unet.alpha_pattern": {"a": {}}}',
+}  # fmt: skip
+
+
+def lora(path, layer, metadata=None, rank=2, **more):
+    name, rows, columns = layer
+    tensors = {
+        f"unet.{name}.lora_A.weight": torch.ones(rank, columns),
+        f"unet.{name}.lora_B.weight": torch.ones(rows, rank),
+    }
+    save_file({**tensors, **{f"unet.{name}.{key}": t for key, t in more.items()}}, path, metadata)
+    return path
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_notes_in_a_lora_are_one_sentence(text, layer, tmp_path, name):
+    with refused():
+        with_loras(text, [lora(tmp_path / "a.safetensors", layer, {tokens.NOTE: NOTES[name]})])
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_of_a_lora_are_one_sentence(text, layer, tmp_path, name):
+    with refused():
+        with_loras(text, [lora(tmp_path / "a.safetensors", layer, {"lora_adapter_metadata": SETTINGS[name]})])
+
+
+@pytest.mark.parametrize("content", [DEEP, "[]", "[[1]]", "7", '{"lora_alpha": {}}', '{"alpha_pattern": 3}', "\0"])
+def test_settings_beside_a_lora_are_one_sentence(text, layer, tmp_path, content):
+    (tmp_path / "adapter_config.json").write_text(content)
+    path = lora(tmp_path / "adapter_model.safetensors", layer)
+    with refused() if content != "[]" else within(2):
+        with_loras(text, [path])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
+def test_a_lora_that_is_not_finite_is_refused_by_every_verb(text, layer, tmp_path, value):
+    path = lora(tmp_path / "a.safetensors", layer, alpha=torch.tensor(1e300 * value, dtype=torch.float64))
+    with refused():
+        with_loras(text, [path])
+    with refused():
+        algebra.opened(text, [path])
+
+
+@pytest.mark.parametrize(
+    "shapes", [((0, 5), (4, 0)), ((2,), (4,)), ((2, 5, 1, 1, 1, 1, 1), (4, 2, 1, 1, 1, 1)), ((3, 5), (4, 2))]
+)
+def test_matrices_of_odd_shapes_are_refused(text, layer, tmp_path, shapes):
+    down, up = (torch.zeros(shape) for shape in shapes)
+    name = layer[0]
+    save_file({f"unet.{name}.lora_A.weight": down, f"unet.{name}.lora_B.weight": up}, tmp_path / "a.safetensors")
+    with refused():
+        with_loras(text, [tmp_path / "a.safetensors"])
+
+
+def test_a_thousand_patterns_and_layers_are_matched_in_linear_time():
+    settings = {"alpha_pattern": {f"a{i}": 1.0 for i in range(200_000)} | {"to_q": 4.0, "x.to_q": 8.0}}
+    with within(2):
+        assert [reading._scaling(settings, f"b{i}.x.to_q", 8, None) for i in range(5000)] == [1.0] * 5000
+        assert reading._scaling(settings, "y.to_q", 8, None) == 0.5 and reading._scaling({}, "y", 8, None) == 1
+
+
+@pytest.mark.parametrize("many", ["up", "down"])
+def test_a_small_tucker_file_takes_little_memory(many):
+    """Whichever of the products is larger would have 9 * 10**9 numbers."""
+    a, b, k = (10**6, 1, 3) if many == "up" else (1, 10**6, 3)
+    rows, columns = (4, 1000) if many == "up" else (1000, 4)
+    update = reading.Update(
+        "net", "x", "weight", 1.0, torch.ones(rows, a, 1, 1), torch.ones(b, columns, 1, 1), torch.ones(a, b, k, k)
+    )
+    with within(20):
+        assert float(update.rows(slice(None), torch.device("cpu"))[0, 0]) == 10**6
+    small = reading.Update(
+        "net", "x", "weight", 2.0, torch.randn(5, 3, 1, 1), torch.randn(2, 7, 1, 1), torch.randn(3, 2, 3, 3)
+    )
+    whole = torch.einsum("oa,abij,bc->ocij", small.up[..., 0, 0], small.mid, small.down[..., 0, 0]).flatten(1)
+    assert torch.allclose(small.rows(slice(None), torch.device("cpu")), 2 * whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rows", [torch.zeros(0), torch.zeros(()), torch.zeros(5, 0), torch.zeros(1000, 16), torch.full((1, 16), torch.nan)]
+)
+def test_rows_of_a_word_are_bounded(text, tmp_path, rows):
+    save_file({"<x>": rows}, tmp_path / "word.safetensors")
+    with refused():
+        with_loras(text, [tmp_path / "word.safetensors"])
+
+
+def test_headers_that_lie_about_shapes_allocate_nothing(text, tmp_path):
+    for shape in ([10**9, 10**9], [2**63, 2], [0, 10**18], [-1, 4]):
+        header = json.dumps({"unet.x.lora_A.weight": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+        (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+        with refused():
+            with_loras(text, [tmp_path / "a.safetensors"])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes with names")
+def test_a_pipe_is_not_waited_for(text, tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    with refused(error=CheckpointError):
+        with_loras(text, [tmp_path / "a.safetensors"])
+    with refused(error=FastdiffusionError):
+        checkpoints.load_tensors(tmp_path / "a.safetensors")
+
+
+# ---- images that are lines --------------------------------------------------------------------------------------
+
+
+def test_a_line_of_pixels_is_no_square_of_gigabytes():
+    from fastdiffusion.tasks.text_image import clip
+
+    line = Image.new("RGB", (1_000_000, 1), "red")
+    with within(5):
+        x = clip.as_input(clip.load(), line)
+    assert x.shape[-1] == x.shape[-2] and bool(x.isfinite().all())
