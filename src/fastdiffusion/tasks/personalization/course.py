@@ -29,6 +29,7 @@ from .retention import Retention
 from .watching import LOOKS, Watch, best, summary
 
 HELD_OUT = 8  # noise levels at which each held-out image is measured
+MEASURED = 16  # held-out images that are measured, at most: a look shall cost little beside the steps between two
 PREVIEW_STEPS = 8
 KEEPING = 4.0  # how much an error on the model's own images counts
 
@@ -135,7 +136,7 @@ class Course:
         """A batch for each held-out image: the same noise and levels at every look."""
         examples, batches = self.examples, []
         u = (torch.arange(HELD_OUT) + 0.5) / HELD_OUT
-        for i in examples.held_out:
+        for i in examples.held_out[:: -(-len(examples.held_out) // MEASURED)]:
             x0 = examples.latents[i]
             noise = torch.randn(HELD_OUT, *x0.shape, generator=generator(0, Stream.BATCH_NOISE, 1 << 21, i))
             texts = [caption(self.token, self.templates, examples.captions[i], 0.0)] * HELD_OUT
