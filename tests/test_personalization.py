@@ -416,6 +416,24 @@ def test_no_space(desk, tmp_path):
         learned(desk, tmp_path / "run")
 
 
+def test_all_weights_of_another_programs_checkpoint(desk, tmp_path):
+    """The result is a folder that opens by itself; only the denoiser has learned."""
+    folder = get("sd15").path
+    done = fastdiffusion.finetune(
+        folder, desk.photos, method="full", steps=3, batch_size=1, retain=2, lr=1e-5, verbose=False, device="cpu",
+        folder=tmp_path / "run", size=get("sd15").model.pixels[0], floor=0.0,
+    )  # fmt: skip
+    assert done.step > 0 and done.file.is_dir() and type(get("sd15").pipe).from_pretrained(done.file)
+    before, after = get("sd15").model.modules, fastdiffusion.load(done.file, device="cpu").modules
+    for part in ("autoencoder", "text_encoder"):
+        theirs = after[part].state_dict()
+        assert all(torch.equal(t, theirs[name]) for name, t in before[part].state_dict().items())
+    theirs = after["net"].state_dict()
+    assert any(not torch.equal(t, theirs[name]) for name, t in before["net"].state_dict().items())
+    with pytest.raises(InputError, match="no place for a new word"):
+        fastdiffusion.personalize(folder, desk.photos, token="<new>", class_name="cat", method="full", device="cpu")
+
+
 # ---- sliders, and rare words ------------------------------------------------------------------------------------
 
 

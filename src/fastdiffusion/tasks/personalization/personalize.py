@@ -97,7 +97,7 @@ def _adaptation(base: Model, chosen: PersonalizeOptions, token: str, class_name:
 
 def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
     """What a new word, or a rare one, is to mean; and what a person should know of it."""
-    rare = chosen.method == "dreambooth" and tokens.rare(base, chosen.token)
+    rare = chosen.method in ("dreambooth", "full") and tokens.rare(base, chosen.token)
     if not rare:
         tokens.check_new(base, chosen.token)
     examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
