@@ -46,9 +46,9 @@ class Examples:
         notes: What a person should know, in sentences.
     """
 
-    latents: Sequence[Float[Tensor, "c h w"]]
+    latents: Sequence[Float[Tensor, "c _ _"]]
     captions: Sequence[Sequence[str]]
-    masks: Sequence[Float[Tensor, "1 h w"]] | None
+    masks: Sequence[Float[Tensor, "1 _ _"]] | None
     train: Sequence[int]
     held_out: Sequence[int]
     name: str
@@ -158,7 +158,7 @@ def _latents(model: Model, data: Dataset) -> list[Tensor]:
     return [made[str(i)] for i in range(len(data))]
 
 
-def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor: int) -> list[Float[Tensor, "1 h w"]]:
+def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor: int) -> list[Float[Tensor, "1 _ _"]]:
     """Each image's mask at the size of its latents; squares are cut from masks as from images."""
     places = {path.stem: path for path in sorted(Path(folder).glob("*")) if path.is_file()}
     made = []
