@@ -22,8 +22,9 @@ from ..io.atomic import write_json
 from ..models import Model
 from ..models.native import own_denoiser
 from ..types import Cond
-from . import engine_files, engines
+from . import engines
 from .conditioners.student import students_of
+from .engines import converted
 from .examine import pipeline
 
 ALIKE = 1e-3  # of the largest number: as far as an exported network may be from torch
@@ -178,10 +179,10 @@ def _usage(model: Model) -> Mapping[str, Any]:
 
 def _openvino(part: Part, path: Path) -> None:
     flat = engines.Flat(part.forward, part.call, part.module)
-    engine_files.convert(flat, part.call.tensors, path.parent, part.call.names)
+    converted.convert(flat, part.call.tensors, path.parent, part.call.names)
     for suffix in (".xml", ".bin"):
         os.rename(path.with_name("net" + suffix), path.with_suffix(suffix))
-    (path.parent / engine_files.NOTES).unlink()
+    (path.parent / converted.NOTES).unlink()
 
 
 def _onnx(part: Part, path: Path) -> None:
@@ -192,7 +193,7 @@ def _onnx(part: Part, path: Path) -> None:
         name: {i: f"{name} {axis}" for i, axis in enumerate(_NAMES.get(t.ndim, ("rows",))) if axis != "channels"}
         for name, t in zip(names, part.call.tensors, strict=True)
     }
-    with engine_files.constant(flat.network_weights):
+    with converted.constant(flat.network_weights):
         torch.onnx.export(
             flat, tuple(part.call.tensors), str(path), input_names=_distinct(names), dynamic_axes=axes,
             opset_version=17, dynamo=False,
