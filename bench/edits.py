@@ -1,9 +1,10 @@
 """Editing by words: is the target recognised, and how much else changes? On the edits of bench/edits.txt.
 
 python bench/edits.py [--methods diffedit flowedit ...] [--seeds 0 1 2] [--steps 12] [--model emoji] [--edits 64]
-    [--options '{"strength": 0.8}'] [--out out/bench]
+    [--options '{"strength": 0.8}'] [--quick] [--out out/bench]
 
-"again", the baseline, draws the target from the same noise. All others start from the drawn source as an image, of 8
+"again", the baseline, draws the target from the same noise, and "drawn" draws it beside the source, with its attention
+(prompt-to-prompt). All others start from the drawn source as an image, of 8
 bits a color, whose noise they do not know; "all" ones may change every pixel (--no-keep). "direct all" is the
 further baseline: direct (PnP) inversion with prompt-to-prompt (Ju et al. 2023, arXiv:2310.01506).
 
@@ -41,8 +42,11 @@ from fastdiffusion.tasks.editing.edit import edit
 from fastdiffusion.tasks.evaluation import evaluator
 
 EDITS = Path(__file__).with_name("edits.txt")
-METHODS = ("diffedit", "diffedit all", "flowedit", "flowedit all", "null-text", "null-text all", "direct", "direct all",
-           "edit-friendly", "edit-friendly all", "sdedit", "sdedit all", "magicmix all")  # fmt: skip
+METHODS = tuple(
+    f"{name}{which}"
+    for name in ("drawn", "diffedit", "flowedit", "null-text", "direct", "edit-friendly", "sdedit", "magicmix")
+    for which in ("", " all")
+)
 MEASURES = ("structure", "psnr", "perceptual", "mse", "ssim", "whole", "edited")
 
 
@@ -89,11 +93,17 @@ def ssim(a: Tensor, b: Tensor, inside: Tensor) -> float:
 
 
 @torch.no_grad()
-def measured(net: evaluator.Evaluator, before: Tensor, image: Tensor, name: str, source: str) -> dict[str, Any]:
+def measured(
+    net: evaluator.Evaluator, before: Tensor, image: Tensor, name: str, source: str, full: bool = True
+) -> dict[str, Any]:
     """All numbers of one edit; those of the background are None where it is edited or there is none."""
     flat, text = background(before), net.encode_text([name])
     row: dict[str, Any] = {"recognised": float(recognised(net, image, name, source))}
     row["all"] = float((image - before).abs().mean() * 127.5)
+    if flat.any() and name not in COLORS:
+        row["change"] = float((image - before)[0][:, flat].abs().mean() * 127.5)
+    if not full:
+        return row
     row["structure"] = float((structure(image) - structure(before)).square().mean())
     alone = torch.where(flat, rim(before)[None, :, None, None], image)
     row["whole"], row["edited"] = (float((net.encode_image(x) * text).sum()) for x in (image, alone))
@@ -101,8 +111,7 @@ def measured(net: evaluator.Evaluator, before: Tensor, image: Tensor, name: str,
         return row
     held = torch.where(flat, image, before)  # what changed in the background alone
     mse = float((image - before)[0][:, flat].square().mean() / 4)
-    row |= {"change": float((image - before)[0][:, flat].abs().mean() * 127.5), "mse": mse}
-    row |= {"psnr": -10 * math.log10(max(mse, 1e-10)), "ssim": ssim(image, before, flat)}
+    row |= {"mse": mse, "psnr": -10 * math.log10(max(mse, 1e-10)), "ssim": ssim(image, before, flat)}
     row["perceptual"] = float(perceptual.perceptual_distance(held, before))
     return row
 
@@ -113,7 +122,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     made = {"recognised": float(found.mean()), "low": low, "high": high}
     for name in ("change", "all", "seconds", *MEASURES):
         values = [row[name] for row in rows if row.get(name) is not None]
-        made[name] = sum(values) / max(len(values), 1)
+        if values:
+            made[name] = sum(values) / len(values)
     return {name: float(f"{value:.4g}") for name, value in made.items()} | {"edits": len(rows)}
 
 
@@ -126,6 +136,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=64, help="64, or 32 or 16 of them, evenly")
     parser.add_argument("--options", type=json.loads, default={}, help="further options of edit, as JSON")
     parser.add_argument("--sheet", default="diffedit", help="the method whose results are shown")
+    parser.add_argument("--quick", action="store_true", help="without the seven measures, which take the most time")
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
@@ -152,15 +163,19 @@ def main() -> None:
                 if key in done and method != args.sheet:
                     continue
                 image, start = drawn.images, time.monotonic()
-                if method != "again":
-                    how = {
-                        "method": method.split()[0],
-                        "keep": "all" not in method,
-                        "cached": False,
-                        "seed": seed + 100,
-                    }
-                    image = edit(to_pil(before[0]), target, source=source, **plain, **how, **args.options).images
-                done[key] = {**measured(net, before, image, name, source), "seconds": time.monotonic() - start}
+                keep = {"keep": "all" not in method}
+                if method.startswith("drawn"):
+                    how = {"method": "p2p", "seed": seed}
+                    image = edit(prompt=target, source=source, **plain, **keep, **how, **args.options).images
+                elif method != "again":
+                    how = {"method": method.split()[0], "cached": False, "seed": seed + 100}
+                    image = edit(
+                        to_pil(before[0]), target, source=source, **plain, **keep, **how, **args.options
+                    ).images
+                done[key] = {
+                    **measured(net, before, image, name, source, not args.quick),
+                    "seconds": time.monotonic() - start,
+                }
                 cells.setdefault(method, []).extend([before[0], image[0], (image - before)[0] / 2])
             kept.write_text(json.dumps({"edits": done}))
         for method in every:

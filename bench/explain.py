@@ -93,7 +93,7 @@ def deletion(model: fastdiffusion.Model, n: int) -> dict[str, object]:
     rng, net = random.Random(12), evaluator.load()
     found: dict[str, list[float]] = {name: [] for name in ("top", "random", "difference", "missing")}
     for seed, (_, name) in enumerate(rng.sample(glyphs(3, 6), n)):
-        made = explain(name, model, seed=seed, steps=8, points=24, batch_size=8, maps="occlusion")
+        made = explain(name, model, seed=seed, steps=8, points=8, maps="occlusion")
         words = [row.text for row in made.terms if row.kind == "word"]
         others = [word for word in words if word != made.top.text]
         if not others:

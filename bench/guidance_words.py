@@ -1,6 +1,6 @@
 """Does a guidance beat plain classifier-free guidance on a text-to-image model? Told by the evaluator, over seeds.
 
-    python bench/guidance_words.py [--model emoji] [-n 64] [--steps 8] [--seeds 4] [--rows "cfg scale=2" "pag scale=2"]
+    python bench/guidance_words.py [--model emoji] [-n 64] [--steps 8] [--seeds 4] [--rows "cfg scale=2" "cads noise=1"]
 
 R-precision (among 100 names), Frechet distance to real images in the evaluator's features, and spread: the mean
 distance of two images of one prompt in those features over that of any two (CADS wants more of it). Each row's
@@ -24,8 +24,8 @@ from fastdiffusion.tasks.evaluation import evaluator as judging
 from fastdiffusion.tasks.loading import load
 
 ROWS = (
-    "cfg scale=2", "cfg_zero scale=2 zero=0", "pag scale=2", "slg scale=2", "cads noise=1",
-    "cfg_zero scale=2", "apg scale=2", "cfg scale=3", "pag scale=3", "cads noise=0.5",
+    "cfg scale=2", "cfg_zero scale=2 zero=0", "cads noise=1",
+    "cfg_zero scale=2", "apg scale=2", "cfg scale=3", "cads noise=0.5",
 )  # fmt: skip
 COLUMNS = ("recall", "fd", "spread")
 
@@ -49,7 +49,7 @@ def main() -> None:
     found: dict[str, list[dict[str, float]]] = {}
     for name in ("plain", *args.rows):
         guide = None if name == "plain" else name
-        own = args.scale if name == "plain" or name.split()[0] in ("pag", "slg", "cads") else None
+        own = args.scale if name == "plain" or name.split()[0] == "cads" else None
         for seed in range(args.seeds):
             drawn = [
                 sample(

@@ -1,4 +1,4 @@
-"""Subjects of five kinds, taught to the emoji model by each method: how near, how obedient, what is forgotten.
+"""Subjects of five kinds, taught to a model of emoji by each method: how near, how obedient, what is forgotten.
 
     python bench/personalization.py --methods embedding,lora --subjects toy          # some; about 3 CPU minutes each
     python bench/personalization.py --cost --side own                                # a LoRA step; --side peft: theirs
@@ -16,10 +16,13 @@ import argparse
 import json
 import math
 import random
-import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -181,7 +184,7 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
     started, net = time.process_time(), evaluator.load()
     options = {"prior": 0} if method == "lora-free" else {}
     made = fastdiffusion.personalize(
-        "emoji", folder, token=f"<{name}>", method=method.split("-")[0], subject=kind, class_name=word, device="cpu",
+        args.model, folder, token=f"<{name}>", method=method.split("-")[0], subject=kind, class_name=word, device="cpu",
         folder=args.out / "runs" / f"{name}-{method}", steps=args.steps, seed=args.seed, **options,
     )  # fmt: skip
     seconds = time.process_time() - started
@@ -193,13 +196,13 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
     train = torch.stack(
         [to_tensor(Image.open(p).resize((64, 64), Image.Resampling.LANCZOS)) for p in folder.glob("*.png")]
     )
-    a = similarity(drawn(word, 8, "emoji"), truth, net)
+    a = similarity(drawn(word, 8, args.model), truth, net)
     own = drawn(f"<{name}>", 8)
     b, c = similarity(own, truth, net), similarity(train, truth, net)
     placed = torch.cat([drawn(f"<{name}> on a {color} background", 4) for color in BACKGROUNDS])
     wanted = [color for color in BACKGROUNDS for _ in range(4)]
     obeys = [x == y for x, y in zip(evaluator.background_color(placed, COLORS), wanted, strict=True)]
-    before, after = (spread(drawn(f"a {word}", 12, model), net) for model in ("emoji", made.model))
+    before, after = (spread(drawn(f"a {word}", 12, model), net) for model in (args.model, made.model))
     return {
         "a": a, "b": b, "c": c, "gap closed": (b - a) / (c - a), "obeys": sum(obeys) / len(obeys),
         "diversity": after / before, "retention": made.looks[-1].retention, "step": made.step, "cpu seconds": seconds,
@@ -210,50 +213,139 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
 # ---- what a step costs ------------------------------------------------------------------------------------------
 
 
+def folder_of_this_size(place: Path) -> Path:
+    """A checkpoint of Stable Diffusion 1.5's size, random, in half precision as such files are."""
+    import diffusers
+    import transformers
+
+    if (place / "model_index.json").exists():
+        return place
+    torch.manual_seed(0)
+    small = Path(__file__).parents[1] / "tests" / "checkpoints" / "sd-small"
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(small / "tokenizer", model_max_length=77)
+    text = transformers.CLIPTextConfig(
+        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        projection_dim=768, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    blocks, wide = 4, (128, 256, 512, 512)
+    vae = diffusers.AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * blocks, up_block_types=["UpDecoderBlock2D"] * blocks,
+        block_out_channels=wide, layers_per_block=2, sample_size=512,
+    )  # fmt: skip
+    diffusers.StableDiffusionPipeline(
+        vae=vae.half(), text_encoder=transformers.CLIPTextModel(text).half(), tokenizer=tokenizer,
+        unet=diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768).half(),
+        scheduler=diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        safety_checker=None, feature_extractor=None,
+    ).save_pretrained(place)  # fmt: skip
+    return place
+
+
+def peak() -> float:
+    """The most memory that this process has had since :func:`forget_peak`, in GB (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 2**20
+
+
+def forget_peak() -> None:
+    """Count the peak from here on: what loading took for a moment is no part of a step."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+CAPTION = "a red square on a white background"
+
+
+def own_steps(folder: Path, images: Path, steps: int) -> None:
+    """``finetune`` on a checkpoint, rank 8 on attention, as it is run; without the looks, which are no step."""
+    from fastdiffusion.options import fill
+    from fastdiffusion.tasks.personalization import adapting, course, options
+    from fastdiffusion.tasks.personalization.images import opened
+    from fastdiffusion.training.trainer import Trainer
+
+    chosen = fill(options.FinetuneOptions, precision="bfloat16", batch_size=1, steps=steps, size=256, device="cpu")
+    base, chosen = adapting.opened_base(folder, replace(chosen, optimizer="adamw", verbose=False, early_stop=False))
+    examples = opened(base, images, 256, 0.3, 0)
+    learned = adapting.adapt(base, "lora")
+
+    class Steps(course.Course):
+        def measure(self, *args: Any) -> tuple[float, float]:
+            return 1.0, 1.0
+
+        def preview(self) -> tuple[torch.Tensor, int]:
+            return torch.zeros(1, 3, 8, 8), 1
+
+    steps_alone = Steps(learned, examples, (), "", (), lambda model: 1.0, ())  # type: ignore[arg-type]
+    update = Trainer.update
+
+    def timed(self: Trainer, *args: Any) -> Any:
+        with step():
+            return update(self, *args)
+
+    Trainer.update = timed  # type: ignore[method-assign]
+    with TemporaryDirectory() as place:
+        course.run(steps_alone, replace(chosen, folder=place), "", {})
+
+
+def peft_steps(folder: Path, images: Path, steps: int) -> None:
+    """What diffusers' train_text_to_image_lora.py does with its defaults, in forty lines on accelerate and peft."""
+    import diffusers
+    from accelerate import Accelerator
+    from peft import LoraConfig
+
+    accelerator = Accelerator(cpu=True)
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    unet, vae, text_encoder = pipe.unet, pipe.vae, pipe.text_encoder
+    for module in (unet, vae, text_encoder):
+        module.requires_grad_(False)
+    targets = ["to_q", "to_k", "to_v", "to_out.0"]
+    unet.add_adapter(LoraConfig(r=8, lora_alpha=8, init_lora_weights="gaussian", target_modules=targets))
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    net, optimizer = accelerator.prepare(unet, torch.optim.AdamW(parameters, 1e-4))
+    noise_scheduler = diffusers.DDPMScheduler.from_config(pipe.scheduler.config)
+    pixels = to_tensor(Image.open(next(images.glob("*.png")))).float()[None]
+    ids = pipe.tokenizer(CAPTION, padding="max_length", max_length=77, return_tensors="pt").input_ids
+    for _ in range(steps):
+        with step(), accelerator.accumulate(net):
+            latents = vae.encode(pixels).latent_dist.sample() * vae.config.scaling_factor
+            noise, t = torch.randn_like(latents), torch.randint(0, 1000, (1,))
+            noisy = noise_scheduler.add_noise(latents, noise, t)
+            states = text_encoder(ids, return_dict=False)[0]
+            loss = torch.nn.functional.mse_loss(net(noisy, t, states, return_dict=False)[0], noise)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+SECONDS: list[float] = []
+
+
+@contextmanager
+def step() -> Iterator[None]:
+    """Of a step: its processor time, which others on the machine hardly change."""
+    if not SECONDS:
+        forget_peak()
+    started = time.process_time()
+    yield
+    SECONDS.append(time.process_time() - started)
+
+
 def cost(args: argparse.Namespace) -> None:
-    """Seconds per LoRA step and the peak of memory at 256 px, batch 1, on a random net of Stable Diffusion 1.5's size.
+    """Processor seconds per LoRA step and the peak of memory at 256 px, batch 1, on a random Stable Diffusion 1.5.
 
     Each side runs in a process of its own (``--side own`` or ``--side peft``), for the peak.
     """
-    import diffusers
-
-    torch.manual_seed(0)
-    unet = diffusers.UNet2DConditionModel(sample_size=64, cross_attention_dim=768).requires_grad_(False)
-    g = torch.Generator().manual_seed(0)
-    x, emb, t = (
-        torch.randn(1, 4, 32, 32, generator=g),
-        torch.randn(1, 77, 768, generator=g),
-        torch.randint(1000, (1,)),
-    )
-    noise = torch.randn(x.shape, generator=g)
-    targets = ["to_q", "to_k", "to_v", "to_out.0"]
-    if args.side == "own":
-        from fastdiffusion.adapters.lora import Lora
-
-        parameters = list(Lora({"net": unet}, "attention", 8).parameters())
-        step_of = torch.optim.AdamW(parameters, 1e-4)
-        backward: Callable[[torch.Tensor], None] = lambda loss: loss.backward()  # noqa: E731
-        net: torch.nn.Module = unet
-    else:
-        from accelerate import Accelerator
-        from peft import LoraConfig
-
-        unet.add_adapter(LoraConfig(r=8, lora_alpha=8, init_lora_weights="gaussian", target_modules=targets))
-        accelerator = Accelerator(cpu=True)
-        parameters = [p for p in unet.parameters() if p.requires_grad]
-        net, step_of = accelerator.prepare(unet, torch.optim.AdamW(parameters, 1e-4))
-        backward = accelerator.backward
-    seconds = []
-    for _ in range(args.steps or 6):
-        started = time.perf_counter()
-        loss = (net(x + noise, t, emb).sample - noise).square().mean()
-        backward(loss)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        step_of.step()
-        step_of.zero_grad()
-        seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{args.side}: {sorted(seconds)[len(seconds) // 2]:.2f} s a step, {peak:.2f} GB at the peak")
+    torch.set_num_threads(1)
+    folder, images = folder_of_this_size(args.out / "sd15-size"), args.out / "squares"
+    images.mkdir(parents=True, exist_ok=True)
+    for i in range(3):
+        Image.new("RGB", (256, 256), (200, 40 * i, 40)).save(images / f"{i}.png")
+        (images / f"{i}.txt").write_text(CAPTION)
+    if args.side:
+        {"own": own_steps, "peft": peft_steps}[args.side](folder, images, args.steps or 4)
+        seconds = sorted(SECONDS[1:])  # the first warms up
+        median = seconds[len(seconds) // 2]
+        print(f"{args.side}: {median:.2f} CPU s a step (n={len(seconds)}), {peak():.2f} GB at the peak")
 
 
 def main() -> None:
@@ -261,22 +353,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--methods", default="embedding,lora,lora-free,dreambooth")
     parser.add_argument("--subjects", default=",".join(SUBJECTS))
+    parser.add_argument("--model", default="emoji", help="that is taught")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cost", action="store_true")
-    parser.add_argument("--side", choices=("own", "peft"), default="own")
+    parser.add_argument("--side", choices=("own", "peft"), help="of --cost; without it the checkpoint alone is made")
     parser.add_argument("--out", type=Path, default=Path("out/bench/personalization"))
     args = parser.parse_args()
     if args.cost:
         return cost(args)
-    numbers, rows = {}, []
+    place = args.out / "numbers.json"
+    numbers = json.loads(place.read_text()) if place.exists() else {}
     for name in args.subjects.split(","):
         for method in args.methods.split(","):
+            if f"{name} {method}" in numbers:
+                continue
             numbers[f"{name} {method}"], row = measure(name, method, args)
-            rows.append(row)
             print(f"{name} {method}:", {k: round(v, 3) for k, v in numbers[f"{name} {method}"].items()}, flush=True)
-            (args.out / "numbers.json").write_text(json.dumps(numbers, indent=1))
-            save_png(grid(torch.cat(rows), len(rows[0]), 1), args.out / "sheet.png")
+            place.write_text(json.dumps(numbers, indent=1))
+            save_png(grid(row, len(row), 1), args.out / f"row-{name}-{method}.png")
+    rows = [args.out / f"row-{key.replace(' ', '-')}.png" for key in numbers]
+    images = [Image.open(path) for path in rows]
+    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (0, i * image.height))
+    sheet.save(args.out / "sheet.png")
     return None
 
 

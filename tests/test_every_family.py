@@ -1,6 +1,5 @@
 """What holds for every family of checkpoints: equal to its own pipeline, row by row, and a Model like any other."""
 
-import inspect
 import re
 from copy import deepcopy
 from dataclasses import replace
@@ -17,11 +16,10 @@ from loaded_families import get
 from tiny_pipelines import FAMILIES
 
 import fastdiffusion
-from fastdiffusion import prompts, samplers
+from fastdiffusion import prompts
 from fastdiffusion.adapters import FAMILIES as KNOWN
 from fastdiffusion.adapters.examine import difference, pipeline, pipeline_class
-from fastdiffusion.errors import InputError
-from fastdiffusion.guidance import classifier, pag, slg
+from fastdiffusion.guidance import classifier
 from fastdiffusion.guidance.attention import Controller, Replace, Reweight, Share, Store, attention_layers, control
 from fastdiffusion.nets import presets
 from fastdiffusion.nets.classifier import Classifier
@@ -354,52 +352,6 @@ def test_the_page_about_families(name):
     assert ("embedded" in row[2]) == (model.guidance == "embedded")
     assert ("norm" in row[2]) == (model.guide(model.denoise, 2.0).factory.__name__ == "norm_rescaled")
     assert str(model.conditioner.max_tokens) in re.findall(r"\d+", row[4])
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-@torch.no_grad()
-def test_disturbed_attention_guides_or_says_which_layer_it_cannot_see(name):
-    one = get(name)
-    model, net = one.model, one.model.modules["net"]
-    x, sigma = torch.randn(1, *model.shape), torch.full((1,), 0.9)
-    cond = model.encode_prompt(["a cat"], one.size)
-    plain = model.denoise(x, sigma, cond)
-    assert torch.equal(pag(model.denoise, net, 1.0)(x, sigma, cond), plain)
-    for guide in (pag, slg):
-        try:
-            guided = guide(model.denoise, net, 3.0)(x, sigma, cond)
-        except InputError as error:
-            assert name == "sana" and "attn1" in str(error)  # noqa: PT017 (its self-attention is linear)
-        else:
-            assert not torch.allclose(guided, plain) and bool(guided.isfinite().all())
-    assert torch.equal(model.denoise(x, sigma, cond), plain)
-
-
-@torch.no_grad()
-def test_pag_equals_diffusers_pipeline():
-    """Of Stable Diffusion, two prompts, 3 steps of Euler, with and without classifier-free guidance."""
-    import diffusers
-
-    one = get("sd15")
-    model, family = one.model, one.model.denoise
-    own, kind = pipeline(model), diffusers.StableDiffusionPAGPipeline
-    known = inspect.signature(kind).parameters
-    parts = {name: part for name, part in own.components.items() if name in known}
-    pipe = kind(**parts, pag_applied_layers=["mid"])
-    pipe.set_progress_bar_config(disable=True)
-    noise = torch.randn(2, *model.shape, generator=torch.Generator().manual_seed(0))
-    noise = noise[..., : one.size[0] // model.factor, : one.size[1] // model.factor]
-    for scale in (1.0, 4.0):
-        wanted = pipe(
-            prompt=list(UNLIKE), latents=noise.clone(), num_inference_steps=3, height=one.size[0], width=one.size[1],
-            output_type="latent", return_dict=False, pag_scale=2.0, **family.pipeline_options(scale),
-        )[0]  # fmt: skip
-        guided = model.guide(model.denoise, scale, model.null(1, one.size)) if scale != 1 else model.denoise
-        guided = pag(guided, model.modules["net"], 3.0, "mid", plain=model.denoise)
-        cond, table = model.encode_prompt(UNLIKE, one.size), samplers.table("euler", pipe.scheduler.sigmas.double())
-        start = noise * float(pipe.scheduler.init_noise_sigma)
-        got = samplers.final(samplers.run(guided, start, table, cond, [0, 1]))
-        assert float((got - wanted).abs().max() / wanted.abs().max()) <= 1e-4
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -4,6 +4,7 @@ import json
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from desk import NET, WORDS, stirred
@@ -136,7 +137,7 @@ def test_heat_stays_inside_of_edges():
     assert float(spread[inside].min()) > 0.9 / inside.sum() and float(spread[~inside].abs().max()) < 1e-6
 
 
-def test_a_mask_from_words_finds_what_the_words_explain():
+def of_halves():
     """An exact denoiser whose left half is 1 under one word and whose right half is 1 under another."""
     halves = -torch.ones(2, 1, 16, 24)
     halves[0, :, :, :10], halves[1, :, :, 10:] = 1, 1
@@ -155,13 +156,19 @@ def test_a_mask_from_words_finds_what_the_words_explain():
         def null(self, n, size=None):
             return self.encode([""] * n)
 
+        def unknown_words(self, text):
+            return []
+
     def denoise(x, sigma, cond=None):
         mean = torch.einsum("bw,wchv->bchv", cond.pooled, halves).clamp(-1, 1)
         part = (sigma**2 / (1 + sigma**2)).reshape(-1, 1, 1, 1)
         return mean * part + x * (1 - part)
 
-    model = Model(denoise, (1, 16, 24), conditioner=Words(), sigma_max=10.0)
-    image = torch.ones(1, 16, 24)
+    return Model(denoise, (1, 16, 24), conditioner=Words(), sigma_max=10.0)
+
+
+def test_a_mask_from_words_finds_what_the_words_explain():
+    model, image = of_halves(), torch.ones(1, 16, 24)
     image[:, :, 10:] = 0.4  # an edge between them
     for word, place in (("left", slice(0, 10)), ("right", slice(10, 24))):
         expected = torch.zeros(1, 16, 24)
@@ -173,6 +180,26 @@ def test_a_mask_from_words_finds_what_the_words_explain():
         word_masks.word_map(model, image, "left and right", "left", "attention")
     with pytest.raises(InputError, match="named 'hat'"):
         word_masks.word_mask(model, image, "left and right", "the hat")
+
+
+@pytest.mark.parametrize(("only", "changes"), [("left", slice(0, 10)), ("right, left", slice(0, 24))])
+def test_only_what_shows_the_words_is_drawn_anew(only, changes, tmp_path):
+    image = torch.ones(1, 16, 24)
+    image[:, :, 10:] = 0.6
+    given = to_pil(image)
+    made = sample(of_halves(), "nothing", n=1, steps=4, scale=1.0, image=given, only=only)
+    before, after = (np.asarray(each).astype(int) for each in (given, to_pil(made.images[0])))
+    expected = np.zeros((16, 24), bool)
+    expected[:, changes] = True
+    outside = ~expected
+    outside[:, 10:12] = False  # the soft edge
+    assert np.array_equal(before[outside], after[outside])  # 0 of 255
+    assert (before != after)[:, changes].any(0).all()  # in every column
+    assert made.recipe["parameters"]["only"] == only
+    with pytest.raises(InputError, match="only changes an image, and there is none"):
+        sample(of_halves(), "nothing", n=1, only=only)
+    with pytest.raises(InputError, match="one after the other"):
+        sample(of_halves(), "nothing", n=1, image=given, only=only, outpaint="0,0,8,0")
 
 
 # ---- shares -------------------------------------------------------------------------------------------------------

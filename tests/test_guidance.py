@@ -132,7 +132,7 @@ OFF = {
 
 
 def test_every_guidance_is_enrolled() -> None:
-    elsewhere = {"feature_guidance", "clip_guidance", "pag", "slg", "cads"}  # test_{classifiers,clip,disturbed}
+    elsewhere = {"feature_guidance", "clip_guidance", "cads"}  # test_{classifiers,clip,guidance_words}
     assert {*CASES, *elsewhere} == {entry.factory.__name__ for entry in guidance.GUIDANCE.values()}
 
 

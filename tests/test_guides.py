@@ -60,8 +60,6 @@ def words(folder) -> dict[str, str]:
         "cfg": "cfg scale=3 interval=0.3..5 rescale=0.7",
         "apg": "apg scale=4 norm=2.5",
         "cfg_zero": "cfg_zero scale=3",
-        "pag": "pag scale=3 layers=*",
-        "slg": "slg scale=2 layers=*",
         "cads": "cads noise=1",
         "negative": "negative dog scale=2",
         "autoguidance": f"autoguidance {folder}/weak.safetensors scale=2",
@@ -71,7 +69,9 @@ def words(folder) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", sorted(WRITTEN.keys() - {"clip", "cads"}))  # test_clip; test_disturbed, with prompts
+@pytest.mark.parametrize(
+    "name", sorted(WRITTEN.keys() - {"clip", "cads"})
+)  # test_clip; test_guidance_words, with prompts
 def test_every_guide_guides_and_comes_back(name, folder, tmp_path):
     text = words(folder)[name]
     samples = sample(folder / "pets.safetensors", n=3, classes="cat", steps=3, guidance=text)

@@ -8,8 +8,10 @@ from fastdiffusion import samplers, schedules
 from fastdiffusion.errors import InputError
 from fastdiffusion.guidance import cfg
 from fastdiffusion.guidance.prompt_to_prompt import beside
-from fastdiffusion.samplers import image_to_image, inversion
+from fastdiffusion.samplers import adaptive, image_to_image, inversion
 from fastdiffusion.tasks.editing import inversions
+from fastdiffusion.tasks.editing.edit import _method as automatic
+from fastdiffusion.tasks.editing.options import EditOptions
 from fastdiffusion.types import Cond
 
 
@@ -72,8 +74,8 @@ def test_rows_do_not_depend_on_each_other():
 
 def test_the_flow_comes_back_to_a_tolerance():
     x0 = data(2, 2, 4, 4)
-    up = inversion.flow(gaussian(0.5), x0, 0.002, 80.0)
-    assert error(inversion.flow(gaussian(0.5), up, 0.002, 80.0, reverse=True), x0) < 1e-3
+    up = samplers.final(adaptive.rk45(gaussian(0.5), x0, 0.002, 80.0))
+    assert error(samplers.final(adaptive.rk45(gaussian(0.5), up, 80.0, 0.002)), x0) < 1e-3
     assert float(up.std()) > 50
 
 
@@ -210,3 +212,14 @@ def test_on_every_kind_of_family(name):
             with pytest.raises(InputError, match="compares with nothing"):
                 inversions.inverted("null-text", work)
     assert all(torch.equal(value, before[key]) for key, value in model.modules["net"].state_dict().items())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_drawn_source_is_held_by_attention_where_the_prompt_has_no_other_way(name):
+    pytest.importorskip("diffusers")
+    from loaded_families import get
+
+    model, chosen = get(name).model, EditOptions(source="a cat")
+    alone = name in ("sd15", "sd2v", "zero_snr")  # all others have a pooled vector
+    assert automatic(model, chosen, drawn=True)[0] == ("p2p" if alone else "diffedit")
+    assert automatic(model, chosen, drawn=False)[0] == "diffedit"

@@ -19,9 +19,13 @@ from fastdiffusion.adapters.lora.writing import FORMATS, write
 from fastdiffusion.data import load_folder
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.models import save
-from fastdiffusion.tasks.personalization.adapting import adapt
+from fastdiffusion.options import fill
+from fastdiffusion.tasks.personalization import slider
+from fastdiffusion.tasks.personalization.adapting import adapt, opened_base
+from fastdiffusion.tasks.personalization.course import Course
 from fastdiffusion.tasks.personalization.images import opened
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
+from fastdiffusion.tasks.personalization.options import PersonalizeOptions
 from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
 
 diffusers = pytest.importorskip("diffusers")
@@ -411,6 +415,119 @@ def test_no_space(desk, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(CheckpointError, match=r"Cannot (use|write)"):
         learned(desk, tmp_path / "run")
+
+
+def test_batches_have_one_shape_each(text, tmp_path):
+    """Images of a domain keep their shapes; each is met, and of those held out some are measured."""
+    g = torch.Generator().manual_seed(0)
+    for i in range(24):
+        pixels = torch.randint(256, (16, 32, 3) if i % 2 else (32, 16, 3), generator=g, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("a red square")
+    examples = opened(text, tmp_path, 16, 0.9, 0, aspect="bucket")
+    shapes = {tuple(z.shape) for z in examples.latents}
+    course = Course(adapt(text, "lora"), examples, (), "", [], lambda model: 1.0, [])
+    draw = course.batches(Objective(text), 2, 0)
+    assert len(shapes) == 2 and {tuple(draw(step)[0].shape[1:]) for step in range(12)} == shapes
+    assert len(examples.held_out) == 22 and len(course.held_out(Objective(text))) == 11  # every second one
+
+
+def test_all_weights_of_another_programs_checkpoint(desk, tmp_path):
+    """The result is a folder that opens by itself; only the denoiser has learned."""
+    folder = get("sd15").path
+    done = fastdiffusion.finetune(
+        folder, desk.photos, method="full", steps=3, batch_size=1, retain=2, lr=1e-5, verbose=False, device="cpu",
+        folder=tmp_path / "run", size=get("sd15").model.pixels[0], floor=0.0,
+    )  # fmt: skip
+    assert done.step > 0 and done.file.is_dir() and type(get("sd15").pipe).from_pretrained(done.file)
+    before, after = get("sd15").model.modules, fastdiffusion.load(done.file, device="cpu").modules
+    for part in ("autoencoder", "text_encoder"):
+        theirs = after[part].state_dict()
+        assert all(torch.equal(t, theirs[name]) for name, t in before[part].state_dict().items())
+    theirs = after["net"].state_dict()
+    assert any(not torch.equal(t, theirs[name]) for name, t in before["net"].state_dict().items())
+    with pytest.raises(InputError, match="no place for a new word"):
+        fastdiffusion.personalize(folder, desk.photos, token="<new>", class_name="cat", method="full", device="cpu")
+
+
+# ---- sliders, and rare words ------------------------------------------------------------------------------------
+
+
+def test_what_lies_between_two_prompts():
+    assert slider.opposites("a sad  face|a happy face") == {"a face": ("a sad face", "a happy face")}
+    assert slider.opposites("old|young; an old cat|a young cat", "x") == {"x": ("an old cat", "a young cat")}
+    for wrong in ("a face", "a|", "a|b|c", "a|a"):
+        with pytest.raises(InputError, match="A slider lies between two prompts"):
+            slider.opposites(wrong)
+
+
+def test_a_slider_moves_answers_both_ways(desk, text, tmp_path):
+    """At scale 1 answers are nearer to those of the second prompt than to the first's; at -1 it is the other way."""
+    options = {
+        "steps": 20,
+        "rank": 4,
+        "batch_size": 2,
+        "prior": 0,
+        "holdout": 0.05,
+        "lr": 0.002,
+        "floor": 0.0,
+        "verbose": False,
+    }
+    ends = "a red square|a blue square"
+    done = fastdiffusion.personalize(desk.text, slider=ends, folder=tmp_path / "run", **options)
+    assert done.looks[0].loss > min(look.loss for look in done.looks) and done.token == ""
+    first, second = (answers(text, prompt) for prompt in ends.split("|"))
+    between, way = answers(text, "a square"), (second - first).flatten()
+
+    def moved(scale):
+        model = with_loras(text, [f"{done.file}:{scale}"])
+        return float(((answers(model, "a square") - between).flatten() @ way) / way.square().sum())
+
+    assert moved(-1) < 0 < moved(1) and moved(1) < moved(2) and moved(0) == 0
+    with pytest.raises(InputError, match="without images"):
+        fastdiffusion.personalize(desk.text, desk.photos, slider=ends)
+    with pytest.raises(InputError, match="A slider is a LoRA"):
+        fastdiffusion.personalize(desk.text, slider=ends, method="embedding")
+    with pytest.raises(InputError, match="What shall it learn"):
+        fastdiffusion.personalize(desk.text)
+
+
+def test_a_rare_word_needs_no_row_of_its_own(tmp_path):
+    """DreamBooth's identifier: one of the latter half of every vocabulary."""
+    model = get("sd15").model
+    vocabulary = next(iter(tokens.texts_of(model).values())).tokenizer.get_vocab()
+    words = sorted((n, w.removesuffix("</w>")) for w, n in vocabulary.items() if w.endswith("</w>") and len(w) > 5)
+    frequent, rare = words[0][1], words[-1][1]
+    assert tokens.rare(model, rare) and not tokens.rare(model, "<new>")
+    assert tokens.rare(model, frequent) == (words[0][0] >= len(vocabulary) // 2)
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    done = fastdiffusion.personalize(
+        model, tmp_path, token=rare, class_name="cat", method="dreambooth", steps=2, batch_size=1, rank=2, prior=1,
+        verbose=False, folder=tmp_path / "run", size=model.pixels[0],
+    )  # fmt: skip
+    assert done.token == f"{rare} cat" and any("rare word" in note for note in done.notes)
+    assert not any("added" in key or "token" in key for key in load_file(done.file))
+
+
+@pytest.mark.parametrize("name", ["sd15"])
+def test_frozen_weights_in_bfloat16(name, tmp_path):
+    """A checkpoint on disk is held in bfloat16 where the run computes in it; what is trained is in float32."""
+    folder = get(name).path
+    options = fill(PersonalizeOptions, precision="bfloat16", device="cpu")
+    base, rest = opened_base(folder, options)
+    assert base.modules["net"].dtype == torch.bfloat16 and rest.precision == "float32"
+    adaptation = adapt(base, "lora", "<new>", "cat", rank=2)
+    objective, g = Objective(adaptation.model), torch.Generator().manual_seed(0)
+    x0 = torch.randn(2, *base.shape, generator=g)
+    objective(
+        x0, torch.ones(2), torch.randn(x0.shape, generator=g), conditions(adaptation.model, ["<new>"] * 2)
+    ).mean().backward()
+    ups = [added.up for added in adaptation.lora.layers.values()]
+    assert all(up.dtype == torch.float32 and up.grad.dtype == torch.float32 for up in ups)
+    assert any(float(up.grad.abs().max()) > 0 for up in ups)
+    same, unchanged = opened_base(base, options)
+    assert same is base and unchanged is options
 
 
 def test_a_saved_model_keeps_its_new_words(text, tmp_path):

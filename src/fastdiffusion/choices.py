@@ -10,7 +10,7 @@ SAMPLERS = (
 )  # fmt: skip
 SCHEDULES = ("karras", "exponential", "linear", "scaled_linear", "cosine", "sigmoid", "flow")
 GUIDANCE = (
-    "cfg", "apg", "cfg_zero", "pag", "slg", "cads", "negative", "autoguidance", "classifier",
+    "cfg", "apg", "cfg_zero", "cads", "negative", "autoguidance", "classifier",
     "feature_guidance", "clip", "inpaint", "compose", "loss_guidance", "blind", "self_ensemble", "self_conditioned",
 )  # fmt: skip
 POSTERIORS = ("ddnm", "diffpir", "pigdm", "dps", "tmpd")
@@ -21,6 +21,7 @@ LOSS_WEIGHTINGS = ("edm", "noise", "x0", "v", "flow", "min_snr", "p2")
 NETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer", "dit-tiny", "dit-small", "dit-base")
 SMALL_NETS = ("sd-small", "sd3-small")  # checkpoints of other programs' classes
 UNETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer")
+CLASSIFIERS = ("mlp", *UNETS)
 OPTIMIZERS = ("adamw", "muon", "schedule_free")
 AUGMENTS = (
     "mirror", "crop", "flip_x", "flip_y", "scale", "rotate", "stretch", "shift", "brightness", "contrast", "hue",

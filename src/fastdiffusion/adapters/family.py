@@ -30,6 +30,7 @@ from ..types import Cond, Denoise, Run
 from .attention import Layout, register
 from .autoencoders import Vae
 from .levels import FlowLevels, TrainedLevels
+from .students import Student
 from .texts import Spans, Text, compact, grouped
 
 NAMES = {"unet": "net", "transformer": "net", "vae": "autoencoder"}  # what a Model calls the parts
@@ -110,6 +111,7 @@ class Family(Startable):
     guidance: str = "cfg"  # "embedded" where the scale is an input of the network, ``cond.extra["guidance"]``
     scale: float = 1.0  # the usual one
     image: str = ""  # "input" where the network was trained to take an image, "prompt" where one stands for the text
+    students: tuple[Student, ...] = ()  # encode the prompts of their languages
     controls: tuple[Control, ...] = ()  # further conditions, of ``adapters.conditioners``
     shown: bool = True  # whether they show what they have; not to what guidance compares with
     run: Run | None = None  # that this object was started for
@@ -284,8 +286,29 @@ class Family(Startable):
     @torch.no_grad()
     def encode(self, prompts: Sequence[str], size: Size | None = None) -> Cond:
         """One row for each text; a text that is too long loses its end, with a warning."""
+        size = size or self._pixels(self.shape)
+        students = [self.student_of(text) for text in prompts]
+        conds: list[Cond] = [Cond()] * len(prompts)
+        for student in dict.fromkeys(students):
+            rows = [i for i, own in enumerate(students) if own is student]
+            cond = self._encoded([prompts[i] for i in rows], size, student)
+            if len(rows) == len(prompts):
+                return self._with_controls(cond, self.shown)
+            for row, i in enumerate(rows):
+                conds[i] = cond[[row]]
+        return self._with_controls(Cond.cat(conds), self.shown)
+
+    def student_of(self, text: str) -> Student | None:
+        """Who encodes a text, if not this family's own encoders, which alone know added tokens."""
+        if any(name in text for name, _ in getattr(self, "settings", {}).get("tokens", ())):
+            return None
+        return next((student for student in self.students if student.reads(text)), None)
+
+    def _encoded(self, prompts: list[str], size: Size, student: Student | None) -> Cond:
+        if student is not None:
+            return student.condition(prompts, self.condition([""], size))
         self.main.check(prompts)
-        return self._with_controls(self.condition(list(prompts), size or self._pixels(self.shape)), self.shown)
+        return self.condition(prompts, size)
 
     @torch.no_grad()
     def null(self, n: int, size: Size | None = None) -> Cond:
@@ -308,15 +331,22 @@ class Family(Startable):
 
     def token_spans(self, text: str) -> Spans:
         """Which characters of the raw text each row of ``emb`` covers; empty for marks, padding and templates."""
+        student = self.student_of(text)
+        return self.own_spans(text) if student is None else student.spans(text)
+
+    def own_spans(self, text: str) -> Spans:
+        """The same of a text that this family's own encoders encode."""
         return self.main.spans(text)
 
     def measure(self, text: str) -> Spans:
         """The same of the tokens that :attr:`max_tokens` counts."""
-        return self.main.spans(text)
+        student = self.student_of(text)
+        return self.main.spans(text) if student is None else student.measure(text)
 
     def unknown_words(self, text: str) -> list[str]:
         """The words that the tokenizer cannot write."""
-        return language.unknown_words(text, self.main.knows)
+        student = self.student_of(text)
+        return language.unknown_words(text, self.main.knows if student is None else student.knows)
 
 
 def model(family: Family, tables: Mapping[str, Table]) -> Model:

@@ -131,6 +131,18 @@ def check_new(model: Model, name: str) -> None:
         raise InputError(f"{name!r} is a word that this model has already. Choose a new one, such as '<{name}>'.")
 
 
+def rare(model: Model, name: str) -> bool:
+    """Whether each text encoder has a word as one token, and seldom met it: "sks" of Stable Diffusion.
+
+    Vocabularies are in the order in which their tokens were joined, the most frequent first: it is of the latter half.
+    A model of this package knows whole words, and none that is rare in this sense.
+    """
+    readers = texts_of(model).values()
+    ids = [reader.tokenizer(name, add_special_tokens=False)["input_ids"] for reader in readers]
+    halves = [len(reader.tokenizer) // 2 for reader in readers]
+    return bool(ids) and all(len(own) == 1 and own[0] >= half for own, half in zip(ids, halves, strict=True))
+
+
 def _is_one(text: Text, name: str) -> bool:
     ids = text.tokenizer(name, add_special_tokens=False)["input_ids"]
     return len(ids) == 1 and ids[0] != text.tokenizer.unk_token_id and bool(re.fullmatch(r"\w+", name))

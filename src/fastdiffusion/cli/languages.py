@@ -88,6 +88,7 @@ def index(
     examples=[
         "fastdiffusion add-language emoji emoji:ja,es --out multilingual.safetensors",
         "fastdiffusion add-language runs/photos pairs.csv --steps 3000",
+        "fastdiffusion add-language sd15/ pairs.csv --out spanish.safetensors",
     ],
 )
 def add_language(
@@ -100,25 +101,26 @@ def add_language(
             help="Pairs of texts: tables (.csv, .tsv: new text, known text); emoji:ja,es; edict, a dictionary.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File of the new model.")] = Path(
+    out: Annotated[Path, typer.Option("--out", "-o", help="File of the new model, or of the language alone.")] = Path(
         "out/multilingual.safetensors"
     ),
 ) -> None:
     """Teach a text-to-image model another language.
 
     By distillation: its denoiser and its own text encoder stay as they are, and a tokenizer and a text encoder beside
-    them are trained.
+    them are trained. Of a checkpoint of another program these are written to a file of their own, for --lora.
     """
     if out.suffix != ".safetensors":
         raise InputError(f"A model file ends in .safetensors, got {str(out)!r}.")
     from ..data.emoji.translations import translations
-    from ..models import save
-    from ..tasks.loading import loaded
     from ..tasks.text_image import multilingual
 
     loaded_pairs, chosen = [pair for source in pairs for pair in translations(source)], chosen.in_runs("languages")
     first = loaded_pairs[0]
     print(f"{counted(len(loaded_pairs), 'pair')}, for example {first.text!r} = {first.known!r}.")
-    extended = multilingual.add_language(loaded(model, "cpu"), loaded_pairs, **vars(chosen))
-    save(extended.model, out)
-    next_command(f"sample {shlex.quote(str(out))} {shlex.quote(first.text)}")
+    extended = multilingual.add_language(model, loaded_pairs, **vars(chosen)).model
+    multilingual.save_language(extended, out)
+    if extended.info.get("family"):
+        next_command(f"sample {shlex.quote(str(model))} {shlex.quote(first.text)}", lora=out)
+    else:
+        next_command(f"sample {shlex.quote(str(out))} {shlex.quote(first.text)}")

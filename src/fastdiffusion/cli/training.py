@@ -137,9 +137,9 @@ def fit(
 # ---- a trained model, taught more ---------------------------------------------------------------------------------
 
 OUT = Path("lora.safetensors")
-Images = Annotated[
-    Path, typer.Argument(metavar="FOLDER", help="A folder of images, with captions beside them or without.")
-]
+FOLDER = typer.Argument(metavar="FOLDER", help="A folder of images, with captions beside them or without.")
+Images = Annotated[Path, FOLDER]
+SomeImages = Annotated[Path | None, FOLDER]
 
 
 @command(
@@ -150,10 +150,11 @@ Images = Annotated[
         'fastdiffusion personalize emoji photos-of-my-robot/ --token "<robot>"',
         'fastdiffusion personalize sdxl/ photos-of-my-dog/ --token "<dog>" --class-name dog',
         'fastdiffusion personalize sd15/ prints/ --token "<print>" --subject style --method embedding',
+        'fastdiffusion personalize emoji --slider "a sad face|a grinning face"',
     ],
 )
-def personalize(chosen: PersonalizeOptions, model: ModelPath, data: Images) -> None:
-    """Teach a model what 3 to 20 images show, under a new word.
+def personalize(chosen: PersonalizeOptions, model: ModelPath, data: SomeImages = None) -> None:
+    """Teach a model what 3 to 20 images show, under a new word; or a scale between two prompts, by --slider.
 
     The same command goes on where the last one stopped. It ends by itself, and keeps the best step.
     """
@@ -163,7 +164,8 @@ def personalize(chosen: PersonalizeOptions, model: ModelPath, data: Images) -> N
     print("\n".join([f"{made.file}: step {made.step}.", *made.notes]))
     target = made.file if chosen.method == "full" else model
     lora = None if chosen.method == "full" else made.file
-    next_command(f"sample {shlex.quote(str(target))} {shlex.quote(chosen.token)}", lora=lora)
+    prompt = made.token or (chosen.slider or "").partition("|")[2].partition(";")[0]
+    next_command(f"sample {shlex.quote(str(target))} {shlex.quote(prompt)}", lora=lora)
 
 
 @command(

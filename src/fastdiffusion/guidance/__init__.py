@@ -12,7 +12,6 @@ from .regional import Region, regional
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
 
 if TYPE_CHECKING:
-    from .perturbed import pag, slg
     from .registry import GUIDANCE
 
 __all__ = [
@@ -37,23 +36,17 @@ __all__ = [
     "guidance",
     "inpaint",
     "loss_guidance",
-    "pag",
     "regional",
     "replace_text",
     "scale_at",
     "self_conditioned",
     "self_ensemble",
-    "slg",
     "start",
 ]
 
 
 def __getattr__(name: str) -> Any:
     """Load what needs the networks on first use: samplers import this package."""
-    if name in ("pag", "slg"):
-        from . import perturbed
-
-        return getattr(perturbed, name)
     if name != "GUIDANCE":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from .registry import GUIDANCE

@@ -14,12 +14,9 @@ from .classifier_free import apg, autoguidance, cfg, cfg_zero, compose
 from .core import Guided
 from .features import clip_guidance, feature_guidance
 from .gradient import classifier, loss_guidance
-from .perturbed import pag, slg
 from .wrappers import blind, inpaint, self_conditioned, self_ensemble
 
-Kind = Literal[
-    "number", "count", "interval", "label", "image", "mask", "model", "classifier", "class", "clip", "text", "layers"
-]
+Kind = Literal["number", "count", "interval", "label", "image", "mask", "model", "classifier", "class", "clip", "text"]
 
 
 class Entry(NamedTuple):
@@ -41,15 +38,12 @@ class Entry(NamedTuple):
 _SCALE: dict[str, Kind] = {"scale": "number", "interval": "interval"}
 _CFG: dict[str, Kind] = {**_SCALE, "rescale": "number"}
 _APG: dict[str, Kind] = {**_SCALE, "parallel": "number", "momentum": "number", "norm": "number"}
-_AWAY: dict[str, Kind] = {**_SCALE, "layers": "layers"}
 _CADS: dict[str, Kind] = {"noise": "number", "start": "number", "end": "number", "mix": "number"}
 
 GUIDANCE: dict[str, Entry] = {
     "cfg": Entry(cfg, {}, _CFG, "cfg scale=3 interval=0.3..5 rescale=0.7"),
     "apg": Entry(apg, {}, _APG, "apg scale=5"),
     "cfg_zero": Entry(cfg_zero, {}, {**_SCALE, "zero": "count"}, "cfg_zero scale=3"),
-    "pag": Entry(pag, {}, _AWAY, "pag scale=3 layers=mid"),
-    "slg": Entry(slg, {}, _AWAY, "slg scale=2"),
     "cads": Entry(cads, {}, _CADS, "cads noise=0.5"),
     "negative": Entry(cfg, {"uncond": "label"}, _CFG, "negative dog scale=2"),
     "autoguidance": Entry(autoguidance, {"weak": "model"}, _SCALE, "autoguidance weak.safetensors scale=2"),

@@ -1,7 +1,8 @@
-"""Classifiers of noisy images, by class and by noise level; both are half a U-Net."""
+"""Classifiers of noisy images and latents by class, and of images by noise level."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from ..errors import InputError
 from ..types import Cond
 from .layers import norm, records_config, zero
 from .unet import Block, UNet
+
+FREQUENCIES = 8  # of the noise level's embedding
+SEEN = 4.0  # standard deviations of the data: above such noise the classes of latents fade
 
 
 class Half(nn.Module):
@@ -105,6 +109,10 @@ class Classifier(nn.Module):
         known = (self.config["parameterization"], self.config["sigma_data"])
         return asked == known and all(name in net and torch.equal(t, net[name].to(t)) for name, t in own.items())
 
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether it classifies arrays of this shape."""
+        return len(shape) == 3 and shape[0] == self.config["net"]["in_channels"]
+
     def forward(self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b classes"]:
         """Logits."""
         c = scaling(self.config["parameterization"], expand(sigma, x), self.config["sigma_data"])
@@ -112,6 +120,69 @@ class Classifier(nn.Module):
 
     def log_prob(
         self, x: Float[Tensor, "b c h w"], sigma: Float[Tensor, " b"], cond: Cond | None = None
+    ) -> Float[Tensor, " b"]:
+        """log p(cond.label | x; sigma); 0 where there is no label (-1), which guides nowhere."""
+        return chosen(self(x, sigma), cond)
+
+
+class LatentClassifier(nn.Module):
+    """p(class | x; sigma) of noisy latents of one shape, by a residual perceptron: each latent has weights of its own.
+
+    Which class an image of latents becomes is settled at high noise, where no detail can be seen and only the mean of
+    a class, place by place, tells it from others. Half a U-Net, which averages over places, learns that slowly. Of
+    Gaussian classes N(m, sigma_data^2), the log-odds are (m - m')^T x / (sigma^2 + sigma_data^2) and a constant: with
+    the input at unit variance they fall as sigma_data / sigma, and so do the logits here. Without that factor, what the
+    network has not learned to ignore at high noise is multiplied by sigma^2 when it guides.
+
+    Args:
+        shape: Of the latents.
+        classes: Number of classes.
+        sigma_data: Standard deviation of the latents.
+        width: Hidden units.
+        depth: Hidden layers.
+        dropout: Of what each of them adds.
+        names: Of the classes.
+    """
+
+    config: dict[str, Any]
+
+    @records_config
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        sigma_data: float = 1.0,
+        width: int = 256,
+        depth: int = 2,
+        dropout: float = 0.1,
+        names: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.shape, self.sigma_data = tuple(shape), sigma_data
+        values = math.prod(self.shape)
+        self.stem, self.linear = nn.Linear(values, width), zero(nn.Linear(values, classes))
+        self.embed = nn.Sequential(nn.Linear(2 * FREQUENCIES, 64), nn.SiLU(), nn.Linear(64, 2 * depth * width))
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+        self.dropout, self.out = nn.Dropout(dropout), zero(nn.Linear(width, classes))
+
+    def takes(self, shape: Sequence[int]) -> bool:
+        """Whether it classifies arrays of this shape."""
+        return tuple(shape) == self.shape
+
+    def forward(self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, " b"]) -> Float[Tensor, "b classes"]:
+        """Logits."""
+        flat = x.flatten(1) / (sigma.square() + self.sigma_data**2).sqrt()[:, None]
+        phase = sigma.log()[:, None] / 4 * torch.arange(1, FREQUENCIES + 1, device=x.device)
+        changes = self.embed(torch.cat([phase.sin(), phase.cos()], 1)).chunk(2 * len(self.hidden), 1)
+        h = self.stem(flat)
+        for layer, normed, scale, shift in zip(self.hidden, self.norms, changes[::2], changes[1::2], strict=True):
+            h = h + self.dropout(layer(F.silu(normed(h) * (1 + scale) + shift)))
+        visible = (1 + (sigma / (SEEN * self.sigma_data)).square()).rsqrt()[:, None]
+        return visible * (self.out(F.silu(h)) + self.linear(flat))
+
+    def log_prob(
+        self, x: Float[Tensor, "b *d"], sigma: Float[Tensor, " b"], cond: Cond | None = None
     ) -> Float[Tensor, " b"]:
         """log p(cond.label | x; sigma); 0 where there is no label (-1), which guides nowhere."""
         return chosen(self(x, sigma), cond)

@@ -25,7 +25,6 @@ from ..guidance import start
 from ..guidance.core import guidance
 from ..noise import Stream, generator
 from ..types import Cond, Denoise, Run
-from .adaptive import rk45
 from .registry import table as named
 from .tables import Table, final, move, run
 
@@ -180,21 +179,6 @@ def _mixed(passed: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 def _like(rows: Tensor, x: Tensor) -> Tensor:
     return rows.reshape(-1, *[1] * (x.ndim - 1))
-
-
-@torch.no_grad()
-def flow(
-    denoise: Denoise,
-    x0: Float[Tensor, "b *d"],
-    sigma_min: float,
-    sigma_max: float,
-    cond: Cond | None = None,
-    tolerance: float = 1e-4,
-    reverse: bool = False,
-) -> Float[Tensor, "b *d"]:
-    """Along the probability flow to a tolerance, by Runge-Kutta with error control; ``reverse`` goes down."""
-    ends = (sigma_max, sigma_min) if reverse else (sigma_min, sigma_max)
-    return final(rk45(denoise, x0, *ends, cond, tolerance, tolerance))
 
 
 @torch.no_grad()

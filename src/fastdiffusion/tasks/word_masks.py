@@ -102,6 +102,45 @@ def word_map(
     return WordMap(_scaled(spread).cpu(), method, why)
 
 
+def soft(
+    places: Float[Tensor, "1 1 i j"], threshold: float, image: Float[Tensor, "1 c h w"]
+) -> Float[Tensor, "1 1 h w"]:
+    """Where a map is above a threshold, at the size of the image; its border follows the image's own.
+
+    A latent is many pixels, and a border that is cut through it leaves a rim of old colors. So the pixels of a ring of
+    one latent around are taken along where their color is nearer to that of what is inside, close by, than outside.
+    """
+    inside, size = (places > threshold).float(), image.shape[-2:]
+    core = F.interpolate(inside, size, mode="bilinear")
+    grown = F.interpolate(F.max_pool2d(inside, 3, 1, 1), size)
+    reach = 2 * (2 * size[-1] // places.shape[-1]) + 1
+    distances = []
+    for part in ((core > 0.5).float(), 1 - grown):
+        weight = F.avg_pool2d(part, reach, 1, reach // 2)
+        mean = F.avg_pool2d(image * part, reach, 1, reach // 2) / weight.clamp(min=1e-6)
+        distance = (image - mean).square().sum(1, keepdim=True)
+        distances.append(torch.where(weight > 0, distance, torch.inf))
+    ring = grown * (distances[0] < distances[1])
+    return torch.maximum(core, F.avg_pool2d(ring, 3, 1, 1) * grown).clamp(max=1)
+
+
+def phrases(text: str) -> list[str]:
+    """The words between commas: "the hat, the tie"."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def shown_mask(
+    model: Model, image: Float[Tensor, "c h w"], text: str
+) -> tuple[Float[Tensor, "1 h w"], tuple[str, ...]]:
+    """Where an image shows any of some things, "the hat, the tie", of which no prompt is known; and notes.
+
+    Each is a prompt of its own, and is where the model explains the image better by it than by no prompt.
+    """
+    found = [word_map(model, image, phrase, phrase) for phrase in phrases(text)]
+    places = torch.stack([F.avg_pool2d(each.map[None], model.factor) for each in found]).amax(0)
+    return soft(places, CUT, image[None])[0], tuple(dict.fromkeys(each.why for each in found if each.why))
+
+
 def choose(model: Model, parsed: Terms, states: Sequence[tuple[Tensor, float]], size: Size) -> tuple[str, str]:
     """ "attention" or "occlusion", and why, in a sentence.
 

@@ -56,7 +56,7 @@ class StableDiffusion3(Family):
         with _LastKeyCounts(int(zero.sum()), emb.shape[1] + x.shape[-2] * x.shape[-1] // self.patch**2):
             return self.net(x, emb, cond.pooled, t, return_dict=False)[0]
 
-    def token_spans(self, text: str) -> Spans:
+    def own_spans(self, text: str) -> Spans:
         limit = self.texts[0].limit
         clip = self.texts[0].spans(text)[:limit]
         clip = [*clip, *[(0, 0)] * (limit - len(clip))]

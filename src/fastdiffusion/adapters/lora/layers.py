@@ -59,11 +59,14 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What is added to the layer's output."""
-        x = F.dropout(x.to(self.down.dtype), self.dropout, self.training)
-        factor = self.scale * self.alpha / len(self.down)
+        # In the precision of the network: its input is kept for the gradient once, and not again in another one. Of
+        # float16 gradients would vanish.
+        x = F.dropout(x.float() if x.dtype == torch.float16 else x, self.dropout, self.training)
+        down, up = self.down.to(x.dtype), self.up.to(x.dtype)
+        factor = self.scale * self.alpha / len(down)
         if self.kernel is None:
-            return factor * F.linear(F.linear(x, self.down), self.up)
-        return factor * self.kernel(self.kernel(x, self.down, **self.options), self.up)
+            return factor * F.linear(F.linear(x, down), up)
+        return factor * self.kernel(self.kernel(x, down, **self.options), up)
 
 
 class Lora(nn.Module):

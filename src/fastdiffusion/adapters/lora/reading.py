@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from ...io import untrusted_json
 from ...io.checkpoints import read_safetensors
 from ...io.guarded import BUDGET
 from ...models import Model, folder
-from .. import tokens
+from ...nets.student import StudentEncoder
+from .. import students, tokens
 from ..copies import copied
 from .names import Place, family_of, find, places
 
@@ -64,7 +66,7 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
         model: Its networks are in ``modules``.
         loras: Files, each "FILE" or "FILE:scale", such as "style.safetensors:0.8". A scale of 1 is what was trained,
             0 changes no bit, and one below 0 does the opposite. Tokens that a file brings come with it; it may also
-            have nothing but a token (``tokens``).
+            have nothing but a token (``tokens``), or be a language (``students``).
 
     Raises:
         CheckpointError: A file that is missing, damaged or a pickle.
@@ -73,14 +75,14 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
     updates: dict[Target, list[tuple[Update, Place]]] = {}
     notes: list[dict[str, Any]] = []
     added: list[tokens.Token] = []
+    languages: list[StudentEncoder] = []
     for path, scale in map(split_scale, loras):
-        content = read_safetensors(path)
-        alone = tokens.of_file(model, path, *content)
-        file = File(path.name, tokens=[alone]) if alone is not None else opened_file(path, scale, *content)
-        placed = placed_updates(model, file) if alone is None else []
+        file = _file(model, path, scale)
+        placed = placed_updates(model, file) if file.updates else []
         if scale != 0:
             notes.append({"name": path.name, "sha256": folder.digest(path), "scale": scale})
             added += file.tokens
+            languages += [] if file.student is None else [file.student]
             for target, update, place in placed:
                 updates.setdefault(target, []).append((update, place))
     parameters = {target: _parameter(model, target) for target in updates}
@@ -90,7 +92,20 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
     made = copied(model, changed, {"loras": notes})
     if not hasattr(model.denoise, "id"):  # a native file is known by its content, which recipes look for
         made = replace(made, info={**made.info, "base": model.info.get("base", model.id)})
-    return tokens.with_tokens(made, added) if added else made
+    made = tokens.with_tokens(made, added) if added else made
+    return reduce(students.with_student, languages, made)
+
+
+def _file(model: Model, path: Path, scale: float) -> File:
+    """What is in a file: a token alone, a language, or a LoRA."""
+    metadata, tensors = read_safetensors(path)
+    if (token := tokens.of_file(model, path, metadata, tensors)) is not None:
+        return File(path.name, tokens=[token])
+    if (student := students.of_file(model, path, metadata, tensors)) is not None:
+        if scale not in (0, 1):
+            raise InputError(f"{path.name} is a language, which counts wholly or not at all. Leave :{scale:g} out.")
+        return File(path.name, student=student)
+    return opened_file(path, scale, metadata, tensors)
 
 
 def split_scale(lora: str | Path) -> tuple[Path, float]:
@@ -158,6 +173,7 @@ class File:
     odd: list[str] = field(default_factory=list)
     tokens: list[tokens.Token] = field(default_factory=list)
     base: str = ""
+    student: StudentEncoder | None = None
 
 
 def opened_file(path: Path, scale: float, metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> File:

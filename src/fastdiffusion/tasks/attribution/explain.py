@@ -35,7 +35,7 @@ from ..loading import LOADING
 from ..text_image import clip as text_image
 from .integrated import Attribution, Run, Target, attribute, by_term, secants
 from .options import ExplainOptions, corners
-from .result import Explanation, WordNumbers, rank_correlation
+from .result import Explanation, WordNumbers, faded, rank_correlation
 
 ALLOWED = 0.02  # of the whole, what the integral may lack before shares are taken from finite steps
 
@@ -71,9 +71,9 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
         method, why, maps = _maps(run, parsed, watched, planned.size, chosen.maps)
         blank = run.at([0.0])
         target = _target(chosen, watched.image, blank, region)
-        without = _without(run, parsed, target, planned.size)
+        low, high = target(blank).item(), target(watched.image).item()
+        without = _without(run, parsed, target, planned.size, high)
     found = _integrated(run, parsed, target, planned.size, chosen)
-    low, high = target(blank).item(), target(watched.image).item()
     numbers = _numbers(parsed, found, maps, region, without, high - low)
     notes = [*planned.notes, *_notes(parsed, found, why, chosen)]
     recipe = {
@@ -83,7 +83,7 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
     }
     names = ("explained", *(safe_name(f"map-{i}-{term.text}") for i, term in enumerate(parsed.content)))
     shown = watched.image.clamp(-1, 1).cpu()
-    sheet = torch.cat([shown, torch.stack([_over(shown[0], each) for each in maps.mean(0)])]) if len(maps) else shown
+    sheet = torch.cat([shown, torch.stack([faded(shown[0], each) for each in maps.mean(0)])]) if len(maps) else shown
     return Explanation(
         sheet,
         names,
@@ -203,9 +203,9 @@ def _target(chosen: ExplainOptions, image: Tensor, blank: Tensor, region: Tensor
     return projected
 
 
-def _without(run: Run, parsed: Terms, target: Target, size: Size) -> list[float]:
+def _without(run: Run, parsed: Terms, target: Target, size: Size, whole: float) -> list[float]:
     """What the target loses if a word is left out of the prompt and the run made again."""
-    whole, lost = target(run.image()).item(), []
+    lost = []
     for term in parsed.content:
         cond = word_masks.condition(run.plan.model, parsed, size, parsed.without([term]))
         lost.append(whole - target(run.image(cond)).item())
@@ -222,10 +222,11 @@ def _integrated(run: Run, parsed: Terms, target: Target, size: Size, chosen: Exp
 
     with torch.no_grad():
         split = by_term(run, len(parsed.content), encode)
-    found = attribute(run, target, split, chosen.points, chosen.batch_size)
+    rows = chosen.batch_size or (4 if size[0] * size[1] <= 128**2 else 1)
+    found = attribute(run, target, split, chosen.points, rows)
     if found.missing <= ALLOWED:
         return found
-    return replace(found, exact=secants(run, target, split, batch_size=chosen.batch_size))
+    return replace(found, exact=secants(run, target, split, batch_size=rows))
 
 
 def _numbers(
@@ -287,8 +288,7 @@ def _notes(parsed: Terms, found: Attribution | None, why: str, chosen: ExplainOp
         if found.exact is not None:
             notes.append(
                 f"That is more than {ALLOWED:.0%}, because the run is rough on the way: the shares are those of finite "
-                f"steps instead, which add up exactly. Those at each step are the integral's: try points="
-                f"{2 * chosen.points}."
+                "steps instead, which add up exactly. Those at each step are the integral's."
             )
     return notes
 
@@ -297,10 +297,3 @@ def _kept(chosen: ExplainOptions) -> dict[str, Any]:
     own = ("box", "toward", "maps", "points")
     named = None if chosen.mask is None else "a mask"
     return {**{name: getattr(chosen, name) for name in own}, "mask": named}
-
-
-def _over(image: Float[Tensor, "c h w"], places: Float[Tensor, "h w"]) -> Float[Tensor, "c h w"]:
-    """A map over its image: what it leaves out is faded to gray."""
-    shown = (places / places.flatten().max().clamp(min=1e-12)).clamp(0, 1)[None]
-    gray = image.mean(0, keepdim=True) * 0.35 - 0.2
-    return torch.lerp(gray.expand_as(image), image, shown)

@@ -34,6 +34,7 @@ from ..generation.plan import Plan
 Target = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, " n"]]  # one number of each image
 FIRST = 8  # panels of the path before any is halved
 EXACT = 0.02  # of the target's whole change, what the panels may miss together
+ROUGH = 0.2  # the same of the first ones, beyond which halving some of them is no use
 FEW, ORDERS = 4, 12  # words whose orders are all taken; of more, pairs of an order and its reverse
 
 
@@ -239,12 +240,13 @@ class Panel(NamedTuple):
 
 
 def attribute(
-    run: Run, target: Target, terms: Mapping[str, Tensor], most: int = 64, batch_size: int = 1
+    run: Run, target: Target, terms: Mapping[str, Tensor], most: int = 16, batch_size: int = 1
 ) -> Attribution:
     """The shares of every part of a run's condition in a target.
 
     A midpoint rule on panels of the path: 8 at first, and those are halved over which the shares miss the target's
     change by most. For a run may jump on the way (it decides early between two images), and an even rule misses that.
+    Where the first 8 miss more than a fifth of the change, the run is too rough for gradients, and they are all.
 
     Args:
         run: What is explained.
@@ -262,7 +264,8 @@ def attribute(
             panels += _measured(run, target, terms, pending[i : i + batch_size])
         points, pending = points + len(pending), []
         panels.sort(key=lambda panel: panel.wrong, reverse=True)
-        if sum(panel.wrong for panel in panels) > EXACT * whole:
+        missed = sum(panel.wrong for panel in panels)
+        if EXACT * whole < missed and (points > FIRST or missed <= ROUGH * whole):
             bad = [panel for panel in panels[: (most - points) // 2] if panel.wrong > 0.1 * EXACT * whole]
             panels = panels[len(bad) :]
             for panel in bad:

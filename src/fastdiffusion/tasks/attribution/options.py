@@ -39,7 +39,7 @@ class ExplainOptions(LoadOptions):
         maps: How words are placed: "attention", "occlusion", or "auto", which says what it chose and why.
         points: Most points of the integral; each costs about four runs. 0 leaves the integral out, and shares are those
             of occlusion.
-        batch_size: Points at once, for speed and memory only.
+        batch_size: Points at once, for speed and memory only; by default 4 of images up to 128x128, else 1.
     """
 
     seed: int = option(0, "Of the noise. Or: random.", kind=str, metavar="N")
@@ -55,8 +55,8 @@ class ExplainOptions(LoadOptions):
     mask: str | Path | Image.Image | None = option(None, "The part to explain: white in this image.", kind=Path | None)
     toward: str = option("", "Explain how well the image fits these words instead, by CLIP.")
     maps: str = option("auto", "How words are placed; auto says what it chose and why.", choices=choices.MAPS)
-    points: int = option(64, "Most points of the integral; 0 leaves it out.")
-    batch_size: int = option(1, "Points at once, for speed and memory only.")
+    points: int = option(16, "Most points of the integral; 0 leaves it out.")
+    batch_size: int | None = option(None, "Points at once, for speed and memory only.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,10 +64,12 @@ class ExplainOptions(LoadOptions):
             raise unknown("method of maps", self.maps, choices.MAPS)
         for name, least in (("steps", 1), ("points", 0), ("batch_size", 1)):
             value = getattr(self, name)
+            if value is None and name == "batch_size":
+                continue
             if not (type(value) is int and value >= least):
                 raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}.")
         if self.points and self.points < 8:
-            raise InputError(f"points must be 0 or at least 8, got {self.points}. Try 64.")
+            raise InputError(f"points must be 0 or at least 8, got {self.points}. Try 16.")
         if self.box is not None:
             if self.mask is not None:
                 raise InputError("A box and a mask both say which part is explained. Give one of them.")

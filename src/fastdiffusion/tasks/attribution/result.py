@@ -13,12 +13,15 @@ import torch
 from jaxtyping import Float
 from PIL import Image, ImageDraw
 from torch import Tensor
+from torch.nn import functional
 
 from ...errors import InputError, counted
 from ...io.images import to_pil
 from ...io.outputs import write_numbered
 from ...io.results import ImageResult
 from .integrated import Attribution
+
+VIEWED = 384  # pixels of the longer side to which smaller images are enlarged in files
 
 
 class WordNumbers(NamedTuple):
@@ -119,7 +122,8 @@ class Explanation(ImageResult):
     def save(self, out: str | os.PathLike[str], metadata: bool = True) -> list[Path]:
         """Write the page and the numbers: ``explain.html`` and ``explain.json`` in a folder, or a file NAME.html.
 
-        A folder also gets the images, as :meth:`ImageResult.save` writes them.
+        A folder also gets the images, as :meth:`ImageResult.save` writes them; small ones enlarged, so that they can be
+        looked at (``images`` has them as they are).
         """
         place = Path(out)
         if place.suffix and place.suffix.lower() not in (".html", ".htm"):
@@ -130,7 +134,19 @@ class Explanation(ImageResult):
             write_numbered(page, self.html().encode()),
             write_numbered(page.with_suffix(".json"), json.dumps(numbers, indent=1, ensure_ascii=False).encode()),
         ]
-        return written if place.suffix else [*written, *super().save(place, metadata)]
+        if place.suffix:
+            return written
+        viewed = ImageResult(self.enlarged(), self.names, self.recipe, self.notes)
+        return [*written, *viewed.save(place, metadata)]
+
+    def enlarged(self) -> Float[Tensor, "n c p q"]:
+        """``images`` a whole number of times as large, up to 384 pixels: pixels stay squares, maps are smooth."""
+        zoom = max(1, VIEWED // max(self.images.shape[-2:]))
+        image = self.images[0].repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+        if len(self.images) == 1 or zoom == 1:
+            return image[None] if len(self.images) == 1 else self.images
+        maps = functional.interpolate(self.maps.mean(0)[:, None], scale_factor=zoom, mode="bilinear")[:, 0]
+        return torch.stack([image, *(faded(image, each) for each in maps)])
 
     def __repr__(self) -> str:
         terms = [row for row in self.terms if row.kind == "word"]
@@ -143,6 +159,13 @@ class Explanation(ImageResult):
             shown = "  ".join(f"{name} {value:+7.1%}" for name, value in cells if value is not None)
             rows.append(f"{row.text:>20}  {shown}")
         return "\n".join(rows)
+
+
+def faded(image: Float[Tensor, "c h w"], places: Float[Tensor, "h w"]) -> Float[Tensor, "c h w"]:
+    """A map over its image: what it leaves out is faded to gray."""
+    shown = (places / places.flatten().max().clamp(min=1e-12)).clamp(0, 1)[None]
+    gray = image.mean(0, keepdim=True) * 0.35 - 0.2
+    return torch.lerp(gray.expand_as(image), image, shown)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:

@@ -38,6 +38,8 @@ class TrainClassifierOptions(TrainNoiseLevelOptions):
         model: Classify the features in the middle of this model's U-Net and train only the head: cheap, often as good,
             and for the guidance ``middle``.
         latents: Read the noisy latents of this model, to guide it: one that has an autoencoder.
+        net: "mlp", for latents of one size, or a U-Net's name in ``nets.PRESETS``, of which half is taken. By default
+            mlp for latents, else unet-tiny.
         dropout: Against memorizing.
     """
 
@@ -47,5 +49,8 @@ class TrainClassifierOptions(TrainNoiseLevelOptions):
     )
     latents: Model | str | Path | None = option(
         None, "Read the noisy latents of this model, to guide it.", kind=str | None
+    )
+    net: str | None = option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        None, "A U-Net, of which half is taken, or mlp, as by default for latents.", choices=choices.CLASSIFIERS
     )
     dropout: float = option(0.1, "Dropout, against memorizing.")

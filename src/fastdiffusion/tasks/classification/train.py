@@ -10,6 +10,7 @@ folder's last checkpoint as if it had not been.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from ...errors import DataError, InputError, unknown
 from ...io import guarded
 from ...models import Model, native_denoiser
 from ...nets import layers, presets
-from ...nets.classifier import Classifier, NoiseLevel
+from ...nets.classifier import Classifier, LatentClassifier, NoiseLevel
 from ...options import fill
 from ...training.batches import Batches, TrainingBatch, title
 from ...training.report import TrainingResult
@@ -34,13 +35,18 @@ from ..loading import loaded
 from .options import TrainClassifierOptions, TrainNoiseLevelOptions
 
 FILE = "classifier.safetensors"
-KINDS: dict[str, type[nn.Module]] = {"classifier": Classifier, "noise_level": NoiseLevel}
+KINDS: dict[str, type[nn.Module]] = {
+    "classifier": Classifier,
+    "latent_classifier": LatentClassifier,
+    "noise_level": NoiseLevel,
+}
 LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}  # noise too weak to see teaches nothing, and guides by sigma^2
-MOST = 200.0  # nothing of latents is seen beyond
-Net = TypeVar("Net", Classifier, NoiseLevel)
+LATENT_LEVELS = {"sigma_min": 0.1, "sigma_max": 100.0}  # between 1 and 30 classes of latents part
+AnyClassifier = Classifier | LatentClassifier
+Net = TypeVar("Net", Classifier, LatentClassifier, NoiseLevel)
 
 
-def train_classifier(data: Dataset | str, **options: Any) -> TrainingResult[Classifier]:
+def train_classifier(data: Dataset | str, **options: Any) -> TrainingResult[AnyClassifier]:
     """A classifier of noisy images at all noise levels (Dhariwal & Nichol 2021, app. H), for classifier guidance.
 
     Args:
@@ -55,24 +61,10 @@ def train_classifier(data: Dataset | str, **options: Any) -> TrainingResult[Clas
     data = datasets.load(data, chosen.size)
     if not data.classes:
         raise DataError(f"{data.name} has no labels to learn. Sort the images into one folder per class.")
-    classes, levels = len(data.classes), LEVELS
+    levels = LEVELS
     if chosen.latents is not None:
         data, levels = of_latents(data, chosen)
-    if chosen.model is not None:
-        denoiser = _denoiser(chosen.model)
-        made = layers.drawn(lambda: Classifier.from_denoiser(denoiser, classes), chosen.seed, 1)
-    else:
-        keywords = _keywords(chosen.net, data, chosen.dropout)
-        made = layers.drawn(
-            lambda: Classifier(
-                keywords,
-                classes,
-                _sigma_data(data.split(chosen.holdout, chosen.seed)[0]),
-                names=list(data.classes) if chosen.latents is not None else (),
-            ),
-            chosen.seed,
-            1,
-        )
+    made = layers.drawn(_new(data, chosen), chosen.seed, 1)
 
     def loss(e: TrainingBatch) -> Tensor:
         assert e.cond is not None and e.cond.label is not None
@@ -80,6 +72,20 @@ def train_classifier(data: Dataset | str, **options: Any) -> TrainingResult[Clas
         return nn.functional.cross_entropy(logits, e.cond.label, ignore_index=-1)
 
     return TrainingResult.of(_trained(made, data, loss, chosen, levels), chosen.folder)
+
+
+def _new(data: Dataset, chosen: TrainClassifierOptions) -> Callable[[], AnyClassifier]:
+    """What builds the classifier that ``chosen`` asks for."""
+    classes, names = len(data.classes), list(data.classes) if chosen.latents is not None else ()
+    if chosen.model is not None:
+        return partial(Classifier.from_denoiser, _denoiser(chosen.model), classes)
+    sigma_data = _sigma_data(data.split(chosen.holdout, chosen.seed)[0])
+    net = chosen.net or ("unet-tiny" if chosen.latents is None else "mlp")
+    if net == "mlp":
+        return partial(
+            LatentClassifier, list(data.shape), classes, sigma_data, dropout=chosen.dropout, names=list(data.classes)
+        )
+    return partial(Classifier, _keywords(net, data, chosen.dropout), classes, sigma_data, names=names)
 
 
 def of_latents(data: Dataset, chosen: TrainClassifierOptions) -> tuple[Dataset, dict[str, float]]:
@@ -90,15 +96,22 @@ def of_latents(data: Dataset, chosen: TrainClassifierOptions) -> tuple[Dataset, 
     of = loaded(chosen.latents)
     if of.autoencoder is None or len(of.shape) != 3:
         raise InputError("This model works on images and has no latents. Leave latents out.")
-    levels = {"sigma_min": max(of.sigma_min, LEVELS["sigma_min"]), "sigma_max": min(of.sigma_max, MOST)}
-    return Latents(data, _module(of.autoencoder)), levels
+    levels = {
+        "sigma_min": max(of.sigma_min, LATENT_LEVELS["sigma_min"]),
+        "sigma_max": min(of.sigma_max, LATENT_LEVELS["sigma_max"]),
+    }
+    return Latents(data, of.autoencoder if isinstance(of.autoencoder, nn.Module) else _Encoder(of)), levels
 
 
-def _module(autoencoder: object) -> nn.Module:
-    """An autoencoder as the data set of latents takes it."""
-    if not isinstance(autoencoder, nn.Module):
-        raise InputError("Latents of another library's autoencoder are not kept yet. Take a model of fastdiffusion.")
-    return autoencoder
+class _Encoder(nn.Module):
+    """Another library's autoencoder as the data set of latents takes it: its only weights say which model it is of."""
+
+    def __init__(self, of: Model):
+        super().__init__()
+        assert of.autoencoder is not None
+        self.encode, self.config = of.autoencoder.encode, {"channels": of.autoencoder.image_channels}
+        name = torch.frombuffer(bytearray(of.id.encode()), dtype=torch.uint8).to(of.device)
+        self.of = nn.Parameter(name, requires_grad=False)
 
 
 def train_noise_level(data: Dataset | str, **options: Any) -> NoiseLevel:
@@ -121,7 +134,7 @@ def _denoiser(model: Model | str | Path) -> Denoiser:
 
 @torch.no_grad()
 def accuracy(
-    net: Classifier, data: Dataset, sigmas: Sequence[float] = (0.1, 0.5, 1.0, 2.0, 5.0), n: int = 500, seed: int = 0
+    net: AnyClassifier, data: Dataset, sigmas: Sequence[float] = (0.1, 0.5, 1.0, 2.0, 5.0), n: int = 500, seed: int = 0
 ) -> dict[float, float]:
     """Part of ``n`` images that are classified correctly, at each noise level."""
     e = _examples(net, data, n, seed)
@@ -148,12 +161,12 @@ def _examples(net: nn.Module, data: Dataset, n: int, seed: int) -> TrainingBatch
     return rows(Batches(data, min(n, len(data)), seed).draw(0), slice(None), device)
 
 
-def save(net: Classifier | NoiseLevel, path: str | Path) -> None:
+def save(net: AnyClassifier | NoiseLevel, path: str | Path) -> None:
     """Write one safetensors file, atomically."""
     guarded.save(next(name for name, known in KINDS.items() if type(net) is known), net, path)
 
 
-def load(path: str | Path) -> Classifier | NoiseLevel:
+def load(path: str | Path) -> AnyClassifier | NoiseLevel:
     """Read a file of :func:`save`; raises CheckpointError for any other."""
     return guarded.load(path, KINDS, "train-classifier").requires_grad_(True)
 
@@ -189,7 +202,7 @@ def _trained(
     train(Task(
         {"net": Part(made, loss, chosen.optimizer, chosen.lr, weight_decay=0.01)}, batches.draw,
         {**made.config, "data": learned.fingerprint, "lr": chosen.lr}, title(learned), chosen.usual_examples,
-        "train-classifier" if isinstance(made, Classifier) else "", {"data": data.name},
+        "" if isinstance(made, NoiseLevel) else "train-classifier", {"data": data.name},
         held_out=[others.draw(0)] if others else (), updates=Updates(decay=1.0),
         write=lambda folder: save(made, folder / FILE),
         file=FILE,

@@ -109,7 +109,18 @@ def _method(model: Model, chosen: EditOptions, drawn: bool) -> tuple[str, str]:
     if asked is not None:
         name = "p2p" if drawn else "direct"
         return name, f"Method {name}, because --{asked} acts through attention."
+    if drawn and _by_attention_alone(model):
+        return (
+            "p2p",
+            "Method p2p: the source is drawn here, and its prompt acts through attention alone (docs/edit.md).",
+        )
     return "diffedit", "Method diffedit, which changed most for what it kept when it was measured (docs/edit.md)."
+
+
+def _by_attention_alone(model: Model) -> bool:
+    """Whether a prompt reaches the image through token states only: no pooled vector, nothing else."""
+    null = model.null(1)
+    return null is not None and set(null.parts()) <= {"emb", "mask"} and "net" in model.modules
 
 
 def _named(image: str | Path | Image.Image) -> str:

@@ -22,16 +22,17 @@ from ...guidance.attention import attention_control
 from ...guidance.core import guidance
 from ...models import Model
 from ...noise import initial
-from ...samplers import editing, image_to_image, inversion, strength_table
+from ...samplers import editing, image_to_image, strength_table
+from ...samplers.adaptive import rk45
 from ...schedules import Sigmas, strength_sigma
 from ...types import Cond, Denoise
-from ..word_masks import CUT, word_map
+from ..word_masks import CUT, phrases, soft, word_map
 from . import inversions
 from .alignment import SOURCE, TARGET, Alignment
 from .imagic import imagic
 from .options import EditOptions, regions_of
 
-AGREE = 0.6  # what the prompts disagree less about stays; chosen on bench/edits.txt (docs/edit.md)
+AGREE = 0.7  # what the prompts disagree less about stays; chosen on bench/edits.txt (docs/edit.md)
 PLACED = (0.5, 0.6, 0.7)  # parts of noise at which places are looked for (DiffEdit takes 0.5)
 SOURCE_SCALE = 1.5  # guidance of FlowEdit's walk away from the source (Kulikov et al. 2024, sec. 5)
 STRENGTH = {"flowedit": 0.7, "sdedit": 0.7, "magicmix": 0.75, "imagic": 0.7}  # of the others INVERTED
@@ -101,17 +102,20 @@ class Edit:
 
     def _flow_ode(self, x0: Latents, mask: Mask | None) -> Latents:
         """Up along the source's flow and down along the target's, both to a tolerance."""
-        start, (low, high) = time.monotonic(), (float(self._levels()[-2]), float(self._levels()[0]))
-        source = self.cond[[SOURCE]]
-        noisy = inversion.flow(self.model.denoise, x0, low, high, source, 1e-3)
-        seconds = time.monotonic() - start
-        made = inversion.flow(self.model.denoise, noisy, low, high, source, 1e-3, reverse=True)
-        error = float((made - x0).abs().max() / x0.abs().max())
+        started, levels, source = time.monotonic(), self._levels(), self.cond[[SOURCE]]
+        up, down = (float(levels[-2]), float(levels[0])), (float(levels[0]), float(levels[-2]))
+
+        def flow(denoise: Denoise, x: Tensor, ends: tuple[float, float], cond: Cond) -> Tensor:
+            return samplers.final(rk45(denoise, x, *ends, cond, 1e-3, 1e-3))
+
+        noisy = flow(self.model.denoise, x0, up, source)
+        seconds = time.monotonic() - started
+        error = float((flow(self.model.denoise, noisy, down, source) - x0).abs().max() / x0.abs().max())
         self.notes.append(
             f"Inversion flow-ode: {seconds:.1f} s; under its own prompt the image comes back within {error:.1e} of its "
             "largest value."
         )
-        made = inversion.flow(self.guided, noisy, low, high, self.cond[[TARGET]], 1e-3, reverse=True)
+        made = flow(self.guided, noisy, down, self.cond[[TARGET]])
         return made if mask is None else torch.lerp(x0, made, mask)
 
     def _walked(self, x0: Latents, mask: Mask | None) -> Latents:
@@ -155,6 +159,12 @@ class Edit:
                     Region(_under(self.guided, self.model.encode_prompt([text])), place.box(height, width, step))
                 )
         size = (self.model.shape[-2], self.model.shape[-1])
+        if any(region.box != (0, 0, width, height) for region in parts):
+            high, wide = (side * self.model.factor for side in size)
+            self.notes.append(
+                f"A region shows its part of what this model draws at {wide}x{high} pixels. For whole things side by "
+                f"side: fastdiffusion sample --image IN.png --regions ... --size {2 * wide}x{high}."
+            )
         return regional(_under(self.guided, self.cond[[TARGET]]), parts, size) if parts else self.guided
 
     def _mixed(self, x0: Latents, mask: Mask | None) -> Latents:
@@ -227,12 +237,12 @@ class Edit:
         """Where pixels may change: a given mask, where the words of ``only`` are, or where the prompts disagree."""
         options, cut = self.options, self.options.threshold
         masks = [] if marked is None else [marked]
-        if only := _phrases(options.only):
+        if only := phrases(options.only):
             places = [self._words(source, phrase) for phrase in only]
             masks.append(soft(torch.stack(places).amax(0), CUT if cut is None else cut, source))
         if not masks and options.keep and options.source.strip():
             masks.append(soft(self._where(source, *self.aligned.texts), AGREE if cut is None else cut, source))
-        for phrase in _phrases(options.protect):
+        for phrase in phrases(options.protect):
             masks.append(1 - soft(self._words(source, phrase), CUT if cut is None else cut, source))
         if any(isinstance(text, float) for _, text in regions_of(options.regions)):
             masks.append((self._strengths(source) > 0).float())
@@ -257,30 +267,6 @@ class Edit:
 def _under(denoise: Denoise, fixed: Cond) -> Denoise:
     """A denoiser of one prompt, whatever the run's."""
     return lambda x, sigma, cond=None: denoise(x, sigma, fixed.expand(len(x)))
-
-
-def _phrases(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def soft(places: Float[Tensor, "1 1 i j"], threshold: float, image: Float[Tensor, "1 c h w"]) -> Mask:
-    """Where a map is above a threshold, at the size of the image; its border follows the image's own.
-
-    A latent is many pixels, and a border that is cut through it leaves a rim of old colors. So the pixels of a ring of
-    one latent around are taken along where their color is nearer to that of what is inside, close by, than outside.
-    """
-    inside, size = (places > threshold).float(), image.shape[-2:]
-    core = functional.interpolate(inside, size, mode="bilinear")
-    grown = functional.interpolate(functional.max_pool2d(inside, 3, 1, 1), size)
-    reach = 2 * (2 * size[-1] // places.shape[-1]) + 1
-    distances = []
-    for part in ((core > 0.5).float(), 1 - grown):
-        weight = functional.avg_pool2d(part, reach, 1, reach // 2)
-        mean = functional.avg_pool2d(image * part, reach, 1, reach // 2) / weight.clamp(min=1e-6)
-        distance = (image - mean).square().sum(1, keepdim=True)
-        distances.append(torch.where(weight > 0, distance, torch.inf))
-    ring = grown * (distances[0] < distances[1])
-    return torch.maximum(core, functional.avg_pool2d(ring, 3, 1, 1) * grown).clamp(max=1)
 
 
 WAYS: dict[str, Callable[[Edit, Latents, Mask | None], Latents]] = {

@@ -46,7 +46,7 @@ class EditOptions(LoadOptions):
         keep: Whether pixels stay where the two prompts disagree least about the image; ``mask`` and ``only`` go first.
         only: Words of either prompt, such as "the hat, the tie": where they are, the image may change.
         protect: Words of either prompt: where they are, the image stays.
-        threshold: How much of a map's largest value is inside of its mask, from 0 (all) to 1; by default .6 of ``keep``
+        threshold: How much of a map's largest value is inside of its mask, from 0 (all) to 1; by default .7 of ``keep``
             and .3 of words.
         mask: An image, or its file, white where the image may change. For "sdedit", gray is a part of the strength.
         regions: Of "sdedit": what is drawn in parts of the image, or how far back they go, "left: a tree; right: 0.3".

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,8 @@ from torch.nn import functional
 from ...errors import InputError
 from ...io import inputs
 from ...io.images import MAX_PIXELS, to_pil, to_tensor
+from ...models import Model
+from ..word_masks import shown_mask
 
 Borders = tuple[int, int, int, int]  # left, top, right, bottom
 
@@ -42,6 +44,13 @@ class Canvas:
         if self.mask is None:
             return images
         return torch.lerp(self.image.to(images), images.clamp(-1, 1), self.mask.to(images))
+
+    def only(self, model: Model, text: str) -> Canvas:
+        """The same, of which only what shows ``text``, such as "the hat, the tie", is drawn anew; without text all."""
+        if not text.strip():
+            return self
+        mask, notes = shown_mask(model, self.image, text)
+        return replace(self, mask=mask if self.mask is None else mask * self.mask, notes=(*self.notes, *notes))
 
 
 def canvas(

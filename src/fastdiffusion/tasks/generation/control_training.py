@@ -27,7 +27,7 @@ from ...training.task import Part, Task
 from ...training.trainer import train
 from ..loading import loaded
 
-LOWEST = 0.2  # noise level, in units of the data's deviation: below it the edges are seen in the image anyway
+LOWEST = 0.4  # noise level, in units of the data's deviation: below it the edges are seen in the image anyway
 DROPPED = 0.3  # part of the captions that is left out: what the edges show is then all that there is (sec. 3.4: half)
 
 
@@ -38,7 +38,7 @@ def control_task(model: Model, data: Dataset, options: TrainingOptions) -> Task:
     seed, n = options.seed, min(options.batch_size, len(data))
     order, conditioner, net = Batches(data, n, seed), model.conditioner, model.modules["control"]
     assert conditioner is not None
-    loss = partial(losses.denoising_loss, model.denoise, weight=losses.noise)
+    loss = partial(losses.denoising_loss, model.denoise, weight=losses.v)
 
     def draw(step: int) -> tuple[Any, ...]:
         batch = data.batch(order.order(step), generator(seed, Stream.CAPTION, step))
@@ -67,17 +67,18 @@ def control_task(model: Model, data: Dataset, options: TrainingOptions) -> Task:
     )  # fmt: skip
 
 
-def train_control(model: Model | str | Path, data: Dataset, **options: Any) -> Path:
+def train_control(model: Model | str | Path, data: Dataset, start: str | Path | None = None, **options: Any) -> Path:
     """Train a ControlNet for a model of Stable Diffusion on the edges of images; the folder that it is in.
 
     Args:
         model: A checkpoint of Stable Diffusion 1, 2 or XL, in float32; its own weights stay as they are.
         data: Images of its size, with captions.
+        start: The folder of a ControlNet to begin with, such as one for an earlier version of this checkpoint.
         options: See :class:`TrainingOptions <fastdiffusion.training.options.TrainingOptions>`: folder, minutes, steps,
             lr, batch_size, ... The same call again goes on where the last one stopped.
     """
-    chosen = TrainingOptions(**{"optimizer": "adamw", "lr": 1e-3, "batch_size": 16, **options})
+    chosen = TrainingOptions(**{"optimizer": "muon", "lr": 5e-3, "batch_size": 16, **options})
     if chosen.folder is None:
         raise InputError("A training needs a folder. Example: folder='runs/sketch'.")
-    train(control_task(new_control(loaded(model)), data, chosen), chosen)
+    train(control_task(new_control(loaded(model), start), data, chosen), chosen)
     return Path(chosen.folder) / "control"

@@ -3,7 +3,7 @@
     cfg scale=3 interval=0.3..5 rescale=0.7
     negative dog scale=2
     cfg scale=2 >> inpaint photo.png mask.png
-    pag:3
+    cfg:3
 
 A guidance is a name, its arguments in order, and options ``key=value`` (``:3`` after the name is its scale); ``>>``
 puts the next one around what stands before it, and so does a list. Names with spaces are quoted as in a shell. The
@@ -20,16 +20,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import InputError, unknown
 from ...guidance import Interval, classifier, inpaint
-from ...guidance.perturbed import chosen_layers
 from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io.guarded import BUDGET
 from ...io.images import open_image
 from ...models import Model, registry
-from ...nets.classifier import Classifier
+from ...nets.classifier import Classifier, LatentClassifier
 from ...nets.clip import Clip
 from ...types import Cond, Denoise
 from .. import loading
@@ -92,16 +91,6 @@ def _count(text: str, at: Setting) -> int:
     return value
 
 
-def _layers(text: str, at: Setting) -> tuple[str, ...]:
-    return chosen_layers(_net(at.model), [part for part in text.split(",") if part])
-
-
-def _net(model: Model) -> nn.Module:
-    if "net" not in model.modules:
-        raise InputError("This model shows no network, whose attention could be changed. Leave pag and slg out.")
-    return model.modules["net"]
-
-
 def _interval(text: str, at: Setting) -> Interval:
     low, dots, high = text.partition("..")
     if not dots:
@@ -131,12 +120,12 @@ def _model(text: str, at: Setting) -> Denoise:
     return weak.denoise
 
 
-def _classifier(text: str, at: Setting) -> Classifier:
+def _classifier(text: str, at: Setting) -> Classifier | LatentClassifier:
     net = classification.load(at.file(text))
     own = len(at.model.classes)
-    if not isinstance(net, Classifier) or (own and net.config["classes"] != own):
+    if not isinstance(net, (Classifier, LatentClassifier)) or (own and net.config["classes"] != own):
         raise InputError(f"{text!r} is no classifier of the {own} classes of this model.")
-    if len(at.shape) != 3 or net.config["net"]["in_channels"] != at.shape[0]:
+    if not net.takes(at.shape):
         raise InputError(
             f"{text!r} reads other images than this model denoises. Train one: train-classifier DATA --latents MODEL."
         )
@@ -162,7 +151,6 @@ Parser = Callable[[str, Setting], Any]
 PARSERS: dict[Kind, Parser] = {
     "number": _number,
     "count": _count,
-    "layers": _layers,
     "interval": _interval,
     "label": _label,
     "image": _image,
@@ -178,21 +166,21 @@ PARSERS: dict[Kind, Parser] = {
 # ---- sentences ----------------------------------------------------------------------------------------------------
 
 
-def parse_guidance(value: Guide | Sequence[Guide] | None, at: Setting) -> tuple[Callable[..., Denoise], str | None]:
+def parse_guidance(
+    value: Guide | Sequence[Guide] | None, at: Setting
+) -> tuple[Callable[[Denoise], Denoise], str | None]:
     """What guidance does to a denoiser, and the words that a recipe keeps of it (None if there are none).
-
-    Besides the denoiser it is given the model's plain one, where that is another: some compares with it.
 
     Raises InputError for words that are no guidance, DataError and CheckpointError for files that cannot be used.
     """
     specs = [] if value is None else [value] if isinstance(value, str) or callable(value) else list(value)
     texts = [spec for spec in specs if isinstance(spec, str)]
     BUDGET.check(characters=sum(map(len, texts)), guidance=len(specs) + sum(text.count(">>") for text in texts))
-    steps: list[Callable[..., Denoise]] = []
+    steps: list[Callable[[Denoise], Denoise]] = []
     kept: list[str] = []
     for spec in specs:
         if callable(spec):
-            steps.append(lambda denoise, plain, spec=spec: spec(denoise))
+            steps.append(spec)
             kept.append(FUNCTION)
             continue
         for tokens in _split(spec):
@@ -200,9 +188,9 @@ def parse_guidance(value: Guide | Sequence[Guide] | None, at: Setting) -> tuple[
             steps.append(_step(tokens, at))
             kept.append(shlex.join(at.recorded))
 
-    def apply(denoise: Denoise, plain: Denoise | None = None) -> Denoise:
+    def apply(denoise: Denoise) -> Denoise:
         for step in steps:
-            denoise = step(denoise, None if denoise is plain else plain)
+            denoise = step(denoise)
         return denoise
 
     return apply, " >> ".join(kept) or None
@@ -231,7 +219,7 @@ def _split(text: str) -> list[list[str]]:
     return specs
 
 
-def _step(tokens: list[str], at: Setting) -> Callable[..., Denoise]:
+def _step(tokens: list[str], at: Setting) -> Callable[[Denoise], Denoise]:
     """One guidance from its words."""
     (name, colon, number), rest = tokens[0].partition(":"), tokens[1:]
     if colon:
@@ -268,13 +256,8 @@ def _step(tokens: list[str], at: Setting) -> Callable[..., Denoise]:
     if "sigma_data" in parameters:
         values["sigma_data"] = at.model.sigma_data
     if entry.factory is inpaint and hasattr(at.model.denoise, "inpainting"):  # ``Plan`` gives it what is kept
-        return lambda denoise, plain: denoise
-    if "net" in parameters:
-        values["net"] = _net(at.model)
-        chosen_layers(values["net"])  # a network without attention says so before the run
-    if "plain" in parameters:
-        return lambda denoise, plain: entry.factory(denoise, plain=plain, **values)
-    return lambda denoise, plain: entry.factory(denoise, **values)
+        return lambda denoise: denoise
+    return lambda denoise: entry.factory(denoise, **values)
 
 
 def _few(names: Sequence[str]) -> str:

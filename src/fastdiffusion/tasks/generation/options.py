@@ -103,11 +103,12 @@ class SampleOptions(ConditionOptions, RunOptions):
         image: An image to start from; scaled and cropped to the size of the run.
         mask: Of ``image``, and of its size: white is drawn anew, black keeps its pixels exactly; gray changes by that
             strength. Files of 0 and 1, and strokes on transparency, are understood too.
+        only: What ``image`` shows, "the hat, the tie": only where that is, it is drawn anew.
         outpaint: How many pixels to add to ``image``, "LEFT,TOP,RIGHT,BOTTOM", which are drawn: they start as its
             edges, continued. Without ``size`` the result is as large as both; with it they are scaled together.
         strength: How far to go from ``image``: the noise level to start from, sigma_data * s / (1 - s). 0 returns the
             image, 1 starts from noise. The ``steps`` cover the way from that level down, by a textbook table. By
-            default 0.5; with a mask 1, and to outpaint 0.9.
+            default 0.5; with a mask or ``only`` 1, and to outpaint 0.9.
         variation_seed: Image i is turned towards the noise of this seed + i, by ``variation_strength``.
         variation_strength: 0 (off) to 1.
         size: Pixels: a side of square images, "WIDTHxHEIGHT", or (height, width); by default the model's own. The same
@@ -132,11 +133,13 @@ class SampleOptions(ConditionOptions, RunOptions):
     mask: str | Path | Image.Image | None = option(
         None, "A mask of --image: white is drawn anew, black is kept.", kind=Path | None
     )
+    only: str = option("", 'What --image shows, "the hat": only where that is, it is drawn anew.')
     outpaint: str | Sequence[int] | None = option(
         None, "Pixels to add to --image and to draw.", kind=str | None, metavar="LEFT,TOP,RIGHT,BOTTOM"
     )
     strength: float | None = option(
-        None, "How far to go from --image: 0 keeps it, 1 starts from noise; 0.5, with --mask 1, to --outpaint 0.9."
+        None,
+        "How far to go from --image: 0 keeps it, 1 starts from noise; 0.5, with --mask or --only 1, to --outpaint 0.9.",
     )
     variation_seed: int = option(0, "Seed of a second noise, to move towards.")
     variation_strength: float = option(0.0, "How far to move towards --variation-seed, 0 to 1.")
@@ -157,11 +160,14 @@ class SampleOptions(ConditionOptions, RunOptions):
                 raise unknown(name, getattr(self, name), [choice for choice in known if choice])
         if self.regions is not None:
             parse_regions(self.regions)
-        if (self.mask is not None or self.outpaint is not None) and self.image is None:
-            what = "mask" if self.mask is not None else "outpaint"
+        asked = {"mask": self.mask is not None, "only": bool(self.only), "outpaint": self.outpaint is not None}
+        if any(asked.values()) and self.image is None:
+            what = next(name for name, is_asked in asked.items() if is_asked)
             raise InputError(f"{what} changes an image, and there is none. Give it: image='in.png' (--image in.png).")
         if self.strength is None:
-            object.__setattr__(self, "strength", 0.9 if self.outpaint else 1.0 if self.mask is not None else 0.5)
+            object.__setattr__(self, "strength", 0.9 if self.outpaint else 1.0 if asked["mask"] or self.only else 0.5)
+        if self.only and self.outpaint:
+            raise InputError("only says where the image changes, and outpaint that it grows. Do one after the other.")
         for name in ("variation_strength", "strength"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}. Try 0.2.")

@@ -70,7 +70,7 @@ class Plan:
         labels: One per image, -1 is unconditional; None without classes.
         prompts: One per image; None without prompts.
         shape: Of what the denoiser works on.
-        guided: What ``options.guidance`` does to a denoiser, given the model's plain one too.
+        guided: What ``options.guidance`` does to a denoiser.
         regions: Places with a prompt of their own, one for each image.
         canvas: The image that is started from, and its mask.
         kept: Canvases whose pixels results hold, where their masks are 0: that one's, and those of the guidance.
@@ -84,7 +84,7 @@ class Plan:
     labels: list[int] | None
     prompts: list[str] | None
     shape: tuple[int, ...]
-    guided: Callable[..., Denoise]
+    guided: Callable[[Denoise], Denoise]
     regions: tuple[tuple[Place, list[str]], ...] = ()
     canvas: Canvas | None = None
     kept: tuple[Canvas, ...] = ()
@@ -129,9 +129,9 @@ class Plan:
             return denoise
         return with_extra(denoise, inpainting(*(part[None].to(self.model.device) for part in masked[-1])))
 
-    def guide(self, denoise: Denoise, plain: Denoise | None = None) -> Denoise:
-        """A denoiser under the guidance of the options, and held to what the mask keeps; ``plain`` is the model's."""
-        denoise = self.guided(denoise, plain)
+    def guide(self, denoise: Denoise) -> Denoise:
+        """A denoiser under the guidance of the options, and held to what the mask keeps."""
+        denoise = self.guided(denoise)
         if self.canvas is None or self.canvas.mask is None or hasattr(self.model.denoise, "inpainting"):
             return denoise
         return inpaint(denoise, self.known, self.canvas.latent_mask(self.model.factor), self.model.sigma_data)
@@ -162,13 +162,12 @@ class Plan:
         scale, denoise = 1.0 if p.scale is None else p.scale, self._conditioned_on_image()
         if model.guidance == "embedded":  # an input of the network, which leaves classifier-free guidance off
             scale, denoise = 1.0, embedded(denoise, scale)
-        plain = denoise
         conditioner = model.conditioner
         if self.prompts is None or conditioner is None or self.table is None:
             denoise = cfg(denoise, scale) if scale != 1 else denoise
             null = None if conditioner is None else conditioner.null(len(batch), self.size)
             cond = null if self.labels is None else model.cond([self.labels[i] for i in batch])
-            return self.guide(denoise, plain), cond
+            return self.guide(denoise), cond
         guide, names = model.guide if scale != 1 else None, {*guidance_spec.names(str(p.guidance or ""))}
         compiled = self.compiled(self.prompts, batch) if compiled is None else compiled
         if (self.regions or not compiled.single) and (LABEL_GUIDANCE | {"cads"}) & names:
@@ -182,8 +181,7 @@ class Plan:
             ]
             size = model.shape[-2], model.shape[-1]
             return self.guide(regional(compiled.guide(denoise, scale, guide), parts, size)), None
-        around = partial(self.guide, plain=plain) if compiled.single else self.guide  # joined ones are of no one text
-        return compiled.guide(denoise, scale, guide, around), None
+        return compiled.guide(denoise, scale, guide, self.guide), None
 
     def compiled(self, texts: Sequence[str], batch: range) -> prompts.Compiled:
         """The prompts of a batch, of those of all images, as conditions."""
@@ -322,7 +320,7 @@ def plan(
         if len(shape) != 3:
             raise InputError("This model makes no single images, and starts from none. Leave image out.")
         around = None if chosen.outpaint is None else borders(chosen.outpaint)
-        drawn = canvas(image, setting.image_shape, mask, around)
+        drawn = canvas(image, setting.image_shape, mask, around).only(ready, chosen.only)
     options = replace(
         chosen,
         prompt=chosen.prompt if chosen.prompt is None or isinstance(chosen.prompt, str) else list(chosen.prompt),

@@ -16,7 +16,7 @@ from ...options import fill
 from ...training import report as reports
 from ...training.trainer import check
 from ..loading import loaded
-from .adapting import adapt
+from .adapting import adapt, opened_base
 from .course import Course, kept_step, run
 from .images import opened
 from .objective import refuse_distilled
@@ -47,7 +47,7 @@ def finetune(model: Model | str | Path, data: Dataset | str | Path, **options: A
     chosen = fill(FinetuneOptions, **options)
     chosen = replace(chosen, steps=chosen.budget["steps"], optimizer="adamw")
     check(chosen)
-    base = loaded(model, chosen.device)
+    base, chosen = opened_base(model, chosen)
     refuse_distilled(base)
     examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, aspect="bucket")
     lacking = sum(not own for own in examples.captions)
@@ -70,7 +70,7 @@ def finetune(model: Model | str | Path, data: Dataset | str | Path, **options: A
     identity = {name: str(getattr(chosen, name)) for name in names}
     identity |= {"model": base.id, "watched": digest(known)}
     course = Course(
-        adaptation, examples, "object", "", list(zip(kept, own, strict=True)), retention, shown, DROPPED, identity
+        adaptation, examples, (), "", list(zip(kept, own, strict=True)), retention, shown, DROPPED, identity
     )
     arguments = {"model": str(model), "data": str(data)} if isinstance(model, str | Path) else {}
     trainer, watch = run(course, chosen, "finetune", arguments)

@@ -70,8 +70,11 @@ class PersonalizeOptions(AdaptationOptions):
             default the one of some general words that explains the images best.
         vectors: Rows of the new word in each text encoder.
         prior: Images that the model makes once, half of the class and half of everyday prompts, on which it is held to
-            answer as it did; by default 32, and none for embedding, which changes no other word.
+            answer as it did; by default 32, and none for embedding, which changes no other word, and for a slider.
         masks: A folder with a mask for each image, of the same name: white counts.
+        slider: Two prompts, "a sad face|a happy face", in place of images: the LoRA moves an image of what they share
+            (or of ``class_name``) from one to the other, the further the higher its scale; below 0 the other way. More
+            pairs after ";".
     """
 
     token: str = option("<subject>", "The new word for what the images show.")
@@ -81,6 +84,9 @@ class PersonalizeOptions(AdaptationOptions):
     vectors: int = option(1, "Rows of the new word in each text encoder.")
     prior: int | None = option(None, "Images of the model's own, half of the class, that hold it.")
     masks: str | Path | None = option(None, "Folder of masks, white where images count.", kind=Path | None)
+    slider: str | None = option(
+        None, "In place of images: two prompts with | between, and a scale from one to the other."
+    )
     steps: int | None = usual(300)
 
     def __post_init__(self) -> None:

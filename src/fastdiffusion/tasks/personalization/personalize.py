@@ -18,9 +18,10 @@ from ...options import fill
 from ...training import report as reports
 from ...training.trainer import check
 from ..loading import loaded
-from .adapting import Adaptation, adapt
+from . import slider as sliders
+from .adapting import Adaptation, adapt, opened_base
 from .course import Course, kept_step, run
-from .images import Examples, opened
+from .images import Examples, opened, templates_of
 from .objective import Objective, conditions, refuse_distilled
 from .options import PersonalizeOptions
 from .result import PersonalizationResult
@@ -37,14 +38,16 @@ PRIOR = 32  # images of the model's own, which hold it
 WATCHED = 8  # prompts whose answers are measured
 
 
-def personalize(model: Model | str | Path, data: Dataset | str | Path, **options: Any) -> PersonalizationResult:
+def personalize(
+    model: Model | str | Path, data: Dataset | str | Path | None = None, **options: Any
+) -> PersonalizationResult:
     """Teach a model what some images show, under a new word; the same call goes on where the last one stopped.
 
     Args:
         model: A text-to-image model, of this package or of another family.
-        data: 3 to 20 images, with captions beside them or without; or a data set.
+        data: 3 to 20 images, with captions beside them or without; or a data set. None for a slider.
         options: See :class:`PersonalizeOptions
-            <fastdiffusion.tasks.personalization.options.PersonalizeOptions>`: token, method, class_name, steps, ...
+            <fastdiffusion.tasks.personalization.options.PersonalizeOptions>`: token, method, class_name, slider, ...
             The run goes to ``runs/NAME``, after the folder.
 
     Raises:
@@ -54,28 +57,26 @@ def personalize(model: Model | str | Path, data: Dataset | str | Path, **options
     chosen = fill(PersonalizeOptions, **options)
     chosen = replace(chosen, steps=chosen.budget["steps"], optimizer="adamw")
     check(chosen)
-    base = loaded(model, chosen.device)
+    if chosen.slider is not None:
+        sliders.check(chosen.method, data, chosen.masks)
+    elif data is None:
+        raise InputError("What shall it learn? Give a folder of 3 to 20 images, or --slider 'a sad face|a happy face'.")
+    base, chosen = opened_base(model, chosen)
     if base.conditioner is None:
         raise InputError("This model takes no prompts, and learns no new word. Take a text-to-image model.")
     refuse_distilled(base)
-    tokens.check_new(base, chosen.token)
-    examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
-    chosen = chosen.in_runs(safe_name(examples.name))
-    for note in examples.notes:
+    course, notes = _slider(base, chosen) if data is None else _subject(base, data, chosen)
+    chosen = chosen.in_runs(safe_name(course.examples.name))
+    for note in course.examples.notes:
         warn(note)
-    class_name = chosen.class_name or _nearest(base, examples, chosen.subject)
-    adaptation = _adaptation(base, chosen, class_name)
-    course = _course(adaptation, examples, chosen, class_name)
     trainer, watch = run(course, chosen, "personalize", {"model": _name(model), "data": _name(data)})
-    place = Path(str(chosen.folder))
+    place, adaptation = Path(str(chosen.folder)), course.adaptation
     file, page = place / adaptation.file, place / reports.FILE
-    notes = [f"{name}: {text}." for name, text in summary(watch.looks, chosen.floor, trainer.state.ended).items()]
-    if chosen.class_name is None:
-        notes.insert(0, f"{chosen.token} started as {class_name!r}, which explained the images best.")
+    notes += [f"{name}: {text}." for name, text in summary(watch.looks, chosen.floor, trainer.state.ended).items()]
     ready = loaded(file, chosen.device) if adaptation.method == "full" else _with(base, file)
     return PersonalizationResult(
-        place, file, ready, page if page.exists() else None, chosen.token, kept_step(watch, chosen), tuple(watch.looks),
-        (*examples.notes, *notes),
+        place, file, ready, page if page.exists() else None, course.token, kept_step(watch, chosen),
+        tuple(watch.looks), (*course.examples.notes, *notes),
     )  # fmt: skip
 
 
@@ -89,34 +90,63 @@ def _name(what: Any) -> str:
     return str(what) if isinstance(what, str | Path) else getattr(what, "name", "model")
 
 
-def _adaptation(base: Model, chosen: PersonalizeOptions, class_name: str) -> Adaptation:
+def _adaptation(base: Model, chosen: PersonalizeOptions, token: str, class_name: str) -> Adaptation:
     lora = {name: getattr(chosen, name) for name in ("rank", "alpha", "targets", "dropout", "text_encoder", "seed")}
-    return adapt(base, chosen.method, chosen.token, class_name, chosen.vectors, **lora)
+    return adapt(base, chosen.method, token, class_name, chosen.vectors, **lora)
 
 
-def _course(adaptation: Adaptation, examples: Examples, chosen: PersonalizeOptions, class_name: str) -> Course:
-    base, token = adaptation.base, chosen.token
-    watched = prompts_of(chosen.prompts, WATCHED)
-    kept = own_images(base, watched, chosen.seed, chosen.size)
+def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
+    """What a new word, or a rare one, is to mean; and what a person should know of it."""
+    rare = chosen.method in ("dreambooth", "full") and tokens.rare(base, chosen.token)
+    if not rare:
+        tokens.check_new(base, chosen.token)
+    examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
+    class_name, notes = chosen.class_name or _nearest(base, examples, chosen.subject), []
+    if chosen.class_name is None:
+        notes.append(f"{chosen.token} started as {class_name!r}, which explained the images best.")
+    phrase = f"{chosen.token} {class_name}" if rare else chosen.token
+    if rare:
+        notes.append(f"{chosen.token!r} is a rare word of this model, and stands for the subject in {phrase!r}.")
+    adaptation = _adaptation(base, chosen, "" if rare else chosen.token, class_name)
     count = chosen.prior if chosen.prior is not None else PRIOR * (chosen.method != "embedding")
     others = prompts_of(chosen.prompts, WATCHED + count)[WATCHED:]
-    prior = [
-        others[i] if i % 2 else f"a {class_name}" if chosen.subject == "object" else class_name for i in range(count)
+    of_class = f"a {class_name}" if chosen.subject == "object" else class_name
+    prior = [others[i] if i % 2 else of_class for i in range(count)]
+    shown = [phrase, f"{phrase} on a blue background", f"two {phrase}", f"a red {phrase}"]
+    held = _held(base, chosen, prior, shown, class_name)
+    return Course(adaptation, examples, templates_of(base, chosen.subject), phrase, **held), notes
+
+
+def _slider(base: Model, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
+    """The way between two prompts; and what a person should know of it."""
+    ends = sliders.opposites(str(chosen.slider), chosen.class_name)
+    examples = sliders.examples_of(base, ends, chosen.holdout, chosen.seed)
+    adaptation = _adaptation(base, chosen, "", "")
+    prior = prompts_of(chosen.prompts, WATCHED + (chosen.prior or 0))[WATCHED:]
+    shown = [list(ends)[i % len(ends)] for i in range(sliders.SHOWN)]
+    held = _held(base, chosen, prior, shown, str(chosen.slider))
+    notes = [
+        f"Scale -1 is {first!r}, 1 is {second!r}; --lora FILE:0.5 goes half way." for first, second in ends.values()
     ]
-    made = own_images(base, prior, chosen.seed + 1000, chosen.size) if count else []
-    shown = [token, f"{token} on a blue background", f"two {token}", f"a red {token}", *watched[:4]]
-    identity = {
-        name: str(getattr(chosen, name))
-        for name in (
-            "token", "method", "subject", "vectors", "rank", "alpha", "targets", "dropout", "text_encoder", "lr",
-            "batch_size", "floor",
-        )
-    }  # fmt: skip
-    identity |= {"model": base.id, "class_name": class_name, "prior": count, "watched": digest(watched)}
-    return Course(
-        adaptation, examples, chosen.subject, token, list(zip(prior, made, strict=True)),
-        Retention(base, watched, kept, chosen.seed), shown, identity=identity,
+    return sliders.Slider(adaptation, examples, (), "", **{**held, "shown": shown}, ends=ends), notes
+
+
+def _held(
+    base: Model, chosen: PersonalizeOptions, prior: list[str], shown: list[str], class_name: str
+) -> dict[str, Any]:
+    """What a run is held to, and what tells it from others: fields of ``Course``."""
+    watched = prompts_of(chosen.prompts, WATCHED)
+    kept = own_images(base, watched, chosen.seed, chosen.size)
+    made = own_images(base, prior, chosen.seed + 1000, chosen.size) if prior else []
+    names = (
+        "token", "method", "subject", "vectors", "rank", "alpha", "targets", "dropout", "text_encoder", "lr",
+        "batch_size", "floor",
     )  # fmt: skip
+    identity = {name: str(getattr(chosen, name)) for name in names}
+    identity |= {"model": base.id, "class_name": class_name, "prior": len(prior), "watched": digest(watched)}
+    retention = Retention(base, watched, kept, chosen.seed)
+    own = list(zip(prior, made, strict=True))
+    return {"own": own, "retention": retention, "shown": [*shown, *watched[:4]], "identity": identity}
 
 
 @torch.no_grad()

@@ -14,8 +14,9 @@ all languages.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,11 +24,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ... import nets, samplers
+from ...adapters import students
 from ...data.emoji.translations import Pair
 from ...denoisers import Denoiser
 from ...errors import DataError, InputError, counted, warn
 from ...guidance import cfg
-from ...models import Model, native_denoiser
+from ...models import Model, native_denoiser, save
+from ...models.native import own_denoiser
 from ...nets import tokenizer as tokenizers
 from ...nets.layers import Attention, drawn
 from ...nets.text import TextConditioned, TextEncoder, normalized, vocabulary_ids
@@ -38,20 +41,28 @@ from ...training.options import TrainingOptions
 from ...training.report import TrainingResult
 from ...training.task import Part, Task, Updates, Whole
 from ...training.trainer import train
+from ..loading import LoadOptions, loaded
 from .options import AddLanguageOptions
+from .pairs import Texts, batches
+from .students import add_student
 
 SHOWN = 8  # queries that a batch is compared at, drawn anew at every step
 
 
-def add_language(model: Model, pairs: Sequence[Pair], **options: Any) -> TrainingResult[Model]:
+def add_language(model: Model | str | Path, pairs: Sequence[Pair], **options: Any) -> TrainingResult[Model]:
     """The model with a second text encoder, which understands the new texts as the first understands the known ones.
 
     The first stays as it is and encodes what it knows (``TextEncoder.student_encoder``), so nothing is forgotten. A
     model that has a second one already gets a new one, or goes on with it (``resume_languages``).
 
+    A checkpoint of another program gets a student of its text encoders, which reads the prompts that are in the new
+    language (``nets.student``); its file, ``language.safetensors`` in the folder of the run, is loaded as a LoRA is. It
+    may have several.
+
     Args:
         model: A text-to-image model; its denoiser stays as it is, and the result shares it.
-        pairs: New and known texts. Those whose known side has words that the model was never trained on are left out.
+        pairs: New and known texts. Those whose known side has words that a model of this package was never trained on
+            are left out.
         options: See :class:`AddLanguageOptions`.
 
     Raises:
@@ -59,9 +70,14 @@ def add_language(model: Model, pairs: Sequence[Pair], **options: Any) -> Trainin
         DataError: No pair whose known side the model was trained on.
     """
     chosen = fill(AddLanguageOptions, **options)
+    model = loaded(model, LoadOptions(device=None if isinstance(model, Model) else "cpu", lora=chosen.lora))
+    if own_denoiser(model.denoise) is None:
+        _check(chosen)
+        return add_student(model, pairs, chosen)
     denoiser, net = _native(model)
     second = net.text_encoder.student_encoder
-    _check(chosen, second)
+    _check(chosen)
+    _check_languages(chosen, second)
     own = _alone(net.text_encoder, [pair.known for pair in pairs])
     pairs = _known(own, pairs)
     known = list(dict.fromkeys(pair.known for pair in pairs))
@@ -76,13 +92,24 @@ def add_language(model: Model, pairs: Sequence[Pair], **options: Any) -> Trainin
         "lr": chosen.lr, "keep": chosen.keep,
     }  # fmt: skip
     before = model.device
-    distill(model, new, _batches(pairs, new, chosen), known, config, chosen)
+    distill(model, new, batches(pairs, new, chosen), known, config, chosen)
     own.student_encoder = new
     extended = Denoiser(
         TextConditioned(net.net, own, net.caption_mean), denoiser.parameterization, denoiser.sigma_data,
         denoiser.self_condition,
     )  # fmt: skip
     return TrainingResult.of(replace(model, denoise=extended.eval()).to(before), chosen.folder)
+
+
+def save_language(model: Model, path: str | Path) -> None:
+    """Write what :func:`add_language` made: a model's file, or of a checkpoint of another program the language alone.
+
+    Raises InputError for a path that does not end in .safetensors.
+    """
+    if languages := students.students_of(model):
+        students.write(path, model, languages[0].encoder)
+    else:
+        save(model, path)
 
 
 def _native(model: Model) -> tuple[Denoiser, TextConditioned]:
@@ -94,17 +121,21 @@ def _native(model: Model) -> tuple[Denoiser, TextConditioned]:
     return denoiser, net
 
 
-def _check(chosen: AddLanguageOptions, second: TextEncoder | None) -> None:
-    """Refuse what cannot be trained, and warn of what is lost."""
+def _check_languages(chosen: AddLanguageOptions, second: TextEncoder | None) -> None:
+    """Refuse to go on with nothing, and warn of what is lost."""
     if chosen.resume_languages and second is None:
         raise InputError("This model has no other languages to go on with. Leave resume_languages out.")
+    if second is not None and not chosen.resume_languages:
+        warn("This model has other languages already: they are replaced. Name all at once, or give resume_languages.")
+
+
+def _check(chosen: AddLanguageOptions) -> None:
+    """Refuse what cannot be trained."""
     if not 0 <= chosen.keep < 1:
         raise InputError(f"keep is a part of each batch, from 0 to below 1, got {chosen.keep}. Try 0.2.")
     for key in ("batch_size", "depth"):
         if type(value := getattr(chosen, key)) is not int or value < 1:
             raise InputError(f"{key} must be a whole number of at least 1, got {value!r}.")
-    if second is not None and not chosen.resume_languages:
-        warn("This model has other languages already: they are replaced. Name all at once, or give resume_languages.")
 
 
 def _known(own: TextEncoder, pairs: Sequence[Pair]) -> list[Pair]:
@@ -122,24 +153,6 @@ def _known(own: TextEncoder, pairs: Sequence[Pair]) -> list[Pair]:
             f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are left out: the model was never trained on their "
             f"known side, e.g. {left.known!r}.")  # fmt: skip
     return kept
-
-
-Texts = Callable[[torch.Generator], tuple[list[str], list[str]]]
-
-
-def _batches(pairs: Sequence[Pair], new: TextEncoder, chosen: AddLanguageOptions) -> Texts:
-    """Draws a batch of about equal lengths: new texts, and the known ones that mean the same."""
-    kept, n = round(chosen.keep * chosen.batch_size), chosen.batch_size
-    alike = _of_one_length(pairs, [len(new.tokens([pair.text])[0]) for pair in pairs])
-    shares = torch.tensor([weights[-1] for _, weights in alike])
-
-    def texts(g: torch.Generator) -> tuple[list[str], list[str]]:
-        some, often = alike[int(torch.multinomial(shares, 1, generator=g))]
-        places = torch.searchsorted(often, often[-1] * torch.rand(n, generator=g, dtype=torch.float64))
-        picked = [some[min(i, len(some) - 1)] for i in places.tolist()]
-        return [pair.known if i < kept else pair.text for i, pair in enumerate(picked)], [p.known for p in picked]
-
-    return texts
 
 
 def _second(own: TextEncoder, texts: Sequence[str], vocabulary: int, depth: int, seed: int) -> TextEncoder:
@@ -165,14 +178,6 @@ def _extended(second: TextEncoder, texts: Sequence[str]) -> TextEncoder:
     new = cast("TextEncoder", nets.build({**second.config, "known": len(listed), "name": "text"}))
     new.load_state_dict({**second.state_dict(), "known": torch.tensor(listed)})
     return new
-
-
-def _of_one_length(pairs: Sequence[Pair], lengths: Sequence[int], groups: int = 8) -> list[tuple[list[Pair], Tensor]]:
-    """The pairs in ``groups`` of about equal length, with their summed weights: batches of one have little padding."""
-    order = sorted(range(len(pairs)), key=lambda i: lengths[i])
-    size = -(-len(pairs) // groups)
-    some = [[pairs[i] for i in order[first : first + size]] for first in range(0, len(pairs), size)]
-    return [(group, torch.tensor([pair.weight for pair in group], dtype=torch.float64).cumsum(0)) for group in some]
 
 
 def _alone(encoder: TextEncoder, texts: Sequence[str]) -> TextEncoder:

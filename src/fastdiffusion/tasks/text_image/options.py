@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,7 @@ class AddLanguageOptions(TrainingOptions):
         optimizer: "auto" is the one that ``Learner`` takes.
         resume_languages: Go on with the second encoder that the model has, its tokenizer and depth; what the pairs no
             longer say fades.
+        lora: Of the model: LoRAs, and languages that it has, each "FILE" or "FILE:scale".
     """
 
     steps: int | None = usual(3000)
@@ -120,3 +122,8 @@ class AddLanguageOptions(TrainingOptions):
     )
     precision: str = default("precision", "auto")
     resume_languages: bool = option(False, "Go on with the languages that the model has; name their pairs too.")
+    lora: str | Sequence[str] = option(
+        (),
+        "A LoRA of the model, or a language that it has, FILE or FILE:scale; may be repeated.",
+        kind=list[str] | None,
+    )

@@ -1,20 +1,17 @@
-"""Guidance by disturbed attention, by noise on the condition, by regions; CFG-Zero* against diffusers' own."""
+"""CFG-Zero* against diffusers' own; guidance by noise on the condition, and by regions."""
 
 import pytest
 import torch
-from test_attention import SPECS, attentive
+from test_attention import attentive
 
 import fastdiffusion
 from fastdiffusion import guidance, samplers, schedules
 from fastdiffusion.denoisers import Denoiser, from_x0
 from fastdiffusion.errors import InputError
-from fastdiffusion.guidance import Region, cads, cfg, cfg_zero, pag, regional, slg
-from fastdiffusion.guidance.perturbed import chosen_layers
-from fastdiffusion.nets.layers import HOOKS
+from fastdiffusion.guidance import Region, cads, cfg, cfg_zero, regional
 from fastdiffusion.tasks.generation.regions import WORDS, parse_regions
 from fastdiffusion.types import Cond, Run
 
-DISTURBED = {"pag": pag, "slg": slg}
 TABLE = samplers.table("dpmpp_2m", schedules.exponential(4))
 
 
@@ -36,59 +33,6 @@ class Counted:
     def __call__(self, x, sigma, cond=None):
         self.rows += len(x)
         return self.denoise(x, sigma, cond)
-
-
-@pytest.mark.parametrize("kind", SPECS)
-@pytest.mark.parametrize("name", DISTURBED)
-@torch.no_grad()
-def test_disturbed_attention_is_off_at_one_and_linear_in_its_scale(name, kind):
-    denoise, x, sigma, cond = model(kind)
-    guide, plain = DISTURBED[name], denoise(x, sigma, cond)
-    counted = Counted(denoise)
-    assert torch.equal(guide(counted, denoise.net, 1.0)(x, sigma, cond), plain) and counted.rows == 2
-    assert torch.equal(guide(denoise, denoise.net, 3.0, interval=(1.0, 5.0))(x, sigma, cond), plain)
-    counted.rows = 0
-    two, three = (guide(counted, denoise.net, scale)(x, sigma, cond) for scale in (2.0, 3.0))
-    assert counted.rows == 2 * 2 * 2  # two evaluations each
-    assert not torch.equal(two, plain)
-    close(three - plain, 2 * (two - plain), 1e-3)
-    assert torch.equal(denoise(x, sigma, cond), plain) and not HOOKS.stack
-
-
-@torch.no_grad()
-def test_the_difference_is_that_of_the_plain_denoiser():
-    denoise, x, sigma, cond = model()
-    guided = cfg(denoise, 4.0)
-    counted = Counted(denoise)
-    both = pag(guided, denoise.net, 2.5, plain=counted)(x, sigma, cond)
-    close(both, guided(x, sigma, cond) + pag(denoise, denoise.net, 2.5)(x, sigma, cond) - denoise(x, sigma, cond))
-    assert counted.rows == 4
-
-
-@torch.no_grad()
-def test_one_pixel_attends_to_itself_anyway():
-    """Where a layer has one pixel, its attention map is the identity: pag changes nothing."""
-    denoise, *_ = model()
-    x, sigma, cond = torch.randn(2, 3, 2, 2), torch.ones(2), Cond(emb=torch.randn(2, 5, 12))
-    close(pag(denoise, denoise.net, 5.0, "mid")(x, sigma, cond), denoise(x, sigma, cond))
-    assert not torch.allclose(slg(denoise, denoise.net, 5.0, "mid")(x, sigma, cond), denoise(x, sigma, cond))
-
-
-def test_layers_are_chosen_by_pattern_or_in_the_middle():
-    unet, dit = (model(kind)[0].net for kind in ("unet", "dit"))
-    assert chosen_layers(unet) == ("mid.0.attention", "mid.0.cross_attention")
-    assert 0 < len(chosen_layers(dit)) < len(chosen_layers(dit, "*"))
-    assert chosen_layers(unet, ["decoder.*", "mid"])[-1].startswith("mid.")
-    with pytest.raises(InputError, match=r"like 'foo'. It has .*attention"):
-        chosen_layers(unet, "foo")
-
-
-@torch.no_grad()
-def test_a_run_under_it_is_its_own():
-    denoise, x, _, cond = model()
-    guided = pag(cfg(denoise, 2.0), denoise.net, lambda sigma: 1 + sigma, interval=(0.1, 10.0), plain=denoise)
-    one, two = (samplers.final(samplers.run(guided, 80 * x, TABLE, cond, [0, 1])) for _ in range(2))
-    assert torch.equal(one, two) and bool(one.isfinite().all())
 
 
 # ---- CFG-Zero* --------------------------------------------------------------------------------------------------
