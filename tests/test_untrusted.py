@@ -350,6 +350,18 @@ def test_a_home_that_is_none_is_a_place_that_is_missing(folders, text):
         fastdiffusion.sample(model, "a cat", n=1, steps=1, control="~nosuch/canny:a.png")
 
 
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs links")
+@pytest.mark.parametrize(
+    "verb", [["restore", "--corruption", "noise 0.1"], ["stylize"], ["edit", "--source", "a red square"]]
+)
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(desk, tmp_path, capsys, verb):
+    link = tmp_path / "a.png"
+    link.symlink_to(link)
+    second = {"stylize": [str(desk.style)], "edit": ["a green square"]}.get(verb[0], [])
+    assert main([verb[0], str(link), *second, *verb[1:], "-o", str(tmp_path / "b.png")]) == 2
+    assert "a.png" in capsys.readouterr().err
+
+
 NEW_VERBS = {
     "edit": ("edit", "PHOTO", "a green square", "--source", "a red square", "--model", "TEXT", "--steps", "2", "-o"),
     "explain": (

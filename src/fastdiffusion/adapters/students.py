@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, InputError, warn
-from ..io import guarded
+from ..io import guarded, untrusted_json
 from ..io.atomic import write_bytes
 from ..io.checkpoints import fingerprint, stored
 from ..models import Model
@@ -139,7 +139,7 @@ def of_file(
         InputError: A student of other text encoders.
     """
     try:
-        note = dict(json.loads(metadata.get(NOTE, "{}")))
+        note = dict(untrusted_json.parsed(metadata.get(NOTE, "{}")))
     except (ValueError, TypeError):
         return None
     if "language" not in note:
