@@ -137,7 +137,7 @@ def memory(name: str) -> dict[str, object]:
 
 
 def peak_of(what: str, model: fastdiffusion.Model) -> float:
-    size = model.image_shape[-1] * (8 if model.image_shape[-1] <= 64 else 1)  # large enough to be seen above the rest
+    size = model.image_shape[-1] * (4 if model.image_shape[-1] <= 64 else 1)  # large enough to be seen above the rest
 
     def now() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
