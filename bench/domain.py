@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--draw", action=argparse.BooleanOptionalAction, default=True, help="measure images, too")
     parser.add_argument("--lr", type=float, default=None)
     parser.add_argument("--sides", default="held,free")
     parser.add_argument("--out", type=Path, default=Path("out/bench/domain"))
@@ -109,34 +110,40 @@ def main() -> None:
         (folder / f"{i:03d}.txt").write_text(f"{WORD} {name}", encoding="utf-8")
     real = torch.stack([to_tensor(image) for _, image in every[TRAINED:]])
     judge = Judge(real, [name for name, _ in every[TRAINED:]])
-    base = fastdiffusion.load("emoji", device="cpu")
-    (plain, _), (worded, drawn) = judge.distance(base, ""), judge.distance(base, WORD)
-    right, before = judge.right(base)
-    floor = evaluator.fd_evaluator(judge.net, torch.stack([to_tensor(i) for _, i in every[:MEASURED]]), real)
-    print(f"base: distance {plain:.3f}, with the word {worded:.3f}; images {floor:.3f}; R-precision {right:.3f}")
-    rows = [real[:8], drawn[:8]]
-    others = [before[:8]]
-    numbers: dict[str, Any] = {"base": {"plain": plain, "worded": worded, "floor": floor, "right": right}}
+    base, rows, others = fastdiffusion.load("emoji", device="cpu"), [real[:8]], []
+    numbers: dict[str, Any] = {}
+    if args.draw:
+        (plain, _), (worded, drawn), (right, before) = (
+            judge.distance(base, ""),
+            judge.distance(base, WORD),
+            judge.right(base),
+        )
+        floor = evaluator.fd_evaluator(judge.net, torch.stack([to_tensor(i) for _, i in every[:MEASURED]]), real)
+        print(f"base: distance {plain:.3f}, with the word {worded:.3f}; images {floor:.3f}; R-precision {right:.3f}")
+        rows, others = [*rows, drawn[:8]], [before[:8]]
+        numbers["base"] = {"distance": min(plain, worded), "floor": floor, "R-precision": right}
     for seed in map(int, args.seeds.split(",")):
         for side in args.sides.split(","):
             options = {"retain": 50} if side == "held" else {"retain": 0, "floor": 0.0, "early_stop": False}
             made = fastdiffusion.finetune(
                 "emoji", folder, folder=args.out / f"{side}-{seed}", steps=args.steps, seed=seed, device="cpu",
-                lr=args.lr, batch_size=args.batch_size, **options,
+                lr=args.lr, batch_size=args.batch_size, holdout=0.03, **options,
             )  # fmt: skip
-            distance, drawn = judge.distance(made.model, WORD)
-            kept, after = judge.right(made.model)
             least, last = min(made.looks, key=lambda look: look.loss), made.looks[-1]
             retained = next(look.retention for look in made.looks if look.step == made.step)
             numbers[f"{side} {seed}"] = found = {
-                "distance": distance, "of base": distance / min(plain, worded), "R-precision": kept,
-                "kept": kept / right, "step": made.step, "retention": retained, "last step": last.step,
-                "last retention": last.retention, "last loss": last.loss, "least loss": least.loss,
+                "step": made.step, "retention": retained, "loss": least.loss, "last step": last.step,
+                "last retention": last.retention, "last loss": last.loss,
             }  # fmt: skip
+            if args.draw:
+                (distance, drawn), (kept, after) = judge.distance(made.model, WORD), judge.right(made.model)
+                was = numbers["base"]
+                found |= {"distance": distance, "of base": distance / was["distance"]}
+                found |= {"R-precision": kept, "kept": kept / was["R-precision"]}
+                rows, others = [*rows, drawn[:8]], [*others, after[:8]]
+                save_png(grid(torch.cat([*rows, *others]), 8, 2), args.out / "sheet.png")
             print(f"{side} {seed}:", {k: round(v, 3) for k, v in found.items()}, flush=True)
-            rows, others = [*rows, drawn[:8]], [*others, after[:8]]
             (args.out / "numbers.json").write_text(json.dumps(numbers, indent=1))
-            save_png(grid(torch.cat([*rows, *others]), 8, 2), args.out / "sheet.png")
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ FAULTS: dict[str, list[tuple[str, str, int]]] = {
     "images that are bombs or broken": [
         ("images", "test_bombs_cost_nothing", 4),
         ("images", "test_unusable_files_say_why", 1),
+        ("untrusted", "test_a_line_of_pixels_is_no_square_of_gigabytes", 1),
         ("faults", "test_numbers_that_are_no_brightness_are_refused_with_the_reason", 1),
     ],
     "pickles": [("checkpoints", "test_pickles_are_never_opened", 1)],
@@ -66,6 +67,29 @@ FAULTS: dict[str, list[tuple[str, str, int]]] = {
         ("faults", "test_another_programs_metadata_is_read_in_linear_time", 3),
         ("faults", "test_a_graph_of_many_links_is_read_in_linear_time", 1),
         ("faults", "test_comments_of_any_type_are_no_recipe", 1),
+    ],
+    "LoRAs, new words and their settings": [
+        ("untrusted", "test_notes_in_a_lora_are_one_sentence", 1),
+        ("untrusted", "test_settings_of_a_lora_are_one_sentence", 1),
+        ("untrusted", "test_settings_beside_a_lora_are_one_sentence", 1),
+        ("untrusted", "test_a_lora_that_is_not_finite_is_refused_by_every_verb", 2),
+        ("untrusted", "test_matrices_of_odd_shapes_are_refused", 1),
+        ("untrusted", "test_rows_of_a_word_are_bounded", 1),
+        ("untrusted", "test_headers_that_lie_about_shapes_allocate_nothing", 4),
+        ("untrusted", "test_a_small_tucker_file_takes_little_memory", 1),
+        ("untrusted", "test_a_thousand_patterns_and_layers_are_matched_in_linear_time", 1),
+        ("untrusted", "test_a_pipe_is_not_waited_for", 2),
+    ],
+    "folders of other programs, and networks of conditions": [
+        ("untrusted", "test_configurations_of_strangers_are_one_sentence_before_memory_is_taken", 1),
+        ("untrusted", "test_networks_of_conditions_are_one_sentence", 1),
+        ("untrusted", "test_an_index_of_strangers_names_no_other_place", 1),
+        ("untrusted", "test_tables_beside_a_checkpoint_are_read_or_named", 1),
+        ("untrusted", "test_json_of_strangers_is_one_kind_of_error", 2),
+    ],
+    "personalize: killed, and a place that cannot be written": [
+        ("personalization", "test_it_goes_on_bit_for_bit", 1),
+        ("personalization", "test_no_space", 1),
     ],
     "long and deep texts": [
         ("faults", "test_long_and_deep_texts_are_refused_at_once", 1),

@@ -1,6 +1,6 @@
 """kill -9 while training, again and again: every kind of net must end with the weights of a run that nobody killed.
 
-    python bench/kills.py                  # 17 kinds x 5 kills: many minutes on one core
+    python bench/kills.py                  # 21 kinds x 5 kills: many minutes on one core
     python bench/kills.py --kinds diffusion clip --kills 20
 
 Each run is killed at random moments (not at steps), resumed by the same call, killed again; after the last kill it is
@@ -33,6 +33,8 @@ from fastdiffusion.tasks.autoencoding.train import train_autoencoder
 from fastdiffusion.tasks.classification.train import train_classifier, train_noise_level
 from fastdiffusion.tasks.evaluation.evaluator import train_evaluator
 from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
+from fastdiffusion.tasks.personalization.finetune import finetune
+from fastdiffusion.tasks.personalization.personalize import personalize
 from fastdiffusion.tasks.restoration.cold_diffusion import train_cold
 from fastdiffusion.tasks.stylization.network import train_style
 from fastdiffusion.tasks.text_image import clip as clips
@@ -67,6 +69,11 @@ def _text_model() -> Any:
 
 def _tokens() -> Any:
     return train_autoencoder(squares(), kind="fsq", width=8, levels=1, codebook_size=64, steps=1, **QUIET).model
+
+
+def _taught(method: str, **options: Any) -> nn.Module:
+    options = {"token": "<new>", "class_name": "red", "prior": 4, "rank": 2, **QUIET, **options}
+    return personalize(_text_model(), squares(8), method=method, early_stop=False, **options).model.modules["net"]
 
 
 QUIET = {"batch_size": 4, "device": "cpu", "verbose": False}
@@ -110,6 +117,10 @@ KINDS: dict[str, Kind] = {
         squares(side=64).batch(range(32)).images, [[c] for c in squares().texts()[::2]], **QUIET, **o
     ),
     "feature net": lambda **o: train_feature_net(squares(), **QUIET, **o),
+    "personalize lora": lambda **o: _taught("lora", **o),
+    "personalize embedding": lambda **o: _taught("embedding", **o),
+    "personalize full": lambda **o: _taught("full", **o),
+    "finetune": lambda **o: finetune(_text_model(), squares(12), early_stop=False, **QUIET, **o).model.modules["net"],
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Subjects of five kinds, taught to the emoji model by each method: how near, how obedient, what is forgotten.
+"""Subjects of five kinds, taught to a model of emoji by each method: how near, how obedient, what is forgotten.
 
     python bench/personalization.py --methods embedding,lora --subjects toy          # some; about 3 CPU minutes each
     python bench/personalization.py --cost --side own                                # a LoRA step; --side peft: theirs
@@ -184,7 +184,7 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
     started, net = time.process_time(), evaluator.load()
     options = {"prior": 0} if method == "lora-free" else {}
     made = fastdiffusion.personalize(
-        "emoji", folder, token=f"<{name}>", method=method.split("-")[0], subject=kind, class_name=word, device="cpu",
+        args.model, folder, token=f"<{name}>", method=method.split("-")[0], subject=kind, class_name=word, device="cpu",
         folder=args.out / "runs" / f"{name}-{method}", steps=args.steps, seed=args.seed, **options,
     )  # fmt: skip
     seconds = time.process_time() - started
@@ -196,13 +196,13 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
     train = torch.stack(
         [to_tensor(Image.open(p).resize((64, 64), Image.Resampling.LANCZOS)) for p in folder.glob("*.png")]
     )
-    a = similarity(drawn(word, 8, "emoji"), truth, net)
+    a = similarity(drawn(word, 8, args.model), truth, net)
     own = drawn(f"<{name}>", 8)
     b, c = similarity(own, truth, net), similarity(train, truth, net)
     placed = torch.cat([drawn(f"<{name}> on a {color} background", 4) for color in BACKGROUNDS])
     wanted = [color for color in BACKGROUNDS for _ in range(4)]
     obeys = [x == y for x, y in zip(evaluator.background_color(placed, COLORS), wanted, strict=True)]
-    before, after = (spread(drawn(f"a {word}", 12, model), net) for model in ("emoji", made.model))
+    before, after = (spread(drawn(f"a {word}", 12, model), net) for model in (args.model, made.model))
     return {
         "a": a, "b": b, "c": c, "gap closed": (b - a) / (c - a), "obeys": sum(obeys) / len(obeys),
         "diversity": after / before, "retention": made.looks[-1].retention, "step": made.step, "cpu seconds": seconds,
@@ -274,7 +274,7 @@ def own_steps(folder: Path, images: Path, steps: int) -> None:
         def preview(self) -> tuple[torch.Tensor, int]:
             return torch.zeros(1, 3, 8, 8), 1
 
-    steps_alone = Steps(learned, examples, "object", "", (), lambda model: 1.0, ())  # type: ignore[arg-type]
+    steps_alone = Steps(learned, examples, (), "", (), lambda model: 1.0, ())  # type: ignore[arg-type]
     update = Trainer.update
 
     def timed(self: Trainer, *args: Any) -> Any:
@@ -353,6 +353,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--methods", default="embedding,lora,lora-free,dreambooth")
     parser.add_argument("--subjects", default=",".join(SUBJECTS))
+    parser.add_argument("--model", default="emoji", help="that is taught")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cost", action="store_true")

@@ -17,7 +17,8 @@ from torch import nn
 
 import fastdiffusion
 from fastdiffusion import nets
-from fastdiffusion.adapters import engine_files, engine_trial, engines, tuning
+from fastdiffusion.adapters import engines, tuning
+from fastdiffusion.adapters.engines import converted, trial
 from fastdiffusion.errors import InputError, MissingExtra
 from fastdiffusion.guidance import attention
 from fastdiffusion.models import tuned
@@ -75,7 +76,7 @@ def test_the_engine_computes_what_torch_computes_for_any_shape(norm, inputs, cac
     assert len(list(cache.glob("abc/net/*/net.xml"))) == 1  # converted once
     # the next process neither converts nor tries again
     monkeypatch.setattr(engines.Engine, "_convert", None)
-    monkeypatch.setattr(engines, "difference", None)
+    monkeypatch.setattr(engines.engine, "difference", None)
     engines.attach({"net": norm}, "abc")
     assert relative(norm(x, emb), norm.forward.torch_forward(x, emb)) < 1e-5
 
@@ -129,7 +130,7 @@ def test_torch_computes_what_somebody_looks_into(norm, inputs, cache):
 def test_an_engine_that_crashes_or_is_wrong_is_left_out(norm, inputs, tmp_path, monkeypatch, program, reason):
     broken = tmp_path / "trial.py"
     broken.write_text(program)
-    monkeypatch.setattr(engine_trial, "__file__", str(broken))
+    monkeypatch.setattr(trial, "__file__", str(broken))
     before = norm(*inputs)
     engines.attach({"net": norm}, "abc")
     with pytest.warns(UserWarning, match=reason):
@@ -157,7 +158,7 @@ def test_bad_settings(norm, monkeypatch):
 
 
 def test_bf16_is_refused_by_a_cpu_without_it(norm, monkeypatch):
-    monkeypatch.setattr(engine_trial, "hint", lambda precision: "f32")  # as of 8 bits where the CPU has none
+    monkeypatch.setattr(trial, "hint", lambda precision: "f32")  # as of 8 bits where the CPU has none
     assert engines.available() == ("float32", "int8")
     with pytest.raises(InputError, match=r"does not compute in bf16\. Leave --precision out"):
         engines.attach({"net": norm}, "abc", "bf16")
@@ -166,7 +167,7 @@ def test_bf16_is_refused_by_a_cpu_without_it(norm, monkeypatch):
 
 
 def test_no_telemetry():
-    engine_trial.openvino()
+    trial.openvino()
     assert sys.modules["openvino_telemetry"] is None
 
 
@@ -234,7 +235,7 @@ def test_weights_of_8_bits_are_near_and_small(inputs, cache):
 
 
 def test_torch_shares_the_weights_with_the_file(inputs, cache, monkeypatch):
-    monkeypatch.setattr(engine_files, "LARGE", 0)
+    monkeypatch.setattr(converted, "LARGE", 0)
     torch.manual_seed(0)
     net = ready(nn.Sequential(nn.Conv2d(16, 128, 3), nn.Flatten(), nn.Linear(128 * 36, 9)))
     before = net(inputs[0])
@@ -258,12 +259,12 @@ def test_a_full_disk_leaves_nothing_behind(norm, inputs, cache, monkeypatch):
         path.with_suffix(".xml").write_text("half a")
         raise RuntimeError("Failed to write: No space left on device")
 
-    monkeypatch.setattr(engine_trial.openvino(), "save_model", full)
+    monkeypatch.setattr(trial.openvino(), "save_model", full)
     with pytest.warns(UserWarning, match="No space left"):
         assert torch.equal(norm(*inputs), before)
     assert not [path for path in cache.rglob("*") if path.is_file()]
     engines.attach({"net": norm}, "abc")
-    monkeypatch.setattr(engine_files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(converted.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.warns(UserWarning, match="No space: it takes 0.0 GB"):
         assert torch.equal(norm(*inputs), before)
 
@@ -309,7 +310,7 @@ def test_exported_networks_answer_alike(name, tmp_path):
     assert described.keys() == {"net", "decoder"} | ({"text_encoder"} if name == "sd15" else set())
     model = fastdiffusion.load(what, device="cpu")
     z = torch.randn(1, *model.shape, generator=torch.Generator().manual_seed(0))
-    program = engine_trial.compiled(folder / "decoder.xml", [z.shape], "f32", 1)
+    program = trial.compiled(folder / "decoder.xml", [z.shape], "f32", 1)
     assert relative(torch.from_numpy(program([z.numpy()])[0]), model.decode(z)) < 1e-4
     assert [port.any_name for port in program.inputs] == list(described["decoder"]["inputs"]) == ["z"]
 

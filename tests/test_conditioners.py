@@ -502,6 +502,10 @@ def test_a_control_net_is_trained_and_saved(one, tmp_path, monkeypatch):
         both = made.denoise(x, sigma, Cond.of(cond.parts() | {"extra.control": maps}))
     assert far(both, torch.stack(rows)) <= 1e-4 and far(both, plain) > 1e-4
     assert diffusers.ControlNetModel.from_pretrained(folder).config.conditioning_channels == 3
+    with torch.no_grad():  # a later training can begin with it
+        more = new_control(one.model, folder).denoise(x, sigma, Cond.of(cond.parts() | {"extra.control": maps}))
+        assert torch.equal(more, both)
+    assert new_control(one.model, folder).id != new_control(one.model).id
 
 
 def as_uint8(image):

@@ -22,6 +22,7 @@ from fastdiffusion.models import save
 from fastdiffusion.options import fill
 from fastdiffusion.tasks.personalization import slider
 from fastdiffusion.tasks.personalization.adapting import adapt, opened_base
+from fastdiffusion.tasks.personalization.course import Course
 from fastdiffusion.tasks.personalization.images import opened
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
 from fastdiffusion.tasks.personalization.options import PersonalizeOptions
@@ -414,6 +415,39 @@ def test_no_space(desk, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(CheckpointError, match=r"Cannot (use|write)"):
         learned(desk, tmp_path / "run")
+
+
+def test_batches_have_one_shape_each(text, tmp_path):
+    """Images of a domain keep their shapes; each is met, and of those held out some are measured."""
+    g = torch.Generator().manual_seed(0)
+    for i in range(24):
+        pixels = torch.randint(256, (16, 32, 3) if i % 2 else (32, 16, 3), generator=g, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).save(tmp_path / f"{i}.png")
+        (tmp_path / f"{i}.txt").write_text("a red square")
+    examples = opened(text, tmp_path, 16, 0.9, 0, aspect="bucket")
+    shapes = {tuple(z.shape) for z in examples.latents}
+    course = Course(adapt(text, "lora"), examples, (), "", [], lambda model: 1.0, [])
+    draw = course.batches(Objective(text), 2, 0)
+    assert len(shapes) == 2 and {tuple(draw(step)[0].shape[1:]) for step in range(12)} == shapes
+    assert len(examples.held_out) == 22 and len(course.held_out(Objective(text))) == 11  # every second one
+
+
+def test_all_weights_of_another_programs_checkpoint(desk, tmp_path):
+    """The result is a folder that opens by itself; only the denoiser has learned."""
+    folder = get("sd15").path
+    done = fastdiffusion.finetune(
+        folder, desk.photos, method="full", steps=3, batch_size=1, retain=2, lr=1e-5, verbose=False, device="cpu",
+        folder=tmp_path / "run", size=get("sd15").model.pixels[0], floor=0.0,
+    )  # fmt: skip
+    assert done.step > 0 and done.file.is_dir() and type(get("sd15").pipe).from_pretrained(done.file)
+    before, after = get("sd15").model.modules, fastdiffusion.load(done.file, device="cpu").modules
+    for part in ("autoencoder", "text_encoder"):
+        theirs = after[part].state_dict()
+        assert all(torch.equal(t, theirs[name]) for name, t in before[part].state_dict().items())
+    theirs = after["net"].state_dict()
+    assert any(not torch.equal(t, theirs[name]) for name, t in before["net"].state_dict().items())
+    with pytest.raises(InputError, match="no place for a new word"):
+        fastdiffusion.personalize(folder, desk.photos, token="<new>", class_name="cat", method="full", device="cpu")
 
 
 # ---- sliders, and rare words ------------------------------------------------------------------------------------

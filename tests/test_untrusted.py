@@ -4,6 +4,8 @@ import base64
 import json
 import os
 import pickle
+import resource
+import shutil
 import struct
 
 import pytest
@@ -75,20 +77,31 @@ def packed(rows=None, name="<x>", raw=None):
 
 
 NOTES = {
-    "deep": DEEP, "a list": "[1, 2]", "a number": "7", "tokens a number": '{"tokens": 7}', "a null": '{"tokens": [null]}',
-    "tokens deep": '{"tokens": ' + DEEP + "}", "infinity": '{"tokens": [1e999]}', "another family": '{"family": {"a": 1}}',
+    "deep": DEEP,
+    "a list": "[1, 2]",
+    "a number": "7",
+    "tokens a number": '{"tokens": 7}',
+    "a null": '{"tokens": [null]}',
+    "tokens deep": '{"tokens": ' + DEEP + "}",
+    "infinity": '{"tokens": [1e999]}',
+    "another family": '{"family": {"a": 1}}',
     "a pickle": json.dumps({"tokens": [packed(raw=pickle.dumps(1))]}),
     "no rows": json.dumps({"tokens": [packed(raw=save({"a": torch.zeros(1)}))]}),
     "not a number": json.dumps({"tokens": [packed(torch.full((1, 16), torch.nan))]}),
     "a line break": json.dumps({"tokens": [packed(name="<x\ny>")]}),
     "5,000 tokens": json.dumps({"tokens": [packed(name=f"<x{i}>") for i in range(5000)]}),
-}  # fmt: skip
+}
 SETTINGS = {
-    "deep": DEEP, "a list": "[]", "text": '{"unet.lora_alpha": "x"}', "alphas": '{"unet.lora_alpha": [1]}',
-    "400 digits": '{"unet.lora_alpha": 1' + "0" * 400 + "}", "infinity": '{"unet.lora_alpha": 1e999}',
-    "a pattern's list": '{"unet.alpha_pattern": [1, 2]}', "a pattern's text": '{"unet.alpha_pattern": "x"}',
+    "deep": DEEP,
+    "a list": "[]",
+    "text": '{"unet.lora_alpha": "x"}',
+    "alphas": '{"unet.lora_alpha": [1]}',
+    "400 digits": '{"unet.lora_alpha": 1' + "0" * 400 + "}",
+    "infinity": '{"unet.lora_alpha": 1e999}',
+    "a pattern's list": '{"unet.alpha_pattern": [1, 2]}',
+    "a pattern's text": '{"unet.alpha_pattern": "x"}',
     "a pattern's value": '{"unet.alpha_pattern": {"a": {}}}',
-}  # fmt: skip
+}
 
 
 def lora(path, layer, metadata=None, rank=2, **more):
@@ -201,3 +214,109 @@ def test_a_line_of_pixels_is_no_square_of_gigabytes():
     with within(5):
         x = clip.as_input(clip.load(), line)
     assert x.shape[-1] == x.shape[-2] and bool(x.isfinite().all())
+
+
+# ---- folders of other programs ----------------------------------------------------------------------------------
+
+CONFIGS = {
+    "unet": "unet/config.json", "vae": "vae/config.json", "text_encoder": "text_encoder/config.json",
+    "scheduler": "scheduler/scheduler_config.json", "tokenizer": "tokenizer/tokenizer_config.json",
+}  # fmt: skip
+WRONG: dict[str, tuple[str, object]] = {
+    "deep": ("unet", DEEP),
+    "a list": ("unet", "[]"),
+    "60 MB": ("vae", '{"a": "' + "x" * 60_000_000 + '"}'),
+    "10**9 layers": ("unet", {"layers_per_block": 10**9}),
+    "16 million layers": ("unet", {"layers_per_block": 1 << 24}),
+    "wide": ("unet", {"cross_attention_dim": 16_000_000}),
+    "10**9 wide": ("unet", {"cross_attention_dim": 10**9}),
+    "100,000 levels": ("unet", {"block_out_channels": [4] * 100_000}),
+    "no class": ("unet", {"act_fn": "os.system"}),
+    "4,000 levels": ("vae", {"block_out_channels": [4] * 4000}),
+    "zero": ("vae", {"norm_num_groups": 0}),
+    "null": ("text_encoder", {"hidden_size": None}),
+    "text": ("text_encoder", {"num_hidden_layers": "x"}),
+    "deep nets": ("text_encoder", {"num_hidden_layers": 16_000_000}),
+    "words": ("text_encoder", {"vocab_size": 1 << 24}),
+    "infinity": ("text_encoder", {"hidden_size": torch.inf}),
+    "400 digits": ("unet", {"in_channels": 10**400}),
+    "steps": ("scheduler", {"num_train_timesteps": 10**9}),
+    "no steps": ("scheduler", {"num_train_timesteps": 0}),
+    "steps as text": ("scheduler", {"num_train_timesteps": "x"}),
+    "betas": ("scheduler", {"beta_end": -5}),
+    "infinite betas": ("scheduler", {"beta_end": torch.inf}),
+    "million betas": ("scheduler", {"trained_betas": [0.1] * 10**6}),
+    "negative length": ("tokenizer", {"model_max_length": -1}),
+    "endless": ("tokenizer", {"model_max_length": torch.inf}),
+    "length as text": ("tokenizer", {"model_max_length": "x"}),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A checkpoint in diffusers' layout, and a ControlNet for it."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    import tiny_conditioners
+    import tiny_pipelines
+
+    place, pipe = tmp_path_factory.mktemp("folders"), tiny_pipelines.build("sd15")
+    pipe.save_pretrained(place / "sd15")
+    tiny_conditioners.controlnet(pipe.unet).save_pretrained(place / "canny")
+    fastdiffusion.load(place / "sd15", device="cpu")  # so that the imports count in no case
+    return place
+
+
+def changed(source, place, config, change):
+    """A copy of a folder with other values in a configuration."""
+    shutil.copytree(source, place)
+    content = json.loads((place / config).read_text())
+    if isinstance(change, str):  # what json.dumps would not write
+        (place / config).write_text(change)
+    else:
+        (place / config).write_text(json.dumps({**content, **change}))
+    return place
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_configurations_of_strangers_are_one_sentence_before_memory_is_taken(folders, tmp_path, name):
+    part, change = WRONG[name]
+    place = changed(folders / "sd15", tmp_path / "sd15", CONFIGS[part], change)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with refused(10):
+        fastdiffusion.load(place, device="cpu")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000, "kB"
+
+
+@pytest.mark.parametrize("change", [
+    DEEP, "[]", {"layers_per_block": 10**9}, {"block_out_channels": [4] * 4000}, {"cross_attention_dim": None},
+    {"conditioning_embedding_out_channels": [10**6] * 50}, {"_class_name": ["ControlNetModel"]},
+    {"conditioning_channels": "x"},
+])  # fmt: skip
+def test_networks_of_conditions_are_one_sentence(folders, tmp_path, change):
+    from fastdiffusion.adapters.conditioners import Controlled, with_controls
+
+    place = changed(folders / "canny", tmp_path / "canny", "config.json", change)
+    model = fastdiffusion.load(folders / "sd15", device="cpu")
+    with refused(10):
+        with_controls(model, [Controlled(place, Image.new("RGB", (64, 64)))])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        DEEP,
+        '{"weight_map": {"a": "../../../etc/passwd"}}',
+        '{"weight_map": [1]}',
+        "7",
+        '{"weight_map": {"a": "a\\u0000"}}',
+        '{"weight_map": {"a": "x.bin"}}',
+    ],
+)
+def test_an_index_of_strangers_names_no_other_place(folders, tmp_path, content):
+    place = tmp_path / "sd15"
+    shutil.copytree(folders / "sd15", place)
+    (place / "unet/diffusion_pytorch_model.safetensors").unlink()
+    (place / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    with refused(10):
+        fastdiffusion.load(place, device="cpu")

@@ -22,8 +22,10 @@ from ..io.atomic import write_json
 from ..models import Model
 from ..models.native import own_denoiser
 from ..types import Cond
-from . import engine_files, engines
+from . import engines
+from .engines import converted
 from .examine import pipeline
+from .students import students_of
 
 ALIKE = 1e-3  # of the largest number: as far as an exported network may be from torch
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
@@ -93,6 +95,10 @@ def export_pipeline(model: Model, folder: Path, load: Callable[[Path], Model]) -
     """
     if not hasattr(model.denoise, "checkpoint"):
         raise InputError("This network is no class of diffusers. Export it with --format onnx or --format openvino.")
+    if students_of(model):
+        raise InputError(
+            "A folder of diffusers has no place for a language. Load the model without it, and export that."
+        )
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} has files in it already. Name a new folder with --out.")
     import diffusers
@@ -173,10 +179,10 @@ def _usage(model: Model) -> Mapping[str, Any]:
 
 def _openvino(part: Part, path: Path) -> None:
     flat = engines.Flat(part.forward, part.call, part.module)
-    engine_files.convert(flat, part.call.tensors, path.parent, part.call.names)
+    converted.convert(flat, part.call.tensors, path.parent, part.call.names)
     for suffix in (".xml", ".bin"):
         os.rename(path.with_name("net" + suffix), path.with_suffix(suffix))
-    (path.parent / engine_files.NOTES).unlink()
+    (path.parent / converted.NOTES).unlink()
 
 
 def _onnx(part: Part, path: Path) -> None:
@@ -187,7 +193,7 @@ def _onnx(part: Part, path: Path) -> None:
         name: {i: f"{name} {axis}" for i, axis in enumerate(_NAMES.get(t.ndim, ("rows",))) if axis != "channels"}
         for name, t in zip(names, part.call.tensors, strict=True)
     }
-    with engine_files.constant(flat.network_weights):
+    with converted.constant(flat.network_weights):
         torch.onnx.export(
             flat, tuple(part.call.tensors), str(path), input_names=_distinct(names), dynamic_axes=axes,
             opset_version=17, dynamo=False,

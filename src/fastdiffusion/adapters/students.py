@@ -103,7 +103,7 @@ def write(path: str | Path, model: Model, encoder: StudentEncoder) -> None:
         raise InputError(f"The file of a language ends in .safetensors, got {str(path)!r}.")
     note = {
         "language": encoder.config, "form": FORM, "version": __version__, "family": model.info.get("family"),
-        "base": model.denoise.id, "base_name": model.info.get("name"), "text_encoders": text_encoders(model),
+        "base": _base(model), "base_name": model.info.get("name"), "text_encoders": text_encoders(model),
     }  # fmt: skip
     tensors = {name: t.detach().cpu().contiguous() for name, t in rounded(encoder).items()}
     write_bytes(path, safetensors.torch.save(tensors, {"format": "pt", NOTE: json.dumps(note)}))
@@ -112,6 +112,11 @@ def write(path: str | Path, model: Model, encoder: StudentEncoder) -> None:
 def rounded(encoder: StudentEncoder) -> dict[str, Tensor]:
     """The tensors of a student as its file has them: numbers in float16."""
     return stored(encoder.state_dict(), torch.float16)
+
+
+def _base(model: Model) -> str:
+    """The hash of a checkpoint's files, whatever was loaded on top of it."""
+    return str(getattr(model.denoise, "id", ""))
 
 
 def text_encoders(model: Model) -> str:
@@ -141,15 +146,22 @@ def of_file(
         return None
     if note.get("form") != FORM:
         raise CheckpointError(f"{path} was written by fastdiffusion {note.get('version')}. Update: pip install -U.")
-    check(model)
-    same = note.get("base") == getattr(model.denoise, "id", "") or note.get("text_encoders") == text_encoders(model)
+    same = note.get("base") == _base(model) or note.get("text_encoders") == text_encoders(model)
     if not same:
         raise InputError(
             f"{path.name} is a language for {str(note.get('base_name'))[:80]} ({str(note.get('base'))[:12]}), and this "
-            f"model, {model.info.get('name')} ({model.denoise.id[:12]}), has other text encoders. Load that one, or "
-            "teach this one: fastdiffusion add-language."
+            f"model{_named(model)} has other text encoders. Load that one, or teach this one: "
+            "fastdiffusion add-language."
         )
-    return guarded.module(path, note["language"], StudentEncoder, tensors)
+    encoder = guarded.module(path, note["language"], StudentEncoder, tensors)
+    assert isinstance(encoder, StudentEncoder)
+    len(encoder.encoder.tokenizer)  # its merges are checked
+    return encoder
+
+
+def _named(model: Model) -> str:
+    name = model.info.get("name")
+    return f", {name} ({_base(model)[:12]})," if name and _base(model) else ""
 
 
 def check(model: Model) -> None:

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..types import Cond
-from .layers import HOOKS, Attention, AttentionCall, records_config
+from .layers import HOOKS, Attention, AttentionCall, records_config, zero
 from .text import TextEncoder, normalized, vocabulary_ids
 from .tokenizer import Tokenizer
 
@@ -68,7 +68,7 @@ class StudentEncoder(nn.Module):
         masked: Whether its texts have a mask.
         vocabulary, width, depth, head, length: Of the text encoder.
         readouts: Layers of the places.
-        words: Number of words that are of the new language alone.
+        terms: Number of words that are of the new language alone.
         shared: Number of words that both languages have.
         letters: Number of letters that are of the new language alone.
     """
@@ -76,8 +76,9 @@ class StudentEncoder(nn.Module):
     config: dict[str, Any]
     mean_emb: Tensor
     mean_pooled: Tensor
+    mean_present: Tensor
     scales: Tensor
-    words: Tensor
+    terms: Tensor
     shared: Tensor
     letters: Tensor
 
@@ -94,7 +95,7 @@ class StudentEncoder(nn.Module):
         head: int = 48,
         length: int = 77,
         readouts: int = 1,
-        words: int = 0,
+        terms: int = 0,
         shared: int = 0,
         letters: int = 0,
     ):
@@ -103,26 +104,29 @@ class StudentEncoder(nn.Module):
         self.places = nn.Parameter(torch.zeros(rows, width))
         nn.init.normal_(self.places, std=0.5)
         self.readouts = nn.ModuleList(Readout(width, head) for _ in range(readouts))
-        self.norm, self.to_emb = nn.LayerNorm(width), nn.Linear(width, emb)
-        self.to_pooled = nn.Linear(width, pooled) if pooled else None
-        self.to_present = nn.Linear(width, 1) if masked else None
+        self.norm, self.to_emb = nn.LayerNorm(width), zero(nn.Linear(width, emb))  # at first it answers the mean
+        self.to_pooled = zero(nn.Linear(width, pooled)) if pooled else None
+        self.to_present = zero(nn.Linear(width, 1)) if masked else None
         self.register_buffer("mean_emb", torch.zeros(rows, emb))
+        self.register_buffer("mean_present", torch.zeros(rows))  # as a logit
         self.register_buffer("mean_pooled", torch.zeros(pooled))
         self.register_buffer("scales", torch.ones(2))  # of emb and pooled: root mean square of what texts add
-        for name, number in (("words", words), ("shared", shared), ("letters", letters)):
+        for name, number in (("terms", terms), ("shared", shared), ("letters", letters)):
             self.register_buffer(name, torch.zeros(number, dtype=torch.int64))
         self._lists: tuple[frozenset[int], ...] | None = None
 
     def set_vocabulary(self, tokenizer: Tokenizer, lists: Sequence[Sequence[int]]) -> None:
         """Take over a tokenizer, and the lists of :func:`recognized`."""
         self.encoder.set_vocabulary(tokenizer)
-        for name, numbers in zip(("words", "shared", "letters"), lists, strict=True):
+        for name, numbers in zip(("terms", "shared", "letters"), lists, strict=True):
             getattr(self, name).copy_(torch.tensor(numbers, dtype=torch.int64))
         self._lists = None
 
-    def set_teacher(self, emb: Float[Tensor, "b n d"], pooled: Float[Tensor, "b p"] | None) -> None:
+    def set_teacher(self, answers: Cond) -> None:
         """Take over what a teacher's answers are on average, and how far texts move them."""
-        for i, (mean, some) in enumerate(((self.mean_emb, emb), (self.mean_pooled, pooled))):
+        if answers.mask is not None:
+            self.mean_present.copy_(answers.mask.float().mean(0).clamp(0.01, 0.99).logit())
+        for i, (mean, some) in enumerate(((self.mean_emb, answers.emb), (self.mean_pooled, answers.pooled))):
             if some is not None:
                 mean.copy_(some.mean(0))
                 self.scales[i] = (some - some.mean(0)).square().mean().sqrt().clamp(min=1e-6)
@@ -137,7 +141,7 @@ class StudentEncoder(nn.Module):
         return Answer(
             self.mean_emb + self.scales[0] * self.to_emb(x),
             None if self.to_pooled is None else self.mean_pooled + self.scales[1] * self.to_pooled(pooled),
-            None if self.to_present is None else self.to_present(x).squeeze(-1),
+            None if self.to_present is None else self.mean_present + self.to_present(x).squeeze(-1),
         )
 
     def reads(self, text: str) -> bool:
@@ -146,12 +150,12 @@ class StudentEncoder(nn.Module):
         Words that both languages have count for neither.
         """
         if self._lists is None:
-            self._lists = tuple(frozenset(t.tolist()) for t in (self.words, self.shared, self.letters))
-        words, shared, letters = self._lists
+            self._lists = tuple(frozenset(t.tolist()) for t in (self.terms, self.shared, self.letters))
+        terms, shared, letters = self._lists
         balance = 0
-        for word in _words(text):
-            (number,) = vocabulary_ids([word])
-            if number in words or not letters.isdisjoint(map(ord, word)):
+        for term in _terms(text):
+            (number,) = vocabulary_ids([term])
+            if number in terms or not letters.isdisjoint(map(ord, term)):
                 balance += 1
             elif number not in shared:
                 balance -= 1
@@ -181,12 +185,12 @@ class StudentEncoder(nn.Module):
         return [of[i - 1] if i else (0, 0) for i in most]
 
 
-def _words(text: str) -> set[str]:
+def _terms(text: str) -> set[str]:
     return set(re.findall(r"[^\W\d_]+", normalized(text)))
 
 
 def recognized(new: Iterable[str], known: Iterable[str]) -> tuple[list[int], list[int], list[int]]:
     """What new texts are recognized by: words of theirs alone, words of both, and letters of theirs alone."""
-    theirs, mine = _words(" ".join(new)), _words(" ".join(known))
+    theirs, mine = _terms(" ".join(new)), _terms(" ".join(known))
     letters = set(map(ord, "".join(theirs))) - set(map(ord, "".join(mine)))
     return vocabulary_ids(theirs - mine), vocabulary_ids(theirs & mine), sorted(letters)

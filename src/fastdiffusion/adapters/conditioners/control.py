@@ -85,25 +85,32 @@ def with_controls(model: Model, controls: Sequence[Controlled], size: Size | Non
     return made
 
 
-def new_control(model: Model) -> Model:
-    """A new model under an untrained ControlNet, ``modules["control"]``, which as yet changes nothing.
+def new_control(model: Model, start: str | Path | None = None) -> Model:
+    """A new model under a ControlNet to train, ``modules["control"]``, whose maps are in ``cond.extra["control"]``.
 
-    It begins as a copy of the encoder of the network (Zhang et al. 2023, sec. 3.1); its maps are in
-    ``cond.extra["control"]``, of three channels in [0, 1].
+    It begins as a copy of the encoder of the network (Zhang et al. 2023, sec. 3.1), and as yet changes nothing; or as
+    the ControlNet in the folder ``start``, such as that of an earlier version of this model. Maps have three channels
+    in [0, 1].
     """
     family = family_of(model, "A ControlNet")
     if not isinstance(family, StableDiffusion):
         raise InputError(f"ControlNets for {family.name} are not supported: Stable Diffusion 1, 2 and XL are.")
-    levels = range(family.autoencoder.factor.bit_length())
-    widths = tuple(16 * 2**level for level in levels)
-    net = _kinds()["ControlNetModel"].from_unet(family.net, conditioning_embedding_out_channels=widths)
+    known = _kinds()["ControlNetModel"]
+    if start is None:
+        widths = tuple(16 * 2**level for level in range(family.autoencoder.factor.bit_length()))
+        net, settings = known.from_unet(family.net, conditioning_embedding_out_channels=widths), ["untrained"]
+        # zero convolutions at the way out suffice: with a second one behind the map, neither would learn for long
+        net.controlnet_cond_embedding.conv_out.reset_parameters()
+    else:
+        kinds = {"ControlNetModel": known}
+        net, weights = open_network(Path(start), kinds, "ControlNet", torch.float32)
+        _check(net, family, Path(start).name)
+        settings = [folder.digest(weights)]
     net = net.to(family.net.device, torch.float32)
-    # zero convolutions at the way out suffice: with a second one behind the map, neither would learn for long
-    net.controlnet_cond_embedding.conv_out.reset_parameters()
     other = copied_family(family)
     blank = torch.zeros(1, 3, *model.pixels, device=family.net.device)
     other.controls = (*family.controls, ControlNet(net, blank, 1.0, WHOLE))
-    return changed(model, other, {"control": net}, ["untrained"])
+    return changed(model, other, {"control": net}, settings)
 
 
 def edge_map(images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:

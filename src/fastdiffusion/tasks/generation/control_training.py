@@ -67,17 +67,18 @@ def control_task(model: Model, data: Dataset, options: TrainingOptions) -> Task:
     )  # fmt: skip
 
 
-def train_control(model: Model | str | Path, data: Dataset, **options: Any) -> Path:
+def train_control(model: Model | str | Path, data: Dataset, start: str | Path | None = None, **options: Any) -> Path:
     """Train a ControlNet for a model of Stable Diffusion on the edges of images; the folder that it is in.
 
     Args:
         model: A checkpoint of Stable Diffusion 1, 2 or XL, in float32; its own weights stay as they are.
         data: Images of its size, with captions.
+        start: The folder of a ControlNet to begin with, such as one for an earlier version of this checkpoint.
         options: See :class:`TrainingOptions <fastdiffusion.training.options.TrainingOptions>`: folder, minutes, steps,
             lr, batch_size, ... The same call again goes on where the last one stopped.
     """
     chosen = TrainingOptions(**{"optimizer": "muon", "lr": 5e-3, "batch_size": 16, **options})
     if chosen.folder is None:
         raise InputError("A training needs a folder. Example: folder='runs/sketch'.")
-    train(control_task(new_control(loaded(model)), data, chosen), chosen)
+    train(control_task(new_control(loaded(model), start), data, chosen), chosen)
     return Path(chosen.folder) / "control"

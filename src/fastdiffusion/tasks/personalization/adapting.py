@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ...adapters import tokens
+from ...adapters import export_pipeline, tokens
 from ...adapters.copies import copied
 from ...adapters.lora import Lora
 from ...adapters.lora.writing import write
@@ -39,6 +40,8 @@ def opened_base(model: Model | str | Path, options: Options) -> tuple[Model, Opt
     """
     device = device_of(options.device)
     other = not isinstance(model, Model) and (str(model).startswith(HUB) or model_folder.is_other(model))
+    if other and getattr(options, "method", "") == "full":
+        return loaded(model, LoadOptions(device=options.device, precision="float32")), options
     if not other or choose_precision(options.precision, device) != "bfloat16":
         return loaded(model, options.device), options
     base = loaded(model, LoadOptions(device=options.device, precision="bf16"))
@@ -69,7 +72,9 @@ class Adaptation:
 
     @property
     def file(self) -> str:
-        """Name of the file that is written."""
+        """Name of the file that is written; of all weights of another program's checkpoint a folder."""
+        if self.method == "full" and own_denoiser(self.base.denoise) is None:
+            return "model"
         return FILES.get(self.method, "lora.safetensors")
 
     @property
@@ -101,9 +106,22 @@ class Adaptation:
             tokens.write(path, self.base, self.added()[0])
         elif self.lora is not None:
             write(path, self.base, self.lora.matrices(), self.added(), notes={"base": self.base.id, **notes})
-        else:
+        elif own_denoiser(self.base.denoise) is not None:
             save(self.model, path)
+        else:
+            self._write_folder(path)
         return path
+
+    def _write_folder(self, path: Path) -> None:
+        """In the layout of diffusers; it is opened again and compared, on the CPU."""
+        shutil.rmtree(path, ignore_errors=True)
+        device = self.model.device
+        try:
+            export_pipeline(
+                self.model.to("cpu"), path, lambda made: loaded(made, LoadOptions(device="cpu", tuned=False))
+            )
+        finally:
+            self.model.to(device)
 
 
 def adapt(
@@ -122,15 +140,17 @@ def adapt(
 ) -> Adaptation:
     """A copy of a model whose chosen part asks for gradients.
 
-    Raises InputError for a token that is a word already, and for a full fine-tune of a model of another family, which
-    has no file of its own here.
+    Raises InputError for a token that is a word already, and for what a full fine-tune of another program's checkpoint
+    cannot hold: a new word, and text encoders.
     """
     native = own_denoiser(base.denoise) is not None
-    if method == "full" and not native:
+    if method == "full" and not native and token:
         raise InputError(
-            "All weights of a checkpoint of another program are not trained here: its result would be another "
-            "checkpoint of many GB. Train a LoRA: --method lora, with a higher --rank."
+            f"A folder of another program has no place for a new word such as {token!r}. Train a LoRA, or take a rare "
+            "word that the model has, such as sks with --class-name; or finetune with captions."
         )
+    if method == "full" and not native and text_encoder:
+        raise InputError("All weights are trained of the denoiser alone. Leave --text-encoder out, or train a LoRA.")
     started = [tokens.Token(token, _first_rows(base, class_name, vectors, seed))] if token else []
     if token:
         tokens.check_new(base, token)
@@ -138,7 +158,7 @@ def adapt(
     else:
         model = copied(base, {}, {"trained": [method]})
     if method == "full":
-        weights = {id(p): p.detach().clone() for m in model.modules.values() for p in m.parameters()}
+        weights = {id(p): p.detach().clone() for p in model.modules["net"].parameters()}
         model = copied(model, weights, {"trained": [method]})
     for module in model.modules.values():
         module.requires_grad_(False)

@@ -29,6 +29,7 @@ from .retention import Retention
 from .watching import LOOKS, Watch, best, summary
 
 HELD_OUT = 8  # noise levels at which each held-out image is measured
+MEASURED = 16  # held-out images that are measured, at most: a look shall cost little beside the steps between two
 PREVIEW_STEPS = 8
 KEEPING = 4.0  # how much an error on the model's own images counts
 
@@ -70,7 +71,7 @@ class Course:
     Attributes:
         adaptation: What is trained.
         examples: On what.
-        subject: "object" or "style".
+        templates: Texts for images without captions, the plain one first.
         token: The new word; "" without one.
         own: (prompt, latents) of images that the model made, trained on beside; empty without.
         retention: What is measured of what it knew.
@@ -81,7 +82,7 @@ class Course:
 
     adaptation: Adaptation
     examples: Examples
-    subject: str
+    templates: Sequence[str]
     token: str
     own: Sequence[tuple[str, Tensor]]
     retention: Retention
@@ -113,7 +114,7 @@ class Course:
             chosen: list[int] = [group[order[i % len(group)]] for i in range(batch_size)]
             choice = torch.rand(len(chosen), 2, generator=generator(seed, Stream.CAPTION, step)).tolist()
             prompts = [
-                "" if drop < self.dropped else caption(self.token, self.subject, examples.captions[i], c)
+                "" if drop < self.dropped else caption(self.token, self.templates, examples.captions[i], c)
                 for i, (c, drop) in zip(chosen, choice, strict=True)
             ]
             x0 = [examples.latents[i] for i in chosen]
@@ -135,10 +136,10 @@ class Course:
         """A batch for each held-out image: the same noise and levels at every look."""
         examples, batches = self.examples, []
         u = (torch.arange(HELD_OUT) + 0.5) / HELD_OUT
-        for i in examples.held_out:
+        for i in examples.held_out[:: -(-len(examples.held_out) // MEASURED)]:
             x0 = examples.latents[i]
             noise = torch.randn(HELD_OUT, *x0.shape, generator=generator(0, Stream.BATCH_NOISE, 1 << 21, i))
-            texts = [caption(self.token, self.subject, examples.captions[i], 0.0)] * HELD_OUT
+            texts = [caption(self.token, self.templates, examples.captions[i], 0.0)] * HELD_OUT
             mask = None if examples.masks is None else examples.masks[i].expand(HELD_OUT, -1, -1, -1)
             x0 = x0.expand(HELD_OUT, *x0.shape)
             batches.append((x0, objective.sigmas(u), noise, texts, mask, torch.zeros(HELD_OUT)))

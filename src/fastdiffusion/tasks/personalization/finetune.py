@@ -70,7 +70,7 @@ def finetune(model: Model | str | Path, data: Dataset | str | Path, **options: A
     identity = {name: str(getattr(chosen, name)) for name in names}
     identity |= {"model": base.id, "watched": digest(known)}
     course = Course(
-        adaptation, examples, "object", "", list(zip(kept, own, strict=True)), retention, shown, DROPPED, identity
+        adaptation, examples, (), "", list(zip(kept, own, strict=True)), retention, shown, DROPPED, identity
     )
     arguments = {"model": str(model), "data": str(data)} if isinstance(model, str | Path) else {}
     trainer, watch = run(course, chosen, "finetune", arguments)

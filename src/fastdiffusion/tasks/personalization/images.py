@@ -46,9 +46,9 @@ class Examples:
         notes: What a person should know, in sentences.
     """
 
-    latents: Sequence[Float[Tensor, "c h w"]]
+    latents: Sequence[Float[Tensor, "c _ _"]]
     captions: Sequence[Sequence[str]]
-    masks: Sequence[Float[Tensor, "1 h w"]] | None
+    masks: Sequence[Float[Tensor, "1 _ _"]] | None
     train: Sequence[int]
     held_out: Sequence[int]
     name: str
@@ -158,7 +158,7 @@ def _latents(model: Model, data: Dataset) -> list[Tensor]:
     return [made[str(i)] for i in range(len(data))]
 
 
-def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor: int) -> list[Float[Tensor, "1 h w"]]:
+def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor: int) -> list[Float[Tensor, "1 _ _"]]:
     """Each image's mask at the size of its latents; squares are cut from masks as from images."""
     places = {path.stem: path for path in sorted(Path(folder).glob("*")) if path.is_file()}
     made = []
@@ -175,12 +175,17 @@ def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor:
     return made
 
 
-def caption(token: str, subject: str, own: Sequence[str], choice: float) -> str:
+def templates_of(model: Model, subject: str) -> tuple[str, ...]:
+    """Texts for images without captions, of words that the model knows: others would be noise in what is learned."""
+    unknown = getattr(model.conditioner, "unknown_words", lambda text: [])
+    return tuple(text for text in TEMPLATES[subject] if not unknown(text.format("")))
+
+
+def caption(token: str, templates: Sequence[str], own: Sequence[str], choice: float) -> str:
     """An image's text: its caption with the token in it, or a template; ``choice`` of them is in [0, 1)."""
     if own:
         text = own[int(choice * len(own))]
         if not token or token in text:
             return text
-        return f"{text} in the style of {token}" if subject == "style" else f"{token}, {text}"
-    templates = TEMPLATES[subject]
+        return f"{text} in the style of {token}" if STYLES[1] in templates else f"{token}, {text}"
     return templates[int(choice * len(templates))].format(token)

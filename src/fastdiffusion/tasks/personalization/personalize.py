@@ -21,7 +21,7 @@ from ..loading import loaded
 from . import slider as sliders
 from .adapting import Adaptation, adapt, opened_base
 from .course import Course, kept_step, run
-from .images import Examples, opened
+from .images import Examples, opened, templates_of
 from .objective import Objective, conditions, refuse_distilled
 from .options import PersonalizeOptions
 from .result import PersonalizationResult
@@ -97,7 +97,7 @@ def _adaptation(base: Model, chosen: PersonalizeOptions, token: str, class_name:
 
 def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
     """What a new word, or a rare one, is to mean; and what a person should know of it."""
-    rare = chosen.method == "dreambooth" and tokens.rare(base, chosen.token)
+    rare = chosen.method in ("dreambooth", "full") and tokens.rare(base, chosen.token)
     if not rare:
         tokens.check_new(base, chosen.token)
     examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
@@ -113,9 +113,8 @@ def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions
     of_class = f"a {class_name}" if chosen.subject == "object" else class_name
     prior = [others[i] if i % 2 else of_class for i in range(count)]
     shown = [phrase, f"{phrase} on a blue background", f"two {phrase}", f"a red {phrase}"]
-    return Course(
-        adaptation, examples, chosen.subject, phrase, **_held(base, chosen, prior, shown, class_name)
-    ), notes  # fmt: skip
+    held = _held(base, chosen, prior, shown, class_name)
+    return Course(adaptation, examples, templates_of(base, chosen.subject), phrase, **held), notes
 
 
 def _slider(base: Model, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
@@ -123,13 +122,13 @@ def _slider(base: Model, chosen: PersonalizeOptions) -> tuple[Course, list[str]]
     ends = sliders.opposites(str(chosen.slider), chosen.class_name)
     examples = sliders.examples_of(base, ends, chosen.holdout, chosen.seed)
     adaptation = _adaptation(base, chosen, "", "")
-    prior = prompts_of(chosen.prompts, WATCHED + (count := PRIOR if chosen.prior is None else chosen.prior))[WATCHED:]
+    prior = prompts_of(chosen.prompts, WATCHED + (chosen.prior or 0))[WATCHED:]
     shown = [list(ends)[i % len(ends)] for i in range(sliders.SHOWN)]
-    held = _held(base, chosen, prior[:count], shown, str(chosen.slider))
+    held = _held(base, chosen, prior, shown, str(chosen.slider))
     notes = [
         f"Scale -1 is {first!r}, 1 is {second!r}; --lora FILE:0.5 goes half way." for first, second in ends.values()
     ]
-    return sliders.Slider(adaptation, examples, chosen.subject, "", **{**held, "shown": shown}, ends=ends), notes
+    return sliders.Slider(adaptation, examples, (), "", **{**held, "shown": shown}, ends=ends), notes
 
 
 def _held(

@@ -147,18 +147,18 @@ def _student(
         "rows": teacher.rows, "emb": emb.shape[2], "pooled": 0 if pooled is None else pooled.shape[1],
         "masked": teacher.masked, "vocabulary": len(tokenizer), "width": width, "depth": chosen.depth,
         "head": next(head for head in range(64, 0, -1) if width % head == 0),
-        "length": model.conditioner.max_tokens or 256, "words": len(lists[0]), "shared": len(lists[1]),
+        "length": model.conditioner.max_tokens or 256, "terms": len(lists[0]), "shared": len(lists[1]),
         "letters": len(lists[2]),
     }  # fmt: skip
     student: StudentEncoder = drawn(lambda: StudentEncoder(**config), chosen.seed, Stream.LANGUAGE_PAIRS)
     student.set_vocabulary(tokenizer, lists)
-    student.set_teacher(emb, pooled)
+    student.set_teacher(teacher.looked)
     return student
 
 
 def _resumed(fresh: StudentEncoder, old: StudentEncoder) -> StudentEncoder:
     """A copy of a student, its tokenizer and weights, that recognizes the texts of a fresh one."""
-    lists = {name: getattr(fresh, name) for name in ("words", "shared", "letters")}
+    lists = {name: getattr(fresh, name) for name in ("terms", "shared", "letters")}
     made = StudentEncoder(**{**old.config, **{name: len(t) for name, t in lists.items()}})
     made.load_state_dict({**old.state_dict(), **lists})
     return made

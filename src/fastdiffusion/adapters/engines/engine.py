@@ -23,15 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from ..data.cache import cache_folder
-from ..errors import InputError, missing, out_of_memory, warn
-from ..io import untrusted_json
-from ..io.atomic import write_json
-from ..models import Model
-from ..nets.layers import HOOKS
-from ..types import Cond
-from . import engine_files as files
-from . import engine_trial
+from ...data.cache import cache_folder
+from ...errors import InputError, missing, out_of_memory, warn
+from ...io import untrusted_json
+from ...io.atomic import write_json
+from ...models import Model
+from ...nets.layers import HOOKS
+from ...types import Cond
+from . import converted, trial
 
 # Greatest difference from torch in units of the output's greatest magnitude. Wrong programs are far beyond: about 1.
 TOLERANCES = {"float32": 1e-3, "bf16": 0.2, "int8": 0.2}
@@ -107,7 +106,7 @@ def detach(modules: Mapping[str, nn.Module]) -> None:
 def available() -> tuple[str, ...]:
     """The precisions that are computed in here; none without OpenVINO."""
     try:
-        able = engine_trial.hint("int8") == "bf16"
+        able = trial.hint("int8") == "bf16"
     except ImportError:
         return ()
     return tuple(precision for precision in PRECISIONS if able or precision != "bf16")
@@ -176,35 +175,35 @@ class Engine:
             path, notes = self._ready(call, self.place / name)
             if (difference := notes["differences"][self._trial(call)]) <= TOLERANCES[self.precision]:
                 shapes, threads = [t.shape for t in call.tensors], torch.get_num_threads()
-                program = engine_trial.compiled(path, shapes, engine_trial.hint(self.precision), threads)
+                program = trial.compiled(path, shapes, trial.hint(self.precision), threads)
                 return program, pytree.treespec_loads(notes["outputs"])
         raise Refused(f"it differs from torch by {difference:.2g} of the greatest number, at {call.shapes}")
 
     def _ready(self, call: Call, folder: Path) -> tuple[Path, dict[str, Any]]:
         """The converted network in a folder, and notes on it, among them this call's trial."""
         try:
-            if not (folder / files.NOTES).is_file():
+            if not (folder / converted.NOTES).is_file():
                 self._convert(call, folder)
-            if self.precision == "int8" and not (folder / files.INT8).is_file():
-                files.compress(folder)
+            if self.precision == "int8" and not (folder / converted.INT8).is_file():
+                converted.compress(folder)
         except Exception as error:
             if out_of_memory(error):
                 raise
             unknown = " ".join(line for line in str(error).splitlines() if line.startswith("-- ") or "No space" in line)
             raise Refused(f"it cannot be converted ({unknown or str(error)[:200]})") from None
-        files.share(self.module, folder)
-        path = folder / (files.INT8 if self.precision == "int8" else files.NET)
-        notes = untrusted_json.parsed_file(folder / files.NOTES)
-        if (trial := self._trial(call)) not in notes["differences"]:
-            notes["differences"][trial] = difference(self.torch_forward, call, path, self.precision)
-            write_json(folder / files.NOTES, notes)
+        converted.share(self.module, folder)
+        path = folder / (converted.INT8 if self.precision == "int8" else converted.NET)
+        notes = untrusted_json.parsed_file(folder / converted.NOTES)
+        if (tried := self._trial(call)) not in notes["differences"]:
+            notes["differences"][tried] = difference(self.torch_forward, call, path, self.precision)
+            write_json(folder / converted.NOTES, notes)
         return path, notes
 
     def _trial(self, call: Call) -> str:
         return f"{call.shapes} {self.precision}"
 
     def _convert(self, call: Call, folder: Path) -> None:
-        files.convert(Flat(self.torch_forward, call, self.module), call.tensors, folder)
+        converted.convert(Flat(self.torch_forward, call, self.module), call.tensors, folder)
 
 
 def difference(forward: Callable[..., Any], call: Call, path: Path, precision: str = "float32") -> float:
@@ -216,10 +215,8 @@ def difference(forward: Callable[..., Any], call: Call, path: Path, precision: s
 
     with tempfile.TemporaryDirectory() as folder:
         np.savez(Path(folder, "inputs.npz"), *call.arrays())
-        settings = (folder, engine_trial.hint(precision), str(torch.get_num_threads()))
-        done = subprocess.run(
-            [sys.executable, engine_trial.__file__, str(path), *settings], capture_output=True, text=True
-        )
+        settings = (folder, trial.hint(precision), str(torch.get_num_threads()))
+        done = subprocess.run([sys.executable, trial.__file__, str(path), *settings], capture_output=True, text=True)
         if done.returncode:
             how = f"signal {-done.returncode}" if done.returncode < 0 else done.stderr.strip()[-200:]
             raise Refused(f"the engine broke down in its trial ({how})")

@@ -1,4 +1,4 @@
-"""What an engine's child process runs: ``python engine_trial.py NET.xml FOLDER PRECISION THREADS``.
+"""What an engine's child process runs: ``python trial.py NET.xml FOLDER PRECISION THREADS``.
 
 FOLDER holds inputs.npz; outputs.npz is written beside it. Neither torch nor this package is imported, so that a trial
 starts at once, and a crash of the engine is the end of this process alone.

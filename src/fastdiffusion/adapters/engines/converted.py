@@ -15,8 +15,8 @@ from xml.etree import ElementTree
 import torch
 from torch import Tensor, nn
 
-from ..io.atomic import write_json
-from . import engine_trial
+from ...io.atomic import write_json
+from . import trial
 
 NET, INT8, NOTES = "net.xml", "int8.xml", "notes.json"
 LARGE, SHARED = 1 << 26, 1 << 16  # bytes from which a network, and a weight of it, are worth sharing
@@ -29,7 +29,7 @@ def convert(flat: Any, inputs: Sequence[Tensor], folder: Path, names: Sequence[s
 
     Raises OSError for a disk that is full, and whatever OpenVINO raises.
     """
-    ov, weights = engine_trial.openvino(), list(flat.network_weights)
+    ov, weights = trial.openvino(), list(flat.network_weights)
     folder.parent.mkdir(parents=True, exist_ok=True)
     needed, free = 1.01 * sum(p.nbytes for p in weights), shutil.disk_usage(folder.parent).free
     if needed > free:
@@ -67,7 +67,7 @@ def compress(folder: Path) -> None:
     """
     import numpy as np
 
-    ov = engine_trial.openvino()
+    ov = trial.openvino()
     ops, net = ov.opset13, ov.Core().read_model(folder / NET)
     for node in net.get_ops():
         if (kind := node.get_type_name()) not in ("MatMul", "Convolution"):
@@ -132,7 +132,7 @@ def _constants(path: Path) -> Iterator[tuple[int, int]]:
 
 def _write(net: Any, path: Path) -> None:
     """Both files of a network; OpenVINO itself does not always say that a disk is full."""
-    engine_trial.openvino().save_model(net, path, compress_to_fp16=False)
+    trial.openvino().save_model(net, path, compress_to_fp16=False)
     if path.with_suffix(".bin").stat().st_size < max((end for _, end in _constants(path)), default=0):
         raise OSError("No space was left while it was written")
 
@@ -142,7 +142,7 @@ def _spare_group_norms(net: Any) -> None:
 
     It does so in float32 where f differs between images: adaptive group norm.
     """
-    ops = engine_trial.openvino().opset13
+    ops = trial.openvino().opset13
     for node in net.get_ops():
         if node.get_type_name() != "Multiply":
             continue
