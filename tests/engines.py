@@ -18,7 +18,7 @@ from torch import nn
 import fastdiffusion
 from fastdiffusion import nets
 from fastdiffusion.adapters import engines, tuning
-from fastdiffusion.adapters.engines import files, trial
+from fastdiffusion.adapters.engines import converted, trial
 from fastdiffusion.errors import InputError, MissingExtra
 from fastdiffusion.guidance import attention
 from fastdiffusion.models import tuned
@@ -235,7 +235,7 @@ def test_weights_of_8_bits_are_near_and_small(inputs, cache):
 
 
 def test_torch_shares_the_weights_with_the_file(inputs, cache, monkeypatch):
-    monkeypatch.setattr(files, "LARGE", 0)
+    monkeypatch.setattr(converted, "LARGE", 0)
     torch.manual_seed(0)
     net = ready(nn.Sequential(nn.Conv2d(16, 128, 3), nn.Flatten(), nn.Linear(128 * 36, 9)))
     before = net(inputs[0])
@@ -264,7 +264,7 @@ def test_a_full_disk_leaves_nothing_behind(norm, inputs, cache, monkeypatch):
         assert torch.equal(norm(*inputs), before)
     assert not [path for path in cache.rglob("*") if path.is_file()]
     engines.attach({"net": norm}, "abc")
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(converted.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.warns(UserWarning, match="No space: it takes 0.0 GB"):
         assert torch.equal(norm(*inputs), before)
 

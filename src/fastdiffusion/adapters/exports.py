@@ -23,7 +23,7 @@ from ..models import Model
 from ..models.native import own_denoiser
 from ..types import Cond
 from . import engines
-from .engines import files
+from .engines import converted
 from .examine import pipeline
 from .students import students_of
 
@@ -179,10 +179,10 @@ def _usage(model: Model) -> Mapping[str, Any]:
 
 def _openvino(part: Part, path: Path) -> None:
     flat = engines.Flat(part.forward, part.call, part.module)
-    files.convert(flat, part.call.tensors, path.parent, part.call.names)
+    converted.convert(flat, part.call.tensors, path.parent, part.call.names)
     for suffix in (".xml", ".bin"):
         os.rename(path.with_name("net" + suffix), path.with_suffix(suffix))
-    (path.parent / files.NOTES).unlink()
+    (path.parent / converted.NOTES).unlink()
 
 
 def _onnx(part: Part, path: Path) -> None:
@@ -193,7 +193,7 @@ def _onnx(part: Part, path: Path) -> None:
         name: {i: f"{name} {axis}" for i, axis in enumerate(_NAMES.get(t.ndim, ("rows",))) if axis != "channels"}
         for name, t in zip(names, part.call.tensors, strict=True)
     }
-    with files.constant(flat.network_weights):
+    with converted.constant(flat.network_weights):
         torch.onnx.export(
             flat, tuple(part.call.tensors), str(path), input_names=_distinct(names), dynamic_axes=axes,
             opset_version=17, dynamo=False,

@@ -30,7 +30,7 @@ from ...io.atomic import write_json
 from ...models import Model
 from ...nets.layers import HOOKS
 from ...types import Cond
-from . import files, trial
+from . import converted, trial
 
 # Greatest difference from torch in units of the output's greatest magnitude. Wrong programs are far beyond: about 1.
 TOLERANCES = {"float32": 1e-3, "bf16": 0.2, "int8": 0.2}
@@ -182,28 +182,28 @@ class Engine:
     def _ready(self, call: Call, folder: Path) -> tuple[Path, dict[str, Any]]:
         """The converted network in a folder, and notes on it, among them this call's trial."""
         try:
-            if not (folder / files.NOTES).is_file():
+            if not (folder / converted.NOTES).is_file():
                 self._convert(call, folder)
-            if self.precision == "int8" and not (folder / files.INT8).is_file():
-                files.compress(folder)
+            if self.precision == "int8" and not (folder / converted.INT8).is_file():
+                converted.compress(folder)
         except Exception as error:
             if out_of_memory(error):
                 raise
             unknown = " ".join(line for line in str(error).splitlines() if line.startswith("-- ") or "No space" in line)
             raise Refused(f"it cannot be converted ({unknown or str(error)[:200]})") from None
-        files.share(self.module, folder)
-        path = folder / (files.INT8 if self.precision == "int8" else files.NET)
-        notes = untrusted_json.parsed_file(folder / files.NOTES)
+        converted.share(self.module, folder)
+        path = folder / (converted.INT8 if self.precision == "int8" else converted.NET)
+        notes = untrusted_json.parsed_file(folder / converted.NOTES)
         if (tried := self._trial(call)) not in notes["differences"]:
             notes["differences"][tried] = difference(self.torch_forward, call, path, self.precision)
-            write_json(folder / files.NOTES, notes)
+            write_json(folder / converted.NOTES, notes)
         return path, notes
 
     def _trial(self, call: Call) -> str:
         return f"{call.shapes} {self.precision}"
 
     def _convert(self, call: Call, folder: Path) -> None:
-        files.convert(Flat(self.torch_forward, call, self.module), call.tensors, folder)
+        converted.convert(Flat(self.torch_forward, call, self.module), call.tensors, folder)
 
 
 def difference(forward: Callable[..., Any], call: Call, path: Path, precision: str = "float32") -> float:
