@@ -7,6 +7,7 @@ LoCon too), of SDXL's and FLUX's original code and of ComfyUI are understood; no
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -117,7 +118,7 @@ def split_scale(lora: str | Path) -> tuple[Path, float]:
         name, scale = str(lora), 1.0
     if not name or not abs(scale) <= BUDGET.number:
         raise InputError(f"{str(lora)!r} is no file with a scale. Example: style.safetensors:0.8")
-    return Path(name).expanduser(), scale
+    return Path(os.path.expanduser(name)), scale  # unlike Path's, no error where there is no such user
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
