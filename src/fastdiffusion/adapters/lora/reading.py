@@ -24,7 +24,8 @@ from ...io.checkpoints import read_safetensors
 from ...io.guarded import BUDGET
 from ...models import Model, folder
 from ...nets.student import StudentEncoder
-from .. import students, tokens
+from .. import tokens
+from ..conditioners import student as students
 from ..copies import copied
 from .names import Place, family_of, find, places
 
