@@ -149,14 +149,14 @@ SomeImages = Annotated[Path | None, FOLDER]
     examples=[
         'fastdiffusion personalize emoji photos-of-my-robot/ --token "<robot>"',
         'fastdiffusion personalize sdxl/ photos-of-my-dog/ --token "<dog>" --class-name dog',
-        'fastdiffusion personalize sd15/ prints/ --token "<print>" --subject style --method embedding',
         'fastdiffusion personalize emoji --slider "a sad face|a grinning face"',
     ],
 )
 def personalize(chosen: PersonalizeOptions, model: ModelPath, data: SomeImages = None) -> None:
-    """Teach a model what 3 to 20 images show, under a new word; or a scale between two prompts, by --slider.
+    """Teach a model what 3 to 20 images show, under a new word.
 
-    The same command goes on where the last one stopped. It ends by itself, and keeps the best step.
+    The same command goes on where the last one stopped. It ends by itself, and keeps the best step. --slider takes no
+    images: it learns a scale between two prompts.
     """
     from ..tasks.personalization.personalize import personalize as personalizing
 
