@@ -19,7 +19,7 @@ from ...training import report as reports
 from ...training.trainer import check
 from ..loading import loaded
 from . import slider as sliders
-from .adapting import Adaptation, adapt, opened_base
+from .adapting import ADAPTED, Adaptation, adapt, opened_base
 from .course import Course, kept_step, run
 from .images import Examples, opened, templates_of
 from .objective import Objective, conditions, refuse_distilled
@@ -91,7 +91,7 @@ def _name(what: Any) -> str:
 
 
 def _adaptation(base: Model, chosen: PersonalizeOptions, token: str, class_name: str) -> Adaptation:
-    lora = {name: getattr(chosen, name) for name in ("rank", "alpha", "targets", "dropout", "text_encoder", "seed")}
+    lora = {name: getattr(chosen, name) for name in ADAPTED}
     return adapt(base, chosen.method, token, class_name, chosen.vectors, **lora)
 
 
