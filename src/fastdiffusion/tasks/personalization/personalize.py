@@ -59,6 +59,7 @@ def personalize(
     check(chosen)
     if chosen.slider is not None:
         sliders.check(chosen.method, data, chosen.masks)
+        chosen = replace(chosen, lr=sliders.RATE if chosen.lr is None else chosen.lr)
     elif data is None:
         raise InputError("What shall it learn? Give a folder of 3 to 20 images, or --slider 'a sad face|a happy face'.")
     base, chosen = opened_base(model, chosen)
@@ -120,7 +121,7 @@ def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions
 def _slider(base: Model, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
     """The way between two prompts; and what a person should know of it."""
     ends = sliders.opposites(str(chosen.slider), chosen.class_name)
-    examples = sliders.examples_of(base, ends, chosen.holdout, chosen.seed)
+    examples = sliders.examples_of(base, ends, chosen.seed)
     adaptation = _adaptation(base, chosen, "", "")
     prior = prompts_of(chosen.prompts, WATCHED + (chosen.prior or 0))[WATCHED:]
     shown = [list(ends)[i % len(ends)] for i in range(sliders.SHOWN)]
