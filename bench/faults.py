@@ -1,6 +1,6 @@
 """The faults of docs/reliability.md, each with how often it was tried and how often the program survived.
 
-    python bench/faults.py              all of them, four to ten minutes on two cores
+    python bench/faults.py              all of them, five to ten minutes on two cores
     python bench/faults.py kill stream  those whose name holds one of these words
 
 Every fault is a test in ``tests``; a test that repeats a fault within itself counts as often as it does. The exit code
@@ -90,6 +90,12 @@ FAULTS: dict[str, list[tuple[str, str, int]]] = {
     "personalize: killed, and a place that cannot be written": [
         ("personalization", "test_it_goes_on_bit_for_bit", 1),
         ("personalization", "test_no_space", 1),
+        ("untrusted", "test_a_place_whose_name_is_no_text_is_not_called_damaged", 1),
+    ],
+    "edit, explain, personalize: a full disk, a file for a folder, names with line breaks and odd bytes": [
+        ("untrusted", "test_newer_verbs_end_with_a_sentence_where_they_cannot_write", 4),
+        ("untrusted", "test_a_name_that_is_no_text_is_left_out_of_the_settings", 1),
+        ("untrusted", "test_a_home_that_is_none_is_a_place_that_is_missing", 3),
     ],
     "long and deep texts": [
         ("faults", "test_long_and_deep_texts_are_refused_at_once", 1),

@@ -19,6 +19,7 @@ import random
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from fastdiffusion import add_language, load, sample
@@ -92,7 +93,7 @@ def main() -> None:
                 row["undefined"] = retrieval.r_precision(evaluator, theirs[rest], [names[i] for i in rest])
             results[f"{language} {part}"] = {k: v._asdict() if hasattr(v, "_asdict") else v for k, v in row.items()}
             print(language, part, {k: str(v) for k, v in row.items()}, flush=True)
-            grid(theirs[:24], 12).save(args.out / f"{language}-{part}.png")
+            grid(torch.cat([theirs[:12], english[:12]]), 12).save(args.out / f"{language}-{part}.png")
     (args.out / "languages.json").write_text(json.dumps(results, indent=1) + "\n")
 
 

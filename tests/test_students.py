@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -17,7 +17,8 @@ import tiny_pipelines
 
 import fastdiffusion
 from fastdiffusion import add_language, load, sample
-from fastdiffusion.adapters import students, with_loras
+from fastdiffusion.adapters import with_loras
+from fastdiffusion.adapters.conditioners import student as students
 from fastdiffusion.adapters.copies import copied
 from fastdiffusion.adapters.tokens import Token, with_tokens
 from fastdiffusion.cli import main
@@ -135,6 +136,28 @@ def test_other_text_encoders_are_refused(taught, tmp_path):
     assert own.model.denoise.students == ()
 
 
+def test_a_fine_tuned_model_keeps_its_english(tmp_path):
+    """It is added to what a LoRA made of the base, whose English images are the same to the bit afterwards."""
+    base, tuning = loaded_families.get("sd15"), tmp_path / "tuning.safetensors"
+    draw, tensors = torch.Generator().manual_seed(0), {}
+    for part, net in (("unet", base.model.modules["net"]), ("text_encoder", base.model.modules["text_encoder"])):
+        for name, layer in net.named_modules():
+            if name.endswith(("to_k", "v_proj")):
+                rows, columns = layer.weight.shape
+                tensors[f"{part}.{name}.lora_A.weight"] = torch.randn(2, columns, generator=draw)
+                tensors[f"{part}.{name}.lora_B.weight"] = torch.randn(rows, 2, generator=draw)
+    save_file(tensors, tuning)
+    tuned = load(base.path, lora=str(tuning), device="cpu")
+    model = add_language(base.path, PAIRS, steps=20, lora=str(tuning), folder=tmp_path / "run", **OPTIONS).model
+    assert torch.equal(drawn(model, "red house"), drawn(tuned, "red house"))
+    assert not torch.equal(drawn(tuned, "red house"), drawn(base.model, "red house"))
+    file = str(tmp_path / "run" / "language.safetensors")
+    for files in ([str(tuning), file], [file, str(tuning)]):
+        both = load(base.path, lora=files, device="cpu")
+        for prompt in ("rotes Haus", "red house"):
+            assert torch.equal(drawn(both, prompt), drawn(model, prompt))
+
+
 def test_a_damaged_file_is_refused(taught, tmp_path):
     path = loaded_families.get("sd15").path
     tensors = load_file(taught.path / "language.safetensors")
@@ -142,8 +165,6 @@ def test_a_damaged_file_is_refused(taught, tmp_path):
         note = json.loads(opened.metadata()["fastdiffusion"])
 
     def written(name, changed, kept):
-        from safetensors.torch import save_file
-
         save_file(kept, tmp_path / name, {"fastdiffusion": json.dumps(changed)})
         return str(tmp_path / name)
 

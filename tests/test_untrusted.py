@@ -6,7 +6,10 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import struct
+import sys
+import traceback
 
 import pytest
 import torch
@@ -18,8 +21,10 @@ from test_faults import refused, within
 import fastdiffusion
 from fastdiffusion.adapters import tokens, with_loras
 from fastdiffusion.adapters.lora import algebra, reading
-from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError
+from fastdiffusion.cli import main
+from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError, UnavailableError
 from fastdiffusion.io import checkpoints, untrusted_json
+from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import folder
 
 DEEP = "[" * 200_000
@@ -320,3 +325,127 @@ def test_an_index_of_strangers_names_no_other_place(folders, tmp_path, content):
     (place / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(content)
     with refused(10):
         fastdiffusion.load(place, device="cpu")
+
+
+# ---- places -----------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_no_text_is_left_out_of_the_settings(tmp_path):
+    from fastdiffusion.io.config import read_config, write_config
+
+    write_config(tmp_path / "run.toml", "train", {"folder": "a\udcff", "steps": 3, "data": "a\nb"})
+    assert read_config(tmp_path / "run.toml", "train", ["steps", "data", "folder"]) == {"steps": "3", "data": "a\nb"}
+    assert "# folder is left out" in (tmp_path / "run.toml").read_text()
+
+
+def test_a_home_that_is_none_is_a_place_that_is_missing(folders, text):
+    from fastdiffusion.adapters.conditioners import with_image_prompts
+
+    with refused():
+        with_loras(text, ["~nosuch/a.safetensors"])
+    model, image = fastdiffusion.load(folders / "sd15", device="cpu"), Image.new("RGB", (64, 64))
+    with refused():
+        with_image_prompts(model, [(image, 1.0)], "~nosuch/a.safetensors")
+    with refused():
+        fastdiffusion.sample(model, "a cat", n=1, steps=1, control="~nosuch/canny:a.png")
+
+
+@pytest.mark.skipif(not hasattr(os, "symlink"), reason="needs links")
+@pytest.mark.parametrize(
+    "verb", [["restore", "--corruption", "noise 0.1"], ["stylize"], ["edit", "--source", "a red square"]]
+)
+def test_a_link_to_itself_is_a_file_that_cannot_be_read(desk, tmp_path, capsys, verb):
+    link = tmp_path / "a.png"
+    link.symlink_to(link)
+    second = {"stylize": [str(desk.style)], "edit": ["a green square"]}.get(verb[0], [])
+    assert main([verb[0], str(link), *second, *verb[1:], "-o", str(tmp_path / "b.png")]) == 2
+    assert "a.png" in capsys.readouterr().err
+
+
+NEW_VERBS = {
+    "edit": ("edit", "PHOTO", "a green square", "--source", "a red square", "--model", "TEXT", "--steps", "2", "-o"),
+    "explain": (
+        "explain",
+        "a red square",
+        "--model",
+        "TEXT",
+        "--points",
+        "0",
+        "--maps",
+        "attention",
+        "--steps",
+        "2",
+        "-o",
+    ),
+    "personalize": (
+        "personalize",
+        "TEXT",
+        "PHOTOS",
+        "--token",
+        "<x>",
+        "--class-name",
+        "red",
+        "--steps",
+        "2",
+        "--prior",
+        "2",
+        "--batch-size",
+        "2",
+        "-o",
+    ),
+}
+
+
+def ended(desk, verb, out, limit=None):
+    """A verb in a process of its own, a fork: exit code and what it said; ``limit`` is the largest file in bytes."""
+    places = {"PHOTO": str(desk.photo), "TEXT": str(desk.text), "PHOTOS": str(desk.photos)}
+    words = [places.get(word, word) for word in NEW_VERBS[verb]]
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            code = main([*words, str(out)])
+        except BaseException:
+            traceback.print_exc()
+            code = 99
+        sys.stderr.flush()
+        os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader, errors="replace") as file:
+        said = file.read()
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
+
+
+@pytest.mark.parametrize("verb", NEW_VERBS)
+def test_newer_verbs_end_with_a_sentence_where_they_cannot_write(desk, tmp_path, verb):
+    """A full disk leaves what was there; a name with a line break, or in bytes that are no text, is a name like any."""
+    end = ".png" if verb == "edit" else ""
+    code, said = ended(desk, verb, tmp_path / f"full{end}", limit=100)
+    assert code == 2 and "Traceback" not in said, said
+    assert said.splitlines()[-1].startswith(("fastdiffusion: Cannot write", "fastdiffusion: Cannot keep")), said
+    assert not [path for path in tmp_path.rglob("*") if ".part" in path.suffixes or path.name.startswith(".full")]
+    (tmp_path / "file").write_text("x")
+    code, said = ended(desk, verb, tmp_path / "file" / f"a{end}")
+    assert code == 2 and "Traceback" not in said, said
+    for name in ("a\nb<script>", os.fsdecode(b"a\xff")):
+        code, said = ended(desk, verb, tmp_path / f"{name}{end}")
+        if verb == "personalize" and not name.isascii():  # safetensors opens no such name: that is said at the start
+            assert code == 2 and "is no text in UTF-8" in said and not (tmp_path / name / "lora.safetensors").exists()
+        else:
+            assert code == 0 and (tmp_path / f"{name}{end}").exists(), said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs names of any bytes")
+def test_a_place_whose_name_is_no_text_is_not_called_damaged(tmp_path):
+    path = tmp_path / os.fsdecode(b"a\xff") / "a.safetensors"
+    path.parent.mkdir()
+    checkpoints.save_tensors(path, {"a": torch.zeros(1)}, {})
+    with refused(error=UnavailableError):
+        checkpoints.load_tensors(path)
+    with refused(error=CheckpointError), Folder(path.parent).lock():
+        pass

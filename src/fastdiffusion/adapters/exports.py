@@ -23,9 +23,9 @@ from ..models import Model
 from ..models.native import own_denoiser
 from ..types import Cond
 from . import engines
+from .conditioners.student import students_of
 from .engines import converted
 from .examine import pipeline
-from .students import students_of
 
 ALIKE = 1e-3  # of the largest number: as far as an exported network may be from torch
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}

@@ -30,8 +30,7 @@ from ..types import Cond, Denoise, Run
 from .attention import Layout, register
 from .autoencoders import Vae
 from .levels import FlowLevels, TrainedLevels
-from .students import Student
-from .texts import Spans, Text, compact, grouped
+from .texts import Spans, Student, Text, compact, grouped
 
 NAMES = {"unet": "net", "transformer": "net", "vae": "autoencoder"}  # what a Model calls the parts
 

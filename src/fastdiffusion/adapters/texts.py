@@ -1,4 +1,4 @@
-"""One text encoder with its tokenizer: from texts to what the encoder makes of their tokens."""
+"""A text encoder with its tokenizer, or a student of several: from texts to what is made of their tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import warn
+from ..nets.student import StudentEncoder
+from ..nets.text import normalized
 from ..prompts import aligned
 from ..types import Cond
 
@@ -88,6 +90,45 @@ class Text:
         """Whether the tokenizer can write a text; byte pairs write any."""
         unknown = {self.tokenizer.unk_token_id} - {self.tokenizer.eos_token_id}
         return not unknown & set(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class Student:
+    """A student of a family's text encoders, which encodes the texts of its languages in their place.
+
+    Args:
+        encoder: The network.
+    """
+
+    def __init__(self, encoder: StudentEncoder):
+        self.encoder = encoder
+
+    def reads(self, text: str) -> bool:
+        """Whether it is the one to encode a text."""
+        return self.encoder.reads(text)
+
+    def knows(self, term: str) -> bool:
+        """Whether a word looks like one of the texts that it learned."""
+        return self.encoder.encoder.knows(term)
+
+    def condition(self, prompts: Sequence[str], nothing: Cond) -> Cond:
+        """The condition of each text; what no text decides is that of ``nothing``, one row."""
+        tokenizer, most = self.encoder.encoder.tokenizer, self.encoder.encoder.length
+        for text in prompts:
+            if (length := len(tokenizer.encode(normalized(text)))) > most:
+                warn(
+                    f"Only the first {most} of {length} tokens of {text[:40]!r} are encoded. "
+                    "sample(prompt=...) encodes a long prompt in pieces."
+                )
+        tokens = self.encoder.encoder.tokens(prompts).to(self.encoder.places.device)
+        return nothing.expand(len(prompts)).with_text(self.encoder(tokens).cond())
+
+    def spans(self, text: str) -> Spans:
+        """Which characters of the raw text each row is made of most."""
+        return list(aligned(self.encoder.spans, normalized)(text))
+
+    def measure(self, text: str) -> Spans:
+        """Which characters each of its own tokens covers."""
+        return list(aligned(self.encoder.encoder.tokenizer.spans, normalized)(text))
 
 
 def rows_of(states: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], drop: int = 0) -> Cond:

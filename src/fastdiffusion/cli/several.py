@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -53,9 +54,9 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
     if out is None and not single:  # what an earlier run made is no input of this one
         results = {path for _, path in jobs}
         jobs = [(image, path) for image, path in jobs if image not in results]
-    originals = {image.resolve() for image, _ in jobs}
+    originals = {os.path.realpath(image) for image, _ in jobs}  # unlike Path.resolve, no error where links go round
     for _, path in jobs:
-        if path.resolve() in originals:
+        if os.path.realpath(path) in originals:
             raise InputError(f"{path} is one of the originals. Choose another place with --out.")
     failed: list[str] = []
     for image, path in jobs if single else Progress(jobs, "images", unit=""):

@@ -225,7 +225,8 @@ def _opened(path: Path) -> Iterator[Any]:
     except CheckpointError:
         raise
     except Exception as error:  # whatever a hostile header provokes in the reader
-        if out_of_memory(error) or isinstance(error, OSError) or "(os error " in str(error):
+        nameless = "is not valid UTF-8" in str(error)  # the file's name, and not what is in it
+        if out_of_memory(error) or isinstance(error, OSError) or "(os error " in str(error) or nameless:
             raise _unavailable(path, error) from None
         raise CheckpointError(f"{path} is damaged or not a safetensors file ({str(error)[:200]}).") from None
 

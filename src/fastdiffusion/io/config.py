@@ -24,10 +24,14 @@ def keep(folder: Path, command: str, settings: Mapping[str, Any]) -> None:
 
 
 def write_config(path: str | os.PathLike[str], command: str, settings: Mapping[str, Any]) -> None:
-    """Write the settings of a command; those that are None or empty are its defaults, and left out."""
+    """Write the settings of a command; those that are None or empty are its defaults, and left out.
+
+    So is a file's name in bytes that are no text, which TOML cannot hold: a comment says so.
+    """
     rows = [f"# fastdiffusion {command} --config {Path(path).name}", f"command = {_toml(command)}"]
     rows += [f"{key} = {_toml(value)}" for key, value in settings.items() if value not in (None, [], "")]
-    write_bytes(path, "\n".join([*rows, ""]).encode())
+    held = [row if _is_text(row) else f"# {row.partition(' = ')[0]} is left out: it is no text" for row in rows]
+    write_bytes(path, "\n".join([*held, ""]).encode())
 
 
 def read_config(path: str | os.PathLike[str], command: str, known: Iterable[str]) -> dict[str, Any]:
@@ -55,6 +59,13 @@ def read_config(path: str | os.PathLike[str], command: str, known: Iterable[str]
 
 def _typed(value: Any) -> Any:
     return value if isinstance(value, bool) else list(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _is_text(row: str) -> bool:
+    try:
+        return bool(row.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _toml(value: Any) -> str:

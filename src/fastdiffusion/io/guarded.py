@@ -90,6 +90,8 @@ def check_network_config(value: Mapping[str, Any] | list[Any], depth: int = 0) -
         raise InputError(f"it has a list of {len(value):,} entries")
     for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
         whole = isinstance(item, int) and "theta" not in str(key)  # the base of rotary positions: a number as others
+        if item == -math.inf:  # ``lambda_min_clipped`` of the DPM-Solver schedulers: it sizes nothing
+            continue
         if isinstance(item, int | float) and not abs(item) <= (BUDGET.size if whole else BUDGET.number):
             raise InputError(f"{str(key)[:40]} is {str(item)[:40]}")
         if isinstance(item, Mapping | list):

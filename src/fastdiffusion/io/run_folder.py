@@ -31,6 +31,11 @@ class Folder:
 
         The system drops the lock when the process ends, however it ends.
         """
+        if os.fsencode(self.path) != str(self.path).encode(errors="replace"):
+            raise CheckpointError(
+                f"The folder's name {str(self.path)!r} is no text in UTF-8, and no weights can be read from it. "
+                "Choose another one."
+            )
         with _hold(self.path):
             for leftover in self.path.glob(".*.part"):
                 leftover.unlink(missing_ok=True)

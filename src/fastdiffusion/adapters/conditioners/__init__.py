@@ -1,4 +1,4 @@
-"""Further conditions of a checkpoint: ControlNets, T2I-Adapters, IP-Adapters, and images that a network takes.
+"""Further conditions of a checkpoint: ControlNets, T2I-Adapters, IP-Adapters, images that a network takes, languages.
 
 Each function makes a new ``Model`` of a given one, which keeps its weights; ``Model.id`` follows. All compute in torch.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -69,7 +70,7 @@ def with_image_prompts(
         raise InputError(f"IP-Adapters for {family.name} are not supported: Stable Diffusion 1, 2 and XL are.")
     if any(isinstance(each, ImagePrompt) for each in family.controls):
         raise InputError("This model has an IP-Adapter already. Give all images to that one.")
-    path, scale = Path(adapter).expanduser(), checked_scale(scale, Path(adapter).name)
+    path, scale = Path(os.path.expanduser(adapter)), checked_scale(scale, Path(adapter).name)
     parts = _read(path)
     images_of = _encoder(path, encoder, family, *_width(parts["image_proj"]))
     if "latents" in parts["image_proj"]:
@@ -136,7 +137,7 @@ def _encoder(path: Path, chosen: str | Path | None, family: Family, name: str, w
     except ImportError:
         raise missing("An IP-Adapter", "diffusers and transformers", "sd") from None
     if chosen is not None:
-        places = [place if (place := Path(chosen).expanduser()).is_dir() else place.parent]
+        places = [place if (place := Path(os.path.expanduser(chosen))).is_dir() else place.parent]
     else:  # as the hub's repositories have them
         around = (path.parent, path.parent.parent, path.parent.parent / "models", family.checkpoint.path)
         places = [place / "image_encoder" for place in around]

@@ -7,6 +7,7 @@ LoCon too), of SDXL's and FLUX's original code and of ComfyUI are understood; no
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,8 @@ from ...io.checkpoints import read_safetensors
 from ...io.guarded import BUDGET
 from ...models import Model, folder
 from ...nets.student import StudentEncoder
-from .. import students, tokens
+from .. import tokens
+from ..conditioners import student as students
 from ..copies import copied
 from .names import Place, family_of, find, places
 
@@ -116,7 +118,7 @@ def split_scale(lora: str | Path) -> tuple[Path, float]:
         name, scale = str(lora), 1.0
     if not name or not abs(scale) <= BUDGET.number:
         raise InputError(f"{str(lora)!r} is no file with a scale. Example: style.safetensors:0.8")
-    return Path(name).expanduser(), scale
+    return Path(os.path.expanduser(name)), scale  # unlike Path's, no error where there is no such user
 
 
 # ---- files ------------------------------------------------------------------------------------------------------

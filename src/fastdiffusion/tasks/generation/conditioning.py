@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,7 +156,7 @@ def _weights(network: str, near: Path | None) -> str:
     """The weights' file in the folder of a network, which a recipe names it by."""
     from ...adapters.conditioners import weights_of
 
-    return network if near is not None else str(weights_of(Path(network).expanduser()))
+    return network if near is not None else str(weights_of(Path(os.path.expanduser(network))))
 
 
 def _with_image_prompts(model: Model, options: SampleOptions, near: Path | None) -> tuple[Model, SampleOptions]:

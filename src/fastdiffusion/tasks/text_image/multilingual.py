@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ... import nets, samplers
-from ...adapters import students
+from ...adapters.conditioners import student as students
 from ...data.emoji.translations import Pair
 from ...denoisers import Denoiser
 from ...errors import DataError, InputError, counted, warn

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...adapters import students
+from ...adapters.conditioners import student as students
 from ...data.emoji.translations import Pair
 from ...errors import InputError, counted
 from ...models import Model

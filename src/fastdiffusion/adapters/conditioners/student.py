@@ -8,7 +8,7 @@ its base.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,61 +17,19 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, InputError, warn
-from ..io import guarded
-from ..io.atomic import write_bytes
-from ..io.checkpoints import fingerprint, stored
-from ..models import Model
-from ..nets.student import StudentEncoder
-from ..nets.text import normalized
-from ..prompts import aligned
-from ..types import Cond
-from ..version import __version__
-from .copies import copied
-from .texts import Spans
-from .tokens import NOTE, texts_of
+from ...errors import CheckpointError, InputError
+from ...io import guarded, untrusted_json
+from ...io.atomic import write_bytes
+from ...io.checkpoints import fingerprint, stored
+from ...models import Model
+from ...nets.student import StudentEncoder
+from ...version import __version__
+from ..copies import copied
+from ..texts import Student
+from ..tokens import NOTE, texts_of
 
 PART = "student_encoder"  # what a Model calls it; of several, and a number
 FORM = 1  # of the files; a later one is refused
-
-
-class Student:
-    """A student encoder at work.
-
-    Args:
-        encoder: The network.
-    """
-
-    def __init__(self, encoder: StudentEncoder):
-        self.encoder = encoder
-
-    def reads(self, text: str) -> bool:
-        """Whether it is the one to encode a text."""
-        return self.encoder.reads(text)
-
-    def knows(self, term: str) -> bool:
-        """Whether a word looks like one of the texts that it learned."""
-        return self.encoder.encoder.knows(term)
-
-    def condition(self, prompts: Sequence[str], nothing: Cond) -> Cond:
-        """The condition of each text; what no text decides is that of ``nothing``, one row."""
-        tokenizer, most = self.encoder.encoder.tokenizer, self.encoder.encoder.length
-        for text in prompts:
-            if (length := len(tokenizer.encode(normalized(text)))) > most:
-                warn(
-                    f"Only the first {most} of {length} tokens of {text[:40]!r} are encoded. "
-                    "sample(prompt=...) encodes a long prompt in pieces."
-                )
-        tokens = self.encoder.encoder.tokens(prompts).to(self.encoder.places.device)
-        return nothing.expand(len(prompts)).with_text(self.encoder(tokens).cond())
-
-    def spans(self, text: str) -> Spans:
-        """Which characters of the raw text each row is made of most."""
-        return list(aligned(self.encoder.spans, normalized)(text))
-
-    def measure(self, text: str) -> Spans:
-        """Which characters each of its own tokens covers."""
-        return list(aligned(self.encoder.encoder.tokenizer.spans, normalized)(text))
 
 
 def students_of(model: Model) -> tuple[Student, ...]:
@@ -139,7 +97,7 @@ def of_file(
         InputError: A student of other text encoders.
     """
     try:
-        note = dict(json.loads(metadata.get(NOTE, "{}")))
+        note = dict(untrusted_json.parsed(metadata.get(NOTE, "{}")))
     except (ValueError, TypeError):
         return None
     if "language" not in note:
