@@ -79,7 +79,7 @@ class PersonalizeOptions(AdaptationOptions):
         prior: Images that the model makes once, half of the class and half of everyday prompts, on which it is held to
             answer as it did; by default 32, and none for embedding, which changes no other word, and for a slider.
         masks: A folder with a mask for each image, of the same name: white counts.
-        slider: Two prompts, "a sad face|a happy face", in place of images: the LoRA moves an image of what they share
+        slider: Two prompts, "a red heart|a blue heart", in place of images: the LoRA moves an image of what they share
             (or of ``class_name``) from one to the other, the further the higher its scale; below 0 the other way. More
             pairs after ";".
     """
