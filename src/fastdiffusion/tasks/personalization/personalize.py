@@ -61,7 +61,9 @@ def personalize(
         sliders.check(chosen.method, data, chosen.masks)
         chosen = replace(chosen, lr=sliders.RATE if chosen.lr is None else chosen.lr)
     elif data is None:
-        raise InputError("What shall it learn? Give a folder of 3 to 20 images, or --slider 'a red heart|a blue heart'.")
+        raise InputError(
+            "What shall it learn? Give a folder of 3 to 20 images, or --slider 'a red heart|a blue heart'."
+        )
     base, chosen = opened_base(model, chosen)
     if base.conditioner is None:
         raise InputError("This model takes no prompts, and learns no new word. Take a text-to-image model.")

@@ -42,7 +42,9 @@ def opposites(text: str, between: str | None = None) -> dict[str, tuple[str, str
     for pair in text.split(";"):
         ends = [" ".join(end.split()) for end in pair.split("|")]
         if len(ends) != 2 or not all(ends) or ends[0] == ends[1]:
-            raise InputError(f"A slider lies between two prompts, got {pair.strip()!r}. Try 'a red heart|a blue heart'.")
+            raise InputError(
+                f"A slider lies between two prompts, got {pair.strip()!r}. Try 'a red heart|a blue heart'."
+            )
         first, second = ends
         shared = [part for part in first.split() if part in second.split()]
         found[" ".join(shared) if between is None else between] = (first, second)
