@@ -233,6 +233,7 @@ def test_which_prompts_are_of_the_new_language():
         "el león rojo, un gato",
     ):
         assert student.reads(text), text
+    assert student.lists("un piano rojo") and not student.lists("un piano verde")
     for text in ("red heart", "piano", "", "a photo of a cat", "con artist", "no entry", "a house in León", "42"):
         assert not student.reads(text), text
 

@@ -107,8 +107,8 @@ class Student:
         return self.encoder.reads(text)
 
     def knows(self, term: str) -> bool:
-        """Whether a word looks like one of the texts that it learned."""
-        return self.encoder.encoder.knows(term)
+        """Whether a word was in the texts that it learned, or looks so."""
+        return self.encoder.lists(term) or self.encoder.encoder.knows(term)
 
     def condition(self, prompts: Sequence[str], nothing: Cond) -> Cond:
         """The condition of each text; what no text decides is that of ``nothing``, one row."""

@@ -149,9 +149,7 @@ class StudentEncoder(nn.Module):
 
         Words that both languages have count for neither.
         """
-        if self._lists is None:
-            self._lists = tuple(frozenset(t.tolist()) for t in (self.terms, self.shared, self.letters))
-        terms, shared, letters = self._lists
+        terms, shared, letters = self._recognized()
         balance = 0
         for term in _terms(text):
             (number,) = vocabulary_ids([term])
@@ -160,6 +158,16 @@ class StudentEncoder(nn.Module):
             elif number not in shared:
                 balance -= 1
         return balance > 0
+
+    def lists(self, text: str) -> bool:
+        """Whether every word of a text was in the texts of the new language."""
+        terms, shared, _ = self._recognized()
+        return (terms | shared).issuperset(vocabulary_ids([text]))
+
+    def _recognized(self) -> tuple[frozenset[int], ...]:
+        if self._lists is None:
+            self._lists = tuple(frozenset(t.tolist()) for t in (self.terms, self.shared, self.letters))
+        return self._lists
 
     @torch.no_grad()
     def spans(self, text: str) -> list[Span]:
