@@ -265,7 +265,7 @@ def own_steps(folder: Path, images: Path, steps: int) -> None:
     chosen = fill(options.FinetuneOptions, precision="bfloat16", batch_size=1, steps=steps, size=256, device="cpu")
     base, chosen = adapting.opened_base(folder, replace(chosen, optimizer="adamw", verbose=False, early_stop=False))
     examples = opened(base, images, 256, 0.3, 0)
-    learned = adapting.adapt(base, "lora")
+    learned = adapting.adapt(base, "lora", gradient_checkpointing=chosen.gradient_checkpointing)
 
     class Steps(course.Course):
         def measure(self, *args: Any) -> tuple[float, float]:

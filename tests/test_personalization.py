@@ -325,6 +325,24 @@ fastdiffusion.personalize({str(desk.text)!r}, {str(desk.photos)!r}, **options)
         learned(desk, tmp_path / "whole", rank=4)
 
 
+@pytest.mark.parametrize("name", ["sd15", "sd3", "flux"])
+def test_states_that_are_computed_again_change_no_gradient(name):
+    model, gradients = get(name).model, []
+    g = torch.Generator().manual_seed(0)
+    x0, noise = (torch.randn(2, *model.shape, generator=g) for _ in range(2))
+    for again in (False, True):
+        adaptation = adapt(model, "lora", rank=2, gradient_checkpointing=again)
+        stirred(adaptation.lora)
+        assert adaptation.model.modules["net"].is_gradient_checkpointing is again
+        assert not model.modules["net"].is_gradient_checkpointing
+        objective = Objective(adaptation.model)
+        cond = conditions(adaptation.model, ["a cat"] * 2)
+        objective(x0, torch.ones(2), noise, cond).mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in adaptation.part.parameters()]))
+    assert_close(*gradients, 1e-5)
+    assert float(gradients[0].abs().max()) > 0
+
+
 def test_only_the_new_rows_move(desk, text, tmp_path):
     done = learned(desk, tmp_path / "run", method="embedding", vectors=2)
     encoder = done.model.modules["net"].text_encoder

@@ -149,7 +149,7 @@ SomeImages = Annotated[Path | None, FOLDER]
     examples=[
         'fastdiffusion personalize emoji photos-of-my-robot/ --token "<robot>"',
         'fastdiffusion personalize sdxl/ photos-of-my-dog/ --token "<dog>" --class-name dog',
-        'fastdiffusion personalize emoji --slider "a sad face|a grinning face"',
+        'fastdiffusion personalize emoji --slider "a red heart|a blue heart"',
     ],
 )
 def personalize(chosen: PersonalizeOptions, model: ModelPath, data: SomeImages = None) -> None:

@@ -26,6 +26,7 @@ from .options import AdaptationOptions
 RATES = {"embedding": 2e-2, "lora": 3e-3, "dreambooth": 3e-3, "full": 3e-4}
 ROWS = {"embedding": 1.0, "lora": 6.0, "dreambooth": 6.0, "full": 60.0}  # how much faster rows move, for their size
 FILES = {"embedding": "embedding.safetensors", "full": "model.safetensors"}
+ADAPTED = ("rank", "alpha", "targets", "dropout", "text_encoder", "gradient_checkpointing", "seed")  # options of it
 OWN_PARTS = ("text_encoder.", "caption_mean.")  # in the network of a native text-to-image model
 
 
@@ -136,6 +137,7 @@ def adapt(
     targets: str = "auto",
     dropout: float = 0.0,
     text_encoder: bool = False,
+    gradient_checkpointing: bool = False,
     seed: int = 0,
 ) -> Adaptation:
     """A copy of a model whose chosen part asks for gradients.
@@ -162,6 +164,9 @@ def adapt(
         model = copied(model, weights, {"trained": [method]})
     for module in model.modules.values():
         module.requires_grad_(False)
+    net: Any = model.modules["net"]
+    if gradient_checkpointing and getattr(net, "_supports_gradient_checkpointing", False):
+        net.enable_gradient_checkpointing()
     rows = tokens.parameters(model, token) if token else {}
     for row in rows.values():
         row.requires_grad_(True)
@@ -175,7 +180,6 @@ def adapt(
         chosen = {name: model.modules[name] for name in names}
         part["lora"] = lora = Lora(chosen, targets, rank, alpha, dropout, seed, left_out)
     if method == "full":
-        net = model.modules["net"]
         for name, p in net.named_parameters():
             p.requires_grad_(text_encoder or not name.startswith(OWN_PARTS))
         for row in rows.values():

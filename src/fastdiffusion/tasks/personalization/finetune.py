@@ -16,7 +16,7 @@ from ...options import fill
 from ...training import report as reports
 from ...training.trainer import check
 from ..loading import loaded
-from .adapting import adapt, opened_base
+from .adapting import ADAPTED, adapt, opened_base
 from .course import Course, kept_step, run
 from .images import opened
 from .objective import refuse_distilled
@@ -59,7 +59,7 @@ def finetune(model: Model | str | Path, data: Dataset | str | Path, **options: A
     for note in examples.notes:
         warn(note)
     chosen = chosen.in_runs(safe_name(examples.name))
-    lora = {name: getattr(chosen, name) for name in ("rank", "alpha", "targets", "dropout", "text_encoder", "seed")}
+    lora = {name: getattr(chosen, name) for name in ADAPTED}
     adaptation = adapt(base, chosen.method, **lora)
     known = prompts_of(chosen.prompts, WATCHED + chosen.retain)
     watched, kept = known[:WATCHED], known[WATCHED:]

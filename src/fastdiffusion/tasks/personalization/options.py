@@ -26,6 +26,8 @@ class AdaptationOptions(TrainingOptions):
             layers' names are searched for; "auto" is all of a model of fastdiffusion, and attention of others.
         dropout: Part of the LoRA's inputs that is left out in training.
         text_encoder: Train the text encoder too.
+        gradient_checkpointing: Keep the states between a network's blocks alone, and compute the rest again for the
+            gradient: less memory, a third more time. For networks of other programs that offer it.
         holdout: Part of the images that is kept to measure with, at least one.
         floor: Least retention at which a step may be kept, 0 to 1: 1 is the model as it was, 0 is answering one prompt
             as it did another.
@@ -44,6 +46,11 @@ class AdaptationOptions(TrainingOptions):
     targets: str = option("auto", "Layers with a LoRA: auto, attention, linear, all, or a pattern.")
     dropout: float = option(0.0, "Part of the LoRA's inputs left out in training.")
     text_encoder: bool = option(False, "Train the text encoder too.")
+    gradient_checkpointing: bool = option(
+        True,
+        "Compute states again for the gradient: less memory, a third more time.",
+        "--gradient-checkpointing/--no-gradient-checkpointing",
+    )
     holdout: float = option(0.2, "Part of the images that is kept to measure with.")
     floor: float = option(0.5, "Least retention of a step that is kept, 0 to 1.")
     prompts: str | Path | None = option(None, "File of prompts that the model is not to forget.", kind=Path | None)
@@ -72,7 +79,7 @@ class PersonalizeOptions(AdaptationOptions):
         prior: Images that the model makes once, half of the class and half of everyday prompts, on which it is held to
             answer as it did; by default 32, and none for embedding, which changes no other word, and for a slider.
         masks: A folder with a mask for each image, of the same name: white counts.
-        slider: Two prompts, "a sad face|a happy face", in place of images: the LoRA moves an image of what they share
+        slider: Two prompts, "a red heart|a blue heart", in place of images: the LoRA moves an image of what they share
             (or of ``class_name``) from one to the other, the further the higher its scale; below 0 the other way. More
             pairs after ";".
     """

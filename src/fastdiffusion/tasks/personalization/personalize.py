@@ -19,7 +19,7 @@ from ...training import report as reports
 from ...training.trainer import check
 from ..loading import loaded
 from . import slider as sliders
-from .adapting import Adaptation, adapt, opened_base
+from .adapting import ADAPTED, Adaptation, adapt, opened_base
 from .course import Course, kept_step, run
 from .images import Examples, opened, templates_of
 from .objective import Objective, conditions, refuse_distilled
@@ -59,8 +59,11 @@ def personalize(
     check(chosen)
     if chosen.slider is not None:
         sliders.check(chosen.method, data, chosen.masks)
+        chosen = replace(chosen, lr=sliders.RATE if chosen.lr is None else chosen.lr)
     elif data is None:
-        raise InputError("What shall it learn? Give a folder of 3 to 20 images, or --slider 'a sad face|a happy face'.")
+        raise InputError(
+            "What shall it learn? Give a folder of 3 to 20 images, or --slider 'a red heart|a blue heart'."
+        )
     base, chosen = opened_base(model, chosen)
     if base.conditioner is None:
         raise InputError("This model takes no prompts, and learns no new word. Take a text-to-image model.")
@@ -91,7 +94,7 @@ def _name(what: Any) -> str:
 
 
 def _adaptation(base: Model, chosen: PersonalizeOptions, token: str, class_name: str) -> Adaptation:
-    lora = {name: getattr(chosen, name) for name in ("rank", "alpha", "targets", "dropout", "text_encoder", "seed")}
+    lora = {name: getattr(chosen, name) for name in ADAPTED}
     return adapt(base, chosen.method, token, class_name, chosen.vectors, **lora)
 
 
@@ -120,7 +123,7 @@ def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions
 def _slider(base: Model, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
     """The way between two prompts; and what a person should know of it."""
     ends = sliders.opposites(str(chosen.slider), chosen.class_name)
-    examples = sliders.examples_of(base, ends, chosen.holdout, chosen.seed)
+    examples = sliders.examples_of(base, ends, chosen.seed)
     adaptation = _adaptation(base, chosen, "", "")
     prior = prompts_of(chosen.prompts, WATCHED + (chosen.prior or 0))[WATCHED:]
     shown = [list(ends)[i % len(ends)] for i in range(sliders.SHOWN)]

@@ -25,8 +25,9 @@ from .images import Examples
 from .objective import Objective
 from .retention import own_images
 
-STRENGTH = 2.0  # how far a scale of 1 goes, in differences of the two prompts
-IMAGES = 24  # of the model's own, of prompts between the two
+STRENGTH = 0.5  # how far a scale of 1 goes, in differences of the two prompts: from the middle to an end
+RATE = 1e-3  # there is no subject to learn, and much to lose
+IMAGES, HELD_OUT = 24, 3  # of the model's own, of prompts between the two
 SCALES = (-2.0, -1.0, 0.0, 1.0, 2.0)  # of the previews
 SHOWN = 3  # images of each
 
@@ -41,7 +42,9 @@ def opposites(text: str, between: str | None = None) -> dict[str, tuple[str, str
     for pair in text.split(";"):
         ends = [" ".join(end.split()) for end in pair.split("|")]
         if len(ends) != 2 or not all(ends) or ends[0] == ends[1]:
-            raise InputError(f"A slider lies between two prompts, got {pair.strip()!r}. Try 'a sad face|a happy face'.")
+            raise InputError(
+                f"A slider lies between two prompts, got {pair.strip()!r}. Try 'a red heart|a blue heart'."
+            )
         first, second = ends
         shared = [part for part in first.split() if part in second.split()]
         found[" ".join(shared) if between is None else between] = (first, second)
@@ -112,15 +115,14 @@ class Slider(Course):
         return torch.stack(columns, 1).flatten(0, 1), len(SCALES)
 
 
-def examples_of(model: Model, ends: Mapping[str, tuple[str, str]], holdout: float, seed: int) -> Examples:
+def examples_of(model: Model, ends: Mapping[str, tuple[str, str]], seed: int) -> Examples:
     """The model's own images of the prompts between, some of them held out."""
-    prompts = [list(ends)[i % len(ends)] for i in range(IMAGES)]
+    prompts, train = [list(ends)[i % len(ends)] for i in range(IMAGES)], IMAGES - HELD_OUT
     latents = own_images(model, prompts, seed + 2000)
-    held = max(1, round(holdout * IMAGES))
     name = "; ".join(f"{first} to {second}" for first, second in ends.values())
     return Examples(
-        latents, [[text] for text in prompts], None, range(IMAGES - held), range(IMAGES - held, IMAGES), name,
-        digest("slider", prompts, list(ends.values()), model.id, seed, held),
+        latents, [[text] for text in prompts], None, range(train), range(train, IMAGES), name,
+        digest("slider", prompts, list(ends.values()), model.id, seed, STRENGTH),
     )  # fmt: skip
 
 
