@@ -1,5 +1,7 @@
 """Further conditions of a checkpoint: equal to the pipelines that have them, and a model like any other."""
 
+from pathlib import Path
+
 import pictures
 import pytest
 import torch
@@ -14,7 +16,7 @@ import tiny_conditioners as tiny
 import tiny_pipelines
 
 import fastdiffusion
-from fastdiffusion import nets, sample, samplers
+from fastdiffusion import data, nets, sample, samplers
 from fastdiffusion.adapters import with_loras
 from fastdiffusion.adapters.conditioners import (
     Controlled,
@@ -28,8 +30,9 @@ from fastdiffusion.cli import main
 from fastdiffusion.data import Images
 from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.guidance.attention import Store, attention_layers, control
-from fastdiffusion.io.images import read_recipe, to_tensor
+from fastdiffusion.io.images import as_input, read_recipe, to_pil, to_tensor
 from fastdiffusion.nets.seamless import check_seamless, seamless
+from fastdiffusion.noise import initial
 from fastdiffusion.tasks import variations
 from fastdiffusion.tasks.generation.control_training import train_control
 from fastdiffusion.types import Cond
@@ -506,6 +509,26 @@ def test_a_control_net_is_trained_and_saved(one, tmp_path, monkeypatch):
         more = new_control(one.model, folder).denoise(x, sigma, Cond.of(cond.parts() | {"extra.control": maps}))
         assert torch.equal(more, both)
     assert new_control(one.model, folder).id != new_control(one.model).id
+
+
+def test_the_trained_one_follows_edges():
+    """Of the small checkpoint that is kept here: mirrored shapes, which it never saw."""
+    place = Path(__file__).parent / "checkpoints"
+    emoji, names = data.load("emoji"), ["lizard", "flexed biceps", "sauropod", "guitar"]
+    known = [emoji.captions[i][0] for i in range(len(emoji))]
+    images = as_input(emoji.batch([known.index(name) for name in names]).images).flip(-1)
+    maps = edge_map(images)
+    plain = fastdiffusion.load(place / "sd-small", precision="float32", device="cpu")
+    steered = with_controls(plain, [Controlled(place / "sketch", to_pil(images[0]), 2.0, edges=True)], SIZE)
+    cond, table = plain.encode_prompt(names, SIZE), samplers.table("dpmpp_2m", plain.schedule(6, SIZE))
+    x = float(table.sigmas[0]) * initial(range(4), plain.shape)
+    near = []
+    for model, extra in ((plain, {}), (steered, {"extra.control": maps})):
+        run = samplers.run(model.denoise, x, table, Cond.of(cond.parts() | extra), range(4))
+        with torch.no_grad():
+            made = edge_map(model.decode(samplers.final(run)).clamp(-1, 1))
+        near.append(float((maps * torch.nn.functional.max_pool2d(made, 3, 1, 1)).sum() / maps.sum()))
+    assert near[1] > near[0] + 0.05
 
 
 def as_uint8(image):
