@@ -1,6 +1,6 @@
 """Where in an image some words of its prompt are, as a map or a mask: for ``edit --only``, and for inpainting.
 
-Two ways, and "auto" takes the first where it says anything:
+Two ways, and "auto" takes the second, which found things better wherever both were measured (docs/explain.md):
 
 "attention": what each place attends to, averaged over noise levels and layers (``guidance.concept_maps``).
 "occlusion": which places the model explains better with the words than without. At some noise levels x0 is estimated
@@ -43,12 +43,10 @@ class WordMap(NamedTuple):
     Attributes:
         map: (1, h, w), from 0 to 1.
         method: "attention" or "occlusion".
-        why: Why this one, if it was not asked for; a sentence.
     """
 
     map: Float[Tensor, "1 h w"]
     method: str
-    why: str
 
 
 def word_mask(
@@ -89,17 +87,15 @@ def word_map(
     parsed = terms(prompt, model.conditioner)
     chosen = parsed.find(phrase)
     shown = image[None].to(model.device)
-    x0, why = model.encode(shown), ""
+    x0 = model.encode(shown)
     states = _noised(model, x0, seed)
-    if method == "auto":
-        method, why = choose(model, parsed, states, size)
     if method == "attention":
         own = [i for i, term in enumerate(parsed.content) if term in chosen]
         found = of_attention(model, parsed, states, size)[own].mean(0, keepdim=True)
-        return WordMap(_scaled(found).cpu(), method, why)
+        return WordMap(_scaled(found).cpu(), "attention")
     raw = _evidence(model, x0, states, parsed, chosen, size)
     spread = along_edges(raw, shown[0], round(REACH * min(1.0, max(size) / 64)), EDGE)
-    return WordMap(_scaled(spread).cpu(), method, why)
+    return WordMap(_scaled(spread).cpu(), "occlusion")
 
 
 def soft(
@@ -129,20 +125,18 @@ def phrases(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def shown_mask(
-    model: Model, image: Float[Tensor, "c h w"], text: str
-) -> tuple[Float[Tensor, "1 h w"], tuple[str, ...]]:
-    """Where an image shows any of some things, "the hat, the tie", of which no prompt is known; and notes.
+def shown_mask(model: Model, image: Float[Tensor, "c h w"], text: str) -> Float[Tensor, "1 h w"]:
+    """Where an image shows any of some things, "the hat, the tie", of which no prompt is known.
 
     Each is a prompt of its own, and is where the model explains the image better by it than by no prompt.
     """
     found = [word_map(model, image, phrase, phrase) for phrase in phrases(text)]
     places = torch.stack([F.avg_pool2d(each.map[None], model.factor) for each in found]).amax(0)
-    return soft(places, CUT, image[None])[0], tuple(dict.fromkeys(each.why for each in found if each.why))
+    return soft(places, CUT, image[None])[0]
 
 
 def choose(model: Model, parsed: Terms, states: Sequence[tuple[Tensor, float]], size: Size) -> tuple[str, str]:
-    """ "attention" or "occlusion", and why, in a sentence.
+    """ "attention" or "occlusion" for maps of a run, and why, in a sentence.
 
     Attention says something where the prompt acts through it. So that is measured: how far the estimates of x0 move
     if the token states are those of "no prompt" while all else of the condition stays, as a part of how far they move

@@ -16,13 +16,12 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import pairwise, permutations
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ... import samplers
@@ -187,7 +186,7 @@ class Run:
         made = [leaves(cond, self.base) for _ in range(self.table.nfe)]
         away, its = (None, {}) if away is None else leaves(away, self.no_negative)
         pixels = None if pixels is None else pixels.requires_grad_()
-        with torch.enable_grad(), fixed(self.plan.model), by_block(self.plan.model):
+        with torch.enable_grad(), fixed(self.plan.model):
             latents = samplers.final(self.steps([c for c, _ in made], away, pixels, grad=True))
             values = target(self.decode(latents))
             inputs = [*(t for _, own in made for t in own.values()), *its.values()]
@@ -413,37 +412,6 @@ def checkpointed(model: Model) -> Model:
     if isinstance(model.denoise, Guided):  # what it keeps from one evaluation to the next stays outside
         return replace(model, denoise=replace(model.denoise, denoise=_Checkpointed(model.denoise.denoise)))
     return replace(model, denoise=_Checkpointed(model.denoise))
-
-
-@contextmanager
-def by_block(model: Model) -> Iterator[None]:
-    """Each block of a model's networks makes its activations again in the backward pass, as whole evaluations do.
-
-    So the backward pass of an evaluation holds what goes from block to block, and one block's activations.
-    """
-    blocks = [block for module in model.modules.values() for block in _blocks(module)]
-    for block in blocks:
-        block.forward = partial(_again, block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            vars(block).pop("forward", None)
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost lists of modules."""
-    for child in module.children():
-        if isinstance(module, nn.ModuleList | nn.Sequential):
-            yield child
-        else:
-            yield from _blocks(child)
-
-
-def _again(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
 
 
 @contextmanager

@@ -251,8 +251,6 @@ class Edit:
     def _words(self, source: Float[Tensor, "1 c h w"], phrase: str) -> Float[Tensor, "1 1 i j"]:
         """Where the words of one of the prompts are, from 0 to 1, at the size of the latents."""
         found = word_map(self.model, source[0], self.aligned.prompt_with(phrase), phrase)
-        if found.why:
-            self.notes.append(found.why)
         factor = self.model.factor
         return functional.avg_pool2d(found.map[None], factor)
 

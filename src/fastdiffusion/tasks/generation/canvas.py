@@ -49,8 +49,8 @@ class Canvas:
         """The same, of which only what shows ``text``, such as "the hat, the tie", is drawn anew; without text all."""
         if not text.strip():
             return self
-        mask, notes = shown_mask(model, self.image, text)
-        return replace(self, mask=mask if self.mask is None else mask * self.mask, notes=(*self.notes, *notes))
+        mask = shown_mask(model, self.image, text)
+        return replace(self, mask=mask if self.mask is None else mask * self.mask)
 
 
 def canvas(
