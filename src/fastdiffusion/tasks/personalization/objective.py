@@ -19,14 +19,16 @@ from ...models.native import own_denoiser
 from ...types import Cond
 
 WEIGHTS = {"noise": losses.noise, "v": losses.v, "x0": losses.x0, "flow": losses.flow}
+HIGHER = 3.0  # noise levels of a model of this package, against those that it was trained at
 DISTILLED = re.compile(r"turbo|lightning|hyper-?sd|schnell|lcm|distill|dmd|klein(?!.*base)", re.IGNORECASE)
 
 
 class Objective:
     """The denoising loss of a model's own parameterization.
 
-    A model of this package has EDM's weight and noise levels. Of another family a network that predicts the noise, v or
-    a velocity is trained by the squared error of that: at times even in its schedule, or for a flow by
+    A model of this package has EDM's weight, and its noise levels three times as high: there it is decided what a thing
+    looks like as a whole, and a few hundred steps would hardly meet them. Of another family a network that predicts the
+    noise, v or a velocity is trained by the squared error of that: at times even in its schedule, or for a flow by
     Esser et al. 2024 (arXiv:2403.03206, eq. 19), logit-normal and shifted as its images are.
     """
 
@@ -41,7 +43,7 @@ class Objective:
         """Noise levels of training, for numbers that are even in (0, 1)."""
         low, high = self.model.sigma_min, self.model.sigma_max
         if self.levels is None:
-            return (schedules.lognormal(u) * 2 * self.model.sigma_data).clamp(low, high)
+            return (schedules.lognormal(u) * 2 * HIGHER * self.model.sigma_data).clamp(low, high)
         if hasattr(self.levels, "log_sigmas"):
             return self.levels.sigma(u * (len(self.levels.log_sigmas) - 1)).float().clamp(low, high)
         tokens = (self.model.shape[-1] // getattr(self.model.denoise, "patch", 1)) ** 2
