@@ -109,7 +109,7 @@ def of_one_line(d, *, run: Run):
 CASES = {
     "cfg": lambda d: cfg(d, 3.0),
     "apg": lambda d: apg(d, 3.0, norm=1.0),
-    "cfg_zero": lambda d: cfg_zero(d, 3.0),
+    "cfg_zero": lambda d: cfg_zero(d, 3.0, zero=1),
     "autoguidance": lambda d: autoguidance(d, shifted, 2.0),
     "compose": lambda d: compose(d, [Cond(label=torch.tensor([0])), Cond(label=torch.tensor([1]))], [1.0, 0.5]),
     "classifier": lambda d: classifier(d, log_prob, 2.0),

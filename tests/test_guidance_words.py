@@ -52,10 +52,19 @@ def test_cfg_zero_is_diffusers_own():
     close(from_x0("flow", got, x, sigma), alpha * u + 3.0 * (c - alpha * u), 1e-5)
 
 
+@pytest.mark.parametrize(("steps", "rows"), [(24, 4), (25, 0), (50, 0)])
+def test_cfg_zero_waits_for_one_step_in_twenty_five(steps, rows):
+    counted = Counted(lambda x, sigma, cond=None: 0.5 * x)
+    run = Run(tuple(float(s) for s in range(steps, 0, -1)), steps)
+    run.index, run.sigma = 0, float(steps)
+    guidance.start(cfg_zero(counted, 2.0), run)(torch.randn(2, 3), torch.ones(2), Cond(label=torch.tensor([0, 1])))
+    assert counted.rows == rows
+
+
 def test_cfg_zero_waits_without_asking_the_net():
     counted = Counted(lambda x, sigma, cond=None: 0.5 * x)
     run = Run((4.0, 1.0), 2)
-    guided = guidance.start(cfg_zero(counted, 2.0), run)
+    guided = guidance.start(cfg_zero(counted, 2.0, zero=1), run)
     x, cond = torch.randn(2, 3), Cond(label=torch.tensor([0, 1]))
     for i, level in enumerate(run.sigmas):
         run.index, run.sigma = i, level

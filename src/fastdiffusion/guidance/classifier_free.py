@@ -76,7 +76,7 @@ def cfg_zero(
     scale: Scale,
     uncond: Cond | None = None,
     interval: Interval = ALWAYS,
-    zero: int = 1,
+    zero: int | None = None,
     *,
     run: Run,
 ) -> Denoise:
@@ -88,14 +88,15 @@ def cfg_zero(
 
     Args:
         denoise, scale, uncond, interval: As for :func:`cfg`.
-        zero: Evaluations at velocity 0; the paper takes the first 4 %.
+        zero: Evaluations at velocity 0; by default the first 4 % of the steps, as in the paper: none of fewer than 25.
     """
+    waiting = int(0.04 * run.steps) if zero is None else zero
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         now = scale_at(scale, run, interval)
         if now == 1 or cond is None:
             return denoise(x, sigma, cond)
-        if run.index < zero:
+        if run.index < waiting:
             return to_x0("flow", torch.zeros_like(x), x, sigma)
         both = _stacked(denoise, x, sigma, [cond, replace_text(cond, uncond, len(x))])
         positive, without = (from_x0("flow", x0, x, sigma) for x0 in both)
