@@ -18,7 +18,7 @@ from fastdiffusion.metrics import retrieval
 from fastdiffusion.tasks.evaluation import evaluator
 
 PLACE = Path(__file__).parent / "checkpoints"
-FLOORS = {"sd-small": 0.75}  # part of NAMES that is drawn; by chance 0.01
+FLOORS = {"sd-small": 0.75, "sd3-small": 0.75}  # part of NAMES that is drawn; by chance 0.01
 NAMES = [
     "red heart", "red apple", "pizza", "hamburger", "grapes", "sunflower", "crown", "guitar", "blue book", "key",
     "ghost", "fire", "rainbow", "soccer ball", "rocket", "tulip",
