@@ -140,7 +140,7 @@ def test_words_that_change_places_still_point_at_the_prompt():
 
 def test_a_held_out_thing_in_another_language_is_named():
     """As in English: what is kept from training is not drawn, and the note says what was left out."""
-    assert "has never read rose: left out" in " ".join(conditioner().notes("eine rote Rose"))
+    assert "was not trained on rose: left out" in " ".join(conditioner().notes("eine rote Rose"))
 
 
 @pytest.mark.parametrize(("size", "note"), [

@@ -263,7 +263,7 @@ def test_what_a_model_takes_for_no_prompt_is_its_conditioners_business():
     assert made.recipe["parameters"]["scale"] == 3.0  # the model's own
     sample(model, "abc", n=1, steps=1, negative_prompt="ab")
     assert sorted(conds.pop()) == [[2.0, 4.0, 4.0], [3.0, 4.0, 4.0]]
-    with pytest.warns(UserWarning, match="never read blue"):
+    with pytest.warns(UserWarning, match="not trained on blue"):
         sample(model, "a blue cat", n=1, steps=1)
 
 

@@ -64,7 +64,7 @@ def test_weight_one_changes_nothing_and_words_change_something(place):
 def test_words_that_were_never_read_are_told_of(place):
     from fastdiffusion import sample
 
-    with pytest.warns(UserWarning, match="never read .*xylophonist"):
+    with pytest.warns(UserWarning, match="not trained on .*xylophonist"):
         sample(place / "run", "a xylophonist", n=1, steps=1)
 
 

@@ -396,7 +396,7 @@ def notes(conditioner: Any, texts: Iterable[str]) -> list[str]:
     for text in dict.fromkeys(text for text in texts if text.strip()):
         if not hasattr(conditioner, "notes"):
             if strange := conditioner.unknown_words(text):
-                sentences[f"The model has never read {', '.join(strange)}: it may ignore it."] = None
+                sentences[f"The model was not trained on {', '.join(strange)}: it may ignore it."] = None
             continue
         prompt = parse(text)
         texts_of_run = (at(items, i, 12).text for part in prompt.parts for items in part.texts for i in range(12))

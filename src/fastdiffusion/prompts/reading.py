@@ -401,7 +401,7 @@ def _unread(terms: tuple[str, ...], table: Names, left: bool = True) -> tuple[st
     if not near and table.names:
         hint = " Search what it knows with: fastdiffusion names WORD."
     what = "left out" if left else "it may ignore it"
-    return (f"The model has never read {', '.join(terms)}: {what}.{hint}",)
+    return (f"The model was not trained on {', '.join(terms)}: {what}.{hint}",)
 
 
 def _near(term: str, table: Names) -> list[str]:
