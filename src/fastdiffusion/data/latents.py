@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,20 +24,24 @@ class Latents(Dataset):
 
     Args:
         parent: Images of one size.
-        autoencoder: A net with ``encode``, in eval mode.
+        autoencoder: A net with ``encode``, which is put in eval mode; or the autoencoder of another program's model.
+        model_id: Of that model, which says what its latents are; by default the net's own weights say so.
+        device: Where it encodes; by default where the net's weights are.
 
     Raises:
         InputError: Images of several sizes, or pairs.
     """
 
-    def __init__(self, parent: Dataset, autoencoder: nn.Module):
+    def __init__(
+        self, parent: Dataset, autoencoder: Any, model_id: str | None = None, device: torch.device | None = None
+    ):
         if len(parent.groups) != 1:
             raise InputError("Latents need images of one size. Load the folder with aspect='crop'.")
         if parent.cond_channels:
             raise InputError(
                 f"{parent.name} is made of pairs: a model learns these from pixels. Leave out autoencoder."
             )
-        channels = getattr(autoencoder, "config", {}).get("channels", parent.shape[0])
+        channels = getattr(autoencoder, "image_channels", parent.shape[0])
         if channels != parent.shape[0]:
             raise InputError(
                 f"This autoencoder takes images of {channels} channels, those of {parent.name} have "
@@ -44,31 +49,33 @@ class Latents(Dataset):
             )
         self.parent, self.name, self.classes, self.report = parent, parent.name, parent.classes, parent.report
         self.options = parent.options
-        self.fingerprint = digest("latents", parent.fingerprint, fingerprint(autoencoder.state_dict()))
+        encoded_by = fingerprint(autoencoder.state_dict()) if model_id is None else model_id
+        self.fingerprint = digest("latents", parent.fingerprint, encoded_by)
         self.rows = [parent.source(i) for i in range(len(parent))]  # an image that is listed twice is encoded once
-        self.values = self._cached(autoencoder.eval())
+        if isinstance(autoencoder, nn.Module):
+            autoencoder.eval()
+        self.values = self._cached(autoencoder, device or next(autoencoder.parameters()).device)
         _, c, h, w = self.values.shape
         self.shape = (c, h, w)
         at = {row: i for i, row in enumerate(sorted(set(self.rows)))}
         self.place = torch.tensor([at[row] for row in self.rows])
 
-    def _cached(self, autoencoder: nn.Module) -> Tensor:
+    def _cached(self, autoencoder: Any, device: torch.device) -> Tensor:
         path = cache_folder() / "latents" / f"{self.fingerprint}.safetensors"
         try:
             return load_tensors(path)[1]["latents"]
         except (CheckpointError, KeyError):
-            values = self._encoded(autoencoder)
+            values = self._encoded(autoencoder, device)
             save_tensors(path, {"latents": values}, {})
             return values
 
     @torch.no_grad()
-    def _encoded(self, autoencoder: nn.Module) -> Tensor:
-        rows, device = sorted(set(self.rows)), next(autoencoder.parameters()).device
-        parts = []
+    def _encoded(self, autoencoder: Any, device: torch.device) -> Tensor:
+        rows, parts = sorted(set(self.rows)), []
         for start in Progress(range(0, len(rows), BATCH), "encoding"):
             images = self.parent.batch(rows[start : start + BATCH]).images
             x = as_input(images).to(device)
-            parts.append(autoencoder.encode(x.contiguous(memory_format=torch.channels_last)).cpu())  # pyright: ignore[reportCallIssue]
+            parts.append(autoencoder.encode(x.contiguous(memory_format=torch.channels_last)).cpu())
         return torch.cat(parts).contiguous()
 
     def __len__(self) -> int:

@@ -100,18 +100,8 @@ def of_latents(data: Dataset, chosen: TrainClassifierOptions) -> tuple[Dataset, 
         "sigma_min": max(of.sigma_min, LATENT_LEVELS["sigma_min"]),
         "sigma_max": min(of.sigma_max, LATENT_LEVELS["sigma_max"]),
     }
-    return Latents(data, of.autoencoder if isinstance(of.autoencoder, nn.Module) else _Encoder(of)), levels
-
-
-class _Encoder(nn.Module):
-    """Another library's autoencoder as the data set of latents takes it: its only weights say which model it is of."""
-
-    def __init__(self, of: Model):
-        super().__init__()
-        assert of.autoencoder is not None
-        self.encode, self.config = of.autoencoder.encode, {"channels": of.autoencoder.image_channels}
-        name = torch.frombuffer(bytearray(of.id.encode()), dtype=torch.uint8).to(of.device)
-        self.of = nn.Parameter(name, requires_grad=False)
+    own = isinstance(of.autoencoder, nn.Module)
+    return Latents(data, of.autoencoder, None if own else of.id, of.device), levels
 
 
 def train_noise_level(data: Dataset | str, **options: Any) -> NoiseLevel:
