@@ -55,6 +55,14 @@ def offline(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", resolve_local)
 
 
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """What every verb needs, small: see ``desk.laid_out``."""
+    from desk import laid_out
+
+    return laid_out(tmp_path_factory.mktemp("desk"))
+
+
 @pytest.fixture
 def cut(monkeypatch):
     """``with cut(step):`` ends what is trained in it after so many steps, as Ctrl-C would."""

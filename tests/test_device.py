@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from desk import laid_out
 from PIL import Image
 from pretended_device import forget_accelerator, pretended
 from torch import Tensor, nn
@@ -23,11 +22,6 @@ from fastdiffusion.samplers import SAMPLERS
 EXEMPT = {"scan", "list-samplers", "about", "recipe", "doctor", "demo", "names"}
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-
-
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory) -> SimpleNamespace:
-    return laid_out(tmp_path_factory.mktemp("desk"))
 
 
 def values(result: Any) -> list[Tensor]:

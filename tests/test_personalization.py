@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from desk import laid_out
 from loaded_families import get
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
@@ -34,11 +33,6 @@ from tiny_pipelines import FAMILIES
 
 DISTILLED = {"lcm", "schnell", "klein"}
 NATIVE_KEYS = ("net", "text_encoder", "text_encoder_2", "text_encoder_3")
-
-
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    return laid_out(tmp_path_factory.mktemp("desk"))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import traceback
 
 import pytest
 import torch
-from desk import laid_out
 from PIL import Image
 from safetensors.torch import save, save_file
 from test_faults import refused, within
@@ -28,11 +27,6 @@ from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import folder
 
 DEEP = "[" * 200_000
-
-
-@pytest.fixture(scope="module")
-def desk(tmp_path_factory):
-    return laid_out(tmp_path_factory.mktemp("desk"))
 
 
 @pytest.fixture(scope="module")

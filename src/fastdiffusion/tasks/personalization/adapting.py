@@ -115,14 +115,16 @@ class Adaptation:
 
     def _write_folder(self, path: Path) -> None:
         """In the layout of diffusers; it is opened again and compared, on the CPU."""
-        shutil.rmtree(path, ignore_errors=True)
-        device = self.model.device
+        new, device = path.with_name(f".{path.name}.new"), self.model.device
+        shutil.rmtree(new, ignore_errors=True)  # of a run that was killed
         try:
             export_pipeline(
-                self.model.to("cpu"), path, lambda made: loaded(made, LoadOptions(device="cpu", tuned=False))
+                self.model.to("cpu"), new, lambda made: loaded(made, LoadOptions(device="cpu", tuned=False))
             )
         finally:
             self.model.to(device)
+        shutil.rmtree(path, ignore_errors=True)  # only now: the one of before stands until the new one is whole
+        new.rename(path)
 
 
 def adapt(
