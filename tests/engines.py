@@ -257,6 +257,20 @@ def test_products_of_8_bits_are_of_whole_numbers(kind, inputs, monkeypatch):
         assert relative(found[image], wanted[image]) < 1e-5 < relative(found[image], exact[image])
 
 
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_a_doubled_image_is_convolved_before_it_is_doubled(size, cache):
+    torch.manual_seed(0)
+    net = ready(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Upsample(scale_factor=2.0), nn.Conv2d(8, 5, 3, padding=1)))
+    x = torch.randn(2, 3, *size)
+    before = net(x)
+    engines.attach({"net": net}, "abc")
+    assert relative(net(x), before) < 1e-5
+    assert not net.forward.refusals
+    (file,) = cache.rglob("net.xml")
+    assert 'type="Interpolate"' not in file.read_text()
+    assert file.read_text().count('type="Convolution"') == 5
+
+
 def test_torch_shares_the_weights_with_the_file(inputs, cache, monkeypatch):
     monkeypatch.setattr(converted, "LARGE", 0)
     torch.manual_seed(0)

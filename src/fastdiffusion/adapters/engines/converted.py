@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ...io.atomic import write_json
-from . import quantized, trial
+from . import quantized, rewriting, trial
 
 NET, INT8, NOTES = "net.xml", "products8.xml", "notes.json"
 LARGE, SHARED = 1 << 26, 1 << 16  # bytes from which a network, and a weight of it, are worth sharing
@@ -37,7 +37,8 @@ def convert(flat: Any, inputs: Sequence[Tensor], folder: Path, names: Sequence[s
     with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
         with constant(weights):
             net = ov.convert_model(_traced(flat, inputs))
-        _spare_group_norms(net)
+        rewriting.spare_group_norms(net)
+        rewriting.convolve_before_upsampling(net)
         for port, name in zip(net.inputs, names, strict=False):
             port.get_tensor().set_names({name})
         _write(net, Path(partial, NET))
@@ -123,20 +124,3 @@ def _write(net: Any, path: Path) -> None:
     trial.openvino().save_model(net, path, compress_to_fp16=False)
     if path.with_suffix(".bin").stat().st_size < max((end for _, end in _constants(path)), default=0):
         raise OSError("No space was left while it was written")
-
-
-def _spare_group_norms(net: Any) -> None:
-    """Write group_norm(x) * f as group_norm(x) + group_norm(x) * (f - 1): OpenVINO 2026.4 fuses the first, and crashes.
-
-    It does so in float32 where f differs between images: adaptive group norm.
-    """
-    ops = trial.openvino().opset13
-    for node in net.get_ops():
-        if node.get_type_name() != "Multiply":
-            continue
-        a, b = (port.get_source_output() for port in node.inputs())
-        for x, factor in ((a, b), (b, a)):
-            if x.get_node().get_type_name() == "GroupNormalization":
-                more = ops.multiply(x, ops.subtract(factor, ops.constant(1.0, factor.get_element_type())))
-                node.output(0).replace(ops.add(x, more).output(0))
-                break
