@@ -221,7 +221,7 @@ def test_the_engine_is_chosen_by_name(monkeypatch):
         fastdiffusion.load("emoji", engine="openvin")
 
 
-def test_weights_of_8_bits_are_near_and_small(inputs, cache):
+def test_products_of_8_bits_are_near_and_small(inputs, cache):
     torch.manual_seed(0)
     net = ready(
         nn.Sequential(nn.Conv2d(16, 128, 3), nn.SiLU(), nn.Conv2d(128, 16, 3), nn.Flatten(), nn.Linear(256, 99))
@@ -230,8 +230,45 @@ def test_weights_of_8_bits_are_near_and_small(inputs, cache):
     engines.attach({"net": net}, "abc", "int8")
     assert 1e-4 < relative(net(inputs[0]), before) < 0.03
     assert not net.forward.refusals
-    whole, small = (next(cache.rglob(name)).stat().st_size for name in ("net.bin", "int8.bin"))
+    whole, small = (next(cache.rglob(name)).stat().st_size for name in ("net.bin", "products8.bin"))
     assert small < 0.3 * whole
+
+
+@pytest.mark.parametrize("kind", ["convolution", "pointwise", "tokens", "few rows"])
+def test_products_of_8_bits_are_of_whole_numbers(kind, inputs, monkeypatch):
+    """Beside the same in torch: one scale for each image, place or token, whatever its size; and for each output."""
+    monkeypatch.setattr(trial, "hint", lambda precision: "f32")
+    torch.manual_seed(0)
+    layer: nn.Module = ready(
+        {"convolution": nn.Conv2d(16, 128, 3), "pointwise": nn.Conv2d(16, 2048, 1)}.get(kind, nn.Linear(16, 2048))
+    )
+    shape = {"tokens": (2, 5, 16), "few rows": (2, 16)}.get(kind, (2, 16, 8, 8))
+    x = torch.randn(shape) * torch.tensor([1.0, 1000.0]).view(2, *[1] * (len(shape) - 1))
+    rows = layer.weight.flatten(1)
+    scale = rows.abs().amax(1, keepdim=True) / 127
+    weight = ((rows / scale).round() * scale).view_as(layer.weight)
+    greatest = x.abs().amax({"convolution": (1, 2, 3), "pointwise": 1}.get(kind, -1), keepdim=True) / 127
+    units = x if kind == "few rows" else (x / greatest).round() * greatest
+    wanted = torch.func.functional_call(layer, {"weight": weight}, units)
+    exact = layer(x)
+    engines.attach({"net": layer}, kind, "int8")
+    found = layer(x)
+    for image in range(2):  # a dark one beside a bright one is as exact
+        assert relative(found[image], wanted[image]) < 1e-5 < relative(found[image], exact[image])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_a_doubled_image_is_convolved_before_it_is_doubled(size, cache):
+    torch.manual_seed(0)
+    net = ready(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Upsample(scale_factor=2.0), nn.Conv2d(8, 5, 3, padding=1)))
+    x = torch.randn(2, 3, *size)
+    before = net(x)
+    engines.attach({"net": net}, "abc")
+    assert relative(net(x), before) < 1e-5
+    assert not net.forward.refusals
+    (file,) = cache.rglob("net.xml")
+    assert 'type="Interpolate"' not in file.read_text()
+    assert file.read_text().count('type="Convolution"') == 5
 
 
 def test_torch_shares_the_weights_with_the_file(inputs, cache, monkeypatch):

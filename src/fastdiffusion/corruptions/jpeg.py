@@ -99,9 +99,18 @@ def _coefficients(x: Tensor, steps: Tensor, colors: str) -> list[tuple[Tensor, T
     d = dct_matrix(8, x.dtype).to(x.device)
     out = []
     for i, plane in enumerate(planes):
-        cells = _pad(plane, 8).unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # b c H W 8 8
-        out.append((plane, d @ cells @ d.T, steps[:, 0 if colors.startswith("rgb") else i, None, None, None]))
+        out.append(
+            (plane, _cosines(_pad(plane, 8), d), steps[:, 0 if colors.startswith("rgb") else i, None, None, None])
+        )
     return out
+
+
+def _cosines(plane: Float[Tensor, "b c h w"], d: Float[Tensor, "8 8"]) -> Float[Tensor, "b c H W 8 8"]:
+    """The coefficients of each 8x8 cell, down and across, by two large products, which are faster than many small."""
+    b, c, h, w = plane.shape
+    across = (plane.reshape(-1, 8) @ d.T).view(b, c, h // 8, 8, w // 8, 8)
+    both = across.permute(0, 1, 2, 4, 5, 3).reshape(-1, 8) @ d.T  # b c H W across down
+    return both.view(b, c, h // 8, w // 8, 8, 8).transpose(-1, -2)
 
 
 def plane_of(coefficients: Tensor, shape: torch.Size) -> Tensor:

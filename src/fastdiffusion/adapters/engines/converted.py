@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ...io.atomic import write_json
-from . import trial
+from . import quantized, rewriting, trial
 
-NET, INT8, NOTES = "net.xml", "int8.xml", "notes.json"
+NET, INT8, NOTES = "net.xml", "products8.xml", "notes.json"
 LARGE, SHARED = 1 << 26, 1 << 16  # bytes from which a network, and a weight of it, are worth sharing
 
 
@@ -36,13 +36,22 @@ def convert(flat: Any, inputs: Sequence[Tensor], folder: Path, names: Sequence[s
         raise OSError(f"No space: it takes {needed / 1e9:.1f} GB of {folder.parent}, and {free / 1e9:.1f} GB are free")
     with tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as partial:
         with constant(weights):
-            net = ov.convert_model(flat, example_input=tuple(inputs))
-        _spare_group_norms(net)
+            net = ov.convert_model(_traced(flat, inputs))
+        rewriting.spare_group_norms(net)
+        rewriting.convolve_before_upsampling(net)
         for port, name in zip(net.inputs, names, strict=False):
             port.get_tensor().set_names({name})
         _write(net, Path(partial, NET))
         write_json(Path(partial, NOTES), {"outputs": flat.outputs, "differences": {}})
         os.rename(partial, folder)
+
+
+def _traced(flat: Any, inputs: Sequence[Tensor]) -> Any:
+    """A trace without the tracer's own check, which would compare every weight of two traces: the trial compares."""
+    trial.openvino()
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    return TorchScriptPythonDecoder(flat, example_input=tuple(inputs), trace_kwargs={"check_trace": False})
 
 
 @contextmanager
@@ -61,29 +70,9 @@ def constant(weights: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def compress(folder: Path) -> None:
-    """Write the network once more beside itself, its weights in 8 bits: whole numbers and a scale for each channel.
-
-    Biases, norms and tables of embeddings stay as they are.
-    """
-    import numpy as np
-
-    ov = trial.openvino()
-    ops, net = ov.opset13, ov.Core().read_model(folder / NET)
-    for node in net.get_ops():
-        if (kind := node.get_type_name()) not in ("MatMul", "Convolution"):
-            continue
-        constant = node.input(1).get_source_output().get_node()
-        if constant.get_type_name() != "Constant" or constant.get_element_type() != ov.Type.f32:
-            continue
-        weight = constant.data
-        if weight.ndim < 2 or weight.nbytes < SHARED:
-            continue
-        columns = kind == "MatMul" and not node.get_attributes()["transpose_b"]
-        axes = (0,) if columns else tuple(range(1, weight.ndim))
-        scale = np.abs(weight).max(axes, keepdims=True) / 127
-        scale[scale == 0] = 1
-        whole = ops.convert(ops.constant(np.round(weight / scale).astype(np.int8)), np.float32)
-        node.input(1).replace_source_output(ops.multiply(whole, ops.constant(scale)).output(0))
+    """Write the network once more beside itself, its products in whole numbers of 8 bits."""
+    net = trial.openvino().Core().read_model(folder / NET)
+    quantized.quantize(net)
     with tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as partial:
         _write(net, Path(partial, INT8))
         for suffix in (".bin", ".xml"):  # the one that is looked for comes last
@@ -135,20 +124,3 @@ def _write(net: Any, path: Path) -> None:
     trial.openvino().save_model(net, path, compress_to_fp16=False)
     if path.with_suffix(".bin").stat().st_size < max((end for _, end in _constants(path)), default=0):
         raise OSError("No space was left while it was written")
-
-
-def _spare_group_norms(net: Any) -> None:
-    """Write group_norm(x) * f as group_norm(x) + group_norm(x) * (f - 1): OpenVINO 2026.4 fuses the first, and crashes.
-
-    It does so in float32 where f differs between images: adaptive group norm.
-    """
-    ops = trial.openvino().opset13
-    for node in net.get_ops():
-        if node.get_type_name() != "Multiply":
-            continue
-        a, b = (port.get_source_output() for port in node.inputs())
-        for x, factor in ((a, b), (b, a)):
-            if x.get_node().get_type_name() == "GroupNormalization":
-                more = ops.multiply(x, ops.subtract(factor, ops.constant(1.0, factor.get_element_type())))
-                node.output(0).replace(ops.add(x, more).output(0))
-                break

@@ -56,7 +56,7 @@ def attach(modules: Mapping[str, nn.Module], model_id: str, precision: str = "fl
     Args:
         modules: By the names under which the converted ones are kept.
         model_id: Covers the weights: another model, or one with a LoRA, is converted anew.
-        precision: "float32", "bf16", or "int8": weights of 8 bits, computed with in bf16 where the CPU can.
+        precision: "float32", "bf16", or "int8": products in whole numbers of 8 bits, and the rest as fast as it goes.
 
     Raises:
         MissingExtra: OpenVINO is not installed.
@@ -200,7 +200,8 @@ class Engine:
         return path, notes
 
     def _trial(self, call: Call) -> str:
-        return f"{call.shapes} {self.precision}"
+        how = Path(converted.INT8).stem if self.precision == "int8" else self.precision
+        return f"{call.shapes} {how}"
 
     def _convert(self, call: Call, folder: Path) -> None:
         converted.convert(Flat(self.torch_forward, call, self.module), call.tensors, folder)

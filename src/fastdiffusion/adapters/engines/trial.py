@@ -21,7 +21,7 @@ def openvino() -> Any:
 
 
 def hint(precision: str) -> str:
-    """What OpenVINO calls the type to compute in; weights of 8 bits are for whatever is fastest here."""
+    """What OpenVINO calls the type to compute in; what 8 bits leave of a network is in whatever is fastest here."""
     able = "BF16" in openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return "bf16" if precision == "bf16" or (precision == "int8" and able) else "f32"
 
