@@ -1,6 +1,6 @@
 """How far a ControlNet keeps to the edges that it is shown, and whether the prompt still counts.
 
-    python bench/sketches.py CHECKPOINT CONTROL -n 48 --sheet sketches.png
+    python bench/sketches.py CHECKPOINT CONTROL -n 48 --corner --strength 1 1.5 --sheet sketches.png
 
 For captions and glyphs of the emoji data: edge agreement is the F1 of the edges of a sample against those of the glyph
 whose edges steered it, within one pixel; R-precision is the evaluator's, of the caption, and knows glyphs in the middle
@@ -12,6 +12,7 @@ control's image, put back, from the whole one without.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -85,7 +86,39 @@ def drawn(model, prompts: list[str], maps: Tensor | None, scale: float, steps: i
 
 
 def main() -> None:
-    """Measure, print, and draw a sheet."""
+    """Measure, print, and draw a sheet for each kind of maps."""
+    args = arguments()
+    model, net = fastdiffusion.load(args.checkpoint, precision="float32"), evaluator.load()
+    glyphs, names = chosen(args.n, args.seed, args.held_out, set(net.names))
+    without = drawn(model, names, None, args.scale, args.steps, args.batch)
+    kept = retrieval.chances(net, without, names)
+    for kind in [kind for kind in KINDS if getattr(args, kind)] or ["plain"]:
+        place, put_back = KINDS[kind]
+        placed = place(glyphs)
+        maps = edge_map(placed)[:, :1]
+        with torch.no_grad():
+            results = {"glyphs": placed, "autoencoder": model.decode(model.encode(placed)).clamp(-1, 1)}
+        results["without"], before = without, agreement(without, maps)
+        for strength in args.strength:
+            control = Controlled(args.control, to_pil(placed[0]), strength, (0.0, args.until), edges=True)
+            one = with_controls(model, [control], model.pixels)
+            results[f"control {strength:g}"] = drawn(one, names, maps, args.scale, args.steps, args.batch)
+        for what, images in results.items():
+            back, f1 = put_back(images), agreement(images, maps)
+            r_whole, r_back = (retrieval.r_precision(net, shown, names) for shown in (images, back))
+            print(f"{kind}, {what}: edge agreement {mean(f1)}, R-precision {r_whole}, put back {r_back}", flush=True)
+            if what.startswith("control"):
+                won = retrieval.chances(net, back, names) - kept
+                print(f"  against without: edge agreement {mean(f1 - before)}, R-precision {mean(won)}", flush=True)
+        if args.sheet is not None:
+            some = min(12, args.n)
+            shown = [placed, 2 * maps.expand(-1, 3, -1, -1) - 1, *(results[k] for k in results if k[0] in "wc")]
+            sheet = args.sheet.with_stem(f"{args.sheet.stem}-{kind}")
+            grid(torch.cat([row[:some] for row in shown]), some).save(sheet)
+
+
+def arguments() -> argparse.Namespace:
+    """What is to be measured."""
     parser = argparse.ArgumentParser(description="Edge agreement of a ControlNet.")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("control", type=Path)
@@ -93,41 +126,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--scale", type=float, default=3.0)
     parser.add_argument("--strength", type=float, nargs="+", default=[1.0], help="scales of the control")
-    parser.add_argument("--mirror", action="store_true", help="mirror the maps: shapes that no training image has")
+    parser.add_argument("--until", type=float, default=1.0, help="part of the run in which the control counts")
+    parser.add_argument("--plain", action="store_true", help="maps of the glyphs as they are; so without the next two")
+    parser.add_argument("--mirror", action="store_true", help="mirrored maps")
     parser.add_argument("--corner", action="store_true", help="glyphs of 70 %% of the size, in a corner each")
     parser.add_argument("--held-out", action="store_true", help="glyphs that the model knows and the control does not")
     parser.add_argument("--seed", type=int, default=0, help="which glyphs")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--sheet", type=Path)
-    args = parser.parse_args()
-    model, net = fastdiffusion.load(args.checkpoint, precision="float32"), evaluator.load()
-    glyphs, names = chosen(args.n, args.seed, args.held_out, set(net.names))
+    parser.add_argument("--sheet", type=Path, help="a PNG file; the kind of maps is added to its name")
+    return parser.parse_args()
 
-    def put_back(images: Tensor) -> Tensor:
-        images = out_of_corners(images) if args.corner else images
-        return images.flip(-1) if args.mirror else images
 
-    glyphs = glyphs.flip(-1) if args.mirror else glyphs
-    glyphs = in_corners(glyphs) if args.corner else glyphs
-    maps = edge_map(glyphs)[:, :1]
-    results = {"glyphs": glyphs, "without": drawn(model, names, None, args.scale, args.steps, args.batch)}
-    with torch.no_grad():
-        results["autoencoder"] = model.decode(model.encode(glyphs)).clamp(-1, 1)
-    for strength in args.strength:
-        one = with_controls(model, [Controlled(args.control, to_pil(glyphs[0]), strength, edges=True)], model.pixels)
-        results[f"control {strength:g}"] = drawn(one, names, maps, args.scale, args.steps, args.batch)
-    base = agreement(results["without"], maps), retrieval.chances(net, results["without"], names)
-    for what, images in results.items():
-        f1, back = agreement(images, maps), put_back(images)
-        print(f"{what}: edge agreement {mean(f1)}, R-precision {retrieval.r_precision(net, images, names)}, "
-              f"put back {retrieval.r_precision(net, back, names)}", flush=True)  # fmt: skip
-        if what.startswith("control"):
-            gained, kept = f1 - base[0], retrieval.chances(net, back, names) - base[1]
-            print(f"  against without: edge agreement {mean(gained)}, R-precision {mean(kept)}", flush=True)
-    if args.sheet is not None:
-        some = min(12, args.n)
-        shown = [glyphs, 2 * maps.expand(-1, 3, -1, -1) - 1, *(v for k, v in results.items() if k[0] in "wc")]
-        grid(torch.cat([row[:some] for row in shown]), some).save(args.sheet)
+# what is done to the glyphs whose edges are shown, and what undoes it
+KINDS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "plain": (lambda images: images, lambda images: images),
+    "mirror": (lambda images: images.flip(-1), lambda images: images.flip(-1)),
+    "corner": (in_corners, out_of_corners),
+}
 
 
 def chosen(n: int, seed: int, held_out: bool, known: set[str]) -> tuple[Tensor, list[str]]:
