@@ -1,18 +1,20 @@
 """The parts of editing, one number each: inversion at high guidance, weights of words, and sketches.
 
 python bench/edit_parts.py inversion [--model emoji] [-n 8] [--steps 20] [--scale 7.5]
-python bench/edit_parts.py weights   [--model emoji] [-n 4] [--steps 12]
-python bench/edit_parts.py sketches  [--model emoji] [-n 32] [--steps 12] [--out out/bench]
+python bench/edit_parts.py weights   [--model emoji] [-n 4] [--steps 12] [--ways guidance]
+python bench/edit_parts.py sketches  [--model emoji] [-n 32] [--steps 12] [--cells 5] [--out out/bench]
 
 inversion: PSNR of images that the model drew, inverted and drawn again under guidance, and the autoencoder's own, which
 is the ceiling; of edit-friendly noise the largest error in latents, as a part of the largest value.
 
-weights: an image is drawn with a word at the weights -1, 0, 0.5, 1, 1.5, 2 and 3, by attention (prompt-to-prompt) and,
-from 0 up, by token states (the prompt language). Its score is the evaluator's similarity to the caption less that to
-the caption without the word; Spearman's correlation of weight and score, for each caption, over the mean of n seeds.
+weights: an image is drawn with a word at the weights -1, 0, 0.5, 1, 1.5, 2 and 3: by "guidance" along the word (edit
+--reweight), by "attention" to its tokens (guidance.attention.Reweight), and from 0 up by its token "states" (the prompt
+language). Its score is the evaluator's similarity to the caption less that to the caption without the word; Spearman's
+correlation of weight and score, for each caption, over the mean of n seeds; its mean over captions, with the interval.
 
-sketches: what the model draws, in four flat colors on a grid of 10 x 10, is the sketch; its caption draws it anew at
+sketches: what the model draws, in three flat colors on a grid of 5 x 5, is the sketch; its caption draws it anew at
 rising strength. Recognised: as in bench/edits.py. Edges: intersection over union with the sketch's, one pixel of slack.
+Intervals of 95 % by bootstrap over the sketches; of recognition also of the gain over the sketch itself.
 """
 
 from __future__ import annotations
@@ -31,21 +33,28 @@ from torch import Tensor
 from torch.nn import functional
 
 import fastdiffusion
+from fastdiffusion import metrics, samplers
 from fastdiffusion.data.emoji.holdout import COLORS
+from fastdiffusion.guidance.attention import Reweight, attention_control
 from fastdiffusion.io.images import grid, to_pil, to_tensor
 from fastdiffusion.models import Model
+from fastdiffusion.noise import initial
 from fastdiffusion.samplers import image_to_image
 from fastdiffusion.schedules import strength_sigma
 from fastdiffusion.tasks.editing import inversions
+from fastdiffusion.tasks.editing.alignment import TARGET, Alignment, removed
 from fastdiffusion.tasks.editing.edit import edit
+from fastdiffusion.tasks.editing.options import EditOptions
 from fastdiffusion.tasks.evaluation import evaluator
 
 WEIGHTS = (-1.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-STRENGTHS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
+STRENGTHS = (0.0, 0.3, 0.5, 0.7, 0.9)
 CAPTIONS = (
-    ("a red heart", "red", "a heart"), ("a smiling face with sunglasses", "sunglasses", "a smiling face"),
-    ("a blue book", "blue", "a book"), ("a smiling face with heart eyes", "heart", "a smiling face"),
-    ("a cat face with tears of joy", "tears", "a cat face"), ("a green apple", "green", "an apple"),
+    ("a smiling face with sunglasses", "sunglasses"), ("a blue book", "blue"), ("a green apple", "green"),
+    ("a smiling face with heart eyes", "heart eyes"), ("a cat face with tears of joy", "tears of joy"),
+    ("a yellow heart", "yellow"), ("a face with medical mask", "medical mask"), ("a man with beard", "beard"),
+    ("a woman with white hair", "white hair"), ("a broken heart", "broken"), ("an orange book", "orange"),
+    ("a birthday cake", "birthday"),
 )  # fmt: skip
 
 
@@ -83,36 +92,49 @@ def inversion(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     return {name: sum(values) / len(values) for name, values in rows.items()}
 
 
+def by_guidance(model: Model, caption: str, word: str, weight: float, seed: int, steps: int) -> Tensor:
+    options: dict[str, Any] = {"method": "sdedit", "strength": 1.0, "steps": steps, "seed": seed}  # from noise alone
+    return edit(to_pil(torch.zeros(model.image_shape)), caption, model, reweight=f"{word}:{weight}", **options).images
+
+
+def by_attention(model: Model, caption: str, word: str, weight: float, seed: int, steps: int) -> Tensor:
+    tokens = Alignment(model.conditioner, caption, caption, EditOptions()).need(word, TARGET)
+    cond, table = model.encode_prompt([caption]), model.table(steps)
+    weighed = Reweight(dict.fromkeys(tokens, weight), rows=[0])  # of a guided batch, the conditional row
+    denoise = attention_control(model.guide(model.denoise, model.scale, model.null(1)), model.modules["net"], weighed)
+    x = table.sigmas[0] * initial([seed], model.shape)
+    return model.decode(samplers.final(samplers.run(denoise, x, table, cond, [seed])))
+
+
+def by_states(model: Model, caption: str, word: str, weight: float, seed: int, steps: int) -> Tensor:
+    weighed = caption.replace(word, f"({word}:{weight})")
+    return fastdiffusion.sample(model, weighed, n=1, seed=seed, steps=steps).images
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {"guidance": by_guidance, "attention": by_attention, "states": by_states}
+
+
+@torch.no_grad()
 def weights(model: Model, args: argparse.Namespace) -> dict[str, Any]:
-    net, made = evaluator.load(), {}
-    for caption, word, without in CAPTIONS:
-        text = net.encode_text([caption]) - net.encode_text([without])
-
-        def score(image: Tensor, text: Tensor = text) -> float:
-            return float((net.encode_image(image) * text).sum())
-
-        def attention(weight: float, seed: int, caption: str = caption, word: str = word) -> Tensor:
-            options: dict[str, Any] = {"method": "p2p", "window": "cross=0..0", "keep": False, "steps": args.steps}
-            return edit(
-                prompt=caption, source=caption, model=model, seed=seed, reweight=f"{word}:{weight}", **options
-            ).images  # fmt: skip
-
-        def states(weight: float, seed: int, caption: str = caption, word: str = word) -> Tensor:
-            weighed = caption.replace(word, f"({word}:{weight})")
-            return fastdiffusion.sample(model, weighed, n=1, seed=seed, steps=args.steps).images
-
-        for how, draw in (("attention", attention), ("states", states)):
-            draw_: Callable[[float, int], Tensor] = draw
-            used = WEIGHTS if how == "attention" else WEIGHTS[1:]
-            with torch.no_grad():
-                scores = [sum(score(draw_(w, seed)) for seed in range(args.n)) / args.n for w in used]
+    net, made, cells = evaluator.load(), {}, []
+    args.out.mkdir(parents=True, exist_ok=True)
+    for caption, word in CAPTIONS[: args.captions]:
+        text = (net.encode_text([caption]) - net.encode_text([removed(caption, [word])]))[0]
+        for how in args.ways:
+            used = WEIGHTS[1:] if how == "states" else WEIGHTS
+            drawn = [[WAYS[how](model, caption, word, w, seed, args.steps) for w in used] for seed in range(args.n)]
+            scores = [
+                sum(float(net.encode_image(row[i])[0] @ text) for row in drawn) / args.n for i in range(len(used))
+            ]
             rho = float(spearmanr(used, scores).statistic)  # type: ignore[attr-defined]
             made.setdefault(how, []).append(rho)
             print(how, caption, word, [round(s, 3) for s in scores], "Spearman", round(rho, 2), flush=True)
-    return {how: {"mean": sum(rhos) / len(rhos), "each": rhos} for how, rhos in made.items()}
+            cells += [image[0] for image in drawn[0]] if how == args.ways[0] else []
+            grid(cells, columns=len(WEIGHTS)).save(args.out / "weights.png")
+    return {how: {"mean": interval(torch.tensor(rhos)), "each": rhos} for how, rhos in made.items()}
 
 
-def sketch(image: Tensor, cells: int = 10, colors: int = 4) -> Tensor:
+def sketch(image: Tensor, cells: int = 5, colors: int = 3) -> Tensor:
     """Flat colors on a coarse grid: k-means of its cells, from their corners of brightness."""
     small = functional.adaptive_avg_pool2d(image, cells)[0].flatten(1).T
     centers = small[small.sum(1).argsort()[torch.linspace(0, len(small) - 1, colors).long()]]
@@ -134,7 +156,7 @@ def edges(image: Tensor) -> Tensor:
 def overlap(a: Tensor, b: Tensor) -> float:
     """Intersection over union of edges, where each may be off by a pixel."""
     near_a, near_b = (functional.max_pool2d(e.float(), 3, 1, 1).bool() for e in (a, b))
-    return float(((a & near_b) | (b & near_a)).sum() / (a | b).sum().clamp(min=1))
+    return float(((a & near_b) | (b & near_a)).sum() / (a | b).sum()) if (a | b).any() else 1.0
 
 
 def sketches(model: Model, args: argparse.Namespace) -> dict[str, Any]:
@@ -142,7 +164,7 @@ def sketches(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     rows: dict[float, list[tuple[float, float]]] = {s: [] for s in STRENGTHS}
     cells = []
     for seed, (prompt, name) in enumerate(names):
-        flat = sketch(drawn(model, prompt, seed + 1000, args.steps))
+        flat = sketch(drawn(model, prompt, seed + 1000, args.steps), args.cells)
         cells.append(flat[0])
         for strength in STRENGTHS:
             options: dict[str, Any] = {"method": "sdedit", "strength": strength, "seed": seed, "steps": args.steps}
@@ -152,10 +174,17 @@ def sketches(model: Model, args: argparse.Namespace) -> dict[str, Any]:
             cells += [image[0]] if strength in (0.5, 0.7, 0.9) else []
         args.out.mkdir(parents=True, exist_ok=True)
         grid(cells, columns=16).save(args.out / "sketches.png")
-    return {
-        f"{s:g}": {"recognised": sum(a for a, _ in r) / len(r), "edges": sum(b for _, b in r) / len(r)}
-        for s, r in rows.items()
-    }
+    found, plain = {}, torch.tensor(rows[0.0])
+    for strength, values in rows.items():
+        known, edge = torch.tensor(values).unbind(1)
+        gain = known - plain[:, 0]
+        found[f"{strength:g}"] = {"recognised": interval(known), "gain": interval(gain), "edges": interval(edge)}
+    return found
+
+
+def interval(values: Tensor) -> list[float]:
+    """Mean, and the ends of its interval of 95 % by bootstrap."""
+    return [round(v, 3) for v in (float(values.mean()), *metrics.interval(lambda v: float(v.mean()), values))]
 
 
 PARTS = {"inversion": inversion, "weights": weights, "sketches": sketches}
@@ -167,6 +196,9 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("-n", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="of weights")
+    parser.add_argument("--captions", type=int, default=len(CAPTIONS), help="of weights")
+    parser.add_argument("--cells", type=int, default=5, help="of a sketch, along each side")
     parser.add_argument("--scale", type=float, default=7.5)
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--out", type=Path, default=Path("out/bench"))

@@ -1,25 +1,33 @@
 """Explanations measured: where words are, whether the top word matters, whether shares add up, what memory it takes.
 
 python bench/explain.py masks [--model MODEL] [--of pairs|colors] [-n 32]   # IoU of word masks, against baselines
-python bench/explain.py deletion [--model MODEL] [-n 64]   # the top word left out, against another word
+python bench/explain.py deletion [--model MODEL] [-n 32]   # the top word left out, against the others
 python bench/explain.py memory [--model MODEL]             # peak of sampling and of explaining, each in a process
 python bench/explain.py peer --model tests/checkpoints/sd-small   # maps by attention, and attention-map-diffusers' own
 
 Compositions of two objects ("pairs"): glyphs side by side, each 64 pixels, whose masks are those they were drawn with;
 prompts are "A and B". Or a glyph and the color that it is on ("colors"), "A on blue". Baselines are a mask of all ones
-and a centered disc. For the deletion test the prompts are names of glyphs of at least three words; the evaluator's
-score of the whole name is compared after leaving out the word with the largest share, and after leaving out another
-one at random. 95 % intervals by bootstrap over prompts.
+and a centered disc. For the deletion test the prompts are names of glyphs of at least three words. Each word is left
+out in turn, and the evaluator's score of the whole name falls by so much; of the word that ranks first the fall is
+compared with the mean over the others, which is what a random one may expect. Words are ranked by their shares of what
+the prompt changed in pixels and of how well the image fits the name by CLIP (--toward), and by what is lost of either
+without the word. "incomplete" is what the shares lack of the whole, as a part of it. 95 % intervals by bootstrap over
+prompts. Memory is the peak above what is held before, after a first run at the model's own size (what a first run
+imports is no memory of a run); Linux.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import random
-import resource
+import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,8 +38,13 @@ from fastdiffusion.data.emoji.font import emoji
 from fastdiffusion.io.images import to_tensor
 from fastdiffusion.prompts.terms import terms
 from fastdiffusion.tasks import word_masks
+from fastdiffusion.tasks.attribution import explain as explaining
 from fastdiffusion.tasks.attribution.explain import explain
+from fastdiffusion.tasks.attribution.integrated import Run, by_term, secants
+from fastdiffusion.tasks.attribution.options import ExplainOptions
 from fastdiffusion.tasks.evaluation import evaluator
+from fastdiffusion.tasks.generation.options import SampleOptions
+from fastdiffusion.tasks.generation.plan import plan
 
 
 def glyphs(least: int = 1, most: int = 3) -> list[tuple[int, str]]:
@@ -90,31 +103,47 @@ def masks(model: fastdiffusion.Model, n: int, of: str) -> dict[str, object]:
     return {name: summary(values) for name, values in found.items()}
 
 
+class Remembered(Run):
+    """A run whose images for finite steps are made once, for several targets."""
+
+    def mixed(self, amounts: torch.Tensor, terms: Any) -> torch.Tensor:
+        kept: dict[tuple[float, ...], torch.Tensor] = self.__dict__.setdefault("kept", {})
+        rows = [tuple(row) for row in amounts.tolist()]
+        if any(row not in kept for row in rows):
+            kept.update(zip(rows, super().mixed(amounts, terms).split(1), strict=True))
+        return torch.cat([kept[row] for row in rows])
+
+
+@torch.no_grad()
 def deletion(model: fastdiffusion.Model, n: int) -> dict[str, object]:
-    rng, net = random.Random(12), evaluator.load()
-    found: dict[str, list[float]] = {name: [] for name in ("top", "random", "difference", "missing")}
+    rng, net, found = random.Random(12), evaluator.load(), {}
     for seed, (_, name) in enumerate(rng.sample(glyphs(3, 6), n)):
-        made = explain(name, model, seed=seed, steps=8, points=8, maps="occlusion")
-        words = [row.text for row in made.terms if row.kind == "word"]
-        others = [word for word in words if word != made.top.text]
-        if not others:
-            continue
-        read, lost = terms(name, model.conditioner), []
-        for word in (made.top.text, rng.choice(others)):
-            left = read.without([next(term for term in read.content if term.text == word)])
-            image = fastdiffusion.sample(model, left, n=1, seed=seed, steps=8).images
-            with torch.no_grad():
-                scores = [net.encode_image(each) @ net.encode_text([name]).T for each in (made.images[:1], image)]
-            lost.append(float(scores[0] - scores[1]))
-        found["top"].append(lost[0])
-        found["random"].append(lost[1])
-        found["difference"].append(lost[0] - lost[1])
-        found["missing"].append(made.attribution.missing)
-        print(
-            seed, name, "|", made.top.text, [round(v, 3) for v in lost], f"{made.attribution.missing:.3f}", flush=True
-        )
-    within = sum(v <= 0.02 for v in found["missing"]) / len(found["missing"])
-    return {**{name: summary(values) for name, values in found.items()}, "within 2 %": within}
+        run = Remembered(plan(model, SampleOptions(prompt=name, n=1, seed=seed, steps=8)), 0)
+        read = terms(name, model.conditioner)
+        size, image, blank = model.image_shape[1:], run.image(), run.at([0.0])
+
+        def encode(kept: Any, read: Any = read, size: Any = size) -> Any:
+            gone = [term for i, term in enumerate(read.content) if i not in kept]
+            return word_masks.condition(model, read, size, read.without(gone))
+
+        split, count = by_term(run, len(read.content), encode), len(read.content)
+        without = [run.image(encode([k for k in range(count) if k != i])) for i in range(count)]
+        text = net.encode_text([name])[0]
+        fall = [float((net.encode_image(image) - net.encode_image(each))[0] @ text) for each in without]
+        for what, toward in (("pixels", ""), ("toward", name)):
+            target = explaining._target(ExplainOptions(toward=toward), image, blank, torch.ones(1, *size))
+            shares = secants(run, target, split, batch_size=4)
+            low, high = target(blank).item(), target(image).item()
+            lost = [high - target(each).item() for each in without]
+            for how, values in (("share", shares.tolist()), ("lost", lost)):
+                top = max(range(count), key=values.__getitem__)
+                others = [fall[i] for i in range(count) if i != top]
+                found.setdefault(f"{how} of {what}: top", []).append(fall[top])
+                found.setdefault(f"{how} of {what}: top less random", []).append(fall[top] - sum(others) / len(others))
+            found.setdefault(f"{what}: incomplete", []).append(abs(float(shares.sum()) / (high - low) - 1))
+        print(seed, name, [round(v, 3) for v in fall], {k: round(v[-1], 3) for k, v in found.items()}, flush=True)
+    most = {name: max(values) for name, values in found.items() if "incomplete" in name}
+    return {**{name: summary(values) for name, values in found.items()}, "most incomplete": most}
 
 
 def summary(values: list[float]) -> dict[str, object]:
@@ -128,11 +157,11 @@ def summary(values: list[float]) -> dict[str, object]:
     }
 
 
-def memory(name: str) -> dict[str, object]:
+def memory(name: str, size: int) -> dict[str, object]:
     """Peaks in MB: of the whole process, and above what is held once the model is loaded."""
     found: dict[str, dict[str, float]] = {}
     for what in ("sample", "explain"):
-        run = [sys.executable, __file__, f"_{what}", "--model", name]
+        run = [sys.executable, __file__, f"_{what}", "--model", name, "--size", str(size)]
         found[what] = json.loads(
             subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
         )
@@ -172,18 +201,27 @@ def peer(path: str, prompt: str = "a dog face on blue") -> dict[str, object]:
     return {"largest difference, of the largest value": found}
 
 
-def peak_of(what: str, model: fastdiffusion.Model) -> dict[str, float]:
-    size = model.image_shape[-1] * (4 if model.image_shape[-1] <= 64 else 1)  # large enough to be seen above the rest
+def peak_of(what: str, model: fastdiffusion.Model, size: int) -> dict[str, float]:
+    own = model.image_shape[-1]
+    size = size or own * (4 if own <= 64 else 1)  # large enough to be seen above the rest
+
+    def once(size: int) -> None:
+        if what == "sample":
+            fastdiffusion.sample(model, "a red heart", n=1, steps=2, size=size)
+        else:
+            explain("a red heart", model, steps=2, points=8, size=size, maps="occlusion")
 
     def now() -> float:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(re.search(r"VmHWM:\s*(\d+)", status)[1]) / 1024  # type: ignore[index]
 
+    once(own)
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak begins anew at what is held
     before = now()
-    if what == "sample":
-        fastdiffusion.sample(model, "a red heart", n=1, steps=2, size=size)
-    else:
-        explain("a red heart", model, steps=2, points=8, size=size, maps="occlusion")
-    return {"process": round(now()), "above the model": round(now() - before)}
+    once(size)
+    return {"process": round(now()), "above the model": round(now() - before, 1)}
 
 
 def main() -> None:
@@ -192,15 +230,18 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("-n", type=int, default=0)
     parser.add_argument("--of", choices=("pairs", "colors"), default="pairs", help="what the masks are measured on")
+    parser.add_argument(
+        "--size", type=int, default=0, help="of memory, in pixels; by default 4 times that of small models"
+    )
     args = parser.parse_args()
     if args.what in ("memory", "peer"):
-        print(json.dumps({"memory": memory, "peer": peer}[args.what](args.model), indent=1))
+        print(json.dumps(memory(args.model, args.size) if args.what == "memory" else peer(args.model), indent=1))
         return
     model = fastdiffusion.load(args.model, device="cpu")
     if args.what.startswith("_"):
-        print(json.dumps(peak_of(args.what[1:], model)))
+        print(json.dumps(peak_of(args.what[1:], model, args.size)))
     else:
-        n = args.n or {"masks": 32, "deletion": 64}[args.what]
+        n = args.n or {"masks": 32, "deletion": 32}[args.what]
         made = masks(model, n, args.of) if args.what == "masks" else deletion(model, n)
         print(json.dumps(made, indent=1))
 

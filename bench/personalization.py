@@ -28,6 +28,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import fastdiffusion
+from fastdiffusion import metrics
 from fastdiffusion.data.emoji.holdout import COLORS
 from fastdiffusion.io.images import grid, save_png, to_tensor
 from fastdiffusion.tasks.evaluation import evaluator
@@ -164,50 +165,70 @@ def held_out(name: str, n: int = 16) -> torch.Tensor:
     return torch.stack([to_tensor(draw(g).resize((64, 64), Image.Resampling.LANCZOS)) for _ in range(n)])
 
 
-def similarity(judged: torch.Tensor, to: torch.Tensor, net: evaluator.Evaluator) -> float:
-    """Mean cosine of two sets of images."""
-    with torch.no_grad():
-        return float((net.encode_image(judged) @ net.encode_image(to).T).mean())
+def agreement(drawn: torch.Tensor, to: torch.Tensor) -> float:
+    """Mean cosine of two sets of unit vectors."""
+    return float((drawn @ to.T).mean())
 
 
-def spread(images: torch.Tensor, net: evaluator.Evaluator) -> float:
-    """Mean distance of images among each other, in the evaluator's features."""
-    with torch.no_grad():
-        f = net.features(images)
-    return float(torch.pdist(f).mean())
+def gap_closed(own: torch.Tensor, before: torch.Tensor, given: torch.Tensor, truth: torch.Tensor) -> float:
+    """Of the way from what the class's word drew to the training images, in similarity to held-out images."""
+    a, b, c = (agreement(x, truth) for x in (before, own, given))
+    return (b - a) / (c - a)
 
 
-def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str, float], torch.Tensor]:
+def ratio_of_spreads(after: torch.Tensor, before: torch.Tensor) -> float:
+    """Mean distance of images among each other, after over before, in the evaluator's features."""
+    return float(torch.pdist(after).mean() / torch.pdist(before).mean())
+
+
+def stated(statistic: Callable[..., float], *samples: torch.Tensor) -> list[float]:
+    """A value and its 95 % interval over images."""
+    return [round(v, 3) for v in (statistic(*samples), *metrics.interval(statistic, *samples))]
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {}, "embedding": {}, "dreambooth": {}, "lora-free": {"prior": 0, "floor": 0.0, "early_stop": False},
+}  # fmt: skip
+DRAWN_OF_WORD, DRAWN_OF_CLASS, PLACED = 16, 24, 4  # images
+
+
+def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.Tensor]:
     """A run's numbers, and a row of its sheet."""
     _, kind, word = SUBJECTS[name]
     folder = folder_of(name, args.out / "images", 5)
+    base = replace(fastdiffusion.load(args.model, device="cpu"), tables={})  # one sampler for both: no LoRA has a table
     started, net = time.process_time(), evaluator.load()
-    options = {"prior": 0} if method == "lora-free" else {}
     made = fastdiffusion.personalize(
         args.model, folder, token=f"<{name}>", method=method.split("-")[0], subject=kind, class_name=word, device="cpu",
-        folder=args.out / "runs" / f"{name}-{method}", steps=args.steps, seed=args.seed, **options,
+        folder=args.out / "runs" / f"{name}-{method}-{args.seed}", steps=args.steps, seed=args.seed, lr=args.lr,
+        vectors=args.vectors, **METHODS[method],
     )  # fmt: skip
     seconds = time.process_time() - started
 
     def drawn(prompt: str, n: int, model: object = made.model, seed: int = 100) -> torch.Tensor:
         return fastdiffusion.sample(model, prompt, n=n, seed=seed, steps=12).images
 
-    truth = held_out(name)
     train = torch.stack(
-        [to_tensor(Image.open(p).resize((64, 64), Image.Resampling.LANCZOS)) for p in folder.glob("*.png")]
+        [to_tensor(Image.open(p).resize((64, 64), Image.Resampling.LANCZOS)) for p in sorted(folder.glob("*.png"))]
     )
-    a = similarity(drawn(word, 8, args.model), truth, net)
-    own = drawn(f"<{name}>", 8)
-    b, c = similarity(own, truth, net), similarity(train, truth, net)
-    placed = torch.cat([drawn(f"<{name}> on a {color} background", 4) for color in BACKGROUNDS])
-    wanted = [color for color in BACKGROUNDS for _ in range(4)]
+    own = drawn(f"<{name}>", DRAWN_OF_WORD)
+    placed = torch.cat([drawn(f"<{name}> on a {color} background", PLACED) for color in BACKGROUNDS])
+    wanted = [color for color in BACKGROUNDS for _ in range(PLACED)]
     obeys = [x == y for x, y in zip(evaluator.background_color(placed, COLORS), wanted, strict=True)]
-    before, after = (spread(drawn(f"a {word}", 12, model), net) for model in (args.model, made.model))
+    of_class = {key: drawn(f"a {word}", DRAWN_OF_CLASS, model) for key, model in (("was", base), ("is", made.model))}
+    with torch.no_grad():
+        before, truth = net.encode_image(drawn(word, DRAWN_OF_WORD, base)), net.encode_image(held_out(name))
+        near, given = net.encode_image(own), net.encode_image(train)
+        features = {key: net.features(images) for key, images in of_class.items()}
+    a, b, c = (agreement(x, truth) for x in (before, near, given))
+    kept = next(look.retention for look in made.looks if look.step == made.step)
     return {
-        "a": a, "b": b, "c": c, "gap closed": (b - a) / (c - a), "obeys": sum(obeys) / len(obeys),
-        "diversity": after / before, "retention": made.looks[-1].retention, "step": made.step, "cpu seconds": seconds,
-        "bytes": made.file.stat().st_size,
-    }, torch.cat([train[:3], own[:3], placed[::4][:3]])  # fmt: skip
+        "a": a, "b": b, "c": c, "gap closed": stated(gap_closed, near, before, given, truth),
+        "obeys": sum(obeys) / len(obeys), "diversity": stated(ratio_of_spreads, features["is"], features["was"]),
+        "spread before": float(torch.pdist(features["was"]).mean()),
+        "retention": kept, "step": made.step, "steps": made.looks[-1].step, "cpu seconds": seconds,
+        "bytes": made.file.stat().st_size, "notes": list(made.notes),
+    }, torch.cat([train[:3], own[:5], placed[:: PLACED][:3], of_class["was"][:2], of_class["is"][:2]])  # fmt: skip
 
 
 # ---- what a step costs ------------------------------------------------------------------------------------------
@@ -356,6 +377,8 @@ def main() -> None:
     parser.add_argument("--model", default="emoji", help="that is taught")
     parser.add_argument("--steps", type=int, default=None)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=None)
+    parser.add_argument("--vectors", type=int, default=1)
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--side", choices=("own", "peft"), help="of --cost; without it the checkpoint alone is made")
     parser.add_argument("--out", type=Path, default=Path("out/bench/personalization"))
@@ -366,12 +389,13 @@ def main() -> None:
     numbers = json.loads(place.read_text()) if place.exists() else {}
     for name in args.subjects.split(","):
         for method in args.methods.split(","):
-            if f"{name} {method}" in numbers:
+            key = f"{name} {method} {args.seed}"
+            if key in numbers:
                 continue
-            numbers[f"{name} {method}"], row = measure(name, method, args)
-            print(f"{name} {method}:", {k: round(v, 3) for k, v in numbers[f"{name} {method}"].items()}, flush=True)
+            numbers[key], row = measure(name, method, args)
+            print(f"{key}:", json.dumps(numbers[key]), flush=True)
             place.write_text(json.dumps(numbers, indent=1))
-            save_png(grid(row, len(row), 1), args.out / f"row-{name}-{method}.png")
+            save_png(grid(row, len(row), 1), args.out / f"row-{key.replace(' ', '-')}.png")
     rows = [args.out / f"row-{key.replace(' ', '-')}.png" for key in numbers]
     images = [Image.open(path) for path in rows]
     sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")

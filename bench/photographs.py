@@ -61,14 +61,15 @@ def gather(folder: Path) -> None:
 
 
 def crop(path: Path, side: int = SIDE) -> Image.Image:
-    """The square of most detail, of the photograph reduced to at most 640 pixels a side."""
+    """The square of most detail, of the photograph reduced to at most 640 pixels a side; a small one has less."""
     image = read_image(path).convert("RGB")
     scale = min(640 / max(image.size), 0.75)  # below 1: some have been JPEG files before, whose blocks must not show
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    side = min(side, min(image.size) // 16 * 16)
     gray = np.asarray(image.convert("L")).astype(float)
     detail = np.abs(np.diff(gray, axis=0))[:, :-1] + np.abs(np.diff(gray, axis=1))[:-1]
     places = [(y, x) for y in range(0, image.height - side, 32) for x in range(0, image.width - side, 32)]
-    y, x = max(places, key=lambda at: detail[at[0] : at[0] + side, at[1] : at[1] + side].mean())
+    y, x = max(places or [(0, 0)], key=lambda at: detail[at[0] : at[0] + side, at[1] : at[1] + side].mean())
     return image.crop((x, y, x + side, y + side))
 
 

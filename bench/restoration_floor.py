@@ -1,7 +1,7 @@
 """Does any restoration make a photograph worse? Every documented corruption, on photographs that no one tuned on.
 
     python bench/photographs.py FOLDER
-    python bench/restoration_floor.py FOLDER [--use held-out] [--only jpeg,linear,kernels,chains]
+    python bench/restoration_floor.py FOLDER [--use held-out|all] [--only jpeg,linear,kernels,chains]
 
 A crop of 192 pixels of each photograph, where it has most detail; decibels of the pixels against the photograph, before
 and after. What a smaller or covered input has "before" is its plain enlargement, or its hole filled from around. JPEG
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from photographs import crop, listed
+from photographs import SIDE, crop, listed
 from PIL import Image
 from torch import Tensor
 
@@ -166,14 +166,14 @@ def _save(show: Path | None, name: str, *images: Tensor) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--use", default="held-out", help="learned, tuned or held-out")
+    parser.add_argument("--use", default="held-out", help="learned, tuned, held-out or all")
     parser.add_argument("--only", default="jpeg,linear,kernels,chains")
     parser.add_argument("--every", type=int, default=1, help="every how many photographs")
     parser.add_argument("--show", type=Path, help="a folder for before, after, photograph and difference of each")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    crops = {photograph.name: crop(args.folder / photograph.name) for photograph in listed(args.use)[:: args.every]}
-    wide = {photograph.name: crop(args.folder / photograph.name, 320) for photograph in listed(args.use)[:: args.every]}
+    paths = [args.folder / one.name for one in listed(None if args.use == "all" else args.use)[:: args.every]]
+    crops, wide = ({path.name: crop(path, side) for path in paths} for side in (SIDE, 320))
     report = Report()
     parts: dict[str, Callable[[], None]] = {
         "jpeg": lambda: files(crops, report, args.show),

@@ -12,9 +12,11 @@ from fastdiffusion.guidance import prompt_to_prompt
 from fastdiffusion.guidance.attention import Reweight, Store, control
 from fastdiffusion.io.images import read_image, to_pil, to_tensor
 from fastdiffusion.samplers import editing
-from fastdiffusion.tasks.editing.alignment import Alignment
+from fastdiffusion.tasks.editing.alignment import Alignment, removed
 from fastdiffusion.tasks.editing.edit import edit
 from fastdiffusion.tasks.editing.options import EditOptions, windows_of
+from fastdiffusion.tasks.editing.reweighting import removals, reweighted
+from fastdiffusion.types import Cond
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +208,9 @@ def test_words_of_several_tokens_in_any_case_beside_punctuation():
     assert found.pairs == (("A", "A"), ("Cat", "cat"), ("with", ""), ("Sunglasses", ""), ("asleep", "asleep"))
     assert found.note == "Alignment: with = (new), Sunglasses = (new)."
     assert len(found.find("sunglasses", 1)) == 5
-    assert sorted(found.weights.values()) == [-1, -1, 2, 2, 2, 2, 2]
+    assert found.weights == {"sunglasses": 2, "cat": -1}
     assert found.find("at", 1) == []  # no part of a word
-    assert found.without("sunglasses") == ("A Cat, with Sunglasses, asleep", "A Cat, with , asleep")
+    assert removed("A Cat, with Sunglasses, asleep", ["sunglasses"]) == "A Cat, asleep"
     japanese = words("座る猫", "座る犬", align="犬=猫")
     assert japanese.find("犬", 1)
 
@@ -257,6 +259,61 @@ def test_weights_may_be_negative_and_keep_the_sum(model, normalize):
         same = model.denoise(x, torch.ones(1), cond)
     with torch.no_grad():
         torch.testing.assert_close(same, model.denoise(x, torch.ones(1), cond), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["p2p", "direct", "diffedit", "flowedit", "flow-ode", "sdedit", "magicmix"])
+def test_weight_1_is_the_prompt_and_weight_0_the_prompt_without_the_word(model, heart, method):
+    """To the bit, under every method."""
+    image = None if method == "p2p" else heart
+    options = {"model": model, "source": "a red heart", "method": method, "steps": 3, "keep": False, "seed": 3}
+
+    def made(prompt="a blue book", **more):
+        return edit(image, prompt, **options, **more).images
+
+    plain, none, twice = made(), made(reweight="blue:0"), made(reweight="blue:2")
+    assert torch.equal(made(reweight="blue:1"), plain)
+    assert torch.equal(none, made("a book"))
+    assert not torch.equal(none, plain)
+    assert not torch.equal(twice, plain)
+
+
+def test_a_word_comes_with_its_weight(model):
+    """Blue less red, of a book that is red without the word."""
+    amounts = []
+    for weight in (-1, 0, 0.5, 1, 2):
+        options = {"model": model, "source": "a blue book", "method": "p2p", "keep": False, "steps": 4}
+        image = edit(prompt="a blue book", reweight=f"blue:{weight}", **options).images[0, :, 20:44, 20:44]
+        amounts.append(float((image[2] - image[0]).mean()))
+    assert amounts == sorted(amounts)
+    assert amounts[-2] > amounts[1] + 0.5
+
+
+def test_words_are_weighed_together_and_apart():
+    """Coefficients of "without these words": multilinear corners are exact, and they add up to 1."""
+    assert removals({"a": 1.0}) == [(1.0, ())]
+    assert removals({"a": 0.0, "b": 0.0}) == [(1.0, ("a", "b"))]
+    assert removals({"a": 0.0, "b": 1.0}) == [(1.0, ("a",))]
+    assert {words: amount for amount, words in removals({"a": 3.0, "b": 3.0})} == {(): 3.0, ("a", "b"): -2.0}
+    mixed = removals({"a": 0.5, "b": 3.0, "c": -1.0})
+    assert sum(amount for amount, _ in mixed) == 1
+    near, exact = ({w: a for a, w in removals({"a": v, "b": 2.0})} for v in (1 + 1e-9, 1.0))
+    assert all(abs(near.get(w, 0) - exact.get(w, 0)) < 1e-8 for w in near | exact)  # no jump where a weight passes 1
+
+
+def test_contrast_of_a_weighed_estimate_stays_that_of_its_parts():
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    parts = [lambda x, sigma, cond: x * torch.tensor([1.0, 1.0]).reshape(2, 1, 1, 1), lambda x, sigma, cond: 0.5 * x]
+    cond, level = Cond(pooled=torch.zeros(2, 1)), torch.ones(2)
+    for normalize, factor in ((True, 1.0), (False, 2.0)):
+        run = reweighted(*parts, amounts=[3.0, -2.0], conds=[cond, cond], normalize=normalize)
+        row = run(x, level, cond)
+        assert torch.equal(row[0], x[0])  # the source beside it is as it was
+        torch.testing.assert_close(row[1].std((-1, -2)), factor * x[1].std((-1, -2)))
+
+
+def test_imagic_weighs_no_words(model, heart):
+    with pytest.raises(InputError, match="weighs no words"):
+        edit(heart, "a blue heart", model=model, method="imagic", reweight="blue:2", steps=2)
 
 
 def test_a_mask_is_scaled_together_with_its_image(model):

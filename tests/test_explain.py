@@ -1,5 +1,6 @@
 """Explanations: words of the raw text, maps, shares that add up; the box that is drawn is the one that is explained."""
 
+import dataclasses
 import json
 import re
 from types import SimpleNamespace
@@ -182,6 +183,24 @@ def test_a_mask_from_words_finds_what_the_words_explain():
         word_masks.word_mask(model, image, "left and right", "the hat")
 
 
+def test_a_large_image_is_looked_at_through_windows_of_the_models_size():
+    model, half = of_halves(), torch.ones(1, 16, 24)
+    half[:, :, 10:] = 0.4
+    image, shapes = torch.cat([half, half], -1), set()
+
+    def denoise(x, sigma, cond=None):
+        shapes.add(tuple(x.shape[1:]))
+        return model.denoise(x, sigma, cond)
+
+    assert word_masks._windows(model, image[None]) == [(0, 0, 24, 16), (12, 0, 24, 16), (24, 0, 24, 16)]
+    assert word_masks._windows(model, half[None, :, :9, :9]) == [(0, 0, 9, 9)]
+    found = word_masks.word_map(dataclasses.replace(model, denoise=denoise), image, "left and right", "left").map
+    assert shapes == {(1, 16, 24)}
+    assert found.shape == (1, 16, 48)
+    assert float(found[..., :10].min()) > word_masks.CUT  # what only the first window sees
+    assert float(found[..., 36:].max()) == 0  # and only the last: the right half of the image in it
+
+
 @pytest.mark.parametrize(("only", "changes"), [("left", slice(0, 10)), ("right, left", slice(0, 24))])
 def test_only_what_shows_the_words_is_drawn_anew(only, changes, tmp_path):
     image = torch.ones(1, 16, 24)
@@ -289,6 +308,26 @@ def test_the_backward_pass_holds_no_activations_of_the_run(model, monkeypatch):
     small = held()
     monkeypatch.setattr(integrated, "checkpoint", lambda f, *args, **_: f(*args))
     assert small < held() / 3
+
+
+def test_a_backward_pass_holds_the_rows_that_it_is_allowed(model):
+    """Guidance stacks two rows for each point, and an evaluation that holds activations has only as many as allowed."""
+
+    def seen(rows, points):
+        run, sizes = Run(plan(model, SampleOptions(prompt=PROMPT, n=1, steps=2, scale=3.0)), 0, rows), []
+        net = model.modules["net"]
+        hook = net.register_forward_hook(lambda _, given, made: sizes.append(len(made)) if made.requires_grad else None)
+        try:
+            by_step, _, _, values = run.gradients(points, lambda images: images.flatten(1).sum(1))
+        finally:
+            hook.remove()
+        return set(sizes), by_step[0]["pooled"], values
+
+    one, slow, low = seen(1, [0.3, 0.6])
+    two, fast, high = seen(2, [0.3, 0.6])
+    assert (one, two) == ({1}, {2})
+    torch.testing.assert_close(slow, fast, atol=1e-3, rtol=1e-3)
+    assert low == pytest.approx(high, rel=1e-4)
 
 
 # ---- the verb -----------------------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ from fastdiffusion.cli import main
 from fastdiffusion.corruptions import Step, jpeg, parse
 from fastdiffusion.io.images import jpeg_tables, read_image, to_pil, to_tensor, to_uint8
 from fastdiffusion.tasks.restoration.blind_deblurring import refined
+from fastdiffusion.tasks.restoration.jpeg_files import rounded_away
+from fastdiffusion.tasks.restoration.trials import mixture
 from fastdiffusion.tasks.restoration.watermarks import WatermarkResult, remaining, remove_watermark
 
 BENCH = Path(__file__).parents[1] / "bench"
@@ -142,6 +144,38 @@ def test_what_happened_last_is_undone_first(text):
     done = restore(y, text)
     assert decibels(done.images[0], x) > decibels(y, x) and done.corruption.startswith(text.split()[0])
     assert ("5 of 255" in str(done)) == ("noise 5" in text)
+
+
+@pytest.mark.parametrize("said", ["blur 2, jpeg 80", "motion 9 30, jpeg 75"])
+def test_jpegs_rounding_is_no_sharpness(said):
+    """Rounding fills a blurred spectrum up: unless that is known, it looks like one that was hardly blurred."""
+    y = to_tensor(after(said, scene()))[None]
+    named = parse(said).steps[0]
+    assert refined(named, y, rounded_away(y, parse(said))) == named
+    assert refined(named, y) != named
+
+
+# ---- trials -------------------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_is_the_nearest_there_is():
+    """Of the truth and two errors of its own; and nothing but what was given where all else is worse."""
+    noise = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    truth, *answers = to_uint8(torch.stack([torch.zeros(3, 64, 64), *(0.1 * noise)]))
+    assert mixture(answers, truth) == pytest.approx([1 / 3] * 3, abs=0.051)
+    assert mixture([answers[0], truth, answers[1]], truth) == [0, 1, 0]
+    assert mixture([answers[0], answers[0] // 2 + 127, answers[1]], truth)[1] == 0
+
+
+@pytest.mark.parametrize("text", ["downscale 2, jpeg 50", "downscale 2, jpeg 80", "blur 1, noise 0.05, jpeg 50"])
+def test_a_trial_takes_no_worse_than_all_in_one_go(text):
+    """Fine texture, of which a restorer makes too much; a model that undoes all in one go is asked as one of several."""
+    x = (scene() + 0.15 * torch.randn(1, 1, 160, 192, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
+    y = after(text, x)
+    plain = parse(text).on(x.shape[1:], [0]).lift(to_tensor(y)[None])[0]
+    weighed, joint = (decibels(restore(y, text, method=how).images[0], x) for how in ("auto", "supervised"))
+    assert weighed >= decibels(plain, x) - 0.005
+    assert weighed > joint + 0.02
 
 
 def test_a_blurred_jpeg_file_tells_its_rounding(tmp_path):

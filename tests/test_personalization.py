@@ -16,6 +16,7 @@ from fastdiffusion.adapters import tokens, with_loras
 from fastdiffusion.adapters.lora import Lora, algebra
 from fastdiffusion.adapters.lora.writing import FORMATS, write
 from fastdiffusion.data import load_folder
+from fastdiffusion.data.emoji.translations import Pair
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.models import save
 from fastdiffusion.options import fill
@@ -25,6 +26,7 @@ from fastdiffusion.tasks.personalization.course import Course
 from fastdiffusion.tasks.personalization.images import opened
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
 from fastdiffusion.tasks.personalization.options import PersonalizeOptions
+from fastdiffusion.tasks.personalization.personalize import BY_HEART, _class_and_start, _losses
 from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
 
 diffusers = pytest.importorskip("diffusers")
@@ -345,6 +347,43 @@ def test_only_the_new_rows_move(desk, text, tmp_path):
     assert done.file.stat().st_size <= 50_000 and done.file.name == "embedding.safetensors"
 
 
+def test_a_word_starts_where_the_images_are_explained(text, tmp_path):
+    """The bundled model draws one image of "robot", whatever the noise: no place for another robot to start from."""
+    base = fastdiffusion.load("emoji", device="cpu")
+    for i in range(3):
+        image = Image.new("RGB", (64, 64), "white")
+        ImageDraw.Draw(image).rectangle((20, 10 + i, 44, 54 + i), fill=(255, 140, 0), outline="black")
+        image.save(tmp_path / f"{i}.png")
+    examples = opened(base, tmp_path, 64, 0.2, 0, few=True)
+    losses = _losses(base, examples, ["robot", "face", "robot", "unheard-of"])
+    assert list(losses) == ["robot", "face"] and losses["robot"] > BY_HEART * losses["face"]
+    chosen = fill(PersonalizeOptions, class_name="robot")
+    class_name, start, notes = _class_and_start(base, examples, chosen)
+    assert class_name == "robot" and start != "robot" and f"started as {start!r}" in notes[0]
+    assert _class_and_start(base, examples, replace(chosen, class_name="face")) == ("face", "face", [])
+    unnamed = _class_and_start(base, examples, replace(chosen, class_name=None))
+    assert unnamed[0] == unnamed[1] == start and len(unnamed[2]) == 1
+    other = get("sd15").model  # of another family, whose steps cost much: what a person says
+    assert _class_and_start(other, examples, replace(chosen, class_name="cat")) == ("cat", "cat", [])
+
+
+@pytest.mark.slow
+def test_a_word_alone_learns_in_few_steps(tmp_path):
+    """Rows move fast enough: forty steps of textual inversion on the bundled model, from the word that is nearest."""
+    for i in range(4):
+        image = Image.new("RGB", (64, 64), "white")
+        d = ImageDraw.Draw(image)
+        d.rectangle((18, 8 + i, 46, 30), fill=(255, 190, 60), outline="black")
+        d.rectangle((14 + i, 30, 50, 56), fill=(0, 150, 160), outline="black")
+        image.save(tmp_path / f"{i}.png")
+    done = fastdiffusion.personalize(
+        "emoji", tmp_path, token="<new>", class_name="robot", method="embedding", folder=tmp_path / "run", steps=40,
+        verbose=False, device="cpu",
+    )  # fmt: skip
+    losses = [look.loss for look in done.looks]
+    assert losses[0] < 0.5 and min(losses) < 0.95 * losses[0]
+
+
 def test_masks_say_what_counts(desk, text, tmp_path):
     """What is black in every mask has no part in the loss."""
     objective, g = Objective(text), torch.Generator().manual_seed(0)
@@ -421,6 +460,25 @@ def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):
         Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(tmp_path / f"{i}.png")
     with pytest.raises(DataError, match=r"3 of 3 images .* have no caption"):
         fastdiffusion.finetune(desk.text, tmp_path, folder=tmp_path / "c")
+
+
+def test_a_fine_tuned_model_learns_a_language_and_keeps_its_own(desk, tmp_path):
+    """What it was fine-tuned to draw of the prompts that it knew stays to the bit; the new ones are understood anew."""
+    done = learned(desk, tmp_path / "a", method="full", lr=0.00003, floor=0.0)
+    known, new = ["a red square", "red", "a square"], ["ein rotes Quadrat", "rotes", "ein Quadrat"]
+    pairs = [Pair(*pair) for pair in zip(new, known, strict=True)]
+    made = fastdiffusion.add_language(
+        done.file, pairs, steps=30, vocabulary=320, depth=1, batch_size=16, folder=tmp_path / "b", verbose=False
+    ).model
+
+    def drawn(model, prompts):
+        return fastdiffusion.sample(model, prompts, n=len(prompts), steps=2).images
+
+    before = drawn(done.model, known)
+    assert done.step > 0 and not torch.equal(before, drawn(desk.text, known))
+    assert torch.equal(drawn(made, known), before)
+    assert torch.equal(drawn(made, ["a <new>"]), drawn(done.model, ["a <new>"]))
+    assert (drawn(made, new) - before).square().mean() < (drawn(done.model, new) - before).square().mean()
 
 
 def test_no_space(desk, tmp_path):

@@ -5,7 +5,8 @@ Two ways, and "auto" takes the second, which found things better wherever both w
 "attention": what each place attends to, averaged over noise levels and layers (``guidance.concept_maps``).
 "occlusion": which places the model explains better with the words than without. At some noise levels x0 is estimated
 from the words alone and from the prompt without them; where the first comes nearer to the image, there the words are
-(a difference of pointwise mutual informations, after Kong et al. 2023, arXiv:2310.07972).
+(a difference of pointwise mutual informations, after Kong et al. 2023, arXiv:2310.07972). An image larger than the
+model's own is looked at through windows of that size, half a window apart: things are then as large as in training.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,13 +88,12 @@ def word_map(
     parsed = terms(prompt, model.conditioner)
     chosen = parsed.find(phrase)
     shown = image[None].to(model.device)
-    x0 = model.encode(shown)
-    states = _noised(model, x0, seed)
     if method == "attention":
+        states = _noised(model, model.encode(shown), seed)
         own = [i for i, term in enumerate(parsed.content) if term in chosen]
         found = of_attention(model, parsed, states, size)[own].mean(0, keepdim=True)
         return WordMap(_scaled(found).cpu(), "attention")
-    raw = _evidence(model, x0, states, parsed, chosen, size)
+    raw = _evidence(model, shown, seed, parsed, chosen)
     spread = along_edges(raw, shown[0], round(REACH * min(1.0, max(size) / 64)), EDGE)
     return WordMap(_scaled(spread).cpu(), "occlusion")
 
@@ -240,25 +240,44 @@ def _noised(model: Model, x0: Tensor, seed: int) -> list[tuple[Tensor, float]]:
 
 
 def _evidence(
-    model: Model,
-    x0: Tensor,
-    states: Sequence[tuple[Tensor, float]],
-    parsed: Terms,
-    chosen: Sequence[Term],
-    size: Size,
+    model: Model, image: Float[Tensor, "1 c h w"], seed: int, parsed: Terms, chosen: Sequence[Term]
 ) -> Float[Tensor, "1 h w"]:
     """Where the words alone explain an image better than the prompt without them: relative squared errors."""
     rest = [term for term in parsed.all if term not in chosen and term.kind in ("word", "punctuation")]
-    conds = [condition(model, parsed, size, parsed.without(gone)) for gone in (rest, chosen)]
-    total: Any = 0
-    for x, sigma in states:
+    (height, width), boxes = image.shape[-2:], _windows(model, image)
+    (_, _, wide, high), place = boxes[0], torch.zeros(1, height, width)
+    conds = [condition(model, parsed, (high, wide), parsed.without(gone)) for gone in (rest, chosen)]
+    errors = [_errors(model, image[..., y : y + high, x : x + wide], seed, conds) for x, y, _, _ in boxes]
+    scale = torch.stack(errors).sum(2).mean((0, 2, 3)).clamp(min=1e-12)  # by level, over all windows
+    ramp = [1 - (torch.arange(n) - (n - 1) / 2).abs() / (n / 2) + 0.02 for n in (high, wide)]
+    weight, total = ramp[0][:, None] * ramp[1], torch.zeros(1, height, width)
+    for (x, y, _, _), error in zip(boxes, errors, strict=True):
+        gain = ((error[:, 1] - error[:, 0]) / scale[:, None, None]).sum(0)
+        gain = F.interpolate(gain[None, None], (high, wide), mode="bilinear", align_corners=False)[0]
+        total[..., y : y + high, x : x + wide] += weight * gain.cpu()
+        place[..., y : y + high, x : x + wide] += weight
+    return (total / place).to(image)
+
+
+def _windows(model: Model, image: Tensor) -> list[tuple[int, int, int, int]]:
+    """Left, top, width and height of windows of the model's own size, half a window apart; of a smaller image all."""
+    sides = []
+    for length, own in zip(image.shape[-2:], model.image_shape[-2:], strict=True):
+        side = min(length, own)
+        step = max(model.factor, side // 2 // model.factor * model.factor)
+        sides.append((side, [*range(0, length - side, step), length - side]))
+    (high, tops), (wide, lefts) = sides
+    return [(x, y, wide, high) for y in tops for x in lefts]
+
+
+def _errors(model: Model, image: Tensor, seed: int, conds: Sequence[Cond]) -> Float[Tensor, "levels 2 i j"]:
+    """Squared errors of x0 under each condition, mean over noises, at each level."""
+    x0, found = model.encode(image), []
+    for x, sigma in _noised(model, x0, seed):
         level = x.new_full((len(x),), sigma)
-        with_words, without = (
-            (model.denoise(x, level, cond.expand(len(x))) - x0).square().sum(1).mean(0) for cond in conds
-        )
-        total = total + (without - with_words) / (without + with_words).mean().clamp(min=1e-12)
-    total = total.mean(0) if total.ndim > 2 else total  # of a film
-    return F.interpolate(total[None, None], size, mode="bilinear", align_corners=False)[0]
+        both = [(model.denoise(x, level, cond.expand(len(x))) - x0).square().sum(1).mean(0) for cond in conds]
+        found.append(torch.stack([each.mean(0) if each.ndim > 2 else each for each in both]))  # of a film
+    return torch.stack(found)
 
 
 def _scaled(maps: Float[Tensor, "t h w"]) -> Float[Tensor, "t h w"]:

@@ -64,7 +64,8 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
     if len(planned.shape) != 3 or planned.size is None:
         raise InputError("This model makes films or no images, and explain reads single images.")
     parsed = terms(planned.prompts[index], planned.model.conditioner)
-    run = Run(planned, index)
+    rows = chosen.batch_size or (4 if planned.size[0] * planned.size[1] <= 128**2 else 1)
+    run = Run(planned, index, rows)
     with torch.no_grad():
         watched = _watch(run)
         region = _region(chosen, planned.size)
@@ -73,7 +74,7 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
         target = _target(chosen, watched.image, blank, region)
         low, high = target(blank).item(), target(watched.image).item()
         without = _without(run, parsed, target, planned.size, high)
-    found = _integrated(run, parsed, target, planned.size, chosen)
+    found = _integrated(run, parsed, target, planned.size, chosen.points, rows)
     numbers = _numbers(parsed, found, maps, region, without, high - low)
     notes = [*planned.notes, *_notes(parsed, found, why, chosen)]
     recipe = {
@@ -212,8 +213,8 @@ def _without(run: Run, parsed: Terms, target: Target, size: Size, whole: float) 
     return lost
 
 
-def _integrated(run: Run, parsed: Terms, target: Target, size: Size, chosen: ExplainOptions) -> Attribution | None:
-    if not chosen.points:
+def _integrated(run: Run, parsed: Terms, target: Target, size: Size, points: int, rows: int) -> Attribution | None:
+    if not points:
         return None
 
     def encode(kept: Sequence[int]) -> Cond:
@@ -222,8 +223,7 @@ def _integrated(run: Run, parsed: Terms, target: Target, size: Size, chosen: Exp
 
     with torch.no_grad():
         split = by_term(run, len(parsed.content), encode)
-    rows = chosen.batch_size or (4 if size[0] * size[1] <= 128**2 else 1)
-    found = attribute(run, target, split, chosen.points, rows)
+    found = attribute(run, target, split, points, rows)
     if found.missing <= ALLOWED:
         return found
     return replace(found, exact=secants(run, target, split, batch_size=rows))

@@ -7,7 +7,8 @@ ends, exactly; what a quadrature lacks of that is stated (``Attribution.missing`
 Here the input is the condition: the states of every token at every evaluation of the denoiser, the pooled vector, the
 negative prompt's, and image to image the pixels of the image. From states to words lead Shapley values (``by_term``).
 The baseline is what the model takes for "no prompt", and gray. Every evaluation of the network is checkpointed (Chen et
-al. 2016, arXiv:1604.06174): the backward pass makes it once more, and holds the activations of one at a time.
+al. 2016, arXiv:1604.06174): the backward pass makes it once more, and holds the activations of one at a time. Guidance
+stacks the prompt and "no prompt" in one evaluation; here they are two, or it would hold both.
 """
 
 from __future__ import annotations
@@ -76,11 +77,14 @@ class Attribution:
 
 
 class Run:
-    """One image's run as a function of its condition: ``at(alpha)`` is the image part of the way to the prompt."""
+    """One image's run as a function of its condition: ``at(alpha)`` is the image part of the way to the prompt.
 
-    def __init__(self, plan: Plan, index: int):
+    ``rows`` is how many a backward pass holds activations of at once.
+    """
+
+    def __init__(self, plan: Plan, index: int, rows: int = 1):
         self.batch = range(index, index + 1)
-        self.plan = replace(plan, model=checkpointed(plan.model))
+        self.plan = replace(plan, model=checkpointed(plan.model, rows))
         assert plan.prompts is not None and plan.table is not None and plan.model.conditioner is not None
         compiled = plan.compiled(plan.prompts, self.batch)
         self.compiled, self.table = compiled, plan.table
@@ -393,25 +397,31 @@ def _column(values: Float[Tensor, " n"], like: Tensor) -> Tensor:
 
 
 class _Checkpointed:
-    """A denoiser whose evaluations are made again in the backward pass."""
+    """A denoiser whose evaluations are made again in the backward pass, some rows at a time."""
 
-    def __init__(self, denoise: Denoise):
-        self._denoise = denoise
+    def __init__(self, denoise: Denoise, rows: int):
+        self._denoise, self._rows = denoise, rows
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
         if not torch.is_grad_enabled():
             return self._denoise(x, sigma, cond)
-        return checkpoint(self._denoise, x, sigma, cond, use_reentrant=False, preserve_rng_state=False)  # type: ignore[return-value]
+        made = []
+        for i in range(0, len(x), self._rows):
+            part = slice(i, i + self._rows)
+            given = (x[part], sigma[part], None if cond is None else cond[part])
+            made.append(checkpoint(self._denoise, *given, use_reentrant=False, preserve_rng_state=False))
+        return torch.cat(made)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._denoise, name)
 
 
-def checkpointed(model: Model) -> Model:
-    """The same model, whose denoiser holds no activations for a backward pass."""
+def checkpointed(model: Model, rows: int = 1) -> Model:
+    """The same model, whose denoiser holds no activations for a backward pass, which makes those of some rows anew."""
     if isinstance(model.denoise, Guided):  # what it keeps from one evaluation to the next stays outside
-        return replace(model, denoise=replace(model.denoise, denoise=_Checkpointed(model.denoise.denoise)))
-    return replace(model, denoise=_Checkpointed(model.denoise))
+        inner = _Checkpointed(model.denoise.denoise, rows)
+        return replace(model, denoise=replace(model.denoise, denoise=inner))
+    return replace(model, denoise=_Checkpointed(model.denoise, rows))
 
 
 @contextmanager

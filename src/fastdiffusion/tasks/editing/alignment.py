@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from ...models.protocols import Conditioner
 from .options import EditOptions, Window, pairs_of, weights_of, windows_of
 
 SOURCE, TARGET = 0, 1
+_DANGLING = re.compile(r"(?:^|(?<=\W))(?:with|wearing|and|or|of|in|on|at|by|a|an|the)\s*(?=$|[,.;])", re.IGNORECASE)
 NAMES = ("word of the old prompt", "word of the new prompt")
 
 
@@ -20,7 +22,7 @@ class Alignment:
     Attributes:
         texts: Both prompts.
         columns: For each token of the target the one of the source in whose place it stands, or -1.
-        weights: Factors by the target's tokens.
+        weights: Of words of the target, as they were asked for.
         cross, self_attention: Windows.
         windows: Those of single tokens of the target.
     """
@@ -33,8 +35,9 @@ class Alignment:
             places, taken = self.need(new, TARGET), self.need(old, SOURCE) if old else [-1]
             for n, place in enumerate(places):
                 self.columns[place] = taken[n * len(taken) // len(places)]
-        weights = weights_of(options.reweight)
-        self.weights = {token: w for name, w in weights.items() for token in self.need(name, TARGET)}
+        self.weights = weights_of(options.reweight)
+        for phrase in self.weights:
+            self.need(phrase, TARGET)
         windows = windows_of(options.window)
         self.cross, self.self_attention = windows.pop("cross"), windows.pop("self")
         self.windows: dict[int, Window] = {
@@ -44,8 +47,7 @@ class Alignment:
     @property
     def attends(self) -> bool:
         """Whether attention is changed at all."""
-        windows = [self.cross, self.self_attention, *self.windows.values()]
-        return bool(self.weights) or any(low < high for low, high in windows)
+        return any(low < high for low, high in (self.cross, self.self_attention, *self.windows.values()))
 
     def find(self, phrase: str, which: int) -> list[int]:
         """The tokens of a prompt that make up some words; empty if it has none of them.
@@ -54,8 +56,7 @@ class Alignment:
         each of its words.
         """
         text, spans = self.texts[which], self.spans[which]
-        parts = [phrase.strip()] if _places(phrase.strip(), text) else phrase.split()
-        places = [place for part in parts for place in _places(part, text)]
+        places = _places_of(phrase, text)
         return [i for i, (a, b) in enumerate(spans) if a < b and any(a < end and start < b for start, end in places)]
 
     def need(self, phrase: str, which: int) -> list[int]:
@@ -71,15 +72,20 @@ class Alignment:
             raise unknown("word of the prompts", phrase, " ".join(self.texts).split())
         return self.texts[which]
 
-    def without(self, phrase: str) -> tuple[str, str]:
-        """The prompt that has some words, and the same without them."""
-        text = self.prompt_with(phrase)
-        parts = [phrase.strip()] if _places(phrase.strip(), text) else phrase.split()
-        spans = sorted(place for part in parts for place in _places(part, text))
-        kept, at = "", 0
-        for a, b in spans:
-            kept, at = kept + text[at : max(a, at)], max(b, at)
-        return text, re.sub(r"\s+", " ", kept + text[at:]).strip()
+    def without(self, phrases: Sequence[str], conditioner: Conditioner) -> Alignment:
+        """The same alignment with some words gone from the target."""
+        if not phrases:
+            return self
+        made, full = copy.copy(self), self.texts[TARGET]
+        made.texts = (self.texts[SOURCE], removed(full, phrases))
+        made.spans = [self.spans[SOURCE], list(conditioner.token_spans(made.texts[TARGET]))]
+        pieces = [
+            [t[a:b] for a, b in s] for t, s in zip((full, made.texts[1]), (self.spans[1], made.spans[1]), strict=True)
+        ]
+        kept = p2p.align(*pieces)
+        made.columns = [self.columns[k] if k >= 0 else -1 for k in kept]
+        made.windows = {i: self.windows[k] for i, k in enumerate(kept) if k in self.windows}
+        return made
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
@@ -109,6 +115,25 @@ def _places(phrase: str, text: str) -> list[tuple[int, int]]:
     after = border[1] if re.search(r"[^\W\u3040-\u9fff]$", phrase) else ""
     pattern = border[0] + r"\s+".join(map(re.escape, phrase.split())) + after
     return [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
+
+
+def _places_of(phrase: str, text: str) -> list[tuple[int, int]]:
+    """Where a phrase stands as a whole, or else each of its words."""
+    parts = [phrase.strip()] if _places(phrase.strip(), text) else phrase.split()
+    return [place for part in parts for place in _places(part, text)]
+
+
+def removed(text: str, phrases: Sequence[str]) -> str:
+    """A text without some words, and without what then leads nowhere: "a face with sunglasses" is "a face"."""
+    spans = sorted(place for phrase in phrases for place in _places_of(phrase, text))
+    kept, at = "", 0
+    for a, b in spans:
+        kept, at = kept + text[at : max(a, at)], max(b, at)
+    kept = re.sub(r"\s+", " ", kept + text[at:]).strip()
+    last = None
+    while last != kept:
+        last, kept = kept, re.sub(r"(\s*[,;])*\s*(?=[,;.])", "", _DANGLING.sub("", kept)).strip(" ,;")
+    return kept
 
 
 def _whole(text: str, spans: Sequence[tuple[int, int]]) -> dict[int, tuple[int, int]]:

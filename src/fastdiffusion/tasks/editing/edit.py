@@ -105,10 +105,11 @@ def _method(model: Model, chosen: EditOptions, drawn: bool) -> tuple[str, str]:
         return chosen.method, ""
     if not chosen.source.strip():
         return "sdedit", "Method sdedit: nothing says what the image shows. With --source more of it is kept."
-    asked = next((name for name in ("reweight", "align") if getattr(chosen, name)), None)
-    if asked is not None:
+    if chosen.align:
         name = "p2p" if drawn else "direct"
-        return name, f"Method {name}, because --{asked} acts through attention."
+        return name, f"Method {name}, because --align acts through attention."
+    if drawn and chosen.reweight:
+        return "p2p", "Method p2p: the weighed words are drawn beside the source, from the same noise."
     if drawn and _by_attention_alone(model):
         return (
             "p2p",

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ... import samplers
+from ...errors import InputError
 from ...guidance import Region, inpaint, regional
 from ...guidance import prompt_to_prompt as p2p
 from ...guidance.attention import attention_control
@@ -28,9 +29,10 @@ from ...schedules import Sigmas, strength_sigma
 from ...types import Cond, Denoise
 from ..word_masks import CUT, phrases, soft, word_map
 from . import inversions
-from .alignment import SOURCE, TARGET, Alignment
+from .alignment import SOURCE, TARGET, Alignment, removed
 from .imagic import imagic
 from .options import EditOptions, regions_of
+from .reweighting import removals, reweighted
 
 AGREE = 0.7  # what the prompts disagree less about stays; chosen on bench/edits.txt (docs/edit.md)
 PLACED = (0.5, 0.6, 0.7)  # parts of noise at which places are looked for (DiffEdit takes 0.5)
@@ -65,7 +67,9 @@ class Edit:
             latents = samplers.final(samplers.run(self.guided, x, table, self.cond[[SOURCE]], [seed]))
             return self.model.decode(latents).cpu(), None
         both = x.repeat(2, *[1] * (x.ndim - 1))
-        latents = samplers.final(samplers.run(self.controlled(self.guided), both, table, self.cond, [seed] * 2))
+        latents = samplers.final(
+            samplers.run(self.weighed(self.guided, self.aligned.attends), both, table, self.cond, [seed] * 2)
+        )
         source, result = self.model.decode(latents).cpu().split(1)
         return source, result
 
@@ -94,7 +98,7 @@ class Edit:
         )  # fmt: skip
         found = inversions.inverted(name, task)
         self.notes.append(found.note)
-        target = self.controlled(found.denoise) if attends else found.denoise
+        target = self.weighed(found.denoise, attends)
         both = found.inversion.x.repeat(2, *[1] * (x0.ndim - 1))
         denoise = p2p.beside(target, found.known, mask, attends)
         run = samplers.run(denoise, both, found.inversion.table, self.cond, paths=found.inversion.paths(2))
@@ -115,13 +119,13 @@ class Edit:
             f"Inversion flow-ode: {seconds:.1f} s; under its own prompt the image comes back within {error:.1e} of its "
             "largest value."
         )
-        made = flow(self.guided, noisy, down, self.cond[[TARGET]])
+        made = flow(self.weighed(self.guided), noisy, down, self.cond[[TARGET]])
         return made if mask is None else torch.lerp(x0, made, mask)
 
     def _walked(self, x0: Latents, mask: Mask | None) -> Latents:
         source = self.model.guide(self.model.denoise, min(SOURCE_SCALE, self.scale), self.model.null(1))
         conds = (self.cond[[SOURCE]], self.cond[[TARGET]])
-        made = editing.flow_edit(source, self.guided, x0, self._levels(), [self.options.seed], conds)
+        made = editing.flow_edit(source, self.weighed(self.guided), x0, self._levels(), [self.options.seed], conds)
         return made if mask is None else torch.lerp(x0, made, mask)
 
     def _noised(self, x0: Latents, mask: Mask | None) -> Latents:
@@ -165,14 +169,21 @@ class Edit:
                 f"A region shows its part of what this model draws at {wide}x{high} pixels. For whole things side by "
                 f"side: fastdiffusion sample --image IN.png --regions ... --size {2 * wide}x{high}."
             )
-        return regional(_under(self.guided, self.cond[[TARGET]]), parts, size) if parts else self.guided
+        whole = self.weighed(self.guided)
+        return regional(_under(whole, self.cond[[TARGET]]), parts, size) if parts else whole
 
     def _mixed(self, x0: Latents, mask: Mask | None) -> Latents:
         low = strength_sigma(self.strength / 2, self.model.sigma_data)
-        made = editing.magic_mix(self.guided, x0, self._levels(), low, [self.options.seed], self.cond[[TARGET]])
+        made = editing.magic_mix(
+            self.weighed(self.guided), x0, self._levels(), low, [self.options.seed], self.cond[[TARGET]]
+        )
         return made if mask is None else torch.lerp(x0, made, mask)
 
     def _adapted(self, x0: Latents, mask: Mask | None) -> Latents:
+        if self.aligned.weights:
+            raise InputError(
+                "Imagic moves the embedding of the whole prompt, and weighs no words. Take another method."
+            )
         steps = self.options.extra_steps or IMAGIC_STEPS
         made, note = imagic(
             self.model, x0, self.cond[[TARGET]], self._levels_from(1.0), self.scale, self.strength, steps,
@@ -192,7 +203,7 @@ class Edit:
         table, seed = self.model.table(self.options.steps), self.options.seed
         guided = self.model.guide(referring, self.scale, self.model.null(1)) if self.scale != 1 else referring
         x = table.sigmas[0] * initial([seed], x0.shape[1:]).to(x0)
-        made = samplers.final(samplers.run(guided, x, table, self.cond[[TARGET]], [seed]))
+        made = samplers.final(samplers.run(self.weighed(guided), x, table, self.cond[[TARGET]], [seed]))
         return made if mask is None else torch.lerp(x0, made, mask)
 
     # ---- denoisers ----------------------------------------------------------------------------------------------
@@ -205,20 +216,25 @@ class Edit:
     def _guide(self, uncond: Cond | None) -> Denoise:
         return self.model.guide(self.model.denoise, self.scale, uncond) if self.scale != 1 else self.model.denoise
 
-    def controlled(self, denoise: Denoise) -> Denoise:
+    def weighed(self, denoise: Denoise, attends: bool = False) -> Denoise:
+        """With the target's words at their weights; ``attends``: and with the source's attention."""
+        if attends:
+            self.notes.append(self.aligned.note)
+        parts = removals(self.aligned.weights)
+        conditioner, made, conds = self.model.conditioner, [], []
+        assert conditioner is not None
+        for _, words in parts:
+            aligned = self.aligned.without(words, conditioner)
+            made.append(self.controlled(denoise, aligned) if attends else denoise)
+            conds.append(self.model.encode_prompt(list(aligned.texts)) if words else self.cond)
+        if [words for _, words in parts] == [()]:
+            return made[0]
+        amounts = [amount for amount, _ in parts]
+        return reweighted(*made, amounts=amounts, conds=conds, normalize=self.options.normalize)
+
+    def controlled(self, denoise: Denoise, aligned: Alignment) -> Denoise:
         """With the source's attention in the target, in its windows."""
-        aligned = self.aligned
-        if not aligned.attends:
-            return denoise
-        self.notes.append(aligned.note)
-        made = p2p.controllers(
-            aligned.columns,
-            aligned.cross,
-            aligned.self_attention,
-            aligned.weights,
-            aligned.windows,
-            self.options.normalize,
-        )
+        made = p2p.controllers(aligned.columns, aligned.cross, aligned.self_attention, windows=aligned.windows)
         return attention_control(denoise, self.model.modules["net"], *made)
 
     def _schedule(self, n: int) -> Sigmas:
@@ -241,7 +257,7 @@ class Edit:
             places = [self._words(source, phrase) for phrase in only]
             masks.append(soft(torch.stack(places).amax(0), CUT if cut is None else cut, source))
         if not masks and options.keep and options.source.strip():
-            masks.append(soft(self._where(source, *self.aligned.texts), AGREE if cut is None else cut, source))
+            masks.append(soft(self._disagreement(source), AGREE if cut is None else cut, source))
         for phrase in phrases(options.protect):
             masks.append(1 - soft(self._words(source, phrase), CUT if cut is None else cut, source))
         if any(isinstance(text, float) for _, text in regions_of(options.regions)):
@@ -253,6 +269,13 @@ class Edit:
         found = word_map(self.model, source[0], self.aligned.prompt_with(phrase), phrase)
         factor = self.model.factor
         return functional.avg_pool2d(found.map[None], factor)
+
+    def _disagreement(self, source: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 1 i j"]:
+        """Where the prompts disagree, or the target does with itself without the words that are weighed."""
+        (old, new), weighed = self.aligned.texts, [word for word, w in self.aligned.weights.items() if w != 1]
+        pairs = [(old, new)] if old.split() != new.split() or not weighed else []
+        pairs += [(new, removed(new, weighed))] if weighed else []
+        return torch.stack([self._where(source, *pair) for pair in pairs]).amax(0)
 
     def _where(self, source: Tensor, first: str, second: str) -> Float[Tensor, "1 1 i j"]:
         """Where two prompts disagree about the image, from 0 to 1, at the size of its latents."""

@@ -41,8 +41,9 @@ class EditOptions(LoadOptions):
             for one word of the new prompt.
         align: Which words of the new prompt stand where which of the old one do, if the notes show a wrong alignment:
             "sunglasses=eyes, hat=" (nothing: a word of its own).
-        reweight: Words of the new prompt with factors, "sunglasses:2, red:-0.5".
-        normalize: Whether attention keeps its sum where words are reweighted.
+        reweight: Words of the new prompt with weights, "sunglasses:2, red:-0.5": how far the image goes from what the
+            prompt without them would make of it towards what they add. 1 is the prompt, 0 the prompt without the word.
+        normalize: Whether contrast stays that of the unweighed estimates where words are reweighted.
         keep: Whether pixels stay where the two prompts disagree least about the image; ``mask`` and ``only`` go first.
         only: Words of either prompt, such as "the hat, the tie": where they are, the image may change.
         protect: Words of either prompt: where they are, the image stays.
@@ -64,8 +65,8 @@ class EditOptions(LoadOptions):
     strength: float | None = option(None, "Of a given image: how far to go back, 0 (the image itself) to 1.")
     window: str = option(WINDOW, 'Parts of the run in which attention is the source\'s; also by word, "hat=0..0.3".')
     align: str = option("", 'Words that stand where others stood: "sunglasses=eyes"; "hat=" stands alone.')
-    reweight: str = option("", 'Words of the new prompt with factors: "sunglasses:2".')
-    normalize: bool = option(False, "Keep the sum of attention where words are reweighted.")
+    reweight: str = option("", 'Words of the new prompt with weights, 1 for none: "sunglasses:2".')
+    normalize: bool = option(True, "Keep the contrast of the image where words are reweighted.")
     keep: bool = option(True, "Keep pixels where the two prompts disagree least.")
     only: str = option("", "Words: only where they are the image changes.")
     protect: str = option("", "Words: where they are the image stays.")
@@ -118,7 +119,7 @@ def windows_of(text: str) -> dict[str, Window]:
 
 
 def weights_of(text: str) -> dict[str, float]:
-    """Factors by word."""
+    """Weights by word."""
     weights = {}
     for entry in _entries(text):
         name, _, factor = entry.rpartition(":")

@@ -23,8 +23,8 @@ from ...models.native import own_denoiser
 from ..loading import HUB, LoadOptions, loaded
 from .options import AdaptationOptions
 
-RATES = {"embedding": 2e-2, "lora": 3e-3, "dreambooth": 3e-3, "full": 3e-4}
-ROWS = {"embedding": 1.0, "lora": 6.0, "dreambooth": 6.0, "full": 60.0}  # how much faster rows move, for their size
+RATES = {"embedding": 0.2, "lora": 3e-3, "dreambooth": 3e-3, "full": 3e-4}
+ROWS = {"embedding": 1.0, "lora": 60.0, "dreambooth": 60.0, "full": 60.0}  # how much faster rows move, for their size
 FILES = {"embedding": "embedding.safetensors", "full": "model.safetensors"}
 ADAPTED = ("rank", "alpha", "targets", "dropout", "text_encoder", "gradient_checkpointing", "seed")  # options of it
 OWN_PARTS = ("text_encoder.", "caption_mean.")  # in the network of a native text-to-image model

@@ -74,7 +74,8 @@ class PersonalizeOptions(AdaptationOptions):
             beside images of the class that keep the class diverse, "full" the whole network so.
         subject: "object", or "style".
         class_name: What it is, in a word that the model has: where the new word starts, and the class of the prior. By
-            default the one of some general words that explains the images best.
+            default the one of some general words that explains the images best. A model of this package that knows one
+            image of the class by heart starts from such a word, too.
         vectors: Rows of the new word in each text encoder.
         prior: Images that the model makes once, half of the class and half of everyday prompts, on which it is held to
             answer as it did; by default 32, and none for embedding, which changes no other word, and for a slider.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from ...data.dataset import digest
 from ...errors import InputError, warn
 from ...io.images import safe_name
 from ...models import Model
+from ...models.native import own_denoiser
 from ...options import fill
 from ...training import report as reports
 from ...training.trainer import check
@@ -35,6 +37,7 @@ GENERAL = (
 )  # fmt: skip
 STYLE_WORDS = ("style", "drawing", "painting", "art", "picture", "pattern", "symbol")
 PRIOR = 32  # images of the model's own, which hold it
+BY_HEART = 2.0  # times the loss of another word: such a class names an image that the model knows by heart
 WATCHED = 8  # prompts whose answers are measured
 
 
@@ -104,13 +107,11 @@ def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions
     if not rare:
         tokens.check_new(base, chosen.token)
     examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
-    class_name, notes = chosen.class_name or _nearest(base, examples, chosen.subject), []
-    if chosen.class_name is None:
-        notes.append(f"{chosen.token} started as {class_name!r}, which explained the images best.")
+    class_name, start, notes = _class_and_start(base, examples, chosen)
     phrase = f"{chosen.token} {class_name}" if rare else chosen.token
     if rare:
         notes.append(f"{chosen.token!r} is a rare word of this model, and stands for the subject in {phrase!r}.")
-    adaptation = _adaptation(base, chosen, "" if rare else chosen.token, class_name)
+    adaptation = _adaptation(base, chosen, "" if rare else chosen.token, start)
     count = chosen.prior if chosen.prior is not None else PRIOR * (chosen.method != "embedding")
     others = prompts_of(chosen.prompts, WATCHED + count)[WATCHED:]
     of_class = f"a {class_name}" if chosen.subject == "object" else class_name
@@ -152,11 +153,29 @@ def _held(
     return {"own": own, "retention": retention, "shown": [*shown, *watched[:4]], "identity": identity}
 
 
+def _class_and_start(base: Model, examples: Examples, chosen: PersonalizeOptions) -> tuple[str, str, list[str]]:
+    """The class, the word that the new one starts as, and a note where this is not the class that a person named.
+
+    A model that knows an image of the class by heart draws that one whatever the noise, and nothing else grows from it.
+    """
+    general, named = STYLE_WORDS if chosen.subject == "style" else GENERAL, chosen.class_name
+    if named is not None and own_denoiser(base.denoise) is None:
+        return named, named, []  # a network that is large, and was trained on many images of each word
+    losses = _losses(base, examples, [*general, *([named] if named else [])])
+    start = min(losses, key=lambda name: losses[name]) if losses else "object"
+    if named is None:
+        return start, start, [f"{chosen.token} started as {start!r}, which explained the images best."]
+    if losses.get(named, 0.0) <= BY_HEART * losses.get(start, 0.0):
+        return named, named, []
+    why = f"explained the images better (loss {losses[start]:.2f}) than {named!r} ({losses[named]:.2f})"
+    return named, start, [f"{chosen.token} started as {start!r}, which {why}."]
+
+
 @torch.no_grad()
-def _nearest(model: Model, examples: Examples, subject: str) -> str:
-    """The general word that explains the images best: that with the least loss at fixed noise."""
+def _losses(model: Model, examples: Examples, texts: Sequence[str]) -> dict[str, float]:
+    """How badly each word that the model has explains the images: its loss, all at the same noise."""
     unknown = getattr(model.conditioner, "unknown_words", lambda text: [])
-    names = [name for name in (STYLE_WORDS if subject == "style" else GENERAL) if not unknown(name)]
+    names = [name for name in dict.fromkeys(texts) if not unknown(name)]
     objective, some = Objective(model), list(examples.train)[:4]
     x0 = torch.stack(
         [examples.latents[i] for i in some if examples.latents[i].shape == examples.latents[some[0]].shape]
@@ -169,4 +188,4 @@ def _nearest(model: Model, examples: Examples, subject: str) -> str:
     for name in names:
         cond = conditions(model, [name]).expand(len(x0))
         losses[name] = float(objective(x0, sigma, noise, cond).mean())
-    return min(losses, key=lambda name: losses[name]) if losses else "object"
+    return losses

@@ -70,10 +70,15 @@ def estimate_kernel(
     return _simplest(kernel, blurred) if simple else kernel
 
 
-def refined(named: Step, image: Float[Tensor, "1 c h w"]) -> Step:
+def refined(named: Step, image: Float[Tensor, "1 c h w"], rounded: Float[Tensor, "8 8"] | None = None) -> Step:
     """The simple blur that explains the image: ``named`` itself, unless its spectrum speaks clearly for another one.
 
     A kernel that is off by a pixel or ten degrees makes ripples all over. Small and flat images tell nothing.
+
+    Args:
+        named: The blur that is said to have happened.
+        image: Blurred, and as it was given.
+        rounded: Variance of what JPEG rounded away from each coefficient of its blocks since.
     """
     x = image.cpu() if image.shape[1] == 1 else luminance(image.cpu())
     if named.name not in SPANS or min(x.shape[2:]) < LEAST or float(x.std()) < 1 / 255:
@@ -83,7 +88,7 @@ def refined(named: Step, image: Float[Tensor, "1 c h w"]) -> Step:
     steps = [named, *_near(named), *simple]
     kernels = _kernels(steps, max(reach(step.name, step.values[0]) for step in steps))
     part = _liveliest(x)
-    unlikely = _surprise(kernels, part) - _likeness(kernels, estimate_kernel(x, simple=False))
+    unlikely = _surprise(kernels, part, rounded=rounded) - _likeness(kernels, estimate_kernel(x, simple=False))
 
     def likeliest(apart: list[float]) -> Step:
         return steps[int((unlikely + torch.tensor(apart)).argmin())]
@@ -158,7 +163,9 @@ def _likeness(kernels: Float[Tensor, "n k k"], kernel: Tensor) -> Float[Tensor, 
     return (kernels * kernel).sum((1, 2)) / (kernels.square().sum((1, 2)).sqrt() * kernel.norm())
 
 
-def _surprise(kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64) -> Float[Tensor, " n"]:
+def _surprise(
+    kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64, rounded: Tensor | None = None
+) -> Float[Tensor, " n"]:
     """Negative log-likelihood per frequency (Whittle 1953) of each kernel.
 
     A sharp photograph's spectrum falls as a power of the frequency, the kernel's zeros cut valleys into it, and
@@ -173,6 +180,11 @@ def _surprise(kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64) ->
     observed = (power[lively] / energy[lively, None, None].clamp(min=1e-6)).mean(0)
     frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
     use, floor = frequency > 2.5 / side, observed.flatten().quantile(0.02)
+    if rounded is not None:  # a coefficient's frequency is its number / 16
+        at = torch.fft.fftfreq(side).abs(), torch.fft.rfftfreq(side)
+        rows, columns = ((16 * f).round().long().clamp(max=7) for f in at)
+        share = (1 / energy[lively].clamp(min=1e-6)).mean() * (window[:, None] * window).square().sum()
+        floor = (floor + rounded[rows][:, columns] * share)[use]
     observed, passed = observed[use], torch.fft.rfft2(kernels, (side, side)).abs().square()[:, use]
     best = torch.full((len(kernels),), math.inf)
     for slope in (1.6, 2.0, 2.4, 2.8, 3.2, 3.6):
@@ -190,12 +202,20 @@ def _cut(kernels: Tensor, reach: int) -> Tensor:
 
 
 def _liveliest(x: Tensor) -> Tensor:
-    """The part with the most edges: what is out of focus by itself shows nothing of the blur."""
-    h, w = (min(n, MOST) for n in x.shape[2:])
+    rows, columns = liveliest(x, MOST)
+    return x[:, :, rows, columns]
+
+
+def liveliest(x: Float[Tensor, "1 1 h w"], most: int) -> tuple[slice, slice]:
+    """The part with the most edges, ``most`` pixels a side: what is out of focus by itself shows nothing of the blur.
+
+    It begins at multiples of 16.
+    """
+    h, w = (min(n, most) for n in x.shape[2:])
     energy = F.avg_pool2d(_gradients(x).square().sum(0, keepdim=True), (h, w), stride=16)[0, 0]
     place = int(energy.argmax())
     top, left = 16 * (place // energy.shape[1]), 16 * (place % energy.shape[1])
-    return x[:, :, top : top + h, left : left + w]
+    return slice(top, top + h), slice(left, left + w)
 
 
 def _gradients(x: Tensor) -> Float[Tensor, "2 1 h w"]:

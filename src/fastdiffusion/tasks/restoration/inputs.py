@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from ...corruptions.core import show
 from ...errors import InputError
 from ...io.images import flatten, open_image, to_array, to_pil, to_tensor, turned
 from ...models import Model
-from .jpeg_files import as_written, file_step, left_over
-from .method import BLURS, parse_task
+from .jpeg_files import as_written, file_step, left_over, rounded_away
+from .method import BLURS, parse_task, takes_mean
 from .options import RestoreOptions
 
 SMALLEST = 8  # pixels
@@ -38,6 +38,8 @@ class Inputs:
         orientation: EXIF's, by which the image and the result are turned to be seen.
         trust: How far to change a file whose way of keeping colors is unknown.
         rounding: Standard deviation of what is wrong with its pixels besides.
+        last: What came after all else and was undone already; nothing if that is left too.
+        given: The image before that.
         kernel: The blur kernel that was looked for.
         notes: What a person should know.
     """
@@ -49,6 +51,8 @@ class Inputs:
     orientation: int = 1
     trust: float = 1.0
     rounding: float = 0.0
+    last: Corruption = field(default_factory=lambda: Chain(()))
+    given: Image.Image | None = None
     kernel: Tensor | None = None
     notes: tuple[str, ...] = ()
 
@@ -82,9 +86,10 @@ def opened(
     else:
         tail = Chain(what.steps[len(what.steps) - count :]) if own is None else Chain((Step("jpeg"),))
         head = Chain(what.steps[: len(what.steps) - count])
-        source = _without(image, tail, model, undo)
-        rounding = left_over(to_tensor(source)[None], tail if own is None else own)
-        found = Inputs(source, head, head, label, rounding=rounding)
+        given, source = source, _without(image, tail, model, undo)
+        last = tail if own is None else Chain((own,))
+        rounding = left_over(to_tensor(source)[None], last)
+        found = Inputs(source, head, head, label, rounding=rounding, last=last, given=given)
     if not blind and not options.refine:
         return replace(found, notes=notes)
     made, kernel, more = _seen(found, blind)
@@ -117,9 +122,19 @@ def _last(what: Corruption, blind: bool, model: Model, options: RestoreOptions) 
     count = 0
     while count < len(steps) and steps[-1 - count].name in LAST:
         count += 1
-    if (count == len(steps) and not blind) or (not blind and _covered(what, model)):
-        return 0
-    return count
+    if blind:
+        return count
+    apart = has_answers(Chain(steps[: len(steps) - count]), Chain(steps[len(steps) - count :]), model, options)
+    return 0 if count == len(steps) or (learned(model, what) and not apart) else count
+
+
+def has_answers(head: Chain, tail: Chain, model: Model, options: RestoreOptions) -> bool:
+    """Whether an image that was blurred or made smaller, and then noisy or rounded, has several answers: one from
+    undoing the last first, besides that from undoing all together."""
+    if options.method != "auto" or not takes_mean(options) or not (head.steps and tail.steps):
+        return False
+    alike = all(step.name in (*BLURS, "downscale") for step in head.steps)
+    return alike and head.known and tail.known and learned(model, head) and learned(model, tail)
 
 
 def _blurs_alone(what: Corruption, blind: bool) -> bool:
@@ -128,15 +143,15 @@ def _blurs_alone(what: Corruption, blind: bool) -> bool:
     return what.known and all(name in BLURS for name in names) and (bool(names) or blind)
 
 
-def _covered(what: Corruption, model: Model) -> bool:
-    learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
-    return learned is not None and covers(learned, what)
+def learned(model: Model, what: Corruption) -> bool:
+    """Whether a model was trained to undo this."""
+    return model.corruption not in (None, "pairs") and covers(parse(model.corruption), what)
 
 
 def _without(image: Source, tail: Chain, model: Model, undo: Callable[[Source, Corruption], Image.Image]) -> Any:
     """The image with the end of what happened undone, as far as the model can: in one go, or the last first."""
-    for part in [tail] if _covered(tail, model) else reversed(tail.parts):
-        if _covered(part, model):
+    for part in [tail] if learned(model, tail) else reversed(tail.parts):
+        if learned(model, part):
             image = undo(image, part)
     return _open(image)
 
@@ -151,7 +166,8 @@ def _seen(found: Inputs, blind: bool) -> tuple[Corruption, Tensor | None, tuple[
     if len(found.what.steps) != 1 or not found.what.known or found.what.steps[0].name not in BLURS:
         return found.what, None, ()
     (named,) = found.what.steps
-    step = refined(named, to_tensor(found.image)[None])
+    given = to_tensor(found.given or found.image)[None]  # a restorer's estimate has no spectrum to speak of
+    step = refined(named, given, rounded_away(given, found.last))
     if step == named:
         return found.what, None, ()
     note = f"The image tells {step}, not {named}, and was restored from that. If {named} is exact, add --no-refine."

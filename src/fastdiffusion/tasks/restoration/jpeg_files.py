@@ -63,17 +63,27 @@ def left_over(y: Float[Tensor, "1 c h w"], tail: Corruption) -> float:
     Of noise a restorer leaves about a third. Of JPEG's rounding, what the blocks' own coefficients tell: see
     :func:`trusted`.
     """
-    variance = 0.0
+    noise = [float(step.values[0]) for step in tail.steps if step.name == "noise" and _fixed(step)]
+    rounded = rounded_away(y, tail)
+    return math.sqrt(sum((value / 3) ** 2 for value in noise) + (0.0 if rounded is None else float(rounded.mean())))
+
+
+def rounded_away(y: Float[Tensor, "1 c h w"], tail: Corruption) -> Float[Tensor, "8 8"] | None:
+    """Variance of what JPEG took from each coefficient of the blocks of brightness; None where there was no JPEG."""
+    variance = None
     for step in tail.steps:
-        value = step.values[0] if step.values else None
-        if step.name == "noise" and isinstance(value, float):
-            variance += (value / 3) ** 2
-        elif step.name == "jpeg" and isinstance(value, float | Tensor):
-            steps = value if isinstance(value, Tensor) else tables(torch.tensor([value]))[0]
+        if step.name == "jpeg" and step.values and not isinstance(step.values[0], tuple):
+            value = step.values[0]
+            steps = value if isinstance(value, Tensor) else tables(torch.tensor([float(value)]))[0]
             light = y if y.shape[1] == 1 else luminance(y)
             ((_, _, _, center, _, q),) = cells(light, light, steps[None], "444")
-            variance += float(_variance(center, q).mean()) / 127.5**2
-    return math.sqrt(variance)
+            here = _variance(center, q).mean((0, 1, 2, 3)) / 127.5**2
+            variance = here if variance is None else variance + here
+    return variance
+
+
+def _fixed(step: Step) -> bool:
+    return bool(step.values) and isinstance(step.values[0], float | int)
 
 
 def likely(x: Tensor, y: Tensor, corruption: Corruption, trust: float = 1.0) -> Tensor:

@@ -33,6 +33,7 @@ from .method import check, check_answer, choose_method
 from .options import RestoreOptions
 from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
+from .trials import Trial
 
 FEW_COLORS = "Experimental: the bundled restorer finds few colors of photographs. Give some: hints or palette."
 COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
@@ -78,10 +79,13 @@ def restore(
     check_answer(chosen, method, found.what)
     exact = found.what.known and ready.corruption != "pairs"
     measurement = Measurement(found.image, found.what, channels, exact, ready.device, found.trust, found.rounding)
-    found = replace(found, image=Image.new("L", (1, 1)))  # the measurement has its pixels: no large image is held twice
+    trial = Trial.of(found, ready, chosen)
+    found = replace(
+        found, given=None, image=Image.new("L", (1, 1))
+    )  # the measurement has its pixels: no large image is held twice
     job = TiledRestoration(measurement, ready, method, chosen)
     tile, overlap = measurement.tiling(chosen.tile, chosen.overlap)
-    images = job.run(tile, overlap)
+    images = job.run(tile, overlap) if trial is None else trial.run()
     marked = any(step.name in ("watermark", "logo") for step in found.what.steps) or "watermark" in str(corruption)
     notes = [*found.notes, *[NOTE] * marked, *losses(image), *[COLORLESS] * job.lacks_color(images)]
     error = measurement.error(images, tile, overlap)

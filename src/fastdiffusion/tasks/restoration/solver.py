@@ -49,6 +49,8 @@ class Solver:
     def __call__(self, tile: Tile, operator: Operator, y: Float[Tensor, "n k p q"]) -> Float[Tensor, "n c h w"]:
         """The estimates for one tile, one per row of ``y``."""
         base = operator.lift(y)
+        if self.method == "none":
+            return base
         if self.method == "cold":
             return self._cold(base)
         if self.method == "zero-shot":

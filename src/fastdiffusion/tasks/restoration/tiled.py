@@ -32,7 +32,7 @@ class TiledRestoration:
     Args:
         measurement: The degraded image and what happened to it.
         model: Restorer or prior.
-        method: "supervised", "zero-shot" or "cold".
+        method: "supervised", "zero-shot" or "cold"; "none" enlarges what is smaller and changes nothing else.
         options: As the caller gave them.
 
     Raises InputError for hints or a palette where there is nothing to colorize.
@@ -54,7 +54,8 @@ class TiledRestoration:
         """All results, on the CPU."""
         m, options = self.measurement, self.options
         total = tiles.count(m.height, m.width, tile, overlap, m.grid)
-        evaluations = 1 if takes_mean(options) and self.method == "supervised" else options.steps
+        evaluations = 0 if self.method == "none" else options.steps
+        evaluations = 1 if takes_mean(options) and self.method == "supervised" else evaluations
         out = torch.empty(options.n, *m.shape, dtype=torch.uint8)
         with Progress(total=total * evaluations, desc="restoring") as bar:
             work = self.worker(bar.update)

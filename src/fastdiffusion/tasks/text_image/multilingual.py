@@ -157,7 +157,7 @@ def _known(own: TextEncoder, pairs: Sequence[Pair]) -> list[Pair]:
 
 def _second(own: TextEncoder, texts: Sequence[str], vocabulary: int, depth: int, seed: int) -> TextEncoder:
     """An encoder for these texts with weights of its own, as wide as the model's."""
-    tokenizer, config = tokenizers.train(texts, vocabulary), own.config
+    tokenizer, config = tokenizers.train(texts, vocabulary), _without_added(own)
     changed = {
         "vocabulary": len(tokenizer),
         "depth": depth,
@@ -180,14 +180,22 @@ def _extended(second: TextEncoder, texts: Sequence[str]) -> TextEncoder:
     return new
 
 
+def _without_added(encoder: TextEncoder) -> dict[str, Any]:
+    """An encoder's keywords; its added tokens are none of them."""
+    return {key: value for key, value in encoder.config.items() if key != "added"}
+
+
 def _alone(encoder: TextEncoder, texts: Sequence[str]) -> TextEncoder:
     """A copy of a text encoder without another beside it.
 
     One that lists no words takes those of ``texts`` that look known to it: it will encode such texts alone.
     """
     texts = [text for text in texts if all(encoder.knows(token) for token in normalized(text).split())]
-    config = encoder.config if encoder.config["known"] else {**encoder.config, "known": len(vocabulary_ids(texts))}
-    alone = TextEncoder(**config)
+    config = _without_added(encoder)
+    alone = TextEncoder(**(config if config["known"] else {**config, "known": len(vocabulary_ids(texts))}))
+    if encoder.signs:  # words that a fine-tuned model has learned stay its own
+        rows = encoder.added_rows.detach().split([len(signs) for signs in encoder.signs.values()])
+        alone.add_tokens(dict(zip(encoder.signs, rows, strict=True)))
     alone.load_state_dict(
         {k: v for k, v in encoder.state_dict().items() if not k.startswith("student_encoder.")}, strict=False
     )
