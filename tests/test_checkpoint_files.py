@@ -321,6 +321,11 @@ def fake_hub(case, tmp_path, monkeypatch):
     return served, cache, asked
 
 
+def test_a_folder_is_loaded_without_another_program_s_bars(capfd):
+    fastdiffusion.load(Path(__file__).parent / "checkpoints" / "sd-small", device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_hub_is_asked_only_when_told_to(fake_hub, monkeypatch, tmp_path, capsys):
     """Without --download the cache alone; with it safetensors and texts of the parts that are needed, no more."""
     _, cache, asked = fake_hub

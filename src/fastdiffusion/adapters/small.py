@@ -9,8 +9,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ..errors import missing, unknown
 from .sources.clip_tokenizer import learn_clip_tokenizer
+from .sources.folders import quiet
 
 PIPELINES = {"sd-small": "StableDiffusionPipeline", "sd3-small": "StableDiffusion3Pipeline"}
 WIDTH = 192  # of a token's state
@@ -181,7 +181,7 @@ def write(folder: Path, net: str, made: Mapping[str, Any], dtype: torch.dtype = 
     if net == "sd-small":
         without = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place, _quiet():
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as place, quiet():
         getattr(diffusers, PIPELINES[net])(**rounded, **without).save_pretrained(place, safe_serialization=True)
         for file in sorted(Path(place).rglob("*")):
             if file.is_file():
@@ -196,18 +196,3 @@ def _forget_place(file: Path) -> None:
     if file.suffix == ".json" and "name_or_path" in (text := file.read_text("utf-8")):
         kept = {name: value for name, value in json.loads(text).items() if not name.endswith("name_or_path")}
         file.write_text(json.dumps(kept, indent=2) + "\n", "utf-8")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither diffusers nor transformers shows a bar, or what goes without saying."""
-    diffusers, transformers = _libraries()
-    bar, level = transformers.utils.logging.is_progress_bar_enabled(), diffusers.utils.logging.get_verbosity()
-    transformers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers.utils.logging.set_verbosity(level)
-        if bar:
-            transformers.utils.logging.enable_progress_bar()

@@ -5,7 +5,8 @@ Which classes are built is a closed table: what ``model_index.json`` says is com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Folder:
         tensors = sum(len(open_weights(file)) for file in files)
         named = {"dtype" if kind.__module__.startswith("transformers") else "torch_dtype": dtype}
         try:
-            with at_most_those_of(tensors, self.numbers(part)):
+            with quiet(), at_most_those_of(tensors, self.numbers(part)):
                 module, report = kind.from_pretrained(
                     str(place), variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True,
                     **named,
@@ -182,3 +183,20 @@ def read_tokenizer(kind: Any, place: Path) -> Any:
         return made
     except Exception as error:  # whatever its many formats provoke
         raise CheckpointError(f"The tokenizer in {place} cannot be read ({str(error)[:200]}).") from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Neither diffusers nor transformers shows a bar, or what goes without saying."""
+    import diffusers
+    import transformers
+
+    bar, level = transformers.utils.logging.is_progress_bar_enabled(), diffusers.utils.logging.get_verbosity()
+    transformers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers.utils.logging.set_verbosity(level)
+        if bar:
+            transformers.utils.logging.enable_progress_bar()
