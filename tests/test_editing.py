@@ -265,7 +265,7 @@ def test_weights_may_be_negative_and_keep_the_sum(model, normalize):
 def test_weight_1_is_the_prompt_and_weight_0_the_prompt_without_the_word(model, heart, method):
     """To the bit, under every method."""
     image = None if method == "p2p" else heart
-    options = {"model": model, "source": "a red heart", "method": method, "steps": 3, "keep": False, "seed": 3}
+    options = {"model": model, "source": "a red book", "method": method, "steps": 3, "keep": False, "seed": 3}
 
     def made(prompt="a blue book", **more):
         return edit(image, prompt, **options, **more).images

@@ -408,8 +408,8 @@ class _Checkpointed:
         made = []
         for i in range(0, len(x), self._rows):
             part = slice(i, i + self._rows)
-            given = (x[part], sigma[part], None if cond is None else cond[part])
-            made.append(checkpoint(self._denoise, *given, use_reentrant=False, preserve_rng_state=False))
+            inputs = (x[part], sigma[part], None if cond is None else cond[part])
+            made.append(checkpoint(self._denoise, *inputs, use_reentrant=False, preserve_rng_state=False))
         return torch.cat(made)
 
     def __getattr__(self, name: str) -> Any:

@@ -79,10 +79,10 @@ class Alignment:
         made, full = copy.copy(self), self.texts[TARGET]
         made.texts = (self.texts[SOURCE], removed(full, phrases))
         made.spans = [self.spans[SOURCE], list(conditioner.token_spans(made.texts[TARGET]))]
-        pieces = [
+        tokens = [
             [t[a:b] for a, b in s] for t, s in zip((full, made.texts[1]), (self.spans[1], made.spans[1]), strict=True)
         ]
-        kept = p2p.align(*pieces)
+        kept = p2p.align(*tokens)
         made.columns = [self.columns[k] if k >= 0 else -1 for k in kept]
         made.windows = {i: self.windows[k] for i, k in enumerate(kept) if k in self.windows}
         return made

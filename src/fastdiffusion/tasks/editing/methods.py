@@ -223,11 +223,11 @@ class Edit:
         parts = removals(self.aligned.weights)
         conditioner, made, conds = self.model.conditioner, [], []
         assert conditioner is not None
-        for _, words in parts:
-            aligned = self.aligned.without(words, conditioner)
+        for _, gone in parts:
+            aligned = self.aligned.without(gone, conditioner)
             made.append(self.controlled(denoise, aligned) if attends else denoise)
-            conds.append(self.model.encode_prompt(list(aligned.texts)) if words else self.cond)
-        if [words for _, words in parts] == [()]:
+            conds.append(self.model.encode_prompt(list(aligned.texts)) if gone else self.cond)
+        if [gone for _, gone in parts] == [()]:
             return made[0]
         amounts = [amount for amount, _ in parts]
         return reweighted(*made, amounts=amounts, conds=conds, normalize=self.options.normalize)
@@ -272,7 +272,7 @@ class Edit:
 
     def _disagreement(self, source: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 1 i j"]:
         """Where the prompts disagree, or the target does with itself without the words that are weighed."""
-        (old, new), weighed = self.aligned.texts, [word for word, w in self.aligned.weights.items() if w != 1]
+        (old, new), weighed = self.aligned.texts, [phrase for phrase, w in self.aligned.weights.items() if w != 1]
         pairs = [(old, new)] if old.split() != new.split() or not weighed else []
         pairs += [(new, removed(new, weighed))] if weighed else []
         return torch.stack([self._where(source, *pair) for pair in pairs]).amax(0)

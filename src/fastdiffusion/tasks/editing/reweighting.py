@@ -26,15 +26,15 @@ def removals(weights: Mapping[str, float]) -> list[Removal]:
     Piecewise linear in the weights; where all are 0 or 1 the prompt without the words of weight 0 (the Lovász extension
     of "without these words"). Words of one weight go together; those above 1 and below 1 apart.
     """
-    gone = {word: 1 - weight for word, weight in weights.items() if weight != 1}
+    gone = {phrase: 1 - weight for phrase, weight in weights.items() if weight != 1}
     found: dict[tuple[str, ...], float] = {(): 1.0}
     for sign in (1, -1):
-        chain = sorted((word for word in gone if sign * gone[word] > 0), key=lambda word: -sign * gone[word])
-        amounts = [0.0, *(gone[word] for word in chain), 0.0]
+        chain = sorted((phrase for phrase in gone if sign * gone[phrase] > 0), key=lambda phrase: -sign * gone[phrase])
+        amounts = [0.0, *(gone[phrase] for phrase in chain), 0.0]
         found[()] -= amounts[1]
         for i in range(1, len(chain) + 1):
             found[tuple(chain[:i])] = amounts[i] - amounts[i + 1]
-    return [(amount, words) for words, amount in found.items() if amount]
+    return [(amount, phrases) for phrases, amount in found.items() if amount]
 
 
 @guidance
