@@ -169,7 +169,7 @@ def test_a_mixture_is_the_nearest_there_is():
 
 @pytest.mark.parametrize("text", ["downscale 2, jpeg 50", "downscale 2, jpeg 80", "blur 1, noise 0.05, jpeg 50"])
 def test_a_trial_takes_no_worse_than_all_in_one_go(text):
-    """Fine texture, of which a restorer makes too much; a model that undoes all in one go is asked as one of several."""
+    """Fine texture, of which a restorer makes too much; undoing all in one go is one of the answers."""
     x = (scene() + 0.15 * torch.randn(1, 1, 160, 192, generator=torch.Generator().manual_seed(1))).clamp(-1, 1)
     y = after(text, x)
     plain = parse(text).on(x.shape[1:], [0]).lift(to_tensor(y)[None])[0]

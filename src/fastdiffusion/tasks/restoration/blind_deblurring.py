@@ -27,6 +27,11 @@ LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
 # (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), and however far it is
 SURER, STEP_AWAY, FAR = 0.05, 0.1, 1.5
 FINER = 0.1  # the same of parts of a pixel, which an image tells apart no better than that
+# A Gaussian's width is told by the spectrum (cost per frequency, times SAMPLES, is minus the log-likelihood; of the
+# kernel's likeness a part) and by what was said: it is exact with a probability of EXACT, else off by about WIDE, in
+# logarithms. Chosen on the tuned photographs of bench/photographs.txt.
+SAMPLES, PART, EXACT, WIDE = 100.0, 0.25, 0.4, 0.5
+SURE = 0.9  # from this probability on one width is taken alone
 SPANS = {"motion": (1.0, 10.0), "defocus": (1.0,), "blur": (0.6,)}
 
 
@@ -71,9 +76,18 @@ def estimate_kernel(
 
 
 def refined(named: Step, image: Float[Tensor, "1 c h w"], rounded: Float[Tensor, "8 8"] | None = None) -> Step:
-    """The simple blur that explains the image: ``named`` itself, unless its spectrum speaks clearly for another one.
+    """The likeliest of :func:`plausible`."""
+    likely = plausible(named, image, rounded)
+    return max(likely, key=lambda step: likely[step])
 
-    A kernel that is off by a pixel or ten degrees makes ripples all over. Small and flat images tell nothing.
+
+def plausible(
+    named: Step, image: Float[Tensor, "1 c h w"], rounded: Float[Tensor, "8 8"] | None = None
+) -> dict[Step, float]:
+    """The simple blurs that explain the image, and how probable each is: one, or two of which no one can tell.
+
+    ``named`` itself, unless the image's spectrum speaks clearly for another one: a kernel that is off by a pixel or ten
+    degrees makes ripples all over. Small and flat images tell nothing.
 
     Args:
         named: The blur that is said to have happened.
@@ -82,23 +96,42 @@ def refined(named: Step, image: Float[Tensor, "1 c h w"], rounded: Float[Tensor,
     """
     x = image.cpu() if image.shape[1] == 1 else luminance(image.cpu())
     if named.name not in SPANS or min(x.shape[2:]) < LEAST or float(x.std()) < 1 / 255:
-        return named
+        return {named: 1.0}
     widest = min(24, min(x.shape[2:]) // 4)
     simple = _simple_blurs(widest)
     steps = [named, *_near(named), *simple]
     kernels = _kernels(steps, max(reach(step.name, step.values[0]) for step in steps))
-    part = _liveliest(x)
-    unlikely = _surprise(kernels, part, rounded=rounded) - _likeness(kernels, estimate_kernel(x, simple=False))
+    part, kernel = _liveliest(x), estimate_kernel(x, simple=False)
+    unlikely = _surprise(kernels, part, rounded=rounded) - _likeness(kernels, kernel)
 
     def likeliest(apart: list[float]) -> Step:
         return steps[int((unlikely + torch.tensor(apart)).argmin())]
 
     found = likeliest([0.0, *(SURER + min(STEP_AWAY * _distance(step, named) ** 2, FAR) for step in steps[1:])])
+    if named.name == "blur" and found.name == "blur":
+        return _widths(named, part, kernel, rounded)
     if found is named:
-        return named
+        return {named: 1.0}
     plain = {(step.name, step.values) for step in (named, *simple)}  # now without a bias for what was named
     finer = [0.0 if (step.name, step.values) in plain else FINER for step in steps]
-    return likeliest([f if _distance(step, found) < 0.7 else math.inf for step, f in zip(steps, finer, strict=True)])
+    found = likeliest([f if _distance(step, found) < 0.7 else math.inf for step, f in zip(steps, finer, strict=True)])
+    return {found: 1.0}
+
+
+def _widths(named: Step, image: Tensor, kernel: Tensor, rounded: Tensor | None) -> dict[Step, float]:
+    """The width that is said and the one to expect if it is wrong, with their probabilities; the clear one alone."""
+    away = 0.05 * torch.arange(-25, 26)
+    steps = [Step("blur", (float(named.values[0]) * math.exp(float(a)),)) for a in away]
+    kernels = _kernels(steps, min(max(reach(step.name, step.values[0]) for step in steps), 31))
+    cost = _surprise(kernels, image, rounded=rounded) - PART * _likeness(kernels, kernel)
+    likelihood = (-SAMPLES * (cost - cost.min())).double().exp()
+    wrong = likelihood * torch.softmax(-(away.double() ** 2) / (2 * WIDE**2), 0)
+    exact = EXACT * float(likelihood[len(away) // 2])
+    exact /= exact + (1 - EXACT) * float(wrong.sum())
+    other = Step("blur", (round(float(named.values[0]) * math.exp(float((wrong @ away.double()) / wrong.sum())), 2),))
+    if exact > SURE or other == named:
+        return {named: 1.0}
+    return {other: 1.0} if exact < 1 - SURE else {named: exact, other: 1 - exact}
 
 
 def _near(named: Step) -> list[Step]:

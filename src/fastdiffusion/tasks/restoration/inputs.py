@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +40,7 @@ class Inputs:
         rounding: Standard deviation of what is wrong with its pixels besides.
         last: What came after all else and was undone already; nothing if that is left too.
         given: The image before that.
+        likely: Where the image does not tell which of several blurs happened, how probable each is.
         kernel: The blur kernel that was looked for.
         notes: What a person should know.
     """
@@ -53,6 +54,7 @@ class Inputs:
     rounding: float = 0.0
     last: Corruption = field(default_factory=lambda: Chain(()))
     given: Image.Image | None = None
+    likely: Mapping[Step, float] = field(default_factory=dict)
     kernel: Tensor | None = None
     notes: tuple[str, ...] = ()
 
@@ -92,8 +94,7 @@ def opened(
         found = Inputs(source, head, head, label, rounding=rounding, last=last, given=given)
     if not blind and not options.refine:
         return replace(found, notes=notes)
-    made, kernel, more = _seen(found, blind)
-    return replace(found, what=made, named=made if blind else found.named, kernel=kernel, notes=(*notes, *more))
+    return _seen(replace(found, notes=notes), blind)
 
 
 def _asked(corruption: str | Corruption) -> tuple[bool, Corruption, tuple[str, ...]]:
@@ -156,22 +157,31 @@ def _without(image: Source, tail: Chain, model: Model, undo: Callable[[Source, C
     return _open(image)
 
 
-def _seen(found: Inputs, blind: bool) -> tuple[Corruption, Tensor | None, tuple[str, ...]]:
-    """What happened, with a blur that the image itself tells; the kernel that was looked for; and what was changed."""
-    from .blind_deblurring import estimate_kernel, refined
+def _seen(found: Inputs, blind: bool) -> Inputs:
+    """With the blur that the image itself tells, and what was changed."""
+    from .blind_deblurring import estimate_kernel, plausible
 
     if blind:
         kernel = estimate_kernel(to_tensor(found.image)[None])
-        return Chain((Step("kernel", (kernel,)), *found.what.steps)), kernel, ()
+        what = Chain((Step("kernel", (kernel,)), *found.what.steps))
+        return replace(found, what=what, named=what, kernel=kernel)
     if len(found.what.steps) != 1 or not found.what.known or found.what.steps[0].name not in BLURS:
-        return found.what, None, ()
+        return found
     (named,) = found.what.steps
     given = to_tensor(found.given or found.image)[None]  # a restorer's estimate has no spectrum to speak of
-    step = refined(named, given, rounded_away(given, found.last))
-    if step == named:
-        return found.what, None, ()
-    note = f"The image tells {step}, not {named}, and was restored from that. If {named} is exact, add --no-refine."
-    return step, None, (note,)
+    likely = plausible(named, given, rounded_away(given, found.last))
+    step = max(likely, key=lambda step: likely[step])
+    rest = {step: share for step, share in likely.items() if step != named}
+    if not rest:
+        return found
+    ((other, share),) = rest.items()
+    note = f"The image tells {other}, not {named}, and was restored from that."
+    if len(likely) > 1:
+        note = (
+            f"The image tells {other} as well as {named}: this is the mean of both answers, {share:.0%} of the first."
+        )
+    note += f" If {named} is exact, add --no-refine."
+    return replace(found, what=step, notes=(*found.notes, note), likely=likely if len(likely) > 1 else {})
 
 
 def _open(image: Source) -> Image.Image:

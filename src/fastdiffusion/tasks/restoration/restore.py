@@ -27,13 +27,13 @@ from ...models import Model, load
 from ...options import fill
 from ...version import __version__
 from ..loading import LoadOptions, loaded
-from .inputs import Source, opened
+from .inputs import Inputs, Source, opened
 from .measurement import Measurement
 from .method import check, check_answer, choose_method
 from .options import RestoreOptions
 from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
-from .trials import Trial
+from .trials import Trial, mixed
 
 FEW_COLORS = "Experimental: the bundled restorer finds few colors of photographs. Give some: hints or palette."
 COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
@@ -77,18 +77,19 @@ def restore(
         warn(FEW_COLORS)  # before the work, which may take minutes
     method = choose_method(chosen.method, found.named, ready, model, chosen.posterior)
     check_answer(chosen, method, found.what)
-    exact = found.what.known and ready.corruption != "pairs"
-    measurement = Measurement(found.image, found.what, channels, exact, ready.device, found.trust, found.rounding)
-    trial = Trial.of(found, ready, chosen)
-    found = replace(
-        found, given=None, image=Image.new("L", (1, 1))
-    )  # the measurement has its pixels: no large image is held twice
+    measurement = _measured(found, found.what, ready, channels)
     job = TiledRestoration(measurement, ready, method, chosen)
     tile, overlap = measurement.tiling(chosen.tile, chosen.overlap)
-    images = job.run(tile, overlap) if trial is None else trial.run()
+    if found.likely or Trial.of(found, ready, chosen) is not None:
+        likely = found.likely or {found.what: 1.0}
+        answers = [_answer(replace(found, what=what), ready, channels, method, chosen) for what in likely]
+        images = mixed(answers, list(likely.values()))
+    else:  # the measurement has the pixels: no large image is held twice
+        found = replace(found, given=None, image=Image.new("L", (1, 1)))
+        images = job.run(tile, overlap)
     marked = any(step.name in ("watermark", "logo") for step in found.what.steps) or "watermark" in str(corruption)
     notes = [*found.notes, *[NOTE] * marked, *losses(image), *[COLORLESS] * job.lacks_color(images)]
-    error = measurement.error(images, tile, overlap)
+    error = None if found.likely else measurement.error(images, tile, overlap)
     images = turned(images, found.orientation)
     return RestorationResult(
         images,
@@ -101,6 +102,21 @@ def restore(
         _recipe(chosen, ready, found.label, method, tile, overlap),
         found.kernel,
     )
+
+
+def _measured(found: Inputs, what: Corruption, model: Model, channels: int) -> Measurement:
+    exact = what.known and model.corruption != "pairs"
+    return Measurement(found.image, what, channels, exact, model.device, found.trust, found.rounding)
+
+
+def _answer(found: Inputs, model: Model, channels: int, method: str, options: RestoreOptions) -> Tensor:
+    """The images if this happened: by a trial where there are several answers to it."""
+    trial = Trial.of(found, model, options)
+    if trial is not None:
+        return trial.run()
+    measurement = _measured(found, found.what, model, channels)
+    tiling = measurement.tiling(options.tile, options.overlap)
+    return TiledRestoration(measurement, model, method, options).run(*tiling)
 
 
 def bundled() -> Model:

@@ -73,7 +73,7 @@ class Trial:
             happened = Chain((*self.head.parts, *self.tail.parts))
             degraded = happened.on(tuple(truth.shape), [1]).forward(to_tensor(truth)[None])
             weights = mixture(self.answers(to_pil(to_uint8(degraded)[0])), truth)
-        return torch.cat([_mixed(rows, weights) for rows in zip(*(x.split(ROWS, 1) for x in found), strict=True)], 2)
+        return mixed(found, weights)[None]
 
     def answers(self, image: Image.Image) -> list[UInt8[Tensor, "c h w"]]:
         """What was given, as large as the others; without its tail; all undone together; and one after the other."""
@@ -113,6 +113,10 @@ def mixture(answers: Sequence[Pixels], truth: Pixels) -> list[float]:
     return weights[int(((weights @ products) * weights).sum(1).argmin())].tolist()
 
 
-def _mixed(answers: Sequence[Pixels], weights: Sequence[float]) -> UInt8[Tensor, "1 c h w"]:
-    total = sum((w * x.float() for w, x in zip(weights, answers, strict=True)), torch.zeros(()))
-    return total.round().clamp(0, 255).to(torch.uint8)[None]
+def mixed(images: Sequence[UInt8[Tensor, "*c h w"]], weights: Sequence[float]) -> UInt8[Tensor, "*c h w"]:
+    """Their weighted sum, some rows at a time."""
+    parts = []
+    for rows in zip(*(x.split(ROWS, -2) for x in images), strict=True):
+        total = sum((w * x.float() for w, x in zip(weights, rows, strict=True)), torch.zeros(()))
+        parts.append(total.round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(parts, -2)
