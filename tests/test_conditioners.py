@@ -568,7 +568,7 @@ def test_the_trained_one_follows_edges():
         near_made, near_map = (torch.nn.functional.max_pool2d(drawn, 3, 1, 1) for drawn in (made, maps))
         precision, recall = (made * near_map).sum() / made.sum(), (maps * near_made).sum() / maps.sum()
         agreement.append(float(2 * precision * recall / (precision + recall)))
-    assert agreement[1] > agreement[0] + 0.3
+    assert agreement[1] > max(agreement[0] + 0.3, 0.85)
 
 
 def as_uint8(image):
