@@ -24,7 +24,7 @@ from fastdiffusion.tasks import word_masks
 from fastdiffusion.tasks.attribution import integrated
 from fastdiffusion.tasks.attribution.explain import explain
 from fastdiffusion.tasks.attribution.integrated import Run, attribute, by_term, secants
-from fastdiffusion.tasks.attribution.result import Explanation, WordNumbers, rank_correlation
+from fastdiffusion.tasks.attribution.result import rank_correlation
 from fastdiffusion.tasks.generation.options import SampleOptions
 from fastdiffusion.tasks.generation.plan import plan
 
@@ -420,12 +420,6 @@ def test_an_image_without_a_prompt_has_no_words(model, tmp_path):
     (path,) = sample(model, n=1, steps=2).save(tmp_path)
     with pytest.raises(InputError, match="no words to explain"):
         explain(path, model)
-
-
-def test_the_top_word_is_the_one_without_which_most_is_lost():
-    rows = [("a", "word", 0.9, 0.1), ("hat", "word", 0.1, 0.7), ("end", "end", None, None)]
-    terms = [WordNumbers(text, kind, share, (), None, lost, None) for text, kind, share, lost in rows]
-    assert Explanation.top.fget(SimpleNamespace(terms=terms)).text == "hat"
 
 
 def test_rank_correlation():

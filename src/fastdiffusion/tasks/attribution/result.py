@@ -82,8 +82,9 @@ class Explanation(ImageResult):
 
     @property
     def top(self) -> WordNumbers:
-        """The word without which most is lost: of the answers, the one that leaving words out bears out best."""
-        return max((row for row in self.terms if row.kind == "word"), key=lambda row: row.occlusion or 0.0)
+        """The word with the largest share."""
+        terms = [row for row in self.terms if row.kind == "word"]
+        return max(terms, key=lambda row: (row.share if row.share is not None else row.occlusion) or 0.0)
 
     def boxed(self) -> Image.Image:
         """The image with the region drawn on it: its box, or what is outside of a mask faded."""
