@@ -20,7 +20,7 @@ from fastdiffusion import restore
 from fastdiffusion.cli import main
 from fastdiffusion.corruptions import Step, jpeg, parse
 from fastdiffusion.io.images import jpeg_tables, read_image, to_pil, to_tensor, to_uint8
-from fastdiffusion.tasks.restoration.blind_deblurring import refined
+from fastdiffusion.tasks.restoration.blind_deblurring import plausible, refined
 from fastdiffusion.tasks.restoration.jpeg_files import rounded_away
 from fastdiffusion.tasks.restoration.trials import mixture
 from fastdiffusion.tasks.restoration.watermarks import WatermarkResult, remaining, remove_watermark
@@ -120,6 +120,17 @@ def test_the_image_corrects_a_blur(true, said):
     assert found.name == right.name and (said != true or found == right)
     apart = [abs(a - b) for a, b in zip(found.values, right.values, strict=True)]
     assert apart[0] <= 0.5 and all(a <= 5 for a in apart[1:])
+
+
+@pytest.mark.parametrize("said", [1.0, 1.5, 2.0, 3.0])
+def test_a_width_follows_the_image_by_probability(said):
+    """What is wrong is corrected, far off it is out altogether; and what is right stays in."""
+    named = Step("blur", (said,))
+    likely = plausible(named, to_tensor(after("blur 2", scene()))[None])
+    assert sum(likely.values()) == pytest.approx(1)
+    expected = sum(share * step.values[0] for step, share in likely.items())
+    assert abs(expected - 2) <= max(0.65 * abs(said - 2), 0.2)
+    assert likely.get(named, 0) > 0.4 if said == 2 else likely.get(named, 0) < (0.5 if said == 1.5 else 1e-9)
 
 
 def _parts(text: str) -> tuple[str, tuple[float, ...]]:

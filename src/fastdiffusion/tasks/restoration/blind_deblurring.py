@@ -27,7 +27,7 @@ LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
 # (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), and however far it is
 SURER, STEP_AWAY, FAR = 0.05, 0.1, 1.5
 FINER = 0.1  # the same of parts of a pixel, which an image tells apart no better than that
-# A Gaussian's width is told by the spectrum (cost per frequency, times SAMPLES, is minus the log-likelihood; of the
+# A Gaussian's width follows from the spectrum (cost per frequency, times SAMPLES, is minus the log-likelihood; of the
 # kernel's likeness a part) and by what was said: it is exact with a probability of EXACT, else off by about WIDE, in
 # logarithms. Chosen on the tuned photographs of bench/photographs.txt.
 SAMPLES, PART, EXACT, WIDE = 100.0, 0.25, 0.4, 0.5

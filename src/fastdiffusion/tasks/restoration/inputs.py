@@ -39,7 +39,7 @@ class Inputs:
         trust: How far to change a file whose way of keeping colors is unknown.
         rounding: Standard deviation of what is wrong with its pixels besides.
         last: What came after all else and was undone already; nothing if that is left too.
-        given: The image before that.
+        degraded: The image before that.
         likely: Where the image does not tell which of several blurs happened, how probable each is.
         kernel: The blur kernel that was looked for.
         notes: What a person should know.
@@ -53,7 +53,7 @@ class Inputs:
     trust: float = 1.0
     rounding: float = 0.0
     last: Corruption = field(default_factory=lambda: Chain(()))
-    given: Image.Image | None = None
+    degraded: Image.Image | None = None
     likely: Mapping[Step, float] = field(default_factory=dict)
     kernel: Tensor | None = None
     notes: tuple[str, ...] = ()
@@ -88,10 +88,10 @@ def opened(
     else:
         tail = Chain(what.steps[len(what.steps) - count :]) if own is None else Chain((Step("jpeg"),))
         head = Chain(what.steps[: len(what.steps) - count])
-        given, source = source, _without(image, tail, model, undo)
+        degraded, source = source, _without(image, tail, model, undo)
         last = tail if own is None else Chain((own,))
         rounding = left_over(to_tensor(source)[None], last)
-        found = Inputs(source, head, head, label, rounding=rounding, last=last, given=given)
+        found = Inputs(source, head, head, label, rounding=rounding, last=last, degraded=degraded)
     if not blind and not options.refine:
         return replace(found, notes=notes)
     return _seen(replace(found, notes=notes), blind)
@@ -168,8 +168,8 @@ def _seen(found: Inputs, blind: bool) -> Inputs:
     if len(found.what.steps) != 1 or not found.what.known or found.what.steps[0].name not in BLURS:
         return found
     (named,) = found.what.steps
-    given = to_tensor(found.given or found.image)[None]  # a restorer's estimate has no spectrum to speak of
-    likely = plausible(named, given, rounded_away(given, found.last))
+    degraded = to_tensor(found.degraded or found.image)[None]  # a restorer's estimate has no spectrum to speak of
+    likely = plausible(named, degraded, rounded_away(degraded, found.last))
     step = max(likely, key=lambda step: likely[step])
     rest = {step: share for step, share in likely.items() if step != named}
     if not rest:

@@ -85,7 +85,7 @@ def restore(
         answers = [_answer(replace(found, what=what), ready, channels, method, chosen) for what in likely]
         images = mixed(answers, list(likely.values()))
     else:  # the measurement has the pixels: no large image is held twice
-        found = replace(found, given=None, image=Image.new("L", (1, 1)))
+        found = replace(found, degraded=None, image=Image.new("L", (1, 1)))
         images = job.run(tile, overlap)
     marked = any(step.name in ("watermark", "logo") for step in found.what.steps) or "watermark" in str(corruption)
     notes = [*found.notes, *[NOTE] * marked, *losses(image), *[COLORLESS] * job.lacks_color(images)]

@@ -49,8 +49,8 @@ class Trial:
     """
 
     image: Image.Image
-    head: Corruption
-    tail: Corruption
+    head: Chain
+    tail: Chain
     model: Model
     joint: bool
     options: RestoreOptions
@@ -59,9 +59,9 @@ class Trial:
     def of(cls, found: Inputs, model: Model, options: RestoreOptions) -> Trial | None:
         """None where there is one answer only."""
         head, tail = Chain(found.what.steps), Chain(found.last.steps)
-        if found.given is None or not has_answers(head, tail, model, options):
+        if found.degraded is None or not has_answers(head, tail, model, options):
             return None
-        return cls(found.given, head, tail, model, learned(model, Chain((*head.parts, *tail.parts))), options)
+        return cls(found.degraded, head, tail, model, learned(model, Chain((*head.parts, *tail.parts))), options)
 
     def run(self) -> UInt8[Tensor, "1 c h w"]:
         """The mixture of the answers that the trial finds."""
