@@ -103,7 +103,9 @@ def main() -> None:
     prompts = [f"{name} in the style of {TOKEN}" for name in OTHERS]
     for strength in args.strength:
         drawn = torch.cat([
-            fastdiffusion.sample(made.model, prompt, image=to_pil(image), strength=strength, n=1, seed=300, steps=12).images
+            fastdiffusion.sample(
+                made.model, prompt, image=to_pil(image), strength=strength, n=1, seed=300, steps=12
+            ).images
             for prompt, image in zip(prompts, before, strict=True)
         ])  # fmt: skip
         now = style(drawn, ten)
