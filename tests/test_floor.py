@@ -122,15 +122,15 @@ def test_the_image_corrects_a_blur(true, said):
     assert apart[0] <= 0.5 and all(a <= 5 for a in apart[1:])
 
 
-@pytest.mark.parametrize("said", [1.0, 1.5, 2.0, 3.0])
-def test_a_width_follows_the_image_by_probability(said):
+@pytest.mark.parametrize("width", [1.0, 1.5, 2.0, 3.0])
+def test_a_width_follows_the_image_by_probability(width):
     """What is wrong is corrected, far off it is out altogether; and what is right stays in."""
-    named = Step("blur", (said,))
+    named = Step("blur", (width,))
     likely = plausible(named, to_tensor(after("blur 2", scene()))[None])
     assert sum(likely.values()) == pytest.approx(1)
     expected = sum(share * step.values[0] for step, share in likely.items())
-    assert abs(expected - 2) <= max(0.65 * abs(said - 2), 0.2)
-    assert likely.get(named, 0) > 0.4 if said == 2 else likely.get(named, 0) < (0.5 if said == 1.5 else 1e-9)
+    assert abs(expected - 2) <= max(0.65 * abs(width - 2), 0.2)
+    assert likely.get(named, 0) > 0.4 if width == 2 else likely.get(named, 0) < (0.5 if width == 1.5 else 1e-9)
 
 
 def _parts(text: str) -> tuple[str, tuple[float, ...]]:
@@ -142,7 +142,7 @@ def test_a_kernel_that_is_off_makes_no_ripples():
     x = scene()
     y = after("motion 9 30", x)
     exact, off = (restore(y, text) for text in ("motion 9 30", "motion 10 40"))
-    assert not exact.notes and "The image tells motion" in off.notes[0]
+    assert not exact.notes and "The image fits motion" in off.notes[0]
     assert decibels(off.images[0], x) > decibels(exact.images[0], x) - 0.5 > decibels(y, x) + 3
     kept = restore(y, "motion 10 40", refine=False)
     assert not kept.notes and decibels(kept.images[0], x) < decibels(off.images[0], x) - 1
@@ -157,12 +157,12 @@ def test_what_happened_last_is_undone_first(text):
     assert ("5 of 255" in str(done)) == ("noise 5" in text)
 
 
-@pytest.mark.parametrize("said", ["blur 2, jpeg 80", "motion 9 30, jpeg 75"])
-def test_jpegs_rounding_is_no_sharpness(said):
+@pytest.mark.parametrize("happened", ["blur 2, jpeg 80", "motion 9 30, jpeg 75"])
+def test_jpegs_rounding_is_no_sharpness(happened):
     """Rounding fills a blurred spectrum up: unless that is known, it looks like one that was hardly blurred."""
-    y = to_tensor(after(said, scene()))[None]
-    named = parse(said).steps[0]
-    assert refined(named, y, rounded_away(y, parse(said))) == named
+    y = to_tensor(after(happened, scene()))[None]
+    named = parse(happened).steps[0]
+    assert refined(named, y, rounded_away(y, parse(happened))) == named
     assert refined(named, y) != named
 
 

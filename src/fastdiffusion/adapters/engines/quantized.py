@@ -1,4 +1,4 @@
-"""Products in whole numbers of 8 bits, twice as fast as bfloat16 where a CPU multiplies them directly (VNNI, AMX).
+"""Products in whole numbers of 8 bits, up to twice as fast as bfloat16 where a CPU multiplies them directly (VNNI).
 
 A weight has one scale for each channel that it makes. An input is divided by its greatest magnitude, taken anew at each
 call, for each image of a convolution and each token of a matrix product; the result is multiplied by it again. Both are
@@ -15,9 +15,7 @@ import numpy as np
 
 from . import trial
 
-LEAST = (
-    1 << 16
-)  # bytes of a weight in float32 that is worth it: first and last convolutions, the most delicate, are less
+LEAST = 1 << 16  # bytes of a weight that is worth it; those of first and last convolutions are less, and most delicate
 UNITS = 127  # whole numbers from -127 to 127
 
 

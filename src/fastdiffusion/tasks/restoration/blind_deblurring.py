@@ -28,7 +28,7 @@ LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
 SURER, STEP_AWAY, FAR = 0.05, 0.1, 1.5
 FINER = 0.1  # the same of parts of a pixel, which an image tells apart no better than that
 # A Gaussian's width follows from the spectrum (cost per frequency, times SAMPLES, is minus the log-likelihood; of the
-# kernel's likeness a part) and by what was said: it is exact with a probability of EXACT, else off by about WIDE, in
+# kernel's likeness a part) and by what was named: it is exact with a probability of EXACT, else off by about WIDE, in
 # logarithms. Chosen on the tuned photographs of bench/photographs.txt.
 SAMPLES, PART, EXACT, WIDE = 100.0, 0.25, 0.4, 0.5
 SURE = 0.9  # from this probability on one width is taken alone
@@ -84,13 +84,13 @@ def refined(named: Step, image: Float[Tensor, "1 c h w"], rounded: Float[Tensor,
 def plausible(
     named: Step, image: Float[Tensor, "1 c h w"], rounded: Float[Tensor, "8 8"] | None = None
 ) -> dict[Step, float]:
-    """The simple blurs that explain the image, and how probable each is: one, or two of which no one can tell.
+    """The simple blurs that explain the image, with their probabilities: one, or two where the image leaves it open.
 
     ``named`` itself, unless the image's spectrum speaks clearly for another one: a kernel that is off by a pixel or ten
     degrees makes ripples all over. Small and flat images tell nothing.
 
     Args:
-        named: The blur that is said to have happened.
+        named: The blur that was asked to be undone.
         image: Blurred, and as it was given.
         rounded: Variance of what JPEG rounded away from each coefficient of its blocks since.
     """
@@ -119,7 +119,7 @@ def plausible(
 
 
 def _widths(named: Step, image: Tensor, kernel: Tensor, rounded: Tensor | None) -> dict[Step, float]:
-    """The width that is said and the one to expect if it is wrong, with their probabilities; the clear one alone."""
+    """The named width and the one to expect if that is wrong, with their probabilities; one alone where it is clear."""
     away = 0.05 * torch.arange(-25, 26)
     steps = [Step("blur", (float(named.values[0]) * math.exp(float(a)),)) for a in away]
     kernels = _kernels(steps, min(max(reach(step.name, step.values[0]) for step in steps), 31))

@@ -158,7 +158,7 @@ def _without(image: Source, tail: Chain, model: Model, undo: Callable[[Source, C
 
 
 def _seen(found: Inputs, blind: bool) -> Inputs:
-    """With the blur that the image itself tells, and what was changed."""
+    """With the blur that fits the image itself, and what was changed."""
     from .blind_deblurring import estimate_kernel, plausible
 
     if blind:
@@ -175,11 +175,9 @@ def _seen(found: Inputs, blind: bool) -> Inputs:
     if not rest:
         return found
     ((other, share),) = rest.items()
-    note = f"The image tells {other}, not {named}, and was restored from that."
+    note = f"The image fits {other}, not {named}, and was restored from that."
     if len(likely) > 1:
-        note = (
-            f"The image tells {other} as well as {named}: this is the mean of both answers, {share:.0%} of the first."
-        )
+        note = f"The image fits {other} as well as {named}: this is the mean of both answers, {share:.0%} of the first."
     note += f" If {named} is exact, add --no-refine."
     return replace(found, what=step, notes=(*found.notes, note), likely=likely if len(likely) > 1 else {})
 

@@ -29,8 +29,8 @@ class RestoreOptions:
         hints: An image (or its file) of the result's size, transparent except where it gives a color; for colorizing.
         palette: Colors to keep to, "#a03020,#203040"; for colorizing.
         self_ensemble: Average over the eight rotations and mirror images of each tile: 8 times slower, more accurate.
-        refine: Correct a blur that is said where the image tells another one, by a pixel or some degrees; a note says
-            so. Otherwise it is taken as exact.
+        refine: Correct the blur that was named where another one fits the image, by a pixel or some degrees; a note
+            says so. Otherwise it is taken as exact.
         tile: Side of the tiles that are restored one at a time, in pixels of the input, at least 64. It bounds the
             memory; wide blurs take larger ones.
         overlap: Pixels that neighboring tiles share, at least.
