@@ -2,10 +2,14 @@
 
     python bench/engines.py step [--size 256]   # SD1.5's network (860 million random weights), one guided evaluation
     python bench/engines.py image [--size 512]  # words to image: 8 steps here, 25 of diffusers' default pipeline
+    python bench/engines.py image --guidance "cfg scale=7.5 interval=0.28..5.42"    # guided at some of the 8 steps
+    python bench/engines.py image --size 256 --only torch int8 "cpp f32" "cpp q8_0"  # beside stable-diffusion.cpp
     python bench/engines.py small               # the bundled text-to-image model, and the bundled restorer
 
 ``step`` and ``image`` take 12 GB of memory and 9 GB of disk, given back; each row is a process of its own, so that
 memory is its own too. A guided evaluation is a batch of two. Conversion and the first trial of a shape are timed apart.
+stable-diffusion.cpp reads the same weights, as one file. It is built for this CPU by
+pip install --no-binary stable-diffusion-cpp-python stable-diffusion-cpp-python.
 """
 
 from __future__ import annotations
@@ -84,7 +88,7 @@ def step(precision: str, size: int, folder: Path) -> dict[str, Any]:
     if precision == "torch":
         torch.save(answer, kept)
         return found
-    truth, (_, program, _) = torch.load(kept), net.forward._latest
+    truth, (program, _) = torch.load(kept), *net.forward._programs.values()
     call = engines.Call((x, t), {"encoder_hidden_states": text})
     raw, ours = zip(*[(least(lambda: program(call.arrays()), 1), least(evaluate, 1)) for _ in range(3)], strict=True)
     refused = {"refused": str(net.forward.refusals)} if net.forward.refusals else {}
@@ -121,8 +125,10 @@ def checkpoint(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def image(precision: str, size: int, folder: Path) -> dict[str, Any]:
+def image(precision: str, size: int, folder: Path, guidance: str | None = None) -> dict[str, Any]:
     path = folder / "sd15"
+    if precision.startswith("cpp "):
+        return cpp(precision.removeprefix("cpp "), size, path)
     if precision == "torch":
         import diffusers
 
@@ -132,16 +138,55 @@ def image(precision: str, size: int, folder: Path) -> dict[str, Any]:
     import fastdiffusion
 
     plain = precision == "torch, ours"
+    guidance = None if plain else guidance  # beside diffusers' default it is guided at every step too
     options: dict[str, Any] = {} if plain else {"engine": "openvino", "precision": precision}
     model = fastdiffusion.load(path, device="cpu", **options)
+
+    def draw(steps: int, scale: float | None = None) -> None:
+        fastdiffusion.sample(
+            model, PROMPT, n=1, steps=steps, size=size, guidance=None if scale else guidance, scale=scale
+        )
+
     start = time.perf_counter()
     if not plain:
-        fastdiffusion.sample(model, PROMPT, n=1, steps=1, size=size)
+        for scale in (7.5, 1.0) if guidance else (7.5,):  # with two conditions and with one: each is a shape of its own
+            draw(1, scale)
     first = time.perf_counter() - start
-    spent = least(lambda: fastdiffusion.sample(model, PROMPT, n=1, steps=THEIRS if plain else STEPS, size=size), 1)
+    spent = least(lambda: draw(THEIRS if plain else STEPS), 1)
     return {
         "first image of one step": first,
         "seconds": spent,
+        "GB held": memory("held"),
+        "GB at most": memory("VmHWM"),
+    }
+
+
+def cpp(weights: str, size: int, path: Path) -> dict[str, Any]:
+    """stable-diffusion.cpp, as many steps as here, with weights in f32 or q8_0."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    import one_file
+    from stable_diffusion_cpp import StableDiffusion  # pyright: ignore[reportMissingImports]
+
+    file = path.with_suffix(".safetensors")
+    if not file.is_file():
+        import diffusers
+
+        one_file.write(diffusers.StableDiffusionPipeline.from_pretrained(path), file)
+    net = StableDiffusion(
+        model_path=str(file), wtype=weights, n_threads=torch.get_num_threads(), vae_decode_only=True, verbose=False
+    )
+    times: list[float] = []
+    start = time.perf_counter()
+    net.generate_image(
+        prompt=PROMPT, width=size, height=size, cfg_scale=7.5, sample_steps=STEPS, sample_method="dpm++2m", seed=0,
+        progress_callback=lambda *_: times.append(time.perf_counter()),
+    )  # fmt: skip
+    end = time.perf_counter()
+    a_step = (times[-1] - times[0]) / (len(times) - 1)
+    return {
+        "seconds": end - start,
+        "a step": a_step,
+        "decoding": end - times[-1],
         "GB held": memory("held"),
         "GB at most": memory("VmHWM"),
     }
@@ -207,7 +252,10 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--size", type=int)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--only", nargs="+", help="rows, of: torch 'torch, ours' float32 bf16 int8")
+    parser.add_argument(
+        "--only", nargs="+", help="rows, of: torch 'torch, ours' float32 bf16 int8 'cpp f32' 'cpp q8_0'"
+    )
+    parser.add_argument("--guidance", help="of image's rows here, such as 'cfg scale=7.5 interval=0.28..5.42'")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="keep checkpoint and converted networks here")
     args = parser.parse_args()
@@ -215,7 +263,8 @@ def main() -> None:
     if args.row:
         torch.set_num_threads(args.threads)
         os.environ["XDG_CACHE_HOME"] = str(args.folder)
-        print(json.dumps(PARTS[args.part](args.row, size, args.folder)))
+        options = {"guidance": args.guidance} if args.guidance else {}
+        print(json.dumps(PARTS[args.part](args.row, size, args.folder, **options)))
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.folder or Path(temporary)
@@ -226,7 +275,8 @@ def main() -> None:
         base: dict[str, Any] = {}
         for row in args.only or rows:
             command = [sys.executable, __file__, args.part, "--row", row, "--size", str(size), "--folder", str(folder)]
-            done = subprocess.run([*command, "--threads", str(args.threads)], capture_output=True, text=True)
+            command += ["--threads", str(args.threads), *(["--guidance", args.guidance] if args.guidance else [])]
+            done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 print(f"{row}: {done.stderr[-1000:]}", flush=True)
                 continue

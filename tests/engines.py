@@ -86,6 +86,20 @@ def test_bf16_is_near_and_no_more(norm, inputs):
     assert 1e-5 < relative(norm(*inputs), norm.forward.torch_forward(*inputs)) < 0.03
 
 
+@pytest.mark.parametrize(("precision", "compiled"), [("float32", 6), ("int8", 2)])
+def test_sizes_that_alternate_are_compiled_once(inputs, monkeypatch, precision, compiled):
+    """As under a guidance of some steps only; with float32 there is room for one program."""
+    counts, compiler = [], trial.compiled
+    monkeypatch.setattr(trial, "compiled", lambda *given: counts.append(given) or compiler(*given))
+    net = ready(nn.Conv2d(16, 16, 3, padding=1))
+    truth = net(inputs[0])
+    engines.attach({"net": net}, "alternating", precision)
+    for _ in range(3):
+        torch.testing.assert_close(net(inputs[0]), truth, atol=0.2, rtol=0)
+        torch.testing.assert_close(net(inputs[0][:1]), truth[:1], atol=0.2, rtol=0)
+    assert len(counts) == compiled
+
+
 def test_detach_gives_torch_back(norm, inputs):
     before = norm(*inputs)
     engines.attach({"net": norm}, "abc")

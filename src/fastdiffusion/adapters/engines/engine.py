@@ -35,6 +35,8 @@ from . import converted, trial
 # Greatest difference from torch in units of the output's greatest magnitude. Wrong programs are far beyond: about 1.
 TOLERANCES = {"float32": 1e-3, "bf16": 0.2, "int8": 0.2}
 PRECISIONS = tuple(TOLERANCES)
+# Compiled programs that are kept, each with its own weights: together they weigh what the network does in float32.
+KEPT = {"float32": 1, "bf16": 2, "int8": 4}
 
 
 def _named(cond: Any) -> tuple[list[tuple[Any, Any]], Any]:
@@ -134,21 +136,23 @@ class Engine:
         self.module, self.place, self.precision = module, place, precision
         self.torch_forward: Callable[..., Any] = type(module).forward.__get__(module)
         self.refusals: dict[str, str] = {}
-        self._latest: tuple[str, Any, Any] = ("", None, None)  # one compiled program at a time, for memory
+        self._programs: dict[str, tuple[Any, Any]] = {}  # by the call, the one used last at the end
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = Call(args, kwargs)
         if call.key in self.refusals or self._watched(call.tensors):
             return self.torch_forward(*args, **kwargs)
-        if self._latest[0] != call.key:
-            self._latest = ("", None, None)
+        if (latest := self._programs.pop(call.key, None)) is None:
+            while len(self._programs) >= KEPT[self.precision]:
+                del self._programs[next(iter(self._programs))]
             try:
-                self._latest = (call.key, *self._program(call))
+                latest = self._program(call)
             except Refused as reason:
                 self.refusals[call.key] = str(reason)
                 warn(f"OpenVINO does not compute the {self.place.name}, torch does: {reason}.")
                 return self.torch_forward(*args, **kwargs)
-        _, program, structure = self._latest
+        self._programs[call.key] = latest
+        program, structure = latest
         results = [torch.from_numpy(result.copy()) for result in program(call.arrays()).values()]
         return pytree.tree_unflatten(results, structure)
 
