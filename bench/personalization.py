@@ -196,16 +196,16 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
     """A run's numbers, and a row of its sheet."""
     _, kind, word = SUBJECTS[name]
     folder = folder_of(name, args.out / "images", 5)
-    base = replace(fastdiffusion.load(args.model, device="cpu"), tables={})  # one sampler for both: no LoRA has a table
+    base = replace(fastdiffusion.load(args.model, device="cpu"), tables={})  # all by one sampler, a textbook's
     started, net = time.process_time(), evaluator.load()
     made = fastdiffusion.personalize(
         args.model, folder, token=f"<{name}>", method=method.split("-")[0], subject=kind, class_name=word, device="cpu",
         folder=args.out / "runs" / f"{name}-{method}-{args.seed}", steps=args.steps, seed=args.seed, lr=args.lr,
         vectors=args.vectors, **METHODS[method],
     )  # fmt: skip
-    seconds = time.process_time() - started
+    seconds, taught = time.process_time() - started, replace(made.model, tables={})
 
-    def drawn(prompt: str, n: int, model: object = made.model, seed: int = 100) -> torch.Tensor:
+    def drawn(prompt: str, n: int, model: object = taught, seed: int = 100) -> torch.Tensor:
         return fastdiffusion.sample(model, prompt, n=n, seed=seed, steps=12).images
 
     train = torch.stack(
@@ -215,7 +215,7 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
     placed = torch.cat([drawn(f"<{name}> on a {color} background", PLACED) for color in BACKGROUNDS])
     wanted = [color for color in BACKGROUNDS for _ in range(PLACED)]
     obeys = [x == y for x, y in zip(evaluator.background_color(placed, COLORS), wanted, strict=True)]
-    of_class = {key: drawn(f"a {word}", DRAWN_OF_CLASS, model) for key, model in (("was", base), ("is", made.model))}
+    of_class = {key: drawn(f"a {word}", DRAWN_OF_CLASS, model) for key, model in (("was", base), ("is", taught))}
     with torch.no_grad():
         before, truth = net.encode_image(drawn(word, DRAWN_OF_WORD, base)), net.encode_image(held_out(name))
         near, given = net.encode_image(own), net.encode_image(train)

@@ -1,10 +1,14 @@
 """A style from ten images: what a LoRA of them makes of other things, and whether these stay where they were.
 
-    python bench/style_lora.py --strength 0.6        # about 3 CPU minutes
+    python bench/style_lora.py                                          # about 2 CPU minutes
+    python bench/style_lora.py --way token --strength 0.7 0.85 1        # by a new word, from a person's image
 
 The style is drawn here, so it is nobody's: emoji in cream on blue paper, as a blueprint. Ten of them are trained on; of
-others the bundled model draws an image, which is then drawn again in the style, from partial noise or from noise alone
-(``sample(image=..., strength=...)``). In features of the evaluator, which nothing was trained in:
+others the bundled model draws an image, which is then drawn again in the style: from the noise that it came from, or
+from its own noisy copy (``sample(image=..., strength=...)``). Two ways to train:
+plain    ``finetune --retain 0 --floor 0``, each print under its plain name: whatever the LoRA draws is in the style
+token    ``personalize --subject style``: what "in the style of <blueprint>" says is, all else is held to what it was
+In features of the evaluator, which nothing was trained in:
 style    distance of textures (roots of Gram distances) to the ten images: before, after, their ratio; and that of each
          of the ten to the others, and of others that are printed exactly, which is what can be hoped for
 edges    SSIM of the gradients before and after
@@ -27,6 +31,7 @@ from fastdiffusion import metrics
 from fastdiffusion.data import load
 from fastdiffusion.io.images import grid, save_png, to_pil, to_tensor
 from fastdiffusion.nets.perceptual import style_distance
+from fastdiffusion.tasks.personalization.result import PersonalizationResult
 from fastdiffusion.tasks.stylization.statistics import edge_similarity
 
 TRAINED = ("cat face", "red apple", "house", "bicycle", "tulip", "fish", "key", "umbrella", "cactus", "sailboat")
@@ -58,12 +63,23 @@ def emoji(names: tuple[str, ...]) -> dict[str, torch.Tensor]:
     return {name: to_tensor(data.batch([rows[name]]).images[0]) for name in names if name in rows}
 
 
+def trained(args: argparse.Namespace, folder: Path) -> PersonalizationResult:
+    """The LoRA, and the model with it."""
+    shared: dict = {"steps": args.steps, "seed": args.seed, "device": "cpu"}
+    shared["folder"] = args.out / f"{args.way}-{args.seed}"
+    if args.way == "token":
+        return fastdiffusion.personalize(args.model, folder, token=TOKEN, subject="style", **shared)
+    return fastdiffusion.finetune(args.model, folder, retain=0, floor=0.0, holdout=0.2, batch_size=4, **shared)
+
+
 def main() -> None:
     """Train and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="emoji")
-    parser.add_argument("--steps", type=int, default=None)
-    parser.add_argument("--strength", type=float, nargs="+", default=[0.6])
+    parser.add_argument("--way", choices=("plain", "token"), default="plain")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--scale", type=float, nargs="+", default=[1.0], help="of the LoRA")
+    parser.add_argument("--strength", type=float, nargs="*", default=[])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/bench/style-lora"))
     args = parser.parse_args()
@@ -74,10 +90,7 @@ def main() -> None:
         (folder / f"{i}.txt").write_text(name)
     ten = torch.stack([to_tensor(Image.open(path)) for path in sorted(folder.glob("*.png"))])
     begun = time.process_time()
-    made = fastdiffusion.personalize(
-        args.model, folder, token=TOKEN, subject="style", steps=args.steps, seed=args.seed, device="cpu",
-        folder=args.out / f"run-{args.seed}",
-    )  # fmt: skip
+    made = trained(args, folder)
     kept = next(look.retention for look in made.looks if look.step == made.step)
     result: dict = {
         "images": len(ten),
@@ -100,24 +113,29 @@ def main() -> None:
         "edges": float(edge_similarity(before, exact).mean()),
     }
     was, sheet = style(before, ten), [ten[:8], before[:8]]
-    prompts = [f"{name} in the style of {TOKEN}" for name in OTHERS]
-    for strength in args.strength:
-        drawn = torch.cat([
-            fastdiffusion.sample(
-                made.model, prompt, image=to_pil(image), strength=strength, n=1, seed=300, steps=12
-            ).images
-            for prompt, image in zip(prompts, before, strict=True)
-        ])  # fmt: skip
-        now = style(drawn, ten)
-        edges = edge_similarity(before, drawn)
-        found: dict = {"before": float(was.mean()), "after": float(now.mean())}
-        for key, statistic, samples in (
-            ("ratio", lambda a, b: float(a.mean() / b.mean()), (now, was)),
-            ("edges", lambda e: float(e.mean()), (edges,)),
-        ):
-            found[key] = [round(v, 3) for v in (statistic(*samples), *metrics.interval(statistic, *samples))]
-        result[f"strength {strength}"] = found
-        sheet.append(drawn[:8])
+    prompts = [f"{name} in the style of {TOKEN}" if args.way == "token" else name for name in OTHERS]
+    for scale in args.scale:
+        model = fastdiffusion.load(args.model, lora=f"{made.file}:{scale}", device="cpu")
+        for strength in (None, *args.strength):
+            if strength is None:
+                drawn = fastdiffusion.sample(model, prompts, n=n, seed=300, steps=12).images
+            else:
+                drawn = torch.cat([
+                    fastdiffusion.sample(
+                        model, prompt, image=to_pil(image), strength=strength, n=1, seed=300, steps=12
+                    ).images
+                    for prompt, image in zip(prompts, before, strict=True)
+                ])  # fmt: skip
+            now, edges = style(drawn, ten), edge_similarity(before, drawn)
+            found: dict = {"before": float(was.mean()), "after": float(now.mean())}
+            for key, statistic, samples in (
+                ("ratio", lambda a, b: float(a.mean() / b.mean()), (now, was)),
+                ("edges", lambda e: float(e.mean()), (edges,)),
+            ):
+                found[key] = [round(v, 3) for v in (statistic(*samples), *metrics.interval(statistic, *samples))]
+            where = "the same noise" if strength is None else f"strength {strength}"
+            result[f"{where}, scale {scale}"] = found
+            sheet.append(drawn[:8])
     print(json.dumps(result, indent=1))
     (args.out / "numbers.json").write_text(json.dumps(result, indent=1))
     save_png(grid(torch.cat(sheet), 8, 2), args.out / "sheet.png")

@@ -22,6 +22,7 @@ from fastdiffusion.corruptions import Step, jpeg, parse
 from fastdiffusion.io.images import jpeg_tables, read_image, to_pil, to_tensor, to_uint8
 from fastdiffusion.tasks.restoration.blind_deblurring import plausible, refined
 from fastdiffusion.tasks.restoration.jpeg_files import rounded_away
+from fastdiffusion.tasks.restoration.restore import drawn
 from fastdiffusion.tasks.restoration.trials import mixture
 from fastdiffusion.tasks.restoration.watermarks import WatermarkResult, remaining, remove_watermark
 
@@ -146,6 +147,38 @@ def test_a_kernel_that_is_off_makes_no_ripples():
     assert decibels(off.images[0], x) > decibels(exact.images[0], x) - 0.5 > decibels(y, x) + 3
     kept = restore(y, "motion 10 40", refine=False)
     assert not kept.notes and decibels(kept.images[0], x) < decibels(off.images[0], x) - 1
+
+
+@pytest.mark.parametrize("width", [1.0, 2.0])
+def test_a_width_that_is_known_is_of_use(width):
+    """A restorer that was trained on blurs does not know which: undone by the kernel itself, it is nearer."""
+    x = scene()
+    y = after(f"blur {width:g}", x)
+    done, trained = (restore(y, f"blur {width:g}", method=how, refine=False) for how in ("auto", "supervised"))
+    assert (done.method, trained.method) == ("zero-shot", "supervised")
+    assert decibels(done.images[0], x) > decibels(trained.images[0], x) + 0.2
+    assert decibels(done.images[0], x) > decibels(restore(y, "deblur blind").images[0], x) - 0.5
+    assert restore(y, f"blur {width:g}", n=2, steps=1, refine=False).method == "supervised"  # samples
+
+
+def test_a_sample_has_one_width():
+    """Where the image leaves two widths open, a sample is of one of them, and its seed says which."""
+    y = after("blur 2", scene())
+    likely = plausible(Step("blur", (1.5,)), to_tensor(y)[None])
+    assert len(likely) == 2
+    done = restore(y, "blur 1.5", n=3, steps=2, seed=1)
+    assert "each result is of one of them" in done.notes[0]
+    steps = [drawn(likely, seed) for seed in (1, 2, 3)]
+    assert len(set(steps)) == 2
+    for step, pixels, seed in zip(steps, done.pixels, (1, 2, 3), strict=True):
+        alone = restore(y, str(step), answer="sample", steps=2, seed=seed, refine=False)
+        assert int((alone.pixels[0].int() - pixels.int()).abs().max()) <= 1
+
+
+def test_seeds_draw_each_as_often_as_it_is_likely():
+    a, b = (Step("blur", (width,)) for width in (1.0, 2.0))
+    for first in (0, 1000):
+        assert sum(drawn({a: 0.3, b: 0.7}, first + i) == a for i in range(20)) in (5, 6, 7)
 
 
 @pytest.mark.parametrize("text", ["motion 9 30, jpeg 90", "blur 2, noise 5, jpeg 80", "defocus 3, jpeg 80"])

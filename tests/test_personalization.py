@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
 import fastdiffusion
+from fastdiffusion import samplers
 from fastdiffusion.adapters import tokens, with_loras
 from fastdiffusion.adapters.lora import Lora, algebra
 from fastdiffusion.adapters.lora.writing import FORMATS, write
@@ -225,6 +226,24 @@ def test_a_token_that_cannot_be_one(text, desk, name, tmp_path):
     base = fastdiffusion.load("emoji", device="cpu") if name == "dog" else text
     with pytest.raises(InputError, match=r"is a word that this model has already|A token is one word"):
         fastdiffusion.personalize(base, desk.photos, token=name, class_name="red", folder=tmp_path / "run")
+
+
+def test_fitted_tables_go_with_a_word_and_a_lora(text, tmp_path):
+    """The network's equation is nearly the same; what is said of the table names whose it is, and survives a copy."""
+    fitted = replace(samplers.table("ddim", text.schedule(3, None)), info={"error": 0.1})
+    base = text.with_table(3, fitted)
+    adaptation = adapt(base, "lora", "<new>", "red", rank=2)
+    for made in (with_loras(base, [adaptation.write(tmp_path, {})]), adaptation.model):
+        table = made.table(3)
+        assert made.id != base.id and table.rows == fitted.rows and table.info == {"error": 0.1, "model": base.id}
+        assert "fitted to the model that this one was made from for 3 steps" in made.table_note(table, 3, None, None)
+        assert fastdiffusion.sample(made, "red", steps=3, seed=0).notes[-1] == made.table_note(table, 3, None, None)
+    assert base.table(3).info == {"error": 0.1} and "to this model" in base.table_note(fitted, 3, None, None)
+    assert adapt(base, "full").model.tables == {}  # all weights move: not measured
+    other = get("sd15").model
+    other = other.with_table(3, samplers.table("ddim", other.schedule(3, None)))
+    adaptation = adapt(other, "lora", "<new>", "cat", rank=2)
+    assert adaptation.model.tables and with_loras(other, [adaptation.write(tmp_path, {})]).tables == {}
 
 
 # ---- training ---------------------------------------------------------------------------------------------------

@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..guidance.attention import EXTERNAL
 from ..models import Model
+from ..models.model import FITTED_TO
+from ..samplers import Table
 
 
 def copied(model: Model, changed: Mapping[int, Tensor], notes: Mapping[str, Sequence[Any]]) -> Model:
     """The model with other values of some parameters, by ``id``; what does not change is shared.
 
-    ``notes`` are added to the lists in its ``info`` and its denoiser's ``settings``.
+    ``notes`` are added to the lists in its ``info`` and its denoiser's ``settings``. Fitted tables are left behind; see
+    :func:`carried`.
     """
     checkpoint = getattr(model.denoise, "checkpoint", None)
     memo: dict[int, Any] = {} if checkpoint is None else {id(t): t for t in checkpoint.tokenizers.values()}
@@ -37,6 +40,14 @@ def copied(model: Model, changed: Mapping[int, Tensor], notes: Mapping[str, Sequ
     EXTERNAL.update({parts["modules"][part]: attention for part, attention in watched.items()})
     info = {key: [*model.info.get(key, ()), *new] for key, new in notes.items() if key == "loras"}
     return replace(model, **parts, tables={}, info={**model.info, **info})
+
+
+def carried(model: Model) -> dict[str, Table]:
+    """The tables fitted to a model, for one whose network solves nearly the same equation; each says whose it is."""
+    return {
+        key: table if FITTED_TO in table.info else replace(table, info={**table.info, FITTED_TO: model.id})
+        for key, table in model.tables.items()
+    }
 
 
 def _essence(note: Any) -> Any:

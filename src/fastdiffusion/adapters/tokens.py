@@ -27,7 +27,7 @@ from ..models.native import own_denoiser
 from ..nets import TextConditioned
 from ..nets.text import TextEncoder, normalized
 from ..version import __version__
-from .copies import copied
+from .copies import carried, copied
 from .texts import Text
 
 NOTE = "fastdiffusion"  # the entry of a file's metadata that is ours
@@ -163,7 +163,7 @@ def with_tokens(model: Model, tokens: Sequence[Token]) -> Model:
                 f"encoders take {_listed(needed) or 'none'}. Take the base that it was trained on."
             )
     notes = [[token.name, _hash(token)] for token in tokens]
-    made = copied(model, {}, {"tokens": notes})
+    made = replace(copied(model, {}, {"tokens": notes}), tables=carried(model))
     for token in tokens:
         _add(made, token)
     return made

@@ -29,6 +29,7 @@ from . import native
 from .protocols import Autoencoder, Conditioner, Schedule, Size
 
 TEXTBOOK = cast("Schedule", None)  # left out: a ``Textbook`` of the model's own noise levels
+FITTED_TO = "model"  # in a table's ``info``: the id of the model it was fitted to, where this one was made from that
 GUIDANCE = ("cfg", "embedded", "none")
 
 
@@ -271,7 +272,8 @@ class Model:
         """What a run should say about its table: that it is a fitted one, or that one was fitted for other settings."""
         exactly = table_key(steps, self.scale if scale is None else scale, size or self.pixels)
         if used in (self.tables.get(exactly), self.tables.get(str(steps))):
-            return f"The sampler is the table that was fitted to this model for {exactly}."
+            fitted_to = "the model that this one was made from" if FITTED_TO in used.info else "this model"
+            return f"The sampler is the table that was fitted to {fitted_to} for {exactly}."
         if others := [key for key in self.tables if key.startswith(f"{steps} steps, ")]:
             return f"No table is fitted for {exactly}, but one for {others[0]}. fastdiffusion fit makes another."
         return None

@@ -24,7 +24,7 @@ from ...io.checkpoints import fingerprint, stored
 from ...models import Model
 from ...nets.student import StudentEncoder
 from ...version import __version__
-from ..copies import copied
+from ..copies import carried, copied
 from ..texts import Student
 from ..tokens import NOTE, texts_of
 
@@ -49,7 +49,7 @@ def with_student(model: Model, encoder: StudentEncoder) -> Model:
     denoise.__dict__.pop("negative", None)  # a copy of before
     number = len(denoise.students)
     name = PART if number == 1 else f"{PART}_{number}"
-    return replace(made, modules={**made.modules, name: encoder})
+    return replace(made, modules={**made.modules, name: encoder}, tables=carried(model))
 
 
 # ---- files --------------------------------------------------------------------------------------------------------

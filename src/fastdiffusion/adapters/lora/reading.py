@@ -26,7 +26,7 @@ from ...models import Model, folder
 from ...nets.student import StudentEncoder
 from .. import tokens
 from ..conditioners import student as students
-from ..copies import copied
+from ..copies import carried, copied
 from .names import Place, family_of, find, places
 
 # What a key ends in, by what its tensor is.
@@ -60,8 +60,9 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
     """A new model with LoRAs merged into its weights; the given one is not changed.
 
     Weights that no file touches are shared by both. Where several touch one, their updates are added up in float32 and
-    rounded once, to the precision of the weight. ``id`` covers the files' contents and scales; fitted tables belong to
-    the given model and are left behind. Keys without a place in the model are left out, with a warning.
+    rounded once, to the precision of the weight. ``id`` covers the files' contents and scales. Fitted tables go with a
+    model of this package, where they were measured to be better than a textbook's; of another family they stay behind,
+    since some of its LoRAs are for fewer steps. Keys without a place in the model are left out, with a warning.
 
     Args:
         model: Its networks are in ``modules``.
@@ -92,7 +93,8 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
         return model
     made = copied(model, changed, {"loras": notes})
     if not hasattr(model.denoise, "id"):  # a native file is known by its content, which recipes look for
-        made = replace(made, info={**made.info, "base": model.info.get("base", model.id)})
+        info = {**made.info, "base": model.info.get("base", model.id)}
+        made = replace(made, info=info, tables=carried(model))
     made = tokens.with_tokens(made, added) if added else made
     return reduce(students.with_student, languages, made)
 

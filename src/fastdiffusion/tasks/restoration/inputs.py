@@ -94,7 +94,7 @@ def opened(
         found = Inputs(source, head, head, label, rounding=rounding, last=last, degraded=degraded)
     if not blind and not options.refine:
         return replace(found, notes=notes)
-    return _seen(replace(found, notes=notes), blind)
+    return _seen(replace(found, notes=notes), blind, takes_mean(options))
 
 
 def _asked(corruption: str | Corruption) -> tuple[bool, Corruption, tuple[str, ...]]:
@@ -157,8 +157,8 @@ def _without(image: Source, tail: Chain, model: Model, undo: Callable[[Source, C
     return _open(image)
 
 
-def _seen(found: Inputs, blind: bool) -> Inputs:
-    """With the blur that fits the image itself, and what was changed."""
+def _seen(found: Inputs, blind: bool, mean: bool) -> Inputs:
+    """With the blur that fits the image itself, and what was changed; whether one mean is the result, or samples."""
     from .blind_deblurring import estimate_kernel, plausible
 
     if blind:
@@ -177,7 +177,9 @@ def _seen(found: Inputs, blind: bool) -> Inputs:
     ((other, share),) = rest.items()
     note = f"The image fits {other}, not {named}, and was restored from that."
     if len(likely) > 1:
-        note = f"The image fits {other} as well as {named}: this is the mean of both answers, {share:.0%} of the first."
+        mean_of = f"this is the mean of both answers, {share:.0%} of the first."
+        one_of = f"each result is of one of them, of the first with a probability of {share:.0%}."
+        note = f"The image fits {other} as well as {named}: {mean_of if mean else one_of}"
     note += f" If {named} is exact, add --no-refine."
     return replace(found, what=step, notes=(*found.notes, note), likely=likely if len(likely) > 1 else {})
 

@@ -52,9 +52,14 @@ def as_written(corruption: Corruption, path: str | os.PathLike[str]) -> Written:
 
 
 def file_step(path: str | os.PathLike[str]) -> Step | None:
-    """JPEG with a file's own quantization steps; None where it is no JPEG."""
+    """JPEG with a file's own quantization steps, turned as the image is shown; None where it is no JPEG."""
     found = jpeg_tables(path)
-    return None if found is None else Step("jpeg", (found[0], found[1] or "444"))
+    if found is None:
+        return None
+    steps, colors, orientation = found
+    if orientation >= 5:  # on its side: across is down
+        steps, colors = steps.transpose(-1, -2), {"422": "440", "440": "422"}.get(colors or "", colors)
+    return Step("jpeg", (steps, colors or "444"))
 
 
 def left_over(y: Float[Tensor, "1 c h w"], tail: Corruption) -> float:

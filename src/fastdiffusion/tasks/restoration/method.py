@@ -79,18 +79,21 @@ def parse_task(corruption: str | Corruption) -> Corruption:
     return parse(re.sub(rf"(^|[,|(])(\s*)({commands})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
 
 
-def choose_method(method: str, corruption: Corruption, model: Model, named: object, posterior: str) -> str:
+def choose_method(options: RestoreOptions, corruption: Corruption, model: Model, named: object) -> str:
     """Supervised where the model was trained for the corruption, else zero-shot where it can be a prior.
 
+    Known blurs alone are undone zero-shot, by deconvolution, where the model can take away what then rings: a model
+    that was trained on blurs undoes them without being told which, and comes less near (docs/restore.md).
+
     Args:
-        method: What was asked for, one of ``METHODS``.
+        options: As the caller gave them; the posterior "dps" needs no projection.
         corruption: What happened.
         model: What is to undo it.
         named: None if the model is the package's own.
-        posterior: Of zero-shot; "dps" needs no projection.
 
     Raises InputError if there is no method, and says what would help.
     """
+    method, posterior = options.method, options.posterior
     if any(step.name == "mask" and not step.fixed for step in corruption.steps):
         raise InputError(
             "Where is the hole? Give an image of the same size, white there: --corruption 'inpaint hole.png'."
@@ -115,7 +118,11 @@ def choose_method(method: str, corruption: Corruption, model: Model, named: obje
         if not prior:
             raise InputError(f"{name} knows images only together with a degraded one: it is no prior. Name another.")
         return "zero-shot"
-    return "supervised" if method == "auto" else method
+    if method == "auto":
+        blurred = bool(corruption.steps) and all(step.name in BLURS for step in corruption.steps)
+        ringless = blurred and known and takes_mean(options) and strongest_noise(model) is not None
+        return "zero-shot" if ringless else "supervised"
+    return method
 
 
 def _unknown(corruption: Corruption) -> str:

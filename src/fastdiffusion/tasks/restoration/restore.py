@@ -8,9 +8,13 @@ supervised model. Where it is known what happened, the answer is held to it: deg
 
 from __future__ import annotations
 
+import math
 import os
+from bisect import bisect
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import as_file, files
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...corruptions import Corruption
+from ...corruptions import Corruption, Step
 from ...device import best_device
 from ...errors import CheckpointError, InputError, warn
 from ...io.images import turned
@@ -29,13 +33,14 @@ from ...version import __version__
 from ..loading import LoadOptions, loaded
 from .inputs import Inputs, Source, opened
 from .measurement import Measurement
-from .method import check, check_answer, choose_method
+from .method import check, check_answer, choose_method, takes_mean
 from .options import RestoreOptions
 from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
 from .trials import Trial, mixed
 
 FEW_COLORS = "Experimental: the bundled restorer finds few colors of photographs. Give some: hints or palette."
+GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples lie evenly between 0 and 1, without the whole parts
 COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 
 
@@ -75,15 +80,13 @@ def restore(
     found = opened(image, corruption, ready, chosen, undo)
     if model is None and not (chosen.hints or chosen.palette) and any(s.name == "gray" for s in found.what.steps):
         warn(FEW_COLORS)  # before the work, which may take minutes
-    method = choose_method(chosen.method, found.named, ready, model, chosen.posterior)
+    method = choose_method(chosen, found.named, ready, model)
     check_answer(chosen, method, found.what)
     measurement = _measured(found, found.what, ready, channels)
     job = TiledRestoration(measurement, ready, method, chosen)
     tile, overlap = measurement.tiling(chosen.tile, chosen.overlap)
     if found.likely or Trial.of(found, ready, chosen) is not None:
-        likely = found.likely or {found.what: 1.0}
-        answers = [_answer(replace(found, what=what), ready, channels, method, chosen) for what in likely]
-        images = mixed(answers, list(likely.values()))
+        images = _weighed(found, ready, channels, method, chosen)
     else:  # the measurement has the pixels: no large image is held twice
         found = replace(found, degraded=None, image=Image.new("L", (1, 1)))
         images = job.run(tile, overlap)
@@ -107,6 +110,26 @@ def restore(
 def _measured(found: Inputs, what: Corruption, model: Model, channels: int) -> Measurement:
     exact = what.known and model.corruption != "pairs"
     return Measurement(found.image, what, channels, exact, model.device, found.trust, found.rounding)
+
+
+def _weighed(found: Inputs, model: Model, channels: int, method: str, options: RestoreOptions) -> Tensor:
+    """The mean over all that may have happened; or samples, each of one of them, which its seed draws."""
+    if not found.likely:
+        return _answer(found, model, channels, method, options)
+    if takes_mean(options):
+        answers = [_answer(replace(found, what=what), model, channels, method, options) for what in found.likely]
+        return mixed(answers, list(found.likely.values()))
+    samples = []
+    for seed in range(options.seed, options.seed + options.n):
+        one = replace(options, n=1, answer="sample", seed=seed)
+        samples.append(_answer(replace(found, what=drawn(found.likely, seed)), model, channels, method, one))
+    return torch.cat(samples)
+
+
+def drawn(likely: Mapping[Step, float], seed: int) -> Step:
+    """One of the steps; seeds that follow each other draw each about as often as it is likely."""
+    tops = list(accumulate(likely.values()))
+    return list(likely)[bisect(tops[:-1], seed * GOLDEN % 1)]
 
 
 def _answer(found: Inputs, model: Model, channels: int, method: str, options: RestoreOptions) -> Tensor:
