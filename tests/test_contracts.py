@@ -61,7 +61,7 @@ from fastdiffusion.tasks.editing import edit, inversions, methods
 from fastdiffusion.tasks.editing.options import EditOptions
 from fastdiffusion.tasks.evaluation import evaluate, study
 from fastdiffusion.tasks.evaluation.options import EvaluateOptions
-from fastdiffusion.tasks.generation import recipe, rng, sample, samples
+from fastdiffusion.tasks.generation import guidance_spec, recipe, rng, sample, samples
 from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions, StudyOptions, VariationsOptions
 from fastdiffusion.tasks.personalization import adapting, finetune, lora, personalize
 from fastdiffusion.tasks.personalization import images as personalization_images
@@ -357,7 +357,8 @@ def test_an_example_parses(command, line, monkeypatch, tmp_path):
 
 
 CHOICES = {
-    choices.SAMPLERS: samplers.SAMPLERS, choices.SCHEDULES: schedules.SCHEDULES, choices.GUIDANCE: guidance.GUIDANCE,
+    choices.SAMPLERS: samplers.SAMPLERS, choices.SCHEDULES: schedules.SCHEDULES,
+    choices.GUIDANCE: guidance_spec.WRITTEN, choices.PYTHON_GUIDANCE: {*guidance.GUIDANCE} - {*guidance_spec.WRITTEN},
     choices.POSTERIORS: posterior.INVERSE, choices.PARAMETERIZATIONS: denoisers.PARAMETERIZATIONS,
     choices.SIGMA_DISTRIBUTIONS: schedules.SIGMA_DISTRIBUTIONS, choices.LOSS_WEIGHTINGS: losses.LOSS_WEIGHTINGS,
     choices.NETS: presets.PRESETS, choices.OPTIMIZERS: optimizers.OPTIMIZERS, choices.AUGMENTS: augment.AUGMENTS,

@@ -330,6 +330,30 @@ def test_a_backward_pass_holds_the_rows_that_it_is_allowed(model):
     assert low == pytest.approx(high, rel=1e-4)
 
 
+def test_one_row_at_a_time_holds_one_block(model):
+    """Blocks are computed once more, the gradient is the same, and the network is as it was."""
+
+    def seen(by_block):
+        run, computed = Run(plan(model, SampleOptions(prompt=PROMPT, n=1, steps=2)), 0), []
+        run.by_block = by_block
+        block = max(integrated._blocks(model.modules["net"]), key=lambda part: len(list(part.modules())))
+        hook = block.register_forward_pre_hook(lambda *_: computed.append(1))
+        own = next(part for part in block.modules() if isinstance(part, torch.nn.Linear))
+        inner = own.register_forward_pre_hook(lambda *_: computed.append(0))
+        try:
+            by_step, _, _, _ = run.gradients([0.5], lambda images: images.flatten(1).sum(1))
+        finally:
+            hook.remove()
+            inner.remove()
+        return by_step[0]["pooled"], len(computed) - sum(computed)
+
+    (fast, few), (slow, many) = seen(False), seen(True)
+    assert many > few
+    torch.testing.assert_close(slow, fast)
+    assert not any("forward" in vars(block) for block in integrated._blocks(model.modules["net"]))
+    assert Run(plan(model, SampleOptions(prompt=PROMPT, n=1, steps=2)), 0).by_block
+
+
 # ---- the verb -----------------------------------------------------------------------------------------------------
 
 

@@ -92,6 +92,10 @@ def test_a_taught_model_answers_in_the_new_language_as_it_did_in_the_old(model, 
     both = [new[0], known[1], "", new[2] + " " + known[3]]  # readers of a batch are chosen by row
     one_by_one = torch.cat([taught.encode_prompt([text]).pooled for text in both])
     assert torch.allclose(taught.encode_prompt(both).pooled, one_by_one, atol=1e-6)
+    encoder = taught.conditioner.net.text_encoder
+    tokens = encoder.tokens([known[0]])
+    wider = torch.nn.functional.pad(tokens, (0, encoder.length + 3 - tokens.shape[1]))  # a batch beside longer texts
+    assert torch.allclose(encoder(wider)[2], encoder(tokens)[2], atol=1e-6)
     other = taught.conditioner.net.text_encoder.student_encoder
     assert (
         taught.conditioner.net.text_encoder.encoder_of(known[0]) is taught.conditioner.net.text_encoder

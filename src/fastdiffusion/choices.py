@@ -10,9 +10,9 @@ SAMPLERS = (
 )  # fmt: skip
 SCHEDULES = ("karras", "exponential", "linear", "scaled_linear", "cosine", "sigmoid", "flow")
 GUIDANCE = (
-    "cfg", "apg", "cfg_zero", "cads", "negative", "autoguidance", "classifier",
-    "feature_guidance", "clip", "inpaint", "compose", "loss_guidance", "blind", "self_ensemble", "self_conditioned",
+    "cfg", "apg", "cfg_zero", "cads", "negative", "autoguidance", "classifier", "feature_guidance", "clip", "inpaint",
 )  # fmt: skip
+PYTHON_GUIDANCE = ("compose", "loss_guidance", "blind", "self_ensemble", "self_conditioned")  # takes what is no text
 POSTERIORS = ("ddnm", "diffpir", "pigdm", "dps", "tmpd")
 
 PARAMETERIZATIONS = ("edm", "v", "noise", "score", "x0", "flow")

@@ -62,7 +62,7 @@ PAGE = Path("out/explain")
     ExplainOptions,
     panel="Edit",
     examples=[
-        "fastdiffusion explain out/3-a-red-heart.png",
+        "fastdiffusion explain out/0003-a-red-heart.png",
         'fastdiffusion explain "a red heart on blue" --seed 3',
         'fastdiffusion explain "a cat with a hat" --model sd15/ --box 20,0,90,60 --out hat.html',
     ],

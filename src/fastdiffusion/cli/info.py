@@ -16,7 +16,8 @@ from .options import Device, Out, next_command
 
 EXPLAINED = (
     *choices.SAMPLERS, *choices.SCHEDULES, *choices.SIGMA_DISTRIBUTIONS, *choices.LOSS_WEIGHTINGS, *choices.GUIDANCE,
-    *choices.PARAMETERIZATIONS, *choices.NETS, *choices.OPTIMIZERS, *choices.DATASETS, *choices.AUGMENTS,
+    *choices.PYTHON_GUIDANCE, *choices.PARAMETERIZATIONS, *choices.NETS, *choices.OPTIMIZERS, *choices.DATASETS,
+    *choices.AUGMENTS,
 )  # fmt: skip
 shown = partial(command, panel="Info", answers=True)
 

@@ -204,7 +204,7 @@ class TextEncoder(nn.Module):
             if bool(strange.any()):
                 theirs = self.student_encoder((tokens[strange] - self.config["vocabulary"]).clamp(min=PAD))
                 return _joined(strange, theirs, self._understood(tokens[~strange][:, : self.length]))
-        return self._understood(tokens)
+        return self._understood(tokens[:, : self.length])  # wider where another batch had longer ones
 
     def _embedded(self, tokens: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
         """The tokens' rows, also those of added ones."""

@@ -32,7 +32,8 @@ class LoadOptions:
             bring can be used in prompts; a file may also have nothing but a token.
         prediction: What the network predicts, "eps" (the noise) or "v"; "auto" is what the file says.
         precision: "float32", "bf16" or "fp16"; by default that of the file, and float32 in place of fp16 on a CPU,
-            which is slow in it. The engine openvino has "int8" in place of "fp16": weights of 8 bits.
+            which is slow in it. The engine openvino has "int8" in place of "fp16": large products in
+            whole numbers of 8 bits.
         engine: "openvino" computes the networks on a CPU, in float32 unless ``precision`` says otherwise, where nothing
             looks into their layers: faster (docs/checkpoints.md).
         offload: Keep one network at a time on the GPU: slower, for models larger than its memory.
@@ -74,7 +75,7 @@ class LoadOptions:
                 raise unknown("precision", self.precision, PRECISIONS)
             object.__setattr__(self, "precision", PRECISIONS[self.precision])
         if self.precision == "int8" and self.engine == "torch":
-            raise InputError("Weights of 8 bits are computed with by another engine. Add: --engine openvino")
+            raise InputError("Only the engine openvino computes in int8. Add: --engine openvino")
         _bytes(self.mem)
 
     @property

@@ -8,21 +8,23 @@ Here the input is the condition: the states of every token at every evaluation o
 negative prompt's, and image to image the pixels of the image. From states to words lead Shapley values (``by_term``).
 The baseline is what the model takes for "no prompt", and gray. Every evaluation of the network is checkpointed (Chen et
 al. 2016, arXiv:1604.06174): the backward pass makes it once more, and holds the activations of one at a time. Guidance
-stacks the prompt and "no prompt" in one evaluation; here they are two, or it would hold both.
+stacks the prompt and "no prompt" in one evaluation; here they are two, or it would hold both. One row at a time is for
+large images: then the blocks of the network are checkpointed too, and the pass holds the activations of one block.
 """
 
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ... import samplers
@@ -36,6 +38,7 @@ Target = Callable[[Float[Tensor, "n c h w"]], Float[Tensor, " n"]]  # one number
 FIRST = 8  # panels of the path before any is halved
 EXACT = 0.02  # of the target's whole change, what the panels may miss together
 ROUGH = 0.2  # the same of the first ones, beyond which halving some of them is no use
+ONE_PASS = threading.RLock()  # a pass changes the network's blocks meanwhile, which other threads may hold too
 FEW, ORDERS = 4, 12  # words whose orders are all taken; of more, pairs of an order and its reverse
 
 
@@ -85,6 +88,7 @@ class Run:
     def __init__(self, plan: Plan, index: int, rows: int = 1):
         self.batch = range(index, index + 1)
         self.plan = replace(plan, model=checkpointed(plan.model, rows))
+        self.by_block = rows == 1
         assert plan.prompts is not None and plan.table is not None and plan.model.conditioner is not None
         compiled = plan.compiled(plan.prompts, self.batch)
         self.compiled, self.table = compiled, plan.table
@@ -190,7 +194,8 @@ class Run:
         made = [leaves(cond, self.base) for _ in range(self.table.nfe)]
         away, its = (None, {}) if away is None else leaves(away, self.no_negative)
         pixels = None if pixels is None else pixels.requires_grad_()
-        with torch.enable_grad(), fixed(self.plan.model):
+        parts = [self.plan.model.modules[name] for name in ("net", "autoencoder") if name in self.plan.model.modules]
+        with torch.enable_grad(), fixed(self.plan.model), by_block(*(parts if self.by_block else ())):
             latents = samplers.final(self.steps([c for c, _ in made], away, pixels, grad=True))
             values = target(self.decode(latents))
             inputs = [*(t for _, own in made for t in own.values()), *its.values()]
@@ -435,3 +440,46 @@ def fixed(model: Model) -> Iterator[None]:
     finally:
         for p in parameters:
             p.requires_grad_(True)
+
+
+@contextmanager
+def by_block(*nets: nn.Module) -> Iterator[None]:
+    """A backward pass computes the blocks of networks again, and holds the activations of one at a time.
+
+    diffusers' networks know how, or that they cannot: autoencoders of films carry states from one call to the next.
+    """
+    with ONE_PASS, ExitStack() as after:
+        for net in nets:
+            if not hasattr(net, "_supports_gradient_checkpointing"):
+                for block in _blocks(net):
+                    after.callback(_restore, block, vars(block).get("forward"))
+                    block.forward = _Block(block.forward)
+            elif net._supports_gradient_checkpointing and not net.is_gradient_checkpointing:
+                net.enable_gradient_checkpointing()  # type: ignore[operator]
+                after.callback(net.disable_gradient_checkpointing)  # type: ignore[arg-type]
+        yield
+
+
+def _blocks(net: nn.Module) -> Iterator[nn.Module]:
+    """The members of a network's outermost lists and sequences of modules."""
+    for part in net.children():
+        yield from part if isinstance(part, nn.ModuleList | nn.Sequential) else _blocks(part)
+
+
+def _restore(block: nn.Module, forward: Any) -> None:
+    """A block's own forward pass: the one that a program had put in place of its class's, or none."""
+    del block.forward
+    if forward is not None:
+        block.forward = forward
+
+
+class _Block:
+    """The forward pass of a block whose activations are not held."""
+
+    def __init__(self, forward: Callable[..., Any]):
+        self._forward = forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return self._forward(*args, **kwargs)
+        return checkpoint(self._forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

@@ -18,7 +18,7 @@ from ...errors import InputError
 from ...io.images import flatten, open_image, to_array, to_pil, to_tensor, turned
 from ...models import Model
 from .jpeg_files import as_written, file_step, left_over, rounded_away
-from .method import BLURS, parse_task, takes_mean
+from .method import BLURS, deconvolves, parse_task, takes_mean
 from .options import RestoreOptions
 
 SMALLEST = 8  # pixels
@@ -125,13 +125,18 @@ def _last(what: Corruption, blind: bool, model: Model, options: RestoreOptions) 
         count += 1
     if blind:
         return count
-    apart = has_answers(Chain(steps[: len(steps) - count]), Chain(steps[len(steps) - count :]), model, options)
+    head, tail = Chain(steps[: len(steps) - count]), Chain(steps[len(steps) - count :])
+    exact = options.method == "auto" and takes_mean(options) and deconvolves(head, model)
+    apart = exact or has_answers(head, tail, model, options)
     return 0 if count == len(steps) or (learned(model, what) and not apart) else count
 
 
 def has_answers(head: Chain, tail: Chain, model: Model, options: RestoreOptions) -> bool:
     """Whether an image that was blurred or made smaller, and then noisy or rounded, has several answers: one from
-    undoing the last first, besides that from undoing all together."""
+    undoing the last first, besides that from undoing all together. Where a blur is undone by its own kernel, that is
+    better than all else."""
+    if deconvolves(head, model):
+        return False
     if options.method != "auto" or not takes_mean(options) or not (head.steps and tail.steps):
         return False
     alike = all(step.name in (*BLURS, "downscale") for step in head.steps)

@@ -119,10 +119,14 @@ def choose_method(options: RestoreOptions, corruption: Corruption, model: Model,
             raise InputError(f"{name} knows images only together with a degraded one: it is no prior. Name another.")
         return "zero-shot"
     if method == "auto":
-        blurred = bool(corruption.steps) and all(step.name in BLURS for step in corruption.steps)
-        ringless = blurred and known and takes_mean(options) and strongest_noise(model) is not None
-        return "zero-shot" if ringless else "supervised"
+        return "zero-shot" if takes_mean(options) and deconvolves(corruption, model) else "supervised"
     return method
+
+
+def deconvolves(corruption: Corruption, model: Model) -> bool:
+    """Whether nothing happened but blurs that are known, and a model can take away what rings after a deconvolution."""
+    blurred = bool(corruption.steps) and all(step.name in BLURS for step in corruption.steps)
+    return blurred and corruption.known and strongest_noise(model) is not None
 
 
 def _unknown(corruption: Corruption) -> str:

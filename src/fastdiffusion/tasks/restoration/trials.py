@@ -25,7 +25,7 @@ from .colorization import luminance
 from .inputs import Inputs, has_answers, learned
 from .jpeg_files import left_over
 from .measurement import Measurement
-from .method import BLURS
+from .method import BLURS, deconvolves
 from .options import RestoreOptions
 from .tiled import TiledRestoration
 
@@ -44,7 +44,8 @@ class Trial:
         head: What happened first.
         tail: What happened last: noise and JPEG, in some order.
         model: A restorer that undoes either alone.
-        joint: Whether it undoes both together.
+        joint: Whether it undoes both together. Of what was only blurred it then makes what it makes of the tail alone,
+            since it works from the image and is not told what happened.
         options: As the caller gave them.
     """
 
@@ -61,7 +62,8 @@ class Trial:
         head, tail = Chain(found.what.steps), Chain(found.last.steps)
         if found.degraded is None or not has_answers(head, tail, model, options):
             return None
-        return cls(found.degraded, head, tail, model, learned(model, Chain((*head.parts, *tail.parts))), options)
+        joint = learned(model, Chain((*head.parts, *tail.parts))) and not all(step.name in BLURS for step in head.steps)
+        return cls(found.degraded, head, tail, model, joint, options)
 
     def run(self) -> UInt8[Tensor, "1 c h w"]:
         """The mixture of the answers that the trial finds."""
@@ -84,7 +86,8 @@ class Trial:
         if self.joint:
             answers.append(self._run(image, Chain((*self.head.parts, *self.tail.parts)), "supervised"))
         rounding = left_over(to_tensor(last)[None], self.tail)
-        return [*answers, self._run(last, self.head, "supervised", rounding)]
+        method = "zero-shot" if deconvolves(self.head, self.model) else "supervised"
+        return [*answers, self._run(last, self.head, method, rounding)]
 
     def _run(
         self, image: Image.Image, what: Corruption, method: str, rounding: float = 0.0, exact: bool = True
