@@ -21,7 +21,7 @@ from fastdiffusion.cli import main
 from fastdiffusion.corruptions import Step, jpeg, parse
 from fastdiffusion.io.images import jpeg_tables, read_image, to_pil, to_tensor, to_uint8
 from fastdiffusion.tasks.restoration.blind_deblurring import plausible, refined
-from fastdiffusion.tasks.restoration.jpeg_files import rounded_away
+from fastdiffusion.tasks.restoration.jpeg_files import file_step, rounded_away
 from fastdiffusion.tasks.restoration.restore import drawn
 from fastdiffusion.tasks.restoration.trials import mixture
 from fastdiffusion.tasks.restoration.watermarks import WatermarkResult, remaining, remove_watermark
@@ -187,6 +187,7 @@ def test_what_happened_last_is_undone_first(text):
     y = after(text.replace("noise 5", "noise 0.0392"), x)
     done = restore(y, text)
     assert decibels(done.images[0], x) > decibels(y, x) and done.corruption.startswith(text.split()[0])
+    assert done.method == "zero-shot"  # the blur by its kernel, of whichever kind
     assert ("5 of 255" in str(done)) == ("noise 5" in text)
 
 
@@ -230,6 +231,17 @@ def test_a_blurred_jpeg_file_tells_its_rounding(tmp_path):
     y.save(tmp_path / "a.png")
     told, untold = (decibels(restore(tmp_path / name, "motion 9 30").images[0], x) for name in ("a.jpg", "a.png"))
     assert told > decibels(y, x) + 0.5 and told > untold + 0.5
+
+
+def test_a_files_rounding_lies_as_the_image_is_shown(tmp_path):
+    """Of a file that is turned by its EXIF, across is down."""
+    image, exif = photo(64, 48), Image.Exif()
+    image.save(tmp_path / "a.jpg", quality=30, subsampling="4:2:2")
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.jpg", quality=30, subsampling="4:2:2", exif=exif)
+    (upright, _), (turned, colors) = (file_step(tmp_path / name).values for name in ("a.jpg", "b.jpg"))
+    assert torch.equal(turned, upright.transpose(-1, -2)) and not torch.equal(turned, upright)
+    assert colors == "440"
 
 
 # ---- marks and colors ---------------------------------------------------------------------------------------------

@@ -433,6 +433,8 @@ def test_the_step_is_chosen_by_both():
     assert reason_to_end(looks, 0.5) == ""
     low = [*looks[:2], Look(20, 0.6, 0.4), Look(30, 0.5, 0.3)]
     assert "retains less than 50%" in reason_to_end(low, 0.5)
+    changed = [*looks[:2], Look(20, 0.6, -0.4), Look(30, 0.5, -0.6)]  # by a style, say, that holds for all prompts
+    assert best(changed, 0.0).step == 30 and reason_to_end(changed, 0.0) == "" and best(changed, 0.01).step == 10
     flat = [*looks[:2], *(Look(20 + i, 0.8 + i / 100, 0.9) for i in range(5))]
     assert "not come out better for 5 looks" in reason_to_end(flat, 0.5)
 

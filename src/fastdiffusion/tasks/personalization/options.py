@@ -29,8 +29,8 @@ class AdaptationOptions(TrainingOptions):
         gradient_checkpointing: Keep the states between a network's blocks alone, and compute the rest again for the
             gradient: less memory, a third more time. For networks of other programs that offer it.
         holdout: Part of the images that is kept to measure with, at least one.
-        floor: Least retention at which a step may be kept, 0 to 1: 1 is the model as it was, 0 is answering one prompt
-            as it did another.
+        floor: Least retention at which a step may be kept, 0 to 1: 1 is the model as it was, near 0 it answers one
+            prompt as it did another, and 0 is no floor.
         prompts: A file of prompts, one a line, that the model is not to forget; by default some everyday ones.
         early_stop: End where the held-out loss has not improved for long or the model forgets; the best step is kept
             anyway.
@@ -52,7 +52,7 @@ class AdaptationOptions(TrainingOptions):
         "--gradient-checkpointing/--no-gradient-checkpointing",
     )
     holdout: float = option(0.2, "Part of the images that is kept to measure with.")
-    floor: float = option(0.5, "Least retention of a step that is kept, 0 to 1.")
+    floor: float = option(0.5, "Least retention of a step that is kept, 0 to 1; 0 is none.")
     prompts: str | Path | None = option(None, "File of prompts that the model is not to forget.", kind=Path | None)
     early_stop: bool = option(True, "End where held-out images say so.", "--early-stop/--no-early-stop")
 

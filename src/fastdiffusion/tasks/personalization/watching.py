@@ -40,13 +40,18 @@ class Look(NamedTuple):
 
 def best(looks: list[Look], floor: float) -> Look:
     """The look with the least loss among those that retain enough; the first one always does."""
-    return min((look for look in looks if look.retention >= floor or look is looks[0]), key=lambda look: look.loss)
+    return min((look for look in looks if _retains(look, floor) or look is looks[0]), key=lambda look: look.loss)
+
+
+def _retains(look: Look, floor: float) -> bool:
+    """Whether a step may be kept. A floor of 0 is none: a style may be meant to change all that a model draws."""
+    return floor == 0 or look.retention >= floor
 
 
 def reason_to_end(looks: list[Look], floor: float, patience: int = PATIENCE) -> str:
     """Why a run should end now; "" while it should not."""
     after = [look for look in looks if look.step > best(looks, floor).step]
-    if len(after) >= 2 and all(look.retention < floor for look in after[-2:]):
+    if len(after) >= 2 and not any(_retains(look, floor) for look in after[-2:]):
         return f"it retains less than {floor:.0%} of what it knew"
     if len(after) >= patience:
         return f"held-out images have not come out better for {len(after)} looks"

@@ -24,9 +24,8 @@ from .colorization import luminance
 MOST = 384  # side of the part that is looked at
 LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
 # What another kernel than the one that was said has to be likelier by, per frequency: anything, a step away from it
-# (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), and however far it is. People
-# are off by a step or so: up to there little more is asked for, and farther out ever more (its fourth power)
-SURER, STEP_AWAY, FAR = 0.05, 0.02, 1.5
+# (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), and however far it is
+SURER, STEP_AWAY, FAR = 0.05, 0.05, 1.5
 FINER = 0.1  # the same of parts of a pixel, which an image tells apart no better than that
 # A Gaussian's width follows from the spectrum (cost per frequency, times SAMPLES, is minus the log-likelihood; of the
 # kernel's likeness a part) and by what was named: it is exact with a probability of EXACT, else off by about WIDE, in
@@ -108,7 +107,7 @@ def plausible(
     def likeliest(apart: list[float]) -> Step:
         return steps[int((unlikely + torch.tensor(apart)).argmin())]
 
-    found = likeliest([0.0, *(SURER + min(STEP_AWAY * _distance(step, named) ** 4, FAR) for step in steps[1:])])
+    found = likeliest([0.0, *(SURER + min(STEP_AWAY * _distance(step, named) ** 2, FAR) for step in steps[1:])])
     if named.name == "blur" and found.name == "blur":
         return _widths(named, part, kernel, rounded)
     if found is named:
