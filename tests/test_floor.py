@@ -200,16 +200,6 @@ def test_jpegs_rounding_is_no_sharpness(happened):
     assert refined(named, y) != named
 
 
-def test_what_jpeg_left_of_noise_is_no_sharpness():
-    x = scene()
-    y, tail = to_tensor(after("blur 2, noise 0.05, jpeg 80", x))[None], parse("noise 0.05, jpeg 80")
-    widths = [
-        sum(share * step.values[0] for step, share in plausible(Step("blur", (2.0,)), y, rounded).items())
-        for rounded in (rounded_away(y, tail, with_noise=True), rounded_away(y, tail))
-    ]
-    assert abs(widths[0] - 2) < 0.15 < 2 - widths[1]
-
-
 # ---- trials -------------------------------------------------------------------------------------------------------
 
 

@@ -93,7 +93,7 @@ def plausible(
     Args:
         named: The blur that was asked to be undone.
         image: Blurred, and as it was given.
-        rounded: Variance of what JPEG rounded away from each coefficient of its blocks since, or left of noise.
+        rounded: Variance of what JPEG rounded away from each coefficient of its blocks since.
     """
     x = image.cpu() if image.shape[1] == 1 else luminance(image.cpu())
     if named.name not in SPANS or min(x.shape[2:]) < LEAST or float(x.std()) < 1 / 255:

@@ -174,7 +174,7 @@ def _seen(found: Inputs, blind: bool, mean: bool) -> Inputs:
         return found
     (named,) = found.what.steps
     degraded = to_tensor(found.degraded or found.image)[None]  # a restorer's estimate has no spectrum to speak of
-    likely = plausible(named, degraded, rounded_away(degraded, found.last, with_noise=True))
+    likely = plausible(named, degraded, rounded_away(degraded, found.last))
     step = max(likely, key=lambda step: likely[step])
     rest = {step: share for step, share in likely.items() if step != named}
     if not rest:

@@ -15,12 +15,11 @@ from torch import Tensor
 from ...corruptions import Chain, Corruption, Step
 from ...corruptions.jpeg import cells, joined_colors, operator, plane_of, tables
 from ...io.images import jpeg_tables
-from .colorization import LUMA, luminance
+from .colorization import luminance
 
 # (mean step of luminance, worth): libjpeg's quality 90, 80, 30 and 10. By bench/restoration_floor.py, so that no
 # photograph loses: above 90 rounding is finer than what a restorer knows, and strong texture bears half a change.
 WORTH = ((12, 0.0), (24, 0.4), (96, 0.4), (288, 1.0))
-IN_BRIGHTNESS = sum(weight**2 for weight in LUMA)  # of the variance of noise in red, green and blue
 REACH, FLAT = 3, 20 / 127.5**2  # of the filter that leads colors along brightness: pixels, and variance that is flat
 
 
@@ -74,26 +73,16 @@ def left_over(y: Float[Tensor, "1 c h w"], tail: Corruption) -> float:
     return math.sqrt(sum((value / 3) ** 2 for value in noise) + (0.0 if rounded is None else float(rounded.mean())))
 
 
-def rounded_away(
-    y: Float[Tensor, "1 c h w"], tail: Corruption, with_noise: bool = False
-) -> Float[Tensor, "8 8"] | None:
-    """Variance of what JPEG took from each coefficient of the blocks of brightness; None where there was no JPEG.
-
-    ``with_noise``: and of noise before it that it left, which is where coefficients were not rounded to nothing.
-    """
-    variance, noise = None, 0.0
+def rounded_away(y: Float[Tensor, "1 c h w"], tail: Corruption) -> Float[Tensor, "8 8"] | None:
+    """Variance of what JPEG took from each coefficient of the blocks of brightness; None where there was no JPEG."""
+    variance = None
     for step in tail.steps:
-        if step.name == "noise" and _fixed(step):
-            noise += float(step.values[0]) ** 2
         if step.name == "jpeg" and step.values and not isinstance(step.values[0], tuple):
             value = step.values[0]
             steps = value if isinstance(value, Tensor) else tables(torch.tensor([float(value)]))[0]
             light = y if y.shape[1] == 1 else luminance(y)
             ((_, _, _, center, _, q),) = cells(light, light, steps[None], "444")
             here = _variance(center, q).mean((0, 1, 2, 3)) / 127.5**2
-            if with_noise:
-                part = 1.0 if y.shape[1] == 1 else IN_BRIGHTNESS
-                here = here + noise * part * (center != 0).float().mean((0, 1, 2, 3))
             variance = here if variance is None else variance + here
     return variance
 
