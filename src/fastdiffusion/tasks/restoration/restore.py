@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 import os
-from bisect import bisect
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import as_file, files
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +126,13 @@ def _weighed(found: Inputs, model: Model, channels: int, method: str, options: R
 
 def drawn(likely: Mapping[Step, float], seed: int) -> Step:
     """One of the steps; seeds that follow each other draw each about as often as it is likely."""
-    tops = list(accumulate(likely.values()))
-    return list(likely)[bisect(tops[:-1], seed * GOLDEN % 1)]
+    left = seed * GOLDEN % 1
+    *others, last = likely
+    for step in others:
+        left -= likely[step]
+        if left < 0:
+            return step
+    return last
 
 
 def _answer(found: Inputs, model: Model, channels: int, method: str, options: RestoreOptions) -> Tensor:
