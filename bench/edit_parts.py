@@ -89,7 +89,7 @@ def inversion(model: Model, args: argparse.Namespace) -> dict[str, Any]:
             error = (found.reconstruction(reverse, cond) - x0).abs().max() / x0.abs().max()
             rows.setdefault("edit-friendly, error", []).append(float(error))
         print(prompt, {name: round(values[-1], 6) for name, values in rows.items()}, flush=True)
-    return {name: sum(values) / len(values) for name, values in rows.items()}
+    return {name: interval(torch.tensor(values)) for name, values in rows.items()} | {"n": len(rows["ceiling"])}
 
 
 def by_guidance(model: Model, caption: str, word: str, weight: float, seed: int, steps: int) -> Tensor:
@@ -184,7 +184,7 @@ def sketches(model: Model, args: argparse.Namespace) -> dict[str, Any]:
 
 def interval(values: Tensor) -> list[float]:
     """Mean, and the ends of its interval of 95 % by bootstrap."""
-    return [round(v, 3) for v in (float(values.mean()), *metrics.interval(lambda v: float(v.mean()), values))]
+    return [float(f"{v:.4g}") for v in (float(values.mean()), *metrics.interval(lambda v: float(v.mean()), values))]
 
 
 PARTS = {"inversion": inversion, "weights": weights, "sketches": sketches}

@@ -22,6 +22,7 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 import random
 import re
 import subprocess
@@ -158,13 +159,18 @@ def summary(values: list[float]) -> dict[str, object]:
 
 
 def memory(name: str, size: int) -> dict[str, object]:
-    """Peaks in MB: of the whole process, and above what is held once the model is loaded."""
+    """Peaks in MB: of the whole process, and above what is held once the model is loaded.
+
+    "In use" is the latter without what glibc's malloc keeps of freed memory: each tensor is then mapped on its own.
+    """
     found: dict[str, dict[str, float]] = {}
     for what in ("sample", "explain"):
         run = [sys.executable, __file__, f"_{what}", "--model", name, "--size", str(size)]
-        found[what] = json.loads(
-            subprocess.run(run, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+        kept, used = (
+            json.loads(subprocess.run(run, capture_output=True, text=True, check=True, env=env).stdout.splitlines()[-1])
+            for env in (None, os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"})
         )
+        found[what] = {**kept, "in use": used["above the model"]}
     ratios = {name: round(found["explain"][name] / value, 2) for name, value in found["sample"].items()}
     return {**found, "ratio": ratios}
 

@@ -227,6 +227,12 @@ def test_sixteen_bits_of_color_are_remarked():
     assert losses("flat.png") == []
 
 
+@pytest.mark.parametrize("kind", ["gif", "webp", "png", "tiff"])
+def test_frames_after_the_first_are_remarked(kind):
+    noise(0).save(f"film.{kind}", save_all=True, append_images=[noise(1), noise(2)])
+    assert losses(f"film.{kind}") == ["The file has 3 frames, of which the first is used."]
+
+
 def transparent(seed: int) -> Image.Image:
     """A photograph with a mark over it, whose upper edge is transparent."""
     layer = Image.new("RGBA", (96, 72), (0, 0, 0, 0))

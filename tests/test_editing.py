@@ -118,6 +118,24 @@ def test_every_method_makes_an_image_and_leaves_the_model(model, heart, method, 
     assert all(torch.equal(value, before[name]) for name, value in model.modules["net"].state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("given", "options", "method"),
+    [
+        (False, {}, "diffedit"),
+        (True, {}, "diffedit"),
+        (True, {"window": "cross=0..0.5"}, "direct"),
+        (False, {"window": "cross=0..0.5"}, "p2p"),
+        (False, {"align": "blue=red"}, "p2p"),
+        (False, {"reweight": "blue:2"}, "p2p"),
+    ],
+)
+def test_auto_takes_the_method_that_obeys(model, heart, given, options, method):
+    """What acts through attention alone would be ignored by the default method."""
+    made = edit(heart if given else None, "a blue heart", model, source="a red heart", steps=2, cached=False, **options)
+    assert made.notes[0].startswith(f"Method {method}")
+    assert made.recipe["parameters"]["method"] == method
+
+
 def test_pixels_outside_of_the_mask_are_kept(model, heart, tmp_path):
     mask = torch.full((1, 64, 64), -1.0)
     mask[:, :, 40:] = 1

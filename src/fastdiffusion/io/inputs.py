@@ -76,20 +76,22 @@ def open_mask(source: str | Path | Image.Image, size: tuple[int, int] | None = N
 
 OPAQUE = "The image's transparency was laid on white: the result has none."
 DEEP = "The image has 16 bits a channel, of which the result keeps 8."
+FIRST = "The file has {} frames, of which the first is used."
+FILMS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # an MPO's further frames are a camera's previews and second views
 
 
 def losses(source: ImageLike, transparency: bool = True) -> list[str]:
-    """What a result in 8 bits, and without transparency, lacks of an image: a sentence for each."""
+    """What a result of one frame in 8 bits, and without transparency, lacks of an image: a sentence for each."""
     if isinstance(source, Tensor):
         return []
     image = open_image(source) if transparency else None
     clear = image is not None and image.mode in ("LA", "RGBA") and int(to_array(image)[-1].min()) < 255
     if isinstance(source, Image.Image):
-        deep = is_deep(source)
+        deep, frames = is_deep(source), 1  # whoever gives an image has chosen its frame
     else:
         with opened_header(source) as header:
-            deep = is_deep(header)
-    return [OPAQUE] * clear + [DEEP] * deep
+            deep, frames = is_deep(header), getattr(header, "n_frames", 1) if header.format in FILMS else 1
+    return [FIRST.format(frames)] * (frames > 1) + [OPAQUE] * clear + [DEEP] * deep
 
 
 ImageLike = str | PathLike[str] | Image.Image | Tensor

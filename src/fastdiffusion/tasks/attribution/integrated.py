@@ -9,7 +9,7 @@ negative prompt's, and image to image the pixels of the image. From states to wo
 The baseline is what the model takes for "no prompt", and gray. Every evaluation of the network is checkpointed (Chen et
 al. 2016, arXiv:1604.06174): the backward pass makes it once more, and holds the activations of one at a time. Guidance
 stacks the prompt and "no prompt" in one evaluation; here they are two, or it would hold both. One row at a time is for
-large images: then the blocks of the network are checkpointed too, and the pass holds the activations of one block.
+large images: then the blocks of a native network are checkpointed too, and the pass holds the activations of one block.
 """
 
 from __future__ import annotations
@@ -446,7 +446,7 @@ def fixed(model: Model) -> Iterator[None]:
 def by_block(*nets: nn.Module) -> Iterator[None]:
     """A backward pass computes the blocks of networks again, and holds the activations of one at a time.
 
-    diffusers' networks know how, or that they cannot: autoencoders of films carry states from one call to the next.
+    diffusers' networks are left as they are: some carry states from one call to the next.
     """
     with ONE_PASS, ExitStack() as after:
         for net in nets:
@@ -454,9 +454,6 @@ def by_block(*nets: nn.Module) -> Iterator[None]:
                 for block in _blocks(net):
                     after.callback(_restore, block, vars(block).get("forward"))
                     block.forward = _Block(block.forward)
-            elif net._supports_gradient_checkpointing and not net.is_gradient_checkpointing:
-                net.enable_gradient_checkpointing()  # type: ignore[operator]
-                after.callback(net.disable_gradient_checkpointing)  # type: ignore[arg-type]
         yield
 
 

@@ -28,7 +28,7 @@ from ..generation.samples import RECIPE
 from ..loading import loaded, of_run, settings
 from .alignment import check_phrases
 from .methods import Edit
-from .options import EditOptions
+from .options import WINDOW, EditOptions
 from .result import EditResult
 
 SOURCELESS = ("sdedit", "magicmix", "imagic", "reference")  # methods that ask nothing of what the image shows
@@ -105,23 +105,12 @@ def _method(model: Model, chosen: EditOptions, drawn: bool) -> tuple[str, str]:
         return chosen.method, ""
     if not chosen.source.strip():
         return "sdedit", "Method sdedit: nothing says what the image shows. With --source more of it is kept."
-    if chosen.align:
-        name = "p2p" if drawn else "direct"
-        return name, f"Method {name}, because --align acts through attention."
+    if chosen.align or chosen.window != WINDOW:
+        name, why = "p2p" if drawn else "direct", "align" if chosen.align else "window"
+        return name, f"Method {name}, because --{why} acts through attention."
     if drawn and chosen.reweight:
         return "p2p", "Method p2p: the weighed words are drawn beside the source, from the same noise."
-    if drawn and _by_attention_alone(model):
-        return (
-            "p2p",
-            "Method p2p: the source is drawn here, and its prompt acts through attention alone (docs/edit.md).",
-        )
     return "diffedit", "Method diffedit, which changed most for what it kept when it was measured (docs/edit.md)."
-
-
-def _by_attention_alone(model: Model) -> bool:
-    """Whether a prompt reaches the image through token states only: no pooled vector, nothing else."""
-    null = model.null(1)
-    return null is not None and set(null.parts()) <= {"emb", "mask"} and "net" in model.modules
 
 
 def _named(image: str | Path | Image.Image) -> str:

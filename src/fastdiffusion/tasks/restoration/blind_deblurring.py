@@ -23,9 +23,10 @@ from .colorization import luminance
 
 MOST = 384  # side of the part that is looked at
 LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
-# What another kernel than the one that was said has to be likelier by, per frequency: anything, a step away from it
-# (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), and however far it is
-SURER, STEP_AWAY, FAR = 0.05, 0.05, 1.5
+# What another kernel than the one that was said has to be likelier by, per frequency: anything; a step away from it
+# (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), as people are off, a little more,
+# with the fourth power of the distance; farther out with its square; and however far it is
+SURER, STEP_AWAY, BEYOND, FAR = 0.05, 0.02, 0.1, 1.5
 FINER = 0.1  # the same of parts of a pixel, which an image tells apart no better than that
 # A Gaussian's width follows from the spectrum (cost per frequency, times SAMPLES, is minus the log-likelihood; of the
 # kernel's likeness a part) and by what was named: it is exact with a probability of EXACT, else off by about WIDE, in
@@ -107,7 +108,7 @@ def plausible(
     def likeliest(apart: list[float]) -> Step:
         return steps[int((unlikely + torch.tensor(apart)).argmin())]
 
-    found = likeliest([0.0, *(SURER + min(STEP_AWAY * _distance(step, named) ** 2, FAR) for step in steps[1:])])
+    found = likeliest([0.0, *(_reserve(_distance(step, named)) for step in steps[1:])])
     if named.name == "blur" and found.name == "blur":
         return _widths(named, part, kernel, rounded)
     if found is named:
@@ -163,6 +164,11 @@ def _distance(a: Step, b: Step) -> float:
     elif len(apart) == 2:
         apart[1] = min(apart[1] % 180, 180 - apart[1] % 180)
     return sum((d / span) ** 2 for d, span in zip(apart, SPANS[a.name], strict=True)) ** 0.5
+
+
+def _reserve(distance: float) -> float:
+    """By what a kernel at a distance from the named one has to be likelier, per frequency."""
+    return SURER + min(STEP_AWAY * distance**4, BEYOND * distance**2, FAR)
 
 
 def _kernels(steps: Sequence[Step], radius: int) -> Float[Tensor, "n k k"]:

@@ -25,7 +25,7 @@ from .colorization import luminance
 from .inputs import Inputs, has_answers, learned
 from .jpeg_files import left_over
 from .measurement import Measurement
-from .method import BLURS, deconvolves
+from .method import BLURS
 from .options import RestoreOptions
 from .tiled import TiledRestoration
 
@@ -86,8 +86,7 @@ class Trial:
         if self.joint:
             answers.append(self._run(image, Chain((*self.head.parts, *self.tail.parts)), "supervised"))
         rounding = left_over(to_tensor(last)[None], self.tail)
-        method = "zero-shot" if deconvolves(self.head, self.model) else "supervised"
-        return [*answers, self._run(last, self.head, method, rounding)]
+        return [*answers, self._run(last, self.head, "supervised", rounding)]
 
     def _run(
         self, image: Image.Image, what: Corruption, method: str, rounding: float = 0.0, exact: bool = True
