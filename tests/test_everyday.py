@@ -138,9 +138,8 @@ def test_words_that_change_places_still_point_at_the_prompt():
     assert [text[a:b] for a, b in conditioner().token_spans(text)] == ["verde", "árbol"]
 
 
-def test_a_held_out_thing_in_another_language_is_named():
-    """As in English: what is kept from training is not drawn, and the note says what was left out."""
-    assert "was not trained on rose: left out" in " ".join(conditioner().notes("eine rote Rose"))
+def test_a_thing_in_another_language_is_read_in_english():
+    assert "'eine rote Rose' is read as 'red rose'." in conditioner().notes("eine rote Rose")
 
 
 @pytest.mark.parametrize(("size", "note"), [
