@@ -98,7 +98,8 @@ def step(precision: str, size: int, folder: Path) -> dict[str, Any]:
         return found
     truth, (program, _) = torch.load(kept), *net.forward._programs.values()
     call = engines.Call((x, t), {"encoder_hidden_states": text})
-    raw, ours = in_turn(lambda: program(call.arrays()), evaluate, 7)
+    in_turn(lambda: program(call.arrays()), evaluate, 2)
+    raw, ours = in_turn(lambda: program(call.arrays()), evaluate, 15)
     refused = {"refused": str(net.forward.refusals)} if net.forward.refusals else {}
     moved = float((answer - truth).abs().max() / truth.abs().max())
     return found | {"over the raw engine": median(ours) / median(raw), "difference": moved} | refused
