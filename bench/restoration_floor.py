@@ -37,7 +37,7 @@ LINEAR = (
     ("gray", "supervised"), ("mask 0.2", "supervised"),
     ("downscale 2", "zero-shot"), ("blur 1.5", "zero-shot"), ("motion 9 30", "auto"), ("defocus 3", "auto"),
     ("pixelate 4", "auto"), ("fade 0.5", "auto"), ("posterize 6", "auto"), ("gray", "zero-shot"),
-    ("watermark 'SAMPLE' 0.5 0.6 0.5 0.5", "auto"), ("scratches 8 1.5", "auto"),
+    ("watermark 'SAMPLE' 0.5 0.6 0.5 0.5", "auto"),
 )  # fmt: skip
 CHAINS = ("motion 9 30, jpeg 90", "blur 2, noise 0.04, jpeg 80", "blur 1, noise 0.05, jpeg 50", "downscale 2, jpeg 50")
 KERNELS = {  # what happened, and what is said to have happened: just that, or off by up to a pixel or ten degrees
