@@ -276,6 +276,8 @@ def _moved(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 
 
 PARTS = {"step": step, "image": image, "pair": pair, "small": small}
+PRECISIONS = ("torch", "float32", "bf16", "int8")
+ROWS = {"step": PRECISIONS, "image": ("torch", "torch, ours", *PRECISIONS[1:]), "pair": ("torch",), "small": PRECISIONS}
 
 
 def main() -> None:
@@ -290,6 +292,8 @@ def main() -> None:
     parser.add_argument("--row", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help="keep checkpoint and converted networks here")
     args = parser.parse_args()
+    if args.guidance and args.part != "image":
+        parser.error("--guidance is of the part image.")
     size = args.size or (512 if args.part == "image" else 256)
     if args.row:
         torch.set_num_threads(args.threads)
@@ -302,10 +306,8 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if args.part in ("image", "pair") and not (folder / "sd15" / "model_index.json").is_file():
             checkpoint(folder)
-        rows = ["torch", *(["torch, ours"] if args.part == "image" else []), "float32", "bf16", "int8"]
-        rows = ["torch"] if args.part == "pair" else rows
         base: dict[str, Any] = {}
-        for row in args.only or rows:
+        for row in args.only or ROWS[args.part]:
             command = [sys.executable, __file__, args.part, "--row", row, "--size", str(size), "--folder", str(folder)]
             command += ["--threads", str(args.threads), *(["--guidance", args.guidance] if args.guidance else [])]
             done = subprocess.run(command, capture_output=True, text=True)

@@ -18,6 +18,7 @@ import random
 from pathlib import Path
 
 import torch
+from everyday import LISTS, rows_of
 
 import fastdiffusion
 from fastdiffusion import metrics
@@ -26,13 +27,6 @@ from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import Model
 from fastdiffusion.models.native import own_denoiser
 from fastdiffusion.tasks.evaluation import evaluator
-
-
-def everyday() -> tuple[list[str], list[str]]:
-    """Prompts, and the name that each means."""
-    lines = (Path(__file__).parent / "prompts.txt").read_text(encoding="utf-8").splitlines()
-    pairs = [line.split("\t") for line in lines if "\t" in line and not line.startswith("#")]
-    return [prompt for prompt, _ in pairs], [name for _, name in pairs]
 
 
 def images(model: Model, prompts: list[str]) -> torch.Tensor:
@@ -62,7 +56,8 @@ def main() -> None:
     denoiser = own_denoiser(before.denoise)
     names = list(dict.fromkeys(pair.known for pair in pairs if denoiser.net.text_encoder.lists(pair.known)))
     random.Random(0).shuffle(names)
-    prompts, meant = everyday()
+    everyday = rows_of(LISTS[0])
+    prompts, meant = [prompt for prompt, _ in everyday], [names[0] for _, names in everyday]
     net, found = evaluator.load(), {}
     for kind, texts, truth in (
         ("names", names[: args.n], [name.removeprefix("flag of ") for name in names[: args.n]]),

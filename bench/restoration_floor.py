@@ -40,7 +40,7 @@ LINEAR = (
     ("watermark 'SAMPLE' 0.5 0.6 0.5 0.5", "auto"),
 )  # fmt: skip
 CHAINS = ("motion 9 30, jpeg 90", "blur 2, noise 0.04, jpeg 80", "blur 1, noise 0.05, jpeg 50", "downscale 2, jpeg 50")
-KERNELS = {  # what happened, and what is said to have happened: just that, or off by up to a pixel or ten degrees
+KERNELS = {  # what happened, and what is named: just that, or off by up to a pixel or ten degrees
     "motion 9 30": ("motion 9 30", "motion 10 30", "motion 8 30", "motion 9 40", "motion 9 20"),
     "defocus 3": ("defocus 3", "defocus 4", "defocus 2"),
     "blur 2": ("blur 2", "blur 3", "blur 2.5", "blur 1.5", "blur 1"),
@@ -194,7 +194,7 @@ def main() -> None:
     paths = [args.folder / one.name for one in listed(None if args.use == "all" else args.use)[:: args.every]]
     crops, wide = ({path.name: crop(path, side) for path in paths} for side in (SIDE, 320))
     report = Report()
-    kernels = [(happened, said, "auto") for happened, every in KERNELS.items() for said in every]
+    kernels = [(happened, named, "auto") for happened, every in KERNELS.items() for named in every]
     parts: dict[str, Callable[[], None]] = {
         "jpeg": lambda: files(crops, report, args.show),
         "linear": lambda: others(crops, [(text, text, method) for text, method in LINEAR], report, args.show),

@@ -333,7 +333,7 @@ def test_a_backward_pass_holds_the_rows_that_it_is_allowed(model):
 def test_one_row_at_a_time_holds_one_block(model):
     """Blocks are computed once more, the gradient is the same, and the network is as it was."""
 
-    def seen(by_block):
+    def computed_again(by_block):
         run, computed = Run(plan(model, SampleOptions(prompt=PROMPT, n=1, steps=2)), 0), []
         run.by_block = by_block
         block = max(integrated._blocks(model.modules["net"]), key=lambda part: len(list(part.modules())))
@@ -347,7 +347,7 @@ def test_one_row_at_a_time_holds_one_block(model):
             inner.remove()
         return by_step[0]["pooled"], len(computed) - sum(computed)
 
-    (fast, few), (slow, many) = seen(False), seen(True)
+    (fast, few), (slow, many) = computed_again(False), computed_again(True)
     assert many > few
     torch.testing.assert_close(slow, fast)
     assert not any("forward" in vars(block) for block in integrated._blocks(model.modules["net"]))

@@ -229,7 +229,7 @@ def test_a_token_that_cannot_be_one(text, desk, name, tmp_path):
 
 
 def test_fitted_tables_go_with_a_word_and_a_lora(text, tmp_path):
-    """The network's equation is nearly the same; what is said of the table names whose it is, and survives a copy."""
+    """The network's equation is nearly the same; the note names whose table it is, and survives a copy."""
     fitted = replace(samplers.table("ddim", text.schedule(3, None)), info={"error": 0.1})
     base = text.with_table(3, fitted)
     adaptation = adapt(base, "lora", "<new>", "red", rank=2)

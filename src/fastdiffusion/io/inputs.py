@@ -77,7 +77,7 @@ def open_mask(source: str | Path | Image.Image, size: tuple[int, int] | None = N
 OPAQUE = "The image's transparency was laid on white: the result has none."
 DEEP = "The image has 16 bits a channel, of which the result keeps 8."
 FIRST = "The file has {} frames, of which the first is used."
-FILMS = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # an MPO's further frames are a camera's previews and second views
+MULTI_FRAME = ("GIF", "WEBP", "PNG", "TIFF", "AVIF")  # not MPO: a photograph with the camera's previews of it
 
 
 def losses(source: ImageLike, transparency: bool = True) -> list[str]:
@@ -90,7 +90,7 @@ def losses(source: ImageLike, transparency: bool = True) -> list[str]:
         deep, frames = is_deep(source), 1  # whoever gives an image has chosen its frame
     else:
         with opened_header(source) as header:
-            deep, frames = is_deep(header), getattr(header, "n_frames", 1) if header.format in FILMS else 1
+            deep, frames = is_deep(header), getattr(header, "n_frames", 1) if header.format in MULTI_FRAME else 1
     return [FIRST.format(frames)] * (frames > 1) + [OPAQUE] * clear + [DEEP] * deep
 
 

@@ -136,23 +136,23 @@ class Engine:
         self.module, self.place, self.precision = module, place, precision
         self.torch_forward: Callable[..., Any] = type(module).forward.__get__(module)
         self.refusals: dict[str, str] = {}
-        self._programs: dict[str, tuple[Any, Any]] = {}  # by the call, the one used last at the end
+        self._programs: dict[str, tuple[Any, Any]] = {}  # by the call, the least recently used first
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = Call(args, kwargs)
         if call.key in self.refusals or self._watched(call.tensors):
             return self.torch_forward(*args, **kwargs)
-        if (latest := self._programs.pop(call.key, None)) is None:
+        if (compiled := self._programs.pop(call.key, None)) is None:
             while len(self._programs) >= KEPT[self.precision]:
                 del self._programs[next(iter(self._programs))]
             try:
-                latest = self._program(call)
+                compiled = self._program(call)
             except Refused as reason:
                 self.refusals[call.key] = str(reason)
                 warn(f"OpenVINO does not compute the {self.place.name}, torch does: {reason}.")
                 return self.torch_forward(*args, **kwargs)
-        self._programs[call.key] = latest
-        program, structure = latest
+        self._programs[call.key] = compiled
+        program, structure = compiled
         results = [torch.from_numpy(result.copy()) for result in program(call.arrays()).values()]
         return pytree.tree_unflatten(results, structure)
 

@@ -23,7 +23,7 @@ from .colorization import luminance
 
 MOST = 384  # side of the part that is looked at
 LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
-# What another kernel than the one that was said has to be likelier by, per frequency: anything; a step away from it
+# What another kernel than the named one has to be likelier by, per frequency: anything; a step away from it
 # (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), as people are off, a little more,
 # with the fourth power of the distance; farther out with its square; and however far it is
 SURER, STEP_AWAY, BEYOND, FAR = 0.05, 0.02, 0.1, 1.5

@@ -126,8 +126,7 @@ def _last(what: Corruption, blind: bool, model: Model, options: RestoreOptions) 
     if blind:
         return count
     head, tail = Chain(steps[: len(steps) - count]), Chain(steps[len(steps) - count :])
-    exact = options.method == "auto" and takes_mean(options) and deconvolves(head, model)
-    apart = exact or has_answers(head, tail, model, options)
+    apart = deconvolves(head, model, options) or has_answers(head, tail, model, options)
     return 0 if count == len(steps) or (learned(model, what) and not apart) else count
 
 
@@ -135,7 +134,7 @@ def has_answers(head: Chain, tail: Chain, model: Model, options: RestoreOptions)
     """Whether an image that was blurred or made smaller, and then noisy or rounded, has several answers: one from
     undoing the last first, besides that from undoing all together. Where a blur is undone by its own kernel, that is
     better than all else."""
-    if deconvolves(head, model):
+    if deconvolves(head, model, options):
         return False
     if options.method != "auto" or not takes_mean(options) or not (head.steps and tail.steps):
         return False

@@ -83,7 +83,7 @@ def choose_method(options: RestoreOptions, corruption: Corruption, model: Model,
     """Supervised where the model was trained for the corruption, else zero-shot where it can be a prior.
 
     Known blurs alone are undone zero-shot, by deconvolution, where the model can take away what then rings: a model
-    that was trained on blurs undoes them without being told which, and comes less near (docs/restore.md).
+    that was trained on blurs undoes them without knowing which, and comes less near (docs/restore.md).
 
     Args:
         options: As the caller gave them; the posterior "dps" needs no projection.
@@ -119,12 +119,15 @@ def choose_method(options: RestoreOptions, corruption: Corruption, model: Model,
             raise InputError(f"{name} knows images only together with a degraded one: it is no prior. Name another.")
         return "zero-shot"
     if method == "auto":
-        return "zero-shot" if takes_mean(options) and deconvolves(corruption, model) else "supervised"
+        return "zero-shot" if deconvolves(corruption, model, options) else "supervised"
     return method
 
 
-def deconvolves(corruption: Corruption, model: Model) -> bool:
-    """Whether nothing happened but blurs that are known, and a model can take away what rings after a deconvolution."""
+def deconvolves(corruption: Corruption, model: Model, options: RestoreOptions) -> bool:
+    """Whether a mean is wanted, by whichever method, nothing happened but blurs that are known, and the model can take
+    away what rings after a deconvolution."""
+    if options.method != "auto" or not takes_mean(options):
+        return False
     blurred = bool(corruption.steps) and all(step.name in BLURS for step in corruption.steps)
     return blurred and corruption.known and strongest_noise(model) is not None
 

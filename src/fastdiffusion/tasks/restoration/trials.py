@@ -45,7 +45,7 @@ class Trial:
         tail: What happened last: noise and JPEG, in some order.
         model: A restorer that undoes either alone.
         joint: Whether it undoes both together. Of what was only blurred it then makes what it makes of the tail alone,
-            since it works from the image and is not told what happened.
+            since it works from the image alone, whatever happened to it.
         options: As the caller gave them.
     """
 
