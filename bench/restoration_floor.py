@@ -151,7 +151,7 @@ def others(
             operator = parse(happened).on(x.shape[1:], [i])
             y = to_tensor(to_uint8(operator.forward(x)[inner]))
             x = x[inner]
-            options = {"posterior": "dps"} if "posterize" in said else {}
+            options = {}
             known, source = _holes(said, happened, operator, y)
             done = restore(source, known, method=method, **options).images
             before = parse(happened).on(x.shape[1:], [i]).lift(y).expand_as(x).clamp(-1, 1)

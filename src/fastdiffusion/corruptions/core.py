@@ -389,12 +389,18 @@ class Step(Corruption):
     @property
     def fixed(self) -> bool:
         """Whether nothing is left to chance."""
-        kind = CORRUPTIONS[self.name]
         file = any(isinstance(value, str | Tensor) for p, value in self._pairs() if isinstance(p, Number))
-        fixed = (
-            isinstance(p, Text) or p.low == p.high if v is None else not isinstance(v, tuple) for p, v in self._pairs()
+        return (file or not CORRUPTIONS[self.name].chance) and not self.open
+
+    @property
+    def open(self) -> tuple[str, ...]:
+        """The parameters that have no value of their own: left out, or a range."""
+        pairs = zip(CORRUPTIONS[self.name].parameters, self._pairs(), strict=True)
+        return tuple(
+            name
+            for name, (p, v) in pairs
+            if (isinstance(p, Number) and (p.file or p.low != p.high) if v is None else isinstance(v, tuple))
         )
-        return (file or not kind.chance) and all(fixed)
 
     def _pairs(self) -> list[tuple[Number | Text, Any]]:
         """Each parameter with its value, or None."""

@@ -67,8 +67,9 @@ def posterize(draw: Draw, shape: Shape, levels: Tensor) -> Operator:
         return rounded((x + 1) / 2 * n) / n * 2 - 1
 
     def nearest(x: Tensor, y: Tensor) -> Tensor:
-        half = 0.999 / (rows(levels, x) - 1)  # of a cell's width, and a hair inside
-        return torch.minimum(torch.maximum(x, y - half), y + half)
+        half = 1 / (rows(levels, x) - 1)  # of a cell's width; less what a file's own rounding moves it by
+        half, center = half - (half / 2).clamp(max=1 / 255), mean(y)
+        return torch.minimum(torch.maximum(x, center - half), center + half)
 
     return Operator(shape, shape, mean, linear=False, nearest=nearest)
 

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...corruptions import Chain, Corruption, OneOf, Step, covers, parse
+from ...corruptions import Chain, Corruption, OneOf, Step
 from ...corruptions.core import show
 from ...errors import InputError
 from ...io.images import flatten, open_image, to_array, to_pil, to_tensor, turned
 from ...models import Model
 from .jpeg_files import as_written, file_step, left_over, rounded_away
-from .method import BLURS, deconvolves, parse_task, takes_mean
+from .method import BLURS, deconvolves, learned, parse_task, takes_mean
 from .options import RestoreOptions
 
 SMALLEST = 8  # pixels
@@ -146,11 +146,6 @@ def _blurs_alone(what: Corruption, blind: bool) -> bool:
     """Whether nothing but blurs is said to have happened; a JPEG file then tells what came after."""
     names = [step.name for step in what.steps]
     return what.known and all(name in BLURS for name in names) and (bool(names) or blind)
-
-
-def learned(model: Model, what: Corruption) -> bool:
-    """Whether a model was trained to undo this."""
-    return model.corruption not in (None, "pairs") and covers(parse(model.corruption), what)
 
 
 def _without(image: Source, tail: Chain, model: Model, undo: Callable[[Source, Corruption], Image.Image]) -> Any:

@@ -25,6 +25,7 @@ UNDOES = {  # the tasks of restoration and the corruptions that they undo
 }
 BLURS = ("blur", "motion", "defocus", "kernel")
 PLACED = ("mask", "scratches", "watermark", "logo")  # corruptions that lie at a place of the image
+LARGEST = 16  # factor that images are made smaller by
 SIDE = 64  # of an image that stands for any, after all that makes it smaller
 MEANT = {  # what people call a restoration that has another name here
     "sharpen": "deblur blind", "unblur": "deblur blind", "focus": "deblur blind", "unsharp": "deblur blind",
@@ -54,13 +55,13 @@ def takes_mean(options: RestoreOptions) -> bool:
     return options.answer == "mean" or (options.answer == "auto" and options.n == 1)
 
 
-def check_answer(options: RestoreOptions, method: str, corruption: Corruption) -> None:
+def check_answer(options: RestoreOptions, method: str, corruption: Corruption, model: Model) -> None:
     """Raises InputError where the method does not give as many results, or no mean."""
     if options.n > 1 and (takes_mean(options) or method == "cold"):
         one = "mean" if takes_mean(options) else "cold method"
         raise InputError(f"The {one} is one answer, {options.n} were asked for. Leave n at 1.")
     blurred = any(step.name in BLURS for step in corruption.steps)
-    if options.answer == "mean" and method == "zero-shot" and not blurred:
+    if options.answer == "mean" and method == "zero-shot" and not blurred and not gives_mean(corruption, model):
         raise InputError("Zero-shot answers are samples: leave answer out, or take a model that was trained for it.")
 
 
@@ -123,6 +124,24 @@ def choose_method(options: RestoreOptions, corruption: Corruption, model: Model,
     return method
 
 
+def learned(model: Model, what: Corruption) -> bool:
+    """Whether a model was trained to undo this."""
+    return model.corruption not in (None, "pairs") and covers(parse(model.corruption), what)
+
+
+def gives_mean(corruption: Corruption, model: Model) -> bool:
+    """Whether a restorer that undoes noise gives the mean of what it was not trained for, in a few calls.
+
+    Of few levels, whose rounding is a noise; and of the means of squares, where it learned to enlarge a smaller image.
+    """
+    if len(corruption.steps) != 1 or not corruption.steps[0].fixed or strongest_noise(model) is None:
+        return False
+    (step,) = corruption.steps
+    by_mean = step.name == "pixelate" or (step.name == "downscale" and step.values[1:] == ("area",))
+    smaller = by_mean and step.values[0] <= LARGEST and learned(model, Step("downscale", step.values[:1]))
+    return step.name == "posterize" or smaller
+
+
 def deconvolves(corruption: Corruption, model: Model, options: RestoreOptions) -> bool:
     """Whether a mean is wanted, by whichever method, nothing happened but blurs that are known, and the model can take
     away what rings after a deconvolution."""
@@ -134,12 +153,17 @@ def deconvolves(corruption: Corruption, model: Model, options: RestoreOptions) -
 
 def _unknown(corruption: Corruption) -> str:
     """What to add, or to train, where a corruption is not known well enough to be led by it."""
-    open_ones = [step.name for step in corruption.steps if not step.fixed and CORRUPTIONS[step.name].parameters]
-    hint = f"Say all of {open_ones[0]}: {', '.join(CORRUPTIONS[open_ones[0]].parameters)}. Else " if open_ones else ""
-    return (
-        f"{hint}{str(corruption)!r} can only be undone by a model that was trained for it, since not all of it is "
-        f'known or it has no inverse. Train one: fastdiffusion train photos/ --restore "{corruption}".'
-    )
+    train = f'Or train a model for it: fastdiffusion train photos/ --restore "{corruption}".'
+    for step in corruption.steps:
+        if CORRUPTIONS[step.name].chance and not step.fixed:
+            return (
+                f"Where the {step.name} lie is not known. Mark them white in a black image of the same size: "
+                f"--corruption 'inpaint hole.png'. {train}"
+            )
+        if step.open:
+            takes = " ".join(CORRUPTIONS[step.name].parameters).upper()
+            return f"Say what is missing of {step.name}: {', '.join(step.open)} ('{step.name} {takes}'). {train}"
+    return f"{str(corruption)!r} has no inverse. {train}"
 
 
 def _mixture(corruption: str | None) -> str:

@@ -39,7 +39,10 @@ from .trials import Trial, mixed
 
 FEW_COLORS = "Experimental: the bundled restorer finds few colors of photographs. Give some: hints or palette."
 GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples lie evenly between 0 and 1, without the whole parts
-COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
+COLORLESS = (
+    "Hardly any color was found, so it stays gray. Give some with --hints or --palette, or train a model that knows "
+    "such things."
+)
 
 
 def restore(
@@ -79,7 +82,7 @@ def restore(
     if model is None and not (chosen.hints or chosen.palette) and any(s.name == "gray" for s in found.what.steps):
         warn(FEW_COLORS)  # before the work, which may take minutes
     method = choose_method(chosen, found.named, ready, model)
-    check_answer(chosen, method, found.what)
+    check_answer(chosen, method, found.what, ready)
     measurement = _measured(found, found.what, ready, channels)
     job = TiledRestoration(measurement, ready, method, chosen)
     tile, overlap = measurement.tiling(chosen.tile, chosen.overlap)
@@ -88,8 +91,11 @@ def restore(
     else:  # the measurement has the pixels: no large image is held twice
         found = replace(found, degraded=None, image=Image.new("L", (1, 1)))
         images = job.run(tile, overlap)
+    colorless = job.lacks_color(images)
+    if colorless:
+        images = job.grayed(images)
     marked = any(step.name in ("watermark", "logo") for step in found.what.steps) or "watermark" in str(corruption)
-    notes = [*found.notes, *[NOTE] * marked, *losses(image), *[COLORLESS] * job.lacks_color(images)]
+    notes = [*found.notes, *[NOTE] * marked, *losses(image), *[COLORLESS] * colorless]
     error = None if found.likely else measurement.error(images, tile, overlap)
     images = turned(images, found.orientation)
     return RestorationResult(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ... import guidance, samplers, schedules
-from ...corruptions import Operator
+from ...corruptions import Operator, Step, enlarge
 from ...guidance.posterior import INVERSE
 from ...models import Model
 from ...samplers import processes
@@ -19,11 +19,12 @@ from ...types import Cond, Denoise
 from . import tiles
 from .consistency import deblurred, loses_frequencies
 from .measurement import ROUNDING, Measurement
-from .method import strongest_noise, takes_mean, weakened
+from .method import gives_mean, strongest_noise, takes_mean, weakened
 from .options import RestoreOptions
 from .tiles import Tile
 
 DATA = 0.5  # standard deviation of photographs
+DITHERS = 4  # noises that a rounding is hidden in
 START = 5.0  # noise level at which a sample begins around a degraded image: far above any damage
 
 
@@ -54,8 +55,8 @@ class Solver:
         if self.method == "cold":
             return self._cold(base)
         if self.method == "zero-shot":
-            deblurs = self.mean and loses_frequencies(operator, self.measurement) and self.noise_limit is not None
-            return self._deblurred(operator, y, base) if deblurs else self._zero_shot(tile, operator, y, base)
+            x = self._zero_shot_mean(tile, operator, y, base) if self.mean and self.noise_limit is not None else None
+            return x if x is not None else self._zero_shot(tile, operator, y, base)
         if self.mean:
             return self._once(self._restorer(base), base)
         table = samplers.table("dpmpp_2m", schedules.exponential(self.options.steps, sigma_max=START))
@@ -83,11 +84,35 @@ class Solver:
         self.tick(1)
         return x
 
-    def _deblurred(self, operator: Operator, y: Tensor, base: Tensor) -> Tensor:
-        """Deconvolved, and what rings taken away."""
-        x = self._own_denoiser(deblurred(base, y, operator, self.measurement))
+    def _zero_shot_mean(self, tile: Tile, operator: Operator, y: Tensor, base: Tensor) -> Tensor | None:
+        """The mean of all results in a few calls, where a restorer can give it; None elsewhere."""
+        what = self.measurement.corruption
+        if loses_frequencies(operator, self.measurement):
+            x = self._own_denoiser(deblurred(base, y, operator, self.measurement))  # what rings is taken away
+        elif not gives_mean(what, self.model):
+            return None
+        elif what.steps[0].name == "posterize":
+            x = self._dithered(tile, y, width=2 / (float(what.steps[0].values[0]) - 1))
+        else:
+            x = self._enlarged(what.steps[0], y, base)
         self.tick(self.options.steps)
         return x
+
+    def _dithered(self, tile: Tile, y: Tensor, width: float) -> Tensor:
+        """What was rounded to steps of a ``width``, less the rounding, which noise on top makes look like noise.
+
+        Without it flat areas between steps look as if nothing were wrong. Half the rounding's own standard deviation
+        is enough, and takes the least texture away.
+        """
+        noise = [tiles.field(seed, y.shape[1], tile) for seed in range(DITHERS)]
+        return torch.stack([self._own_denoiser(y + width / math.sqrt(48) * one.to(y)) for one in noise]).mean(0)
+
+    def _enlarged(self, step: Step, y: Tensor, base: Tensor) -> Tensor:
+        """What the model makes of the means of squares, which are a smaller image, or one that was pixelated."""
+        factor, (h, w) = int(step.values[0]), base.shape[-2:]
+        small = y if step.name == "downscale" else y[..., ::factor, ::factor]
+        base = enlarge(small, (factor * small.shape[-2], factor * small.shape[-1]))[..., :h, :w]
+        return self._restorer(base)(base, self._highest(base), None)
 
     def _sampled(self, denoise: Denoise, start: Tensor, table: samplers.Table, tile: Tile) -> Tensor:
         """Samples from ``start`` with noise on it, keyed by the place so that overlapping tiles agree."""

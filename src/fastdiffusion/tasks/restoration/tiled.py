@@ -10,11 +10,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ...errors import InputError
-from ...io.images import open_image, to_uint8
+from ...io.images import open_image, to_tensor, to_uint8
 from ...models import Model
 from ...progress import Progress
 from . import tiles
-from .colorization import Hints, Palette
+from .colorization import Hints, Palette, luminance
 from .consistency import hold
 from .jpeg_files import likely
 from .measurement import Measurement
@@ -23,6 +23,7 @@ from .options import RestoreOptions
 from .solver import Solver
 from .tiles import Tile
 
+ROWS = 256  # of an image that are turned to floats at a time
 GRAY_SPREAD = 4  # of 255: below this standard deviation of the channels around their mean, an image looks gray
 
 
@@ -87,3 +88,11 @@ class TiledRestoration:
         """Whether colors were asked for and hardly any came."""
         some = images[..., ::4, ::4].float()
         return self.colorizes and float((some - some.mean(1, keepdim=True)).square().mean().sqrt()) < GRAY_SPREAD
+
+    def grayed(self, images: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
+        """Without color: where hardly any came, it is noise. What was gray and nothing else comes back to the bit."""
+        given = self.measurement.image
+        if len(self.measurement.corruption.steps) == 1:
+            return given.expand(images.shape).clone()
+        rows = [to_uint8(luminance(to_tensor(one))) for one in images.split(ROWS, 2)]
+        return torch.cat(rows, 2).expand(images.shape).clone()

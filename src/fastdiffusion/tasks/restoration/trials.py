@@ -22,10 +22,10 @@ from ...io.images import to_array, to_pil, to_tensor, to_uint8
 from ...models import Model
 from .blind_deblurring import liveliest
 from .colorization import luminance
-from .inputs import Inputs, has_answers, learned
+from .inputs import Inputs, has_answers
 from .jpeg_files import left_over
 from .measurement import Measurement
-from .method import BLURS
+from .method import BLURS, learned
 from .options import RestoreOptions
 from .tiled import TiledRestoration
 
