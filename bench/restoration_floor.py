@@ -36,7 +36,9 @@ LINEAR = (
     ("noise 0.05", "supervised"), ("noise 0.1", "supervised"), ("noise 0.3", "supervised"),
     ("gray", "supervised"), ("mask 0.2", "supervised"),
     ("downscale 2", "zero-shot"), ("blur 1.5", "zero-shot"), ("motion 9 30", "auto"), ("defocus 3", "auto"),
-    ("pixelate 4", "auto"), ("fade 0.5", "auto"), ("posterize 6", "auto"), ("gray", "zero-shot"),
+    ("downscale 3", "auto"), ("downscale 4 area", "auto"), ("downscale 8", "auto"), ("pixelate 2", "auto"),
+    ("pixelate 4", "auto"), ("pixelate 8", "auto"), ("posterize 3", "auto"), ("posterize 6", "auto"),
+    ("posterize 12", "auto"), ("fade 0.5", "auto"), ("gray", "zero-shot"),
     ("watermark 'SAMPLE' 0.5 0.6 0.5 0.5", "auto"),
 )  # fmt: skip
 CHAINS = ("motion 9 30, jpeg 90", "blur 2, noise 0.04, jpeg 80", "blur 1, noise 0.05, jpeg 50", "downscale 2, jpeg 50")
@@ -151,9 +153,8 @@ def others(
             operator = parse(happened).on(x.shape[1:], [i])
             y = to_tensor(to_uint8(operator.forward(x)[inner]))
             x = x[inner]
-            options = {}
             known, source = _holes(said, happened, operator, y)
-            done = restore(source, known, method=method, **options).images
+            done = restore(source, known, method=method).images
             before = parse(happened).on(x.shape[1:], [i]).lift(y).expand_as(x).clamp(-1, 1)
             gains[name] = psnr(done, x) - psnr(before, x)
             if beside_blind:

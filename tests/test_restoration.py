@@ -558,11 +558,13 @@ def test_marked_images_of_one_name_are_all_kept(tmp_path, capsys, monkeypatch):
 # ---- what the bundled restorer was not trained for ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["posterize 4", "posterize 12", "pixelate 2", "pixelate 4", "downscale 2 area"])
+@pytest.mark.parametrize(
+    "what", ["posterize 4", "posterize 12", "pixelate 2", "pixelate 7", "downscale 2 area", "downscale 3"]
+)
 def test_the_mean_of_what_was_rounded_or_averaged_is_nearer_than_the_input(what):
     """Samples were up to 3.5 dB farther off than a posterized photograph itself."""
     for name in ("china.jpg", "flower.jpg"):
-        image = Image.fromarray(load_sample_image(name)).crop((250, 150, 378, 246))
+        image = Image.fromarray(load_sample_image(name)).crop((250, 150, 376, 246))
         given = degraded(image, what)
         done = restore(given, what)
         before = given.resize(image.size, Image.Resampling.BICUBIC)

@@ -132,14 +132,18 @@ def learned(model: Model, what: Corruption) -> bool:
 def gives_mean(corruption: Corruption, model: Model) -> bool:
     """Whether a restorer that undoes noise gives the mean of what it was not trained for, in a few calls.
 
-    Of few levels, whose rounding is a noise; and of the means of squares, where it learned to enlarge a smaller image.
+    Of few levels, whose rounding is a noise; and of an image made smaller or pixelated, where it learned some factor.
     """
-    if len(corruption.steps) != 1 or not corruption.steps[0].fixed or strongest_noise(model) is None:
+    if len(corruption.steps) != 1 or not corruption.steps[0].fixed or learned(model, corruption):
         return False
     (step,) = corruption.steps
-    by_mean = step.name == "pixelate" or (step.name == "downscale" and step.values[1:] == ("area",))
-    smaller = by_mean and step.values[0] <= LARGEST and learned(model, Step("downscale", step.values[:1]))
-    return step.name == "posterize" or smaller
+    smaller = step.name in ("downscale", "pixelate") and bool(factors(model))
+    return strongest_noise(model) is not None and (step.name == "posterize" or smaller)
+
+
+def factors(model: Model) -> list[int]:
+    """By what a model learned to enlarge images, rising."""
+    return [n for n in range(2, LARGEST + 1) if learned(model, Step("downscale", (n,)))]
 
 
 def deconvolves(corruption: Corruption, model: Model, options: RestoreOptions) -> bool:

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from ... import guidance, samplers, schedules
-from ...corruptions import Operator, Step, enlarge
+from ...corruptions import Operator, enlarge
 from ...guidance.posterior import INVERSE
 from ...models import Model
 from ...samplers import processes
@@ -19,7 +20,7 @@ from ...types import Cond, Denoise
 from . import tiles
 from .consistency import deblurred, loses_frequencies
 from .measurement import ROUNDING, Measurement
-from .method import gives_mean, strongest_noise, takes_mean, weakened
+from .method import factors, gives_mean, strongest_noise, takes_mean, weakened
 from .options import RestoreOptions
 from .tiles import Tile
 
@@ -86,7 +87,7 @@ class Solver:
 
     def _zero_shot_mean(self, tile: Tile, operator: Operator, y: Tensor, base: Tensor) -> Tensor | None:
         """The mean of all results in a few calls, where a restorer can give it; None elsewhere."""
-        what = self.measurement.corruption
+        what, (h, w) = self.measurement.corruption, base.shape[-2:]
         if loses_frequencies(operator, self.measurement):
             x = self._own_denoiser(deblurred(base, y, operator, self.measurement))  # what rings is taken away
         elif not gives_mean(what, self.model):
@@ -94,7 +95,9 @@ class Solver:
         elif what.steps[0].name == "posterize":
             x = self._dithered(tile, y, width=2 / (float(what.steps[0].values[0]) - 1))
         else:
-            x = self._enlarged(what.steps[0], y, base)
+            n = int(what.steps[0].values[0])
+            small = y if what.steps[0].name == "downscale" else y[..., ::n, ::n]  # a pixelated image is a small one
+            x = self._enlarged(small, (n * small.shape[-2], n * small.shape[-1]))[..., :h, :w]
         self.tick(self.options.steps)
         return x
 
@@ -107,12 +110,15 @@ class Solver:
         noise = [tiles.field(seed, y.shape[1], tile) for seed in range(DITHERS)]
         return torch.stack([self._own_denoiser(y + width / math.sqrt(48) * one.to(y)) for one in noise]).mean(0)
 
-    def _enlarged(self, step: Step, y: Tensor, base: Tensor) -> Tensor:
-        """What the model makes of the means of squares, which are a smaller image, or one that was pixelated."""
-        factor, (h, w) = int(step.values[0]), base.shape[-2:]
-        small = y if step.name == "downscale" else y[..., ::factor, ::factor]
-        base = enlarge(small, (factor * small.shape[-2], factor * small.shape[-1]))[..., :h, :w]
-        return self._restorer(base)(base, self._highest(base), None)
+    def _enlarged(self, small: Tensor, size: tuple[int, int]) -> Tensor:
+        """A smaller image at another size: enlarged by the factors that the model learned until it is large enough."""
+        x, known = small, factors(self.model)
+        while x.shape[-1] < size[1] or x.shape[-2] < size[0]:
+            lacking = max(size[0] / x.shape[-2], size[1] / x.shape[-1])
+            factor = next((n for n in known if n >= lacking), known[-1])
+            base = enlarge(x, (factor * x.shape[-2], factor * x.shape[-1]))
+            x = self._restorer(base)(base, self._highest(base), None).clamp(-1, 1)
+        return F.interpolate(x, size, mode="bicubic", antialias=True)
 
     def _sampled(self, denoise: Denoise, start: Tensor, table: samplers.Table, tile: Tile) -> Tensor:
         """Samples from ``start`` with noise on it, keyed by the place so that overlapping tiles agree."""
