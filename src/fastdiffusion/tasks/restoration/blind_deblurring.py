@@ -18,8 +18,10 @@ from torch import Tensor
 
 from ...corruptions import Step
 from ...corruptions.blurs import disk, gaussian, line, radius_of, reach, taps
+from ...corruptions.pixels import LUMA
 from ...errors import InputError
 from .colorization import luminance
+from .jpeg_files import Rounded
 
 MOST = 384  # side of the part that is looked at
 LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
@@ -30,8 +32,11 @@ SURER, STEP_AWAY, BEYOND, FAR = 0.05, 0.02, 0.1, 1.5
 FINER = 0.1  # the same of parts of a pixel, which an image tells apart no better than that
 # A Gaussian's width follows from the spectrum (cost per frequency, times SAMPLES, is minus the log-likelihood; of the
 # kernel's likeness a part) and by what was named: it is exact with a probability of EXACT, else off by about WIDE, in
-# logarithms. Chosen on the tuned photographs of bench/photographs.txt.
-SAMPLES, PART, EXACT, WIDE = 100.0, 0.25, 0.4, 0.5
+# logarithms. Of fewer patches than ENOUGH, and after JPEG, the spectrum tells less. Chosen on the tuned photographs of
+# bench/photographs.txt, where they make the true width likeliest.
+SAMPLES, ENOUGH, PART, EXACT, WIDE = 100.0, 24, 0.25, 0.4, 0.5
+TOLD = 0.1  # of a frequency's coefficients, which JPEG has to leave for it to tell of a blur
+ALIKE = 0.03  # widths that are no farther apart, as a part, are one
 SURE = 0.9  # from this probability on one width is taken alone
 SPANS = {"motion": (1.0, 10.0), "defocus": (1.0,), "blur": (0.6,)}
 
@@ -54,7 +59,7 @@ def estimate_kernel(
             f"No kernel can be found in this image: it has no edges, or is smaller than {2 * size}x{2 * size}. "
             "Say what happened, e.g. corruption='deblur motion 9 30'."
         )
-    blurred = _liveliest(blurred)
+    blurred, least = _liveliest(blurred), rounding(image)
     sizes = [size]
     while sizes[-1] > 5:
         sizes.append(max(5, int(sizes[-1] / 1.6) // 2 * 2 + 1))
@@ -73,18 +78,16 @@ def estimate_kernel(
             kernel = _clean(_fit(edges, small, side))
     assert kernel is not None
     kernel = _centred(kernel)
-    return _simplest(kernel, blurred) if simple else kernel
+    return _simplest(kernel, blurred, least) if simple else kernel
 
 
-def refined(named: Step, image: Float[Tensor, "1 c h w"], rounded: Float[Tensor, "8 8"] | None = None) -> Step:
+def refined(named: Step, image: Float[Tensor, "1 c h w"], rounded: Rounded | None = None) -> Step:
     """The likeliest of :func:`plausible`."""
     likely = plausible(named, image, rounded)
     return max(likely, key=lambda step: likely[step])
 
 
-def plausible(
-    named: Step, image: Float[Tensor, "1 c h w"], rounded: Float[Tensor, "8 8"] | None = None
-) -> dict[Step, float]:
+def plausible(named: Step, image: Float[Tensor, "1 c h w"], rounded: Rounded | None = None) -> dict[Step, float]:
     """The simple blurs that explain the image, with their probabilities: one, or two where the image leaves it open.
 
     ``named`` itself, unless the image's spectrum speaks clearly for another one: a kernel that is off by a pixel or ten
@@ -93,7 +96,7 @@ def plausible(
     Args:
         named: The blur that was asked to be undone.
         image: Blurred, and as it was given.
-        rounded: Variance of what JPEG rounded away from each coefficient of its blocks since.
+        rounded: What JPEG rounded away since.
     """
     x = image.cpu() if image.shape[1] == 1 else luminance(image.cpu())
     if named.name not in SPANS or min(x.shape[2:]) < LEAST or float(x.std()) < 1 / 255:
@@ -103,14 +106,15 @@ def plausible(
     steps = [named, *_near(named), *simple]
     kernels = _kernels(steps, max(reach(step.name, step.values[0]) for step in steps))
     part, kernel = _liveliest(x), estimate_kernel(x, simple=False)
-    unlikely = _surprise(kernels, part, rounded=rounded) - _likeness(kernels, kernel)
+    least = rounding(image)
+    unlikely = _surprise(kernels, part, least, rounded=rounded) - _likeness(kernels, kernel)
 
     def likeliest(apart: list[float]) -> Step:
         return steps[int((unlikely + torch.tensor(apart)).argmin())]
 
     found = likeliest([0.0, *(_reserve(_distance(step, named)) for step in steps[1:])])
     if named.name == "blur" and found.name == "blur":
-        return _widths(named, part, kernel, rounded)
+        return _widths(named, part, kernel, least, rounded)
     if found is named:
         return {named: 1.0}
     plain = {(step.name, step.values) for step in (named, *simple)}  # now without a bias for what was named
@@ -119,18 +123,19 @@ def plausible(
     return {found: 1.0}
 
 
-def _widths(named: Step, image: Tensor, kernel: Tensor, rounded: Tensor | None) -> dict[Step, float]:
+def _widths(named: Step, image: Tensor, kernel: Tensor, least: float, rounded: Rounded | None) -> dict[Step, float]:
     """The named width and the one to expect if that is wrong, with their probabilities; one alone where it is clear."""
     away = 0.05 * torch.arange(-25, 26)
     steps = [Step("blur", (float(named.values[0]) * math.exp(float(a)),)) for a in away]
     kernels = _kernels(steps, min(max(reach(step.name, step.values[0]) for step in steps), 31))
-    cost = _surprise(kernels, image, rounded=rounded) - PART * _likeness(kernels, kernel)
-    likelihood = (-SAMPLES * (cost - cost.min())).double().exp()
+    cost = _surprise(kernels, image, least, rounded=rounded) - PART * _likeness(kernels, kernel)
+    samples = SAMPLES * min(1.0, _patches(image) / ENOUGH) * (1.0 if rounded is None else 0.5)
+    likelihood = (-samples * (cost - cost.min())).double().exp()
     wrong = likelihood * torch.softmax(-(away.double() ** 2) / (2 * WIDE**2), 0)
     exact = EXACT * float(likelihood[len(away) // 2])
     exact /= exact + (1 - EXACT) * float(wrong.sum())
     other = Step("blur", (round(float(named.values[0]) * math.exp(float((wrong @ away.double()) / wrong.sum())), 2),))
-    if exact > SURE or other == named:
+    if exact > SURE or abs(float(other.values[0]) / float(named.values[0]) - 1) < ALIKE:
         return {named: 1.0}
     return {other: 1.0} if exact < 1 - SURE else {named: exact, other: 1 - exact}
 
@@ -189,11 +194,11 @@ def _kernels(steps: Sequence[Step], radius: int) -> Float[Tensor, "n k k"]:
     return torch.stack([row for row in rows if row is not None])
 
 
-def _simplest(kernel: Tensor, image: Tensor) -> Tensor:
+def _simplest(kernel: Tensor, image: Tensor, least: float) -> Tensor:
     """The Gaussian, line or disk that is most like ``kernel`` and explains the image's spectrum best."""
     radius = len(kernel) // 2
     candidates = _kernels(_simple_blurs(radius), radius)
-    return candidates[int((_surprise(candidates, image) - _likeness(candidates, kernel)).argmin())]
+    return candidates[int((_surprise(candidates, image, least) - _likeness(candidates, kernel)).argmin())]
 
 
 def _likeness(kernels: Float[Tensor, "n k k"], kernel: Tensor) -> Float[Tensor, " n"]:
@@ -202,13 +207,20 @@ def _likeness(kernels: Float[Tensor, "n k k"], kernel: Tensor) -> Float[Tensor, 
     return (kernels * kernel).sum((1, 2)) / (kernels.square().sum((1, 2)).sqrt() * kernel.norm())
 
 
+def _patches(image: Tensor, side: int = 64) -> int:
+    """How many patches :func:`_surprise` sees of an image, half of which it looks at."""
+    side = min(side, *image.shape[2:])
+    return math.prod((n - side) // (side // 2) + 1 for n in image.shape[2:])
+
+
 def _surprise(
-    kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64, rounded: Tensor | None = None
+    kernels: Float[Tensor, "n k k"], image: Tensor, least: float, side: int = 64, rounded: Rounded | None = None
 ) -> Float[Tensor, " n"]:
     """Negative log-likelihood per frequency (Whittle 1953) of each kernel.
 
     A sharp photograph's spectrum falls as a power of the frequency, the kernel's zeros cut valleys into it, and
-    rounding fills them to a floor. How steep it falls and how high it begins are chosen for each kernel.
+    rounding fills them to a floor, which has at least the variance ``least``. How steep it falls and how high it begins
+    are chosen for each kernel.
     """
     side = min(side, *image.shape[2:])
     patches = image[0, 0].unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(0, 1)
@@ -218,12 +230,14 @@ def _surprise(
     lively = energy >= energy.median()
     observed = (power[lively] / energy[lively, None, None].clamp(min=1e-6)).mean(0)
     frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
-    use, floor = frequency > 2.5 / side, observed.flatten().quantile(0.02)
+    use = frequency > 2.5 / side
+    share = (1 / energy[lively].clamp(min=1e-6)).mean() * (window[:, None] * window).square().sum()
+    floor = observed.flatten().quantile(0.02).maximum(least * share)  # of few patches the quantile is too low by far
     if rounded is not None:  # a coefficient's frequency is its number / 16
         at = torch.fft.fftfreq(side).abs(), torch.fft.rfftfreq(side)
         rows, columns = ((16 * f).round().long().clamp(max=7) for f in at)
-        share = (1 / energy[lively].clamp(min=1e-6)).mean() * (window[:, None] * window).square().sum()
-        floor = (floor + rounded[rows][:, columns] * share)[use]
+        use &= rounded.kept[rows][:, columns] > TOLD
+        floor = (floor + rounded.variance[rows][:, columns] * share)[use]
     observed, passed = observed[use], torch.fft.rfft2(kernels, (side, side)).abs().square()[:, use]
     best = torch.full((len(kernels),), math.inf)
     for slope in (1.6, 2.0, 2.4, 2.8, 3.2, 3.6):
@@ -233,6 +247,12 @@ def _surprise(
             expected = factor * height * shape + floor
             best = torch.minimum(best, (expected.log() + observed / expected).mean(1))
     return best
+
+
+def rounding(image: Float[Tensor, "1 c h w"]) -> float:
+    """Variance of what a file of 8 bits rounded away from the brightness of an image, less where it has colors."""
+    gray = image.shape[1] == 1 or float((image.amax(1) - image.amin(1)).max()) < 0.5 / 255
+    return (2 / 255) ** 2 / 12 * (1.0 if gray else sum(weight**2 for weight in LUMA))
 
 
 def _cut(kernels: Tensor, reach: int) -> Tensor:

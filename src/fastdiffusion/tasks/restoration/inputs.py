@@ -18,7 +18,7 @@ from ...errors import InputError
 from ...io.images import flatten, open_image, to_array, to_pil, to_tensor, turned
 from ...models import Model
 from .jpeg_files import as_written, file_step, left_over, rounded_away
-from .method import BLURS, deconvolves, learned, parse_task, takes_mean
+from .method import BLURS, deconvolves, gives_mean, learned, parse_task, takes_mean
 from .options import RestoreOptions
 
 SMALLEST = 8  # pixels
@@ -139,7 +139,8 @@ def has_answers(head: Chain, tail: Chain, model: Model, options: RestoreOptions)
     if options.method != "auto" or not takes_mean(options) or not (head.steps and tail.steps):
         return False
     alike = all(step.name in (*BLURS, "downscale") for step in head.steps)
-    return alike and head.known and tail.known and learned(model, head) and learned(model, tail)
+    undoes = learned(model, head) or gives_mean(head, model)
+    return alike and head.known and tail.known and undoes and learned(model, tail)
 
 
 def _blurs_alone(what: Corruption, blind: bool) -> bool:

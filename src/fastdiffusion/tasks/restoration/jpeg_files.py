@@ -37,6 +37,18 @@ class Written(NamedTuple):
     trust: float = 1.0
 
 
+class Rounded(NamedTuple):
+    """What JPEG took from the coefficients of the blocks of brightness, by frequency.
+
+    Attributes:
+        variance: Of what was rounded away, for pixels in [-1, 1].
+        kept: The part of them that was not rounded to nothing.
+    """
+
+    variance: Float[Tensor, "8 8"]
+    kept: Float[Tensor, "8 8"]
+
+
 def as_written(corruption: Corruption, path: str | os.PathLike[str]) -> Written:
     """What happened to an image, by its description and its file."""
     last = corruption.steps[-1] if corruption.steps else None
@@ -70,21 +82,26 @@ def left_over(y: Float[Tensor, "1 c h w"], tail: Corruption) -> float:
     """
     noise = [float(step.values[0]) for step in tail.steps if step.name == "noise" and _fixed(step)]
     rounded = rounded_away(y, tail)
-    return math.sqrt(sum((value / 3) ** 2 for value in noise) + (0.0 if rounded is None else float(rounded.mean())))
+    return math.sqrt(
+        sum((value / 3) ** 2 for value in noise) + (0.0 if rounded is None else float(rounded.variance.mean()))
+    )
 
 
-def rounded_away(y: Float[Tensor, "1 c h w"], tail: Corruption) -> Float[Tensor, "8 8"] | None:
-    """Variance of what JPEG took from each coefficient of the blocks of brightness; None where there was no JPEG."""
-    variance = None
+def rounded_away(y: Float[Tensor, "1 c h w"], tail: Corruption) -> Rounded | None:
+    """What JPEG took from the blocks of brightness; None where there was no JPEG."""
+    found = None
     for step in tail.steps:
         if step.name == "jpeg" and step.values and not isinstance(step.values[0], tuple):
             value = step.values[0]
             steps = value if isinstance(value, Tensor) else tables(torch.tensor([float(value)]))[0]
             light = y if y.shape[1] == 1 else luminance(y)
             ((_, _, _, center, _, q),) = cells(light, light, steps[None], "444")
-            here = _variance(center, q).mean((0, 1, 2, 3)) / 127.5**2
-            variance = here if variance is None else variance + here
-    return variance
+            variance = _variance(center, q).mean((0, 1, 2, 3)) / 127.5**2
+            kept = (center != 0).float().mean((0, 1, 2, 3))
+            if found is not None:
+                variance, kept = found.variance + variance, found.kept.minimum(kept)
+            found = Rounded(variance, kept)
+    return found
 
 
 def _fixed(step: Step) -> bool:

@@ -7,6 +7,7 @@ was given is one of them: a model that takes this image's texture for noise, or 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -25,7 +26,7 @@ from .colorization import luminance
 from .inputs import Inputs, has_answers
 from .jpeg_files import left_over
 from .measurement import Measurement
-from .method import BLURS, learned
+from .method import BLURS, learned, shrinking
 from .options import RestoreOptions
 from .tiled import TiledRestoration
 
@@ -86,7 +87,8 @@ class Trial:
         if self.joint:
             answers.append(self._run(image, Chain((*self.head.parts, *self.tail.parts)), "supervised"))
         rounding = left_over(to_tensor(last)[None], self.tail)
-        return [*answers, self._run(last, self.head, "supervised", rounding)]
+        method = "supervised" if learned(self.model, self.head) else "zero-shot"
+        return [*answers, self._run(last, self.head, method, rounding)]
 
     def _run(
         self, image: Image.Image, what: Corruption, method: str, rounding: float = 0.0, exact: bool = True
@@ -103,7 +105,8 @@ class Trial:
         light = to_tensor(x)[None] if len(x) == 1 else luminance(to_tensor(x)[None])
         rows, columns = liveliest(light, MOST)
         part = x[:, rows, columns]
-        return part[:, : part.shape[1] // 16 * 16, : part.shape[2] // 16 * 16]
+        grid = math.lcm(16, math.prod(map(shrinking, self.head.steps)))
+        return part[:, : part.shape[1] // grid * grid, : part.shape[2] // grid * grid]
 
 
 def mixture(answers: Sequence[Pixels], truth: Pixels) -> list[float]:
