@@ -194,16 +194,12 @@ class Edit:
 
     def _referred(self, x0: Latents, mask: Mask | None) -> Latents:
         """The image given to the network as a reference; the target is drawn from noise alone."""
-        extra = self.model.denoise.reference(self._image)  # type: ignore[attr-defined]
-
-        def referring(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-            cond = cond or Cond()
-            return self.model.denoise(x, sigma, replace(cond, extra={**cond.extra, **extra}))
-
+        family = self.model.denoise.with_reference(self._image)  # type: ignore[attr-defined]
+        seeing = replace(self.model, denoise=family, conditioner=family)
+        work = Edit(seeing, self.aligned.texts[TARGET], self.options, self.method)
         table, seed = self.model.table(self.options.steps), self.options.seed
-        guided = self.model.guide(referring, self.scale, self.model.null(1)) if self.scale != 1 else referring
         x = table.sigmas[0] * initial([seed], x0.shape[1:]).to(x0)
-        made = samplers.final(samplers.run(self.weighed(guided), x, table, self.cond[[TARGET]], [seed]))
+        made = samplers.final(samplers.run(work.weighed(work.guided), x, table, work.cond[[TARGET]], [seed]))
         return made if mask is None else torch.lerp(x0, made, mask)
 
     # ---- denoisers ----------------------------------------------------------------------------------------------
