@@ -27,7 +27,7 @@ from ...samplers import editing, image_to_image, strength_table
 from ...samplers.adaptive import rk45
 from ...schedules import Sigmas, strength_sigma
 from ...types import Cond, Denoise
-from ..word_masks import CUT, phrases, soft, word_map
+from ..word_masks import CUT, filled, phrases, soft, word_map
 from . import inversions
 from .alignment import SOURCE, TARGET, Alignment, removed
 from .imagic import imagic
@@ -253,7 +253,7 @@ class Edit:
             places = [self._words(source, phrase) for phrase in only]
             masks.append(soft(torch.stack(places).amax(0), CUT if cut is None else cut, source))
         if not masks and options.keep and options.source.strip():
-            masks.append(soft(self._disagreement(source), AGREE if cut is None else cut, source))
+            masks.append(filled(self._disagreement(source), AGREE if cut is None else cut, source))
         for phrase in phrases(options.protect):
             masks.append(1 - soft(self._words(source, phrase), CUT if cut is None else cut, source))
         if any(isinstance(text, float) for _, text in regions_of(options.regions)):
