@@ -89,7 +89,9 @@ def inversion(model: Model, args: argparse.Namespace) -> dict[str, Any]:
             error = (found.reconstruction(reverse, cond) - x0).abs().max() / x0.abs().max()
             rows.setdefault("edit-friendly, error", []).append(float(error))
         print(prompt, {name: round(values[-1], 6) for name, values in rows.items()}, flush=True)
-    return {name: interval(torch.tensor(values)) for name, values in rows.items()} | {"n": len(rows["ceiling"])}
+    return {name: interval(torch.tensor(values, dtype=torch.float)) for name, values in rows.items()} | {
+        "n": len(rows["ceiling"])
+    }
 
 
 def by_guidance(model: Model, caption: str, word: str, weight: float, seed: int, steps: int) -> Tensor:

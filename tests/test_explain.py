@@ -183,6 +183,28 @@ def test_a_mask_from_words_finds_what_the_words_explain():
         word_masks.word_mask(model, image, "left and right", "the hat")
 
 
+@pytest.mark.parametrize("side", [64, 256])
+def test_a_mask_takes_along_the_even_middle_of_what_it_goes_around(side):
+    """Of a square on white a map knows the rim: its middle is of one color with it, and what is outside is not."""
+    quarter, cells = side // 4, 16
+    image = torch.ones(1, 3, side, side)
+    square = (..., slice(quarter, -quarter), slice(quarter, -quarter))
+    image[square] = torch.tensor([-1.0, -0.5, 0.8])[:, None, None]
+    places = torch.zeros(1, 1, cells, cells)
+    places[..., 4:12, 4:12] = 1
+    places[..., 6:10, 6:10] = 0.4
+    rim, whole = (f(places, 0.7, image) for f in (word_masks.soft, word_masks.filled))
+    middle = (..., slice(side // 2 - 2, side // 2 + 2), slice(side // 2 - 2, side // 2 + 2))
+    assert float(rim[middle].max()) == 0
+    assert float(whole[middle].min()) > 0.99
+    assert float(whole[square].mean()) > 0.98
+    outside = torch.ones(side, side, dtype=torch.bool)
+    near = slice(quarter - side // 32, side // 32 - quarter)  # half a latent
+    outside[near, near] = False
+    assert float(whole[0, 0][outside].max()) < 0.05
+    assert bool((whole >= rim).all())
+
+
 def test_a_large_image_is_looked_at_through_windows_of_the_models_size():
     model, half = of_halves(), torch.ones(1, 16, 24)
     half[:, :, 10:] = 0.4

@@ -1,5 +1,8 @@
 """Inversion: what leads back to given data, on exact denoisers, on the bundled model, and on every kind of family."""
 
+from copy import deepcopy
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -212,6 +215,27 @@ def test_on_every_kind_of_family(name):
             with pytest.raises(InputError, match="compares with nothing"):
                 inversions.inverted("null-text", work)
     assert all(torch.equal(value, before[key]) for key, value in model.modules["net"].state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_null_text_of_a_network_in_half_precision(dtype):
+    """What is optimized stays in float32, where small steps count; diffusers' pipeline fails in half precision."""
+    pytest.importorskip("diffusers")
+    from loaded_families import get
+
+    full = get("sd15").model
+    checkpoint = full.denoise.checkpoint
+    net = deepcopy(checkpoint.modules["unet"]).to(dtype)
+    family = type(full.denoise)(replace(checkpoint, modules={**checkpoint.modules, "unet": net}))
+    model = replace(full, denoise=family, conditioner=family, modules={**full.modules, "net": net})
+    with torch.no_grad():
+        work = task(model, "a cat", 4, 7.5, 0.6, cached=False, iterations=3)
+        plain, found = (inversions.inverted(name, work) for name in ("ddim", "null-text"))
+    again = [float(each.note.split("within ")[1].split()[0]) for each in (plain, found)]
+    assert again[1] < again[0] / 3
+    for each in found.inversion.uncond:
+        assert each.emb.dtype == torch.float32
+        assert torch.isfinite(each.emb).all()
 
 
 @pytest.mark.parametrize("drawn", [True, False])

@@ -15,7 +15,6 @@ from fastdiffusion import samplers
 from fastdiffusion.guidance.attention import Controller, control
 from fastdiffusion.io.images import to_tensor
 from fastdiffusion.tasks.editing.edit import edit
-from fastdiffusion.types import Cond
 
 PROMPTS = ["a cat, on a mat", "a dog"]
 
@@ -28,14 +27,6 @@ def made(tmp_path_factory):
     path = tmp_path_factory.mktemp("kontext") / "kontext"
     pipe.save_pretrained(path)
     return pipe, fastdiffusion.load(path, device="cpu")
-
-
-def referring(model, extra):
-    def denoise(x, sigma, cond=None):
-        parts = (cond or Cond()).parts() | {f"extra.{name}": value for name, value in extra.items()}
-        return model.denoise(x, sigma, Cond.of(parts))
-
-    return denoise
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 96), None])
@@ -52,8 +43,8 @@ def test_equals_its_pipeline(made, size):
             _auto_resize=False,
         )[0]  # fmt: skip
         wanted = model.denoise.from_pipeline(wanted, noise.shape[1:])
-        extra = {} if image is None else model.denoise.reference(to_tensor(image)[None])
-        denoise = model.guide(referring(model, extra), 4.0, None)
+        family = model.denoise if image is None else model.denoise.with_reference(to_tensor(image)[None])
+        denoise = model.guide(family, 4.0, None)
         sigmas = pipe.scheduler.sigmas.double()
         table = samplers.table("euler", (sigmas / (1 - sigmas)).clamp(max=1e7))
         start = noise * table.sigmas[0]
@@ -72,9 +63,9 @@ def test_the_reference_is_seen_and_attention_knows_its_place(made):
             seen.append((call.pixels, call.query.shape[-2]))
 
     with torch.no_grad():
-        one, other = (referring(model, model.denoise.reference(i))(x, torch.ones(1), cond) for i in images)
+        one, other = (model.denoise.with_reference(i)(x, torch.ones(1), cond) for i in images)
         with control(model.modules["net"], Look()):
-            again = referring(model, model.denoise.reference(images[0]))(x, torch.ones(1), cond)
+            again = model.denoise.with_reference(images[0])(x, torch.ones(1), cond)
     assert not torch.allclose(one, other)
     assert torch.equal(one, again)
     n = cond.emb.shape[1]

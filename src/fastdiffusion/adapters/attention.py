@@ -124,7 +124,8 @@ class _Mode(TorchFunctionMode):
                 ):
                     raise InputError(
                         f"The attention layer {name} does not use scaled_dot_product_attention ({_way(module)}), so it "
-                        "cannot be controlled. Name other layers, or load the model without xformers, flex or slicing."
+                        "cannot be controlled. Name other layers, load the model without xformers, flex or slicing, or "
+                        'leave it out: edit(..., window="cross=0..0.8, self=0..0").'
                     )
 
         return enter, leave

@@ -35,7 +35,8 @@ LEVELS = (0.2, 0.3, 0.4, 0.5, 0.6)  # parts of noise at which a given image is l
 DRAWS = 3  # noises at each of them
 THROUGH = 0.5  # of what a prompt changes, the least that must go through attention for its maps to mean anything
 CUT = 0.3  # what of a map's largest values is in the mask
-EDGE, REACH = 0.15, 1000  # of ``along_edges``, for images of 64 pixels a side
+EDGE, REACH, SIDE = 0.15, 1000, 64  # of ``along_edges``, for images of so many pixels a side
+TOP, HIGHER = 0.98, 0.05  # what of a map that is spread counts as 1, and how much more than of others is inside
 
 
 class WordMap(NamedTuple):
@@ -94,7 +95,7 @@ def word_map(
         found = of_attention(model, parsed, states, size)[own].mean(0, keepdim=True)
         return WordMap(_scaled(found).cpu(), "attention")
     raw = _evidence(model, shown, seed, parsed, chosen)
-    spread = along_edges(raw, shown[0], round(REACH * min(1.0, max(size) / 64)), EDGE)
+    spread = along_edges(raw, shown[0], round(REACH * min(1.0, max(size) / SIDE)), EDGE)
     return WordMap(_scaled(spread).cpu(), "occlusion")
 
 
@@ -118,6 +119,21 @@ def soft(
         distances.append(torch.where(weight > 0, distance, torch.inf))
     ring = grown * (distances[0] < distances[1])
     return torch.maximum(core, F.avg_pool2d(ring, 3, 1, 1) * grown).clamp(max=1)
+
+
+def filled(
+    places: Float[Tensor, "1 1 i j"], threshold: float, image: Float[Tensor, "1 c h w"]
+) -> Float[Tensor, "1 1 h w"]:
+    """:func:`soft`, and with it the areas of one color that are above a slightly higher threshold in the mean.
+
+    Two prompts may disagree about the rim of a thing alone, and its even middle would keep the old color.
+    """
+    part = min(1.0, SIDE / max(image.shape[-2:]))
+    small = F.interpolate(image, [max(round(n * part), 1) for n in image.shape[-2:]], mode="area")
+    heat = F.interpolate(places, small.shape[-2:], mode="bilinear")[0]
+    spread = along_edges(heat, small[0], REACH, EDGE)[None]
+    spread = spread / spread.flatten().quantile(TOP).clamp(min=1e-9)
+    return torch.maximum(soft(places, threshold, image), soft(spread, threshold + HIGHER, image))
 
 
 def phrases(text: str) -> list[str]:

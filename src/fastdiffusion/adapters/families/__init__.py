@@ -12,6 +12,7 @@ from .krea2 import Krea2
 from .lumina2 import Lumina2
 from .pixart import PixArtSigma
 from .qwen_image import QwenImage
+from .qwen_image_edit import QwenImageEdit, QwenImageEditPlus
 from .sana import Sana
 from .stable_diffusion import StableDiffusion, StableDiffusionXl
 from .stable_diffusion_3 import StableDiffusion3
@@ -35,6 +36,8 @@ FAMILIES: dict[str, type[Family]] = {
     "Flux2Pipeline": Flux2,
     "Flux2KleinPipeline": Klein,
     "QwenImagePipeline": QwenImage,
+    "QwenImageEditPipeline": QwenImageEdit,
+    "QwenImageEditPlusPipeline": QwenImageEditPlus,
     "ZImagePipeline": ZImage,
     "Krea2Pipeline": Krea2,
     "PixArtSigmaPipeline": PixArtSigma,

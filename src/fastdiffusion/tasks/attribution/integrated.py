@@ -9,18 +9,18 @@ negative prompt's, and image to image the pixels of the image. From states to wo
 The baseline is what the model takes for "no prompt", and gray. Every evaluation of the network is checkpointed (Chen et
 al. 2016, arXiv:1604.06174): the backward pass makes it once more, and holds the activations of one at a time. Guidance
 stacks the prompt and "no prompt" in one evaluation; here they are two, or it would hold both. One row at a time is for
-large images: then the blocks of a native network are checkpointed too, and the pass holds the activations of one block.
+large images: then the blocks of a network are checkpointed too, and the pass holds the activations of one block.
 """
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise, permutations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -446,12 +446,13 @@ def fixed(model: Model) -> Iterator[None]:
 def by_block(*nets: nn.Module) -> Iterator[None]:
     """A backward pass computes the blocks of networks again, and holds the activations of one at a time.
 
-    diffusers' networks are left as they are: some carry states from one call to the next.
+    Left as they are: networks of diffusers that carry states from one call to the next. What diffusers itself has for
+    this is not used, since 0.42 leaves out masks in it (Chroma).
     """
     with ONE_PASS, ExitStack() as after:
         for net in nets:
-            if not hasattr(net, "_supports_gradient_checkpointing"):
-                for block in _blocks(net):
+            if getattr(net, "_supports_gradient_checkpointing", True):
+                for block in dict.fromkeys([*_blocks(net), *_inner(net)]):
                     after.callback(_restore, block, vars(block).get("forward"))
                     block.forward = _Block(block.forward)
         yield
@@ -461,6 +462,13 @@ def _blocks(net: nn.Module) -> Iterator[nn.Module]:
     """The members of a network's outermost lists and sequences of modules."""
     for part in net.children():
         yield from part if isinstance(part, nn.ModuleList | nn.Sequential) else _blocks(part)
+
+
+def _inner(net: nn.Module) -> Iterator[nn.Module]:
+    """The layers of the blocks of diffusers' UNets and autoencoders: of a whole block, those would take too much."""
+    for part in net.modules():
+        for name in ("resnets", "attentions"):
+            yield from cast(Iterable[nn.Module], getattr(part, name, None) or ())
 
 
 def _restore(block: nn.Module, forward: Any) -> None:

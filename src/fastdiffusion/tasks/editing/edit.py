@@ -92,9 +92,11 @@ def edit(
 
 def _method(model: Model, chosen: EditOptions, drawn: bool) -> tuple[str, str]:
     """The method, and if it was chosen here, why."""
-    refers = hasattr(model.denoise, "reference")
+    refers = hasattr(model.denoise, "with_reference")
     if chosen.method == "reference" and not refers:
-        raise InputError("This model's network takes no reference image. FLUX.1 Kontext's does; or --method diffedit.")
+        raise InputError(
+            "This model takes no reference image. FLUX.1 Kontext and Qwen-Image-Edit do; or --method diffedit."
+        )
     if chosen.method == "auto" and chosen.regions.strip():
         return "sdedit", "Method sdedit, because of the regions."
     if chosen.method == "auto" and refers:

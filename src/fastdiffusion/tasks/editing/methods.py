@@ -27,7 +27,7 @@ from ...samplers import editing, image_to_image, strength_table
 from ...samplers.adaptive import rk45
 from ...schedules import Sigmas, strength_sigma
 from ...types import Cond, Denoise
-from ..word_masks import CUT, phrases, soft, word_map
+from ..word_masks import CUT, filled, phrases, soft, word_map
 from . import inversions
 from .alignment import SOURCE, TARGET, Alignment, removed
 from .imagic import imagic
@@ -194,16 +194,12 @@ class Edit:
 
     def _referred(self, x0: Latents, mask: Mask | None) -> Latents:
         """The image given to the network as a reference; the target is drawn from noise alone."""
-        extra = self.model.denoise.reference(self._image)  # type: ignore[attr-defined]
-
-        def referring(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:
-            cond = cond or Cond()
-            return self.model.denoise(x, sigma, replace(cond, extra={**cond.extra, **extra}))
-
+        family = self.model.denoise.with_reference(self._image)  # type: ignore[attr-defined]
+        seeing = replace(self.model, denoise=family, conditioner=family)
+        work = Edit(seeing, self.aligned.texts[TARGET], self.options, self.method)
         table, seed = self.model.table(self.options.steps), self.options.seed
-        guided = self.model.guide(referring, self.scale, self.model.null(1)) if self.scale != 1 else referring
         x = table.sigmas[0] * initial([seed], x0.shape[1:]).to(x0)
-        made = samplers.final(samplers.run(self.weighed(guided), x, table, self.cond[[TARGET]], [seed]))
+        made = samplers.final(samplers.run(work.weighed(work.guided), x, table, work.cond[[TARGET]], [seed]))
         return made if mask is None else torch.lerp(x0, made, mask)
 
     # ---- denoisers ----------------------------------------------------------------------------------------------
@@ -257,7 +253,7 @@ class Edit:
             places = [self._words(source, phrase) for phrase in only]
             masks.append(soft(torch.stack(places).amax(0), CUT if cut is None else cut, source))
         if not masks and options.keep and options.source.strip():
-            masks.append(soft(self._disagreement(source), AGREE if cut is None else cut, source))
+            masks.append(filled(self._disagreement(source), AGREE if cut is None else cut, source))
         for phrase in phrases(options.protect):
             masks.append(1 - soft(self._words(source, phrase), CUT if cut is None else cut, source))
         if any(isinstance(text, float) for _, text in regions_of(options.regions)):
