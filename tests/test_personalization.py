@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import fastdiffusion
 from fastdiffusion import samplers
 from fastdiffusion.adapters import tokens, with_loras
+from fastdiffusion.adapters.copies import copied
 from fastdiffusion.adapters.lora import Lora, algebra
 from fastdiffusion.adapters.lora.writing import FORMATS, write
 from fastdiffusion.data import load_folder
@@ -169,6 +171,18 @@ def test_a_lora_for_another_base(text, tmp_path):
         InputError, match=r"is a LoRA for a model of fastdiffusion, and this model is stable-diffusion\."
     ):
         with_loras(get("sd15").model, [tmp_path / "a.safetensors"])
+
+
+def test_a_lora_for_other_weights_of_the_same_shapes(text, tmp_path):
+    """The id of the base is in the file: silent on that one, whatever was put on it; a warning on any other."""
+    made = adapt(text, "lora", rank=2)
+    write(tmp_path / "a.safetensors", text, stirred(made.lora).matrices(), notes={"base": text.id})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_loras(with_loras(text, [tmp_path / "a.safetensors"]), [tmp_path / "a.safetensors"])
+    other = copied(text, {id(p): 1.01 * p for p in text.modules["net"].parameters()}, {})
+    with pytest.warns(UserWarning, match=r"a\.safetensors was trained on another model of this package"):
+        with_loras(other, [tmp_path / "a.safetensors"])
 
 
 # ---- new words --------------------------------------------------------------------------------------------------
@@ -382,6 +396,10 @@ def test_a_word_starts_where_the_images_are_explained(text, tmp_path):
     assert _class_and_start(base, examples, replace(chosen, class_name="face")) == ("face", "face", [])
     unnamed = _class_and_start(base, examples, replace(chosen, class_name=None))
     assert unnamed[0] == unnamed[1] == start and len(unnamed[2]) == 1
+    with pytest.raises(InputError, match=r"knows no 'unheard of'\. Give another --class-name"):
+        _class_and_start(base, examples, replace(chosen, class_name="unheard-of"))
+    read = tokens.rows_of_text(base, "boat")  # a word that this model reads as another starts where that one is
+    assert all(torch.equal(rows, tokens.rows_of_text(base, "sailboat")[part]) for part, rows in read.items())
     other = get("sd15").model  # of another family, whose steps cost much: what a person says
     assert _class_and_start(other, examples, replace(chosen, class_name="cat")) == ("cat", "cat", [])
 
@@ -453,7 +471,8 @@ def test_too_few_and_too_many_images(desk, n, tmp_path):
     for i in range(n):
         Image.new("RGB", (16, 16), (10 * i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=rf"A subject takes 3 to 20 different images, and .* has {n} .*broken.png"):
+    sentence = rf"A subject takes 3 to 20 different images, and .* has {n}: 1 file .* \(broken\.png: .*\)\. (Add|Take)"
+    with pytest.raises(DataError, match=sentence):
         fastdiffusion.personalize(desk.text, tmp_path, class_name="red")
 
 

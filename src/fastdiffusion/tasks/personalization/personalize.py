@@ -159,6 +159,12 @@ def _class_and_start(base: Model, examples: Examples, chosen: PersonalizeOptions
     A model that knows an image of the class by heart draws that one whatever the noise, and nothing else grows from it.
     """
     general, named = STYLE_WORDS if chosen.subject == "style" else GENERAL, chosen.class_name
+    unknown = getattr(base.conditioner, "unknown_words", lambda text: [])(named or "")
+    if unknown:
+        raise InputError(
+            f"This model knows no {unknown[0]!r}. Give another --class-name; without one the word is taken that "
+            "explains the images best."
+        )
     if named is not None and own_denoiser(base.denoise) is None:
         return named, named, []  # a network that is large, and was trained on many images of each word
     losses = _losses(base, examples, [*general, *([named] if named else [])])
