@@ -30,6 +30,7 @@ from fastdiffusion.tasks.personalization.images import opened
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
 from fastdiffusion.tasks.personalization.options import PersonalizeOptions
 from fastdiffusion.tasks.personalization.personalize import BY_HEART, _class_and_start, _losses
+from fastdiffusion.tasks.personalization.retention import prompts_of
 from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
 
 diffusers = pytest.importorskip("diffusers")
@@ -487,6 +488,16 @@ def test_views_that_look_alike_are_images_of_their_own(desk, tmp_path):
     assert len({data.key(i) for i in range(6)}) < 3, "these views are meant to look alike"
     found = opened(fastdiffusion.load(desk.text, device="cpu"), tmp_path, 16, 0.1, 0, few=True)
     assert len(found.held_out) == 1 and len(found.train) in (4, 5)  # 4 where the copy's twin is held out
+
+
+def test_what_is_measured_is_not_trained_on(tmp_path):
+    watched, held = prompts_of(None, 16, 50)
+    assert (len(watched), len(held), len({*watched, *held})) == (16, 50, 66)
+    (tmp_path / "prompts.txt").write_text("\n".join(["a", "b", " a ", "", "c", "d", "e"]))
+    assert prompts_of(tmp_path / "prompts.txt", 16, 4) == (["a", "b"], ["c", "d", "e", "c"])
+    (tmp_path / "prompts.txt").write_text("a\nb\na\n")
+    with pytest.raises(DataError, match=r"has 2 prompts\. Write at least 4, one a line"):
+        prompts_of(tmp_path / "prompts.txt", 16, 4)
 
 
 def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):
