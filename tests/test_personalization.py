@@ -450,6 +450,12 @@ def test_the_step_is_chosen_by_both():
     looks = [Look(0, 1.0, 1.0), Look(10, 0.8, 0.9), Look(20, 0.6, 0.4), Look(30, 0.9, 0.9)]
     assert best(looks, 0.5).step == 10 and best(looks, 0.0).step == 20 and best(looks[:1], 2.0).step == 0
     assert reason_to_end(looks, 0.5) == ""
+    near = [Look(0, 1.0, 1.0), Look(10, 0.5, 0.7), Look(20, 0.49, 0.6), Look(30, 0.51, 0.8), Look(40, 0.6, 0.9)]
+    assert [best(near[:n], 0.5).step for n in range(1, 6)] == [0, 10, 10, 30, 30]  # .6 is a fifth of it less learned
+    assert best(near, 0.0).step == 20, "with no floor retention does not count"
+    assert best([*near, Look(50, 0.4, 0.5)], 0.5).step == 50, "what is much better is kept, and retains enough"
+    alike = [Look(0, 1.0, 1.0), Look(10, 0.5, 1.0), Look(20, 0.51, 1.0), Look(30, 0.49, 1.0)]
+    assert [best(alike[:n], 0.5).step for n in (3, 4)] == [10, 30]  # a word alone changes no other answer
     low = [*looks[:2], Look(20, 0.6, 0.4), Look(30, 0.5, 0.3)]
     assert "retains less than 50%" in reason_to_end(low, 0.5)
     changed = [*looks[:2], Look(20, 0.6, -0.4), Look(30, 0.5, -0.6)]  # by a style, say, that holds for all prompts
