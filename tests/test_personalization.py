@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import fastdiffusion
 from fastdiffusion import samplers
 from fastdiffusion.adapters import tokens, with_loras
+from fastdiffusion.adapters.copies import copied
 from fastdiffusion.adapters.lora import Lora, algebra
 from fastdiffusion.adapters.lora.writing import FORMATS, write
 from fastdiffusion.data import load_folder
@@ -28,6 +30,7 @@ from fastdiffusion.tasks.personalization.images import opened
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
 from fastdiffusion.tasks.personalization.options import PersonalizeOptions
 from fastdiffusion.tasks.personalization.personalize import BY_HEART, _class_and_start, _losses
+from fastdiffusion.tasks.personalization.retention import prompts_of
 from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
 
 diffusers = pytest.importorskip("diffusers")
@@ -169,6 +172,18 @@ def test_a_lora_for_another_base(text, tmp_path):
         InputError, match=r"is a LoRA for a model of fastdiffusion, and this model is stable-diffusion\."
     ):
         with_loras(get("sd15").model, [tmp_path / "a.safetensors"])
+
+
+def test_a_lora_for_other_weights_of_the_same_shapes(text, tmp_path):
+    """The id of the base is in the file: silent on that one, whatever was put on it; a warning on any other."""
+    made = adapt(text, "lora", rank=2)
+    write(tmp_path / "a.safetensors", text, stirred(made.lora).matrices(), notes={"base": text.id})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_loras(with_loras(text, [tmp_path / "a.safetensors"]), [tmp_path / "a.safetensors"])
+    other = copied(text, {id(p): 1.01 * p for p in text.modules["net"].parameters()}, {})
+    with pytest.warns(UserWarning, match=r"a\.safetensors was trained on another model of this package"):
+        with_loras(other, [tmp_path / "a.safetensors"])
 
 
 # ---- new words --------------------------------------------------------------------------------------------------
@@ -382,6 +397,10 @@ def test_a_word_starts_where_the_images_are_explained(text, tmp_path):
     assert _class_and_start(base, examples, replace(chosen, class_name="face")) == ("face", "face", [])
     unnamed = _class_and_start(base, examples, replace(chosen, class_name=None))
     assert unnamed[0] == unnamed[1] == start and len(unnamed[2]) == 1
+    with pytest.raises(InputError, match=r"knows no 'unheard of'\. Give another --class-name"):
+        _class_and_start(base, examples, replace(chosen, class_name="unheard-of"))
+    read = tokens.rows_of_text(base, "boat")  # a word that this model reads as another starts where that one is
+    assert all(torch.equal(rows, tokens.rows_of_text(base, "sailboat")[part]) for part, rows in read.items())
     other = get("sd15").model  # of another family, whose steps cost much: what a person says
     assert _class_and_start(other, examples, replace(chosen, class_name="cat")) == ("cat", "cat", [])
 
@@ -431,6 +450,12 @@ def test_the_step_is_chosen_by_both():
     looks = [Look(0, 1.0, 1.0), Look(10, 0.8, 0.9), Look(20, 0.6, 0.4), Look(30, 0.9, 0.9)]
     assert best(looks, 0.5).step == 10 and best(looks, 0.0).step == 20 and best(looks[:1], 2.0).step == 0
     assert reason_to_end(looks, 0.5) == ""
+    near = [Look(0, 1.0, 1.0), Look(10, 0.5, 0.7), Look(20, 0.49, 0.6), Look(30, 0.51, 0.8), Look(40, 0.6, 0.9)]
+    assert [best(near[:n], 0.5).step for n in range(1, 6)] == [0, 10, 10, 30, 30]  # .6 is a fifth of it less learned
+    assert best(near, 0.0).step == 20, "with no floor retention does not count"
+    assert best([*near, Look(50, 0.4, 0.5)], 0.5).step == 50, "what is much better is kept, and retains enough"
+    alike = [Look(0, 1.0, 1.0), Look(10, 0.5, 1.0), Look(20, 0.51, 1.0), Look(30, 0.49, 1.0)]
+    assert [best(alike[:n], 0.5).step for n in (3, 4)] == [10, 30]  # a word alone changes no other answer
     low = [*looks[:2], Look(20, 0.6, 0.4), Look(30, 0.5, 0.3)]
     assert "retains less than 50%" in reason_to_end(low, 0.5)
     changed = [*looks[:2], Look(20, 0.6, -0.4), Look(30, 0.5, -0.6)]  # by a style, say, that holds for all prompts
@@ -453,7 +478,8 @@ def test_too_few_and_too_many_images(desk, n, tmp_path):
     for i in range(n):
         Image.new("RGB", (16, 16), (10 * i, 0, 0)).save(tmp_path / f"{i}.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
-    with pytest.raises(DataError, match=rf"A subject takes 3 to 20 different images, and .* has {n} .*broken.png"):
+    sentence = rf"A subject takes 3 to 20 different images, and .* has {n}: 1 file .* \(broken\.png: .*\)\. (Add|Take)"
+    with pytest.raises(DataError, match=sentence):
         fastdiffusion.personalize(desk.text, tmp_path, class_name="red")
 
 
@@ -468,6 +494,16 @@ def test_views_that_look_alike_are_images_of_their_own(desk, tmp_path):
     assert len({data.key(i) for i in range(6)}) < 3, "these views are meant to look alike"
     found = opened(fastdiffusion.load(desk.text, device="cpu"), tmp_path, 16, 0.1, 0, few=True)
     assert len(found.held_out) == 1 and len(found.train) in (4, 5)  # 4 where the copy's twin is held out
+
+
+def test_what_is_measured_is_not_trained_on(tmp_path):
+    watched, held = prompts_of(None, 16, 50)
+    assert (len(watched), len(held), len({*watched, *held})) == (16, 50, 66)
+    (tmp_path / "prompts.txt").write_text("\n".join(["a", "b", " a ", "", "c", "d", "e"]))
+    assert prompts_of(tmp_path / "prompts.txt", 16, 4) == (["a", "b"], ["c", "d", "e", "c"])
+    (tmp_path / "prompts.txt").write_text("a\nb\na\n")
+    with pytest.raises(DataError, match=r"has 2 prompts\. Write at least 4, one a line"):
+        prompts_of(tmp_path / "prompts.txt", 16, 4)
 
 
 def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):

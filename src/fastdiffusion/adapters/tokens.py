@@ -111,7 +111,9 @@ def widths(model: Model) -> dict[str, int]:
 def rows_of_text(model: Model, text: str) -> dict[str, Float[Tensor, "n d"]]:
     """The rows that each text encoder has for some words: where a new token starts."""
     if (encoder := own_encoder(model)) is not None:
-        return {OWN: encoder.embed.weight[encoder.tokenizer.encode(normalized(text))].detach().float()}
+        conditioner: Any = model.conditioner
+        known = normalized(conditioner.reading(text).text)  # the nearest that it knows
+        return {OWN: encoder.embed.weight[encoder.tokenizer.encode(known)].detach().float()}
     rows = {}
     for name, reader in texts_of(model).items():
         ids = reader.tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -22,7 +22,7 @@ from ...errors import CheckpointError, InputError, counted, warn
 from ...io import untrusted_json
 from ...io.checkpoints import read_safetensors
 from ...io.guarded import BUDGET
-from ...models import Model, folder
+from ...models import Model, folder, native
 from ...nets.student import StudentEncoder
 from .. import tokens
 from ..conditioners import student as students
@@ -175,7 +175,8 @@ class File:
     updates: list[Update] = field(default_factory=list)
     odd: list[str] = field(default_factory=list)
     tokens: list[tokens.Token] = field(default_factory=list)
-    base: str = ""
+    base: str = ""  # the family that it is for
+    trained_on: str = ""  # the id of the very model
     student: StudentEncoder | None = None
 
 
@@ -216,7 +217,8 @@ def _noted(name: str, metadata: Mapping[str, str]) -> File:
         note = dict(untrusted_json.parsed(metadata.get(tokens.NOTE, "{}")))
     except (ValueError, TypeError):
         raise CheckpointError(f"The settings of {name} cannot be read. Take another copy.") from None
-    return File(name, tokens=tokens.unpacked(note.get("tokens", ())), base=str(note.get("family", "")))
+    added, trained_on = tokens.unpacked(note.get("tokens", ())), str(note.get("base", ""))
+    return File(name, tokens=added, base=str(note.get("family", "")), trained_on=trained_on)
 
 
 def _parse(key: str) -> tuple[str | None, str, str]:
@@ -280,6 +282,8 @@ def placed_updates(model: Model, file: File) -> list[tuple[Target, Update, Place
             f"{file.name} is a LoRA for {file.base}, and this model is {model.info.get('family', NATIVE)}. "
             "Take the base that it was trained on."
         )
+    if native.own_denoiser(model.denoise) is not None and file.trained_on not in ("", model.id, model.info.get("base")):
+        warn(f"{file.name} was trained on another model of this package, and may spoil what this one draws.")
     is_for = f"{file.name} is a LoRA for {family.name if family else 'another model'}."
     remedy = f"Take one for {model.info.get('family', 'this model')}."
     if family is not None and not family.has(model.modules.get("net")):

@@ -61,14 +61,13 @@ def finetune(model: Model | str | Path, data: Dataset | str | Path, **options: A
     chosen = chosen.in_runs(safe_name(examples.name))
     lora = {name: getattr(chosen, name) for name in ADAPTED}
     adaptation = adapt(base, chosen.method, **lora)
-    known = prompts_of(chosen.prompts, WATCHED + chosen.retain)
-    watched, kept = known[:WATCHED], known[WATCHED:]
+    watched, kept = prompts_of(chosen.prompts, WATCHED, chosen.retain)
     own = own_images(base, kept, chosen.seed + 1000, chosen.size) if kept else []
     retention = Retention(base, watched, own_images(base, watched, chosen.seed, chosen.size), chosen.seed)
     shown = [*(examples.captions[i][0] for i in examples.held_out[:4] if examples.captions[i]), *watched[:4]]
     names = ("method", "retain", "rank", "alpha", "targets", "dropout", "text_encoder", "lr", "batch_size", "floor")
     identity = {name: str(getattr(chosen, name)) for name in names}
-    identity |= {"model": base.id, "watched": digest(known)}
+    identity |= {"model": base.id, "watched": digest(watched, kept)}
     course = Course(
         adaptation, examples, (), "", list(zip(kept, own, strict=True)), retention, shown, DROPPED, identity
     )

@@ -117,9 +117,9 @@ def opened(
     keys = [_content(data, i) if few else data.key(i) for i in range(len(data))]
     distinct = list({key: i for i, key in reversed(list(enumerate(keys)))}.values())[::-1]
     if few and not LEAST <= len(distinct) <= MOST:
-        why = f" ({notes[0][:-1]})" if notes else ""
+        why = f": {notes[0]}" if notes else "."
         raise DataError(
-            f"A subject takes {LEAST} to {MOST} different images, and {data.name!r} has {len(distinct)}{why}. "
+            f"A subject takes {LEAST} to {MOST} different images, and {data.name!r} has {len(distinct)}{why} "
             + ("Add some." if len(distinct) < LEAST else "Take the best of them, or finetune for a whole domain.")
         )
     if len(distinct) < 2:

@@ -113,7 +113,7 @@ def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions
         notes.append(f"{chosen.token!r} is a rare word of this model, and stands for the subject in {phrase!r}.")
     adaptation = _adaptation(base, chosen, "" if rare else chosen.token, start)
     count = chosen.prior if chosen.prior is not None else PRIOR * (chosen.method != "embedding")
-    others = prompts_of(chosen.prompts, WATCHED + count)[WATCHED:]
+    _, others = prompts_of(chosen.prompts, WATCHED, count)
     of_class = f"a {class_name}" if chosen.subject == "object" else class_name
     prior = [others[i] if i % 2 else of_class for i in range(count)]
     shown = [phrase, f"{phrase} on a blue background", f"two {phrase}", f"a red {phrase}"]
@@ -126,7 +126,7 @@ def _slider(base: Model, chosen: PersonalizeOptions) -> tuple[Course, list[str]]
     ends = sliders.opposites(str(chosen.slider), chosen.class_name)
     examples = sliders.examples_of(base, ends, chosen.seed)
     adaptation = _adaptation(base, chosen, "", "")
-    prior = prompts_of(chosen.prompts, WATCHED + (chosen.prior or 0))[WATCHED:]
+    _, prior = prompts_of(chosen.prompts, WATCHED, chosen.prior or 0)
     shown = [list(ends)[i % len(ends)] for i in range(sliders.SHOWN)]
     held = _held(base, chosen, prior, shown, str(chosen.slider))
     notes = [
@@ -139,7 +139,7 @@ def _held(
     base: Model, chosen: PersonalizeOptions, prior: list[str], shown: list[str], class_name: str
 ) -> dict[str, Any]:
     """What a run is held to, and what tells it from others: fields of ``Course``."""
-    watched = prompts_of(chosen.prompts, WATCHED)
+    watched, _ = prompts_of(chosen.prompts, WATCHED, 0)
     kept = own_images(base, watched, chosen.seed, chosen.size)
     made = own_images(base, prior, chosen.seed + 1000, chosen.size) if prior else []
     names = (
@@ -159,6 +159,12 @@ def _class_and_start(base: Model, examples: Examples, chosen: PersonalizeOptions
     A model that knows an image of the class by heart draws that one whatever the noise, and nothing else grows from it.
     """
     general, named = STYLE_WORDS if chosen.subject == "style" else GENERAL, chosen.class_name
+    unknown = getattr(base.conditioner, "unknown_words", lambda text: [])(named or "")
+    if unknown:
+        raise InputError(
+            f"This model knows no {unknown[0]!r}. Give another --class-name; without one the word is taken that "
+            "explains the images best."
+        )
     if named is not None and own_denoiser(base.denoise) is None:
         return named, named, []  # a network that is large, and was trained on many images of each word
     losses = _losses(base, examples, [*general, *([named] if named else [])])

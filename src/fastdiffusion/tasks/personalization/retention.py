@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...data.dataset import digest
-from ...errors import DataError
+from ...errors import DataError, counted
 from ...models import Model
 from ...noise import Stream, generator
 from ..generation.sample import sample
@@ -25,22 +25,36 @@ THINGS = (
     "a cake", "a pizza", "a banana", "a lemon", "a grinning face", "a sad face", "a red heart", "a blue heart",
     "a green heart", "an umbrella", "a snowman", "a guitar", "a drum", "a camera", "a horse", "a cow", "a rabbit",
     "a mushroom", "a cactus", "a rocket", "a shoe", "a hat", "a glass", "a spoon", "a mountain", "a bridge", "a robot",
-    "a ghost", "a turtle",
+    "a ghost", "a turtle", "a lion", "an elephant", "a pig", "a butterfly", "a bee", "a snail", "a fox", "a bear",
+    "a penguin", "a whale", "an octopus", "a frog", "a mouse", "an owl", "an egg", "a carrot", "a tomato", "bread",
+    "cheese", "an ice cream", "a cup of tea", "a bottle", "a strawberry", "grapes", "a pear", "corn", "a palm tree",
+    "a rose", "a leaf", "a cloud", "a rainbow", "a fire", "a bus", "a truck", "a ship", "a tent", "a castle", "a door",
+    "a chair", "a bed", "a lamp", "a candle", "a bell", "a gift", "a balloon", "a pencil", "scissors", "a hammer",
+    "a telephone", "a computer", "a letter", "a violin", "a trumpet", "a shirt", "a ring", "a skull", "a baby",
 )  # fmt: skip
+FEWEST = 4  # prompts of a file: two of them are measured on
 
 
-def prompts_of(file: str | Path | None, n: int) -> list[str]:
-    """``n`` prompts, of a file with one a line or of everyday things, in turn."""
-    if file is None:
-        known: Sequence[str] = THINGS
-    else:
+def prompts_of(file: str | Path | None, watched: int, held: int) -> tuple[list[str], list[str]]:
+    """Prompts to measure on, and others to hold a model to; of a file with one a line, or of everyday things, in turn.
+
+    No prompt is among both.
+    """
+    known: Sequence[str] = THINGS
+    if file is not None:
         try:
-            known = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{str(file)!r} cannot be read ({error}). Give a text file, a prompt a line.") from None
-        if not known:
-            raise DataError(f"{str(file)!r} has no prompts. Write one a line.")
-    return [known[i % len(known)] for i in range(n)]
+        known = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+        if len(known) < FEWEST:
+            raise DataError(
+                f"{str(file)!r} has {counted(len(known), 'prompt')}. Write at least {FEWEST}, one a line: some are "
+                "measured on, and the model is held to others."
+            )
+    watched = min(watched, len(known) // 2)
+    rest = known[watched:]
+    return list(known[:watched]), [rest[i % len(rest)] for i in range(held)]
 
 
 def own_images(model: Model, prompts: Sequence[str], seed: int, size: int | None = None) -> list[Tensor]:

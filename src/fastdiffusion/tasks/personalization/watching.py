@@ -20,6 +20,7 @@ from ...training.callback import Callback, TrainingView, report
 
 LOOKS = 16  # in a run
 SHOWN = 4  # looks between two sheets of what the model draws
+SAME = 0.05  # of what was learned: held-out losses that are nearer than that are taken for the same
 PATIENCE = 5  # looks without a better one, after which a run ends
 KEPT, LOG = "best.safetensors", "looks.json"
 
@@ -39,7 +40,26 @@ class Look(NamedTuple):
 
 
 def best(looks: list[Look], floor: float) -> Look:
-    """The look with the least loss among those that retain enough; the first one always does."""
+    """The look to keep: of those with nearly the least loss, the one that retains most.
+
+    Nearly is within a part ``SAME`` of what was learned. It is chosen step by step, as the looks come: what is kept is
+    either what was kept before, or the newest. The first look always retains enough; with a floor of 0 retention does
+    not count at all.
+    """
+    first = kept = least = looks[0]
+    for look in looks[1:]:
+        if not _retains(look, floor):
+            continue
+        least = min(least, look, key=lambda one: one.loss)
+        limit = least.loss + (SAME if floor else 0.0) * (first.loss - least.loss)
+        better = (look.retention, -look.loss) > (kept.retention, -kept.loss)
+        if look.loss <= limit and (better or kept.loss > limit):
+            kept = look
+    return kept
+
+
+def _least(looks: list[Look], floor: float) -> Look:
+    """The look with the least loss among those that retain enough."""
     return min((look for look in looks if _retains(look, floor) or look is looks[0]), key=lambda look: look.loss)
 
 
@@ -50,7 +70,7 @@ def _retains(look: Look, floor: float) -> bool:
 
 def reason_to_end(looks: list[Look], floor: float, patience: int = PATIENCE) -> str:
     """Why a run should end now; "" while it should not."""
-    after = [look for look in looks if look.step > best(looks, floor).step]
+    after = [look for look in looks if look.step > _least(looks, floor).step]
     if len(after) >= 2 and not any(_retains(look, floor) for look in after[-2:]):
         return f"it retains less than {floor:.0%} of what it knew"
     if len(after) >= patience:
