@@ -91,8 +91,8 @@ class TiledRestoration:
 
     def grayed(self, images: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
         """Without color: where hardly any came, it is noise. What was gray and nothing else comes back to the bit."""
-        given = self.measurement.image
+        gray = self.measurement.image
         if len(self.measurement.corruption.steps) == 1:
-            return given.expand(images.shape).clone()
+            return gray.expand(images.shape).clone()
         rows = [to_uint8(luminance(to_tensor(one))) for one in images.split(ROWS, 2)]
         return torch.cat(rows, 2).expand(images.shape).clone()
