@@ -35,7 +35,7 @@ FINER = 0.1  # the same of parts of a pixel, which an image tells apart no bette
 # logarithms. Of fewer patches than ENOUGH, and after JPEG, the spectrum tells less. Chosen on the tuned photographs of
 # bench/photographs.txt, where they make the true width likeliest.
 SAMPLES, ENOUGH, PART, EXACT, WIDE = 100.0, 24, 0.25, 0.4, 0.5
-TOLD = 0.1  # of a frequency's coefficients, which JPEG has to leave for it to tell of a blur
+KEPT = 0.1  # of a frequency's coefficients, which JPEG has to leave for it to tell of a blur
 ALIKE = 0.03  # widths that are no farther apart, as a part, are one
 SURE = 0.9  # from this probability on one width is taken alone
 SPANS = {"motion": (1.0, 10.0), "defocus": (1.0,), "blur": (0.6,)}
@@ -59,7 +59,7 @@ def estimate_kernel(
             f"No kernel can be found in this image: it has no edges, or is smaller than {2 * size}x{2 * size}. "
             "Say what happened, e.g. corruption='deblur motion 9 30'."
         )
-    blurred, least = _liveliest(blurred), rounding(image)
+    blurred = _liveliest(blurred)
     sizes = [size]
     while sizes[-1] > 5:
         sizes.append(max(5, int(sizes[-1] / 1.6) // 2 * 2 + 1))
@@ -78,7 +78,7 @@ def estimate_kernel(
             kernel = _clean(_fit(edges, small, side))
     assert kernel is not None
     kernel = _centred(kernel)
-    return _simplest(kernel, blurred, least) if simple else kernel
+    return _simplest(kernel, blurred) if simple else kernel
 
 
 def refined(named: Step, image: Float[Tensor, "1 c h w"], rounded: Rounded | None = None) -> Step:
@@ -106,15 +106,14 @@ def plausible(named: Step, image: Float[Tensor, "1 c h w"], rounded: Rounded | N
     steps = [named, *_near(named), *simple]
     kernels = _kernels(steps, max(reach(step.name, step.values[0]) for step in steps))
     part, kernel = _liveliest(x), estimate_kernel(x, simple=False)
-    least = rounding(image)
-    unlikely = _surprise(kernels, part, least, rounded=rounded) - _likeness(kernels, kernel)
+    unlikely = _surprise(kernels, part, rounded=rounded) - _likeness(kernels, kernel)
 
     def likeliest(apart: list[float]) -> Step:
         return steps[int((unlikely + torch.tensor(apart)).argmin())]
 
     found = likeliest([0.0, *(_reserve(_distance(step, named)) for step in steps[1:])])
     if named.name == "blur" and found.name == "blur":
-        return _widths(named, part, kernel, least, rounded)
+        return _widths(named, part, kernel, rounding(image), rounded)
     if found is named:
         return {named: 1.0}
     plain = {(step.name, step.values) for step in (named, *simple)}  # now without a bias for what was named
@@ -128,7 +127,7 @@ def _widths(named: Step, image: Tensor, kernel: Tensor, least: float, rounded: R
     away = 0.05 * torch.arange(-25, 26)
     steps = [Step("blur", (float(named.values[0]) * math.exp(float(a)),)) for a in away]
     kernels = _kernels(steps, min(max(reach(step.name, step.values[0]) for step in steps), 31))
-    cost = _surprise(kernels, image, least, rounded=rounded) - PART * _likeness(kernels, kernel)
+    cost = _surprise(kernels, image, rounded=rounded, least=least) - PART * _likeness(kernels, kernel)
     samples = SAMPLES * min(1.0, _patches(image) / ENOUGH) * (1.0 if rounded is None else 0.5)
     likelihood = (-samples * (cost - cost.min())).double().exp()
     wrong = likelihood * torch.softmax(-(away.double() ** 2) / (2 * WIDE**2), 0)
@@ -194,11 +193,11 @@ def _kernels(steps: Sequence[Step], radius: int) -> Float[Tensor, "n k k"]:
     return torch.stack([row for row in rows if row is not None])
 
 
-def _simplest(kernel: Tensor, image: Tensor, least: float) -> Tensor:
+def _simplest(kernel: Tensor, image: Tensor) -> Tensor:
     """The Gaussian, line or disk that is most like ``kernel`` and explains the image's spectrum best."""
     radius = len(kernel) // 2
     candidates = _kernels(_simple_blurs(radius), radius)
-    return candidates[int((_surprise(candidates, image, least) - _likeness(candidates, kernel)).argmin())]
+    return candidates[int((_surprise(candidates, image) - _likeness(candidates, kernel)).argmin())]
 
 
 def _likeness(kernels: Float[Tensor, "n k k"], kernel: Tensor) -> Float[Tensor, " n"]:
@@ -214,13 +213,14 @@ def _patches(image: Tensor, side: int = 64) -> int:
 
 
 def _surprise(
-    kernels: Float[Tensor, "n k k"], image: Tensor, least: float, side: int = 64, rounded: Rounded | None = None
+    kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64, rounded: Rounded | None = None, least: float = 0.0
 ) -> Float[Tensor, " n"]:
     """Negative log-likelihood per frequency (Whittle 1953) of each kernel.
 
     A sharp photograph's spectrum falls as a power of the frequency, the kernel's zeros cut valleys into it, and
-    rounding fills them to a floor, which has at least the variance ``least``. How steep it falls and how high it begins
-    are chosen for each kernel.
+    rounding fills them to a floor. How steep it falls and how high it begins are chosen for each kernel. The floor is
+    what the least of the image's frequencies have, and no less than the variance ``least``: of few patches that is too
+    little by far, which makes valleys tell too much (the reserves above are chosen by it), and no Gaussian has any.
     """
     side = min(side, *image.shape[2:])
     patches = image[0, 0].unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(0, 1)
@@ -232,11 +232,11 @@ def _surprise(
     frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
     use = frequency > 2.5 / side
     share = (1 / energy[lively].clamp(min=1e-6)).mean() * (window[:, None] * window).square().sum()
-    floor = observed.flatten().quantile(0.02).maximum(least * share)  # of few patches the quantile is too low by far
+    floor = observed.flatten().quantile(0.02).maximum(least * share)
     if rounded is not None:  # a coefficient's frequency is its number / 16
         at = torch.fft.fftfreq(side).abs(), torch.fft.rfftfreq(side)
         rows, columns = ((16 * f).round().long().clamp(max=7) for f in at)
-        use &= rounded.kept[rows][:, columns] > TOLD
+        use &= rounded.kept[rows][:, columns] > KEPT
         floor = (floor + rounded.variance[rows][:, columns] * share)[use]
     observed, passed = observed[use], torch.fft.rfft2(kernels, (side, side)).abs().square()[:, use]
     best = torch.full((len(kernels),), math.inf)
