@@ -25,7 +25,7 @@ def multilingual(
 
     Args:
         size: Side in pixels, 64 by default.
-        languages: Beside English, in equal parts; of ``emoji.LANGUAGES``. Names that ``reserved.pair`` holds out are
+        languages: Beside English, in equal parts; of ``emoji.LANGUAGES``. Names that ``holdout.pair`` holds out are
             said in English.
         english: Part of the captions that is English, 0 to 1.
         font: See :func:`emoji`.

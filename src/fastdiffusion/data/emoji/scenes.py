@@ -1,6 +1,6 @@
 """Emoji as scenes: each on white and a few colored backgrounds, with captions in many forms, for text-to-image models.
 
-What ``data.reserved`` holds out is left out, unless asked for.
+What ``holdout`` holds out is left out, unless asked for.
 """
 
 from __future__ import annotations
