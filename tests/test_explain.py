@@ -203,6 +203,7 @@ def test_a_mask_takes_along_the_even_middle_of_what_it_goes_around(side):
     outside[near, near] = False
     assert float(whole[0, 0][outside].max()) < 0.05
     assert bool((whole >= rim).all())
+    assert not word_masks.filled(places * torch.linspace(0.5, 1, cells), 1.0, image).any()  # nothing is above the most
 
 
 def test_a_large_image_is_looked_at_through_windows_of_the_models_size():
