@@ -1,7 +1,8 @@
-"""The parts of editing, one number each: inversion at high guidance, weights of words, and sketches.
+"""The parts of editing, one number each: inversion at high guidance, weights of words, added words, and sketches.
 
 python bench/edit_parts.py inversion [--model emoji] [-n 8] [--steps 20] [--scale 7.5]
 python bench/edit_parts.py weights   [--model emoji] [-n 4] [--steps 12] [--ways guidance]
+python bench/edit_parts.py refine    [--model emoji] [-n 2] [--steps 12]
 python bench/edit_parts.py sketches  [--model emoji] [-n 32] [--steps 12] [--cells 5] [--out out/bench]
 
 inversion: PSNR of images that the model drew, inverted and drawn again under guidance, and the autoencoder's own, which
@@ -11,6 +12,8 @@ weights: an image is drawn with a word at the weights -1, 0, 0.5, 1, 1.5, 2 and 
 --reweight), by "attention" to its tokens (guidance.attention.Reweight), and from 0 up by its token "states" (the prompt
 language). Its score is the evaluator's similarity to the caption less that to the caption without the word; Spearman's
 correlation of weight and score, for each caption, over the mean of n seeds; its mean over captions, with the interval.
+
+refine: a word is added to an image that was drawn without it; the gain of the same score, by caption over n seeds.
 
 sketches: what the model draws, in three flat colors on a grid of 5 x 5, is the sketch; its caption draws it anew at
 rising strength. Recognised: as in bench/edits.py. Edges: intersection over union with the sketch's, one pixel of slack.
@@ -136,6 +139,22 @@ def weights(model: Model, args: argparse.Namespace) -> dict[str, Any]:
     return {how: {"mean": interval(torch.tensor(rhos)), "each": rhos} for how, rhos in made.items()}
 
 
+@torch.no_grad()
+def refine(model: Model, args: argparse.Namespace) -> dict[str, Any]:
+    net, gains = evaluator.load(), []
+    for caption, word in CAPTIONS[: args.captions]:
+        source, own = removed(caption, [word]), []
+        text = (net.encode_text([caption]) - net.encode_text([source]))[0]
+        for seed in range(3, 3 + args.n):
+            before = drawn(model, source, seed, args.steps)
+            options: dict[str, Any] = {"source": source, "steps": args.steps, "seed": seed + 100, "cached": False}
+            after = edit(to_pil(before[0]), caption, model, **options).images
+            own.append(float((net.encode_image(after) - net.encode_image(before))[0] @ text))
+        gains.append(sum(own) / len(own))
+        print(caption, word, [round(gain, 3) for gain in own], flush=True)
+    return {"gain": interval(torch.tensor(gains))}
+
+
 def sketch(image: Tensor, cells: int = 5, colors: int = 3) -> Tensor:
     """Flat colors on a coarse grid: k-means of its cells, from their corners of brightness."""
     small = functional.adaptive_avg_pool2d(image, cells)[0].flatten(1).T
@@ -189,7 +208,7 @@ def interval(values: Tensor) -> list[float]:
     return [float(f"{v:.4g}") for v in (float(values.mean()), *metrics.interval(lambda v: float(v.mean()), values))]
 
 
-PARTS = {"inversion": inversion, "weights": weights, "sketches": sketches}
+PARTS = {"inversion": inversion, "weights": weights, "refine": refine, "sketches": sketches}
 
 
 def main() -> None:
@@ -199,7 +218,7 @@ def main() -> None:
     parser.add_argument("-n", type=int, default=8)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="of weights")
-    parser.add_argument("--captions", type=int, default=len(CAPTIONS), help="of weights")
+    parser.add_argument("--captions", type=int, default=len(CAPTIONS), help="of weights and refine")
     parser.add_argument("--cells", type=int, default=5, help="of a sketch, along each side")
     parser.add_argument("--scale", type=float, default=7.5)
     parser.add_argument("--strength", type=float, default=1.0)

@@ -205,6 +205,15 @@ def test_a_mask_takes_along_the_even_middle_of_what_it_goes_around(side):
     assert bool((whole >= rim).all())
 
 
+def test_nothing_is_above_the_largest_value_of_a_map():
+    """Not even a spot that is far above what counts as the largest of areas."""
+    image, places = torch.ones(1, 3, 64, 64), torch.full((1, 1, 16, 16), 0.5)
+    image[..., 32:36, 32:36] = -1.0
+    places[..., 8, 8] = 1
+    assert float(word_masks.filled(places, 0.9, image)[..., 33:35, 33:35].min()) > 0.9
+    assert not word_masks.filled(places, 1.0, image).any()
+
+
 def test_a_large_image_is_looked_at_through_windows_of_the_models_size():
     model, half = of_halves(), torch.ones(1, 16, 24)
     half[:, :, 10:] = 0.4

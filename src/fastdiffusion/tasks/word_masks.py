@@ -132,7 +132,7 @@ def filled(
     small = F.interpolate(image, [max(round(n * part), 1) for n in image.shape[-2:]], mode="area")
     heat = F.interpolate(places, small.shape[-2:], mode="bilinear")[0]
     spread = along_edges(heat, small[0], REACH, EDGE)[None]
-    spread = spread / spread.flatten().quantile(TOP).clamp(min=1e-9)
+    spread = (spread / spread.flatten().quantile(TOP).clamp(min=1e-9)).clamp(max=1)
     return torch.maximum(soft(places, threshold, image), soft(spread, threshold + HIGHER, image))
 
 
