@@ -43,10 +43,10 @@ def prompts_of(file: str | Path | None, watched: int, held: int) -> tuple[list[s
     known: Sequence[str] = THINGS
     if file is not None:
         try:
-            written = Path(file).read_text(encoding="utf-8").splitlines()
+            content = Path(file).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{str(file)!r} cannot be read ({error}). Give a text file, a prompt a line.") from None
-        known = list(dict.fromkeys(line.strip() for line in written if line.strip()))
+        known = list(dict.fromkeys(line.strip() for line in content.splitlines() if line.strip()))
         if len(known) < FEWEST:
             raise DataError(
                 f"{str(file)!r} has {counted(len(known), 'prompt')}. Write at least {FEWEST}, one a line: some are "
