@@ -113,7 +113,8 @@ def plausible(named: Step, image: Float[Tensor, "1 c h w"], rounded: Rounded | N
 
     found = likeliest([0.0, *(_reserve(_distance(step, named)) for step in steps[1:])])
     if named.name == "blur" and found.name == "blur":
-        return _widths(named, part, kernel, rounding(image), rounded)
+        few = _patches(part) < ENOUGH
+        return _widths(named, part, kernel, rounding(image) if few else 0.0, rounded)
     if found is named:
         return {named: 1.0}
     plain = {(step.name, step.values) for step in (named, *simple)}  # now without a bias for what was named
@@ -220,7 +221,7 @@ def _surprise(
     A sharp photograph's spectrum falls as a power of the frequency, the kernel's zeros cut valleys into it, and
     rounding fills them to a floor. How steep it falls and how high it begins are chosen for each kernel. The floor is
     what the least of the image's frequencies have, and no less than the variance ``least``: of few patches that is too
-    little by far, which makes valleys tell too much (the reserves above are chosen by it), and no Gaussian has any.
+    little by far, and a width seems certain that is wrong.
     """
     side = min(side, *image.shape[2:])
     patches = image[0, 0].unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(0, 1)
