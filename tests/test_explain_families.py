@@ -9,6 +9,7 @@ from loaded_families import get
 from tiny_pipelines import FAMILIES
 
 from fastdiffusion import sample
+from fastdiffusion.adapters.copies import copied
 from fastdiffusion.prompts.terms import terms
 from fastdiffusion.tasks import word_masks
 from fastdiffusion.tasks.attribution import integrated
@@ -85,3 +86,4 @@ def test_one_row_at_a_time_computes_blocks_again(name):
     assert low == pytest.approx(high, rel=1e-4)
     assert many > few
     assert not any("forward" in vars(block) for block in blocks)
+    copied(model, {}, {})  # no module keeps a tensor of the pass, which cannot be copied

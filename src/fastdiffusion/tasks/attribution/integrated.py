@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ... import samplers
 from ...guidance import Guided
@@ -135,7 +135,8 @@ class Run:
             return latents
         if not torch.is_grad_enabled():
             return model.autoencoder.decode(latents)
-        made = checkpoint(model.autoencoder.decode, latents, use_reentrant=False, preserve_rng_state=False)
+        with set_checkpoint_early_stop(False):  # an autoencoder that carries states forgets them at the end of a pass
+            made = checkpoint(model.autoencoder.decode, latents, use_reentrant=False, preserve_rng_state=False)
         assert isinstance(made, Tensor)
         return made
 
