@@ -99,7 +99,7 @@ class Judge:
 
 
 def by_the_rule(looks: Sequence[Look]) -> dict[str, float]:
-    """What the rule of when to stop, with the usual floor, would have made of a run that went on to its end."""
+    """What the rule of when to stop, with the usual floor, would have made of a run that trained to its end."""
     floor = AdaptationOptions.floor
     ends = next((n for n in range(1, len(looks)) if reason_to_end(list(looks[:n]), floor)), len(looks))
     kept = best(list(looks[:ends]), floor)

@@ -592,4 +592,13 @@ def test_what_has_no_color_comes_back_to_the_bit():
     with pytest.warns(UserWarning, match="few colors"):
         done = restore(gray, "gray")
     assert torch.equal(done.pixels[0], torch.from_numpy(np.asarray(gray)).expand(3, -1, -1))
-    assert any("stays gray" in note for note in done.notes)
+    assert any("Hardly any color" in note for note in done.notes)
+
+
+def test_colors_that_were_asked_for_stay_however_faint():
+    gray, hints = photo(96, 64, seed=5).convert("L"), Image.new("RGBA", (96, 64))
+    hints.paste((126, 118, 118, 255), (40, 30, 44, 34))
+    done = restore(gray, "gray", hints=hints)
+    assert any("Hardly any color" in note for note in done.notes)
+    red, green, _ = done.pixels[0, :, 32, 42].tolist()
+    assert red > green

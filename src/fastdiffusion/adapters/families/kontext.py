@@ -26,7 +26,7 @@ class FluxKontext(Referring, Flux):
         beside = places(i // 2, j // 2, t)
         beside[:, 0] = 1
         out = self.net(
-            hidden_states=torch.cat([packed, pack(self.reference.to(x)).expand(len(x), -1, -1)], 1),
+            hidden_states=self.joined(packed),
             encoder_hidden_states=cond.emb,
             timestep=t,
             img_ids=torch.cat([places(h // 2, w // 2, t), beside]),

@@ -79,7 +79,7 @@ class QwenImageEdit(Referring, QwenImage):
             return super().predict(x, t, cond)
         (h, w), (i, j), packed = x.shape[-2:], self.reference.shape[-2:], pack(x)
         out = self.net(
-            hidden_states=torch.cat([packed, pack(self.reference.to(x)).expand(len(x), -1, -1)], 1),
+            hidden_states=self.joined(packed),
             encoder_hidden_states=cond.emb,
             encoder_hidden_states_mask=cond.mask,
             timestep=t,

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...types import Cond
 from ..attention import Layout
 from ..family import Family
+from .flux import pack
 
 
 class Referring(Family):
@@ -33,3 +34,8 @@ class Referring(Family):
         if layout is None or self.reference is None:
             return layout
         return layout._replace(total=layout.total + math.prod(self.reference.shape[-2:]) // self.patch**2)
+
+    def joined(self, packed: Float[Tensor, "b n d"]) -> Float[Tensor, "b m d"]:
+        """The image's tokens, and the reference's after them."""
+        assert self.reference is not None
+        return torch.cat([packed, pack(self.reference.to(packed)).expand(len(packed), -1, -1)], 1)

@@ -20,7 +20,7 @@ from .scenes import cldr, cldr_file, plain, spoken
 
 EDICT = Path("/usr/share/edict/edict")  # Debian's package edict: Japanese to English, CC-BY-SA-3.0, EDRDG
 
-# How each language says that something is on a colored ground, and the colors in the order of ``holdout.COLORS``.
+# How each language says that something is on a colored background, and the colors in the order of ``holdout.COLORS``.
 BACKGROUNDS: dict[str, tuple[str, str]] = {
     "ar": ("{name} على خلفية {color}", "بيضاء سوداء حمراء برتقالية صفراء خضراء زرقاء بنفسجية وردية"),
     "de": (
@@ -120,7 +120,7 @@ def emoji_phrases(languages: Sequence[str] = LANGUAGES[1:]) -> list[Pair]:
 
 
 def describe_background(name: str, language: str, color: str) -> str:
-    """How a language says that something is on a ground of a color, one of ``holdout.COLORS``; white goes unsaid."""
+    """How a language says that something is on a background of one of ``holdout.COLORS``; white goes unsaid."""
     saying, colors = BACKGROUNDS.get(language, ("{name} on {color}", " ".join(holdout.COLORS)))
     names_of = dict(zip(holdout.COLORS, colors.split(), strict=True))
     return name if color == "white" else saying.format(name=name, color=names_of[color])

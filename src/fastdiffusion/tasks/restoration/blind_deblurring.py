@@ -20,10 +20,12 @@ from ...corruptions import Step
 from ...corruptions.blurs import disk, gaussian, line, radius_of, reach, taps
 from ...corruptions.pixels import LUMA
 from ...errors import InputError
-from .colorization import luminance
+from .colorization import is_gray, luminance
 from .jpeg_files import Rounded
+from .measurement import ROUNDING
 
 MOST = 384  # side of the part that is looked at
+PATCH = 64  # side of the patches whose spectra are averaged
 LEAST = 96  # shorter side of an image from which on its spectrum tells a kernel
 # What another kernel than the named one has to be likelier by, per frequency: anything; a step away from it
 # (SPANS: pixels and degrees of motion, pixels of a disk, part of a Gaussian's width), as people are off, a little more,
@@ -32,11 +34,11 @@ SURER, STEP_AWAY, BEYOND, FAR = 0.05, 0.02, 0.1, 1.5
 FINER = 0.1  # the same of parts of a pixel, which an image tells apart no better than that
 # A Gaussian's width follows from the spectrum (cost per frequency, times SAMPLES, is minus the log-likelihood; of the
 # kernel's likeness a part) and by what was named: it is exact with a probability of EXACT, else off by about WIDE, in
-# logarithms. Of fewer patches than ENOUGH, and after JPEG, the spectrum tells less. Chosen on the tuned photographs of
-# bench/photographs.txt, where they make the true width likeliest.
+# logarithms. With fewer patches than ENOUGH, and after JPEG, the spectrum is weaker evidence. Chosen on the tuned
+# photographs of bench/photographs.txt, where they make the true width likeliest.
 SAMPLES, ENOUGH, PART, EXACT, WIDE = 100.0, 24, 0.25, 0.4, 0.5
-KEPT = 0.1  # of a frequency's coefficients, which JPEG has to leave for it to tell of a blur
-ALIKE = 0.03  # widths that are no farther apart, as a part, are one
+KEPT = 0.1  # part of a frequency's coefficients that JPEG must have left for it to be used
+ALIKE = 0.03  # relative difference up to which two widths are one
 SURE = 0.9  # from this probability on one width is taken alone
 SPANS = {"motion": (1.0, 10.0), "defocus": (1.0,), "blur": (0.6,)}
 
@@ -106,15 +108,14 @@ def plausible(named: Step, image: Float[Tensor, "1 c h w"], rounded: Rounded | N
     steps = [named, *_near(named), *simple]
     kernels = _kernels(steps, max(reach(step.name, step.values[0]) for step in steps))
     part, kernel = _liveliest(x), estimate_kernel(x, simple=False)
-    unlikely = _surprise(kernels, part, rounded=rounded) - _likeness(kernels, kernel)
+    unlikely = _surprise(kernels, part, rounded) - _likeness(kernels, kernel)
 
     def likeliest(apart: list[float]) -> Step:
         return steps[int((unlikely + torch.tensor(apart)).argmin())]
 
     found = likeliest([0.0, *(_reserve(_distance(step, named)) for step in steps[1:])])
     if named.name == "blur" and found.name == "blur":
-        few = _patches(part) < ENOUGH
-        return _widths(named, part, kernel, rounding(image) if few else 0.0, rounded)
+        return _widths(named, part, kernel, rounding(image), rounded)
     if found is named:
         return {named: 1.0}
     plain = {(step.name, step.values) for step in (named, *simple)}  # now without a bias for what was named
@@ -123,13 +124,14 @@ def plausible(named: Step, image: Float[Tensor, "1 c h w"], rounded: Rounded | N
     return {found: 1.0}
 
 
-def _widths(named: Step, image: Tensor, kernel: Tensor, least: float, rounded: Rounded | None) -> dict[Step, float]:
+def _widths(named: Step, image: Tensor, kernel: Tensor, noise: float, rounded: Rounded | None) -> dict[Step, float]:
     """The named width and the one to expect if that is wrong, with their probabilities; one alone where it is clear."""
     away = 0.05 * torch.arange(-25, 26)
     steps = [Step("blur", (float(named.values[0]) * math.exp(float(a)),)) for a in away]
     kernels = _kernels(steps, min(max(reach(step.name, step.values[0]) for step in steps), 31))
-    cost = _surprise(kernels, image, rounded=rounded, least=least) - PART * _likeness(kernels, kernel)
-    samples = SAMPLES * min(1.0, _patches(image) / ENOUGH) * (1.0 if rounded is None else 0.5)
+    enough = min(1.0, _patches(image) / ENOUGH)
+    cost = _surprise(kernels, image, rounded, noise if enough < 1 else 0.0) - PART * _likeness(kernels, kernel)
+    samples = SAMPLES * enough * (1.0 if rounded is None else 0.5)
     likelihood = (-samples * (cost - cost.min())).double().exp()
     wrong = likelihood * torch.softmax(-(away.double() ** 2) / (2 * WIDE**2), 0)
     exact = EXACT * float(likelihood[len(away) // 2])
@@ -207,23 +209,23 @@ def _likeness(kernels: Float[Tensor, "n k k"], kernel: Tensor) -> Float[Tensor, 
     return (kernels * kernel).sum((1, 2)) / (kernels.square().sum((1, 2)).sqrt() * kernel.norm())
 
 
-def _patches(image: Tensor, side: int = 64) -> int:
-    """How many patches :func:`_surprise` sees of an image, half of which it looks at."""
-    side = min(side, *image.shape[2:])
+def _patches(image: Tensor) -> int:
+    """How many patches of an image :func:`_surprise` takes, the livelier half of which it looks at."""
+    side = min(PATCH, *image.shape[2:])
     return math.prod((n - side) // (side // 2) + 1 for n in image.shape[2:])
 
 
 def _surprise(
-    kernels: Float[Tensor, "n k k"], image: Tensor, side: int = 64, rounded: Rounded | None = None, least: float = 0.0
+    kernels: Float[Tensor, "n k k"], image: Tensor, rounded: Rounded | None = None, noise: float = 0.0
 ) -> Float[Tensor, " n"]:
     """Negative log-likelihood per frequency (Whittle 1953) of each kernel.
 
     A sharp photograph's spectrum falls as a power of the frequency, the kernel's zeros cut valleys into it, and
     rounding fills them to a floor. How steep it falls and how high it begins are chosen for each kernel. The floor is
-    what the least of the image's frequencies have, and no less than the variance ``least``: of few patches that is too
-    little by far, and a width seems certain that is wrong.
+    taken from the weakest frequencies. In the mean of few patches these lie far below the noise itself, and a wrong
+    kernel looks certain: ``noise``, a variance that is known, is the least that the floor may be.
     """
-    side = min(side, *image.shape[2:])
+    side = min(PATCH, *image.shape[2:])
     patches = image[0, 0].unfold(0, side, side // 2).unfold(1, side, side // 2).flatten(0, 1)
     window = torch.hann_window(side)
     power = torch.fft.rfft2((patches - patches.mean((1, 2), keepdim=True)) * window[:, None] * window).abs().square()
@@ -233,7 +235,7 @@ def _surprise(
     frequency = torch.hypot(torch.fft.fftfreq(side)[:, None], torch.fft.rfftfreq(side)[None])
     use = frequency > 2.5 / side
     share = (1 / energy[lively].clamp(min=1e-6)).mean() * (window[:, None] * window).square().sum()
-    floor = observed.flatten().quantile(0.02).maximum(least * share)
+    floor = observed.flatten().quantile(0.02).maximum(noise * share)
     if rounded is not None:  # a coefficient's frequency is its number / 16
         at = torch.fft.fftfreq(side).abs(), torch.fft.rfftfreq(side)
         rows, columns = ((16 * f).round().long().clamp(max=7) for f in at)
@@ -251,9 +253,8 @@ def _surprise(
 
 
 def rounding(image: Float[Tensor, "1 c h w"]) -> float:
-    """Variance of what a file of 8 bits rounded away from the brightness of an image, less where it has colors."""
-    gray = image.shape[1] == 1 or float((image.amax(1) - image.amin(1)).max()) < 0.5 / 255
-    return (2 / 255) ** 2 / 12 * (1.0 if gray else sum(weight**2 for weight in LUMA))
+    """Variance of the 8-bit rounding of an image's brightness; a color's three roundings partly cancel out."""
+    return ROUNDING**2 * (1.0 if is_gray(image) else sum(weight**2 for weight in LUMA))
 
 
 def _cut(kernels: Tensor, reach: int) -> Tensor:

@@ -22,6 +22,11 @@ def luminance(x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 1 h w"]:
     return torch.einsum("c,nchw->nhw", torch.tensor(LUMA).to(x), x)[:, None]
 
 
+def is_gray(x: Float[Tensor, "n c h w"], within: float = 0.5 / 255) -> bool:
+    """Whether images have one channel, or three that differ by less than ``within`` everywhere."""
+    return x.shape[1] == 1 or float((x.amax(1) - x.amin(1)).max()) < within
+
+
 def in_gamut(x: Float[Tensor, "n 3 h w"], gray: Float[Tensor, "m 1 h w"]) -> Float[Tensor, "n 3 h w"]:
     """The colors of ``x`` at exactly the luminance of ``gray``, as saturated as a file can hold."""
     color = x - luminance(x)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ...corruptions import Chain, Corruption, Step
 from ...corruptions.jpeg import cells, joined_colors, operator, plane_of, tables
 from ...io.images import jpeg_tables
-from .colorization import luminance
+from .colorization import is_gray, luminance
 
 # (mean step of luminance, worth): libjpeg's quality 90, 80, 30 and 10. By bench/restoration_floor.py, so that no
 # photograph loses: above 90 rounding is finer than what a restorer knows, and strong texture bears half a change.
@@ -117,7 +117,7 @@ def likely(x: Tensor, y: Tensor, corruption: Corruption, trust: float = 1.0) -> 
         return torch.lerp(y, x, trust)
     quality, colors = (*step.values, "420")[:2]
     steps = (quality if isinstance(quality, Tensor) else tables(y.new_tensor([float(quality)]))[0]).to(y)
-    if y.shape[1] == 3 and float((y.amax(1) - y.amin(1)).max()) < 3 / 255:  # gray stays gray
+    if y.shape[1] == 3 and is_gray(y, within=3 / 255):  # gray stays gray
         return trusted(luminance(x), luminance(y), steps, "444").expand(-1, 3, -1, -1)
     if y.shape[1] == 3:
         x = torch.lerp(x, colors_along(x, y, steps, str(colors)), 0.5)

@@ -39,10 +39,7 @@ from .trials import Trial, mixed
 
 FEW_COLORS = "Experimental: the bundled restorer finds few colors of photographs. Give some: hints or palette."
 GOLDEN = (math.sqrt(5) - 1) / 2  # whose multiples lie evenly between 0 and 1, without the whole parts
-COLORLESS = (
-    "Hardly any color was found, so it stays gray. Give some with --hints or --palette, or train a model that knows "
-    "such things."
-)
+COLORLESS = "Hardly any color was found. Give some with --hints or --palette, or train a model that knows such things."
 
 
 def restore(
@@ -79,7 +76,9 @@ def restore(
         return restore(source, last, ready, **same).to_pil()[0]
 
     found = opened(image, corruption, ready, chosen, undo)
-    if model is None and not (chosen.hints or chosen.palette) and any(s.name == "gray" for s in found.what.steps):
+    few_colors = model is None and not (chosen.hints or chosen.palette)
+    few_colors = few_colors and any(step.name == "gray" for step in found.what.steps)
+    if few_colors:
         warn(FEW_COLORS)  # before the work, which may take minutes
     method = choose_method(chosen, found.named, ready, model)
     check_answer(chosen, method, found.what, ready)
@@ -92,8 +91,8 @@ def restore(
         found = replace(found, degraded=None, image=Image.new("L", (1, 1)))
         images = job.run(tile, overlap)
     colorless = job.lacks_color(images)
-    if colorless:
-        images = job.grayed(images)
+    if colorless and few_colors:
+        images = job.grayed(images)  # what the bundled restorer has found is noise
     marked = any(step.name in ("watermark", "logo") for step in found.what.steps) or "watermark" in str(corruption)
     notes = [*found.notes, *[NOTE] * marked, *losses(image), *[COLORLESS] * colorless]
     error = None if found.likely else measurement.error(images, tile, overlap)

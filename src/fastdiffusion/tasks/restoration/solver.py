@@ -47,6 +47,8 @@ class Solver:
         self.denoise: Denoise = guidance.self_ensemble(model.denoise) if options.self_ensemble else model.denoise
         self.noise_limit = strongest_noise(model)
         self.mean = takes_mean(options)
+        self.in_few_calls = gives_mean(measurement.corruption, model)
+        self.factors = factors(model)
 
     def __call__(self, tile: Tile, operator: Operator, y: Float[Tensor, "n k p q"]) -> Float[Tensor, "n c h w"]:
         """The estimates for one tile, one per row of ``y``."""
@@ -90,7 +92,7 @@ class Solver:
         what, (h, w) = self.measurement.corruption, base.shape[-2:]
         if loses_frequencies(operator, self.measurement):
             x = self._own_denoiser(deblurred(base, y, operator, self.measurement))  # what rings is taken away
-        elif not gives_mean(what, self.model):
+        elif not self.in_few_calls:
             return None
         elif what.steps[0].name == "posterize":
             x = self._dithered(tile, y, width=2 / (float(what.steps[0].values[0]) - 1))
@@ -112,10 +114,10 @@ class Solver:
 
     def _enlarged(self, small: Tensor, size: tuple[int, int]) -> Tensor:
         """A smaller image at another size: enlarged by the factors that the model learned until it is large enough."""
-        x, known = small, factors(self.model)
+        x = small
         while x.shape[-1] < size[1] or x.shape[-2] < size[0]:
             lacking = max(size[0] / x.shape[-2], size[1] / x.shape[-1])
-            factor = next((n for n in known if n >= lacking), known[-1])
+            factor = next((n for n in self.factors if n >= lacking), self.factors[-1])
             base = enlarge(x, (factor * x.shape[-2], factor * x.shape[-1]))
             x = self._restorer(base)(base, self._highest(base), None).clamp(-1, 1)
         return F.interpolate(x, size, mode="bicubic", antialias=True)

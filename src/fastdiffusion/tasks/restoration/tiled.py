@@ -90,7 +90,7 @@ class TiledRestoration:
         return self.colorizes and float((some - some.mean(1, keepdim=True)).square().mean().sqrt()) < GRAY_SPREAD
 
     def grayed(self, images: UInt8[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n 3 h w"]:
-        """Without color: where hardly any came, it is noise. What was gray and nothing else comes back to the bit."""
+        """The images without color. What was gray and nothing else comes back to the bit."""
         gray = self.measurement.image
         if len(self.measurement.corruption.steps) == 1:
             return gray.expand(images.shape).clone()
