@@ -24,7 +24,7 @@ UNETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer")
 CLASSIFIERS = ("mlp", *UNETS)
 OPTIMIZERS = ("adamw", "muon", "schedule_free")
 AUGMENTS = (
-    "mirror", "crop", "flip_x", "flip_y", "scale", "rotate", "stretch", "shift", "brightness", "contrast", "hue",
+    "mirror", "turn", "crop", "flip_x", "flip_y", "scale", "rotate", "stretch", "shift", "brightness", "contrast", "hue",
     "saturation",
 )  # fmt: skip
 TRACKERS = ("tensorboard", "trackio", "wandb")
