@@ -26,9 +26,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         "name": "unet", "width": 48, "multiples": [1, 2, 3], "blocks": [1, 1, 1], "attention": [1, 2], "updown": False,
         "head": 48,
     },
-    # 3.5 M, 193: restores tiles of any size, because its output at a pixel depends on the pixels around it alone
+    # 0.8 M, 197: restores tiles of any size, because its output at a pixel depends on the pixels around it alone
     "restorer": {
-        "name": "unet", "patch": 2, "refine": 16, "width": 32, "multiples": [2, 3, 4], "blocks": [1, 1, 1], "attention": [],
+        "name": "unet", "patch": 2, "refine": 16, "width": 32, "multiples": [2], "blocks": [2], "attention": [],
         "updown": False, "local": True, "rescale": False,
     },
     # 0.7 M, 8
