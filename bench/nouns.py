@@ -18,9 +18,9 @@ from fastdiffusion.tasks.evaluation import evaluator as evaluators
 LANGUAGES = ("en", "ja", "es", "de", "fr", "zh", "it", "pt")
 
 
-def nouns() -> list[tuple[tuple[str, ...], dict[str, str]]]:
+def nouns(path: str = "nouns.txt") -> list[tuple[tuple[str, ...], dict[str, str]]]:
     """Of each noun the glyphs that show it, and its word in each language."""
-    rows = Path(__file__).with_name("nouns.txt").read_text(encoding="utf-8").splitlines()
+    rows = Path(__file__).with_name(path).read_text(encoding="utf-8").splitlines()
     found = []
     for english, glyphs, *others in (row.split("\t") for row in rows if not row.startswith("#")):
         found.append((tuple(glyphs.split("|")), dict(zip(LANGUAGES, (english, *others), strict=True))))

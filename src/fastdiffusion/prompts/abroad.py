@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 LONGEST = 5  # words of a phrase
+TOGETHER, LETTERS = ("ja", "zh"), 12  # languages without spaces between words, and the longest of their words
 AFTER = frozenset({"es", "fr", "it", "pt", "id"})  # here colors stand behind what they color
 
 
@@ -43,6 +44,21 @@ def translated(keys: Sequence[str], forms: Callable[[str], Iterable[str]]) -> li
                 return None
             return _ordered(parts, dictionary) if language in AFTER else parts
     return None
+
+
+def split(text: str) -> list[str]:
+    """The words of a text without spaces, the longest first, where one language knows all of them; else the text."""
+    for dictionary in map(_dictionaries().__getitem__, TOGETHER):
+        known = [dictionary[table] for table in ("names", "words", "joining")]
+        ends: dict[int, list[str] | None] = {len(text): []}
+        for i in reversed(range(len(text))):
+            words = (text[i : i + n] for n in range(min(LETTERS, len(text) - i), 0, -1))
+            found = (word for word in words if any(word in table for table in known) and ends[i + len(word)] is not None)
+            word = next(found, None)
+            ends[i] = None if word is None else [word, *(ends[i + len(word)] or ())]
+        if ends[0]:
+            return ends[0]
+    return [text]
 
 
 def _parts(

@@ -180,12 +180,24 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
 
 def _translated(clean: str, tokens: list[_Token], visible: Sequence[int]) -> Reading | None:
     """A phrase of another language in English, where it is no name in that language and all its words are known."""
+    tokens = [piece for token in tokens for piece in _pieces(token)]
     parts = abroad.translated([key(token.text) for token in tokens], forms)
     if parts is None:
         return None
     english = [_Token(p.english, tokens[p.first].start, tokens[p.last - 1].end) for p in parts if p.english]
     text, origins = _rejoined(clean, english, visible)
     return Reading(text, origins, (f"{clean.strip()!r} is read as {text!r}.",))
+
+
+def _pieces(token: _Token) -> Iterator[_Token]:
+    """The words of a token, where it is of a language that writes them together."""
+    words, start = abroad.split(key(token.text)) if _wide(token.text) else [], token.start
+    if "".join(words) != token.text:  # a sign became another or several
+        yield token
+        return
+    for word in words:
+        yield _Token(word, start, start + len(word))
+        start += len(word)
 
 
 def _within(outer: Reading, inner: Reading) -> Reading:
