@@ -4,8 +4,8 @@
 
 Names that the model was taught, one image each, from the same noises (to which no table was fitted), under its own
 guidance. "fd" is the Frechet distance to the font's images in the evaluator's features, "R" the share recognized among
-100 names. The best textbook table is chosen after the fact, by the fd that is reported, which flatters it. "more" is the
-fitted table's fd less another's, with a 95 % interval of the bootstrap over images, paired. A model that comes with no
+100 names. The best textbook table is chosen after the fact, by the fd that is reported, which flatters it; the fitted
+table's fd less its fd comes with a 95 % interval of the bootstrap over images, paired. A model that comes with no
 table for these steps is fitted first.
 """
 

@@ -47,18 +47,18 @@ def translated(keys: Sequence[str], forms: Callable[[str], Iterable[str]]) -> li
 
 
 def split(text: str) -> list[str]:
-    """The words of a text without spaces, the longest first, where one language knows all of them; else the text."""
-    for dictionary in map(_dictionaries().__getitem__, TOGETHER):
-        known = [dictionary[table] for table in ("names", "words", "joining")]
-        ends: dict[int, list[str] | None] = {len(text): []}
-        for i in reversed(range(len(text))):
-            words = (text[i : i + n] for n in range(min(LETTERS, len(text) - i), 0, -1))
-            found = (word for word in words if any(word in table for table in known) and ends[i + len(word)] is not None)
-            word = next(found, None)
-            ends[i] = None if word is None else [word, *(ends[i + len(word)] or ())]
-        if ends[0]:
-            return ends[0]
-    return [text]
+    """The words of a text without spaces, where one language knows all of them: as few as can be; else the text."""
+    found = (_split(text, dictionary) for dictionary in map(_dictionaries().__getitem__, TOGETHER))
+    return min(filter(None, found), key=len, default=[text])
+
+
+def _split(text: str, dictionary: Mapping[str, Mapping[str, str]]) -> list[str] | None:
+    fewest: list[list[str] | None] = [*[None] * len(text), []]  # from each letter to the end
+    for i in reversed(range(len(text))):
+        words = (text[i:end] for end in range(i + 1, min(i + LETTERS, len(text)) + 1) if fewest[end] is not None)
+        known = (word for word in words if any(word in dictionary[table] for table in ("names", "words", "joining")))
+        fewest[i] = min(([word, *(fewest[i + len(word)] or ())] for word in known), key=len, default=None)
+    return fewest[0]
 
 
 def _parts(

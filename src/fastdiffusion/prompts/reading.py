@@ -168,6 +168,9 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
         if emoji and unread and len(tokens) > 2:
             notes += ("In languages other than English this model knows names, not sentences.",)
         return whole._replace(notes=notes, unknown=unread)
+    unlisted = any(_strange(token.text, lists, table) for token in tokens)
+    if emoji and student and unlisted and (english := _translated(clean, tokens, visible)) is not None:
+        return _within(english, interpret(english.text, lists, None, emoji))  # what the student was never shown
     changed = _Changes(lists, table)
     kept = changed.made(clean, tokens)
     if not any(lists(token.text) and re.search(r"[^\W_]", token.text) for token in kept):
@@ -255,6 +258,13 @@ def _wide(text: str) -> bool:
     return any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
 
 
+def _strange(text: str, lists: Lists, table: Names) -> bool:
+    """Whether a word is none that the encoder lists, none that means nothing, and no other form of these."""
+    if (lists(text) and not _wide(text)) or key(text) in FILLERS | ARTICLES | table.everyday.keys():
+        return False
+    return not any(lists(form) and form in table.names for form in forms(key(text)))
+
+
 def _in_other_language(tokens: list[_Token], lists: Lists, student: Lists | None, table: Names) -> bool:
     """Whether a text is in a language of the student encoder: its words there are as many as the encoder's own."""
     if student is None:
@@ -262,10 +272,7 @@ def _in_other_language(tokens: list[_Token], lists: Lists, student: Lists | None
     theirs = [
         token.text
         for token in tokens
-        if not lists(token.text)
-        and (student(token.text) or _wide(token.text))
-        and key(token.text) not in FILLERS | ARTICLES | table.everyday.keys()
-        and not any(lists(form) and form in table.names for form in forms(key(token.text)))
+        if (student(token.text) or _wide(token.text)) and _strange(token.text, lists, table)
     ]
     other_script = any("LATIN" not in unicodedata.name(s, "LATIN") for text in theirs for s in text if s.isalpha())
     own = [token for token in tokens if lists(token.text) and token.text.casefold() not in SHARED]
