@@ -2,8 +2,8 @@
 
     python bench/nouns.py [--model emoji] [--seeds 0 1 2] [--steps 8] [--out out/nouns]
 
-An image is right where the evaluator, asked among all of its names, takes it for one that shows the thing. A sheet of the
-forty is written for each language.
+An image is right where the evaluator, asked among all of its names, takes it for one that shows the thing. A sheet of
+the forty is written for each language.
 """
 
 from __future__ import annotations
