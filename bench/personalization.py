@@ -8,6 +8,7 @@ gap closed   (b - a) / (c - a): similarity to held-out images of what the class'
              word draws (b), and of the training images (c)
 obeys        part of "<x> on a C background" with background C, by its color
 diversity    mean distance of images of the class among each other, after over before, with the prior and without
+images       what is left of the images that it drew of other prompts, as the run's report says
 """
 
 from __future__ import annotations
@@ -186,22 +187,29 @@ def stated(statistic: Callable[..., float], *samples: torch.Tensor) -> list[floa
     return [round(v, 3) for v in (statistic(*samples), *metrics.interval(statistic, *samples))]
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {}, "embedding": {}, "dreambooth": {}, "lora-free": {"prior": 0, "floor": 0.0, "early_stop": False},
+    "lora": {}, "embedding": {}, "dreambooth": {}, "full": {},
+    "lora-free": {"prior": 0, "floor": 0.0, "early_stop": False},
 }  # fmt: skip
 DRAWN_OF_WORD, DRAWN_OF_CLASS, PLACED = 16, 24, 4  # images
 
 
 def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.Tensor]:
     """A run's numbers, and a row of its sheet."""
+    options: dict[str, Any] = {"targets": args.targets, "prior": args.prior, **METHODS[method]}
     _, kind, word = SUBJECTS[name]
     folder = folder_of(name, args.out / "images", 5)
     base = replace(fastdiffusion.load(args.model, device="cpu"), tables={})  # all by one sampler, a textbook's
     started, net = time.process_time(), evaluator.load()
     made = fastdiffusion.personalize(
-        args.model, folder, token=f"<{name}>", method=method.split("-")[0], subject=kind, class_name=word, device="cpu",
-        folder=args.out / "runs" / f"{name}-{method}-{args.seed}", steps=args.steps, seed=args.seed, lr=args.lr,
-        vectors=args.vectors, **METHODS[method],
+        args.model, folder, token=args.word or f"<{name}>", method=method.split("-")[0], subject=kind,
+        class_name=word, device="cpu", folder=args.out / "runs" / f"{name}-{method}-{args.seed}", steps=args.steps,
+        seed=args.seed, lr=args.lr, vectors=args.vectors, **options,
     )  # fmt: skip
     seconds, taught = time.process_time() - started, replace(made.model, tables={})
 
@@ -211,8 +219,8 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
     train = torch.stack(
         [to_tensor(Image.open(p).resize((64, 64), Image.Resampling.LANCZOS)) for p in sorted(folder.glob("*.png"))]
     )
-    own = drawn(f"<{name}>", DRAWN_OF_WORD)
-    placed = torch.cat([drawn(f"<{name}> on a {color} background", PLACED) for color in BACKGROUNDS])
+    own = drawn(made.token, DRAWN_OF_WORD)
+    placed = torch.cat([drawn(f"{made.token} on a {color} background", PLACED) for color in BACKGROUNDS])
     wanted = [color for color in BACKGROUNDS for _ in range(PLACED)]
     obeys = [x == y for x, y in zip(evaluator.background_color(placed, COLORS), wanted, strict=True)]
     of_class = {key: drawn(f"a {word}", DRAWN_OF_CLASS, model) for key, model in (("was", base), ("is", taught))}
@@ -226,8 +234,8 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
         "a": a, "b": b, "c": c, "gap closed": stated(gap_closed, near, before, given, truth),
         "obeys": sum(obeys) / len(obeys), "diversity": stated(ratio_of_spreads, features["is"], features["was"]),
         "spread before": float(torch.pdist(features["was"]).mean()),
-        "retention": kept, "step": made.step, "steps": made.looks[-1].step, "cpu seconds": seconds,
-        "bytes": made.file.stat().st_size, "notes": list(made.notes),
+        "retention": kept, "images": made.images, "step": made.step, "steps": made.looks[-1].step,
+        "cpu seconds": seconds, "bytes": size_of(made.file), "notes": list(made.notes),
     }, torch.cat([train[:3], own[:5], placed[:: PLACED][:3], of_class["was"][:2], of_class["is"][:2]])  # fmt: skip
 
 
@@ -379,6 +387,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=None)
     parser.add_argument("--vectors", type=int, default=1)
+    parser.add_argument("--targets", default="auto", help="layers with a LoRA")
+    parser.add_argument("--prior", type=int, default=None, help="images of the model's own that hold it")
+    parser.add_argument("--word", help="for the subject, in place of a new one: a rare word that the model has")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--side", choices=("own", "peft"), help="of --cost; without it the checkpoint alone is made")
     parser.add_argument("--out", type=Path, default=Path("out/bench/personalization"))

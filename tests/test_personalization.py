@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,14 +24,14 @@ from fastdiffusion.data.emoji.translations import Pair
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.models import save
 from fastdiffusion.options import fill
-from fastdiffusion.tasks.personalization import slider
+from fastdiffusion.tasks.personalization import retention, slider
 from fastdiffusion.tasks.personalization.adapting import adapt, opened_base
 from fastdiffusion.tasks.personalization.course import Course
 from fastdiffusion.tasks.personalization.images import opened
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
 from fastdiffusion.tasks.personalization.options import PersonalizeOptions
 from fastdiffusion.tasks.personalization.personalize import BY_HEART, _class_and_start, _losses
-from fastdiffusion.tasks.personalization.retention import prompts_of
+from fastdiffusion.tasks.personalization.retention import compared_images, compared_prompts, prompts_of
 from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
 
 diffusers = pytest.importorskip("diffusers")
@@ -308,11 +309,13 @@ def learned(desk, folder, **options):
 def test_from_folder_to_file(desk, text, method, tmp_path):
     """Every method ends with a file that draws the new word; the report has curves and previews."""
     before = {name: t.clone() for name, t in text.modules["net"].state_dict().items()}
-    done = learned(desk, tmp_path / "run", method=method)
+    done = learned(desk, tmp_path / "run", method=method, floor=0.0)  # a rate at which so small a model keeps nothing
     assert done.file.exists() and done.report is not None and done.token == "<new>"
     page = done.report.read_text()
     assert "retention" in page and "held out" in page and "data:image/png" in page
-    assert done.looks[0].retention == 1 and done.step == best(list(done.looks), 0.5).step
+    assert "left of 2 images of other prompts" in page and (tmp_path / "run" / "compared.png").exists()
+    assert done.step > 0 and (done.images == 1 if method == "embedding" else -1 <= done.images < 1)
+    assert done.looks[0].retention == 1 and done.step == best(list(done.looks), 0.0).step
     drawn = fastdiffusion.sample(done.model, "a <new> and a red square", n=1, steps=2)
     if method == "full":
         loaded = fastdiffusion.load(done.file, device="cpu")
@@ -504,6 +507,31 @@ def test_what_is_measured_is_not_trained_on(tmp_path):
     (tmp_path / "prompts.txt").write_text("a\nb\na\n")
     with pytest.raises(DataError, match=r"has 2 prompts\. Write at least 4, one a line"):
         prompts_of(tmp_path / "prompts.txt", 16, 4)
+
+
+def test_images_before_and_after_are_of_prompts_that_it_is_not_held_to(tmp_path):
+    watched, held = prompts_of(None, 16, 50)
+    assert compared_prompts(None, held, 64 * 20) == [*watched, *compared_prompts(None, held, 64 * 20)[16:]]
+    assert [len(compared_prompts(None, held, n)) for n in (1, 64 * 20, 10**6)] == [2, 20, 50]
+    assert not {*compared_prompts(None, held, 10**6)} & {*held}
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\nd\n")
+    assert compared_prompts(tmp_path / "prompts.txt", ["c", "d"], 10**6) == ["a", "b"]
+
+
+def test_how_much_is_left_of_its_images(text, monkeypatch):
+    """The same images are 1, those of other prompts 0; a LoRA takes more of them away the stronger it is."""
+    prompts = ["a red square", "a blue circle", "a green square", "red"]
+    assert compared_images(text, text, prompts, 0)[0] == 1
+    left = []
+    for scale in (0.0, 0.1, 2.0):
+        adaptation = adapt(text, "lora")
+        stirred(adaptation.lora).scale = scale
+        left.append(compared_images(text, adaptation.model, prompts, 0)[0])
+    assert left[0] == 1 and left[0] > left[1] > left[2]
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    drawn = iter([images, images.roll(1, 0)])
+    monkeypatch.setattr(retention, "sample", lambda *args, **options: SimpleNamespace(images=next(drawn)))
+    assert compared_images(text, text, prompts, 0)[0] == pytest.approx(0, abs=1e-6)
 
 
 def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):
