@@ -149,9 +149,11 @@ def adapt(
     """
     native = own_denoiser(base.denoise) is not None
     if method == "full" and not native and token:
+        such = " or ".join(map(repr, tokens.rare_words(base)))
         raise InputError(
-            f"A folder of another program has no place for a new word such as {token!r}. Train a LoRA, or take a rare "
-            "word that the model has, such as sks with --class-name; or finetune with captions."
+            f"A folder of another program has no place for a new word: it takes one that the model has and seldom met, "
+            f"and {token!r} is none. {f'Take {such}, with --class-name; or train' if such else 'Train'} a LoRA; or "
+            "finetune with captions."
         )
     if method == "full" and not native and text_encoder:
         raise InputError("All weights are trained of the denoiser alone. Leave --text-encoder out, or train a LoRA.")

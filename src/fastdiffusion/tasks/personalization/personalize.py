@@ -104,8 +104,8 @@ def _adaptation(base: Model, chosen: PersonalizeOptions, token: str, class_name:
 def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
     """What a new word, or a rare one, is to mean; and what a person should know of it."""
     rare = chosen.method in ("dreambooth", "full") and tokens.rare(base, chosen.token)
-    if not rare:
-        tokens.check_new(base, chosen.token)
+    if not rare and (chosen.method != "full" or own_denoiser(base.denoise) is not None):
+        tokens.check_new(base, chosen.token)  # all weights of another program: ``adapt`` has a sentence of its own
     examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
     class_name, start, notes = _class_and_start(base, examples, chosen)
     phrase = f"{chosen.token} {class_name}" if rare else chosen.token
