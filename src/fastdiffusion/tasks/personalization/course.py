@@ -23,7 +23,7 @@ from ...training.callbacks import Callback
 from ...training.task import Part, Task, Updates, rows
 from ...training.trainer import Trainer
 from ...types import Cond
-from .adapting import RATES, Adaptation
+from .adapting import Adaptation
 from .images import Examples, caption
 from .objective import Objective, conditions
 from .options import AdaptationOptions
@@ -195,7 +195,7 @@ def run(
         notes = summary(place, watch.looks, options.floor, trainer.state.ended)
         return {**notes, "notes": " ".join(course.examples.notes)} if course.examples.notes else notes
 
-    lr = options.lr if options.lr is not None else RATES[adaptation.method]
+    lr = options.lr if options.lr is not None else adaptation.rate
     part = Part(adaptation.part, loss, adaptation.optimizer, lr)
     n = len(course.examples.train)
     draw = course.batches(objective, options.batch_size, options.seed)

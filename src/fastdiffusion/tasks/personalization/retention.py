@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -140,12 +141,12 @@ def compared_images(
 
     1 - d / d0, where d is the distance of what it draws now to what it drew before, from the same noise, in the
     features of :mod:`~fastdiffusion.nets.perceptual`, and d0 that of what it drew of one prompt to what it drew of the
-    next.
+    next. Both are drawn by the textbook's sampler: tables may be fitted to one and not to the other.
     """
     side = {} if size in (None, base.pixels[0]) else {"size": str(size)}
     before, after = (
         sample(one, list(prompts), n=len(prompts), seed=seed, steps=COMPARED_STEPS, batch_size=8, **side).images.float()
-        for one in (base, model)
+        for one in (replace(base, tables={}), replace(model, tables={}))
     )
     moved, apart = _distance_in_features(before, after), _distance_in_features(before, before.roll(1, 0))
     return max(1 - moved / max(apart, 1e-12), -1.0), torch.cat([before, after])
