@@ -1,6 +1,7 @@
 """Subjects of five kinds, taught to a model of emoji by each method: how near, how obedient, what is forgotten.
 
     python bench/personalization.py --methods embedding,lora --subjects toy          # some; about 3 CPU minutes each
+    python bench/personalization.py --join A/row-toy-lora-0.png B/row-toy-embedding-0.png   # rows of several runs
     python bench/personalization.py --cost --side own                                # a LoRA step; --side peft: theirs
 
 Subjects are drawn here: nobody's images, and more of them than are trained on. Numbers are the evaluator's:
@@ -377,6 +378,15 @@ def cost(args: argparse.Namespace) -> None:
         print(f"{args.side}: {median:.2f} CPU s a step (n={len(seconds)}), {peak():.2f} GB at the peak")
 
 
+def joined(rows: list[Path], path: Path) -> None:
+    """One sheet of the rows of some runs."""
+    images = [Image.open(row) for row in rows]
+    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (0, i * image.height))
+    sheet.save(path)
+
+
 def main() -> None:
     """Run what the flags ask for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
@@ -390,12 +400,15 @@ def main() -> None:
     parser.add_argument("--targets", default="auto", help="layers with a LoRA")
     parser.add_argument("--prior", type=int, default=None, help="images of the model's own that hold it")
     parser.add_argument("--word", help="for the subject, in place of a new one: a rare word that the model has")
+    parser.add_argument("--join", type=Path, nargs="+", help="row-*.png of runs, made one sheet; nothing else is done")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--side", choices=("own", "peft"), help="of --cost; without it the checkpoint alone is made")
     parser.add_argument("--out", type=Path, default=Path("out/bench/personalization"))
     args = parser.parse_args()
     if args.cost:
         return cost(args)
+    if args.join:
+        return joined(args.join, args.out / "sheet.png")
     place = args.out / "numbers.json"
     numbers = json.loads(place.read_text()) if place.exists() else {}
     for name in args.subjects.split(","):
@@ -407,12 +420,7 @@ def main() -> None:
             print(f"{key}:", json.dumps(numbers[key]), flush=True)
             place.write_text(json.dumps(numbers, indent=1))
             save_png(grid(row, len(row), 1), args.out / f"row-{key.replace(' ', '-')}.png")
-    rows = [args.out / f"row-{key.replace(' ', '-')}.png" for key in numbers]
-    images = [Image.open(path) for path in rows]
-    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
-    for i, image in enumerate(images):
-        sheet.paste(image, (0, i * image.height))
-    sheet.save(args.out / "sheet.png")
+    joined([args.out / f"row-{key.replace(' ', '-')}.png" for key in numbers], args.out / "sheet.png")
     return None
 
 
