@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,16 @@ def rare(model: Model, name: str) -> bool:
     ids = [reader.tokenizer(name, add_special_tokens=False)["input_ids"] for reader in readers]
     halves = [len(reader.tokenizer) // 2 for reader in readers]
     return bool(ids) and all(len(own) == 1 and own[0] >= half for own, half in zip(ids, halves, strict=True))
+
+
+def rare_words(model: Model, n: int = 2) -> list[str]:
+    """Some words that are :func:`rare` in a model: DreamBooth's own if it is, else the last of its first vocabulary."""
+    found = ["sks"] if rare(model, "sks") else []
+    for text in list(texts_of(model).values())[:1]:
+        half, size = len(text.tokenizer) // 2, len(text.tokenizer)
+        words = (text.tokenizer.decode([i]).strip() for i in range(size - 1, half, -1))
+        found += islice((word for word in words if word.isalpha() and len(word) > 2 and rare(model, word)), n)
+    return found[:n]
 
 
 def _is_one(text: Text, name: str) -> bool:
