@@ -166,6 +166,18 @@ def test_a_mask_is_read_alike_in_every_form(draw):
     assert torch.equal(open_mask(draw((20, 12, 43, 35)), (48, 64)), expected)
 
 
+@pytest.mark.parametrize("noise", [1, 10])
+def test_noise_of_a_mask_marks_nothing(noise):
+    """As JPEG leaves it, and the canvases of browsers: a pixel that is to be kept would change a little."""
+    values = np.zeros((48, 64), np.uint8)
+    values[12:36, 20:44] = 255
+    noisy = np.where(values > 0, values - noise, values + noise * (np.arange(64) % 3 == 0)).astype(np.uint8)
+    assert torch.equal(open_mask(Image.fromarray(noisy)), open_mask(Image.fromarray(values)))
+    soft = np.linspace(40, 200, 64).astype(np.uint8)[None].repeat(48, 0)
+    assert torch.equal((open_mask(Image.fromarray(soft))[0] * 255).round().byte(), torch.from_numpy(soft))
+
+
+
 @pytest.mark.parametrize("command", ["sample", "restore"])
 @pytest.mark.parametrize("wrongly", ["empty", "another size"])
 def test_a_mask_that_marks_nothing_or_is_of_another_size_is_refused(run, command, wrongly):

@@ -376,6 +376,18 @@ def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
     assert main(["restore", *given]) == 0 and (tmp_path / "small-restored.png").exists()
 
 
+def test_a_folder_twice_restores_no_result(restorer, tmp_path):
+    """Images that share a name but for its end have results with numbers, which are no images of the next run."""
+    save(restorer, tmp_path / "model.safetensors")
+    (images := tmp_path / "images").mkdir()
+    for name in ("a.png", "a.jpg", "b-2.png"):
+        photo(40, 32).convert("RGB").save(images / name)
+    for _ in range(2):
+        assert main(["restore", str(images), "--by", "jpeg 10", "--model", str(tmp_path / "model.safetensors")]) == 0
+        names = {path.name for path in images.iterdir()} - {"a.png", "a.jpg", "b-2.png"}
+        assert names == {"a-restored.png", "a-restored-2.png", "b-2-restored.png"}
+
+
 @pytest.mark.parametrize(
     ("file", "by", "options", "told"),
     [

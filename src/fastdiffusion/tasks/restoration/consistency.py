@@ -30,7 +30,7 @@ def with_plain_places(x: Tensor, y: Tensor, corruption: Corruption) -> Tensor:
 
 
 def _spread(y: Tensor, reach: int) -> Tensor:
-    """The difference of the largest and the smallest value around each pixel, that of the channels which differ most."""
+    """The difference of the largest and the smallest value around each pixel, in the channel where it is largest."""
     top, bottom = y, -y
     for side in ((2 * reach + 1, 1), (1, 2 * reach + 1)):
         padding = (side[0] // 2, side[1] // 2)
