@@ -1,6 +1,7 @@
 """Subjects of five kinds, taught to a model of emoji by each method: how near, how obedient, what is forgotten.
 
     python bench/personalization.py --methods embedding,lora --subjects toy          # some; about 3 CPU minutes each
+    python bench/personalization.py --join A/row-toy-lora-0.png B/row-toy-embedding-0.png   # rows of several runs
     python bench/personalization.py --cost --side own                                # a LoRA step; --side peft: theirs
 
 Subjects are drawn here: nobody's images, and more of them than are trained on. Numbers are the evaluator's:
@@ -8,6 +9,7 @@ gap closed   (b - a) / (c - a): similarity to held-out images of what the class'
              word draws (b), and of the training images (c)
 obeys        part of "<x> on a C background" with background C, by its color
 diversity    mean distance of images of the class among each other, after over before, with the prior and without
+images       what is left of the images that it drew of other prompts, as the run's report says
 """
 
 from __future__ import annotations
@@ -186,22 +188,29 @@ def stated(statistic: Callable[..., float], *samples: torch.Tensor) -> list[floa
     return [round(v, 3) for v in (statistic(*samples), *metrics.interval(statistic, *samples))]
 
 
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder."""
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+
+
 METHODS: dict[str, dict[str, Any]] = {
-    "lora": {}, "embedding": {}, "dreambooth": {}, "lora-free": {"prior": 0, "floor": 0.0, "early_stop": False},
+    "lora": {}, "embedding": {}, "dreambooth": {}, "full": {},
+    "lora-free": {"prior": 0, "floor": 0.0, "early_stop": False},
 }  # fmt: skip
 DRAWN_OF_WORD, DRAWN_OF_CLASS, PLACED = 16, 24, 4  # images
 
 
 def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str, Any], torch.Tensor]:
     """A run's numbers, and a row of its sheet."""
+    options: dict[str, Any] = {"targets": args.targets, "prior": args.prior, **METHODS[method]}
     _, kind, word = SUBJECTS[name]
     folder = folder_of(name, args.out / "images", 5)
     base = replace(fastdiffusion.load(args.model, device="cpu"), tables={})  # all by one sampler, a textbook's
     started, net = time.process_time(), evaluator.load()
     made = fastdiffusion.personalize(
-        args.model, folder, token=f"<{name}>", method=method.split("-")[0], subject=kind, class_name=word, device="cpu",
-        folder=args.out / "runs" / f"{name}-{method}-{args.seed}", steps=args.steps, seed=args.seed, lr=args.lr,
-        vectors=args.vectors, **METHODS[method],
+        args.model, folder, token=args.word or f"<{name}>", method=method.split("-")[0], subject=kind,
+        class_name=word, device="cpu", folder=args.out / "runs" / f"{name}-{method}-{args.seed}", steps=args.steps,
+        seed=args.seed, lr=args.lr, vectors=args.vectors, **options,
     )  # fmt: skip
     seconds, taught = time.process_time() - started, replace(made.model, tables={})
 
@@ -211,8 +220,8 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
     train = torch.stack(
         [to_tensor(Image.open(p).resize((64, 64), Image.Resampling.LANCZOS)) for p in sorted(folder.glob("*.png"))]
     )
-    own = drawn(f"<{name}>", DRAWN_OF_WORD)
-    placed = torch.cat([drawn(f"<{name}> on a {color} background", PLACED) for color in BACKGROUNDS])
+    own = drawn(made.token, DRAWN_OF_WORD)
+    placed = torch.cat([drawn(f"{made.token} on a {color} background", PLACED) for color in BACKGROUNDS])
     wanted = [color for color in BACKGROUNDS for _ in range(PLACED)]
     obeys = [x == y for x, y in zip(evaluator.background_color(placed, COLORS), wanted, strict=True)]
     of_class = {key: drawn(f"a {word}", DRAWN_OF_CLASS, model) for key, model in (("was", base), ("is", taught))}
@@ -226,8 +235,8 @@ def measure(name: str, method: str, args: argparse.Namespace) -> tuple[dict[str,
         "a": a, "b": b, "c": c, "gap closed": stated(gap_closed, near, before, given, truth),
         "obeys": sum(obeys) / len(obeys), "diversity": stated(ratio_of_spreads, features["is"], features["was"]),
         "spread before": float(torch.pdist(features["was"]).mean()),
-        "retention": kept, "step": made.step, "steps": made.looks[-1].step, "cpu seconds": seconds,
-        "bytes": made.file.stat().st_size, "notes": list(made.notes),
+        "retention": kept, "images": made.images, "step": made.step, "steps": made.looks[-1].step,
+        "cpu seconds": seconds, "bytes": size_of(made.file), "notes": list(made.notes),
     }, torch.cat([train[:3], own[:5], placed[:: PLACED][:3], of_class["was"][:2], of_class["is"][:2]])  # fmt: skip
 
 
@@ -369,6 +378,15 @@ def cost(args: argparse.Namespace) -> None:
         print(f"{args.side}: {median:.2f} CPU s a step (n={len(seconds)}), {peak():.2f} GB at the peak")
 
 
+def joined(rows: list[Path], path: Path) -> None:
+    """One sheet of the rows of some runs."""
+    images = [Image.open(row) for row in rows]
+    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (0, i * image.height))
+    sheet.save(path)
+
+
 def main() -> None:
     """Run what the flags ask for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
@@ -379,12 +397,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=None)
     parser.add_argument("--vectors", type=int, default=1)
+    parser.add_argument("--targets", default="auto", help="layers with a LoRA")
+    parser.add_argument("--prior", type=int, default=None, help="images of the model's own that hold it")
+    parser.add_argument("--word", help="for the subject, in place of a new one: a rare word that the model has")
+    parser.add_argument("--join", type=Path, nargs="+", help="row-*.png of runs, made one sheet; nothing else is done")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--side", choices=("own", "peft"), help="of --cost; without it the checkpoint alone is made")
     parser.add_argument("--out", type=Path, default=Path("out/bench/personalization"))
     args = parser.parse_args()
     if args.cost:
         return cost(args)
+    if args.join:
+        return joined(args.join, args.out / "sheet.png")
     place = args.out / "numbers.json"
     numbers = json.loads(place.read_text()) if place.exists() else {}
     for name in args.subjects.split(","):
@@ -396,12 +420,7 @@ def main() -> None:
             print(f"{key}:", json.dumps(numbers[key]), flush=True)
             place.write_text(json.dumps(numbers, indent=1))
             save_png(grid(row, len(row), 1), args.out / f"row-{key.replace(' ', '-')}.png")
-    rows = [args.out / f"row-{key.replace(' ', '-')}.png" for key in numbers]
-    images = [Image.open(path) for path in rows]
-    sheet = Image.new("RGB", (images[0].width, sum(image.height for image in images)), "white")
-    for i, image in enumerate(images):
-        sheet.paste(image, (0, i * image.height))
-    sheet.save(args.out / "sheet.png")
+    joined([args.out / f"row-{key.replace(' ', '-')}.png" for key in numbers], args.out / "sheet.png")
     return None
 
 

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from fastdiffusion import data, nets, prompts, sample
+from fastdiffusion import data, edit, nets, prompts, sample, translate
 from fastdiffusion.cli import main
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import InputError
@@ -30,6 +30,7 @@ from fastdiffusion.io.images import to_pil
 from fastdiffusion.io.inputs import fit_image, losses, open_mask
 from fastdiffusion.models import Model, save
 from fastdiffusion.nets import perceptual
+from fastdiffusion.nets.translators import Translator
 
 NFC, NFD = partial(unicodedata.normalize, "NFC"), partial(unicodedata.normalize, "NFD")
 
@@ -166,6 +167,17 @@ def test_a_mask_is_read_alike_in_every_form(draw):
     assert torch.equal(open_mask(draw((20, 12, 43, 35)), (48, 64)), expected)
 
 
+@pytest.mark.parametrize("noise", [1, 10])
+def test_noise_of_a_mask_marks_nothing(noise):
+    """As JPEG leaves it, and the canvases of browsers: a pixel that is to be kept would change a little."""
+    values = np.zeros((48, 64), np.uint8)
+    values[12:36, 20:44] = 255
+    noisy = np.where(values > 0, values - noise, values + noise * (np.arange(64) % 3 == 0)).astype(np.uint8)
+    assert torch.equal(open_mask(Image.fromarray(noisy)), open_mask(Image.fromarray(values)))
+    soft = np.linspace(40, 200, 64).astype(np.uint8)[None].repeat(48, 0)
+    assert torch.equal((open_mask(Image.fromarray(soft))[0] * 255).round().byte(), torch.from_numpy(soft))
+
+
 @pytest.mark.parametrize("command", ["sample", "restore"])
 @pytest.mark.parametrize("wrongly", ["empty", "another size"])
 def test_a_mask_that_marks_nothing_or_is_of_another_size_is_refused(run, command, wrongly):
@@ -231,6 +243,22 @@ def test_sixteen_bits_of_color_are_remarked():
 def test_frames_after_the_first_are_remarked(kind):
     noise(0).save(f"film.{kind}", save_all=True, append_images=[noise(1), noise(2)])
     assert losses(f"film.{kind}") == ["The file has 3 frames, of which the first is used."]
+
+
+@pytest.mark.parametrize("verb", ["sample", "edit", "translate"])
+def test_a_verb_that_takes_one_frame_of_a_film_says_so(verb):
+    noise(0).save("film.gif", save_all=True, append_images=[noise(1), noise(2)])
+    told = "The file has 3 frames, of which the first is used."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if verb == "sample":
+            notes = sample(prompt="a red heart", n=1, steps=1, image="film.gif").notes
+        elif verb == "edit":
+            notes = edit("film.gif", "a blue heart", source="a red heart", steps=2).notes
+        else:
+            small = {"width": 8, "multiples": [1], "blocks": [1], "attention": []}
+            notes = translate("film.gif", Translator("regression", small, (3, 16, 16)).eval()).notes
+    assert told in notes
 
 
 def transparent(seed: int) -> Image.Image:

@@ -32,6 +32,7 @@ from fastdiffusion.nets.text import TextConditioned, normalized
 from fastdiffusion.nets.text import vocabulary_ids as listed
 from fastdiffusion.tasks import variations
 from fastdiffusion.tasks.text_image import clip as clips
+from fastdiffusion.tasks.text_image import multilingual
 from fastdiffusion.tasks.text_image.multilingual import add_language
 
 NOTO = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
@@ -311,3 +312,12 @@ def test_bad_input(model, tmp_path):
     (tmp_path / "no.safetensors").write_bytes(b"nothing")
     with pytest.raises(CheckpointError):
         variations.load(tmp_path / "no.safetensors")
+
+
+def test_a_layer_that_ignores_the_texts_does_not_drown_the_others():
+    """What the same error counts where the wanted output varies by its own size, and where it hardly varies."""
+    wanted = 3 * torch.randn(8, 5, 16, generator=torch.Generator().manual_seed(0))
+    same = wanted[:1] + 1e-5 * wanted
+    off = 0.1 * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1))
+    assert multilingual._apart(wanted + off, wanted) == pytest.approx(1.1e-3, rel=0.2)
+    assert multilingual._apart(same + off, same) == pytest.approx(1.1, rel=0.3)

@@ -209,6 +209,16 @@ def test_load_takes_a_name_a_file_or_a_folder(model, tmp_path):
         fastdiffusion.load("emoji", device="cuda:99")
 
 
+def test_a_folder_of_images_does_not_hide_a_model_that_ships(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = registry.shipped("emoji")
+    (tmp_path / "emoji").mkdir()
+    (tmp_path / "emoji" / "1.png").touch()
+    assert own is not None and registry.shipped("emoji") == own
+    save(model, tmp_path / "emoji" / "model.safetensors")
+    assert registry.shipped("emoji") is None and fastdiffusion.load("emoji").id == model.id
+
+
 def test_a_fitted_table_is_the_default_unless_something_is_named(model):
     fitted = replace(model.table(6), name="fitted")
     other = model.with_table(6, fitted)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,14 +24,14 @@ from fastdiffusion.data.emoji.translations import Pair
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.models import save
 from fastdiffusion.options import fill
-from fastdiffusion.tasks.personalization import slider
+from fastdiffusion.tasks.personalization import retention, slider
 from fastdiffusion.tasks.personalization.adapting import adapt, opened_base
 from fastdiffusion.tasks.personalization.course import Course
 from fastdiffusion.tasks.personalization.images import opened
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
 from fastdiffusion.tasks.personalization.options import PersonalizeOptions
 from fastdiffusion.tasks.personalization.personalize import BY_HEART, _class_and_start, _losses
-from fastdiffusion.tasks.personalization.retention import prompts_of
+from fastdiffusion.tasks.personalization.retention import compared_images, compared_prompts, prompts_of
 from fastdiffusion.tasks.personalization.watching import Look, best, reason_to_end
 
 diffusers = pytest.importorskip("diffusers")
@@ -308,11 +309,13 @@ def learned(desk, folder, **options):
 def test_from_folder_to_file(desk, text, method, tmp_path):
     """Every method ends with a file that draws the new word; the report has curves and previews."""
     before = {name: t.clone() for name, t in text.modules["net"].state_dict().items()}
-    done = learned(desk, tmp_path / "run", method=method)
+    done = learned(desk, tmp_path / "run", method=method, floor=0.0)  # a rate at which so small a model keeps nothing
     assert done.file.exists() and done.report is not None and done.token == "<new>"
     page = done.report.read_text()
     assert "retention" in page and "held out" in page and "data:image/png" in page
-    assert done.looks[0].retention == 1 and done.step == best(list(done.looks), 0.5).step
+    assert "left of 2 images of other prompts" in page and (tmp_path / "run" / "compared.png").exists()
+    assert done.step > 0 and (done.images == 1 if method == "embedding" else -1 <= done.images < 1)
+    assert done.looks[0].retention == 1 and done.step == best(list(done.looks), 0.0).step
     drawn = fastdiffusion.sample(done.model, "a <new> and a red square", n=1, steps=2)
     if method == "full":
         loaded = fastdiffusion.load(done.file, device="cpu")
@@ -379,6 +382,22 @@ def test_only_the_new_rows_move(desk, text, tmp_path):
     own = text.modules["net"].text_encoder.state_dict()
     assert all(torch.equal(t, own[name]) for name, t in encoder.state_dict().items() if name != "added_rows")
     assert done.file.stat().st_size <= 50_000 and done.file.name == "embedding.safetensors"
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_word_is_as_fast_whatever_the_rate_of_other_weights(text, method):
+    """Slow layers forget little, and a word that is learned beside them takes its steps as it does alone."""
+    word, added = adapt(text, "embedding", "<new>", "red"), adapt(text, method, "<new>", "red")
+
+    def rate_of_rows(adaptation, lr):
+        (optimizer,) = adaptation.optimizer(adaptation.part, lr)
+        (group,) = (group for group in optimizer.param_groups if "factor" in group)
+        assert group["params"] == list(adaptation.rows.values())
+        return lr * group["factor"]
+
+    slow, fast = rate_of_rows(added, 1e-4), rate_of_rows(added, 3e-3)
+    assert slow == pytest.approx(fast) == pytest.approx(rate_of_rows(word, word.rate), rel=0.2)
+    assert adapt(get("sd15").model, "lora").rate < adapt(text, "lora").rate
 
 
 def test_a_word_starts_where_the_images_are_explained(text, tmp_path):
@@ -506,6 +525,33 @@ def test_what_is_measured_is_not_trained_on(tmp_path):
         prompts_of(tmp_path / "prompts.txt", 16, 4)
 
 
+def test_images_before_and_after_are_of_prompts_that_it_is_not_held_to(tmp_path):
+    watched, held = prompts_of(None, 16, 50)
+    assert compared_prompts(None, held, 64 * 20) == [*watched, *compared_prompts(None, held, 64 * 20)[16:]]
+    assert [len(compared_prompts(None, held, n)) for n in (1, 64 * 20, 10**6)] == [2, 20, 50]
+    assert not {*compared_prompts(None, held, 10**6)} & {*held}
+    (tmp_path / "prompts.txt").write_text("a\nb\nc\nd\n")
+    assert compared_prompts(tmp_path / "prompts.txt", ["c", "d"], 10**6) == ["a", "b"]
+
+
+def test_how_much_is_left_of_its_images(text, monkeypatch):
+    """The same images are 1, those of other prompts 0; a LoRA takes more of them away the stronger it is."""
+    prompts = ["a red square", "a blue circle", "a green square", "red"]
+    table = samplers.table("ddim", text.schedule(retention.COMPARED_STEPS, None))
+    fitted = text.with_table(retention.COMPARED_STEPS, table)
+    assert compared_images(fitted, text, prompts, 0)[0] == 1, "another sampler is no forgetting"
+    left = []
+    for scale in (0.0, 0.1, 2.0):
+        adaptation = adapt(text, "lora")
+        stirred(adaptation.lora).scale = scale
+        left.append(compared_images(text, adaptation.model, prompts, 0)[0])
+    assert left[0] == 1 and left[0] > left[1] > left[2]
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    drawn = iter([images, images.roll(1, 0)])
+    monkeypatch.setattr(retention, "sample", lambda *args, **options: SimpleNamespace(images=next(drawn)))
+    assert compared_images(text, text, prompts, 0)[0] == pytest.approx(0, abs=1e-6)
+
+
 def test_finetune_needs_captions_and_holds_what_it_knew(desk, tmp_path):
     options = {"steps": 8, "batch_size": 2, "rank": 2, "verbose": False, "holdout": 0.2}
     held = fastdiffusion.finetune(desk.text, desk.photos, folder=tmp_path / "a", retain=6, lr=0.002, **options)
@@ -575,6 +621,9 @@ def test_all_weights_of_another_programs_checkpoint(desk, tmp_path):
     assert any(not torch.equal(t, theirs[name]) for name, t in before["net"].state_dict().items())
     with pytest.raises(InputError, match="no place for a new word"):
         fastdiffusion.personalize(folder, desk.photos, token="<new>", class_name="cat", method="full", device="cpu")
+    assert tokens.rare_words(get("sd15").model) == ["cat"] and tokens.rare(get("sd15").model, "cat")
+    with pytest.raises(InputError, match=r"seldom met, and 'red' is none\. Take 'cat', with"):
+        fastdiffusion.personalize(folder, desk.photos, token="red", class_name="cat", method="full", device="cpu")
 
 
 # ---- sliders, and rare words ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from importlib.resources import files
 import numpy as np
 import pytest
 import torch
-from pictures import encoded, photo, png, transparent
+from pictures import encoded, photo, png
 from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_image
 
@@ -376,6 +376,18 @@ def test_the_command_writes_all_it_promises(trembling, tmp_path, capsys):
     assert main(["restore", *given]) == 0 and (tmp_path / "small-restored.png").exists()
 
 
+def test_a_folder_twice_restores_no_result(restorer, tmp_path):
+    """Images that share a name but for its end have results with numbers, which are no images of the next run."""
+    save(restorer, tmp_path / "model.safetensors")
+    (images := tmp_path / "images").mkdir()
+    for name in ("a.png", "a.jpg", "b-2.png"):
+        photo(40, 32).convert("RGB").save(images / name)
+    for _ in range(2):
+        assert main(["restore", str(images), "--by", "jpeg 10", "--model", str(tmp_path / "model.safetensors")]) == 0
+        names = {path.name for path in images.iterdir()} - {"a.png", "a.jpg", "b-2.png"}
+        assert names == {"a-restored.png", "a-restored-2.png", "b-2-restored.png"}
+
+
 @pytest.mark.parametrize(
     ("file", "by", "options", "told"),
     [
@@ -457,8 +469,46 @@ def test_odd_files_are_restored(restorer, tmp_path):
         assert done.images.shape == (1, 3, 30, 40) and not done.notes
         same = to_tensor(Image.open(tmp_path / name).convert("RGB"))
         assert float((done.images[0] - same).abs().mean()) < 0.1
-    transparent().save(tmp_path / "half.png")
-    assert "laid on white" in str(restore(tmp_path / "half.png", "jpeg 10", restorer))
+
+
+@pytest.mark.parametrize(("corruption", "factor"), [("jpeg 10", 1), ("downscale 2", 2)])
+def test_transparency_stays_and_no_edge_shows_what_was_below(restorer, tmp_path, corruption, factor):
+    """Laid on white, a red figure has a pink edge; with the colors that a file keeps below it, any other."""
+    opacity = Image.new("L", (40, 32))
+    opacity.paste(255, (8, 8, 32, 24))
+    figure = Image.composite(Image.new("RGB", (40, 32), (200, 30, 30)), Image.new("RGB", (40, 32), "lime"), opacity)
+    figure.putalpha(opacity)
+    figure.save(tmp_path / "figure.png")
+    done = restore(tmp_path / "figure.png", corruption, restorer)
+    assert not done.notes and done.opacity is not None
+    (place,) = done.save(tmp_path / "done.png")
+    pixels = np.asarray(Image.open(place)).astype(int)
+    assert pixels.shape == (32 * factor, 40 * factor, 4)
+    assert np.abs(pixels[pixels[..., 3] > 0, :3] - (200, 30, 30)).max() <= 2
+    small = np.asarray(Image.fromarray(pixels[..., 3].astype(np.uint8)).resize((40, 32), Image.Resampling.BOX))
+    assert np.abs(small.astype(int) - np.asarray(opacity)).mean() <= 4
+
+
+@pytest.mark.parametrize("corruption", ["jpeg 5..95", "noise 0.02..0.3", "downscale 2", "blur 0.5..3"])
+def test_gray_stays_gray(trembling, corruption):
+    gray = photo(64, 48).convert("L")
+    for given in (gray, gray.convert("RGB")):
+        pixels = restore(given, corruption, trembling).pixels
+        assert torch.equal(pixels.amax(1), pixels.amin(1))
+        assert float(pixels.float().std()) > 1
+    colors = restore(photo(64, 48), corruption, trembling).pixels.int()
+    assert int((colors.amax(1) - colors.amin(1)).max()) > 8
+
+
+@pytest.mark.parametrize("corruption", ["jpeg 5..95", "noise 0.02..0.3", "blur 0.5..3"])
+def test_what_is_one_color_stays_that_color(trembling, corruption):
+    """White becomes 253 by nearly any network."""
+    image = Image.new("RGB", (192, 96), "white")
+    image.paste(photo(64, 64), (0, 16))
+    given, done = (to_uint8(x) for x in (to_tensor(image), restore(image, corruption, trembling).images[0]))
+    assert torch.equal(given[:, :, 90:], done[:, :, 90:])
+    near = (given.int() - done.int()).abs()[:, :, :64]
+    assert float(near.float().mean()) > 1
 
 
 def test_a_plain_model_is_a_prior_and_no_restorer(plain):

@@ -246,6 +246,17 @@ def test_added_tokens_are_the_base_s_own(taught):
     assert both.conditioner.student_of("rotes Haus") is not None
 
 
+def test_an_added_token_is_a_whole_word(taught):
+    """Tokens of several rows are written out; "sks" is in neither "sks_blue" nor "asksa"."""
+    width = taught.model.conditioner.main.encoder.get_input_embeddings().embedding_dim
+    rows = {"sks": torch.zeros(3, width), "sks_blue": torch.ones(2, width)}
+    model = with_tokens(taught.model, [Token(name, {"text_encoder": own}) for name, own in rows.items()])
+    text = model.conditioner.main
+    plain = len(taught.model.conditioner.main.spans("x asksa y")) - len(taught.model.conditioner.main.spans(""))
+    for words, n in (("sks", 3), ("sks_blue", 2), ("sks_blue sks", 5), ("sks, sks", 7), ("x asksa y", plain)):
+        assert len(text.spans(words)) - len(text.spans("")) == n, words
+
+
 def test_what_texts_cannot_teach_is_refused():
     with pytest.raises(InputError, match=r"hidream is conditioned on more of a text .*llama"):
         add_language(loaded_families.get("hidream").model, PAIRS, steps=1, **OPTIONS)

@@ -12,10 +12,12 @@ import torch
 from PIL import Image
 
 import fastdiffusion
-from fastdiffusion import denoisers, losses, samplers
+from fastdiffusion import denoisers, losses, sample, samplers
 from fastdiffusion.cli import doctor
+from fastdiffusion.errors import InputError
 from fastdiffusion.io.images import read_recipe
 from fastdiffusion.io.results import ImageResult
+from fastdiffusion.options import fill
 from fastdiffusion.tasks.generation.options import SampleOptions
 
 ROOT = Path(__file__).parent.parent
@@ -142,3 +144,17 @@ def test_doctor_lists_the_extras_that_there_are():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     packages = {name: [re.split(r"[<>=]", n)[0] for n in needs if "[" not in n] for name, needs in extras.items()}
     assert {name: packages[name] for name in packages.keys() - {"docs", "bench", "dev"}} == doctor.EXTRAS
+
+
+@pytest.mark.parametrize("name", ["negative_prompt", "only", "strength", "variation_strength", "variation_seed", "rng"])
+def test_none_is_the_default_as_in_other_programs(name):
+    assert fill(SampleOptions, image="in.png", **{name: None}) == SampleOptions(image="in.png")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"negative_prompt": ["blue", "red"]}, {"sampler": ["euler"]}, {"strength": "0.5"}, {"scale": "2"}]
+)
+def test_another_kind_of_value_is_a_sentence(wrong):
+    ((name, value),) = wrong.items()
+    with pytest.raises(InputError, match=rf"{name} must be a (text|number), got {re.escape(repr(value))}"):
+        sample(prompt="a heart", n=1, image=Image.new("RGB", (64, 64)), **wrong)

@@ -9,7 +9,7 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.nets import tokenizer
-from fastdiffusion.nets.text import TextEncoder, normalized
+from fastdiffusion.nets.text import TextEncoder, normalized, respelled
 from fastdiffusion.training.learner import Learner
 from fastdiffusion.types import Cond
 
@@ -32,6 +32,26 @@ def pictures(n: int = 24) -> Images:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8, generator=generator).numpy()
     return Images("said", [images], captions=[[CAPTIONS[i % 4], f"also {CAPTIONS[i % 4]}"] for i in range(n)])
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("bad, bad_hands", "B B1, H"),
+        ("badminton, rebad", "badminton, rebad"),
+        ("a<x>b bad.", "aX<b B B1."),
+        ("<x> bad bad", "X< B B1 B B1"),
+    ],
+)
+def test_an_added_word_is_no_part_of_another(text, written):
+    """Nor is what stands for one word read once more: "<" and "bad" are words too."""
+    assert respelled(text, {"bad": "B B1", "bad_hands": "H", "<x>": "X<", "B1": "wrong"}) == written
+
+
+def test_added_words_that_begin_alike_have_their_own_rows(encoder):
+    encoder.add_tokens({"sks": torch.zeros(2, 32), "sks_blue": torch.ones(1, 32)})
+    first, second, third = (encoder.tokens([text])[0].tolist() for text in ("sks", "sks_blue", "sks sks_blue"))
+    assert len(first) == 2 and len(second) == 1 and third == first + second
 
 
 def test_normalized():

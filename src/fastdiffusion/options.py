@@ -13,12 +13,13 @@ written twice:
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from .errors import unknown
+from .errors import InputError, unknown
 
 Options = TypeVar("Options")
 
@@ -78,10 +79,26 @@ def option(
 
 
 def fill(options: type[Options], **values: Any) -> Options:
-    """``options(**values)``; raises InputError with the nearest name for one that there is not."""
-    known = [f.name for f in fields(options)]  # type: ignore[arg-type]
-    for name in values:
+    """``options(**values)``; None for what cannot be None is its default.
+
+    Raises InputError for a name that there is not, with the nearest, and for a text or a number that is none.
+    """
+    known = {f.name: str(f.type) for f in fields(options)}  # type: ignore[arg-type]
+    for name, value in values.items():
         if name not in known:
             kind = options.__name__.removesuffix("Options").removesuffix("Config").lower()
-            raise unknown(f"option of {kind}", name, known)
-    return options(**values)
+            raise unknown(f"option of {kind}", name, list(known))
+        if value is not None and not _fits(known[name].removesuffix(" | None"), value):
+            what = "a text" if known[name].startswith("str") else "a number"
+            raise InputError(f"{name} must be {what}, got {value!r}.")
+    absent = [
+        name for name, value in values.items() if value is None and known[name] in ("str", "int", "float", "bool")
+    ]
+    return options(**{name: value for name, value in values.items() if name not in absent})
+
+
+def _fits(kind: str, value: Any) -> bool:
+    """Whether a value may be of a type, where that is a text or a float; options check all others themselves."""
+    if kind == "str":
+        return isinstance(value, str | os.PathLike)
+    return kind != "float" or hasattr(value, "__float__")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import warn
 from ..nets.student import StudentEncoder
-from ..nets.text import normalized
+from ..nets.text import normalized, respelled
 from ..prompts import aligned
 from ..types import Cond
 
@@ -47,9 +47,7 @@ class Text:
 
     def written(self, text: str) -> str:
         """A text as the tokenizer takes it: an added token of several rows is as many tokens."""
-        for name, tokens in self.added.items():
-            text = text.replace(name, tokens)
-        return text
+        return respelled(text, self.added)
 
     def tokens(self, prompts: Sequence[str]) -> tuple[Int[Tensor, "b n"], Bool[Tensor, "b n"]]:
         """The token numbers of each text, and where they are no padding."""

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,16 @@ def rare(model: Model, name: str) -> bool:
     return bool(ids) and all(len(own) == 1 and own[0] >= half for own, half in zip(ids, halves, strict=True))
 
 
+def rare_words(model: Model, n: int = 2) -> list[str]:
+    """Some words that are :func:`rare` in a model: DreamBooth's own if it is, else the last of its first vocabulary."""
+    found = ["sks"] if rare(model, "sks") else []
+    for text in list(texts_of(model).values())[:1]:
+        half, size = len(text.tokenizer) // 2, len(text.tokenizer)
+        words = (text.tokenizer.decode([i]).strip() for i in range(size - 1, half, -1))
+        found += islice((word for word in words if word.isalpha() and len(word) > 2 and rare(model, word)), n)
+    return found[:n]
+
+
 def _is_one(text: Text, name: str) -> bool:
     ids = text.tokenizer(name, add_special_tokens=False)["input_ids"]
     return len(ids) == 1 and ids[0] != text.tokenizer.unk_token_id and bool(re.fullmatch(r"\w+", name))
@@ -199,7 +210,8 @@ def _add(model: Model, token: Token) -> None:
 def _added(name: str) -> Any:
     from transformers import AddedToken
 
-    return AddedToken(name, normalized=False, special=False)
+    word = re.fullmatch(r"\w(.*\w)?", name) is not None  # "bad" is not a part of "badminton"
+    return AddedToken(name, normalized=False, special=False, single_word=word)
 
 
 def parameters(model: Model, name: str) -> dict[str, nn.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -52,8 +53,8 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
 
     jobs = [(image, checked_name(place(image, below))) for image, below in found]
     if out is None and not single:  # what an earlier run made is no input of this one
-        results = {path for _, path in jobs}
-        jobs = [(image, path) for image, path in jobs if image not in results]
+        results = {path for _, path in jobs}  # and where images share a name but for its end, NAME-2 and so on
+        jobs = [(image, path) for image, path in jobs if image not in results and _first(image) not in results]
     originals = {os.path.realpath(image) for image, _ in jobs}  # unlike Path.resolve, no error where links go round
     for _, path in jobs:
         if os.path.realpath(path) in originals:
@@ -68,6 +69,11 @@ def each(images: Sequence[Path], out: Path | None, end: str, work: Callable[[Pat
             failed.append(f"{image}: {error}")
     if failed:
         raise SomeFailed("\n  ".join([f"{len(failed)} of {len(jobs)} images failed:", *failed]))
+
+
+def _first(path: Path) -> Path:
+    """The name that was asked for of a file, which has a number where that was taken."""
+    return path.with_name(re.sub(r"-\d+(?=\.\w+$)", "", path.name))
 
 
 def _piped(images: Sequence[Path], out: Path | None, work: Callable[[Path, Path], str]) -> None:

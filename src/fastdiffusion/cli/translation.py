@@ -69,4 +69,4 @@ def translate(
     checked_name(out)
     made = paired.translate(image, net, **vars(chosen))
     paths, (height, width) = made.save(out, metadata), made.images.shape[2:]
-    print(f"{', '.join(map(str, paths))}: {width}x{height} pixels.")
+    print("\n".join([f"{', '.join(map(str, paths))}: {width}x{height} pixels.", *made.notes]))

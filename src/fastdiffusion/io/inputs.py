@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image, ImageOps
@@ -40,11 +41,15 @@ def fit_mask(mask: Float[Tensor, "1 h w"], size: tuple[int, int]) -> Float[Tenso
     return (to_tensor(whole) + 1) / 2
 
 
+SPECK = 12.5 / 255  # how far black and white of a mask may be off
+
+
 def open_mask(source: str | Path | Image.Image, size: tuple[int, int] | None = None) -> Float[Tensor, "1 h w"]:
     """Where an image is to be changed: 1 there, 0 where it is kept, between at soft edges.
 
     White is 1 and black is 0; with transparency, what is opaque is 1, whatever its color. Of two values, as of a
-    segmentation's labels 0 and 1, the higher is 1.
+    segmentation's labels 0 and 1, the higher is 1. What is nearly black or white counts as that: the noise that JPEG
+    and canvases of browsers leave would change what is to be kept.
 
     Args:
         source: The mask, or its file.
@@ -67,6 +72,7 @@ def open_mask(source: str | Path | Image.Image, size: tuple[int, int] | None = N
     values = mask.unique()
     if len(values) == 2 and float(values[0]) == 0:
         mask = mask / values[1]
+    mask = torch.where(mask < SPECK, 0.0, torch.where(mask > 1 - SPECK, 1.0, mask))
     if float(mask.max()) <= 0.5:
         raise InputError(
             f"The mask{name} marks nothing. Paint white on black what is to change, or any color on transparency."

@@ -31,9 +31,12 @@ def loaded(model: Model | str | Path, device: str | None = None) -> Model:
 
 
 def shipped(name: str) -> Path | None:
-    """The file of a model that comes with the package, by its name; a file or folder of that name goes before it."""
+    """The file of a model that comes with the package, by its name.
+
+    A file of that name goes before it, or a folder that holds weights: one of images does not.
+    """
     path = WEIGHTS / f"{name}.safetensors"
-    return path if name in SHIPPED and path.is_file() and not _exists(Path(name)) else None
+    return path if name in SHIPPED and path.is_file() and not _has_weights(Path(name)) else None
 
 
 def names_a_model(text: str) -> bool:
@@ -57,6 +60,10 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # a prompt too long for a name
         return False
+
+
+def _has_weights(path: Path) -> bool:
+    return path.is_file() or folder.is_folder(path) or any(path.glob("*.safetensors"))
 
 
 def digest(path: Path) -> str:

@@ -28,6 +28,17 @@ def normalized(text: str) -> str:
     return "".join(f" {term}" for term in unicodedata.normalize("NFKC", text).casefold().replace("-", " ").split())
 
 
+def respelled(text: str, spellings: Mapping[str, str]) -> str:
+    """A text with some of its words written otherwise, all at once: "bad" is in neither "bad_hands" nor "badminton"."""
+    if not spellings:
+        return text
+    words = (
+        rf"(?<!\w){re.escape(name)}(?!\w)" if re.fullmatch(r"\w(.*\w)?", name) else re.escape(name)
+        for name in sorted(spellings, key=len, reverse=True)
+    )
+    return re.sub("|".join(words), lambda match: spellings[match[0]], text)
+
+
 def vocabulary_ids(texts: Iterable[str]) -> list[int]:
     """The distinct words of texts, normalized, each as a number, in order."""
     distinct = {term for text in texts for term in re.findall(r"[^\W\d_]+", normalized(text))}
@@ -112,9 +123,7 @@ class TextEncoder(nn.Module):
 
     def spelled(self, text: str) -> str:
         """A text with its added tokens as their signs."""
-        for name, signs in self.signs.items():
-            text = text.replace(name, signs)
-        return text
+        return respelled(text, self.signs)
 
     def set_vocabulary(self, tokenizer: Tokenizer, texts: Sequence[str] = ()) -> None:
         """Take over a tokenizer of at most ``vocabulary`` tokens, and list the ``known`` words of the texts."""

@@ -13,6 +13,7 @@ from importlib.resources import files
 from typing import NamedTuple
 
 LONGEST = 5  # words of a phrase
+TOGETHER, LETTERS = ("ja", "zh"), 12  # languages without spaces between words, and the longest of their words
 AFTER = frozenset({"es", "fr", "it", "pt", "id"})  # here colors stand behind what they color
 
 
@@ -43,6 +44,21 @@ def translated(keys: Sequence[str], forms: Callable[[str], Iterable[str]]) -> li
                 return None
             return _ordered(parts, dictionary) if language in AFTER else parts
     return None
+
+
+def split(text: str) -> list[str]:
+    """The words of a text without spaces, where one language knows all of them: as few as can be; else the text."""
+    found = (_split(text, dictionary) for dictionary in map(_dictionaries().__getitem__, TOGETHER))
+    return min(filter(None, found), key=len, default=[text])
+
+
+def _split(text: str, dictionary: Mapping[str, Mapping[str, str]]) -> list[str] | None:
+    fewest: list[list[str] | None] = [*[None] * len(text), []]  # from each letter to the end
+    for i in reversed(range(len(text))):
+        words = (text[i:end] for end in range(i + 1, min(i + LETTERS, len(text)) + 1) if fewest[end] is not None)
+        known = (word for word in words if any(word in dictionary[table] for table in ("names", "words", "joining")))
+        fewest[i] = min(([word, *(fewest[i + len(word)] or ())] for word in known), key=len, default=None)
+    return fewest[0]
 
 
 def _parts(

@@ -168,6 +168,9 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
         if emoji and unread and len(tokens) > 2:
             notes += ("In languages other than English this model knows names, not sentences.",)
         return whole._replace(notes=notes, unknown=unread)
+    unlisted = any(_strange(token.text, lists, table) for token in tokens)
+    if emoji and student and unlisted and (english := _translated(clean, tokens, visible)) is not None:
+        return _within(english, interpret(english.text, lists, None, emoji))  # what the student was never shown
     changed = _Changes(lists, table)
     kept = changed.made(clean, tokens)
     if not any(lists(token.text) and re.search(r"[^\W_]", token.text) for token in kept):
@@ -180,12 +183,24 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
 
 def _translated(clean: str, tokens: list[_Token], visible: Sequence[int]) -> Reading | None:
     """A phrase of another language in English, where it is no name in that language and all its words are known."""
+    tokens = [piece for token in tokens for piece in _pieces(token)]
     parts = abroad.translated([key(token.text) for token in tokens], forms)
     if parts is None:
         return None
     english = [_Token(p.english, tokens[p.first].start, tokens[p.last - 1].end) for p in parts if p.english]
     text, origins = _rejoined(clean, english, visible)
     return Reading(text, origins, (f"{clean.strip()!r} is read as {text!r}.",))
+
+
+def _pieces(token: _Token) -> Iterator[_Token]:
+    """The words of a token, where it is of a language that writes them together."""
+    words, start = abroad.split(key(token.text)) if _wide(token.text) else [], token.start
+    if "".join(words) != token.text:  # a sign became another or several
+        yield token
+        return
+    for word in words:
+        yield _Token(word, start, start + len(word))
+        start += len(word)
 
 
 def _within(outer: Reading, inner: Reading) -> Reading:
@@ -243,6 +258,13 @@ def _wide(text: str) -> bool:
     return any(unicodedata.east_asian_width(letter) in "WF" for letter in text)
 
 
+def _strange(text: str, lists: Lists, table: Names) -> bool:
+    """Whether a word is none that the encoder lists, none that means nothing, and no other form of these."""
+    if (lists(text) and not _wide(text)) or key(text) in FILLERS | ARTICLES | table.everyday.keys():
+        return False
+    return not any(lists(form) and form in table.names for form in forms(key(text)))
+
+
 def _in_other_language(tokens: list[_Token], lists: Lists, student: Lists | None, table: Names) -> bool:
     """Whether a text is in a language of the student encoder: its words there are as many as the encoder's own."""
     if student is None:
@@ -250,10 +272,7 @@ def _in_other_language(tokens: list[_Token], lists: Lists, student: Lists | None
     theirs = [
         token.text
         for token in tokens
-        if not lists(token.text)
-        and (student(token.text) or _wide(token.text))
-        and key(token.text) not in FILLERS | ARTICLES | table.everyday.keys()
-        and not any(lists(form) and form in table.names for form in forms(key(token.text)))
+        if (student(token.text) or _wide(token.text)) and _strange(token.text, lists, table)
     ]
     other_script = any("LATIN" not in unicodedata.name(s, "LATIN") for text in theirs for s in text if s.isalpha())
     own = [token for token in tokens if lists(token.text) and token.text.casefold() not in SHARED]

@@ -320,7 +320,7 @@ def plan(
         if len(shape) != 3:
             raise InputError("This model makes no single images, and starts from none. Leave image out.")
         around = None if chosen.outpaint is None else borders(chosen.outpaint)
-        drawn = canvas(image, setting.image_shape, mask, around).only(ready, chosen.only)
+        drawn = canvas(image, setting.image_shape, mask, around, source).only(ready, chosen.only)
     options = replace(
         chosen,
         prompt=chosen.prompt if chosen.prompt is None or isinstance(chosen.prompt, str) else list(chosen.prompt),

@@ -24,7 +24,8 @@ from ..loading import HUB, LoadOptions, loaded
 from .options import AdaptationOptions
 
 RATES = {"embedding": 0.2, "lora": 3e-3, "dreambooth": 3e-3, "full": 3e-4}
-ROWS = {"embedding": 1.0, "lora": 60.0, "dreambooth": 60.0, "full": 60.0}  # how much faster rows move, for their size
+OTHERS = {"lora": 5e-4, "dreambooth": 5e-4}  # of another program's checkpoint
+ROWS = 0.18  # the rate of the rows of a new word beside other weights, for their size: near that of rows alone
 FILES = {"embedding": "embedding.safetensors", "full": "model.safetensors"}
 ADAPTED = ("rank", "alpha", "targets", "dropout", "text_encoder", "gradient_checkpointing", "seed")  # options of it
 OWN_PARTS = ("text_encoder.", "caption_mean.")  # in the network of a native text-to-image model
@@ -85,14 +86,24 @@ class Adaptation:
         inner = any(layer.startswith("text_encoder.") for _, layer in (self.lora.layers if self.lora else ()))
         return bool(self.rows) or inner or any(name.startswith("text_encoder") for name in names)
 
+    @property
+    def rate(self) -> float:
+        """The usual highest learning rate."""
+        own = own_denoiser(self.base.denoise) is not None
+        return RATES[self.method] if own else OTHERS.get(self.method, RATES[self.method])
+
     def optimizer(self, module: nn.Module, lr: float) -> list[Any]:
-        """AdamW without decay; rows move in proportion to how large the rows of their encoder are."""
+        """AdamW without decay; rows move in proportion to how large the rows of their encoder are.
+
+        Beside other weights they have a rate of their own: these can be slow, and forget little, and the word be fast.
+        """
         own = list(self.rows.values())
         others = [p for p in module.parameters() if p.requires_grad and not any(p is row for row in own)]
         groups: list[dict[str, Any]] = [{"params": others}] if others else []
         for row in own:
             size = float(row.detach().square().mean().sqrt())
-            groups.append({"params": [row], "factor": max(size, 1e-3) * ROWS[self.method]})
+            rate = 1.0 if self.method == "embedding" else ROWS / lr
+            groups.append({"params": [row], "factor": max(size, 1e-3) * rate})
         return [torch.optim.AdamW(groups, lr, betas=(0.9, 0.99), weight_decay=0.0)]
 
     def added(self) -> list[tokens.Token]:
@@ -149,9 +160,11 @@ def adapt(
     """
     native = own_denoiser(base.denoise) is not None
     if method == "full" and not native and token:
+        such = " or ".join(map(repr, tokens.rare_words(base)))
         raise InputError(
-            f"A folder of another program has no place for a new word such as {token!r}. Train a LoRA, or take a rare "
-            "word that the model has, such as sks with --class-name; or finetune with captions."
+            f"A folder of another program has no place for a new word: it takes one that the model has and seldom met, "
+            f"and {token!r} is none. {f'Take {such}, with --class-name; or train' if such else 'Train'} a LoRA; or "
+            "finetune with captions."
         )
     if method == "full" and not native and text_encoder:
         raise InputError("All weights are trained of the denoiser alone. Leave --text-encoder out, or train a LoRA.")

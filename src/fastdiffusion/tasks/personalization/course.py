@@ -14,6 +14,8 @@ from torch import Tensor
 from ... import samplers, schedules
 from ...denoisers import expand
 from ...guidance import Guided
+from ...io.atomic import write_json
+from ...io.images import grid, save_png
 from ...models import Model
 from ...noise import Stream, generator, initial
 from ...prompts import plain
@@ -21,12 +23,12 @@ from ...training.callbacks import Callback
 from ...training.task import Part, Task, Updates, rows
 from ...training.trainer import Trainer
 from ...types import Cond
-from .adapting import RATES, Adaptation
+from .adapting import Adaptation
 from .images import Examples, caption
 from .objective import Objective, conditions
 from .options import AdaptationOptions
-from .retention import Retention
-from .watching import LOOKS, Watch, best, summary
+from .retention import Retention, compared_images
+from .watching import IMAGES, LOOKS, Watch, best, summary
 
 HELD_OUT = 8  # noise levels at which each held-out image is measured
 MEASURED = 16  # held-out images that are measured, at most: a look shall cost little beside the steps between two
@@ -76,6 +78,7 @@ class Course:
         own: (prompt, latents) of images that the model made, trained on beside; empty without.
         retention: What is measured of what it knew.
         shown: Prompts of the previews, the new word's first.
+        compared: Prompts whose images are drawn at the end by the model before and after; none are trained on.
         dropped: Part of the captions that is left out, for guidance.
         identity: What two runs must share to be one.
     """
@@ -87,6 +90,7 @@ class Course:
     own: Sequence[tuple[str, Tensor]]
     retention: Retention
     shown: Sequence[str]
+    compared: Sequence[str] = ()
     dropped: float = 0.0
     identity: Mapping[str, Any] = field(default_factory=dict)
 
@@ -159,6 +163,12 @@ class Course:
         """What the model draws now of fixed prompts, from fixed seeds, and how many images stand in a row."""
         return drawn(self.adaptation.model, self.shown), max(len(self.shown) // 2, 1)
 
+    def compare(self, folder: Path, seed: int, size: int | None) -> None:
+        """Note, and show, what is left of what the model drew."""
+        left, images = compared_images(self.adaptation.base, self.adaptation.model, self.compared, seed, size)
+        write_json(folder / IMAGES, {"retained": round(left, 4), "images": len(self.compared)})
+        save_png(grid(images.cpu(), len(self.compared), max(1, 96 // images.shape[-1])), folder / "compared.png")
+
 
 def run(
     course: Course, options: AdaptationOptions, command: str, arguments: Mapping[str, Any]
@@ -177,12 +187,15 @@ def run(
 
     def write(place: Path) -> Mapping[str, Any]:
         chosen = watch.restore()
-        notes = summary(watch.looks, options.floor, trainer.state.ended)
         adaptation.write(place, {"step": 0 if chosen is None else chosen.step})
         watch.show(place / "preview.png")
+        (place / IMAGES).unlink(missing_ok=True)  # of an earlier end
+        if course.compared and not trainer.stopped:
+            course.compare(place, options.seed, options.size)
+        notes = summary(place, watch.looks, options.floor, trainer.state.ended)
         return {**notes, "notes": " ".join(course.examples.notes)} if course.examples.notes else notes
 
-    lr = options.lr if options.lr is not None else RATES[adaptation.method]
+    lr = options.lr if options.lr is not None else adaptation.rate
     part = Part(adaptation.part, loss, adaptation.optimizer, lr)
     n = len(course.examples.train)
     draw = course.batches(objective, options.batch_size, options.seed)
@@ -214,6 +227,12 @@ def drawn(model: Model, prompts: Sequence[str], steps: int = PREVIEW_STEPS, seed
         denoise = guided
     x = table.sigmas[0] * initial(range(seed, seed + n), model.shape).to(model.device)
     return model.decode(samplers.final(samplers.run(denoise, x, table, cond, range(n)))).float().clamp(-1, 1)
+
+
+def notes_of(watch: Watch, trainer: Trainer, options: AdaptationOptions) -> list[str]:
+    """What a person should know of a run, in sentences."""
+    facts = summary(watch.folder, watch.looks, options.floor, trainer.state.ended)
+    return [f"{name}: {text}." for name, text in facts.items()]
 
 
 def kept_step(watch: Watch, options: AdaptationOptions) -> int:

@@ -17,13 +17,13 @@ from ...training import report as reports
 from ...training.trainer import check
 from ..loading import loaded
 from .adapting import ADAPTED, adapt, opened_base
-from .course import Course, kept_step, run
+from .course import Course, kept_step, notes_of, run
 from .images import opened
 from .objective import refuse_distilled
 from .options import FinetuneOptions
 from .result import PersonalizationResult
-from .retention import Retention, own_images, prompts_of
-from .watching import summary
+from .retention import Retention, compared_prompts, own_images, prompts_of
+from .watching import images_retained
 
 WATCHED = 16  # prompts whose answers are measured; none of them is trained on
 DROPPED = 0.1  # part of the captions that is left out, for guidance
@@ -65,19 +65,20 @@ def finetune(model: Model | str | Path, data: Dataset | str | Path, **options: A
     own = own_images(base, kept, chosen.seed + 1000, chosen.size) if kept else []
     retention = Retention(base, watched, own_images(base, watched, chosen.seed, chosen.size), chosen.seed)
     shown = [*(examples.captions[i][0] for i in examples.held_out[:4] if examples.captions[i]), *watched[:4]]
+    compared = compared_prompts(chosen.prompts, kept, (chosen.steps or chosen.usual_steps) * chosen.batch_size)
     names = ("method", "retain", "rank", "alpha", "targets", "dropout", "text_encoder", "lr", "batch_size", "floor")
     identity = {name: str(getattr(chosen, name)) for name in names}
     identity |= {"model": base.id, "watched": digest(watched, kept)}
     course = Course(
-        adaptation, examples, (), "", list(zip(kept, own, strict=True)), retention, shown, DROPPED, identity
+        adaptation, examples, (), "", list(zip(kept, own, strict=True)), retention, shown, compared, DROPPED, identity
     )
     arguments = {"model": str(model), "data": str(data)} if isinstance(model, str | Path) else {}
     trainer, watch = run(course, chosen, "finetune", arguments)
     place = Path(str(chosen.folder))
     file, page = place / adaptation.file, place / reports.FILE
-    notes = [f"{name}: {text}." for name, text in summary(watch.looks, chosen.floor, trainer.state.ended).items()]
+    notes = notes_of(watch, trainer, chosen)
     ready = loaded(file, chosen.device) if chosen.method == "full" else with_loras(base, [file]).eval()
     return PersonalizationResult(
         place, file, ready, page if page.exists() else None, "", kept_step(watch, chosen), tuple(watch.looks),
-        (*examples.notes, *notes),
+        (*examples.notes, *notes), images_retained(place)[0],
     )  # fmt: skip

@@ -22,13 +22,13 @@ from ...training.trainer import check
 from ..loading import loaded
 from . import slider as sliders
 from .adapting import ADAPTED, Adaptation, adapt, opened_base
-from .course import Course, kept_step, run
+from .course import Course, kept_step, notes_of, run
 from .images import Examples, opened, templates_of
 from .objective import Objective, conditions, refuse_distilled
 from .options import PersonalizeOptions
 from .result import PersonalizationResult
-from .retention import Retention, own_images, prompts_of
-from .watching import summary
+from .retention import Retention, compared_prompts, own_images, prompts_of
+from .watching import images_retained
 
 GENERAL = (
     "object", "thing", "person", "face", "animal", "dog", "cat", "bird", "plant", "flower", "food", "building", "car",
@@ -78,11 +78,11 @@ def personalize(
     trainer, watch = run(course, chosen, "personalize", {"model": _name(model), "data": _name(data)})
     place, adaptation = Path(str(chosen.folder)), course.adaptation
     file, page = place / adaptation.file, place / reports.FILE
-    notes += [f"{name}: {text}." for name, text in summary(watch.looks, chosen.floor, trainer.state.ended).items()]
+    notes += notes_of(watch, trainer, chosen)
     ready = loaded(file, chosen.device) if adaptation.method == "full" else _with(base, file)
     return PersonalizationResult(
         place, file, ready, page if page.exists() else None, course.token, kept_step(watch, chosen),
-        tuple(watch.looks), (*course.examples.notes, *notes),
+        tuple(watch.looks), (*course.examples.notes, *notes), images_retained(place)[0],
     )  # fmt: skip
 
 
@@ -104,8 +104,8 @@ def _adaptation(base: Model, chosen: PersonalizeOptions, token: str, class_name:
 def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
     """What a new word, or a rare one, is to mean; and what a person should know of it."""
     rare = chosen.method in ("dreambooth", "full") and tokens.rare(base, chosen.token)
-    if not rare:
-        tokens.check_new(base, chosen.token)
+    if not rare and (chosen.method != "full" or own_denoiser(base.denoise) is not None):
+        tokens.check_new(base, chosen.token)  # all weights of another program: ``adapt`` has a sentence of its own
     examples = opened(base, data, chosen.size, chosen.holdout, chosen.seed, chosen.masks, few=True)
     class_name, start, notes = _class_and_start(base, examples, chosen)
     phrase = f"{chosen.token} {class_name}" if rare else chosen.token
@@ -150,7 +150,9 @@ def _held(
     identity |= {"model": base.id, "class_name": class_name, "prior": len(prior), "watched": digest(watched)}
     retention = Retention(base, watched, kept, chosen.seed)
     own = list(zip(prior, made, strict=True))
-    return {"own": own, "retention": retention, "shown": [*shown, *watched[:4]], "identity": identity}
+    compared = compared_prompts(chosen.prompts, prior, (chosen.steps or chosen.usual_steps) * chosen.batch_size)
+    shown = [*shown, *watched[:4]]
+    return {"own": own, "retention": retention, "shown": shown, "compared": compared, "identity": identity}
 
 
 def _class_and_start(base: Model, examples: Examples, chosen: PersonalizeOptions) -> tuple[str, str, list[str]]:

@@ -22,6 +22,8 @@ class PersonalizationResult:
         step: The step that was kept.
         looks: What was measured: loss on held-out images, and retention, after some steps.
         notes: What a person should know, in sentences.
+        images: What is left of the images that it drew of other prompts, from 1, the same, to 0, as different as the
+            image of another prompt (``retention.compared_images``); None as long as the run has not reached its end.
     """
 
     path: Path
@@ -32,3 +34,4 @@ class PersonalizationResult:
     step: int = 0
     looks: tuple[Look, ...] = ()
     notes: tuple[str, ...] = ()
+    images: float | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from ...data.dataset import digest
 from ...errors import DataError, counted
 from ...models import Model
+from ...nets import perceptual
 from ...noise import Stream, generator
 from ..generation.sample import sample
 from .images import cached
@@ -33,6 +35,9 @@ THINGS = (
     "a telephone", "a computer", "a letter", "a violin", "a trumpet", "a shirt", "a ring", "a skull", "a baby",
 )  # fmt: skip
 FEWEST = 4  # prompts of a file: two of them are measured on
+COMPARED = 50  # prompts at most whose images are drawn before and after
+EXAMPLES = 64  # trained on for each of these prompts: so its two images take a tenth of a run's evaluations, or less
+COMPARED_STEPS = 8  # solver steps of these images
 
 
 def prompts_of(file: str | Path | None, watched: int, held: int) -> tuple[list[str], list[str]]:
@@ -40,6 +45,22 @@ def prompts_of(file: str | Path | None, watched: int, held: int) -> tuple[list[s
 
     No prompt is among both.
     """
+    known = _known(file)
+    watched = min(watched, len(known) // 2)
+    rest = known[watched:]
+    return known[:watched], [rest[i % len(rest)] for i in range(held)]
+
+
+def compared_prompts(file: str | Path | None, held: Sequence[str], examples: int) -> list[str]:
+    """Prompts that a model is not held to, for :func:`compared_images`: as many as a run of so many examples pays for.
+
+    They are at least two, and at most ``COMPARED``.
+    """
+    left = [prompt for prompt in _known(file) if prompt not in held]
+    return left[: max(2, min(COMPARED, examples // EXAMPLES))]
+
+
+def _known(file: str | Path | None) -> list[str]:
     known: Sequence[str] = THINGS
     if file is not None:
         try:
@@ -52,9 +73,7 @@ def prompts_of(file: str | Path | None, watched: int, held: int) -> tuple[list[s
                 f"{str(file)!r} has {counted(len(known), 'prompt')}. Write at least {FEWEST}, one a line: some are "
                 "measured on, and the model is held to others."
             )
-    watched = min(watched, len(known) // 2)
-    rest = known[watched:]
-    return list(known[:watched]), [rest[i % len(rest)] for i in range(held)]
+    return list(known)
 
 
 def own_images(model: Model, prompts: Sequence[str], seed: int, size: int | None = None) -> list[Tensor]:
@@ -112,3 +131,27 @@ class Retention:
     def __call__(self, model: Model) -> float:
         """Of the model as it is now."""
         return max(1 - self._distance(self._estimates(model, self.prompts)) / max(self.unit, 1e-12), -1.0)
+
+
+@torch.no_grad()
+def compared_images(
+    base: Model, model: Model, prompts: Sequence[str], seed: int, size: int | None = None
+) -> tuple[float, Tensor]:
+    """How much is left of the images that a model drew of some prompts; and the images, before and after.
+
+    1 - d / d0, where d is the distance of what it draws now to what it drew before, from the same noise, in the
+    features of :mod:`~fastdiffusion.nets.perceptual`, and d0 that of what it drew of one prompt to what it drew of the
+    next. Both are drawn by the textbook's sampler: tables may be fitted to one and not to the other.
+    """
+    side = {} if size in (None, base.pixels[0]) else {"size": str(size)}
+    before, after = (
+        sample(one, list(prompts), n=len(prompts), seed=seed, steps=COMPARED_STEPS, batch_size=8, **side).images.float()
+        for one in (replace(base, tables={}), replace(model, tables={}))
+    )
+    moved, apart = _distance_in_features(before, after), _distance_in_features(before, before.roll(1, 0))
+    return max(1 - moved / max(apart, 1e-12), -1.0), torch.cat([before, after])
+
+
+def _distance_in_features(a: Tensor, b: Tensor) -> float:
+    pairs = zip(a.split(1), b.split(1), strict=True)  # one by one: the features of large images are large
+    return float(torch.stack([perceptual.perceptual_distance(x, y).sqrt() for x, y in pairs]).mean())

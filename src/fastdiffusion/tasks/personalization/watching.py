@@ -23,6 +23,7 @@ SHOWN = 4  # looks between two sheets of what the model draws
 SAME = 0.05  # of what was learned: held-out losses that are nearer than that are taken for the same
 PATIENCE = 5  # looks without a better one, after which a run ends
 KEPT, LOG = "best.safetensors", "looks.json"
+IMAGES = "images.json"  # what was left of what the model drew
 
 
 class Look(NamedTuple):
@@ -188,8 +189,16 @@ class Watch(Callback):
         return chosen
 
 
-def summary(looks: list[Look], floor: float, reason: str) -> dict[str, str]:
-    """What a report says of a run: which step was kept, and what came after it."""
+def images_retained(folder: Path) -> tuple[float | None, int]:
+    """What was left of the images that a model drew of other prompts, and of how many; None where none were drawn."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        found = untrusted_json.parsed_file(folder / IMAGES)
+        return float(found["retained"]), int(found["images"])
+    return None, 0
+
+
+def summary(folder: Path, looks: list[Look], floor: float, reason: str) -> dict[str, str]:
+    """What a report says of a run in a folder: which step was kept, and what came after it."""
     if not looks:
         return {}
     first, kept, last = looks[0], best(looks, floor), looks[-1]
@@ -198,6 +207,11 @@ def summary(looks: list[Look], floor: float, reason: str) -> dict[str, str]:
         "held-out loss": f"{first.loss:.4f} at first, {kept.loss:.4f} kept ({kept.loss / first.loss - 1:+.1%})",
         "retention": f"{kept.retention:.1%} of the answers to other prompts",
     }
+    images, n = images_retained(folder)
+    if images is not None:
+        facts["images"] = (
+            f"{images:.1%} left of {n} images of other prompts, drawn before and after from the same noise"
+        )
     if reason:
         facts["ended"] = f"after {last.step:,} steps, because {reason}"
     if last.loss > 1.01 * kept.loss:

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
-from ...corruptions import Operator
+from ...corruptions import Corruption, Operator
 from ...guidance import posterior
 from .colorization import in_gamut
 from .measurement import ROUNDING, Measurement
 from .method import BLURS
 
 ROUGHNESS = 0.04  # how far off the second differences of a model's answer are expected to be, where it was blurred
+
+PLAIN = (12, 16, 20, 24)  # pixels to all sides that are one color: whole blocks of JPEG lie among them
+
+
+def with_plain_places(x: Tensor, y: Tensor, corruption: Corruption) -> Tensor:
+    """An estimate that keeps what is one color in the input as far as a restorer looks: there is nothing to undo.
+
+    Blurs, noise and JPEG leave such places as they were, and a network's white is 253 of 255. The change is gradual,
+    or its border would show. What fills pixels in (pixelation, holes) makes places that only look plain.
+    """
+    kept = bool(corruption.steps) and all(step.name in (*BLURS, "noise", "jpeg") for step in corruption.steps)
+    if x.shape != y.shape or not kept:
+        return x
+    plain = sum((_spread(y, reach) == 0).to(x) for reach in PLAIN)
+    return x.lerp(y, plain / len(PLAIN))
+
+
+def _spread(y: Tensor, reach: int) -> Tensor:
+    """The difference of the largest and the smallest value around each pixel, in the channel where it is largest."""
+    top, bottom = y, -y
+    for side in ((2 * reach + 1, 1), (1, 2 * reach + 1)):
+        padding = (side[0] // 2, side[1] // 2)
+        top, bottom = (F.max_pool2d(z, side, 1, padding) for z in (top, bottom))
+    return (top + bottom).amax(1, keepdim=True)
 
 
 def hold(x: Tensor, y: Tensor, operator: Operator, measurement: Measurement) -> Tensor:

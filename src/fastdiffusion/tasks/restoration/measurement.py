@@ -65,6 +65,11 @@ class Measurement:
         return [step for step in self.corruption.steps if step.name in kinds]
 
     @property
+    def shows_gray(self) -> bool:
+        """Whether the input has three channels that are alike: nothing that is known took its colors."""
+        return len(self.image) == 3 and bool((self.image.amax(0) == self.image.amin(0)).all())
+
+    @property
     def reach(self) -> int:
         """How far a known corruption spreads a pixel."""
         return sum(reach(step.name, step.values[0]) for step in self.names(*BLURS)) if self.corruption.known else 0

@@ -35,6 +35,7 @@ from .method import check, check_answer, choose_method, takes_mean
 from .options import RestoreOptions
 from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
+from .transparency import parted, scaled
 from .trials import Trial, mixed
 
 FEW_COLORS = "Experimental: the bundled restorer finds few colors of photographs. Give some: hints or palette."
@@ -75,7 +76,8 @@ def restore(
         same = {"tile": chosen.tile, "overlap": chosen.overlap, "self_ensemble": chosen.self_ensemble}
         return restore(source, last, ready, **same).to_pil()[0]
 
-    found = opened(image, corruption, ready, chosen, undo)
+    colors, opacity = parted(image)
+    found = opened(colors, corruption, ready, chosen, undo)
     few_colors = model is None and not (chosen.hints or chosen.palette)
     few_colors = few_colors and any(step.name == "gray" for step in found.what.steps)
     if few_colors:
@@ -94,7 +96,7 @@ def restore(
     if colorless and few_colors:
         images = job.grayed(images)  # what the bundled restorer has found is noise
     marked = any(step.name in ("watermark", "logo") for step in found.what.steps) or "watermark" in str(corruption)
-    notes = [*found.notes, *[NOTE] * marked, *losses(image), *[COLORLESS] * colorless]
+    notes = [*found.notes, *[NOTE] * marked, *losses(image, transparency=False), *[COLORLESS] * colorless]
     error = None if found.likely else measurement.error(images, tile, overlap)
     images = turned(images, found.orientation)
     return RestorationResult(
@@ -107,6 +109,7 @@ def restore(
         tuple(notes),
         _recipe(chosen, ready, found.label, method, tile, overlap),
         found.kernel,
+        None if opacity is None else scaled(opacity, *images.shape[2:]),
     )
 
 

@@ -38,6 +38,8 @@ class RestorationResult:
         notes: What a person should know.
         recipe: What was done, as JSON values.
         kernel: The blur kernel that was found, if it was looked for.
+        opacity: Of an input with transparency, in the size of the results: ``to_pil`` and ``save`` have it, and
+            ``pixels`` are the colors.
     """
 
     pixels: UInt8[Tensor, "n c h w"]
@@ -49,6 +51,7 @@ class RestorationResult:
     notes: tuple[str, ...] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     kernel: Float[Tensor, "s t"] | None = None
+    opacity: UInt8[Tensor, "1 h w"] | None = None
 
     @property
     def images(self) -> Float[Tensor, "n c h w"]:
@@ -60,7 +63,7 @@ class RestorationResult:
 
     def to_pil(self) -> list[Image.Image]:
         """Each as a PIL image."""
-        return [to_pil(image) for image in self.pixels]
+        return [to_pil(image if self.opacity is None else torch.cat([image, self.opacity])) for image in self.pixels]
 
     def comparison(self, side: int = 900) -> Image.Image:
         """Before, after and their difference (grey is none, four times enlarged), each at most ``side`` pixels."""
@@ -90,7 +93,7 @@ class RestorationResult:
             return path.with_name(f"{path.stem}-{end}{path.suffix}")
 
         written = []
-        for i, image in enumerate(self.pixels):
+        for i, image in enumerate(self.to_pil()):
             place = path if len(self) == 1 else named(str(i + 1))
             written.append(save_image(image, place, {**self.recipe, "index": i} if metadata else None))
         extra: dict[str, Any] = {}
@@ -116,5 +119,5 @@ class RestorationResult:
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()
-        to_pil(self.pixels[0]).save(buffer, "PNG")
+        self.to_pil()[0].save(buffer, "PNG")
         return buffer.getvalue()

@@ -15,7 +15,7 @@ from ...models import Model
 from ...progress import Progress
 from . import tiles
 from .colorization import Hints, Palette, luminance
-from .consistency import hold
+from .consistency import hold, with_plain_places
 from .jpeg_files import likely
 from .measurement import Measurement
 from .method import takes_mean
@@ -44,6 +44,7 @@ class TiledRestoration:
         self.colorizes = measurement.channels == 3 and bool(measurement.names("gray"))
         if (options.hints or options.palette) and not self.colorizes:
             raise InputError("hints and palette are for colorizing: use corruption='colorize', or leave them out.")
+        self.stays_gray = measurement.channels == 3 and measurement.shows_gray and model.corruption != "pairs"
         self.hints = self.palette = None
         if options.hints is not None:
             self.hints = Hints(open_image(options.hints, "hints"), measurement.shape[1:])
@@ -80,7 +81,9 @@ class TiledRestoration:
                 x = self.hints.pull(x, self.measurement.enlarged(tile))
             if self.method == "supervised" and takes_mean(options):
                 x = likely(x, y, self.measurement.corruption, self.measurement.trust)
-            return hold(x, y, operator, self.measurement)
+                x = with_plain_places(x, y, self.measurement.corruption)
+            x = hold(x, y, operator, self.measurement)
+            return luminance(x).expand(x.shape) if self.stays_gray else x
 
         return work
 

@@ -256,9 +256,14 @@ def distill(
 
 
 def _apart(mine: Tensor, wanted: Tensor) -> Float[Tensor, ""]:
-    """Squared difference, as a part of how much ``wanted`` varies over the texts."""
+    """Squared difference, as a part of how much ``wanted`` varies over the texts.
+
+    What hardly varies (a layer that ignores the texts of this batch) counts by a thousandth of its size instead, so
+    that it cannot drown all others.
+    """
     everything = gathered(wanted)
-    return (mine - wanted).square().mean() / (everything - everything.mean(0)).square().mean().clamp(min=1e-8)
+    varies, size = (everything - everything.mean(0)).square().mean(), everything.square().mean()
+    return (mine - wanted).square().mean() / torch.maximum(varies, 1e-3 * size).clamp(min=1e-8)
 
 
 def _queries(

@@ -25,7 +25,7 @@ from ... import losses, noise, samplers, schedules
 from ...data import Dataset
 from ...device import device_of
 from ...errors import InputError, unknown
-from ...io import guarded
+from ...io import guarded, inputs
 from ...io.images import to_tensor, to_uint8
 from ...io.inputs import ImageLike, as_tensor, fit_image, opened, scaled
 from ...io.metadata import recipe
@@ -231,7 +231,7 @@ def translate(image: ImageLike, net: Translator | Cycle | Model | str | Path, **
     stem = Path(image).stem if isinstance(image, str | os.PathLike) else "image"
     names = [f"{stem}-translated" + (f"-{i}" if len(made) > 1 else "") for i in range(len(made))]
     kept = recipe("translate", vars(chosen), image, net)
-    return ImageResult(to_tensor(to_uint8(made.clamp(-1, 1).cpu())), tuple(names), kept)
+    return ImageResult(to_tensor(to_uint8(made.clamp(-1, 1).cpu())), tuple(names), kept, tuple(inputs.losses(image)))
 
 
 def _ready(net: Translator | Cycle | str | Path, device: str | None) -> Translator | Cycle:
