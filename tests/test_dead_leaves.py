@@ -23,7 +23,9 @@ def test_their_power_falls_with_the_frequency_as_that_of_photographs_does(scenes
     """f^-2 in the mean of photographs (Field 1987); uniform noise would have f^0, a blank image nothing."""
     gray = np.stack([x.mean(2) for x in scenes]) / 255
     assert gray.std((1, 2)).min() > 0.03
-    power = np.abs(np.fft.fft2((gray - gray.mean((1, 2), keepdims=True)) * np.hanning(96)[:, None] * np.hanning(96))) ** 2
+    power = (
+        np.abs(np.fft.fft2((gray - gray.mean((1, 2), keepdims=True)) * np.hanning(96)[:, None] * np.hanning(96))) ** 2
+    )
     radius = np.hypot(np.fft.fftfreq(96)[:, None], np.fft.fftfreq(96)[None])
     at = np.geomspace(0.04, 0.4, 8)
     means = [power.mean(0)[(radius > 0.85 * r) & (radius < 1.18 * r)].mean() for r in at]

@@ -2,7 +2,8 @@
 
 Karras et al. 2022 (EDM), app. F.2: each transformation acts with a small probability and writes its parameters into the
 vector ``Cond.augment``. The zero vector means "not at all", so that a sampler who passes zeros gets unchanged images.
-A transformation with an empty vector (``mirror``, ``turn``, ``crop``) does leak: use it where its results are real images too.
+A transformation with an empty vector (``mirror``, ``turn``, ``crop``) does leak: use it where its results are real
+images too.
 
 Everything random is drawn by :func:`draw` for the whole batch, and performed by :func:`apply` on any rows of it.
 """
