@@ -126,10 +126,11 @@ def test_what_no_dictionary_has_goes_to_the_student_encoder_as_it_came():
     ("anjing dan kucing", "dog and cat"),
     ("호랑이", "tiger"),
     ("赤いハート", "red heart"), ("虎", "tiger"), ("とら", "tiger"), ("犬と猫", "dog and cat"),
-    ("緑のりんご", "green apple"), ("青いハート", "blue heart"), ("青蛙", "frog"), ("Kuh", "cow"),
-    ("oiseau", "bird"), ("黒猫", "black cat"), ("老虎", "tiger"), ("黑猫", "black cat"), ("一只白猫", "white cat"),
-    ("蓝色的鱼", "blue fish"), ("parapluie", "umbrella"), ("pane", "bread"), ("Stern", "star"),
-    ("یک قلب قرمز", "red heart"), ("corazón azul", "blue heart"),
+    ("緑のりんご", "green apple"), ("青いハート", "blue heart"), ("青蛙", "frog"), ("カタツムリ", "snail"),
+    ("calcetín", "socks"), ("Socke", "socks"), ("Kuh", "cow"), ("oiseau", "bird"), ("黒猫", "black cat"),
+    ("老虎", "tiger"), ("黑猫", "black cat"), ("一只白猫", "white cat"), ("蓝色的鱼", "blue fish"),
+    ("parapluie", "umbrella"), ("pane", "bread"), ("Stern", "star"), ("یک قلب قرمز", "red heart"),
+    ("corazón azul", "blue heart"),
 ])  # fmt: skip
 def test_words_of_other_languages_are_read_by_a_dictionary(prompt, english):
     found = conditioner().reading(prompt)
@@ -158,7 +159,8 @@ def test_a_text_without_spaces_is_split_only_where_every_word_is_known():
 
 
 @pytest.mark.parametrize(("prompt", "read"), [
-    ("cat", "cat face"), ("A dog.", "dog face"), ("the sun", "sun with face"), ("a pig on a blue background", "pig face on a blue"),
+    ("cat", "cat face"), ("A dog.", "dog face"), ("the sun", "sun with face"),
+    ("a pig on a blue background", "pig face on a blue"),
     ("perro", "dog face"), ("猫", "cat face"), ("a black cat", "black cat"), ("dog and cat", "dog and cat"),
     ("cat face", "cat face"), ("a running horse", "horse"),
 ])  # fmt: skip

@@ -81,7 +81,7 @@ class Names(NamedTuple):
     names: dict[str, str]
     everyday: dict[str, str]
     search: dict[str, str]
-    clearer: dict[str, str] = {}
+    clearer: dict[str, str]
 
     def find(self, text: str, n: int = 20) -> list[str]:
         """The names that a text means, then those that share its words, then those that are spelled alike."""
@@ -157,7 +157,7 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
     visible = [i for i, sign in enumerate(text) if _visible(text, i, sign)]
     clean = "".join(text[i] for i in visible)
     whole = Reading(clean, tuple((i, i + 1) for i in visible))
-    table = known_names() if emoji else Names({}, {}, {})
+    table = known_names() if emoji else Names({}, {}, {}, {})
     if (clearer := _clearer(clean, visible, lists, table)) is not None:
         return clearer
     if unicodedata.normalize("NFKC", clean).casefold().strip() in _exact(emoji) and lists(clean):
