@@ -7,7 +7,7 @@ it is the English text that is encoded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -28,7 +28,24 @@ class Part(NamedTuple):
 
 @cache
 def _dictionaries() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
-    return json.loads(files("fastdiffusion.prompts").joinpath("abroad.json").read_text(encoding="utf-8"))
+    read = json.loads(files("fastdiffusion.prompts").joinpath("abroad.json").read_text(encoding="utf-8"))
+    for table in read["ja"].values():  # what is written in one kana is known in the other
+        for word, english in list(table.items()):
+            table.setdefault(word.translate(_HIRAGANA), english)
+            table.setdefault(word.translate(_KATAKANA), english)
+    return read
+
+
+_HIRAGANA = {letter: letter - 0x60 for letter in range(0x30A1, 0x30F7)}  # of katakana
+_KATAKANA = {hiragana: katakana for katakana, hiragana in _HIRAGANA.items()}
+_ACCENTS = str.maketrans("áéíóú", "aeiou")
+
+
+def _plurals(word: str) -> Iterator[str]:
+    """What the plural of a word may be: names of things that come in pairs are plurals (calcetín, calzino, Socke)."""
+    yield from (word + end for end in ("s", "es", "n", "en", "e", "er"))
+    yield word.translate(_ACCENTS) + "es"
+    yield from (word[:-1] + end for last, end in (("o", "i"), ("e", "i"), ("a", "e")) if word.endswith(last))
 
 
 def translated(keys: Sequence[str], forms: Callable[[str], Iterable[str]]) -> list[Part] | None:
@@ -89,7 +106,8 @@ def _part(
     joining, things = dictionary["joining"].get(phrase), (*(dictionary[table] for table in ("names", "words")),)
     if joining is not None and (after or phrase not in dictionary["names"]):
         return Part(first, last, joining, True)
-    found = (table[form] for form in (phrase, *forms(phrase)) for table in things if form in table)
+    tried = (phrase, *forms(phrase), *(_plurals(phrase) if len(phrase) > 3 else ()))
+    found = (table[form] for form in tried for table in things if form in table)
     return next((Part(first, last, english) for english in found), None)
 
 
