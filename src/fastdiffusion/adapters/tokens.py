@@ -151,8 +151,8 @@ def rare_words(model: Model, n: int = 2) -> list[str]:
     found = ["sks"] if rare(model, "sks") else []
     for text in list(texts_of(model).values())[:1]:
         half, size = len(text.tokenizer) // 2, len(text.tokenizer)
-        words = (text.tokenizer.decode([i]).strip() for i in range(size - 1, half, -1))
-        found += islice((word for word in words if word.isalpha() and len(word) > 2 and rare(model, word)), n)
+        names = (text.tokenizer.decode([i]).strip() for i in range(size - 1, half, -1))
+        found += islice((name for name in names if name.isalpha() and len(name) > 2 and rare(model, name)), n)
     return found[:n]
 
 
