@@ -18,6 +18,8 @@ from ...models import Model
 from ..word_masks import shown_mask
 
 Borders = tuple[int, int, int, int]  # left, top, right, bottom
+UNCHANGED = 0.1  # difference from what an autoencoder makes of the image, of a range of 2, that is no change
+AROUND = 4  # pixels to each side over which it is taken
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,19 @@ class Canvas:
         """The mask of latents: each may change as much as any pixel of the square that it stands for."""
         assert self.mask is not None
         return functional.max_pool2d(self.mask[None], factor)
+
+    def without_loss(
+        self, images: Float[Tensor, "n c h w"], copy: Float[Tensor, "1 c h w"], strength: float
+    ) -> Float[Tensor, "n c h w"]:
+        """Images with what the autoencoder loses of this one, ``copy`` being what it makes of it.
+
+        Only where a run changed nothing, and the less the further it went: else every run takes the image a little
+        further from itself, in its colors above all, and strength 0 would be no limit of small ones.
+        """
+        difference = functional.pad((images - copy).square().mean(1, keepdim=True), (AROUND,) * 4, mode="replicate")
+        changed = functional.avg_pool2d(difference, 2 * AROUND + 1, 1)
+        share = (1 - strength) * torch.exp(-changed / UNCHANGED**2)
+        return images + share * (self.image.to(images) - copy)
 
     def hold(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Images with this one's own pixels where the mask is 0, which an autoencoder would change; between, a mix."""
