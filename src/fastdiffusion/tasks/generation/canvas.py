@@ -73,7 +73,7 @@ def canvas(
     shape: tuple[int, ...],
     mask: str | Path | Image.Image | None = None,
     borders: Borders | None = None,
-    given: Path | Image.Image | None = None,
+    source: Path | Image.Image | None = None,
 ) -> Canvas:
     """An image brought to the channels and size of a run, (c, h, w), together with its mask.
 
@@ -82,9 +82,9 @@ def canvas(
         shape: Of the run's images.
         mask: See ``inputs.open_mask``.
         borders: How many pixels are added at each side and drawn; they begin as the nearest pixel of the image.
-        given: What it was opened from, which may have more frames and bits.
+        source: What it was opened from, which may have more frames and bits.
     """
-    notes = inputs.losses(image if given is None else given) if shape[0] in (1, 3) else []
+    notes = inputs.losses(image if source is None else source) if shape[0] in (1, 3) else []
     marked = None if mask is None else inputs.open_mask(mask, (image.height, image.width))
     if borders is not None:
         marked = torch.zeros(1, image.height, image.width) if marked is None else marked
