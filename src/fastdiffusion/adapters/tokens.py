@@ -210,8 +210,8 @@ def _add(model: Model, token: Token) -> None:
 def _added(name: str) -> Any:
     from transformers import AddedToken
 
-    word = re.fullmatch(r"\w(.*\w)?", name) is not None  # "bad" is not a part of "badminton"
-    return AddedToken(name, normalized=False, special=False, single_word=word)
+    whole = re.fullmatch(r"\w(.*\w)?", name) is not None  # "bad" is not a part of "badminton"
+    return AddedToken(name, normalized=False, special=False, single_word=whole)
 
 
 def parameters(model: Model, name: str) -> dict[str, nn.Parameter]:
