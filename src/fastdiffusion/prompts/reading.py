@@ -218,13 +218,13 @@ def _translated(clean: str, tokens: list[_Token], visible: Sequence[int]) -> Rea
 
 def _pieces(token: _Token) -> Iterator[_Token]:
     """The words of a token, where it is of a language that writes them together."""
-    words, start = abroad.split(key(token.text)) if _wide(token.text) else [], token.start
-    if "".join(words) != token.text:  # a sign became another or several
+    terms, start = abroad.split(key(token.text)) if _wide(token.text) else [], token.start
+    if "".join(terms) != token.text:  # a sign became another or several
         yield token
         return
-    for word in words:
-        yield _Token(word, start, start + len(word))
-        start += len(word)
+    for term in terms:
+        yield _Token(term, start, start + len(term))
+        start += len(term)
 
 
 def _within(outer: Reading, inner: Reading) -> Reading:
