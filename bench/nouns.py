@@ -1,6 +1,6 @@
 """Forty everyday nouns in eight languages (bench/nouns.txt): how many of their images show the thing.
 
-    python bench/nouns.py [--model emoji] [--seeds 0 1 2] [--steps 8] [--out out/nouns]
+    python bench/nouns.py [--list nouns.txt] [--model emoji] [--seeds 0 1 2] [--steps 8] [--out out/nouns]
 
 An image is right where the evaluator, asked among all of its names, takes it for one that shows the thing. A sheet of
 the forty is written for each language.
@@ -33,6 +33,7 @@ def shows(name: str, glyphs: tuple[str, ...]) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", default="nouns.txt", help="or nouns-unseen.txt, nouns-third.txt")
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=8)
@@ -40,7 +41,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/nouns"))
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    model, evaluator, rows = load(args.model), evaluators.load(), nouns()
+    model, evaluator, rows = load(args.model), evaluators.load(), nouns(args.list)
     for language in args.languages:
         words, counts, wrong = [row[1][language] for row in rows], [], {}
         for seed in args.seeds:

@@ -60,7 +60,7 @@ def test_seventy_of_eighty_everyday_prompts_reach_the_nearest_glyph():
 
 
 @pytest.mark.parametrize(("prompt", "read", "notes"), [
-    ("ein Hund", "dog", "'ein Hund' is read as 'dog'"),
+    ("eine Kuh", "cow", "'eine Kuh' is read as 'cow'"),
     ("dibuja un gato", "un gato", ""),
     ("eine", "eine", ""),
     ("draw me a picture of a smiling sun please", "sun with face", "left out"),
@@ -69,7 +69,7 @@ def test_seventy_of_eighty_everyday_prompts_reach_the_nearest_glyph():
     ("paint palette", "artist palette", "is read as"),
     ("A dog, trending on artstation", "A dog", "left out"),
     ("a red heart --ar 16:9 --v 5", "a red heart", "--ar 16:9 --v 5: left out. Options stand outside"),
-    ("犬 —ar 1:1", "dog", "Options stand outside the prompt"),
+    ("犬 —ar 1:1", "dog face", "Options stand outside the prompt"),
     ("a t-shirt - red", "a t-shirt - red", None),
 ])  # fmt: skip
 def test_what_is_no_name_is_left_out(prompt, read, notes):
@@ -115,7 +115,7 @@ def test_what_no_dictionary_has_goes_to_the_student_encoder_as_it_came():
     ("perro y gato", "dog and cat"),
     ("Perros y gatos", "dog and cat"),
     ("ein Hund und eine Katze", "dog and cat"),
-    ("un perro", "dog"),
+    ("una vaca", "cow"),
     ("gato rojo", "red cat"),
     ("roter Hund", "red dog"),
     ("un árbol verde", "green tree"),
@@ -124,12 +124,13 @@ def test_what_no_dictionary_has_goes_to_the_student_encoder_as_it_came():
     ("красный автомобиль", "red automobile"),
     ("köpek ve kedi", "dog and cat"),
     ("anjing dan kucing", "dog and cat"),
-    ("고양이", "cat"),
-    ("赤いハート", "red heart"), ("犬", "dog"), ("いぬ", "dog"), ("犬と猫", "dog and cat"),
-    ("緑のりんご", "green apple"), ("青いハート", "blue heart"), ("青蛙", "frog"), ("Kuh", "cow"),
-    ("oiseau", "bird"), ("黒猫", "black cat"), ("狗", "dog"), ("黑猫", "black cat"), ("一只白猫", "white cat"),
-    ("蓝色的鱼", "blue fish"), ("parapluie", "umbrella"), ("pane", "bread"), ("Stern", "star"),
-    ("یک قلب قرمز", "red heart"), ("corazón azul", "blue heart"),
+    ("호랑이", "tiger"),
+    ("赤いハート", "red heart"), ("虎", "tiger"), ("とら", "tiger"), ("犬と猫", "dog and cat"),
+    ("緑のりんご", "green apple"), ("青いハート", "blue heart"), ("青蛙", "frog"), ("カタツムリ", "snail"),
+    ("calcetín", "socks"), ("Socke", "socks"), ("Kuh", "cow"), ("oiseau", "bird"), ("黒猫", "black cat"),
+    ("老虎", "tiger"), ("黑猫", "black cat"), ("一只白猫", "white cat"), ("蓝色的鱼", "blue fish"),
+    ("parapluie", "umbrella"), ("pane", "bread"), ("Stern", "star"), ("یک قلب قرمز", "red heart"),
+    ("corazón azul", "blue heart"),
 ])  # fmt: skip
 def test_words_of_other_languages_are_read_by_a_dictionary(prompt, english):
     found = conditioner().reading(prompt)
@@ -155,6 +156,19 @@ def test_everyday_nouns_are_read_as_what_they_are(language):
 def test_a_text_without_spaces_is_split_only_where_every_word_is_known():
     assert abroad.split("青い大きな車") == ["青い大きな車"]
     assert abroad.split("青い車") == ["青い", "車"] and abroad.split("車") == ["車"] and abroad.split("") == [""]
+
+
+@pytest.mark.parametrize(("prompt", "read"), [
+    ("cat", "cat face"), ("A dog.", "dog face"), ("the sun", "sun with face"),
+    ("a pig on a blue background", "pig face on a blue"),
+    ("perro", "dog face"), ("猫", "cat face"), ("a black cat", "black cat"), ("dog and cat", "dog and cat"),
+    ("cat face", "cat face"), ("a running horse", "horse"),
+])  # fmt: skip
+def test_names_that_are_drawn_badly_are_read_as_their_better_likeness_where_they_stand_alone(prompt, read):
+    found = conditioner().reading(prompt)
+    assert read in found.text and ("face" in read or "face" not in found.text)
+    better = [note for note in found.notes if "draws better" in note]
+    assert len(better) == (read.split(" on ")[0] not in prompt) and len(found.origins) == len(found.text)
 
 
 def test_words_that_change_places_still_point_at_the_prompt():

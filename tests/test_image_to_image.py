@@ -84,6 +84,13 @@ def pixels(images: torch.Tensor) -> np.ndarray:
     return ((images + 1) * 127.5).round().numpy()
 
 
+def test_strength_0_is_the_limit_of_small_ones(model, files):
+    """An autoencoder's copy of the image would be another image, and of six in a row the colors are off."""
+    given = to_tensor(read_image(files / "in.png"))
+    made = images(model, image=files / "in.png", strength=1e-4)[0]
+    assert float((made - given).abs().mean()) < 0.01
+
+
 def test_strength_0_is_the_input_and_1_is_sampling_from_noise(model, files):
     given = to_tensor(read_image(files / "in.png"))
     assert torch.equal(images(model, image=files / "in.png", strength=0)[0], given)

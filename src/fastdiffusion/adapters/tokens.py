@@ -151,8 +151,8 @@ def rare_words(model: Model, n: int = 2) -> list[str]:
     found = ["sks"] if rare(model, "sks") else []
     for text in list(texts_of(model).values())[:1]:
         half, size = len(text.tokenizer) // 2, len(text.tokenizer)
-        words = (text.tokenizer.decode([i]).strip() for i in range(size - 1, half, -1))
-        found += islice((word for word in words if word.isalpha() and len(word) > 2 and rare(model, word)), n)
+        names = (text.tokenizer.decode([i]).strip() for i in range(size - 1, half, -1))
+        found += islice((name for name in names if name.isalpha() and len(name) > 2 and rare(model, name)), n)
     return found[:n]
 
 
@@ -210,8 +210,8 @@ def _add(model: Model, token: Token) -> None:
 def _added(name: str) -> Any:
     from transformers import AddedToken
 
-    word = re.fullmatch(r"\w(.*\w)?", name) is not None  # "bad" is not a part of "badminton"
-    return AddedToken(name, normalized=False, special=False, single_word=word)
+    whole = re.fullmatch(r"\w(.*\w)?", name) is not None  # "bad" is not a part of "badminton"
+    return AddedToken(name, normalized=False, special=False, single_word=whole)
 
 
 def parameters(model: Model, name: str) -> dict[str, nn.Parameter]:

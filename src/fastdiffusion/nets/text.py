@@ -32,11 +32,11 @@ def respelled(text: str, spellings: Mapping[str, str]) -> str:
     """A text with some of its words written otherwise, all at once: "bad" is in neither "bad_hands" nor "badminton"."""
     if not spellings:
         return text
-    words = (
+    patterns = (
         rf"(?<!\w){re.escape(name)}(?!\w)" if re.fullmatch(r"\w(.*\w)?", name) else re.escape(name)
         for name in sorted(spellings, key=len, reverse=True)
     )
-    return re.sub("|".join(words), lambda match: spellings[match[0]], text)
+    return re.sub("|".join(patterns), lambda match: spellings[match[0]], text)
 
 
 def vocabulary_ids(texts: Iterable[str]) -> list[int]:

@@ -7,7 +7,7 @@ it is the English text that is encoded.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -28,7 +28,24 @@ class Part(NamedTuple):
 
 @cache
 def _dictionaries() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
-    return json.loads(files("fastdiffusion.prompts").joinpath("abroad.json").read_text(encoding="utf-8"))
+    tables = json.loads(files("fastdiffusion.prompts").joinpath("abroad.json").read_text(encoding="utf-8"))
+    for table in tables["ja"].values():  # what is written in one kana is known in the other
+        for term, english in list(table.items()):
+            table.setdefault(term.translate(_HIRAGANA), english)
+            table.setdefault(term.translate(_KATAKANA), english)
+    return tables
+
+
+_HIRAGANA = {letter: letter - 0x60 for letter in range(0x30A1, 0x30F7)}  # of katakana
+_KATAKANA = {hiragana: katakana for katakana, hiragana in _HIRAGANA.items()}
+_ACCENTS = str.maketrans("áéíóú", "aeiou")
+
+
+def _plurals(term: str) -> Iterator[str]:
+    """What the plural of a word may be: names of things that come in pairs are plurals (calcetín, calzino, Socke)."""
+    yield from (term + end for end in ("s", "es", "n", "en", "e", "er"))
+    yield term.translate(_ACCENTS) + "es"
+    yield from (term[:-1] + end for last, end in (("o", "i"), ("e", "i"), ("a", "e")) if term.endswith(last))
 
 
 def translated(keys: Sequence[str], forms: Callable[[str], Iterable[str]]) -> list[Part] | None:
@@ -55,9 +72,9 @@ def split(text: str) -> list[str]:
 def _split(text: str, dictionary: Mapping[str, Mapping[str, str]]) -> list[str] | None:
     fewest: list[list[str] | None] = [*[None] * len(text), []]  # from each letter to the end
     for i in reversed(range(len(text))):
-        words = (text[i:end] for end in range(i + 1, min(i + LETTERS, len(text)) + 1) if fewest[end] is not None)
-        known = (word for word in words if any(word in dictionary[table] for table in ("names", "words", "joining")))
-        fewest[i] = min(([word, *(fewest[i + len(word)] or ())] for word in known), key=len, default=None)
+        terms = (text[i:end] for end in range(i + 1, min(i + LETTERS, len(text)) + 1) if fewest[end] is not None)
+        known = (term for term in terms if any(term in dictionary[table] for table in ("names", "words", "joining")))
+        fewest[i] = min(([term, *(fewest[i + len(term)] or ())] for term in known), key=len, default=None)
     return fewest[0]
 
 
@@ -89,7 +106,8 @@ def _part(
     joining, things = dictionary["joining"].get(phrase), (*(dictionary[table] for table in ("names", "words")),)
     if joining is not None and (after or phrase not in dictionary["names"]):
         return Part(first, last, joining, True)
-    found = (table[form] for form in (phrase, *forms(phrase)) for table in things if form in table)
+    tried = (phrase, *forms(phrase), *(_plurals(phrase) if len(phrase) > 3 else ()))
+    found = (table[form] for form in tried for table in things if form in table)
     return next((Part(first, last, english) for english in found), None)
 
 

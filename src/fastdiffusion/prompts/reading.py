@@ -70,18 +70,26 @@ class Reading(NamedTuple):
 
 
 class Names(NamedTuple):
-    """What the emoji model draws: its names by their :func:`key`, and other names for the same things."""
+    """What the emoji model draws: its names by their :func:`key`, and other names for the same things.
+
+    Attributes:
+        names: By their keys.
+        everyday, search: Other words for them, as people say and as CLDR lists.
+        clearer: Names that it draws badly, and others of the same things.
+    """
 
     names: dict[str, str]
     everyday: dict[str, str]
     search: dict[str, str]
+    clearer: dict[str, str]
 
     def find(self, text: str, n: int = 20) -> list[str]:
         """The names that a text means, then those that share its words, then those that are spelled alike."""
         wanted = key(text)
-        meant = [table[form] for form in (wanted, *forms(wanted)) for table in self if form in table]
+        tables = (self.names, self.everyday, self.search)
+        meant = [table[form] for form in (wanted, *forms(wanted)) for table in tables if form in table]
         terms = set(wanted.split())
-        others = {phrase: name for table in reversed(self) for phrase, name in table.items()}
+        others = {phrase: name for table in reversed(tables) for phrase, name in table.items()}
         shared = sorted(
             (phrase for phrase in others if terms & set(phrase.split()) or (len(wanted) > 3 and wanted in phrase)),
             key=lambda phrase: (len(terms ^ set(phrase.split())), phrase not in self.names, phrase),
@@ -100,7 +108,7 @@ class _Token(NamedTuple):
 def known_names() -> Names:
     """The table of scripts/synonyms."""
     table = json.loads(files("fastdiffusion.prompts").joinpath("names.json").read_text(encoding="utf-8"))
-    return Names({key(name): name for name in table["names"]}, table["everyday"], table["search"])
+    return Names({key(name): name for name in table["names"]}, table["everyday"], table["search"], table["clearer"])
 
 
 def names(text: str = "", n: int = 20) -> list[str]:
@@ -149,7 +157,9 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
     visible = [i for i, sign in enumerate(text) if _visible(text, i, sign)]
     clean = "".join(text[i] for i in visible)
     whole = Reading(clean, tuple((i, i + 1) for i in visible))
-    table = known_names() if emoji else Names({}, {}, {})
+    table = known_names() if emoji else Names({}, {}, {}, {})
+    if (clearer := _clearer(clean, visible, lists, table)) is not None:
+        return clearer
     if unicodedata.normalize("NFKC", clean).casefold().strip() in _exact(emoji) and lists(clean):
         return whole
     tokens = list(_tokens(clean, emoji))
@@ -181,6 +191,20 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
     return Reading(*_rejoined(clean, kept, visible), changed.notes(), tuple(changed.left))
 
 
+def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> Reading | None:
+    """A name that stands alone, but for an article and a background, by another that the model draws better."""
+    tokens = list(_tokens(clean, strip=True))
+    background = _BACKGROUND.search(clean)
+    end = len(clean) if background is None else background.start()
+    things = [token for token in tokens if token.start < end and key(token.text) not in ARTICLES]
+    name = table.clearer.get(key(things[0].text)) if len(things) == 1 else None
+    if name is None or not lists(name):
+        return None
+    kept = [token._replace(text=name) if token == things[0] else token for token in tokens]
+    note = f"{things[0].text!r} is read as {name!r}, which this model draws better."
+    return Reading(*_rejoined(clean, kept, visible), (note,))
+
+
 def _translated(clean: str, tokens: list[_Token], visible: Sequence[int]) -> Reading | None:
     """A phrase of another language in English, where it is no name in that language and all its words are known."""
     tokens = [piece for token in tokens for piece in _pieces(token)]
@@ -194,13 +218,13 @@ def _translated(clean: str, tokens: list[_Token], visible: Sequence[int]) -> Rea
 
 def _pieces(token: _Token) -> Iterator[_Token]:
     """The words of a token, where it is of a language that writes them together."""
-    words, start = abroad.split(key(token.text)) if _wide(token.text) else [], token.start
-    if "".join(words) != token.text:  # a sign became another or several
+    terms, start = abroad.split(key(token.text)) if _wide(token.text) else [], token.start
+    if "".join(terms) != token.text:  # a sign became another or several
         yield token
         return
-    for word in words:
-        yield _Token(word, start, start + len(word))
-        start += len(word)
+    for term in terms:
+        yield _Token(term, start, start + len(term))
+        start += len(term)
 
 
 def _within(outer: Reading, inner: Reading) -> Reading:

@@ -35,6 +35,8 @@ class FitOptions(LoadOptions):
             the better.
         scale: Guidance scale; by default the model's own. 1 is off where guidance is classifier-free.
         size: Of the images, as of ``sample``; by default the model's own.
+        sigma_min: The noise level of the last evaluation of what is followed; by default the model's own. A higher one
+            ends in smoother images, which are often nearer to real ones: see docs/samplers.md.
         evaluations: What may be spent, for all tables together: evaluations of one image (a guided one is one). By
             default what the model's size makes bearable: 1,500 for a large network, up to 100,000 for a small one.
         noises: How many noises to fit to, at most.
@@ -57,6 +59,7 @@ class FitOptions(LoadOptions):
     size: int | str | tuple[int, int] | None = option(
         None, "Size of the images: SIDE or WIDTHxHEIGHT.", kind=str | None
     )
+    sigma_min: float | None = option(None, "Noise level of the last evaluation; a higher one is smoother.")
     evaluations: int | None = option(None, "What may be spent; by default what the model's size makes bearable.")
     noises: int = option(64, "Number of noises to fit to, at most.")
     polish: bool = option(True, "Turn all numbers together at the end, where evaluations are left for it.")
@@ -210,13 +213,18 @@ def prepare(model: Model | str | Path, **options: Any) -> Prepared:
         cond = ready.encode_prompt(texts, size) if texts else cond
     evaluations = chosen.evaluations or default_evaluations(ready.parameters_count, shape)
     planned = plan(counts, evaluations, shape, chosen.noises, chosen.polish)
+    low = ready.sigma_min if chosen.sigma_min is None else chosen.sigma_min
+    if not 0 < low < ready.sigma_max / 10:
+        raise InputError(
+            f"sigma_min must be above 0 and far below {ready.sigma_max:.4g}, got {low}. Try {ready.sigma_min:.2g}."
+        )
     purpose = {
         "fastdiffusion": __version__, "model": ready.id, "prompts": texts, "scale": scale, "shape": shape,
         "seed": chosen.seed, "batch_size": chosen.batch_size, "levels": chosen.levels, "plan": str(planned),
-        "steps": counts, "polish": chosen.polish, "device": ready.device.type,
+        "steps": counts, "polish": chosen.polish, "device": ready.device.type, "sigma_min": chosen.sigma_min,
     }  # fmt: skip
     problem = Problem(
-        denoise, shape, ready.sigma_max, ready.sigma_min, cond, chosen.seed, chosen.batch_size, ready.device,
+        denoise, shape, ready.sigma_max, low, cond, chosen.seed, chosen.batch_size, ready.device,
         lambda steps: ready.schedule(steps, size), {"scale": scale, "size": list(size), "prompts": len(texts)},
     )  # fmt: skip
     return Prepared(path, ready, problem, planned, chosen, json.dumps(purpose), scale, size)

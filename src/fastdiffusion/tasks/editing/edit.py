@@ -128,8 +128,8 @@ def _source(
         drawn, _ = (Edit(work.model, work.aligned.texts[1], work.options, "diffedit")).drawn()
         marked = None if mask is None else open_mask(mask, (drawn.shape[-2], drawn.shape[-1]))
         return drawn.clamp(-1, 1), None if marked is None else marked[None], []
-    given = image if isinstance(image, Image.Image) else Path(image)
-    fitted = canvas(open_image(image), work.model.image_shape, mask, given=given)
+    source = image if isinstance(image, Image.Image) else Path(image)
+    fitted = canvas(open_image(image), work.model.image_shape, mask, source=source)
     return fitted.image[None], None if fitted.mask is None else fitted.mask[None], list(fitted.notes)
 
 

@@ -18,6 +18,8 @@ from ...models import Model
 from ..word_masks import shown_mask
 
 Borders = tuple[int, int, int, int]  # left, top, right, bottom
+UNCHANGED = 0.1  # difference from what an autoencoder makes of the image, of a range of 2, that is no change
+AROUND = 4  # pixels to each side over which it is taken
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,19 @@ class Canvas:
         assert self.mask is not None
         return functional.max_pool2d(self.mask[None], factor)
 
+    def without_loss(
+        self, images: Float[Tensor, "n c h w"], copy: Float[Tensor, "1 c h w"], strength: float
+    ) -> Float[Tensor, "n c h w"]:
+        """Images with what the autoencoder loses of this one, ``copy`` being what it makes of it.
+
+        Only where a run changed nothing, and the less the further it went: else every run takes the image a little
+        further from itself, in its colors above all, and strength 0 would be no limit of small ones.
+        """
+        difference = functional.pad((images - copy).square().mean(1, keepdim=True), (AROUND,) * 4, mode="replicate")
+        changed = functional.avg_pool2d(difference, 2 * AROUND + 1, 1)
+        share = (1 - strength) * torch.exp(-changed / UNCHANGED**2)
+        return images + share * (self.image.to(images) - copy)
+
     def hold(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
         """Images with this one's own pixels where the mask is 0, which an autoencoder would change; between, a mix."""
         if self.mask is None:
@@ -58,7 +73,7 @@ def canvas(
     shape: tuple[int, ...],
     mask: str | Path | Image.Image | None = None,
     borders: Borders | None = None,
-    given: Path | Image.Image | None = None,
+    source: Path | Image.Image | None = None,
 ) -> Canvas:
     """An image brought to the channels and size of a run, (c, h, w), together with its mask.
 
@@ -67,9 +82,9 @@ def canvas(
         shape: Of the run's images.
         mask: See ``inputs.open_mask``.
         borders: How many pixels are added at each side and drawn; they begin as the nearest pixel of the image.
-        given: What it was opened from, which may have more frames and bits.
+        source: What it was opened from, which may have more frames and bits.
     """
-    notes = inputs.losses(image if given is None else given) if shape[0] in (1, 3) else []
+    notes = inputs.losses(image if source is None else source) if shape[0] in (1, 3) else []
     marked = None if mask is None else inputs.open_mask(mask, (image.height, image.width))
     if borders is not None:
         marked = torch.zeros(1, image.height, image.width) if marked is None else marked

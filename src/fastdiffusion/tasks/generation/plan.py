@@ -91,9 +91,13 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The images of latents, with the pixels that inpainting keeps."""
+        """The images of latents, with the pixels that inpainting keeps, and what the autoencoder loses of an image."""
         with self.torus():
-            return self._held(self.model.decode(latents))
+            images = self.model.decode(latents)
+        strength = self.options.strength
+        if self.canvas is not None and self.model.autoencoder is not None and strength is not None and strength < 1:
+            images = self.canvas.without_loss(images, self._copy.to(images), strength)
+        return self._held(images)
 
     def torus(self) -> AbstractContextManager[None]:
         """Where the edges of images continue on the other side, if they are to."""
@@ -118,6 +122,12 @@ class Plan:
         assert self.canvas is not None
         with self.torus():
             return self.model.encode(self.canvas.image[None].to(self.model.device))
+
+    @cached_property
+    def _copy(self) -> Tensor:
+        """What the autoencoder makes of the canvas."""
+        with self.torus():
+            return self.model.decode(self.known)
 
     def _conditioned_on_image(self) -> Denoise:
         """The model's denoiser; a network that was trained to inpaint takes the kept image and its mask as inputs."""

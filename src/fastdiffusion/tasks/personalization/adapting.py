@@ -24,7 +24,7 @@ from ..loading import HUB, LoadOptions, loaded
 from .options import AdaptationOptions
 
 RATES = {"embedding": 0.2, "lora": 3e-3, "dreambooth": 3e-3, "full": 3e-4}
-OTHERS = {"lora": 5e-4, "dreambooth": 5e-4}  # of another program's checkpoint
+OTHERS = {"lora": 3e-4, "dreambooth": 3e-4}  # of another program's checkpoint
 ROWS = 0.18  # the rate of the rows of a new word beside other weights, for their size: near that of rows alone
 FILES = {"embedding": "embedding.safetensors", "full": "model.safetensors"}
 ADAPTED = ("rank", "alpha", "targets", "dropout", "text_encoder", "gradient_checkpointing", "seed")  # options of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,8 +26,8 @@ def with_plain_places(x: Tensor, y: Tensor, corruption: Corruption) -> Tensor:
     kept = bool(corruption.steps) and all(step.name in (*BLURS, "noise", "jpeg") for step in corruption.steps)
     if x.shape != y.shape or not kept:
         return x
-    plain = sum((_spread(y, reach) == 0).to(x) for reach in PLAIN)
-    return x.lerp(y, plain / len(PLAIN))
+    plain = torch.stack([(_spread(y, reach) == 0).to(x) for reach in PLAIN]).mean(0)
+    return x.lerp(y, plain)
 
 
 def _spread(y: Tensor, reach: int) -> Tensor:
