@@ -65,6 +65,18 @@ def performed(
 def test_flips_are_exact():
     assert torch.equal(performed("mirror", 0.1, 0, PHOTOS)[0], PHOTOS.flip(3))
     assert torch.equal(performed("mirror", 0.9, 0, PHOTOS)[0], PHOTOS)
+
+
+def test_quarter_turns_permute_the_pixels_of_squares_and_may_follow_a_mirror():
+    square = PHOTOS[..., :16, :16]
+    for k in range(4):
+        turned, vector = performed("turn", k / 4 + 0.1, 0, square)
+        assert torch.equal(turned, torch.rot90(square, k, (2, 3))) and vector.numel() == 0
+    plan = augment.draw(64, torch.Generator().manual_seed(0), ("mirror", "turn"), 0.0)
+    all_ways = torch.stack([torch.rot90(x, k, (1, 2)) for x in (square[0], square[0].flip(2)) for k in range(4)])
+    found = augment.apply(square[:1].expand(64, -1, -1, -1), plan)
+    same = (found[:, None] == all_ways).flatten(2).all(2)
+    assert (same.sum(1) == 1).all() and same.any(0).all()
     assert torch.equal(performed("flip_x", 0.1, 0, PHOTOS)[0], PHOTOS.flip(3))
     assert torch.equal(performed("flip_y", 0.1, 0, PHOTOS)[0], PHOTOS.flip(2))
 

@@ -24,8 +24,8 @@ UNETS = ("unet-tiny", "unet-small", "unet-base", "unet-latent", "restorer")
 CLASSIFIERS = ("mlp", *UNETS)
 OPTIMIZERS = ("adamw", "muon", "schedule_free")
 AUGMENTS = (
-    "mirror", "crop", "flip_x", "flip_y", "scale", "rotate", "stretch", "shift", "brightness", "contrast", "hue",
-    "saturation",
+    "mirror", "turn", "crop", "flip_x", "flip_y", "scale", "rotate", "stretch", "shift", "brightness", "contrast",
+    "hue", "saturation",
 )  # fmt: skip
 TRACKERS = ("tensorboard", "trackio", "wandb")
 PRECISIONS = ("auto", "float32", "bfloat16")

@@ -2,7 +2,8 @@
 
 Karras et al. 2022 (EDM), app. F.2: each transformation acts with a small probability and writes its parameters into the
 vector ``Cond.augment``. The zero vector means "not at all", so that a sampler who passes zeros gets unchanged images.
-A transformation with an empty vector (``mirror``, ``crop``) does leak: use it where its results are real images too.
+A transformation with an empty vector (``mirror``, ``turn``, ``crop``) does leak: use it where its results are real
+images too.
 
 Everything random is drawn by :func:`draw` for the whole batch, and performed by :func:`apply` on any rows of it.
 """
@@ -57,6 +58,11 @@ def mirror(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Left and right exchanged in half of the images. Not conditioned on: for data that has no left and right."""
     sign = torch.where(u[:, 0] < 0.5, -1.0, 1.0)
     return _affine([[sign, 0, 0], [0, 1, 0], [0, 0, 1]], sign), u[:, :0]
+
+
+def turn(u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Turned by 0, 90, 180 or 270 degrees. Not conditioned on: for textures, and where up and down do not matter."""
+    return _rotation((4 * u[:, 0]).floor() * math.pi / 2), u[:, :0]
 
 
 def crop(u: Tensor, z: Tensor, least: float = 0.85) -> tuple[Tensor, Tensor]:
@@ -147,11 +153,11 @@ def saturation(u: Tensor, z: Tensor, spread: float = 1.0) -> tuple[Tensor, Tenso
 Transformation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 AUGMENTS: dict[str, Transformation] = {
     f.__name__: f
-    for f in (mirror, crop, flip_x, flip_y, scale, rotate, stretch, shift, brightness, contrast, hue, saturation)
+    for f in (mirror, turn, crop, flip_x, flip_y, scale, rotate, stretch, shift, brightness, contrast, hue, saturation)
 }
 EDM = ("flip_x", "flip_y", "scale", "rotate", "stretch", "shift")  # the paper's choice: a vector of 9
 COLOR = ("brightness", "contrast", "hue", "saturation")  # 5 more
-_ALWAYS = ("mirror", "crop", "flip_x")  # act on every image, whatever p (EDM, app. F.2 does so with flip_x)
+_ALWAYS = ("mirror", "turn", "crop", "flip_x")  # act on every image, whatever p (EDM, app. F.2 does so with flip_x)
 
 
 def _checked(names: Sequence[str]) -> list[Transformation]:
@@ -170,7 +176,7 @@ def length(names: Sequence[str] = EDM) -> int:
 def draw(n: int, generator: torch.Generator, names: Sequence[str] = EDM, p: float = 0.12) -> Plan:
     """Decide how ``n`` images are changed; each of ``names``, in this order, with probability ``p``.
 
-    ``mirror``, ``crop`` and ``flip_x`` do not wait for ``p``.
+    ``mirror``, ``turn``, ``crop`` and ``flip_x`` do not wait for ``p``.
     """
     if not 0 <= p <= 1:
         raise InputError(f"The probability of augmentation must be from 0 to 1, got {p}. Try 0.12.")
@@ -189,7 +195,8 @@ def draw(n: int, generator: torch.Generator, names: Sequence[str] = EDM, p: floa
 
 
 def apply(images: Float[Tensor, "b c h w"], plan: Plan) -> Float[Tensor, "b c h w"]:
-    """Perform a plan on images in [-1, 1]. An untouched row comes back bit for bit, a mirrored one exactly.
+    """Perform a plan on images in [-1, 1]. An untouched row comes back bit for bit, and a mirrored one or a square
+    in quarter turns exactly, pixel by pixel.
 
     Outside its frame an image goes on as its mirror image. Colors are clipped to [-1, 1]; alpha channels only move.
     """
@@ -210,23 +217,29 @@ def augment(
 
 
 def _moved(images: Tensor, space: Tensor) -> Tensor:
-    out = images.clone()
-    flips = space.diagonal(dim1=1, dim2=2)[:, :2].sign()
-    plain = (space - torch.diag_embed(functional.pad(flips, (0, 1), value=1.0))).flatten(1).abs().amax(1) < 1e-6
-    for axis in (0, 1):  # a mirror is a permutation of pixels, not an interpolation
-        rows = plain & (flips[:, axis] < 0)
-        out[rows] = out[rows].flip(3 - axis)
-    rows = ~plain
-    if rows.any():
-        h, w = images.shape[-2:]
+    h, w = images.shape[-2:]
+    out, rest = images.clone(), torch.ones(len(images), dtype=torch.bool, device=images.device)
+    # mirrors, and quarter turns of squares, are permutations of pixels, not interpolations
+    for source, matrix in ((images, space), (images.transpose(2, 3), space[:, [1, 0, 2]])):
+        if source.shape != images.shape:
+            continue
+        signs = matrix.diagonal(dim1=1, dim2=2)[:, :2].sign()
+        off = matrix - torch.diag_embed(functional.pad(signs, (0, 1), value=1.0))
+        exact = rest & (off.flatten(1).abs().amax(1) < 1e-6)
+        out[exact] = source[exact]
+        for axis in (0, 1):
+            rows = exact & (signs[:, axis] < 0)
+            out[rows] = out[rows].flip(3 - axis)
+        rest &= ~exact
+    if rest.any():
         half = torch.tensor([w, h, 1], dtype=space.dtype, device=space.device) / min(h, w)
         half[2] = 1
-        theta = (space[rows] * half / half[:, None])[
+        theta = (space[rest] * half / half[:, None])[
             :, :2
         ]  # units of half the shorter side to grid_sample's half sides
         grid = functional.affine_grid(theta, [len(theta), 1, h, w], align_corners=False)
-        out[rows] = functional.grid_sample(
-            images[rows], grid.to(images.dtype), mode="bicubic", padding_mode="reflection", align_corners=False
+        out[rest] = functional.grid_sample(
+            images[rest], grid.to(images.dtype), mode="bicubic", padding_mode="reflection", align_corners=False
         ).clamp(-1, 1)
     return out
 

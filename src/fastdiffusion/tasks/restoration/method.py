@@ -84,7 +84,8 @@ def choose_method(options: RestoreOptions, corruption: Corruption, model: Model,
     """Supervised where the model was trained for the corruption, else zero-shot where it can be a prior.
 
     Known blurs alone are undone zero-shot, by deconvolution, where the model can take away what then rings: a model
-    that was trained on blurs undoes them without knowing which, and comes less near (docs/restore.md).
+    that was trained on blurs undoes them without knowing which, and comes less near (docs/restore.md). Few levels are
+    dithered and denoised.
 
     Args:
         options: As the caller gave them; the posterior "dps" needs no projection.
@@ -120,7 +121,8 @@ def choose_method(options: RestoreOptions, corruption: Corruption, model: Model,
             raise InputError(f"{name} knows images only together with a degraded one: it is no prior. Name another.")
         return "zero-shot"
     if method == "auto":
-        return "zero-shot" if deconvolves(corruption, model, options) else "supervised"
+        better = deconvolves(corruption, model, options) or (takes_mean(options) and dithers(corruption, model))
+        return "zero-shot" if better else "supervised"
     return method
 
 
@@ -132,13 +134,24 @@ def learned(model: Model, what: Corruption) -> bool:
 def gives_mean(corruption: Corruption, model: Model) -> bool:
     """Whether a restorer that undoes noise gives the mean of what it was not trained for, in a few calls.
 
-    Of few levels, whose rounding is a noise; and of an image made smaller or pixelated, where it learned some factor.
+    Of few levels, and of an image made smaller or pixelated, where it learned some factor.
     """
+    if dithers(corruption, model):
+        return True
     if len(corruption.steps) != 1 or not corruption.steps[0].fixed or learned(model, corruption):
         return False
-    (step,) = corruption.steps
-    smaller = step.name in ("downscale", "pixelate") and bool(factors(model))
-    return strongest_noise(model) is not None and (step.name == "posterize" or smaller)
+    smaller = corruption.steps[0].name in ("downscale", "pixelate") and bool(factors(model))
+    return strongest_noise(model) is not None and smaller
+
+
+def dithers(corruption: Corruption, model: Model) -> bool:
+    """Whether few levels are all that happened, and the model undoes noise.
+
+    A little noise on top makes the rounding one, which comes nearer than what a model learned of few levels: on
+    photographs by 0.7 dB at 3 levels and 0.1 at 12 (docs/lab-notes.md).
+    """
+    posterized = len(corruption.steps) == 1 and corruption.steps[0].name == "posterize" and corruption.steps[0].fixed
+    return posterized and strongest_noise(model) is not None
 
 
 def factors(model: Model) -> list[int]:
