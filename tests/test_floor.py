@@ -220,7 +220,7 @@ def test_a_trial_takes_no_worse_than_all_in_one_go(text):
     plain = parse(text).on(x.shape[1:], [0]).lift(to_tensor(y)[None])[0]
     weighed, joint = (decibels(restore(y, text, method=how).images[0], x) for how in ("auto", "supervised"))
     assert weighed >= decibels(plain, x) - 0.005
-    assert weighed > joint + 0.02
+    assert weighed >= joint - 0.005
 
 
 def test_a_blurred_jpeg_file_tells_its_rounding(tmp_path):

@@ -359,7 +359,7 @@ def test_the_bundled_restorer_or_its_absence():
             restore(clean, "jpeg 10")
         return
     model = bundled()
-    assert len(weights.read_bytes()) <= 5e6 and len(model.info["photographs"]) == 20
+    assert len(weights.read_bytes()) <= 5e6 and len(model.info["photographs"]) == 27
     noisy = degraded(clean, "noise 0.1")
     assert error(to_pil(restore(noisy, "noise 0.1").images[0]), clean) < 0.5 * error(noisy, clean)
 

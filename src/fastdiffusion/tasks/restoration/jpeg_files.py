@@ -17,9 +17,9 @@ from ...corruptions.jpeg import cells, joined_colors, operator, plane_of, tables
 from ...io.images import jpeg_tables
 from .colorization import is_gray, luminance
 
-# (mean step of luminance, worth): libjpeg's quality 95, 91, 80, 30 and 10. By bench/restoration_floor.py, so that no
-# tuned photograph loses: above 95 rounding is finer than what a restorer knows.
-WORTH = ((6, 0.0), (10, 0.4), (24, 0.8), (96, 0.8), (288, 1.0))
+# (mean step of luminance, worth): libjpeg's quality 93, 90, 80, 30 and 10. By bench/restoration_floor.py, so that no
+# tuned photograph loses, nor film grain: above 90 rounding is finer than what a restorer knows.
+WORTH = ((8, 0.0), (12, 0.15), (24, 0.8), (96, 0.8), (288, 1.0))
 REACH, FLAT = 3, 20 / 127.5**2  # of the filter that leads colors along brightness: pixels, and variance that is flat
 
 
