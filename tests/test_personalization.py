@@ -622,7 +622,7 @@ def test_all_weights_of_another_programs_checkpoint(desk, tmp_path):
     with pytest.raises(InputError, match="no place for a new word"):
         fastdiffusion.personalize(folder, desk.photos, token="<new>", class_name="cat", method="full", device="cpu")
     assert tokens.rare_words(get("sd15").model) == ["cat"] and tokens.rare(get("sd15").model, "cat")
-    with pytest.raises(InputError, match=r"seldom met, and 'red' is none\. Take 'cat', with"):
+    with pytest.raises(InputError, match=r"rarely met, and 'red' is none\. Take 'cat', with"):
         fastdiffusion.personalize(folder, desk.photos, token="red", class_name="cat", method="full", device="cpu")
 
 

@@ -135,7 +135,7 @@ def check_new(model: Model, name: str) -> None:
 
 
 def rare(model: Model, name: str) -> bool:
-    """Whether each text encoder has a word as one token, and seldom met it: "sks" of Stable Diffusion.
+    """Whether each text encoder has a word as one token, and rarely met it: "sks" of Stable Diffusion.
 
     Vocabularies are in the order in which their tokens were joined, the most frequent first: it is of the latter half.
     A model of this package knows whole words, and none that is rare in this sense.

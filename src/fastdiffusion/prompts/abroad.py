@@ -14,6 +14,9 @@ from typing import NamedTuple
 
 LONGEST = 5  # words of a phrase
 TOGETHER, LETTERS = ("ja", "zh"), 12  # languages without spaces between words, and the longest of their words
+_HIRAGANA = {letter: letter - 0x60 for letter in range(0x30A1, 0x30F7)}  # of katakana
+_KATAKANA = {hiragana: katakana for katakana, hiragana in _HIRAGANA.items()}
+_ACCENTS = str.maketrans("áéíóú", "aeiou")
 AFTER = frozenset({"es", "fr", "it", "pt", "id"})  # here colors stand behind what they color
 
 
@@ -34,11 +37,6 @@ def _dictionaries() -> Mapping[str, Mapping[str, Mapping[str, str]]]:
             table.setdefault(term.translate(_HIRAGANA), english)
             table.setdefault(term.translate(_KATAKANA), english)
     return tables
-
-
-_HIRAGANA = {letter: letter - 0x60 for letter in range(0x30A1, 0x30F7)}  # of katakana
-_KATAKANA = {hiragana: katakana for katakana, hiragana in _HIRAGANA.items()}
-_ACCENTS = str.maketrans("áéíóú", "aeiou")
 
 
 def _plurals(term: str) -> Iterator[str]:

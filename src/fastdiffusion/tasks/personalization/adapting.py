@@ -162,7 +162,7 @@ def adapt(
     if method == "full" and not native and token:
         such = " or ".join(map(repr, tokens.rare_words(base)))
         raise InputError(
-            f"A folder of another program has no place for a new word: it takes one that the model has and seldom met, "
+            f"A folder of another program has no place for a new word: it takes one that the model has and rarely met, "
             f"and {token!r} is none. {f'Take {such}, with --class-name; or train' if such else 'Train'} a LoRA; or "
             "finetune with captions."
         )

@@ -49,7 +49,7 @@ from .options import TrainClipOptions, TrainNoisyOptions
 
 FILE = "clip.safetensors"
 LEVELS = {"sigma_min": 0.02, "sigma_max": 80.0}
-AUGMENTS = ("scale", "shift", "brightness", "contrast", "saturation")  # what a caption seldom mentions
+AUGMENTS = ("scale", "shift", "brightness", "contrast", "saturation")  # what a caption rarely mentions
 LONGEST = 4096  # pixels of an image's longer side that are looked at
 KNOWN = 1000  # captions that a file keeps as a measure for others
 
@@ -163,7 +163,7 @@ def _new(data: Dataset, chosen: TrainClipOptions) -> Clip:
 
 
 def _augmented(images: Tensor, seed: int, step: int) -> Tensor:
-    """Images in [-1, 1], changed in what captions seldom mention."""
+    """Images in [-1, 1], changed in what captions rarely mention."""
     plan = augment.draw(len(images), generator(seed, Stream.CLIP_AUGMENT, step), AUGMENTS, 0.5)
     return augment.apply(to_tensor(images), plan)
 
