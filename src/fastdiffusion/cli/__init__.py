@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from contextlib import suppress
@@ -28,6 +29,7 @@ from . import editing, stylization, translation, info  # noqa: F401 # isort: ski
 
 register_old_names()
 _HANDLERS: list[Any] = []
+LONGEST_WAIT = 20  # seconds between two processes of a group that come to the same error, on a busy machine
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -47,9 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
     except FastdiffusionError as error:
         if debug:
             traceback.print_exc()
-        rank = os.environ.get("RANK", "0")
-        if not rank.isdecimal() or int(rank) == 0 or not isinstance(error, InputError | DataError):  # all print these
-            _say(str(error))
+        if isinstance(error, InputError | DataError):
+            _leave_it_to_the_first()
+        _say(str(error))
         return getattr(error, "exit_code", 2)
     except Exception as error:  # a place without permission, a full disk, no memory: not worth a traceback
         known = _sentence(error)
@@ -58,6 +60,17 @@ def main(arguments: list[str] | None = None) -> int:
         _say(known)
         return 2
     return 0
+
+
+def _leave_it_to_the_first() -> None:
+    """Of several processes that fail alike, wait for the first to say so: torchrun then ends this one.
+
+    One that left sooner would have torchrun end the first before it has spoken. Whoever is still here after the wait
+    is alone with its error.
+    """
+    rank = os.environ.get("RANK", "0")
+    if rank.isdecimal() and int(rank) > 0:
+        time.sleep(LONGEST_WAIT)
 
 
 def _sentence(error: Exception) -> str | None:
