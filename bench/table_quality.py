@@ -107,8 +107,9 @@ def main() -> None:
 def _fitted(model: Model, steps: int, args: argparse.Namespace) -> Table:
     """The table that a model comes with, or one fitted for names that are not asked for here."""
     path = args.out / f"fitted-{steps}.json"
-    if str(steps) in model.tables and args.scale is None:
-        return model.tables[str(steps)]
+    own = model.table(steps, scale=args.scale)
+    if own in model.tables.values():
+        return own
     if not path.exists():
         scenes = data.load("emoji-scenes")
         prompts = [scenes.caption(row) for row in list(known(scenes)[1].values())[args.n :][:64]]

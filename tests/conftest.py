@@ -6,8 +6,10 @@ import socket
 import tempfile
 from contextlib import contextmanager
 
-os.environ["XDG_CACHE_HOME"] = os.environ.get("FASTDIFFUSION_TEST_CACHE") or tempfile.mkdtemp(prefix="fastdiffusion-")
-os.environ["FASTDIFFUSION_TEST_CACHE"] = os.environ["XDG_CACHE_HOME"]  # pytest-xdist's workers share the first one's
+if "FASTDIFFUSION_TEST_CACHE" not in os.environ:
+    folder = tempfile.TemporaryDirectory(prefix="fastdiffusion-", ignore_cleanup_errors=True)  # gone when all is done
+    os.environ["FASTDIFFUSION_TEST_CACHE"] = folder.name  # pytest-xdist's workers share it
+os.environ["XDG_CACHE_HOME"] = os.environ["FASTDIFFUSION_TEST_CACHE"]
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 from jaxtyping import install_import_hook

@@ -13,7 +13,8 @@ class Loaded:
     """A pipeline, its folder, and the model that was loaded from it."""
 
     def __init__(self, name):
-        self.pipe, self.path = build(name), Path(tempfile.mkdtemp(prefix="families-")) / name
+        self.folder = tempfile.TemporaryDirectory(prefix="families-")  # gone when the process ends
+        self.pipe, self.path = build(name), Path(self.folder.name) / name
         self.pipe.save_pretrained(self.path)
         self.model = fastdiffusion.load(self.path, device="cpu")
         self.size = (64, 64)

@@ -10,13 +10,15 @@ import torch
 from torch import nn
 
 import fastdiffusion
-from fastdiffusion import samplers
+from fastdiffusion import noise, samplers
 from fastdiffusion.cli import main
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import DataError, InputError
+from fastdiffusion.io.images import save_png
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.models.model import checked_key
 from fastdiffusion.samplers import fitting, reference
+from fastdiffusion.tasks import choosing
 from fastdiffusion.tasks.fitting import fit, prepare
 from fastdiffusion.types import Cond
 
@@ -226,3 +228,66 @@ def test_the_models_own_table_is_a_candidate():
         prepare(worded(), steps=2, scale=1.0, **COST).plan,
     )[2]
     assert table.info["textbook_error"] < 0.5
+
+
+# ---- tables chosen by images ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def like(file):
+    """A folder of what one textbook table makes of the model, from noises that no fit takes."""
+    model = load(file)
+    made = next(
+        table for table in choosing.textbook(2, model.sigma_min, model.sigma_max) if table.name == "consistency"
+    )
+    x = made.sigmas[0] * noise.initial(range(500, 580), model.shape)
+    images = samplers.final(samplers.run(model.denoise, x, made, model.cond([i % 3 for i in range(80)]), range(80)))
+    for i, image in enumerate(images.clamp(-1, 1)):
+        save_png(image, Path("like") / f"{i}.png")
+    return made
+
+
+def test_the_table_whose_images_are_nearest_is_kept(file, like):
+    result = fit(file, steps=2, reference="like", **COST)
+    table, info = result.tables[2], result.tables[2].info
+    assert (table.rows, info["textbook"]) == (like.rows, like.info["textbook"]) and not info["fitted"]
+    assert info["reference"] == "like" and info["images"] == 80
+    assert info["distance"] == info["textbook_distance"] < info["fitted_distance"]
+    assert "by their images consistency, " in result.notes[0] and load(file).tables["2 steps, scale 1, 8x8"] == table
+
+
+def test_choosing_goes_on_where_it_was(file, like, monkeypatch):
+    whole, measured, real = file.read_bytes(), [], choosing.Choice.distance
+    wanted = fit(file, steps=2, reference="like", **COST).tables
+    file.write_bytes(whole)
+
+    def dying(self, table, n):
+        measured.append(n)
+        if len(measured) == 9:
+            raise Stopped
+        return real(self, table, n)
+
+    monkeypatch.setattr(choosing.Choice, "distance", dying)
+    with pytest.raises(Stopped):
+        fit(file, steps=2, reference="like", **COST)
+    assert fit(file, steps=2, reference="like", **COST).tables == wanted
+    candidates = len(choosing.textbook(2, 0.002, 80.0)) + choosing.FINALISTS
+    assert len(measured) == candidates + 1 and "m.safetensors.fit.parts" not in os.listdir()
+
+
+def test_images_that_cannot_choose(file, like):
+    for path in sorted(Path("like").glob("*.png"))[60:]:
+        path.unlink()
+    with pytest.raises(DataError, match="takes at least 64 of them, 'like' has 60"):
+        fit(file, steps=2, reference="like", **COST)
+    for i in range(64):
+        save_png(torch.rand(3, 8, 8), Path("colored") / f"{i}.png")
+    with pytest.raises(DataError, match="have 3 channels, those of the model 1"):
+        fit(file, steps=2, reference="colored", **COST)
+    with pytest.raises(InputError, match="Leave one out"):
+        fit(file, steps=2, reference="like", levels="dpmpp_2m", **COST)
+
+
+def test_what_choosing_costs_is_said_before(file, like):
+    ready = prepare(file, steps=2, reference="like", **COST)
+    assert f"and {choosing.cost([2], 80):,} more to choose by images" in ready.cost()

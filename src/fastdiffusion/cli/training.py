@@ -101,6 +101,7 @@ def scan(
     examples=[
         "fastdiffusion fit runs/digits --steps 5,8,12",
         "fastdiffusion fit sd15/ --steps 6,8 --prompts prompts.txt --scale 5",
+        "fastdiffusion fit runs/photos --steps 5,8 --reference photos/",
         "fastdiffusion fit sd15/ --steps 10 --prompts prompts.txt --levels dpmpp_2m",
     ],
     document=True,
@@ -116,6 +117,7 @@ def fit(
 
     It says first what it costs, and goes on where it was if it is interrupted and repeated. Afterwards --steps 8 takes
     the table that was fitted for 8, at this scale and size. A checkpoint of another family gets its tables beside it.
+    --reference FOLDER keeps, of fitted and textbook tables, the one whose images are nearest to the folder's.
     --levels dpmpp_2m prints lists of sigmas for other programs instead.
     """
     from ..tasks.fitting import prepare

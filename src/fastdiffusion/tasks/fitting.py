@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -19,10 +20,12 @@ from .generation.options import image_size
 from .loading import HUB, LoadOptions
 
 if TYPE_CHECKING:
+    from ..data import Dataset
     from ..models import Model
     from ..samplers import Table
     from ..samplers.fitting import Problem
     from ..samplers.planning import Plan
+    from .choosing import Choice
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,9 @@ class FitOptions(LoadOptions):
         size: Of the images, as of ``sample``; by default the model's own.
         sigma_min: The noise level of the last evaluation of what is followed; by default the model's own. A higher one
             ends in smoother images, which are often nearer to real ones: see docs/samplers.md.
+        reference: Images that the samples should look like: a folder or the name of a data set, at least 64. Then the
+            table whose images are nearest to them is kept, be it fitted or a textbook one. If they have captions, these
+            are the prompts, unless others are given.
         evaluations: What may be spent, for all tables together: evaluations of one image (a guided one is one). By
             default what the model's size makes bearable: 1,500 for a large network, up to 100,000 for a small one.
         noises: How many noises to fit to, at most.
@@ -60,6 +66,9 @@ class FitOptions(LoadOptions):
         None, "Size of the images: SIDE or WIDTHxHEIGHT.", kind=str | None
     )
     sigma_min: float | None = option(None, "Noise level of the last evaluation; a higher one is smoother.")
+    reference: str | Path | Dataset | None = option(
+        None, "Images that the samples should look like: keeps the table that comes nearest.", kind=str | None
+    )
     evaluations: int | None = option(None, "What may be spent; by default what the model's size makes bearable.")
     noises: int = option(64, "Number of noises to fit to, at most.")
     polish: bool = option(True, "Turn all numbers together at the end, where evaluations are left for it.")
@@ -144,6 +153,15 @@ class Prepared:
     purpose: str
     scale: float
     size: tuple[int, int]
+    choice: Choice | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Of one image each, at most: for the fit, and for choosing by images."""
+        from . import choosing
+
+        images = 0 if self.choice is None else choosing.cost(self.plan.steps, len(self.choice.real))
+        return self.plan.evaluations + images
 
     def cost(self) -> str:
         """What it will cost, from the time of one evaluation here: for people, it decides nothing."""
@@ -159,20 +177,29 @@ class Prepared:
         with torch.no_grad():
             float(denoise(x, x.new_full((1,), sigma), cond).sum())  # a GPU is waited for
         seconds = time.perf_counter() - began
-        return f"{self.plan}. One took {seconds:.2g} s here: {_duration(seconds * self.plan.evaluations)} at most."
+        more = self.evaluations - self.plan.evaluations
+        chosen = f", and {more:,} more to choose by images" if more else ""
+        return f"{self.plan}{chosen}. One took {seconds:.2g} s here: {_duration(seconds * self.evaluations)} at most."
 
     def run(self) -> FitResult:
         """Do it, or go on with it."""
         from ..progress import Progress
         from ..samplers.fitting import fit_tables
+        from ..samplers.ledger import Ledger
 
-        with _work(self.path) as keep, Progress(total=self.plan.evaluations) as bar:
+        with _work(self.path) as keep, Progress(total=self.evaluations) as bar:
 
             def show(done: int, of: int, what: str) -> None:
                 bar.set_description(what, refresh=False)
                 bar.update(done - bar.n)
 
             tables = fit_tables(self.problem, self.plan, self.options.levels, keep, self.purpose, show)
+            if self.choice is not None:
+                name = f"images-{hashlib.sha256(self.purpose.encode()).hexdigest()[:16]}.jsonl"
+                ledger = Ledger(self.evaluations, None if keep is None else keep / name, show)
+                ledger.spend(self.plan.evaluations)
+                ledger.what = "choosing by images"
+                tables = {steps: self.choice.nearest(table, ledger) for steps, table in tables.items()}
             model, path = self.model, None
             if self.options.levels is None:
                 for steps, table in tables.items():
@@ -184,8 +211,10 @@ class Prepared:
 def prepare(model: Model | str | Path, **options: Any) -> Prepared:
     """Make the choices of a fit, or raise the errors of :func:`fit`; nothing is evaluated yet."""
     from ..models import Model
+    from ..prompts import plain
     from ..samplers.fitting import Problem
     from ..samplers.planning import default_evaluations, plan
+    from . import choosing
     from .loading import loaded
 
     chosen = fill(FitOptions, **options)
@@ -199,6 +228,10 @@ def prepare(model: Model | str | Path, **options: Any) -> Prepared:
         raise InputError(f"batch_size must be at least 1, got {chosen.batch_size}. Try 16.")
     size, shape = _shape(ready, image_size(chosen.size))
     texts = _prompts(chosen.prompts)
+    reference = None if chosen.reference is None else _reference(chosen, ready, size)
+    rows = [] if reference is None else choosing.chosen_rows(reference, ready.image_shape[0])
+    if reference is not None and ready.conditioner is not None and not texts:
+        texts = [plain(caption) for caption in reference.annotations(rows).captions if caption]
     guided = ready.guidance == "embedded" or scale != 1
     denoise = ready.guide(ready.denoise, scale, ready.null(1, size)) if guided else ready.denoise
     cond = ready.cond(range(len(ready.classes))) if ready.classes else None
@@ -222,12 +255,18 @@ def prepare(model: Model | str | Path, **options: Any) -> Prepared:
         "fastdiffusion": __version__, "model": ready.id, "prompts": texts, "scale": scale, "shape": shape,
         "seed": chosen.seed, "batch_size": chosen.batch_size, "levels": chosen.levels, "plan": str(planned),
         "steps": counts, "polish": chosen.polish, "device": ready.device.type, "sigma_min": chosen.sigma_min,
+        "reference": reference and reference.fingerprint,
     }  # fmt: skip
     problem = Problem(
         denoise, shape, ready.sigma_max, low, cond, chosen.seed, chosen.batch_size, ready.device,
         lambda steps: ready.schedule(steps, size), {"scale": scale, "size": list(size), "prompts": len(texts)},
     )  # fmt: skip
-    return Prepared(path, ready, problem, planned, chosen, json.dumps(purpose), scale, size)
+    choice = None
+    if reference is not None:
+        same = ready.classes and ready.classes == tuple(reference.classes)
+        shown = ready.cond(reference.annotations(rows).labels.tolist()) if same else cond
+        choice = choosing.choice(ready, problem, reference, rows, shown)
+    return Prepared(path, ready, problem, planned, chosen, json.dumps(purpose), scale, size, choice)
 
 
 # ---- the choices --------------------------------------------------------------------------------------------------
@@ -258,6 +297,16 @@ def _prompts(prompts: str | Path | Sequence[str] | None) -> list[str]:
     if prompts and not texts:
         raise DataError(f"There are no prompts in {prompts!r}. Write one in each line.")
     return texts
+
+
+def _reference(chosen: FitOptions, model: Model, size: tuple[int, int]) -> Dataset:
+    """The images that the samples should look like, cropped to squares where they are a folder's."""
+    from .. import data
+
+    if chosen.levels is not None:
+        raise InputError("--levels fits noise levels alone and --reference chooses whole tables. Leave one out.")
+    assert chosen.reference is not None
+    return data.load_folder(chosen.reference, max(size) or None, usual="crop")
 
 
 def _shape(model: Model, size: tuple[int, int] | None) -> tuple[tuple[int, int], tuple[int, ...]]:
@@ -324,6 +373,13 @@ def _write(path: Path, model: Model, steps: int, scale: float, size: tuple[int, 
 
 def _note(steps: int, table: Table) -> str:
     error, textbook, name = (table.info[key] for key in ("error", "textbook_error", "textbook"))
+    if "reference" in table.info:
+        own, best = table.info["fitted_distance"], table.info["textbook_distance"]
+        kept = "the fitted table" if table.info["fitted"] else name
+        return (
+            f"{counted(steps, 'step')}: by their images {kept} is kept. Distance of the fitted table {own:.3g}, "
+            f"of the best textbook table {best:.3g}."
+        )
     if not table.info["fitted"]:
         return f"{counted(steps, 'step')}: nothing is clearly better than {name} (error {textbook:.4f}), which is kept."
     return f"{counted(steps, 'step')}: error {error:.4f}, the best textbook table ({name}) has {textbook:.4f}."

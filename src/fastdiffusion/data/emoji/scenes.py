@@ -24,7 +24,7 @@ from .font import emoji
 CLDR = Path("/usr/share/unicode/cldr/common")
 PARTS = ("train", "designs", "compositions", "grounds")
 _FLAG = re.compile("1f1[ef]")  # a pair of regional indicators
-_VERSION = 1
+_VERSION = 2
 
 
 class Phrases(NamedTuple):
@@ -184,6 +184,10 @@ class Scenes(Dataset):
     def _first(self) -> dict[Scene, int]:
         return {row: i for i, row in reversed(list(enumerate(self.rows)))}
 
+    @cached_property
+    def _titles(self) -> set[str]:
+        return {phrases.name for phrases in self.phrases}
+
     def caption(self, index: int, generator: torch.Generator | None = None) -> str:
         """The name and the color; with a generator, one of the many ways to say it."""
         scene = self.rows[index]
@@ -197,7 +201,8 @@ class Scenes(Dataset):
         elif u[0] < 0.5 and phrases.keywords:
             order = torch.randperm(len(phrases.keywords), generator=generator)
             some = [phrases.keywords[int(k)] for k in order[: 1 + int(u[1] * 3)]]
-            text = ", ".join(some if u[0] < 0.3 else [text, *some])
+            alone = u[0] < 0.3 and not (len(some) == 1 and some[0] in self._titles)  # "cat" is the cat, not its faces
+            text = ", ".join(some if alone else [text, *some])
         if u[2] < 0.2 and not text.startswith(("a ", "the ")):
             text = _an(text)
         if colored or u[3] < 0.05:
