@@ -1,0 +1,138 @@
+"""Choosing among sampler tables by their images: which come nearest to images that are given.
+
+A fit follows the model's own flow, and a model that is little trained does not end in its best images there: coarser
+or noisier steps may leave out details that it learned badly. Only real images tell. All tables start from the same
+noises, and the distance is Frechet's, in the bundled perceptual features averaged over places.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .. import samplers, schedules
+from ..data import selection
+from ..errors import DataError, counted
+from ..io.images import to_tensor
+from ..metrics import frechet
+from ..nets import perceptual
+from ..samplers import Table
+
+if TYPE_CHECKING:
+    from ..data import Dataset
+    from ..models import Model
+    from ..samplers.fitting import Problem
+    from ..samplers.ledger import Ledger
+    from ..types import Cond
+
+TEXTBOOK = ("euler", "deis", "dpmpp_2m", "unipc", "consistency", "euler_ancestral")
+SCHEDULES = ("flow", "exponential")
+FIRST, MOST = 64, 192  # images of each table, and of the best ones
+FINALISTS = 5
+SEEDS = 10_000_000  # from here on: other noises than a fit takes
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What tables are chosen by.
+
+    Attributes:
+        model: It decodes what the denoiser makes.
+        problem: As the tables were fitted to it.
+        real: Features of the given images.
+        name: Of the given images.
+    """
+
+    model: Model
+    problem: Problem
+    real: Float[Tensor, "n d"]
+    name: str
+
+    def images(self, table: Table, n: int) -> Float[Tensor, "n c h w"]:
+        """What a table makes of n noises that no table was fitted to, in about [-1, 1]."""
+        parts, most = [], self.problem.batch_size
+        for first in range(0, n, most):
+            count = min(most, n - first)
+            x, cond = replace(self.problem, seed=self.problem.seed + SEEDS).draw(first, count)
+            seeds = range(SEEDS + first, SEEDS + first + count)
+            x = x * (table.sigmas[0] / self.problem.sigma_max)
+            latents = samplers.final(samplers.run(self.problem.denoise, x, table, cond, seeds))
+            parts.append(self.model.decode(latents).float())
+        return torch.cat(parts)
+
+    def distance(self, table: Table, n: int) -> float:
+        """From the given images to n that the table makes; a very large number where some are not finite."""
+        made = self.images(table, n)
+        return frechet(self.real, features(made.clamp(-1, 1))) if made.isfinite().all() else 1e9
+
+    @torch.no_grad()
+    def nearest(self, fitted: Table, ledger: Ledger) -> Table:
+        """The table whose images are nearest to the given ones: the fitted one, or a textbook table as long.
+
+        All are compared on few images, the best of them and the fitted one on more. ``info`` says what was kept, and
+        the distances.
+        """
+        others = textbook(fitted.nfe, self.problem.sigma_min, self.problem.sigma_max)
+
+        def measured(tables: Sequence[Table], n: int) -> list[float]:
+            return [ledger.measure(lambda t=table: (self.distance(t, n), n * t.nfe)) for table in tables]
+
+        few, n = measured(others, FIRST), min(len(self.real), MOST)
+        order = sorted(range(len(others)), key=few.__getitem__)[: FINALISTS - 1]
+        finalists = [fitted, *(others[i] for i in order)]
+        distances = measured(finalists, n)
+        best = min(range(len(finalists)), key=distances.__getitem__)
+        told = {
+            "reference": self.name, "images": n, "distance": distances[best], "fitted_distance": distances[0],
+            "textbook_distance": min(distances[1:]),
+        }  # fmt: skip
+        kept = finalists[best]
+        return replace(kept, info={**fitted.info, **kept.info, "fitted": best == 0 and fitted.info["fitted"], **told})
+
+
+def choice(model: Model, problem: Problem, reference: Dataset, rows: Sequence[int], cond: Cond | None) -> Choice:
+    """Choose by the images ``rows`` of ``reference``; ``cond`` says what they show, or what else to draw in turn."""
+    images = selection.load_images(reference, rows)[0]
+    real = features(to_tensor(images).to(problem.device))
+    return Choice(model, replace(problem, cond=cond), real, reference.name)
+
+
+def chosen_rows(reference: Dataset, channels: int) -> list[int]:
+    """Which of the images are looked at; DataError for images that tables cannot be chosen by."""
+    if len(reference) < FIRST:
+        raise DataError(
+            f"Choosing tables by images takes at least {FIRST} of them, {reference.name!r} has {len(reference)}."
+        )
+    if reference.shape[0] != channels:
+        theirs = counted(reference.shape[0], "channel")
+        raise DataError(f"The images of {reference.name!r} have {theirs}, those of the model {channels}.")
+    return selection.choose(reference, MOST)
+
+
+def cost(steps: Sequence[int], images: int) -> int:
+    """Evaluations of one image that choosing takes, at most."""
+    return (len(TEXTBOOK) * len(SCHEDULES) * 2 * FIRST + FINALISTS * min(images, MOST)) * sum(steps)
+
+
+def features(images: Tensor) -> Float[Tensor, "n d"]:
+    """The last map of the bundled perceptual features, averaged over places."""
+    return torch.cat([perceptual.maps(None, part)[-1].mean((2, 3)) for part in images.split(32)])
+
+
+def textbook(steps: int, sigma_min: float, sigma_max: float) -> list[Table]:
+    """Textbook tables of so many evaluations, on two schedules, ended at the model's own level and at a higher one."""
+    lows = dict.fromkeys((sigma_min, max(sigma_min, sigma_max / 1000)))
+    tables = []
+    for name in TEXTBOOK:
+        for schedule in SCHEDULES:
+            for low in lows:
+                levels = schedules.schedule(schedule, steps, sigma_min=low, sigma_max=sigma_max)
+                table = samplers.table(name, levels)
+                if table.nfe == steps:
+                    tables.append(replace(table, info={"textbook": f"{name}, {schedule}, sigma_min {low:g}"}))
+    return tables
