@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastdiffusion import nets
 from fastdiffusion.errors import InputError
 from fastdiffusion.nets import NETS, adopt, build
 from fastdiffusion.nets.layers import Attention, Down, Shuffle, attend, attend_linear, fourier, icnr_
@@ -313,3 +314,31 @@ def test_every_attention_goes_through_the_one_function(monkeypatch):
         count = sum(isinstance(m, Attention) for m in net.modules())
         assert len(seen) == count and (16, 16) in seen and (16, 6) in seen
         seen.clear()
+
+
+def test_a_preset_with_changes():
+    """What is ablated can be reached from the command line, as ``--net "unet-small blur=learned"``."""
+    plain = nets.presets.PRESETS["unet-small"]
+    assert nets.specification("unet-small") == plain and nets.specification(plain) == plain
+    assert nets.specification("unet-small blur=learned") == {**plain, "blur": 1.0, "learn_blur": True}
+    changed = nets.specification("unet-small multiples=1,2 attention=none rescale=false dropout=0.5 width=16")
+    assert changed == {
+        **plain, "multiples": [1, 2], "attention": [], "rescale": False, "dropout": 0.5, "width": 16,
+    }  # fmt: skip
+    built = nets.build({**nets.specification("unet-tiny blur=learned"), "in_channels": 1, "out_channels": 1})
+    assert any("log_sigma" in name for name, _ in built.named_parameters())
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("unet-smal", "Did you mean 'unet-small'"),
+    ("", "No net named ''"),
+    ("unet-small blurr=1", "Did you mean 'blur'"),
+    ("unet-small blur", "blur lacks a value"),
+    ("unet-small blur=much", "blur must be from 0 to 8"),
+    ("unet-small width=0", "width must be a whole number"),
+    ("unet-small rescale=perhaps", "rescale must be true or false"),
+    ("unet-small multiples=1,x", "multiples must be a list"),
+])  # fmt: skip
+def test_changes_that_make_no_net(text, message):
+    with pytest.raises(InputError, match=message):
+        nets.specification(text)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, unknown
+from . import presets
 from .autoencoders import FSQ, KL, VQ, Gumbel
 from .dit import DiT
 from .text import CaptionMean, TextConditioned, TextEncoder
@@ -57,6 +58,47 @@ def _check(net: str, key: str, value: Any, default: Any) -> None:
     if not (isinstance(value, list | tuple) and len(value) <= 16 and all(map(fits, value)) if many else fits(value)):
         what = {bool: "true or false", int: f"a whole number from {low} to {high}"}.get(kind, f"from 0 to {high}")
         raise InputError(f"{net}'s {key} must be {'a list, each ' * many}{what}, got {value!r}. Try {default!r}.")
+
+
+def specification(net: str | Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`build` takes, of a preset's name with changes, as in "unet-small blur=learned multiples=1,2,3".
+
+    An empty list is ``none``; ``blur=learned`` is short for ``blur=1 learn_blur=true``. A specification is returned as
+    it is.
+
+    Raises InputError for a preset or keyword that does not exist, and for a value of the wrong kind or out of range.
+    """
+    if not isinstance(net, str):
+        return dict(net)
+    name, *changes = net.split() or [""]
+    if name not in presets.PRESETS:
+        raise unknown("net", name, presets.PRESETS)
+    spec = {**presets.PRESETS[name]}
+    known = inspect.signature(NETS[spec["name"]]).parameters
+    for change in changes:
+        key, sign, text = change.partition("=")
+        if key not in known:
+            raise unknown(f"{spec['name']} option", key, known)
+        if not sign:
+            raise InputError(f"{key} lacks a value. Example: --net {name + ' blur=learned'!r}.")
+        if (key, text) == ("blur", "learned"):
+            spec |= {"blur": 1.0, "learn_blur": True}
+            continue
+        spec[key] = _value(text, known[key].default)
+        _check(spec["name"], key, spec[key], known[key].default)
+    return spec
+
+
+def _value(text: str, default: Any) -> Any:
+    """A keyword's value from its text; the text itself where it is of another kind, for the message."""
+    try:
+        if isinstance(default, tuple):
+            return [] if text in ("", "none") else [int(part) for part in text.split(",")]
+        if isinstance(default, bool):
+            return {"true": True, "false": False}.get(text.lower(), text)
+        return type(default)(text)
+    except (TypeError, ValueError):
+        return text
 
 
 def build(spec: Mapping[str, Any]) -> nn.Module:

@@ -29,7 +29,8 @@ class TrainingConfig(RunOptions):
     """What training a diffusion model can be given, with what every run can; ``setup.check`` refuses what cannot be.
 
     Attributes:
-        net: A name in ``nets.PRESETS``, or a specification {"name": "unet", ...}; by default "unet-small", for
+        net: A name in ``nets.PRESETS``, with changes if need be ("unet-small blur=learned", see
+            ``nets.specification``), or a specification {"name": "unet", ...}; by default "unet-small", for
             restoration "restorer". "sd-small" and "sd3-small" are whole checkpoints of Stable Diffusion's classes, for
             captioned images of 64 pixels (``tasks.small_checkpoints``): few of the other settings count there.
         parameterization: What the net predicts; a name in ``denoisers.PARAMETERIZATIONS``.

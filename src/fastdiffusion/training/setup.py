@@ -18,7 +18,6 @@ from ..data.latents import Latents
 from ..denoisers import PARAMETERIZATIONS, Denoiser
 from ..errors import DataError, InputError, unknown, warn
 from ..models import Model, load, load_autoencoder, native_denoiser
-from ..nets import presets
 from ..nets import tokenizer as tokenizers
 from ..nets.layers import Embed
 from ..nets.text import normalized, vocabulary_ids
@@ -70,8 +69,8 @@ def check(config: TrainingConfig) -> None:
     ):
         if name not in known:
             raise unknown(kind, name, known)
-    if isinstance(config.net, str) and config.net not in presets.PRESETS:
-        raise unknown("net", config.net, presets.PRESETS)
+    if config.net is not None:
+        nets.specification(config.net)
     for kind, options, f in (
         ("loss_weighting", config.loss_weighting_options, losses.LOSS_WEIGHTINGS[config.loss_weighting]),
         ("sigma_distribution", config.sigma_distribution_options, SIGMA_DISTRIBUTIONS[config.sigma_distribution]),
@@ -172,7 +171,7 @@ def _fresh_net(config: TrainingConfig, data: Dataset, cond_channels: int) -> nn.
     """The net with random weights, and its vocabulary."""
     channels = data.shape[0]
     assert config.net is not None
-    spec = presets.PRESETS[config.net] if isinstance(config.net, str) else config.net
+    spec = nets.specification(config.net)
     spec = {
         **spec, "in_channels": channels * (2 if config.self_condition else 1) + cond_channels,
         "out_channels": channels, "classes": len(data.classes), "dropout": config.dropout,

@@ -18,11 +18,10 @@ from torch import Tensor, nn
 
 from ... import data as datasets
 from ...data import Dataset
-from ...errors import InputError, unknown
+from ...errors import InputError
 from ...io.images import as_input
 from ...models import Model, save
-from ...nets import TextConditioned
-from ...nets.presets import PRESETS
+from ...nets import TextConditioned, specification
 from ...nets.text import CaptionMean, TextEncoder
 from ...noise import Stream, generator
 from ...options import fill
@@ -84,10 +83,7 @@ def train_caption_mean(data: Dataset | str, **options: Any) -> TrainingResult[Mo
 
 def _learner(data: Dataset | str, chosen: TrainCaptionMeanOptions) -> Learner:
     """The run that is to follow: it knows the data, their scale and the net."""
-    net = chosen.net
-    if isinstance(net, str) and net not in PRESETS:
-        raise unknown("net", net, PRESETS)
-    spec = {**(PRESETS[net] if isinstance(net, str) else net), "draft": {"side": chosen.side}}
+    spec = {**specification(chosen.net), "draft": {"side": chosen.side}}
     return Learner(
         datasets.load(data, chosen.size), net=spec, captions=True, autoencoder=chosen.autoencoder,
         init_from=chosen.init_from, holdout=chosen.holdout, seed=chosen.seed, optimizer=chosen.optimizer,
