@@ -1,13 +1,15 @@
 """What each improvement is worth: one switch at a time, equal compute, three seeds, on small data.
 
-    python bench/ablations.py                    # all rows, about a CPU hour
+    python bench/ablations.py                    # all rows on the digits, about a CPU hour
     python bench/ablations.py B4 B6 --seeds 5    # some rows
+    python bench/ablations.py B12 --data fashion-mnist --net unet-small --steps 500 --few 1000 --seeds 5
     python bench/ablations.py table              # what has been measured, as markdown
 
 Every row trains a baseline and its variants. A variant that makes a step slower gets fewer steps: the number is set by
 timing both in turns first. The number is the Frechet distance of 1,000 samples (12 calls, no guidance) to the real
 pictures in the features of the data's own classifier, and the label accuracy beside it. A variant "wins" or "loses" if
-the 95 % interval of the paired differences over seeds (Student's t) excludes 0, and is "level" otherwise.
+the 95 % interval of the paired differences over seeds (Student's t) excludes 0, and is "level" otherwise. With --few
+the model learns from so many images, and "gap" is how much higher its loss is on as many others.
 """
 
 from __future__ import annotations
@@ -23,10 +25,9 @@ import seeds
 import torch
 
 from fastdiffusion import data, metrics, samplers, schedules
-from fastdiffusion.data import selection
+from fastdiffusion.data import Dataset, selection
 from fastdiffusion.io.images import to_tensor, to_uint8
 from fastdiffusion.models import Model
-from fastdiffusion.nets import presets
 from fastdiffusion.noise import initial
 from fastdiffusion.tasks.evaluation.feature_net import feature_net
 from fastdiffusion.training.learner import Learner
@@ -35,27 +36,20 @@ OUT = Path("out/ablations")
 AUGMENT = ("scale", "rotate", "stretch", "shift")  # no flips: a mirrored digit is none
 
 
-def net(**switches: Any) -> dict[str, Any]:
-    """The tiny U-Net with some switches turned."""
-    return {**presets.PRESETS["unet-tiny"], **switches}
-
-
-DIGITS = {"data": "digits", "net": "unet-tiny", "steps": 400}
-ROWS: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
-    "B1": ("U-Net against a plain autoencoder", DIGITS, {"no skips": {"net": net(skips=False)}}),
-    "B2": ("attention", DIGITS, {"none": {"net": net(attention=[])}, "linear": {"net": net(linear=True)}}),
+# Of "net", what is changed of the preset.
+ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "B1": ("U-Net against a plain autoencoder", {"no skips": {"net": "skips=false"}}),
+    "B2": ("attention", {"none": {"net": "attention=none"}, "linear": {"net": "linear=true"}}),
     "B3": (
         "ADM's switches",
-        DIGITS,
         {
-            "no adaptive group norm": {"net": net(scale_shift=False)},
-            "no rescaled sums": {"net": net(rescale=False)},
-            "two blocks a level": {"net": net(blocks=[2, 2])},
+            "no adaptive group norm": {"net": "scale_shift=false"},
+            "no rescaled sums": {"net": "rescale=false"},
+            "two blocks a level": {"net": "blocks=2,2"},
         },
     ),
     "B4": (
         "weight over noise levels",
-        DIGITS,
         {
             "noise": {"loss_weighting": "noise"},
             "p2": {"loss_weighting": "p2"},
@@ -66,33 +60,39 @@ ROWS: dict[str, tuple[str, dict[str, Any], dict[str, dict[str, Any]]]] = {
     ),
     "B4d": (
         "density of noise levels",
-        DIGITS,
         {
             "uniform": {"sigma_distribution": "uniform"},
             "cosine": {"sigma_distribution": "beta_cosine"},
             "linear": {"sigma_distribution": "beta_linear"},
         },
     ),
-    "B5": ("EMA", DIGITS, {"nearly raw weights": {"ema": (0.005,)}, "longer": {"ema": (0.2,)}}),
-    "B6": ("self-conditioning", DIGITS, {"on": {"self_condition": True}}),
+    "B5": ("EMA", {"nearly raw weights": {"ema": (0.005,)}, "longer": {"ema": (0.2,)}}),
+    "B6": ("self-conditioning", {"on": {"self_condition": True}}),
     "B7": (
         "what the network predicts",
-        DIGITS,
         {p: {"parameterization": p} for p in ("noise", "score", "x0", "v", "flow")},
     ),
-    "B12": ("augmentation", DIGITS, {"EDM, p 0.12": {"augment": AUGMENT}}),
-    "B15": ("optimizer", DIGITS, {"adamw": {"optimizer": "adamw"}}),
+    "B12": ("augmentation", {"EDM, p 0.12": {"augment": AUGMENT}}),
+    "B15": ("optimizer", {"adamw": {"optimizer": "adamw"}}),
     "B17": (
         "blur before downsampling",
-        DIGITS,
-        {"fixed": {"net": net(blur=1.0)}, "learned": {"net": net(blur=1.0, learn_blur=True)}},
+        {"fixed": {"net": "blur=1"}, "learned": {"net": "blur=learned"}},
     ),
 }
 
 
+def images_of(settings: dict[str, Any]) -> tuple[Dataset, Dataset]:
+    """What is learned from, and as many other images (of all of them: the same)."""
+    whole = data.load(settings["data"])
+    if settings["few"] is None:
+        return whole, whole
+    rows = selection.choose(whole, 2 * settings["few"])
+    return data.Subset(whole, rows[::2]), data.Subset(whole, rows[1::2])
+
+
 def learner(settings: dict[str, Any], seed: int) -> Learner:
-    keywords = {k: v for k, v in settings.items() if k not in ("steps", "data")}
-    return Learner(data.load(settings["data"]), **keywords, seed=seed, verbose=False)
+    keywords = {k: v for k, v in settings.items() if k not in ("steps", "data", "few")}
+    return Learner(images_of(settings)[0], **keywords, seed=seed, verbose=False)
 
 
 def seconds_a_step(settings: list[dict[str, Any]], rounds: int = 5, each: int = 8) -> list[float]:
@@ -130,6 +130,18 @@ def quality(model: Model, name: str, n: int = 1000, steps: int = 12) -> dict[str
     return {"distance": distance, "accuracy": float(accuracy)}
 
 
+@torch.no_grad()
+def loss(model: Model, images: Dataset, n: int = 500) -> float:
+    """Mean squared error at four noise levels, each divided by that of the best guess without an image."""
+    batch = images.batch(list(range(min(n, len(images)))))
+    x, cond = to_tensor(batch.images), model.cond(batch.labels.tolist())
+    noises, errors = initial(range(10**6, 10**6 + len(x)), model.shape), []
+    for sigma in (0.2, 0.5, 1.0, 3.0):
+        x0 = model.denoise(x + sigma * noises, x.new_full((len(x),), sigma), cond)
+        errors.append(float((x0 - x).square().mean()) * (1 / sigma**2 + 1 / float(x.var())))
+    return sum(errors) / len(errors)
+
+
 def scores(settings: dict[str, Any], steps: int, seed: int, label: str) -> dict[str, float]:
     """Train once and measure; what was measured before is read. (All rows share their baseline's trainings.)"""
     key = hashlib.sha256(json.dumps([settings, steps, seed], sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -139,16 +151,22 @@ def scores(settings: dict[str, Any], steps: int, seed: int, label: str) -> dict[
         learn = learner(settings, seed)
         learn.fit(steps=steps)
         measured = quality(learn.model, settings["data"])
+        if settings["few"] is not None:
+            known, unseen = (loss(learn.model, part) for part in images_of(settings))
+            measured["gap"] = unseen - known
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(measured) + "\n")
         print(label, seed, steps, measured, flush=True)
     return json.loads(path.read_text())
 
 
-def ablate(row: str, count: int) -> None:
+def ablate(row: str, base: dict[str, Any], count: int) -> None:
     """Train and measure one row, ``count`` seeds each."""
-    title, base, variants = ROWS[row]
+    title, variants = ROWS[row]
     settings = {"baseline": base, **{name: {**base, **change} for name, change in variants.items()}}
+    for changed in settings.values():
+        if changed["net"] != base["net"]:
+            changed["net"] = f"{base['net']} {changed['net']}"
     cost = dict(zip(settings, seconds_a_step(list(settings.values())), strict=True))
     results: dict[str, Any] = {}
     for name, s in settings.items():
@@ -156,7 +174,8 @@ def ablate(row: str, count: int) -> None:
         measured = [scores(s, steps, seed, f"{row} {name}") for seed in range(count)]
         results[name] = {"steps": steps, "ms": 1000 * cost[name], "scores": measured}
         OUT.mkdir(parents=True, exist_ok=True)  # what is measured stays, wherever the row is cut
-        (OUT / f"{row}.json").write_text(json.dumps({"title": title, "results": results}, indent=1) + "\n")
+        name = row if base == DIGITS else f"{row} {base['data']} {base['net']} {base['few'] or ''}".strip()
+        (OUT / f"{name}.json").write_text(json.dumps({"title": title, "results": results}, indent=1) + "\n")
 
 
 def verdict(base: list[float], other: list[float]) -> str:
@@ -177,6 +196,8 @@ def table() -> None:
             distances = [s["distance"] for s in r["scores"]]
             accuracy = sum(s["accuracy"] for s in r["scores"]) / len(r["scores"])
             by_seed = ", ".join(f"{d:.2f}" for d in distances)
+            gaps = [s["gap"] for s in r["scores"] if "gap" in s]
+            by_seed += "; gap " + ", ".join(f"{g:.3f}" for g in gaps) if gaps else ""
             difference = "" if name == "baseline" else verdict(base, distances)
             print(
                 f"| {path.stem} {measured['title']} | {name} | {r['ms']:.0f} | {r['steps']} | {by_seed} "
@@ -188,6 +209,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", default=list(ROWS))
     parser.add_argument("--seeds", type=int, default=3)
+    for name, value in DIGITS.items():
+        parser.add_argument(f"--{name}", type=type(value) if value is not None else int, default=value)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -195,4 +218,4 @@ if __name__ == "__main__":
         table()
     else:
         for name in args.rows:
-            ablate(name, args.seeds)
+            ablate(name, {name: getattr(args, name) for name in DIGITS}, args.seeds)
