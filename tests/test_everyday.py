@@ -91,6 +91,7 @@ def test_what_was_changed_is_said_and_points_at_the_caller():
     ("a big, red heart", "red heart", ["big: left out"]),
     ("big yellow banana", "yellow banana", ["big: left out"]),
     ("a slice of watermelon", "watermelon", ["'slice of watermelon' is read as 'watermelon'"]),
+    ("red watermelon slice", "red watermelon", ["'watermelon slice' is read as 'watermelon'"]),
     ("watermelon slice", "watermelon", ["'watermelon slice' is read as 'watermelon'"]),
     ("cheese slices", "cheese wedge", ["'cheese slices' is read as 'cheese wedge'"]),
     ("half an avocado", "avocado", ["'half an avocado' is read as 'avocado'"]),
@@ -158,6 +159,10 @@ def test_what_no_dictionary_has_goes_to_the_student_encoder_as_it_came():
 
 @pytest.mark.parametrize(("prompt", "english"), [
     ("perro y gato", "dog and cat"),
+    ("petit chat", "cat"),
+    ("un gato grande", "cat"),
+    ("großer Hund", "dog"),
+    ("eine weiße Katze", "white cat"),
     ("Perros y gatos", "dog and cat"),
     ("ein Hund und eine Katze", "dog and cat"),
     ("una vaca", "cow"),
