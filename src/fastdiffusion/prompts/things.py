@@ -57,6 +57,8 @@ class Things:
         That is their size, age and looks; the amount or part; that they are young; some colors. Names that hold such a
         word stay, and so do all words before what is no known thing.
         """
+        if key(" ".join(token.text for token in tokens)) in self.table.search:  # all of it is another name
+            return tokens
         done, i = list[Token](), 0
         while i < len(tokens):
             first = self._modified(tokens, i)
@@ -100,14 +102,15 @@ class Things:
         """Of what describes the thing at ``first``, from ``i`` on, the colors that it may have; and the thing."""
         end, modifiers = first + thing.length, tokens[i:first]
         own = tokens[first:end]
-        kinds = [name for color in COLORS if (name := self.table.names.get(f"{color} {key(thing.name)}"))]
+        raw = " ".join(token.text for token in own).rstrip(",")
+        called = {key(thing.name), key(raw)}
+        kinds = [color for color in COLORS if any(f"{color} {name}" in self.table.names for name in called)]
         gone = SHAPES_COLORS if len(kinds) < COLORED else frozenset[str]()
         colors = [token for token in modifiers if key(token.text) in COLORS - gone]
         dropped = [token for token in modifiers if token not in colors and key(token.text) not in SIZES]
         self.idle += [token.text.rstrip(",") for token in modifiers if key(token.text) in SIZES]
         comma = "," * own[-1].text.endswith(",")
         name = Token(thing.name + comma, own[0].start, own[-1].end)
-        raw = " ".join(token.text for token in own).rstrip(",")
         if dropped:
             at = tokens.index(dropped[0])
             whole = " ".join(token.text for token in tokens[at:end]).rstrip(",")
@@ -115,7 +118,8 @@ class Things:
                 [token.text for token in colors if token.start > dropped[0].start] + [thing.name]
             )
             return colors, [name]
-        if self._other_name(tokens, end - 1, raw, before) and not (colors and COLORS & set(key(thing.name).split())):
+        clash = bool(colors) and (len(kinds) >= COLORED or bool(COLORS & set(key(thing.name).split())))
+        if self._other_name(tokens, end - 1, raw, before) and not clash:
             self.replaced[raw] = thing.name
             return colors, [name]
         return colors, own
