@@ -118,7 +118,7 @@ def test_emoji_names_in_every_language():
 
 
 def test_fonts_that_cannot_be_used(tmp_path, monkeypatch):
-    monkeypatch.setattr(font, "_FOLDERS", (str(tmp_path), "~/x"))
+    monkeypatch.setattr(font.fonts, "FOLDERS", (str(tmp_path), "~/x"))
     with pytest.raises(MissingExtra, match="No color emoji font found"):
         data.emoji()
     broken = tmp_path / "NotoColorEmoji.ttf"

@@ -2,8 +2,10 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import fastdiffusion
 from fastdiffusion import choices, schedules
@@ -341,3 +343,22 @@ def test_a_mask_is_scaled_together_with_its_image(model):
     result = edit(given, "a blue heart", model=model, source="a red heart", mask=to_pil(mask), steps=2)
     assert torch.equal(result.images[..., :38], result.source[..., :38])
     assert "scaled from 128x128 to 64x64" in " ".join(result.notes)
+
+
+@pytest.mark.parametrize("method", ["diffedit", "p2p", "flowedit", "sdedit", "magicmix"])
+def test_a_size_that_does_not_divide_is_the_results(model, heart, method, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    given = heart.crop((0, 3, 43, 64))
+    mask = Image.new("L", given.size)
+    mask.paste(255, (20, 10, 43, 40))
+    made = edit(given, "a dog", model, source="a red heart", method=method, mask=mask, size="43x61", steps=2)
+    change = (to_tensor(to_pil(made.images[0])) - to_tensor(given)).abs().amax(0).numpy()
+    assert made.images.shape == (1, 3, 61, 43) and made.mask.shape == (1, 1, 61, 43)
+    kept = np.asarray(mask) == 0
+    assert change[kept].max() == 0 and change[~kept].mean() > 0.05
+    assert made.recipe["parameters"]["size"] == "43x61"
+
+
+def test_a_size_is_of_a_given_image(model):
+    with pytest.raises(InputError, match="size is of a given image"):
+        edit(None, "a dog", model, source="a cat", size=32)

@@ -67,7 +67,7 @@ def test_seventy_of_eighty_everyday_prompts_reach_the_nearest_glyph():
     ("Can you please make me a red heart?", "a red heart", "left out"),
     ("I'd like a rocket", "a rocket", "left out"),
     ("paint palette", "artist palette", "is read as"),
-    ("A dog, trending on artstation", "A dog", "left out"),
+    ("A dog, trending on artstation", "A dog face", "left out"),
     ("a red heart --ar 16:9 --v 5", "a red heart", "--ar 16:9 --v 5: left out. Options stand outside"),
     ("犬 —ar 1:1", "dog face", "Options stand outside the prompt"),
     ("a t-shirt - red", "a t-shirt - red", None),
@@ -82,6 +82,52 @@ def test_what_was_changed_is_said_and_points_at_the_caller():
     with pytest.warns(UserWarning, match="'cheeseburger' is read as 'hamburger'") as caught:
         sample("emoji", "a cheeseburger", n=1, steps=1)
     assert [Path(w.filename).name for w in caught] == [Path(__file__).name]
+
+
+@pytest.mark.parametrize(("prompt", "read", "words"), [
+    ("a big ship", "ship", ["big: left out"]),
+    ("Cute little penguins!", "penguin", ["Cute, little: left out", "'penguins' is read as 'penguin'"]),
+    ("a huge dog on blue", "dog face on blue", ["huge: left out", "'dog' is read as 'dog face'"]),
+    ("a big, red heart", "red heart", ["big: left out"]),
+    ("big yellow banana", "yellow banana", ["big: left out"]),
+    ("a slice of watermelon", "watermelon", ["'slice of watermelon' is read as 'watermelon'"]),
+    ("red watermelon slice", "red watermelon", ["'watermelon slice' is read as 'watermelon'"]),
+    ("watermelon slice", "watermelon", ["'watermelon slice' is read as 'watermelon'"]),
+    ("cheese slices", "cheese wedge", ["'cheese slices' is read as 'cheese wedge'"]),
+    ("half an avocado", "avocado", ["'half an avocado' is read as 'avocado'"]),
+    ("a bunch of bananas and bowl of cherries", "banana and cherries", ["'bowl of cherries' is read as 'cherries'"]),
+    ("a slice of cake", "shortcake", ["'slice of cake' is read as 'shortcake'"]),
+    ("baby elephant", "elephant", ["'baby elephant' is read as 'elephant'"]),
+    ("baby chicken", "baby chick", ["'baby chicken' is read as 'baby chick'"]),
+    ("big brown bear", "bear", ["'brown bear' is read as 'bear'", "big: left out"]),
+    ("a baby grey wolf", "wolf", ["'baby grey wolf' is read as 'wolf'"]),
+    ("an orange", "tangerine", ["'orange' is read as 'tangerine'"]),
+    ("orange slice", "tangerine", ["'orange slice' is read as 'tangerine'"]),
+    ("oranges and lemons", "tangerine and lemon", ["'oranges' is read as 'tangerine'", "'lemons' is read as 'lemon'"]),
+    ("little red car", "red automobile", ["'car' is read as 'automobile'", "little: left out"]),
+])  # fmt: skip
+def test_things_are_read_without_what_the_model_cannot_draw(prompt, read, words):
+    found = conditioner().reading(prompt)
+    assert key(found.text) == read and all(note in " ".join(found.notes) for note in words)
+    assert len(found.origins) == len(found.text) and found.unknown == ()
+
+
+@pytest.mark.parametrize("prompt", [
+    *("orange heart", "a orange cat", "a heart on orange", "white cat", "a black cat", "brown heart"),
+    *("a brown mushroom", "small airplane", "large blue diamond", "baby bottle", "a baby angel", "puzzle piece"),
+    *("glass of milk", "old woman", "grinning face with big eyes", "a cat with heart eyes", "pile of poo"),
+    *("new moon", "piece of music", "baby", "big"),
+])  # fmt: skip
+def test_names_with_such_words_and_colors_that_do_no_harm_stay(prompt):
+    assert conditioner().reading(prompt).text.replace("red heart", "heart") == prompt
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("prompt", "plainly"), [("brown bear", "bear"), ("a big ship", "a ship"), ("orange", "tangerine")]
+)
+def test_a_thing_and_what_it_is_read_as_are_one_image(prompt, plainly):
+    assert torch.equal(drawn(prompt), drawn(plainly))
 
 
 @pytest.mark.parametrize(("prompt", "words"), [
@@ -113,6 +159,10 @@ def test_what_no_dictionary_has_goes_to_the_student_encoder_as_it_came():
 
 @pytest.mark.parametrize(("prompt", "english"), [
     ("perro y gato", "dog and cat"),
+    ("petit chat", "cat"),
+    ("un gato grande", "cat"),
+    ("großer Hund", "dog"),
+    ("eine weiße Katze", "white cat"),
     ("Perros y gatos", "dog and cat"),
     ("ein Hund und eine Katze", "dog and cat"),
     ("una vaca", "cow"),
@@ -134,8 +184,8 @@ def test_what_no_dictionary_has_goes_to_the_student_encoder_as_it_came():
 ])  # fmt: skip
 def test_words_of_other_languages_are_read_by_a_dictionary(prompt, english):
     found = conditioner().reading(prompt)
-    assert found.text == english and f"{prompt!r} is read as {english!r}." in found.notes
-    assert len(found.origins) == len(english) and all(0 <= a < b <= len(prompt) for a, b in found.origins[:1])
+    assert found.text == conditioner().reading(english).text and f"{prompt!r} is read as {english!r}." in found.notes
+    assert len(found.origins) == len(found.text) and all(0 <= a < b <= len(prompt) for a, b in found.origins[:1])
 
 
 @pytest.mark.parametrize("language", ["ja", "es", "de", "fr", "zh", "it", "pt"])
@@ -174,7 +224,8 @@ def test_names_that_are_drawn_badly_are_read_as_their_better_likeness_where_they
 def test_words_that_change_places_still_point_at_the_prompt():
     """So that weights and explanations find them: "verde" and "árbol"."""
     text = "un árbol verde"
-    assert [text[a:b] for a, b in conditioner().token_spans(text)] == ["verde", "árbol"]
+    spans = dict.fromkeys(text[a:b] for a, b in conditioner().token_spans(text))
+    assert [*spans] == ["verde", "árbol"]
 
 
 def test_a_thing_in_another_language_is_read_in_english():

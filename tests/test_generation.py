@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,7 +14,6 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.io.images import read_recipe, save_png
 from fastdiffusion.models import Model, save
-from fastdiffusion.tasks.generation import samples as generation
 from fastdiffusion.tasks.generation.recipe import reproduce
 from fastdiffusion.tasks.generation.sample import sample, sample_steps
 from fastdiffusion.types import Cond
@@ -328,12 +326,3 @@ def test_reproduce_refuses_what_it_cannot_follow(folder, model, tmp_path):
 def test_the_hash_is_of_what_decides_the_images(model):
     assert model.id == model.with_table(5, model.table(5)).id
     assert model.id != Model(models.native_denoiser(model), (1, 8, 8), ("cat", "dog", "8")).id
-
-
-def test_a_script_that_the_font_lacks_is_left_out_of_the_label():
-    white = Image.new("RGB", (64, 64), "white")
-    japanese, mixed, latin = (generation._captioned(white, text, 1) for text in ("サーフィン", "サ cat", " cat"))
-    assert np.asarray(japanese).min() == 255 and np.asarray(mixed).min() < 128
-    assert np.array_equal(np.asarray(mixed), np.asarray(latin))
-    marked, plain = (generation._captioned(white, text, 1) for text in ("ġ\u0151", "go"))  # without its marks at least
-    assert np.asarray(marked).min() < 128 and np.asarray(plain).min() < 128

@@ -121,6 +121,40 @@ def test_outpainting_keeps_the_image_exactly(model, files):
     assert not torch.equal(made[:, :SIDE, :16], made[:, :SIDE, :1].expand(3, SIDE, 16)), "drawn, not repeated"
 
 
+@pytest.mark.parametrize("size", [(61, 43), (33, 64)])
+def test_sizes_that_do_not_divide_are_those_of_the_image(model, tmp_path, size):
+    """Padded for the run and cropped again: what is kept is kept to the pixel, up to the edges."""
+    height, width = size
+    given = pictures.photo(width, height)
+    mask = Image.new("L", given.size)
+    ImageDraw.Draw(mask).rectangle((width - 20, 5, width, height - 9), fill=255)
+    for name, image in (("in.png", given), ("mask.png", mask)):
+        image.save(tmp_path / name)
+    wanted = {"image": tmp_path / "in.png", "size": size}
+    assert torch.equal(images(model, **wanted, strength=0)[0], to_tensor(given))
+    assert images(model, **wanted).shape[-2:] == size
+    made = images(model, **wanted, mask=tmp_path / "mask.png")
+    assert made.shape[-2:] == size
+    change, kept = np.abs(pixels(made)[0].transpose(1, 2, 0) - np.asarray(given)).max(-1), np.asarray(mask) == 0
+    assert change[kept].max() == 0 and np.mean(change[~kept] > 0) > 0.9
+    spec = f"inpaint {tmp_path / 'in.png'} {tmp_path / 'mask.png'}"
+    assert torch.equal(images(model, **wanted, guidance=spec, strength=1)[0][:, kept], made[0][:, kept])
+    grown = images(model, image=tmp_path / "in.png", outpaint="5,0,3,1")[0]
+    assert grown.shape == (3, height + 1, width + 8)
+    assert np.array_equal(pixels(grown[:, :height, 5 : 5 + width]), pixels(to_tensor(given)))
+
+
+def test_what_is_added_for_a_run_is_mirrored_with_its_mask():
+    """An object at the edge that is drawn anew would else be known from its mirror image."""
+    given, mask = Image.new("RGB", (5, 3), "white"), Image.new("L", (5, 3))
+    given.paste("red", (4, 0, 5, 3)), mask.paste(255, (3, 0, 5, 3))
+    made = canvas(given, (3, 3, 5), mask, step=8)
+    assert made.image.shape == (3, 8, 8) and made.crop(made.image).shape == (3, 3, 5)
+    known = made.image[:, made.mask[0] == 0]
+    assert made.mask[0, 0].tolist() == [0, 0, 0, 1, 1, 1, 0, 0] and float(known.min()) == 1, "no red is known"
+    assert canvas(Image.new("L", (1, 9)), (1, 9, 1), step=4).image.shape == (1, 12, 4)
+
+
 # ---- what holds whatever the model ------------------------------------------------------------------------------
 
 
@@ -215,7 +249,10 @@ BAD = {
     "three sides": (["--outpaint", "1,2,3"], "left, top, right and bottom, got '1,2,3'"),
     "no side": (["--outpaint", "0,0,0,0"], "Example: outpaint='0,0,64,0'"),
     "a negative side": (["--outpaint", "0,0,0,-8"], "Example: outpaint='0,0,64,0'"),
-    "what does not divide": (["--outpaint", "5,0,0,0"], "divide by .*, got 69x64. Nearest is "),
+    "what does not divide, on a torus": (
+        ["--outpaint", "5,0,0,0", "--seamless", "x"],
+        "divide by .*, got 69x64. Nearest is ",
+    ),
     "a square kilometer": (
         ["--outpaint", "0,999,999999,0", "--size", "64"],
         "With what is added the image has 1063 mega",

@@ -22,11 +22,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageCms, ImageDraw, ImageFont, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageDraw, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from ..errors import DataError, InputError
 from . import atomic, metadata
+from .fonts import font_for
 
 # Not in the list on purpose: EPS and WMF (they start programs), PSD, FITS and other rare decoders (attack surface).
 FORMATS = (
@@ -129,9 +130,9 @@ def grid(images: Tensor | Sequence[Any], columns: int | None = None, zoom: int =
 
 def lettering(text: str, width: int) -> Float[Tensor, "h w"]:
     """A line of text as coverage from 0 to 1, ``width`` pixels wide."""
-    font = ImageFont.load_default(40)
+    font = font_for(text, 40)
     left, top, right, bottom = font.getbbox(text or " ")
-    font = ImageFont.load_default(max(40 * width / max(right - left, 1), 4))
+    font = font_for(text, max(40 * width / max(right - left, 1), 4))
     left, top, right, bottom = (math.floor(v) for v in font.getbbox(text or " "))
     sheet = Image.new("L", (max(right - left, 1), max(bottom - top, 1)))
     ImageDraw.Draw(sheet).text((-left, -top), text, 255, font)

@@ -7,23 +7,20 @@ trained, and words that stay unknown are left out; each is said in a note. What 
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
-from importlib.resources import files
 from itertools import pairwise
 from typing import NamedTuple
 
 from . import abroad
+from .known import ARTICLES, EDGES, NARROW, SCENIC, Lists, Names, Token, forms, key, known_names
+from .known import names as names
+from .things import SIZES, Things
 
-Lists = Callable[[str], bool]  # whether every word of a text was in the training captions
-
-ARTICLES = frozenset({"a", "an", "the"})
 _SHARED = "de da do das di du d del la le e y o el en am al st"
-_SCENIC = "at in under near beside behind over through riding by inside beneath between while"
 _FILLERS = """
 beautiful pretty cute nice lovely delicious tasty yummy gorgeous awesome amazing adorable spooky cool fancy detailed
 highly masterpiece photorealistic realistic photograph photo hd 4k 8k uhd best quality very really please draw stunning
@@ -35,7 +32,6 @@ el los las un una unos unas muy favor dibuja dibujar quiero uno gli molto bello 
 les une des très joli jolie svp dessine dessiner um uma uns umas os muito desenhe quero het een en ett
 """
 SHARED = frozenset(_SHARED.split())  # words of several languages, which are in names of places and say nothing of which
-SCENIC = frozenset(_SCENIC.split())  # between two things they make a scene
 FILLERS = frozenset(_FILLERS.split())  # how good an image should be, and nothing of what it shows
 ABROAD = frozenset(_ABROAD.split())  # idle words, in languages of the student encoder
 _FLAGS = re.compile(r"\s+((?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?(?:\s+(?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?)*)\s*$", re.I)
@@ -49,8 +45,6 @@ _REQUEST = re.compile(  # "please draw me", "can you make", "I'd like"
 )
 _BACKGROUND = re.compile(r"\s+on\s+(?:an?\s+)?[^\W\d_]+(?:\s+background)?$")
 _REAL = frozenset({"photo", "photograph", "photorealistic", "realistic", "4k", "8k", "hd", "uhd"})
-_EDGES = '.!?;:…"“”„«»()[]*'
-_NARROW = {"WITH", "AND", "OF", "ON", "IN", "AT", "TO", "FROM", "FOR", "BY"}
 
 
 class Reading(NamedTuple):
@@ -67,78 +61,6 @@ class Reading(NamedTuple):
     origins: tuple[tuple[int, int], ...]
     notes: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
-
-
-class Names(NamedTuple):
-    """What the emoji model draws: its names by their :func:`key`, and other names for the same things.
-
-    Attributes:
-        names: By their keys.
-        everyday, search: Other words for them, as people say and as CLDR lists.
-        clearer: Names that it draws badly, and others of the same things.
-    """
-
-    names: dict[str, str]
-    everyday: dict[str, str]
-    search: dict[str, str]
-    clearer: dict[str, str]
-
-    def find(self, text: str, n: int = 20) -> list[str]:
-        """The names that a text means, then those that share its words, then those that are spelled alike."""
-        wanted = key(text)
-        tables = (self.names, self.everyday, self.search)
-        meant = [table[form] for form in (wanted, *forms(wanted)) for table in tables if form in table]
-        terms = set(wanted.split())
-        others = {phrase: name for table in reversed(tables) for phrase, name in table.items()}
-        shared = sorted(
-            (phrase for phrase in others if terms & set(phrase.split()) or (len(wanted) > 3 and wanted in phrase)),
-            key=lambda phrase: (len(terms ^ set(phrase.split())), phrase not in self.names, phrase),
-        )
-        alike = get_close_matches(wanted, others, n=n, cutoff=0.72)
-        return list(dict.fromkeys([*meant, *(others[phrase] for phrase in (*shared, *alike))]))[:n]
-
-
-class _Token(NamedTuple):
-    text: str
-    start: int
-    end: int
-
-
-@cache
-def known_names() -> Names:
-    """The table of scripts/synonyms."""
-    table = json.loads(files("fastdiffusion.prompts").joinpath("names.json").read_text(encoding="utf-8"))
-    return Names({key(name): name for name in table["names"]}, table["everyday"], table["search"], table["clearer"])
-
-
-def names(text: str = "", n: int = 20) -> list[str]:
-    """Names of what the bundled model draws: all of them, or the ``n`` that are nearest to a text, best first."""
-    table = known_names()
-    return table.find(text, n) if text.strip() else sorted(table.names.values())
-
-
-def key(text: str) -> str:
-    """A phrase as tables list it: folded, without hyphens, articles and signs at the ends of its words."""
-    folded = unicodedata.normalize("NFKC", text).casefold().replace("-", " ").replace("’", "'")
-    terms = [term for term in (part.strip(_EDGES + ",'") for part in folded.split()) if term]
-    return " ".join(terms[1:] if len(terms) > 1 and terms[0] in ARTICLES else terms)
-
-
-def forms(phrase: str) -> Iterator[str]:
-    """The singulars, plurals and plain forms that a phrase may be an inflection of, likeliest first."""
-    head, _, last = phrase.rpartition(" ")
-    irregular = {"men": "man", "people": "person", "children": "child", "mice": "mouse", "feet": "foot",
-                 "teeth": "tooth", "geese": "goose", "leaves": "leaf", "wolves": "wolf", "knives": "knife"}  # fmt: skip
-    found = [last[: -len(end)] + irregular[end] for end in irregular if last.endswith(end)]
-    for end, base in (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("'s", ""), ("es", ""), ("s", "")):
-        found += [last.removesuffix(end) + base] * last.endswith(end)
-    found += [last[:-1] + "ies"] * last.endswith("y")
-    found += [last + "s"] * (not last.endswith("s"))
-    for end in ("ing", "ed"):
-        if last.endswith(end):
-            stem = last.removesuffix(end)
-            found += [stem, stem + "e", *([stem[:-1]] if stem[-2:-1] == stem[-1:] else [])]
-    yield from (f"{head} {form}".strip() for form in dict.fromkeys(found) if len(form) > 1)
 
 
 def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool = False) -> Reading:
@@ -186,7 +108,7 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
     if not any(lists(token.text) and re.search(r"[^\W_]", token.text) for token in kept):
         strange = tuple(key(token.text) for token in tokens if not lists(token.text))
         return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
-    if [*kept] == [_Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
+    if [*kept] == [Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
         return whole._replace(notes=changed.notes())
     return Reading(*_rejoined(clean, kept, visible), changed.notes(), tuple(changed.left))
 
@@ -205,25 +127,25 @@ def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> 
     return Reading(*_rejoined(clean, kept, visible), (note,))
 
 
-def _translated(clean: str, tokens: list[_Token], visible: Sequence[int]) -> Reading | None:
+def _translated(clean: str, tokens: list[Token], visible: Sequence[int]) -> Reading | None:
     """A phrase of another language in English, where it is no name in that language and all its words are known."""
     tokens = [piece for token in tokens for piece in _pieces(token)]
     parts = abroad.translated([key(token.text) for token in tokens], forms)
     if parts is None:
         return None
-    english = [_Token(p.english, tokens[p.first].start, tokens[p.last - 1].end) for p in parts if p.english]
+    english = [Token(p.english, tokens[p.first].start, tokens[p.last - 1].end) for p in parts if p.english]
     text, origins = _rejoined(clean, english, visible)
     return Reading(text, origins, (f"{clean.strip()!r} is read as {text!r}.",))
 
 
-def _pieces(token: _Token) -> Iterator[_Token]:
+def _pieces(token: Token) -> Iterator[Token]:
     """The words of a token, where it is of a language that writes them together."""
     terms, start = abroad.split(key(token.text)) if _wide(token.text) else [], token.start
     if "".join(terms) != token.text:  # a sign became another or several
         yield token
         return
     for term in terms:
-        yield _Token(term, start, start + len(term))
+        yield Token(term, start, start + len(term))
         start += len(term)
 
 
@@ -234,7 +156,7 @@ def _within(outer: Reading, inner: Reading) -> Reading:
     return inner._replace(origins=tuple(places), notes=(*outer.notes, *inner.notes))
 
 
-def _rejoined(clean: str, kept: Iterable[_Token], visible: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
+def _rejoined(clean: str, kept: Iterable[Token], visible: Sequence[int]) -> tuple[str, tuple[tuple[int, int], ...]]:
     """The text of tokens, and its characters' origins in the prompt; ``visible`` are those of ``clean``."""
     out, origins = "", list[tuple[int, int]]()
     for token in kept:
@@ -262,20 +184,20 @@ def _exact(emoji: bool) -> frozenset[str]:
     return frozenset(article + name for name in names for article in ("", "a ", "an ", "the "))
 
 
-def _tokens(text: str, strip: bool) -> Iterator[_Token]:
+def _tokens(text: str, strip: bool) -> Iterator[Token]:
     """Words without the signs at their ends; a comma between words stays."""
-    found = [_Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", text)]
+    found = [Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", text)]
     for i, (term, start, end) in enumerate(found):
         core = term
         if strip:
             folded = unicodedata.normalize("NFKC", term)
             folded = folded if len(folded) == len(term) else term
-            edges = _EDGES + ("," if i == len(found) - 1 else "")
+            edges = EDGES + ("," if i == len(found) - 1 else "")
             first, last = len(folded) - len(folded.lstrip(edges)), len(folded.rstrip(edges))
             if first >= last:
                 continue
             core, start, end = term[first:last], start + first, start + last
-        yield _Token(core, start, end)
+        yield Token(core, start, end)
 
 
 def _wide(text: str) -> bool:
@@ -284,12 +206,12 @@ def _wide(text: str) -> bool:
 
 def _strange(text: str, lists: Lists, table: Names) -> bool:
     """Whether a word is none that the encoder lists, none that means nothing, and no other form of these."""
-    if (lists(text) and not _wide(text)) or key(text) in FILLERS | ARTICLES | table.everyday.keys():
+    if (lists(text) and not _wide(text)) or key(text) in FILLERS | SIZES | ARTICLES | table.everyday.keys():
         return False
     return not any(lists(form) and form in table.names for form in forms(key(text)))
 
 
-def _in_other_language(tokens: list[_Token], lists: Lists, student: Lists | None, table: Names) -> bool:
+def _in_other_language(tokens: list[Token], lists: Lists, student: Lists | None, table: Names) -> bool:
     """Whether a text is in a language of the student encoder: its words there are as many as the encoder's own."""
     if student is None:
         return False
@@ -312,15 +234,16 @@ class _Changes:
         self.idle: list[str] = []
         self.left: list[str] = []
         self.things, self.real, self.scene = 0, False, False
+        self.known = Things(lists, table, self.replaced, self.idle)
 
-    def made(self, text: str, tokens: list[_Token]) -> list[_Token]:
+    def made(self, text: str, tokens: list[Token]) -> list[Token]:
         """The words that the encoder lists."""
         if self.table.names:
             tokens = self._without_fillers(text, tokens)
-            tokens = self._named(tokens)
+            tokens = self._named(self.known.simpler(tokens))
         content = [token for token in tokens if key(token.text) not in ARTICLES]
         tokens = [kept for token in tokens if (kept := self._listed(token)) is not None]
-        while tokens and (self.left or self.idle) and tokens[-1].text.upper() in _NARROW:  # "a castle on a [hill]"
+        while tokens and (self.left or self.idle) and tokens[-1].text.casefold() in NARROW:  # "a castle on a [hill]"
             tokens.pop()
         if tokens and self.idle and tokens[-1].text.endswith(",") and tokens[-1].text != ",":
             tokens[-1] = tokens[-1]._replace(text=tokens[-1].text[:-1], end=tokens[-1].end - 1)
@@ -348,7 +271,7 @@ class _Changes:
             notes.append("This model draws single emoji on a plain background: neither photographs nor whole scenes.")
         return tuple(notes)
 
-    def _without_fillers(self, text: str, tokens: list[_Token]) -> list[_Token]:
+    def _without_fillers(self, text: str, tokens: list[Token]) -> list[Token]:
         request = _REQUEST.match(text)
         asked = 0 if request is None else request.end()
         prefix = _IMAGE_OF.match(text, asked)
@@ -360,14 +283,14 @@ class _Changes:
         dropped += [token for token in kept if token not in rest]
         terms = [token.text.rstrip(",") for token in dropped]
         self.real = any(term.casefold() in _REAL for term in terms)
-        self.idle = [term for term in terms if term.casefold() not in ARTICLES | {"of"}]
+        self.idle += [term for term in terms if term.casefold() not in ARTICLES | {"of"}]
         if dropped and rest[-1].text.endswith(","):
             rest[-1] = rest[-1]._replace(text=rest[-1].text[:-1], end=rest[-1].end - 1)
         return rest
 
-    def _named(self, tokens: list[_Token]) -> list[_Token]:
+    def _named(self, tokens: list[Token]) -> list[Token]:
         """Phrases of the table in place of those that it translates; names stay, the longest first."""
-        done, i = list[_Token](), 0
+        done, i = list[Token](), 0
         while i < len(tokens):
             for n in range(min(6, len(tokens) - i), 0, -1):
                 terms = tokens[i : i + n]
@@ -378,11 +301,11 @@ class _Changes:
                     done += terms
                     self.things += 1
                     break
-                name = None if self.lists(raw) else self._meant(phrase)
+                name = None if self.lists(raw) else self.known.meant(phrase)
                 if name is not None:
                     comma = "," * raw.endswith(",")
                     self.replaced[raw.rstrip(",")] = name
-                    done.append(_Token(name + comma, terms[0].start, terms[-1].end))
+                    done.append(Token(name + comma, terms[0].start, terms[-1].end))
                     self.things += 1
                     break
             else:
@@ -391,33 +314,26 @@ class _Changes:
             i += n
         return done
 
-    def _meant(self, phrase: str, search: bool = False) -> str | None:
-        for form in (phrase, *forms(phrase)):
-            name = self.table.everyday.get(form) or (self.table.search.get(form) if search else None)
-            name = name or (self.table.names.get(form) if form != phrase else None)
-            if name is not None and self.lists(name):
-                return name
-        return None
-
-    def _whole(self, tokens: list[_Token]) -> list[_Token]:
+    def _whole(self, tokens: list[Token]) -> list[Token]:
         """A text that is no name, but as a whole another name for one, with an article and a background at most."""
         first = int(len(tokens) > 1 and key(tokens[0].text) in ARTICLES)
         joined = " ".join(token.text for token in tokens[first:])
         behind = _BACKGROUND.search(joined)
         inner = joined[: behind.start()] if behind else joined
         n, phrase = len(inner.split()), key(inner)
-        if phrase in self.table.names or inner in self.replaced.values():
+        clearer = self.table.clearer.get(phrase) if self.idle or self.replaced else None
+        if clearer is None and (phrase in self.table.names or inner in self.replaced.values()):
             return tokens
-        name = None if self.left else self._meant(phrase, search=True)
+        name = None if self.left else clearer or self.known.meant(phrase, search=True)
         if name is None:
             return tokens
         terms = tokens[first : first + n]
-        if len(terms) < n or " ".join(token.text for token in terms) != inner:
+        if clearer is None and (len(terms) < n or " ".join(token.text for token in terms) != inner):
             return tokens
         self.replaced[inner] = name
-        return [*tokens[:first], _Token(name, terms[0].start, terms[-1].end), *tokens[first + n :]]
+        return [*tokens[:first], Token(name, terms[0].start, terms[-1].end), *tokens[first + n :]]
 
-    def _listed(self, token: _Token) -> _Token | None:
+    def _listed(self, token: Token) -> Token | None:
         if self.lists(token.text):
             return token
         term = key(token.text)

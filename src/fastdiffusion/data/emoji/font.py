@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFont, features
 
 from ...errors import DataError, InputError, MissingExtra, missing, warn
-from ...io import images
+from ...io import fonts, images
 from ..cache import decode_once
 from ..dataset import Images, digest
 from ..folders import checked_size
@@ -31,10 +31,6 @@ FONTS = (
     "seguiemj.ttf",
     "NotoColorEmoji-Regular.ttf",
     "TwitterColorEmoji-SVGinOT.ttf",
-)
-_FOLDERS = (
-    *("~/.fonts", "~/.local/share/fonts", "/usr/share/fonts", "/usr/local/share/fonts"),
-    *("~/Library/Fonts", "/Library/Fonts", "/System/Library/Fonts", "C:/Windows/Fonts"),
 )
 _STRIKES = (109, 160, 136, 128, 96, 72, 64, 40, 32)  # sizes that bitmap fonts come in; Noto has 109 only, Apple 160
 _UNKNOWN_FLAG = "\U0001f1fd\U0001f1fd"  # XX is no country; Noto draws a flag with a question mark
@@ -106,22 +102,14 @@ def _names(languages: Sequence[str]) -> dict[str, list[str]]:
 
 def find_font() -> Path:
     """The first known color emoji font of this system; raises MissingExtra."""
-    for folder in _FOLDERS:
-        fonts = (
-            {path.name: path for path in sorted(Path(folder).expanduser().rglob("*.tt[fc]"))} if _exists(folder) else {}
-        )
+    for folder in fonts.FOLDERS:
+        there = Path(folder).expanduser().rglob("*.tt[fc]") if fonts.folder_exists(folder) else ()
+        found = {path.name: path for path in sorted(there)}
         for name in FONTS:
-            if name in fonts:
-                return fonts[name]
+            if name in found:
+                return found[name]
     hint = "apt install fonts-noto-color-emoji" if sys.platform == "linux" else "download NotoColorEmoji.ttf"
     raise MissingExtra(f"No color emoji font found ({', '.join(FONTS[:3])}). Install one: {hint}; or give font='...'.")
-
-
-def _exists(folder: str) -> bool:
-    try:
-        return Path(folder).expanduser().is_dir()
-    except (OSError, RuntimeError):  # RuntimeError: "~" without a home
-        return False
 
 
 class Pen:

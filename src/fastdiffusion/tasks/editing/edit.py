@@ -7,6 +7,7 @@ edit(prompt="a blue heart", source="a red heart", seed=3)     # one that is draw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from ...models import Model
 from ...models.registry import short_name
 from ...options import fill
 from ...version import __version__
-from ..generation.canvas import canvas
+from ..generation.canvas import Canvas, canvas
+from ..generation.conditioning import size_notes, step_of
+from ..generation.options import image_size
 from ..generation.samples import RECIPE
 from ..loading import loaded, of_run, settings
 from .alignment import check_phrases
@@ -73,9 +76,11 @@ def edit(
             [p for text in (chosen.only, chosen.protect) if text.strip() for p in text.split(",")], each.aligned
         )
     with torch.no_grad():
-        source, marked, notes = _source(edits[0], image)
+        drawn = _canvas(edits[0], image)
+        source, marked = drawn.image[None], None if drawn.mask is None else drawn.mask[None]
         made = [_edited(each, source, marked, image is None) for each in edits]
-    results, masks = torch.cat([result for result, _ in made]), [mask for _, mask in made if mask is not None]
+    results = drawn.crop(torch.cat([result for result, _ in made]))
+    masks = [drawn.crop(mask) for _, mask in made if mask is not None]
     recipe = {
         "fastdiffusion": __version__,
         "recipe": RECIPE,
@@ -83,10 +88,16 @@ def edit(
         "model": {"name": short_name(model), "sha256": ready.id, **settings(ready)},
         "parameters": _recorded(chosen, edits[0], prompt, image),
     }
-    notes = [*([why] if why else []), *notes, *dict.fromkeys(note for each in edits for note in each.notes)]
+    notes = [*([why] if why else []), *drawn.notes, *dict.fromkeys(note for each in edits for note in each.notes)]
     names = ("edited",) if len(edits) == 1 else tuple(f"edited-{i}" for i in range(len(edits)))
     return EditResult(
-        results, names, recipe, tuple(notes), source, torch.cat(masks) if masks else None, edits[0].aligned.pairs
+        results,
+        names,
+        recipe,
+        tuple(notes),
+        drawn.crop(source),
+        torch.cat(masks) if masks else None,
+        edits[0].aligned.pairs,
     )
 
 
@@ -119,18 +130,19 @@ def _named(image: str | Path | Image.Image) -> str:
     return "an image given in Python" if isinstance(image, Image.Image) else Path(image).name
 
 
-def _source(
-    work: Edit, image: str | Path | Image.Image | None
-) -> tuple[Float[Tensor, "1 c h w"], Float[Tensor, "1 1 h w"] | None, list[str]]:
+def _canvas(work: Edit, image: str | Path | Image.Image | None) -> Canvas:
     """The image that is edited, a mask that was given with it, and what a person should know of both."""
-    mask = work.options.mask
+    mask, model, size = work.options.mask, work.model, image_size(work.options.size)
     if image is None:
-        drawn, _ = (Edit(work.model, work.aligned.texts[1], work.options, "diffedit")).drawn()
+        if size is not None:
+            raise InputError("size is of a given image, and there is none. Leave size out, or give the image.")
+        drawn, _ = (Edit(model, work.aligned.texts[1], work.options, "diffedit")).drawn()
         marked = None if mask is None else open_mask(mask, (drawn.shape[-2], drawn.shape[-1]))
-        return drawn.clamp(-1, 1), None if marked is None else marked[None], []
+        return Canvas(drawn[0].clamp(-1, 1), marked)
     source = image if isinstance(image, Image.Image) else Path(image)
-    fitted = canvas(open_image(image), work.model.image_shape, mask, source=source)
-    return fitted.image[None], None if fitted.mask is None else fitted.mask[None], list(fitted.notes)
+    shape = (*model.image_shape[:-2], *(size or model.image_shape[-2:]))
+    fitted = canvas(open_image(image), shape, mask, source=source, step=step_of(model))
+    return replace(fitted, notes=(*fitted.notes, *size_notes(model, size)))
 
 
 def _edited(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ... import choices
 from ...errors import InputError, unknown
 from ...options import option
-from ..generation.options import seed_of
+from ..generation.options import SIZE, plain_size, seed_of
 from ..generation.regions import Place, parse_regions
 from ..loading import LoadOptions
 
@@ -57,6 +57,7 @@ class EditOptions(LoadOptions):
         cached: Whether an inversion is looked for and kept in the cache, by image, prompt, model and settings.
         steps: Intervals of the sampler's table.
         scale: Guidance towards the new prompt; by default the model's own.
+        size: Of the result, as of ``sample``; by default the model's own. A given image's size keeps all of it.
         seed: Of the noise.
     """
 
@@ -77,6 +78,7 @@ class EditOptions(LoadOptions):
     cached: bool = option(True, "Look for an inversion in the cache, and keep it there.")
     steps: int = option(20, "Solver steps.")
     scale: float | None = option(None, "Guidance; by default the model's own.")
+    size: int | str | tuple[int, int] | None = option(None, SIZE, kind=str | None)
     seed: int = option(0, "Of the noise. Or: random.", kind=str, metavar="N")
 
     def __post_init__(self) -> None:
@@ -96,6 +98,7 @@ class EditOptions(LoadOptions):
         if regions_of(self.regions) and self.method not in ("auto", "sdedit"):
             raise InputError(f"Regions are for sdedit, not for {self.method}. Take --mask, or leave --method out.")
         object.__setattr__(self, "seed", seed_of(self.seed))
+        object.__setattr__(self, "size", plain_size(self.size))
 
 
 def _entries(text: str) -> list[str]:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...errors import InputError, unknown
 from ...io.atomic import write_json
+from ...io.fonts import drawable, font_for, write
 from ...io.images import grid, safe_name, save_png, to_pil
 from ...io.outputs import free_folder
 from ...models import Model
@@ -37,6 +38,7 @@ from ..loading import LoadOptions, loaded, of_run
 FIXED = ("n", "batch_size", *(f.name for f in fields(LoadOptions)))  # the same in all cells
 SWEPT = {f.name: f for f in fields(SampleOptions) if f.name not in FIXED}
 LARGEST = 1000  # cells of a study
+LETTERS = 11  # size of a label's letters in pixels
 
 
 @dataclass(frozen=True)
@@ -89,25 +91,27 @@ class Study:
             : max(len(self.sweep), 2)
         ]
         names = [name for name, _ in rest]
-        blocks = list(product(*(values for _, values in rest)))
+        shown = {name: drawable([str(value) for value in values]) for name, values in self.sweep.items()}
+        blocks = list(product(*(shown[name] for name in names)))
         shots = [cell.grid(ceil(len(cell) ** 0.5), zoom) for cell in self.cells]
         w, h = (max(shot.size[k] for shot in shots) + 4 for k in (0, 1))
-        texts = [f"{down}={value}" for value in rows] if down else [""]
-        title, margin = 16, 8 * max(map(len, texts)) + 4 if down else 4
+        texts = [f"{down}={value}" for value in shown[down]] if down else [""]
+        title, margin = 16, ceil(max(font_for(text, LETTERS).getlength(text) for text in texts)) + 12 if down else 4
         block_height = title + len(rows) * h + (title if names else 0)
         sheet = Image.new("RGB", (max(margin + len(columns) * w, 80), len(blocks) * block_height), "white")
-        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+        draw = ImageDraw.Draw(sheet)
         for b, block in enumerate(blocks):
             top = b * block_height
             if names:
                 text = ", ".join(f"{name}={value}" for name, value in zip(names, block, strict=True))
-                draw.text((4, top), text, "black", font)
+                write(draw, (4, top), text, font_for(text, LETTERS))
                 top += title
-            for i, column in enumerate(columns):
-                draw.text((margin + i * w, top), f"{across}={column}", "black", font)
-                for j, text in enumerate(texts):
+            for j, text in enumerate(texts):
+                write(draw, (4, top + title + j * h + h // 2 - 8), text, font_for(text, LETTERS))
+            for i, column in enumerate(shown[across]):
+                write(draw, (margin + i * w, top), f"{across}={column}", font_for(f"{across}={column}", LETTERS))
+                for j in range(len(rows)):
                     at = top + title + j * h
-                    draw.text((4, at + h // 2 - 8), text, "black", font)
                     sheet.paste(shots[(i * len(rows) + j) * len(blocks) + b], (margin + i * w, at))
         return sheet
 

@@ -14,11 +14,12 @@ from torch.nn import functional
 from ...errors import InputError
 from ...io import inputs
 from ...io.images import MAX_PIXELS, to_pil, to_tensor
-from ...models import Model
+from ...models import Model, Size
 from ..word_masks import shown_mask
 
 Borders = tuple[int, int, int, int]  # left, top, right, bottom
 UNCHANGED = 0.1  # difference from what an autoencoder makes of the image, of a range of 2, that is no change
+ALIKE = 2  # times as large as the run's images, an image can be drawn at its own size
 AROUND = 4  # pixels to each side over which it is taken
 
 
@@ -30,11 +31,17 @@ class Canvas:
         image: In [-1, 1].
         mask: 1 where it is drawn anew, 0 where it is kept; None where nothing is kept.
         notes: What was done to it, in sentences.
+        size: Height and width of results, at the top left of the run's images; None where those are as large.
     """
 
     image: Float[Tensor, "c h w"]
     mask: Float[Tensor, "1 h w"] | None = None
     notes: tuple[str, ...] = ()
+    size: Size | None = None
+
+    def crop(self, images: Float[Tensor, "*n h w"]) -> Float[Tensor, "*n p q"]:
+        """Images of the run without what was added so that their sides divide as the model needs it."""
+        return images if self.size is None else images[..., : self.size[0], : self.size[1]]
 
     def latent_mask(self, factor: int) -> Float[Tensor, "1 1 i j"]:
         """The mask of latents: each may change as much as any pixel of the square that it stands for."""
@@ -74,15 +81,17 @@ def canvas(
     mask: str | Path | Image.Image | None = None,
     borders: Borders | None = None,
     source: Path | Image.Image | None = None,
+    step: int = 1,
 ) -> Canvas:
     """An image brought to the channels and size of a run, (c, h, w), together with its mask.
 
     Args:
         image: As it was opened.
-        shape: Of the run's images.
+        shape: Of results.
         mask: See ``inputs.open_mask``.
         borders: How many pixels are added at each side and drawn; they begin as the nearest pixel of the image.
         source: What it was opened from, which may have more frames and bits.
+        step: What sides must divide by: the image, and its mask, continue mirrored to the next that do.
     """
     notes = inputs.losses(image if source is None else source) if shape[0] in (1, 3) else []
     marked = None if mask is None else inputs.open_mask(mask, (image.height, image.width))
@@ -99,5 +108,23 @@ def canvas(
     if image.size != (width, height):
         cropped = " and cropped" if image.width * height != image.height * width else ""
         notes.append(f"The image was scaled{cropped} from {image.width}x{image.height} to {width}x{height} pixels.")
+        if cropped and image.width < ALIKE * width and image.height < ALIKE * height:
+            own = f"{image.width}x{image.height}"
+            notes[-1] += f" To keep all of it as it is: size={own!r} (--size {own})."
     marked = None if marked is None else inputs.fit_mask(marked, (height, width))
-    return Canvas(inputs.fit_image(image, shape), marked, tuple(notes))
+    fitted = inputs.fit_image(image, shape)
+    if not (height % step or width % step):
+        return Canvas(fitted, marked, tuple(notes))
+    fitted, marked = (None if each is None else _extended(each, step) for each in (fitted, marked))
+    assert fitted is not None
+    run = f"{fitted.shape[-1]}x{fitted.shape[-2]}"
+    notes.append(f"This model makes sizes that divide by {step}: the run is of {run}, cropped to {width}x{height}.")
+    return Canvas(fitted, marked, tuple(notes), (height, width))
+
+
+def _extended(image: Float[Tensor, "c h w"], step: int) -> Float[Tensor, "c p q"]:
+    """An image continued to the right and below until its sides divide by ``step``: mirrored, as far as it goes."""
+    height, width = image.shape[-2:]
+    while (more := (min(-image.shape[-1] % step, width - 1), min(-image.shape[-2] % step, height - 1))) != (0, 0):
+        image = functional.pad(image[None], (0, more[0], 0, more[1]), mode="reflect")[0]
+    return functional.pad(image[None], (0, -image.shape[-1] % step, 0, -image.shape[-2] % step), mode="replicate")[0]

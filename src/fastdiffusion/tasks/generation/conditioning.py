@@ -81,6 +81,11 @@ def learned_size(model: Model) -> Size | None:
     return model.pixels
 
 
+def step_of(model: Model) -> int:
+    """What the sides of a model's images divide by."""
+    return model.factor * getattr(model.denoise, "patch", 1)
+
+
 def conditioned(
     model: Model, chosen: SampleOptions, size: Size | None, image: Image.Image | None, near: Path | None
 ) -> Conditioned:

@@ -27,7 +27,7 @@ from ...guidance import Interval, classifier, inpaint
 from ...guidance.registry import ALIASES, GUIDANCE, Kind
 from ...io.guarded import BUDGET
 from ...io.images import open_image
-from ...models import Model, registry
+from ...models import Model, Size, registry
 from ...nets.classifier import Classifier, LatentClassifier
 from ...nets.clip import Clip
 from ...types import Cond, Denoise
@@ -35,6 +35,7 @@ from .. import loading
 from ..classification import train as classification
 from ..text_image import clip as clips
 from .canvas import Canvas, canvas
+from .conditioning import step_of
 
 Guide = str | Callable[[Denoise], Denoise]
 FUNCTION = "function"  # how a recipe calls guidance that was a Python function
@@ -53,6 +54,7 @@ class Setting:
         classes: Of the last classifier.
         image: The last image, as its file has it.
         kept: Each image that is inpainted: where its mask is 0, results hold its pixels.
+        size: Height and width of results; None is as the shape says.
     """
 
     model: Model
@@ -62,11 +64,17 @@ class Setting:
     classes: tuple[str, ...] = ()
     image: Image.Image | None = None
     kept: list[Canvas] = field(default_factory=list)
+    size: Size | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(channels, height, width) of the images."""
-        return self.model.image_shape[0], *(side * self.model.factor for side in self.shape[-2:])
+        """(channels, height, width) of the results."""
+        return self.model.image_shape[0], *(self.size or (side * self.model.factor for side in self.shape[-2:]))
+
+    def canvas(self, mask: Path | None = None) -> Canvas:
+        """The last image, and a mask of it, at the size of the run."""
+        assert self.image is not None
+        return canvas(self.image, self.image_shape, mask, step=step_of(self.model))
 
     def file(self, text: str) -> Path:
         """The file that a word names; in the recipe it stands by name and content."""
@@ -104,12 +112,11 @@ def _label(text: str, at: Setting) -> Cond | None:
 
 def _image(text: str, at: Setting) -> Tensor:
     at.image = open_image(at.file(text))
-    return at.model.encode(canvas(at.image, at.image_shape).image[None].to(at.model.device))
+    return at.model.encode(at.canvas().image[None].to(at.model.device))
 
 
 def _mask(text: str, at: Setting) -> Tensor:
-    assert at.image is not None
-    at.kept.append(canvas(at.image, at.image_shape, at.file(text)))
+    at.kept.append(at.canvas(at.file(text)))
     return at.kept[-1].latent_mask(at.model.factor)
 
 

@@ -173,9 +173,7 @@ class SampleOptions(ConditionOptions, RunOptions):
                 raise InputError(f"{name} must be from 0 to 1, got {getattr(self, name)!r}. Try 0.2.")
         if self.outpaint is not None:
             object.__setattr__(self, "outpaint", ",".join(map(str, borders(self.outpaint))))
-        sides = image_size(self.size)  # as a recipe keeps it
-        size = None if sides is None else sides[0] if sides[0] == sides[1] else f"{sides[1]}x{sides[0]}"
-        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "size", plain_size(self.size))
 
 
 @dataclass(frozen=True)
@@ -247,6 +245,12 @@ def borders(outpaint: str | Sequence[int]) -> tuple[int, int, int, int]:
         )
     left, top, right, bottom = numbers
     return left, top, right, bottom
+
+
+def plain_size(size: int | str | Sequence[int] | None) -> int | str | None:
+    """A size as a recipe keeps it: a side, or "WIDTHxHEIGHT"."""
+    sides = image_size(size)
+    return None if sides is None else sides[0] if sides[0] == sides[1] else f"{sides[1]}x{sides[0]}"
 
 
 def image_size(size: int | str | Sequence[int] | None) -> tuple[int, int] | None:

@@ -39,7 +39,7 @@ from ...version import __version__
 from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .canvas import Canvas, canvas
-from .conditioning import conditioned, learned_size, on_torus, size_notes, sized, with_extra
+from .conditioning import conditioned, learned_size, on_torus, size_notes, sized, step_of, with_extra
 from .meter import Meter
 from .options import SampleOptions, borders, image_size
 from .preview import linear_preview
@@ -114,7 +114,7 @@ class Plan:
     def _held(self, images: Tensor) -> Tensor:
         for each in self.kept:
             images = each.hold(images)
-        return images
+        return images if self.canvas is None else self.canvas.crop(images)
 
     @cached_property
     def known(self) -> Tensor:
@@ -266,7 +266,7 @@ def perform(plan: Plan, only: range | None = None) -> Iterator[SampleStep]:
     rows = only or range(p.n)
     batches = [batch for batch in plan.batches if rows.start <= batch.start < rows.stop]
     blank = torch.zeros(*model.image_shape[:-2], *(plan.size or model.image_shape[-2:]))
-    blank = blank if plan.canvas is None else plan.canvas.image
+    blank = blank if plan.canvas is None else plan.canvas.crop(plan.canvas.image)
     if plan.table is None:
         yield SampleStep(0, 0, 0.0, (), None, blank.expand(len(rows), *blank.shape), plan.decode, plan.preview)
         return
@@ -313,7 +313,10 @@ def plan(
     (source, image_name), (mask, mask_name) = _file(chosen.image, near), _file(chosen.mask, near)
     image = None if source is None else open_image(source)
     chosen = sized(ready, chosen, image)
-    shape = _shape(ready, chosen, image)
+    sides = _sides(ready, chosen, image)
+    begun = image is not None and getattr(ready.denoise, "image", "") != "input"  # that one is a condition
+    shape = _shape(ready, chosen, sides, begun)
+    sides = sides or _pixels(ready, shape)
     under = conditioned(ready, chosen, _pixels(ready, shape), image, near)
     ready, chosen, image = under.model, under.options, under.image
     if chosen.prompt is not None and chosen.classes is not None:
@@ -323,14 +326,14 @@ def plan(
     if regions:
         texts = texts or [""] * chosen.n
         notes += prompts.notes(ready.conditioner, [text for _, parts in regions for text in parts])
-    setting = guidance_spec.Setting(ready, shape, near)
+    setting = guidance_spec.Setting(ready, shape, near, size=sides)
     guided, recorded = guidance_spec.parse_guidance(chosen.guidance, setting)
     drawn = None
     if image is not None:
         if len(shape) != 3:
             raise InputError("This model makes no single images, and starts from none. Leave image out.")
         around = None if chosen.outpaint is None else borders(chosen.outpaint)
-        drawn = canvas(image, setting.image_shape, mask, around, source).only(ready, chosen.only)
+        drawn = canvas(image, setting.image_shape, mask, around, source, step_of(ready)).only(ready, chosen.only)
     options = replace(
         chosen,
         prompt=chosen.prompt if chosen.prompt is None or isinstance(chosen.prompt, str) else list(chosen.prompt),
@@ -346,7 +349,7 @@ def plan(
     if regions and hasattr(ready.denoise, "inpainting") and any(each.mask is not None for each in kept):
         raise InputError("A network that was trained to inpaint takes no regions beside its mask. Leave one out.")
     notes += [note for each in kept for note in each.notes]
-    notes += [*caveats(options.rng, table), *size_notes(ready, _pixels(ready, shape))]
+    notes += [*caveats(options.rng, table), *size_notes(ready, sides)]
     if chosen.mark:
         notes += _mark_notes(ready, shape, any(each.mask is not None for each in kept))
     for note in (notes := list(dict.fromkeys(notes))):
@@ -357,25 +360,30 @@ def plan(
     return Plan(ready, name, options, table, labels, texts, shape, guided, regions, drawn, tuple(kept), tuple(notes))
 
 
-def _shape(model: Model, chosen: SampleOptions, image: Image.Image | None) -> tuple[int, ...]:
-    """Of what the denoiser works on, for images of the size that was asked for."""
-    shape, sides = model.shape, image_size(chosen.size)
+def _sides(model: Model, chosen: SampleOptions, image: Image.Image | None) -> Size | None:
+    """Height and width of results: as asked for, of what is outpainted, or as the model learned; None is its own."""
+    sides = image_size(chosen.size)
     if sides is None and image is not None and chosen.outpaint is not None:
         left, top, right, bottom = borders(chosen.outpaint)
         sides = (image.height + top + bottom, image.width + left + right)
-    sides = sides or (None if model.info.get("size") is None else learned_size(model))
+    return sides or (None if model.info.get("size") is None else learned_size(model))
+
+
+def _shape(model: Model, chosen: SampleOptions, sides: Size | None, begun: bool) -> tuple[int, ...]:
+    """Of what the denoiser works on, for results of these sides; ``begun`` says that there is an image to extend."""
+    shape = model.shape
     if sides is not None:
         if len(shape) < 3:
             raise InputError(f"This model makes no images, and takes no size. Leave out size={chosen.size!r}.")
-        step = model.factor * getattr(model.denoise, "patch", 1)
-        if any(side % step for side in sides):
-            near = "x".join(str(-(-side // step) * step) for side in reversed(sides))
-            advice = "add so many pixels, or scale all of it with" if chosen.outpaint else "try"
+        step = step_of(model)
+        height, width = (-(-side // step) * step for side in sides)
+        if (height, width) != sides and (not begun or chosen.seamless is not None):
+            near = f"{width}x{height}"
             raise InputError(
                 f"This model makes sizes that divide by {step}, got {sides[1]}x{sides[0]}. Nearest is {near}: "
-                f"{advice} size={near!r} (--size {near})."
+                f"try size={near!r} (--size {near})."
             )
-        shape = (*shape[:-2], *(side // model.factor for side in sides))
+        shape = (*shape[:-2], height // model.factor, width // model.factor)
     if chosen.n * math.prod(shape) > LARGEST:
         sizes = "x".join(map(str, shape[1:]))
         raise InputError(f"{chosen.n} images of {sizes} are too many for one run. Make fewer at a time.")

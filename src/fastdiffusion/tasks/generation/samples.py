@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 
 from jaxtyping import Float
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor, cat, no_grad
 
 from ...errors import InputError, counted, unknown
+from ...io.fonts import Font, drawable, font_for, write
 from ...io.images import ENDS, checked_name, grid, safe_name, to_pil
 from ...io.outputs import made_before, save_image
 
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
 FORMATS = ("png", "webp")
 LETTERS = (11, 10, 9, 8)  # sizes of a label's letters in pixels, the first that has room
+_UNSPACED = r"\u2e80-\u312f\u31f0-\ua4cf\uf900-\ufaff\uff00-\uffef"  # Chinese and Japanese: lines end anywhere
+_UNITS = re.compile(rf"(\s*)([{_UNSPACED}]|[^\s{_UNSPACED}]+)")
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,10 @@ class Samples:
         if not labels or not any(self.labels):
             return grid(self.images, columns, zoom)
         return grid(
-            [_captioned(to_pil(image), text, zoom) for image, text in zip(self.images, self.labels, strict=True)],
+            [
+                _captioned(to_pil(image), text, zoom)
+                for image, text in zip(self.images, drawable(self.labels), strict=True)
+            ],
             columns,
         )
 
@@ -186,49 +192,35 @@ def is_file(out: str | Path, n: int = 1) -> bool:
 def _captioned(image: Image.Image, text: str, zoom: int) -> Image.Image:
     """An image enlarged, with its label under it: in two lines and smaller letters where it is long."""
     width, height = image.width * zoom, image.height * zoom
-    rows, size = _rows_of_text(_legible(text), width)
+    rows, size = _rows_of_text(text, width)
     sheet = Image.new("RGB", (width, height + 3 + (size + 1) * max(len(rows), 1)), "white")
     sheet.paste(image.convert("RGB").resize((width, height), Image.Resampling.NEAREST))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size)
+    draw, font = ImageDraw.Draw(sheet), font_for(text, size)
     for i, row in enumerate(rows):
-        place = (width - draw.textlength(row, font)) // 2, height + i * (size + 1)
-        draw.text(place, row, "black", font)
+        write(draw, ((width - draw.textlength(row, font)) // 2, height + i * (size + 1)), row, font)
     return sheet
 
 
 def _rows_of_text(text: str, width: int) -> tuple[list[str], int]:
     """At most two lines of whole words, and the size of their letters; what has no room ends in an ellipsis."""
-    tokens = text.split()  # a name may hold a line break
-    size = next((size for size in LETTERS if not _wrapped(tokens, size, width)[1]), LETTERS[-1])
-    rows, rest = _wrapped(tokens, size, width)
+    units = [f" {m[2]}" if m[1] else m[2] for m in _UNITS.finditer(text)]  # a name may hold a line break
+    size = next((size for size in LETTERS if not _wrapped(units, font_for(text, size), width)[1]), LETTERS[-1])
+    font = font_for(text, size)
+    filled, rest = _wrapped(units, font, width)
+    rows = ["".join(line).strip() for line in filled]
     if rest:
-        font, (*first, last) = ImageFont.load_default(size), rows or [""]
-        while last and font.getlength(f"{last}…") > width:
-            last = last.rpartition(" ")[0]
-        rows = [*first, f"{last}…"]
+        last = filled[-1] if filled else []
+        while last and font.getlength(f"{''.join(last).strip()}…") > width:
+            last = last[:-1]
+        rows = [*rows[:-1], f"{''.join(last).strip()}…"]
     return rows, size
 
 
-def _wrapped(tokens: list[str], size: int, width: int) -> tuple[list[str], list[str]]:
-    """As many words as two lines have room for, line by line; and those that are left over."""
-    font, rows, rest = ImageFont.load_default(size), [], list(tokens)
-    while rest and len(rows) < 2 and font.getlength(rest[0]) <= width:
-        rows.append(rest.pop(0))
-        while rest and font.getlength(f"{rows[-1]} {rest[0]}") <= width:
-            rows[-1] += f" {rest.pop(0)}"
-    return rows, rest
-
-
-def _legible(text: str) -> str:
-    """A text without what the font lacks: no boxes for a script, letters at least without their marks."""
-    font = ImageFont.load_default(LETTERS[0])
-    tofu = _drawn("\uffff", font)
-    text = "".join(letter if _drawn(letter, font) != tofu else normalize("NFKD", letter)[0] for letter in text[:200])
-    return "".join(letter for letter in text if letter.isspace() or _drawn(letter, font) != tofu)
-
-
-def _drawn(letter: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> bytes:
-    """How a letter is drawn."""
-    sheet = Image.new("L", (24, 24))
-    ImageDraw.Draw(sheet).text((4, 4), letter, 255, font)
-    return sheet.tobytes()
+def _wrapped(units: list[str], font: Font, width: int) -> tuple[list[list[str]], list[str]]:
+    """As many units as two filled have room for, line by line; and those that are left over."""
+    filled, rest = list[list[str]](), list(units)
+    while rest and len(filled) < 2 and font.getlength(rest[0].strip()) <= width:
+        filled.append([rest.pop(0)])
+        while rest and font.getlength("".join((*filled[-1], rest[0])).strip()) <= width:
+            filled[-1].append(rest.pop(0))
+    return filled, rest

@@ -1,0 +1,156 @@
+"""Things of a prompt, and what describes them: read without what the emoji model cannot draw."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .known import ARTICLES, NARROW, SCENIC, Lists, Names, Token, forms, key
+
+_SIZES = """
+big little small tiny huge large giant gigantic enormous massive mini tall short long fat thin skinny chubby old young
+new fresh ripe funny silly single
+"""
+_PARTS = """
+slice slices piece pieces bit bits chunk chunks wedge scoop loaf bunch bundle pile stack heap bowl plate dish cup glass
+mug jar can tin box bag basket pair couple head group herd flock
+"""
+_COLORS = "red orange yellow green blue purple violet pink black white brown grey gray golden"
+SIZES = frozenset(_SIZES.split())  # size, age and looks, which no image of an emoji has
+PARTS = frozenset(_PARTS.split())  # "a slice of pizza", "a bowl of cherries": what there is a part or an amount of
+SLICES = frozenset({"slice", "slices", "piece", "pieces", "chunk", "chunks"})  # also behind it: "pizza slice"
+YOUNG = frozenset({"baby", "newborn"})
+COLORS = frozenset(_COLORS.split())
+SHAPES_COLORS = frozenset({"brown", "grey", "gray"})  # before another thing, a heart or a square comes of it
+COLORED = 2  # a thing with as many names that begin with a color has them in others, too
+
+
+class Thing(NamedTuple):
+    """Words that name something: how many, and its name."""
+
+    length: int
+    name: str
+
+
+class Things:
+    """The known things of a text.
+
+    Attributes:
+        replaced: What was read as something else, and as what.
+        idle: What was left out.
+    """
+
+    def __init__(self, lists: Lists, table: Names, replaced: dict[str, str], idle: list[str]):
+        self.lists, self.table, self.replaced, self.idle = lists, table, replaced, idle
+
+    def meant(self, phrase: str, search: bool = False) -> str | None:
+        """The name of a thing that a phrase is another name or form of; None if it is none."""
+        for form in (phrase, *forms(phrase)):
+            name = self.table.everyday.get(form) or (self.table.search.get(form) if search else None)
+            name = name or (self.table.names.get(form) if form != phrase else None)
+            if name is not None and self.lists(name):
+                return name
+        return None
+
+    def simpler(self, tokens: list[Token]) -> list[Token]:
+        """Things without what comes before them that this model cannot draw, or with which it draws something else.
+
+        That is their size, age and looks; the amount or part; that they are young; some colors. Names that hold such a
+        word stay, and so do all words before what is no known thing.
+        """
+        if key(" ".join(token.text for token in tokens)) in self.table.search:  # all of it is another name
+            return tokens
+        done, i = list[Token](), 0
+        while i < len(tokens):
+            first = self._modified(tokens, i)
+            thing = self._thing(tokens, first)
+            if thing is None:
+                done.append(tokens[i])
+                i += 1
+                continue
+            colors, own = self._without_modifiers(tokens, i, first, thing, done)
+            i = first + thing.length
+            if i < len(tokens) and key(tokens[i].text) in SLICES and self._ends(tokens, i):
+                self.replaced[" ".join(token.text for token in tokens[first : i + 1]).rstrip(",")] = thing.name
+                comma = "," * tokens[i].text.endswith(",")
+                own = [Token(thing.name + comma, tokens[first].start, tokens[i - 1].end)]
+                i += 1
+            done += [*colors, *own]
+        return done
+
+    def _modified(self, tokens: list[Token], i: int) -> int:
+        """Where the thing is that the words from ``i`` on describe; ``i`` itself if they do not."""
+        part = False
+        while i < len(tokens):
+            term, thing = key(tokens[i].text), self._thing(tokens, i)
+            after = {key(token.text) for token in tokens[i + 1 : i + 2]}
+            alone = term not in YOUNG | COLORS or self._ends(tokens, i) or after <= SLICES
+            if thing is not None and (thing.length > 1 or alone):
+                break
+            if term in PARTS and key(" ".join(token.text for token in tokens[i + 1 : i + 2])) == "of":
+                part, i = True, i + 2
+            elif term == "half" or (part and term in ARTICLES):
+                part, i = True, i + 1
+            elif term in SIZES | YOUNG | COLORS:
+                i += 1
+            else:
+                break
+        return i
+
+    def _without_modifiers(
+        self, tokens: list[Token], i: int, first: int, thing: Thing, before: list[Token]
+    ) -> tuple[list[Token], list[Token]]:
+        """Of what describes the thing at ``first``, from ``i`` on, the colors that it may have; and the thing."""
+        end, modifiers = first + thing.length, tokens[i:first]
+        own = tokens[first:end]
+        raw = " ".join(token.text for token in own).rstrip(",")
+        called = {key(thing.name), key(raw)}
+        kinds = [color for color in COLORS if any(f"{color} {name}" in self.table.names for name in called)]
+        gone = SHAPES_COLORS if len(kinds) < COLORED else frozenset[str]()
+        colors = [token for token in modifiers if key(token.text) in COLORS - gone]
+        dropped = [token for token in modifiers if token not in colors and key(token.text) not in SIZES]
+        self.idle += [token.text.rstrip(",") for token in modifiers if key(token.text) in SIZES]
+        comma = "," * own[-1].text.endswith(",")
+        name = Token(thing.name + comma, own[0].start, own[-1].end)
+        if dropped:
+            at = tokens.index(dropped[0])
+            whole = " ".join(token.text for token in tokens[at:end]).rstrip(",")
+            self.replaced[whole] = " ".join(
+                [token.text for token in colors if token.start > dropped[0].start] + [thing.name]
+            )
+            return colors, [name]
+        clash = bool(colors) and (len(kinds) >= COLORED or bool(COLORS & set(key(thing.name).split())))
+        if self._other_name(tokens, end - 1, raw, before) and not clash:
+            self.replaced[raw] = thing.name
+            return colors, [name]
+        return colors, own
+
+    def _other_name(self, tokens: list[Token], last: int, raw: str, before: list[Token]) -> bool:
+        """Whether words that end at ``last`` are another name for a thing, and neither a part of one nor a color."""
+        behind = [key(token.text) for token in before[-2:] if key(token.text) not in ARTICLES][-1:]
+        begins = not before or key(before[-1].text) in ARTICLES or self._ends([before[-1], tokens[last]], 0)
+        begins = begins or behind[0] in NARROW or behind[0] in SCENIC
+        other = raw not in self.table.names and key(raw) not in self.table.names and self.lists(raw)
+        return other and begins and behind not in (["on"], ["in"], ["with"], ["of"]) and self._ends(tokens, last)
+
+    def _thing(self, tokens: list[Token], i: int) -> Thing | None:
+        """The longest phrase at ``i`` that is a name, or means one."""
+        for n in range(min(6, len(tokens) - i), 0, -1):
+            terms = [token.text for token in tokens[i : i + n]]
+            phrase = key(" ".join(terms))
+            if key(terms[0]) in ARTICLES or any(term.endswith(",") for term in terms[:-1]):
+                continue
+            name = self.table.names.get(phrase) or self.meant(phrase)
+            if name is not None and self.lists(name):
+                return Thing(n, name)
+        return None
+
+    @staticmethod
+    def _ends(tokens: list[Token], i: int) -> bool:
+        """Whether the word at ``i`` is the last one about its thing."""
+        after = tokens[i + 1 : i + 2]
+        return (
+            not after
+            or tokens[i].text.endswith(",")
+            or after[0].text.casefold() in NARROW
+            or key(after[0].text) in SCENIC
+        )
