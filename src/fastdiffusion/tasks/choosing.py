@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..samplers.ledger import Ledger
     from ..types import Cond
 
-TEXTBOOK = ("euler", "deis", "dpmpp_2m", "unipc", "consistency", "euler_ancestral")
+TEXTBOOK = ("euler", "deis", "dpmpp_2m", "consistency", "euler_ancestral")
 SCHEDULES = ("flow", "exponential")
 FIRST, MOST = 64, 192  # images of each table, and of the best ones
 FINALISTS = 5
@@ -66,9 +66,9 @@ class Choice:
         return torch.cat(parts)
 
     def distance(self, table: Table, n: int) -> float:
-        """From the given images to n that the table makes; a very large number where some are not finite."""
+        """From n given images to as many that the table makes; a very large number where some are not finite."""
         made = self.images(table, n)
-        return frechet(self.real, features(made.clamp(-1, 1))) if made.isfinite().all() else 1e9
+        return frechet(self.real[:n], features(made.clamp(-1, 1))) if made.isfinite().all() else 1e9
 
     @torch.no_grad()
     def nearest(self, fitted: Table, ledger: Ledger) -> Table:

@@ -38,7 +38,7 @@ class StylizeOptions:
     strength: float = option(0.6, STRENGTH)
     size: int = option(768, "Longest side to work at; beyond it the change is enlarged.")
     steps: int = option(80, "Steps at each size, or of the model.")
-    keep: float = option(0.6, KEEP)
+    keep: float = option(0.42, KEEP)
     net: Any = option(None, "Features to compare in.", python_only=True)
     model: Any = option(None, "A diffusion model to do it inside of, by shared attention.", kind=Path | None)
     seed: int = option(0, SEED)
