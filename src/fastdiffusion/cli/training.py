@@ -99,9 +99,8 @@ def scan(
     FitOptions,
     panel="Train",
     examples=[
-        "fastdiffusion fit runs/digits --steps 5,8,12",
+        "fastdiffusion fit runs/photos --steps 5,8,12 --reference photos/",
         "fastdiffusion fit sd15/ --steps 6,8 --prompts prompts.txt --scale 5",
-        "fastdiffusion fit runs/photos --steps 5,8 --reference photos/",
         "fastdiffusion fit sd15/ --steps 10 --prompts prompts.txt --levels dpmpp_2m",
     ],
     document=True,

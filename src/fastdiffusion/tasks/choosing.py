@@ -87,12 +87,12 @@ class Choice:
         finalists = [fitted, *(others[i] for i in order)]
         distances = measured(finalists, n)
         best = min(range(len(finalists)), key=distances.__getitem__)
-        told = {
+        facts = {
             "reference": self.name, "images": n, "distance": distances[best], "fitted_distance": distances[0],
             "textbook_distance": min(distances[1:]),
         }  # fmt: skip
         kept = finalists[best]
-        return replace(kept, info={**fitted.info, **kept.info, "fitted": best == 0 and fitted.info["fitted"], **told})
+        return replace(kept, info={**fitted.info, **kept.info, "fitted": best == 0 and fitted.info["fitted"], **facts})
 
 
 def choice(model: Model, problem: Problem, reference: Dataset, rows: Sequence[int], cond: Cond | None) -> Choice:
