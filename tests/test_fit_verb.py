@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastdiffusion
-from fastdiffusion import noise, samplers
+from fastdiffusion import noise, samplers, schedules
 from fastdiffusion.cli import main
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import DataError, InputError
@@ -271,8 +271,18 @@ def test_choosing_goes_on_where_it_was(file, like, monkeypatch):
     with pytest.raises(Stopped):
         fit(file, steps=2, reference="like", **COST)
     assert fit(file, steps=2, reference="like", **COST).tables == wanted
-    candidates = len(choosing.textbook(2, 0.002, 80.0)) + choosing.FINALISTS
+    candidates = len(prepare(file, steps=2, reference="like", **COST).choice.others(2)) + choosing.FINALISTS
     assert len(measured) == candidates + 1 and "m.safetensors.fit.parts" not in os.listdir()
+
+
+def test_the_levels_that_a_model_comes_with_are_tried_too():
+    own = torch.tensor([80.0, 3.0, 0.0])
+    names = [table.info["textbook"] for table in choosing.textbook(2, 0.002, 80.0, own)]
+    assert "euler, the model's own" in names and len(names) == 5 * len(choosing.TEXTBOOK)
+    same = choosing.textbook(2, 0.002, 80.0, schedules.schedule("flow", 2, sigma_min=0.002, sigma_max=80.0))
+    assert [table.info["textbook"] for table in same] == [
+        table.info["textbook"] for table in choosing.textbook(2, 0.002, 80.0)
+    ]
 
 
 def test_images_that_cannot_choose(file, like):

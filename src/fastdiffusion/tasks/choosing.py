@@ -70,6 +70,11 @@ class Choice:
         made = self.images(table, n)
         return frechet(self.real[:n], features(made.clamp(-1, 1))) if made.isfinite().all() else 1e9
 
+    def others(self, steps: int) -> list[Table]:
+        """The textbook tables that a fitted one is compared with."""
+        own = None if self.problem.schedule is None else self.problem.schedule(steps)
+        return textbook(steps, self.problem.sigma_min, self.problem.sigma_max, own)
+
     @torch.no_grad()
     def nearest(self, fitted: Table, ledger: Ledger) -> Table:
         """The table whose images are nearest to the given ones: the fitted one, or a textbook table as long.
@@ -77,7 +82,7 @@ class Choice:
         All are compared on few images, the best of them and the fitted one on more. ``info`` says what was kept, and
         the distances.
         """
-        others = textbook(fitted.nfe, self.problem.sigma_min, self.problem.sigma_max)
+        others = self.others(fitted.nfe)
 
         def measured(tables: Sequence[Table], n: int) -> list[float]:
             return [ledger.measure(lambda t=table: (self.distance(t, n), n * t.nfe)) for table in tables]
@@ -116,7 +121,7 @@ def chosen_rows(reference: Dataset, channels: int) -> list[int]:
 
 def cost(steps: Sequence[int], images: int) -> int:
     """Evaluations of one image that choosing takes, at most."""
-    return (len(TEXTBOOK) * len(SCHEDULES) * 2 * FIRST + FINALISTS * min(images, MOST)) * sum(steps)
+    return (len(TEXTBOOK) * (2 * len(SCHEDULES) + 1) * FIRST + FINALISTS * min(images, MOST)) * sum(steps)
 
 
 def features(images: Tensor) -> Float[Tensor, "n d"]:
@@ -124,15 +129,21 @@ def features(images: Tensor) -> Float[Tensor, "n d"]:
     return torch.cat([perceptual.maps(None, part)[-1].mean((2, 3)) for part in images.split(32)])
 
 
-def textbook(steps: int, sigma_min: float, sigma_max: float) -> list[Table]:
-    """Textbook tables of so many evaluations, on two schedules, ended at the model's own level and at a higher one."""
-    lows = dict.fromkeys((sigma_min, max(sigma_min, sigma_max / 1000)))
-    tables = []
-    for name in TEXTBOOK:
+def textbook(steps: int, sigma_min: float, sigma_max: float, own: Tensor | None = None) -> list[Table]:
+    """Textbook tables of so many evaluations.
+
+    On two schedules, each ended at the model's own level and at a higher one, and on levels that a model comes with.
+    """
+    levels = {}
+    for low in dict.fromkeys((sigma_min, max(sigma_min, sigma_max / 1000))):
         for schedule in SCHEDULES:
-            for low in lows:
-                levels = schedules.schedule(schedule, steps, sigma_min=low, sigma_max=sigma_max)
-                table = samplers.table(name, levels)
-                if table.nfe == steps:
-                    tables.append(replace(table, info={"textbook": f"{name}, {schedule}, sigma_min {low:g}"}))
-    return tables
+            known = schedules.schedule(schedule, steps, sigma_min=low, sigma_max=sigma_max)
+            levels[f"{schedule}, sigma_min {low:g}"] = known
+    if own is not None and not any(len(own) == len(x) and torch.allclose(own, x.to(own)) for x in levels.values()):
+        levels["the model's own"] = own
+    tables = [
+        replace(samplers.table(name, sigmas), info={"textbook": f"{name}, {text}"})
+        for name in TEXTBOOK
+        for text, sigmas in levels.items()
+    ]
+    return [table for table in tables if table.nfe == steps]
