@@ -36,6 +36,8 @@ OUT = Path("out/ablations")
 AUGMENT = ("scale", "rotate", "stretch", "shift")  # no flips: a mirrored digit is none
 
 
+DIGITS: dict[str, Any] = {"data": "digits", "net": "unet-tiny", "steps": 400, "few": None}
+
 # Of "net", what is changed of the preset.
 ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "B1": ("U-Net against a plain autoencoder", {"no skips": {"net": "skips=false"}}),
@@ -82,7 +84,7 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
 
 
 def images_of(settings: dict[str, Any]) -> tuple[Dataset, Dataset]:
-    """What is learned from, and as many other images (of all of them: the same)."""
+    """What is learned from, and as many other images (without "few": all images, twice)."""
     whole = data.load(settings["data"])
     if settings["few"] is None:
         return whole, whole

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastdiffusion
-from fastdiffusion import noise, samplers, schedules
+from fastdiffusion import data, noise, samplers, schedules
 from fastdiffusion.cli import main
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import DataError, InputError
@@ -301,3 +301,14 @@ def test_images_that_cannot_choose(file, like):
 def test_what_choosing_costs_is_said_before(file, like):
     ready = prepare(file, steps=2, reference="like", **COST)
     assert f"and {choosing.cost([2], 80):,} more to choose by images" in ready.cost()
+
+
+def test_images_without_a_caption_choose_nothing_where_others_have_one(tmp_path):
+    """Prompts and the images that they are compared with stay in step."""
+    for i in range(90):
+        save_png(torch.rand(1, 8, 8), tmp_path / "some" / f"{i:02d}.png")
+        if i % 5:
+            (tmp_path / "some" / f"{i:02d}.txt").write_text(f"number {i}")
+    images = data.load_folder(tmp_path / "some", 8)
+    captions = images.annotations(choosing.chosen_rows(images, 1)).captions
+    assert len(captions) == 72 and all(captions)

@@ -273,7 +273,8 @@ class Model:
         exactly = table_key(steps, self.scale if scale is None else scale, size or self.pixels)
         if used in (self.tables.get(exactly), self.tables.get(str(steps))):
             fitted_to = "the model that this one was made from" if FITTED_TO in used.info else "this model"
-            return f"The sampler is the table that was fitted to {fitted_to} for {exactly}."
+            how = "fitted to" if used.info.get("fitted", True) else "chosen for"  # textbook tables may be kept
+            return f"The sampler is the table that was {how} {fitted_to} for {exactly}."
         if others := [key for key in self.tables if key.startswith(f"{steps} steps, ")]:
             return f"No table is fitted for {exactly}, but one for {others[0]}. fastdiffusion fit makes another."
         return None

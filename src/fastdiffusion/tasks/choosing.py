@@ -116,7 +116,10 @@ def chosen_rows(reference: Dataset, channels: int) -> list[int]:
     if reference.shape[0] != channels:
         theirs = counted(reference.shape[0], "channel")
         raise DataError(f"The images of {reference.name!r} have {theirs}, those of the model {channels}.")
-    return selection.choose(reference, MOST)
+    rows = selection.choose(reference, MOST)
+    captions = reference.annotations(rows).captions
+    captioned = [row for row, caption in zip(rows, captions, strict=True) if caption]
+    return captioned if len(captioned) >= FIRST else rows  # a prompt is drawn for the image that it describes
 
 
 def cost(steps: Sequence[int], images: int) -> int:

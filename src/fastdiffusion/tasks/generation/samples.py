@@ -217,7 +217,7 @@ def _rows_of_text(text: str, width: int) -> tuple[list[str], int]:
 
 
 def _wrapped(units: list[str], font: Font, width: int) -> tuple[list[list[str]], list[str]]:
-    """As many units as two filled have room for, line by line; and those that are left over."""
+    """As many units as two lines have room for, line by line; and those that are left over."""
     filled, rest = list[list[str]](), list(units)
     while rest and len(filled) < 2 and font.getlength(rest[0].strip()) <= width:
         filled.append([rest.pop(0)])
