@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -31,23 +31,7 @@ from fastdiffusion.samplers.trace import trace
 from fastdiffusion.tasks.evaluation import evaluator as evaluators
 from fastdiffusion.tasks.fitting import prepare
 
-AYS = {  # levels of 10 steps, as published
-    "AYS SD1.5": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-    "AYS SDXL": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
-    "AYS SVD": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
-}
 FIRST = 5_000_000  # seeds from here on: no table was fitted to them
-
-
-def stretched(levels: Sequence[float], n: int, low: float, high: float) -> list[float]:
-    """n levels and 0: the list resampled log-linearly, as its authors do, its range moved onto (low, high)."""
-    u = torch.tensor(levels, dtype=torch.float64).log()
-    u = (u - u[-1]) / (u[0] - u[-1])
-    at = torch.linspace(0, len(levels) - 1, n + 1, dtype=torch.float64)
-    lower = at.long().clamp(max=len(levels) - 2)
-    u = torch.lerp(u[lower], u[lower + 1], at - lower)
-    sigmas = (torch.tensor(low).double().log() + u * (torch.tensor(high / low).double().log())).exp()
-    return [*sigmas[:-1].tolist(), 0.0]
 
 
 def cached(D, noise, x, sigmas, evaluations=5):
@@ -81,9 +65,9 @@ def opponents(model: Model, n: int, full: bool = True) -> Iterator[tuple[str, Ta
                     continue  # restart, repaint: no such few steps
                 if table.nfe == n:
                     yield f"{name} {kind}{'' if floor == low else ', 10 sigma_min'}", table
-    for list_name, levels in AYS.items():
+    for listed in schedules.AYS:
         for name in ("euler", "dpmpp_2m", "deis") if full else ("euler", "dpmpp_2m"):
-            yield f"{name} {list_name}", samplers.table(name, stretched(levels, n, low, high))
+            yield f"{name} {listed}", samplers.table(name, schedules.schedule(listed, n, sigma_min=low, sigma_max=high))
     for factor in (2, 3):
         for kind in ("exponential", "flow"):
             sigmas = schedules.schedule(kind, factor * n, sigma_min=low, sigma_max=high)
@@ -151,7 +135,7 @@ def main() -> None:
         known = dict(opponents(model, n, not args.quick))
         found = {name: judged.rms(judged.run(other, args.ranked)) for name, other in known.items()}
         ranked = sorted(found, key=lambda name: found[name])
-        kinds = ("AYS", "step cache", "dpmpp_2m exponential", "euler exponential", "ddpm")
+        kinds = ("ays", "step cache", "dpmpp_2m exponential", "euler exponential", "ddpm")
         chosen = [*ranked[: args.shown], *(next(name for name in ranked if kind in name) for kind in kinds)]
         for name in dict.fromkeys(["fitted", *chosen]):
             latents = judged.run(table if name == "fitted" else known[name])

@@ -6,7 +6,7 @@ Names that the model was taught, one image each, from the same noises (to which 
 guidance. "fd" is the Frechet distance to the font's images in the evaluator's features, "R" the share recognized among
 100 names. The best textbook table is chosen after the fact, by the fd that is reported, which flatters it; the fitted
 table's fd less its fd comes with a 95 % interval of the bootstrap over images, paired. A model that comes with no
-table for these steps is fitted first.
+table for these steps is fitted first, and the table kept that comes nearest to the font's images of other names.
 """
 
 from __future__ import annotations
@@ -112,8 +112,9 @@ def _fitted(model: Model, steps: int, args: argparse.Namespace) -> Table:
         return own
     if not path.exists():
         scenes = data.load("emoji-scenes")
-        prompts = [scenes.caption(row) for row in list(known(scenes)[1].values())[args.n :][:64]]
-        result = fit(model, steps=steps, prompts=prompts, scale=args.scale, evaluations=args.evaluations)
+        others = data.Subset(scenes, list(known(scenes)[1].values())[args.n :])
+        result = fit(model, steps=steps, reference=others, scale=args.scale, evaluations=args.evaluations)
+        print(*result.notes, flush=True)
         path.write_text(result.tables[steps].to_json())
     return Table.from_json(path.read_text())
 

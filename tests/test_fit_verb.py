@@ -278,7 +278,7 @@ def test_choosing_goes_on_where_it_was(file, like, monkeypatch):
 def test_the_levels_that_a_model_comes_with_are_tried_too():
     own = torch.tensor([80.0, 3.0, 0.0])
     names = [table.info["textbook"] for table in choosing.textbook(2, 0.002, 80.0, own)]
-    assert "euler, the model's own" in names and len(names) == 5 * len(choosing.TEXTBOOK)
+    assert "euler, the model's own" in names and len(names) == 8 * len(choosing.TEXTBOOK)
     same = choosing.textbook(2, 0.002, 80.0, schedules.schedule("flow", 2, sigma_min=0.002, sigma_max=80.0))
     assert [table.info["textbook"] for table in same] == [
         table.info["textbook"] for table in choosing.textbook(2, 0.002, 80.0)

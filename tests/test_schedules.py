@@ -16,14 +16,15 @@ def test_schedules_fall_from_sigma_max_to_zero(name):
         s = schedules.check_sigmas(schedules.schedule(name, n, sigma_min=0.01, sigma_max=50.0))
         assert len(s) == n + 1 and s.dtype == torch.float64
         assert float(s[0]) == pytest.approx(50, rel=1e-9)
-        if n > 1:
+        if n > 1 and name not in schedules.AYS:  # a published list ends at sigma_min, which 0 replaces
             assert float(s[-2]) == pytest.approx(0.01, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_more_steps_refine(name):
-    # Fault 4: a schedule of 2n - 1 steps contains that of n, so steps go where they say.
-    a, b = (schedules.schedule(name, n, sigma_min=0.01, sigma_max=50.0) for n in (8, 15))
+    # Fault 4: a schedule of 2n - 1 steps contains that of n, so steps go where they say. (A published list: of 2n.)
+    more = 16 if name in schedules.AYS else 15
+    a, b = (schedules.schedule(name, n, sigma_min=0.01, sigma_max=50.0) for n in (8, more))
     torch.testing.assert_close(b[:-1:2], a[:-1], rtol=1e-6, atol=0)
 
 
@@ -51,6 +52,16 @@ def test_known_values():
     torch.testing.assert_close(schedules.sigma_flow(t), t / (1 - t))
     alpha_bar = (math.pi / 2 * t).cos().square()  # Nichol & Dhariwal, s = 0
     torch.testing.assert_close(schedules.sigma_cosine(t), ((1 - alpha_bar) / alpha_bar).sqrt())
+
+
+def test_published_lists_are_themselves_at_their_own_length():
+    for name, levels in schedules.AYS.items():
+        ten = schedules.schedule(name, 10, sigma_min=levels[-1], sigma_max=levels[0])
+        torch.testing.assert_close(ten, torch.tensor([*levels[:-1], 0.0]).double())
+        twice = schedules.schedule(name, 20, sigma_min=levels[-1], sigma_max=levels[0])
+        torch.testing.assert_close(twice[1], torch.tensor(levels[0] * levels[1]).double().sqrt())
+        further = schedules.schedule(name, 10, sigma_min=2 * levels[-1], sigma_max=2 * levels[0])
+        torch.testing.assert_close(further, 2 * ten)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_strength_1_starts_from_noise_alone():
     assert torch.equal(with_image.images, sample(model, n=2, steps=6).images)
 
 
-@pytest.mark.parametrize("name", schedules.SCHEDULES)
+@pytest.mark.parametrize("name", sorted(schedules.SCHEDULES.keys() - schedules.AYS.keys()))  # a list is cut instead
 @pytest.mark.parametrize("start", [0.5, 3.0, 12.0])
 @pytest.mark.parametrize("steps", [1, 2, 12])
 def test_the_shorter_way_is_the_schedule_from_there(name, start, steps):

@@ -8,7 +8,18 @@ SAMPLERS = (
     "euler_ancestral", "ddpm", "dpmpp_2s_ancestral", "dpmpp_2m_sde", "dpmpp_3m_sde", "predictor_corrector", "restart",
     "repaint",
 )  # fmt: skip
-SCHEDULES = ("karras", "exponential", "linear", "scaled_linear", "cosine", "sigmoid", "flow")
+SCHEDULES = (
+    "karras",
+    "exponential",
+    "linear",
+    "scaled_linear",
+    "cosine",
+    "sigmoid",
+    "flow",
+    "ays_sd1",
+    "ays_sdxl",
+    "ays_svd",
+)
 GUIDANCE = (
     "cfg", "apg", "cfg_zero", "cads", "negative", "autoguidance", "classifier", "feature_guidance", "clip", "inpaint",
 )  # fmt: skip

@@ -137,8 +137,43 @@ def flow(n: int, sigma_min: float = 0.002, sigma_max: float = 80.0, shift: float
     return _by_snr(n, sigma_min, sigma_max, lambda t: sigma_flow(t, shift))
 
 
+# "Align Your Steps": levels of 10 steps that their authors optimized for three models.
+AYS = {
+    "ays_sd1": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+    "ays_svd": (700.0, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+
+
+def _ays(name: str, n: int, sigma_min: float, sigma_max: float) -> Tensor:
+    """A published list for another number of steps, log-linearly as its authors do, its ends moved to this model's."""
+    _grid(n, sigma_min, sigma_max)
+    u = torch.tensor(AYS[name], dtype=torch.float64).log()
+    u = (u - u[0]) / (u[-1] - u[0])
+    at = torch.linspace(0, len(u) - 1, n + 1, dtype=torch.float64)[:-1]
+    below = at.long()
+    u = torch.lerp(u[below], u[below + 1], at - below)
+    return _close(sigma_max * (u * math.log(sigma_min / sigma_max)).exp())
+
+
+def ays_sd1(n: int, sigma_min: float = 0.029, sigma_max: float = 14.615) -> Sigmas:
+    """Align Your Steps for Stable Diffusion 1 (Sabour et al. 2024, arXiv:2404.14507), stretched to other levels."""
+    return _ays("ays_sd1", n, sigma_min, sigma_max)
+
+
+def ays_sdxl(n: int, sigma_min: float = 0.029, sigma_max: float = 14.615) -> Sigmas:
+    """Align Your Steps for SDXL (Sabour et al. 2024, arXiv:2404.14507), stretched to other levels."""
+    return _ays("ays_sdxl", n, sigma_min, sigma_max)
+
+
+def ays_svd(n: int, sigma_min: float = 0.002, sigma_max: float = 700.0) -> Sigmas:
+    """Align Your Steps for Stable Video Diffusion (Sabour et al. 2024, arXiv:2404.14507), stretched likewise."""
+    return _ays("ays_svd", n, sigma_min, sigma_max)
+
+
 SCHEDULES: dict[str, Callable[..., Tensor]] = {
-    f.__name__: f for f in (karras, exponential, linear, scaled_linear, cosine, sigmoid, flow)
+    f.__name__: f
+    for f in (karras, exponential, linear, scaled_linear, cosine, sigmoid, flow, ays_sd1, ays_sdxl, ays_svd)
 }
 
 

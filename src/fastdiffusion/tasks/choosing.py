@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from ..samplers.ledger import Ledger
     from ..types import Cond
 
-TEXTBOOK = ("euler", "deis", "dpmpp_2m", "consistency", "euler_ancestral")
+TEXTBOOK = ("euler", "lms", "deis", "dpmpp_2m", "consistency", "euler_ancestral")
 SCHEDULES = ("flow", "exponential")
+PUBLISHED = tuple(schedules.AYS)
 FIRST, MOST = 64, 192  # images of each table, and of the best ones
 FINALISTS = 5
 SEEDS = 10_000_000  # from here on: other noises than a fit takes
@@ -124,7 +125,8 @@ def chosen_rows(reference: Dataset, channels: int) -> list[int]:
 
 def cost(steps: Sequence[int], images: int) -> int:
     """Evaluations of one image that choosing takes, at most."""
-    return (len(TEXTBOOK) * (2 * len(SCHEDULES) + 1) * FIRST + FINALISTS * min(images, MOST)) * sum(steps)
+    levels = 2 * len(SCHEDULES) + len(PUBLISHED) + 1
+    return (len(TEXTBOOK) * levels * FIRST + FINALISTS * min(images, MOST)) * sum(steps)
 
 
 def features(images: Tensor) -> Float[Tensor, "n d"]:
@@ -135,13 +137,15 @@ def features(images: Tensor) -> Float[Tensor, "n d"]:
 def textbook(steps: int, sigma_min: float, sigma_max: float, own: Tensor | None = None) -> list[Table]:
     """Textbook tables of so many evaluations.
 
-    On two schedules, each ended at the model's own level and at a higher one, and on levels that a model comes with.
+    On two schedules, each ended at the model's own level and at a higher one; on published lists; and on levels that a
+    model comes with.
     """
-    levels = {}
-    for low in dict.fromkeys((sigma_min, max(sigma_min, sigma_max / 1000))):
-        for schedule in SCHEDULES:
-            known = schedules.schedule(schedule, steps, sigma_min=low, sigma_max=sigma_max)
-            levels[f"{schedule}, sigma_min {low:g}"] = known
+    ends = dict.fromkeys((sigma_min, max(sigma_min, sigma_max / 1000)))
+    spaced = [(name, low) for low in ends for name in SCHEDULES] + [(name, sigma_min) for name in PUBLISHED]
+    levels = {
+        f"{name}, sigma_min {low:g}": schedules.schedule(name, steps, sigma_min=low, sigma_max=sigma_max)
+        for name, low in spaced
+    }
     if own is not None and not any(len(own) == len(x) and torch.allclose(own, x.to(own)) for x in levels.values()):
         levels["the model's own"] = own
     tables = [
