@@ -25,14 +25,17 @@ from typing import Any
 
 import seeds
 import torch
+from scipy.optimize import linear_sum_assignment
 
 from fastdiffusion import data, metrics, samplers, schedules
 from fastdiffusion.data import Dataset, selection
 from fastdiffusion.data.dataset import Images
 from fastdiffusion.io.images import to_tensor, to_uint8
 from fastdiffusion.models import Model
+from fastdiffusion.nets.layers import Shuffle
 from fastdiffusion.noise import initial
 from fastdiffusion.tasks.evaluation.feature_net import feature_net
+from fastdiffusion.training.batches import TrainingBatch
 from fastdiffusion.training.learner import Learner
 
 OUT = Path("out/ablations")
@@ -41,7 +44,7 @@ AUGMENT = ("scale", "rotate", "stretch", "shift")  # no flips: a mirrored digit 
 
 DIGITS: dict[str, Any] = {"data": "digits", "net": "unet-tiny", "steps": 400, "few": None}
 
-# Of "net", what is changed of the preset.
+# Of "net", what is changed of the preset; "changed" names a function of CHANGES.
 ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "B1": ("U-Net against a plain autoencoder", {"no skips": {"net": "skips=false"}}),
     "B2": ("attention", {"none": {"net": "attention=none"}, "linear": {"net": "linear=true"}}),
@@ -79,6 +82,16 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     ),
     "B12": ("augmentation", {"EDM, p 0.12": {"augment": AUGMENT}}),
     "B15": ("optimizer", {"adamw": {"optimizer": "adamw"}}),
+    "T": (
+        "what others found",
+        {
+            "immiscible": {"changed": "immiscible"},
+            "contrastive": {"changed": "contrastive"},
+            "EDM2's levels": {"sigma_distribution_options": {"mean": -0.8, "std": 1.6}},
+            "half the batch": {"batch_size": 32},
+        },
+    ),
+    "B16": ("first weights", {"plain shuffles": {"changed": "plain_shuffles"}, "no zeros": {"changed": "no_zeros"}}),
     "B17": (
         "blur before downsampling",
         {"fixed": {"net": "blur=1"}, "learned": {"net": "blur=learned"}},
@@ -107,9 +120,60 @@ def images_of(settings: dict[str, Any]) -> tuple[Dataset, Dataset]:
     return data.Subset(whole, rows[::2]), data.Subset(whole, rows[1::2])
 
 
+def immiscible(learn: Learner) -> None:
+    """Noises go to the images of the batch that they are nearest to (Li et al. 2024, arXiv:2406.12303, algorithm 1)."""
+    draw = learn.batches.draw
+
+    def assigned(step: int) -> TrainingBatch:
+        e = draw(step)
+        far = torch.cdist(e.x0.flatten(1), e.noise.flatten(1))
+        return e._replace(noise=e.noise[torch.from_numpy(linear_sum_assignment(far.numpy())[1])])
+
+    learn.batches.draw = assigned
+
+
+def contrastive(learn: Learner, part: float = 0.05) -> None:
+    """Away from the other images of the batch (Stoica et al. 2025, arXiv:2506.05350, eq. 8, here of x0)."""
+    objective = learn.objective
+    plain = objective.forward
+
+    def forward(e: TrainingBatch) -> torch.Tensor:
+        estimates: list[torch.Tensor] = []
+        hook = objective.denoiser.register_forward_hook(lambda *made: estimates.append(made[-1]))
+        loss = plain(e)
+        hook.remove()
+        away = (estimates[-1] - e.x0.roll(1, 0)).square().flatten(1).mean(1)
+        return loss - part * away / objective.denoiser.sigma_data**2
+
+    objective.forward = forward
+
+
+def plain_shuffles(learn: Learner) -> None:
+    """Upsampling begins with torch's random weights: as a checkerboard."""
+    with torch.random.fork_rng():
+        torch.manual_seed(learn.config.seed)
+        for module in learn.objective.modules():
+            if isinstance(module, Shuffle) and bool(module.conv.weight.any()):
+                module.conv.reset_parameters()
+
+
+def no_zeros(learn: Learner) -> None:
+    """Layers that begin at zero, so that each block begins as the identity, begin with torch's random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(learn.config.seed)
+        for module in learn.objective.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and not bool(module.weight.any()):
+                module.reset_parameters()
+
+
+CHANGES = {f.__name__: f for f in (immiscible, contrastive, plain_shuffles, no_zeros)}
+
+
 def learner(settings: dict[str, Any], seed: int) -> Learner:
-    keywords = {k: v for k, v in settings.items() if k not in ("steps", "data", "few")}
-    return Learner(images_of(settings)[0], **keywords, seed=seed, verbose=False)
+    keywords = {k: v for k, v in settings.items() if k not in ("steps", "data", "few", "changed")}
+    learn = Learner(images_of(settings)[0], **keywords, seed=seed, verbose=False)
+    CHANGES.get(settings.get("changed", ""), lambda _: None)(learn)
+    return learn
 
 
 def seconds_a_step(settings: list[dict[str, Any]], rounds: int = 5, each: int = 8) -> list[float]:
