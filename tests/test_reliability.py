@@ -19,7 +19,7 @@ from fastdiffusion import models
 from fastdiffusion.errors import CheckpointError, FastdiffusionError
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
-from fastdiffusion.training import results
+from fastdiffusion.training import results, trainer
 from fastdiffusion.training.callback import Callback
 
 
@@ -211,6 +211,16 @@ def test_a_preview_that_fails_does_not_stop_training(tmp_path, monkeypatch, caps
     learn = learner(folder=tmp_path, verbose=True).fit(steps=3)
     assert learn.state.finished
     assert "No preview" in capsys.readouterr().err
+
+
+def test_a_preview_that_fails_leaves_the_nets_in_training(tmp_path, monkeypatch):
+    def trained(folder):
+        return weights(learner(folder=folder, dropout=0.5, batch_size=8).fit(steps=4))
+
+    monkeypatch.setattr(trainer, "LOOK", 1)  # a preview at every step
+    whole = trained(tmp_path / "whole")
+    monkeypatch.setattr(results, "grid", None)  # whose call raises TypeError
+    assert torch.equal(trained(tmp_path / "failing"), whole)
 
 
 # ---- where it is run --------------------------------------------------------------------------------------------

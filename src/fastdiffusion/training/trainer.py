@@ -351,9 +351,11 @@ class Trainer:
         with torch.no_grad(), self._chance(0):
             for module in modules:
                 module.eval()
-            yield
-            for module in modules:
-                module.train()
+            try:
+                yield
+            finally:  # a preview that fails must not leave them so
+                for module in modules:
+                    module.train()
 
     def validate(self, length: float | None = None) -> float:
         """The first part's mean loss on held-out data, by the average of a length, by default the last; it is kept."""
