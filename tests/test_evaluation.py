@@ -86,6 +86,15 @@ def test_the_sheet_and_the_files(half, tmp_path):
     assert {path.name for path in found.save(tmp_path / "e").iterdir()} == {"report.json", "neighbors.png"}
 
 
+def test_few_labels_are_no_ground_to_measure_on(half):
+    """A table that names two of forty images: there is nothing to learn of labels, and no accuracy to tell."""
+    pixels = half[0].batch(range(40)).images.numpy()
+    few = Images("few", [pixels], [0, 1, *[-1] * 38], classes=("a", "b"))
+    assert train_feature_net(few, steps=2, verbose=False).info["of"] == "quarter turns"
+    found = measure(to_tensor(half[1].batch(range(12)).images), few, [-1] * 12, half[2], rounds=2)
+    assert "label accuracy" not in found.numbers
+
+
 def test_what_cannot_be_measured(half):
     with pytest.raises(InputError, match="The model makes 1x4x4 images, the data has 1x8x8"):
         report(half, torch.zeros(50, 1, 4, 4))

@@ -289,6 +289,12 @@ def test_muon_takes_hidden_matrices_and_kernels_and_agrees_with_the_paper():
     assert float(away.norm() / (reference.detach() - begun).norm()) < 1e-3
 
 
+def test_muon_alone_trains_a_net_of_hidden_matrices_alone():
+    net = torch.nn.Linear(64, 64, bias=False)
+    (muon,) = optimizers.build("muon", net, 1e-2)
+    assert [p.shape for p in muon.weights] == [(64, 64)]
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizer_state_survives_packing(name):
     one, two = learner(optimizer=name), learner(optimizer=name)

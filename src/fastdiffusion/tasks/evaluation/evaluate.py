@@ -207,7 +207,8 @@ def measure(
             add(key, "higher", mean, [ours], [theirs])
     if labels is not None and isinstance(net, metrics.Classifier) and net.info.get("of") == "labels":
         right = [_right(net, x, y) for x, y in ((fake, torch.as_tensor(labels[:n])), (other, other_labels))]
-        add("label accuracy", "higher", mean, right[:1], right[1:])
+        if all(map(len, right)):  # of few labels, none may be of an image that was drawn
+            add("label accuracy", "higher", mean, right[:1], right[1:])
     slopes = [metrics.gradient_statistics(to_tensor(x)) for x in (real, fake, other)]
     keys, widths = list(slopes[0]), [v.shape[1] for v in slopes[0].values()]
 
