@@ -603,6 +603,14 @@ def test_fresh_in_memory_begins_anew():
         ({"cond_drpout": 0.1}, "cond_dropout"),
         ({"loss_weighting_options": {"gama": 1.0}}, "gama"),
         ({"sigma_distribution_options": {"mu": 1.0}}, "mu"),
+        ({"loss_weighting_options": {"sigma_data": 1.0}}, "sigma_data"),
+        ({"sigma_data": 0.0}, "sigma_data must be above 0, got 0.0"),
+        ({"sigma_data": math.inf}, "sigma_data must be above 0, got inf"),
+        ({"ema": 0.1}, "ema needs at least one length.* got 0.1"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, got '8'"),
+        ({"warmup": 2.5}, "warmup must be a whole number, got 2.5"),
+        ({"net": "unet-tiny dropout=0.5"}, "The net's dropout: decided by the data and by the other options"),
+        ({"net": {**TINY, "classes": 3, "in_channels": 2}}, "The net's classes, in_channels: decided"),
     ],
 )
 def test_bad_settings_are_refused_with_a_sentence(keywords, message):
