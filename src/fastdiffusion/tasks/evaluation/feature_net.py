@@ -90,7 +90,7 @@ def train_feature_net(data: Dataset, **options: object) -> Classifier:
     net.cpu().requires_grad_(False)
     right = torch.cat([net(to_tensor(part)).argmax(1) for part in images[:held].split(ROWS)]) == labels[:held]
     inner = torch.cat([net.features(to_tensor(part)) for part in images[held:][:10_000].split(ROWS)])
-    net.unit.copy_(inner.var(0).mean().sqrt())
+    net.unit.copy_(inner.var(0).mean().sqrt().clamp(min=1e-6))  # 0 where all images are alike
     net.head.weight.mul_(net.unit)  # the logits stay what they were
     net.info = {
         "name": safe_name(data.name).replace("-", "_").lower(),
