@@ -163,6 +163,20 @@ def test_a_batch_that_is_not_a_number_is_skipped_and_named(tmp_path):
     assert "picture-13" in (tmp_path / "report.html").read_text()
 
 
+def test_metrics_are_json_also_where_a_gradient_is_not_a_number(tmp_path):
+    options = {"batch_size": 4, "holdout": 0.0}
+    data = Toy(8, broken=[3])
+    seed = next(seed for seed in range(20) if 3 in learner(data, seed=seed, **options).batches.order(1))
+    learner(data, seed=seed, folder=tmp_path, **options).fit(steps=2)  # the last step, which has a line, is skipped
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1], parse_constant=refuse)
+    assert last["step"] == 2 and last["skipped"] and "loss" in last
+
+
 def test_three_in_a_row_restore_the_last_good_state_and_stop(tmp_path):
     good = learner(Toy(64), folder=tmp_path, batch_size=8, holdout=0.0, save_every=1e9)
     with pytest.raises(KeyboardInterrupt):
