@@ -101,6 +101,8 @@ def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, cut):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     with pytest.raises(CheckpointError, match=r"holds a run with lr=0\.001"):
         train_classifier(digits[0], folder=tmp_path, **{**options, "lr": 0.1})
+    with pytest.raises(CheckpointError, match="of other options such as the optimizer"):
+        train_classifier(digits[0], folder=tmp_path, optimizer="muon", **{**options, "steps": 9})
 
 
 def test_saved_and_loaded_it_is_the_same(judge, tmp_path):

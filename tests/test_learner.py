@@ -354,6 +354,9 @@ def test_the_learning_rate_finder_leaves_no_trace_and_finds_a_sane_rate():
     assert torch.equal(before, weights(learn))
     assert learn.state == state
     assert 1e-5 < found.lr < 0.1
+    for wrong in ({"n": 1}, {"low": 0.0}, {"low": 0.5}):
+        with pytest.raises(InputError, match="n must be at least 2 and 0 < low < high"):
+            lr_finder.find_lr(learn, **wrong)
 
 
 # ---- budgets ----------------------------------------------------------------------------------------------------
@@ -608,6 +611,7 @@ def test_fresh_in_memory_begins_anew():
         ({"sigma_data": math.inf}, "sigma_data must be above 0, got inf"),
         ({"ema": 0.1}, "ema needs at least one length.* got 0.1"),
         ({"batch_size": "8"}, "batch_size must be a whole number, got '8'"),
+        ({"dropout": 1.5}, "dropout must be from 0 to 1, got 1.5"),
         ({"warmup": 2.5}, "warmup must be a whole number, got 2.5"),
         ({"net": "unet-tiny dropout=0.5"}, "The net's dropout: decided by the data and by the other options"),
         ({"net": {**TINY, "classes": 3, "in_channels": 2}}, "The net's classes, in_channels: decided"),

@@ -106,6 +106,8 @@ def check(config: TrainingConfig) -> None:
         raise InputError(f"decay must be from 0 to 0.95, got {config.decay}. Try 0.5.")
     if not 0 <= config.cond_dropout <= 1:
         raise InputError(f"cond_dropout is a part of the examples, 0 to 1, got {config.cond_dropout}. Try 0.1.")
+    if not 0 <= config.dropout <= 1:
+        raise InputError(f"dropout must be from 0 to 1, got {config.dropout}. Try 0.1.")
     if config.warmup < 0 or not config.grad_clip >= 0:
         raise InputError(
             f"warmup and grad_clip cannot be negative, got {config.warmup} and {config.grad_clip}. 0 is off."

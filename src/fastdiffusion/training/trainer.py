@@ -447,9 +447,10 @@ class Trainer:
             )
         try:
             self.unpack(tensors, config)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"The checkpoint of step {step} does not fit this version ({error}). Use --fresh."
+                f"The checkpoint of step {step} is of another version, or of other options such as the optimizer "
+                f"({error}). Give them as they were, or use --fresh."
             ) from None
 
     def differences(self, then: Mapping[str, Any]) -> str:
