@@ -101,6 +101,8 @@ def test_a_cut_run_goes_on_bit_for_bit(digits, tmp_path, cut):
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
     with pytest.raises(CheckpointError, match=r"holds a run with lr=0\.001"):
         train_classifier(digits[0], folder=tmp_path, **{**options, "lr": 0.1})
+    with pytest.raises(CheckpointError, match="of other options such as the optimizer"):
+        train_classifier(digits[0], folder=tmp_path, optimizer="muon", **{**options, "steps": 9})
 
 
 def test_saved_and_loaded_it_is_the_same(judge, tmp_path):
@@ -134,6 +136,26 @@ def test_bad_data_and_options_are_told(digits):
         train_classifier(digits[0], net="unet-tniy")
     with pytest.raises(InputError, match="either steps or minutes, above 0"):
         train_noise_level(digits[0], steps=0)
+
+
+def test_images_without_a_label_are_left_out(digits):
+    known = digits[1].annotations(range(40)).labels.tolist()
+    pixels = digits[1].batch(range(40)).images.numpy()
+    some = [label if i % 10 == 0 else -1 for i, label in enumerate(known)]
+    mixed = Images("mixed", [pixels], some, classes=digits[1].classes)
+    options = {"steps": 4, "batch_size": 4, "verbose": False}
+    with pytest.warns(UserWarning, match="Left out: 36 images of 40, without a label"):
+        made = train_classifier(mixed, **options).model
+    labelled = train_classifier(Images("labelled", [pixels[::10]], known[::10], classes=digits[1].classes), **options)
+    x, sigma = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.ones(3)
+    assert torch.equal(made(x, sigma), labelled.model(x, sigma))
+    with pytest.warns(UserWarning, match="Left out"):
+        assert accuracy(made, mixed) == accuracy(made, Images("l", [pixels[::10]], known[::10], classes=mixed.classes))
+
+
+def test_a_dropout_that_is_none_is_refused(digits):
+    with pytest.raises(InputError, match=r"dropout must be at least 0 and below 1, got 1\.5"):
+        train_classifier(digits[0], dropout=1.5)
 
 
 @pytest.mark.slow

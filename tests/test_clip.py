@@ -124,6 +124,16 @@ def test_equal_pairs_are_not_told_apart(loss):
     assert perfect < loss(seen, said, torch.tensor(60.0), torch.zeros(4, 4, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("loss", [infonce, cloob])
+def test_a_pair_with_none_to_be_told_from_teaches_nothing(loss):
+    seen, said, scale = unit(3, 7, 4).requires_grad_(), unit(3, 7, 5).requires_grad_(), torch.tensor(3.0)
+    value = loss(seen, said, scale, ~torch.eye(3, dtype=torch.bool))  # all captions are the same
+    value.backward()
+    assert value.item() == 0 and not seen.grad.any() and not said.grad.any()
+    same = torch.tensor([[0, 1, 1], [1, 0, 0], [1, 0, 0]], dtype=torch.bool)  # the first alone has no other
+    assert math.isfinite(float(loss(seen, said, scale, same))) and float(loss(seen, said, scale, same)) != 0
+
+
 # ---- the encoders -----------------------------------------------------------------------------------------------
 
 
@@ -176,6 +186,11 @@ def test_bad_data_and_options_are_told(data):
     silent = Images("photos", [torch.zeros(8, 3, 16, 16, dtype=torch.uint8).numpy()])
     with pytest.raises(DataError, match="photos has no captions"):
         clips_clip.train_clip(silent)
+    alike = Images("photos", silent.arrays, captions=[["a photo"]] * 8)
+    with pytest.raises(DataError, match="photos has one caption for all its images"):
+        clips_clip.train_clip(alike)
+    with pytest.raises(InputError, match="draws must be at least 1, got 0"):
+        priors.train_prior(clips_clip.load(), data, draws=0)
     with pytest.raises(InputError, match=r"No CLIP size named 'smal'\. Did you mean 'small'"):
         clips_clip.train_clip(data, net="smal")
     with pytest.raises(InputError, match="No CLIP loss named"):

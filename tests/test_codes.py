@@ -263,6 +263,7 @@ def test_from_the_command_line(autoencoder, tmp_path, capsys):
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["0005.png", "0006.png", "grid.png"]
     first = to_tensor(read_image(tmp_path / "a" / "0005.png"))
     torch.testing.assert_close(first, sample_tokens(prior, n=1, seed=5).images[0], atol=1 / 127, rtol=0)
+    assert torch.equal(sample_tokens(tmp_path, n=1, seed=5).images, sample_tokens(prior, n=1, seed=5).images)
     assert cli.main(["sample-codes", str(file), "-o", str(tmp_path / "b")]) == 2
 
 

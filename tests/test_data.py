@@ -108,6 +108,10 @@ def test_whole_numbers_with_a_point_are_labels(tmp_path):
     assert data.ImageFolder(tmp_path, size=8).classes == ("0", "1")
 
 
+def test_classes_whose_names_are_endless_numbers_are_sorted():
+    assert sorted(["9" * 5000, "b", "10", "9"], key=folders.natural) == ["9", "10", "9" * 5000, "b"]
+
+
 def test_a_run_inside_the_folder_is_no_data(tmp_path):
     images.save_png(np.zeros((1, 8, 8), np.uint8), tmp_path / "a.png")
     run = tmp_path / "runs" / "photos"
@@ -451,6 +455,21 @@ def test_damaged_cache_is_made_again(tmp_path):
             file = next(f for f in state.iterdir() if (f.name == "index.json") == (spoil == "index"))
             file.write_bytes(file.read_bytes()[:-5])
         assert torch.equal(data.load(tmp_path, 16).batch(folder.groups[0]).images, pixels)
+
+
+def test_two_processes_may_decode_one_folder_at_once(tmp_path, monkeypatch):
+    def with_one_that_is_renamed(folder):
+        return [*listed(folder), folder / ".of-another-process"]
+
+    listed = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", with_one_that_is_renamed)
+    assert len(data.load(album(tmp_path), 16)) == 6
+
+
+def test_a_photograph_that_is_a_line_is_left_out(tmp_path):
+    Image.new("L", (1, 7_000_000)).save(tmp_path / "line.png")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "square.png")
+    assert [skip.name for skip in data.Crops(tmp_path, 16).report.skipped] == ["line.png"]
 
 
 def test_large_arrays_are_mapped(tmp_path, monkeypatch):

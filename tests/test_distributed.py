@@ -16,6 +16,7 @@ from test_learner import TINY, Toy, learner
 from fastdiffusion.errors import FastdiffusionError, InputError
 from fastdiffusion.io.checkpoints import fingerprint
 from fastdiffusion.io.run_folder import Folder
+from fastdiffusion.tasks.autoencoding.train import train_autoencoder
 from fastdiffusion.training import optimizers
 from fastdiffusion.training.distributed import ASKED, gathered, launch, whole
 from fastdiffusion.training.learner import Learner
@@ -189,6 +190,18 @@ def test_a_broken_batch_is_skipped_by_all_and_named(tmp_path):
 def test_a_batch_that_cannot_be_divided_is_refused():
     answers = pair(lambda rank: {"loss": next(learner(batch_size=9).steps(1)).loss})
     assert all("multiple of processes" in answer["error"] for answer in answers)
+
+
+def test_few_images_train_in_two_processes_and_one_alone_is_refused():
+    """The one image that is held out cannot be divided: nothing is measured on it."""
+
+    def trained(n):
+        made = train_autoencoder(Toy(n), steps=1, verbose=False, device="cpu").model
+        return {"hash": fingerprint(made.state_dict())}
+
+    one, two = pair(lambda rank: trained(8))
+    assert one["hash"] == two["hash"]
+    assert all("A batch of 1 example cannot be divided in 2" in a["error"] for a in pair(lambda rank: trained(1)))
 
 
 def test_one_process_where_two_were_asked_for_is_refused(monkeypatch):

@@ -15,6 +15,7 @@ from fastdiffusion.io.images import to_tensor
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.models.card import card
 from fastdiffusion.nets import presets
+from fastdiffusion.nets.mlp import PointNet
 from fastdiffusion.tasks.evaluation import evaluate as evaluation
 from fastdiffusion.tasks.evaluation.evaluate import evaluate, measure
 from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
@@ -86,11 +87,35 @@ def test_the_sheet_and_the_files(half, tmp_path):
     assert {path.name for path in found.save(tmp_path / "e").iterdir()} == {"report.json", "neighbors.png"}
 
 
+def test_few_labels_are_no_ground_to_measure_on(half):
+    """A table that names two of forty images: there is nothing to learn of labels, and no accuracy to tell."""
+    pixels = half[0].batch(range(40)).images.numpy()
+    few = Images("few", [pixels], [0, 1, *[-1] * 38], classes=("a", "b"))
+    assert train_feature_net(few, steps=2, verbose=False).info["of"] == "quarter turns"
+    found = measure(to_tensor(half[1].batch(range(12)).images), few, [-1] * 12, half[2], rounds=2)
+    assert "label accuracy" not in found.numbers
+
+
+def test_a_wrong_shape_is_refused_before_anything_is_drawn(half, monkeypatch):
+    monkeypatch.setattr(evaluation, "sample", None)
+    spec = {**presets.PRESETS["unet-tiny"], "in_channels": 3, "out_channels": 3, "classes": 10}
+    with pytest.raises(InputError, match="The model makes 3x8x8 images, the data has 1x8x8"):
+        evaluate(Model(Denoiser(nets.build(spec)), (3, 8, 8), half[0].classes), half[0], n=20)
+
+
+def test_data_whose_images_are_all_alike_can_be_measured():
+    flat = Images("flat", [np.zeros((40, 1, 8, 8), np.uint8)])
+    found = measure(-torch.ones(12, 1, 8, 8), flat, features=train_feature_net(flat, steps=2, verbose=False), rounds=2)
+    assert found.numbers["fd_flat"].value == found.numbers["fd_flat"].floor == 0
+
+
 def test_what_cannot_be_measured(half):
     with pytest.raises(InputError, match="The model makes 1x4x4 images, the data has 1x8x8"):
         report(half, torch.zeros(50, 1, 4, 4))
     with pytest.raises(InputError, match="at least 10"):
         report(half, torch.zeros(5, 1, 8, 8))
+    with pytest.raises(InputError, match=r"samples of shape \(2,\), and images alone are measured"):
+        evaluate(Model(Denoiser(PointNet(2)), (2,)), half[0])
     few = Images("few", [np.zeros((12, 1, 8, 8), np.uint8)])
     with pytest.raises(InputError, match="twice as many"):
         measure(torch.zeros(12, 1, 8, 8), few)

@@ -289,6 +289,12 @@ def test_muon_takes_hidden_matrices_and_kernels_and_agrees_with_the_paper():
     assert float(away.norm() / (reference.detach() - begun).norm()) < 1e-3
 
 
+def test_muon_alone_trains_a_net_of_hidden_matrices_alone():
+    net = torch.nn.Linear(64, 64, bias=False)
+    (muon,) = optimizers.build("muon", net, 1e-2)
+    assert [p.shape for p in muon.weights] == [(64, 64)]
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_optimizer_state_survives_packing(name):
     one, two = learner(optimizer=name), learner(optimizer=name)
@@ -348,6 +354,9 @@ def test_the_learning_rate_finder_leaves_no_trace_and_finds_a_sane_rate():
     assert torch.equal(before, weights(learn))
     assert learn.state == state
     assert 1e-5 < found.lr < 0.1
+    for wrong in ({"n": 1}, {"low": 0.0}, {"low": 0.5}):
+        with pytest.raises(InputError, match="n must be at least 2 and 0 < low < high"):
+            lr_finder.find_lr(learn, **wrong)
 
 
 # ---- budgets ----------------------------------------------------------------------------------------------------
@@ -597,6 +606,15 @@ def test_fresh_in_memory_begins_anew():
         ({"cond_drpout": 0.1}, "cond_dropout"),
         ({"loss_weighting_options": {"gama": 1.0}}, "gama"),
         ({"sigma_distribution_options": {"mu": 1.0}}, "mu"),
+        ({"loss_weighting_options": {"sigma_data": 1.0}}, "sigma_data"),
+        ({"sigma_data": 0.0}, "sigma_data must be above 0, got 0.0"),
+        ({"sigma_data": math.inf}, "sigma_data must be above 0, got inf"),
+        ({"ema": 0.1}, "ema needs at least one length.* got 0.1"),
+        ({"batch_size": "8"}, "batch_size must be a whole number, got '8'"),
+        ({"dropout": 1.5}, "dropout must be from 0 to 1, got 1.5"),
+        ({"warmup": 2.5}, "warmup must be a whole number, got 2.5"),
+        ({"net": "unet-tiny dropout=0.5"}, "The net's dropout: decided by the data and by the other options"),
+        ({"net": {**TINY, "classes": 3, "in_channels": 2}}, "The net's classes, in_channels: decided"),
     ],
 )
 def test_bad_settings_are_refused_with_a_sentence(keywords, message):

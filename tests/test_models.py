@@ -175,6 +175,8 @@ def test_classes_by_name_and_by_index(model):
     assert model.cond(["c", 1, -1, "0"]).label.tolist() == [2, 1, -1, 0]
     assert model.cond(torch.tensor([2, 0])).label.tolist() == [2, 0]
     assert make(classes=("1", "0")).cond(["1", 1]).label.tolist() == [0, 1], "a name comes before an index"
+    with pytest.raises(InputError, match="No class named 'None'"):
+        model.cond([None])
     with pytest.raises(InputError, match=r"No class named 'cc'\. Did you mean 'c'\?|Known: a, b, c"):
         model.cond(["cc"])
     with pytest.raises(InputError, match="No class 3: there are 3, 0 to 2"):

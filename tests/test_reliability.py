@@ -19,7 +19,7 @@ from fastdiffusion import models
 from fastdiffusion.errors import CheckpointError, FastdiffusionError
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
-from fastdiffusion.training import results
+from fastdiffusion.training import results, trainer
 from fastdiffusion.training.callback import Callback
 
 
@@ -163,6 +163,20 @@ def test_a_batch_that_is_not_a_number_is_skipped_and_named(tmp_path):
     assert "picture-13" in (tmp_path / "report.html").read_text()
 
 
+def test_metrics_are_json_also_where_a_gradient_is_not_a_number(tmp_path):
+    options = {"batch_size": 4, "holdout": 0.0}
+    data = Toy(8, broken=[3])
+    seed = next(seed for seed in range(20) if 3 in learner(data, seed=seed, **options).batches.order(1))
+    learner(data, seed=seed, folder=tmp_path, **options).fit(steps=2)  # the last step, which has a line, is skipped
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1], parse_constant=refuse)
+    assert last["step"] == 2 and last["skipped"] and "loss" in last
+
+
 def test_three_in_a_row_restore_the_last_good_state_and_stop(tmp_path):
     good = learner(Toy(64), folder=tmp_path, batch_size=8, holdout=0.0, save_every=1e9)
     with pytest.raises(KeyboardInterrupt):
@@ -211,6 +225,16 @@ def test_a_preview_that_fails_does_not_stop_training(tmp_path, monkeypatch, caps
     learn = learner(folder=tmp_path, verbose=True).fit(steps=3)
     assert learn.state.finished
     assert "No preview" in capsys.readouterr().err
+
+
+def test_a_preview_that_fails_leaves_the_nets_in_training(tmp_path, monkeypatch):
+    def trained(folder):
+        return weights(learner(folder=folder, dropout=0.5, batch_size=8).fit(steps=4))
+
+    monkeypatch.setattr(trainer, "LOOK", 1)  # a preview at every step
+    whole = trained(tmp_path / "whole")
+    monkeypatch.setattr(results, "grid", None)  # whose call raises TypeError
+    assert torch.equal(trained(tmp_path / "failing"), whole)
 
 
 # ---- where it is run --------------------------------------------------------------------------------------------

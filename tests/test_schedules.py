@@ -89,6 +89,8 @@ def test_bad_ranges_and_names():
         schedules.karras(0)
     with pytest.raises(InputError, match="sigma_min < sigma_max"):
         schedules.karras(5, 2.0, 1.0)
+    with pytest.raises(InputError, match=r"never reaches the noise level 1e\+07"):  # its noise ends at 1e6
+        schedules.sigmoid(5, sigma_max=1e7)
     with pytest.raises(InputError, match="Did you mean 'karras'"):
         schedules.schedule("karas", 5)
 

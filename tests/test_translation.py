@@ -1,10 +1,12 @@
 """Translation: what is learned from, resuming bit for bit, answers by seed, oracles for the ways without training."""
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
 from fastdiffusion import cli, data, models, nets
+from fastdiffusion.data import Images
 from fastdiffusion.data.pairs import Pairs
 from fastdiffusion.denoisers import Denoiser, expand
 from fastdiffusion.errors import CheckpointError, DataError, InputError
@@ -262,6 +264,12 @@ def test_the_way_back_is_the_other_net():
     assert translate(to_pil(x[0]), net, reverse=True, size=16).images.shape == (1, 1, 16, 16)
 
 
+def test_a_result_has_the_size_that_was_trained_or_asked_for():
+    net = Translator("gan", TINY, (3, 8, 8))
+    assert translate(Image.new("RGB", (20, 24)), net).images.shape == (1, 3, 10, 8)
+    assert translate(Image.new("RGB", (20, 24)), net, size=6).images.shape == (1, 3, 7, 6)
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(InputError, match=r"No option of translate named 'steips'. Did you mean 'steps'"):
         translate(Image.new("RGB", (20, 20)), translator("gan"), steips=2)
@@ -271,6 +279,14 @@ def test_bad_input(tmp_path):
         train_translation("digits", method="pix2pix")
     with pytest.raises(InputError, match="one answer"):
         translate(Image.new("RGB", (20, 20)), translator("gan"), n=2)
+    with pytest.raises(InputError, match="n and steps must be at least 1, got 1 and -3"):
+        translate(Image.new("RGB", (20, 20)), translator("bridge"), steps=-3)
+    with pytest.raises(InputError, match="size must be at least 4, got -5"):
+        translate(Image.new("RGB", (20, 20)), translator("gan"), size=-5)
+    with pytest.raises(InputError, match=r"at least 0 and below 1, got 1\.0"):
+        domains("digits", classes="1,2", paired=False, holdout=1.0)
+    with pytest.raises(InputError, match="digits and few have images of 8x8 and 16x16 pixels"):
+        domains("digits", Images("few", [np.zeros((4, 1, 16, 16), np.uint8)]), paired=False)
     with pytest.raises(InputError, match="at least 4x4"):
         translate(Image.new("RGB", (1, 1)), translator("gan"))
     save_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)}, {"kind": "cold"})

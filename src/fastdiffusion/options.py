@@ -84,12 +84,14 @@ def fill(options: type[Options], **values: Any) -> Options:
     Raises InputError for a name that there is not, with the nearest, and for a text or a number that is none.
     """
     known = {f.name: str(f.type) for f in fields(options)}  # type: ignore[arg-type]
+    flags = {f.name: f.metadata.get("flag") for f in fields(options)}  # type: ignore[arg-type]
     for name, value in values.items():
         if name not in known:
             kind = options.__name__.removesuffix("Options").removesuffix("Config").lower()
             raise unknown(f"option of {kind}", name, list(known))
-        if value is not None and not _fits(known[name].removesuffix(" | None"), value):
-            what = "a text" if known[name].startswith("str") else "a number"
+        as_text = isinstance(value, str) and getattr(flags[name], "kind", None) is str  # such as seed="random"
+        if value is not None and not as_text and not _fits(known[name].removesuffix(" | None"), value):
+            what = {"str": "a text", "int": "a whole number"}.get(known[name].removesuffix(" | None"), "a number")
             raise InputError(f"{name} must be {what}, got {value!r}.")
     absent = [
         name for name, value in values.items() if value is None and known[name] in ("str", "int", "float", "bool")
@@ -98,7 +100,9 @@ def fill(options: type[Options], **values: Any) -> Options:
 
 
 def _fits(kind: str, value: Any) -> bool:
-    """Whether a value may be of a type, where that is a text or a float; options check all others themselves."""
+    """Whether a value may be of a type, where that is a text or a number; options check all others themselves."""
     if kind == "str":
         return isinstance(value, str | os.PathLike)
-    return kind != "float" or hasattr(value, "__float__")
+    if kind not in ("int", "float"):
+        return True
+    return hasattr(value, "__float__") and (kind == "float" or value % 1 == 0)

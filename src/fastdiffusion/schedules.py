@@ -17,6 +17,7 @@ from torch import Tensor
 from .errors import InputError, unknown
 
 Sigmas = Float[Tensor, " n"]
+_LATEST = 1e9  # of the times that a process is followed to
 
 
 def check_sigmas(sigmas: Tensor | Sequence[float], rising: bool = False) -> Tensor:
@@ -70,6 +71,8 @@ def _by_snr(n: int, sigma_min: float, sigma_max: float, sigma_of_t: Callable[[Te
     low, high = torch.zeros_like(ends), torch.ones_like(ends)
     while bool((sigma_of_t(high) < ends).any()):  # a process may be followed beyond its customary end, t = 1
         high = 2 * high
+        if high[0] > _LATEST:
+            raise InputError(f"This schedule never reaches the noise level {sigma_max:g}. Try 'exponential'.")
     for _ in range(60):
         midpoint = (low + high) / 2
         below = sigma_of_t(midpoint) < ends

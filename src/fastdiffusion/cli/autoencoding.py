@@ -133,7 +133,7 @@ def train_token_prior(
     panel="Create",
     examples=[
         "fastdiffusion sample-tokens runs/token-prior -n 16",
-        "fastdiffusion sample-tokens runs/token-prior/prior.safetensors --temperature 0.9 --seed 7",
+        "fastdiffusion sample-tokens runs/token-prior/codes.safetensors --temperature 0.9 --seed 7",
     ],
 )
 def sample_tokens(

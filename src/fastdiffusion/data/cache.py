@@ -74,8 +74,7 @@ def decode_once(family: str, key: str, items: Iterable[tuple[np.ndarray | None, 
             shutil.rmtree(temporary, ignore_errors=True)
         decoded = _load(place / key)
         for old in place.iterdir():
-            half_written = old.name.startswith(".") and time.time() - old.stat().st_mtime < 86400  # by another process
-            if old.name != key and not half_written:
+            if old.name != key and not _half_written(old):
                 shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise DataError(
@@ -85,6 +84,14 @@ def decode_once(family: str, key: str, items: Iterable[tuple[np.ndarray | None, 
     if decoded is None:
         raise DataError(f"The decoded images in {str(place)!r} cannot be read back. Remove that folder and try again.")
     return decoded
+
+
+def _half_written(folder: Path) -> bool:
+    """Whether another process is writing here, or has just given it its name: two of one run begin together."""
+    try:
+        return folder.name.startswith(".") and time.time() - folder.stat().st_mtime < 86400
+    except FileNotFoundError:
+        return True
 
 
 def _write(folder: Path, items: Iterable[tuple[np.ndarray | None, dict[str, Any]]]) -> None:

@@ -93,7 +93,8 @@ def reduced(image: Image.Image, pixels: int) -> Image.Image:
     scale = math.sqrt(pixels / (image.width * image.height))
     if scale >= 1:
         return image
-    return image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def _detail(pixels: np.ndarray, top: int, left: int, size: int) -> float:

@@ -31,6 +31,7 @@ CHANNELS = {"auto": "RGB", "L": "L", "RGB": "RGB", "RGBA": "RGBA"}
 LABELS = ("auto", "folders", "table", "none")
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 MAX_RATIO = 4.0  # of the longer to the shorter side
+DIGITS = 1000  # of a number in a class's name: Python reads none of more than 4,300
 _VERSION = 1  # of the decoding below: a change of what it makes must not meet an old cache
 _CHUNK = 256  # files in flight: bounds the memory of decoded images
 
@@ -261,4 +262,4 @@ def _count(captions: list[tuple[str, ...]]) -> CaptionCounts:
 def natural(name: str) -> list[tuple[bool, int, str]]:
     """Sorts class "9" before "10", and both before "cat"."""
     runs = [run for run in re.split(r"(\d+)", name) if run]
-    return [(False, int(run), "") if run.isdecimal() else (True, 0, run) for run in runs]
+    return [(False, int(run[:DIGITS]), "") if run.isdecimal() else (True, 0, run) for run in runs]

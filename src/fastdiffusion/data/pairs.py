@@ -28,7 +28,7 @@ class Pairs(Images):
     translation of which there are examples.
 
     Args:
-        given: The folder of inputs; or of images that hold input and answer side by side, input on the left.
+        inputs: The folder of inputs; or of images that hold input and answer side by side, input on the left.
         answers: The folder of answers, under the same names (the endings may differ).
         size: Both are brought to squares of this side.
         mode: "RGB" or "L".

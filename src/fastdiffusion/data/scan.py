@@ -160,7 +160,7 @@ class Scan:
             for group in groups[:most]:
                 report.extend(
                     textwrap.wrap(
-                        "= ".join(map(printable, group)), width, initial_indent="  ", subsequent_indent="    "
+                        " = ".join(map(printable, group)), width, initial_indent="  ", subsequent_indent="    "
                     )
                 )
 

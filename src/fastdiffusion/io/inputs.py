@@ -128,7 +128,7 @@ def as_tensor(image: Image.Image) -> Float[Tensor, "1 3 h w"]:
     return to_tensor(flatten(image).convert("RGB"))[None]
 
 
-def scaled(x: Tensor, factor: float) -> Tensor:
-    """Resized by a factor, to at least 16 pixels a side."""
-    h, w = (max(round(n * factor), LEAST) for n in x.shape[-2:])
+def scaled(x: Tensor, factor: float, least: int = LEAST) -> Tensor:
+    """Resized by a factor, to at least so many pixels a side."""
+    h, w = (max(round(n * factor), least) for n in x.shape[-2:])
     return F.interpolate(x, (h, w), mode="bicubic", antialias=True).clamp(-1, 1)

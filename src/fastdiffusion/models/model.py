@@ -203,7 +203,7 @@ class Model:
             return names.index(normalize("NFC", label))
         try:
             index = int(label)
-        except ValueError:
+        except (TypeError, ValueError):
             raise unknown("class", label, self.classes) from None
         if not -1 <= index < len(self.classes):
             raise InputError(f"No class {index}: there are {len(self.classes)}, 0 to {len(self.classes) - 1}.")

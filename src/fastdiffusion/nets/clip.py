@@ -166,8 +166,10 @@ def cloob(
         ]
         logits = sharp * (retrieved[0] @ retrieved[1].T)
         logits = logits.T if turned else logits
-        others = logits.masked_fill(eye | (same.T if turned else same), -math.inf)
-        value = value + (others.logsumexp(1) - logits.diagonal()).mean() / sharp
+        hidden = eye | (same.T if turned else same)
+        contrasted = ~hidden.all(1)  # a row beside which there is no other pair teaches nothing
+        others = logits.masked_fill(hidden, -math.inf)[contrasted].logsumexp(1)
+        value = value + (others - logits.diagonal()[contrasted]).sum() / (sharp * max(len(others), 1))
     return value
 
 

@@ -49,9 +49,9 @@ class Metrics(Callback):
         due = step.step % 10 ** max(1, int(math.log10(step.step)) - 1) == 0
         if self.losses and (due or step.last):
             record |= {name: round(sum(losses) / len(losses), 6) for name, losses in self.losses.items()}
+            record |= {"norm": round(step.norm, 5)} if math.isfinite(step.norm) else {}  # NaN is no JSON
             record |= {
-                "norm": round(step.norm, 5), "lr": step.lr, "images_per_second": round(step.images_per_second, 1),
-                "seconds": round(step.seconds, 2),
+                "lr": step.lr, "images_per_second": round(step.images_per_second, 1), "seconds": round(step.seconds, 2),
             }  # fmt: skip
             self.losses = {}
         self.record = record if len(record) > 1 else None

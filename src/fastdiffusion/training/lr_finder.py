@@ -23,6 +23,8 @@ def find_lr(learner: Learner, low: float = 1e-5, high: float = 0.3, n: int = 80)
 
     The suggestion is a third of the rate with the lowest smoothed loss. The learner is left as it was.
     """
+    if n < 2 or not 0 < low < high:
+        raise InputError(f"n must be at least 2 and 0 < low < high, got {n}, {low:g} and {high:g}. Leave them out.")
     before = copy.deepcopy(learner.pack())
     rates, losses, smooth = [], [], []
     try:

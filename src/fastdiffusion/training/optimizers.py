@@ -39,7 +39,10 @@ def muon(module: nn.Module, lr: float, weight_decay: float = 0.0) -> list[Optimi
     ]
     taken = {id(p) for p in hidden}
     rest = nn.ParameterList(p for p in module.parameters() if id(p) not in taken)
-    return [*([Muon(hidden, lr, weight_decay)] if hidden else []), *adamw(rest, lr, weight_decay)]
+    return [
+        *([Muon(hidden, lr, weight_decay)] if hidden else []),
+        *(adamw(rest, lr, weight_decay) if len(rest) else []),
+    ]
 
 
 def schedule_free(module: nn.Module, lr: float, weight_decay: float = 0.0) -> list[Optimizer]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from .config import TrainingConfig
 from .distributed import rank_and_world
 
 VOCABULARY = 4096  # most tokens of a text encoder
+DECIDED = {"in_channels", "out_channels", "classes", "augment", "context", "pooled", "dropout"}  # of a net, by a run
 
 
 @dataclass(frozen=True)
@@ -69,14 +72,22 @@ def check(config: TrainingConfig) -> None:
     ):
         if name not in known:
             raise unknown(kind, name, known)
-    if config.net is not None:
-        nets.specification(config.net)
+    if config.net is not None and (decided := DECIDED & nets.specification(config.net).keys()):
+        raise InputError(
+            f"The net's {', '.join(sorted(decided))}: decided by the data and by the other options "
+            "(dropout, captions, augment, self_condition). Leave it out of net."
+        )
+    some = torch.full((1,), 0.5)
     for kind, options, f in (
-        ("loss_weighting", config.loss_weighting_options, losses.LOSS_WEIGHTINGS[config.loss_weighting]),
-        ("sigma_distribution", config.sigma_distribution_options, SIGMA_DISTRIBUTIONS[config.sigma_distribution]),
+        ("loss_weighting", config.loss_weighting_options, partial(losses.weight, config.loss_weighting, some, 0.5)),
+        (
+            "sigma_distribution",
+            config.sigma_distribution_options,
+            partial(SIGMA_DISTRIBUTIONS[config.sigma_distribution], some),
+        ),
     ):
         try:
-            f(torch.full((1,), 0.5), **options)
+            f(**options)
         except TypeError as error:
             name = getattr(config, kind)
             raise InputError(f"{kind} {name} does not take these options ({error}).") from None
@@ -85,14 +96,18 @@ def check(config: TrainingConfig) -> None:
         raise InputError(
             f"batch_size must be a multiple of processes times grad_accumulation, here {splits}; got {size}."
         )
-    if not config.ema:
-        raise InputError("ema needs at least one length, e.g. ema=(0.1,).")
+    if not isinstance(config.ema, Sequence) or not config.ema:
+        raise InputError(f"ema needs at least one length, e.g. ema=(0.1,), got {config.ema!r}.")
+    if config.sigma_data is not None and not 0 < config.sigma_data < math.inf:
+        raise InputError(f"sigma_data must be above 0, got {config.sigma_data}. Leave it out to have it measured.")
     if config.restore is not None and config.autoencoder is not None:
         raise InputError("Restoration works on images, not on latents. Leave out restore or autoencoder.")
     if not 0 <= config.decay <= 0.95:
         raise InputError(f"decay must be from 0 to 0.95, got {config.decay}. Try 0.5.")
     if not 0 <= config.cond_dropout <= 1:
         raise InputError(f"cond_dropout is a part of the examples, 0 to 1, got {config.cond_dropout}. Try 0.1.")
+    if not 0 <= config.dropout <= 1:
+        raise InputError(f"dropout must be from 0 to 1, got {config.dropout}. Try 0.1.")
     if config.warmup < 0 or not config.grad_clip >= 0:
         raise InputError(
             f"warmup and grad_clip cannot be negative, got {config.warmup} and {config.grad_clip}. 0 is off."

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib.util import find_spec
 from itertools import chain
 from typing import Any, Self
@@ -80,6 +80,8 @@ class Trainer:
 
     def set_up(self, task: Task) -> None:
         """Put a task at step 0: nets on the device, fresh optimizers and averages."""
+        if not task.updates.divided:  # batches of fewer rows than processes cannot be measured by all
+            task = replace(task, held_out=[batch for batch in task.held_out if length(batch) >= self.world])
         self.task = task
         self.state = State(precision=choose_precision(self.options.precision, self.device))
         for module in (*task.modules, *(part.module for part in task.parts.values())):
@@ -122,7 +124,10 @@ class Trainer:
     def _divide(self, batch: Batch, count: int = 1) -> list[Batch]:
         rank, world = (0, 1) if self.task.updates.divided else (self.rank, self.world)
         size = length(batch) // (world * count)
-        starts = range(rank * count * size, (rank + 1) * count * size, max(size, 1))
+        if size < 1:
+            some = counted(length(batch), "example")
+            raise InputError(f"A batch of {some} cannot be divided in {world * count}. Use fewer processes.")
+        starts = range(rank * count * size, (rank + 1) * count * size, size)
         return [rows(batch, slice(start, start + size), self.device) for start in starts]
 
     def update(self, microbatches: Sequence[Batch], rate: float = 1.0) -> tuple[dict[str, float], float, list[Tensor]]:
@@ -351,9 +356,11 @@ class Trainer:
         with torch.no_grad(), self._chance(0):
             for module in modules:
                 module.eval()
-            yield
-            for module in modules:
-                module.train()
+            try:
+                yield
+            finally:  # a preview that fails must not leave them so
+                for module in modules:
+                    module.train()
 
     def validate(self, length: float | None = None) -> float:
         """The first part's mean loss on held-out data, by the average of a length, by default the last; it is kept."""
@@ -440,9 +447,10 @@ class Trainer:
             )
         try:
             self.unpack(tensors, config)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"The checkpoint of step {step} does not fit this version ({error}). Use --fresh."
+                f"The checkpoint of step {step} is of another version, or of other options such as the optimizer "
+                f"({error}). Give them as they were, or use --fresh."
             ) from None
 
     def differences(self, then: Mapping[str, Any]) -> str:

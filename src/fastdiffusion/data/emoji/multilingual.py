@@ -46,7 +46,7 @@ def multilingual(
 
 
 class Multilingual(Dataset):
-    """See :func:`polyglot`. Without a generator, captions are English."""
+    """See :func:`multilingual`. Without a generator, captions are English."""
 
     classes = ()
 

@@ -198,7 +198,7 @@ def sample_tokens(model: VQPrior | str | Path, **options: Any) -> ImageResult:
     """New images out of tokens.
 
     Args:
-        model: Of :func:`train_token_prior`, or its file.
+        model: Of :func:`train_token_prior`, its file, or its run's folder.
         options: See :class:`SampleTokensOptions`.
     """
     chosen = fill(SampleTokensOptions, **options)
@@ -216,7 +216,8 @@ def sample_tokens(model: VQPrior | str | Path, **options: Any) -> ImageResult:
 
 
 def load(path: str | Path) -> VQPrior:
-    """Read a file that :func:`train_token_prior` wrote; raises CheckpointError for any other."""
+    """Read a file that :func:`train_token_prior` wrote, or a run's folder; raises CheckpointError for any other."""
+    path = Path(path) / FILE if Path(path).is_dir() else path
     return guarded.load(path, {"codes": _built}, "train-token-prior")
 
 

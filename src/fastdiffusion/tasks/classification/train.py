@@ -21,7 +21,7 @@ from ... import data as datasets
 from ...data import Dataset
 from ...data.latents import Latents
 from ...denoisers import Denoiser, expand
-from ...errors import DataError, InputError, unknown
+from ...errors import DataError, InputError, counted, warn
 from ...io import guarded
 from ...models import Model, native_denoiser
 from ...nets import layers, presets
@@ -58,9 +58,7 @@ def train_classifier(data: Dataset | str, **options: Any) -> TrainingResult[AnyC
         CheckpointError: The folder holds another run.
     """
     chosen = fill(TrainClassifierOptions, **options)
-    data = datasets.load(data, chosen.size)
-    if not data.classes:
-        raise DataError(f"{data.name} has no labels to learn. Sort the images into one folder per class.")
+    data = _labelled(datasets.load(data, chosen.size))
     levels = LEVELS
     if chosen.latents is not None:
         data, levels = of_latents(data, chosen)
@@ -74,8 +72,22 @@ def train_classifier(data: Dataset | str, **options: Any) -> TrainingResult[AnyC
     return TrainingResult.of(_trained(made, data, loss, chosen, levels), chosen.folder)
 
 
+def _labelled(data: Dataset) -> Dataset:
+    """The images that have a label: of the others nothing is learned."""
+    labels = data.annotations(range(len(data))).labels.tolist() if data.classes else []
+    rows = [i for i, label in enumerate(labels) if label >= 0]
+    if not rows:
+        raise DataError(f"{data.name} has no labels to learn. Sort the images into one folder per class.")
+    if len(rows) == len(data):
+        return data
+    warn(f"Left out: {counted(len(data) - len(rows), 'image')} of {len(data):,}, without a label.")
+    return datasets.Subset(data, rows)
+
+
 def _new(data: Dataset, chosen: TrainClassifierOptions) -> Callable[[], AnyClassifier]:
     """What builds the classifier that ``chosen`` asks for."""
+    if not 0 <= chosen.dropout < 1:
+        raise InputError(f"dropout must be at least 0 and below 1, got {chosen.dropout}. Try 0.1.")
     classes, names = len(data.classes), list(data.classes) if chosen.latents is not None else ()
     if chosen.model is not None:
         return partial(Classifier.from_denoiser, _denoiser(chosen.model), classes)
@@ -126,8 +138,8 @@ def _denoiser(model: Model | str | Path) -> Denoiser:
 def accuracy(
     net: AnyClassifier, data: Dataset, sigmas: Sequence[float] = (0.1, 0.5, 1.0, 2.0, 5.0), n: int = 500, seed: int = 0
 ) -> dict[float, float]:
-    """Part of ``n`` images that are classified correctly, at each noise level."""
-    e = _examples(net, data, n, seed)
+    """Part of ``n`` images with a label that are classified correctly, at each noise level."""
+    e = _examples(net, _labelled(data), n, seed)
     assert e.cond is not None and e.cond.label is not None
     right = {}
     for sigma in sigmas:
@@ -165,11 +177,7 @@ def load(path: str | Path) -> AnyClassifier | NoiseLevel:
 
 
 def _keywords(net: str, data: Dataset, dropout: float) -> dict[str, Any]:
-    preset = presets.PRESETS.get(net, {})
-    if preset.get("name") != "unet":
-        raise unknown("U-Net", net, [name for name, spec in presets.PRESETS.items() if spec["name"] == "unet"])
-    channels = data.shape[0]
-    return {k: v for k, v in preset.items() if k != "name"} | {"in_channels": channels, "dropout": dropout}
+    return presets.unet(net) | {"in_channels": data.shape[0], "dropout": dropout}
 
 
 def _sigma_data(data: Dataset) -> float:

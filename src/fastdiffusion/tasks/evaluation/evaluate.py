@@ -118,12 +118,15 @@ def evaluate(model: Model | str | Path, data: Dataset | str | Path, **options: A
     """
     chosen = fill(EvaluateOptions, **options)
     ready = loaded(model, chosen)
+    if len(ready.image_shape) != 3:
+        raise InputError(f"This model makes samples of shape {ready.image_shape}, and images alone are measured.")
     _, height, width = ready.image_shape
     trained = ready.info.get("options") if isinstance(data, str | Path) and Path(data).is_dir() else None
     keys = ("aspect", "mode", "labels")  # the data are read as the training read them
     loading = {key: trained[key] for key in keys if key in trained} if isinstance(trained, dict) else {}
     data = datasets.load(data, size=height if height == width else None, **loading)
     n = _count(chosen.n, data)
+    _check_shape(ready.image_shape, data)
     labels = classes = captions = None
     conditions = data.annotations(selection.choose(data, n, chosen.seed))
     if ready.classes and ready.classes == tuple(data.classes):
@@ -179,9 +182,7 @@ def measure(
     Raises:
         InputError: Fewer than 10 images, or of another shape than the data's.
     """
-    if tuple(images.shape[1:]) != tuple(data.shape):
-        shapes = ["x".join(map(str, shape)) for shape in (images.shape[1:], data.shape)]
-        raise InputError(f"The model makes {shapes[0]} images, the data has {shapes[1]}. Load the data with size=.")
+    _check_shape(images.shape[1:], data)
     n = _count(len(images), data)
     fake, chosen = to_uint8(images[:n]), selection.choose(data, 2 * n, seed)
     net = features or feature_net.feature_net(data)
@@ -207,7 +208,8 @@ def measure(
             add(key, "higher", mean, [ours], [theirs])
     if labels is not None and isinstance(net, metrics.Classifier) and net.info.get("of") == "labels":
         right = [_right(net, x, y) for x, y in ((fake, torch.as_tensor(labels[:n])), (other, other_labels))]
-        add("label accuracy", "higher", mean, right[:1], right[1:])
+        if all(map(len, right)):  # of few labels, none may be of an image that was drawn
+            add("label accuracy", "higher", mean, right[:1], right[1:])
     slopes = [metrics.gradient_statistics(to_tensor(x)) for x in (real, fake, other)]
     keys, widths = list(slopes[0]), [v.shape[1] for v in slopes[0].values()]
 
@@ -221,6 +223,13 @@ def measure(
     add("nearness", "", lambda d: float(d.median()) / max(unit, 1e-9), [distances], [floor])
     details = {key: round(value, 5) for key, value in gradients(*joined[:2]).items()}
     return Report(data.name, n, numbers, details, about, sheet, samples)
+
+
+def _check_shape(made: Sequence[int], data: Dataset) -> None:
+    """Refuse images that are not of the data's shape."""
+    if tuple(made) != tuple(data.shape):
+        shapes = ["x".join(map(str, shape)) for shape in (made, data.shape)]
+        raise InputError(f"The model makes {shapes[0]} images, the data has {shapes[1]}. Load the data with size=.")
 
 
 def _count(n: int, data: Dataset) -> int:

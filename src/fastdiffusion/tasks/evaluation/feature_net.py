@@ -25,10 +25,12 @@ from ...training.task import Part, Task, Updates
 from ...training.trainer import train
 from .options import TrainFeatureNetOptions
 
+LEAST = 20  # images, or of those with a label, that a classifier can be trained on
+
 
 @torch.enable_grad()  # often first needed in the middle of a measurement, which is without
 def train_feature_net(data: Dataset, **options: object) -> Classifier:
-    """A classifier of ``data``'s labels, or where it has none, of quarter turns (Gidaris et al. 2018).
+    """A classifier of ``data``'s labels, or where hardly any image has one, of quarter turns (Gidaris et al. 2018).
 
     One tenth of the images is kept aside and gives ``info["accuracy"]``. Deterministic on one machine.
 
@@ -38,15 +40,16 @@ def train_feature_net(data: Dataset, **options: object) -> Classifier:
             pixels), but none more than 40 times.
     """
     chosen = fill(TrainFeatureNetOptions, **options)
-    if len(data) < 20:
+    if len(data) < LEAST:
         raise DataError(
-            f"{data.name!r} has {counted(len(data), 'image')}; a classifier to measure with needs at least 20."
+            f"{data.name!r} has {counted(len(data), 'image')}; a classifier to measure with needs at least {LEAST}."
         )
     channels, h, w = data.shape
     side = min(32, max(8, 2 ** round(math.log2(max(h, w)))))
     images, labels = load_images(data, choose(data, 100_000, chosen.seed), (side, side))
     kinds = len(data.classes)
-    if kinds > 1 and bool((labels >= 0).any()):
+    by_label = kinds > 1 and int((labels >= 0).sum()) >= LEAST
+    if by_label:
         images, labels = images[labels >= 0], labels[labels >= 0]
     else:
         kinds = 4
@@ -87,13 +90,13 @@ def train_feature_net(data: Dataset, **options: object) -> Classifier:
     net.cpu().requires_grad_(False)
     right = torch.cat([net(to_tensor(part)).argmax(1) for part in images[:held].split(ROWS)]) == labels[:held]
     inner = torch.cat([net.features(to_tensor(part)) for part in images[held:][:10_000].split(ROWS)])
-    net.unit.copy_(inner.var(0).mean().sqrt())
+    net.unit.copy_(inner.var(0).mean().sqrt().clamp(min=1e-6))  # 0 where all images are alike
     net.head.weight.mul_(net.unit)  # the logits stay what they were
     net.info = {
         "name": safe_name(data.name).replace("-", "_").lower(),
         "data": data.fingerprint,
         "accuracy": round(float(right.float().mean()), 4),
-        "of": "labels" if len(data.classes) > 1 else "quarter turns",
+        "of": "labels" if by_label else "quarter turns",
     }
     return net
 

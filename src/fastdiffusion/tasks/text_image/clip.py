@@ -146,9 +146,10 @@ def _new(data: Dataset, chosen: TrainClipOptions) -> Clip:
     """An encoder with fresh weights and a tokenizer for these images and captions."""
     texts = list(dict.fromkeys(data.texts()))
     if len(texts) < 2:
+        has = "one caption for all its images" if texts else "no captions"
         raise DataError(
-            f"{data.name} has no captions to learn from. Put a NAME.txt beside each NAME.png, or a metadata.jsonl with "
-            "file_name and text."
+            f"{data.name} has {has}, nothing to learn from. Put a NAME.txt beside each NAME.png, or a metadata.jsonl "
+            "with file_name and text."
         )
     channels, side = data.shape[0], data.shape[1] if data.shape[1] == data.shape[2] else 0
     tokenizer = tokenizers.train(map(normalized, texts), chosen.vocabulary)

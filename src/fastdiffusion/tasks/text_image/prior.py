@@ -22,6 +22,7 @@ from torch import Tensor
 from ... import losses, noise, samplers, schedules
 from ...data import Dataset
 from ...denoisers import Denoiser
+from ...errors import InputError
 from ...guidance import cfg
 from ...io import guarded
 from ...io.checkpoints import fingerprint, save_tensors
@@ -49,6 +50,8 @@ def train_prior(clip: Clip, data: Dataset, **options: Any) -> Denoiser:
         options: See :class:`TrainPriorOptions`.
     """
     chosen = fill(TrainPriorOptions, **options)
+    if chosen.draws < 1:
+        raise InputError(f"draws must be at least 1, got {chosen.draws}. Try 4.")
     seed, n = chosen.seed, chosen.batch_size
     image_vectors, text_vectors = embeddings(clip.to(place(chosen.device)), data, chosen.draws, seed)
     unit = clip.dim**0.5  # unit vectors have numbers of about 1 / unit

@@ -91,8 +91,10 @@ def domains(
 
     Raises:
         DataError: No pairs, or hardly any images.
-        InputError: Classes that are not there, or that a method cannot use.
+        InputError: Classes that are not there, or that a method cannot use; images of two sizes.
     """
+    if not 0 <= holdout < 1:
+        raise InputError(f"holdout must be at least 0 and below 1, got {holdout}. Try 0.05.")
     a = squares(source, size)
     mark = a.fingerprint
     if classes is not None:
@@ -115,6 +117,9 @@ def domains(
         return Domains(None, pixels, len(held), True, mark, ("edges", a.name))
     else:
         raise InputError("Unpaired translation needs a second domain: another folder, or two classes of this one.")
+    if one.shape[2:] != two.shape[2:]:
+        sizes = " and ".join(f"{w}x{h}" for h, w in (one.shape[2:], two.shape[2:]))
+        raise InputError(f"{names[0]} and {names[1]} have images of {sizes} pixels. Give one size for both.")
     least = min(len(one), len(two))
     if least < 2:
         raise DataError(f"There are {len(one)} and {len(two)} images to learn from; at least 2 of each are needed.")

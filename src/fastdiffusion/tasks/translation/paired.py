@@ -60,6 +60,7 @@ SIGMAS = (0.02, 20.0)  # of a diffusion that is conditioned on its source
 SIGMA_DISTRIBUTION = (0.0, 1.4)  # lognormal: large areas of one color are decided in much noise
 SHARE = {"gan": 0.5, "cyclegan": 0.5}  # of the optimizer's usual rate: in a game, the other must be able to follow
 CRITIC_LR = 5e-4  # of AdamW
+SMALLEST = 4  # pixels of a side that a U-Net takes
 DECAY = 0.25  # of the run: the rate's fall, which is when colors stop swaying
 
 
@@ -216,8 +217,10 @@ def translate(image: ImageLike, net: Translator | Cycle | Model | str | Path, **
         DataError: A file that is no image.
     """
     chosen = fill(TranslateOptions, **options)
-    if chosen.n < 1:
-        raise InputError(f"n must be at least 1, got {chosen.n}.")
+    if chosen.n < 1 or chosen.steps < 1:
+        raise InputError(f"n and steps must be at least 1, got {chosen.n} and {chosen.steps}.")
+    if chosen.size is not None and chosen.size < SMALLEST:
+        raise InputError(f"size must be at least {SMALLEST}, got {chosen.size}. Leave it out for the trained one.")
     diffusion = isinstance(net, Model) or (isinstance(net, str | Path) and shipped(str(net)) is not None)
     if chosen.prompt is not None:
         if isinstance(net, Translator | Cycle):
@@ -249,7 +252,7 @@ def _by_net(net: Translator | Cycle, image: ImageLike, options: TranslateOptions
         raise InputError(f"This net has one answer to an image, {options.n} were asked for. Leave n at 1.")
     if options.reverse and not isinstance(net, Cycle):
         raise InputError("This net has learned one way only. Train the other with source and target exchanged.")
-    source = _prepared(opened(image, "image", 4), net.shape, options.size, options.from_edges).to(_device(net))
+    source = _prepared(opened(image, "image", SMALLEST), net.shape, options.size, options.from_edges).to(_device(net))
     if isinstance(net, Cycle):
         return net(source, options.reverse)
     seeds = range(options.seed, options.seed + options.n)
@@ -262,7 +265,7 @@ def _by_model(model: Model, image: ImageLike, options: TranslateOptions, prompt:
     if len(model.image_shape) != 3:
         raise InputError(f"This model makes samples of shape {model.image_shape}, no images: it cannot translate one.")
     channels, height, width = model.image_shape
-    source = fit_image(opened(image, "image", 4), (channels, height, width))[None]
+    source = fit_image(opened(image, "image", SMALLEST), (channels, height, width))[None]
     condition = model.cond if model.classes else model.encode_prompt
     strength, steps, scale = options.strength, options.steps, options.scale
     if options.source_prompt is None:
@@ -279,7 +282,7 @@ def _by_model(model: Model, image: ImageLike, options: TranslateOptions, prompt:
 def _prepared(image: Image.Image, shape: tuple[int, int, int], size: int | None, from_edges: bool) -> Tensor:
     """As the net was trained: its channels, its shorter side."""
     x = as_tensor(image)
-    x = scaled(x, (size or min(shape[1:])) / min(x.shape[-2:]))
+    x = scaled(x, (size or min(shape[1:])) / min(x.shape[-2:]), SMALLEST)
     if from_edges:
         return edges(x).expand(-1, shape[0], -1, -1)
     return x if shape[0] == 3 else x.mean(1, keepdim=True)
