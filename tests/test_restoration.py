@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from importlib.resources import files
 
 import numpy as np
@@ -22,6 +23,7 @@ from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.restoration import tiles
 from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel
 from fastdiffusion.tasks.restoration.colorization import in_gamut, luminance
+from fastdiffusion.tasks.restoration.inputs import _asked
 from fastdiffusion.tasks.restoration.measurement import Measurement
 from fastdiffusion.tasks.restoration.method import parse_task, weakened
 from fastdiffusion.tasks.restoration.options import RestoreOptions
@@ -652,3 +654,51 @@ def test_colors_that_were_asked_for_stay_however_faint():
     assert any("Hardly any color" in note for note in done.notes)
     red, green, _ = done.pixels[0, :, 32, 42].tolist()
     assert red > green
+
+
+def test_a_file_is_a_file_whatever_its_name(tmp_path, monkeypatch):
+    """ "inpaint mask.png" is no "mask", and what stands in quotes is text."""
+    monkeypatch.chdir(tmp_path)
+    hole = Image.new("L", (96, 64))
+    hole.paste(255, (30, 20, 40, 30))
+    for name in ("mask.png", "noise.png", "hole (copy).png", "a, gray.png"):
+        hole.save(name)
+        assert str(parse_task(f"inpaint '{name}'")) == str(parse_task(f"mask '{name}'"))
+        assert restore(photo(96, 64), f"inpaint {name!r}").to_pil()[0].size == (96, 64)
+    assert str(parse_task("inpaint mask.png, jpeg 30")) == "mask mask.png, jpeg 30"
+    assert parse_task("watermark 'upscale, x | (World)' 0.5").steps[0].values == ("upscale, x | (World)", 0.5)
+    assert str(parse_task("deblur motion 9 30, inpaint mask 0.2")) == "motion 9 30, mask 0.2"
+
+
+def test_a_mask_of_all_is_refused(restorer, tmp_path):
+    Image.new("L", (96, 64), 255).save(tmp_path / "all.png")
+    with pytest.raises(InputError, match="covers the whole image"):
+        restore(photo(96, 64), f"inpaint '{tmp_path / 'all.png'}'", restorer)
+
+
+@pytest.mark.parametrize("text", ["blur 0", "defocus 0"])
+def test_no_blur_is_no_other_blur(text):
+    done = restore(photo(128, 112), text)
+    assert done.corruption == text and not done.notes
+
+
+def test_noise_of_255_may_stand_anywhere():
+    one_of, jpeg_after = _asked("(blur 1 | noise 5), jpeg 30")[1].parts
+    assert str(one_of) == "blur 1 | noise 0.0392" and str(jpeg_after) == "jpeg 30"
+    _, ranged, notes = _asked("noise 5..25")
+    assert str(ranged) == "noise 0.0392..0.1961" and "5..25 of 255: noise 0.0392..0.1961" in notes[0]
+    assert _asked("noise 0.02..0.3")[1:] == (parse("noise 0.02..0.3"), ())
+
+
+def test_a_pipe_takes_one_image(tmp_path, monkeypatch, capfdbinary):
+    first = io.BytesIO()
+    photo(96, 64).save(first, "MPO", save_all=True, append_images=[photo(48, 32)])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(first.getvalue())))
+    assert main(["restore", "-", "-o", str(tmp_path / "a.png")]) == 0  # a JPEG file, as cameras write it
+    assert str(tmp_path / "a.png").encode() in capfdbinary.readouterr().err
+    photo(96, 64).save(tmp_path / "b.jpg")
+    for several in ("-n2", "--compare"):
+        assert main(["restore", str(tmp_path / "b.jpg"), several, "-o", "-"]) == 2
+        assert b"To stdout goes one image" in capfdbinary.readouterr().err
+    photo(96, 64).save(tmp_path / "c.jfif", "JPEG")
+    assert main(["restore", str(tmp_path / "c.jfif")]) == 0

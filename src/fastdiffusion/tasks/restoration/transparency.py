@@ -12,8 +12,7 @@ from torch import Tensor
 from ...corruptions.marks import filled
 from ...io.images import open_image, to_array, to_pil, to_tensor
 from .inputs import Source
-
-OPAQUE = (".jpg", ".jpeg", ".jpe")  # kinds of files without transparency, which are not decoded once more
+from .options import JPEG
 
 
 def parted(source: Source) -> tuple[Source, UInt8[Tensor, "1 h w"] | None]:
@@ -21,7 +20,7 @@ def parted(source: Source) -> tuple[Source, UInt8[Tensor, "1 h w"] | None]:
 
     Laid on white or black, what is below would be in the edges of the result.
     """
-    if not isinstance(source, Image.Image) and Path(source).suffix.lower() in OPAQUE:
+    if not isinstance(source, Image.Image) and Path(source).suffix.lower() in JPEG:  # is not decoded once more
         return source, None
     image = open_image(source)
     if image.mode not in ("LA", "RGBA"):

@@ -67,7 +67,8 @@ def stylize(content: ImageLike, style: ImageLike | Stylizer, **options: Any) -> 
     """
     chosen = fill(StylizeOptions, **options)
     made = _stylized(opened(content, "content"), style, chosen, options)
-    name, notes = (Path(content).stem, losses(content)) if isinstance(content, str | PathLike) else ("image", [])
+    name = Path(content).stem if isinstance(content, str | PathLike) else "image"
+    notes = losses(content, transparency=chosen.model is not None)  # elsewhere it stays
     kept = recipe("stylize", vars(chosen), content, style)
     return ImageResult.of([made], [f"{name}-stylized"], kept, notes=tuple(notes))
 
