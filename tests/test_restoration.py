@@ -19,6 +19,7 @@ from fastdiffusion.data import Crops, Pairs
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.io.images import jpeg_tables, read_image, read_recipe, to_pil, to_tensor, to_uint8
+from fastdiffusion.io.outputs import gather
 from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.restoration import tiles
 from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel
@@ -702,3 +703,12 @@ def test_a_pipe_takes_one_image(tmp_path, monkeypatch, capfdbinary):
         assert b"To stdout goes one image" in capfdbinary.readouterr().err
     photo(96, 64).save(tmp_path / "c.jfif", "JPEG")
     assert main(["restore", str(tmp_path / "c.jfif")]) == 0
+
+
+def test_images_are_taken_in_the_order_that_they_were_named(tmp_path, capsys):
+    for name in "cab":
+        photo(40, 40, seed=ord(name)).save(tmp_path / f"{name}.png")
+    named = [tmp_path / f"{name}.png" for name in "cba"]
+    assert [file for file, _ in gather([*named, tmp_path], {".png"})] == named
+    assert main(["remove-watermark", str(tmp_path), "-o", str(tmp_path / "out")]) == 2  # a folder of images
+    assert "Cannot read" not in (told := capsys.readouterr().err) and "watermark" in told

@@ -66,6 +66,26 @@ def test_alpha_and_grays_pass():
     assert stylize(to_pil(CONTENT).convert("L"), STYLE, steps=1, net=small_net).images.shape[1] == 3
 
 
+def test_what_is_said_of_transparency_is_true(tmp_path):
+    cutout = to_pil(CONTENT).convert("RGBA")
+    cutout.putalpha(Image.linear_gradient("L").resize(cutout.size))
+    cutout.save(tmp_path / "cutout.png")
+    made = stylize(tmp_path / "cutout.png", STYLE, steps=1, net=small_net)
+    assert made.images.shape[1] == 4 and not made.notes
+    with pytest.warns(UserWarning, match="A JPEG keeps no transparency"):
+        made.save(tmp_path / "out.jpg")
+
+
+def test_an_image_is_seen_as_its_camera_was_held(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    to_pil(CONTENT).save(tmp_path / "turned.png", exif=exif)
+    options = {"steps": 1, "net": small_net}
+    given = Image.open(tmp_path / "turned.png")
+    file, image = (stylize(one, STYLE, **options).images for one in (tmp_path / "turned.png", given))
+    assert file.shape[2:] == (64, 48) and torch.equal(file, image)
+
+
 def test_tiles_have_the_gradient_of_the_whole(monkeypatch):
     x = torch.rand(1, 3, 40, 56, dtype=torch.float64, generator=generator(0)) * 2 - 1
     kernel = torch.randn(4, 3, 3, 3, dtype=torch.float64, generator=generator(2))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .atomic import write_bytes
-from .images import flatten, grid, is_deep, open_image, plain, to_array, to_pil, to_tensor
+from .images import flatten, grid, is_deep, open_image, to_array, to_pil, to_tensor
 from .images import opened as opened_header
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}

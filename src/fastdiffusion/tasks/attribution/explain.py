@@ -37,7 +37,8 @@ from .integrated import Attribution, Run, Target, attribute, by_term, secants
 from .options import ExplainOptions, corners
 from .result import Explanation, WordNumbers, faded, rank_correlation
 
-DRAWN = ("seed", "steps", "scale", "negative_prompt", "image", "size", *LOADING)  # options of an image that is drawn now
+# Options of an image that is drawn now.
+DRAWN = ("seed", "steps", "scale", "negative_prompt", "image", "size", *LOADING)
 ALLOWED = 0.02  # of the whole, what the integral may lack before shares are taken from finite steps
 
 
@@ -113,9 +114,9 @@ def _run(what: str | Path, model: Model | str | Path | None, chosen: ExplainOpti
         if len(wanted) != 1:
             raise InputError(f"{path.name!r} is a sheet of {len(wanted)} images. Explain one of them.")
         usual = ExplainOptions()
-        given = [n for n in (*DRAWN, "strength") if n != "device" and getattr(chosen, n) != getattr(usual, n)]
-        note = f"The image's recipe says how it was drawn: {', '.join(given)} had no effect."
-        return made, wanted.start, [note] * bool(given)
+        named = [n for n in (*DRAWN, "strength") if n != "device" and getattr(chosen, n) != getattr(usual, n)]
+        note = f"The image's recipe says how it was drawn: {', '.join(named)} had no effect."
+        return made, wanted.start, [note] * bool(named)
     drawn: dict[str, Any] = {name: getattr(chosen, name) for name in DRAWN}
     started: dict[str, Any] = {} if chosen.image is None else {"strength": chosen.strength}
     return plan("emoji" if model is None else model, SampleOptions(prompt=what, n=1, **drawn, **started)), 0, []

@@ -47,13 +47,13 @@ def opposites(text: str, between: str | None = None) -> dict[str, tuple[str, str
             )
         first, second = ends
         shared = [part for part in first.split() if part in second.split()]
-        middle = " ".join(shared) if between is None else between
-        if middle in found:
+        prompt = " ".join(shared) if between is None else between
+        if prompt in found:
             raise InputError(
-                f"Two pairs lie around {middle!r}, and a prompt can go one way alone. Say more in each pair"
+                f"Two pairs lie around {prompt!r}, and a prompt can go one way alone. Say more in each pair"
                 + (", and leave --class-name out." if between is not None else ", such as 'a red ball|a blue ball'.")
             )
-        found[middle] = (first, second)
+        found[prompt] = (first, second)
     return found
 
 
