@@ -500,7 +500,7 @@ def test_shares_add_up_where_the_integral_does_not(model, monkeypatch):
     assert any("add up exactly" in note for note in made.notes)
 
 
-def test_a_place_that_takes_no_result_is_said_before_the_work(monkeypatch, capsys):
+def test_a_place_that_takes_no_result_is_said_before_the_work(monkeypatch, capsys, tmp_path):
     def work(*_, **__):
         raise AssertionError("the work has begun")
 
@@ -510,3 +510,6 @@ def test_a_place_that_takes_no_result_is_said_before_the_work(monkeypatch, capsy
     assert "An explanation is a page" in capsys.readouterr().err
     assert main(["edit", "a blue heart", "--source", "a red heart", "--out", "heart.tif"]) == 2
     assert "not '.tif'" in capsys.readouterr().err
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert main(["edit", str(tmp_path / "a.png"), "--source", "a red heart"]) == 2  # a file is no target
+    assert "is to show" in capsys.readouterr().err

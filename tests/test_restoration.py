@@ -712,3 +712,15 @@ def test_images_are_taken_in_the_order_that_they_were_named(tmp_path, capsys):
     assert [file for file, _ in gather([*named, tmp_path], {".png"})] == named
     assert main(["remove-watermark", str(tmp_path), "-o", str(tmp_path / "out")]) == 2  # a folder of images
     assert "Cannot read" not in (told := capsys.readouterr().err) and "watermark" in told
+
+
+@pytest.mark.parametrize("text", ["watermark SAMPLE 1 0.6 0.5 0.5", "logo mark.png 1"])
+def test_a_mark_that_is_not_there_spoils_nothing_beside_it(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo(48, 32, seed=3).save("mark.png")
+    image, what = photo(96, 64), parse_task(text)
+    black, white = (what.on((3, 64, 96), [0]).mean(torch.full((1, 3, 64, 96), v)) for v in (0.0, 1.0))
+    beside = ((white - black) == 1).all(1)[0]
+    done = restore(image, text)
+    assert 1000 < int(beside.sum()) < 6000
+    assert int((done.pixels[0].int() - torch.from_numpy(np.array(image)).permute(2, 0, 1))[:, beside].abs().max()) <= 1

@@ -49,6 +49,8 @@ def edit(
         raise InputError(
             f'Give an image and a target, not {len(what)} words. Put the target in quotes: "a blue heart".'
         )
+    if len(what) == 1 and Path(what[0]).is_file():
+        raise InputError(f'Say what {what[0]} is to show: fastdiffusion edit {what[0]} "a blue heart".')
     if out.suffix and not out.is_dir():
         checked_name(out)  # before the work, which may take minutes
     image = what[0] if len(what) == 2 else None

@@ -193,4 +193,6 @@ def _pixelwise(
             y, known = torch.where(deep, far.to(y), y), torch.where(deep, 1.0, known)
         return filled(y, known)
 
-    return Operator(shape, shape, lambda x: x * gain.to(x) + offset.to(x), inverse=inverse, lift=lift, text=(name,) * n)
+    return Operator(
+        shape, shape, lambda x: x * gain.to(x) + offset.to(x), inverse=inverse, lift=lift, text=(name,) * n, gain=gain
+    )
