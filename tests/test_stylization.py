@@ -2,9 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import nn
 
 from fastdiffusion import cli, nets
@@ -74,6 +75,16 @@ def test_what_is_said_of_transparency_is_true(tmp_path):
     assert made.images.shape[1] == 4 and not made.notes
     with pytest.warns(UserWarning, match="A JPEG keeps no transparency"):
         made.save(tmp_path / "out.jpg")
+
+
+def test_what_is_transparent_is_no_white():
+    """A dark disc cut out: neither its rim nor its colors have any of a paper that is not there, or of what rounding
+    left of colors that nobody sees."""
+    disc = Image.new("RGBA", (256, 256), (40, 20, 60, 0))
+    ImageDraw.Draw(disc).ellipse((40, 40, 215, 215), fill=(40, 20, 60, 255))
+    disc = disc.resize((64, 64), Image.Resampling.LANCZOS)
+    made = np.array(stylize(disc, Image.new("RGB", (32, 32), (40, 20, 60)), steps=1, net=small_net).to_pil()[0])
+    assert made[..., 3].tobytes() == disc.getchannel("A").tobytes() and int(made[..., :3].max()) < 90
 
 
 def test_an_image_is_seen_as_its_camera_was_held(tmp_path):

@@ -14,6 +14,8 @@ from ...io.images import open_image, to_array, to_pil, to_tensor
 from .inputs import Source
 from .options import JPEG
 
+SEEN = 16  # of 255: opacity from which on a file's 8 bits still hold a color
+
 
 def parted(source: Source) -> tuple[Source, UInt8[Tensor, "1 h w"] | None]:
     """An image's colors, continued into what is transparent, and its opacity; or the image itself and None.
@@ -29,7 +31,7 @@ def parted(source: Source) -> tuple[Source, UInt8[Tensor, "1 h w"] | None]:
     colors, opacity = pixels[:-1], pixels[-1:]
     if int(opacity.min()) == 255:
         return source, None
-    x, known = to_tensor(colors), (opacity > 0).float()
+    x, known = to_tensor(colors), (opacity >= min(SEEN, int(opacity.max()))).float()
     mean = (x * known).mean((1, 2), keepdim=True) / known.mean().clamp(min=1e-9)  # where nothing is near
     return to_pil(mean + filled((x - mean)[None], known[None])[0]), opacity
 
