@@ -246,6 +246,8 @@ def test_a_token_that_cannot_be_one(text, desk, name, tmp_path):
     base = fastdiffusion.load("emoji", device="cpu") if name == "dog" else text
     with pytest.raises(InputError, match=r"is a word that this model has already|A token is one word"):
         fastdiffusion.personalize(base, desk.photos, token=name, class_name="red", folder=tmp_path / "run")
+    with pytest.raises(InputError, match="new word is empty"):
+        fastdiffusion.personalize(base, desk.photos, token=" ", folder=tmp_path / "run")
 
 
 def test_fitted_tables_go_with_a_word_and_a_lora(text, tmp_path):
@@ -642,6 +644,8 @@ def test_what_lies_between_two_prompts():
     ):
         with pytest.raises(InputError, match="Two pairs lie around"):  # the first was dropped
             slider.opposites(same, between)
+    with pytest.raises(InputError, match="'red' and 'blue' share no word"):
+        slider.opposites("red|blue")
     for wrong in ("a face", "a|", "a|b|c", "a|a"):
         with pytest.raises(InputError, match="A slider lies between two prompts"):
             slider.opposites(wrong)

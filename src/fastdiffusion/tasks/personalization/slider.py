@@ -48,6 +48,8 @@ def opposites(text: str, between: str | None = None) -> dict[str, tuple[str, str
         first, second = ends
         shared = [part for part in first.split() if part in second.split()]
         prompt = " ".join(shared) if between is None else between
+        if not prompt.strip():
+            raise InputError(f"{first!r} and {second!r} share no word. Say what is between: --class-name heart.")
         if prompt in found:
             raise InputError(
                 f"Two pairs lie around {prompt!r}, and a prompt can go one way alone. Say more in each pair"
