@@ -14,10 +14,10 @@ from PIL import Image
 from fastdiffusion import nets, sample
 from fastdiffusion.cli import main
 from fastdiffusion.denoisers import Denoiser
-from fastdiffusion.errors import InputError
+from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.guidance import concept_maps
 from fastdiffusion.guidance.attention import Store, control
-from fastdiffusion.io.images import to_pil
+from fastdiffusion.io.images import save_png, to_pil
 from fastdiffusion.models import Model
 from fastdiffusion.nets import tokenizer
 from fastdiffusion.prompts.terms import terms
@@ -513,3 +513,12 @@ def test_a_place_that_takes_no_result_is_said_before_the_work(monkeypatch, capsy
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     assert main(["edit", str(tmp_path / "a.png"), "--source", "a red heart"]) == 2  # a file is no target
     assert "is to show" in capsys.readouterr().err
+
+
+def test_a_folder_and_an_edited_image_are_no_prompts(model, tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        explain(f"{tmp_path}/", model)
+    recipe = {"fastdiffusion": "0.1.0", "verb": "edit", "parameters": {}}
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "edited.png", recipe)
+    with pytest.raises(DataError, match="was made by 'edit', and what sample drew"):
+        explain(tmp_path / "edited.png", model)

@@ -109,6 +109,8 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
 def _run(what: str | Path, model: Model | str | Path | None, chosen: ExplainOptions) -> tuple[Plan, int, list[str]]:
     """The plan of a run, which image of it is meant, and which options it has no use for."""
     path = Path(what)
+    if "/" in str(what)[:200] and path.is_dir():
+        raise InputError(f"{str(what)!r} is a folder. Explain one of its images.")
     if isinstance(what, Path) or path.suffix.lower() in ENDS or (len(str(what)) < 200 and path.is_file()):
         made, wanted, _ = followed(path, model, chosen.device)
         if len(wanted) != 1:
