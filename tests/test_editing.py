@@ -362,3 +362,9 @@ def test_a_size_that_does_not_divide_is_the_results(model, heart, method, tmp_pa
 def test_a_size_is_of_a_given_image(model):
     with pytest.raises(InputError, match="size is of a given image"):
         edit(None, "a dog", model, source="a cat", size=32)
+
+
+def test_a_mask_of_nothing_is_told(model, heart):
+    made = edit(heart, "a blue heart", model, source="a red heart", only="heart", threshold=1.0, steps=2)
+    assert any("Nothing is inside of the mask" in note for note in made.notes)
+    assert torch.equal(made.images, made.source)

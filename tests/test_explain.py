@@ -12,11 +12,12 @@ from desk import NET, WORDS, stirred
 from PIL import Image
 
 from fastdiffusion import nets, sample
+from fastdiffusion.cli import main
 from fastdiffusion.denoisers import Denoiser
-from fastdiffusion.errors import InputError
+from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.guidance import concept_maps
 from fastdiffusion.guidance.attention import Store, control
-from fastdiffusion.io.images import to_pil
+from fastdiffusion.io.images import save_png, to_pil
 from fastdiffusion.models import Model
 from fastdiffusion.nets import tokenizer
 from fastdiffusion.prompts.terms import terms
@@ -429,7 +430,7 @@ def test_an_image_is_explained_by_the_recipe_in_it(model, tmp_path):
     drawn = sample(model, prompts, n=3, seed=4, steps=3, scale=2.0, negative_prompt="blue")
     path = drawn.save(tmp_path)[2]
     made = explain(path, model, points=8, batch_size=8)
-    assert made.text == "a green square"
+    assert made.text == "a green square" and not any("had no effect" in note for note in made.notes)
     assert torch.allclose(made.images[0], drawn.images[2], atol=2e-2)  # rounded to 8 bits, in another batch
     assert [row.text for row in made.terms if row.kind == "negative"] == ["negative prompt"]
     page, numbers, *images = made.save(tmp_path / "why")
@@ -443,6 +444,8 @@ def test_an_image_is_explained_by_the_recipe_in_it(model, tmp_path):
     assert [row["share"] for row in known["words"]] == [row.share for row in made.terms]
     with pytest.raises(InputError, match="a page"):
         made.save(tmp_path / "why.png")
+    again = explain(path, model, points=0, seed=9, lora="a.safetensors").notes
+    assert "The image's recipe says how it was drawn: seed, lora had no effect." in again
     sheet = drawn.save_grid(tmp_path / "sheet.png")
     with pytest.raises(InputError, match="sheet of 3"):
         explain(sheet, model)
@@ -495,3 +498,27 @@ def test_shares_add_up_where_the_integral_does_not(model, monkeypatch):
     assert sum(row.share or 0 for row in made.terms) == pytest.approx(1, abs=1e-3)
     assert made.numbers()["integral"]["shares"] == "finite steps"
     assert any("add up exactly" in note for note in made.notes)
+
+
+def test_a_place_that_takes_no_result_is_said_before_the_work(monkeypatch, capsys, tmp_path):
+    def work(*_, **__):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr("fastdiffusion.tasks.attribution.explain.explain", work)
+    monkeypatch.setattr("fastdiffusion.tasks.editing.edit.edit", work)
+    assert main(["explain", "a red heart", "--out", "why.png"]) == 2
+    assert "An explanation is a page" in capsys.readouterr().err
+    assert main(["edit", "a blue heart", "--source", "a red heart", "--out", "heart.tif"]) == 2
+    assert "not '.tif'" in capsys.readouterr().err
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    assert main(["edit", str(tmp_path / "a.png"), "--source", "a red heart"]) == 2  # a file is no target
+    assert "is to show" in capsys.readouterr().err
+
+
+def test_a_folder_and_an_edited_image_are_no_prompts(model, tmp_path):
+    with pytest.raises(InputError, match="is a folder"):
+        explain(f"{tmp_path}/", model)
+    recipe = {"fastdiffusion": "0.1.0", "verb": "edit", "parameters": {}}
+    save_png(Image.new("RGB", (8, 8)), tmp_path / "edited.png", recipe)
+    with pytest.raises(DataError, match="was made by 'edit', and what sample drew"):
+        explain(tmp_path / "edited.png", model)

@@ -160,6 +160,10 @@ def test_the_verb_lora(desk, text, tmp_path):
     assert all("lora_unet_" in key for key in load_file(kohya.path))
     one, two = (with_loras(text, [path]) for path in (small.path, kohya.path))
     assert_close(answers(one, "<a>"), answers(two, "<a>"), 1e-5)
+    before = small.path.read_bytes()
+    smaller = fastdiffusion.lora("resize", small.path, desk.text, small.path, "cpu", rank=1)
+    assert smaller.path.name == "b-2.safetensors" and small.path.read_bytes() == before
+    assert fastdiffusion.lora("resize", small.path, desk.text, small.path, "cpu", rank=1).path == smaller.path
     with pytest.raises(InputError, match="No action of lora named 'shrink'"):
         fastdiffusion.lora("shrink", small.path, desk.text)
     with pytest.raises(InputError, match="needs the new rank"):
@@ -242,6 +246,8 @@ def test_a_token_that_cannot_be_one(text, desk, name, tmp_path):
     base = fastdiffusion.load("emoji", device="cpu") if name == "dog" else text
     with pytest.raises(InputError, match=r"is a word that this model has already|A token is one word"):
         fastdiffusion.personalize(base, desk.photos, token=name, class_name="red", folder=tmp_path / "run")
+    with pytest.raises(InputError, match="new word is empty"):
+        fastdiffusion.personalize(base, desk.photos, token=" ", folder=tmp_path / "run")
 
 
 def test_fitted_tables_go_with_a_word_and_a_lora(text, tmp_path):
@@ -631,7 +637,15 @@ def test_all_weights_of_another_programs_checkpoint(desk, tmp_path):
 
 def test_what_lies_between_two_prompts():
     assert slider.opposites("a sad  face|a happy face") == {"a face": ("a sad face", "a happy face")}
-    assert slider.opposites("old|young; an old cat|a young cat", "x") == {"x": ("an old cat", "a young cat")}
+    assert slider.opposites("an old cat|a young cat", "x") == {"x": ("an old cat", "a young cat")}
+    for same, between in (
+        ("a red dot|a blue dot; a red dot|a green dot", None),
+        ("old|new; an old cat|a new cat", "x"),
+    ):
+        with pytest.raises(InputError, match="Two pairs lie around"):  # the first was dropped
+            slider.opposites(same, between)
+    with pytest.raises(InputError, match="'red' and 'blue' share no word"):
+        slider.opposites("red|blue")
     for wrong in ("a face", "a|", "a|b|c", "a|a"):
         with pytest.raises(InputError, match="A slider lies between two prompts"):
             slider.opposites(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from importlib.resources import files
 
 import numpy as np
@@ -18,10 +19,12 @@ from fastdiffusion.data import Crops, Pairs
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.io.images import jpeg_tables, read_image, read_recipe, to_pil, to_tensor, to_uint8
+from fastdiffusion.io.outputs import gather
 from fastdiffusion.models import Model, load
 from fastdiffusion.tasks.restoration import tiles
 from fastdiffusion.tasks.restoration.blind_deblurring import estimate_kernel
 from fastdiffusion.tasks.restoration.colorization import in_gamut, luminance
+from fastdiffusion.tasks.restoration.inputs import _asked
 from fastdiffusion.tasks.restoration.measurement import Measurement
 from fastdiffusion.tasks.restoration.method import parse_task, weakened
 from fastdiffusion.tasks.restoration.options import RestoreOptions
@@ -652,3 +655,72 @@ def test_colors_that_were_asked_for_stay_however_faint():
     assert any("Hardly any color" in note for note in done.notes)
     red, green, _ = done.pixels[0, :, 32, 42].tolist()
     assert red > green
+
+
+def test_a_file_is_a_file_whatever_its_name(tmp_path, monkeypatch):
+    """ "inpaint mask.png" is no "mask", and what stands in quotes is text."""
+    monkeypatch.chdir(tmp_path)
+    hole = Image.new("L", (96, 64))
+    hole.paste(255, (30, 20, 40, 30))
+    for name in ("mask.png", "noise.png", "hole (copy).png", "a, gray.png"):
+        hole.save(name)
+        assert str(parse_task(f"inpaint '{name}'")) == str(parse_task(f"mask '{name}'"))
+        assert restore(photo(96, 64), f"inpaint {name!r}").to_pil()[0].size == (96, 64)
+    assert str(parse_task("inpaint mask.png, jpeg 30")) == "mask mask.png, jpeg 30"
+    assert parse_task("watermark 'upscale, x | (World)' 0.5").steps[0].values == ("upscale, x | (World)", 0.5)
+    assert str(parse_task("deblur motion 9 30, inpaint mask 0.2")) == "motion 9 30, mask 0.2"
+
+
+def test_a_mask_of_all_is_refused(restorer, tmp_path):
+    Image.new("L", (96, 64), 255).save(tmp_path / "all.png")
+    with pytest.raises(InputError, match="covers the whole image"):
+        restore(photo(96, 64), f"inpaint '{tmp_path / 'all.png'}'", restorer)
+
+
+@pytest.mark.parametrize("text", ["blur 0", "defocus 0"])
+def test_no_blur_is_no_other_blur(text):
+    done = restore(photo(128, 112), text)
+    assert done.corruption == text and not done.notes
+
+
+def test_noise_of_255_may_stand_anywhere():
+    one_of, jpeg_after = _asked("(blur 1 | noise 5), jpeg 30")[1].parts
+    assert str(one_of) == "blur 1 | noise 0.0392" and str(jpeg_after) == "jpeg 30"
+    _, ranged, notes = _asked("noise 5..25")
+    assert str(ranged) == "noise 0.0392..0.1961" and "5..25 of 255: noise 0.0392..0.1961" in notes[0]
+    assert _asked("noise 0.02..0.3")[1:] == (parse("noise 0.02..0.3"), ())
+
+
+def test_a_pipe_takes_one_image(tmp_path, monkeypatch, capfdbinary):
+    first = io.BytesIO()
+    photo(96, 64).save(first, "MPO", save_all=True, append_images=[photo(48, 32)])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(first.getvalue())))
+    assert main(["restore", "-", "-o", str(tmp_path / "a.png")]) == 0  # a JPEG file, as cameras write it
+    assert str(tmp_path / "a.png").encode() in capfdbinary.readouterr().err
+    photo(96, 64).save(tmp_path / "b.jpg")
+    for several in ("-n2", "--compare"):
+        assert main(["restore", str(tmp_path / "b.jpg"), several, "-o", "-"]) == 2
+        assert b"To stdout goes one image" in capfdbinary.readouterr().err
+    photo(96, 64).save(tmp_path / "c.jfif", "JPEG")
+    assert main(["restore", str(tmp_path / "c.jfif")]) == 0
+
+
+def test_images_are_taken_in_the_order_that_they_were_named(tmp_path, capsys):
+    for name in "cab":
+        photo(40, 40, seed=ord(name)).save(tmp_path / f"{name}.png")
+    named = [tmp_path / f"{name}.png" for name in "cba"]
+    assert [file for file, _ in gather([*named, tmp_path], {".png"})] == named
+    assert main(["remove-watermark", str(tmp_path), "-o", str(tmp_path / "out")]) == 2  # a folder of images
+    assert "Cannot read" not in (told := capsys.readouterr().err) and "watermark" in told
+
+
+@pytest.mark.parametrize("text", ["watermark SAMPLE 1 0.6 0.5 0.5", "logo mark.png 1"])
+def test_a_mark_that_is_not_there_spoils_nothing_beside_it(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photo(48, 32, seed=3).save("mark.png")
+    image, what = photo(96, 64), parse_task(text)
+    black, white = (what.on((3, 64, 96), [0]).mean(torch.full((1, 3, 64, 96), v)) for v in (0.0, 1.0))
+    beside = ((white - black) == 1).all(1)[0]
+    done = restore(image, text)
+    assert 1000 < int(beside.sum()) < 6000
+    assert int((done.pixels[0].int() - torch.from_numpy(np.array(image)).permute(2, 0, 1))[:, beside].abs().max()) <= 1

@@ -2,9 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import nn
 
 from fastdiffusion import cli, nets
@@ -64,6 +65,36 @@ def test_alpha_and_grays_pass():
     (made,) = stylize(cutout, STYLE, steps=1, net=small_net).to_pil()
     assert made.mode == "RGBA" and made.getchannel("A").tobytes() == cutout.getchannel("A").tobytes()
     assert stylize(to_pil(CONTENT).convert("L"), STYLE, steps=1, net=small_net).images.shape[1] == 3
+
+
+def test_what_is_said_of_transparency_is_true(tmp_path):
+    cutout = to_pil(CONTENT).convert("RGBA")
+    cutout.putalpha(Image.linear_gradient("L").resize(cutout.size))
+    cutout.save(tmp_path / "cutout.png")
+    made = stylize(tmp_path / "cutout.png", STYLE, steps=1, net=small_net)
+    assert made.images.shape[1] == 4 and not made.notes
+    with pytest.warns(UserWarning, match="A JPEG keeps no transparency"):
+        made.save(tmp_path / "out.jpg")
+
+
+def test_what_is_transparent_is_no_white():
+    """A dark disc cut out: neither its rim nor its colors have any of a paper that is not there, or of what rounding
+    left of colors that nobody sees."""
+    disc = Image.new("RGBA", (256, 256), (40, 20, 60, 0))
+    ImageDraw.Draw(disc).ellipse((40, 40, 215, 215), fill=(40, 20, 60, 255))
+    disc = disc.resize((64, 64), Image.Resampling.LANCZOS)
+    made = np.array(stylize(disc, Image.new("RGB", (32, 32), (40, 20, 60)), steps=1, net=small_net).to_pil()[0])
+    assert made[..., 3].tobytes() == disc.getchannel("A").tobytes() and int(made[..., :3].max()) < 90
+
+
+def test_an_image_is_seen_as_its_camera_was_held(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    to_pil(CONTENT).save(tmp_path / "turned.png", exif=exif)
+    options = {"steps": 1, "net": small_net}
+    given = Image.open(tmp_path / "turned.png")
+    file, image = (stylize(one, STYLE, **options).images for one in (tmp_path / "turned.png", given))
+    assert file.shape[2:] == (64, 48) and torch.equal(file, image)
 
 
 def test_tiles_have_the_gradient_of_the_whole(monkeypatch):

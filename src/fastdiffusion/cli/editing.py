@@ -42,12 +42,17 @@ def edit(
 
     What the two prompts share, and what is outside of a mask, is kept.
     """
+    from ..io.images import checked_name
     from ..tasks.editing import edit as editing
 
     if len(what) > 2:
         raise InputError(
             f'Give an image and a target, not {len(what)} words. Put the target in quotes: "a blue heart".'
         )
+    if len(what) == 1 and Path(what[0]).is_file():
+        raise InputError(f'Say what {what[0]} is to show: fastdiffusion edit {what[0]} "a blue heart".')
+    if out.suffix and not out.is_dir():
+        checked_name(out)  # before the work, which may take minutes
     image = what[0] if len(what) == 2 else None
     made = editing.edit(image, what[-1], model, **vars(chosen))
     paths = made.save(out, metadata, compare)
@@ -81,7 +86,9 @@ def explain(
 ) -> None:
     """Say which words made which pixels, and write a page to look at."""
     from ..tasks.attribution.explain import explain as explaining
+    from ..tasks.attribution.result import page_of
 
+    page_of(out)  # before the work, which may take minutes
     made = explaining(what, model, **vars(chosen))
     page, *_ = made.save(out, metadata)
     print("\n".join([str(made), *made.notes, f"{page}: open it in a browser."]))

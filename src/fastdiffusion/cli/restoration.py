@@ -10,10 +10,10 @@ import typer
 
 from .. import choices
 from ..errors import InputError
-from ..tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
+from ..tasks.restoration.options import JPEG, RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from .command import command, offer, say_experimental
 from .options import DataName, Metadata
-from .several import each
+from .several import STREAM, each
 
 FEW = 8  # images, below which a watermark is found in part
 
@@ -65,8 +65,11 @@ def restore(
             f"Use --posterior {chosen.method}."
         )
 
+    if (compare or chosen.n > 1) and STREAM in (*image, out) and out in (None, STREAM):
+        raise InputError("To stdout goes one image. Leave out --compare and -n, or name a file: --out result.png.")
+
     def one(source: Path, path: Path) -> str:
-        what = corruption or ("jpeg" if source.suffix.lower() in (".jpg", ".jpeg", ".jpe") else None)
+        what = corruption or ("jpeg" if source.suffix.lower() in JPEG else None)
         if what is None:
             raise InputError("Say what happened to it, e.g. --corruption 'upscale x2' or 'blur 1.5, noise 0.05'.")
         done = restoration.restore(source, what, **vars(chosen))
@@ -88,7 +91,9 @@ def remove_watermark(
     chosen: RemoveWatermarkOptions,
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGES...", help="Three images or more with the same watermark; eight are good."),
+        typer.Argument(
+            metavar="IMAGES...", help="Three images or more with the same watermark, or their folder; eight are good."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.")] = Path("out/clean"),
     metadata: Metadata = True,
@@ -100,9 +105,12 @@ def remove_watermark(
 
     Experimental: fewer than eight images, where letters of the watermark stay.
     """
+    from ..data.scan import SUFFIXES
     from ..io.metadata import recipe
+    from ..io.outputs import gather
     from ..tasks.restoration import watermarks
 
+    images = [image for image, _ in gather(images, SUFFIXES)]
     for path in watermarks.written([image.stem for image in images], out):
         if any(path.exists() and image.exists() and path.samefile(image) for image in images):
             raise InputError(f"{path} is one of the originals, which the result would replace. Try --out out/clean.")

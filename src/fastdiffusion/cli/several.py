@@ -87,11 +87,13 @@ def _piped(images: Sequence[Path], out: Path | None, work: Callable[[Path, Path]
         if source == STREAM:
             content = sys.stdin.buffer.read()
             try:
-                kind = opened(content).format or "png"
+                kind = (opened(content).format or "png").replace("MPO", "jpg")  # a JPEG with the camera's previews
             except DataError as error:
                 raise DataError(f"Cannot read the image on stdin: {error}.") from None
             source = Path(folder) / f"stdin.{kind.lower()}"
             source.write_bytes(content)
-        print(work(source, result).replace(str(result), "stdout"), file=sys.stderr)
+        report = work(source, result)
         if out in (None, STREAM):
+            report = report.replace(str(result), "stdout")
             sys.stdout.buffer.write(result.read_bytes())
+        print(report, file=sys.stderr)

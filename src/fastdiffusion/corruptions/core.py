@@ -48,6 +48,7 @@ class Operator:
         lift: The degraded image brought back to the grid of the clean one, to be looked at or learned from.
         nearest: ``nearest(x, y)`` is the image nearest to x whose degradation is y, where that is not linear algebra.
         text: What was drawn, one string per image.
+        gain: Of A, where it does nothing but multiply each pixel by a number of its own.
     """
 
     shape: Shape
@@ -60,6 +61,7 @@ class Operator:
     lift: Callable[[Tensor], Tensor] = _same
     nearest: Callable[[Tensor, Tensor], Tensor] | None = None
     text: tuple[str, ...] = ()
+    gain: Tensor | None = None
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o p q"]:
         """The degraded images, noise included."""
@@ -143,10 +145,8 @@ def after(first: Operator, then: Operator) -> Operator:
     std = first.std if then.std is None else then.std if first.std is None else torch.hypot(first.std, then.std)
     mean = then.mean if trivial else forward if not then.linear else lambda x: then.mean(first.mean(x))
     carried = first.noise  # what the first step's noise becomes, so that mean stays free of it
-    if carried is not None and then.linear:
-        carried = then.mean(carried) - then.mean(torch.zeros_like(carried))
-    elif carried is not None:
-        carried = None  # it is inside ``forward``
+    if carried is not None:  # where the second is not linear, it is inside ``forward``
+        carried = then.mean(carried) - then.mean(torch.zeros_like(carried)) if then.linear else None
     noise = carried if then.noise is None else then.noise if carried is None else carried + then.noise
     free = then.inverse is _same
     return Operator(
@@ -160,6 +160,7 @@ def after(first: Operator, then: Operator) -> Operator:
         lambda y: first.lift(then.lift(y)),
         then.nearest if trivial else first.nearest if then.mean is _same else None,
         tuple(", ".join(filter(None, pair)) for pair in zip(first.text, then.text, strict=True)),
+        then.gain if trivial else None,
     )
 
 

@@ -85,8 +85,10 @@ def nearby(x0: Tensor, y: Measured, operator: Operator, variance: Tensor, noise:
     """
     if not operator.linear or not bool((noise > 0).any()):
         return operator.project(x0, y)
-    offset = operator.mean(torch.zeros_like(x0))
-    ridge = noise / variance.clamp(min=1e-12)
+    ridge, offset = noise / variance.clamp(min=1e-12), operator.mean(torch.zeros_like(x0))
+    if operator.gain is not None:  # pixel by pixel: a strange one shall not spoil the others
+        gain = operator.gain.to(x0)
+        return x0 + gain * (y - operator.mean(x0)) / (gain.square() + ridge)
     z = solve(lambda v: operator.mean(operator.adjoint(v)) - offset + ridge * v, y - operator.mean(x0))
     return x0 + operator.adjoint(z)
 

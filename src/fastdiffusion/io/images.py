@@ -25,7 +25,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageCms, ImageDraw, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from ..errors import DataError, InputError
+from ..errors import DataError, InputError, warn
 from . import atomic, metadata
 from .fonts import font_for
 
@@ -414,6 +414,8 @@ def encoded(
         case ".webp":
             content.save(buffer, "WEBP", lossless=True, exact=True, exif=comment, **tag)
         case ".jpg" | ".jpeg" if len(comment) <= _SEGMENT:
+            if content.mode in ("LA", "RGBA") and int(to_array(content)[-1].min()) < 255:
+                warn(f"A JPEG keeps no transparency: that of {path.name} was laid on white. Write a .png or .webp.")
             flatten(content).save(buffer, "JPEG", quality=95, subsampling=0, exif=comment, **tag)
         case _:
             raise InputError(f"The recipe of {path.name!r} is too long for a JPEG. Write a .png or .webp.")

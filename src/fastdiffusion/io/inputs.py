@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .atomic import write_bytes
-from .images import flatten, grid, is_deep, open_image, plain, to_array, to_pil, to_tensor
+from .images import flatten, grid, is_deep, open_image, to_array, to_pil, to_tensor
 from .images import opened as opened_header
 
 _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
@@ -116,8 +116,7 @@ def sheet(images: Float[Tensor, "n c h w"], path: str | Path, columns: int) -> N
 
 def opened(image: ImageLike, role: str, least: int = LEAST) -> Image.Image:
     """A file, tensor or PIL image as L, LA, RGB or RGBA, of ``least`` pixels a side; errors name its ``role``."""
-    is_object = isinstance(image, Image.Image | Tensor)
-    result = plain(to_pil(image)) if is_object else open_image(image, role)
+    result = open_image(to_pil(image) if isinstance(image, Tensor) else image, role)
     if min(result.size) < least:
         raise InputError(f"The {role} is {result.width}x{result.height} pixels; at least {least}x{least} are needed.")
     return result

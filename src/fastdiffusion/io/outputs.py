@@ -133,5 +133,5 @@ def gather(paths: Sequence[str | os.PathLike[str]], suffixes: set[str]) -> list[
             inside = {path: Path(path.name)}
         if not inside:
             raise InputError(f"No images in {str(path)!r}. Give image files, or a folder of them.")
-        found = {**inside, **found}
+        found |= {file: below for file, below in inside.items() if file not in found}
     return list(found.items())

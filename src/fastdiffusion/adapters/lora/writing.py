@@ -33,7 +33,19 @@ def write(
     form: str = "diffusers",
     notes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a LoRA, and the tokens that belong to it, as one safetensors file, atomically.
+    """Write the file of :func:`packed`, whole or not at all."""
+    write_bytes(path, packed(path, model, matrices, added, form, notes))
+
+
+def packed(
+    path: str | Path,
+    model: Model,
+    matrices: Matrices,
+    added: Sequence[tokens.Token] = (),
+    form: str = "diffusers",
+    notes: Mapping[str, Any] | None = None,
+) -> bytes:
+    """A LoRA, and the tokens that belong to it, as one safetensors file.
 
     Args:
         path: Ends in ".safetensors".
@@ -57,7 +69,7 @@ def write(
     metadata = {"format": "pt", tokens.NOTE: json.dumps(note)}
     if form == "kohya":
         metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks))}
-    write_bytes(path, safetensors.torch.save({key: t.contiguous() for key, t in tensors.items()}, metadata))
+    return safetensors.torch.save({key: t.contiguous() for key, t in tensors.items()}, metadata)
 
 
 def keyed(model: Model, matrices: Matrices, form: str) -> dict[str, Tensor]:

@@ -37,6 +37,8 @@ from .integrated import Attribution, Run, Target, attribute, by_term, secants
 from .options import ExplainOptions, corners
 from .result import Explanation, WordNumbers, faded, rank_correlation
 
+# Options of an image that is drawn now.
+DRAWN = ("seed", "steps", "scale", "negative_prompt", "image", "size", *LOADING)
 ALLOWED = 0.02  # of the whole, what the integral may lack before shares are taken from finite steps
 
 
@@ -54,7 +56,7 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
         DataError: An image without a recipe, or with one that cannot be followed.
     """
     chosen = fill(ExplainOptions, **options)
-    planned, index = _run(what, model, chosen)
+    planned, index, ignored = _run(what, model, chosen)
     if planned.prompts is None or planned.model.conditioner is None or not planned.prompts[index].strip():
         raise InputError("There are no words to explain: the image was drawn without a prompt.")
     if planned.table is None:
@@ -76,7 +78,7 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
         without = _without(run, parsed, target, planned.size, high)
     found = _integrated(run, parsed, target, planned.size, chosen.points, rows)
     numbers = _numbers(parsed, found, maps, region, without, high - low)
-    notes = [*planned.notes, *_notes(parsed, found, why, chosen)]
+    notes = [*ignored, *planned.notes, *_notes(parsed, found, why, chosen)]
     recipe = {
         **planned.samples(torch.zeros(1, *watched.image.shape[1:]), run.batch).recipe_of(0),
         "verb": "explain",
@@ -104,18 +106,22 @@ def explain(what: str | Path, model: Model | str | Path | None = None, **options
     )
 
 
-def _run(what: str | Path, model: Model | str | Path | None, chosen: ExplainOptions) -> tuple[Plan, int]:
-    """The plan of a run, and which image of it is meant."""
+def _run(what: str | Path, model: Model | str | Path | None, chosen: ExplainOptions) -> tuple[Plan, int, list[str]]:
+    """The plan of a run, which image of it is meant, and which options it has no use for."""
     path = Path(what)
+    if "/" in str(what)[:200] and path.is_dir():
+        raise InputError(f"{str(what)!r} is a folder. Explain one of its images.")
     if isinstance(what, Path) or path.suffix.lower() in ENDS or (len(str(what)) < 200 and path.is_file()):
         made, wanted, _ = followed(path, model, chosen.device)
         if len(wanted) != 1:
             raise InputError(f"{path.name!r} is a sheet of {len(wanted)} images. Explain one of them.")
-        return made, wanted.start
-    names = ("seed", "steps", "scale", "negative_prompt", "image", "size", *LOADING)
-    drawn: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+        usual = ExplainOptions()
+        named = [n for n in (*DRAWN, "strength") if n != "device" and getattr(chosen, n) != getattr(usual, n)]
+        note = f"The image's recipe says how it was drawn: {', '.join(named)} had no effect."
+        return made, wanted.start, [note] * bool(named)
+    drawn: dict[str, Any] = {name: getattr(chosen, name) for name in DRAWN}
     started: dict[str, Any] = {} if chosen.image is None else {"strength": chosen.strength}
-    return plan("emoji" if model is None else model, SampleOptions(prompt=what, n=1, **drawn, **started)), 0
+    return plan("emoji" if model is None else model, SampleOptions(prompt=what, n=1, **drawn, **started)), 0, []
 
 
 class Watched(NamedTuple):

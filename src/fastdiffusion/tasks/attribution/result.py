@@ -125,10 +125,7 @@ class Explanation(ImageResult):
         A folder also gets the images, as :meth:`ImageResult.save` writes them; small ones enlarged, so that they can be
         looked at (``images`` has them as they are).
         """
-        place = Path(out)
-        if place.suffix and place.suffix.lower() not in (".html", ".htm"):
-            raise InputError(f"An explanation is a page: out is a folder, or a file NAME.html, got {str(out)!r}.")
-        page = place if place.suffix else place / "explain.html"
+        place, page = Path(out), page_of(out)
         numbers = self.numbers() if metadata else {**self.numbers(), "recipe": {}}
         written = [
             write_numbered(page, self.html().encode()),
@@ -159,6 +156,14 @@ class Explanation(ImageResult):
             shown = "  ".join(f"{name} {value:+7.1%}" for name, value in cells if value is not None)
             rows.append(f"{row.text:>20}  {shown}")
         return "\n".join(rows)
+
+
+def page_of(out: str | os.PathLike[str]) -> Path:
+    """The file of the page; InputError for one of another kind."""
+    place = Path(out)
+    if place.suffix and place.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"An explanation is a page: out is a folder, or a file NAME.html, got {str(out)!r}.")
+    return place if place.suffix else place / "explain.html"
 
 
 def faded(image: Float[Tensor, "c h w"], places: Float[Tensor, "h w"]) -> Float[Tensor, "c h w"]:

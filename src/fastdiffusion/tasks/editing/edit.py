@@ -150,6 +150,9 @@ def _edited(
 ) -> tuple[Float[Tensor, "1 c h w"], Tensor | None]:
     """One result and its mask: pixels where the mask is 0 are the source's to the bit."""
     mask = work.mask(source, marked)
+    if mask is not None and not bool(mask.any()):
+        work.notes.append("Nothing is inside of the mask, so that the image stays as it is. Lower the threshold.")
+        return source, mask
     if drawn and work.method == "p2p":
         _, result = work.drawn()
         assert result is not None

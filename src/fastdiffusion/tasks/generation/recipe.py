@@ -53,7 +53,9 @@ def followed(
             f"{name!r} was made by {recipe['made_by']}, and cannot be made again to the byte. What it says: "
             f"{summarize(recipe)}. With the same model this comes near: {as_command(recipe)}"
         )
-    if recipe.get("verb") != "sample":
+    if (made_by := recipe.get("verb")) != "sample":
+        if "fastdiffusion" in recipe and isinstance(made_by, str):
+            raise DataError(f"{name!r} was made by {made_by[:40]!r}, and what sample drew can be followed alone.")
         raise DataError(f"{name!r} was not made by fastdiffusion's sample. What it says of itself: {str(recipe)[:300]}")
     try:
         if int(recipe["recipe"]) > RECIPE:

@@ -9,8 +9,9 @@ from typing import Any
 
 from ... import choices
 from ...adapters.lora import algebra
-from ...adapters.lora.writing import write
+from ...adapters.lora.writing import packed
 from ...errors import InputError, unknown
+from ...io.outputs import write_numbered
 from ...models import Model
 from ...options import fill
 from ..loading import loaded
@@ -52,7 +53,7 @@ def lora(
             writes one in the keys of another program.
         files: LoRAs, or for "extract" the model that was trained.
         model: The model that they are for.
-        out: The file to write.
+        out: The file to write; where another lies there (one of ``files``, maybe), NAME-2 and so on.
         device: Where to compute; by default the best there is.
         options: See :class:`LoraOptions`: rank, keys.
 
@@ -73,8 +74,8 @@ def lora(
     else:
         made = algebra.opened(base, inputs)
         made = algebra.resized(made, chosen.rank) if chosen.rank is not None else made
-    write(out, base, made.matrices, made.added, chosen.keys, {"base": base.id})
+    place = write_numbered(Path(out), packed(out, base, made.matrices, made.added, chosen.keys, {"base": base.id}))
     notes = [f"It has {made.kept:.1%} of the change's squared size."] if made.kept < 0.9999 else []
     if made.added:
         notes.append(f"It brings {', '.join(token.name for token in made.added)}.")
-    return LoraResult(Path(out), len(made.matrices), made.kept, tuple(notes))
+    return LoraResult(place, len(made.matrices), made.kept, tuple(notes))

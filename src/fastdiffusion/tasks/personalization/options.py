@@ -101,6 +101,8 @@ class PersonalizeOptions(AdaptationOptions):
         super().__post_init__()
         if self.method not in METHODS:
             raise unknown("method", self.method, METHODS)
+        if not self.token.strip():
+            raise InputError("The new word is empty. Try --token '<robot>'.")
         if self.subject not in SUBJECTS:
             raise unknown("subject", self.subject, SUBJECTS)
         if not 1 <= self.vectors <= 16:

@@ -124,7 +124,7 @@ def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions
 def _slider(base: Model, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
     """The way between two prompts; and what a person should know of it."""
     ends = sliders.opposites(str(chosen.slider), chosen.class_name)
-    examples = sliders.examples_of(base, ends, chosen.seed)
+    examples = sliders.examples_of(base, ends, chosen.seed, chosen.size)
     adaptation = _adaptation(base, chosen, "", "")
     _, prior = prompts_of(chosen.prompts, WATCHED, chosen.prior or 0)
     shown = [list(ends)[i % len(ends)] for i in range(sliders.SHOWN)]

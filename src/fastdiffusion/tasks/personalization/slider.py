@@ -47,7 +47,15 @@ def opposites(text: str, between: str | None = None) -> dict[str, tuple[str, str
             )
         first, second = ends
         shared = [part for part in first.split() if part in second.split()]
-        found[" ".join(shared) if between is None else between] = (first, second)
+        prompt = " ".join(shared) if between is None else between
+        if not prompt.strip():
+            raise InputError(f"{first!r} and {second!r} share no word. Say what is between: --class-name heart.")
+        if prompt in found:
+            raise InputError(
+                f"Two pairs lie around {prompt!r}, and a prompt can go one way alone. Say more in each pair"
+                + (", and leave --class-name out." if between is not None else ", such as 'a red ball|a blue ball'.")
+            )
+        found[prompt] = (first, second)
     return found
 
 
@@ -115,14 +123,14 @@ class Slider(Course):
         return torch.stack(columns, 1).flatten(0, 1), len(SCALES)
 
 
-def examples_of(model: Model, ends: Mapping[str, tuple[str, str]], seed: int) -> Examples:
+def examples_of(model: Model, ends: Mapping[str, tuple[str, str]], seed: int, size: int | None = None) -> Examples:
     """The model's own images of the prompts between, some of them held out."""
     prompts, train = [list(ends)[i % len(ends)] for i in range(IMAGES)], IMAGES - HELD_OUT
-    latents = own_images(model, prompts, seed + 2000)
+    latents = own_images(model, prompts, seed + 2000, size)
     name = "; ".join(f"{first} to {second}" for first, second in ends.values())
     return Examples(
         latents, [[text] for text in prompts], None, range(train), range(train, IMAGES), name,
-        digest("slider", prompts, list(ends.values()), model.id, seed, STRENGTH),
+        digest("slider", prompts, list(ends.values()), model.id, seed, STRENGTH, *([] if size is None else [size])),
     )  # fmt: skip
 
 

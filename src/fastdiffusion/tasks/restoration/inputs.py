@@ -104,15 +104,26 @@ def _asked(corruption: str | Corruption) -> tuple[bool, Corruption, tuple[str, .
     blind = re.match(r"\s*(deblur\s+)?blind\s*(,|$)", corruption) if isinstance(corruption, str) else None
     if isinstance(corruption, str) and blind:
         corruption = corruption[blind.end() :]
-    what = parse_task(corruption) if corruption else Chain(())
-    notes, steps = [], []
-    for step in what.steps:
-        if step.name == "noise" and step.values and isinstance(step.values[0], float) and step.values[0] > 2:
-            less = round(step.values[0] * 2 / 255, 4)
-            notes.append(f"{step} is read as {show(step.values[0])} of 255: noise {less:g}, where black to white is 2.")
-            step = Step("noise", (less,))
-        steps.append(step)
-    return blind is not None, Chain(tuple(steps)) if notes and not isinstance(what, OneOf) else what, tuple(notes)
+    named = parse_task(corruption) if corruption else Chain(())
+    what = _of_255(named)
+    notes = [
+        f"{step} is read as {show(step.values[0])} of 255: {new}, where black to white is 2."
+        for step, new in zip(named.steps, what.steps, strict=True)
+        if step is not new
+    ]
+    return blind is not None, what, tuple(notes)
+
+
+def _of_255(what: Corruption) -> Corruption:
+    """The same with noise that is as strong as only numbers of 255 are in the library's own numbers."""
+    if isinstance(what, Chain | OneOf):
+        return type(what)(tuple(map(_of_255, what.parts)))
+    value = what.values[0] if isinstance(what, Step) and what.name == "noise" and what.values else 0.0
+    ends = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(end, float) for end in ends) or max(ends) <= 2:
+        return what
+    less = tuple(round(end * 2 / 255, 4) for end in ends)
+    return Step("noise", (less if isinstance(value, tuple) else less[0],))
 
 
 def _last(what: Corruption, blind: bool, model: Model, options: RestoreOptions) -> int:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...corruptions import Chain, Corruption, Operator, Step, after
 from ...corruptions.blurs import reach
 from ...corruptions.marks import filled
+from ...errors import InputError
 from ...io.images import to_array, to_tensor
 from . import tiles
 from .method import BLURS, PLACED, operator_of, shrinking
@@ -97,6 +98,8 @@ class Measurement:
                 operator = step.on((1 if step.name != "logo" else shape[0], *shape[1:]), [0])
                 offset = operator.mean(torch.zeros(1, *operator.shape))
                 gain = operator.mean(torch.ones(1, *operator.shape)) - offset
+                if step.name == "mask" and not bool(gain.any()):
+                    raise InputError("The mask covers the whole image: nothing is left to fill it from. Black stays.")
                 maps[i] = (gain, offset, scale)
             factor = shrinking(step)
             scale, shape = scale // factor, (shape[0], shape[1] // factor, shape[2] // factor)
@@ -190,4 +193,6 @@ def _pixelwise(
             y, known = torch.where(deep, far.to(y), y), torch.where(deep, 1.0, known)
         return filled(y, known)
 
-    return Operator(shape, shape, lambda x: x * gain.to(x) + offset.to(x), inverse=inverse, lift=lift, text=(name,) * n)
+    return Operator(
+        shape, shape, lambda x: x * gain.to(x) + offset.to(x), inverse=inverse, lift=lift, text=(name,) * n, gain=gain
+    )

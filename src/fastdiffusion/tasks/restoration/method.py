@@ -33,6 +33,7 @@ MEANT = {  # what people call a restoration that has another name here
     "clean": "denoise 0.1", "degrain": "denoise 0.1", "grain": "noise 0.05", "fill": "inpaint MASK",
     "erase": "inpaint MASK",
 }  # fmt: skip
+QUOTED = r"'[^']*'|\"[^\"]*\""  # texts, whose commas and parentheses mean nothing
 HIDDEN = parse("mask 1")  # nothing is left of the image
 
 
@@ -69,15 +70,18 @@ def parse_task(corruption: str | Corruption) -> Corruption:
     """What happened, from its description ("downscale 2") or from the task that undoes it ("upscale x2")."""
     if isinstance(corruption, Corruption):
         return corruption
-    commands = "|".join(UNDOES)
-    corruption = re.sub(r"\b(upscale|downscale)(\s+)(\d+)x(?=\s*(?:[,|)]|$))", r"\1\2\3", corruption)  # "upscale 2x"
-    text = re.sub(rf"(^|[,|(])(\s*)({commands})\s+(?=({'|'.join(CORRUPTIONS)})\b)", r"\1\2", corruption)
+    commands, quoted = "|".join(UNDOES), re.findall(QUOTED, corruption)
+    text = re.sub(QUOTED, "''", corruption)
+    text = re.sub(r"\b(upscale|downscale)(\s+)(\d+)x(?=\s*(?:[,|)]|$))", r"\1\2\3", text)  # "upscale 2x"
+    # "deblur motion 9 30" is "motion 9 30", and "inpaint mask.png" names a file
+    text = re.sub(rf"(^|[,|(])(\s*)({commands})\s+(?=({'|'.join(CORRUPTIONS)})(?:[\s,|)]|$))", r"\1\2", text)
     for name in re.findall(r"(?:^|[,|(])\s*([^\W\d][\w-]*)", text):
         if name in MEANT:
             raise InputError(f"No corruption or restoration named {name!r}. Did you mean {MEANT[name]!r}?")
         if name not in CORRUPTIONS and name not in UNDOES:
             raise unknown("corruption or restoration", name, [*CORRUPTIONS, *UNDOES])
-    return parse(re.sub(rf"(^|[,|(])(\s*)({commands})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text))
+    text = re.sub(rf"(^|[,|(])(\s*)({commands})\b", lambda m: m[1] + m[2] + UNDOES[m[3]], text)
+    return parse("".join(map("".join, zip(text.split("''"), [*quoted, ""], strict=True))))
 
 
 def choose_method(options: RestoreOptions, corruption: Corruption, model: Model, named: object) -> str:

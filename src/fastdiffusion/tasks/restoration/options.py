@@ -10,6 +10,7 @@ from ... import choices
 from ...options import DEVICE, option
 from ...training.options import ImageTrainingOptions, default, usual
 
+JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")  # files that say themselves what they are, and have no transparency
 MODEL = "The model that restores; by default the bundled restorer."
 
 

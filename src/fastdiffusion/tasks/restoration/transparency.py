@@ -12,8 +12,9 @@ from torch import Tensor
 from ...corruptions.marks import filled
 from ...io.images import open_image, to_array, to_pil, to_tensor
 from .inputs import Source
+from .options import JPEG
 
-OPAQUE = (".jpg", ".jpeg", ".jpe")  # kinds of files without transparency, which are not decoded once more
+SEEN = 16  # of 255: opacity from which on a file's 8 bits still hold a color
 
 
 def parted(source: Source) -> tuple[Source, UInt8[Tensor, "1 h w"] | None]:
@@ -21,7 +22,7 @@ def parted(source: Source) -> tuple[Source, UInt8[Tensor, "1 h w"] | None]:
 
     Laid on white or black, what is below would be in the edges of the result.
     """
-    if not isinstance(source, Image.Image) and Path(source).suffix.lower() in OPAQUE:
+    if not isinstance(source, Image.Image) and Path(source).suffix.lower() in JPEG:  # is not decoded once more
         return source, None
     image = open_image(source)
     if image.mode not in ("LA", "RGBA"):
@@ -30,7 +31,7 @@ def parted(source: Source) -> tuple[Source, UInt8[Tensor, "1 h w"] | None]:
     colors, opacity = pixels[:-1], pixels[-1:]
     if int(opacity.min()) == 255:
         return source, None
-    x, known = to_tensor(colors), (opacity > 0).float()
+    x, known = to_tensor(colors), (opacity >= min(SEEN, int(opacity.max()))).float()
     mean = (x * known).mean((1, 2), keepdim=True) / known.mean().clamp(min=1e-9)  # where nothing is near
     return to_pil(mean + filled((x - mean)[None], known[None])[0]), opacity
 

@@ -36,6 +36,7 @@ from ...progress import Progress
 from ...samplers import probability_flow
 from ...types import Cond
 from ..loading import loaded
+from ..restoration.transparency import parted
 from .network import Stylizer, enlarged, feed_forward, load
 from .options import StylizeOptions, check_strength
 from .statistics import colors, device_for, directions, recolored, statistics
@@ -66,8 +67,13 @@ def stylize(content: ImageLike, style: ImageLike | Stylizer, **options: Any) -> 
         DataError: A file that is no image.
     """
     chosen = fill(StylizeOptions, **options)
-    made = _stylized(opened(content, "content"), style, chosen, options)
-    name, notes = (Path(content).stem, losses(content)) if isinstance(content, str | PathLike) else ("image", [])
+    whole = opened(content, "content")
+    colors, opacity = (whole, None) if chosen.model is not None or not chosen.strength else parted(whole)
+    made = _stylized(opened(colors, "content"), style, chosen, options)
+    if opacity is not None:
+        made.putalpha(images.to_pil(opacity))
+    name = Path(content).stem if isinstance(content, str | PathLike) else "image"
+    notes = losses(content, transparency=chosen.model is not None)  # elsewhere it stays
     kept = recipe("stylize", vars(chosen), content, style)
     return ImageResult.of([made], [f"{name}-stylized"], kept, notes=tuple(notes))
 
