@@ -18,7 +18,8 @@ from ..models import Model, folder
 from . import low_memory
 from .engines import with_engine
 from .families import FAMILIES
-from .family import Checkpoint, Family, model
+from .family import Checkpoint, Family, model, sides
+from .levels import is_flow
 from .lora import with_loras
 from .sources import hub
 from .sources.folders import Folder
@@ -191,7 +192,7 @@ def _scheduler(source: Source, prediction: str) -> dict[str, Any]:
     scheduler = source.scheduler
     if prediction == "auto":
         return scheduler
-    if "beta_start" not in scheduler and "trained_betas" not in scheduler:
+    if is_flow(scheduler):
         raise InputError(f"{source.path} predicts the velocity of a flow, always. Leave --prediction out.")
     return {**scheduler, "prediction_type": PREDICTIONS[prediction]}
 
@@ -200,4 +201,5 @@ def _pixels(source: Source, family: type[Family]) -> int:
     """Of an image of the usual size."""
     net = source.config("unet" if "unet" in family.parts() else "transformer")
     factor = 2 ** (len(source.config("vae").get("block_out_channels", [0] * 4)) - 1)
-    return (int(net.get("sample_size") or family.side) * factor) ** 2
+    height, width = sides(net.get("sample_size") or family.side)
+    return height * width * factor**2

@@ -45,6 +45,21 @@ def is_other(path: Any) -> bool:
     return suffix == ".gguf" or (suffix in (".safetensors", ".sft") and not is_own(path))
 
 
+def near(path: Path) -> str:
+    """What to give in the place of a folder that is no model: the hub's cache, or a part of a checkpoint; else ""."""
+    path = path.resolve()
+    if is_folder(path.parent):
+        return f"It is a part of a checkpoint. Give the whole: {path.parent}"
+    caches = [
+        each for each in (path, path.parent) if each.name.startswith("models--") and (each / "snapshots").is_dir()
+    ]
+    if caches:
+        return (
+            f"It is in the hub's cache. Give the name: hf:{caches[0].name.removeprefix('models--').replace('--', '/')}"
+        )
+    return ""
+
+
 def files(folder: Path) -> list[Path]:
     """What the hash covers: configurations, tokenizers and weights, in a fixed order."""
     parts = [part for part in sorted(folder.iterdir()) if part.is_dir() and part.name not in IGNORED]

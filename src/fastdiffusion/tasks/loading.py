@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -139,6 +140,7 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
     from ..models import Model, folder, registry, tuned  # need torch, and the options must not
 
     chosen = options if isinstance(options, LoadOptions) else LoadOptions(device=options)
+    model = model if isinstance(model, Model) else os.path.expanduser(model)
     if not isinstance(model, Model) and (str(model).startswith(HUB) or folder.is_other(model)):
         from ..adapters import load
         from ..device import best_device, device_of
