@@ -388,6 +388,11 @@ def test_variants_of_weights():
     assert set(hub.selection("n", every, ["unet"])) == {*files[:2], *shards}
     assert set(hub.selection("n", every, ["unet"], half=True)) == {files[0], half[0]}
     assert set(hub.selection("n", [files[0], *half], ["unet"])) == {files[0], half[0]}
+    more = ["low_res_scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json"]
+    more += ["unet/chat_template.jinja"]  # of a tokenizer, from which a language model's prompts are made
+    assert set(hub.selection("n", [*every, *more, "safety_checker/config.json"], ["unet"])) == {
+        *files[:2], *shards, *more
+    }  # fmt: skip
     with pytest.raises(CheckpointError, match="pickles only in unet"):
         hub.selection("n", [files[0], "unet/diffusion_pytorch_model.bin"], ["unet"])
 
