@@ -1,6 +1,7 @@
 """LoRA files of every kind: what peft and diffusers make of them, merged into a new model."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,6 +231,61 @@ def test_attention_processors_of_old(sd, tmp_path):
     file = written(tmp_path / "a.safetensors", old, "unet.{}_lora.{}.weight", ("down", "up"))
     new = written(tmp_path / "b.safetensors", pairs, "unet.{}.lora_{}.weight")
     assert_same(with_loras(sd, [file]).modules["net"], bits(with_loras(sd, [new]).modules["net"]))
+
+
+def test_text_encoders_of_old(sd, tmp_path):
+    """As diffusers called their layers before 0.18."""
+    pairs = drawn(sd.modules["text_encoder"], "q_proj", "out_proj")
+    old = {re.sub(r"(\w+)_proj$", r"to_\1", key): pair for key, pair in pairs.items()}
+    file = written(tmp_path / "a.safetensors", old, "text_encoder.text_model.{}_lora.{}.weight", ("down", "up"))
+    new = written(tmp_path / "b.safetensors", pairs, "text_encoder.{}.lora_{}.weight")
+    assert_same(with_loras(sd, [file]).modules["text_encoder"], bits(with_loras(sd, [new]).modules["text_encoder"]))
+
+
+@pytest.mark.parametrize("form", ["lora_te3_{}.lora_{}.weight", "text_encoders.t5xxl.transformer.{}.lora_{}.weight"])
+def test_t5_is_the_third_text_encoder_of_files(tmp_path, form):
+    """For trainers and ComfyUI, also where a family has two."""
+    build("flux").save_pretrained(tmp_path / "flux")
+    model = fastdiffusion.load(tmp_path / "flux", device="cpu")
+    pairs = drawn(model.modules["text_encoder_2"], "SelfAttention.q")
+    named = {key.replace(".", "_") if "te3" in form else key: pair for key, pair in pairs.items()}
+    file = written(tmp_path / "a.safetensors", named, form, ("down", "up") if "te3" in form else "AB")
+    new = written(tmp_path / "b.safetensors", pairs, "text_encoder_2.{}.lora_{}.weight")
+    made, wanted = (with_loras(model, [one]).modules["text_encoder_2"] for one in (file, new))
+    assert_same(made, bits(wanted))
+    assert not torch.equal(next(made.parameters()), torch.zeros(()))
+
+
+def test_flux_in_the_names_of_xlabs(tmp_path):
+    """As diffusers converts them: one file's queries, keys and values share a matrix."""
+    from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers as convert
+
+    net, g = build("flux").transformer, torch.Generator().manual_seed(0)
+    rows = {"double_blocks.0.processor.qkv_lora1": 96, "double_blocks.1.processor.qkv_lora2": 96,
+            "double_blocks.1.processor.proj_lora1": 32, "double_blocks.0.processor.proj_lora2": 32,
+            "single_blocks.1.processor.qkv_lora": 96}  # fmt: skip
+    pairs = {key: (torch.randn(RANK, 32, generator=g), torch.randn(n, RANK, generator=g)) for key, n in rows.items()}
+    file = written(tmp_path / "a.safetensors", pairs, "{}.{}.weight", ("down", "up"))
+    theirs = convert(
+        {f"{key}.{end}.weight": t for key, pair in pairs.items() for end, t in zip(("down", "up"), pair, strict=True)}
+    )
+    save_file({key: t.clone() for key, t in theirs.items()}, tmp_path / "b.safetensors")
+    model = Model(Identity(), (4, 8, 8), modules={"net": net}, info={"family": "flux"})
+    made, wanted = (with_loras(model, [one]).modules["net"] for one in (file, tmp_path / "b.safetensors"))
+    assert_same(made, bits(wanted), 1e-6)
+    assert not torch.equal(made.transformer_blocks[0].attn.to_v.weight, net.transformer_blocks[0].attn.to_v.weight)
+
+
+def test_norms_and_names_of_lycoris(sd, tmp_path):
+    """Whole differences of a norm, and LyCORIS' own prefix."""
+    norm = sd.modules["net"].down_blocks[0].attentions[0].transformer_blocks[0].norm1
+    key, g = "down_blocks_0_attentions_0_transformer_blocks_0", torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(2, 8, generator=g)
+    save_file({f"lycoris_{key}_norm1.w_norm": weight, f"lycoris_{key}_norm1.b_norm": bias}, tmp_path / "a.safetensors")
+    made = with_loras(sd, [f"{tmp_path / 'a.safetensors'}:0.5"]).modules["net"]
+    other = made.down_blocks[0].attentions[0].transformer_blocks[0].norm1
+    torch.testing.assert_close(other.weight, norm.weight + 0.5 * weight)
+    torch.testing.assert_close(other.bias, norm.bias + 0.5 * bias)
 
 
 XL = {  # how SDXL's original code counts the blocks of the tiny one, whose every level has one block
@@ -466,9 +522,7 @@ def test_keys_without_a_place_are_reported(sd, tmp_path):
     down, up = next(iter(pairs.values()))
     others = {"unet.no.such.layer": (down, up), "text_encoder_2.encoder.fc": (down, up)}
     file = written(tmp_path / "a.safetensors", {f"unet.{k}": p for k, p in pairs.items()} | others)
-    with pytest.warns(
-        UserWarning, match=r"2 keys of a.safetensors have no place .* such as encoder.fc, no.such.layer\."
-    ):
+    with pytest.warns(UserWarning, match=r"no place for 2 keys of a.safetensors, .*: encoder.fc, no.such.layer\."):
         new = with_loras(sd, [file])
     clean = written(tmp_path / "b.safetensors", {f"unet.{k}": p for k, p in pairs.items()})
     assert_same(new.modules["net"], bits(with_loras(sd, [clean]).modules["net"]))

@@ -31,13 +31,13 @@ from .names import Place, family_of, find, places
 
 # What a key ends in, by what its tensor is.
 ENDS = {
-    "down": r"(?:\.lora_(?:A(?:\.[^.]+)?|down)|[._]lora\.down|\.lora_linear_layer\.down)\.weight",
-    "up": r"(?:\.lora_(?:B(?:\.[^.]+)?|up)|[._]lora\.up|\.lora_linear_layer\.up)\.weight",
+    "down": r"(?:\.lora_(?:A(?:\.[^.]+)?|down)|[._]lora\.down|(?<=_lora[12])\.down|\.lora_linear_layer\.down)\.weight",
+    "up": r"(?:\.lora_(?:B(?:\.[^.]+)?|up)|[._]lora\.up|(?<=_lora[12])\.up|\.lora_linear_layer\.up)\.weight",
     "up_bias": r"\.lora_B(?:\.[^.]+)?\.bias",
     "mid": r"\.lora_mid\.weight",
     "alpha": r"\.alpha",
-    "diff": r"\.diff",
-    "diff_bias": r"\.diff_b",
+    "diff": r"\.(?:diff|w_norm)",
+    "diff_bias": r"\.(?:diff_b|b_norm)",
 }
 # What a key begins with, and the module that it is about, as ``Model.modules`` calls it.
 PARTS = {
@@ -46,6 +46,7 @@ PARTS = {
     "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3",
     "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3",
     "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": "text_encoder_3", "lycoris_": "net",
 }  # fmt: skip
 PEFT = "base_model.model."  # what peft puts before the name of a layer
 REFUSED = {
@@ -293,8 +294,9 @@ def placed_updates(model: Model, file: File) -> list[tuple[Target, Update, Place
     for update in file.updates:
         if update.columns is None:
             raise InputError(f"The matrices of {update.layer} in {file.name} do not fit each other. Download it anew.")
-        found = find(tables.get(update.part, {}), update.layer)
-        targets = [(update.part, place.module, update.name) for place in found]
+        part = _part(model, update.part)
+        found = find(tables.get(part, {}), update.layer)
+        targets = [(part, place.module, update.name) for place in found]
         parameters = [_parameter(model, target) for target in targets]
         if not found or any(p is None for p in parameters):
             odd.append(update.layer)
@@ -310,8 +312,15 @@ def placed_updates(model: Model, file: File) -> list[tuple[Target, Update, Place
         raise InputError(f"{is_for} No layer of it is in this model, {odd[0]} for one. {remedy}")
     if odd:
         some = ", ".join(odd[:3])
-        warn(f"{counted(len(odd), 'key')} of {file.name} have no place in this model and do nothing, such as {some}.")
+        warn(f"This model has no place for {counted(len(odd), 'key')} of {file.name}, which are left out: {some}.")
     return placed
+
+
+def _part(model: Model, part: str) -> str:
+    """The network that a file means: its third text encoder is T5, which other families have as their last one."""
+    if part != "text_encoder_3" or part in model.modules:
+        return part
+    return next((name for name, module in model.modules.items() if type(module).__name__ == "T5EncoderModel"), part)
 
 
 def _parameter(model: Model, target: Target) -> Any:
