@@ -155,6 +155,25 @@ def test_a_network_of_images_that_are_not_square(loaded, tmp_path):
     assert model.shape == (4, 8, 12) and model.image_shape == (3, 64, 96)
 
 
+def test_files_that_a_prompt_names_are_remarked(sd, capsys):
+    """As AUTOMATIC1111 and ComfyUI write them; "<dog>" is a word."""
+    options = {"n": 1, "steps": 1, "negative_prompt": "embedding:EasyNegative, bad"}
+    with pytest.warns(UserWarning, match="is text here"):
+        made = fastdiffusion.sample(sd, "a <dog> <lora:style_v1.2:0.8>", **options)
+    assert made.notes == (
+        "<lora:style_v1.2:0.8> is text here: for that LoRA add --lora style_v1.2.safetensors:0.8, and leave it out.",
+        "embedding:EasyNegative is text here: for that embedding add --lora EasyNegative.safetensors.",
+    )
+
+
+def test_half_precision_that_overflows_is_said(loaded):
+    """Not to train on: another precision helps."""
+    model = fastdiffusion.load(loaded("sd15").path, device="cpu", precision="fp16")
+    next(iter(model.modules["net"].parameters())).data.fill_(float("inf"))
+    with pytest.raises(CheckpointError, match=r"not finite\. Try --precision bf16"):
+        fastdiffusion.sample(model, "a cat", n=1, steps=1)
+
+
 def test_what_is_near_a_checkpoint_is_said(loaded, tmp_path, monkeypatch):
     """The hub's cache, a part of a folder, a network's file in it, and a home that Python must look up itself."""
     cache = tmp_path / "models--owner--name"

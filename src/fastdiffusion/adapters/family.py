@@ -364,7 +364,7 @@ def model(family: Family, tables: Mapping[str, Table]) -> Model:
         sigma_max=family.levels.sigma_max,
         sigma_data=1.0,
         tables=tables,
-        info={"name": checkpoint.path.resolve().name, "family": family.name},
+        info={"name": folder.title(checkpoint.path), "family": family.name},
         modules=modules,
         schedule=family.schedule,
         scale=family.scale,

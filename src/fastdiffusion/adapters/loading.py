@@ -73,7 +73,8 @@ def load(
         InputError: A family, or a variant of one, that is not supported; an option that does not fit it.
         MissingExtra: diffusers, transformers or gguf is not installed.
     """
-    source = _opened(what, None if tokenizer is None else Path(tokenizer), download, precision in ("bf16", "fp16"))
+    what = located(what, download, precision)
+    source = _opened(what, None if tokenizer is None else Path(tokenizer))
     family = _family(source.index, source.path)
     parts = _parts(source, family)
     for part, kinds in parts.items():
@@ -161,14 +162,20 @@ def _checkpoint(
 
     modules = {part: source.module(part, kind(part), dtype) for part, dtype in dtypes.items()}
     tokenizers = {part: source.tokenizer(part, kind(part)) for part in parts if part not in modules}
-    return Checkpoint(source.path.resolve(), modules, tokenizers, scheduler, source.index)
+    return Checkpoint(source.path.absolute(), modules, tokenizers, scheduler, source.index)  # a link of the hub's cache
 
 
-def _opened(what: str | Path, rest: Path | None, download: bool, half: bool) -> Source:
+def located(what: str | Path, download: bool = False, precision: str | None = None) -> str | Path:
+    """Where a checkpoint is here: one of the hub in its cache, after a ``download`` if that is asked for."""
     if str(what).startswith(hub.PREFIX):
-        what = hub.fetch(str(what), lambda index: _family(index, what).parts(), download, half)
-    elif download:
+        half = precision in ("bf16", "fp16")
+        return hub.fetch(str(what), lambda index: _family(index, what).parts(), download, half)
+    if download:
         raise InputError(f"--download is for a name such as hf:owner/name, and {what} is here already. Leave it out.")
+    return what
+
+
+def _opened(what: str | Path, rest: Path | None) -> Source:
     path = Path(what)
     if not folder.is_folder(path):
         return open_file(path, rest)

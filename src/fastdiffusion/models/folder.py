@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,15 @@ def is_other(path: Any) -> bool:
         return False
     suffix = Path(path).suffix.lower()
     return suffix == ".gguf" or (suffix in (".safetensors", ".sft") and not is_own(path))
+
+
+def title(path: str | Path) -> str:
+    """What a checkpoint is called: its folder or file; in the hub's cache, whose folders are hashes, its repository."""
+    place = Path(os.path.abspath(path))
+    cache = next((each.parent for each in place.parents if each.name == "snapshots"), None)
+    if cache is None or not cache.name.startswith("models--"):
+        return place.resolve().name
+    return cache.name.rpartition("--")[2] if place.parent.name == "snapshots" else place.name
 
 
 def near(path: Path) -> str:
