@@ -320,6 +320,11 @@ def test_products_that_are_incomplete(sd, tmp_path, spoil):
     save_file({f"{key}.{name}": torch.ones(2, 2) for name in names if name != spoil}, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match=r"matrices of conv_in in a\.safetensors do not fit"):
         with_loras(sd, [tmp_path / "a.safetensors"])
+    empty = {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(4, 0), "lokr_w2_b": torch.ones(0, 18)}
+    empty["alpha"] = torch.tensor(1.0)
+    save_file({f"{key}.{name}": t for name, t in empty.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"matrices of conv_in in a\.safetensors do not fit"):
+        with_loras(sd, [tmp_path / "a.safetensors"])
     save_file({f"{key}.lokr_w1": torch.ones(50, 9), f"{key}.lokr_w2": torch.ones(50, 9)}, tmp_path / "b.safetensors")
     with pytest.raises(InputError, match="changes 2500 x 81 numbers, and this model has 8 x 36"):
         with_loras(sd, [tmp_path / "b.safetensors"])

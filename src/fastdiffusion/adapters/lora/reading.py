@@ -182,9 +182,9 @@ class Product(Update):
 def _product(part: str, layer: str, entry: Mapping[str, Tensor], scale: float) -> Product:
     """A layer of LoHa or LoKr; ValueError where its matrices are incomplete, or do not fit each other."""
     alpha, rank = entry.get("alpha"), lycoris.rank(entry)
-    factor = 1.0 if alpha is None or rank is None else float(alpha.float().mean()) / rank
     matrices = {name: tensor for name, tensor in entry.items() if name in lycoris.NAMES}
     try:
+        factor = 1.0 if alpha is None or rank is None else float(alpha.float().mean()) / rank
         shape = lycoris.change({name: tensor.to("meta") for name, tensor in matrices.items()})
     except (KeyError, RuntimeError, ZeroDivisionError) as error:
         raise ValueError(layer) from error
