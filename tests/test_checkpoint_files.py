@@ -380,6 +380,32 @@ def test_one_file_of_the_hub(fake_hub, case):
     assert model.id == folder.digest(case("sd15").file)
 
 
+def test_the_hub_s_cache_as_it_is(case, tmp_path, monkeypatch, capsys):
+    """Links to files whose names are hashes: it is called by its repository, and what is measured is kept beside it."""
+    import huggingface_hub
+
+    from fastdiffusion.adapters import tuning
+
+    repository = tmp_path / "models--owner--sd15"
+    place, blobs = repository / "snapshots" / ("a" * 40), repository / "blobs"
+    for folder_ in (blobs, repository / "refs"):
+        folder_.mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
+    for i, file in enumerate(sorted(path for path in case("sd15").folder.rglob("*") if path.is_file())):
+        shutil.copy(file, blobs / f"{i:040d}")
+        link = place / file.relative_to(case("sd15").folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blobs / f"{i:040d}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    model = fastdiffusion.load("hf:owner/sd15", device="cpu")
+    assert model.info["name"] == "sd15" and model.id == folder.digest(case("sd15").folder)
+    found = [tuning.Tuned("precision", "bf16", "it is faster"), tuning.Tuned("batch_size", 2, "0.1 s an image")]
+    monkeypatch.setattr(tuning, "tune", lambda load, device: iter(found))
+    assert main(["doctor", "hf:owner/sd15", "--tune"]) == 0, capsys.readouterr().err
+    with pytest.warns(UserWarning, match="Loaded with --precision bf16, as doctor --tune chose"):
+        assert fastdiffusion.load("hf:owner/sd15", device="cpu").modules["net"].dtype == torch.bfloat16
+
+
 def test_variants_of_weights():
     files = ["unet/config.json", "unet/diffusion_pytorch_model.safetensors.index.json", "unet/readme.md"]
     shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
@@ -388,6 +414,11 @@ def test_variants_of_weights():
     assert set(hub.selection("n", every, ["unet"])) == {*files[:2], *shards}
     assert set(hub.selection("n", every, ["unet"], half=True)) == {files[0], half[0]}
     assert set(hub.selection("n", [files[0], *half], ["unet"])) == {files[0], half[0]}
+    more = ["low_res_scheduler/scheduler_config.json", "feature_extractor/preprocessor_config.json"]
+    more += ["unet/chat_template.jinja"]  # of a tokenizer, from which a language model's prompts are made
+    assert set(hub.selection("n", [*every, *more, "safety_checker/config.json"], ["unet"])) == {
+        *files[:2], *shards, *more
+    }  # fmt: skip
     with pytest.raises(CheckpointError, match="pickles only in unet"):
         hub.selection("n", [files[0], "unet/diffusion_pytorch_model.bin"], ["unet"])
 

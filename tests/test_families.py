@@ -17,6 +17,7 @@ from pretended_device import pretended
 
 import fastdiffusion
 from fastdiffusion import samplers
+from fastdiffusion.adapters.examine import pipeline
 from fastdiffusion.cli import main
 from fastdiffusion.errors import CheckpointError, InputError, MissingExtra
 from fastdiffusion.guidance import cfg
@@ -115,6 +116,76 @@ def test_the_autoencoder_is_the_pipelines(loaded):
         z = one.model.encode(images)
         torch.testing.assert_close(z, one.pipe.vae.encode(images).latent_dist.mode() * 0.13025)
         torch.testing.assert_close(one.model.decode(z), one.pipe.vae.decode(z / 0.13025).sample)
+
+
+def test_a_vae_may_be_normalized_by_channel(loaded, tmp_path):
+    """As fine-tunes of SDXL are: what the pipeline shows of its latents, and back."""
+    shutil.copytree(loaded("sdxl").path, place := tmp_path / "sdxl")
+    _config(place, "vae", latents_mean=[0.1, 0.2, -0.3, 0.4], latents_std=[2.0, 1.0, 3.0, 4.0])
+    model = fastdiffusion.load(place, device="cpu")
+    pipe = pipeline(model)
+    options = {"prompt": "a cat", "num_inference_steps": 2, "height": 64, "width": 64, "return_dict": False}
+    latents, shown = (
+        pipe(**options, output_type=kind, generator=torch.Generator().manual_seed(0))[0] for kind in ("latent", "pt")
+    )
+    torch.testing.assert_close((model.decode(latents) / 2 + 0.5).clamp(0, 1), shown, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.autoencoder.normalize(model.autoencoder.denormalize(latents)), latents)
+
+
+@pytest.mark.parametrize("kind", ["trailing", "LCMScheduler"])
+def test_distilled_networks_start_evenly_from_the_last_time(loaded, tmp_path, kind):
+    """Turbo, Lightning and latent consistency models: the levels of diffusers' own scheduler, to a time's rounding."""
+    shutil.copytree(loaded("sd15").path, place := tmp_path / "turbo")
+    file = place / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    config |= {"timestep_spacing": "trailing"} if kind == "trailing" else {"_class_name": kind}
+    file.write_text(json.dumps(config))
+    model = fastdiffusion.load(place, device="cpu")
+    theirs = diffusers.EulerDiscreteScheduler.from_config({**config, "timestep_spacing": "trailing"})
+    for steps in (1, 2, 4, 8):
+        theirs.set_timesteps(steps)
+        torch.testing.assert_close(model.schedule(steps), theirs.sigmas.double(), rtol=1e-5, atol=1e-6)
+    assert float(loaded("sd15").model.schedule(4)[3]) < 0.1 < float(model.schedule(4)[3])
+
+
+def test_a_network_of_images_that_are_not_square(loaded, tmp_path):
+    shutil.copytree(loaded("sd15").path, place := tmp_path / "wide")
+    _config(place, "unet", sample_size=[8, 12])
+    model = fastdiffusion.load(place, device="cpu", mem="100G")
+    assert model.shape == (4, 8, 12) and model.image_shape == (3, 64, 96)
+
+
+def test_files_that_a_prompt_names_are_remarked(sd, capsys):
+    """As AUTOMATIC1111 and ComfyUI write them; "<dog>" is a word."""
+    options = {"n": 1, "steps": 1, "negative_prompt": "embedding:EasyNegative, bad"}
+    with pytest.warns(UserWarning, match="is text here"):
+        made = fastdiffusion.sample(sd, "a <dog> <lora:style_v1.2:0.8>", **options)
+    assert made.notes == (
+        "<lora:style_v1.2:0.8> is text here: for that LoRA add --lora style_v1.2.safetensors:0.8, and leave it out.",
+        "embedding:EasyNegative is text here: for that embedding add --lora EasyNegative.safetensors.",
+    )
+
+
+def test_half_precision_that_overflows_is_said(loaded):
+    """Not to train on: another precision helps."""
+    model = fastdiffusion.load(loaded("sd15").path, device="cpu", precision="fp16")
+    next(iter(model.modules["net"].parameters())).data.fill_(float("inf"))
+    with pytest.raises(CheckpointError, match=r"not finite\. Try --precision bf16"):
+        fastdiffusion.sample(model, "a cat", n=1, steps=1)
+
+
+def test_what_is_near_a_checkpoint_is_said(loaded, tmp_path, monkeypatch):
+    """The hub's cache, a part of a folder, a network's file in it, and a home that Python must look up itself."""
+    cache = tmp_path / "models--owner--name"
+    shutil.copytree(loaded("sd15").path, place := cache / "snapshots" / "0123abcd")
+    for path in (cache, cache / "snapshots"):
+        with pytest.raises(CheckpointError, match=r"hub's cache\. Give the name: hf:owner/name$"):
+            fastdiffusion.load(path)
+    for part in ("unet", "unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        with pytest.raises((CheckpointError, InputError), match=f"part of a checkpoint. Give the whole: {place}$"):
+            fastdiffusion.load(place / part)
+    monkeypatch.setenv("HOME", str(cache))
+    assert fastdiffusion.load("~/snapshots/0123abcd", device="cpu").shape == (4, 8, 8)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
@@ -472,7 +543,15 @@ def _pickled(path):
     (path / "unet" / "diffusion_pytorch_model.safetensors").rename(path / "unet" / "diffusion_pytorch_model.bin")
 
 
+def _scheduler(path, **values):
+    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(values))
+
+
+EDM = {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5}
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 BAD = {
+    "levels of EDM": (lambda p: _scheduler(p, **EDM), "EDMDPMSolverMultistepScheduler: noise levels of EDM"),
+    "a flow": (lambda p: _scheduler(p, **FLOW), "FlowMatchEulerDiscreteScheduler: .* rectified flows, are not"),
     "another family": (lambda p: _index(p, _class_name="DogPipeline"), "DogPipeline, which is not supported"),
     "no text encoder": (lambda p: shutil.rmtree(p / "text_encoder"), "has no text_encoder"),
     "not even named": (lambda p: _index(p, text_encoder=[None, None]), "has no text_encoder"),

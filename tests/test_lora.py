@@ -1,6 +1,7 @@
 """LoRA files of every kind: what peft and diffusers make of them, merged into a new model."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,6 +231,115 @@ def test_attention_processors_of_old(sd, tmp_path):
     file = written(tmp_path / "a.safetensors", old, "unet.{}_lora.{}.weight", ("down", "up"))
     new = written(tmp_path / "b.safetensors", pairs, "unet.{}.lora_{}.weight")
     assert_same(with_loras(sd, [file]).modules["net"], bits(with_loras(sd, [new]).modules["net"]))
+
+
+def test_text_encoders_of_old(sd, tmp_path):
+    """As diffusers called their layers before 0.18."""
+    pairs = drawn(sd.modules["text_encoder"], "q_proj", "out_proj")
+    old = {re.sub(r"(\w+)_proj$", r"to_\1", key): pair for key, pair in pairs.items()}
+    file = written(tmp_path / "a.safetensors", old, "text_encoder.text_model.{}_lora.{}.weight", ("down", "up"))
+    new = written(tmp_path / "b.safetensors", pairs, "text_encoder.{}.lora_{}.weight")
+    assert_same(with_loras(sd, [file]).modules["text_encoder"], bits(with_loras(sd, [new]).modules["text_encoder"]))
+
+
+@pytest.mark.parametrize("form", ["lora_te3_{}.lora_{}.weight", "text_encoders.t5xxl.transformer.{}.lora_{}.weight"])
+def test_t5_is_the_third_text_encoder_of_files(tmp_path, form):
+    """For trainers and ComfyUI, also where a family has two."""
+    build("flux").save_pretrained(tmp_path / "flux")
+    model = fastdiffusion.load(tmp_path / "flux", device="cpu")
+    pairs = drawn(model.modules["text_encoder_2"], "SelfAttention.q")
+    named = {key.replace(".", "_") if "te3" in form else key: pair for key, pair in pairs.items()}
+    file = written(tmp_path / "a.safetensors", named, form, ("down", "up") if "te3" in form else "AB")
+    new = written(tmp_path / "b.safetensors", pairs, "text_encoder_2.{}.lora_{}.weight")
+    made, wanted = (with_loras(model, [one]).modules["text_encoder_2"] for one in (file, new))
+    assert_same(made, bits(wanted))
+    assert not torch.equal(next(made.parameters()), torch.zeros(()))
+
+
+def test_flux_in_the_names_of_xlabs(tmp_path):
+    """As diffusers converts them: one file's queries, keys and values share a matrix."""
+    from diffusers.loaders.lora_conversion_utils import _convert_xlabs_flux_lora_to_diffusers as convert
+
+    net, g = build("flux").transformer, torch.Generator().manual_seed(0)
+    rows = {"double_blocks.0.processor.qkv_lora1": 96, "double_blocks.1.processor.qkv_lora2": 96,
+            "double_blocks.1.processor.proj_lora1": 32, "double_blocks.0.processor.proj_lora2": 32,
+            "single_blocks.1.processor.qkv_lora": 96}  # fmt: skip
+    pairs = {key: (torch.randn(RANK, 32, generator=g), torch.randn(n, RANK, generator=g)) for key, n in rows.items()}
+    file = written(tmp_path / "a.safetensors", pairs, "{}.{}.weight", ("down", "up"))
+    theirs = convert(
+        {f"{key}.{end}.weight": t for key, pair in pairs.items() for end, t in zip(("down", "up"), pair, strict=True)}
+    )
+    save_file({key: t.clone() for key, t in theirs.items()}, tmp_path / "b.safetensors")
+    model = Model(Identity(), (4, 8, 8), modules={"net": net}, info={"family": "flux"})
+    made, wanted = (with_loras(model, [one]).modules["net"] for one in (file, tmp_path / "b.safetensors"))
+    assert_same(made, bits(wanted), 1e-6)
+    assert not torch.equal(made.transformer_blocks[0].attn.to_v.weight, net.transformer_blocks[0].attn.to_v.weight)
+
+
+KINDS = {
+    "LoHa": (peft.LoHaConfig, {}),
+    "LoHa, Tucker": (peft.LoHaConfig, {"use_effective_conv2d": True}),
+    "LoKr": (peft.LoKrConfig, {"decompose_factor": 2}),
+    "LoKr, Tucker": (peft.LoKrConfig, {"use_effective_conv2d": True, "decompose_both": True}),
+    "LoKr, whole": (peft.LoKrConfig, {"decompose_factor": 2, "r": 64}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_products_of_lycoris_equal_peft(sd, tmp_path, kind):
+    """Products number by number and Kronecker's, of layers and convolutions, in the keys of kohya's trainers."""
+    make, options = KINDS[kind]
+    net = build("sd15").unet
+    targets = [*layers(net, "to_q", "conv1", "ff", "proj_in")]
+    config = make(**{"r": RANK, "alpha": 3, "target_modules": targets} | options)
+    torch.manual_seed(0)
+    adapted = peft.inject_adapter_in_model(config, net, "one")
+    tensors, deltas = {}, {}
+    for name in targets:
+        layer = adapted.get_submodule(name)
+        for key, parameter in layer.named_parameters():
+            if match := re.fullmatch(r"((?:hada|lokr)_\w+)\.one", key):
+                parameter.data.normal_(std=0.3)
+                tensors[f"lora_unet_{name.replace('.', '_')}.{match[1]}"] = parameter.detach().clone()
+        tensors[f"lora_unet_{name.replace('.', '_')}.alpha"] = torch.tensor(float(config.alpha))
+        deltas[name] = layer.get_delta_weight("one").detach()
+        if "LoKr" in kind and "one" in layer.lokr_w1 and "one" in layer.lokr_w2:
+            deltas[name] /= config.alpha / config.r  # of whole matrices alpha counts in peft alone
+    save_file(tensors, tmp_path / "a.safetensors")
+    made = with_loras(sd, [f"{tmp_path / 'a.safetensors'}:0.5"]).modules["net"]
+    for name, delta in deltas.items():
+        before, after = (m.get_submodule(name).weight for m in (sd.modules["net"], made))
+        torch.testing.assert_close(after - before, 0.5 * delta, atol=1e-6, rtol=1e-5)
+        assert delta.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("spoil", ["lokr_w2", "hada_w2_b"])
+def test_products_that_are_incomplete(sd, tmp_path, spoil):
+    key = "lora_unet_conv_in"
+    names = ("lokr_w1", "lokr_w2") if "lokr" in spoil else ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    save_file({f"{key}.{name}": torch.ones(2, 2) for name in names if name != spoil}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"matrices of conv_in in a\.safetensors do not fit"):
+        with_loras(sd, [tmp_path / "a.safetensors"])
+    empty = {"lokr_w1": torch.ones(2, 2), "lokr_w2_a": torch.ones(4, 0), "lokr_w2_b": torch.ones(0, 18)}
+    empty["alpha"] = torch.tensor(1.0)
+    save_file({f"{key}.{name}": t for name, t in empty.items()}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError, match=r"matrices of conv_in in a\.safetensors do not fit"):
+        with_loras(sd, [tmp_path / "a.safetensors"])
+    save_file({f"{key}.lokr_w1": torch.ones(50, 9), f"{key}.lokr_w2": torch.ones(50, 9)}, tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match="changes 2500 x 81 numbers, and this model has 8 x 36"):
+        with_loras(sd, [tmp_path / "b.safetensors"])
+
+
+def test_norms_and_names_of_lycoris(sd, tmp_path):
+    """Whole differences of a norm, and LyCORIS' own prefix."""
+    norm = sd.modules["net"].down_blocks[0].attentions[0].transformer_blocks[0].norm1
+    key, g = "down_blocks_0_attentions_0_transformer_blocks_0", torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(2, 8, generator=g)
+    save_file({f"lycoris_{key}_norm1.w_norm": weight, f"lycoris_{key}_norm1.b_norm": bias}, tmp_path / "a.safetensors")
+    made = with_loras(sd, [f"{tmp_path / 'a.safetensors'}:0.5"]).modules["net"]
+    other = made.down_blocks[0].attentions[0].transformer_blocks[0].norm1
+    torch.testing.assert_close(other.weight, norm.weight + 0.5 * weight)
+    torch.testing.assert_close(other.bias, norm.bias + 0.5 * bias)
 
 
 XL = {  # how SDXL's original code counts the blocks of the tiny one, whose every level has one block
@@ -466,9 +576,7 @@ def test_keys_without_a_place_are_reported(sd, tmp_path):
     down, up = next(iter(pairs.values()))
     others = {"unet.no.such.layer": (down, up), "text_encoder_2.encoder.fc": (down, up)}
     file = written(tmp_path / "a.safetensors", {f"unet.{k}": p for k, p in pairs.items()} | others)
-    with pytest.warns(
-        UserWarning, match=r"2 keys of a.safetensors have no place .* such as encoder.fc, no.such.layer\."
-    ):
+    with pytest.warns(UserWarning, match=r"no place for 2 keys of a.safetensors, .*: encoder.fc, no.such.layer\."):
         new = with_loras(sd, [file])
     clean = written(tmp_path / "b.safetensors", {f"unet.{k}": p for k, p in pairs.items()})
     assert_same(new.modules["net"], bits(with_loras(sd, [clean]).modules["net"]))
@@ -478,7 +586,7 @@ def test_keys_without_a_place_are_reported(sd, tmp_path):
     ("key", "kind"),
     [
         ("lora_unet_a.dora_scale", "DoRA"), ("unet.a.lora_magnitude_vector.weight", "DoRA"),
-        ("lora_unet_a.hada_w1_a", "LoHa"), ("lora_unet_a.lokr_w1", "LoKr"), ("lora_unet_a.oft_blocks", "OFT"),
+        ("lora_unet_a.oft_blocks", "OFT"),
     ],
 )  # fmt: skip
 def test_other_kinds_are_refused_by_name(sd, tmp_path, key, kind):

@@ -217,6 +217,27 @@ def test_films_are_sampled(monkeypatch):
     torch.testing.assert_close(made.images[1:], alone, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("settings", [{"boundary_ratio": 0.875}, {"expand_timesteps": True}])
+def test_wan_2_2_is_refused(settings):
+    """One of its two networks alone, at all noise levels, draws noise."""
+    family = get("wan").model.denoise
+    with pytest.raises(InputError, match="whose two networks, or smaller latents, are not"):
+        type(family)(replace(family.checkpoint, settings={**family.checkpoint.settings, **settings}))
+
+
+def test_a_flow_is_not_taken_for_betas():
+    family = get("sd3").model.denoise
+    scheduler = {"_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012}
+    with pytest.raises(InputError, match="EulerDiscreteScheduler, with betas, and this family is a rectified flow"):
+        type(family)(replace(family.checkpoint, scheduler=scheduler))
+
+
+def test_what_a_flow_predicts_is_not_asked():
+    """SANA's scheduler has betas too, which it does not use."""
+    with pytest.raises(InputError, match="predicts the velocity of a flow, always"):
+        fastdiffusion.load(get("sana").path, device="cpu", prediction="v")
+
+
 def test_pixart_alpha_is_refused():
     family = get("pixart").model.denoise
     family.net.use_additional_conditions = True

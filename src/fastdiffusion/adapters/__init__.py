@@ -9,7 +9,7 @@ from .engines import with_engine
 from .examine import examine
 from .exports import export_networks, export_pipeline
 from .families import FAMILIES
-from .loading import load
+from .loading import load, located
 from .lora import with_loras
 from .table_scheduler import TableScheduler
 
@@ -20,6 +20,7 @@ __all__ = [
     "export_networks",
     "export_pipeline",
     "load",
+    "located",
     "with_engine",
     "with_loras",
 ]

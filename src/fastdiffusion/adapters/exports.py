@@ -22,7 +22,7 @@ from ..io.atomic import write_json
 from ..models import Model
 from ..models.native import own_denoiser
 from ..types import Cond
-from . import engines
+from . import engines, tokens
 from .conditioners.student import students_of
 from .engines import converted
 from .examine import pipeline
@@ -109,7 +109,8 @@ def export_pipeline(model: Model, folder: Path, load: Callable[[Path], Model]) -
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
-        pipe.save_pretrained(partial, safe_serialization=True)
+        with tokens.as_embeddings(model):
+            pipe.save_pretrained(partial, safe_serialization=True)
         x, sigma, cond = _example(model)
         before, after = (m.denoise(x, sigma, cond).float() for m in (model, load(partial)))
         moved = float((after - before).abs().max() / before.abs().max())

@@ -217,8 +217,7 @@ class Family(Startable):
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the latents of one image of the usual size."""
-        side = int(getattr(self.net.config, "sample_size", None) or self.side)
-        return (self.autoencoder.latent_channels, side, side)
+        return (self.autoencoder.latent_channels, *sides(getattr(self.net.config, "sample_size", None) or self.side))
 
     def schedule(self, steps: int, size: Size | None = None) -> Tensor:
         """The usual noise levels of a run for images of ``size``."""
@@ -348,6 +347,12 @@ class Family(Startable):
         return language.unknown_words(text, self.main.knows if student is None else student.knows)
 
 
+def sides(size: Any) -> Size:
+    """Height and width of latents, of a configuration that has one number for both or two."""
+    height, width = size if isinstance(size, Sequence) else (size, size)
+    return int(height), int(width)
+
+
 def model(family: Family, tables: Mapping[str, Table]) -> Model:
     """A checkpoint as a ``Model``, with tables that were fitted to it."""
     checkpoint = family.checkpoint
@@ -359,7 +364,7 @@ def model(family: Family, tables: Mapping[str, Table]) -> Model:
         sigma_max=family.levels.sigma_max,
         sigma_data=1.0,
         tables=tables,
-        info={"name": checkpoint.path.resolve().name, "family": family.name},
+        info={"name": folder.title(checkpoint.path), "family": family.name},
         modules=modules,
         schedule=family.schedule,
         scale=family.scale,

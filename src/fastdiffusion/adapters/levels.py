@@ -14,6 +14,7 @@ from .. import schedules
 from ..errors import InputError
 
 PREDICTIONS = {"epsilon": "noise", "v_prediction": "v", "sample": "x0"}  # diffusers' names of what a network predicts
+CONSISTENCY = ("LCMScheduler", "TCDScheduler")  # which begin at the last time, whatever their spacing says
 LAST = 2.0**-24  # alpha_bar of the last step under zero-terminal SNR, so that its sigma (4096) is finite, as diffusers
 
 
@@ -28,14 +29,24 @@ class TrainedLevels:
     Attributes:
         prediction: What the network predicts, a name in ``denoisers.PARAMETERIZATIONS``.
         zero_snr: Whether the last level is pure noise (Lin et al. 2023, arXiv:2305.08891, algorithm 1).
+        trailing: Whether the times of a run are even from the last one on: under zero-terminal SNR, and for networks
+            distilled for few steps (Turbo, Lightning, latent consistency), whose schedulers say so.
     """
 
     def __init__(self, config: Mapping[str, Any]):
+        scheduler = str(config.get("_class_name", "scheduler"))
+        if "sigma_data" in config or "FlowMatch" in scheduler:
+            raise InputError(
+                f"The scheduler is {scheduler}: noise levels of EDM, and rectified flows, are not supported for this "
+                "family. Take a checkpoint that was trained with betas."
+            )
         kind = config.get("prediction_type", "epsilon")
         if kind not in PREDICTIONS:
             raise InputError(f"The scheduler predicts {kind!r}, which this family does not: {', '.join(PREDICTIONS)}.")
         self.prediction = PREDICTIONS[kind]
         self.zero_snr = bool(config.get("rescale_betas_zero_snr", False))
+        distilled = config.get("timestep_spacing") == "trailing" or scheduler in CONSISTENCY
+        self.trailing = self.zero_snr or distilled
         betas = _betas(config)
         if self.zero_snr:
             root = (1 - betas).cumprod(0).sqrt()
@@ -74,8 +85,8 @@ class TrainedLevels:
         return torch.lerp(self.log_sigmas[lower], self.log_sigmas[lower + 1], t - lower).exp()
 
     def schedule(self, steps: int, tokens: int = 0) -> Tensor:
-        """The levels of a run: Karras et al.'s; under zero-terminal SNR even in t from the last one (Lin et al.)."""
-        if not self.zero_snr:
+        """The levels of a run: Karras et al.'s; if ``trailing``, even in t from the last one (Lin et al.)."""
+        if not self.trailing:
             return schedules.karras(steps, self.sigma_min, self.sigma_max)
         n = len(self.log_sigmas)
         sigmas = self.sigma(n - 1 - torch.arange(steps, dtype=torch.float64) * n / steps)
@@ -129,6 +140,11 @@ class FlowLevels:
         spacing: str = "1/n",
         mu: Callable[[int, int], float] | None = None,
     ):
+        if not is_flow(config):
+            kind = config.get("_class_name", "scheduler")
+            raise InputError(
+                f"The scheduler is {kind}, with betas, and this family is a rectified flow. Take the folder's own one."
+            )
         self.config, self.t, self.spacing, self.mu = config, TIMES[time], spacing, mu or self._linear_mu
         self.trained = int(config.get("num_train_timesteps", 1000))
         shift = float(config.get("shift", config.get("flow_shift", 1.0)) or 1.0)
@@ -159,6 +175,12 @@ class FlowLevels:
             rest = 1 - RESPACED[kind](steps, float(1 - rest[-1]), float(1 - rest[0]))
         sigmas = ((1 - rest) / rest).clamp(max=self.TOP)
         return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def is_flow(config: Mapping[str, Any]) -> bool:
+    """Whether a scheduler's levels are those of a rectified flow: it has no betas, or does not use them."""
+    flow = config.get("prediction_type") == "flow_prediction" or bool(config.get("use_flow_sigmas"))
+    return flow or not ({"beta_start", "trained_betas"} & config.keys())
 
 
 def _betas(config: Mapping[str, Any]) -> Tensor:

@@ -18,7 +18,8 @@ from ..models import Model, folder
 from . import low_memory
 from .engines import with_engine
 from .families import FAMILIES
-from .family import Checkpoint, Family, model
+from .family import Checkpoint, Family, model, sides
+from .levels import is_flow
 from .lora import with_loras
 from .sources import hub
 from .sources.folders import Folder
@@ -72,7 +73,8 @@ def load(
         InputError: A family, or a variant of one, that is not supported; an option that does not fit it.
         MissingExtra: diffusers, transformers or gguf is not installed.
     """
-    source = _opened(what, None if tokenizer is None else Path(tokenizer), download, precision in ("bf16", "fp16"))
+    what = located(what, download, precision)
+    source = _opened(what, None if tokenizer is None else Path(tokenizer))
     family = _family(source.index, source.path)
     parts = _parts(source, family)
     for part, kinds in parts.items():
@@ -160,14 +162,20 @@ def _checkpoint(
 
     modules = {part: source.module(part, kind(part), dtype) for part, dtype in dtypes.items()}
     tokenizers = {part: source.tokenizer(part, kind(part)) for part in parts if part not in modules}
-    return Checkpoint(source.path.resolve(), modules, tokenizers, scheduler, source.index)
+    return Checkpoint(source.path.absolute(), modules, tokenizers, scheduler, source.index)  # a link of the hub's cache
 
 
-def _opened(what: str | Path, rest: Path | None, download: bool, half: bool) -> Source:
+def located(what: str | Path, download: bool = False, precision: str | None = None) -> str | Path:
+    """Where a checkpoint is here: one of the hub in its cache, after a ``download`` if that is asked for."""
     if str(what).startswith(hub.PREFIX):
-        what = hub.fetch(str(what), lambda index: _family(index, what).parts(), download, half)
-    elif download:
+        half = precision in ("bf16", "fp16")
+        return hub.fetch(str(what), lambda index: _family(index, what).parts(), download, half)
+    if download:
         raise InputError(f"--download is for a name such as hf:owner/name, and {what} is here already. Leave it out.")
+    return what
+
+
+def _opened(what: str | Path, rest: Path | None) -> Source:
     path = Path(what)
     if not folder.is_folder(path):
         return open_file(path, rest)
@@ -191,7 +199,7 @@ def _scheduler(source: Source, prediction: str) -> dict[str, Any]:
     scheduler = source.scheduler
     if prediction == "auto":
         return scheduler
-    if "beta_start" not in scheduler and "trained_betas" not in scheduler:
+    if is_flow(scheduler):
         raise InputError(f"{source.path} predicts the velocity of a flow, always. Leave --prediction out.")
     return {**scheduler, "prediction_type": PREDICTIONS[prediction]}
 
@@ -200,4 +208,5 @@ def _pixels(source: Source, family: type[Family]) -> int:
     """Of an image of the usual size."""
     net = source.config("unet" if "unet" in family.parts() else "transformer")
     factor = 2 ** (len(source.config("vae").get("block_out_channels", [0] * 4)) - 1)
-    return (int(net.get("sample_size") or family.side) * factor) ** 2
+    height, width = sides(net.get("sample_size") or family.side)
+    return height * width * factor**2

@@ -43,7 +43,7 @@ class Text:
     ):
         self.encoder, self.tokenizer, self.limit, self.pad = encoder, tokenizer, limit, pad
         self.template, self.drop, self.marks = template, drop, marks
-        self.added: dict[str, str] = {}  # added tokens of several rows, and the tokens that are read for them
+        self.added = of_several_rows(tokenizer)
 
     def written(self, text: str) -> str:
         """A text as the tokenizer takes it: an added token of several rows is as many tokens."""
@@ -127,6 +127,17 @@ class Student:
     def measure(self, text: str) -> Spans:
         """Which characters each of its own tokens covers."""
         return list(aligned(self.encoder.encoder.tokenizer.spans, normalized)(text))
+
+
+def of_several_rows(tokenizer: Any) -> dict[str, str]:
+    """The added tokens of several rows, and the tokens that are read for each: "dog dog_1", as in diffusers."""
+    known, found = tokenizer.get_added_vocab(), {}
+    for name in known:
+        names = [name]
+        while f"{name}_{len(names)}" in known:
+            names.append(f"{name}_{len(names)}")
+        found |= {name: " ".join(names)} if len(names) > 1 else {}
+    return found
 
 
 def rows_of(states: Float[Tensor, "b n d"], mask: Bool[Tensor, "b n"], drop: int = 0) -> Cond:

@@ -9,7 +9,8 @@ import base64
 import copy
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ from ..nets import TextConditioned
 from ..nets.text import TextEncoder, normalized
 from ..version import __version__
 from .copies import carried, copied
-from .texts import Text
+from .texts import Text, of_several_rows
 
 NOTE = "fastdiffusion"  # the entry of a file's metadata that is ours
 MOST = 64  # rows of a token, and tokens of a LoRA: of anybody's file
@@ -199,12 +200,19 @@ def _add(model: Model, token: Token) -> None:
             base = text.encoder.get_input_embeddings()
             text.encoder.set_input_embeddings(Rows(base, ids.to(base.weight.device), rows.to(base.weight.device)))
             changed[id(text.tokenizer)] = tokenizer
+            _pool_at_the_end(text)
         text.tokenizer = changed[id(text.tokenizer)]
-        if len(rows) > 1:
-            text.added = {**text.added, token.name: " ".join(names)}
+        text.added = of_several_rows(text.tokenizer)
     old = denoise.checkpoint.tokenizers
     tokenizers = {name: changed.get(id(tokenizer), tokenizer) for name, tokenizer in old.items()}
     denoise.checkpoint = replace(denoise.checkpoint, tokenizers=tokenizers)
+
+
+def _pool_at_the_end(text: Text) -> None:
+    """Let CLIP find the mark of the end by its number, and not, as old configurations say, as the largest of all."""
+    for module in text.encoder.modules():
+        if getattr(module, "eos_token_id", None) == 2:
+            module.eos_token_id = text.encoder.config.eos_token_id = text.tokenizer.eos_token_id
 
 
 def _added(name: str) -> Any:
@@ -212,6 +220,25 @@ def _added(name: str) -> Any:
 
     whole = re.fullmatch(r"\w(.*\w)?", name) is not None  # "bad" is not a part of "badminton"
     return AddedToken(name, normalized=False, special=False, single_word=whole)
+
+
+@contextmanager
+def as_embeddings(model: Model) -> Iterator[None]:
+    """Within it added rows are rows of the text encoders' embeddings, as files of other programs have them."""
+    before = {text.encoder: text.encoder.get_input_embeddings() for text in texts_of(model).values()}
+    added = {encoder: rows for encoder, rows in before.items() if isinstance(rows, Rows)}
+    sizes = {encoder: encoder.config.vocab_size for encoder in added}
+    try:
+        for encoder, rows in added.items():
+            whole = torch.zeros(max(sizes[encoder], int(rows.ids.max()) + 1), rows.embedding_dim).to(rows.weight)
+            whole[: len(rows.weight)], whole[rows.ids] = rows.weight.detach(), rows.rows.detach().to(rows.weight)
+            encoder.set_input_embeddings(nn.Embedding.from_pretrained(whole))
+            encoder.config.vocab_size = len(whole)
+        yield
+    finally:
+        for encoder, rows in added.items():
+            encoder.set_input_embeddings(rows)
+            encoder.config.vocab_size = sizes[encoder]
 
 
 def parameters(model: Model, name: str) -> dict[str, nn.Parameter]:

@@ -64,19 +64,20 @@ def _tuned(model: str) -> Iterator[tuple[str, str]]:
     """What was measured, and where it was written."""
     from functools import partial
 
+    from ..adapters import located
     from ..adapters.tuning import tune
     from ..device import best_device, device_of
     from ..models import tuned
     from ..tasks.loading import load
 
-    device = device_of(best_device())
-    found = list(tune(partial(load, model, device=device.type, tuned=False), device))
+    device, place = device_of(best_device()), located(model)
+    found = list(tune(partial(load, place, device=device.type, tuned=False), device))
     chosen = {setting.name: setting.value for setting in found if setting.value is not None}
     for setting in found:
         yield f"tuned {setting.name}", f"{setting.value or 'as it is'}: {setting.why}"
     yield (
         "written to",
-        str(tuned.save_settings(model, device, chosen, {setting.name: setting.why for setting in found})),
+        str(tuned.save_settings(place, device, chosen, {setting.name: setting.why for setting in found})),
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -43,6 +44,30 @@ def is_other(path: Any) -> bool:
         return False
     suffix = Path(path).suffix.lower()
     return suffix == ".gguf" or (suffix in (".safetensors", ".sft") and not is_own(path))
+
+
+def title(path: str | Path) -> str:
+    """What a checkpoint is called: its folder or file; in the hub's cache, whose folders are hashes, its repository."""
+    place = Path(os.path.abspath(path))
+    cache = next((each.parent for each in place.parents if each.name == "snapshots"), None)
+    if cache is None or not cache.name.startswith("models--"):
+        return place.resolve().name
+    return cache.name.rpartition("--")[2] if place.parent.name == "snapshots" else place.name
+
+
+def near(path: Path) -> str:
+    """What to give in the place of a folder that is no model: the hub's cache, or a part of a checkpoint; else ""."""
+    path = path.resolve()
+    if is_folder(path.parent):
+        return f"It is a part of a checkpoint. Give the whole: {path.parent}"
+    caches = [
+        each for each in (path, path.parent) if each.name.startswith("models--") and (each / "snapshots").is_dir()
+    ]
+    if caches:
+        return (
+            f"It is in the hub's cache. Give the name: hf:{caches[0].name.removeprefix('models--').replace('--', '/')}"
+        )
+    return ""
 
 
 def files(folder: Path) -> list[Path]:

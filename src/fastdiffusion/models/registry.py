@@ -128,5 +128,5 @@ def short_name(model: Model | str | Path) -> str:
     if isinstance(model, Model):
         return safe_name(str(model.info.get("name", "model")))
     if folder.is_folder(model):
-        return safe_name(Path(model).resolve().name)
+        return safe_name(folder.title(model))
     return FILE if Path(model).is_dir() else Path(model).name

@@ -24,6 +24,7 @@ from ..io.checkpoints import load_tensors, save_tensors, stored
 from ..io.metadata import without_paths
 from ..samplers import Table
 from ..version import __version__
+from . import folder
 from .model import Model, checked_key, configuration, native_denoiser, tensors
 from .protocols import Autoencoder
 
@@ -115,9 +116,8 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Model:
     path = Path(path)
     if path.is_dir():
         if not (path / FILE).is_file():
-            raise CheckpointError(
-                f"{path} is a folder without {FILE}. Give a model file, or a folder that training wrote."
-            )
+            hint = folder.near(path) or "Give a model file, or a folder that training wrote."
+            raise CheckpointError(f"{path} is a folder without {FILE}. {hint}")
         path = path / FILE
     config, tensors = load_tensors(path)
     try:

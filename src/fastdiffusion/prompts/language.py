@@ -22,6 +22,10 @@ _WIDE = {
 }
 _TOKEN = re.compile(rf"\\.|:\s*{_NUMBER}\s*(?=\))|\b(?:AND|BREAK)\b|[()\[\]:|]|[^\\()\[\]:|AB]+|.", re.DOTALL)
 
+FILES = re.compile(
+    r"<lora:(?P<lora>[^:<>]+)(?::(?P<scale>[-\d.]+))?[^<>]*>|\bembedding:(?P<token>[\w.-]*\w)"
+)  # elsewhere
+
 
 # ---- the tree -----------------------------------------------------------------------------------------------------
 
@@ -390,10 +394,19 @@ def unknown_words(prompt: str, knows: Callable[[str], bool]) -> list[str]:
     return list(dict.fromkeys(token for token in tokens if not knows(token)))
 
 
+def _elsewhere(match: re.Match[str]) -> str:
+    """What to say of a file that a prompt names, as those of other programs do."""
+    if match["token"]:
+        return f"{match[0]} is text here: for that embedding add --lora {match['token']}.safetensors."
+    scale = f":{match['scale']}" if match["scale"] else ""
+    return f"{match[0]} is text here: for that LoRA add --lora {match['lora']}.safetensors{scale}, and leave it out."
+
+
 def notes(conditioner: Any, texts: Iterable[str]) -> list[str]:
     """What a conditioner has to say about prompts (choices made), each sentence once."""
     sentences: dict[str, None] = {}
     for text in dict.fromkeys(text for text in texts if text.strip()):
+        sentences.update((_elsewhere(match), None) for match in FILES.finditer(text))
         if not hasattr(conditioner, "notes"):
             if strange := conditioner.unknown_words(text):
                 sentences[f"The model was not trained on {', '.join(strange)}: it may ignore it."] = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,12 +140,17 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
     from ..models import Model, folder, registry, tuned  # need torch, and the options must not
 
     chosen = options if isinstance(options, LoadOptions) else LoadOptions(device=options)
-    if not isinstance(model, Model) and (str(model).startswith(HUB) or folder.is_other(model)):
+    model = model if isinstance(model, Model) else os.path.expanduser(model)
+    if not isinstance(model, Model) and str(model).startswith(HUB):
+        from ..adapters import located
+
+        model, chosen = located(model, chosen.download, chosen.precision), replace(chosen, download=False)
+    if not isinstance(model, Model) and folder.is_other(model):
         from ..adapters import load
         from ..device import best_device, device_of
 
         device = chosen.device or best_device()
-        kept = tuned.options_for(model, device_of(device)) if chosen.tuned and folder.is_other(model) else {}
+        kept = tuned.options_for(model, device_of(device)) if chosen.tuned else {}
         asked = {**kept, **chosen.changed}
         asked["mem"] = _bytes(asked.get("mem"))
         ready = registry.loaded(load(model, device_of(device), **asked), device)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ...errors import InputError
 from ...models import Size
 from ...types import Cond
 from ..autoencoders import ChannelVae
@@ -30,6 +31,14 @@ class Wan(Family):
     network = "WanTransformer3DModel"
     encoders = (T5._replace(network="UMT5EncoderModel"),)
     frames = 21  # of latents
+
+    def check(self) -> None:
+        settings = self.checkpoint.settings
+        if settings.get("boundary_ratio") is not None or settings.get("expand_timesteps"):
+            raise InputError(
+                f"{self.checkpoint.path} is a Wan 2.2, whose two networks, or smaller latents, are not supported. "
+                "Take a Wan 2.1."
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -78,6 +78,8 @@ FLUX = Layout(
     {
         "img_attn.qkv": _within("attn", QKV), "txt_attn.qkv": _within("attn", ADDED),
         "linear1": (*_within("attn", QKV), "proj_mlp"),
+        "qkv_lora1": _within("attn", QKV), "qkv_lora2": _within("attn", ADDED), "qkv": _within("attn", QKV),  # XLabs'
+        "proj_lora1": ("attn.to_out.0",), "proj_lora2": ("attn.to_add_out",), "proj": ("proj_out",),
     },
     ("norm_out.linear",),
 )  # fmt: skip
@@ -165,7 +167,8 @@ def places(net: nn.Module) -> dict[str, list[Place]]:
     for name, found in originals(net, own):
         table[_flat(name)] = found
     for name in own:  # the names of diffusers come first
-        for alias in (name, name.removeprefix("text_model."), re.sub(r"to_out\.0$", "to_out", name)):
+        of_clip = re.sub(r"self_attn\.(\w+)_proj$", r"self_attn.to_\1", name)  # of diffusers before 0.18
+        for alias in (name, name.removeprefix("text_model."), re.sub(r"to_out\.0$", "to_out", name), of_clip):
             table[_flat(alias)] = [Place(name)]
     return table
 

@@ -1,7 +1,7 @@
 """LoRA files, merged into a new ``Model``: small changes of weights, ``W + scale * alpha / rank * up @ down``.
 
 Hu et al. 2021 (arXiv:2106.09685), sec. 4.1. The keys of diffusers, peft, kohya's trainers (convolutions and LyCORIS'
-LoCon too), of SDXL's and FLUX's original code and of ComfyUI are understood; nothing here needs peft.
+LoCon, LoHa and LoKr too), of SDXL's and FLUX's original code and of ComfyUI are understood; nothing here needs peft.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ from ...nets.student import StudentEncoder
 from .. import tokens
 from ..conditioners import student as students
 from ..copies import carried, copied
+from . import lycoris
 from .names import Place, family_of, find, places
 
 # What a key ends in, by what its tensor is.
 ENDS = {
-    "down": r"(?:\.lora_(?:A(?:\.[^.]+)?|down)|[._]lora\.down|\.lora_linear_layer\.down)\.weight",
-    "up": r"(?:\.lora_(?:B(?:\.[^.]+)?|up)|[._]lora\.up|\.lora_linear_layer\.up)\.weight",
+    "down": r"(?:\.lora_(?:A(?:\.[^.]+)?|down)|[._]lora\.down|(?<=_lora[12])\.down|\.lora_linear_layer\.down)\.weight",
+    "up": r"(?:\.lora_(?:B(?:\.[^.]+)?|up)|[._]lora\.up|(?<=_lora[12])\.up|\.lora_linear_layer\.up)\.weight",
     "up_bias": r"\.lora_B(?:\.[^.]+)?\.bias",
     "mid": r"\.lora_mid\.weight",
     "alpha": r"\.alpha",
-    "diff": r"\.diff",
-    "diff_bias": r"\.diff_b",
+    "diff": r"\.(?:diff|w_norm)",
+    "diff_bias": r"\.(?:diff_b|b_norm)",
+    **{name: rf"\.{name}" for name in lycoris.NAMES},
 }
 # What a key begins with, and the module that it is about, as ``Model.modules`` calls it.
 PARTS = {
@@ -46,11 +48,11 @@ PARTS = {
     "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lora_te3_": "text_encoder_3",
     "text_encoder.": "text_encoder", "text_encoder_2.": "text_encoder_2", "text_encoder_3.": "text_encoder_3",
     "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_g.transformer.": "text_encoder_2",
+    "text_encoders.t5xxl.transformer.": "text_encoder_3", "lycoris_": "net",
 }  # fmt: skip
 PEFT = "base_model.model."  # what peft puts before the name of a layer
 REFUSED = {
-    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_w": "LoHa", "lokr_w": "LoKr", "oft_": "OFT",
-    "on_input": "(IA)^3",
+    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "oft_": "OFT", "on_input": "(IA)^3",
 }  # fmt: skip
 NATIVE = "a model of fastdiffusion"
 Target = tuple[str, str, str]  # a parameter of a model: the module, the layer within it, "weight" or "bias"
@@ -72,7 +74,7 @@ def with_loras(model: Model, loras: Sequence[str | Path]) -> Model:
 
     Raises:
         CheckpointError: A file that is missing, damaged or a pickle.
-        InputError: No LoRA, one of another kind (DoRA, LoHa, LoKr, ...), or one for another family of models.
+        InputError: No LoRA, one of another kind (DoRA, OFT, ...), or one for another family of models.
     """
     updates: dict[Target, list[tuple[Update, Place]]] = {}
     notes: list[dict[str, Any]] = []
@@ -168,6 +170,28 @@ class Update:
 
 
 @dataclass(frozen=True)
+class Product(Update):
+    """One of LyCORIS' products of small matrices, ``entry``; ``up`` has the shape of what is added, and no numbers."""
+
+    entry: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def rows(self, rows: slice, device: torch.device) -> Tensor:
+        return self.factor * lycoris.change({name: t.to(device) for name, t in self.entry.items()})[rows]
+
+
+def _product(part: str, layer: str, entry: Mapping[str, Tensor], scale: float) -> Product:
+    """A layer of LoHa or LoKr; ValueError where its matrices are incomplete, or do not fit each other."""
+    alpha, rank = entry.get("alpha"), lycoris.rank(entry)
+    matrices = {name: tensor for name, tensor in entry.items() if name in lycoris.NAMES}
+    try:
+        factor = 1.0 if alpha is None or rank is None else float(alpha.float().mean()) / rank
+        shape = lycoris.change({name: tensor.to("meta") for name, tensor in matrices.items()})
+    except (KeyError, RuntimeError, ZeroDivisionError) as error:
+        raise ValueError(layer) from error
+    return Product(part, layer, "weight", scale * factor, shape, entry=matrices)
+
+
+@dataclass(frozen=True)
 class File:
     """A LoRA file: its name, its updates, and the keys of tensors that are none."""
 
@@ -199,6 +223,12 @@ def opened_file(path: Path, scale: float, metadata: Mapping[str, str], tensors: 
             times["up_bias"] = scale * _scaling(settings.get(part, {}), layer, len(entry["down"]), entry.get("alpha"))
             matrices = (entry["up"], entry["down"], entry.get("mid"))
             file.updates.append(Update(part, layer, "weight", times["up_bias"], *matrices))
+        if lycoris.has(entry):
+            try:
+                file.updates.append(_product(part, layer, entry, scale))
+            except ValueError:
+                raise InputError(f"The matrices of {layer} in {path.name} do not fit. Download it anew.") from None
+            continue
         whole = [what for what in times if what in entry]
         file.updates.extend(
             Update(part, layer, "bias" if what.endswith("bias") else "weight", times[what], entry[what])
@@ -293,8 +323,9 @@ def placed_updates(model: Model, file: File) -> list[tuple[Target, Update, Place
     for update in file.updates:
         if update.columns is None:
             raise InputError(f"The matrices of {update.layer} in {file.name} do not fit each other. Download it anew.")
-        found = find(tables.get(update.part, {}), update.layer)
-        targets = [(update.part, place.module, update.name) for place in found]
+        part = _part(model, update.part)
+        found = find(tables.get(part, {}), update.layer)
+        targets = [(part, place.module, update.name) for place in found]
         parameters = [_parameter(model, target) for target in targets]
         if not found or any(p is None for p in parameters):
             odd.append(update.layer)
@@ -310,8 +341,15 @@ def placed_updates(model: Model, file: File) -> list[tuple[Target, Update, Place
         raise InputError(f"{is_for} No layer of it is in this model, {odd[0]} for one. {remedy}")
     if odd:
         some = ", ".join(odd[:3])
-        warn(f"{counted(len(odd), 'key')} of {file.name} have no place in this model and do nothing, such as {some}.")
+        warn(f"This model has no place for {counted(len(odd), 'key')} of {file.name}, which are left out: {some}.")
     return placed
+
+
+def _part(model: Model, part: str) -> str:
+    """The network that a file means: its third text encoder is T5, which other families have as their last one."""
+    if part != "text_encoder_3" or part in model.modules:
+        return part
+    return next((name for name, module in model.modules.items() if type(module).__name__ == "T5EncoderModel"), part)
 
 
 def _parameter(model: Model, target: Target) -> Any:

@@ -18,7 +18,7 @@ from .folders import read_json
 from .weights import PICKLES
 
 PREFIX = "hf:"
-TEXTS = ("*.json", "*.txt", "*.model")  # configurations and tokenizers
+TEXTS = ("*.json", "*.txt", "*.model", "*.jinja")  # configurations, tokenizers, chat templates
 HALF = ("fp16", "bf16")  # variants of weights that have fewer digits
 
 
@@ -63,7 +63,8 @@ def fetch(name: str, parts: Callable[[Mapping[str, Any]], Iterable[str]], downlo
 
 def selection(name: str, files: Iterable[str], parts: Iterable[str], half: bool = False) -> list[str]:
     """Of a repository's files those that are needed: configurations, tokenizers, and one variant of the weights."""
-    files, chosen = list(files), []
+    files = list(files)
+    chosen = [file for file in files if re.fullmatch(r"(\w+_scheduler|feature_extractor)/\w+\.json", file)]
     for part in parts:
         own = [file for file in files if file.startswith(f"{part}/") and file.count("/") == 1]
         chosen += [file for file in own if any(fnmatch(file, text) for text in TEXTS) and ".index." not in file]

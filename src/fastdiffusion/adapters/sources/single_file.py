@@ -34,6 +34,8 @@ def open_file(path: Path, rest: Path | None = None) -> Folder | SingleFile:
         raise InputError(f"There is no folder {str(rest)!r}. Name one that has the tokenizers: --tokenizer FOLDER")
     weights = open_weights(path)
     layouts.check_is_model(weights)
+    if rest is None and not layouts.is_known(weights) and folder.is_folder(path.parent.parent):
+        raise InputError(f"{path} is a part of a checkpoint. Give the whole: {path.parent.parent}")
     if rest is not None and folder.is_folder(rest) and not layouts.is_known(weights):
         return NetFile(weights, rest)
     return SingleFile(weights, rest)

@@ -219,9 +219,9 @@ class Plan:
     def samples(self, images: Tensor, indices: range) -> Samples:
         """The images of a run that was performed, with its recipe; raises CheckpointError if they are not finite."""
         if not bool(images.isfinite().all()):
-            raise CheckpointError(
-                f"{self.name} makes images that are not finite. Take an earlier checkpoint, or train on."
-            )
+            rounded = getattr(getattr(self.model.denoise, "net", None), "dtype", None) == torch.float16
+            remedy = "Try --precision bf16, or float32." if rounded else "Take an earlier checkpoint, or train on."
+            raise CheckpointError(f"{self.name} makes images that are not finite. {remedy}")
         recipe = {
             "fastdiffusion": __version__,
             "recipe": RECIPE,
