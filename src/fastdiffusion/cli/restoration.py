@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from .command import command, offer, say_experimental
 from .options import DataName, Metadata
-from .several import each
+from .several import STREAM, each
 
 FEW = 8  # images, below which a watermark is found in part
 
@@ -64,6 +64,9 @@ def restore(
             f"--method says how to restore; {chosen.method} is a posterior of zero-shot. "
             f"Use --posterior {chosen.method}."
         )
+
+    if compare and (out == STREAM or (out is None and STREAM in image)):
+        raise InputError("--compare writes files of its own, and - writes the result alone. Give --out a name.")
 
     def one(source: Path, path: Path) -> str:
         what = corruption or ("jpeg" if source.suffix.lower() in (".jpg", ".jpeg", ".jpe") else None)

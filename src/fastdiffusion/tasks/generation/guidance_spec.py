@@ -100,10 +100,11 @@ def _count(text: str, at: Setting) -> int:
 
 
 def _interval(text: str, at: Setting) -> Interval:
-    low, dots, high = text.partition("..")
-    if not dots:
+    start, dots, end = text.partition("..")
+    low, high = float(start or 0), float(end or "inf")
+    if not dots or not low < high:  # no noise level lies in it, and the guidance would do nothing
         raise ValueError
-    return (float(low or 0), float(high or "inf"))
+    return low, high
 
 
 def _label(text: str, at: Setting) -> Cond | None:
