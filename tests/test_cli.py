@@ -173,6 +173,8 @@ def test_reproduce_over_the_image_itself_and_in_another_format(model, here, caps
     (["sample", "MODEL", "-n", "1", "-o", "-"], "not to stdout"),
     (["sample", "MODEL", "-n", "2", "-o", "heart.png"], "Try n=1 (-n 1)"),
     (["sample", ""], "Say what to draw"),
+    (["sample", "a cat", "a dog"], "No model 'a cat'. Of several prompts"),
+    (["sample", "emoji", "a cat", "--guidance", "negative dog scale=2"], "Try negative_prompt (--negative dog)"),
     (["sample", "emoji", "\udcff", "-n", "1"], "is no text in the encoding of this system"),
     (["sample", "MODEL", "--image-prompt", "plain.png", "--image-encoder", "x"], "there is none. Give ip_adapter"),
     (["restore", "plain.png", "--corruption", "noise 0.1", "-o", "-", "--compare"], "--compare writes files"),

@@ -84,6 +84,7 @@ def sample(
     from tqdm import tqdm
 
     from ..models.folder import is_other
+    from ..models.registry import names_a_model
     from ..tasks.generation import sample as generation
     from ..tasks.generation.film import Film, checked_film
     from ..tasks.generation.samples import FORMATS, is_file
@@ -97,6 +98,8 @@ def sample(
     if not (model or chosen.prompt or chosen.regions):
         raise InputError('Say what to draw, or with which model: fastdiffusion sample "a red heart".')
     model = model or "emoji"
+    if chosen.prompt is not None and " " in model and not names_a_model(model):
+        raise InputError(f"No model {model!r}. Of several prompts, write each in a line of one text.")
     frames = Film()
 
     def watch(step: SampleStep) -> None:

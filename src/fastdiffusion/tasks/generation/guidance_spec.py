@@ -108,6 +108,10 @@ def _interval(text: str, at: Setting) -> Interval:
 
 
 def _label(text: str, at: Setting) -> Cond | None:
+    if not at.model.classes and at.model.conditioner is not None:
+        raise InputError(
+            f"negative takes a class, and this model has prompts. Try negative_prompt (--negative {text})."
+        )
     return at.model.cond([text])
 
 
