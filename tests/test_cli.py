@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from fastdiffusion.cli import main, options
 from fastdiffusion.data import digits
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.io.config import read_config, write_config
+from fastdiffusion.io.images import read_recipe
 from fastdiffusion.models import Model, load, save
 from fastdiffusion.tasks.evaluation import feature_net
 from fastdiffusion.tasks.evaluation.feature_net import train_feature_net
@@ -165,6 +167,17 @@ def test_reproduce_over_the_image_itself_and_in_another_format(model, here, caps
     (["train", "empty", "--restore", "noise 0.1", "--aspect", "crop"], "--aspect does nothing here"),
     (["train", "digits", "--init-from", "MODEL", "--net", "unet-base"], "keeps its net"),
     (["sample", "MODEL", "--format", "gif"], "No format named 'gif'"),
+    (["sample", "MODEL", "--classes", ","], "names no class"),
+    (["sample", "MODEL", "--seed", str(2**64)], "seed must be of at most 64 bits"),
+    (["sample", "MODEL", "-n", "1", "-o", "heart.gif"], "not '.gif'. Try --out heart.png"),
+    (["sample", "MODEL", "-n", "1", "-o", "-"], "not to stdout"),
+    (["sample", "MODEL", "-n", "2", "-o", "heart.png"], "Try n=1 (-n 1)"),
+    (["sample", ""], "Say what to draw"),
+    (["sample", "a cat", "a dog"], "No model 'a cat'. Of several prompts"),
+    (["sample", "emoji", "a cat", "--guidance", "negative dog scale=2"], "Try negative_prompt (--negative dog)"),
+    (["sample", "emoji", "\udcff", "-n", "1"], "is no text in the encoding of this system"),
+    (["sample", "MODEL", "--image-prompt", "plain.png", "--image-encoder", "x"], "there is none. Give ip_adapter"),
+    (["restore", "plain.png", "--corruption", "noise 0.1", "-o", "-", "--compare"], "--compare writes files"),
     (["fit", "emoji", "--steps", "2"], "comes with the package"),
     (["fit", "MODEL", "--noises", "0"], "noises must be"),
     (["scan", "empty"], "No images"),
@@ -329,6 +342,22 @@ def test_a_run_writes_what_makes_it_again(model, here, capsys):
     assert first.name == second.name and first.read_bytes() == second.read_bytes()  # the seed that was drawn
     assert main([*sample, "--write-config", "s.toml"]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_one_value_of_a_list_in_a_config(model, here, capsys):
+    Path("run.toml").write_text('guidance = "cfg scale=3"\nn = 1\nsteps = 1\n')
+    assert main(["sample", str(model), "--config", "run.toml", "-o", "a.png"]) == 0
+    assert read_recipe("a.png")["parameters"]["guidance"] == "cfg scale=3"
+
+
+def test_what_does_nothing_says_so(model, here, capsys):
+    words = ["sample", str(model), "-n", "1", "--steps", "1", "-o", "a.png"]
+    with pytest.warns(UserWarning, match="does nothing") as met:
+        assert main([*words, "--strength", "0.3", "--variation-seed", "4"]) == 0
+    assert [str(one.message).partition(" ")[0] for one in met] == ["strength", "variation_seed"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main([*words, "--variation-seed", "4", "--variation-strength", "0.2"]) == 0
 
 
 @pytest.mark.parametrize(("text", "says"), [

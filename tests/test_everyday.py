@@ -105,6 +105,18 @@ def test_what_was_changed_is_said_and_points_at_the_caller():
     ("orange slice", "tangerine", ["'orange slice' is read as 'tangerine'"]),
     ("oranges and lemons", "tangerine and lemon", ["'oranges' is read as 'tangerine'", "'lemons' is read as 'lemon'"]),
     ("little red car", "red automobile", ["'car' is read as 'automobile'", "little: left out"]),
+    ("a bath tub", "bathtub", ["'bath tub' is read as 'bathtub'"]),
+    ("three sun glasses", "sunglasses", ["'sun glasses' is read as 'sunglasses'", "three: left out", "draws one of"]),
+    ("a policecar and butter flies", "police car and butterfly", ["'policecar' is read", "'butter flies' is read"]),
+    ("five balloons", "balloon", ["'balloons' is read as 'balloon'", "five: left out", "draws one of a thing"]),
+    ("lots of hearts", "red heart", ["'lots of hearts' is read as 'red heart'"]),
+    ("a carton of milk", "glass of milk", ["'carton of milk' is read as 'glass of milk'"]),
+    ("grandma's house", "house", ["grandma's: left out"]),
+    ("there is a pizza", "pizza", ["there, is: left out"]),
+    ("I am so happy", "grinning face", ["I, am, so: left out", "'happy' is read as 'grinning face'"]),
+    ("a tired grandma", "tired old woman", ["'grandma' is read as 'old woman'"]),
+    ("a rainy day", "cloud with rain", ["'rainy day' is read as 'cloud with rain'"]),
+    ("the Italian flag", "flag of italy", ["'Italian flag' is read as 'flag of Italy'"]),
 ])  # fmt: skip
 def test_things_are_read_without_what_the_model_cannot_draw(prompt, read, words):
     found = conditioner().reading(prompt)
@@ -116,7 +128,7 @@ def test_things_are_read_without_what_the_model_cannot_draw(prompt, read, words)
     *("orange heart", "a orange cat", "a heart on orange", "white cat", "a black cat", "brown heart"),
     *("a brown mushroom", "small airplane", "large blue diamond", "baby bottle", "a baby angel", "puzzle piece"),
     *("glass of milk", "old woman", "grinning face with big eyes", "a cat with heart eyes", "pile of poo"),
-    *("new moon", "piece of music", "baby", "big"),
+    *("new moon", "piece of music", "baby", "big", "two hearts", "one apple", "a happy cat", "hot dog", "sunglasses"),
 ])  # fmt: skip
 def test_names_with_such_words_and_colors_that_do_no_harm_stay(prompt):
     assert conditioner().reading(prompt).text.replace("red heart", "heart") == prompt
@@ -134,6 +146,7 @@ def test_a_thing_and_what_it_is_read_as_are_one_image(prompt, plainly):
     ("a red heart", []),
     ("smiling cat with heart-eyes on a blue background", []),
     ("a red zorgblat", ["zorgblat: left out"]),
+    ("a knight in armor", ["knight, armor: it may ignore it"]),
     ("a red hambuger", ["'hambuger' is read as 'hamburger'"]),
     ("a castle on a hill at sunset", ["'hill' is read as 'mountain'", "single emoji"]),
     ("photorealistic cat face, 8k", ["left out", "single emoji"]),

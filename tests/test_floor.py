@@ -296,6 +296,9 @@ def test_an_image_goes_from_stdin_to_stdout(tmp_path, monkeypatch, capsysbinary)
     assert main(["restore", "-"]) == 0
     out, said = capsysbinary.readouterr()
     assert Image.open(io.BytesIO(out)).size == (64, 48) and b"jpeg undone" in said
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(buffer.getvalue())))
+    assert main(["restore", "-", "-o", str(tmp_path / "named.png")]) == 0
+    assert b"named.png" in capsysbinary.readouterr().err, "the file, and not stdout"
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"no image")))
     assert main(["restore", "-", "-o", str(tmp_path / "a.png")]) == 2
     assert b"Cannot read the image on stdin" in capsysbinary.readouterr().err

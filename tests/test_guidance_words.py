@@ -105,6 +105,11 @@ def test_cads_anneals_the_condition():
     assert cads(denoise)(x, torch.ones(3), cond[:1]).shape == x.shape  # one row for all
 
 
+def test_cads_goes_down_from_start_to_end():
+    with pytest.raises(InputError, match=r"got 0\.2 and 0\.6\. Exchange them"):
+        cads(lambda x, sigma, cond=None: x, start=0.2, end=0.6)(torch.zeros(1, 2), torch.ones(1))
+
+
 @torch.no_grad()
 def test_cads_of_an_image_does_not_depend_on_its_batch():
     denoise, x, _, cond = model()

@@ -123,6 +123,7 @@ def test_a_study_takes_guides(model):
     ("cfg", "cfg needs its scale. Example: cfg scale=3"),
     ("cfg scale=x", "scale of cfg cannot be 'x'"), ("cfg scale=nan", "cannot be 'nan'"),
     ("cfg scale=2 scale=3", "given twice"), ("cfg scale=3 resale=1", "Did you mean 'rescale'"),
+    ("cfg scale=3 interval=5..0.3", "interval of cfg cannot be '5..0.3'"),
     ("cfg scale=3 interval=2", "interval of cfg cannot be '2'"), ("cfg 3", "No option of cfg named '3'"),
     ("cfg scale=3 >>", "A guidance is missing"), ("", "A guidance is missing"),
     ("inpaint a.png", "There is no file 'a.png'"),

@@ -180,6 +180,7 @@ def test_choices_are_by_seed_and_even():
         ("(" * 5000, "brackets more than 50 deep"),
         ("(a AND b)", "AND joins whole texts"),
         ("word " * 2000, "2000 words; at most 500"),
+        ("猫" * 10_001, "10,001 characters; at most 10,000"),
     ],
 )
 def test_bad_prompts_are_told(text, sentence):

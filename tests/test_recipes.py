@@ -19,7 +19,7 @@ from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.guidance import cfg
 from fastdiffusion.io import metadata
-from fastdiffusion.io.images import read_image, read_recipe, to_pil, to_tensor
+from fastdiffusion.io.images import inner_recipe, read_image, read_recipe, to_pil, to_tensor
 from fastdiffusion.models import Model, save
 from fastdiffusion.samplers.registry import sampler_name
 from fastdiffusion.tasks.generation import samples as generation
@@ -288,6 +288,40 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
     _, whole = sample_to(tmp_path / "whole", sd, "a cat", **options)
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in whole] and len(paths) == 40
     assert all(path.stat().st_mtime_ns == before for path, before in kept.items()), "not made again"
+
+
+@pytest.mark.parametrize("seed", [2**64 - 1, 2**63, 1 - 2**64])
+def test_an_image_of_any_seed_is_made_again(model, tmp_path, seed):
+    """ComfyUI and AUTOMATIC1111 draw seeds from 64 bits."""
+    made = sample(model, n=1, steps=1, seed=seed, variation_seed=seed, variation_strength=0.5)
+    (path,) = made.save(tmp_path / "a.png")
+    assert torch.equal(reproduce(path, model).images, made.images)
+
+
+def test_a_recipe_beside_an_image_replaces_no_other_file(model, tmp_path):
+    (tmp_path / "heart.json").write_text('{"mine": 1}')
+    first, other = (sample(model, n=1, steps=steps) for steps in (1, 2))
+    saved = [
+        *first.save(tmp_path / "heart.png", sidecar=True),
+        *other.save(tmp_path / "heart.webp", metadata=False, sidecar=True),
+        *first.save(tmp_path / "heart.png", sidecar=True),
+    ]
+    assert [path.name for path in saved] == ["heart-2.png", "heart-3.webp", "heart-2.png"]
+    assert (tmp_path / "heart.json").read_text() == '{"mine": 1}'
+    assert [read_recipe(path)["parameters"]["steps"] for path in saved] == [1, 2, 1]
+
+
+def test_what_lies_there_is_as_it_is_asked_for(model, tmp_path):
+    """A later run with --sidecar writes it, and one with --no-metadata beside gives no file that has some."""
+    options = {"n": 2, "steps": 1}
+    _, plain = sample_to(tmp_path, model, **options)
+    _, beside = sample_to(tmp_path, model, sidecar=True, **options)
+    assert beside == plain and all(path.with_suffix(".json").is_file() for path in plain)
+    _, bare = sample_to(tmp_path, model, metadata=False, sidecar=True, **options)
+    assert not set(bare) & set(plain) and all(inner_recipe(path) is None for path in bare)
+    times = [path.stat().st_mtime_ns for path in bare]
+    assert sample_to(tmp_path, model, metadata=False, sidecar=True, **options)[1] == bare
+    assert [path.stat().st_mtime_ns for path in bare] == times, "not made again"
 
 
 def test_a_result_in_one_line_and_in_one_file(model, tmp_path, monkeypatch, capsys):

@@ -195,8 +195,10 @@ def shared(name: str, answers: bool, document: bool) -> Iterator[inspect.Paramet
             if value is not None and not ctx.resilient_parsing:
                 from ..io.config import read_config
 
-                names = [str(p.name) for p in ctx.command.params if p.name not in ("help", "config", "write_config")]
-                ctx.default_map = read_config(value, name, names)
+                own = [p for p in ctx.command.params if p.name not in ("help", "config", "write_config")]
+                settings = read_config(value, name, [str(p.name) for p in own])
+                lists = {p.name for p in own if p.multiple or p.nargs == -1}  # type: ignore[attr-defined]
+                ctx.default_map = {k: [v] if k in lists and isinstance(v, str) else v for k, v in settings.items()}
             return value
 
         option = typer.Option(

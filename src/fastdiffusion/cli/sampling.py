@@ -20,9 +20,17 @@ if TYPE_CHECKING:
     from ..tasks.generation.samples import SampleStep
 
 
+ENDS = (".png", ".webp", ".jpg", ".jpeg")  # of the files that images are written to
+OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl")  # of images, but of no folder
+
+
 def _file_or_folder(path: Path) -> Path:
     """A place for results; raises InputError before any work is done."""
-    if path.suffix.lower() in (".png", ".webp", ".jpg", ".jpeg") and not path.is_dir():
+    if path == Path("-"):
+        raise InputError("Images are written to files and not to stdout. Try --out heart.png.")
+    if path.suffix.lower() in OTHERS and not path.is_dir():
+        raise InputError(f"Images are written as .png, .webp or .jpg, not {path.suffix!r}. Try --out {path.stem}.png.")
+    if path.suffix.lower() in ENDS and not path.is_dir():
         folder(path.parent)
         return path
     return folder(path)
@@ -76,6 +84,7 @@ def sample(
     from tqdm import tqdm
 
     from ..models.folder import is_other
+    from ..models.registry import names_a_model
     from ..tasks.generation import sample as generation
     from ..tasks.generation.film import Film, checked_film
     from ..tasks.generation.samples import FORMATS, is_file
@@ -86,9 +95,11 @@ def sample(
         checked_film(film)
     if film is not None and checker is not None:
         raise InputError("A film shows images before the checker has seen them. Leave --film or --checker out.")
-    if model is None and chosen.prompt is None and chosen.regions is None:
+    if not (model or chosen.prompt or chosen.regions):
         raise InputError('Say what to draw, or with which model: fastdiffusion sample "a red heart".')
     model = model or "emoji"
+    if chosen.prompt is not None and " " in model and not names_a_model(model):
+        raise InputError(f"No model {model!r}. Of several prompts, write each in a line of one text.")
     frames = Film()
 
     def watch(step: SampleStep) -> None:

@@ -83,7 +83,8 @@ def _piped(images: Sequence[Path], out: Path | None, work: Callable[[Path, Path]
     if len(images) != 1 or images[0].is_dir():
         raise InputError("One image at a time goes through - (stdin and stdout). Give a folder with --out for several.")
     with tempfile.TemporaryDirectory() as folder:
-        source, result = images[0], Path(folder) / "result.png" if out in (None, STREAM) else checked_name(out)
+        source, to_stdout = images[0], out is None or out == STREAM
+        result = Path(folder) / "result.png" if to_stdout else checked_name(out)
         if source == STREAM:
             content = sys.stdin.buffer.read()
             try:
@@ -93,7 +94,7 @@ def _piped(images: Sequence[Path], out: Path | None, work: Callable[[Path, Path]
             source = Path(folder) / f"stdin.{kind.lower()}"
             source.write_bytes(content)
         report = work(source, result)
-        if out in (None, STREAM):
+        if to_stdout:
             report = report.replace(str(result), "stdout")
             sys.stdout.buffer.write(result.read_bytes())
         print(report, file=sys.stderr)

@@ -7,6 +7,7 @@ import hashlib
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..noise import Stream, generator
 from ..types import Cond, Denoise, Run
 from .core import guidance
@@ -39,6 +40,8 @@ def cads(
         mix: How much of the scaling back (their psi); less gives more variety and worse images.
         sigma_data: Standard deviation of the data.
     """
+    if start < end:
+        raise InputError(f"cads anneals from the level start down to end, got {start:g} and {end:g}. Exchange them.")
     seeds: list[int] = []
 
     def guided(x: Tensor, sigma: Tensor, cond: Cond | None = None) -> Tensor:

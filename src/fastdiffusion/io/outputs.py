@@ -41,14 +41,15 @@ def free_folder(folder: str | os.PathLike[str], name: str, content: Mapping[str,
     raise AssertionError("there are more numbers than folders")
 
 
+def essence(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe without what says how many other images were made with this one."""
+    parameters = recipe.get("parameters")
+    own = {k: v for k, v in parameters.items() if k not in BATCHING} if isinstance(parameters, dict) else {}
+    return {**recipe, "parameters": own}
+
+
 def same_recipe(path: Path, recipe: Mapping[str, Any]) -> bool:
     """Whether an image, or the JSON file beside it, says that it was made by this recipe, in whatever batch."""
-
-    def essence(value: Mapping[str, Any]) -> dict[str, Any]:
-        parameters = value.get("parameters")
-        own = {k: v for k, v in parameters.items() if k not in BATCHING} if isinstance(parameters, dict) else {}
-        return {**value, "parameters": own}
-
     try:
         return essence(read_recipe(path)) == essence(metadata.without_paths(dict(recipe), existing=True))
     except DataError:
@@ -82,6 +83,8 @@ def save_image(
     """
     content, shown = encoded(image, path, recipe), to_pil(image)
     for place in numbered(Path(path)):
+        if sidecar is not None and not _free_for(place.with_suffix(".json"), sidecar):
+            continue
         if os.path.lexists(place):
             if not place.is_file() or not (place.read_bytes() == content or _like(place, shown, recipe)):
                 continue
@@ -91,6 +94,18 @@ def save_image(
             save_sidecar(place, sidecar)
         return place
     raise AssertionError("there are more numbers than files")
+
+
+def _free_for(path: Path, sidecar: Mapping[str, Any]) -> bool:
+    """Whether a recipe may be written here: nothing is there, or the recipe of the same image."""
+    if not os.path.lexists(path):
+        return True
+    try:
+        return essence(untrusted_json.parsed_file(path)) == essence(
+            metadata.without_paths(dict(sidecar), existing=True)
+        )
+    except (OSError, ValueError, AttributeError):  # no recipe, but somebody's file
+        return False
 
 
 def write_numbered(path: Path, content: bytes) -> Path:

@@ -26,12 +26,14 @@ class Names(NamedTuple):
         names: By their keys.
         everyday, search: Other words for them, as people say and as CLDR lists.
         clearer: Names that it draws badly, and others of the same things.
+        closed: Names and everyday words for them, by their letters without spaces.
     """
 
     names: dict[str, str]
     everyday: dict[str, str]
     search: dict[str, str]
     clearer: dict[str, str]
+    closed: dict[str, str]
 
     def find(self, text: str, n: int = 20) -> list[str]:
         """The names that a text means, then those that share its words, then those that are spelled alike."""
@@ -60,7 +62,9 @@ class Token(NamedTuple):
 def known_names() -> Names:
     """The table of scripts/synonyms."""
     table = json.loads(files("fastdiffusion.prompts").joinpath("names.json").read_text(encoding="utf-8"))
-    return Names({key(name): name for name in table["names"]}, table["everyday"], table["search"], table["clearer"])
+    known = {key(name): name for name in table["names"]}
+    closed = {phrase.replace(" ", ""): name for phrase, name in {**table["everyday"], **known}.items()}
+    return Names(known, table["everyday"], table["search"], table["clearer"], closed)
 
 
 def names(text: str = "", n: int = 20) -> list[str]:

@@ -14,6 +14,7 @@ UP = 1.1  # what a pair of brackets multiplies by
 HEAVIEST = 10.0  # weights beyond it only break images
 DEEPEST = 50  # brackets in brackets
 LONGEST = 500  # words; a caption has five to fifty
+LETTERS = 20 * LONGEST  # characters
 _NUMBER = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
 _NEARLY = r"(?<!\\):\s*([-+]?[\d.,][^\s()\[\]:|]*)\s*$"  # what stands where a number should, and begins like one
 _WIDE = {
@@ -151,8 +152,12 @@ def parse(text: str) -> Prompt:
 
 def _check_length(text: str) -> None:
     """Refuse what is no prompt: all that follows may take time that grows with the square of its length."""
-    if len(text) > 20 * LONGEST or len(text.split()) > LONGEST:
+    if len(text.split()) > LONGEST:
         raise InputError(f"The prompt has {len(text.split())} words; at most {LONGEST} are read. Shorten it.")
+    if len(text) > LETTERS:
+        raise InputError(f"The prompt has {len(text):,} characters; at most {LETTERS:,} are read. Shorten it.")
+    if any("\ud800" <= sign <= "\udfff" for sign in text):  # bytes of a command line in another encoding
+        raise InputError(f"The prompt {_short(text)} is no text in the encoding of this system. Try UTF-8.")
 
 
 def _short(text: str) -> str:

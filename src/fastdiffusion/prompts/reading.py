@@ -18,7 +18,7 @@ from typing import NamedTuple
 from . import abroad
 from .known import ARTICLES, EDGES, NARROW, SCENIC, Lists, Names, Token, forms, key, known_names
 from .known import names as names
-from .things import SIZES, Things
+from .things import COUNTS, SIZES, Things
 
 _SHARED = "de da do das di du d del la le e y o el en am al st"
 _FILLERS = """
@@ -31,8 +31,13 @@ der die das den dem des ein eine einen einem einer eines sehr bitte zeichne zeic
 el los las un una unos unas muy favor dibuja dibujar quiero uno gli molto bello bella disegna
 les une des très joli jolie svp dessine dessiner um uma uns umas os muito desenhe quero het een en ett
 """
+_GRAMMAR = """
+is are am was were be being been it its it's i i'm he she they we he's she's they're that's there there's who which just
+so too let's
+"""
 SHARED = frozenset(_SHARED.split())  # words of several languages, which are in names of places and say nothing of which
 FILLERS = frozenset(_FILLERS.split())  # how good an image should be, and nothing of what it shows
+GRAMMAR = frozenset(_GRAMMAR.split())  # what makes a sentence of things: "there is a cat", "a dog that is running"
 ABROAD = frozenset(_ABROAD.split())  # idle words, in languages of the student encoder
 _FLAGS = re.compile(r"\s+((?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?(?:\s+(?:--|—)[a-z][\w-]*(?:[ =][\w.:]+)?)*)\s*$", re.I)
 IMAGES = r"(?:photo|photograph|picture|image|drawing|painting|illustration|icon|sketch|emoji|render|portrait|shot)"
@@ -79,7 +84,7 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
     visible = [i for i, sign in enumerate(text) if _visible(text, i, sign)]
     clean = "".join(text[i] for i in visible)
     whole = Reading(clean, tuple((i, i + 1) for i in visible))
-    table = known_names() if emoji else Names({}, {}, {}, {})
+    table = known_names() if emoji else Names({}, {}, {}, {}, {})
     if (clearer := _clearer(clean, visible, lists, table)) is not None:
         return clearer
     if unicodedata.normalize("NFKC", clean).casefold().strip() in _exact(emoji) and lists(clean):
@@ -105,12 +110,17 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
         return _within(english, interpret(english.text, lists, None, emoji))  # what the student was never shown
     changed = _Changes(lists, table)
     kept = changed.made(clean, tokens)
-    if not any(lists(token.text) and re.search(r"[^\W_]", token.text) for token in kept):
+    if not any(lists(token.text) and re.search(r"[^\W_]", token.text) and not _says_nothing(token) for token in kept):
         strange = tuple(key(token.text) for token in tokens if not lists(token.text))
         return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
     if [*kept] == [Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
         return whole._replace(notes=changed.notes())
     return Reading(*_rejoined(clean, kept, visible), changed.notes(), tuple(changed.left))
+
+
+def _says_nothing(token: Token) -> bool:
+    """Whether a word alone names nothing: what is left of "a knight in armor"."""
+    return key(token.text) in ARTICLES | NARROW | SIZES
 
 
 def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> Reading | None:
@@ -240,7 +250,7 @@ class _Changes:
         """The words that the encoder lists."""
         if self.table.names:
             tokens = self._without_fillers(text, tokens)
-            tokens = self._named(self.known.simpler(tokens))
+            tokens = self._named(self.known.simpler(self.known.respaced(tokens)))
         content = [token for token in tokens if key(token.text) not in ARTICLES]
         tokens = [kept for token in tokens if (kept := self._listed(token)) is not None]
         while tokens and (self.left or self.idle) and tokens[-1].text.casefold() in NARROW:  # "a castle on a [hill]"
@@ -266,6 +276,8 @@ class _Changes:
         ]
         if self.idle:
             notes.append(f"{', '.join(self.idle)}: left out, since it does not name what to draw.")
+        if any(key(term) in COUNTS for term in self.idle):
+            notes.append("This model draws one of a thing, however many are asked for.")
         notes += _unread(tuple(self.left), self.table)
         if self.table.names and (self.real or self.scene):
             notes.append("This model draws single emoji on a plain background: neither photographs nor whole scenes.")
@@ -277,7 +289,9 @@ class _Changes:
         prefix = _IMAGE_OF.match(text, asked)
         kept = [token for token in tokens if token.start >= (asked if prefix is None else prefix.end())]
         dropped = [token for token in tokens if token not in kept]
-        rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS]
+        meant = self.table.everyday.keys() | self.table.search.keys()
+        sentence = frozenset[str]() if key(text) in meant else GRAMMAR
+        rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS | sentence]
         if not any(key(token.text) not in ARTICLES for token in rest):
             return tokens
         dropped += [token for token in kept if token not in rest]

@@ -12,15 +12,23 @@ new fresh ripe funny silly single
 """
 _PARTS = """
 slice slices piece pieces bit bits chunk chunks wedge scoop loaf bunch bundle pile stack heap bowl plate dish cup glass
-mug jar can tin box bag basket pair couple head group herd flock
+mug jar can tin box bag basket pair couple head group herd flock lot lots plenty load loads dozen dozens handful
+carton packet pack jug
+"""
+_COUNTS = """
+two three four five six seven eight nine ten eleven twelve 2 3 4 5 6 7 8 9 10 11 12 many several few multiple dozen
+countless
 """
 _COLORS = "red orange yellow green blue purple violet pink black white brown grey gray golden"
 SIZES = frozenset(_SIZES.split())  # size, age and looks, which no image of an emoji has
+COUNTS = frozenset(_COUNTS.split())  # what a model that draws one of each thing cannot follow
 PARTS = frozenset(_PARTS.split())  # "a slice of pizza", "a bowl of cherries": what there is a part or an amount of
 SLICES = frozenset({"slice", "slices", "piece", "pieces", "chunk", "chunks"})  # also behind it: "pizza slice"
 YOUNG = frozenset({"baby", "newborn"})
 COLORS = frozenset(_COLORS.split())
 SHAPES_COLORS = frozenset({"brown", "grey", "gray"})  # before another thing, a heart or a square comes of it
+WRITTEN = 3  # words that a name may be written in
+SHORTEST = 3  # letters of each: "car rot" is one thing, and "a corn" another
 COLORED = 2  # a thing with as many names that begin with a color has them in others, too
 
 
@@ -50,6 +58,39 @@ class Things:
             if name is not None and self.lists(name):
                 return name
         return None
+
+    def respaced(self, tokens: list[Token]) -> list[Token]:
+        """Names whose words are written together, or apart: "policecar", "sun glasses", "tooth-brush"."""
+        done, i = list[Token](), 0
+        while i < len(tokens):
+            n = next((n for n in range(min(WRITTEN, len(tokens) - i), 0, -1) if self._closed(tokens[i : i + n])), 0)
+            if n == 0:
+                done.append(tokens[i])
+                i += 1
+                continue
+            name = self._closed(tokens[i : i + n])
+            raw = " ".join(token.text for token in tokens[i : i + n])
+            self.replaced[raw.rstrip(",")] = name
+            done.append(Token(name + "," * raw.endswith(","), tokens[i].start, tokens[i + n - 1].end))
+            i += n
+        return done
+
+    def _closed(self, tokens: list[Token]) -> str:
+        """The name that is meant by words which are none as they are written; "" if there is none."""
+        raw = " ".join(token.text for token in tokens).rstrip(",")
+        terms = key(raw).split()
+        if key(tokens[0].text) in ARTICLES or "," in raw or key(raw) in self.table.names:
+            return ""
+        if len(tokens) == 1 and self.lists(raw):
+            return ""
+        if self.meant(key(raw), search=True) or any(len(term) < SHORTEST or term in COLORS for term in terms):
+            return ""
+        together = "".join(terms)
+        for form in (together, *forms(together)):
+            name = self.table.closed.get(form)
+            if name is not None and self.lists(name):
+                return name
+        return ""
 
     def simpler(self, tokens: list[Token]) -> list[Token]:
         """Things without what comes before them that this model cannot draw, or with which it draws something else.
@@ -83,14 +124,14 @@ class Things:
         while i < len(tokens):
             term, thing = key(tokens[i].text), self._thing(tokens, i)
             after = {key(token.text) for token in tokens[i + 1 : i + 2]}
-            alone = term not in YOUNG | COLORS or self._ends(tokens, i) or after <= SLICES
+            alone = (term not in YOUNG | COLORS and not term.endswith("'s")) or self._ends(tokens, i) or after <= SLICES
             if thing is not None and (thing.length > 1 or alone):
                 break
             if term in PARTS and key(" ".join(token.text for token in tokens[i + 1 : i + 2])) == "of":
                 part, i = True, i + 2
             elif term == "half" or (part and term in ARTICLES):
                 part, i = True, i + 1
-            elif term in SIZES | YOUNG | COLORS:
+            elif term in YOUNG | COLORS or self._is_idle(term):
                 i += 1
             else:
                 break
@@ -107,8 +148,9 @@ class Things:
         kinds = [color for color in COLORS if any(f"{color} {name}" in self.table.names for name in called)]
         gone = SHAPES_COLORS if len(kinds) < COLORED else frozenset[str]()
         colors = [token for token in modifiers if key(token.text) in COLORS - gone]
-        dropped = [token for token in modifiers if token not in colors and key(token.text) not in SIZES]
-        self.idle += [token.text.rstrip(",") for token in modifiers if key(token.text) in SIZES]
+        plain = [token for token in modifiers if self._is_idle(key(token.text))]
+        dropped = [token for token in modifiers if token not in colors and token not in plain]
+        self.idle += [token.text.rstrip(",") for token in plain]
         comma = "," * own[-1].text.endswith(",")
         name = Token(thing.name + comma, own[0].start, own[-1].end)
         if dropped:
@@ -123,6 +165,11 @@ class Things:
             self.replaced[raw] = thing.name
             return colors, [name]
         return colors, own
+
+    @staticmethod
+    def _is_idle(term: str) -> bool:
+        """Whether a word before a thing says how it looks, how many there are, or whose it is."""
+        return term in SIZES | COUNTS or term.endswith("'s")
 
     def _other_name(self, tokens: list[Token], last: int, raw: str, before: list[Token]) -> bool:
         """Whether words that end at ``last`` are another name for a thing, and neither a part of one nor a color."""

@@ -120,5 +120,7 @@ class ConditionOptions:
                 ControlSpec.of(each)
         if self.ip_adapter is not None and not self.image_prompt:
             raise InputError("ip_adapter needs an image. Give it: image_prompt='in.png' (--image-prompt in.png).")
+        if self.image_encoder is not None and self.ip_adapter is None:
+            raise InputError("image_encoder is an IP-Adapter's, and there is none. Give ip_adapter, or leave it out.")
         if self.seamless not in (None, *choices.SEAMLESS):
             raise unknown("pair of edges", self.seamless, choices.SEAMLESS)

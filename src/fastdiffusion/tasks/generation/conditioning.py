@@ -20,7 +20,7 @@ from ...models.registry import named
 from ...nets.seamless import check_seamless, seamless
 from ...types import Cond, Denoise
 from .condition_options import ControlSpec, weighted
-from .options import SampleOptions
+from .options import STRENGTH, SampleOptions
 
 PYTHON = "an image given in Python"
 FAR = 2.0  # times the sides that a model learned from: where its shapes begin to repeat
@@ -50,6 +50,16 @@ def sized(model: Model, chosen: SampleOptions, image: Image.Image | None) -> Sam
     if chosen.size not in (None, size, image.width * factor):
         raise InputError(f"This model enlarges {factor} times, to {size}. Leave size={chosen.size!r} out.")
     return replace(chosen, size=size)
+
+
+def idle_notes(chosen: SampleOptions) -> list[str]:
+    """What was asked for and changes nothing, in sentences."""
+    notes = []
+    if chosen.image is None and chosen.strength != STRENGTH:
+        notes.append("strength says how far to go from an image: without one it does nothing.")
+    if chosen.variation_seed and not chosen.variation_strength:
+        notes.append("variation_seed does nothing at variation_strength 0. Try 0.2.")
+    return notes
 
 
 def size_notes(model: Model, size: Size | None) -> list[str]:

@@ -100,13 +100,18 @@ def _count(text: str, at: Setting) -> int:
 
 
 def _interval(text: str, at: Setting) -> Interval:
-    low, dots, high = text.partition("..")
-    if not dots:
+    start, dots, end = text.partition("..")
+    low, high = float(start or 0), float(end or "inf")
+    if not dots or not low < high:  # no noise level lies in it, and the guidance would do nothing
         raise ValueError
-    return (float(low or 0), float(high or "inf"))
+    return low, high
 
 
 def _label(text: str, at: Setting) -> Cond | None:
+    if not at.model.classes and at.model.conditioner is not None:
+        raise InputError(
+            f"negative takes a class, and this model has prompts. Try negative_prompt (--negative {text})."
+        )
     return at.model.cond([text])
 
 

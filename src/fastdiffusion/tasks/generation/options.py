@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SIZE = "Size in pixels: 64, or WIDTHxHEIGHT such as 96x64. By default the model's own."
 Guidance = str | Callable[..., Any]
+STRENGTH = 0.5  # by default, of a whole image
+SEEDS = 1 << 64  # generators take no more bits of a seed, and other programs draw from as many
 _SCHEDULED = re.compile(r"(.+?)[ _](karras|exponential)", re.IGNORECASE)  # as others write them: "DPM++ 2M Karras"
 
 
@@ -31,9 +33,10 @@ def seed_of(seed: object) -> int:
     if isinstance(seed, str) and seed.strip().lower() == "random":
         return secrets.randbelow(2**31)
     if isinstance(seed, str) and re.fullmatch(r"\s*[-+]?[0-9]{1,30}\s*", seed):
-        return int(seed)
-    if type(seed) is not int:
-        raise InputError(f"seed must be a whole number, got {seed!r}. Example: seed=0, or seed='random'.")
+        seed = int(seed)
+    if type(seed) is not int or abs(seed) >= SEEDS:
+        what = "a whole number" if type(seed) is not int else "of at most 64 bits"
+        raise InputError(f"seed must be {what}, got {seed!r}. Example: seed=0, or seed='random'.")
     return seed
 
 
@@ -153,8 +156,8 @@ class SampleOptions(ConditionOptions, RunOptions):
     def __post_init__(self) -> None:
         RunOptions.__post_init__(self)
         self.check_conditions()
-        if type(self.variation_seed) is not int:
-            raise InputError(f"variation_seed must be a whole number, got {self.variation_seed!r}. Try 0.")
+        if type(self.variation_seed) is not int or abs(self.variation_seed) >= SEEDS:
+            raise InputError(f"variation_seed must be a whole number of 64 bits, got {self.variation_seed!r}. Try 0.")
         for name in ("rng", "upscale"):
             if getattr(self, name) not in (known := {"rng": choices.RNGS, "upscale": (None, *choices.UPSCALES)}[name]):
                 raise unknown(name, getattr(self, name), [choice for choice in known if choice])
@@ -165,7 +168,9 @@ class SampleOptions(ConditionOptions, RunOptions):
             what = next(name for name, is_asked in asked.items() if is_asked)
             raise InputError(f"{what} changes an image, and there is none. Give it: image='in.png' (--image in.png).")
         if self.strength is None:
-            object.__setattr__(self, "strength", 0.9 if self.outpaint else 1.0 if asked["mask"] or self.only else 0.5)
+            object.__setattr__(
+                self, "strength", 0.9 if self.outpaint else 1.0 if asked["mask"] or self.only else STRENGTH
+            )
         if self.only and self.outpaint:
             raise InputError("only says where the image changes, and outpaint that it grows. Do one after the other.")
         for name in ("variation_strength", "strength"):

@@ -39,7 +39,7 @@ from ...version import __version__
 from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .canvas import Canvas, canvas
-from .conditioning import conditioned, learned_size, on_torus, size_notes, sized, step_of, with_extra
+from .conditioning import conditioned, idle_notes, learned_size, on_torus, size_notes, sized, step_of, with_extra
 from .meter import Meter
 from .options import SampleOptions, borders, image_size
 from .preview import linear_preview
@@ -220,8 +220,10 @@ class Plan:
         """The images of a run that was performed, with its recipe; raises CheckpointError if they are not finite."""
         if not bool(images.isfinite().all()):
             rounded = getattr(getattr(self.model.denoise, "net", None), "dtype", None) == torch.float16
-            remedy = "Try --precision bf16, or float32." if rounded else "Take an earlier checkpoint, or train on."
-            raise CheckpointError(f"{self.name} makes images that are not finite. {remedy}")
+            remedy = "take an earlier checkpoint, or train on"
+            if rounded:
+                remedy = "or try --precision bf16, or float32"
+            raise CheckpointError(f"{self.name} makes images that are not finite. Guide it less, {remedy}.")
         recipe = {
             "fastdiffusion": __version__,
             "recipe": RECIPE,
@@ -349,7 +351,7 @@ def plan(
     if regions and hasattr(ready.denoise, "inpainting") and any(each.mask is not None for each in kept):
         raise InputError("A network that was trained to inpaint takes no regions beside its mask. Leave one out.")
     notes += [note for each in kept for note in each.notes]
-    notes += [*caveats(options.rng, table), *size_notes(ready, sides)]
+    notes += [*idle_notes(chosen), *caveats(options.rng, table), *size_notes(ready, sides)]
     if chosen.mark:
         notes += _mark_notes(ready, shape, any(each.mask is not None for each in kept))
     for note in (notes := list(dict.fromkeys(notes))):
@@ -479,6 +481,8 @@ def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:
     else:
         wanted = [classes] if isinstance(classes, str | int) else classes
     wanted = [-1 if label == "none" and "none" not in model.classes else label for label in wanted]
+    if not wanted and classes is not None:
+        raise InputError(f"{classes!r} names no class. Leave classes out for all in turn, or take 'none'.")
     if not wanted or (not model.classes and set(wanted) == {-1}):
         return None
     cond = model.cond(wanted)

@@ -17,7 +17,7 @@ from ...models.registry import locate
 from ...options import fill
 from ...samplers import Table
 from ..loading import LOADING, loaded, recorded
-from .options import SampleOptions
+from .options import SEEDS, SampleOptions
 from .plan import Plan, perform, plan
 from .samples import RECIPE, Samples
 
@@ -93,7 +93,7 @@ def _check_kinds(parameters: Mapping[str, Any]) -> None:
     for key, value in parameters.items():
         for item in value if isinstance(value, list) else [value]:
             wanted: Any = (float, int) if key in _NUMBERS else (str, int, None.__class__)
-            if not isinstance(item, wanted) or (isinstance(item, int) and abs(item) > 1 << 63) or key in LOADING:
+            if not isinstance(item, wanted) or (isinstance(item, int) and abs(item) >= SEEDS) or key in LOADING:
                 raise InputError(f"{str(key)[:40]} cannot be {str(item)[:40]!r}")
         if isinstance(value, list) and key not in _LISTS:
             raise InputError(f"{str(key)[:40]} cannot be a list")

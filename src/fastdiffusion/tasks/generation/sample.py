@@ -86,7 +86,7 @@ def sample_to(
     with Progress(desc="sampling", total=ready.nfe) as bar:
         for batch in ready.batches:
             names = ready.samples(torch.zeros(len(batch), *ready.model.image_shape), batch)
-            before = names.saved_before(out, format) if metadata or sidecar else None
+            before = names.saved_before(out, metadata, format, sidecar) if metadata or sidecar else None
             if before is not None:
                 bar.update(ready.nfe // len(ready.batches))
                 known = replace(names, images=torch.stack([to_tensor(read_image(path)) for path in before]))

@@ -17,7 +17,7 @@ from torch import Tensor, cat, no_grad
 
 from ...errors import InputError, counted, unknown
 from ...io.fonts import Font, drawable, font_for, write
-from ...io.images import ENDS, checked_name, grid, safe_name, to_pil
+from ...io.images import ENDS, checked_name, grid, inner_recipe, safe_name, to_pil
 from ...io.outputs import made_before, save_image
 
 RECIPE = 1  # of the recipe's form; one from a newer fastdiffusion is refused, not guessed at
@@ -121,11 +121,19 @@ class Samples:
         safe = (safe_name(text.encode(locale, "replace").decode(errors="replace")) for text in texts)
         return [Path(out) / f"{text}.{format}" for text in safe]
 
-    def saved_before(self, out: str | Path, format: str = "png") -> list[Path] | None:
-        """The files of an earlier :meth:`save` with these recipes, if all are there."""
-        paths = self.paths(out, format=format)
-        found = [made_before(path, self.recipe_of(i)) for i, path in enumerate(paths)]
-        return None if None in found else [path for path in found if path is not None]
+    def saved_before(
+        self, out: str | Path, metadata: bool = True, format: str = "png", sidecar: bool = False
+    ) -> list[Path] | None:
+        """The files of an earlier :meth:`save` with these recipes, if all are there and keep them where it is asked."""
+        found: list[Path] = []
+        for i, path in enumerate(self.paths(out, format=format)):
+            place = made_before(path, self.recipe_of(i))
+            if place is None or (inner_recipe(place) is not None) != metadata:
+                return None
+            if sidecar and not place.with_suffix(".json").is_file():
+                return None
+            found.append(place)
+        return found
 
     def save_grid(self, path: str | Path, metadata: bool = True, **options: Any) -> Path:
         """Write :meth:`grid` with ``options`` as one image, recipe inside; numbered like those of :meth:`save`."""
@@ -185,7 +193,7 @@ def is_file(out: str | Path, n: int = 1) -> bool:
     """Whether results go to one file, and not to a folder: by the end of its name. InputError where there are ``n``."""
     single = Path(out).suffix.lower() in ENDS and not Path(out).is_dir()
     if single and n > 1:
-        raise InputError(f"{n} images need a folder, and {str(out)!r} is a file's name. Try out='out'.")
+        raise InputError(f"{n} images need a folder, and {str(out)!r} is a file's name. Try n=1 (-n 1), or out='out'.")
     return single
 
 
