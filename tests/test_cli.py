@@ -177,7 +177,7 @@ def test_reproduce_over_the_image_itself_and_in_another_format(model, here, caps
     (["sample", "emoji", "a cat", "--guidance", "negative dog scale=2"], "Try negative_prompt (--negative dog)"),
     (["sample", "emoji", "\udcff", "-n", "1"], "is no text in the encoding of this system"),
     (["sample", "MODEL", "--image-prompt", "plain.png", "--image-encoder", "x"], "there is none. Give ip_adapter"),
-    (["restore", "plain.png", "--corruption", "noise 0.1", "-o", "-", "--compare"], "--compare writes files"),
+    (["restore", "plain.png", "--corruption", "noise 0.1", "-o", "-", "--compare"], "To stdout goes one image"),
     (["fit", "emoji", "--steps", "2"], "comes with the package"),
     (["fit", "MODEL", "--noises", "0"], "noises must be"),
     (["scan", "empty"], "No images"),

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastdiffusion import clip_score, load, prompts, sample, samplers, search
 from fastdiffusion.cli import main
+from fastdiffusion.data.emoji.scenes import scenes
 from fastdiffusion.errors import InputError, counted, unknown
 from fastdiffusion.prompts import abroad, reading
 from fastdiffusion.prompts.reading import key, known_names
@@ -117,6 +118,11 @@ def test_what_was_changed_is_said_and_points_at_the_caller():
     ("a tired grandma", "tired old woman", ["'grandma' is read as 'old woman'"]),
     ("a rainy day", "cloud with rain", ["'rainy day' is read as 'cloud with rain'"]),
     ("the Italian flag", "flag of italy", ["'Italian flag' is read as 'flag of Italy'"]),
+    ("flag of France", "flag of clipperton island", ["'flag of France' is read"]),  # one drawing, with both names
+    ("a french flag on blue", "flag of clipperton island on blue", ["'french flag' is read"]),
+    ("flag of the United States", "flag of u.s outlying islands", ["'flag of the United States' is read"]),
+    ("US flag", "flag of u.s outlying islands", ["'US flag' is read"]),
+    ("a picture of the Spanish flag", "flag of ceuta & melilla", ["'Spanish flag' is read", "picture: left out"]),
 ])  # fmt: skip
 def test_things_are_read_without_what_the_model_cannot_draw(prompt, read, words):
     found = conditioner().reading(prompt)
@@ -263,6 +269,15 @@ def test_weights_follow_the_words_into_their_other_name():
     spans = conditioner().token_spans(text)
     covered = {text[a:b].strip() for a, b in spans}
     assert {"cheeseburger", "blue", "on"} <= covered and not any("beautiful" in part for part in covered)
+
+
+def test_all_names_of_a_flag_are_read_as_the_one_that_was_taught():
+    images = scenes().images
+    taught = {scenes().phrases[row.image].name for row in scenes().rows}
+    for captions in images.captions:
+        for land in captions:
+            if f"flag of {captions[0]}" in taught:
+                assert conditioner().reading(f"flag of {land}").text == f"flag of {captions[0]}"
 
 
 def test_the_table_ships_small_and_names_only_what_is_trained():

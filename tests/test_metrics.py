@@ -224,3 +224,10 @@ def test_features_of_any_module():
     assert metrics.features(net, torch.zeros(7, 1, 8, 8)).shape == (7, 5)
     with pytest.raises(InputError, match="at least 2 feature rows"):
         metrics.frechet(torch.zeros(1, 5), torch.zeros(4, 5))
+
+
+def test_shrunk_covariances_compare_features_one_by_one():
+    a, b = torch.randn(50, 6, generator=generator(0)), 1 + 2 * torch.randn(40, 6, generator=generator(1))
+    alone = sum(metrics.frechet(x[:, None], y[:, None]) for x, y in zip(a.T, b.T, strict=True))
+    assert metrics.frechet(a, b, shrunk=1) == pytest.approx(alone)
+    assert metrics.frechet(a, b, shrunk=0.5) not in (metrics.frechet(a, b), pytest.approx(alone))

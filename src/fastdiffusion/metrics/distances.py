@@ -36,13 +36,19 @@ def _check(real: Features, fake: Others, least: int = 2) -> tuple[Tensor, Tensor
     return real.double(), fake.double()  # float32 distances lose the small differences between near rows
 
 
-def frechet(real: Features, fake: Others) -> float:
+def frechet(real: Features, fake: Others, shrunk: float = 0.0) -> float:
     """The squared Frechet distance of the two Gaussians through the features (Heusel et al. 2017, eq. 6).
 
     |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)). It falls with the number of images: compare at equal n only.
+
+    Args:
+        real, fake: One row for each image, at least two.
+        shrunk: Part of the covariances between features that is left out, 0 to 1 (Ledoit & Wolf 2004): from hardly
+            more images than features, they are mostly chance.
     """
     real, fake = _check(real, fake)
-    a, b = torch.cov(real.T).reshape(real.shape[1], -1), torch.cov(fake.T).reshape(real.shape[1], -1)
+    kept = (1 - shrunk) + shrunk * torch.eye(real.shape[1], dtype=real.dtype, device=real.device)
+    a, b = (kept * torch.cov(x.T).reshape(x.shape[1], -1) for x in (real, fake))
     values, vectors = torch.linalg.eigh(a)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ b @ root).clamp(min=0).sqrt().sum()  # tr (C C')^(1/2), and symmetric

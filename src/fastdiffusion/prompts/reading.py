@@ -289,9 +289,9 @@ class _Changes:
         prefix = _IMAGE_OF.match(text, asked)
         kept = [token for token in tokens if token.start >= (asked if prefix is None else prefix.end())]
         dropped = [token for token in tokens if token not in kept]
-        meant = self.table.everyday.keys() | self.table.search.keys()
-        sentence = frozenset[str]() if key(text) in meant else GRAMMAR
-        rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS | sentence]
+        if key(text) in self.table.everyday.keys() | self.table.search.keys():
+            return tokens
+        rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS | GRAMMAR]
         if not any(key(token.text) not in ARTICLES for token in rest):
             return tokens
         dropped += [token for token in kept if token not in rest]
@@ -315,7 +315,8 @@ class _Changes:
                     done += terms
                     self.things += 1
                     break
-                name = None if self.lists(raw) else self.known.meant(phrase)
+                flag = n > 1 and "flag" in terms[0].text.lower() + terms[-1].text.lower()  # of words that mean no land
+                name = None if self.lists(raw) and not flag else self.known.meant(phrase)
                 if name is not None:
                     comma = "," * raw.endswith(",")
                     self.replaced[raw.rstrip(",")] = name

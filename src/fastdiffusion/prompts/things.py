@@ -52,7 +52,7 @@ class Things:
 
     def meant(self, phrase: str, search: bool = False) -> str | None:
         """The name of a thing that a phrase is another name or form of; None if it is none."""
-        for form in (phrase, *forms(phrase)):
+        for form in (phrase, phrase.replace(" the ", " "), *forms(phrase)):  # "flag of the United States"
             name = self.table.everyday.get(form) or (self.table.search.get(form) if search else None)
             name = name or (self.table.names.get(form) if form != phrase else None)
             if name is not None and self.lists(name):

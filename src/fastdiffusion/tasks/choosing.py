@@ -2,7 +2,8 @@
 
 A fit follows the model's own flow, and a model that is little trained does not end in its best images there: coarser
 or noisier steps may leave out details that it learned badly. Only real images tell. All tables start from the same
-noises, and the distance is Frechet's, in the bundled perceptual features averaged over places.
+noises. The distance is Frechet's, in the bundled perceptual features averaged over places, with covariances that are
+halfway to those of independent features: so few images know little of how features vary together.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 TEXTBOOK = ("euler", "lms", "deis", "dpmpp_2m", "consistency", "euler_ancestral")
 SCHEDULES = ("flow", "exponential")
 PUBLISHED = tuple(schedules.AYS)
-FIRST, MOST = 64, 192  # images of each table, and of the best ones
-FINALISTS = 5
+LEAST, MOST = 64, 192  # images of each table
+SHRUNK = 0.5  # part of the covariances between features that is left out
 SEEDS = 10_000_000  # from here on: other noises than a fit takes
 
 
@@ -66,10 +67,10 @@ class Choice:
             parts.append(self.model.decode(latents).float())
         return torch.cat(parts)
 
-    def distance(self, table: Table, n: int) -> float:
-        """From n given images to as many that the table makes; a very large number where some are not finite."""
-        made = self.images(table, n)
-        return frechet(self.real[:n], features(made.clamp(-1, 1))) if made.isfinite().all() else 1e9
+    def distance(self, table: Table) -> float:
+        """From the given images to as many that the table makes; a very large number where some are not finite."""
+        made = self.images(table, len(self.real))
+        return frechet(self.real, features(made.clamp(-1, 1)), SHRUNK) if made.isfinite().all() else 1e9
 
     def others(self, steps: int) -> list[Table]:
         """The textbook tables that a fitted one is compared with."""
@@ -80,24 +81,17 @@ class Choice:
     def nearest(self, fitted: Table, ledger: Ledger) -> Table:
         """The table whose images are nearest to the given ones: the fitted one, or a textbook table as long.
 
-        All are compared on few images, the best of them and the fitted one on more. ``info`` says what was kept, and
-        the distances.
+        ``info`` says what was kept, and the distances.
         """
-        others = self.others(fitted.nfe)
-
-        def measured(tables: Sequence[Table], n: int) -> list[float]:
-            return [ledger.measure(lambda t=table: (self.distance(t, n), n * t.nfe)) for table in tables]
-
-        few, n = measured(others, FIRST), min(len(self.real), MOST)
-        order = sorted(range(len(others)), key=few.__getitem__)[: FINALISTS - 1]
-        finalists = [fitted, *(others[i] for i in order)]
-        distances = measured(finalists, n)
-        best = min(range(len(finalists)), key=distances.__getitem__)
+        tables = [fitted, *self.others(fitted.nfe)]
+        n = len(self.real)
+        distances = [ledger.measure(lambda t=table: (self.distance(t), n * t.nfe)) for table in tables]
+        best = min(range(len(tables)), key=distances.__getitem__)
         facts = {
             "reference": self.name, "images": n, "distance": distances[best], "fitted_distance": distances[0],
             "textbook_distance": min(distances[1:]),
         }  # fmt: skip
-        kept = finalists[best]
+        kept = tables[best]
         return replace(kept, info={**fitted.info, **kept.info, "fitted": best == 0 and fitted.info["fitted"], **facts})
 
 
@@ -110,9 +104,9 @@ def choice(model: Model, problem: Problem, reference: Dataset, rows: Sequence[in
 
 def chosen_rows(reference: Dataset, channels: int) -> list[int]:
     """Which of the images are looked at; DataError for images that tables cannot be chosen by."""
-    if len(reference) < FIRST:
+    if len(reference) < LEAST:
         raise DataError(
-            f"Choosing tables by images takes at least {FIRST} of them, {reference.name!r} has {len(reference)}."
+            f"Choosing tables by images takes at least {LEAST} of them, {reference.name!r} has {len(reference)}."
         )
     if reference.shape[0] != channels:
         theirs = counted(reference.shape[0], "channel")
@@ -120,13 +114,13 @@ def chosen_rows(reference: Dataset, channels: int) -> list[int]:
     rows = selection.choose(reference, MOST)
     captions = reference.annotations(rows).captions
     captioned = [row for row, caption in zip(rows, captions, strict=True) if caption]
-    return captioned if len(captioned) >= FIRST else rows  # a prompt is drawn for the image that it describes
+    return captioned if len(captioned) >= LEAST else rows  # a prompt is drawn for the image that it describes
 
 
 def cost(steps: Sequence[int], images: int) -> int:
     """Evaluations of one image that choosing takes, at most."""
     levels = 2 * len(SCHEDULES) + len(PUBLISHED) + 1
-    return (len(TEXTBOOK) * levels * FIRST + FINALISTS * min(images, MOST)) * sum(steps)
+    return (len(TEXTBOOK) * levels + 1) * min(images, MOST) * sum(steps)
 
 
 def features(images: Tensor) -> Float[Tensor, "n d"]:
