@@ -220,9 +220,7 @@ class Plan:
         """The images of a run that was performed, with its recipe; raises CheckpointError if they are not finite."""
         if not bool(images.isfinite().all()):
             rounded = getattr(getattr(self.model.denoise, "net", None), "dtype", None) == torch.float16
-            remedy = "take an earlier checkpoint, or train on"
-            if rounded:
-                remedy = "or try --precision bf16, or float32"
+            remedy = "or try --precision bf16" if rounded else "take an earlier checkpoint, or train on"
             raise CheckpointError(f"{self.name} makes images that are not finite. Guide it less, {remedy}.")
         recipe = {
             "fastdiffusion": __version__,
