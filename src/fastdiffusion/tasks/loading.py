@@ -53,7 +53,9 @@ class LoadOptions:
     prediction: str = option(
         "auto", "What the network predicts: eps, v, or auto: what the file says.", choices=choices.PREDICTIONS
     )
-    clip_skip: int | None = option(None, "Layer of CLIP a prompt is read from: 1 the last, 2 the one before, and so on.")
+    clip_skip: int | None = option(
+        None, "Layer of CLIP a prompt is read from: 1 the last, 2 the one before, and so on."
+    )
     precision: str | None = option(
         None,
         "In what to compute: float32, bf16, fp16, int8; by default the file's own.",
