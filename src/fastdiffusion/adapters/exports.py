@@ -99,6 +99,8 @@ def export_pipeline(model: Model, folder: Path, load: Callable[[Path], Model]) -
         raise InputError(
             "A folder of diffusers has no place for a language. Load the model without it, and export that."
         )
+    if getattr(model.denoise, "clip_skip", 0):
+        raise InputError("A folder of diffusers does not say which layer of CLIP is taken. Leave --clip-skip out.")
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} has files in it already. Name a new folder with --out.")
     import diffusers

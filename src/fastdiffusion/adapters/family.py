@@ -107,9 +107,11 @@ class Family(Startable):
     multiple: ClassVar[int] = 1  # of tokens, to which both are padded there
     refiners: ClassVar[tuple[str, ...]] = ()  # parts of names of layers in which text attends to text alone
     vae: ClassVar[type[Vae]] = Vae
+    clip_layer: ClassVar[int] = 0  # whose states ``emb`` has, counted from CLIP's last, which is 1; 0 where it has none
     guidance: str = "cfg"  # "embedded" where the scale is an input of the network, ``cond.extra["guidance"]``
     scale: float = 1.0  # the usual one
     image: str = ""  # "input" where the network was trained to take an image, "prompt" where one stands for the text
+    clip_skip: int = 0  # how many layers before that one they are taken; see ``adapters.clip_layers``
     students: tuple[Student, ...] = ()  # encode the prompts of their languages
     controls: tuple[Control, ...] = ()  # further conditions, of ``adapters.conditioners``
     shown: bool = True  # whether they show what they have; not to what guidance compares with

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import CheckpointError, FastdiffusionError, InputError, missing, out_of_memory
 from ..models import Model, folder
-from . import low_memory
+from . import clip_layers, low_memory
 from .engines import with_engine
 from .families import FAMILIES
 from .family import Checkpoint, Family, model, sides
@@ -54,6 +54,7 @@ def load(
     *,
     lora: Sequence[str] = (),
     prediction: str = "auto",
+    clip_skip: int | None = None,
     precision: str | None = None,
     engine: str = "torch",
     offload: bool = False,
@@ -76,6 +77,8 @@ def load(
     what = located(what, download, precision)
     source = _opened(what, None if tokenizer is None else Path(tokenizer))
     family = _family(source.index, source.path)
+    if clip_skip is not None:
+        clip_layers.check(family, source.path)
     parts = _parts(source, family)
     for part, kinds in parts.items():
         source.check(part, kinds)
@@ -103,6 +106,7 @@ def load(
     changes |= {"vae_tiling": True} if vae_tiling else {}
     changes |= source.added
     denoiser: Any = _built(source, family, dtypes, scheduler)
+    changes |= {"clip_skip": clip_skip} if clip_skip and clip_layers.choose(denoiser, clip_skip) else {}
     if changes:
         denoiser.settings = info["loaded"] = changes
     made = model(denoiser, {})

@@ -61,6 +61,13 @@ class Text:
         ids, mask = self.tokens(prompts)
         return self.encoder(ids, **({"attention_mask": mask.long()} if masked else {}), **options)
 
+    def normed_states(self, prompts: Sequence[str], skip: int = 0) -> Tensor:
+        """CLIP's states of its last layer, or of ``skip`` layers before it, through the norm that follows the last."""
+        if not skip:
+            return self(prompts)[0]
+        states = self(prompts, output_hidden_states=True).hidden_states[-1 - skip]
+        return getattr(self.encoder, "text_model", self.encoder).final_layer_norm(states)  # transformers 4, and 5
+
     def spans(self, text: str) -> Spans:
         """Which characters of the raw text each row of the result covers, to its end; empty for all that is no text."""
         return list(aligned(self._spans, self.written)(text)) if self.added else self._spans(text)

@@ -90,7 +90,7 @@ def parse(texts: Mapping[str, str]) -> dict[str, Any] | None:
     """The recipe in the named texts of an image; None if there is none.
 
     Another program's says so in ``made_by`` and has, where they are known, ``prompt``, ``negative_prompt``, ``model``,
-    ``sampler``, ``steps``, ``cfg_scale``, ``seed``, ``size``.
+    ``sampler``, ``steps``, ``cfg_scale``, ``seed``, ``size``, ``clip_skip``.
     """
     try:
         if KEY in texts:
@@ -144,6 +144,7 @@ def as_automatic1111(recipe: Mapping[str, Any]) -> str | None:
         "Size": f"{size}x{size}" if isinstance(size, int) else size,
         "Model": recipe.get("model", {}).get("name"),
         "Denoising strength": p.get("strength") if p.get("image") else None,
+        "Clip skip": (recipe.get("model", {}).get("loaded") or {}).get("clip_skip"),
         "RNG": "CPU" if p.get("rng") == "a1111" else None,
         "Version": f"fastdiffusion {recipe.get('fastdiffusion')}",
     }
@@ -161,6 +162,7 @@ def as_command(recipe: Mapping[str, Any]) -> str:
     """What to type to make another program's image alike, as far as its recipe says; its model stands as MODEL."""
     named = re.fullmatch(r"(?i)(.*?)(?: +(karras|exponential))?", str(recipe.get("sampler", "")).strip())
     schedule = str(recipe.get("schedule_type") or recipe.get("schedule") or (named and named[2]) or "").lower()
+    program, skip = recipe["made_by"], recipe.get("clip_skip")  # AUTOMATIC1111's 1 is whatever is usual
     flags = {
         "negative": recipe.get("negative_prompt"),
         "steps": recipe.get("steps"),
@@ -169,7 +171,8 @@ def as_command(recipe: Mapping[str, Any]) -> str:
         "size": recipe.get("size"),
         "sampler": named and named[1],
         "schedule": schedule if schedule in ("karras", "exponential") else None,
-        "rng": {"AUTOMATIC1111": "a1111", "ComfyUI": "comfy"}[recipe["made_by"]],
+        "clip-skip": skip if isinstance(skip, int) and skip > 0 and (skip, program) != (1, "AUTOMATIC1111") else None,
+        "rng": {"AUTOMATIC1111": "a1111", "ComfyUI": "comfy"}[program],
     }
     typed = [f"--{name} {shlex.quote(str(value))}" for name, value in flags.items() if value not in (None, "")]
     return " ".join(["fastdiffusion sample MODEL", shlex.quote(str(recipe.get("prompt", ""))), "-n 1", *typed])
@@ -215,11 +218,13 @@ def comfyui(graph: Any) -> dict[str, Any] | None:
     }
     width, height = (find(sampler.get("latent_image"), key) for key in ("width", "height"))
     values["size"] = f"{width}x{height}" if width and height else None
+    stop = find(sampler.get("positive"), "stop_at_clip_layer")  # -1 is the last layer
+    values["clip_skip"] = -stop if isinstance(stop, int) and stop < 0 else None
     recipe |= {key: value for key, value in values.items() if isinstance(value, str | int | float)}
     return {**recipe, "comfyui": graph}
 
 
 def summarize(recipe: Mapping[str, Any]) -> str:
     """Another program's recipe in a line."""
-    known = ("model", "prompt", "negative_prompt", "sampler", "steps", "cfg_scale", "seed", "size")
+    known = ("model", "prompt", "negative_prompt", "sampler", "steps", "cfg_scale", "seed", "size", "clip_skip")
     return ", ".join(f"{key} {str(recipe[key])[:60]!r}" for key in known if recipe.get(key) not in (None, ""))

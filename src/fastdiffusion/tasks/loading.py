@@ -32,6 +32,9 @@ class LoadOptions:
         lora: LoRA files, each with how strongly it counts: "style.safetensors:0.8"; of several, all. Tokens that they
             bring can be used in prompts; a file may also have nothing but a token.
         prediction: What the network predicts, "eps" (the noise) or "v"; "auto" is what the file says.
+        clip_skip: From which layer of CLIP a prompt's states are taken, counted from the last as in AUTOMATIC1111 and
+            ComfyUI: 1 is the last, the usual one of Stable Diffusion 1, and 2 the one before it, the usual one of
+            Stable Diffusion 2, XL and 3 (docs/checkpoints.md).
         precision: "float32", "bf16" or "fp16"; by default that of the file, and float32 in place of fp16 on a CPU,
             which is slow in it. The engine openvino has "int8" in place of "fp16": large products in
             whole numbers of 8 bits.
@@ -49,6 +52,9 @@ class LoadOptions:
     lora: str | Sequence[str] = option((), "A LoRA, FILE or FILE:scale; may be repeated.", kind=list[str] | None)
     prediction: str = option(
         "auto", "What the network predicts: eps, v, or auto: what the file says.", choices=choices.PREDICTIONS
+    )
+    clip_skip: int | None = option(
+        None, "Layer of CLIP a prompt is read from: 1 the last, 2 the one before, and so on."
     )
     precision: str | None = option(
         None,
@@ -77,6 +83,8 @@ class LoadOptions:
             object.__setattr__(self, "precision", PRECISIONS[self.precision])
         if self.precision == "int8" and self.engine == "torch":
             raise InputError("Only the engine openvino computes in int8. Add: --engine openvino")
+        if self.clip_skip is not None and self.clip_skip < 1:
+            raise InputError(f"clip_skip counts layers from the last, which is 1, got {self.clip_skip}. Try 2.")
         _bytes(self.mem)
 
     @property
@@ -125,7 +133,7 @@ def recorded(kept: Mapping[str, Any], near: Path, device: str | None = None) -> 
     plain = {
         name: value
         for name, value in loaded_with.items()
-        if name in ("engine", "precision", "prediction", "vae_tiling")
+        if name in ("clip_skip", "engine", "precision", "prediction", "vae_tiling")
     }
     found = [registry.named(f"{lora['name']}@{lora['sha256']}", near)[0] for lora in loras]
     scaled = [f"{path}:{float(lora['scale'])!r}" for path, lora in zip(found, loras, strict=True)]
@@ -169,10 +177,15 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
     if asked:
         what = "this one is loaded already" if isinstance(model, Model) else f"{str(model)!r} is none"
         raise InputError(
-            f"--{next(iter(asked)).replace('_', '-')} is for checkpoints of other programs as they are loaded, and "
+            f"--{_not_for_own(asked).replace('_', '-')} is for checkpoints of other programs as they are loaded, and "
             f"{what}. Leave it out."
         )
     return registry.loaded(model, chosen.device)
+
+
+def _not_for_own(asked: Mapping[str, Any]) -> str:
+    """The first of some options that a model of this package has no use for, if there is one."""
+    return next((name for name in asked if name not in ("lora", "engine", "precision")), next(iter(asked)))
 
 
 def of_run(options: Mapping[str, Any]) -> dict[str, Any]:

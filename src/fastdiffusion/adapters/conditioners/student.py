@@ -42,6 +42,7 @@ def with_student(model: Model, encoder: StudentEncoder) -> Model:
 
     The newest student is asked first.
     """
+    check(model)
     encoder = encoder.eval().requires_grad_(False)
     made = copied(model, {}, {"languages": [fingerprint(encoder.state_dict())]})
     denoise: Any = made.denoise
@@ -128,4 +129,8 @@ def check(model: Model) -> None:
         raise InputError(
             "A language can be added to a model that takes prompts. "
             f"{model.info.get('name', 'This one')} has no text encoder."
+        )
+    if getattr(model.denoise, "clip_skip", 0):
+        raise InputError(
+            "A language answers as the usual layer of CLIP does, and this model takes another. Leave --clip-skip out."
         )

@@ -59,7 +59,7 @@ class ImagePrompted(StableDiffusion):
 class ImageVariation(ImagePrompted):
     """The embedding stands for the text, as one token; there are no prompts."""
 
-    name, encoders = "stable-diffusion-image-variation", ()
+    name, encoders, clip_layer = "stable-diffusion-image-variation", (), 0
 
     @property
     def max_tokens(self) -> int:

@@ -26,7 +26,7 @@ from ..texts import Text
 class StableDiffusion(Family):
     """A UNet that takes the states of the last layer of CLIP. "Nothing" is the embedding of ""."""
 
-    name, scale, masks, side = "stable-diffusion", 7.5, True, 64
+    name, scale, masks, side, clip_layer = "stable-diffusion", 7.5, True, 64, 1
     network, encoders = "UNet2DConditionModel", (CLIP,)
 
     def __init__(self, checkpoint: Checkpoint):
@@ -38,7 +38,7 @@ class StableDiffusion(Family):
         return TrainedLevels(scheduler)
 
     def condition(self, prompts: Sequence[str], size: Size) -> Cond:
-        return Cond(emb=self.main(prompts)[0].float())
+        return Cond(emb=self.main.normed_states(prompts, self.clip_skip).float())
 
     def predict(self, x: Tensor, t: Tensor, cond: Cond) -> Tensor:
         inputs = {"encoder_hidden_states": cond.emb, "encoder_attention_mask": cond.mask, **self.inputs(cond)}
@@ -91,12 +91,12 @@ class StableDiffusionXl(StableDiffusion):
     (Podell et al. 2023, arXiv:2307.01952, sec. 2.2). "Nothing" is zeros, if ``force_zeros_for_empty_prompt``.
     """
 
-    name, scale = "stable-diffusion-xl", 5.0
+    name, scale, clip_layer = "stable-diffusion-xl", 5.0, 2
     encoders = (CLIP, CLIP_WITH_PROJECTION)
 
     def condition(self, prompts: Sequence[str], size: Size) -> Cond:
         outputs = [text(prompts, output_hidden_states=True) for text in self.texts]
-        emb = torch.cat([output.hidden_states[-2] for output in outputs], -1).float()
+        emb = torch.cat([output.hidden_states[-self.clip_layer - self.clip_skip] for output in outputs], -1).float()
         ids = torch.tensor([[*size, 0, 0, *size]], dtype=torch.float32, device=emb.device)
         return Cond(emb=emb, pooled=outputs[1].text_embeds.float(), extra={"time_ids": ids.expand(len(emb), -1)})
 

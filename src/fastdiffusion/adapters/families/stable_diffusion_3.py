@@ -26,7 +26,7 @@ class StableDiffusion3(Family):
     as in diffusers' pipeline.
     """
 
-    name, scale, patch, joint = "stable-diffusion-3", 7.0, 2, "image first"
+    name, scale, patch, joint, clip_layer = "stable-diffusion-3", 7.0, 2, "image first", 2
     network = "SD3Transformer2DModel"
     encoders = (CLIP_WITH_PROJECTION, CLIP_WITH_PROJECTION, T5._replace(limit=LIMIT))
     optional = ("text_encoder_3", "tokenizer_3")
@@ -40,7 +40,7 @@ class StableDiffusion3(Family):
     def condition(self, prompts: Sequence[str], size: Size) -> Cond:
         outputs = [clip(prompts, output_hidden_states=True) for clip in self.texts[:2]]
         pair, width = (
-            torch.cat([output.hidden_states[-2] for output in outputs], -1),
+            torch.cat([output.hidden_states[-self.clip_layer - self.clip_skip] for output in outputs], -1),
             self.net.config.joint_attention_dim,
         )
         states = pair.new_zeros(len(pair), LIMIT, width) if self.without_t5 else self.texts[2](prompts)[0]
