@@ -17,7 +17,8 @@ from pretended_device import pretended
 
 import fastdiffusion
 from fastdiffusion import samplers
-from fastdiffusion.adapters.examine import pipeline
+from fastdiffusion.adapters.examine import pipeline, pipeline_class
+from fastdiffusion.adapters.families import FAMILIES, family_of
 from fastdiffusion.cli import main
 from fastdiffusion.errors import CheckpointError, InputError, MissingExtra
 from fastdiffusion.guidance import cfg
@@ -537,6 +538,56 @@ def _cut(path):
 def _config(path, part, **changes):
     file = path / part / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_pipelines_of_the_same_networks_are_one_family():
+    """Whatever diffusers itself opens the networks of a family with, for another task."""
+    from diffusers.pipelines import auto_pipeline as known
+
+    tables = [getattr(known, f"AUTO_{task}_PIPELINES_MAPPING") for task in ("TEXT2IMAGE", "IMAGE2IMAGE", "INPAINT")]
+    variants = [
+        (re.sub("-(controlnet|union|pag|inpaint)", "", key), kind) for each in tables for key, kind in each.items()
+    ]
+    plain = {key: kind.__name__ for key, kind in tables[0].items() if kind.__name__ in FAMILIES}
+    pairs = [(kind.__name__, plain[key]) for key, kind in variants if key in plain]
+    assert len(pairs) > 50
+    for variant, name in pairs:
+        assert family_of(variant).variant({}) is FAMILIES[name], variant
+    for other in ("FluxFillPipeline", "FluxControlInpaintPipeline", "SanaSprintImg2ImgPipeline", "ControlNetPipeline"):
+        assert family_of(other) is None
+
+
+VARIANTS = {
+    "sd15": ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionControlNetPipeline"),
+    "sdxl": ("StableDiffusionXLControlNetPAGImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+    "sd3": ("StableDiffusion3ControlNetInpaintingPipeline",),
+    "flux": ("FluxControlNetImg2ImgPipeline",),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_folder_of_another_pipeline_is_the_same_model(loaded, tmp_path, name, capsys):
+    """Its images are equal, and doctor takes its own pipeline; the control network is left alone."""
+    base = loaded(name)
+    for kind in VARIANTS[name]:
+        place = tmp_path / kind
+        shutil.copytree(base.path, place)
+        _index(place, _class_name=kind, controlnet=["diffusers", "ControlNetModel"])
+        model = fastdiffusion.load(place, device="cpu")
+        assert type(model.denoise) is type(base.model.denoise)
+        options = {"n": 1, "steps": 2, "size": 64}
+        images = [fastdiffusion.sample(m, "a cat", **options).images for m in (model, base.model)]
+        assert torch.equal(*images)
+        assert pipeline_class(model) == type(base.pipe).__name__
+    assert main(["doctor", str(place)]) == 0, capsys.readouterr()
+
+
+def test_the_refiner_is_called_what_it_is(loaded, tmp_path):
+    shutil.copytree(loaded("sdxl").path, tmp_path / "x")
+    changes = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}
+    _index(tmp_path / "x", **changes, requires_aesthetics_score=True)
+    with pytest.raises(InputError, match="is the refiner of Stable Diffusion XL"):
+        fastdiffusion.load(tmp_path / "x", device="cpu")
 
 
 def _pickled(path):

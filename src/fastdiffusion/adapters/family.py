@@ -199,6 +199,11 @@ class Family(Startable):
         return [(f"_{i}" if i > 1 else "", encoder) for i, encoder in enumerate(cls.encoders, 1)]
 
     @classmethod
+    def variant(cls, config: Mapping[str, Any]) -> type[Family]:
+        """Itself, or the family of the same parts that a network of this configuration belongs to."""
+        return cls
+
+    @classmethod
     def parts(cls) -> dict[str, tuple[str, ...]]:
         """The parts of a checkpoint, and the classes that each may have."""
         named: dict[str, str | tuple[str, ...]] = {
