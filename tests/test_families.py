@@ -565,6 +565,21 @@ VARIANTS = {
 }
 
 
+def test_the_index_of_a_folder_means_the_folder(loaded, tmp_path, monkeypatch, capsys):
+    """For every command: it is called by its folder, and made again to the byte."""
+    shutil.copytree(loaded("sd15").path, tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    index = "folder/model_index.json"
+    assert fastdiffusion.load(index, device="cpu").id == loaded("sd15").model.id
+    run = ["-n", "1", "--steps", "1", "--device", "cpu"]
+    assert main(["sample", index, "a cat", *run, "-o", "out.png"]) == 0, capsys.readouterr().err
+    assert main(["recipe", "out.png"]) == 0 and "model_index" not in capsys.readouterr().out
+    assert main(["reproduce", "out.png", "--device", "cpu"]) == 0
+    assert main(["doctor", index]) == 0
+    monkeypatch.chdir("folder")
+    assert main(["sample", "model_index.json", "a cat", *run, "-o", "../here.png"]) == 0
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_folder_of_another_pipeline_is_the_same_model(loaded, tmp_path, name, capsys):
     """Its images are equal, and doctor takes its own pipeline; the control network is left alone."""

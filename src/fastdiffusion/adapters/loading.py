@@ -173,7 +173,7 @@ def located(what: str | Path, download: bool = False, precision: str | None = No
         return hub.fetch(str(what), lambda index: _family(index, what).parts(), download, half)
     if download:
         raise InputError(f"--download is for a name such as hf:owner/name, and {what} is here already. Leave it out.")
-    return what
+    return folder.whole(what)
 
 
 def _opened(what: str | Path, rest: Path | None) -> Source:

@@ -140,7 +140,7 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
     from ..models import Model, folder, registry, tuned  # need torch, and the options must not
 
     chosen = options if isinstance(options, LoadOptions) else LoadOptions(device=options)
-    model = model if isinstance(model, Model) else os.path.expanduser(model)
+    model = model if isinstance(model, Model) else folder.whole(os.path.expanduser(model))
     if not isinstance(model, Model) and str(model).startswith(HUB):
         from ..adapters import located
 
