@@ -90,7 +90,7 @@ def digest(path: str | Path) -> str:
     a file cannot be read.
     """
     try:
-        return _digest(Path(path).resolve())
+        return _digest(Path(os.path.abspath(path)))  # a link of the hub's cache, not its target without a name
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is it still there?") from None
 

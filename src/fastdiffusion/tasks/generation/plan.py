@@ -39,7 +39,7 @@ from ...version import __version__
 from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .canvas import Canvas, canvas
-from .conditioning import conditioned, learned_size, on_torus, size_notes, sized, step_of, with_extra
+from .conditioning import conditioned, fetched, learned_size, on_torus, size_notes, sized, step_of, with_extra
 from .meter import Meter
 from .options import SampleOptions, borders, image_size
 from .preview import linear_preview
@@ -309,6 +309,7 @@ def plan(
 
     A recipe brings its ``table`` and ``name``; its files are looked for ``near`` its image.
     """
+    chosen = fetched(model, chosen)
     ready = loaded(model, chosen)
     (source, image_name), (mask, mask_name) = _file(chosen.image, near), _file(chosen.mask, near)
     image = None if source is None else open_image(source)
