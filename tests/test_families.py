@@ -597,6 +597,22 @@ def test_a_folder_of_another_pipeline_is_the_same_model(loaded, tmp_path, name, 
     assert main(["doctor", str(place)]) == 0, capsys.readouterr()
 
 
+def test_the_width_of_texts_may_be_given_by_level(loaded, tmp_path):
+    """As diffusers takes it: levels without cross-attention ignore theirs, and the images are the same."""
+    base = loaded("sdxl")
+    shutil.copytree(base.path, tmp_path / "x")
+    _config(tmp_path / "x", "unet", cross_attention_dim=[8, 40])
+    model = fastdiffusion.load(tmp_path / "x", device="cpu")
+    images = [fastdiffusion.sample(m, "a cat", n=1, steps=1, size=64).images for m in (model, base.model)]
+    assert torch.equal(*images)
+    shutil.copytree(loaded("sd15").path, tmp_path / "y")
+    net = loaded("sd15").pipe.unet
+    other = type(net).from_config({**net.config, "cross_attention_dim": [8, net.config.cross_attention_dim]})
+    other.save_pretrained(tmp_path / "y" / "unet")
+    with pytest.raises(InputError, match="texts of other widths at other levels, 8, "):
+        fastdiffusion.load(tmp_path / "y", device="cpu")
+
+
 def test_the_refiner_is_called_what_it_is(loaded, tmp_path):
     shutil.copytree(loaded("sdxl").path, tmp_path / "x")
     changes = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}
