@@ -613,6 +613,27 @@ def test_the_width_of_texts_may_be_given_by_level(loaded, tmp_path):
         fastdiffusion.load(tmp_path / "y", device="cpu")
 
 
+@pytest.mark.parametrize("kind", ["lcm", "LCMScheduler"])
+def test_a_latent_consistency_model_is_sampled_as_one(loaded, tmp_path, kind):
+    """By its network or its scheduler; an explicit sampler or a fitted table wins, and the recipe has what was used."""
+    shutil.copytree(loaded("lcm" if kind == "lcm" else "sd15").path, place := tmp_path / "x")
+    file = place / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "_class_name": "PNDMScheduler" if kind == "lcm" else kind}))
+    model = fastdiffusion.load(place, device="cpu")
+
+    def used(model, **options):
+        return fastdiffusion.sample(model, "a cat", n=1, steps=2, size=64, **options).recipe["table"]["name"]
+
+    assert used(model) == "consistency" and used(model, sampler="euler") == "euler"
+    assert used(model, image=Image.new("RGB", (64, 64)), strength=0.5) == "consistency"
+    assert used(model.with_table(2, samplers.table("heun", model.schedule(2)))) == "heun"
+    assert used(loaded("sd15").model) == "dpmpp_2m"
+    model = fastdiffusion.load(place, device="cpu")
+    fastdiffusion.sample(model, "a cat", n=1, steps=2, size=64).save(tmp_path / "out.png")
+    assert (reproduce(tmp_path / "out.png", device="cpu", model=model)).recipe["table"]["name"] == "consistency"
+
+
 def test_the_refiner_is_called_what_it_is(loaded, tmp_path):
     shutil.copytree(loaded("sdxl").path, tmp_path / "x")
     changes = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}

@@ -109,6 +109,7 @@ class Family(Startable):
     vae: ClassVar[type[Vae]] = Vae
     guidance: str = "cfg"  # "embedded" where the scale is an input of the network, ``cond.extra["guidance"]``
     scale: float = 1.0  # the usual one
+    sampler: str = "dpmpp_2m"  # the usual one
     image: str = ""  # "input" where the network was trained to take an image, "prompt" where one stands for the text
     students: tuple[Student, ...] = ()  # encode the prompts of their languages
     controls: tuple[Control, ...] = ()  # further conditions, of ``adapters.conditioners``

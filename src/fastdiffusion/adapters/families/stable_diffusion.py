@@ -31,8 +31,10 @@ class StableDiffusion(Family):
 
     def __init__(self, checkpoint: Checkpoint):
         super().__init__(checkpoint)
-        if getattr(self.net.config, "time_cond_proj_dim", None) is not None:  # a latent consistency model
-            self.guidance, self.scale = "embedded", 8.5
+        if checkpoint.scheduler.get("_class_name") == "LCMScheduler":  # a latent consistency model
+            self.sampler = "consistency"
+        if getattr(self.net.config, "time_cond_proj_dim", None) is not None:  # one that takes the guidance scale
+            self.sampler, self.guidance, self.scale = "consistency", "embedded", 8.5
 
     def noise_levels(self, scheduler: Mapping[str, Any]) -> TrainedLevels:
         return TrainedLevels(scheduler)

@@ -405,7 +405,7 @@ def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | No
             return model.schedule(n, size)
         return schedules.schedule(chosen.schedule, n, sigma_min=model.sigma_min, sigma_max=model.sigma_max)
 
-    sampler = chosen.sampler or "dpmpp_2m"
+    sampler = chosen.sampler or model.sampler
     assert chosen.strength is not None  # ``SampleOptions`` has chosen
     return strength_table(chosen.strength, chosen.steps, schedule, model.sigma_data, model.sigma_max, sampler)
 
