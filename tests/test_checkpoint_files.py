@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import one_file
+import pictures
 import pytest
 import torch
+from PIL import Image
 from pretended_device import pretended
 from safetensors.torch import save_file
 from tiny_pipelines import build
@@ -404,6 +406,95 @@ def test_the_hub_s_cache_as_it_is(case, tmp_path, monkeypatch, capsys):
     assert main(["doctor", "hf:owner/sd15", "--tune"]) == 0, capsys.readouterr().err
     with pytest.warns(UserWarning, match="Loaded with --precision bf16, as doctor --tune chose"):
         assert fastdiffusion.load("hf:owner/sd15", device="cpu").modules["net"].dtype == torch.bfloat16
+
+
+@pytest.fixture
+def small_hub(case, tmp_path, monkeypatch):
+    """A hub with a LoRA and a ControlNet; what is fetched lies in the real cache's layout, whose files are links."""
+    import huggingface_hub
+    import tiny_conditioners
+
+    served, cache = tmp_path / "served", tmp_path / "cache"
+    local = {name: getattr(huggingface_hub, name) for name in ("snapshot_download", "hf_hub_download")}
+    unet = case("sd15").pipe.unet
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+    width = unet.get_submodule(name).weight.shape[1]
+    low = {f"unet.{name}.lora_{a}.weight": torch.randn(*s) for a, s in (("A", (2, width)), ("B", (width, 2)))}
+    for file in ("owner/style/pytorch_lora_weights.safetensors", "owner/two/a.safetensors", "owner/two/b.safetensors"):
+        (served / file).parent.mkdir(parents=True, exist_ok=True)
+        save_file(low, served / file)
+    tiny_conditioners.controlnet(unet).save_pretrained(served / "owner/canny")
+    (served / "owner/canny/diffusion_pytorch_model.bin").write_bytes(b"a pickle")
+    shutil.copytree(served / "owner/canny", served / "owner/all/canny")
+
+    def fetch(repository, files):
+        place = cache / f"models--{repository.replace('/', '--')}"
+        (place / "refs").mkdir(parents=True, exist_ok=True)
+        (place / "refs" / "main").write_text("a" * 40)
+        for file in files:
+            blob = place / "blobs" / hashlib.sha256(file.encode()).hexdigest()
+            link = place / "snapshots" / ("a" * 40) / file
+            for path in (blob, link):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(served / repository / file, blob)
+            link.unlink(missing_ok=True)
+            link.symlink_to(blob)
+
+    def snapshot_download(repository, local_files_only=False, allow_patterns=None):
+        if not local_files_only:
+            fetch(repository, allow_patterns)
+        return local["snapshot_download"](repository, local_files_only=True)
+
+    def hf_hub_download(repository, file, local_files_only=False):
+        if not local_files_only:
+            fetch(repository, [file])
+        return local["hf_hub_download"](repository, file, local_files_only=True)
+
+    class HfApi:
+        def list_repo_files(self, repository):
+            place = served / repository
+            return [path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()]
+
+    for entry in (snapshot_download, hf_hub_download, HfApi):
+        monkeypatch.setattr(huggingface_hub, entry.__name__, entry)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    return served, cache
+
+
+SMALL = {
+    "a LoRA": ("style/pytorch_lora_weights.safetensors", "--lora", "hf:owner/style:0.5", "{}:0.5"),
+    "one of several": ("two/b.safetensors", "--lora", "hf:owner/two/b.safetensors", "{}"),
+    "a ControlNet": ("canny", "--control", "hf:owner/canny:map.png:0.8", "{}:map.png:0.8"),
+    "its file": (
+        "canny", "--control", "hf:owner/canny/diffusion_pytorch_model.safetensors:edges:map.png", "{}:edges:map.png",
+    ),
+    "one in a folder": ("all/canny", "--control", "hf:owner/all/canny:map.png", "{}:map.png"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_loras_and_control_networks_of_the_hub(small_hub, case, tmp_path, monkeypatch, capsys, kind):
+    """Not without --download, then with it, then from the cache: the images of the files themselves, made again."""
+    (served, cache), (place, flag, name, own) = small_hub, SMALL[kind]
+    monkeypatch.chdir(tmp_path)
+    pictures.photo(64, 64).save("map.png")
+    run = ["sample", str(case("sd15").folder), "a cat", "-n", "1", "--steps", "1", "--size", "64", "--device", "cpu"]
+    assert main([*run, flag, name, "-o", "no.png"]) == 2
+    assert re.search(r"hf:owner/\S+ is not on this machine\. Add --download", capsys.readouterr().err)
+    assert main([*run, flag, name, "--download", "-o", "got.png"]) == 0, capsys.readouterr().err
+    assert not [path for path in cache.rglob("*") if path.suffix == ".bin"]
+    assert main([*run, flag, name, "-o", "kept.png"]) == 0
+    assert main([*run, flag, own.format(served / "owner" / place), "-o", "own.png"]) == 0
+    assert main([*run, "-o", "without.png"]) == 0
+    got, kept, wanted, without = (np.asarray(Image.open(f"{n}.png")) for n in ("got", "kept", "own", "without"))
+    assert (got == wanted).all() and (kept == wanted).all() and (wanted != without).any()
+    shutil.rmtree(served)
+    assert main(["reproduce", "got.png", "--device", "cpu"]) == 0, capsys.readouterr().err
+
+
+def test_which_file_of_the_hub_is_meant(small_hub, case):
+    with pytest.raises(InputError, match=r"has 2 files of weights\. Name one, such as hf:owner/two/a.safetensors"):
+        fastdiffusion.load(case("sd15").folder, device="cpu", lora="hf:owner/two", download=True)
 
 
 def test_variants_of_weights():

@@ -17,7 +17,8 @@ from pretended_device import pretended
 
 import fastdiffusion
 from fastdiffusion import samplers
-from fastdiffusion.adapters.examine import pipeline
+from fastdiffusion.adapters.examine import pipeline, pipeline_class
+from fastdiffusion.adapters.families import FAMILIES, family_of
 from fastdiffusion.cli import main
 from fastdiffusion.errors import CheckpointError, InputError, MissingExtra
 from fastdiffusion.guidance import cfg
@@ -537,6 +538,108 @@ def _cut(path):
 def _config(path, part, **changes):
     file = path / part / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_pipelines_of_the_same_networks_are_one_family():
+    """Whatever diffusers itself opens the networks of a family with, for another task."""
+    from diffusers.pipelines import auto_pipeline as known
+
+    tables = [getattr(known, f"AUTO_{task}_PIPELINES_MAPPING") for task in ("TEXT2IMAGE", "IMAGE2IMAGE", "INPAINT")]
+    variants = [
+        (re.sub("-(controlnet|union|pag|inpaint)", "", key), kind) for each in tables for key, kind in each.items()
+    ]
+    plain = {key: kind.__name__ for key, kind in tables[0].items() if kind.__name__ in FAMILIES}
+    pairs = [(kind.__name__, plain[key]) for key, kind in variants if key in plain]
+    assert len(pairs) > 50
+    for variant, name in pairs:
+        assert family_of(variant).variant({}) is FAMILIES[name], variant
+    for other in ("FluxFillPipeline", "FluxControlInpaintPipeline", "SanaSprintImg2ImgPipeline", "ControlNetPipeline"):
+        assert family_of(other) is None
+
+
+VARIANTS = {
+    "sd15": ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionControlNetPipeline"),
+    "sdxl": ("StableDiffusionXLControlNetPAGImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
+    "sd3": ("StableDiffusion3ControlNetInpaintingPipeline",),
+    "flux": ("FluxControlNetImg2ImgPipeline",),
+}
+
+
+def test_the_index_of_a_folder_means_the_folder(loaded, tmp_path, monkeypatch, capsys):
+    """For every command: it is called by its folder, and made again to the byte."""
+    shutil.copytree(loaded("sd15").path, tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    index = "folder/model_index.json"
+    assert fastdiffusion.load(index, device="cpu").id == loaded("sd15").model.id
+    run = ["-n", "1", "--steps", "1", "--device", "cpu"]
+    assert main(["sample", index, "a cat", *run, "-o", "out.png"]) == 0, capsys.readouterr().err
+    assert main(["recipe", "out.png"]) == 0 and "model_index" not in capsys.readouterr().out
+    assert main(["reproduce", "out.png", "--device", "cpu"]) == 0
+    assert main(["doctor", index]) == 0
+    monkeypatch.chdir("folder")
+    assert main(["sample", "model_index.json", "a cat", *run, "-o", "../here.png"]) == 0
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_folder_of_another_pipeline_is_the_same_model(loaded, tmp_path, name, capsys):
+    """Its images are equal, and doctor takes its own pipeline; the control network is left alone."""
+    base = loaded(name)
+    for kind in VARIANTS[name]:
+        place = tmp_path / kind
+        shutil.copytree(base.path, place)
+        _index(place, _class_name=kind, controlnet=["diffusers", "ControlNetModel"])
+        model = fastdiffusion.load(place, device="cpu")
+        assert type(model.denoise) is type(base.model.denoise)
+        options = {"n": 1, "steps": 2, "size": 64}
+        images = [fastdiffusion.sample(m, "a cat", **options).images for m in (model, base.model)]
+        assert torch.equal(*images)
+        assert pipeline_class(model) == type(base.pipe).__name__
+    assert main(["doctor", str(place)]) == 0, capsys.readouterr()
+
+
+def test_the_width_of_texts_may_be_given_by_level(loaded, tmp_path):
+    """As diffusers takes it: levels without cross-attention ignore theirs, and the images are the same."""
+    base = loaded("sdxl")
+    shutil.copytree(base.path, tmp_path / "x")
+    _config(tmp_path / "x", "unet", cross_attention_dim=[8, 40])
+    model = fastdiffusion.load(tmp_path / "x", device="cpu")
+    images = [fastdiffusion.sample(m, "a cat", n=1, steps=1, size=64).images for m in (model, base.model)]
+    assert torch.equal(*images)
+    shutil.copytree(loaded("sd15").path, tmp_path / "y")
+    net = loaded("sd15").pipe.unet
+    other = type(net).from_config({**net.config, "cross_attention_dim": [8, net.config.cross_attention_dim]})
+    other.save_pretrained(tmp_path / "y" / "unet")
+    with pytest.raises(InputError, match="texts of other widths at other levels, 8, "):
+        fastdiffusion.load(tmp_path / "y", device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["lcm", "LCMScheduler"])
+def test_a_latent_consistency_model_is_sampled_as_one(loaded, tmp_path, kind):
+    """By its network or its scheduler; an explicit sampler or a fitted table wins, and the recipe has what was used."""
+    shutil.copytree(loaded("lcm" if kind == "lcm" else "sd15").path, place := tmp_path / "x")
+    file = place / "scheduler" / "scheduler_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "_class_name": "PNDMScheduler" if kind == "lcm" else kind}))
+    model = fastdiffusion.load(place, device="cpu")
+
+    def used(model, **options):
+        return fastdiffusion.sample(model, "a cat", n=1, steps=2, size=64, **options).recipe["table"]["name"]
+
+    assert used(model) == "consistency" and used(model, sampler="euler") == "euler"
+    assert used(model, image=Image.new("RGB", (64, 64)), strength=0.5) == "consistency"
+    assert used(model.with_table(2, samplers.table("heun", model.schedule(2)))) == "heun"
+    assert used(loaded("sd15").model) == "dpmpp_2m"
+    model = fastdiffusion.load(place, device="cpu")
+    fastdiffusion.sample(model, "a cat", n=1, steps=2, size=64).save(tmp_path / "out.png")
+    assert (reproduce(tmp_path / "out.png", device="cpu", model=model)).recipe["table"]["name"] == "consistency"
+
+
+def test_the_refiner_is_called_what_it_is(loaded, tmp_path):
+    shutil.copytree(loaded("sdxl").path, tmp_path / "x")
+    changes = {"_class_name": "StableDiffusionXLImg2ImgPipeline", "text_encoder": [None, None]}
+    _index(tmp_path / "x", **changes, requires_aesthetics_score=True)
+    with pytest.raises(InputError, match="is the refiner of Stable Diffusion XL"):
+        fastdiffusion.load(tmp_path / "x", device="cpu")
 
 
 def _pickled(path):

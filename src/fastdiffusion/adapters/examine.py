@@ -58,7 +58,11 @@ def pipeline_class(model: Model) -> str:
     """The class of diffusers' pipeline that a model is used with."""
     family = _family(model)
     own = str(family.checkpoint.settings.get("_class_name"))
-    return own if own in FAMILIES else next(name for name, kind in FAMILIES.items() if type(family) is kind)
+    return (
+        own
+        if FAMILIES.get(own) is type(family)
+        else next(name for name, kind in FAMILIES.items() if type(family) is kind)
+    )
 
 
 @torch.no_grad()

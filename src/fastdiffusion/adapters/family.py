@@ -110,6 +110,7 @@ class Family(Startable):
     clip_layer: ClassVar[int] = 0  # whose states ``emb`` has, counted from CLIP's last, which is 1; 0 where it has none
     guidance: str = "cfg"  # "embedded" where the scale is an input of the network, ``cond.extra["guidance"]``
     scale: float = 1.0  # the usual one
+    sampler: str = "dpmpp_2m"  # the usual one
     image: str = ""  # "input" where the network was trained to take an image, "prompt" where one stands for the text
     clip_skip: int = 0  # how many layers before that one they are taken; see ``adapters.clip_layers``
     students: tuple[Student, ...] = ()  # encode the prompts of their languages
@@ -199,6 +200,11 @@ class Family(Startable):
     def numbered(cls) -> list[tuple[str, Encoder]]:
         """The text encoders and what their parts' names end in: "", "_2", "_3", ..."""
         return [(f"_{i}" if i > 1 else "", encoder) for i, encoder in enumerate(cls.encoders, 1)]
+
+    @classmethod
+    def variant(cls, config: Mapping[str, Any]) -> type[Family]:
+        """Itself, or the family of the same parts that a network of this configuration belongs to."""
+        return cls
 
     @classmethod
     def parts(cls) -> dict[str, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, FastdiffusionError, InputError, missing, o
 from ..models import Model, folder
 from . import clip_layers, low_memory
 from .engines import with_engine
-from .families import FAMILIES
+from .families import FAMILIES, family_of
 from .family import Checkpoint, Family, model, sides
 from .levels import is_flow
 from .lora import with_loras
@@ -82,6 +82,7 @@ def load(
     parts = _parts(source, family)
     for part, kinds in parts.items():
         source.check(part, kinds)
+    family = family.variant(source.config("unet" if "unet" in parts else "transformer"))
     scheduler = _scheduler(source, prediction)
     own = {part: source.precision(part) for part in parts if not part.startswith("tokenizer")}
     upcast = source.config("vae").get("force_upcast", True)
@@ -176,7 +177,7 @@ def located(what: str | Path, download: bool = False, precision: str | None = No
         return hub.fetch(str(what), lambda index: _family(index, what).parts(), download, half)
     if download:
         raise InputError(f"--download is for a name such as hf:owner/name, and {what} is here already. Leave it out.")
-    return what
+    return folder.whole(what)
 
 
 def _opened(what: str | Path, rest: Path | None) -> Source:
@@ -189,7 +190,9 @@ def _opened(what: str | Path, rest: Path | None) -> Source:
 
 
 def _family(index: Mapping[str, Any], path: str | Path) -> type[Family]:
-    family = FAMILIES.get(str(index.get("_class_name")))
+    if index.get("requires_aesthetics_score"):
+        raise InputError(f"{path} is the refiner of Stable Diffusion XL, which is not supported. Give the base model.")
+    family = family_of(str(index.get("_class_name")))
     if family is None:
         raise InputError(
             f"{path} is a {index.get('_class_name', 'folder without a class')}, which is not supported. "

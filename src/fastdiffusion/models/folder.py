@@ -35,15 +35,20 @@ def is_folder(path: Any) -> bool:
         return False
 
 
+def whole(path: str | Path) -> str | Path:
+    """The folder of an index that was given in its place; anything else as it is."""
+    return Path(path).parent if Path(path).name == INDEX and is_folder(Path(path).parent) else path
+
+
 def is_other(path: Any) -> bool:
-    """Whether there is a checkpoint of another program at ``path``: a folder, a GGUF, or safetensors not of ours."""
+    """Whether another program's checkpoint is at ``path``: a folder, its index, a GGUF, or safetensors not of ours."""
     try:
         if not isinstance(path, str | Path) or not Path(path).is_file():
             return is_folder(path)
     except (OSError, ValueError):
         return False
     suffix = Path(path).suffix.lower()
-    return suffix == ".gguf" or (suffix in (".safetensors", ".sft") and not is_own(path))
+    return suffix == ".gguf" or whole(path) != path or (suffix in (".safetensors", ".sft") and not is_own(path))
 
 
 def title(path: str | Path) -> str:
@@ -85,7 +90,7 @@ def digest(path: str | Path) -> str:
     a file cannot be read.
     """
     try:
-        return _digest(Path(path).resolve())
+        return _digest(Path(os.path.abspath(path)))  # a link of the hub's cache, not its target without a name
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}. Is it still there?") from None
 

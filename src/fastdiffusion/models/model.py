@@ -125,6 +125,11 @@ class Model:
         return fingerprint(tensors(self), configuration(self) | settings)
 
     @property
+    def sampler(self) -> str:
+        """The usual sampler where no table was fitted; a denoiser may name its own."""
+        return getattr(self.denoise, "sampler", "dpmpp_2m")
+
+    @property
     def loss(self) -> Callable[..., Tensor] | None:
         """``loss(x0, sigma, noise, cond)``, one number for each sample, for training; None if it cannot be trained."""
         denoiser = native.own_denoiser(self.denoise)
@@ -251,8 +256,8 @@ class Model:
 
         A table holds for one guidance scale and image size (``table_key``), and is taken where both are these; those
         that earlier versions fitted say neither, and are taken for their number of steps.
-        Without a fitted table the default is ``dpmpp_2m``, the best textbook choice for images at 5 to 12 evaluations
-        (docs/samplers.md), on the model's own schedule for images of ``size``.
+        Without a fitted table the default is the model's ``sampler``, mostly ``dpmpp_2m``, the best textbook choice for
+        images at 5 to 12 evaluations (docs/samplers.md), on the model's own schedule for images of ``size``.
         """
         if sampler is None and schedule is None:
             exactly = table_key(steps, self.scale if scale is None else scale, size or self.pixels)
@@ -261,7 +266,7 @@ class Model:
                 return fitted
         levels = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max}
         sigmas = schedules.schedule(schedule, steps, **levels) if schedule else self.schedule(steps, size)
-        return table(sampler or "dpmpp_2m", sigmas)
+        return table(sampler or self.sampler, sigmas)
 
     def with_table(self, steps: int, fitted: Table, scale: float | None = None, size: Size | None = None) -> Model:
         """The same model with a table for ``steps``: at one guidance scale and image size, if they are given."""

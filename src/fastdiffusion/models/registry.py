@@ -127,6 +127,6 @@ def short_name(model: Model | str | Path) -> str:
     """How a recipe calls a model: its file's name, or the one that it was given."""
     if isinstance(model, Model):
         return safe_name(str(model.info.get("name", "model")))
-    if folder.is_folder(model):
+    if folder.is_folder(model := folder.whole(model)):
         return safe_name(folder.title(model))
     return FILE if Path(model).is_dir() else Path(model).name

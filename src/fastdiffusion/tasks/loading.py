@@ -29,7 +29,8 @@ class LoadOptions:
     Attributes:
         device: Where to compute, such as "cuda", "mps" or "cpu"; by default where the model is, and for a file the best
             that there is.
-        lora: LoRA files, each with how strongly it counts: "style.safetensors:0.8"; of several, all. Tokens that they
+        lora: LoRA files, each with how strongly it counts: "style.safetensors:0.8"; of several, all. "hf:owner/name"
+            or "hf:owner/name/file.safetensors" is one of the hub. Tokens that they
             bring can be used in prompts; a file may also have nothing but a token.
         prediction: What the network predicts, "eps" (the noise) or "v"; "auto" is what the file says.
         clip_skip: From which layer of CLIP a prompt's states are taken, counted from the last as in AUTOMATIC1111 and
@@ -44,12 +45,15 @@ class LoadOptions:
         vae_tiling: Decode large images in tiles: less memory, slightly other pixels.
         mem: Memory that a run may take, such as "6G"; chooses among the last three as few as fit, and says so.
         tokenizer: For a single file: a folder with the tokenizers, and other parts, that the file lacks.
-        download: Fetch a checkpoint of the hub (hf:owner/name). Without it the network is never asked.
+        download: Fetch what is of the hub (hf:owner/name): checkpoint, LoRAs, control networks. Without it the
+            network is never asked.
         tuned: Take the settings that ``doctor MODEL --tune`` wrote down here, where nothing else is asked for.
     """
 
     device: str | None = option(None, DEVICE, choices=choices.DEVICES)
-    lora: str | Sequence[str] = option((), "A LoRA, FILE or FILE:scale; may be repeated.", kind=list[str] | None)
+    lora: str | Sequence[str] = option(
+        (), "A LoRA, FILE or FILE:scale, or hf:owner/name; may be repeated.", kind=list[str] | None
+    )
     prediction: str = option(
         "auto", "What the network predicts: eps, v, or auto: what the file says.", choices=choices.PREDICTIONS
     )
@@ -68,7 +72,7 @@ class LoadOptions:
     tokenizer: str | Path | None = option(
         None, "A folder with the tokenizers, and other parts, that a single file lacks.", kind=Path | None
     )
-    download: bool = option(False, "Fetch a model hf:owner/name; without it the network is never asked.")
+    download: bool = option(False, "Fetch what is named hf:owner/name; without it the network is never asked.")
     tuned: bool = option(True, "Take the settings that doctor MODEL --tune wrote down here.")
 
     def __post_init__(self) -> None:
@@ -96,6 +100,11 @@ class LoadOptions:
 
 
 LOADING = frozenset(f.name for f in fields(LoadOptions))
+
+
+def is_of_hub(what: Any) -> bool:
+    """Whether a file or model is named as the hub has it, hf:owner/name."""
+    return isinstance(what, str | Path) and str(what).startswith(HUB)
 
 
 def _bytes(size: str | None) -> float | None:
@@ -148,8 +157,13 @@ def loaded(model: Model | str | Path, options: LoadOptions | str | None = None) 
     from ..models import Model, folder, registry, tuned  # need torch, and the options must not
 
     chosen = options if isinstance(options, LoadOptions) else LoadOptions(device=options)
-    model = model if isinstance(model, Model) else os.path.expanduser(model)
-    if not isinstance(model, Model) and str(model).startswith(HUB):
+    model = model if isinstance(model, Model) else folder.whole(os.path.expanduser(model))
+    if any(map(is_of_hub, chosen.lora)):
+        from ..adapters.lora import fetched
+
+        loras = [fetched(lora, chosen.download) for lora in map(str, chosen.lora)]
+        chosen = replace(chosen, lora=loras, download=chosen.download and is_of_hub(model))
+    if not isinstance(model, Model) and is_of_hub(model):
         from ..adapters import located
 
         model, chosen = located(model, chosen.download, chosen.precision), replace(chosen, download=False)

@@ -1,5 +1,7 @@
 """The families, by the class of the pipeline that a checkpoint's ``model_index.json`` names."""
 
+import re
+
 from ..family import Family
 from .flux import Chroma, Flux
 from .flux2 import Flux2, Klein
@@ -46,3 +48,16 @@ FAMILIES: dict[str, type[Family]] = {
     "HiDreamImagePipeline": HiDream,
     "WanPipeline": Wan,
 }
+
+# What diffusers puts into the name of a pipeline that does something else with the same networks; a control network
+# beside them has no part in the family.
+VARIANT = re.compile(r"(\w+?)(?:ControlNet|Union|PAG|SAG|Panorama|Adapter|Img2Img|(Inpaint(?:ing)?))+Pipeline")
+
+
+def family_of(pipeline: str) -> type[Family] | None:
+    """The family of a class of pipeline, also of one that uses a family's networks for another task."""
+    match = VARIANT.fullmatch(pipeline)
+    if match is None or f"{match[1]}Pipeline" not in FAMILIES:
+        return FAMILIES.get(pipeline)
+    plain = FAMILIES[f"{match[1]}Pipeline"]
+    return FAMILIES.get(f"{match[1]}InpaintPipeline", plain) if match[2] else plain

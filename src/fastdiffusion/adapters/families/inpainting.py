@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from torch.nn import functional
 from ...errors import InputError
 from ...guidance.core import to_rows
 from ...types import Cond
+from ..family import Family
 from .stable_diffusion import StableDiffusion, StableDiffusionXl
 
 
@@ -22,6 +23,12 @@ class Inpainting(StableDiffusion):
 
     Mask and latents are ``cond.extra["inpaint"]``; without them everything is drawn.
     """
+
+    plain: ClassVar[type[StableDiffusion]] = StableDiffusion
+
+    @classmethod
+    def variant(cls, config: Mapping[str, Any]) -> type[Family]:
+        return cls.plain if config.get("in_channels", 4) == 4 else cls  # a plain one inpaints by its pipeline alone
 
     @property
     def input_channels(self) -> int:
@@ -60,4 +67,4 @@ class StableDiffusionInpaint(Inpainting):
 class StableDiffusionXlInpaint(Inpainting, StableDiffusionXl):
     """Of Stable Diffusion XL."""
 
-    name = "stable-diffusion-xl-inpaint"
+    name, plain = "stable-diffusion-xl-inpaint", StableDiffusionXl

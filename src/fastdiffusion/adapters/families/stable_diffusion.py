@@ -31,8 +31,10 @@ class StableDiffusion(Family):
 
     def __init__(self, checkpoint: Checkpoint):
         super().__init__(checkpoint)
-        if getattr(self.net.config, "time_cond_proj_dim", None) is not None:  # a latent consistency model
-            self.guidance, self.scale = "embedded", 8.5
+        if checkpoint.scheduler.get("_class_name") == "LCMScheduler":  # a latent consistency model
+            self.sampler = "consistency"
+        if getattr(self.net.config, "time_cond_proj_dim", None) is not None:  # one that takes the guidance scale
+            self.sampler, self.guidance, self.scale = "consistency", "embedded", 8.5
 
     def noise_levels(self, scheduler: Mapping[str, Any]) -> TrainedLevels:
         return TrainedLevels(scheduler)
@@ -76,10 +78,17 @@ class StableDiffusion(Family):
                 f"The unet of {path} takes {config.in_channels} channels, and {self.input_channels} go with its class "
                 "in model_index.json. Networks of text and image, and those that inpaint, are supported."
             )
-        width = sum(int(text.encoder.config.hidden_size) for text in self.texts)
-        if config.cross_attention_dim != width:
+        width, takes = sum(int(text.encoder.config.hidden_size) for text in self.texts), config.cross_attention_dim
+        each = takes if isinstance(takes, list | tuple) else [takes] * len(config.down_block_types)  # by level
+        used = [*(w for w, kind in zip(each, config.down_block_types, strict=True) if "CrossAttn" in kind), each[-1]]
+        if len(set(used)) > 1:
+            raise InputError(
+                f"The unet of {path} takes texts of other widths at other levels, {', '.join(map(str, each))}, and a "
+                "text encoder makes one. Networks of one width are supported."
+            )
+        if used[0] != width:
             raise CheckpointError(
-                f"The unet of {path} takes texts of width {config.cross_attention_dim}, and its text encoders make "
+                f"The unet of {path} takes texts of width {used[0]}, and its text encoders make "
                 f"{width}: they belong to different models. Download the whole folder of one."
             )
 

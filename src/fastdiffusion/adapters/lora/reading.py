@@ -27,6 +27,7 @@ from ...nets.student import StudentEncoder
 from .. import tokens
 from ..conditioners import student as students
 from ..copies import carried, copied
+from ..sources import hub
 from . import lycoris
 from .names import Place, family_of, find, places
 
@@ -123,6 +124,12 @@ def split_scale(lora: str | Path) -> tuple[Path, float]:
     if not name or not abs(scale) <= BUDGET.number:
         raise InputError(f"{str(lora)!r} is no file with a scale. Example: style.safetensors:0.8")
     return Path(os.path.expanduser(name)), scale  # unlike Path's, no error where there is no such user
+
+
+def fetched(lora: str, download: bool) -> str:
+    """The same "FILE:scale" of a file on this machine; one of the hub (hf:owner/name) is taken from its cache."""
+    path, scale = split_scale(lora)
+    return f"{hub.fetch_lora(str(path), download)}:{scale!r}" if str(path).startswith(hub.PREFIX) else lora
 
 
 # ---- files ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ...errors import InputError, unknown
 from ...options import option
 
 EDGES = "edges"
-_PART = re.compile(r"(?:[A-Za-z]:(?=[\\/]))?[^:]*")
+_PART = re.compile(r"(?:[A-Za-z]:(?=[\\/])|hf:)?[^:]*")
 _WINDOW = re.compile(r"(\d*\.?\d+)-(\d*\.?\d+)")
 
 
@@ -56,7 +56,7 @@ def weighted(text: str) -> tuple[str, float]:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between colons; that of a drive's letter, as Windows has it, divides nothing."""
+    """The parts between colons; that of a drive's letter, as Windows has it, or of a hub's name divides nothing."""
     parts, place = [], 0
     while place <= len(text):
         part = _PART.match(text, place)
@@ -80,7 +80,8 @@ class ConditionOptions:
     Attributes:
         control: ControlNets and T2I-Adapters, each with the map that it reads, "FOLDER:IMAGE:SCALE:START-END"; scale
             and part of the run may be left out. "FOLDER:edges:IMAGE" draws the edges of an image for a network that
-            reads those. Of several, all add up. In Python also ``adapters.conditioners.Controlled``.
+            reads those, and "hf:owner/name" is a network of the hub. Of several, all add up. In Python also
+            ``adapters.conditioners.Controlled``.
         image_prompt: Images of which something is to be drawn, each "FILE" or "FILE:WEIGHT"; of several, what lies
             between them. It needs ``ip_adapter``, or a model that takes images.
         ip_adapter: The file of an IP-Adapter, "FILE" or "FILE:SCALE".

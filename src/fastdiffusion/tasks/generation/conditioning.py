@@ -19,6 +19,7 @@ from ...models import Model, Size
 from ...models.registry import named
 from ...nets.seamless import check_seamless, seamless
 from ...types import Cond, Denoise
+from ..loading import is_of_hub
 from .condition_options import ControlSpec, weighted
 from .options import STRENGTH, SampleOptions
 
@@ -39,6 +40,25 @@ class Conditioned:
     model: Model
     options: SampleOptions
     image: Image.Image | None
+
+
+def fetched(model: Any, chosen: SampleOptions) -> SampleOptions:
+    """The options with control networks of the hub where they are on this machine, after a download if asked for."""
+    found = [_fetched(each, chosen.download) for each in chosen.control]
+    if found == chosen.control:
+        return chosen
+    others = any(map(is_of_hub, (model, *chosen.lora)))
+    return replace(chosen, control=found, download=chosen.download and others)
+
+
+def _fetched(control: Any, download: bool) -> Any:
+    from ...adapters.sources.hub import fetch_network
+
+    spec = ControlSpec.of(control) if isinstance(control, str) else control
+    if not is_of_hub(spec.network):
+        return control
+    network = str(fetch_network(str(spec.network), download))
+    return str(spec._replace(network=network)) if isinstance(spec, ControlSpec) else replace(spec, network=network)
 
 
 def sized(model: Model, chosen: SampleOptions, image: Image.Image | None) -> SampleOptions:

@@ -53,7 +53,8 @@ class RunOptions(LoadOptions):
         guidance: Further guidance: specifications such as "cfg scale=3 interval=0.3..5" or
             "inpaint photo.png mask.png" (``guidance.GUIDANCE`` has them all), or functions from denoiser to
             denoiser. Of several, each wraps the one before.
-        sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else ``dpmpp_2m``.
+        sampler: A name in ``samplers.SAMPLERS``; by default the table fitted to the model, else the
+            model's own, ``dpmpp_2m`` or of latent consistency models ``consistency``.
         schedule: A name in ``schedules.SCHEDULES``; by default the model's own.
         batch_size: Images at once: for speed and memory only.
     """
@@ -71,7 +72,9 @@ class RunOptions(LoadOptions):
         choices=choices.GUIDANCE,
     )
     sampler: str | None = option(
-        None, "The sampler; by default the model's fitted one, else dpmpp_2m.", choices=choices.SAMPLERS
+        None,
+        "The sampler; by default the model's fitted one, else its usual one, mostly dpmpp_2m.",
+        choices=choices.SAMPLERS,
     )
     schedule: str | None = option(
         None, "Spacing of the noise levels; by default the model's own.", choices=choices.SCHEDULES

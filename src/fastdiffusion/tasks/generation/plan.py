@@ -14,8 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
-from unicodedata import normalize
 
 import torch
 from PIL import Image
@@ -39,7 +37,18 @@ from ...version import __version__
 from ..loading import loaded, of_run, settings
 from . import guidance_spec
 from .canvas import Canvas, canvas
-from .conditioning import conditioned, idle_notes, learned_size, on_torus, size_notes, sized, step_of, with_extra
+from .classes import labels_of
+from .conditioning import (
+    conditioned,
+    fetched,
+    idle_notes,
+    learned_size,
+    on_torus,
+    size_notes,
+    sized,
+    step_of,
+    with_extra,
+)  # fmt: skip
 from .meter import Meter
 from .options import SampleOptions, borders, image_size
 from .preview import linear_preview
@@ -309,6 +318,7 @@ def plan(
 
     A recipe brings its ``table`` and ``name``; its files are looked for ``near`` its image.
     """
+    chosen = fetched(model, chosen)
     ready = loaded(model, chosen)
     (source, image_name), (mask, mask_name) = _file(chosen.image, near), _file(chosen.mask, near)
     image = None if source is None else open_image(source)
@@ -321,7 +331,7 @@ def plan(
     ready, chosen, image = under.model, under.options, under.image
     if chosen.prompt is not None and chosen.classes is not None:
         raise InputError("Give a prompt or classes, not both.")
-    labels, (texts, notes) = _labels(ready, chosen), _prompts(ready, chosen)
+    labels, (texts, notes) = labels_of(ready, chosen), _prompts(ready, chosen)
     regions = _regions(ready, chosen, shape)
     if regions:
         texts = texts or [""] * chosen.n
@@ -404,7 +414,7 @@ def _table(model: Model, chosen: SampleOptions, size: Size | None) -> Table | No
             return model.schedule(n, size)
         return schedules.schedule(chosen.schedule, n, sigma_min=model.sigma_min, sigma_max=model.sigma_max)
 
-    sampler = chosen.sampler or "dpmpp_2m"
+    sampler = chosen.sampler or model.sampler
     assert chosen.strength is not None  # ``SampleOptions`` has chosen
     return strength_table(chosen.strength, chosen.steps, schedule, model.sigma_data, model.sigma_max, sampler)
 
@@ -467,34 +477,3 @@ def _regions(model: Model, chosen: SampleOptions, shape: tuple[int, ...]) -> tup
     for place, _ in regions:
         place.box(shape[-2], shape[-1], getattr(model.denoise, "patch", 1))
     return tuple((place, [prompts.choose(text, chosen.seed + i) for i in range(chosen.n)]) for place, text in regions)
-
-
-def _labels(model: Model, chosen: SampleOptions) -> list[int] | None:
-    """The class of each image: those that were asked for, or all, round and round."""
-    classes = chosen.classes
-    if classes is None:
-        wanted: Sequence[Any] = range(len(model.classes))
-    elif isinstance(classes, str):
-        wanted = _split_classes(classes, model.classes)
-    else:
-        wanted = [classes] if isinstance(classes, str | int) else classes
-    wanted = [-1 if label == "none" and "none" not in model.classes else label for label in wanted]
-    if not wanted and classes is not None:
-        raise InputError(f"{classes!r} names no class. Leave classes out for all in turn, or take 'none'.")
-    if not wanted or (not model.classes and set(wanted) == {-1}):
-        return None
-    cond = model.cond(wanted)
-    indices = [] if cond is None or cond.label is None else cond.label.tolist()
-    return [indices[i % len(indices)] for i in range(chosen.n)]
-
-
-def _split_classes(text: str, known: Sequence[str]) -> list[str]:
-    """The classes between commas; a comma inside a known name is its own, and the longest name counts."""
-    parts, wanted = text.split(","), []
-    names = {normalize("NFC", name) for name in known}
-    while parts:
-        ends = range(len(parts), 0, -1)
-        length = next((i for i in ends if normalize("NFC", ",".join(parts[:i]).strip()) in names), 1)
-        wanted.append(",".join(parts[:length]).strip())
-        parts = parts[length:]
-    return [name for name in wanted if name]
