@@ -84,7 +84,7 @@ def _piped(images: Sequence[Path], out: Path | None, work: Callable[[Path, Path]
         raise InputError("One image at a time goes through - (stdin and stdout). Give a folder with --out for several.")
     with tempfile.TemporaryDirectory() as folder:
         source, to_stdout = images[0], out is None or out == STREAM
-        result = Path(folder) / "result.png" if to_stdout else checked_name(out)
+        result = Path(folder) / "result.png" if out is None or to_stdout else checked_name(out)
         if source == STREAM:
             content = sys.stdin.buffer.read()
             try:
