@@ -520,5 +520,5 @@ def test_a_folder_and_an_edited_image_are_no_prompts(model, tmp_path):
         explain(f"{tmp_path}/", model)
     recipe = {"fastdiffusion": "0.1.0", "verb": "edit", "parameters": {}}
     save_png(Image.new("RGB", (8, 8)), tmp_path / "edited.png", recipe)
-    with pytest.raises(DataError, match="was made by 'edit', and what sample drew"):
+    with pytest.raises(DataError, match="was made by 'edit', and only what sample drew"):
         explain(tmp_path / "edited.png", model)

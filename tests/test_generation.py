@@ -307,7 +307,7 @@ def test_reproduce_refuses_what_it_cannot_follow(folder, model, tmp_path):
             reproduce(tmp_path / "x.png", model)
 
     refused("newer fastdiffusion", recipe=99)
-    refused("not made by fastdiffusion's sample", verb="paint")
+    refused("was made by 'paint'", verb="paint")
     refused("cannot be followed", index="x")
     refused("cannot be followed", index=5)
     refused("cannot be followed", table={"rows": []})

@@ -55,7 +55,7 @@ def followed(
         )
     if (made_by := recipe.get("verb")) != "sample":
         if "fastdiffusion" in recipe and isinstance(made_by, str):
-            raise DataError(f"{name!r} was made by {made_by[:40]!r}, and what sample drew can be followed alone.")
+            raise DataError(f"{name!r} was made by {made_by[:40]!r}, and only what sample drew can be followed.")
         raise DataError(f"{name!r} was not made by fastdiffusion's sample. What it says of itself: {str(recipe)[:300]}")
     try:
         if int(recipe["recipe"]) > RECIPE:
