@@ -168,7 +168,7 @@ def test_a_film_on_the_command_line(tmp_path, monkeypatch, capsys):
 COSTS = {
     "plain": ({}, 1),
     "scale": ({"scale": 3.0}, 2),
-    "an interval": ({"guidance": "cfg scale=3 interval=..0"}, 1),
+    "an interval": ({"guidance": "cfg scale=3 interval=..0.0001"}, 1),
     "negative": ({"guidance": "negative dog scale=2"}, 2),
     "twice": ({"guidance": "cfg scale=2 >> cfg scale=2"}, 4),
     "a loss": ({"guidance": lambda d: loss_guidance(d, lambda x0: x0.flatten(1).mean(1))}, 1),
