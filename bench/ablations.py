@@ -172,7 +172,8 @@ CHANGES = {f.__name__: f for f in (immiscible, contrastive, plain_shuffles, no_z
 def learner(settings: dict[str, Any], seed: int) -> Learner:
     keywords = {k: v for k, v in settings.items() if k not in ("steps", "data", "few", "changed")}
     learn = Learner(images_of(settings)[0], **keywords, seed=seed, verbose=False)
-    CHANGES.get(settings.get("changed", ""), lambda _: None)(learn)
+    if "changed" in settings:
+        CHANGES[settings["changed"]](learn)
     return learn
 
 

@@ -9,17 +9,8 @@ SAMPLERS = (
     "repaint",
 )  # fmt: skip
 SCHEDULES = (
-    "karras",
-    "exponential",
-    "linear",
-    "scaled_linear",
-    "cosine",
-    "sigmoid",
-    "flow",
-    "ays_sd1",
-    "ays_sdxl",
-    "ays_svd",
-)
+    "karras", "exponential", "linear", "scaled_linear", "cosine", "sigmoid", "flow", "ays_sd1", "ays_sdxl", "ays_svd",
+)  # fmt: skip
 GUIDANCE = (
     "cfg", "apg", "cfg_zero", "cads", "negative", "autoguidance", "classifier", "feature_guidance", "clip", "inpaint",
 )  # fmt: skip

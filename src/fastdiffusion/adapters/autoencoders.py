@@ -37,23 +37,28 @@ class Vae:
     def normalize(self, z: Tensor) -> Tensor:
         """From what the VAE makes to what the network takes."""
         shift, std = self._moments(z)
-        return (z - shift) / std * self.net.config.scaling_factor
+        return (z - shift) / std * self._scaling
 
     def denormalize(self, z: Tensor) -> Tensor:
         """The inverse of :meth:`normalize`."""
         shift, std = self._moments(z)
-        return z / self.net.config.scaling_factor * std + shift
+        return z / self._scaling * std + shift
+
+    @property
+    def _scaling(self) -> float:
+        return getattr(self.net.config, "scaling_factor", None) or 1.0
 
     def _moments(self, z: Tensor) -> tuple[Any, Any]:
         """What is subtracted from latents, and what they are divided by before they are scaled.
 
-        Some fine-tunes of SDXL have both channel by channel; the others one shift, or none.
+        Films and some fine-tunes of SDXL have both channel by channel; the others one shift, or none.
         """
         config = self.net.config
         mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         if mean is None or std is None:
             return getattr(config, "shift_factor", None) or 0.0, 1
-        return torch.tensor(mean).to(z)[:, None, None], torch.tensor(std).to(z)[:, None, None]
+        shape = (-1, *[1] * (z.ndim - 2))
+        return torch.tensor(mean).to(z).view(shape), torch.tensor(std).to(z).view(shape)
 
 
 class ChannelVae(Vae):
@@ -70,18 +75,6 @@ class ChannelVae(Vae):
 
     def decode(self, z: Float[Tensor, "b d *t"]) -> Float[Tensor, "b c *s"]:
         return super().decode(z[:, :, None])[:, :, 0] if z.ndim == 4 else super().decode(z)
-
-    def _moments(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        config, shape = self.net.config, (-1, *[1] * (z.ndim - 2))
-        return torch.tensor(config.latents_mean).to(z).view(shape), torch.tensor(config.latents_std).to(z).view(shape)
-
-    def normalize(self, z: Tensor) -> Tensor:
-        mean, std = self._moments(z)
-        return (z - mean) / std
-
-    def denormalize(self, z: Tensor) -> Tensor:
-        mean, std = self._moments(z)
-        return z * std + mean
 
 
 class PatchVae(Vae):

@@ -58,11 +58,8 @@ def pipeline_class(model: Model) -> str:
     """The class of diffusers' pipeline that a model is used with."""
     family = _family(model)
     own = str(family.checkpoint.settings.get("_class_name"))
-    return (
-        own
-        if FAMILIES.get(own) is type(family)
-        else next(name for name, kind in FAMILIES.items() if type(family) is kind)
-    )
+    names = [name for name, kind in FAMILIES.items() if kind is type(family)]
+    return own if own in names else names[0]
 
 
 @torch.no_grad()

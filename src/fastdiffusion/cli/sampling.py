@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     from ..tasks.generation.samples import SampleStep
 
 
-ENDS = (".png", ".webp", ".jpg", ".jpeg")  # of the files that images are written to
-OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl")  # of images, but of no folder
+OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl")  # ends of images that are not written
 
 
 def _file_or_folder(path: Path) -> Path:
     """A place for results; raises InputError before any work is done."""
+    from ..io.images import ENDS
+
     if path == Path("-"):
         raise InputError("Images are written to files and not to stdout. Try --out heart.png.")
     if path.suffix.lower() in OTHERS and not path.is_dir():

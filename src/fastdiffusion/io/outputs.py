@@ -48,10 +48,15 @@ def essence(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {**recipe, "parameters": own}
 
 
+def _is_of(written: Mapping[str, Any], recipe: Mapping[str, Any]) -> bool:
+    """Whether what is written with an image is its recipe, which is written without the places of files."""
+    return essence(written) == essence(metadata.without_paths(dict(recipe), existing=True))
+
+
 def same_recipe(path: Path, recipe: Mapping[str, Any]) -> bool:
     """Whether an image, or the JSON file beside it, says that it was made by this recipe, in whatever batch."""
     try:
-        return essence(read_recipe(path)) == essence(metadata.without_paths(dict(recipe), existing=True))
+        return _is_of(read_recipe(path), recipe)
     except DataError:
         return False
 
@@ -101,9 +106,7 @@ def _free_for(path: Path, sidecar: Mapping[str, Any]) -> bool:
     if not os.path.lexists(path):
         return True
     try:
-        return essence(untrusted_json.parsed_file(path)) == essence(
-            metadata.without_paths(dict(sidecar), existing=True)
-        )
+        return _is_of(untrusted_json.parsed_file(path), sidecar)
     except (OSError, ValueError, AttributeError):  # no recipe, but somebody's file
         return False
 

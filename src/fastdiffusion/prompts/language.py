@@ -23,9 +23,8 @@ _WIDE = {
 }
 _TOKEN = re.compile(rf"\\.|:\s*{_NUMBER}\s*(?=\))|\b(?:AND|BREAK)\b|[()\[\]:|]|[^\\()\[\]:|AB]+|.", re.DOTALL)
 
-FILES = re.compile(
-    r"<lora:(?P<lora>[^:<>]+)(?::(?P<scale>[-\d.]+))?[^<>]*>|\bembedding:(?P<token>[\w.-]*\w)"
-)  # elsewhere
+# How prompts of other programs name files.
+FILES = re.compile(r"<lora:(?P<lora>[^:<>]+)(?::(?P<scale>[-\d.]+))?[^<>]*>|\bembedding:(?P<token>[\w.-]*\w)")
 
 
 # ---- the tree -----------------------------------------------------------------------------------------------------

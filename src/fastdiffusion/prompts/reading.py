@@ -272,7 +272,9 @@ class _Changes:
     def notes(self) -> tuple[str, ...]:
         """A sentence for each kind of change."""
         notes = [
-            f"{term!r} is read as {name!r}, the nearest that this model knows." for term, name in self.replaced.items()
+            f"{term!r} is read as {name!r}, "
+            + ("which looks the same." if name.startswith("flag of ") else "the nearest that this model knows.")
+            for term, name in self.replaced.items()
         ]
         if self.idle:
             notes.append(f"{', '.join(self.idle)}: left out, since it does not name what to draw.")
@@ -284,13 +286,13 @@ class _Changes:
         return tuple(notes)
 
     def _without_fillers(self, text: str, tokens: list[Token]) -> list[Token]:
+        if key(text) in self.table.everyday.keys() | self.table.search.keys():
+            return tokens
         request = _REQUEST.match(text)
         asked = 0 if request is None else request.end()
         prefix = _IMAGE_OF.match(text, asked)
         kept = [token for token in tokens if token.start >= (asked if prefix is None else prefix.end())]
         dropped = [token for token in tokens if token not in kept]
-        if key(text) in self.table.everyday.keys() | self.table.search.keys():
-            return tokens
         rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS | GRAMMAR]
         if not any(key(token.text) not in ARTICLES for token in rest):
             return tokens
@@ -315,7 +317,8 @@ class _Changes:
                     done += terms
                     self.things += 1
                     break
-                flag = n > 1 and "flag" in terms[0].text.lower() + terms[-1].text.lower()  # of words that mean no land
+                flag = n > 1 and "flag" in (key(terms[0].text), key(terms[-1].text))
+                # "flag of the United States": each word was taught, of other things
                 name = None if self.lists(raw) and not flag else self.known.meant(phrase)
                 if name is not None:
                     comma = "," * raw.endswith(",")

@@ -49,8 +49,8 @@ def below(start: float, steps: int, schedule: Callable[[int], Sigmas]) -> Sigmas
     """The levels of a schedule from ``start`` down: as even in the schedule's own time as the whole ones are.
 
     For the schedules in ``SCHEDULES`` (published lists aside) that is, to within 0.1 %, the schedule with
-    sigma_max = start. Where ``start``
-    lies close to the schedule's lowest level or under it, the levels go on below it, down to a tenth of ``start``.
+    sigma_max = start. Where ``start`` lies close to the schedule's lowest level or under it, the levels go on below
+    it, down to a tenth of ``start``.
     """
     whole, fine = schedule(steps), schedule(FINE)[:-1].double()
     if start >= float(whole[0]):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError, unknown
 from ...io.atomic import write_bytes
+from ...io.outputs import write_numbered
 from ...models import Model
 from ...version import __version__
 from .. import tokens
@@ -32,20 +33,9 @@ def write(
     added: Sequence[tokens.Token] = (),
     form: str = "diffusers",
     notes: Mapping[str, Any] | None = None,
-) -> None:
-    """Write the file of :func:`packed`, whole or not at all."""
-    write_bytes(path, packed(path, model, matrices, added, form, notes))
-
-
-def packed(
-    path: str | Path,
-    model: Model,
-    matrices: Matrices,
-    added: Sequence[tokens.Token] = (),
-    form: str = "diffusers",
-    notes: Mapping[str, Any] | None = None,
-) -> bytes:
-    """A LoRA, and the tokens that belong to it, as one safetensors file.
+    replacing: bool = True,
+) -> Path:
+    """Write a LoRA, and the tokens that belong to it, as one safetensors file, atomically; returns where it is.
 
     Args:
         path: Ends in ".safetensors".
@@ -54,6 +44,7 @@ def packed(
         added: Tokens, which other programs do not see.
         form: One of ``FORMATS``.
         notes: What else its metadata is to say.
+        replacing: Write over another file; else NAME-2 and so on beside it.
 
     Raises:
         InputError: Another ending, another form, or no layer at all.
@@ -69,7 +60,11 @@ def packed(
     metadata = {"format": "pt", tokens.NOTE: json.dumps(note)}
     if form == "kohya":
         metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks))}
-    return safetensors.torch.save({key: t.contiguous() for key, t in tensors.items()}, metadata)
+    content = safetensors.torch.save({key: t.contiguous() for key, t in tensors.items()}, metadata)
+    if not replacing:
+        return write_numbered(Path(path), content)
+    write_bytes(path, content)
+    return Path(path)
 
 
 def keyed(model: Model, matrices: Matrices, form: str) -> dict[str, Tensor]:

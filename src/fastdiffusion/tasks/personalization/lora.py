@@ -9,9 +9,8 @@ from typing import Any
 
 from ... import choices
 from ...adapters.lora import algebra
-from ...adapters.lora.writing import packed
+from ...adapters.lora.writing import write
 from ...errors import InputError, unknown
-from ...io.outputs import write_numbered
 from ...models import Model
 from ...options import fill
 from ..loading import loaded
@@ -74,7 +73,7 @@ def lora(
     else:
         made = algebra.opened(base, inputs)
         made = algebra.resized(made, chosen.rank) if chosen.rank is not None else made
-    place = write_numbered(Path(out), packed(out, base, made.matrices, made.added, chosen.keys, {"base": base.id}))
+    place = write(out, base, made.matrices, made.added, chosen.keys, {"base": base.id}, replacing=False)
     notes = [f"It has {made.kept:.1%} of the change's squared size."] if made.kept < 0.9999 else []
     if made.added:
         notes.append(f"It brings {', '.join(token.name for token in made.added)}.")
