@@ -27,7 +27,7 @@ from fastdiffusion.options import fill
 from fastdiffusion.tasks.personalization import retention, slider
 from fastdiffusion.tasks.personalization.adapting import adapt, opened_base
 from fastdiffusion.tasks.personalization.course import Course
-from fastdiffusion.tasks.personalization.images import opened
+from fastdiffusion.tasks.personalization.images import opened, templates_of
 from fastdiffusion.tasks.personalization.objective import Objective, conditions, refuse_distilled
 from fastdiffusion.tasks.personalization.options import PersonalizeOptions
 from fastdiffusion.tasks.personalization.personalize import BY_HEART, _class_and_start, _losses
@@ -428,6 +428,13 @@ def test_a_word_starts_where_the_images_are_explained(text, tmp_path):
     assert all(torch.equal(rows, tokens.rows_of_text(base, "sailboat")[part]) for part, rows in read.items())
     other = get("sd15").model  # of another family, whose steps cost much: what a person says
     assert _class_and_start(other, examples, replace(chosen, class_name="cat")) == ("cat", "cat", [])
+
+
+def test_templates_are_of_words_that_the_model_knows_beside_a_name():
+    """The bundled model knows no photo by itself, and leaves it out beside a name; "style" is no word of its."""
+    emoji = fastdiffusion.load("emoji", device="cpu")
+    assert {"a photo of {}", "a drawing of {}"} <= set(templates_of(emoji, "object", "robot"))
+    assert templates_of(emoji, "style", "robot") == ("{}",)
 
 
 @pytest.mark.slow

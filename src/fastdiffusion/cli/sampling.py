@@ -25,13 +25,15 @@ OTHERS = (".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jxl")  # ends of 
 
 def _file_or_folder(path: Path) -> Path:
     """A place for results; raises InputError before any work is done."""
-    from ..io.images import ENDS
-
     if path == Path("-"):
         raise InputError("Images are written to files and not to stdout. Try --out heart.png.")
-    if path.suffix.lower() in OTHERS and not path.is_dir():
+    if not path.suffix or path.is_dir():  # the default, too: the shell's completion comes here
+        return folder(path)
+    from ..io.images import ENDS
+
+    if path.suffix.lower() in OTHERS:
         raise InputError(f"Images are written as .png, .webp or .jpg, not {path.suffix!r}. Try --out {path.stem}.png.")
-    if path.suffix.lower() in ENDS and not path.is_dir():
+    if path.suffix.lower() in ENDS:
         folder(path.parent)
         return path
     return folder(path)

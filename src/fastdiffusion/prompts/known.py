@@ -13,6 +13,7 @@ from typing import NamedTuple
 Lists = Callable[[str], bool]  # whether every word of a text was in the training captions
 
 ARTICLES = frozenset({"a", "an", "the"})
+PHRASE = 9  # words of a name: "flag of St. Helena, Ascension & Tristan da Cunha"
 NARROW = frozenset({"with", "and", "of", "on", "in", "at", "to", "from", "for", "by"})
 _SCENIC = "at in under near beside behind over through riding by inside beneath between while"
 SCENIC = frozenset(_SCENIC.split())  # between two things they make a scene

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from . import abroad
-from .known import ARTICLES, EDGES, NARROW, SCENIC, Lists, Names, Token, forms, key, known_names
+from .known import ARTICLES, EDGES, NARROW, PHRASE, SCENIC, Lists, Names, Token, forms, key, known_names
 from .known import names as names
 from .things import COUNTS, SIZES, Things
 
@@ -111,7 +111,7 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
     changed = _Changes(lists, table)
     kept = changed.made(clean, tokens)
     if not any(lists(token.text) and re.search(r"[^\W_]", token.text) and not _says_nothing(token) for token in kept):
-        strange = tuple(key(token.text) for token in tokens if not lists(token.text))
+        strange = tuple(term for token in tokens if not lists(token.text) and (term := key(token.text)) not in ARTICLES)
         return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
     if [*kept] == [Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
         return whole._replace(notes=changed.notes())
@@ -308,7 +308,7 @@ class _Changes:
         """Phrases of the table in place of those that it translates; names stay, the longest first."""
         done, i = list[Token](), 0
         while i < len(tokens):
-            for n in range(min(6, len(tokens) - i), 0, -1):
+            for n in range(min(PHRASE, len(tokens) - i), 0, -1):
                 terms = tokens[i : i + n]
                 if n > 1 and key(terms[0].text) in ARTICLES:
                     continue
@@ -362,7 +362,7 @@ class _Changes:
                 self.replaced[term] = form
                 return token._replace(text=form + "," * token.text.endswith(","))
         spelled = get_close_matches(term, (name for name in self.table.names if " " not in name), 1, 0.88)
-        if len(term) > 4 and spelled and self.lists(spelled[0]):
+        if len(term) > 4 and spelled and self.lists(spelled[0]) and not re.fullmatch(f"{IMAGES}s?", term):
             self.replaced[term] = spelled[0]
             return token._replace(text=spelled[0] + "," * token.text.endswith(","))
         self.left.append(term)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .known import ARTICLES, NARROW, SCENIC, Lists, Names, Token, forms, key
+from .known import ARTICLES, NARROW, PHRASE, SCENIC, Lists, Names, Token, forms, key
 
 _SIZES = """
 big little small tiny huge large giant gigantic enormous massive mini tall short long fat thin skinny chubby old young
@@ -181,7 +181,7 @@ class Things:
 
     def _thing(self, tokens: list[Token], i: int) -> Thing | None:
         """The longest phrase at ``i`` that is a name, or means one."""
-        for n in range(min(6, len(tokens) - i), 0, -1):
+        for n in range(min(PHRASE, len(tokens) - i), 0, -1):
             terms = [token.text for token in tokens[i : i + n]]
             phrase = key(" ".join(terms))
             if key(terms[0]) in ARTICLES or any(term.endswith(",") for term in terms[:-1]):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ...errors import InputError, unknown
 from ...io.atomic import write_bytes
-from ...io.outputs import write_numbered
 from ...models import Model
 from ...version import __version__
 from .. import tokens
@@ -33,9 +32,8 @@ def write(
     added: Sequence[tokens.Token] = (),
     form: str = "diffusers",
     notes: Mapping[str, Any] | None = None,
-    replacing: bool = True,
-) -> Path:
-    """Write a LoRA, and the tokens that belong to it, as one safetensors file, atomically; returns where it is.
+) -> None:
+    """Write a LoRA, and the tokens that belong to it, as one safetensors file, whole or not at all.
 
     Args:
         path: Ends in ".safetensors".
@@ -44,7 +42,6 @@ def write(
         added: Tokens, which other programs do not see.
         form: One of ``FORMATS``.
         notes: What else its metadata is to say.
-        replacing: Write over another file; else NAME-2 and so on beside it.
 
     Raises:
         InputError: Another ending, another form, or no layer at all.
@@ -60,11 +57,7 @@ def write(
     metadata = {"format": "pt", tokens.NOTE: json.dumps(note)}
     if form == "kohya":
         metadata |= {"ss_network_module": "networks.lora", "ss_network_dim": str(max(ranks))}
-    content = safetensors.torch.save({key: t.contiguous() for key, t in tensors.items()}, metadata)
-    if not replacing:
-        return write_numbered(Path(path), content)
-    write_bytes(path, content)
-    return Path(path)
+    write_bytes(path, safetensors.torch.save({key: t.contiguous() for key, t in tensors.items()}, metadata))
 
 
 def keyed(model: Model, matrices: Matrices, form: str) -> dict[str, Tensor]:

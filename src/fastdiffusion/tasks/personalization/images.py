@@ -175,10 +175,10 @@ def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor:
     return made
 
 
-def templates_of(model: Model, subject: str) -> tuple[str, ...]:
-    """Texts for images without captions, of words that the model knows: others would be noise in what is learned."""
+def templates_of(model: Model, subject: str, phrase: str) -> tuple[str, ...]:
+    """Texts around a phrase, of words that the model knows: others would be noise in what is learned."""
     unknown = getattr(model.conditioner, "unknown_words", lambda text: [])
-    return tuple(text for text in TEMPLATES[subject] if not unknown(text.format("")))
+    return tuple(text for text in TEMPLATES[subject] if set(unknown(text.format(phrase))) <= set(unknown(phrase)))
 
 
 def caption(token: str, templates: Sequence[str], own: Sequence[str], choice: float) -> str:

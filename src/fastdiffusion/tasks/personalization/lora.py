@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ... import choices
+from ...adapters import tokens
 from ...adapters.lora import algebra
 from ...adapters.lora.writing import write
-from ...errors import InputError, unknown
+from ...data.dataset import digest
+from ...errors import CheckpointError, InputError, UnavailableError, unknown
+from ...io import untrusted_json
+from ...io.checkpoints import fingerprint, read_safetensors
+from ...io.outputs import numbered
 from ...models import Model
 from ...options import fill
 from ..loading import loaded
@@ -69,12 +75,26 @@ def lora(
         raise InputError("lora resize needs the new rank. Try --rank 4.")
     base = loaded(model, device)
     if action == "extract":
-        made = algebra.extracted(base, loaded(inputs[0], device), chosen.rank or EXTRACTED)
+        trained = loaded(inputs[0], device)
+        source, made = trained.id, algebra.extracted(base, trained, chosen.rank or EXTRACTED)
     else:
         made = algebra.opened(base, inputs)
+        source = fingerprint({f"{key}.{i}": t for key, (*two, _) in made.matrices.items() for i, t in enumerate(two)})
         made = algebra.resized(made, chosen.rank) if chosen.rank is not None else made
-    place = write(out, base, made.matrices, made.added, chosen.keys, {"base": base.id}, replacing=False)
+    recipe = digest(action, source, chosen.rank, chosen.keys, base.id, tokens.packed(made.added))
+    place = next(p for p in numbered(Path(out)) if not os.path.lexists(p) or _recipe(p) == recipe)
+    if not os.path.lexists(place):
+        write(place, base, made.matrices, made.added, chosen.keys, {"base": base.id, "recipe": recipe})
     notes = [f"It has {made.kept:.1%} of the change's squared size."] if made.kept < 0.9999 else []
     if made.added:
         notes.append(f"It brings {', '.join(token.name for token in made.added)}.")
     return LoraResult(place, len(made.matrices), made.kept, tuple(notes))
+
+
+def _recipe(path: Path) -> str:
+    """What a LoRA was made from and how; "" where that is not said. Its bits do not tell: factors vary in rounding."""
+    try:
+        metadata, _ = read_safetensors(path)
+        return str(untrusted_json.parsed(metadata.get(tokens.NOTE, "{}")).get("recipe", ""))
+    except (CheckpointError, UnavailableError, ValueError, AttributeError):
+        return ""

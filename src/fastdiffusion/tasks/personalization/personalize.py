@@ -118,7 +118,7 @@ def _subject(base: Model, data: Dataset | str | Path, chosen: PersonalizeOptions
     prior = [others[i] if i % 2 else of_class for i in range(count)]
     shown = [phrase, f"{phrase} on a blue background", f"two {phrase}", f"a red {phrase}"]
     held = _held(base, chosen, prior, shown, class_name)
-    return Course(adaptation, examples, templates_of(base, chosen.subject), phrase, **held), notes
+    return Course(adaptation, examples, templates_of(adaptation.model, chosen.subject, phrase), phrase, **held), notes
 
 
 def _slider(base: Model, chosen: PersonalizeOptions) -> tuple[Course, list[str]]:
