@@ -128,12 +128,14 @@ def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> 
     tokens = list(_tokens(clean, strip=True))
     background = _BACKGROUND.search(clean)
     end = len(clean) if background is None else background.start()
-    things = [token for token in tokens if token.start < end and key(token.text) not in ARTICLES]
-    name = table.clearer.get(key(things[0].text)) if len(things) == 1 else None
+    first = int(len(tokens) > 1 and key(tokens[0].text) in ARTICLES)
+    things = [token for token in tokens[first:] if token.start < end]
+    named = " ".join(token.text for token in things)
+    name = table.clearer.get(key(named))
     if name is None or not lists(name):
         return None
-    kept = [token._replace(text=name) if token == things[0] else token for token in tokens]
-    note = f"{things[0].text!r} is read as {name!r}, which this model draws better."
+    kept = [*tokens[:first], Token(name, things[0].start, things[-1].end), *tokens[first + len(things) :]]
+    note = f"{named!r} is read as {name!r}, which this model draws better."
     return Reading(*_rejoined(clean, kept, visible), (note,))
 
 
