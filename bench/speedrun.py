@@ -1,6 +1,6 @@
 """A speedrun: from nothing to images of clothes that are like the test set's, in the fewest CPU seconds.
 
-    python bench/speedrun.py [--seeds 0 1 2] [--out out/speedrun]
+    python bench/speedrun.py [--seeds 0 1 2] [--out out/speedrun]      # records: docs/speedrun.md
 
 1. The training images and labels of Fashion-MNIST at 28 px, and nothing that was trained before.
 2. 1,000 images, 100 of each class, by at most 24 evaluations of the network each; a guided one is two.
