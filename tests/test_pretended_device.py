@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from unittest import mock
 
 import pytest
 import torch
@@ -201,6 +202,19 @@ def test_a_mixture_in_the_backward_pass_is_seen(device):
     x = torch.ones(3, device="cuda", requires_grad=True)
     with pytest.raises(RuntimeError, match="same device"):
         Careless.apply(x).sum().backward()
+
+
+def test_what_others_patched_for_a_while_is_pretended_too():
+    """transformers replaces ``torch.linspace`` while it opens a model, and torch may list its functions just then."""
+    original, listed = torch.linspace, torch.utils._device._device_constructors
+    listed.cache_clear()
+    with mock.patch.object(torch, "linspace", lambda *args, **kwargs: original(*args, **kwargs)):
+        assert original not in listed()
+    try:
+        with pretended():
+            assert torch.linspace(0, 1, 3, device="cuda").device.type == "cuda"
+    finally:
+        listed.cache_clear()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
