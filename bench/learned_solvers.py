@@ -12,7 +12,7 @@ Each is a method like those of ``samplers.solvers``, so that what was learned is
   could run side by side as one; here each counts, and "side by side" is a table of its own with half more of them.
 
 AMED and EPD are taught step by step: each step from where the last one ended, towards the states of a run of 48 steps.
-All learn from 32 names and noises; images are measured as by table_quality.py, on names and noises that none has seen.
+All learn from 32 names and noises; images are measured as by table_quality.py, on other names and noises.
 An evaluation with its gradient counts as three.
 """
 
@@ -130,17 +130,19 @@ def learned(lessons: Lessons, name: str, calls: int, iterations: int) -> Table:
         shares = nn.Parameter(torch.full((steps, inner), 1 / inner))
         factors = nn.Parameter(torch.ones(steps))
         optimizer = torch.optim.Adam([places, shares, factors], 0.02)
+
+        def normalized() -> Tensor:
+            return shares / shares.sum(1, keepdim=True)
+
         for rows in lessons.batches(iterations):
             x, D, loss = lessons.x[rows], lessons.D(rows), torch.zeros(())
             for i in range(steps):
-                whole = shares / shares.sum(1, keepdim=True)
-                x = inside(D, x.detach(), levels, i, places.sigmoid(), whole, factors, low)
+                x = inside(D, x.detach(), levels, i, places.sigmoid(), normalized(), factors, low)
                 loss = loss + (x - targets[i + 1][rows]).square().mean() / (levels[i] ** 2 + 0.25)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    numbers = {"places": places.sigmoid().tolist(), "factors": factors.tolist()}
-    numbers |= {"shares": (shares / shares.sum(1, keepdim=True)).tolist()}
+    numbers = {"places": places.sigmoid().tolist(), "shares": normalized().tolist(), "factors": factors.tolist()}
     return trace(between, levels, name, low=low, **numbers)
 
 

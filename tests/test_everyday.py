@@ -237,6 +237,7 @@ def test_a_text_without_spaces_is_split_only_where_every_word_is_known():
 
 @pytest.mark.parametrize(("prompt", "read"), [
     ("cat", "cat face"), ("A dog.", "dog face"), ("the sun", "sun with face"), ("a mirror ball", "disco mirror ball"),
+    ("an angry face", "a enraged face"),  # of the articles the encoder knows "a" and "the"
     ("a pig on a blue background", "pig face on a blue"),
     ("perro", "dog face"), ("猫", "cat face"), ("a black cat", "black cat"), ("dog and cat", "dog and cat"),
     ("cat face", "cat face"), ("a running horse", "horse"),

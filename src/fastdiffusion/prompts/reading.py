@@ -134,7 +134,8 @@ def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> 
     name = table.clearer.get(key(named))
     if name is None or not lists(name):
         return None
-    kept = [*tokens[:first], Token(name, things[0].start, things[-1].end), *tokens[first + len(things) :]]
+    articles = [token if lists(token.text) else token._replace(text="a") for token in tokens[:first]]  # "an"
+    kept = [*articles, Token(name, things[0].start, things[-1].end), *tokens[first + len(things) :]]
     note = f"{named!r} is read as {name!r}, which this model draws better."
     return Reading(*_rejoined(clean, kept, visible), (note,))
 

@@ -176,7 +176,7 @@ def _masks(folder: str | Path, data: Dataset, latents: Sequence[Tensor], factor:
 
 
 def templates_of(model: Model, subject: str, phrase: str) -> tuple[str, ...]:
-    """Texts around a phrase, of words that the model knows: others would be noise in what is learned."""
+    """Texts around a phrase whose words the model knows: others would be noise in what is learned."""
     unknown = getattr(model.conditioner, "unknown_words", lambda text: [])
     return tuple(text for text in TEMPLATES[subject] if set(unknown(text.format(phrase))) <= set(unknown(phrase)))
 
