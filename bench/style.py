@@ -5,7 +5,7 @@ emoji, which has another architecture and another training than the features tha
 after, and their ratio. ``edges`` is the SSIM of the gradients before and after, 1 where everything stays where it was.
 Then the strength: Spearman's correlation of strength and style distance, and that strength 0 is the input.
 
-    python bench/style.py [--size 192] [--steps 80] [--keep 0.42] [--out out/bench]
+    python bench/style.py [--method features] [--size 512] [--steps 5] [--keep 0.7] [--out out/bench]
 
 The photographs are scikit-image's and scikit-learn's: pip install scikit-image.
 """
@@ -63,9 +63,10 @@ def evaluator_maps():
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=192)
-    parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--keep", type=float, default=0.42)
+    parser.add_argument("--method", default="patches")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--keep", type=float)
     parser.add_argument("--pairs", type=int, nargs="+", default=list(range(len(PAIRS))), help="which of them")
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--monotone", type=int, default=2, help="pairs to try all strengths on")
@@ -78,7 +79,8 @@ def main() -> None:
             return float(style_distance(as_tensor(a), as_tensor(b), eval_maps))
 
     def run(a: Image.Image, b: Image.Image, strength: float) -> Image.Image:
-        return stylize(a, b, strength=strength, size=args.size, steps=args.steps, keep=args.keep).to_pil()[0]
+        options = {"method": args.method, "size": args.size, "steps": args.steps, "keep": args.keep}
+        return stylize(a, b, strength=strength, **options).to_pil()[0]
 
     for content, pattern in (PAIRS[i] for i in args.pairs):
         a, b = photograph(content, args.size), photograph(pattern, args.size)

@@ -5,10 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import nn
 
-from fastdiffusion import cli, nets
+from fastdiffusion import cli, nets, patches
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.guidance.attention import shared_attention
@@ -18,6 +19,7 @@ from fastdiffusion.models import Model
 from fastdiffusion.nets.autoencoders import KL
 from fastdiffusion.nets.perceptual import style_distance
 from fastdiffusion.noise import generator
+from fastdiffusion.patches import Patches
 from fastdiffusion.tasks.stylization import network, statistics
 from fastdiffusion.tasks.stylization import stylize as stylization_stylize
 from fastdiffusion.tasks.stylization.network import Stylizer
@@ -39,62 +41,113 @@ def small_net(x):
     return [torch.relu(nn.functional.conv2d(x, torch.randn(6, 3, 3, 3), padding=1))]
 
 
-def test_strength_0_is_the_input_and_the_rest_is_monotone():
+WAYS = ({"method": "patches"}, {"method": "features", "net": small_net})
+each_way = pytest.mark.parametrize("way", WAYS, ids=[way["method"] for way in WAYS])
+
+
+@each_way
+def test_strength_0_is_the_input_and_the_rest_is_monotone(way):
     picture = to_pil(CONTENT)
-    (same,) = stylize(picture, STYLE, strength=0.0, steps=2).to_pil()
+    (same,) = stylize(picture, STYLE, strength=0.0, steps=2, **way).to_pil()
     assert same.tobytes() == picture.tobytes()
     away = []
     for strength in (0.0, 0.25, 0.5, 0.75, 1.0):
-        *_, last = stylize_steps(CONTENT, STYLE, strength=strength, steps=12, net=small_net)
+        *_, last = stylize_steps(CONTENT, STYLE, strength=strength, steps=12, **way)
         away.append(float(style_distance(last.image[None], STYLE[None], small_net)))
     assert all(b < a for a, b in itertools.pairwise(away))
     assert away[-1] < 0.5 * away[0]
 
 
-def test_steps_count_and_sizes():
-    steps = list(stylize_steps(CONTENT, STYLE, size=64, steps=3, net=small_net))
+@each_way
+def test_steps_count_and_sizes(way):
+    steps = list(stylize_steps(CONTENT, STYLE, size=64, steps=3, **way))
     assert [s.done for s in steps] == list(range(1, 4)) and {s.of for s in steps} == {3}
     levels = stylization_stylize.pyramid(torch.zeros(1, 3, 300, 640), 512)
     assert [tuple(x.shape[-2:]) for x in levels] == [(60, 128), (120, 256), (240, 512)]
-    assert stylize(to_pil(CONTENT), STYLE, size=32, steps=1, net=small_net).images.shape == (1, 3, 48, 64)
+    assert stylize(to_pil(CONTENT), STYLE, size=32, steps=1, **way).images.shape == (1, 3, 48, 64)
 
 
-def test_alpha_and_grays_pass():
+@each_way
+def test_alpha_and_grays_pass(way):
     cutout = to_pil(CONTENT).convert("RGBA")
     cutout.putalpha(Image.linear_gradient("L").resize(cutout.size))
-    (made,) = stylize(cutout, STYLE, steps=1, net=small_net).to_pil()
+    (made,) = stylize(cutout, STYLE, steps=1, **way).to_pil()
     assert made.mode == "RGBA" and made.getchannel("A").tobytes() == cutout.getchannel("A").tobytes()
-    assert stylize(to_pil(CONTENT).convert("L"), STYLE, steps=1, net=small_net).images.shape[1] == 3
+    assert stylize(to_pil(CONTENT).convert("L"), STYLE, steps=1, **way).images.shape[1] == 3
 
 
-def test_what_is_said_of_transparency_is_true(tmp_path):
+@each_way
+def test_what_is_said_of_transparency_is_true(way, tmp_path):
     cutout = to_pil(CONTENT).convert("RGBA")
     cutout.putalpha(Image.linear_gradient("L").resize(cutout.size))
     cutout.save(tmp_path / "cutout.png")
-    made = stylize(tmp_path / "cutout.png", STYLE, steps=1, net=small_net)
+    made = stylize(tmp_path / "cutout.png", STYLE, steps=1, **way)
     assert made.images.shape[1] == 4 and not made.notes
     with pytest.warns(UserWarning, match="A JPEG keeps no transparency"):
         made.save(tmp_path / "out.jpg")
 
 
-def test_what_is_transparent_is_no_white():
+@each_way
+def test_what_is_transparent_is_no_white(way):
     """A dark disc cut out: neither its rim nor its colors have any of a paper that is not there, or of what rounding
     left of colors that nobody sees."""
     disc = Image.new("RGBA", (256, 256), (40, 20, 60, 0))
     ImageDraw.Draw(disc).ellipse((40, 40, 215, 215), fill=(40, 20, 60, 255))
     disc = disc.resize((64, 64), Image.Resampling.LANCZOS)
-    made = np.array(stylize(disc, Image.new("RGB", (32, 32), (40, 20, 60)), steps=1, net=small_net).to_pil()[0])
+    made = np.array(stylize(disc, Image.new("RGB", (32, 32), (40, 20, 60)), steps=1, **way).to_pil()[0])
     assert made[..., 3].tobytes() == disc.getchannel("A").tobytes() and int(made[..., :3].max()) < 90
 
 
-def test_an_image_is_seen_as_its_camera_was_held(tmp_path):
+@each_way
+def test_an_image_is_seen_as_its_camera_was_held(way, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     to_pil(CONTENT).save(tmp_path / "turned.png", exif=exif)
-    options = {"steps": 1, "net": small_net}
+    options = {"steps": 1, **way}
     given = Image.open(tmp_path / "turned.png")
     file, image = (stylize(one, STYLE, **options).images for one in (tmp_path / "turned.png", given))
     assert file.shape[2:] == (64, 48) and torch.equal(file, image)
+
+
+def test_an_image_of_its_own_patches_is_itself():
+    known = Patches(CONTENT[None], 7, 0)
+    for stride, offset in ((1, 0), (3, 0), (3, 2), (5, 4)):
+        made, inner = known.replaced(CONTENT[None], stride, offset), (..., slice(7, -7), slice(7, -7))
+        torch.testing.assert_close(made[inner], CONTENT[None][inner], rtol=0, atol=1e-5)  # without what is beyond it
+
+
+def test_patches_are_looked_up_both_ways():
+    """Against every distance written down (Granot et al. 2022, eq. 2); in strips as in one piece."""
+    x, style = CONTENT[None, :, :20, :23], STYLE[None, :, :17, :19]
+    rows = F.unfold(x, 5, stride=2)[0].T
+    keys = F.unfold(style, 5)[0].T
+    far = (rows[:, None] - keys).square().sum(2)
+    found = keys[(far / (far.amin(0) + patches.COMPLETE)).argmin(1)]
+    window = torch.hann_window(7, periodic=False)[1:-1]
+    weights = (window[:, None] * window).flatten().repeat(3)
+    total, share = (F.fold((v * weights).T[None], (19, 23), 5, stride=2) for v in (found, torch.ones_like(found)))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(patches, "AXES", 75)  # all of them
+        made = Patches(style, 5, 0).replaced(x[:, :, :19], 2)
+        torch.testing.assert_close(made, total / share, rtol=0, atol=1e-5)
+        patched.setattr(patches, "STRIP", 20)
+        torch.testing.assert_close(Patches(style, 5, 0).replaced(x[:, :, :19], 2), made, rtol=0, atol=1e-6)
+
+
+def test_plain_places_take_the_texture():
+    """The nearest patch of a plain one would be a plain one, however little of the style is plain."""
+    y, x = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    hatched = (((x + y) % 8 < 2).float() * -1.2 + 0.6).masked_fill(x < 24, 0.3).expand(1, 3, -1, -1)
+    *_, last = stylize_steps(torch.full((3, 96, 96), 0.3), hatched[0], strength=1.0, size=96)
+    assert last.image.std() > 0.4 * hatched.std()
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 300), (64, 17)])
+def test_images_of_few_rows(shape):
+    few = waves(shape[0], shape[1], 2, (0.6, 0.4, 0.2))
+    for content, style in ((few, STYLE), (CONTENT, few)):
+        made = stylize(content, style, strength=1.0, steps=1).images
+        assert made.shape[2:] == content.shape[1:] and bool(made.isfinite().all())
 
 
 def test_tiles_have_the_gradient_of_the_whole(monkeypatch):
@@ -218,10 +271,12 @@ def test_a_rest_beyond_the_tiles_is_no_tile_of_its_own(rest, monkeypatch):
 @pytest.mark.parametrize(("change", "sentence"), [
     ({"strength": 1.5}, "strength must be from 0 to 1"), ({"steps": 0}, "steps at least 1"),
     ({"size": 4}, "size must be at least 16"), ({"keep": float("nan")}, "keep at least 0"),
+    ({"method": "patches"}, "net is for features"), ({"method": "patches", "keep": 1.5}, "from 0 to 1 for patches"),
+    ({"method": "strokes"}, "No method named"),
 ])  # fmt: skip
 def test_bad_numbers(change, sentence):
     with pytest.raises(InputError, match=sentence):
-        next(stylize_steps(CONTENT, STYLE, **{"net": small_net, **change}))
+        next(stylize_steps(CONTENT, STYLE, **{"method": "features", "net": small_net, **change}))
 
 
 @pytest.mark.parametrize(("device", "sentence"), [("cuda:99", "No device 'cuda:99' here"), ("mps", "float64")])

@@ -30,7 +30,6 @@ OutImage = Annotated[
         "fastdiffusion stylize photo.jpg painting.jpg --strength 0.6",
         "fastdiffusion stylize photos/ runs/style/style.safetensors --out styled/",
     ],
-    experimental="it moves colors and tones towards the style, and few of its shapes and strokes.",
 )
 def stylize(
     chosen: StylizeOptions,
@@ -41,7 +40,7 @@ def stylize(
 ) -> None:
     """Give an image the style of another one.
 
-    The colors and textures of a painting, from coarse to fine.
+    The colors, strokes and textures of a painting, by its own patches, from coarse to fine.
     """
     from ..tasks.stylization import stylize as stylization
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import choices
-from ...errors import InputError
+from ...errors import InputError, unknown
 from ...options import DEVICE, SEED, option
 from ...training.options import TrainingOptions, default, usual
 
@@ -22,11 +22,16 @@ class StylizeOptions:
 
     Attributes:
         strength: 0 returns the content, 1 has all of the style.
-        size: Longest side at which pixels are optimized; of a larger image, the change is enlarged. Memory is that of
-            the images and one tile; time grows with the number of pixels.
-        steps: At each level; a third of them at the finest.
-        keep: Weight of the content, where the style's is 1.
-        net: Features to compare in; by default the bundled ones.
+        method: "patches" of the style take the places of the content's (strokes and textures), or the pixels are
+            optimized until their "features" are the style's (tones; edges stay).
+        size: Longest side to work at; of a larger image, the change is enlarged. Memory is that of the images and one
+            tile; time grows with the number of pixels.
+        steps: At each size; by default 5 rounds of patches, 80 steps of features and a third of them at the finest
+            size, 20 of a model.
+        keep: What keeps the content. Patches are looked up for a mix of this much of the content and the rest of what
+            is made already, from 0 to 1 (by default 0.7); for features it is the weight of the content, where the
+            style's is 1 (0.42).
+        net: For features: which ones to compare in; by default the bundled ones.
         model: A diffusion model with attention, to do it inside of (:func:`stylize_inside`) at its own size.
         seed: Of the directions that features are projected on, or of the style image's noise.
         device: Where to compute; by default the best there is, and for a model that is open already, where it is.
@@ -36,9 +41,10 @@ class StylizeOptions:
     """
 
     strength: float = option(0.6, STRENGTH)
+    method: str = option("patches", "Strokes by patches of the style, or tones by features.", choices=choices.STYLES)
     size: int = option(768, "Longest side to work at; beyond it the change is enlarged.")
-    steps: int = option(80, "Steps at each size, or of the model.")
-    keep: float = option(0.42, KEEP)
+    steps: int | None = option(None, "Steps at each size, or of the model; by default 5 of patches, 80 of features.")
+    keep: float | None = option(None, "How much of the content is kept; by default 0.7 for patches, 0.42 for features.")
     net: Any = option(None, "Features to compare in.", python_only=True)
     model: Any = option(None, "A diffusion model to do it inside of, by shared attention.", kind=Path | None)
     seed: int = option(0, SEED)
@@ -46,11 +52,18 @@ class StylizeOptions:
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
-        if self.size < LEAST or self.steps < 1 or not self.keep >= 0:
+        if self.method not in choices.STYLES:
+            raise unknown("method", self.method, choices.STYLES)
+        steps, keep = 1 if self.steps is None else self.steps, 0 if self.keep is None else self.keep
+        if self.size < LEAST or steps < 1 or not keep >= 0:
             raise InputError(
-                f"size must be at least {LEAST}, steps at least 1 and keep at least 0, got {self.size}, {self.steps} "
-                f"and {self.keep:g}."
+                f"size must be at least {LEAST}, steps at least 1 and keep at least 0, got {self.size}, {steps} and "
+                f"{keep:g}."
             )
+        if self.method == "patches" and keep > 1:
+            raise InputError(f"keep must be from 0 to 1 for patches, got {keep:g}. Try 0.7.")
+        if self.method == "patches" and self.net is not None:
+            raise InputError("net is for features, and patches are compared as pixels: give method='features' too.")
 
 
 @dataclass(frozen=True)

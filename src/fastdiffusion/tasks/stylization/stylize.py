@@ -2,18 +2,17 @@
 
     stylize("photo.jpg", "painting.jpg", strength=0.6).save("out.png")
 
-A style is what remains of an image's features when their places are forgotten: their Gram matrices (Gatys et al.
-2016) and their distribution (Heitz et al. 2021). ``strength`` is a place on the way, in both, from the content's own
-style to the other one: at 0 the content itself is the optimum, and the result.
-
-Three ways: optimization of the pixels, for any two images; a net that has learned one style (:func:`train_style`), in
-one evaluation; and attention to the style image inside a diffusion model (:func:`shared_attention`).
+Four ways. Patches of the style image take the places of the content's (``fastdiffusion.patches``): strokes and textures. Or
+the pixels are optimized until features without their places are the style's, that is their Gram matrices (Gatys et al.
+2016) and their distribution (Heitz et al. 2021): tones, and edges stay. A net that has learned one style
+(:func:`train_style`) takes one evaluation; and attention can look at the style image inside a diffusion model
+(:func:`shared_attention`). ``strength`` is a place on the way from the content to the style; at 0 the content returns.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,9 @@ from ...io.inputs import ImageLike, as_tensor, fit_image, losses, opened, scaled
 from ...io.metadata import recipe
 from ...io.results import ImageResult
 from ...models import Model
+from ...noise import generator
 from ...options import fill
+from ...patches import Patches, side_and_stride
 from ...progress import Progress
 from ...samplers import probability_flow
 from ...types import Cond
@@ -42,6 +43,9 @@ from .options import StylizeOptions, check_strength
 from .statistics import colors, device_for, directions, recolored, statistics
 
 COARSE = 96  # longest side of the coarsest level: there a feature sees two thirds of the image
+INSIDE = 20  # steps of a model, by default
+NOISE = 0.2  # of the first round's look-ups, none of the last one's: plain places take different patches
+FADE = 0.7  # of patches' keep at each finer level: there the content's details give way to strokes
 RATE, OCTAVES = 0.01, 5  # Adam's: how far a layer of the pyramid moves in a step; how many layers
 
 
@@ -54,12 +58,12 @@ class StyleStep(NamedTuple):
 
 
 def stylize(content: ImageLike, style: ImageLike | Stylizer, **options: Any) -> ImageResult:
-    """``content`` in the style of another image. Experimental: colors and tones move, shapes and strokes hardly.
+    """``content`` in the style of another image.
 
     Args:
         content: An image of any size, its file, or (c, h, w) in [-1, 1].
-        style: Likewise, and pixels are optimized from coarse to fine; or what :func:`train_style` made, or its file,
-            which takes one evaluation.
+        style: Likewise, and the image is made from coarse to fine; or what :func:`train_style` made, or its file, which
+            takes one evaluation.
         options: The fields of :class:`StylizeOptions`.
 
     Raises:
@@ -90,7 +94,8 @@ def _stylized(
     if chosen.model is not None:
         ready = loaded(chosen.model, chosen.device)
         x, like = (fit_image(p, ready.image_shape)[None] for p in (original, opened(style, "style")))
-        return images.to_pil(stylize_inside(ready, x, like, chosen.strength, chosen.steps, seed=chosen.seed)[0])
+        steps = chosen.steps or INSIDE
+        return images.to_pil(stylize_inside(ready, x, like, chosen.strength, steps, seed=chosen.seed)[0])
     for step in (bar := Progress(stylize_steps(original, style, **options), "stylizing")):
         bar.total, image = step.of, step.image
     assert image is not None
@@ -100,26 +105,44 @@ def _stylized(
 def stylize_steps(content: ImageLike, style: ImageLike, **options: Any) -> Iterator[StyleStep]:
     """The same on pixels, step by step for a live preview; to stop is to stop iterating."""
     chosen = fill(StylizeOptions, **options)
-    strength, steps, net = chosen.strength, chosen.steps, chosen.net
+    strength, net = chosen.strength, chosen.net
     own = next(net.parameters(), None) if isinstance(net, nn.Module) and chosen.device is None else None
     device = device_for(chosen.device) if own is None else own.device
     levels = pyramid(as_tensor(opened(content, "content")).to(device), chosen.size)
     pattern = as_tensor(opened(style, "style")).to(device)
-    plan = [steps] * (len(levels) - 1) + [steps if len(levels) == 1 else max(steps // 3, 1)]
+    way = METHODS[chosen.method]
+    steps, keep = chosen.steps or way.steps, way.keep if chosen.keep is None else chosen.keep
+    plan = [steps] * (len(levels) - 1) + [max(steps // (way.finest if len(levels) > 1 else 1), 1)]
     change, done = torch.zeros_like(levels[0]), 0
-    for at, budget in zip(levels, plan, strict=True):
+    for level, (at, budget) in enumerate(zip(levels, plan, strict=True)):
         like = scaled(pattern, (at[0, 0].numel() / pattern[0, 0].numel()) ** 0.5)
         at = recolored(at, colors(like), strength)
         start = at + F.interpolate(change, at.shape[-2:], mode="bicubic")
-        for x in _optimized(start, at, like, budget, chosen) if strength else [at] * budget:
+        for x in way.made(start, at, like, budget, keep, level, chosen) if strength else [at] * budget:
             change, done = x - at, done + 1
-            yield StyleStep(done, sum(plan), x[0])
+            yield StyleStep(done, sum(plan), x[0].clamp(-1, 1))
+
+
+@torch.no_grad()
+def _replaced(
+    x: Tensor, content: Tensor, style: Tensor, steps: int, keep: float, level: int, chosen: StylizeOptions
+) -> Iterator[Float[Tensor, "1 3 h w"]]:
+    """Patches of the style in the places of the content's, at one level."""
+    keep *= FADE**level
+    side, stride = side_and_stride(content, style)
+    known = Patches(style, side, chosen.seed)
+    for i in range(steps):
+        noise = torch.randn(x.shape, generator=generator(chosen.seed, level, i)).to(x)
+        looked = torch.lerp(x, content, keep) + NOISE * (1 - i / (steps - 1) if steps > 1 else 0) * noise
+        moved = known.replaced(looked, stride, i % stride)
+        x = torch.lerp(content, moved, chosen.strength)
+        yield x
 
 
 def _optimized(
-    x: Tensor, content: Tensor, style: Tensor, steps: int, chosen: StylizeOptions
+    x: Tensor, content: Tensor, style: Tensor, steps: int, keep: float, _: int, chosen: StylizeOptions
 ) -> Iterator[Float[Tensor, "1 3 h w"]]:
-    """Adam on the pixels of one level."""
+    """Adam on the pixels of one level, towards the style's features."""
     net = chosen.net
     with torch.no_grad():
         along = directions(content, net, chosen.seed)
@@ -137,9 +160,21 @@ def _optimized(
                 change = layer + F.interpolate(change, layer.shape[-2:], mode="bilinear")
             moved = (x + change).clamp(-1, 1)
             now = statistics(moved, along, net, content)
-            (now.distance(goal) + chosen.keep * now.away).backward()
+            (now.distance(goal) + keep * now.away).backward()
         optimizer.step()
         yield moved.detach()
+
+
+class Method(NamedTuple):
+    """How one level is made of a start, and by default in how many steps, keeping how much of the content."""
+
+    made: Callable[[Tensor, Tensor, Tensor, int, float, int, StylizeOptions], Iterator[Float[Tensor, "1 3 h w"]]]
+    steps: int
+    keep: float
+    finest: int  # what the steps are divided by at the finest level, where features have little left to do
+
+
+METHODS = {"patches": Method(_replaced, 5, 0.7, 1), "features": Method(_optimized, 80, 0.42, 3)}
 
 
 def pyramid(x: Tensor, size: int) -> list[Tensor]:
