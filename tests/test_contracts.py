@@ -66,6 +66,8 @@ from fastdiffusion.tasks.generation.options import ExportOptions, SampleOptions,
 from fastdiffusion.tasks.personalization import adapting, finetune, lora, personalize
 from fastdiffusion.tasks.personalization import images as personalization_images
 from fastdiffusion.tasks.personalization.options import FinetuneOptions, LoraOptions, PersonalizeOptions
+from fastdiffusion.tasks.rearrangement import rearrange
+from fastdiffusion.tasks.rearrangement.options import RearrangeOptions
 from fastdiffusion.tasks.restoration import cold_diffusion, method, restore, watermarks
 from fastdiffusion.tasks.restoration.options import RemoveWatermarkOptions, RestoreOptions, TrainColdOptions
 from fastdiffusion.tasks.stylization import network, stylize
@@ -210,6 +212,7 @@ VERBS = {
     "clip-score": verb(scoring.clip_score),
     "search": verb(scoring.search),
     "stylize": verb(stylize.stylize, StylizeOptions, flags="out metadata", parameters="net"),
+    "rearrange": verb(rearrange.rearrange, RearrangeOptions, flags="out metadata"),
     "explain": verb(explain, ExplainOptions, flags="out metadata"),
     "edit": verb(edit.edit, EditOptions, flags="what out compare metadata", parameters="image prompt"),
     "personalize": verb(personalize.personalize, PersonalizeOptions),

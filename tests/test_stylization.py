@@ -5,11 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import nn
 
-from fastdiffusion import cli, nets, patches
+from fastdiffusion import cli, nets
 from fastdiffusion.denoisers import Denoiser
 from fastdiffusion.errors import CheckpointError, DataError, InputError
 from fastdiffusion.guidance.attention import shared_attention
@@ -19,7 +18,6 @@ from fastdiffusion.models import Model
 from fastdiffusion.nets.autoencoders import KL
 from fastdiffusion.nets.perceptual import style_distance
 from fastdiffusion.noise import generator
-from fastdiffusion.patches import Patches
 from fastdiffusion.tasks.stylization import network, statistics
 from fastdiffusion.tasks.stylization import stylize as stylization_stylize
 from fastdiffusion.tasks.stylization.network import Stylizer
@@ -107,31 +105,6 @@ def test_an_image_is_seen_as_its_camera_was_held(way, tmp_path):
     given = Image.open(tmp_path / "turned.png")
     file, image = (stylize(one, STYLE, **options).images for one in (tmp_path / "turned.png", given))
     assert file.shape[2:] == (64, 48) and torch.equal(file, image)
-
-
-def test_an_image_of_its_own_patches_is_itself():
-    known = Patches(CONTENT[None], 7, 0)
-    for stride, offset in ((1, 0), (3, 0), (3, 2), (5, 4)):
-        made, inner = known.replaced(CONTENT[None], stride, offset), (..., slice(7, -7), slice(7, -7))
-        torch.testing.assert_close(made[inner], CONTENT[None][inner], rtol=0, atol=1e-5)  # without what is beyond it
-
-
-def test_patches_are_looked_up_both_ways():
-    """Against every distance written down (Granot et al. 2022, eq. 2); in strips as in one piece."""
-    x, style = CONTENT[None, :, :20, :23], STYLE[None, :, :17, :19]
-    rows = F.unfold(x, 5, stride=2)[0].T
-    keys = F.unfold(style, 5)[0].T
-    far = (rows[:, None] - keys).square().sum(2)
-    found = keys[(far / (far.amin(0) + patches.COMPLETE)).argmin(1)]
-    window = torch.hann_window(7, periodic=False)[1:-1]
-    weights = (window[:, None] * window).flatten().repeat(3)
-    total, share = (F.fold((v * weights).T[None], (19, 23), 5, stride=2) for v in (found, torch.ones_like(found)))
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(patches, "AXES", 75)  # all of them
-        made = Patches(style, 5, 0).replaced(x[:, :, :19], 2)
-        torch.testing.assert_close(made, total / share, rtol=0, atol=1e-5)
-        patched.setattr(patches, "STRIP", 20)
-        torch.testing.assert_close(Patches(style, 5, 0).replaced(x[:, :, :19], 2), made, rtol=0, atol=1e-6)
 
 
 def test_plain_places_take_the_texture():

@@ -296,6 +296,11 @@ def stylize(desk, device, folder):
     return verb("stylize")(desk.photo, desk.style, steps=2, size=24, device=device)
 
 
+@row("rearrange")
+def rearrange(desk, device, folder):
+    return verb("rearrange")(desk.photo, n=1, device=device)
+
+
 @row("stylize")
 def stylize_inside_a_model(desk, device, folder):
     return verb("stylize")(desk.photo, desk.style, steps=2, model=desk.plain, device=device)

@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # for editors and type checkers, which read no _PUBLIC; tests
     from .tasks.personalization.lora import lora as lora
     from .tasks.personalization.personalize import personalize as personalize
     from .tasks.personalization.result import PersonalizationResult as PersonalizationResult
+    from .tasks.rearrangement.rearrange import rearrange as rearrange
     from .tasks.restoration.cold_diffusion import train_cold as train_cold
     from .tasks.restoration.restore import restore as restore
     from .tasks.restoration.result import RestorationResult as RestorationResult
@@ -99,6 +100,7 @@ _PUBLIC = {  # module: its public names; NAME=OTHER where it is called OTHER the
     "tasks.personalization.lora": "lora",
     "tasks.personalization.personalize": "personalize",
     "tasks.personalization.result": "PersonalizationResult",
+    "tasks.rearrangement.rearrange": "rearrange",
     "tasks.restoration.cold_diffusion": "train_cold",
     "tasks.restoration.restore": "restore",
     "tasks.restoration.result": "RestorationResult",
@@ -121,8 +123,8 @@ _SOURCE = {
     for name, _, other in (entry.partition("=") for entry in listed.split())
 }
 _MODULES = (
-    "corruptions", "data", "denoisers", "errors", "guidance", "losses", "metrics", "models", "nets", "noise", "prompts",
-    "samplers", "schedules", "types",
+    "corruptions", "data", "denoisers", "errors", "guidance", "losses", "metrics", "models", "nets", "noise", "patches",
+    "prompts", "samplers", "schedules", "types",
 )  # fmt: skip
 _OLD = {"Restored": "RestorationResult", "again": "reproduce", "score": "clip_score"}  # go on working for one release
 

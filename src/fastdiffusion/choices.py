@@ -53,7 +53,7 @@ CORRUPTIONS = (
     "mask", "scratches", "watermark", "logo",
 )  # fmt: skip
 UNDOES = ("upscale", "colorize", "dejpeg", "dewatermark", "deblur", "denoise", "inpaint")
-RESTORATIONS = ("auto", "supervised", "zero-shot", "cold")
+RESTORATIONS = ("auto", "supervised", "zero-shot", "cold", "patches")
 EDITS = (
     "auto", "diffedit", "flowedit", "p2p", "null-text", "direct", "edit-friendly", "fixed-point", "ddim", "flow-ode",
     "sdedit", "magicmix", "imagic", "reference",

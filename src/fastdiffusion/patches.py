@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .errors import InputError
 from .noise import generator
 
 SIDE, STRIDE = 7, 3  # of a patch, and from one to the next, in pixels
@@ -33,17 +34,30 @@ class Patches:
         side: Of a patch in pixels, at most that of the image.
         seed: Which patches, where there are more than ``KEYS``, and which ones are asked.
         known: Of the image's size: only patches that lie in it are taken. None is all of it.
+        both_ways: Whether a patch is nearer the fewer are near to it; otherwise the nearest one is taken.
+
+    Raises:
+        InputError: No patch is known.
     """
 
-    def __init__(self, image: Float[Tensor, "1 c h w"], side: int, seed: int, known: Bool[Tensor, "h w"] | None = None):
-        self.image, self.side, self.seed = image, side, seed
+    def __init__(
+        self,
+        image: Float[Tensor, "1 c h w"],
+        side: int,
+        seed: int,
+        known: Bool[Tensor, "h w"] | None = None,
+        both_ways: bool = True,
+    ):
+        self.image, self.side, self.seed, self.both_ways = image, side, seed, both_ways
         self.across = image.shape[-1] - side + 1
         if known is None:
             places = torch.arange((image.shape[-2] - side + 1) * self.across, device=image.device)
         else:
             places = known.unfold(0, side, 1).unfold(1, side, 1).all(-1).all(-1).flatten().nonzero()[:, 0]
+        if not len(places):
+            raise InputError(f"Nowhere in the image are {side}x{side} pixels known: there is nothing to copy from.")
         self.places = places[_some(len(places), KEYS, seed, image.device)]
-        keys = _rows(_grid(image, side, 1), self.places)
+        keys = self.rows()
         self.mean = keys.mean(0)
         centered = (keys - self.mean).double()
         self.axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -AXES:].to(image)
@@ -53,6 +67,10 @@ class Patches:
     def __len__(self) -> int:
         return len(self.places)
 
+    def rows(self) -> Float[Tensor, "k p"]:
+        """The patches themselves, each as one row."""
+        return _rows(_grid(self.image, self.side, 1), self.places)
+
     def replaced(
         self,
         x: Float[Tensor, "1 c h w"],
@@ -60,6 +78,7 @@ class Patches:
         offset: int = 0,
         part: Bool[Tensor, "h w"] | None = None,
         source: Float[Tensor, "1 c H W"] | None = None,
+        trust: Float[Tensor, "h w"] | None = None,
     ) -> Float[Tensor, "1 c ..."]:
         """``x`` with each patch, ``stride`` pixels from the next one, replaced by one of these.
 
@@ -70,13 +89,17 @@ class Patches:
             part: Of x's size: only patches that touch it are replaced, and what no patch covers is 0.
             source: The image that these patches are of, a whole number of times larger: its own patches are laid out,
                 and the result is as many times larger than x.
+            trust: Of x's size: how much a patch counts where it overlaps others, by its middle.
         """
         h, w = x.shape[-2:]
         right, below = (-(n + offset - self.side) % stride for n in (w, h))
         around = (offset, right, offset, below)
         grid = _grid(F.pad(x, around, mode="replicate"), self.side, stride)
         down, across = grid.shape[1:3]
-        wanted = None
+        wanted = worth = None
+        if trust is not None:
+            padded = F.pad(trust[None, None], around, mode="replicate")[0, 0, self.side // 2 :, self.side // 2 :]
+            worth = padded[::stride, ::stride][:down, :across].flatten()
         if part is not None:
             touched = F.pad(part, around).unfold(0, self.side, stride).unfold(1, self.side, stride)
             wanted = touched.any(-1).any(-1).flatten()
@@ -98,15 +121,19 @@ class Patches:
             found = self.places[self._cheapest(_rows(grid, places[chosen]), price)]
             laid = source.new_zeros(2, len(places), len(weights))
             laid[0, chosen], laid[1, chosen] = _rows(pieces, found) * weights, weights
+            if worth is not None:
+                laid *= worth[places][:, None]
             rows = slice(top * step, top * step + (count - 1) * step + side)
             high = (rows.stop - rows.start, size[1])
             total[..., rows, :] += F.fold(laid[:1].mT, high, side, stride=step)
             share[..., rows, :] += F.fold(laid[1:].mT, high, side, stride=step)
         first = offset * times
-        return (total / share.clamp(min=1e-12))[..., first : first + h * times, first : first + w * times]
+        return (total / share.clamp(min=1e-30))[..., first : first + h * times, first : first + w * times]
 
     def _prices(self, grid: Tensor, wanted: Tensor | None) -> Float[Tensor, " k"]:
         """What a squared distance to each key is divided by: how far the nearest of ``grid`` is from it."""
+        if not self.both_ways:
+            return torch.ones_like(self.norms)
         n = grid.shape[1] * grid.shape[2]
         rows = torch.arange(n, device=grid.device) if wanted is None else wanted.nonzero()[:, 0]
         asked = self._small(_rows(grid, rows[_some(len(rows), max(len(rows) // ASKED, 2048), self.seed, grid.device)]))

@@ -70,6 +70,8 @@ ELSEWHERE = {
     "metadata": "recipe",
     "inspect": "doctor MODEL",
     "style": "stylize",
+    "retarget": "rearrange",
+    "shuffle": "rearrange",
     "clip": "clip-score",
     "resume": "train DATA",
     "version": "--version",

@@ -1,4 +1,4 @@
-"""Commands that give an image another one's style, and that train the net for it."""
+"""Commands that give an image another one's style, or another layout, and that train the net for a style."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..tasks.rearrangement.options import RearrangeOptions
 from ..tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from .command import command
 from .options import Metadata
@@ -52,6 +53,37 @@ def stylize(
     several = len(content) > 1 or content[0].is_dir() or "*" in str(content[0])
     piped = content == [Path("-")] and out == OUT
     each(content, None if piped else Path("out/stylized") if several and out == OUT else out, "stylized", one)
+
+
+@command(
+    "rearrange",
+    RearrangeOptions,
+    panel="Edit",
+    examples=[
+        "fastdiffusion rearrange photo.jpg -n 4",
+        "fastdiffusion rearrange photo.jpg --size 1600x600 -n 1",
+    ],
+)
+def rearrange(
+    chosen: RearrangeOptions,
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image whose patches are laid out.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into; a file's name for one image.")] = Path(
+        "out/rearranged"
+    ),
+    metadata: Metadata = True,
+) -> None:
+    """Make other images of an image's own patches.
+
+    Another layout of a landscape, a texture or many things of a kind, or the same in another shape. Nothing is trained.
+    """
+    from ..tasks.rearrangement import rearrange as rearrangement
+
+    made = rearrangement.rearrange(image, **vars(chosen))
+    height, width = made.images.shape[2:]
+    for path in made.save(out, metadata):
+        print(f"{path}: {width}x{height} pixels.")
+    for note in made.notes:
+        print(note)
 
 
 @command(

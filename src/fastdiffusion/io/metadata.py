@@ -55,7 +55,7 @@ def recipe(command: str, options: Mapping[str, Any], *inputs: object) -> dict[st
 MADE, MIXED, ENHANCED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicallyEnhanced"
 _SOURCES = {
     "sample": MADE, "sample-tokens": MADE, "variations": MADE, "edit": MADE, "stylize": MIXED, "translate": MIXED,
-    "remove-watermark": MIXED, "restore": ENHANCED,
+    "rearrange": MIXED, "remove-watermark": MIXED, "restore": ENHANCED,
 }  # fmt: skip
 _FILLED = ("mask", "inpaint", "scratches", "watermark", "logo")  # restorations that draw what is not there
 

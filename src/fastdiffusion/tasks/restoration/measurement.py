@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -64,6 +64,12 @@ class Measurement:
     def names(self, *kinds: str) -> list[Step]:
         """The steps of these names."""
         return [step for step in self.corruption.steps if step.name in kinds]
+
+    @property
+    def hole(self) -> Bool[Tensor, "p q"] | None:
+        """Where nothing is known of the image, if that is all that happened."""
+        alone = [step.name for step in self.corruption.steps] == ["mask"] and bool(self._maps)
+        return self._maps[0][0][0, 0] == 0 if alone else None
 
     @property
     def shows_gray(self) -> bool:

@@ -12,7 +12,7 @@ from ...models import Model
 from ...samplers.processes import graded, weaker
 from .options import RestoreOptions
 
-METHODS = ("auto", "supervised", "zero-shot", "cold")
+METHODS = ("auto", "supervised", "zero-shot", "cold", "patches")
 ANSWERS = ("auto", "mean", "sample")
 UNDOES = {  # the tasks of restoration and the corruptions that they undo
     "upscale": "downscale",
@@ -104,6 +104,10 @@ def choose_method(options: RestoreOptions, corruption: Corruption, model: Model,
         raise InputError(
             "Where is the hole? Give an image of the same size, white there: --corruption 'inpaint hole.png'."
         )
+    if method == "patches":
+        if [step.name for step in corruption.steps] != ["mask"]:
+            raise InputError("method='patches' fills holes, and nothing else: --corruption 'inpaint hole.png'.")
+        return method
     name = "The restorer of this package" if named is None else "This model"
     learned = None if model.corruption in (None, "pairs") else parse(model.corruption)
     trained = model.corruption == "pairs" or (learned is not None and covers(learned, corruption))

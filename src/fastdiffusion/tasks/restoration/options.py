@@ -22,7 +22,9 @@ class RestoreOptions:
         model: A restorer, or any generative model of pixels as the prior: a :class:`Model`, its file or its run's
             folder.
         n: Number of results. One is the mean of all that are possible; several differ, and show what is not known.
-        method: "supervised", "zero-shot", "cold", or "auto": supervised if the model was trained for the corruption.
+        method: "supervised", "zero-shot", "cold", "patches", or "auto": supervised if the model was trained for the
+            corruption. "patches" fills holes with patches of the image itself; where no model is named, auto takes it
+            for a hole of more than 16 pixels across, unless a mean or a sample is asked for.
         answer: "mean" (one evaluation), "sample", or "auto": the mean for one result and samples for several.
         steps: Denoiser evaluations of a sample.
         seed: Of result 0; result i has seed + i.

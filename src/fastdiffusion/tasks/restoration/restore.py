@@ -27,8 +27,10 @@ from ...io.images import turned
 from ...io.inputs import losses
 from ...models import Model, load
 from ...options import fill
+from ...progress import Progress
 from ...version import __version__
 from ..loading import LoadOptions, loaded
+from . import patch_filling
 from .inputs import Inputs, Source, opened
 from .measurement import Measurement
 from .method import check, check_answer, choose_method, takes_mean
@@ -85,9 +87,15 @@ def restore(
     method = choose_method(chosen, found.named, ready, model)
     check_answer(chosen, method, found.what, ready)
     measurement = _measured(found, found.what, ready, channels)
+    hole = measurement.hole
+    if chosen.method == "auto" and chosen.answer == "auto" and model is None and hole is not None:
+        # what a small net knows of a wide hole is a blur
+        method = "patches" if patch_filling.fits(hole) else method
     job = TiledRestoration(measurement, ready, method, chosen)
     tile, overlap = measurement.tiling(chosen.tile, chosen.overlap)
-    if found.likely or Trial.of(found, ready, chosen) is not None:
+    if method == "patches" and hole is not None:
+        images = _filled(measurement.image, hole, chosen)
+    elif found.likely or Trial.of(found, ready, chosen) is not None:
         images = _weighed(found, ready, channels, method, chosen)
     else:  # the measurement has the pixels: no large image is held twice
         found = replace(found, degraded=None, image=Image.new("L", (1, 1)))
@@ -130,6 +138,12 @@ def _weighed(found: Inputs, model: Model, channels: int, method: str, options: R
         one = replace(options, n=1, answer="sample", seed=seed)
         samples.append(_answer(replace(found, what=drawn(found.likely, seed)), model, channels, method, one))
     return torch.cat(samples)
+
+
+def _filled(image: Tensor, hole: Tensor, options: RestoreOptions) -> Tensor:
+    """Results whose hole is filled with patches of the image."""
+    seeds = Progress(range(options.seed, options.seed + options.n), "filling")
+    return torch.stack([patch_filling.fill(image, hole, seed, options.n > 1) for seed in seeds])
 
 
 def drawn(likely: Mapping[Step, float], seed: int) -> Step:

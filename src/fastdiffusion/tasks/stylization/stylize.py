@@ -2,10 +2,10 @@
 
     stylize("photo.jpg", "painting.jpg", strength=0.6).save("out.png")
 
-Four ways. Patches of the style image take the places of the content's (``fastdiffusion.patches``): strokes and textures. Or
-the pixels are optimized until features without their places are the style's, that is their Gram matrices (Gatys et al.
-2016) and their distribution (Heitz et al. 2021): tones, and edges stay. A net that has learned one style
-(:func:`train_style`) takes one evaluation; and attention can look at the style image inside a diffusion model
+Four ways. Patches of the style image take the places of the content's (``fastdiffusion.patches``): strokes and
+textures. Or the pixels are optimized until features without their places are the style's, that is their Gram matrices
+(Gatys et al. 2016) and their distribution (Heitz et al. 2021): tones, and edges stay. A net that has learned one style
+(:func:`train_style`) takes one evaluation. And attention can look at the style image inside a diffusion model
 (:func:`shared_attention`). ``strength`` is a place on the way from the content to the style; at 0 the content returns.
 """
 

@@ -1,0 +1,1 @@
+"""Other images of one image's patches."""
