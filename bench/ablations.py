@@ -33,6 +33,7 @@ from fastdiffusion.data.dataset import Images
 from fastdiffusion.io.images import to_tensor, to_uint8
 from fastdiffusion.models import Model
 from fastdiffusion.nets.layers import Shuffle
+from fastdiffusion.nets.presets import PRESETS
 from fastdiffusion.noise import initial
 from fastdiffusion.tasks.evaluation.feature_net import feature_net
 from fastdiffusion.training.batches import TrainingBatch
@@ -53,7 +54,7 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         {
             "no adaptive group norm": {"net": "scale_shift=false"},
             "no rescaled sums": {"net": "rescale=false"},
-            "two blocks a level": {"net": "blocks=2,2"},
+            "two blocks a level": {"net": "blocks={twos}"},
         },
     ),
     "B4": (
@@ -248,7 +249,8 @@ def ablate(row: str, base: dict[str, Any], count: int) -> None:
     settings = {"baseline": base, **{name: {**base, **change} for name, change in variants.items()}}
     for changed in settings.values():
         if changed["net"] != base["net"]:
-            changed["net"] = f"{base['net']} {changed['net']}"
+            twos = ",".join("2" for _ in PRESETS[base["net"]]["blocks"])
+            changed["net"] = f"{base['net']} {changed['net'].format(twos=twos)}"
     cost = dict(zip(settings, seconds_a_step(list(settings.values())), strict=True))
     results: dict[str, Any] = {}
     for name, s in settings.items():

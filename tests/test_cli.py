@@ -402,8 +402,6 @@ def test_names_that_others_use(model, here, words):
 
 def test_what_is_experimental_says_so(here, capsys):
     Image.linear_gradient("L").resize((32, 32)).convert("RGB").save("in.png")
-    assert main(["stylize", "in.png", "in.png", "--steps", "1", "--size", "32"]) == 0
-    assert capsys.readouterr().err.startswith("Experimental: ")
     for i in range(3):
         Image.effect_noise((64, 64), 20).convert("RGB").save(f"{i}.png")
     main(["remove-watermark", "0.png", "1.png", "2.png"])
@@ -412,11 +410,9 @@ def test_what_is_experimental_says_so(here, capsys):
         assert main(["restore", "in.png", "--corruption", "colorize"]) == 0
     with pytest.warns(UserWarning, match="Experimental: the encoder"):
         main(["search", ".", "a red car"])
-    for command in ("stylize", "restore", "remove-watermark", "search"):
+    for command in ("restore", "remove-watermark", "search"):
         assert main([command, "--help"]) == 0
         assert "xperimental" in capsys.readouterr().out, command
-    assert main(["--help"]) == 0
-    assert "(experimental)" in capsys.readouterr().out
 
 
 def test_what_to_type_next_works_where_the_shell_does_not_find_the_program(monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """Images of patches: looked up exactly, laid out in another order, and into holes."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ def test_patches_are_looked_up_both_ways():
     rows = F.unfold(x, 5, stride=2)[0].T
     keys = F.unfold(style, 5)[0].T
     far = (rows[:, None] - keys).square().sum(2)
-    found = keys[(far / (far.amin(0) + patches.COMPLETE)).argmin(1)]
+    found = keys[(far / (far.amin(0) + patches.USED)).argmin(1)]
     window = torch.hann_window(7, periodic=False)[1:-1]
     weights = (window[:, None] * window).flatten().repeat(3)
     total, share = (F.fold((v * weights).T[None], (19, 23), 5, stride=2) for v in (found, torch.ones_like(found)))
@@ -60,7 +62,7 @@ def test_patches_of_a_larger_source_are_laid_out():
 def test_a_part_alone_is_replaced_by_what_is_known():
     part = torch.zeros(48, 64, dtype=torch.bool)
     part[20:30, 30:40] = True
-    known = Patches(WAVES, 7, 0, ~part, both_ways=False)
+    known = Patches(WAVES, 7, 0, ~part, used=math.inf)
     x = torch.where(part, torch.rand(WAVES.shape, generator=generator(1)), WAVES)
     made = known.replaced(x, 1, part=part)
     assert bool((made[:, :, part] != 0).all()) and not bool(made[:, :, :10].any())

@@ -10,6 +10,8 @@ and holes what lies around them (``restore``). Nothing is trained.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -23,7 +25,7 @@ KEYS, AXES = 1 << 14, 40  # patches of the source that are looked at; principal 
 ROWS = 64  # compared at once: their distances to all keys stay in a CPU's cache
 STRIP = 1 << 12  # patches that are replaced at once: beside each other, some rows of them
 ASKED = 4  # one patch of so many is asked which patches of the source it is near to
-COMPLETE = 0.5  # squared distance below which a patch of the source counts as used
+USED = 0.5  # squared distance below which a patch of the source counts as used
 
 
 class Patches:
@@ -34,7 +36,8 @@ class Patches:
         side: Of a patch in pixels, at most that of the image.
         seed: Which patches, where there are more than ``KEYS``, and which ones are asked.
         known: Of the image's size: only patches that lie in it are taken. None is all of it.
-        both_ways: Whether a patch is nearer the fewer are near to it; otherwise the nearest one is taken.
+        used: Squared distance below which a patch counts as used: the larger, the less it matters whether others are
+            near to it; infinite, the nearest one is taken.
 
     Raises:
         InputError: No patch is known.
@@ -46,9 +49,9 @@ class Patches:
         side: int,
         seed: int,
         known: Bool[Tensor, "h w"] | None = None,
-        both_ways: bool = True,
+        used: float = USED,
     ):
-        self.image, self.side, self.seed, self.both_ways = image, side, seed, both_ways
+        self.image, self.side, self.seed, self.used = image, side, seed, used
         self.across = image.shape[-1] - side + 1
         if known is None:
             places = torch.arange((image.shape[-2] - side + 1) * self.across, device=image.device)
@@ -132,7 +135,7 @@ class Patches:
 
     def _prices(self, grid: Tensor, wanted: Tensor | None) -> Float[Tensor, " k"]:
         """What a squared distance to each key is divided by: how far the nearest of ``grid`` is from it."""
-        if not self.both_ways:
+        if math.isinf(self.used):
             return torch.ones_like(self.norms)
         n = grid.shape[1] * grid.shape[2]
         rows = torch.arange(n, device=grid.device) if wanted is None else wanted.nonzero()[:, 0]
@@ -141,7 +144,7 @@ class Patches:
         norms = asked.square().sum(1, keepdim=True)
         for part, norm in zip(asked.split(ROWS), norms.split(ROWS), strict=True):
             nearest = torch.minimum(nearest, (torch.addmm(self.norms, part, self.small.T, alpha=-2) + norm).amin(0))
-        return nearest.clamp(min=0) + COMPLETE
+        return nearest.clamp(min=0) + self.used
 
     def _cheapest(self, queries: Float[Tensor, "n p"], price: Float[Tensor, " k"]) -> Int[Tensor, " n"]:
         """The key of least |query - key|^2 / price for each query."""

@@ -89,7 +89,6 @@ def command(
     examples: Sequence[str],
     answers: bool = False,
     document: bool = False,
-    experimental: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a command that takes the flags of each options dataclass, and its own parameters.
 
@@ -105,7 +104,6 @@ def command(
         examples: Two or three lines for the end of its help.
         answers: Whether what it prints is its result: ``--quiet`` leaves that, and there is no run to write down.
         document: Whether it takes ``--json``: the function returns what is then printed.
-        experimental: Why its results are not to be relied on yet; the help and every run say it.
     """
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,8 +129,6 @@ def command(
             launch_processes(max(getattr(chosen, "procs", 1) for chosen in (*filled, None)))
             quiet = quiet or os.environ.get("RANK", "0") != "0"  # of several processes, one speaks
             with printing(quiet and not answers, quiet, as_json):
-                if experimental:
-                    say_experimental(experimental)
                 result = function(*filled, **typed)
             if as_json:
                 print(json.dumps(result, indent=2, ensure_ascii=False))
@@ -149,9 +145,7 @@ def command(
         ordered = [*places, *made, *(p for p in added if p not in places), *shared(name, answers, document)]
         run.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined] # what typer reads
         run.__name__ = function.__name__
-        first, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\n")
-        head = f"{first.removesuffix('.')} (experimental)." if experimental else first
-        run.__doc__ = "\n".join(filter(None, [head, rest, f"\nExperimental: {experimental}" if experimental else ""]))
+        run.__doc__ = inspect.cleandoc(function.__doc__ or "")
         old = {old: f"--{f.name.replace('_', '-')}" for fs in known for f in fs for old in f.metadata["flag"].hidden}
         run.old_flags, run.examples = old, tuple(examples)  # type: ignore[attr-defined] # read by app.Command
         app.command(name, cls=Command, rich_help_panel=panel)(run)

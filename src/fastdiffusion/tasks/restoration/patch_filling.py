@@ -2,8 +2,8 @@
 
 From a scale where the hole is a patch wide to the image's own (Wexler et al. 2007, "Space-Time Completion of Video";
 Newson et al. 2014, arXiv:1503.05528): begun from its border inwards, then every patch that touches the hole is replaced
-by the nearest one from around it, where those near to the border count most. Things that continue, textures and
-edges, are continued; a thing that is seen only once cannot be known.
+by one from around it, where those near to the border count most. Things that continue, textures and edges, are
+continued; a thing that is seen only once cannot be known.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from ...corruptions.marks import filled
 from ...io.images import to_tensor, to_uint8
 from ...noise import generator
 from ...patches import SIDE, Patches, side_and_stride
@@ -26,6 +27,7 @@ LEAST = 2 * SIDE + 2  # pixels of the shorter side there
 ROUNDS, FEW, LARGE = 12, 3, 120  # at each level, and at those whose longest side is above so many pixels
 FAR = 1.5  # widths of the hole around it that patches are taken from
 FADING = 1.3  # by how much a patch counts less for each pixel farther into the hole
+USED = 30.0  # a patch is taken for being unused only where it fits nearly as well: else things come twice
 NOISE = 0.3  # of the first look-ups, where several results are to differ
 
 
@@ -72,8 +74,8 @@ def fill(
     made = image.clone()
     x = to_tensor(image[:, rows, columns])[None]
     part = hole[rows, columns]
-    filled = to_uint8(_filled(x, part, seed, differ))[0]
-    made[:, rows, columns] = torch.where(part, filled, image[:, rows, columns])
+    inside = to_uint8(_filled(x, part, seed, differ))[0]
+    made[:, rows, columns] = torch.where(part, inside, image[:, rows, columns])
     return made
 
 
@@ -97,7 +99,7 @@ def _filled(x: Float[Tensor, "1 c h w"], hole: Bool[Tensor, "h w"], seed: int, d
             continue  # what is known is less than a patch at this scale
         taken = ~part & (F.max_pool2d(part[None, None].float(), *_reach(across * size[0] / work[0], side))[0, 0] > 0)
         taken = taken if _whole(taken, side) else ~part
-        patches = Patches(known, side, seed, taken, both_ways=False)
+        patches = Patches(known, side, seed, taken, USED)
         if made is None:
             made = _peeled(known, part, patches.rows())
         else:
@@ -110,9 +112,15 @@ def _filled(x: Float[Tensor, "1 c h w"], hole: Bool[Tensor, "h w"], seed: int, d
             looked = torch.where(part, made + NOISE * (1 - (i + 1) / rounds) * noise, made)
             last = i == rounds - 1 and level == count - 1
             laid = patches.replaced(looked, stride, i % stride, part, x if last else None, trust)
-            made = laid if last else torch.where(part, laid, known)
+            made = _joined(laid, x, covered) if last else torch.where(part, laid, known)
     assert made is not None
     return made[..., :h, :w].clamp(-1, 1)
+
+
+def _joined(laid: Float[Tensor, "1 c h w"], x: Float[Tensor, "1 c h w"], hole: Float[Tensor, "1 1 h w"]) -> Tensor:
+    """Without a seam: what patches differ by along the border is spread over the hole (as by Perez et al. 2003)."""
+    border = F.max_pool2d(hole, 5, 1, 2) * (1 - hole)
+    return laid + filled((x - laid) * border, border)
 
 
 def _whole(known: Bool[Tensor, "h w"], side: int) -> bool:
@@ -134,7 +142,7 @@ def _peeled(
     channels = known.shape[1]
     keys = rows.unflatten(1, (channels, -1))
     side = math.isqrt(keys.shape[2])
-    middle, around = side * (side // 2) + side // 2, (side // 2, (side - 1) // 2) * 2
+    center, around = side * (side // 2) + side // 2, (side // 2, (side - 1) // 2) * 2
     while bool(left.any()):
         seen = F.pad((~left)[None, None].float(), around)
         ring = left & (F.max_pool2d((~left)[None, None].float(), 3, 1, 1)[0, 0] > 0)
@@ -143,6 +151,6 @@ def _peeled(
         values = values.movedim(1, 0).flatten(2)
         pairs = zip(values, weights, strict=True)
         far = torch.stack([((value - keys).square() * weight).sum((1, 2)) for value, weight in pairs])
-        made[0][:, ring] = keys[far.argmin(1)][:, :, middle].T
+        made[0][:, ring] = keys[far.argmin(1)][:, :, center].T
         left &= ~ring
     return made

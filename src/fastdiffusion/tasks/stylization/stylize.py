@@ -110,15 +110,15 @@ def stylize_steps(content: ImageLike, style: ImageLike, **options: Any) -> Itera
     device = device_for(chosen.device) if own is None else own.device
     levels = pyramid(as_tensor(opened(content, "content")).to(device), chosen.size)
     pattern = as_tensor(opened(style, "style")).to(device)
-    way = METHODS[chosen.method]
-    steps, keep = chosen.steps or way.steps, way.keep if chosen.keep is None else chosen.keep
-    plan = [steps] * (len(levels) - 1) + [max(steps // (way.finest if len(levels) > 1 else 1), 1)]
+    method = METHODS[chosen.method]
+    steps, keep = chosen.steps or method.steps, method.keep if chosen.keep is None else chosen.keep
+    plan = [steps] * (len(levels) - 1) + [max(steps // (method.finest if len(levels) > 1 else 1), 1)]
     change, done = torch.zeros_like(levels[0]), 0
     for level, (at, budget) in enumerate(zip(levels, plan, strict=True)):
         like = scaled(pattern, (at[0, 0].numel() / pattern[0, 0].numel()) ** 0.5)
         at = recolored(at, colors(like), strength)
         start = at + F.interpolate(change, at.shape[-2:], mode="bicubic")
-        for x in way.made(start, at, like, budget, keep, level, chosen) if strength else [at] * budget:
+        for x in method.made(start, at, like, budget, keep, level, chosen) if strength else [at] * budget:
             change, done = x - at, done + 1
             yield StyleStep(done, sum(plan), x[0].clamp(-1, 1))
 

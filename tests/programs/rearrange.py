@@ -1,0 +1,3 @@
+from fastdiffusion import rearrange
+
+rearrange("photo.png", n=2).save("out/rearranged")
