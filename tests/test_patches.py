@@ -191,6 +191,24 @@ def test_holes_at_the_border_and_nearly_all_of_the_image(hole):
     assert float(made[:, hole].float().std()) > 20
 
 
+def test_holes_that_are_far_apart_are_filled_each_on_its_own():
+    image = bricks(120, 700)
+    first, second = disc(120, 700, 60, 60, 18), disc(120, 700, 60, 640, 14)
+    both = patch_filling.fill(torch.where(first | second, 0, image), first | second)
+    for hole in (first, second):
+        alone = patch_filling.fill(torch.where(hole, 0, image), hole)
+        assert torch.equal(both[:, hole], alone[:, hole])
+
+
+def test_what_fits_can_be_filled():
+    """A long stripe: as little as is looked at beside it is a patch at the scale of the work."""
+    hole = torch.zeros(300, 1500, dtype=torch.bool)
+    hole[:, 700:720] = True
+    assert patch_filling.fits(hole)
+    made = patch_filling.fill(bricks(300, 1500), hole)
+    assert float(made[:, hole].float().std()) > 20
+
+
 def test_restore_takes_patches_for_wide_holes_only(tmp_path):
     image = to_pil(bricks())
     for name, hole in (("wide", disc(120, 160, 60, 80, 18)), ("thin", disc(120, 160, 60, 80, 5))):
@@ -201,7 +219,11 @@ def test_restore_takes_patches_for_wide_holes_only(tmp_path):
     assert restore(image, thin).method == restore(image, wide, answer="mean").method == "supervised"
     assert restore(image, thin, method="patches").method == "patches"
     several = restore(image, wide, n=2)
-    assert len(several) == 2 and not torch.equal(*several.pixels)
+    second = restore(image, wide, method="patches", answer="sample", seed=1)
+    assert not torch.equal(*several.pixels) and torch.equal(several.pixels[1], second.pixels[0])
+    assert "model" not in done.recipe
+    with pytest.raises(InputError, match="give no mean"):
+        restore(image, wide, method="patches", answer="mean")
     gray = restore(image.convert("L"), wide).to_pil()[0]
     assert gray.size == image.size
     with pytest.raises(InputError, match="fills holes, and nothing else"):

@@ -62,8 +62,8 @@ class Patches:
         self.places = places[_some(len(places), KEYS, seed, image.device)]
         keys = self.rows()
         self.mean = keys.mean(0)
-        centered = (keys - self.mean).double()
-        self.axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -AXES:].to(image)
+        spread = (keys - self.mean).T @ (keys - self.mean)
+        self.axes = torch.linalg.eigh(spread.cpu().double()).eigenvectors[:, -AXES:].to(image)  # mps has no float64
         self.small = (keys - self.mean) @ self.axes
         self.norms = self.small.square().sum(1)
 
@@ -108,7 +108,7 @@ class Patches:
             wanted = touched.any(-1).any(-1).flatten()
         source = self.image if source is None else source
         times = source.shape[-1] // self.image.shape[-1]
-        side, step, pieces = self.side * times, stride * times, _grid(source, self.side * times, times)
+        side, step, tiles = self.side * times, stride * times, _grid(source, self.side * times, times)
         window = torch.hann_window(side + 2, periodic=False, device=x.device)[1:-1]
         weights = (window[:, None] * window).flatten().repeat(len(x[0]))
         size = [(n - 1) * step + side for n in (down, across)]
@@ -123,7 +123,7 @@ class Patches:
                 continue
             found = self.places[self._cheapest(_rows(grid, places[chosen]), price)]
             laid = source.new_zeros(2, len(places), len(weights))
-            laid[0, chosen], laid[1, chosen] = _rows(pieces, found) * weights, weights
+            laid[0, chosen], laid[1, chosen] = _rows(tiles, found) * weights, weights
             if worth is not None:
                 laid *= worth[places][:, None]
             rows = slice(top * step, top * step + (count - 1) * step + side)

@@ -65,8 +65,9 @@ class ImageResult:
         else:
             path = checked_name(path)
             paths = [path] if len(self) == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(len(self))]
-        recipe = self.recipe if metadata and self.recipe else None
-        return [save_image(image, path, recipe) for image, path in zip(self.images, paths, strict=True)]
+        recipes = [self.recipe if len(self) == 1 else {**self.recipe, "index": i} for i in range(len(self))]
+        kept = recipes if metadata and self.recipe else [None] * len(self)
+        return [save_image(*one) for one in zip(self.images, paths, kept, strict=True)]
 
     def __repr__(self) -> str:
         made = f" by {self.recipe['verb']}" if "verb" in self.recipe else ""

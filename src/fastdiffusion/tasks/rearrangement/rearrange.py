@@ -83,7 +83,7 @@ def rearrange_steps(image: ImageLike, **options: Any) -> Iterator[RearrangeStep]
     shape = image_size(chosen.size) or (height, width)
     if min(shape) < LEAST:
         raise InputError(f"The size must be at least {LEAST} pixels a side, got {shape[1]}x{shape[0]}.")
-    times = math.ceil(max(height, width) / WORK)
+    times = max(min(math.ceil(max(height, width) / WORK), min(height, width, *shape) // (2 * SIDE)), 1)
     source = F.pad(source, (0, -width % times, 0, -height % times), mode="replicate")
     work = _scaled(source, (source.shape[-2] // times, source.shape[-1] // times))
     sides = tuple(math.ceil(n / times) for n in shape)

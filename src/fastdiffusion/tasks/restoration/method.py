@@ -58,6 +58,8 @@ def takes_mean(options: RestoreOptions) -> bool:
 
 def check_answer(options: RestoreOptions, method: str, corruption: Corruption, model: Model) -> None:
     """Raises InputError where the method does not give as many results, or no mean."""
+    if method == "patches" and options.answer == "mean":
+        raise InputError("Patches give no mean of what may be there: leave answer out, or the method.")
     if options.n > 1 and (takes_mean(options) or method == "cold"):
         one = "mean" if takes_mean(options) else "cold method"
         raise InputError(f"The {one} is one answer, {options.n} were asked for. Leave n at 1.")

@@ -21,7 +21,8 @@ class RestoreOptions:
     Attributes:
         model: A restorer, or any generative model of pixels as the prior: a :class:`Model`, its file or its run's
             folder.
-        n: Number of results. One is the mean of all that are possible; several differ, and show what is not known.
+        n: Number of results. One is the mean of all that are possible, but for holes that patches fill; several differ,
+            and show what is not known.
         method: "supervised", "zero-shot", "cold", "patches", or "auto": supervised if the model was trained for the
             corruption. "patches" fills holes with patches of the image itself; where no model is named, auto takes it
             for a hole of more than 16 pixels across, unless a mean or a sample is asked for.

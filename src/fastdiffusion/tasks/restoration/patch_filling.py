@@ -9,10 +9,14 @@ continued; a thing that is seen only once cannot be known.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
+from scipy.ndimage import distance_transform_cdt, find_objects, label, maximum_filter  # comes with scikit-learn
 from torch import Tensor
 
 from ...corruptions.marks import filled
@@ -33,24 +37,39 @@ NOISE = 0.3  # of the first look-ups, where several results are to differ
 
 def width(hole: Bool[Tensor, "h w"]) -> int:
     """Pixels across the widest place of a hole."""
-    return int(2 * depth(hole).max()) - 1 if bool(hole.any()) else 0
+    return max(2 * int(depth(hole).max()) - 1, 0)
 
 
 def depth(hole: Bool[Tensor, "h w"]) -> Float[Tensor, "h w"]:
-    """How many pixels each one is from what is known, at most so: in steps along rows, columns and diagonals."""
-    left, deep = F.pad(hole[None, None].float(), (1, 1, 1, 1), value=1.0), torch.zeros(hole.shape, device=hole.device)
-    for _ in range(max(hole.shape)):
-        if not bool(left[0, 0, 1:-1, 1:-1].any()):
-            break
-        deep += left[0, 0, 1:-1, 1:-1]
-        left = F.pad(-F.max_pool2d(-left, 3, 1), (1, 1, 1, 1), value=1.0)
-    return deep
+    """How many pixels each one is from what is known, in steps along rows, columns and diagonals; 0 outside."""
+    return torch.from_numpy(distance_transform_cdt(hole.numpy(), "chessboard")).float()
 
 
 def fits(hole: Bool[Tensor, "h w"]) -> bool:
-    """Whether there is a hole that is wide, and enough around it to fill it with."""
-    side = SIDE * math.ceil(max(hole.shape) / WORK)
-    return min(hole.shape) >= side and width(hole) > WIDE and _whole(~hole, side)
+    """Whether there is a hole that is wide, and enough around each to fill it with."""
+    if width(hole) <= WIDE:
+        return False
+    return all(_whole(~hole[crop], SIDE * _times(*hole[crop].shape)) for _, crop in _apart(hole))
+
+
+def _apart(hole: Bool[Tensor, "h w"]) -> Iterator[tuple[Bool[Tensor, "h w"], tuple[slice, slice]]]:
+    """Holes that are far from each other: each one, and the part of the image that is looked at for it."""
+    labels, _ = cast("tuple[np.ndarray, int]", label(maximum_filter(hole.numpy(), 4 * SIDE + 1)))
+    for i, near in enumerate(find_objects(labels), 1):
+        own = torch.zeros_like(hole)
+        own[near] = hole[near] & torch.from_numpy(labels[near] == i)
+        spans = [(int(on[0]), int(on[-1]) + 1) for on in (own.any(d).nonzero()[:, 0] for d in (1, 0))]
+        shortest, longest = sorted(b - a for a, b in spans)
+        far = math.ceil(FAR * shortest) + 4 * SIDE
+        while far < (patch := (SIDE + 1) * math.ceil((longest + 2 * far) / WORK)):  # at the scale of the work
+            far = patch
+        rows, columns = (slice(max(a - far, 0), b + far) for a, b in spans)
+        yield own, (rows, columns)
+
+
+def _times(height: int, width: int) -> int:
+    """How many times smaller a part of the image is where patches are looked up."""
+    return max(min(math.ceil(max(height, width) / WORK), min(height, width) // (2 * SIDE)), 1)
 
 
 @torch.no_grad()
@@ -60,7 +79,7 @@ def fill(
     """The image with its hole filled; all else stays to the bit.
 
     Args:
-        image: Of any size; of a large one only what lies around the hole is worked on.
+        image: Of any size, on the CPU; of a large one only what lies around the hole is worked on.
         hole: True is filled.
         seed: Which patches are looked at.
         differ: Begin with noise, so that seeds give different results.
@@ -68,20 +87,17 @@ def fill(
     Raises:
         InputError: Nowhere around is as much known as a patch.
     """
-    spans = [(int(on[0]), int(on[-1]) + 1) for on in (hole.any(1).nonzero()[:, 0], hole.any(0).nonzero()[:, 0])]
-    far = math.ceil(FAR * min(b - a for a, b in spans)) + 4 * SIDE
-    rows, columns = (slice(max(a - far, 0), b + far) for a, b in spans)
     made = image.clone()
-    x = to_tensor(image[:, rows, columns])[None]
-    part = hole[rows, columns]
-    inside = to_uint8(_filled(x, part, seed, differ))[0]
-    made[:, rows, columns] = torch.where(part, inside, image[:, rows, columns])
+    for own, crop in _apart(hole):
+        x = to_tensor(image[:, *crop])[None]
+        inside = to_uint8(_filled(x, hole[crop], seed, differ))[0]
+        made[:, *crop] = torch.where(own[crop], inside, made[:, *crop])
     return made
 
 
 def _filled(x: Float[Tensor, "1 c h w"], hole: Bool[Tensor, "h w"], seed: int, differ: bool) -> Tensor:
     h, w = hole.shape
-    times = math.ceil(max(h, w) / WORK)
+    times = _times(h, w)
     around = (0, -w % times, 0, -h % times)
     x, covered = F.pad(x, around, mode="replicate"), F.pad(hole[None, None].float(), around)
     work = [n // times for n in x.shape[-2:]]
@@ -97,7 +113,8 @@ def _filled(x: Float[Tensor, "1 c h w"], hole: Bool[Tensor, "h w"], seed: int, d
         side, stride = side_and_stride(known)
         if made is None and level < count - 1 and not _whole(~part, side):
             continue  # what is known is less than a patch at this scale
-        taken = ~part & (F.max_pool2d(part[None, None].float(), *_reach(across * size[0] / work[0], side))[0, 0] > 0)
+        reach = math.ceil(FAR * across * size[0] / work[0]) + side
+        taken = ~part & (depth(~part) <= reach)
         taken = taken if _whole(taken, side) else ~part
         patches = Patches(known, side, seed, taken, USED)
         if made is None:
@@ -125,13 +142,10 @@ def _joined(laid: Float[Tensor, "1 c h w"], x: Float[Tensor, "1 c h w"], hole: F
 
 def _whole(known: Bool[Tensor, "h w"], side: int) -> bool:
     """Whether a whole patch is known somewhere."""
-    return bool((F.max_pool2d(-known[None, None].float(), side, 1) < 0).any())
-
-
-def _reach(across: float, side: int) -> tuple[int, int, int]:
-    """Kernel, stride and padding of a maximum over all within reach."""
-    reach = math.ceil(FAR * across) + side
-    return 2 * reach + 1, 1, reach
+    if min(known.shape) < side:
+        return False
+    rows = F.max_pool2d(-known[None, None].float(), (side, 1), 1)
+    return bool((F.max_pool2d(rows, (1, side), 1) < 0).any())
 
 
 def _peeled(
@@ -144,9 +158,9 @@ def _peeled(
     side = math.isqrt(keys.shape[2])
     center, around = side * (side // 2) + side // 2, (side // 2, (side - 1) // 2) * 2
     while bool(left.any()):
-        seen = F.pad((~left)[None, None].float(), around)
+        visible = F.pad((~left)[None, None].float(), around)
         ring = left & (F.max_pool2d((~left)[None, None].float(), 3, 1, 1)[0, 0] > 0)
-        weights = seen[0, 0].unfold(0, side, 1).unfold(1, side, 1)[ring].flatten(1)
+        weights = visible[0, 0].unfold(0, side, 1).unfold(1, side, 1)[ring].flatten(1)
         values = F.pad(made, around, mode="replicate")[0].unfold(1, side, 1).unfold(2, side, 1)[:, ring]
         values = values.movedim(1, 0).flatten(2)
         pairs = zip(values, weights, strict=True)

@@ -1,6 +1,6 @@
 """Undo what happened to an image: ``restore(photo, "gray, blur 1.5, jpeg 30")``, at any size.
 
-Three methods, one function. *Supervised*: a denoiser that works from the degraded image, trained with the same
+Four methods, one function. *Supervised*: a denoiser that works from the degraded image, trained with the same
 corruption; one evaluation is the mean of all answers, more evaluations are one of them. *Zero-shot*: any other model as
 the prior, led by the measurement (``guidance.posterior``). *Cold*: the corruption undone a little at a time, by a
 supervised model. Where it is known what happened, the answer is held to it: degraded again, it gives the input.
@@ -143,7 +143,7 @@ def _weighed(found: Inputs, model: Model, channels: int, method: str, options: R
 def _filled(image: Tensor, hole: Tensor, options: RestoreOptions) -> Tensor:
     """Results whose hole is filled with patches of the image."""
     seeds = Progress(range(options.seed, options.seed + options.n), "filling")
-    return torch.stack([patch_filling.fill(image, hole, seed, options.n > 1) for seed in seeds])
+    return torch.stack([patch_filling.fill(image, hole, seed, not takes_mean(options)) for seed in seeds])
 
 
 def drawn(likely: Mapping[Step, float], seed: int) -> Step:
@@ -203,6 +203,6 @@ def _recipe(options: RestoreOptions, model: Model, label: str, method: str, tile
         "verb": "restore",
         "corruption": label,
         "method": method,
-        "model": model.id[:16],
+        **({} if method == "patches" else {"model": model.id[:16]}),
         "parameters": {**kept, "tile": tile, "overlap": overlap, **ensemble},
     }

@@ -31,7 +31,7 @@ class RestorationResult:
         pixels: The results as they are written, 0 to 255; a large image takes a quarter of the memory so.
         degraded: The input, on its own grid.
         corruption: What was undone.
-        method: How: "supervised", "zero-shot" or "cold".
+        method: How: "supervised", "zero-shot", "cold" or "patches".
         error: Root mean square and largest difference, in units of 1/255, between the input and the results degraded
             again; None where what happened is not known exactly.
         uncertainty: Standard deviation of the results at each pixel, in units of 1/255; zeros for one result.

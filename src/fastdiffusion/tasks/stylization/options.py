@@ -33,7 +33,8 @@ class StylizeOptions:
             style's is 1 (0.42).
         net: For features: which ones to compare in; by default the bundled ones.
         model: A diffusion model with attention, to do it inside of (:func:`stylize_inside`) at its own size.
-        seed: Of the directions that features are projected on, or of the style image's noise.
+        seed: Of the patches that are looked at and their noise, of the directions that features are projected on, or of
+            the style image's noise.
         device: Where to compute; by default the best there is, and for a model that is open already, where it is.
 
     Raises:
@@ -60,6 +61,8 @@ class StylizeOptions:
                 f"size must be at least {LEAST}, steps at least 1 and keep at least 0, got {self.size}, {steps} and "
                 f"{keep:g}."
             )
+        if self.model is not None:
+            return
         if self.method == "patches" and keep > 1:
             raise InputError(f"keep must be from 0 to 1 for patches, got {keep:g}. Try 0.7.")
         if self.method == "patches" and self.net is not None:

@@ -1,4 +1,4 @@
-"""Style transfer: one image's content in another one's colors and textures.
+"""Style transfer: one image's content in another one's colors, strokes and textures.
 
     stylize("photo.jpg", "painting.jpg", strength=0.6).save("out.png")
 
