@@ -461,7 +461,7 @@ def test_sampling_anew_replaces_no_other_image(run, first, second):
 COMMANDS = {
     "sample": ("sample", "a red heart", "-n", 1, "--steps", 1),
     "restore": ("restore", "p.png", "--corruption", "upscale x2", "--self-ensemble"),
-    "stylize": ("stylize", "p.png", "p.png", "--size", 64, "--steps", 1),
+    "stylize": ("stylize", "p.png", "p.png", "--size", 64, "--steps", 1, "--method", "features"),
 }
 
 
