@@ -366,7 +366,7 @@ CHOICES = {
     choices.SIGMA_DISTRIBUTIONS: schedules.SIGMA_DISTRIBUTIONS, choices.LOSS_WEIGHTINGS: losses.LOSS_WEIGHTINGS,
     choices.NETS: presets.PRESETS, choices.OPTIMIZERS: optimizers.OPTIMIZERS, choices.AUGMENTS: augment.AUGMENTS,
     choices.UNETS: [name for name, spec in presets.PRESETS.items() if spec["name"] == "unet"],
-    choices.STYLES: stylize.METHODS,
+    choices.STYLIZATIONS: stylize.METHODS,
     choices.CLASSIFIERS: ["mlp", *choices.UNETS],
     choices.LOAD_PRECISIONS: {*adapters_loading.PRECISIONS, *engines.PRECISIONS},
     choices.EXPORTS: {"fastdiffusion", "diffusers", *exports.SUFFIXES},

@@ -60,7 +60,7 @@ EDITS = (
 )  # fmt: skip
 ANSWERS = ("auto", "mean", "sample")
 PROCESSES = ("gaussian", "blur_noise", "heat", "soft")
-STYLES = ("patches", "features")
+STYLIZATIONS = ("patches", "features")
 TRANSLATIONS = ("regression", "gan", "diffusion", "bridge", "cyclegan")
 AUTOENCODERS = ("kl", "vq", "fsq", "gumbel")
 CLIP_SIZES = ("tiny", "small", "base")

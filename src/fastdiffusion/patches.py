@@ -21,6 +21,9 @@ from .errors import InputError
 from .noise import generator
 
 SIDE, STRIDE = 7, 3  # of a patch, and from one to the next, in pixels
+WORK = 256  # longest side that patches are looked up at; of a larger image, they are then laid out at its own size
+RATIO = 4 / 3  # of a scale's sides to those of the one before
+LARGE = 120  # pixels of the longest side, from where on few rounds do, and patches need not begin at every pixel
 KEYS, AXES = 1 << 14, 40  # patches of the source that are looked at; principal components that they are compared in
 ROWS = 64  # compared at once: their distances to all keys stay in a CPU's cache
 STRIP = 1 << 12  # patches that are replaced at once: beside each other, some rows of them
@@ -37,7 +40,7 @@ class Patches:
         seed: Which patches, where there are more than ``KEYS``, and which ones are asked.
         known: Of the image's size: only patches that lie in it are taken. None is all of it.
         used: Squared distance below which a patch counts as used: the larger, the less it matters whether others are
-            near to it; infinite, the nearest one is taken.
+            near to it, and the nearest one is taken.
 
     Raises:
         InputError: No patch is known.
@@ -52,11 +55,8 @@ class Patches:
         used: float = USED,
     ):
         self.image, self.side, self.seed, self.used = image, side, seed, used
-        self.across = image.shape[-1] - side + 1
-        if known is None:
-            places = torch.arange((image.shape[-2] - side + 1) * self.across, device=image.device)
-        else:
-            places = known.unfold(0, side, 1).unfold(1, side, 1).all(-1).all(-1).flatten().nonzero()[:, 0]
+        known = torch.ones_like(image[0, 0], dtype=torch.bool) if known is None else known
+        places = known.unfold(0, side, 1).unfold(1, side, 1).all(-1).all(-1).flatten().nonzero()[:, 0]
         if not len(places):
             raise InputError(f"Nowhere in the image are {side}x{side} pixels known: there is nothing to copy from.")
         self.places = places[_some(len(places), KEYS, seed, image.device)]
@@ -66,9 +66,6 @@ class Patches:
         self.axes = torch.linalg.eigh(spread.cpu().double()).eigenvectors[:, -AXES:].to(image)  # mps has no float64
         self.small = (keys - self.mean) @ self.axes
         self.norms = self.small.square().sum(1)
-
-    def __len__(self) -> int:
-        return len(self.places)
 
     def rows(self) -> Float[Tensor, "k p"]:
         """The patches themselves, each as one row."""
@@ -135,8 +132,6 @@ class Patches:
 
     def _prices(self, grid: Tensor, wanted: Tensor | None) -> Float[Tensor, " k"]:
         """What a squared distance to each key is divided by: how far the nearest of ``grid`` is from it."""
-        if math.isinf(self.used):
-            return torch.ones_like(self.norms)
         n = grid.shape[1] * grid.shape[2]
         rows = torch.arange(n, device=grid.device) if wanted is None else wanted.nonzero()[:, 0]
         asked = self._small(_rows(grid, rows[_some(len(rows), max(len(rows) // ASKED, 2048), self.seed, grid.device)]))
@@ -174,6 +169,11 @@ def _some(n: int, most: int, seed: int, device: torch.device) -> Int[Tensor, " m
     if n <= most:
         return torch.arange(n, device=device)
     return torch.randperm(n, generator=generator(seed))[:most].to(device)
+
+
+def times_smaller(*sides: int) -> int:
+    """How many times smaller an image, and what is made of it, are where patches are looked up."""
+    return max(min(math.ceil(max(sides) / WORK), min(sides) // (2 * SIDE)), 1)
 
 
 def side_and_stride(*images: Tensor) -> tuple[int, int]:

@@ -23,6 +23,9 @@ OutImage = Annotated[
 ]
 
 
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="Folder to write into; for one image also a file.")]
+
+
 @command(
     "stylize",
     StylizeOptions,
@@ -67,9 +70,7 @@ def stylize(
 def rearrange(
     chosen: RearrangeOptions,
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image whose patches are laid out.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into; a file's name for one image.")] = Path(
-        "out/rearranged"
-    ),
+    out: OutFolder = Path("out/rearranged"),
     metadata: Metadata = True,
 ) -> None:
     """Make other images of an image's own patches.

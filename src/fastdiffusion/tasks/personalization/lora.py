@@ -92,7 +92,7 @@ def lora(
 
 
 def _recipe(path: Path) -> str:
-    """What a LoRA was made from and how; "" where no file tells. Its bits do not: factors vary in rounding."""
+    """What a LoRA was made from and how; "" where its files do not say. Not its bits: factors vary in rounding."""
     try:
         metadata, _ = read_safetensors(path)
         return str(untrusted_json.parsed(metadata.get(tokens.NOTE, "{}")).get("recipe", ""))

@@ -30,15 +30,12 @@ from ...io.metadata import recipe
 from ...io.results import ImageResult
 from ...noise import generator
 from ...options import fill
-from ...patches import SIDE, Patches, side_and_stride
+from ...patches import LARGE, RATIO, SIDE, Patches, side_and_stride, times_smaller
 from ...progress import Progress
 from ..generation.options import image_size
 from .options import LEAST, RearrangeOptions
 
-WORK = 256  # longest side that patches are looked up at; of a larger image, they are then laid out at its own size
-RATIO = 4 / 3  # of a level's sides to those of the one before
-ROUNDS, FEW = 8, 3  # at each level; at those above
-LARGE = 120  # pixels of the longest side, where patches need not begin at every pixel
+ROUNDS, FEW = 8, 3  # at each scale; at large ones
 
 
 class RearrangeStep(NamedTuple):
@@ -52,7 +49,7 @@ class RearrangeStep(NamedTuple):
 def rearrange(image: ImageLike, **options: Any) -> ImageResult:
     """Other images of an image's patches: landscapes, textures, many things of a kind, or the same in another shape.
 
-    What has to be whole, such as a face, seldom stays so at a high ``strength``.
+    What has to be whole, such as a face, rarely stays so at a high ``strength``.
 
     Args:
         image: Of any size, its file, or (c, h, w) in [-1, 1]; transparency is laid on white.
@@ -64,8 +61,7 @@ def rearrange(image: ImageLike, **options: Any) -> ImageResult:
     """
     chosen = fill(RearrangeOptions, **options)
     whole, made = opened(image, "image"), []
-    for seed in (bar := Progress(range(chosen.seed, chosen.seed + chosen.n), "rearranging")):
-        bar.total = chosen.n
+    for seed in Progress(range(chosen.seed, chosen.seed + chosen.n), "rearranging"):
         *_, last = rearrange_steps(whole, **{**vars(chosen), "n": 1, "seed": seed})
         made.append(to_pil(last.image))
     name = Path(image).stem if isinstance(image, str | PathLike) else "image"
@@ -83,7 +79,7 @@ def rearrange_steps(image: ImageLike, **options: Any) -> Iterator[RearrangeStep]
     shape = image_size(chosen.size) or (height, width)
     if min(shape) < LEAST:
         raise InputError(f"The size must be at least {LEAST} pixels a side, got {shape[1]}x{shape[0]}.")
-    times = max(min(math.ceil(max(height, width) / WORK), min(height, width, *shape) // (2 * SIDE)), 1)
+    times = min(times_smaller(height, width), times_smaller(*shape))
     source = F.pad(source, (0, -width % times, 0, -height % times), mode="replicate")
     work = _scaled(source, (source.shape[-2] // times, source.shape[-1] // times))
     sides = tuple(math.ceil(n / times) for n in shape)

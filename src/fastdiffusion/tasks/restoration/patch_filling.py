@@ -3,7 +3,7 @@
 From a scale where the hole is a patch wide to the image's own (Wexler et al. 2007, "Space-Time Completion of Video";
 Newson et al. 2014, arXiv:1503.05528): begun from its border inwards, then every patch that touches the hole is replaced
 by one from around it, where those near to the border count most. Things that continue, textures and edges, are
-continued; a thing that is seen only once cannot be known.
+continued; a thing of which there is one only cannot be known.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from torch import Tensor
 from ...corruptions.marks import filled
 from ...io.images import to_tensor, to_uint8
 from ...noise import generator
-from ...patches import SIDE, Patches, side_and_stride
+from ...patches import LARGE, RATIO, SIDE, WORK, Patches, side_and_stride, times_smaller
 
 WIDE = 16  # pixels across a hole, from where on a smooth filling shows as a blur
-WORK = 256  # longest side that patches are looked up at; of a larger image, they are then laid out at its own size
-RATIO, COARSEST = 4 / 3, 6  # of a level's sides to those of the one before; pixels across the hole at the first one
-LEAST = 2 * SIDE + 2  # pixels of the shorter side there
-ROUNDS, FEW, LARGE = 12, 3, 120  # at each level, and at those whose longest side is above so many pixels
+COARSEST, LEAST = 6, 2 * SIDE + 2  # pixels across the hole, and of the shorter side, at the first scale
+ROUNDS, FEW = 12, 3  # at each scale; at large ones
 FAR = 1.5  # widths of the hole around it that patches are taken from
 FADING = 1.3  # by how much a patch counts less for each pixel farther into the hole
 USED = 30.0  # a patch is taken for being unused only where it fits nearly as well: else things come twice
@@ -49,7 +47,7 @@ def fits(hole: Bool[Tensor, "h w"]) -> bool:
     """Whether there is a hole that is wide, and enough around each to fill it with."""
     if width(hole) <= WIDE:
         return False
-    return all(_whole(~hole[crop], SIDE * _times(*hole[crop].shape)) for _, crop in _apart(hole))
+    return all(_whole(~hole[crop], SIDE * times_smaller(*hole[crop].shape)) for _, crop in _apart(hole))
 
 
 def _apart(hole: Bool[Tensor, "h w"]) -> Iterator[tuple[Bool[Tensor, "h w"], tuple[slice, slice]]]:
@@ -65,11 +63,6 @@ def _apart(hole: Bool[Tensor, "h w"]) -> Iterator[tuple[Bool[Tensor, "h w"], tup
             far = patch
         rows, columns = (slice(max(a - far, 0), b + far) for a, b in spans)
         yield own, (rows, columns)
-
-
-def _times(height: int, width: int) -> int:
-    """How many times smaller a part of the image is where patches are looked up."""
-    return max(min(math.ceil(max(height, width) / WORK), min(height, width) // (2 * SIDE)), 1)
 
 
 @torch.no_grad()
@@ -97,7 +90,7 @@ def fill(
 
 def _filled(x: Float[Tensor, "1 c h w"], hole: Bool[Tensor, "h w"], seed: int, differ: bool) -> Tensor:
     h, w = hole.shape
-    times = _times(h, w)
+    times = times_smaller(h, w)
     around = (0, -w % times, 0, -h % times)
     x, covered = F.pad(x, around, mode="replicate"), F.pad(hole[None, None].float(), around)
     work = [n // times for n in x.shape[-2:]]

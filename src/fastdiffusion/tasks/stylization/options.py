@@ -42,7 +42,9 @@ class StylizeOptions:
     """
 
     strength: float = option(0.6, STRENGTH)
-    method: str = option("patches", "Strokes by patches of the style, or tones by features.", choices=choices.STYLES)
+    method: str = option(
+        "patches", "Strokes by patches of the style, or tones by features.", choices=choices.STYLIZATIONS
+    )
     size: int = option(768, "Longest side to work at; beyond it the change is enlarged.")
     steps: int | None = option(None, "Steps at each size, or of the model; by default 5 of patches, 80 of features.")
     keep: float | None = option(None, "How much of the content is kept; by default 0.7 for patches, 0.42 for features.")
@@ -53,8 +55,8 @@ class StylizeOptions:
 
     def __post_init__(self) -> None:
         check_strength(self.strength)
-        if self.method not in choices.STYLES:
-            raise unknown("method", self.method, choices.STYLES)
+        if self.method not in choices.STYLIZATIONS:
+            raise unknown("method", self.method, choices.STYLIZATIONS)
         steps, keep = 1 if self.steps is None else self.steps, 0 if self.keep is None else self.keep
         if self.size < LEAST or steps < 1 or not keep >= 0:
             raise InputError(
