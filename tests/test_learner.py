@@ -143,6 +143,17 @@ def test_every_parameterization_and_option_trains(parameterization):
     assert learn.model.denoise(torch.randn(2, 1, 8, 8), torch.ones(2)).isfinite().all()
 
 
+def test_held_out_images_are_measured_without_the_learned_weighting():
+    """Else the loss has no scale, may be negative, and neither checkpoints nor runs can be compared by it."""
+    learn = learner(uncertainty=True)
+    next(learn.steps(1))
+    before = learn.validate()
+    learn.objective.uncertainty.linear.bias.data.fill_(-3.0)
+    assert learn.validate() == before > 0
+    (batch,) = learn.draw(0)
+    assert float(learn.objective(batch).mean().detach()) != float(learner().objective(batch).mean().detach())
+
+
 COUNTS = {  # what a squared error of x0 counts at noise level s, of data of standard deviation d
     "edm": lambda s, d: (s**2 + d**2) / (s * d) ** 2,
     "noise": lambda s, d: s**-2,

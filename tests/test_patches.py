@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from fastdiffusion import cli, patches, rearrange, restore
 from fastdiffusion.errors import InputError
-from fastdiffusion.io.images import to_pil, to_uint8
+from fastdiffusion.io import metadata
+from fastdiffusion.io.images import read_recipe, to_pil, to_uint8
 from fastdiffusion.noise import generator
 from fastdiffusion.patches import Patches
 from fastdiffusion.tasks.rearrangement.rearrange import rearrange_steps
@@ -133,7 +134,14 @@ def test_the_command(tmp_path, capsys):
     to_pil(blobs()).convert("RGBA").save(tmp_path / "photo.png")
     photo = str(tmp_path / "photo.png")
     assert cli.main(["rearrange", photo, "-n", "2", "-o", str(tmp_path / "out")]) == 0
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["photo-rearranged-0.png", "photo-rearranged-1.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["photo-0.png", "photo-1.png"]
+    assert metadata.source_type(read_recipe(tmp_path / "out" / "photo-1.png")) == metadata.COMPOSITE
+    assert cli.main(["rearrange", photo, "-n", "2", "-o", "-"]) == 2
+    both = [photo, str(tmp_path / "none.png"), str(tmp_path / "other.png"), "-n", "1", "-o", str(tmp_path / "both")]
+    to_pil(blobs()).save(tmp_path / "other.png")
+    assert cli.main(["rearrange", *both]) == 1  # and the others are made
+    assert "1 of 3 images failed" in capsys.readouterr().err
+    assert sorted(p.name for p in (tmp_path / "both").iterdir()) == ["other.png", "photo.png"]
     assert (
         cli.main(
             ["rearrange", str(tmp_path / "photo.png"), "--size", "64x64", "-n", "1", "-o", str(tmp_path / "a.png")]

@@ -17,7 +17,7 @@ from fastdiffusion.cli import main
 from fastdiffusion.errors import DataError, InputError
 from fastdiffusion.io import mark, provenance
 from fastdiffusion.io.images import read_image, read_recipe, save_png, to_pil, to_tensor, to_uint8
-from fastdiffusion.io.metadata import ENHANCED, MADE, MIXED, source_type
+from fastdiffusion.io.metadata import COMPOSITE, ENHANCED, MADE, MIXED, source_type
 
 ENDS = ("png", "webp", "jpg")
 
@@ -122,6 +122,11 @@ def test_the_tag_says_no_more_than_is_true():
     assert kind("edit", parameters={"image": "photo.png"}) == MIXED != kind("edit", parameters={"image": None})
     assert kind("restore", corruption="blur 2 + noise 5") == ENHANCED
     assert kind("restore", corruption="mask hole.png") == MIXED
+    patches = {"parameters": {"method": "patches", "model": None}}
+    assert kind("stylize", inputs=["a.png", "b.png"], **patches) == kind("rearrange") == COMPOSITE
+    assert kind("stylize", inputs=["a.png", "style.safetensors"], **patches) == MIXED
+    assert kind("stylize", inputs=["a.png", "b.png"], parameters={"method": "features"}) == MIXED
+    assert kind("stylize", inputs=["a.png", "b.png"], parameters={"method": "patches", "model": "emoji"}) == MIXED
     assert kind("evaluate") is None and source_type({"made_by": "ComfyUI"}) is None
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InputError
 from ..tasks.rearrangement.options import RearrangeOptions
 from ..tasks.stylization.options import StylizeOptions, TrainStyleOptions
 from .command import command
@@ -69,7 +70,10 @@ def stylize(
 )
 def rearrange(
     chosen: RearrangeOptions,
-    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="The image whose patches are laid out.")],
+    image: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", help="Images whose patches are laid out, each its own; folders; patterns."),
+    ],
     out: OutFolder = Path("out/rearranged"),
     metadata: Metadata = True,
 ) -> None:
@@ -79,12 +83,18 @@ def rearrange(
     """
     from ..tasks.rearrangement import rearrange as rearrangement
 
-    made = rearrangement.rearrange(image, **vars(chosen))
-    height, width = made.images.shape[2:]
-    for path in made.save(out, metadata):
-        print(f"{path}: {width}x{height} pixels.")
-    for note in made.notes:
-        print(note)
+    def one(source: Path, path: Path) -> str:
+        report = []
+        for i in range(chosen.n):  # each is written as soon as it is made
+            made = rearrangement.rearrange(source, **{**vars(chosen), "n": 1, "seed": chosen.seed + i})
+            to = path if chosen.n == 1 else path.with_stem(f"{path.stem}-{chosen.seed + i}")
+            (written,), (height, width) = made.save(to, metadata), made.images.shape[2:]
+            report += [f"{written}: {width}x{height} pixels.", *(made.notes if i == 0 else ())]
+        return "\n".join(report)
+
+    if chosen.n > 1 and Path("-") in (*image, out):
+        raise InputError("To stdout goes one image. Give -n 1.")
+    each(image, out, "rearranged", one)
 
 
 @command(

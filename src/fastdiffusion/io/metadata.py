@@ -53,9 +53,10 @@ def recipe(command: str, options: Mapping[str, Any], *inputs: object) -> dict[st
 
 
 MADE, MIXED, ENHANCED = "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicallyEnhanced"
+COMPOSITE = "composite"  # of what captures or anything else show, and no model has learned
 _SOURCES = {
     "sample": MADE, "sample-tokens": MADE, "variations": MADE, "edit": MADE, "stylize": MIXED, "translate": MIXED,
-    "rearrange": MIXED, "remove-watermark": MIXED, "restore": ENHANCED,
+    "rearrange": COMPOSITE, "remove-watermark": MIXED, "restore": ENHANCED,
 }  # fmt: skip
 _FILLED = ("mask", "inpaint", "scratches", "watermark", "logo")  # restorations that draw what is not there
 
@@ -65,13 +66,26 @@ def source_type(recipe: Mapping[str, Any]) -> str | None:
 
     What a model made of a prompt is ``trainedAlgorithmicMedia``; where a model's work and somebody's image are put
     together (image to image, inpainting, an edit, a style) it is ``compositeWithTrainedAlgorithmicMedia``. A
-    restoration shows what its input shows: it is ``algorithmicallyEnhanced``, unless holes were filled.
+    restoration shows what its input shows: it is ``algorithmicallyEnhanced``, unless holes were filled. What is
+    laid out of images' own patches is a ``composite``: nothing was trained.
     """
     kind, p = _SOURCES.get(str(recipe.get("verb"))), recipe.get("parameters")
     has_image = isinstance(p, Mapping) and (p.get("image") or "inpaint" in str(p.get("guidance")))
     if kind == ENHANCED and any(name in str(recipe.get("corruption")) for name in _FILLED):
         return MIXED
+    if recipe.get("verb") == "stylize" and _by_patches(recipe, p):
+        return COMPOSITE
     return MIXED if kind == MADE and has_image else kind
+
+
+def _by_patches(recipe: Mapping[str, Any], parameters: object) -> bool:
+    inputs = recipe.get("inputs")
+    trained = isinstance(inputs, list) and str(inputs[-1:]).endswith(".safetensors']")
+    return (
+        isinstance(parameters, Mapping)
+        and parameters.get("method") == "patches"
+        and not (parameters.get("model") or trained)
+    )
 
 
 def xmp(recipe: Mapping[str, Any]) -> str | None:
