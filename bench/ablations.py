@@ -64,7 +64,7 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "p2": {"loss_weighting": "p2"},
             "min_snr": {"loss_weighting": "min_snr"},
             "v": {"loss_weighting": "v"},
-            "learned": {"uncertainty": True},
+            "edm, not learned": {"uncertainty": False},
         },
     ),
     "B4d": (
@@ -79,7 +79,7 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "B6": ("self-conditioning", {"on": {"self_condition": True}}),
     "B7": (
         "what the network predicts",
-        {p: {"parameterization": p} for p in ("noise", "score", "x0", "v", "flow")},
+        {p: {"parameterization": p} for p in ("noise", "score", "x0", "v", "edm")},
     ),
     "B12": ("augmentation", {"EDM, p 0.12": {"augment": AUGMENT}}),
     "B15": ("optimizer", {"adamw": {"optimizer": "adamw"}}),

@@ -6,6 +6,7 @@ after, and their ratio. ``edges`` is the SSIM of the gradients before and after,
 Then the strength: Spearman's correlation of strength and style distance, and that strength 0 is the input.
 
     python bench/style.py [--method features] [--size 512] [--steps 5] [--keep 0.7] [--out out/bench]
+    python bench/style.py --nets runs --pairs 0 2 9 --monotone 0     # by train-style's nets: runs/ihc
 
 The photographs are scikit-image's and scikit-learn's: pip install scikit-image.
 """
@@ -26,6 +27,7 @@ from fastdiffusion.io.images import grid, plain
 from fastdiffusion.io.inputs import as_tensor
 from fastdiffusion.nets.perceptual import style_distance
 from fastdiffusion.tasks.evaluation import evaluator
+from fastdiffusion.tasks.stylization.network import FILE
 from fastdiffusion.tasks.stylization.statistics import edge_similarity
 from fastdiffusion.tasks.stylization.stylize import stylize
 
@@ -69,6 +71,9 @@ def main() -> None:
     parser.add_argument("--keep", type=float)
     parser.add_argument("--pairs", type=int, nargs="+", default=list(range(len(PAIRS))), help="which of them")
     parser.add_argument("--strength", type=float, default=1.0)
+    parser.add_argument(
+        "--nets", type=Path, help="runs of train-style in a folder, each called as its style, ihc or coffee"
+    )
     parser.add_argument("--monotone", type=int, default=2, help="pairs to try all strengths on")
     parser.add_argument("--out", type=Path, default=Path("out/bench"))
     args = parser.parse_args()
@@ -78,14 +83,16 @@ def main() -> None:
         with torch.no_grad():
             return float(style_distance(as_tensor(a), as_tensor(b), eval_maps))
 
-    def run(a: Image.Image, b: Image.Image, strength: float) -> Image.Image:
+    def run(a: Image.Image, b: Image.Image, strength: float, name: str) -> Image.Image:
+        if args.nets:
+            return stylize(a, args.nets / Path(name).stem / FILE, strength=strength, size=args.size).to_pil()[0]
         options = {"method": args.method, "size": args.size, "steps": args.steps, "keep": args.keep}
         return stylize(a, b, strength=strength, **options).to_pil()[0]
 
     for content, pattern in (PAIRS[i] for i in args.pairs):
         a, b = photograph(content, args.size), photograph(pattern, args.size)
         begun = time.process_time()
-        made = run(a, b, args.strength)
+        made = run(a, b, args.strength, pattern)
         row = {
             "content": content, "style": pattern, "before": round(style(a, b), 3), "after": round(style(made, b), 3),
             "edges": round(float(edge_similarity(as_tensor(a), as_tensor(made))), 3),
@@ -104,7 +111,7 @@ def main() -> None:
     ranks = []
     for content, pattern in PAIRS[: args.monotone]:
         a, b = photograph(content, args.size), photograph(pattern, args.size)
-        answers = [run(a, b, strength) for strength in STRENGTHS]
+        answers = [run(a, b, strength, pattern) for strength in STRENGTHS]
         assert answers[0].tobytes() == a.tobytes()
         away = torch.tensor([style(made, b) for made in answers])
         ranks.append(

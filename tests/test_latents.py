@@ -12,7 +12,7 @@ from fastdiffusion.io.checkpoints import save_tensors
 from fastdiffusion.io.images import to_tensor
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load, load_autoencoder, save
-from fastdiffusion.nets.autoencoders import FSQ, KL, VQ, divergence
+from fastdiffusion.nets.autoencoders import FSQ, KL, VQ, divergence, rotated
 from fastdiffusion.tasks.autoencoding import train
 from fastdiffusion.tasks.autoencoding.train import quality, standardize, train_autoencoder, use
 from fastdiffusion.training import callbacks, trainer
@@ -157,6 +157,16 @@ def test_fsq_codes_count_every_combination_once():
     assert torch.equal(autoencoder.quantize(autoencoder.vectors(every))[1], every)
     wild = autoencoder.bound(torch.tensor([-50.0, 50.0]).expand(1, 2, 1, 2).contiguous()) / (autoencoder.levels // 2)
     assert wild.round().abs().max() <= 1 and len(autoencoder.quantize(wild)[1].unique()) == 2
+
+
+def test_a_vector_is_turned_to_its_token_and_the_gradient_with_it():
+    z, to = torch.randn(2, 3, 1, 1, requires_grad=True), torch.randn(2, 3, 1, 1)
+    turned = rotated(z, to)
+    torch.testing.assert_close(turned, to)
+    turn = [torch.autograd.grad(turned[0, i, 0, 0], z, retain_graph=True)[0][0, :, 0, 0] for i in range(3)]
+    turn = torch.stack(turn) * z[0].norm().detach() / to[0].norm()
+    torch.testing.assert_close(turn @ turn.T, torch.eye(3))  # a rotation, and no reflection
+    assert float(torch.linalg.det(turn)) == pytest.approx(1, abs=1e-5)
 
 
 def test_words_that_nobody_uses_start_again():

@@ -143,15 +143,30 @@ def test_every_parameterization_and_option_trains(parameterization):
     assert learn.model.denoise(torch.randn(2, 1, 8, 8), torch.ones(2)).isfinite().all()
 
 
-def test_held_out_images_are_measured_without_the_learned_weighting():
-    """Else the loss has no scale, may be negative, and neither checkpoints nor runs can be compared by it."""
-    learn = learner(uncertainty=True)
-    next(learn.steps(1))
-    before = learn.validate()
-    learn.objective.uncertainty.linear.bias.data.fill_(-3.0)
-    assert learn.validate() == before > 0
+def test_the_loss_that_is_shown_has_no_part_of_the_learned_weighting():
+    """Else it has no scale, may be negative, and neither checkpoints nor runs can be compared by it."""
+    learn, plain = learner(uncertainty=True), learner(uncertainty=False)
+    next(plain.steps(1))  # some weights begin as zeros
     (batch,) = learn.draw(0)
-    assert float(learn.objective(batch).mean().detach()) != float(learner().objective(batch).mean().detach())
+    learn.objective.uncertainty.linear.bias.data.fill_(-3.0)
+    learn.objective.denoiser.load_state_dict(plain.objective.denoiser.state_dict())
+    plain.objective.zero_grad()
+    shown, whole = learn.objective(batch).mean(), plain.objective(batch).mean()
+    assert float(shown.detach()) == pytest.approx(float(whole.detach()), rel=1e-5)
+    shown.backward()
+    whole.backward()
+    pairs = zip(learn.objective.denoiser.parameters(), plain.objective.denoiser.parameters(), strict=True)
+    assert all(
+        torch.allclose(a.grad, math.exp(3) * b.grad, rtol=1e-4, atol=1e-5) for a, b in pairs if b.grad is not None
+    )
+
+
+def test_what_is_left_open_is_decided_by_what_is_trained(tmp_path):
+    assert (learner().config.parameterization, learner().config.uncertainty) == ("flow", True)
+    restorer = learner(restore="noise 0.1").config
+    assert (restorer.parameterization, restorer.uncertainty) == ("edm", False)
+    models.save(learner(parameterization="v").model, tmp_path / "v.safetensors")
+    assert learner(init_from=tmp_path / "v.safetensors").config.parameterization == "v"
 
 
 COUNTS = {  # what a squared error of x0 counts at noise level s, of data of standard deviation d

@@ -173,11 +173,14 @@ def test_a_net_learns_a_style_and_resumes(tmp_path):
     x = CONTENT[None]
     assert torch.equal(made(x, 0.0), x)
     assert torch.equal(made(x, 0.7), again(x, 0.7)) and not torch.equal(made(x, 0.7), x)
+    assert torch.allclose(made(x, 0.5), (x + made(x, 1.0)) / 2, atol=1e-6)  # a place on the straight way
     assert list((tmp_path / "run" / "previews").glob("*.png"))
     made = stylize(to_pil(CONTENT), tmp_path / "run" / "style.safetensors", strength=0.5, size=32)
     assert made.images.shape == (1, 3, 48, 64)
     with pytest.raises(CheckpointError, match="holds a run with"):
         network.train_style(to_pil(STYLE), steps=4, **{**call, "batch_size": 2})
+    with pytest.raises(InputError, match="at least 16 and keep at least 0, got 32, 8"):
+        network.train_style(to_pil(STYLE), steps=1, **{**call, "crop": 8})
 
 
 # ---- inside a model -----------------------------------------------------------------------------------------------

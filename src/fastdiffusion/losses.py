@@ -74,7 +74,8 @@ LOSS_WEIGHTINGS: dict[str, Callable[..., Tensor]] = {
 class Uncertainty(nn.Module):
     """Learned uncertainty u(sigma): the loss becomes loss / exp(u) + u (Karras et al. 2024, EDM2, eq. 14).
 
-    It evens out the gradients of all noise levels as training goes. A small random Fourier layer of log sigma.
+    It evens out the gradients of all noise levels as training goes. That is all it does: the loss that is shown stays
+    what it is without it, so that runs can be compared. A small random Fourier layer of log sigma.
     """
 
     freqs: Tensor
@@ -120,5 +121,6 @@ def denoising_loss(
     loss = weight(sigma) * error.float().square().flatten(1).mean(1)
     if uncertainty is not None:
         u = uncertainty(sigma)
-        loss = loss / u.exp() + u
+        learned = loss / u.exp() + u
+        loss = learned + (loss - learned).detach()
     return loss

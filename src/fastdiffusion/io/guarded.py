@@ -67,10 +67,11 @@ BUDGET = Budget()
 
 def check_config(value: Any, depth: int = 0) -> None:
     """Refuse keywords that are not small JSON: they size loops and tensors in the constructors."""
-    if isinstance(value, Mapping) and depth < 4:
-        value = list(value.values())
+    most = 64
+    if isinstance(value, Mapping) and depth < 4:  # keywords, which are known by name; or rows of added tokens
+        value, most = list(value.values()), 256
     texts = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)  # names: any number
-    if isinstance(value, (list, tuple)) and (texts or len(value) <= 64) and depth < 6:
+    if isinstance(value, (list, tuple)) and (texts or len(value) <= most) and depth < 6:
         for item in value:
             check_config(item, depth + 1)
     elif not (

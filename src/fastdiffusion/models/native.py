@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -15,7 +14,7 @@ from ..denoisers import Denoiser
 from ..errors import InputError, counted
 from ..guidance import self_conditioned
 from ..guidance.core import Guided
-from ..nets.text import normalized
+from ..nets.text import normalized, occurrences, spelling
 from ..prompts import reading
 from ..types import Cond, Denoise
 from .protocols import Size
@@ -97,8 +96,12 @@ class TextConditioner:
     def _with_added(self, text: str) -> reading.Reading:
         """A text with added tokens, which stay what they are; the words around them are read as ever."""
         encoder, starts = self.net.text_encoder, list[tuple[int, int]]()
-        for match in re.finditer("|".join(map(re.escape, encoder.signs)) + "|.", text, re.DOTALL):
-            starts += [match.span()] * len(encoder.signs.get(match[0], "."))
+        end = 0
+        for match in occurrences(encoder.signs).finditer(text):
+            starts += [(i, i + 1) for i in range(end, match.start())]
+            starts += [match.span()] * len(spelling(match[0], encoder.signs))
+            end = match.end()
+        starts += [(i, i + 1) for i in range(end, len(text))]
         student = None if encoder.student_encoder is None else encoder.student_encoder.lists
         inner = reading.interpret(encoder.spelled(text), encoder.lists, student, self._draws_emoji)
         origins = tuple((starts[a][0], starts[b - 1][1]) if a < b else (0, 0) for a, b in inner.origins)

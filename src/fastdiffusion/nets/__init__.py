@@ -140,7 +140,7 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
 def _add_tokens(encoder: TextEncoder, added: Any) -> None:
     """Give an encoder room for the tokens that a configuration names, each with its number of rows."""
     fits = isinstance(added, Mapping) and len(added) <= 256
-    if not fits or not all(isinstance(n, int) and 0 < n <= 64 and 0 < len(name) <= 40 for name, n in added.items()):
+    if not fits or not all(isinstance(n, int) and 0 < n <= 64 and 0 < len(name) <= 64 for name, n in added.items()):
         raise InputError(f"text's added must say how many rows each token has, got {str(added)[:40]}.")
     if added:
         encoder.add_tokens({name: torch.zeros(n, encoder.width) for name, n in added.items()})

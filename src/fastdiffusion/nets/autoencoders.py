@@ -200,10 +200,25 @@ class Discrete(Autoencoder):
         return self.decoder(self.quantize(self._out(z))[0])
 
 
+def rotated(z: Float[Tensor, "b d H W"], to: Float[Tensor, "b d H W"]) -> Float[Tensor, "b d H W"]:
+    """``z`` turned and stretched to ``to``, as if both were fixed (Fifty et al. 2024, arXiv:2410.06424, sec. 4).
+
+    The value is ``to``. The gradient is turned along with it: what pushes a token's vector away pushes each that is
+    quantized to it its own way, where the straight-through estimator pushes all alike.
+    """
+    lengths = [x.detach().norm(dim=1, keepdim=True).clamp(min=1e-6) for x in (z, to)]
+    e, f = (x.detach() / length for x, length in zip((z, to), lengths, strict=True))
+    half = F.normalize(e + f, dim=1)  # the rotation is a reflection there, and one at ``to``: eq. 4
+    return (z - 2 * half * (half * z).sum(1, keepdim=True) + 2 * f * (e * z).sum(1, keepdim=True)) * (
+        lengths[1] / lengths[0]
+    )
+
+
 class VQ(Discrete):
     """VQ-VAE (van den Oord et al. 2017, arXiv:1711.00937) with the codebook as moving averages (app. A.1).
 
-    Unused tokens start again at a random latent of the batch (Dhariwal et al. 2020, Jukebox, sec. 3.1).
+    The gradient of a token's vector is turned to the encoder's (:func:`rotated`). Unused tokens start again at a random
+    latent of the batch (Dhariwal et al. 2020, Jukebox, sec. 3.1).
 
     Args:
         channels, width, multiples, blocks: As in ``KL``.
@@ -241,7 +256,8 @@ class VQ(Discrete):
         q, tokens = self.quantize(z)
         if self.training:
             self._follow(z.detach().permute(0, 2, 3, 1).reshape(-1, z.shape[1]), tokens.flatten())
-        y = self.decoder(z + (q - z).detach())  # the gradient goes straight through
+        turned = rotated(z, q)
+        y = self.decoder(q + turned - turned.detach())
         return y[..., : x.shape[-2], : x.shape[-1]], (z - q.detach()).square().flatten(1).mean(1)
 
     @torch.no_grad()

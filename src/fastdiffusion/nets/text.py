@@ -28,15 +28,37 @@ def normalized(text: str) -> str:
     return "".join(f" {term}" for term in unicodedata.normalize("NFKC", text).casefold().replace("-", " ").split())
 
 
+def occurrences(names: Iterable[str]) -> re.Pattern[str]:
+    """What finds names in a text, the longest first, and none within a word: "bad" is in no "bad_hands" or "badminton".
+
+    A name that is written in small letters is also found in capitals, with other spaces, hyphens or apostrophes.
+    """
+    patterns = [
+        (rf"(?<!\w){_tolerant(name)}(?!\w)" if re.fullmatch(r"\w(.*\w)?", name) else re.escape(name))
+        for name in sorted(names, key=len, reverse=True)
+    ]
+    return re.compile("|".join(patterns) or r"(?!)")
+
+
+def _tolerant(name: str) -> str:
+    if name != name.casefold():
+        return re.escape(name)
+    written = (r"[\s-]+" if sign in " -" else "['’]" if sign == "’" else re.escape(sign) for sign in name)
+    return f"(?i:{''.join(written)})"
+
+
+def spelling(found: str, spellings: Mapping[str, str]) -> str:
+    """What stands for a name that :func:`occurrences` found."""
+    return spellings[found] if found in spellings else {_folded(n): s for n, s in spellings.items()}[_folded(found)]
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.casefold().replace("-", " ").replace("’", "'").split())
+
+
 def respelled(text: str, spellings: Mapping[str, str]) -> str:
-    """A text with some of its words written otherwise, all at once: "bad" is in neither "bad_hands" nor "badminton"."""
-    if not spellings:
-        return text
-    patterns = (
-        rf"(?<!\w){re.escape(name)}(?!\w)" if re.fullmatch(r"\w(.*\w)?", name) else re.escape(name)
-        for name in sorted(spellings, key=len, reverse=True)
-    )
-    return re.sub("|".join(patterns), lambda match: spellings[match[0]], text)
+    """A text with some of its words written otherwise, all at once."""
+    return occurrences(spellings).sub(lambda match: spelling(match[0], spellings), text)
 
 
 def vocabulary_ids(texts: Iterable[str]) -> list[int]:

@@ -26,7 +26,7 @@ class Names(NamedTuple):
     Attributes:
         names: By their keys.
         everyday, search: Other words for them, as people say and as CLDR lists.
-        clearer: Names that it draws badly, and others of the same things.
+        clearer: Names that it draws badly, and others of the same things; and those with parentheses.
         closed: Names and everyday words for them, by their letters without spaces.
     """
 
@@ -65,7 +65,9 @@ def known_names() -> Names:
     table = json.loads(files("fastdiffusion.prompts").joinpath("names.json").read_text(encoding="utf-8"))
     known = {key(name): name for name in table["names"]}
     closed = {phrase.replace(" ", ""): name for phrase, name in {**table["everyday"], **known}.items()}
-    return Names(known, table["everyday"], table["search"], table["clearer"], closed)
+    # parentheses weigh words in a prompt, and what is left of "flag of Myanmar (Burma)" is no caption
+    bare = {key(name): name for name in table["names"] if "(" in name}
+    return Names(known, table["everyday"], table["search"], table["clearer"] | bare, closed)
 
 
 def names(text: str = "", n: int = 20) -> list[str]:

@@ -136,8 +136,9 @@ def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> 
         return None
     articles = [token if lists(token.text) else token._replace(text="a") for token in tokens[:first]]  # "an"
     kept = [*articles, Token(name, things[0].start, things[-1].end), *tokens[first + len(things) :]]
-    note = f"{named!r} is read as {name!r}, which this model draws better."
-    return Reading(*_rejoined(clean, kept, visible), (note,))
+    same = key(named) == key(name)  # but for parentheses
+    notes = () if same else (f"{named!r} is read as {name!r}, which this model draws better.",)
+    return Reading(*_rejoined(clean, kept, visible), notes)
 
 
 def _translated(clean: str, tokens: list[Token], visible: Sequence[int]) -> Reading | None:

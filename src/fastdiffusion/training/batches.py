@@ -202,9 +202,7 @@ class Objective(nn.Module):
         if cond is not None and cond.image is not None and self.kind == "edm":
             # beside the degraded image only the damage is unknown: slight and heavy damage count alike, as in decibels
             weigh = partial(self.weight, sigma_data=damage(e.x0, cond.image))
-        # held-out images are measured without it: in its scale, which is learned, losses cannot be compared
-        learned = self.uncertainty if self.training else None
-        return losses.denoising_loss(self.denoiser, e.x0, e.sigma, e.noise, cond, weigh, learned)
+        return losses.denoising_loss(self.denoiser, e.x0, e.sigma, e.noise, cond, weigh, self.uncertainty)
 
     def _weight(self, sigma: Tensor) -> Tensor:
         return self.weight(sigma / self.unit) / self.unit**2

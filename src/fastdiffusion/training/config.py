@@ -33,12 +33,14 @@ class TrainingConfig(RunOptions):
             ``nets.specification``), or a specification {"name": "unet", ...}; by default "unet-small", for
             restoration "restorer". "sd-small" and "sd3-small" are whole checkpoints of Stable Diffusion's classes, for
             captioned images of 64 pixels (``tasks.small_checkpoints``): few of the other settings count there.
-        parameterization: What the net predicts; a name in ``denoisers.PARAMETERIZATIONS``.
+        parameterization: What the net predicts; a name in ``denoisers.PARAMETERIZATIONS``. By default that of
+            ``init_from``, else "flow" for images, and "edm" for latents and restoration.
         sigma_distribution: Which noise levels are trained; a name in ``schedules.SIGMA_DISTRIBUTIONS``.
         sigma_distribution_options: Its keywords, such as {"mean": -1.2}.
         loss_weighting: What an error counts at each noise level; a name in ``losses.LOSS_WEIGHTINGS``.
         loss_weighting_options: Its keywords, such as {"gamma": 1.0}.
-        uncertainty: Also learn the weighting over the noise levels (EDM2, Karras et al. 2024, eq. 14).
+        uncertainty: Also learn the weighting over the noise levels (EDM2, Karras et al. 2024, eq. 14); by default, but
+            for restoration.
         captions: Train a text encoder along on the captions: the model can then be sampled with prompts.
         autoencoder: An autoencoder, or the file of one: train in its latents.
         init_from: The file of a trained model to start from, with its net and text encoder; with its autoencoder too,
@@ -83,12 +85,16 @@ class TrainingConfig(RunOptions):
     augment_p: float = option(0.12, "Probability of each augmentation.")
     dropout: float = option(0.0, "Dropout of the net.")
     cond_dropout: float = option(0.1, "Part of the examples trained without their condition, for guidance.")
-    parameterization: str = option("edm", "What the net predicts.", choices=choices.PARAMETERIZATIONS)
+    parameterization: str | None = option(
+        None,
+        "What the net predicts; by default flow, and edm of latents and for --restore.",
+        choices=choices.PARAMETERIZATIONS,
+    )
     sigma_distribution: str = option("lognormal", "Noise levels to train at.", choices=choices.SIGMA_DISTRIBUTIONS)
     sigma_distribution_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
     loss_weighting: str = option("edm", "What an error counts at each noise level.", choices=choices.LOSS_WEIGHTINGS)
     loss_weighting_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
-    uncertainty: bool = option(False, "Also learn the weighting.", python_only=True)
+    uncertainty: bool | None = option(None, "Also learn the weighting.", python_only=True)
     captions: bool = option(False, "Train on captions: a text-to-image model.")
     autoencoder: Any = option(
         None, "File of an autoencoder: train in its latents.", "--autoencoder", "--vae", kind=Path

@@ -15,7 +15,7 @@ from typing import Any, Self, cast
 from .. import models
 from ..data import Dataset
 from ..data.dataset import common_size
-from ..models import FILE, Autoencoder, Model
+from ..models import FILE, Autoencoder, Model, native_denoiser
 from ..nets import TextConditioned
 from ..options import fill
 from . import optimizers, setup
@@ -56,10 +56,23 @@ class Learner(Trainer):
         check(config)
         setup.check(config)
         self.setup = setup.prepare(config, data, place(config.device))
-        usual = "restorer" if self.setup.restores else "unet-small"
-        optimizer = optimizers.default(config.shard) if config.optimizer == "auto" else config.optimizer
-        self.config = replace(config, net=config.net or usual, optimizer=optimizer)
+        self.config = self._decided(config)
         super().__init__(self._task(), self.config)
+
+    def _decided(self, config: TrainingConfig) -> TrainingConfig:
+        """The settings with what was left open."""
+        restores, base = self.setup.restores, self.setup.base
+        if base is not None:
+            predicts = native_denoiser(base, "Training from a model").parameterization
+        else:
+            predicts = "edm" if restores or self.setup.unit != 1 else "flow"  # a flow's path has no scale of its own
+        return replace(
+            config,
+            net=config.net or ("restorer" if restores else "unet-small"),
+            optimizer=optimizers.default(config.shard) if config.optimizer == "auto" else config.optimizer,
+            parameterization=config.parameterization or predicts,
+            uncertainty=not restores if config.uncertainty is None else config.uncertainty,
+        )
 
     def _task(self) -> Task:
         """The net with fresh weights, and the stream of its batches."""
@@ -71,7 +84,7 @@ class Learner(Trainer):
             net.text_encoder.tokens if isinstance(net, TextConditioned) else None, config.cond_dropout, config.augment,
         )  # fmt: skip
         self.objective = Objective(
-            denoiser, data.unit, config.loss_weighting, config.loss_weighting_options, config.uncertainty
+            denoiser, data.unit, config.loss_weighting, config.loss_weighting_options, bool(config.uncertainty)
         )
         if config.compile is True or (config.compile == "auto" and place(config.device).type == "cuda"):
             net.compile()

@@ -70,7 +70,7 @@ def check(config: TrainingConfig) -> None:
         ("noise level distribution", config.sigma_distribution, SIGMA_DISTRIBUTIONS),
         ("loss weighting", config.loss_weighting, losses.LOSS_WEIGHTINGS),
     ):
-        if name not in known:
+        if name is not None and name not in known:
             raise unknown(kind, name, known)
     if config.net is not None and (decided := DECIDED & nets.specification(config.net).keys()):
         raise InputError(
@@ -179,6 +179,7 @@ def denoiser(config: TrainingConfig, setup: Setup) -> Denoiser:
         net = _fresh_net(config, data, cond_channels)
     else:
         net = _net_of(setup.base, config, data, cond_channels)
+    assert config.parameterization is not None
     return Denoiser(net, config.parameterization, setup.sigma_data, config.self_condition, cond_channels)
 
 

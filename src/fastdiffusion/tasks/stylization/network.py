@@ -1,4 +1,4 @@
-"""A net that has learned one style, for any strength in one evaluation."""
+"""A net that has learned one style's strokes and textures, for any strength in one evaluation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from ...data import Dataset, selection
+from ...data import Dataset
 from ...io import guarded, images
 from ...io.inputs import ImageLike, as_tensor, opened, scaled
+from ...nets.adversarial import LOSSES, PatchDiscriminator, r1
 from ...nets.layers import drawn, records_config
 from ...nets.unet import UNet
 from ...noise import Stream, generator
@@ -28,8 +29,8 @@ from ...training.report import TrainingResult
 from ...training.task import Part, Task
 from ...training.trainer import train
 from ..translation.domains import squares
-from .options import TrainStyleOptions
-from .statistics import Colors, colors, device_for, directions, recolored, statistics
+from .options import SIZE, TrainStyleOptions
+from .statistics import Colors, colors, device_for, recolored
 
 NET = {
     "patch": 2,
@@ -43,6 +44,9 @@ NET = {
 
 
 FILE = "style.safetensors"
+NOISE = 0.1  # of the net's input
+GAMMA = 2.0  # of R1: with less the critic runs away, and its net answers with grain (at 0.5)
+TONES = 8  # times smaller: where the content is kept
 
 
 def enlarged(original: Image.Image, image: Float[Tensor, "3 h w"]) -> Image.Image:
@@ -58,13 +62,14 @@ def enlarged(original: Image.Image, image: Float[Tensor, "3 h w"]) -> Image.Imag
 
 
 class Stylizer(nn.Module):
-    """One style, any strength, in one evaluation (Johnson et al. 2016, arXiv:1603.08155, with strength as an input).
+    """One style, any strength, in one evaluation (Johnson et al. 2016, arXiv:1603.08155, with noise as an input).
 
-    The colors are moved in closed form and the net adds the rest, ``strength`` times: at 0 nothing happens.
+    The colors are moved in closed form and the net adds strokes and textures. Where nothing in the image says where
+    they go, noise does, the same in each call.
 
     Args:
         net: Keywords of ``UNet``; none with attention, whose cost would grow with the square of the pixels.
-        size: Side of the images that it was trained on.
+        size: Shorter side at which the style was looked at.
     """
 
     config: dict[str, Any]
@@ -72,20 +77,28 @@ class Stylizer(nn.Module):
     covariance: Tensor
 
     @records_config
-    def __init__(self, net: Mapping[str, Any] = NET, size: int = 128):
+    def __init__(self, net: Mapping[str, Any] = NET, size: int = SIZE):
         super().__init__()
         self.net = UNet(**{**net, "in_channels": 3, "out_channels": 3})
         self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
         self.register_buffer("covariance", torch.eye(3, dtype=torch.float64))
 
     def forward(self, x: Float[Tensor, "1 3 h w"], strength: float) -> Float[Tensor, "1 3 h w"]:
-        """The image in the style."""
-        base = recolored(x, Colors(self.mean, self.covariance), strength)
-        return base + strength * self.net(base, x.new_full((len(x),), strength - 0.5), None)
+        """The image in the style, or a part of the way to it."""
+        base = recolored(x, Colors(self.mean, self.covariance), 1.0)
+        return torch.lerp(x, self.styled(base, torch.randn(x.shape, generator=generator(0)).to(x)), strength)
+
+    def styled(self, base: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Images in the style's colors, with its strokes."""
+        return base + self.net(base + NOISE * noise, base.new_zeros(len(base)), None)
 
 
 def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> TrainingResult[Stylizer]:
-    """Learn one style at all strengths, by the losses of :func:`stylize`; the same call again continues a run.
+    """Learn one style; the same call again continues a run.
+
+    A critic looks at squares of the style and of what the net makes, and tells them apart by strokes and textures, 68
+    pixels at a time (Li & Wand 2016, "Precomputed Real-Time Texture Synthesis with Markovian Generative Adversarial
+    Networks", arXiv:1604.04382); the tones of the content are kept.
 
     Args:
         style: An image or its file.
@@ -94,47 +107,61 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Traini
     """
     chosen = fill(TrainStyleOptions, **options)
     chosen = replace(chosen, device=str(device_for(chosen.device)))
-    device, seed, size = place(chosen.device), chosen.seed, chosen.size
+    device, seed = place(chosen.device), chosen.seed
     pattern = as_tensor(opened(style, "style"))
-    pattern = scaled(pattern, size / min(pattern.shape[-2:]))
+    pattern = scaled(pattern, chosen.size / min(pattern.shape[-2:]))
     mark = hashlib.sha256(images.to_uint8(pattern).numpy().tobytes()).hexdigest()[:16]
-    data = squares(data, size)
-    photos = selection.load_images(data, range(len(data)), (size, size))[0]
-    made: Stylizer = drawn(lambda: Stylizer(NET, size), seed)
-    made.mean, made.covariance = colors(pattern)
-    with torch.no_grad():
-        along = directions(pattern.to(device), None, seed)
-        goal, moved = statistics(pattern.to(device), along), colors(pattern.to(device))
+    data = squares(data, chosen.size)
+    side = min(chosen.crop, *data.shape[1:], *pattern.shape[-2:])
+    made: Stylizer = drawn(lambda: Stylizer(NET, chosen.size), seed)
+    made.mean, made.covariance = moved = colors(pattern)
+    critic = drawn(lambda: PatchDiscriminator(3, width=32, depth=3), seed + 1)
+    game, shown = LOSSES["logistic"], dict[int, Tensor]()
 
-    def draw(step: int) -> tuple[Tensor, Tensor]:
+    def draw(step: int) -> tuple[Tensor, Tensor, Tensor]:
         source = generator(seed, Stream.STYLE_ROWS, step)
-        some = torch.randint(len(photos), (chosen.batch_size,), generator=source)
-        strengths = torch.stack([torch.rand((), generator=source) for _ in some])
-        return images.to_tensor(photos[some]).expand(-1, 3, -1, -1), strengths
+        rows = torch.randint(len(data), (chosen.batch_size,), generator=source).tolist()
+        photos = images.to_tensor(data.batch(rows).images).expand(-1, 3, -1, -1)
+        base = torch.cat([recolored(_cut(x, side, source), moved, 1.0) for x in photos.split(1)])
+        real = torch.cat([_cut(pattern, side, source) for _ in rows])
+        return base, real, torch.randn(base.shape, generator=source)
 
-    def loss(batch: tuple[Tensor, Tensor]) -> Tensor:
-        each = []
-        for x, strength in zip(batch[0].split(1), batch[1].tolist(), strict=True):
-            with torch.no_grad():
-                base = recolored(x, moved, strength)
-                target = statistics(x, along).towards(goal, strength)
-            now = statistics(made(x, strength), along, None, base)
-            each.append(now.distance(target) + chosen.keep * now.away)
-        return torch.stack(each)
+    def loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        base, _, noise = batch
+        fake = made.styled(base, noise)
+        shown[0] = fake.detach()
+        return game.generator(critic(fake)) + chosen.keep * (_tones(fake) - _tones(base)).square().mean()
+
+    def critic_loss(batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return game.discriminator(critic(batch[1]), critic(shown[0])) + GAMMA * r1(critic, batch[1])
 
     def preview() -> tuple[Tensor, int]:
-        x = images.to_tensor(photos[:4]).expand(-1, 3, -1, -1).to(device)
-        return torch.cat([x, *(torch.cat([made(v, s) for v in x.split(1)]) for s in (0.3, 0.6, 1.0))]), len(x)
+        x = images.to_tensor(data.batch(range(min(4, len(data)))).images).expand(-1, 3, -1, -1).to(device)
+        return torch.cat([x, *(torch.cat([made(v, s) for v in x.split(1)]) for s in (0.5, 1.0))]), len(x)
 
     config = {**made.config, "style": mark, "data": data.fingerprint} | {
-        name: getattr(chosen, name) for name in ("batch_size", "keep", "lr", "optimizer")
+        name: getattr(chosen, name) for name in ("batch_size", "crop", "keep", "lr", "optimizer")
     }
     train(Task(
-        {"net": Part(made, loss, chosen.optimizer, chosen.lr)}, draw, config, title(data), chosen.usual_examples,
-        "train-style", {"data": data.name},
+        {
+            "net": Part(made, loss, chosen.optimizer, chosen.lr),
+            "critic": Part(critic, critic_loss, chosen.optimizer, chosen.lr),
+        },
+        draw, config, title(data), chosen.usual_examples, "train-style", {"data": data.name},
         preview=preview, write=lambda folder: save(made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
     return TrainingResult.of(made.cpu().requires_grad_(False), chosen.folder)
+
+
+def _cut(x: Float[Tensor, "1 3 h w"], side: int, source: torch.Generator) -> Float[Tensor, "1 3 s s"]:
+    """A square of an image, anywhere."""
+    top, left = (int(torch.randint(n - side + 1, (), generator=source)) for n in x.shape[-2:])
+    return x[..., top : top + side, left : left + side]
+
+
+def _tones(x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 H W"]:
+    """Without strokes: at an eighth of the size."""
+    return F.interpolate(x, [max(n // TONES, 1) for n in x.shape[-2:]], mode="bicubic", antialias=True)
 
 
 @torch.no_grad()

@@ -12,8 +12,8 @@ from ...options import DEVICE, SEED, option
 from ...training.options import TrainingOptions, default, usual
 
 LEAST = 16  # pixels of the shorter side
+SIZE = 512  # at which a net looks at its style
 STRENGTH = "How much of the style: 0 is the image itself, 1 all of it."
-KEEP = "Weight of the content; the style's is 1."
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,26 @@ class TrainStyleOptions(TrainingOptions):
     """Options of :func:`fastdiffusion.train_style`, besides those of :class:`TrainingOptions`.
 
     Attributes:
-        size: Side of the practice images in pixels, and the shorter side at which the style is looked at.
-        keep: Weight of the content, where the style's is 1.
+        size: Shorter side in pixels at which the style, and the photographs, are looked at: strokes become as large in
+            a photograph as they are in a style of this size.
+        crop: Side of the squares of them that it practices on.
+        keep: Weight of the content's tones, where the critic's is 1.
     """
 
-    steps: int | None = usual(400)
-    size: int = option(128, "Side of the practice images in pixels.")
-    batch_size: int = default("batch_size", 2)
-    keep: float = option(0.6, KEEP)
-    lr: float = default("lr", 2e-3)
+    steps: int | None = usual(1200)
+    size: int = option(SIZE, "Shorter side at which style and photographs are looked at.")
+    crop: int = option(96, "Side of the squares to practice on.")
+    batch_size: int = default("batch_size", 3)
+    keep: float = option(30.0, "Weight of the content's tones; the strokes' is 1.")
+    lr: float = default("lr", 1e-3)
     optimizer: str = default("optimizer", "adamw")
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.crop) < LEAST or not self.keep >= 0:
+            raise InputError(
+                f"size and crop must be at least {LEAST} and keep at least 0, got {self.size}, {self.crop} and "
+                f"{self.keep:g}."
+            )
 
 
 def check_strength(strength: float) -> None:
