@@ -289,6 +289,32 @@ def test_all_names_of_a_flag_are_read_as_the_one_that_was_taught():
                 assert conditioner().reading(f"flag of {land}").text == f"flag of {captions[0]}"
 
 
+def test_names_with_parentheses_can_be_typed_as_they_are_listed():
+    """Parentheses weigh words in a prompt, and what was left of the flag of Myanmar drew a llama."""
+    listed = [name for name in known_names().names.values() if "(" in name]
+    assert len(listed) == 6
+    for name in listed:
+        for text in (name, f"{name} on blue"):
+            made = conditioner().reading("".join(sign for sign in text if sign not in "()"))
+            assert name in made.text and conditioner().reading(name).text == name
+    as_typed, escaped = (
+        sample("emoji", [text], n=1, steps=2, seed=0).images
+        for text in ("flag of Myanmar (Burma)", prompts.plain("flag of Myanmar (Burma)"))
+    )
+    assert float((as_typed - escaped).abs().mean()) < 0.05
+
+
+def test_names_that_were_drawn_badly_have_tokens_of_their_own():
+    encoder = conditioner().net.text_encoder
+    names = {*known_names().names.values()}
+    inside = {name for name in encoder.signs for other in names if name != other and f" {name} " in f" {other} "}
+    assert len(encoder.signs) > 50 and {*encoder.signs} <= names and not inside
+    for written in ("floppy disk", "a Floppy-Disk", "floppy disk on blue", "two floppy disks", "eight o'clock"):
+        reading_ = conditioner().reading(written)
+        assert any(token >= 1 << 20 for token in encoder.tokens([reading_.text])[0].tolist()), written
+    assert max(encoder.tokens(["a red heart on blue"])[0].tolist()) < 1 << 20
+
+
 def test_the_table_ships_small_and_names_only_what_is_trained():
     table = known_names()
     assert set(table.everyday.values()) | set(table.search.values()) <= set(table.names.values())

@@ -48,6 +48,21 @@ def test_an_added_word_is_no_part_of_another(text, written):
     assert respelled(text, {"bad": "B B1", "bad_hands": "H", "<x>": "X<", "B1": "wrong"}) == written
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("Floppy Disk", "F"), ("a FLOPPY  disk, red", "a F, red"), ("floppy-disk", "F"),
+        ("floppy disks", "floppy disks"),
+        ("eight o'clock", "8"), ("Eight O’Clock", "8"), ("<Toy> <toy>", "<Toy> T"), ("Ab ab", "A ab"),
+    ],
+)  # fmt: skip
+def test_a_name_of_added_tokens_is_found_as_people_write_it(text, written):
+    """But what has capitals or signs is meant as it is; and so is all in checkpoints of other programs."""
+    names = {"floppy disk": "F", "eight o’clock": "8", "<toy>": "T", "Ab": "A"}
+    assert respelled(text, names, tolerant=True) == written
+    assert respelled("Floppy Disk", names) == "Floppy Disk"
+
+
 def test_added_words_that_begin_alike_have_their_own_rows(encoder):
     encoder.add_tokens({"sks": torch.zeros(2, 32), "sks_blue": torch.ones(1, 32)})
     first, second, third = (encoder.tokens([text])[0].tolist() for text in ("sks", "sks_blue", "sks sks_blue"))

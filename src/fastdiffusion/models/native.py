@@ -97,7 +97,7 @@ class TextConditioner:
         """A text with added tokens, which stay what they are; the words around them are read as ever."""
         encoder, starts = self.net.text_encoder, list[tuple[int, int]]()
         end = 0
-        for match in occurrences(encoder.signs).finditer(text):
+        for match in occurrences(encoder.signs, tolerant=True).finditer(text):
             starts += [(i, i + 1) for i in range(end, match.start())]
             starts += [match.span()] * len(spelling(match[0], encoder.signs))
             end = match.end()

@@ -28,23 +28,22 @@ def normalized(text: str) -> str:
     return "".join(f" {term}" for term in unicodedata.normalize("NFKC", text).casefold().replace("-", " ").split())
 
 
-def occurrences(names: Iterable[str]) -> re.Pattern[str]:
+def occurrences(names: Iterable[str], tolerant: bool = False) -> re.Pattern[str]:
     """What finds names in a text, the longest first, and none within a word: "bad" is in no "bad_hands" or "badminton".
 
-    A name that is written in small letters is also found in capitals, with other spaces, hyphens or apostrophes.
+    ``tolerant`` also finds those in small letters where they are written in capitals, or with other spaces, hyphens or
+    apostrophes; :func:`spelling` knows which one it was.
     """
-    patterns = [
-        (rf"(?<!\w){_tolerant(name)}(?!\w)" if re.fullmatch(r"\w(.*\w)?", name) else re.escape(name))
-        for name in sorted(names, key=len, reverse=True)
-    ]
-    return re.compile("|".join(patterns) or r"(?!)")
+    return re.compile("|".join(_pattern(name, tolerant) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
 
 
-def _tolerant(name: str) -> str:
-    if name != name.casefold():
+def _pattern(name: str, tolerant: bool) -> str:
+    if not re.fullmatch(r"\w(.*\w)?", name):
         return re.escape(name)
+    if not tolerant or name != name.casefold():
+        return rf"(?<!\w){re.escape(name)}(?!\w)"
     written = (r"[\s-]+" if sign in " -" else "['’]" if sign == "’" else re.escape(sign) for sign in name)
-    return f"(?i:{''.join(written)})"
+    return rf"(?<!\w)(?i:{''.join(written)})(?!\w)"
 
 
 def spelling(found: str, spellings: Mapping[str, str]) -> str:
@@ -56,9 +55,9 @@ def _folded(name: str) -> str:
     return " ".join(name.casefold().replace("-", " ").replace("’", "'").split())
 
 
-def respelled(text: str, spellings: Mapping[str, str]) -> str:
+def respelled(text: str, spellings: Mapping[str, str], tolerant: bool = False) -> str:
     """A text with some of its words written otherwise, all at once."""
-    return occurrences(spellings).sub(lambda match: spelling(match[0], spellings), text)
+    return occurrences(spellings, tolerant).sub(lambda match: spelling(match[0], spellings), text)
 
 
 def vocabulary_ids(texts: Iterable[str]) -> list[int]:
@@ -145,7 +144,7 @@ class TextEncoder(nn.Module):
 
     def spelled(self, text: str) -> str:
         """A text with its added tokens as their signs."""
-        return respelled(text, self.signs)
+        return respelled(text, self.signs, tolerant=True)
 
     def set_vocabulary(self, tokenizer: Tokenizer, texts: Sequence[str] = ()) -> None:
         """Take over a tokenizer of at most ``vocabulary`` tokens, and list the ``known`` words of the texts."""

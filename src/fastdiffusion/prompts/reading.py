@@ -130,8 +130,10 @@ def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> 
     end = len(clean) if background is None else background.start()
     first = int(len(tokens) > 1 and key(tokens[0].text) in ARTICLES)
     things = [token for token in tokens[first:] if token.start < end]
+    name = table.clearer.get(key(" ".join(token.text for token in things)))
+    if name is not None and first and name.startswith(f"{tokens[0].text.upper()} "):
+        first, things = 0, [tokens[0], *things]  # the A of "A button" is no article
     named = " ".join(token.text for token in things)
-    name = table.clearer.get(key(named))
     if name is None or not lists(name):
         return None
     articles = [token if lists(token.text) else token._replace(text="a") for token in tokens[:first]]  # "an"

@@ -139,18 +139,24 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Traini
         x = images.to_tensor(data.batch(range(min(4, len(data)))).images).expand(-1, 3, -1, -1).to(device)
         return torch.cat([x, *(torch.cat([made(v, s) for v in x.split(1)]) for s in (0.5, 1.0))]), len(x)
 
+    optimizer = _without_momentum if chosen.optimizer == "adamw" else chosen.optimizer
     config = {**made.config, "style": mark, "data": data.fingerprint} | {
         name: getattr(chosen, name) for name in ("batch_size", "crop", "keep", "lr", "optimizer")
     }
     train(Task(
         {
-            "net": Part(made, loss, chosen.optimizer, chosen.lr),
-            "critic": Part(critic, critic_loss, chosen.optimizer, chosen.lr),
+            "net": Part(made, loss, optimizer, chosen.lr),
+            "critic": Part(critic, critic_loss, optimizer, chosen.lr),
         },
         draw, config, title(data), chosen.usual_examples, "train-style", {"data": data.name},
         preview=preview, write=lambda folder: save(made, folder / FILE), file=FILE,
     ), chosen)  # fmt: skip
     return TrainingResult.of(made.cpu().requires_grad_(False), chosen.folder)
+
+
+def _without_momentum(module: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
+    """In a game, yesterday's direction leads astray (Karras et al. 2018, arXiv:1710.10196, app. A.1)."""
+    return [torch.optim.AdamW(module.parameters(), lr, betas=(0.0, 0.99), weight_decay=0.0)]
 
 
 def _cut(x: Float[Tensor, "1 3 h w"], side: int, source: torch.Generator) -> Float[Tensor, "1 3 s s"]:
