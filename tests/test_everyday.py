@@ -313,6 +313,11 @@ def test_names_that_were_drawn_badly_have_tokens_of_their_own():
         reading_ = conditioner().reading(written)
         assert any(token >= 1 << 20 for token in encoder.tokens([reading_.text])[0].tolist()), written
     assert max(encoder.tokens(["a red heart on blue"])[0].tolist()) < 1 << 20
+    for text in ("a Floppy-Disk on blue", "one floppy disk and a rocket", "photo of a rocket"):
+        spans, tokens = conditioner().token_spans(text), encoder.tokens([conditioner().reading(text).text])[0]
+        assert len(spans) == len(tokens)
+        assert "rocket" not in text or any(text[a:b].strip() == "rocket" for a, b in spans)
+        assert "loppy" not in text or any(text[a:b].strip().lower()[:6] == "floppy" and b - a > 9 for a, b in spans)
 
 
 def test_the_table_ships_small_and_names_only_what_is_trained():

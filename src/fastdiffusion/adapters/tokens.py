@@ -244,7 +244,7 @@ def as_embeddings(model: Model) -> Iterator[None]:
 def parameters(model: Model, name: str) -> dict[str, nn.Parameter]:
     """The rows of added tokens of each text encoder, to be trained."""
     if (encoder := own_encoder(model)) is not None:
-        return {OWN: encoder.added_rows}
+        return {OWN: encoder.added_rows[list(encoder.signs).index(name)]}
     return {part: text.encoder.get_input_embeddings().rows for part, text in texts_of(model).items()}
 
 

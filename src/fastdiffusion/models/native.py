@@ -14,7 +14,7 @@ from ..denoisers import Denoiser
 from ..errors import InputError, counted
 from ..guidance import self_conditioned
 from ..guidance.core import Guided
-from ..nets.text import normalized, occurrences, spelling
+from ..nets.text import normalized, traced
 from ..prompts import reading
 from ..types import Cond, Denoise
 from .protocols import Size
@@ -89,21 +89,24 @@ class TextConditioner:
         if not encoder.config["known"] or not text.strip():
             return reading.Reading(text, tuple((i, i + 1) for i in range(len(text))))
         student = encoder.student_encoder
-        if encoder.signs:
-            return self._with_added(text)
+        added = self._foreign
+        if added:
+            return self._with_added(text, added)
         return reading.interpret(text, encoder.lists, None if student is None else student.lists, self._draws_emoji)
 
-    def _with_added(self, text: str) -> reading.Reading:
+    @property
+    def _foreign(self) -> dict[str, str]:
+        """Added tokens, with their signs, that are no names which texts are read for anyway."""
+        signs = self.net.text_encoder.signs
+        names = reading.known_names().names if signs and self._draws_emoji else {}
+        return {name: sign for name, sign in signs.items() if reading.key(name) not in names}
+
+    def _with_added(self, text: str, added: dict[str, str]) -> reading.Reading:
         """A text with added tokens, which stay what they are; the words around them are read as ever."""
-        encoder, starts = self.net.text_encoder, list[tuple[int, int]]()
-        end = 0
-        for match in occurrences(encoder.signs, tolerant=True).finditer(text):
-            starts += [(i, i + 1) for i in range(end, match.start())]
-            starts += [match.span()] * len(spelling(match[0], encoder.signs))
-            end = match.end()
-        starts += [(i, i + 1) for i in range(end, len(text))]
+        encoder = self.net.text_encoder
         student = None if encoder.student_encoder is None else encoder.student_encoder.lists
-        inner = reading.interpret(encoder.spelled(text), encoder.lists, student, self._draws_emoji)
+        spelled, starts = traced(text, added, tolerant=True)
+        inner = reading.interpret(spelled, encoder.lists, student, self._draws_emoji)
         origins = tuple((starts[a][0], starts[b - 1][1]) if a < b else (0, 0) for a, b in inner.origins)
         return inner._replace(origins=origins)
 

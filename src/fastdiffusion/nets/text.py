@@ -7,6 +7,7 @@ import unicodedata
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
@@ -34,7 +35,12 @@ def occurrences(names: Iterable[str], tolerant: bool = False) -> re.Pattern[str]
     ``tolerant`` also finds those in small letters where they are written in capitals, or with other spaces, hyphens or
     apostrophes; :func:`spelling` knows which one it was.
     """
-    return re.compile("|".join(_pattern(name, tolerant) for name in sorted(names, key=len, reverse=True)) or r"(?!)")
+    return _compiled(tuple(sorted(names, key=len, reverse=True)), tolerant)
+
+
+@lru_cache(64)
+def _compiled(names: tuple[str, ...], tolerant: bool) -> re.Pattern[str]:
+    return re.compile("|".join(_pattern(name, tolerant) for name in names) or r"(?!)")
 
 
 def _pattern(name: str, tolerant: bool) -> str:
@@ -58,6 +64,16 @@ def _folded(name: str) -> str:
 def respelled(text: str, spellings: Mapping[str, str], tolerant: bool = False) -> str:
     """A text with some of its words written otherwise, all at once."""
     return occurrences(spellings, tolerant).sub(lambda match: spelling(match[0], spellings), text)
+
+
+def traced(text: str, spellings: Mapping[str, str], tolerant: bool = False) -> tuple[str, list[tuple[int, int]]]:
+    """The same, and for each of its characters which ones of ``text`` it stands for."""
+    origins, end = list[tuple[int, int]](), 0
+    for match in occurrences(spellings, tolerant).finditer(text):
+        origins += [(i, i + 1) for i in range(end, match.start())]
+        origins += [match.span()] * len(spelling(match[0], spellings))
+        end = match.end()
+    return respelled(text, spellings, tolerant), [*origins, *((i, i + 1) for i in range(end, len(text)))]
 
 
 def vocabulary_ids(texts: Iterable[str]) -> list[int]:
@@ -127,20 +143,25 @@ class TextEncoder(nn.Module):
 
     merges: Tensor
     known: Tensor
-    added_rows: nn.Parameter
+    added_rows: nn.ParameterList  # of each added token
 
     def add_tokens(self, rows: Mapping[str, Float[Tensor, "n d"]]) -> None:
         """Add tokens, each of one row or several. A text with one is always encoded here, never by the student."""
-        kept = [self.added_rows.detach()] if self.signs else []
+        kept = [*self.added_rows] if self.signs else []
         for name, own in rows.items():
             if own.ndim != 2 or own.shape[1] != self.width or name in self.signs:
                 raise InputError(f"{name!r} is there already, or its rows are not {self.width} wide.")
             first = SIGN + sum(map(len, self.signs.values()))
             self.signs[name] = "".join(chr(first + i) for i in range(len(own)))
         own = self.embed.weight
-        joined = [t.to(own.device, torch.float32) for t in (*kept, *rows.values())]
-        self.added_rows = nn.Parameter(torch.cat(joined), requires_grad=own.requires_grad)
+        new = [nn.Parameter(t.to(own.device, torch.float32), requires_grad=own.requires_grad) for t in rows.values()]
+        self.added_rows = nn.ParameterList([*kept, *new])
         self.config["added"] = {name: len(signs) for name, signs in self.signs.items()}
+
+    @property
+    def _added(self) -> int:
+        """How many rows were added."""
+        return sum(map(len, self.signs.values()))
 
     def spelled(self, text: str) -> str:
         """A text with its added tokens as their signs."""
@@ -176,7 +197,7 @@ class TextEncoder(nn.Module):
 
     def encoder_of(self, text: str) -> TextEncoder:
         """The encoder of a text: this one if it lists every word or has no student, else the student."""
-        added = bool(self.signs) and any(ord(sign) - SIGN in range(len(self.added_rows)) for sign in self.spelled(text))
+        added = bool(self.signs) and any(ord(sign) - SIGN in range(self._added) for sign in self.spelled(text))
         return self if self.student_encoder is None or added or self.lists(text) else self.student_encoder
 
     def lists(self, text: str) -> bool:
@@ -193,19 +214,20 @@ class TextEncoder(nn.Module):
         encoder = self.encoder_of(text)
         if encoder is not self or not self.signs:
             return encoder.tokenizer.spans(text)
+        spelled, origins = traced(text, self.signs, tolerant=True)
         spans, start = list[tuple[int, int]](), 0
-        for part in self._parts(text):  # signs have one token each
+        for part in self._parts(spelled):  # signs have one token each
             own = [(len(part) - 1, len(part))] if self._is_sign(part) else self.tokenizer.spans(part)
             spans += [(start + a, start + b) for a, b in own]
             start += len(part)
-        return spans
+        return [(origins[a][0], origins[b - 1][1]) for a, b in spans]
 
     def _is_sign(self, part: str) -> bool:
-        return len(part) < 3 and SIGN <= ord(part[-1]) < SIGN + len(self.added_rows)
+        return len(part) < 3 and SIGN <= ord(part[-1]) < SIGN + self._added
 
     def _parts(self, text: str) -> list[str]:
         """A text cut at the signs of added tokens, each a part with the space before it."""
-        last = chr(SIGN + len(self.added_rows) - 1)
+        last = chr(SIGN + self._added - 1)
         return [part for part in re.split(f"( ?[{chr(SIGN)}-{last}])", text) if part]
 
     def tokens(self, texts: Sequence[str]) -> Int64[Tensor, "b n"]:
@@ -242,7 +264,7 @@ class TextEncoder(nn.Module):
             return self.embed(tokens)
         added = tokens >= ADDED
         own = self.embed(tokens.masked_fill(added, PAD))
-        return torch.where(added[..., None], self.added_rows[(tokens - ADDED).clamp(min=0)], own)
+        return torch.where(added[..., None], torch.cat([*self.added_rows])[(tokens - ADDED).clamp(min=0)], own)
 
     def _understood(self, tokens: Int64[Tensor, "b n"]) -> tuple[Tensor, Tensor, Tensor]:
         mask = tokens != PAD

@@ -194,7 +194,7 @@ def _alone(encoder: TextEncoder, texts: Sequence[str]) -> TextEncoder:
     config = _without_added(encoder)
     alone = TextEncoder(**(config if config["known"] else {**config, "known": len(vocabulary_ids(texts))}))
     if encoder.signs:  # words that a fine-tuned model has learned stay its own
-        rows = encoder.added_rows.detach().split([len(signs) for signs in encoder.signs.values()])
+        rows = [row.detach() for row in encoder.added_rows]
         alone.add_tokens(dict(zip(encoder.signs, rows, strict=True)))
     alone.load_state_dict(
         {k: v for k, v in encoder.state_dict().items() if not k.startswith("student_encoder.")}, strict=False
