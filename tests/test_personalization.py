@@ -391,7 +391,9 @@ def test_only_the_new_rows_move(desk, text, tmp_path):
     done = learned(desk, tmp_path / "run", method="embedding", vectors=2)
     encoder = done.model.modules["net"].text_encoder
     own = text.modules["net"].text_encoder.state_dict()
-    assert all(torch.equal(t, own[name]) for name, t in encoder.state_dict().items() if not name.startswith("added_rows"))
+    assert all(
+        torch.equal(t, own[name]) for name, t in encoder.state_dict().items() if not name.startswith("added_rows")
+    )
     assert done.file.stat().st_size <= 50_000 and done.file.name == "embedding.safetensors"
 
 

@@ -122,7 +122,7 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Traini
         source = generator(seed, Stream.STYLE_ROWS, step)
         rows = torch.randint(len(data), (chosen.batch_size,), generator=source).tolist()
         photos = images.to_tensor(data.batch(rows).images).expand(-1, 3, -1, -1)
-        base = torch.cat([recolored(_cut(x, side, source), moved, 1.0) for x in photos.split(1)])
+        base = torch.cat([_cut(recolored(x, moved, 1.0), side, source) for x in photos.split(1)])
         real = torch.cat([_cut(pattern, side, source) for _ in rows])
         return base, real, torch.randn(base.shape, generator=source)
 
