@@ -89,13 +89,13 @@ class TextConditioner:
         if not encoder.config["known"] or not text.strip():
             return reading.Reading(text, tuple((i, i + 1) for i in range(len(text))))
         student = encoder.student_encoder
-        added = self._foreign
+        added = self._added_words
         if added:
             return self._with_added(text, added)
         return reading.interpret(text, encoder.lists, None if student is None else student.lists, self._draws_emoji)
 
     @property
-    def _foreign(self) -> dict[str, str]:
+    def _added_words(self) -> dict[str, str]:
         """Added tokens, with their signs, that are no names which texts are read for anyway."""
         signs = self.net.text_encoder.signs
         names = reading.known_names().names if signs and self._draws_emoji else {}
