@@ -29,7 +29,7 @@ from ...training.report import TrainingResult
 from ...training.task import Part, Task
 from ...training.trainer import train
 from ..translation.domains import squares
-from .options import SIZE, TrainStyleOptions
+from .options import TrainStyleOptions
 from .statistics import Colors, colors, device_for, recolored
 
 NET = {
@@ -77,7 +77,7 @@ class Stylizer(nn.Module):
     covariance: Tensor
 
     @records_config
-    def __init__(self, net: Mapping[str, Any] = NET, size: int = SIZE):
+    def __init__(self, net: Mapping[str, Any] = NET, size: int = 128):
         super().__init__()
         self.net = UNet(**{**net, "in_channels": 3, "out_channels": 3})
         self.register_buffer("mean", torch.zeros(3, dtype=torch.float64))
