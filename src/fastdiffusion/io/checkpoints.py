@@ -134,6 +134,12 @@ def notices(path: str | Path) -> dict[str, str]:
         return {key: text for key, text in (file.metadata() or {}).items() if key not in _OWN}
 
 
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration of a file that this package wrote, without its tensors; raises CheckpointError."""
+    with _opened(Path(path)) as file:
+        return _config(Path(path), file.metadata() or {})
+
+
 def label(path: str | Path, **notices: str) -> None:
     """Write notices, such as ``license`` and ``attribution``, into the header of a file of :func:`save_tensors`.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError, UnavailableError, warn
 from . import untrusted_json
 from .atomic import replacing
-from .checkpoints import load_tensors, save_tensors
+from .checkpoints import load_tensors, read_config, save_tensors
 
 
 class Folder:
@@ -84,6 +84,16 @@ class Folder:
                 f"{failures[0]} No older checkpoint can be read. Start anew with fresh=True (--fresh)."
             )
         return None
+
+    def settings(self) -> dict[str, Any]:
+        """The identity of the run that the newest checkpoint is of; empty where none can be read."""
+        for path in self.checkpoints():
+            try:
+                config = read_config(path).get("config", {})
+                return dict(config.get("run") or config.get("learner") or {})
+            except (CheckpointError, UnavailableError, AttributeError, TypeError, ValueError):
+                continue
+        return {}
 
     def best(self) -> tuple[int, dict[str, Any], dict[str, Tensor]] | None:
         """The checkpoint saved last with ``best=True``, or None."""

@@ -15,6 +15,7 @@ from typing import Any, Self, cast
 from .. import models
 from ..data import Dataset
 from ..data.dataset import common_size
+from ..io.run_folder import Folder
 from ..models import FILE, Autoencoder, Model, native_denoiser
 from ..nets import TextConditioned
 from ..options import fill
@@ -60,8 +61,9 @@ class Learner(Trainer):
         super().__init__(self._task(), self.config)
 
     def _decided(self, config: TrainingConfig) -> TrainingConfig:
-        """The settings with what was left open."""
+        """The settings with what was left open: as the run in the folder has it, which is continued."""
         restores, base = self.setup.restores, self.setup.base
+        before = {} if config.folder is None else Folder(config.folder).settings()
         if base is not None:
             predicts = native_denoiser(base, "Training from a model").parameterization
         else:
@@ -70,8 +72,8 @@ class Learner(Trainer):
             config,
             net=config.net or ("restorer" if restores else "unet-small"),
             optimizer=optimizers.default(config.shard) if config.optimizer == "auto" else config.optimizer,
-            parameterization=config.parameterization or predicts,
-            uncertainty=not restores if config.uncertainty is None else config.uncertainty,
+            parameterization=config.parameterization or before.get("parameterization", predicts),
+            uncertainty=before.get("uncertainty", not restores) if config.uncertainty is None else config.uncertainty,
         )
 
     def _task(self) -> Task:

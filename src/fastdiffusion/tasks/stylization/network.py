@@ -62,10 +62,10 @@ def enlarged(original: Image.Image, image: Float[Tensor, "3 h w"]) -> Image.Imag
 
 
 class Stylizer(nn.Module):
-    """One style, any strength, in one evaluation (Johnson et al. 2016, arXiv:1603.08155, with noise as an input).
+    """One style, any strength, in one evaluation (Johnson et al. 2016, arXiv:1603.08155, with strength as an input).
 
-    The colors are moved in closed form and the net adds strokes and textures. Where nothing in the image says where
-    they go, noise does, the same in each call.
+    The colors are moved in closed form and the net adds the rest, ``strength`` times: at 0 nothing happens. What is
+    trained now is a :class:`StrokeStylizer`.
 
     Args:
         net: Keywords of ``UNet``; none with attention, whose cost would grow with the square of the pixels.
@@ -84,6 +84,18 @@ class Stylizer(nn.Module):
         self.register_buffer("covariance", torch.eye(3, dtype=torch.float64))
 
     def forward(self, x: Float[Tensor, "1 3 h w"], strength: float) -> Float[Tensor, "1 3 h w"]:
+        """The image in the style."""
+        base = recolored(x, Colors(self.mean, self.covariance), strength)
+        return base + strength * self.net(base, x.new_full((len(x),), strength - 0.5), None)
+
+
+class StrokeStylizer(Stylizer):
+    """The same for strokes and textures, which have one strength: others are a part of the straight way to it.
+
+    Where nothing in the image says where strokes go, noise does, the same in each call.
+    """
+
+    def forward(self, x: Float[Tensor, "1 3 h w"], strength: float) -> Float[Tensor, "1 3 h w"]:
         """The image in the style, or a part of the way to it."""
         base = recolored(x, Colors(self.mean, self.covariance), 1.0)
         return torch.lerp(x, self.styled(base, torch.randn(x.shape, generator=generator(0)).to(x)), strength)
@@ -93,7 +105,7 @@ class Stylizer(nn.Module):
         return base + self.net(base + NOISE * noise, base.new_zeros(len(base)), None)
 
 
-def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> TrainingResult[Stylizer]:
+def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> TrainingResult[StrokeStylizer]:
     """Learn one style; the same call again continues a run.
 
     A critic looks at squares of the style and of what the net makes, and tells them apart by strokes and textures, 68
@@ -113,7 +125,7 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Traini
     mark = hashlib.sha256(images.to_uint8(pattern).numpy().tobytes()).hexdigest()[:16]
     data = squares(data, chosen.size)
     side = min(chosen.crop, *data.shape[1:], *pattern.shape[-2:])
-    made: Stylizer = drawn(lambda: Stylizer(NET, chosen.size), seed)
+    made: StrokeStylizer = drawn(lambda: StrokeStylizer(NET, chosen.size), seed)
     made.mean, made.covariance = moved = colors(pattern)
     critic = drawn(lambda: PatchDiscriminator(3, width=32, depth=3), seed + 1)
     game, shown = LOSSES["logistic"], dict[int, Tensor]()
@@ -180,9 +192,12 @@ def feed_forward(original: Image.Image, stylizer: Stylizer, strength: float, siz
 
 def save(stylizer: Stylizer, path: str | PathLike[str]) -> None:
     """Write one safetensors file, atomically."""
-    guarded.save("stylizer", stylizer, Path(path))
+    guarded.save(next(kind for kind, net in KINDS.items() if type(stylizer) is net), stylizer, Path(path))
 
 
 def load(path: str | PathLike[str]) -> Stylizer:
     """Read a file of :func:`save`; raises CheckpointError for any other."""
-    return guarded.load(Path(path), {"stylizer": Stylizer}, "train-style")
+    return guarded.load(Path(path), KINDS, "train-style")
+
+
+KINDS = {"stylizer": Stylizer, "strokes": StrokeStylizer}
