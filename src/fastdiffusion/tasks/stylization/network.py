@@ -15,7 +15,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from ...data import Dataset
+from ...data import DATASETS, Dataset
 from ...io import guarded, images
 from ...io.inputs import ImageLike, as_tensor, opened, scaled
 from ...nets.adversarial import LOSSES, PatchDiscriminator, r1
@@ -123,7 +123,7 @@ def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> Traini
     pattern = as_tensor(opened(style, "style"))
     pattern = scaled(pattern, chosen.size / min(pattern.shape[-2:]))
     mark = hashlib.sha256(images.to_uint8(pattern).numpy().tobytes()).hexdigest()[:16]
-    data = squares(data, chosen.size)
+    data = squares(data, None if isinstance(data, str) and data in DATASETS else chosen.size)  # these have their own
     side = min(chosen.crop, *data.shape[1:], *pattern.shape[-2:])
     made: StrokeStylizer = drawn(lambda: StrokeStylizer(NET, chosen.size), seed)
     made.mean, made.covariance = moved = colors(pattern)
