@@ -64,7 +64,7 @@ ROWS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "p2": {"loss_weighting": "p2"},
             "min_snr": {"loss_weighting": "min_snr"},
             "v": {"loss_weighting": "v"},
-            "edm, not learned": {"uncertainty": False},
+            "not learned": {"uncertainty": False},
         },
     ),
     "B4d": (

@@ -33,17 +33,17 @@ SIDE, LONGEST, LEARNED, MEASURED = 64, 640, 2000, 500
 
 def squares(folder: Path, held_out: bool, n: int, seed: int) -> Tensor:
     """As many of each photograph, anywhere in it."""
-    names = sorted(p.name for p in listed() if (p.use == "held-out") == held_out and (folder / p.name).exists())
+    photos = []
+    for name in sorted(p.name for p in listed() if (p.use == "held-out") == held_out and (folder / p.name).exists()):
+        photo = read_image(folder / name).convert("RGB")
+        photo.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+        photos.append(torch.from_numpy(to_array(photo).copy()))
     source, cut = generator(seed), []
     for i in range(n):
-        if i < len(names):
-            photo = read_image(folder / names[i]).convert("RGB")
-            photo.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
-            cut.append([torch.from_numpy(to_array(photo).copy())])
-        whole = cut[i % len(names)][0]
-        top, left = (int(torch.randint(side - SIDE + 1, (), generator=source)) for side in whole.shape[-2:])
-        cut[i % len(names)].append(whole[:, top : top + SIDE, left : left + SIDE])
-    return torch.stack([square for own in cut for square in own[1:]])
+        photo = photos[i % len(photos)]
+        top, left = (int(torch.randint(side - SIDE + 1, (), generator=source)) for side in photo.shape[-2:])
+        cut.append(photo[:, top : top + SIDE, left : left + SIDE])
+    return torch.stack(cut)
 
 
 @torch.no_grad()
@@ -75,7 +75,8 @@ def main() -> None:
         return {"features": round(metrics.frechet(of_real, pooled(images)), 2), "gradients": round(edges, 3)}
 
     x = learned.float()
-    noise = x.mean((0, 2, 3), keepdim=True) + x.std((0, 2, 3), keepdim=True) * torch.randn(MEASURED, 3, SIDE, SIDE)
+    drawn = torch.randn(MEASURED, 3, SIDE, SIDE, generator=generator(3))
+    noise = x.mean((0, 2, 3), keepdim=True) + x.std((0, 2, 3), keepdim=True) * drawn
     print(json.dumps({"others of the learned photographs": far(others), "noise": far(noise.clamp(0, 255).byte())}))
     save_png(grid(learned[:: LEARNED // 64][:64], columns=16), args.out / "learned.png")
     for seed in args.seeds:

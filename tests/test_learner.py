@@ -163,6 +163,8 @@ def test_the_loss_that_is_shown_has_no_part_of_the_learned_weighting():
 
 def test_what_is_left_open_is_decided_by_what_is_trained(tmp_path):
     assert (learner().config.parameterization, learner().config.uncertainty) == ("flow", True)
+    assert not learner(loss_weighting="min_snr").config.uncertainty, "it would even out what was chosen"
+    assert learner(loss_weighting="min_snr", uncertainty=True).config.uncertainty
     restorer = learner(restore="noise 0.1").config
     assert (restorer.parameterization, restorer.uncertainty) == ("edm", False)
     models.save(learner(parameterization="v").model, tmp_path / "v.safetensors")

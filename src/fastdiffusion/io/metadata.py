@@ -73,19 +73,9 @@ def source_type(recipe: Mapping[str, Any]) -> str | None:
     has_image = isinstance(p, Mapping) and (p.get("image") or "inpaint" in str(p.get("guidance")))
     if kind == ENHANCED and any(name in str(recipe.get("corruption")) for name in _FILLED):
         return MIXED
-    if recipe.get("verb") == "stylize" and _by_patches(recipe, p):
+    if recipe.get("verb") == "stylize" and isinstance(p, Mapping) and p.get("method") == "patches":
         return COMPOSITE
     return MIXED if kind == MADE and has_image else kind
-
-
-def _by_patches(recipe: Mapping[str, Any], parameters: object) -> bool:
-    inputs = recipe.get("inputs")
-    trained = isinstance(inputs, list) and str(inputs[-1:]).endswith(".safetensors']")
-    return (
-        isinstance(parameters, Mapping)
-        and parameters.get("method") == "patches"
-        and not (parameters.get("model") or trained)
-    )
 
 
 def xmp(recipe: Mapping[str, Any]) -> str | None:

@@ -39,8 +39,8 @@ class TrainingConfig(RunOptions):
         sigma_distribution_options: Its keywords, such as {"mean": -1.2}.
         loss_weighting: What an error counts at each noise level; a name in ``losses.LOSS_WEIGHTINGS``.
         loss_weighting_options: Its keywords, such as {"gamma": 1.0}.
-        uncertainty: Also learn the weighting over the noise levels (EDM2, Karras et al. 2024, eq. 14); by default, but
-            for restoration.
+        uncertainty: Also learn the weighting over the noise levels (EDM2, Karras et al. 2024, eq. 14). By default
+            where no weighting is chosen, but for restoration.
         captions: Train a text encoder along on the captions: the model can then be sampled with prompts.
         autoencoder: An autoencoder, or the file of one: train in its latents.
         init_from: The file of a trained model to start from, with its net and text encoder; with its autoencoder too,

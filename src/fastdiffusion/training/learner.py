@@ -64,6 +64,8 @@ class Learner(Trainer):
         """The settings with what was left open: as the run in the folder has it, which is continued."""
         restores, base = self.setup.restores, self.setup.base
         before = {} if config.folder is None else Folder(config.folder).settings()
+        # it would even out whatever weighting somebody chooses
+        learned = not restores and (config.loss_weighting, config.loss_weighting_options) == ("edm", {})
         if base is not None:
             predicts = native_denoiser(base, "Training from a model").parameterization
         else:
@@ -73,7 +75,7 @@ class Learner(Trainer):
             net=config.net or ("restorer" if restores else "unet-small"),
             optimizer=optimizers.default(config.shard) if config.optimizer == "auto" else config.optimizer,
             parameterization=config.parameterization or before.get("parameterization", predicts),
-            uncertainty=before.get("uncertainty", not restores) if config.uncertainty is None else config.uncertainty,
+            uncertainty=before.get("uncertainty", learned) if config.uncertainty is None else config.uncertainty,
         )
 
     def _task(self) -> Task:

@@ -72,6 +72,7 @@ class Stylizer(nn.Module):
         size: Shorter side at which the style was looked at.
     """
 
+    kind = "stylizer"  # of the file
     config: dict[str, Any]
     mean: Tensor
     covariance: Tensor
@@ -95,6 +96,8 @@ class StrokeStylizer(Stylizer):
     Where nothing in the image says where strokes go, noise does, the same in each call.
     """
 
+    kind = "strokes"
+
     def forward(self, x: Float[Tensor, "1 3 h w"], strength: float) -> Float[Tensor, "1 3 h w"]:
         """The image in the style, or a part of the way to it."""
         base = recolored(x, Colors(self.mean, self.covariance), 1.0)
@@ -108,9 +111,9 @@ class StrokeStylizer(Stylizer):
 def train_style(style: ImageLike, data: Dataset | str, **options: Any) -> TrainingResult[StrokeStylizer]:
     """Learn one style; the same call again continues a run.
 
-    A critic looks at squares of the style and of what the net makes, and tells them apart by strokes and textures, 68
-    pixels at a time (Li & Wand 2016, "Precomputed Real-Time Texture Synthesis with Markovian Generative Adversarial
-    Networks", arXiv:1604.04382); the tones of the content are kept.
+    A critic looks at squares of the style and of what the net makes, and learns to distinguish them by strokes and
+    textures, 68 pixels at a time (Li & Wand 2016, "Precomputed Real-Time Texture Synthesis with Markovian Generative
+    Adversarial Networks", arXiv:1604.04382); the tones of the content are kept.
 
     Args:
         style: An image or its file.
@@ -192,12 +195,9 @@ def feed_forward(original: Image.Image, stylizer: Stylizer, strength: float, siz
 
 def save(stylizer: Stylizer, path: str | PathLike[str]) -> None:
     """Write one safetensors file, atomically."""
-    guarded.save(next(kind for kind, net in KINDS.items() if type(stylizer) is net), stylizer, Path(path))
+    guarded.save(stylizer.kind, stylizer, Path(path))
 
 
 def load(path: str | PathLike[str]) -> Stylizer:
     """Read a file of :func:`save`; raises CheckpointError for any other."""
-    return guarded.load(Path(path), KINDS, "train-style")
-
-
-KINDS = {"stylizer": Stylizer, "strokes": StrokeStylizer}
+    return guarded.load(Path(path), {net.kind: net for net in (Stylizer, StrokeStylizer)}, "train-style")

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,9 @@ def stylize(content: ImageLike, style: ImageLike | Stylizer, **options: Any) -> 
         made.putalpha(images.to_pil(opacity))
     name = Path(content).stem if isinstance(content, str | PathLike) else "image"
     notes = losses(content, transparency=chosen.model is not None)  # elsewhere it stays
-    kept = recipe("stylize", vars(chosen), content, style)
+    net = isinstance(style, Stylizer) or _is_net(style)
+    method = "net" if net else "model" if chosen.model is not None else chosen.method
+    kept = recipe("stylize", {**vars(chosen), "method": method}, content, style)
     return ImageResult.of([made], [f"{name}-stylized"], kept, notes=tuple(notes))
 
 
@@ -86,7 +88,7 @@ def _stylized(
     original: Image.Image, style: ImageLike | Stylizer, chosen: StylizeOptions, options: Mapping[str, Any]
 ) -> Image.Image:
     image = None
-    if isinstance(style, str | PathLike) and str(style).endswith(".safetensors"):
+    if _is_net(style):
         style = load(style).to(device_for(chosen.device))
     if isinstance(style, Stylizer):
         style = style if chosen.device is None else style.to(device_for(chosen.device))
@@ -100,6 +102,11 @@ def _stylized(
         bar.total, image = step.of, step.image
     assert image is not None
     return enlarged(original, image) if chosen.strength else original
+
+
+def _is_net(style: object) -> TypeGuard[str | PathLike[str]]:
+    """Whether it names a file of :func:`train_style`."""
+    return isinstance(style, str | PathLike) and str(style).endswith(".safetensors")
 
 
 def stylize_steps(content: ImageLike, style: ImageLike, **options: Any) -> Iterator[StyleStep]:
