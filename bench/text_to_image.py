@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--model", default="emoji")
     parser.add_argument("--precision", help="of a checkpoint of another program, such as float32")
     parser.add_argument("--engine", default="torch", help="torch or openvino")
-    parser.add_argument("--n", type=int, default=128, help="prompts of each kind")
+    parser.add_argument("--n", type=int, default=128, help="prompts of each kind; 2000 are all names that were taught")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.5])
     parser.add_argument("--scale", type=float, help="do not choose it")
@@ -63,7 +63,7 @@ def main() -> None:
     train = data.load("emoji-scenes")
     plain, named = known(train)
     order = list(named)
-    choosing, trained = order[: args.n // 2], order[args.n // 2 :][: args.n]
+    choosing, trained = order[: args.n // 2], [*order[args.n // 2 :], *order][: min(args.n, len(order))]
     results: dict[str, object] = {"model": str(args.model), "steps": args.steps, "n": args.n}
 
     def draw(prompts: list[str], scale: float, seed: int = 0) -> Tensor:

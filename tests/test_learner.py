@@ -20,6 +20,7 @@ from fastdiffusion.errors import CheckpointError, FastdiffusionError, InputError
 from fastdiffusion.io.checkpoints import load_tensors
 from fastdiffusion.io.run_folder import Folder
 from fastdiffusion.models import load
+from fastdiffusion.noise import generator
 from fastdiffusion.schedules import SIGMA_DISTRIBUTIONS
 from fastdiffusion.training import lr_finder, optimizers, trainer
 from fastdiffusion.training.batches import Batches
@@ -28,6 +29,8 @@ from fastdiffusion.training.callbacks import Snapshots
 from fastdiffusion.training.distributed import like
 from fastdiffusion.training.ema import posthoc, snapshots
 from fastdiffusion.training.learner import Learner
+from fastdiffusion.training.options import TrainingOptions
+from fastdiffusion.training.task import Part, Task
 
 TINY = {"name": "dit", "patch": 4, "width": 32, "depth": 1, "head": 16}
 
@@ -169,6 +172,25 @@ def test_what_is_left_open_is_decided_by_what_is_trained(tmp_path):
     assert (restorer.parameterization, restorer.uncertainty) == ("edm", False)
     models.save(learner(parameterization="v").model, tmp_path / "v.safetensors")
     assert learner(init_from=tmp_path / "v.safetensors").config.parameterization == "v"
+
+
+def test_what_is_left_open_of_a_run_is_kept_and_by_fresh_decided_anew(tmp_path):
+    def kept(fresh, **options):
+        run = learner(folder=tmp_path / "run", **options).fit(steps=2, fresh=fresh)
+        stored, _ = load_tensors(max((tmp_path / "run").glob("step-*")))
+        assert (
+            stored["config"]["run"]["parameterization"] == run.config.parameterization == run.options.parameterization
+        )
+        return run.config.parameterization, run.config.uncertainty
+
+    chosen = {"parameterization": "v", "loss_weighting": "min_snr"}
+    assert kept(False, **chosen) == ("v", False)
+    assert kept(False, loss_weighting="min_snr") == ("v", False), "the run goes on"
+    assert kept(True) == ("flow", True)
+    assert kept(True, loss_weighting="min_snr") == ("flow", False), "it would even out what was chosen"
+    assert kept(True, restore="noise 0.1") == ("edm", False)
+    models.save(learner(parameterization="noise").model, tmp_path / "noise.safetensors")
+    assert kept(True, init_from=tmp_path / "noise.safetensors")[0] == "noise"
 
 
 COUNTS = {  # what a squared error of x0 counts at noise level s, of data of standard deviation d
@@ -354,6 +376,44 @@ def test_schedule_free_is_given_the_weights_and_told_that_training_begins(monkey
     assert isinstance(optimizer, AdamWScheduleFree) and optimizer.training
     (group,) = optimizer.param_groups
     assert group["params"] == list(net.parameters()) and (group["lr"], group["weight_decay"]) == (0.25, 0.125)
+
+
+def test_the_result_of_schedule_free_is_the_average_and_looking_at_it_changes_nothing(tmp_path, cut):
+    """Weights are trained at another point, y, than the result, x (Defazio et al. 2024, eq. 7 to 9)."""
+
+    def trained(steps, folder=None, look=False):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(4, 4)
+        shown = []
+
+        def preview():
+            shown.append(net.weight.detach().clone())
+            return torch.zeros(1, 1, 8, 8), 1
+
+        def draw(step):
+            return torch.randn(8, 4, generator=generator(0, 1, step))
+
+        task = Task(
+            {"net": Part(net, lambda x: (net(x) - x.flip(1)).square().mean(), "schedule_free", 0.05)}, draw, {},
+            held_out=[draw(-1)] if look else [], preview=preview,
+        )  # fmt: skip
+        return trainer.train(task, TrainingOptions(steps=steps, folder=folder, verbose=False, device="cpu")), net, shown
+
+    run, net, _ = trained(20)
+    (optimizer,) = run.optimizers["net"]
+    (group,) = optimizer.param_groups
+    assert not group["train_mode"] and run.rates["net"] == group["lr"], "no decay, of which it needs none"
+    y, z = run.standing._trained[0], optimizer.state[net.weight]["z"]
+    torch.testing.assert_close(net.weight.detach(), (y - (1 - group["betas"][0]) * z) / group["betas"][0])
+    assert not torch.equal(net.weight, y)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trainer, "LOOK", 0)  # after every step
+        _, looked, shown = trained(20, tmp_path / "a", look=True)
+    assert torch.equal(looked.weight, net.weight) and torch.equal(shown[-1], net.weight)
+    with cut(11):
+        trained(20, tmp_path / "b")
+    _, resumed, _ = trained(20, tmp_path / "b")
+    assert torch.equal(resumed.weight, net.weight)
 
 
 def test_muon_on_an_old_torch_says_so(monkeypatch):

@@ -175,6 +175,16 @@ def test_what_lies_in_the_hole_is_not_looked_at():
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_nor_is_it_at_a_border_of_an_image_that_is_made_smaller(turns):
+    """300 pixels are worked on at half the size, and 301 have to be filled up to be halved."""
+    image, hole = bricks(201, 301), torch.zeros(201, 301, dtype=torch.bool)
+    hole[60:120, -60:] = True
+    image, hole = torch.rot90(image, turns, (1, 2)), torch.rot90(hole, turns)
+    first, second = (patch_filling.fill(torch.where(hole, v, image), hole) for v in (0, 255))
+    assert torch.equal(first, second)
+
+
 def test_results_differ_by_seed_where_several_are_asked_for():
     image, hole = to_uint8(blobs()[None])[0], disc(60, 80, 30, 40, 12)
     made = [patch_filling.fill(image, hole, seed, differ=True) for seed in (0, 0, 1)]
@@ -213,6 +223,27 @@ def test_what_fits_can_be_filled():
     assert patch_filling.fits(hole)
     made = patch_filling.fill(bricks(300, 1500), hole)
     assert float(made[:, hole].float().std()) > 20
+
+
+@pytest.mark.parametrize("at", range(100, 104))
+def test_what_fits_can_be_filled_wherever_it_lies(at):
+    """A known stripe of 14 pixels at half the size has 7, or 6 and two halves."""
+    hole = torch.ones(300, 300, dtype=torch.bool)
+    hole[:, at : at + 14] = False
+    assert not patch_filling.fits(hole)
+    hole[:, at : at + 15] = False
+    assert patch_filling.fits(hole)
+    patch_filling.fill(bricks(300, 300), hole)
+
+
+def test_who_asks_for_a_model_is_not_left_to_patches(tmp_path):
+    image, hole = to_pil(bricks()), disc(120, 160, 60, 80, 18)
+    to_pil(torch.where(hole, 1.0, -1.0)[None]).save(tmp_path / "wide.png")
+    wide = f"inpaint '{tmp_path / 'wide.png'}'"
+    assert restore(image, wide, self_ensemble=True).method == "supervised"
+    with pytest.raises(InputError, match="posterior and steps do nothing where patches of the image fill the hole"):
+        restore(image, wide, method="patches", steps=50, posterior="dps")
+    assert restore(image, wide, seed=3).recipe["parameters"] == {"n": 1, "seed": 3}
 
 
 def test_restore_takes_patches_for_wide_holes_only(tmp_path):

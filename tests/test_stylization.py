@@ -255,6 +255,13 @@ def test_bad_numbers(change, sentence):
         next(stylize_steps(CONTENT, STYLE, **{"method": "features", "net": small_net, **change}))
 
 
+@pytest.mark.parametrize("option", ["method", "steps", "keep", "model", "seed"])
+def test_a_net_of_a_style_takes_no_other_way(option):
+    value = {"method": "features", "keep": 0.5, "model": "emoji"}.get(option, 3)
+    with pytest.raises(InputError, match=f"{option} does nothing with a net that has learned its style. Leave it out"):
+        stylize(CONTENT, Stylizer(), **{option: value})
+
+
 @pytest.mark.parametrize(("device", "sentence"), [("cuda:99", "No device 'cuda:99' here"), ("mps", "float64")])
 def test_a_device_that_there_is_not(device, sentence, tmp_path, capsys):
     to_pil(CONTENT).save(tmp_path / "a.png")

@@ -206,6 +206,25 @@ def test_parts_are_trained_in_the_precision_that_is_asked_for_and_chance_is_left
         train(task(), TrainingOptions(steps=2, procs=2))
 
 
+def test_a_run_in_another_precision_is_refused_by_name(tmp_path):
+    net = torch.nn.Linear(4, 4)
+    task = Task({"net": Part(net, lambda x: net(x).float().square().mean())}, lambda step: torch.ones(8, 4), {})
+    train(task, TrainingOptions(steps=2, folder=tmp_path, precision="bfloat16", device="cpu"))
+    with pytest.raises(CheckpointError, match=r"precision=bfloat16 \(now float32\).*--fresh"):
+        train(task, TrainingOptions(steps=3, folder=tmp_path, precision="float32", device="cpu"))
+    assert train(task, TrainingOptions(steps=3, folder=tmp_path, precision="auto", device="cpu")).state.step == 3
+
+
+def test_the_settings_of_a_run_do_not_start_it_anew(tmp_path, capsys):
+    words = ["train", "digits", "--net", "unet-tiny", "--batch-size", "4", "--cpu", "--folder", str(tmp_path / "run")]
+    assert cli.main([*words, "--steps", "2", "--fresh"]) == 0
+    before = sorted((tmp_path / "run").glob("step-*"))
+    assert cli.main(["train", "--config", str(tmp_path / "run" / "run.toml"), "--steps", "3"]) == 0
+    assert set(before) & set((tmp_path / "run").glob("step-*"))
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3] or steps[0] < 3, steps
+
+
 def test_tiny_is_what_is_stored(tmp_path):
     learner(folder=tmp_path).fit(steps=1)
     config, _ = load_tensors(next(tmp_path.glob("step-*")))

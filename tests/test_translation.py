@@ -270,6 +270,36 @@ def test_a_result_has_the_size_that_was_trained_or_asked_for():
     assert translate(Image.new("RGB", (20, 24)), net, size=6).images.shape == (1, 3, 7, 6)
 
 
+def test_gray_is_what_data_of_it_are():
+    """Not the mean of the channels: blue is dark."""
+    asked, net = [], Translator("gan", TINY, (1, 8, 8))
+    net.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0]))
+    for image in (Image.new("RGB", (8, 8), (0, 0, 255)), Image.new("RGBA", (8, 8), (0, 0, 255, 128))):
+        translate(image, net)
+        white = Image.new("RGB", (8, 8), "white")
+        white.paste(image, mask=image.getchannel("A") if image.mode == "RGBA" else None)
+        torch.testing.assert_close(asked.pop(), to_tensor(white.convert("L"))[None], rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    ({"source_prompt": "cat"}, "source_prompt does nothing without a prompt"),
+    ({"strength": 0.5, "scale": 3}, "strength and scale do nothing without a prompt"),
+    ({"from_edges": True}, "from_edges does nothing with a net of two kinds"),
+    ({"prompt": "cat", "size": 9, "reverse": True, "from_edges": True}, "size, reverse and from_edges do"),
+])  # fmt: skip
+def test_what_does_nothing_is_refused(options, sentence):
+    net = normal(0.2) if "prompt" in options else Cycle(TINY, (1, 8, 8), ("x", "y"))
+    with pytest.raises(InputError, match=sentence):
+        translate(Image.new("RGB", (20, 20)), net, **options)
+
+
+def test_another_part_that_is_held_out_is_another_run(folders, tmp_path):
+    call = {"method": "regression", "size": 16, "batch_size": 2, "folder": tmp_path / "run"}
+    train_translation(*folders, **call, steps=1)
+    with pytest.raises(CheckpointError, match="holdout="):
+        train_translation(*folders, **call, steps=2, holdout=0.5)
+
+
 def test_bad_input(tmp_path):
     with pytest.raises(InputError, match=r"No option of translate named 'steips'. Did you mean 'steps'"):
         translate(Image.new("RGB", (20, 20)), translator("gan"), steips=2)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from .errors import InputError, unknown
@@ -97,6 +97,22 @@ def fill(options: type[Options], **values: Any) -> Options:
         name for name, value in values.items() if value is None and known[name] in ("str", "int", "float", "bool")
     ]
     return options(**{name: value for name, value in values.items() if name not in absent})
+
+
+def changed(options: Any, names: Iterable[str]) -> list[str]:
+    """Those of the names whose option is not what it is by default."""
+    usual = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(options)}
+    return [name for name in names if getattr(options, name) != usual[name]]
+
+
+def refuse(options: Any, names: Iterable[str], where: str) -> None:
+    """Raise InputError if one of the options that do nothing ``where``, "with a net of a style", was given."""
+    if idle := changed(options, names):
+        many = len(idle) > 1
+        raise InputError(
+            f"{' and '.join([', '.join(idle[:-1])] * many + idle[-1:])} {'do' if many else 'does'} nothing {where}. "
+            f"Leave {'them' if many else 'it'} out."
+        )
 
 
 def _fits(kind: str, value: Any) -> bool:

@@ -57,24 +57,25 @@ class Learner(Trainer):
         check(config)
         setup.check(config)
         self.setup = setup.prepare(config, data, place(config.device))
-        self.config = self._decided(config)
+        self._given = config
+        self.config = self._decided(config, {} if config.folder is None else Folder(config.folder).settings())
         super().__init__(self._task(), self.config)
 
-    def _decided(self, config: TrainingConfig) -> TrainingConfig:
-        """The settings with what was left open: as the run in the folder has it, which is continued."""
+    def _decided(self, config: TrainingConfig, before: Mapping[str, Any]) -> TrainingConfig:
+        """The settings with what was left open: as the run ``before`` in the folder has it, which is continued."""
         restores, base = self.setup.restores, self.setup.base
-        before = {} if config.folder is None else Folder(config.folder).settings()
         # it would even out whatever weighting somebody chooses
         learned = not restores and (config.loss_weighting, config.loss_weighting_options) == ("edm", {})
         if base is not None:
             predicts = native_denoiser(base, "Training from a model").parameterization
         else:
-            predicts = "edm" if restores or self.setup.unit != 1 else "flow"  # a flow's path has no scale of its own
+            usual = "edm" if restores or self.setup.unit != 1 else "flow"  # a flow's path has no scale of its own
+            predicts = before.get("parameterization", usual)
         return replace(
             config,
             net=config.net or ("restorer" if restores else "unet-small"),
             optimizer=optimizers.default(config.shard) if config.optimizer == "auto" else config.optimizer,
-            parameterization=config.parameterization or before.get("parameterization", predicts),
+            parameterization=config.parameterization or predicts,
             uncertainty=before.get("uncertainty", learned) if config.uncertainty is None else config.uncertainty,
         )
 
@@ -168,7 +169,9 @@ class Learner(Trainer):
 
     def resume(self, fresh: bool = False) -> None:
         """Continue from the newest checkpoint in the folder; ``fresh`` forgets it and starts anew."""
-        if fresh and self.state.step:
+        config = self._decided(self._given, {}) if fresh else self.config
+        if fresh and (self.state.step or config != self.config):
+            self.config = self.options = config
             self.set_up(self._task())
         super().resume(fresh)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,6 +81,38 @@ def build(
     if not 0 < lr <= 100:
         raise InputError(f"lr must be above 0 and at most 100, got {lr}. Try 0.001, or leave it out.")
     return OPTIMIZERS[kind](module, lr, weight_decay) if isinstance(kind, str) else kind(module, lr)
+
+
+class Standing:
+    """Where weights stand: at the point that is trained, or at the result, where schedule-free optimizers part the two.
+
+    Attributes:
+        result: Whether they stand at the result.
+    """
+
+    def __init__(self, optimizers: Iterable[Any]):
+        self.own = [optimizer for optimizer in optimizers if hasattr(optimizer, "eval")]
+        self.result = False
+        self._trained: list[Tensor] = []
+
+    def _places(self) -> list[Tensor]:
+        return [p.detach() for optimizer in self.own for group in optimizer.param_groups for p in group["params"]]
+
+    def as_result(self) -> None:
+        """Put the result in place."""
+        if not self.result:
+            self._trained, self.result = [p.clone() for p in self._places()], True
+            for optimizer in self.own:
+                optimizer.eval()
+
+    def in_training(self) -> None:
+        """Put back what is trained, to the bit: the optimizers' own way back rounds."""
+        if self.result:
+            for optimizer in self.own:
+                optimizer.train()
+            for p, trained in zip(self._places(), self._trained, strict=True):
+                p.copy_(trained)
+            self._trained, self.result = [], False
 
 
 def matrix(p: Tensor) -> Tensor:

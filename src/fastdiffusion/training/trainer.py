@@ -82,8 +82,9 @@ class Trainer:
         """Put a task at step 0: nets on the device, fresh optimizers and averages."""
         if not task.updates.divided:  # batches of fewer rows than processes cannot be measured by all
             task = replace(task, held_out=[batch for batch in task.held_out if length(batch) >= self.world])
-        self.task = task
-        self.state = State(precision=choose_precision(self.options.precision, self.device))
+        if next(iter(task.parts.values())).optimizer == "schedule_free":  # it needs none
+            task = replace(task, updates=task.updates._replace(decay=0.0))
+        self.task, self.state = task, State(precision=choose_precision(self.options.precision, self.device))
         for module in (*task.modules, *(part.module for part in task.parts.values())):
             module.to(self.device)
         if task.updates.shard and self.world > 1:
@@ -95,6 +96,7 @@ class Trainer:
             kind = optimizers.default(task.updates.shard) if part.optimizer == "auto" else part.optimizer
             self.rates[name] = optimizers.RATES.get(str(kind), 1e-3) if part.lr is None else part.lr
             self.optimizers[name] = optimizers.build(kind, _learned(part.module), self.rates[name], part.weight_decay)
+        self.standing = optimizers.Standing(chain.from_iterable(self.optimizers.values()))
         self.average = Ema(task.updates.averaged, task.updates.ema) if task.updates.averaged is not None else None
 
     @property
@@ -201,6 +203,7 @@ class Trainer:
             steps: Steps of the whole run, those already done included.
             minutes: Time of the whole run, instead.
         """
+        self.standing.in_training()
         s, task, name = self.state, self.task, next(iter(self.task.parts))
         s.plan(steps, minutes)
         for part in task.parts.values():
@@ -345,6 +348,7 @@ class Trainer:
             job.end(self)
 
     def _done(self) -> Self:
+        self.standing.as_result()
         for part in self.task.parts.values():
             part.module.eval()
         return self
@@ -352,7 +356,8 @@ class Trainer:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Nothing is learned, nothing drawn from the run's chance, and the nets are in evaluation mode."""
-        modules = [part.module for part in self.task.parts.values()]
+        modules, done = [part.module for part in self.task.parts.values()], self.standing.result
+        self.standing.as_result()
         with torch.no_grad(), self._chance(0):
             for module in modules:
                 module.eval()
@@ -361,6 +366,8 @@ class Trainer:
             finally:  # a preview that fails must not leave them so
                 for module in modules:
                     module.train()
+                if not done:
+                    self.standing.in_training()
 
     def validate(self, length: float | None = None) -> float:
         """The first part's mean loss on held-out data, by the average of a length, by default the last; it is kept."""
@@ -427,6 +434,7 @@ class Trainer:
 
         Raises CheckpointError if the folder holds a run of other settings.
         """
+        self.standing.in_training()
         if fresh and self.run is not None and self.main:
             self.run.clear()
         if self.world > 1:
@@ -440,7 +448,9 @@ class Trainer:
                 f"{self.options.folder} holds a run of version 0.1, which cannot be continued. "
                 "Choose another folder, or start anew with fresh=True (--fresh)."
             )
-        if changed := self.differences(config.get("run") or config.get("learner", {})):
+        now, then = self.options.precision, State.of(config["state"]).precision
+        changed = self.differences(config.get("run") or config.get("learner", {}))
+        if changed := changed or ("" if now in ("auto", then) else f"precision={then} (now {now})"):
             raise CheckpointError(
                 f"{self.options.folder} holds a run with {changed}. Give it as it was, choose another folder, "
                 "or start anew with fresh=True (--fresh)."

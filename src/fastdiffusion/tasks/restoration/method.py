@@ -9,10 +9,12 @@ from ...corruptions import CORRUPTIONS, Chain, Corruption, OneOf, Operator, Step
 from ...errors import InputError, unknown
 from ...guidance.posterior import INVERSE
 from ...models import Model
+from ...options import changed, refuse
 from ...samplers.processes import graded, weaker
 from .options import RestoreOptions
 
 METHODS = ("auto", "supervised", "zero-shot", "cold", "patches")
+OF_A_MODEL = ("model", "posterior", "steps", "hints", "palette", "self_ensemble", "engine", "precision")  # options
 ANSWERS = ("auto", "mean", "sample")
 UNDOES = {  # the tasks of restoration and the corruptions that they undo
     "upscale": "downscale",
@@ -68,6 +70,11 @@ def check_answer(options: RestoreOptions, method: str, corruption: Corruption, m
         raise InputError("Zero-shot answers are samples: leave answer out, or take a model that was trained for it.")
 
 
+def left_to_patches(options: RestoreOptions) -> bool:
+    """Whether nothing was asked for that is about a model, so that patches may fill a hole."""
+    return (options.method, options.answer) == ("auto", "auto") and not changed(options, OF_A_MODEL)
+
+
 def parse_task(corruption: str | Corruption) -> Corruption:
     """What happened, from its description ("downscale 2") or from the task that undoes it ("upscale x2")."""
     if isinstance(corruption, Corruption):
@@ -109,6 +116,7 @@ def choose_method(options: RestoreOptions, corruption: Corruption, model: Model,
     if method == "patches":
         if [step.name for step in corruption.steps] != ["mask"]:
             raise InputError("method='patches' fills holes, and nothing else: --corruption 'inpaint hole.png'.")
+        refuse(options, OF_A_MODEL, "where patches of the image fill the hole")
         return method
     name = "The restorer of this package" if named is None else "This model"
     learned = None if model.corruption in (None, "pairs") else parse(model.corruption)

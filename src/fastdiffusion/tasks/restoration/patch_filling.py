@@ -47,7 +47,9 @@ def fits(hole: Bool[Tensor, "h w"]) -> bool:
     """Whether there is a hole that is wide, and enough around each to fill it with."""
     if width(hole) <= WIDE:
         return False
-    return all(_whole(~hole[crop], SIDE * times_smaller(*hole[crop].shape)) for _, crop in _apart(hole))
+    crops = [~hole[crop] for _, crop in _apart(hole)]
+    # wherever a patch of cells of the smaller image lies in it
+    return all(_whole(known, (SIDE + 1) * times_smaller(*known.shape) - 1) for known in crops)
 
 
 def _apart(hole: Bool[Tensor, "h w"]) -> Iterator[tuple[Bool[Tensor, "h w"], tuple[slice, slice]]]:
@@ -92,7 +94,8 @@ def _filled(x: Float[Tensor, "1 c h w"], hole: Bool[Tensor, "h w"], seed: int, d
     h, w = hole.shape
     times = times_smaller(h, w)
     around = (0, -w % times, 0, -h % times)
-    x, covered = F.pad(x, around, mode="replicate"), F.pad(hole[None, None].float(), around)
+    # both alike: what lies in the hole must not come back as what is known beside it
+    x, covered = (F.pad(part, around, mode="replicate") for part in (x, hole[None, None].float()))
     work = [n // times for n in x.shape[-2:]]
     across = 2 * float(depth(F.interpolate(covered, tuple(work), mode="area")[0, 0] > 0).max())
     count = 1 + max(min(math.floor(math.log(big / least) / math.log(RATIO)) for big, least in (

@@ -33,7 +33,7 @@ from ..loading import LoadOptions, loaded
 from . import patch_filling
 from .inputs import Inputs, Source, opened
 from .measurement import Measurement
-from .method import check, check_answer, choose_method, takes_mean
+from .method import check, check_answer, choose_method, left_to_patches, takes_mean
 from .options import RestoreOptions
 from .result import NOTE, RestorationResult
 from .tiled import TiledRestoration
@@ -88,7 +88,7 @@ def restore(
     check_answer(chosen, method, found.what, ready)
     measurement = _measured(found, found.what, ready, channels)
     hole = measurement.hole
-    if chosen.method == "auto" and chosen.answer == "auto" and model is None and hole is not None:
+    if hole is not None and left_to_patches(chosen):
         # what a small net knows of a wide hole is a blur
         method = "patches" if patch_filling.fits(hole) else method
     job = TiledRestoration(measurement, ready, method, chosen)
@@ -194,15 +194,16 @@ def _uncertainty(images: Tensor) -> Tensor:
 
 def _recipe(options: RestoreOptions, model: Model, label: str, method: str, tile: int, overlap: int) -> dict[str, Any]:
     """What was done, as JSON values."""
+    if method == "patches":
+        made: dict[str, Any] = {"parameters": {"n": options.n, "seed": options.seed}}
+    else:
+        made = {"model": model.id[:16], "parameters": _parameters(options, tile, overlap)}
+    return {"fastdiffusion": __version__, "verb": "restore", "corruption": label, "method": method, **made}
+
+
+def _parameters(options: RestoreOptions, tile: int, overlap: int) -> dict[str, Any]:
     kept = {name: getattr(options, name) for name in ("n", "answer", "steps", "seed", "posterior")}
     ensemble = {"self_ensemble": True} if options.self_ensemble else {}
     ensemble |= {} if options.refine else {"refine": False}
     ensemble |= {"engine": options.engine, "precision": options.precision} if options.engine != "torch" else {}
-    return {
-        "fastdiffusion": __version__,
-        "verb": "restore",
-        "corruption": label,
-        "method": method,
-        **({} if method == "patches" else {"model": model.id[:16]}),
-        "parameters": {**kept, "tile": tile, "overlap": overlap, **ensemble},
-    }
+    return {**kept, "tile": tile, "overlap": overlap, **ensemble}

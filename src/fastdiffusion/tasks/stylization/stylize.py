@@ -31,7 +31,7 @@ from ...io.metadata import recipe
 from ...io.results import ImageResult
 from ...models import Model
 from ...noise import generator
-from ...options import fill
+from ...options import fill, refuse
 from ...patches import Patches, side_and_stride
 from ...progress import Progress
 from ...samplers import probability_flow
@@ -71,15 +71,17 @@ def stylize(content: ImageLike, style: ImageLike | Stylizer, **options: Any) -> 
         DataError: A file that is no image.
     """
     chosen = fill(StylizeOptions, **options)
-    whole = opened(content, "content")
-    colors, opacity = (whole, None) if chosen.model is not None or not chosen.strength else parted(whole)
+    net = isinstance(style, Stylizer) or _is_net(style)
+    if net:
+        refuse(chosen, ("method", "steps", "keep", "net", "model", "seed"), "with a net that has learned its style")
+    inside, whole = chosen.model is not None, opened(content, "content")
+    colors, opacity = (whole, None) if inside or not chosen.strength else parted(whole)
     made = _stylized(opened(colors, "content"), style, chosen, options)
     if opacity is not None:
         made.putalpha(images.to_pil(opacity))
     name = Path(content).stem if isinstance(content, str | PathLike) else "image"
-    notes = losses(content, transparency=chosen.model is not None)  # elsewhere it stays
-    net = isinstance(style, Stylizer) or _is_net(style)
-    method = "net" if net else "model" if chosen.model is not None else chosen.method
+    notes = losses(content, transparency=inside)  # elsewhere it stays
+    method = "net" if net else "model" if inside else chosen.method
     kept = recipe("stylize", {**vars(chosen), "method": method}, content, style)
     return ImageResult.of([made], [f"{name}-stylized"], kept, notes=tuple(notes))
 

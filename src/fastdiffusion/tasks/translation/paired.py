@@ -26,7 +26,7 @@ from ...data import Dataset
 from ...device import device_of
 from ...errors import InputError, unknown
 from ...io import guarded, inputs
-from ...io.images import to_tensor, to_uint8
+from ...io.images import flatten, to_tensor, to_uint8
 from ...io.inputs import ImageLike, as_tensor, fit_image, opened, scaled
 from ...io.metadata import recipe
 from ...io.results import ImageResult
@@ -37,7 +37,7 @@ from ...nets.adversarial import LOSSES, PatchDiscriminator, Pool, r1
 from ...nets.perceptual import perceptual_distance
 from ...nets.translators import PAIRED, Cycle, Translator, edges
 from ...noise import Stream, generator
-from ...options import fill
+from ...options import changed, fill, refuse
 from ...progress import Progress
 from ...samplers import processes
 from ...training import optimizers
@@ -88,6 +88,7 @@ def train_translation(
     lr = chosen.lr or optimizers.RATES.get(optimizer, 1e-3) * SHARE.get(chosen.method, 1.0)
     config = {**made.config, "data": data.fingerprint, "lr": lr, "batch_size": chosen.batch_size}
     config |= {"mirror": chosen.mirror, "optimizer": optimizer}
+    config |= {name: getattr(chosen, name) for name in changed(chosen, ["holdout"])}  # runs of before have the usual
     loss, critics = _losses(made, chosen.seed)
     train(Task(
         {"net": Part(made, loss, optimizer, lr), **critics}, partial(_draw, data, chosen), config,
@@ -225,11 +226,13 @@ def translate(image: ImageLike, net: Translator | Cycle | Model | str | Path, **
     if chosen.prompt is not None:
         if isinstance(net, Translator | Cycle):
             raise InputError("Only a diffusion model has classes to turn into. Leave the prompt out.")
+        refuse(chosen, ("size", "reverse", "from_edges"), "with a prompt, where a diffusion model translates")
         made = _by_model(loaded(net, chosen.device), image, chosen, chosen.prompt)
     elif diffusion:
         example = (*loaded(net, chosen.device).classes, "a cat")[0]  # pyright: ignore[reportArgumentType]
         raise InputError(f"A diffusion model needs a class or prompt to turn into, such as prompt={example!r}.")
     else:
+        refuse(chosen, ("source_prompt", "strength", "scale"), "without a prompt, where a trained net translates")
         made = _by_net(_ready(net, chosen.device), image, chosen)  # pyright: ignore[reportArgumentType]
     stem = Path(image).stem if isinstance(image, str | os.PathLike) else "image"
     names = [f"{stem}-translated" + (f"-{i}" if len(made) > 1 else "") for i in range(len(made))]
@@ -252,6 +255,8 @@ def _by_net(net: Translator | Cycle, image: ImageLike, options: TranslateOptions
         raise InputError(f"This net has one answer to an image, {options.n} were asked for. Leave n at 1.")
     if options.reverse and not isinstance(net, Cycle):
         raise InputError("This net has learned one way only. Train the other with source and target exchanged.")
+    if isinstance(net, Cycle):
+        refuse(options, ("from_edges",), "with a net of two kinds of images, of which none are edges")
     source = _prepared(opened(image, "image", SMALLEST), net.shape, options.size, options.from_edges).to(_device(net))
     if isinstance(net, Cycle):
         return net(source, options.reverse)
@@ -281,11 +286,9 @@ def _by_model(model: Model, image: ImageLike, options: TranslateOptions, prompt:
 
 def _prepared(image: Image.Image, shape: tuple[int, int, int], size: int | None, from_edges: bool) -> Tensor:
     """As the net was trained: its channels, its shorter side."""
-    x = as_tensor(image)
+    x = as_tensor(flatten(image).convert("L") if shape[0] == 1 else image)[:, : shape[0]]  # gray as data are made
     x = scaled(x, (size or min(shape[1:])) / min(x.shape[-2:]), SMALLEST)
-    if from_edges:
-        return edges(x).expand(-1, shape[0], -1, -1)
-    return x if shape[0] == 3 else x.mean(1, keepdim=True)
+    return edges(x).expand(-1, shape[0], -1, -1) if from_edges else x
 
 
 def answer_steps(
