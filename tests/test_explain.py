@@ -184,6 +184,21 @@ def test_a_mask_from_words_finds_what_the_words_explain():
         word_masks.word_mask(model, image, "left and right", "the hat")
 
 
+def test_a_word_that_alone_means_another_thing_is_found_by_its_prompt():
+    """As "heart", which alone is a red one, in "a blue heart"."""
+    image = -torch.ones(1, 16, 24)
+    image[..., :10] = 1
+
+    def denoise(x, sigma, cond=None):
+        mean = torch.where(cond.pooled.prod(1).reshape(-1, 1, 1, 1) > 0, image, -1.0)
+        part = (sigma**2 / (1 + sigma**2)).reshape(-1, 1, 1, 1)
+        return mean * part + x * (1 - part)
+
+    model = dataclasses.replace(of_halves(), denoise=denoise)
+    found = word_masks.word_map(model, image, "left right", "left").map > word_masks.CUT
+    assert torch.equal(found, image > 0)
+
+
 @pytest.mark.parametrize("side", [64, 256])
 def test_a_mask_takes_along_the_even_middle_of_what_it_goes_around(side):
     """Of a square on white a map knows the rim: its middle is of one color with it, and what is outside is not."""
@@ -230,7 +245,7 @@ def test_a_large_image_is_looked_at_through_windows_of_the_models_size():
     assert shapes == {(1, 16, 24)}
     assert found.shape == (1, 16, 48)
     assert float(found[..., :10].min()) > word_masks.CUT  # what only the first window sees
-    assert float(found[..., 36:].max()) == 0  # and only the last: the right half of the image in it
+    assert float(found[..., 36:].max()) < word_masks.CUT  # and only the last: the right half of the image in it
 
 
 @pytest.mark.parametrize(("only", "changes"), [("left", slice(0, 10)), ("right, left", slice(0, 24))])

@@ -32,7 +32,8 @@ DataName = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="A folder of images, or a data set: digits, fashion-mnist, emoji, emoji-scenes, hf:OWNER/NAME.",
+        help="A folder of images, or a data set: digits, fashion-mnist, emoji, emoji-scenes, emoji-multilingual, "
+        "hf:OWNER/NAME.",
         autocompletion=offer(choices.DATASETS),
     ),
 ]

@@ -138,9 +138,9 @@ def fit(
 # ---- a trained model, taught more ---------------------------------------------------------------------------------
 
 OUT = Path("lora.safetensors")
-FOLDER = typer.Argument(metavar="FOLDER", help="A folder of images, with captions beside them or without.")
-Images = Annotated[Path, FOLDER]
-SomeImages = Annotated[Path | None, FOLDER]
+SomeImages = Annotated[
+    Path | None, typer.Argument(metavar="FOLDER", help="A folder of images, with captions beside them or without.")
+]
 
 
 @command(
@@ -178,7 +178,11 @@ def personalize(chosen: PersonalizeOptions, model: ModelPath, data: SomeImages =
         "fastdiffusion finetune sd15/ prints/ --rank 16 --steps 2000",
     ],
 )
-def finetune(chosen: FinetuneOptions, model: ModelPath, data: Images) -> None:
+def finetune(
+    chosen: FinetuneOptions,
+    model: ModelPath,
+    data: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of images, each with a caption beside it.")],
+) -> None:
     """Teach a model a domain, from images with captions.
 
     It plots and bounds what the model forgets, ends before that is too much, and keeps the best step.

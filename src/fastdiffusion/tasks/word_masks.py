@@ -4,8 +4,10 @@ Two ways, and "auto" takes the second, which found things better wherever both w
 
 "attention": what each place attends to, averaged over noise levels and layers (``guidance.concept_maps``).
 "occlusion": which places the model explains better with the words than without. At some noise levels x0 is estimated
-from the words alone and from the prompt without them; where the first comes nearer to the image, there the words are
-(a difference of pointwise mutual informations, after Kong et al. 2023, arXiv:2310.07972). An image larger than the
+from the words alone, from the whole prompt, and from the prompt without them; where one of the first two comes nearer
+to the image than the last, there the words are (a difference of pointwise mutual informations, after Kong et al. 2023,
+arXiv:2310.07972). The words alone tell two things of one image apart; but "heart" alone may be a red one, and explains
+nothing of a blue heart. An image larger than the
 model's own is looked at through windows of that size, half a window apart: things are then as large as in training.
 """
 
@@ -258,12 +260,13 @@ def _noised(model: Model, x0: Tensor, seed: int) -> list[tuple[Tensor, float]]:
 def _evidence(
     model: Model, image: Float[Tensor, "1 c h w"], seed: int, parsed: Terms, chosen: Sequence[Term]
 ) -> Float[Tensor, "1 h w"]:
-    """Where the words alone explain an image better than the prompt without them: relative squared errors."""
+    """Where the words, alone or in their prompt, explain an image better than it without them: relative errors."""
     rest = [term for term in parsed.all if term not in chosen and term.kind in ("word", "punctuation")]
     (height, width), boxes = image.shape[-2:], _windows(model, image)
     (_, _, wide, high), place = boxes[0], torch.zeros(1, height, width)
-    conds = [condition(model, parsed, (high, wide), parsed.without(gone)) for gone in (rest, chosen)]
-    errors = [_errors(model, image[..., y : y + high, x : x + wide], seed, conds) for x, y, _, _ in boxes]
+    conds = [condition(model, parsed, (high, wide), parsed.without(gone)) for gone in (rest, [], chosen)]
+    looked = [_errors(model, image[..., y : y + high, x : x + wide], seed, conds) for x, y, _, _ in boxes]
+    errors = [torch.stack([torch.minimum(each[:, 0], each[:, 1]), each[:, 2]], 1) for each in looked]
     scale = torch.stack(errors).sum(2).mean((0, 2, 3)).clamp(min=1e-12)  # by level, over all windows
     ramp = [1 - (torch.arange(n) - (n - 1) / 2).abs() / (n / 2) + 0.02 for n in (high, wide)]
     weight, total = ramp[0][:, None] * ramp[1], torch.zeros(1, height, width)
@@ -286,7 +289,7 @@ def _windows(model: Model, image: Tensor) -> list[tuple[int, int, int, int]]:
     return [(x, y, wide, high) for y in tops for x in lefts]
 
 
-def _errors(model: Model, image: Tensor, seed: int, conds: Sequence[Cond]) -> Float[Tensor, "levels 2 i j"]:
+def _errors(model: Model, image: Tensor, seed: int, conds: Sequence[Cond]) -> Float[Tensor, "levels k i j"]:
     """Squared errors of x0 under each condition, mean over noises, at each level."""
     x0, found = model.encode(image), []
     for x, sigma in _noised(model, x0, seed):

@@ -92,7 +92,11 @@ class TrainingConfig(RunOptions):
     )
     sigma_distribution: str = option("lognormal", "Noise levels to train at.", choices=choices.SIGMA_DISTRIBUTIONS)
     sigma_distribution_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
-    loss_weighting: str = option("edm", "What an error counts at each noise level.", choices=choices.LOSS_WEIGHTINGS)
+    loss_weighting: str = option(
+        "edm",
+        "What an error counts at each noise level; of edm that is learned, others are taken as they are.",
+        choices=choices.LOSS_WEIGHTINGS,
+    )
     loss_weighting_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
     uncertainty: bool | None = option(None, "Also learn the weighting.", python_only=True)
     captions: bool = option(False, "Train on captions: a text-to-image model.")

@@ -64,7 +64,9 @@ class Budget:
             ``training.distributed.launch``.
     """
 
-    minutes: float | None = option(None, "Minutes to train, of all sessions together.")
+    minutes: float | None = option(
+        None, "Minutes to train, of all sessions together; 10 if neither this nor --steps is said."
+    )
     steps: int | None = option(None, "Steps to train, instead of minutes.")
     fresh: bool = option(False, FRESH, "--fresh/--resume")
     procs: int = option(1, "Number of processes on this machine.")
@@ -83,6 +85,7 @@ class TrainingOptions(Budget, RunOptions):
     lr: float | None = option(1e-2, "Highest learning rate.")
     optimizer: str = option("muon", "The optimizer.", choices=choices.OPTIMIZERS)
     precision: str = option("float32", PRECISION, choices=choices.PRECISIONS)
+    minutes: float | None = option(None, "Minutes to train, of all sessions together, in place of steps.")
     steps: int | None = usual(1000)
 
     @property

@@ -151,7 +151,10 @@ def _edited(
     """One result and its mask: pixels where the mask is 0 are the source's to the bit."""
     mask = work.mask(source, marked)
     if mask is not None and not bool(mask.any()):
-        work.notes.append("Nothing is inside of the mask, so that the image stays as it is. Lower the threshold.")
+        work.notes.append(
+            "Nothing is inside of the mask, so that the image stays as it is. Leave --only out where it is all that "
+            "there is, or lower --threshold."
+        )
         return source, mask
     if drawn and work.method == "p2p":
         _, result = work.drawn()

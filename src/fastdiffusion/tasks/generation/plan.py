@@ -359,7 +359,11 @@ def plan(
     if regions and hasattr(ready.denoise, "inpainting") and any(each.mask is not None for each in kept):
         raise InputError("A network that was trained to inpaint takes no regions beside its mask. Leave one out.")
     notes += [note for each in kept for note in each.notes]
-    notes += [*idle_notes(chosen), *caveats(options.rng, table), *size_notes(ready, sides)]
+    notes += [
+        *idle_notes(chosen),
+        *caveats(options.rng, table),
+        *([] if chosen.regions else size_notes(ready, sides)),
+    ]  # a region shows a thing each
     if chosen.mark:
         notes += _mark_notes(ready, shape, any(each.mask is not None for each in kept))
     for note in (notes := list(dict.fromkeys(notes))):
