@@ -15,10 +15,10 @@ from functools import cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from . import abroad
+from . import abroad, people
 from .known import ARTICLES, EDGES, NARROW, PHRASE, SCENIC, Lists, Names, Token, forms, key, known_names
 from .known import names as names
-from .things import COUNTS, SIZES, Things
+from .things import COLORS, COUNTS, SIZES, Things
 
 _SHARED = "de da do das di du d del la le e y o el en am al st"
 _FILLERS = """
@@ -89,6 +89,8 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
         return clearer
     if unicodedata.normalize("NFKC", clean).casefold().strip() in _exact(emoji) and lists(clean):
         return whole
+    if emoji and (somebody := _somebody(clean, visible, lists, table)) is not None:
+        return somebody
     tokens = list(_tokens(clean, emoji))
     if not emoji and all(lists(token.text) for token in tokens):
         return whole
@@ -115,7 +117,9 @@ def interpret(text: str, lists: Lists, student: Lists | None = None, emoji: bool
         return whole._replace(notes=_unread(strange, table, left=False), unknown=strange)
     if [*kept] == [Token(m[0], m.start(), m.end()) for m in re.finditer(r"\S+", clean)]:
         return whole._replace(notes=changed.notes())
-    return Reading(*_rejoined(clean, kept, visible), changed.notes(), tuple(changed.left))
+    made = Reading(*_rejoined(clean, kept, visible), changed.notes(), tuple(changed.left))
+    better = _clearer(made.text, range(len(made.text)), lists, table)
+    return made if better is None else _within(made, better)
 
 
 def _says_nothing(token: Token) -> bool:
@@ -126,8 +130,7 @@ def _says_nothing(token: Token) -> bool:
 def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> Reading | None:
     """A name that stands alone, but for an article and a background, by another that the model draws better."""
     tokens = list(_tokens(clean, strip=True))
-    background = _BACKGROUND.search(clean)
-    end = len(clean) if background is None else background.start()
+    end = _end(clean)
     first = int(len(tokens) > 1 and key(tokens[0].text) in ARTICLES)
     things = [token for token in tokens[first:] if token.start < end]
     name = table.clearer.get(key(" ".join(token.text for token in things)))
@@ -141,6 +144,35 @@ def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> 
     same = key(named) == key(name)  # but for parentheses
     notes = () if same else (f"{named!r} is read as {name!r}, which this model draws better.",)
     return Reading(*_rejoined(clean, kept, visible), notes)
+
+
+def _end(clean: str) -> int:
+    """Where a text's things end and a background, "on blue", begins."""
+    found = _BACKGROUND.search(clean)
+    return len(clean) if found is None or not COLORS & set(key(found[0]).split()) else found.start()
+
+
+def _somebody(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> Reading | None:
+    """A person, by the name that is nearest to all that is said of them."""
+    request = _REQUEST.match(clean)
+    asked = 0 if request is None else request.end()
+    prefix = _IMAGE_OF.match(clean, asked)
+    start = asked if prefix is None else prefix.end()
+    end = _end(clean)
+    tokens = [token for token in _tokens(clean, strip=True) if token.start >= start]
+    said = [token for token in tokens if token.start < end]
+    words = [word for token in said for word in key(token.text).split() or [token.text]]
+    words = [word for word in words if word not in FILLERS - people.IDLE | GRAMMAR]
+    if any(token.text.endswith(",") for token in said) or (name := people.person(words, table)) is None:
+        return None
+    drawn = table.clearer.get(key(name), name)
+    if not lists(drawn):
+        return None
+    raw = clean[said[0].start : said[-1].end]
+    kept = [Token(drawn, said[0].start, said[-1].end), *tokens[len(said) :]]
+    return Reading(
+        *_rejoined(clean, kept, visible), (f"{raw!r} is read as {name!r}, the nearest that this model knows.",)
+    )
 
 
 def _translated(clean: str, tokens: list[Token], visible: Sequence[int]) -> Reading | None:
@@ -256,7 +288,7 @@ class _Changes:
         """The words that the encoder lists."""
         if self.table.names:
             tokens = self._without_fillers(text, tokens)
-            tokens = self._named(self.known.simpler(self.known.respaced(tokens)))
+            tokens = self._named(self.known.alone(self.known.simpler(self.known.respaced(tokens))))
         content = [token for token in tokens if key(token.text) not in ARTICLES]
         tokens = [kept for token in tokens if (kept := self._listed(token)) is not None]
         while tokens and (self.left or self.idle) and tokens[-1].text.casefold() in NARROW:  # "a castle on a [hill]"
@@ -284,6 +316,11 @@ class _Changes:
         ]
         if self.idle:
             notes.append(f"{', '.join(self.idle)}: left out, since it does not name what to draw.")
+        if self.known.around:
+            self.scene = True
+            notes.append(
+                f"{', '.join(map(repr, self.known.around))}: left out, since it melts into the thing beside it."
+            )
         if any(key(term) in COUNTS for term in self.idle):
             notes.append("This model draws one of a thing, however many are asked for.")
         notes += _unread(tuple(self.left), self.table)

@@ -10,6 +10,11 @@ _SIZES = """
 big little small tiny huge large giant gigantic enormous massive mini tall short long fat thin skinny chubby old young
 new fresh ripe funny silly single
 """
+_LOOKS = """
+happy sad angry mad crying smiling laughing sleepy sleeping tired hungry scared scary spooky crazy grumpy cheerful
+excited lonely proud brave shy friendly evil dangerous wild hot cold warm iced fresh burning shiny bright dark dirty
+clean broken empty full ancient modern fast slow loud quiet soft heavy
+"""
 _PARTS = """
 slice slices piece pieces bit bits chunk chunks wedge scoop loaf bunch bundle pile stack heap bowl plate dish cup glass
 mug jar can tin box bag basket pair couple head group herd flock lot lots plenty load loads dozen dozens handful
@@ -21,6 +26,7 @@ countless
 """
 _COLORS = "red orange yellow green blue purple violet pink black white brown grey gray golden"
 SIZES = frozenset(_SIZES.split())  # size, age and looks, which no image of an emoji has
+LOOKS = frozenset(_LOOKS.split())  # moods and states, of which a thing that has no name with them shows nothing
 COUNTS = frozenset(_COUNTS.split())  # what a model that draws one of each thing cannot follow
 PARTS = frozenset(_PARTS.split())  # "a slice of pizza", "a bowl of cherries": what there is a part or an amount of
 SLICES = frozenset({"slice", "slices", "piece", "pieces", "chunk", "chunks"})  # also behind it: "pizza slice"
@@ -45,10 +51,12 @@ class Things:
     Attributes:
         replaced: What was read as something else, and as what.
         idle: What was left out.
+        around: What was left out of what is beside a thing, or what it does.
     """
 
     def __init__(self, lists: Lists, table: Names, replaced: dict[str, str], idle: list[str]):
         self.lists, self.table, self.replaced, self.idle = lists, table, replaced, idle
+        self.around: list[str] = []
 
     def meant(self, phrase: str, search: bool = False) -> str | None:
         """The name of a thing that a phrase is another name or form of; None if it is none."""
@@ -118,13 +126,65 @@ class Things:
             done += [*colors, *own]
         return done
 
+    def alone(self, tokens: list[Token]) -> list[Token]:
+        """Things without where they are, what they do and what is with them, which come out as a bit of all of it.
+
+        "A cat sitting on a chair" is a cat. What is joined by "and" stays, and so do a background of one color and
+        names such as "heart with arrow", with articles or without.
+        """
+        end, i = 0, 0
+        while i < len(tokens):
+            thing, whole = self._thing(tokens, i), self._joined(tokens, i)
+            if thing is None and whole is None:
+                if end and self._leads_away(tokens, i):
+                    break
+                i += 1
+                continue
+            end = i = i + max(each.length for each in (thing, whole) if each is not None)
+            if tokens[end - 1].text.endswith(","):
+                return tokens
+            if self._leads_away(tokens, end):
+                break
+        if not end or not self._leads_away(tokens, end):
+            return tokens
+        last = self._background(tokens)
+        if last > end:
+            self.around.append(" ".join(token.text for token in tokens[end:last]))
+        return [*tokens[:end], *tokens[last:]]
+
+    def _joined(self, tokens: list[Token], i: int) -> Thing | None:
+        """The longest phrase at ``i`` that means a name, with articles within or without: "heart with an arrow"."""
+        for n in range(len(tokens) - i, 1, -1):
+            terms = [key(token.text) for token in tokens[i : i + n]]
+            phrase = " ".join(term for term in terms if term not in ARTICLES)
+            name = self.table.names.get(phrase) or self.meant(phrase, search=True) or self.meant(" ".join(terms), True)
+            if terms[0] not in ARTICLES and name is not None and self.lists(name):
+                return Thing(n, name)
+        return None
+
+    @staticmethod
+    def _leads_away(tokens: list[Token], i: int) -> bool:
+        """Whether the word at ``i`` begins what is no longer the thing before it."""
+        term = key(tokens[i].text) if i < len(tokens) else ""
+        return term in (NARROW | SCENIC) - {"and", "of"} or (term.endswith("ing") and len(term) > 4) or term in LOOKS
+
+    @staticmethod
+    def _background(tokens: list[Token]) -> int:
+        """Where a background of one color begins: "on blue", "on a blue background"."""
+        for i in range(max(len(tokens) - 4, 0), len(tokens)):
+            terms = [term for token in tokens[i:] if (term := key(token.text)) not in ARTICLES | {"background"}]
+            if len(terms) == 2 and terms[0] == "on" and terms[1] in COLORS:
+                return i
+        return len(tokens)
+
     def _modified(self, tokens: list[Token], i: int) -> int:
         """Where the thing is that the words from ``i`` on describe; ``i`` itself if they do not."""
         part = False
         while i < len(tokens):
             term, thing = key(tokens[i].text), self._thing(tokens, i)
             after = {key(token.text) for token in tokens[i + 1 : i + 2]}
-            alone = (term not in YOUNG | COLORS and not term.endswith("'s")) or self._ends(tokens, i) or after <= SLICES
+            describes = term in YOUNG | COLORS or self._is_idle(term)
+            alone = not describes or self._ends(tokens, i) or after <= SLICES
             if thing is not None and (thing.length > 1 or alone):
                 break
             if term in PARTS and key(" ".join(token.text for token in tokens[i + 1 : i + 2])) == "of":
@@ -169,7 +229,7 @@ class Things:
     @staticmethod
     def _is_idle(term: str) -> bool:
         """Whether a word before a thing says how it looks, how many there are, or whose it is."""
-        return term in SIZES | COUNTS or term.endswith("'s")
+        return term in SIZES | COUNTS | LOOKS or term.endswith("'s") or (term.endswith("ing") and len(term) > 5)
 
     def _other_name(self, tokens: list[Token], last: int, raw: str, before: list[Token]) -> bool:
         """Whether words that end at ``last`` are another name for a thing, and neither a part of one nor a color."""
