@@ -115,7 +115,7 @@ def test_what_was_changed_is_said_and_points_at_the_caller():
     ("grandma's house", "house", ["grandma's: left out"]),
     ("there is a pizza", "pizza", ["there, is: left out"]),
     ("I am so happy", "grinning face", ["I, am, so: left out", "'happy' is read as 'grinning face'"]),
-    ("a tired grandma", "tired old woman", ["'grandma' is read as 'old woman'"]),
+    ("a tired grandma", "old woman", ["'grandma' is read as 'old woman'", "tired: left out"]),
     ("a rainy day", "cloud with rain", ["'rainy day' is read as 'cloud with rain'"]),
     ("the Italian flag", "flag of italy", ["'Italian flag' is read as 'flag of Italy'"]),
     ("flag of France", "flag of clipperton island", ["'flag of France' is read"]),  # one drawing, with both names
@@ -138,11 +138,61 @@ def test_what_is_unknown_is_a_word_and_no_article(prompt, unknown):
     assert conditioner().unknown_words(prompt) == unknown
 
 
+@pytest.mark.parametrize(("prompt", "read"), [
+    # how they feel and look, with what no name has left out
+    ("a happy girl", "adult woman"), ("a smiling boy in a blue t-shirt", "boy"), ("a sad man", "man frowning"),
+    ("an angry woman", "woman pouting"), ("a tall man with a beard", "man beard"), ("my bald uncle", "man bald"),
+    ("a girl with red hair", "woman red hair"), ("an elderly lady with glasses", "old woman"),
+    ("a guy who doesn't know the answer", "man shrugging"), ("my wife is pregnant", "pregnant woman"),
+    # what they do and are
+    ("a girl on a bicycle", "woman biking"), ("boy running very fast", "man running"),
+    ("a man rowing a boat", "man rowing boat"), ("a female doctor", "woman health worker"),
+    ("the nurse at the hospital", "health worker"), ("a gymnast", "person cartwheeling"),
+    ("people skiing in the mountains", "skier"),
+    ("a woman in a wheelchair on blue", "woman in manual wheelchair on blue"),
+    ("draw me a picture of a sad girl", "woman frowning"),
+    # together
+    ("a man and a woman", "woman and man holding hands"), ("two girls", "women holding hands"),
+    ("a mother with two daughters", "family woman girl girl"), ("dad and son", "family man boy"),
+    ("two men hugging", "people hugging"), ("boyfriend and girlfriend kissing", "kiss woman man"),
+    ("my happy family", "family man woman girl boy"),
+])  # fmt: skip
+def test_people_are_read_as_the_name_that_says_most_of_them(prompt, read):
+    found = conditioner().reading(prompt)
+    assert found.text == read and len(found.origins) == len(read) and not found.unknown
+    assert known_names().names.get(key(read)) or read.startswith("adult ") or " on " in read
+    assert any("is read as" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("prompt", [
+    *("woman’s hat", "man in tuxedo", "woman and man holding hands", "person in bed", "woman health worker", "baby"),
+    *("a man lifting weights", "men wrestling", "family man boy", "student", "snowman", "cat", "nursing", "manpower"),
+])  # fmt: skip
+def test_names_of_people_and_what_describes_none_stay(prompt):
+    assert not [note for note in conditioner().notes(prompt) if "woman" in note.partition(" is read as ")[2]]
+
+
+@pytest.mark.parametrize(("prompt", "read"), [
+    ("a cat sitting on a chair", "cat face"), ("dog running in the park", "dog face"), ("a flying bird", "bird"),
+    ("a house in the snow", "house"), ("a red apple on a table", "red apple"), ("monkey with a banana", "monkey"),
+    ("a cup of hot coffee on blue", "hot beverage on blue"), ("chocolate ice cream cone", "soft ice cream"),
+    ("present wrapped with a bow", "wrapped gift"), ("a running horse", "horse face"),
+    ("a burning candle in the dark on a red background", "candle on a red background"),
+    # names with such words stay, and so does what "and" joins
+    ("heart with an arrow", "heart with arrow"), ("cloud with rain", "cloud with rain"),
+    ("hatching chick", "hatching chick"), ("a cat and a dog", "a cat and a dog"),
+    ("full moon with face", "full moon face"), ("cat with heart eyes", "smiling cat with heart-eyes"),
+    ("a happy sleeping dog", "dog face"),
+])  # fmt: skip
+def test_a_thing_is_read_without_where_it_is_and_what_it_does(prompt, read):
+    assert key(conditioner().reading(prompt).text) == key(read)
+
+
 @pytest.mark.parametrize("prompt", [
     *("orange heart", "a orange cat", "a heart on orange", "white cat", "a black cat", "brown heart"),
     *("a brown mushroom", "small airplane", "large blue diamond", "baby bottle", "a baby angel", "puzzle piece"),
-    *("glass of milk", "old woman", "grinning face with big eyes", "a cat with heart eyes", "pile of poo"),
-    *("new moon", "piece of music", "baby", "big", "two hearts", "one apple", "a happy cat", "hot dog", "sunglasses"),
+    *("glass of milk", "old woman", "grinning face with big eyes", "cat with wry smile", "pile of poo"),
+    *("new moon", "piece of music", "baby", "big", "two hearts", "one apple", "hot dog", "sunglasses"),
 ])  # fmt: skip
 def test_names_with_such_words_and_colors_that_do_no_harm_stay(prompt):
     assert conditioner().reading(prompt).text.replace("red heart", "heart") == prompt
@@ -162,7 +212,7 @@ def test_a_thing_and_what_it_is_read_as_are_one_image(prompt, plainly):
     ("a red zorgblat", ["zorgblat: left out"]),
     ("a knight in armor", ["knight, armor: it may ignore it"]),
     ("a red hambuger", ["'hambuger' is read as 'hamburger'"]),
-    ("a castle on a hill at sunset", ["'hill' is read as 'mountain'", "single emoji"]),
+    ("a castle on a hill at sunset", ["'on a hill at sunset': left out", "single emoji"]),
     ("photorealistic cat face, 8k", ["left out", "single emoji"]),
     ("rotes Herz", ["'rotes Herz' is read as 'red heart'"]),
     ("赤いハート", ["'赤いハート' is read as 'red heart'"]),
@@ -175,7 +225,12 @@ def test_notes(prompt, words):
 
 
 def test_listed_names_are_encoded_letter_by_letter_as_they_came():
-    for name in ("a red heart", "a cat with heart eyes", "green book on a pink background", "O’clock, fire engine"):
+    for name in (
+        "a red heart",
+        "smiling cat with heart-eyes",
+        "green book on a pink background",
+        "O’clock, fire engine",
+    ):
         assert conditioner().reading(name).text == name
 
 
@@ -240,7 +295,7 @@ def test_a_text_without_spaces_is_split_only_where_every_word_is_known():
     ("an angry face", "a enraged face"),  # of the articles the encoder knows "a" and "the"
     ("a pig on a blue background", "pig face on a blue"),
     ("perro", "dog face"), ("猫", "cat face"), ("a black cat", "black cat"), ("dog and cat", "dog and cat"),
-    ("cat face", "cat face"), ("a running horse", "horse"),
+    ("cat face", "cat face"),
 ])  # fmt: skip
 def test_names_that_are_drawn_badly_are_read_as_their_better_likeness_where_they_stand_alone(prompt, read):
     found = conditioner().reading(prompt)

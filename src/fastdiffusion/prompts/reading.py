@@ -153,23 +153,23 @@ def _end(clean: str) -> int:
 
 
 def _somebody(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> Reading | None:
-    """A person, by the name that is nearest to all that is said of them."""
+    """A person, by the name that is nearest to all that describes them."""
     request = _REQUEST.match(clean)
     asked = 0 if request is None else request.end()
     prefix = _IMAGE_OF.match(clean, asked)
     start = asked if prefix is None else prefix.end()
     end = _end(clean)
     tokens = [token for token in _tokens(clean, strip=True) if token.start >= start]
-    said = [token for token in tokens if token.start < end]
-    words = [word for token in said for word in key(token.text).split() or [token.text]]
-    words = [word for word in words if word not in FILLERS - people.IDLE | GRAMMAR]
-    if any(token.text.endswith(",") for token in said) or (name := people.person(words, table)) is None:
+    own = [token for token in tokens if token.start < end]
+    terms = [term for token in own for term in key(token.text).split() or [token.text]]
+    terms = [term for term in terms if term not in (FILLERS - people.IDLE) | (GRAMMAR - {"who", "that"})]
+    if any(token.text.endswith(",") for token in own) or (name := people.person(terms, table)) is None:
         return None
     drawn = table.clearer.get(key(name), name)
     if not lists(drawn):
         return None
-    raw = clean[said[0].start : said[-1].end]
-    kept = [Token(drawn, said[0].start, said[-1].end), *tokens[len(said) :]]
+    raw = clean[own[0].start : own[-1].end]
+    kept = [Token(drawn, own[0].start, own[-1].end), *tokens[len(own) :]]
     return Reading(
         *_rejoined(clean, kept, visible), (f"{raw!r} is read as {name!r}, the nearest that this model knows.",)
     )
@@ -288,7 +288,7 @@ class _Changes:
         """The words that the encoder lists."""
         if self.table.names:
             tokens = self._without_fillers(text, tokens)
-            tokens = self._named(self.known.alone(self.known.simpler(self.known.respaced(tokens))))
+            tokens = self._named(self.known.simpler(self.known.alone(self.known.respaced(tokens))))
         content = [token for token in tokens if key(token.text) not in ARTICLES]
         tokens = [kept for token in tokens if (kept := self._listed(token)) is not None]
         while tokens and (self.left or self.idle) and tokens[-1].text.casefold() in NARROW:  # "a castle on a [hill]"

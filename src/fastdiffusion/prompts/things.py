@@ -13,7 +13,11 @@ new fresh ripe funny silly single
 _LOOKS = """
 happy sad angry mad crying smiling laughing sleepy sleeping tired hungry scared scary spooky crazy grumpy cheerful
 excited lonely proud brave shy friendly evil dangerous wild hot cold warm iced fresh burning shiny bright dark dirty
-clean broken empty full ancient modern fast slow loud quiet soft heavy
+clean broken empty full ancient modern fast slow loud quiet soft heavy wet dry sliced cut peeled chopped fried grilled
+baked boiled roasted raw cooked frozen juicy melted melting colorful colourful wooden
+"""
+_FLAVORS = """
+chocolate vanilla strawberry cheese apple lemon cherry banana chicken beef pumpkin peanut honey
 """
 _PARTS = """
 slice slices piece pieces bit bits chunk chunks wedge scoop loaf bunch bundle pile stack heap bowl plate dish cup glass
@@ -27,12 +31,15 @@ countless
 _COLORS = "red orange yellow green blue purple violet pink black white brown grey gray golden"
 SIZES = frozenset(_SIZES.split())  # size, age and looks, which no image of an emoji has
 LOOKS = frozenset(_LOOKS.split())  # moods and states, of which a thing that has no name with them shows nothing
+FLAVORS = frozenset(_FLAVORS.split())  # before another thing: "chocolate ice cream"
 COUNTS = frozenset(_COUNTS.split())  # what a model that draws one of each thing cannot follow
 PARTS = frozenset(_PARTS.split())  # "a slice of pizza", "a bowl of cherries": what there is a part or an amount of
 SLICES = frozenset({"slice", "slices", "piece", "pieces", "chunk", "chunks"})  # also behind it: "pizza slice"
 YOUNG = frozenset({"baby", "newborn"})
 COLORS = frozenset(_COLORS.split())
 SHAPES_COLORS = frozenset({"brown", "grey", "gray"})  # before another thing, a heart or a square comes of it
+_AWAY = "after before during around above against across along into onto off up down out without where when"
+AWAY = frozenset(_AWAY.split())
 WRITTEN = 3  # words that a name may be written in
 SHORTEST = 3  # letters of each: "car rot" is one thing, and "a corn" another
 COLORED = 2  # a thing with as many names that begin with a color has them in others, too
@@ -132,25 +139,30 @@ class Things:
         "A cat sitting on a chair" is a cat. What is joined by "and" stays, and so do a background of one color and
         names such as "heart with arrow", with articles or without.
         """
-        end, i = 0, 0
-        while i < len(tokens):
+        kept, end, i = list[Token](), 0, 0
+        while i < len(tokens) and not (end and self._leads_away(tokens, i)):
             thing, whole = self._thing(tokens, i), self._joined(tokens, i)
-            if thing is None and whole is None:
-                if end and self._leads_away(tokens, i):
-                    break
+            longest = max((each for each in (whole, thing) if each is not None), default=None)
+            if longest is None or (longest.length == 1 and self._is_idle(key(tokens[i].text))):
+                kept.append(tokens[i])
                 i += 1
                 continue
-            end = i = i + max(each.length for each in (thing, whole) if each is not None)
-            if tokens[end - 1].text.endswith(","):
-                return tokens
-            if self._leads_away(tokens, end):
-                break
+            own = tokens[i : i + longest.length]
+            i += longest.length
+            comma = own[-1].text.endswith(",")
+            bare = [key(token.text) for token in own if key(token.text) not in ARTICLES]
+            if len(bare) < len(own) and key(longest.name) == " ".join(bare):
+                own = [Token(longest.name + "," * comma, own[0].start, own[-1].end)]
+            kept += own
+            end = i
+            if comma:
+                return [*kept, *tokens[end:]]
         if not end or not self._leads_away(tokens, end):
-            return tokens
+            return [*kept, *tokens[i:]]
         last = self._background(tokens)
         if last > end:
             self.around.append(" ".join(token.text for token in tokens[end:last]))
-        return [*tokens[:end], *tokens[last:]]
+        return [*kept, *tokens[max(last, end) :]]
 
     def _joined(self, tokens: list[Token], i: int) -> Thing | None:
         """The longest phrase at ``i`` that means a name, with articles within or without: "heart with an arrow"."""
@@ -166,7 +178,11 @@ class Things:
     def _leads_away(tokens: list[Token], i: int) -> bool:
         """Whether the word at ``i`` begins what is no longer the thing before it."""
         term = key(tokens[i].text) if i < len(tokens) else ""
-        return term in (NARROW | SCENIC) - {"and", "of"} or (term.endswith("ing") and len(term) > 4) or term in LOOKS
+        return (
+            term in (NARROW | SCENIC | AWAY) - {"and", "of"}
+            or (term.endswith(("ing", "ed")) and len(term) > 4)
+            or term in LOOKS
+        )
 
     @staticmethod
     def _background(tokens: list[Token]) -> int:
@@ -229,7 +245,9 @@ class Things:
     @staticmethod
     def _is_idle(term: str) -> bool:
         """Whether a word before a thing says how it looks, how many there are, or whose it is."""
-        return term in SIZES | COUNTS | LOOKS or term.endswith("'s") or (term.endswith("ing") and len(term) > 5)
+        return (
+            term in SIZES | COUNTS | LOOKS | FLAVORS or term.endswith("'s") or (term.endswith("ing") and len(term) > 5)
+        )
 
     def _other_name(self, tokens: list[Token], last: int, raw: str, before: list[Token]) -> bool:
         """Whether words that end at ``last`` are another name for a thing, and neither a part of one nor a color."""
