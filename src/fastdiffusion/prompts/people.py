@@ -17,7 +17,8 @@ _CALLED = {
     "girlfriend bride",
     MAN: "man guy boy male gentleman dad daddy father husband son brother uncle dude fellow schoolboy businessman "
     "boyfriend groom",
-    PERSON: "person human adult child kid teenager somebody someone parent",
+    PERSON: "person human adult child kid teenager somebody someone parent boss friend neighbor neighbour colleague "
+    "guest",
 }
 CALLED = {term: who for who, terms in _CALLED.items() for term in terms.split()}
 YOUNG = {"girl": "girl", "schoolgirl": "girl", "daughter": "girl", "boy": "boy", "schoolboy": "boy", "son": "boy",
@@ -157,7 +158,7 @@ def person(terms: Sequence[str], table: Names) -> str | None:
     if phrase in table.names:
         return table.names[phrase]
     before, after = terms[:at], terms[at + 1 :]
-    if any(_is_another_thing(term, terms[at], table) for term in before) or not _describes(after):
+    if any(_is_another_thing(term, terms[at], table) for term in before) or not _describes(terms[at], after, table):
         return None
     who = called(terms[at])
     assert who is not None
@@ -175,10 +176,17 @@ def _is_another_thing(term: str, somebody: str, table: Names) -> bool:
     return term in table.names or term in table.everyday or f"{term}{somebody}" in table.closed
 
 
-def _describes(after: Sequence[str]) -> bool:
-    """Whether what follows a person is about them, and no term of another name ("man pouting" is one already)."""
+def _describes(somebody: str, after: Sequence[str], table: Names) -> bool:
+    """Whether what follows somebody is about them, and neither another thing nor a part of its name: a lady beetle."""
     first = after[0] if after else "with"
-    return first in NARROW | SCENIC | BEFORE | {"who", "that"} or first.endswith("ing") or called(first) is not None
+    if first == "and" and not any(map(called, after)):
+        return False  # two things, of which none is left out
+    if first in NARROW | SCENIC | BEFORE | {"who", "that"} or first.endswith("ing") or called(first):
+        return True
+    names = (table.names, table.everyday, table.search)
+    return f"{somebody}{first}" not in table.closed and not any(
+        phrase in known for known in names for phrase in (first, f"{somebody} {first}")
+    )
 
 
 def _several(who: str, terms: Sequence[str], at: int, table: Names) -> str | None:
@@ -221,4 +229,5 @@ def _described(who: str, rest: Iterable[str], table: Names) -> str | None:
 def _plain(term: str, who: str, rest: Iterable[str]) -> str:
     if OLD & frozenset(rest):
         return {PERSON: "older person"}.get(who, f"old {who}")
-    return YOUNG.get(term, who)
+    young = YOUNG.get(term, who)
+    return who if young == "girl" else young  # as which it draws girls

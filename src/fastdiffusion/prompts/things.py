@@ -14,7 +14,7 @@ _LOOKS = """
 happy sad angry mad crying smiling laughing sleepy sleeping tired hungry scared scary spooky crazy grumpy cheerful
 excited lonely proud brave shy friendly evil dangerous wild hot cold warm iced fresh burning shiny bright dark dirty
 clean broken empty full ancient modern fast slow loud quiet soft heavy wet dry sliced cut peeled chopped fried grilled
-baked boiled roasted raw cooked frozen juicy melted melting colorful colourful wooden
+baked boiled roasted raw cooked spicy rusty dusty frozen juicy melted melting colorful colourful wooden
 """
 _FLAVORS = """
 chocolate vanilla strawberry cheese apple lemon cherry banana chicken beef pumpkin peanut honey
@@ -246,7 +246,9 @@ class Things:
     def _is_idle(term: str) -> bool:
         """Whether a word before a thing says how it looks, how many there are, or whose it is."""
         return (
-            term in SIZES | COUNTS | LOOKS | FLAVORS or term.endswith("'s") or (term.endswith("ing") and len(term) > 5)
+            term in SIZES | COUNTS | LOOKS | FLAVORS
+            or term.endswith("'s")
+            or (term.endswith(("ing", "ed")) and len(term) > 5)
         )
 
     def _other_name(self, tokens: list[Token], last: int, raw: str, before: list[Token]) -> bool:
