@@ -151,7 +151,14 @@ def test_what_is_unknown_is_a_word_and_no_article(prompt, unknown):
     ("people skiing in the mountains", "skier"),
     ("a woman in a wheelchair on blue", "woman in manual wheelchair on blue"),
     ("draw me a picture of a sad girl", "woman frowning"),
+    ("a bride in a white dress", "woman with veil"), ("my grandma baking a cake", "woman cook"),
+    ("a 5 year old girl", "adult woman"), ("a 70-year-old man", "old man"), ("sad boy rain", "man frowning"),
+    # what is theirs is not what they are
+    ("a man with a red hat and black hair", "adult man"), ("a girl with a baby elephant", "adult woman"),
+    ("a boy in a police car", "boy"), ("a woman with an old car", "adult woman"),
     # together
+    ("man & woman", "woman and man holding hands"), ("a man kissing a woman", "kiss woman man"),
+    ("a woman with three kids", "family woman boy boy"), ("mom and baby", "woman feeding baby"),
     ("a man and a woman", "woman and man holding hands"), ("two girls", "women holding hands"),
     ("a mother with two daughters", "family woman girl girl"), ("dad and son", "family man boy"),
     ("two men hugging", "people hugging"), ("lady get haircut in the salon", "woman getting haircut"),
@@ -168,7 +175,8 @@ def test_people_are_read_as_the_name_that_says_most_of_them(prompt, read):
 @pytest.mark.parametrize("prompt", [
     *("woman’s hat", "man in tuxedo", "woman and man holding hands", "person in bed", "woman health worker", "baby"),
     *("a man lifting weights", "men wrestling", "family man boy", "student", "snowman", "cat", "nursing"),
-    *("a woman and a dog", "woman shoe", "man hole", "lady beetle on a leaf"),
+    *("a woman and a dog", "woman shoe", "man hole", "lady beetle on a leaf", "man made lake", "girl scout cookie"),
+    *("wizard hat", "mother's day", "my dad's new car", "woman's dress", "fire man", "family car", "a snow man"),
 ])  # fmt: skip
 def test_names_of_people_and_what_describes_none_stay(prompt):
     assert not [note for note in conditioner().notes(prompt) if "woman" in note.partition(" is read as ")[2]]

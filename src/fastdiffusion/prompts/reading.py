@@ -24,7 +24,7 @@ _SHARED = "de da do das di du d del la le e y o el en am al st"
 _FILLERS = """
 beautiful pretty cute nice lovely delicious tasty yummy gorgeous awesome amazing adorable spooky cool fancy detailed
 highly masterpiece photorealistic realistic photograph photo hd 4k 8k uhd best quality very really please draw stunning
-perfect simple trending artstation my your our his her their some this that
+perfect simple trending artstation emoji emojis my your our his her their some this that
 """
 _ABROAD = """
 der die das den dem des ein eine einen einem einer eines sehr bitte zeichne zeichnen male mach ich möchte
@@ -162,17 +162,20 @@ def _somebody(clean: str, visible: Sequence[int], lists: Lists, table: Names) ->
     tokens = [token for token in _tokens(clean, strip=True) if token.start >= start]
     own = [token for token in tokens if token.start < end]
     terms = [term for token in own for term in key(token.text).split() or [token.text]]
-    terms = [term for term in terms if term not in (FILLERS - people.IDLE) | (GRAMMAR - {"who", "that"})]
+    terms = [
+        "and" if term in ("&", "+") else term
+        for term in terms
+        if term not in (FILLERS - people.IDLE) | (GRAMMAR - {"who", "that"})
+    ]
     if any(token.text.endswith(",") for token in own) or (name := people.person(terms, table)) is None:
         return None
     drawn = table.clearer.get(key(name), name)
     if not lists(drawn):
         return None
     raw = clean[own[0].start : own[-1].end]
+    notes = () if key(raw) == key(drawn) else (f"{raw!r} is read as {name!r}, the nearest that this model knows.",)
     kept = [Token(drawn, own[0].start, own[-1].end), *tokens[len(own) :]]
-    return Reading(
-        *_rejoined(clean, kept, visible), (f"{raw!r} is read as {name!r}, the nearest that this model knows.",)
-    )
+    return Reading(*_rejoined(clean, kept, visible), notes)
 
 
 def _translated(clean: str, tokens: list[Token], visible: Sequence[int]) -> Reading | None:

@@ -14,7 +14,7 @@ _LOOKS = """
 happy sad angry mad crying smiling laughing sleepy sleeping tired hungry scared scary spooky crazy grumpy cheerful
 excited lonely proud brave shy friendly evil dangerous wild hot cold warm iced fresh burning shiny bright dark dirty
 clean broken empty full ancient modern fast slow loud quiet soft heavy wet dry sliced cut peeled chopped fried grilled
-baked boiled roasted raw cooked spicy rusty dusty frozen juicy melted melting colorful colourful wooden
+baked boiled roasted raw cooked spicy rusty dusty human frozen juicy melted melting colorful colourful wooden
 """
 _FLAVORS = """
 chocolate vanilla strawberry cheese apple lemon cherry banana chicken beef pumpkin peanut honey
