@@ -115,7 +115,7 @@ def test_what_was_changed_is_said_and_points_at_the_caller():
     ("grandma's house", "house", ["grandma's: left out"]),
     ("there is a pizza", "pizza", ["there, is: left out"]),
     ("I am so happy", "grinning face", ["I, am, so: left out", "'happy' is read as 'grinning face'"]),
-    ("a tired grandma", "old woman", ["'grandma' is read as 'old woman'", "tired: left out"]),
+    ("a tired grandma", "old woman", ["'a tired grandma' is read as 'old woman'"]),
     ("a rainy day", "cloud with rain", ["'rainy day' is read as 'cloud with rain'"]),
     ("the Italian flag", "flag of italy", ["'Italian flag' is read as 'flag of Italy'"]),
     ("flag of France", "flag of clipperton island", ["'flag of France' is read"]),  # one drawing, with both names
