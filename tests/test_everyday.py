@@ -222,7 +222,7 @@ def test_a_thing_and_what_it_is_read_as_are_one_image(prompt, plainly):
     ("a red zorgblat", ["zorgblat: left out"]),
     ("a knight in armor", ["knight, armor: it may ignore it"]),
     ("a red hambuger", ["'hambuger' is read as 'hamburger'"]),
-    ("a castle on a hill at sunset", ["'on a hill at sunset': left out", "single emoji"]),
+    ("a castle on a hill at sunset", ["'on a hill at sunset': left out"]),
     ("photorealistic cat face, 8k", ["left out", "single emoji"]),
     ("rotes Herz", ["'rotes Herz' is read as 'red heart'"]),
     ("赤いハート", ["'赤いハート' is read as 'red heart'"]),

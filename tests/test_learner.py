@@ -403,7 +403,7 @@ def test_the_result_of_schedule_free_is_the_average_and_looking_at_it_changes_no
     (optimizer,) = run.optimizers["net"]
     (group,) = optimizer.param_groups
     assert not group["train_mode"] and run.rates["net"] == group["lr"], "no decay, of which it needs none"
-    y, z = run.standing._trained[0], optimizer.state[net.weight]["z"]
+    y, z = run.iterates._trained[0], optimizer.state[net.weight]["z"]
     torch.testing.assert_close(net.weight.detach(), (y - (1 - group["betas"][0]) * z) / group["betas"][0])
     assert not torch.equal(net.weight, y)
     with pytest.MonkeyPatch.context() as patched:

@@ -30,7 +30,7 @@ def test_a_run_makes_a_folder_and_resumes_bit_for_bit(tmp_path, cut, net):
     resumed = train(captioned(), net=net, folder=tmp_path / "cut", **kept)
     assert resumed.model.id == whole.model.id, "killed in the first stage and resumed"
     assert whole.report is not None
-    with pytest.raises(InputError, match="--augment does nothing with --net"):
+    with pytest.raises(InputError, match=r"^augment does nothing with --net"):
         train(captioned(), net=net, folder=tmp_path / "new", augment="mirror", **kept)
     with pytest.raises(DataError, match="--size 64"):
         train(captioned(side=32), net=net, folder=tmp_path / "new", **kept)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from .errors import InputError, unknown
@@ -101,8 +101,8 @@ def fill(options: type[Options], **values: Any) -> Options:
 
 def changed(options: Any, names: Iterable[str]) -> list[str]:
     """Those of the names whose option is not what it is by default."""
-    usual = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(options)}
-    return [name for name in names if getattr(options, name) != usual[name]]
+    usual = type(options)()
+    return [name for name in names if getattr(options, name) != getattr(usual, name)]
 
 
 def refuse(options: Any, names: Iterable[str], where: str) -> None:

@@ -21,7 +21,7 @@ def keep(folder: Path, command: str, settings: Mapping[str, Any]) -> None:
     """Write run.toml into a run's folder: the running command as it was typed, or else the settings of the call."""
     plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | Path | tuple | list)}
     name, typed = running.get((command, plain))
-    # whoever goes on with this file does not mean to start anew again
+    # whoever continues with this file does not mean to start anew again
     write_config(folder / NAME, name, {k: v for k, v in typed.items() if k != "fresh"})
 
 

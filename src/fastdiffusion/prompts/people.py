@@ -118,9 +118,8 @@ _DESCRIBED = {
     "shrugging": "confused, unsure, shrugging, puzzled, doesn't know, don't know, no idea",
     "facepalming": "embarrassed, ashamed, facepalming, frustrated",
 }  # fmt: skip
-DESCRIBED = [
-    (frozenset(phrase.split()), behind) for behind, phrases in _DESCRIBED.items() for phrase in phrases.split(", ")
-]
+PHRASES = {phrase: behind for behind, phrases in _DESCRIBED.items() for phrase in phrases.split(", ")}
+DESCRIBED = [(frozenset(phrase.split()), behind) for phrase, behind in PHRASES.items()]
 # What no name says, and every image of a person looks like
 _IDLE = """
 happy smiling cheerful joyful friendly young beautiful pretty cute handsome nice lovely laughing excited proud calm shy
@@ -128,25 +127,26 @@ brave kind sweet hair haired long short dark black brown straight wearing having
 looking strong drunk dizzy surprised shocked crazy weird normal teenage
 """
 IDLE = frozenset(_IDLE.split())
+# Terms that are people by what they do
 _ROLES = """
 doctor nurse surgeon medic professor pupil graduate chef painter guitarist musician programmer chemist lawyer gardener
 plumber welder builder cop officer wizard witch sorcerer magician dancer ballerina runner jogger swimmer surfer climber
 golfer weightlifter footballer gymnast acrobat juggler cyclist spy agent player teacher student cook singer artist
-scientist pilot judge farmer mechanic firefighter astronaut detective fencer gamer hacker
-biker skater villain
+scientist pilot judge farmer mechanic firefighter astronaut detective fencer gamer hacker biker skater villain
 """
 ROLES = frozenset(_ROLES.split())
+# What comes before somebody and makes no other thing of them
 BEFORE = frozenset(term for terms, _ in DESCRIBED for term in terms) | IDLE | OLD | SIZES | COLORS | COUNTS
 _DOES = """
 eats drinks plays reads sits stands walks runs jumps dances sings rides drives wears works teaches cooks holds looks has
-goes sleeps cries smiles laughs paints swims climbs waves says thinks kisses hugs loves next not as alone
+goes sleeps cries smiles laughs paints swims climbs waves says thinks kisses hugs loves
 """
-AFTER = NARROW | SCENIC | AWAY | IDLE | OLD | {"who", "that"} | frozenset(_DOES.split())  # what goes on about somebody
+# What comes behind somebody and is about them
+AFTER = NARROW | SCENIC | AWAY | IDLE | OLD | frozenset(_DOES.split()) | {"who", "that", "next", "not", "as", "alone"}
 MOODS = ("frowning", "pouting", "shrugging", "facepalming")
 GRAND = {"grandma": WOMAN, "granny": WOMAN, "grandmother": WOMAN, "grandpa": MAN, "granddad": MAN, "grandfather": MAN}
 INFANTS = frozenset({"baby", "newborn", "toddler"})
 TOGETHER = frozenset({"kissing", "kiss", "hugging", "cuddling", "hug", "love", "married", "wrestling"})
-WHOLE = frozenset(" ".join(phrase.split()) for phrases in _DESCRIBED.values() for phrase in phrases.split(", "))
 PARENTS = frozenset({"mother", "mom", "mum", "mommy", "father", "dad", "daddy", "parent"})
 FAMILY = 2  # terms before it, at most: "my happy family"
 PAIR = {frozenset({WOMAN, MAN}): "woman and man holding hands", frozenset({WOMAN}): "women holding hands",
@@ -224,7 +224,7 @@ def _describes(who: str, before: Sequence[str], after: Sequence[str], table: Nam
     """Whether what follows somebody is about them."""
     if after[:1] == ["and"] and not any(called(term) or term in INFANTS for term in after):
         return False  # two things, of which none is left out
-    moody = any(term in before for behind in MOODS for term in _DESCRIBED[behind].split(", "))
+    moody = any(PHRASES.get(term) in MOODS for term in before)
     return not after or _goes_on(after[0]) or moody or _described(who, after, table) is not None
 
 
@@ -277,7 +277,7 @@ def _parts(rest: Iterable[str], table: Names) -> list[list[str]]:
         if term in ("and", "with", "in", "on", "at"):
             parts.append([])
         thing = after in table.names or after in table.everyday
-        if not thing or after in AFTER or called(after) or term.endswith("ing") or " ".join((term, after)) in WHOLE:
+        if not thing or after in AFTER or called(after) or term.endswith("ing") or " ".join((term, after)) in PHRASES:
             parts[-1].append(term)
     return parts
 
@@ -285,5 +285,4 @@ def _parts(rest: Iterable[str], table: Names) -> list[list[str]]:
 def _plain(term: str, who: str, rest: Iterable[str]) -> str:
     if OLD & frozenset(rest):
         return {PERSON: "older person"}.get(who, f"old {who}")
-    young = YOUNG.get(term, who)
-    return who if young == "girl" else young  # as which it draws girls
+    return who if YOUNG.get(term) == "girl" else YOUNG.get(term, who)  # girls are drawn best as women

@@ -146,6 +146,14 @@ def _clearer(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> 
     return Reading(*_rejoined(clean, kept, visible), notes)
 
 
+def _start(text: str) -> int:
+    """Where a text's things begin: behind "please draw me a picture of"."""
+    request = _REQUEST.match(text)
+    asked = 0 if request is None else request.end()
+    prefix = _IMAGE_OF.match(text, asked)
+    return asked if prefix is None else prefix.end()
+
+
 def _end(clean: str) -> int:
     """Where a text's things end and a background, "on blue", begins."""
     found = _BACKGROUND.search(clean)
@@ -154,11 +162,7 @@ def _end(clean: str) -> int:
 
 def _somebody(clean: str, visible: Sequence[int], lists: Lists, table: Names) -> Reading | None:
     """A person, by the name that is nearest to all that describes them."""
-    request = _REQUEST.match(clean)
-    asked = 0 if request is None else request.end()
-    prefix = _IMAGE_OF.match(clean, asked)
-    start = asked if prefix is None else prefix.end()
-    end = _end(clean)
+    start, end = _start(clean), _end(clean)
     tokens = [token for token in _tokens(clean, strip=True) if token.start >= start]
     own = [token for token in tokens if token.start < end]
     terms = [term for token in own for term in key(token.text).split() or [token.text]]
@@ -320,9 +324,8 @@ class _Changes:
         if self.idle:
             notes.append(f"{', '.join(self.idle)}: left out, since it does not name what to draw.")
         if self.known.around:
-            self.scene = True
             notes.append(
-                f"{', '.join(map(repr, self.known.around))}: left out, since it melts into the thing beside it."
+                f"{', '.join(map(repr, self.known.around))}: left out, since this model draws a thing by itself."
             )
         if any(key(term) in COUNTS for term in self.idle):
             notes.append("This model draws one of a thing, however many are asked for.")
@@ -334,10 +337,8 @@ class _Changes:
     def _without_fillers(self, text: str, tokens: list[Token]) -> list[Token]:
         if key(text) in self.table.everyday.keys() | self.table.search.keys():
             return tokens
-        request = _REQUEST.match(text)
-        asked = 0 if request is None else request.end()
-        prefix = _IMAGE_OF.match(text, asked)
-        kept = [token for token in tokens if token.start >= (asked if prefix is None else prefix.end())]
+        start = _start(text)
+        kept = [token for token in tokens if token.start >= start]
         dropped = [token for token in tokens if token not in kept]
         rest = [token for token in kept if key(token.text.rstrip(",")) not in FILLERS | GRAMMAR]
         if not any(key(token.text) not in ARTICLES for token in rest):

@@ -94,7 +94,7 @@ class TrainingConfig(RunOptions):
     sigma_distribution_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)
     loss_weighting: str = option(
         "edm",
-        "What an error counts at each noise level; of edm that is learned, others are taken as they are.",
+        "What an error counts at each noise level; edm is evened out by a learned weight, others are not.",
         choices=choices.LOSS_WEIGHTINGS,
     )
     loss_weighting_options: dict[str, float] = option(dict, "Its keywords.", python_only=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -83,36 +84,47 @@ def build(
     return OPTIMIZERS[kind](module, lr, weight_decay) if isinstance(kind, str) else kind(module, lr)
 
 
-class Standing:
-    """Where weights stand: at the point that is trained, or at the result, where schedule-free optimizers part the two.
+class Iterates:
+    """Weights at the iterate that is trained, or at the average that is the result: schedule-free optimizers have both.
 
     Attributes:
-        result: Whether they stand at the result.
+        averaged: Whether the average is in place.
     """
 
     def __init__(self, optimizers: Iterable[Any]):
         self.own = [optimizer for optimizer in optimizers if hasattr(optimizer, "eval")]
-        self.result = False
+        self.averaged = False
         self._trained: list[Tensor] = []
 
     def _places(self) -> list[Tensor]:
         return [p.detach() for optimizer in self.own for group in optimizer.param_groups for p in group["params"]]
 
-    def as_result(self) -> None:
-        """Put the result in place."""
-        if not self.result:
-            self._trained, self.result = [p.clone() for p in self._places()], True
+    def use_average(self) -> None:
+        """Put the average in place, to evaluate and to save."""
+        if not self.averaged:
+            self._trained, self.averaged = [p.clone() for p in self._places()], True
             for optimizer in self.own:
                 optimizer.eval()
 
-    def in_training(self) -> None:
+    def use_trained(self) -> None:
         """Put back what is trained, to the bit: the optimizers' own way back rounds."""
-        if self.result:
+        if self.averaged:
             for optimizer in self.own:
                 optimizer.train()
             for p, trained in zip(self._places(), self._trained, strict=True):
                 p.copy_(trained)
-            self._trained, self.result = [], False
+            self._trained, self.averaged = [], False
+
+    @contextmanager
+    def average(self) -> Iterator[None]:
+        """The average is in place; afterwards what was there before."""
+        before = self.averaged
+        self.use_average()
+        try:
+            yield
+        finally:
+            if not before:
+                self.use_trained()
 
 
 def matrix(p: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ class Budget:
     """
 
     minutes: float | None = option(
-        None, "Minutes to train, of all sessions together; 10 if neither this nor --steps is said."
+        None, "Minutes to train, of all sessions together; 10 where --steps is left out too."
     )
     steps: int | None = option(None, "Steps to train, instead of minutes.")
     fresh: bool = option(False, FRESH, "--fresh/--resume")

@@ -32,6 +32,7 @@ from ..io import config as configs
 from ..io.checkpoints import in_code, on_disk
 from ..io.run_folder import Folder
 from ..noise import Stream, generator
+from ..options import changed
 from . import budget, optimizers, results
 from .budget import State, TrainStep
 from .callback import Callback, report
@@ -96,7 +97,7 @@ class Trainer:
             kind = optimizers.default(task.updates.shard) if part.optimizer == "auto" else part.optimizer
             self.rates[name] = optimizers.RATES.get(str(kind), 1e-3) if part.lr is None else part.lr
             self.optimizers[name] = optimizers.build(kind, _learned(part.module), self.rates[name], part.weight_decay)
-        self.standing = optimizers.Standing(chain.from_iterable(self.optimizers.values()))
+        self.iterates = optimizers.Iterates(chain.from_iterable(self.optimizers.values()))
         self.average = Ema(task.updates.averaged, task.updates.ema) if task.updates.averaged is not None else None
 
     @property
@@ -203,7 +204,7 @@ class Trainer:
             steps: Steps of the whole run, those already done included.
             minutes: Time of the whole run, instead.
         """
-        self.standing.in_training()
+        self.iterates.use_trained()
         s, task, name = self.state, self.task, next(iter(self.task.parts))
         s.plan(steps, minutes)
         for part in task.parts.values():
@@ -315,8 +316,8 @@ class Trainer:
 
     def _flags(self) -> dict[str, Any]:
         """The options that can be typed, where they are not what they are by default."""
-        typed = [f for f in fields(self.options) if not f.metadata["flag"].python_only]
-        return {f.name: v for f in typed if (v := getattr(self.options, f.name)) != f.default}
+        typed = [f.name for f in fields(self.options) if not f.metadata["flag"].python_only]
+        return {name: getattr(self.options, name) for name in changed(self.options, typed)}
 
     def _after(self, step: TrainStep, usual: Sequence[Callback], callbacks: Sequence[Callback]) -> None:
         """What follows a step: measure, note, save, show; then others may look, who may be slow."""
@@ -348,7 +349,7 @@ class Trainer:
             job.end(self)
 
     def _done(self) -> Self:
-        self.standing.as_result()
+        self.iterates.use_average()
         for part in self.task.parts.values():
             part.module.eval()
         return self
@@ -356,9 +357,8 @@ class Trainer:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Nothing is learned, nothing drawn from the run's chance, and the nets are in evaluation mode."""
-        modules, done = [part.module for part in self.task.parts.values()], self.standing.result
-        self.standing.as_result()
-        with torch.no_grad(), self._chance(0):
+        modules = [part.module for part in self.task.parts.values()]
+        with torch.no_grad(), self._chance(0), self.iterates.average():
             for module in modules:
                 module.eval()
             try:
@@ -366,8 +366,6 @@ class Trainer:
             finally:  # a preview that fails must not leave them so
                 for module in modules:
                     module.train()
-                if not done:
-                    self.standing.in_training()
 
     def validate(self, length: float | None = None) -> float:
         """The first part's mean loss on held-out data, by the average of a length, by default the last; it is kept."""
@@ -434,7 +432,7 @@ class Trainer:
 
         Raises CheckpointError if the folder holds a run of other settings.
         """
-        self.standing.in_training()
+        self.iterates.use_trained()
         if fresh and self.run is not None and self.main:
             self.run.clear()
         if self.world > 1:
@@ -449,10 +447,10 @@ class Trainer:
                 "Choose another folder, or start anew with fresh=True (--fresh)."
             )
         now, then = self.options.precision, State.of(config["state"]).precision
-        changed = self.differences(config.get("run") or config.get("learner", {}))
-        if changed := changed or ("" if now in ("auto", then) else f"precision={then} (now {now})"):
+        other = self.differences(config.get("run") or config.get("learner", {}))
+        if other := other or ("" if now in ("auto", then) else f"precision={then} (now {now})"):
             raise CheckpointError(
-                f"{self.options.folder} holds a run with {changed}. Give it as it was, choose another folder, "
+                f"{self.options.folder} holds a run with {other}. Give it as it was, choose another folder, "
                 "or start anew with fresh=True (--fresh)."
             )
         try:

@@ -17,6 +17,7 @@ from ...device import best_device, device_of
 from ...errors import DataError, InputError
 from ...models import Model, load_autoencoder
 from ...noise import Stream, generator
+from ...options import refuse
 from ...training.config import TrainingConfig
 from ...training.models import Denoising, averaging, model_task, settle
 from ...training.options import Budget
@@ -79,9 +80,7 @@ def train_small(data: Dataset, config: TrainingConfig, budget: Budget) -> Model:
     """
     from ...adapters import load, small
 
-    for f in fields(TrainingConfig):
-        if f.name not in KNOWN and getattr(config, f.name) != getattr(TrainingConfig(), f.name):
-            raise InputError(f"--{f.name.replace('_', '-')} does nothing with --net {config.net}. Leave it out.")
+    refuse(config, [f.name for f in fields(config) if f.name not in KNOWN], f"with --net {config.net}")
     if config.folder is None:
         raise InputError("A checkpoint of several parts needs a place to be written. Give folder='runs/one'.")
     if not any(data.texts()):
